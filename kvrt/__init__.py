@@ -1,0 +1,1 @@
+"""kvrt runs language models, and manages their KV caches, on whatever hardware is there."""

@@ -1,0 +1,105 @@
+"""Every error kvrt raises on purpose.
+
+    KvrtError                 exit  when
+    ├── ConfigError            2    an option or argument has a bad value
+    ├── RequestError           2    one request is bad; others are not touched
+    ├── ModelError             3    a model is missing, damaged or not supported
+    ├── BackendUnavailable     4    a backend cannot be used on this machine
+    ├── CapacityError          5    something does not fit in memory
+    │   └── OutOfMemory        5    the device itself refused physical memory
+    ├── DeviceError            1    a device call failed
+    │   └── ContractError      1    a caller or a backend broke a rule of `kvrt.spi`
+    └── IntegrityError         1    the page table and the memory under it disagree
+
+Each carries the cause (its message) and, where one is known, the remedy (`fix`), so that a
+command line can print both and a program can show them.
+"""
+
+
+class KvrtError(Exception):
+    """Base of all errors kvrt raises on purpose.
+
+    Args:
+        message: what is wrong, naming the input.
+        fix: what to do about it, as a command or a sentence; empty if nothing helps.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, fix: str = "") -> None:
+        super().__init__(message)
+        self.fix = fix
+
+
+class ConfigError(KvrtError):
+    """An option or argument has a value that cannot be used."""
+
+    exit_code = 2
+
+
+class RequestError(KvrtError):
+    """One request is bad. The engine and every other request go on.
+
+    Args:
+        param: the name of the request's field that is at fault.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, param: str = "", fix: str = "") -> None:
+        super().__init__(message, fix=fix)
+        self.param = param
+
+
+class ModelError(KvrtError):
+    """A model is missing, damaged, or of a kind that is not supported."""
+
+    exit_code = 3
+
+
+class BackendUnavailable(KvrtError):
+    """A backend is not installed, is broken, or finds no device."""
+
+    exit_code = 4
+
+
+class CapacityError(KvrtError):
+    """Something does not fit.
+
+    Args:
+        needed: how much was asked for, in bytes (0 if unknown).
+        free: how much there was, in bytes (0 if unknown).
+    """
+
+    exit_code = 5
+
+    def __init__(self, message: str, *, needed: int = 0, free: int = 0, fix: str = "") -> None:
+        super().__init__(message, fix=fix)
+        self.needed = needed
+        self.free = free
+
+
+class OutOfMemory(CapacityError):
+    """The device refused to give physical memory. The core turns this into a value to plan with."""
+
+
+class DeviceError(KvrtError):
+    """A device call failed.
+
+    Args:
+        call: the vendor's name of the call, e.g. ``mremap``.
+        code: the vendor's name of the error, e.g. ``ENOMEM``.
+    """
+
+    def __init__(self, message: str, *, call: str = "", code: str = "", fix: str = "") -> None:
+        super().__init__(message, fix=fix)
+        self.call = call
+        self.code = code
+
+
+class ContractError(DeviceError):
+    """A rule of `kvrt.spi` was broken: by the caller, or by a backend that gave a wrong result."""
+
+
+class IntegrityError(KvrtError):
+    """The page table, its counts, or the memory under it disagree. Always a bug."""

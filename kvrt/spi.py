@@ -1,0 +1,458 @@
+"""What a backend offers, and all that its author needs to read.
+
+A backend is an object with a name, found through the entry-point group ``kvrt.backends``. Opened,
+it gives a `Device` with three parts:
+
+    memory      virtual memory: address ranges without memory, and memory to map into them
+    copier      copies between host and device, with tickets
+    attention   paged attention over the KV pages in that memory
+
+Everything else is optional: a device hands out further abilities through `Device.extension`. One
+that is missing may cost speed and never correctness.
+
+Rules of the house: methods are synchronous unless they return a `Ticket`. Sizes and offsets are
+bytes, strides are elements. A method raises `kvrt.errors.OutOfMemory` when the device has no
+memory left, `kvrt.errors.DeviceError` with the vendor's own name for any other failure, and
+leaves everything as it was before the call. Arguments are checked by `kvrt.wrappers.Checked`,
+which stands in front of every device, so that a backend's method can be one vendor call and one
+look at its status.
+
+``docs/backends.md`` builds a complete small backend; ``pytest --pyargs kvrt.testing.suite
+--kvrt-backend NAME`` proves one.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SPI_VERSION = 1
+"""Raised when a method changes. A backend written for another version is refused by name."""
+
+DType = Literal["float32", "bfloat16", "float16"]
+ITEM_BYTES: Mapping[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+Extension = TypeVar("Extension")
+
+
+# --- the backend, before anything is opened --------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Whether a backend could be opened here.
+
+    Args:
+        available: true if `Backend.open` is expected to work.
+        detail: what was found ("1 device, driver 580.65") or what is missing.
+        fix: the command or sentence that mends it; empty if available.
+        devices: how many devices there are.
+    """
+
+    available: bool
+    detail: str
+    fix: str = ""
+    devices: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceOptions:
+    """How to open a device. What does not apply to a device is ignored by it.
+
+    Args:
+        threads: host threads for kernels that run on the host; None lets the device choose.
+        shareable: chunks can be mapped at several addresses and by other processes; may be slower.
+    """
+
+    threads: int | None = None
+    shareable: bool = False
+
+
+class Backend(Protocol):
+    """The object an entry point of the group ``kvrt.backends`` names."""
+
+    @property
+    def name(self) -> str:
+        """The name users type; the same as the entry point's."""
+
+    @property
+    def spi(self) -> int:
+        """The `SPI_VERSION` this backend was written for, as a literal number."""
+
+    def probe(self) -> Probe:
+        """Look whether a device can be opened. Cheap (well under a second); never raises."""
+
+    def open(self, index: int = 0, options: DeviceOptions = DeviceOptions()) -> "Device":
+        """Open device `index`.
+
+        Raises:
+            BackendUnavailable: there is no such device, or something it needs is missing.
+        """
+
+
+# --- an opened device ------------------------------------------------------------------------
+
+
+class Capability(enum.Enum):
+    """A fact about a device that changes what may be asked of it."""
+
+    ALIASING = "one chunk may be mapped at several addresses at once"
+    ASYNC_COPIES = "copies run beside compute"
+    BATCH_INVARIANT = "a token's result has the same bits whatever else is in its batch"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """What a device is.
+
+    Args:
+        backend: the backend's name.
+        index: the device's index within its backend.
+        name: the product, as its vendor calls it.
+        arch: the instruction set or compute architecture that kernels are chosen by.
+        total_bytes: physical memory of the device.
+        granularity: bytes of one chunk, the unit of `VirtualMemory.map`.
+        torch_device: the device string of its tensors, e.g. ``cuda:0``.
+        compute_dtypes: dtypes that activations (q, k, v, out) may have, the preferred one first.
+        kv_dtypes: dtypes that KV pages may have.
+        capabilities: see `Capability`.
+        notes: what a user should be told, e.g. that a slower path serves.
+    """
+
+    backend: str
+    index: int
+    name: str
+    arch: str
+    total_bytes: int
+    granularity: int
+    torch_device: str
+    compute_dtypes: tuple[DType, ...]
+    kv_dtypes: tuple[DType, ...]
+    capabilities: frozenset[Capability] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+class Device(Protocol):
+    """One opened piece of hardware."""
+
+    @property
+    def info(self) -> DeviceInfo: ...
+
+    @property
+    def memory(self) -> "VirtualMemory": ...
+
+    @property
+    def copier(self) -> "Copier": ...
+
+    @property
+    def attention(self) -> "PagedAttention": ...
+
+    def extension(self, kind: type[Extension]) -> Extension | None:
+        """The device's implementation of an optional protocol such as `FusedOps`, or None."""
+
+    def fence(self) -> "Ticket":
+        """A ticket that is done when all compute submitted so far is done."""
+
+    def synchronize(self) -> None:
+        """Wait until all compute and copies submitted so far are done."""
+
+    def close(self) -> None:
+        """Give everything back. Safe to call twice; other methods must not be called after it."""
+
+
+class Ticket(Protocol):
+    """A promise of work that may still run. Any number of callers may ask, in any order."""
+
+    def done(self) -> bool:
+        """True if the work is complete. Never blocks. Once true, it stays true."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until complete or until `timeout` seconds have passed; returns `done()`.
+
+        Raises:
+            DeviceError: the work failed.
+        """
+
+
+class Done:
+    """The ticket of work that was complete when its method returned."""
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return True
+
+
+# --- memory ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A reserved range of virtual addresses. Costs no memory until chunks are mapped into it."""
+
+    base: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """`DeviceInfo.granularity` bytes of physical memory, by the backend's own handle."""
+
+    handle: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryInfo:
+    """Physical memory in bytes: of the device, not taken by anyone, and taken by live chunks."""
+
+    total: int
+    free: int
+    chunks: int
+
+
+class VirtualMemory(Protocol):
+    """Address ranges and physical chunks, and the mapping between them.
+
+        span      0        1 chunk  2                 granularity = bytes of one chunk
+                  |--------|--------|--------|---
+                  |  c7    |  hole  |  c3    |        map(span, at=2 * granularity, chunk=c3)
+
+    A chunk keeps its bytes while it is not mapped. Reading or writing a hole is an error of the
+    caller: the result is undefined and may end the process.
+    """
+
+    def reserve(self, nbytes: int) -> Span:
+        """Reserve `nbytes` of addresses, a multiple of the granularity, aligned to it."""
+
+    def release(self, span: Span) -> None:
+        """Give the addresses back. Every chunk must have been unmapped."""
+
+    def create(self) -> Chunk:
+        """Take one chunk of physical memory; its content is undefined.
+
+        Raises:
+            OutOfMemory: the device has none left.
+        """
+
+    def destroy(self, chunk: Chunk) -> None:
+        """Give an unmapped chunk's memory back to the system."""
+
+    def map(self, span: Span, at: int, chunk: Chunk) -> None:
+        """Make `chunk` readable and writable at byte offset `at` of the span, which is a hole."""
+
+    def unmap(self, span: Span, at: int, chunk: Chunk) -> None:
+        """Make the chunk mapped at byte offset `at` a hole again."""
+
+    def tensor(self, span: Span, dtype: DType) -> "Tensor":
+        """A 1-D tensor over the whole span, holes included; it shares the span's memory.
+
+        Valid until the span is released. It owns nothing.
+        """
+
+    def info(self) -> MemoryInfo: ...
+
+
+class Copier(Protocol):
+    """Copies of bytes. Source and destination are contiguous tensors of equal size in bytes.
+
+    A copy starts after `after` is done, if given; otherwise it may start at once, also before
+    compute that was submitted earlier. Neither tensor may be written until the ticket is done.
+    """
+
+    def host_buffer(self, nbytes: int) -> "Tensor":
+        """A uint8 tensor in host memory that this device copies from and to at full speed."""
+
+    def to_host(self, dst: "Tensor", src: "Tensor", after: Ticket | None = None) -> Ticket:
+        """Copy device memory `src` to host memory `dst`."""
+
+    def to_device(self, dst: "Tensor", src: "Tensor", after: Ticket | None = None) -> Ticket:
+        """Copy host memory `src` to device memory `dst`."""
+
+    def within(self, dst: "Tensor", src: "Tensor", after: Ticket | None = None) -> Ticket:
+        """Copy between two places that do not overlap on the device."""
+
+
+# --- attention -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """Where the keys and values of a token are. All strides are in elements.
+
+        element(page, layer, kv, head, slot, d) =
+            page * page_stride + layer * layer_stride + kv * v_offset
+            + head * head_stride + slot * head_dim + d          kv: 0 = key, 1 = value
+    """
+
+    dtype: DType
+    layers: int
+    kv_heads: int
+    head_dim: int
+    page_size: int
+    page_stride: int
+    layer_stride: int
+    v_offset: int
+    head_stride: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBatch:
+    """The sequences of one step; each brings one or more new ("query") tokens.
+
+    Sequence `s` brings the rows ``query_start[s] : query_start[s + 1]`` of q, k, v and out. They
+    are the last tokens of its context: row ``query_start[s] + i`` stands at position
+    ``context_len[s] - query_len[s] + i``. The token at position p lives in slot
+    ``p % page_size`` of page ``page_table[s, p // page_size]``. Entries of the page table beyond
+    the context, and slots beyond it, may be anything and must not be read.
+
+    Args:
+        kv: 1-D, `layout.dtype`, over the whole span (`VirtualMemory.tensor`).
+        layout: where in `kv` a token's keys and values are.
+        page_table: int32 [sequences, max pages], on the host, contiguous.
+        query_start: int32 [sequences + 1], on the host, begins with 0, never decreases.
+        context_len: int32 [sequences], on the host, this step's tokens included.
+    """
+
+    kv: "Tensor"
+    layout: KVLayout
+    page_table: "Tensor"
+    query_start: "Tensor"
+    context_len: "Tensor"
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionParams:
+    """What may differ between layers.
+
+    Args:
+        scale: multiplies the dot products of q and k.
+        window: a token sees only the last `window` positions, its own included; 0 = all.
+        softcap: scores become ``softcap * tanh(score / softcap)``; 0 = off.
+    """
+
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+
+
+class PagedAttention(Protocol):
+    """Causal attention of each new token over its sequence's pages.
+
+    In a step: `plan` once; then for each layer `append`, then `run`. The plan is the backend's
+    own object; it is valid until the next step.
+    """
+
+    def plan(self, batch: AttentionBatch) -> object:
+        """Prepare what all layers share, e.g. copy the page table to the device."""
+
+    def append(self, plan: object, layer: int, k: "Tensor", v: "Tensor") -> None:
+        """Store k and v, [tokens, kv_heads, head_dim] in a compute dtype, in their slots.
+
+        The last dimension is contiguous; rows may have any stride. Rounds to nearest even.
+        """
+
+    def run(
+        self, plan: object, layer: int, q: "Tensor", out: "Tensor", params: AttentionParams
+    ) -> None:
+        """Attend: q and out are [tokens, heads, head_dim] in a compute dtype.
+
+        `heads` is a multiple of `kv_heads`; query head h reads KV head
+        ``h // (heads // kv_heads)``. Accumulates in float32. The last dimension is contiguous;
+        rows may have any stride. Needs this step's keys and values appended.
+        """
+
+
+# --- optional --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Rotary position embedding in the half-split convention (Su et al. 2021, arXiv 2104.09864).
+
+    Args:
+        cos: float32 [positions, rotary_dim / 2], contiguous, on the device.
+        sin: the same shape.
+    """
+
+    cos: "Tensor"
+    sin: "Tensor"
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorm:
+    """RMS norm over head_dim of each query and key head, before rotation.
+
+    Args:
+        q: float32 [head_dim] weight.
+        k: float32 [head_dim] weight.
+        eps: added to the mean square.
+    """
+
+    q: "Tensor"
+    k: "Tensor"
+    eps: float
+
+
+Activation = Literal["silu", "gelu_tanh"]
+
+
+@runtime_checkable
+class FusedOps(Protocol):
+    """The dense parts of a decoder layer, where a device beats torch's own operators.
+
+    `x` is [tokens, in features] in a compute dtype; its last dimension is contiguous, rows may
+    have any stride. Weights are [out features, in features], contiguous, in any of the device's
+    `kv_dtypes`; norm weights and biases are float32. Results are new tensors unless said.
+    """
+
+    def linear(
+        self,
+        x: "Tensor",
+        weight: "Tensor",
+        bias: "Tensor | None" = None,
+        residual: "Tensor | None" = None,
+    ) -> "Tensor":
+        """``x @ weight.T (+ bias) (+ residual)``."""
+
+    def gated_linear(self, x: "Tensor", weight: "Tensor", activation: Activation) -> "Tensor":
+        """``act(x @ gate.T) * (x @ up.T)`` where `weight` is gate's rows, then up's."""
+
+    def rms_norm(self, x: "Tensor", weight: "Tensor", eps: float) -> "Tensor":
+        """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension."""
+
+    def rotate_append(
+        self,
+        plan: object,
+        layer: int,
+        q: "Tensor",
+        k: "Tensor",
+        v: "Tensor",
+        rotation: Rotation | None,
+        norm: HeadNorm | None,
+    ) -> None:
+        """Norm and rotate q and k, in place, at their positions in the plan; then append k, v."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """A device's measured limits, for `kvrt doctor` and benchmarks.
+
+    Args:
+        read_bytes_per_s: sustained reading of device memory.
+        flops_per_s: float32 multiply-adds, each counted as two.
+    """
+
+    read_bytes_per_s: float
+    flops_per_s: float
+
+
+@runtime_checkable
+class Measurable(Protocol):
+    """A device that can measure its own physical limits."""
+
+    def measure(self) -> Bandwidth:
+        """Run a short measurement (well under two seconds)."""
