@@ -1,0 +1,102 @@
+"""What a request gives back. Frozen values; no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kvrt.errors import KvrtError
+
+FinishReason = Literal["stop", "length", "abort", "capacity", "error"]
+"""Why a completion ended:
+
+stop       an end token, a stop token or a stop string
+length     max_tokens reached, or the context is full
+abort      the caller aborted it
+capacity   the memory limit left no room to go on, even alone
+error      see `Result.error`
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """One token's log-probability under the model, before penalties and temperature.
+
+    Args:
+        token_id: the token that stands here.
+        logprob: its natural logarithm of probability.
+        top: the likeliest tokens here and theirs, likeliest first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One of a request's `n` completions. `text` ends before a stop string."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of the request, and how often it was preempted (its pages taken, then recomputed)."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds. `queued`: until first scheduled; `first_token` and `total`: since submission."""
+
+    queued: float
+    first_token: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """All of one request. For n = 1, `text`, `token_ids` and `finish_reason` are at hand."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    completions: tuple[Completion, ...]
+    usage: Usage
+    timings: Timings
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    error: KvrtError | None = None
+
+    @property
+    def text(self) -> str:
+        return self.completions[0].text if self.completions else ""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.completions[0].token_ids if self.completions else ()
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return self.completions[0].finish_reason if self.completions else "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of a streaming completion.
+
+    Args:
+        index: which of the request's completions.
+        text: new text; may be empty while a character or a possible stop string is incomplete.
+        token_ids: new tokens.
+        finish_reason: set on the completion's last piece.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
