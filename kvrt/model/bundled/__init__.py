@@ -1,0 +1,1 @@
+"""The bundled `tiny` model and the scripts that made it."""
