@@ -1,0 +1,163 @@
+"""Options of a runtime and of the process, each read and checked in one place."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from kvrt.errors import ConfigError
+from kvrt.sched.policy import PolicyName
+from kvrt.spi import DType
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+_UNITS = {
+    "": 1, "b": 1,
+    "k": 10**3, "kb": 10**3, "kib": KIB,
+    "m": 10**6, "mb": 10**6, "mib": MIB,
+    "g": 10**9, "gb": 10**9, "gib": GIB,
+    "t": 10**12, "tb": 10**12, "tib": 1 << 40,
+}  # fmt: skip
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
+
+
+def parse_bytes(text: str, *, whole: int = 0) -> int:
+    """``512MiB``, ``4 GiB``, ``1.5g`` or plain bytes; also ``50%`` of `whole`, if that is given.
+
+    Raises:
+        ConfigError: `text` is none of these.
+    """
+    if text.strip().endswith("%") and whole:
+        try:
+            share = float(text.strip()[:-1])
+        except ValueError:
+            share = -1.0
+        if 0 < share <= 100:
+            return int(whole * share / 100)
+        raise ConfigError(f"{text!r} is not a percentage above 0 and at most 100")
+    match = _SIZE.fullmatch(text)
+    if match is None or match[2].lower() not in _UNITS:
+        raise ConfigError(
+            f"{text!r} is not a size in bytes", fix="write it as 4GiB, 512MiB, 4GB or plain bytes"
+        )
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def format_bytes(nbytes: int) -> str:
+    """``1536`` as ``1.5 KiB``: three digits, the largest unit that leaves at least one."""
+    value = float(nbytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1024
+    return f"{value:.3g} TiB"
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """The process's environment variables that kvrt honours.
+
+    Args:
+        debug: KVRT_DEBUG; errors on the command line show their traceback.
+        log_level: KVRT_LOG_LEVEL; what the command line logs to stderr.
+        backend: KVRT_BACKEND; the backend meant by "auto".
+    """
+
+    debug: bool = False
+    log_level: str = "WARNING"
+    backend: str = "auto"
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] | None = None) -> "Environment":
+        """Raises `ConfigError` for a value that is not allowed, naming those that are."""
+        env = os.environ if environ is None else environ
+        level = env.get("KVRT_LOG_LEVEL", "WARNING").upper()
+        levels = ("DEBUG", "INFO", "WARNING", "ERROR")
+        if level not in levels:
+            raise ConfigError(f"KVRT_LOG_LEVEL is {level!r}", fix=f"use one of {', '.join(levels)}")
+        debug = env.get("KVRT_DEBUG", "0")
+        if debug not in ("", "0", "1"):
+            raise ConfigError(f"KVRT_DEBUG is {debug!r}", fix="use 0 or 1")
+        return cls(debug == "1", level, env.get("KVRT_BACKEND", "") or "auto")
+
+
+LoadFormat = Literal["auto", "dummy"]
+DTypeOption = Literal["auto", DType]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeConfig:
+    """How a `kvrt.Runtime` is set up. Checked when made: a bad value is a `ConfigError`.
+
+    Args:
+        model: a directory, a hub id, or ``tiny``, the bundled model.
+        backend: a backend's name, or ``auto``: KVRT_BACKEND, else the first accelerator that
+            works, else the CPU.
+        device: which of the backend's devices.
+        dtype: of the weights; ``auto``: the checkpoint's.
+        kv_dtype: of keys and values in the cache; ``auto``: that of the weights.
+        load_format: ``dummy`` makes random weights from config.json alone.
+        max_model_len: longest prompt and output together, in tokens; None: the model's own.
+        memory_limit: weights and KV cache together may take so much: bytes, or a string such as
+            ``4GiB`` or ``50%`` (of the device's memory). None: the weights, and for the cache what
+            the largest load can need, but at most 60 % of what is free after loading.
+        page_size: tokens in a page.
+        keep_warm: bytes of KV memory kept when idle.
+        max_batch_tokens: tokens computed in one step, over all sequences.
+        max_running: sequences computed together.
+        policy: ``fcfs`` or ``priority``.
+        threads: host threads for kernels; None: the backend's choice.
+        offline: use only what is on this machine.
+        revision: of a hub id.
+        seed: for dummy weights, and for requests that bring none; None: requests are random.
+        poison: overwrite each freed page, so that a stale read shows (for tests).
+    """
+
+    model: str | Path = "tiny"
+    backend: str = "auto"
+    device: int = 0
+    dtype: DTypeOption = "auto"
+    kv_dtype: DTypeOption = "auto"
+    load_format: LoadFormat = "auto"
+    max_model_len: int | None = None
+    memory_limit: int | str | None = None
+    page_size: int = 16
+    keep_warm: int = 8 * MIB
+    max_batch_tokens: int = 512
+    max_running: int = 256
+    policy: PolicyName = "fcfs"
+    threads: int | None = None
+    offline: bool = False
+    revision: str | None = None
+    seed: int | None = None
+    poison: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("dtype", self.dtype, ("auto", *get_args(DType)))
+        _one_of("kv_dtype", self.kv_dtype, ("auto", *get_args(DType)))
+        _one_of("load_format", self.load_format, get_args(LoadFormat))
+        _one_of("policy", self.policy, get_args(PolicyName))
+        _at_least("device", self.device, 0)
+        _at_least("page_size", self.page_size, 1)
+        _at_least("keep_warm", self.keep_warm, 0)
+        _at_least("max_batch_tokens", self.max_batch_tokens, 1)
+        _at_least("max_running", self.max_running, 1)
+        if self.max_model_len is not None:
+            _at_least("max_model_len", self.max_model_len, 2)
+        if self.threads is not None:
+            _at_least("threads", self.threads, 1)
+        if isinstance(self.memory_limit, int):
+            _at_least("memory_limit", self.memory_limit, 1)
+        if self.seed is not None and not 0 <= self.seed < 2**64:
+            raise ConfigError(f"seed is {self.seed}; it must be from 0 to 2**64 - 1")
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}", fix=f"use one of {', '.join(allowed)}")
+
+
+def _at_least(name: str, value: object, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**62:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number, at least {low}")
