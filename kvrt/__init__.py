@@ -1,1 +1,76 @@
-"""kvrt runs language models, and manages their KV caches, on whatever hardware is there."""
+"""kvrt runs language models, and manages their KV caches, on whatever hardware is there.
+
+    import kvrt
+
+    with kvrt.Runtime("tiny") as runtime:
+        print(runtime.generate("def add(a, b):")[0].text)
+
+`Runtime` needs torch, and loads it when it is first used; importing kvrt loads no torch, touches
+no device and starts no thread.
+"""
+
+import logging
+from typing import TYPE_CHECKING
+
+from kvrt.errors import (
+    BackendUnavailable,
+    CapacityError,
+    ConfigError,
+    ContractError,
+    DeviceError,
+    IntegrityError,
+    KvrtError,
+    ModelError,
+    OutOfMemory,
+    RequestError,
+)
+from kvrt.outputs import Completion, Delta, Result, Timings, TokenLogprobs, Usage
+from kvrt.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from kvrt.config import RuntimeConfig
+    from kvrt.runtime import Runtime, RuntimeStats, Stream
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailable",
+    "CapacityError",
+    "Completion",
+    "ConfigError",
+    "ContractError",
+    "Delta",
+    "DeviceError",
+    "IntegrityError",
+    "KvrtError",
+    "ModelError",
+    "OutOfMemory",
+    "RequestError",
+    "Result",
+    "Runtime",
+    "RuntimeConfig",
+    "RuntimeStats",
+    "SamplingParams",
+    "Stream",
+    "Timings",
+    "TokenLogprobs",
+    "Usage",
+    "__version__",
+]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+_LAZY = {
+    "Runtime": "kvrt.runtime",
+    "RuntimeConfig": "kvrt.config",
+    "RuntimeStats": "kvrt.runtime",
+    "Stream": "kvrt.runtime",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'kvrt' has no attribute {name!r}")

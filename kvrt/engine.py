@@ -1,0 +1,264 @@
+"""The engine: one model on one device, a step at a time.
+
+    step()    plan --> apply --> run --> commit
+
+It belongs to one thread. `kvrt.runtime` gives it one and speaks to it through a queue.
+"""
+
+import itertools
+import logging
+import time
+from collections.abc import Sequence
+
+import torch
+
+from kvrt.cache import KVCache
+from kvrt.config import format_bytes
+from kvrt.errors import CapacityError, KvrtError
+from kvrt.model.loader import Model
+from kvrt.outputs import FinishReason
+from kvrt.pages.apply import Failed
+from kvrt.pages.table import Change
+from kvrt.request import Request
+from kvrt.sampler import Choice, Chosen, sample, token_logprobs
+from kvrt.sched.batching import Limits, Row, StepPlan, plan_step
+from kvrt.sched.policy import Policy
+from kvrt.sched.seq import Seq
+from kvrt.spi import Device
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Runs requests on one device.
+
+    Args:
+        model: loaded for `device`.
+        device: opened by the caller, who also closes it.
+        cache: the KV memory on that device.
+        limits: of one step.
+        policy: the order of service.
+    """
+
+    def __init__(
+        self, model: Model, device: Device, cache: KVCache, limits: Limits, policy: Policy
+    ) -> None:
+        self.model = model
+        self.device = device
+        self.cache = cache
+        self.limits = limits
+        self.policy = policy
+        self.steps = 0
+        self._ids = itertools.count(1)
+        self._waiting: list[Seq] = []
+        self._running: list[Seq] = []
+        self._requests: dict[int, Request] = {}  # by the id of each of its live sequences
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting or self._running)
+
+    # --- what comes in -----------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Queue a request whose prompt was checked against `capacity_tokens` and the context."""
+        number = next(self._ids)
+        seq = Seq(
+            id=number,
+            tokens=list(request.prompt),
+            prompt_len=len(request.prompt),
+            max_len=request.max_len,
+            priority=request.priority,
+            arrival=number,
+            width=request.params.n,
+            waiting_since=self.steps,
+        )
+        request.open_output(seq)
+        self._requests[seq.id] = request
+        self._waiting.append(seq)
+
+    def abort(self, request_id: str, reason: FinishReason = "abort") -> None:
+        """End a request in whatever state it is; its pages are free when this returns."""
+        for seq in [s for s in self._all() if self._requests[s.id].id == request_id]:
+            self._end(seq, reason)
+
+    def abort_all(self, error: KvrtError) -> None:
+        """End every request with `error`; used when the engine cannot go on."""
+        for request in dict.fromkeys(self._requests.values()):
+            for output in request.outputs.values():
+                if output.finish_reason is None:
+                    request.deliver(output.finish("error"))
+            request.deliver(request.result(error))
+        self._requests.clear()
+        self._waiting.clear()
+        self._running.clear()
+
+    def _all(self) -> list[Seq]:
+        return self._running + self._waiting
+
+    # --- the step ----------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Plan, apply, run, commit. Does nothing if nothing waits or runs."""
+        self.steps += 1
+        plan = plan_step(
+            self.cache.table, self._running, self._waiting, self.limits, self.policy, self.steps
+        )
+        if not self._apply(plan):
+            return
+        if plan.rows:
+            scored = [self._scored_positions(row) for row in plan.rows]
+            logits = self._run(plan.rows, scored)
+            self._commit(plan.rows, scored, logits)
+            self.device.fence().wait()
+        self.cache.end_step(self.steps)
+
+    def _apply(self, plan: StepPlan) -> bool:
+        failed = self.cache.commit(Change(plan.table, plan.ops))
+        if isinstance(failed, Failed):
+            # The device has less than the limit promised. Plan again with what is held.
+            limit = self.cache.limit_to_held()
+            log.warning(
+                "the device is out of memory (%s); the KV cache goes on with %s",
+                failed.error, format_bytes(limit),
+            )  # fmt: skip
+            return False
+        for seq in plan.preempted:
+            self._preempt(seq)
+        for seq in plan.admitted:
+            self._waiting.remove(seq)
+            self._running.append(seq)
+            seq.rank = self.policy.rank(seq, self.steps)
+            request = self._requests[seq.id]
+            if request.scheduled is None:
+                request.scheduled = time.perf_counter()
+        for seq in plan.stuck:
+            self._end(seq, "capacity")
+        return True
+
+    def _preempt(self, seq: Seq) -> None:
+        self._running.remove(seq)
+        self._waiting.append(seq)
+        seq.computed = 0
+        seq.preemptions += 1
+        seq.waiting_since = self.steps
+        self._requests[seq.id].preemptions += 1
+
+    def _scored_positions(self, row: Row) -> range:
+        """Positions in the row whose logits give the log-probability of a prompt token."""
+        request = self._requests[row.seq.id]
+        if request.params.prompt_logprobs is None:
+            return range(0)
+        first = max(row.start, len(request.prompt_logprobs))
+        last = min(row.start + row.count, len(request.prompt) - 1)
+        return range(first, last)
+
+    def _run(self, rows: Sequence[Row], scored: Sequence[range]) -> torch.Tensor:
+        """One forward pass; for each row, logits at its scored positions, then at its sample."""
+        batch = self.cache.batch([row.seq.id for row in rows], [row.count for row in rows])
+        tokens: list[int] = []
+        wanted: list[int] = []
+        for row, positions in zip(rows, scored, strict=True):
+            wanted += [len(tokens) + at - row.start for at in positions]
+            tokens += row.seq.tokens[row.start : row.start + row.count]
+            if row.samples:
+                wanted.append(len(tokens) - 1)
+        return self.model.decoder.forward(torch.tensor(tokens), batch, torch.tensor(wanted))
+
+    def _commit(self, rows: Sequence[Row], scored: Sequence[range], logits: torch.Tensor) -> None:
+        """Take over what the step computed: forks, new tokens, ended sequences."""
+        at = 0
+        picks: list[int] = []
+        choices: list[Choice] = []
+        receivers: list[Seq] = []
+        for row, positions in zip(rows, scored, strict=True):
+            seq, request = row.seq, self._requests[row.seq.id]
+            seq.computed += row.count
+            for position in positions:
+                token = request.prompt[position + 1]
+                top = request.params.prompt_logprobs or 0
+                request.prompt_logprobs.append(token_logprobs(logits[at], token, top))
+                at += 1
+            if row.samples:
+                for heir in (seq, *self._fork(seq, request)):
+                    picks.append(at)
+                    choices.append(self._choice(heir, request))
+                    receivers.append(heir)
+                at += 1
+        if not receivers:
+            return
+        if len(picks) != at or picks != list(range(at)):
+            logits = logits[torch.tensor(picks)]
+        for seq, chosen in zip(receivers, sample(logits, choices), strict=True):
+            self._take(seq, chosen)
+
+    def _fork(self, seq: Seq, request: Request) -> list[Seq]:
+        """The siblings that share `seq`'s pages from the end of its prompt on, if it has any."""
+        heirs = []
+        while seq.width > 1:
+            seq.width -= 1
+            number = next(self._ids)
+            heir = Seq(
+                id=number,
+                tokens=list(seq.tokens),
+                prompt_len=seq.prompt_len,
+                max_len=seq.max_len,
+                priority=seq.priority,
+                arrival=seq.arrival,
+                computed=seq.computed,
+                rank=seq.rank,
+            )
+            self.cache.commit(self.cache.table.fork(seq.id, heir.id))
+            request.open_output(heir)
+            self._requests[heir.id] = request
+            self._running.append(heir)
+            heirs.append(heir)
+        return heirs
+
+    def _choice(self, seq: Seq, request: Request) -> Choice:
+        output = request.outputs[seq.id]
+        seed = (request.seed + output.index) % 2**64
+        return Choice(request.params, seed, request.prompt, output.token_ids)
+
+    def _take(self, seq: Seq, chosen: Chosen) -> None:
+        """Append a sampled token; end the sequence if it was its last."""
+        request = self._requests[seq.id]
+        if request.first_token is None:
+            request.first_token = time.perf_counter()
+        seq.tokens.append(chosen.token_id)
+        params = request.params
+        ends: FinishReason | None = None
+        end_token = chosen.token_id in params.stop_token_ids or (
+            not params.ignore_eos and chosen.token_id in self.model.eos_ids
+        )
+        if end_token:
+            ends = "stop"
+        elif len(seq.tokens) >= seq.max_len:
+            ends = "length"
+        delta = request.outputs[seq.id].push(chosen, ends=ends, visible=not end_token)
+        request.deliver(delta)
+        if delta.finish_reason is not None:
+            self._drop(seq)
+
+    # --- what goes out -----------------------------------------------------------------------
+
+    def _end(self, seq: Seq, reason: FinishReason) -> None:
+        """End a sequence from outside, without a further token."""
+        request = self._requests[seq.id]
+        request.deliver(request.outputs[seq.id].finish(reason))
+        self._drop(seq)
+
+    def _drop(self, seq: Seq) -> None:
+        """Free a finished sequence's pages; with its last sequence, the request is answered."""
+        request = self._requests.pop(seq.id)
+        if seq in self._running:
+            self._running.remove(seq)
+        else:
+            self._waiting.remove(seq)
+        if seq.id in self.cache.table:
+            self.cache.commit(self.cache.table.free(seq.id, after=self.steps))
+        if request.finished:
+            error = None
+            if any(o.finish_reason == "capacity" for o in request.outputs.values()):
+                error = CapacityError("the memory limit leaves no room to go on, even alone")
+            request.deliver(request.result(error))

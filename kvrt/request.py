@@ -1,0 +1,162 @@
+"""A request while it lives in the engine: its sequences, and what it has said so far."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kvrt.errors import KvrtError
+from kvrt.outputs import (
+    Completion,
+    Delta,
+    FinishReason,
+    Result,
+    Timings,
+    TokenLogprobs,
+    Usage,
+)
+from kvrt.sampler import Chosen
+from kvrt.sampling import SamplingParams
+from kvrt.sched.seq import Seq
+
+
+class Detokenizer(Protocol):
+    """Turns tokens into text, one at a time; text comes when its characters are complete."""
+
+    def push(self, token_id: int) -> str: ...
+
+    def flush(self) -> str: ...
+
+
+class Output:
+    """One completion as it grows. Holds back text that may turn out to begin a stop string."""
+
+    def __init__(self, index: int, params: SamplingParams, detokenizer: Detokenizer | None) -> None:
+        self.index = index
+        self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self.finish_reason: FinishReason | None = None
+        self._stop = tuple(params.stop)
+        self._detokenizer = detokenizer
+        self._sent = ""
+        self._held = ""
+
+    @property
+    def text(self) -> str:
+        return self._sent
+
+    def push(self, chosen: Chosen, *, ends: FinishReason | None, visible: bool) -> Delta:
+        """Take a token. `ends`: it is the last one; `visible`: it is part of the text."""
+        self.token_ids.append(chosen.token_id)
+        if chosen.logprobs is not None:
+            self.logprobs.append(chosen.logprobs)
+        text = ""
+        if self._detokenizer is not None:
+            text = self._detokenizer.push(chosen.token_id) if visible else ""
+            if ends is not None:
+                text += self._detokenizer.flush()
+        self._held += text
+        cut = min((at for s in self._stop if (at := self._held.find(s)) >= 0), default=-1)
+        if cut >= 0:
+            self._held, ends = self._held[:cut], "stop"
+        return self._release(ends, (chosen.token_id,))
+
+    def finish(self, reason: FinishReason) -> Delta:
+        """End without a further token."""
+        if self._detokenizer is not None:
+            self._held += self._detokenizer.flush()
+        return self._release(reason, ())
+
+    def _release(self, ends: FinishReason | None, tokens: tuple[int, ...]) -> Delta:
+        keep = (
+            0
+            if ends is not None
+            else max(
+                (n for s in self._stop for n in range(1, len(s)) if self._held.endswith(s[:n])),
+                default=0,
+            )
+        )
+        at = len(self._held) - keep
+        text, self._held = self._held[:at], self._held[at:]
+        self._sent += text
+        self.finish_reason = ends
+        return Delta(self.index, text, tokens, ends)
+
+    def completion(self) -> Completion:
+        assert self.finish_reason is not None, "an unfinished output has no completion"
+        logprobs = tuple(self.logprobs) if self.logprobs else None
+        return Completion(
+            self.index, self._sent, tuple(self.token_ids), self.finish_reason, logprobs
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """What was asked, and how far it is. The engine's thread changes it, nobody else.
+
+    Args:
+        id: the caller's name for it.
+        prompt: token ids, at least one.
+        params: how to sample.
+        seed: of completion 0; completion i has ``seed + i``.
+        max_len: tokens after which a completion ends, prompt included.
+        priority: smaller is served first.
+        detokenizer: makes one for each completion; None: the model has no tokenizer.
+        deliver: called with each `Delta`, and last with the `Result`.
+        outputs: by page-table key of the sequence that produces them.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+    max_len: int
+    priority: int
+    detokenizer: Callable[[], Detokenizer | None]
+    deliver: Callable[[Delta | Result], None]
+    submitted: float = field(default_factory=time.perf_counter)
+    scheduled: float | None = None
+    first_token: float | None = None
+    preemptions: int = 0
+    outputs: dict[int, Output] = field(default_factory=dict)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    def open_output(self, seq: Seq) -> Output:
+        """Begin the completion that `seq` will produce."""
+        output = Output(len(self.outputs), self.params, self.detokenizer())
+        self.outputs[seq.id] = output
+        return output
+
+    @property
+    def finished(self) -> bool:
+        return all(output.finish_reason is not None for output in self.outputs.values())
+
+    def result(self, error: KvrtError | None = None) -> Result:
+        now = time.perf_counter()
+        completions = tuple(output.completion() for output in self.outputs.values())
+        return Result(
+            request_id=self.id,
+            prompt_token_ids=self.prompt,
+            completions=completions,
+            usage=Usage(
+                prompt_tokens=len(self.prompt),
+                completion_tokens=sum(len(c.token_ids) for c in completions),
+                preemptions=self.preemptions,
+            ),
+            timings=Timings(
+                queued=(self.scheduled or now) - self.submitted,
+                first_token=(self.first_token or now) - self.submitted,
+                total=now - self.submitted,
+            ),
+            prompt_logprobs=tuple(self.prompt_logprobs)
+            if self.params.prompt_logprobs is not None
+            else None,
+            error=error,
+        )
+
+
+def failed_result(request_id: str, prompt: Sequence[int], error: KvrtError) -> Result:
+    """The result of a request that was refused before the engine saw it."""
+    return Result(
+        request_id, tuple(prompt), (), Usage(len(prompt), 0), Timings(0.0, 0.0, 0.0), error=error
+    )

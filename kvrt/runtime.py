@@ -1,0 +1,446 @@
+"""`Runtime`: a model, a device and its KV memory, behind one object.
+
+    with kvrt.Runtime("tiny") as runtime:
+        for result in runtime.generate(["def add(a, b):"], SamplingParams(max_tokens=32)):
+            print(result.text)
+
+Any thread may call it. The engine has a thread of its own; callers speak to it through a queue.
+"""
+
+import logging
+import os
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from kvrt.cache import CacheStats, KVCache, LimitChange
+from kvrt.config import RuntimeConfig, format_bytes, parse_bytes
+from kvrt.engine import Engine
+from kvrt.errors import CapacityError, ConfigError, KvrtError, ModelError, RequestError
+from kvrt.model.loader import Model, load_model
+from kvrt.outputs import Delta, Result
+from kvrt.pages.geometry import Geometry
+from kvrt.registry import open_device
+from kvrt.request import Request, failed_result
+from kvrt.sampling import SamplingParams
+from kvrt.sched.batching import Limits
+from kvrt.sched.policy import POLICIES
+from kvrt.spi import Device, DeviceInfo, DeviceOptions
+
+log = logging.getLogger(__name__)
+
+Message = Mapping[str, object]
+Prompt = str | Sequence[int] | Sequence[Message]
+"""Text, token ids, or chat messages (``{"role": "user", "content": "..."}``)."""
+
+FREE_SHARE = 0.6
+CLOSE_TIMEOUT_S = 10.0
+
+
+class Stream(Iterator[Delta]):
+    """The pieces of one request, as they come. Leaving it early, or `close`, aborts the request.
+
+    with runtime.stream("Once upon") as stream:
+        for delta in stream:
+            print(delta.text, end="")
+    stream.result.usage
+    """
+
+    def __init__(self, runtime: "Runtime", request_id: str) -> None:
+        self.request_id = request_id
+        self._runtime = runtime
+        self._events: queue.SimpleQueue[Delta | Result] = queue.SimpleQueue()
+        self._result: Result | None = None
+
+    @property
+    def result(self) -> Result:
+        """The whole; waits until the request has ended.
+
+        Raises:
+            KvrtError: the request ended with an error.
+        """
+        for _ in self:
+            pass
+        assert self._result is not None
+        return self._result
+
+    def __next__(self) -> Delta:
+        if self._result is None:
+            event = self._events.get()
+            if isinstance(event, Delta):
+                return event
+            self._result = event
+        if self._result.error is not None:
+            raise self._result.error
+        raise StopIteration
+
+    def close(self) -> None:
+        """Abort the request unless it has ended."""
+        if self._result is None:
+            self._runtime.abort(self.request_id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeStats:
+    """Where a runtime stands.
+
+    Args:
+        load_seconds: opening the device and loading the model.
+        weight_bytes: of the loaded model.
+        steps: of the engine, so far.
+        cache: the KV memory; see `kvrt.cache.CacheStats`.
+    """
+
+    load_seconds: float
+    weight_bytes: int
+    steps: int
+    cache: CacheStats
+
+
+class Runtime:
+    """See the module. Takes `RuntimeConfig`'s fields as keyword arguments, or a config.
+
+    Raises:
+        ConfigError: an option has a bad value.
+        BackendUnavailable: the backend cannot be used here.
+        ModelError: the model is missing, damaged or not supported.
+        CapacityError: model and smallest cache do not fit in the memory there is.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        config: RuntimeConfig | None = None,
+        **options: object,
+    ) -> None:
+        if config is None:
+            named = {"model": model} if model is not None else {}
+            try:
+                config = RuntimeConfig(**named, **options)  # type: ignore[arg-type]
+            except TypeError as error:
+                raise ConfigError(f"unknown option: {error}") from None
+        elif model is not None or options:
+            raise ConfigError("give either a config or single options, not both")
+        self.config = config
+        self._pid = os.getpid()
+        self._closed = False
+        self._ids = iter(range(1, 2**63))
+        self._dead: KvrtError | None = None
+        self._commands: queue.SimpleQueue[Request | str | None] = queue.SimpleQueue()
+        started = time.perf_counter()
+        self.device: Device = open_device(
+            config.backend, config.device, DeviceOptions(threads=config.threads)
+        )
+        try:
+            self.model: Model = load_model(
+                config.model,
+                self.device,
+                dtype=config.dtype,
+                load_format=config.load_format,
+                max_model_len=config.max_model_len,
+                offline=config.offline,
+                revision=config.revision,
+                seed=config.seed or 0,
+            )
+            self.cache = _make_cache(config, self.device, self.model)
+        except BaseException:
+            self.device.close()
+            raise
+        self._engine = Engine(
+            self.model,
+            self.device,
+            self.cache,
+            Limits(config.max_batch_tokens, config.max_running),
+            POLICIES[config.policy],
+        )
+        self._load_seconds = time.perf_counter() - started
+        self._thread = threading.Thread(target=self._serve, name="kvrt-engine", daemon=True)
+        self._thread.start()
+
+    # --- asking ------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Result]:
+        """Answer prompts as one continuous batch; results come in the order of the prompts.
+
+        A request that is bad or fails has its error in `Result.error`, and the others go on.
+        An exception in the caller, such as Ctrl-C, aborts all of them.
+        """
+        asked = _as_list(prompts)
+        wishes = [params] * len(asked) if isinstance(params, SamplingParams | None) else [*params]
+        if len(wishes) != len(asked):
+            raise ConfigError(f"{len(asked)} prompts, but {len(wishes)} sampling parameters")
+        streams: list[Stream | Result] = []
+        try:
+            for number, (prompt, wish) in enumerate(zip(asked, wishes, strict=True)):
+                try:
+                    streams.append(self.stream(prompt, wish))
+                except (RequestError, CapacityError) as error:
+                    streams.append(failed_result(f"refused-{number}", (), error))
+            return [s if isinstance(s, Result) else s.wait() for s in streams]
+        except BaseException:
+            for stream in streams:
+                if isinstance(stream, Stream):
+                    stream.close()
+            raise
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+    ) -> Stream:
+        """Submit one prompt and return its stream at once.
+
+        Args:
+            request_id: a name for `abort`; None: one is made.
+            priority: smaller is served first, under the priority policy.
+
+        Raises:
+            RequestError: the request is bad; nothing was queued.
+            CapacityError: its prompt could never fit in the memory limit.
+        """
+        params = params or SamplingParams()
+        tokens = self._tokens(prompt)
+        room = min(self.model.max_model_len, self.cache.capacity_tokens)
+        if len(tokens) >= self.model.max_model_len:
+            raise RequestError(
+                f"the prompt has {len(tokens)} tokens; the context has room for "
+                f"{self.model.max_model_len}, the output included",
+                param="prompt",
+                fix="shorten the prompt, or raise max_model_len if the model allows it",
+            )
+        if len(tokens) >= room:
+            raise CapacityError(
+                f"the prompt has {len(tokens)} tokens; the memory limit has room for {room}",
+                needed=len(tokens)
+                * self.cache.geometry.page_bytes
+                // self.cache.geometry.page_size,
+                free=self.cache.stats().limit_bytes,
+                fix="raise memory_limit",
+            )
+        seed = params.seed
+        if seed is None:
+            seed = secrets.randbits(64) if self.config.seed is None else self.config.seed
+        stream = Stream(self, request_id or f"request-{next(self._ids)}")
+        max_new = room - len(tokens) if params.max_tokens is None else params.max_tokens
+        self._send(
+            Request(
+                id=stream.request_id,
+                prompt=tuple(tokens),
+                params=params,
+                seed=seed,
+                max_len=min(room, len(tokens) + max_new),
+                priority=priority,
+                detokenizer=self.model.detokenizer,
+                deliver=stream._events.put,
+            )
+        )
+        return stream
+
+    def abort(self, request_id: str) -> None:
+        """End a request, waiting or running; its stream ends with reason ``abort``.
+
+        An id that is unknown or has ended is not an error: the answer may just have come.
+        """
+        if not self._closed:
+            self._send(request_id)
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            tokens = self.model.encode(prompt)
+        elif prompt and isinstance(prompt[0], Mapping):
+            tokens = self.model.encode_chat(prompt)  # type: ignore[arg-type]
+        else:
+            tokens = list(prompt)  # type: ignore[arg-type]
+        vocab = self.model.spec.vocab_size
+        for token in tokens:
+            if not isinstance(token, int) or not 0 <= token < vocab:
+                raise RequestError(
+                    f"prompt token {token!r} is not a number from 0 to {vocab - 1}", param="prompt"
+                )
+        if not tokens or prompt == "":
+            raise RequestError("the prompt is empty", param="prompt", fix="give some text")
+        return tokens
+
+    # --- looking and steering ----------------------------------------------------------------
+
+    @property
+    def device_info(self) -> DeviceInfo:
+        return self.device.info
+
+    def stats(self) -> RuntimeStats:
+        return RuntimeStats(
+            self._load_seconds, self.model.weight_bytes, self._engine.steps, self.cache.stats()
+        )
+
+    def set_memory_limit(self, limit: int | str, revision: int | None = None) -> LimitChange:
+        """Change what weights and KV cache together may take, in bytes, while running."""
+        kv = _limit_bytes(limit, self.device) - self.model.weight_bytes
+        if kv < self.cache.geometry.page_bytes:
+            raise _too_small(limit, self.model, self.cache.geometry)
+        return self.cache.set_memory_limit(kv, revision)
+
+    def close(self, timeout: float = CLOSE_TIMEOUT_S) -> None:
+        """Abort what runs, give all memory back. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._commands.put(None)
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            log.error("the engine did not stop within %g s; its memory is not given back", timeout)
+            return
+        self.cache.close()
+        self.device.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- the engine's thread -----------------------------------------------------------------
+
+    def _send(self, command: Request | str) -> None:
+        if os.getpid() != self._pid:
+            raise KvrtError(
+                "this runtime was made before a fork", fix="make one in the child, or use spawn"
+            )
+        if self._closed:
+            raise KvrtError("the runtime is closed")
+        if self._dead is not None:
+            raise self._dead
+        self._commands.put(command)
+
+    def _serve(self) -> None:
+        engine = self._engine
+        try:
+            while self._take_commands():
+                if engine.busy:
+                    engine.step()
+        except Exception as error:
+            # Whatever it is, callers are waiting: they get it, and the runtime takes no more.
+            log.exception("the engine stopped")
+            self._dead = (
+                error
+                if isinstance(error, KvrtError)
+                else KvrtError(f"the engine stopped: {error!r}")
+            )
+        engine.abort_all(self._dead or KvrtError("the runtime was closed"))
+        self._refuse_commands()
+
+    def _take_commands(self) -> bool:
+        """Pass on what callers sent; if there is nothing to do, give memory back and wait."""
+        engine = self._engine
+        while True:
+            try:
+                command = self._commands.get_nowait()
+            except queue.Empty:
+                if engine.busy:
+                    return True
+                self.cache.idle()
+                command = self._commands.get()
+            if command is None:
+                return False
+            if isinstance(command, str):
+                engine.abort(command)
+            else:
+                engine.add(command)
+
+    def _refuse_commands(self) -> None:
+        while not self._commands.empty():
+            command = self._commands.get()
+            if isinstance(command, Request):
+                error = self._dead or KvrtError("the runtime was closed")
+                command.deliver(failed_result(command.id, command.prompt, error))
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int | Mapping)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _limit_bytes(limit: int | str, device: Device) -> int:
+    if isinstance(limit, int):
+        return limit
+    return parse_bytes(limit, whole=device.info.total_bytes)
+
+
+def _too_small(limit: int | str, model: Model, geometry: Geometry) -> CapacityError:
+    needed = model.weight_bytes + geometry.chunk_bytes * len(geometry.chunks_of(1))
+    return CapacityError(
+        f"a memory limit of {limit if isinstance(limit, str) else format_bytes(limit)} is too "
+        f"small: the weights take {format_bytes(model.weight_bytes)}, and the smallest KV cache "
+        f"{format_bytes(needed - model.weight_bytes)} more",
+        needed=needed,
+        fix=f"give at least {format_bytes(needed)}",
+    )
+
+
+def _make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:
+    """Size the KV cache: its page layout, the range it reserves, and how much of it may be used."""
+    info, spec = device.info, model.spec
+    kv_dtype = model.dtype if config.kv_dtype == "auto" else config.kv_dtype
+    if kv_dtype not in info.kv_dtypes:
+        raise ConfigError(
+            f"{info.backend} cannot keep keys and values in {kv_dtype}",
+            fix=f"set kv_dtype to one of {', '.join(info.kv_dtypes)}",
+        )
+
+    def geometry(pages: int) -> Geometry:
+        return Geometry(
+            layers=spec.num_layers,
+            kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            page_size=config.page_size,
+            dtype=kv_dtype,
+            chunk_bytes=info.granularity,
+            pages=pages,
+        )
+
+    page_bytes = geometry(2).page_bytes
+    longest = -(-model.max_model_len // config.page_size) * config.max_running
+    # Addresses cost nothing: reserve what the device could ever hold, so that limits can grow.
+    pages = min(longest, info.total_bytes // page_bytes) + 1
+    shape = geometry(max(2, pages))
+    if config.memory_limit is None:
+        limit = min(shape.span_bytes, int(device.memory.info().free * FREE_SHARE))
+    else:
+        limit = _limit_bytes(config.memory_limit, device) - model.weight_bytes
+    if limit < shape.chunk_bytes * len(shape.chunks_of(1)):
+        if config.memory_limit is None:
+            raise CapacityError("no memory is left for the KV cache", needed=page_bytes, free=limit)
+        raise _too_small(config.memory_limit, model, shape)
+    return KVCache(
+        device, shape, limit_bytes=limit, keep_warm_bytes=config.keep_warm, poison=config.poison
+    )
