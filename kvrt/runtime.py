@@ -22,7 +22,7 @@ from typing import Self
 from kvrt.cache import CacheStats, KVCache, LimitChange
 from kvrt.config import RuntimeConfig, format_bytes, parse_bytes
 from kvrt.engine import Engine
-from kvrt.errors import CapacityError, ConfigError, KvrtError, ModelError, RequestError
+from kvrt.errors import CapacityError, ConfigError, KvrtError, RequestError
 from kvrt.model.loader import Model, load_model
 from kvrt.outputs import Delta, Result
 from kvrt.pages.geometry import Geometry
@@ -58,27 +58,33 @@ class Stream(Iterator[Delta]):
         self._events: queue.SimpleQueue[Delta | Result] = queue.SimpleQueue()
         self._result: Result | None = None
 
-    @property
-    def result(self) -> Result:
-        """The whole; waits until the request has ended.
-
-        Raises:
-            KvrtError: the request ended with an error.
-        """
-        for _ in self:
-            pass
-        assert self._result is not None
+    def wait(self) -> Result:
+        """The whole, once the request has ended; pieces not taken yet are skipped."""
+        while self._result is None:
+            self._next_event()
         return self._result
 
+    @property
+    def result(self) -> Result:
+        """Like `wait`, but raises the request's error if it ended with one."""
+        result = self.wait()
+        if result.error is not None:
+            raise result.error
+        return result
+
     def __next__(self) -> Delta:
-        if self._result is None:
-            event = self._events.get()
-            if isinstance(event, Delta):
-                return event
-            self._result = event
-        if self._result.error is not None:
-            raise self._result.error
+        if self._result is None and (delta := self._next_event()) is not None:
+            return delta
+        if (error := self.wait().error) is not None:
+            raise error
         raise StopIteration
+
+    def _next_event(self) -> Delta | None:
+        event = self._events.get()
+        if isinstance(event, Delta):
+            return event
+        self._result = event
+        return None
 
     def close(self) -> None:
         """Abort the request unless it has ended."""
@@ -143,7 +149,8 @@ class Runtime:
         self._pid = os.getpid()
         self._closed = False
         self._ids = iter(range(1, 2**63))
-        self._dead: KvrtError | None = None
+        self._gate = threading.Lock()
+        self._ended: KvrtError | None = None  # once set, under the gate, nothing more is queued
         self._commands: queue.SimpleQueue[Request | str | None] = queue.SimpleQueue()
         started = time.perf_counter()
         self.device: Device = open_device(
@@ -266,8 +273,9 @@ class Runtime:
 
         An id that is unknown or has ended is not an error: the answer may just have come.
         """
-        if not self._closed:
-            self._send(request_id)
+        with self._gate:
+            if self._ended is None:
+                self._commands.put(request_id)
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -330,19 +338,19 @@ class Runtime:
 
     # --- the engine's thread -----------------------------------------------------------------
 
-    def _send(self, command: Request | str) -> None:
+    def _send(self, command: Request) -> None:
         if os.getpid() != self._pid:
             raise KvrtError(
                 "this runtime was made before a fork", fix="make one in the child, or use spawn"
             )
-        if self._closed:
-            raise KvrtError("the runtime is closed")
-        if self._dead is not None:
-            raise self._dead
-        self._commands.put(command)
+        with self._gate:
+            if self._ended is not None:
+                raise self._ended
+            self._commands.put(command)
 
     def _serve(self) -> None:
         engine = self._engine
+        ended = KvrtError("the runtime is closed")
         try:
             while self._take_commands():
                 if engine.busy:
@@ -350,13 +358,14 @@ class Runtime:
         except Exception as error:
             # Whatever it is, callers are waiting: they get it, and the runtime takes no more.
             log.exception("the engine stopped")
-            self._dead = (
-                error
-                if isinstance(error, KvrtError)
-                else KvrtError(f"the engine stopped: {error!r}")
-            )
-        engine.abort_all(self._dead or KvrtError("the runtime was closed"))
-        self._refuse_commands()
+            ended = error if isinstance(error, KvrtError) else KvrtError(f"engine: {error!r}")
+        with self._gate:
+            self._ended = ended
+        engine.abort_all(ended)
+        while not self._commands.empty():
+            command = self._commands.get()
+            if isinstance(command, Request):
+                command.deliver(failed_result(command.id, command.prompt, ended))
 
     def _take_commands(self) -> bool:
         """Pass on what callers sent; if there is nothing to do, give memory back and wait."""
@@ -375,13 +384,6 @@ class Runtime:
                 engine.abort(command)
             else:
                 engine.add(command)
-
-    def _refuse_commands(self) -> None:
-        while not self._commands.empty():
-            command = self._commands.get()
-            if isinstance(command, Request):
-                error = self._dead or KvrtError("the runtime was closed")
-                command.deliver(failed_result(command.id, command.prompt, error))
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
