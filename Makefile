@@ -1,0 +1,37 @@
+# `make run` and `make test` are all one needs; both install into .venv first.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+NATIVE := $(wildcard kernels/kvrt_kernels/native/*)
+
+.PHONY: run test lint kit bench clean
+
+run: $(VENV)/installed
+	$(BIN)/kvrt run --verbose
+
+test: $(VENV)/installed-test
+	$(BIN)/pytest
+	$(BIN)/pytest -q --pyargs kvrt.testing.suite --kvrt-backend null
+	$(BIN)/pytest -q --pyargs kvrt.testing.suite --kvrt-backend cpu
+
+lint: $(VENV)/installed-test
+	ci/lint
+
+bench: $(VENV)/installed-test
+	ci/bench
+
+clean:
+	rm -rf $(VENV) build
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/installed: $(BIN)/python pyproject.toml CMakeLists.txt ci/constraints.txt $(NATIVE)
+	$(BIN)/python -m pip install -c ci/constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install -c ci/constraints.txt -e '.[test]'
+	touch $@
