@@ -1,0 +1,125 @@
+"""The sampler against distributions worked out by hand."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvrt.errors import RequestError
+from kvrt.sampler import Choice, sample, token_logprobs
+from kvrt.sampling import SamplingParams
+
+PROBS = [0.5, 0.25, 0.15, 0.07, 0.03]
+LOGITS = torch.tensor([[math.log(p) for p in PROBS]])
+
+
+def draws(params: SamplingParams, count: int = 4000) -> list[int]:
+    """How often each token is drawn over many positions of one request."""
+    hits = [0] * len(PROBS)
+    for position in range(count):
+        choice = Choice(params, 7, [], [0] * position)
+        hits[sample(LOGITS, [choice])[0].token_id] += 1
+    return hits
+
+
+def test_greedy_takes_the_likeliest() -> None:
+    assert sample(LOGITS, [Choice(SamplingParams(), 0, [], [])])[0].token_id == 0
+
+
+def test_temperature_one_draws_from_the_models_distribution() -> None:
+    for hits, p in zip(draws(SamplingParams(temperature=1.0)), PROBS, strict=True):
+        assert abs(hits / 4000 - p) < 4 * math.sqrt(p * (1 - p) / 4000)
+
+
+@pytest.mark.parametrize(
+    ("params", "kept"),
+    [
+        (SamplingParams(temperature=1.0, top_k=2), {0, 1}),
+        (SamplingParams(temperature=1.0, top_p=0.74), {0, 1}),
+        (SamplingParams(temperature=1.0, top_p=0.76), {0, 1, 2}),
+        (SamplingParams(temperature=1.0, top_p=1e-9), {0}),
+        (SamplingParams(temperature=1.0, min_p=0.29), {0, 1, 2}),
+        (SamplingParams(temperature=1.0, top_k=3, top_p=0.8), {0, 1}),
+        (SamplingParams(temperature=1.0, top_k=1), {0}),
+    ],
+)
+def test_a_filter_keeps_just_the_tokens_it_should(params: SamplingParams, kept: set[int]) -> None:
+    hits = draws(params, 600)
+    assert {token for token, n in enumerate(hits) if n} == kept
+
+
+def test_top_p_finds_its_tokens_in_a_large_flat_vocabulary() -> None:
+    logits = torch.zeros(1, 5000)
+    seen = {
+        sample(logits, [Choice(SamplingParams(temperature=1.0, top_p=0.9), s, [], [])])[0].token_id
+        for s in range(300)
+    }
+    assert len(seen) > 250, "a nucleus of 4,500 tokens is not cut at the first candidates"
+
+
+def test_a_seed_repeats_its_draws_whatever_runs_beside_it() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(8, 300)
+    params = SamplingParams(temperature=1.0, top_p=0.95)
+    together = sample(logits, [Choice(params, seed, [], [1, 2]) for seed in range(8)])
+    alone = [sample(logits[i : i + 1], [Choice(params, i, [], [1, 2])])[0] for i in range(8)]
+    assert together == alone
+    others = sample(logits, [Choice(params, seed + 100, [], [1, 2]) for seed in range(8)])
+    assert together != others
+
+
+def test_penalties_lower_the_scores_of_tokens_seen() -> None:
+    def greedy(params: SamplingParams, prompt: list[int], output: list[int]) -> int:
+        return sample(torch.tensor([[2.0, 1.9, -1.0]]), [Choice(params, 0, prompt, output)])[
+            0
+        ].token_id
+
+    assert greedy(SamplingParams(repetition_penalty=1.2), [0], []) == 1
+    assert greedy(SamplingParams(presence_penalty=0.2), [0], []) == 0, "the prompt does not count"
+    assert greedy(SamplingParams(presence_penalty=0.2), [], [0]) == 1
+    assert greedy(SamplingParams(frequency_penalty=0.04), [], [0, 0]) == 0
+    assert greedy(SamplingParams(frequency_penalty=0.04), [], [0, 0, 0]) == 1
+
+
+def test_logprobs_are_those_of_the_model_before_temperature() -> None:
+    params = SamplingParams(temperature=0.1, logprobs=2)
+    chosen = sample(LOGITS, [Choice(params, 3, [], [])])[0]
+    assert chosen.logprobs is not None
+    assert chosen.logprobs.logprob == pytest.approx(math.log(PROBS[chosen.token_id]), rel=1e-5)
+    assert [token for token, _ in chosen.logprobs.top] == [0, 1]
+    assert token_logprobs(LOGITS[0], 4, 0).logprob == pytest.approx(math.log(0.03), rel=1e-5)
+
+
+@given(
+    logits=st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40),
+    temperature=st.floats(0.01, 10),
+    top_k=st.integers(0, 50),
+    top_p=st.floats(0.01, 1.0),
+    min_p=st.floats(0, 1),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_any_parameters_choose_a_token_that_exists(
+    logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float, seed: int
+) -> None:
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    token = sample(torch.tensor([logits]), [Choice(params, seed, [], [])])[0].token_id
+    assert 0 <= token < len(logits)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_tokens", 0), ("max_tokens", 2**31), ("max_tokens", True), ("max_tokens", 1.5),
+        ("temperature", -0.1), ("temperature", math.nan), ("temperature", 1e308),
+        ("top_p", 0.0), ("top_p", 1.01), ("top_k", -1), ("min_p", 2), ("n", 0), ("n", 2**31),
+        ("repetition_penalty", 0), ("presence_penalty", math.inf), ("frequency_penalty", "1"),
+        ("seed", -1), ("seed", 2**64), ("stop", [""]), ("stop", ["a"] * 65), ("stop", [3]),
+        ("stop_token_ids", [-1]), ("logprobs", 101), ("prompt_logprobs", -1),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_range_is_refused_by_its_name(field: str, value: object) -> None:
+    with pytest.raises(RequestError, match=field) as caught:
+        SamplingParams(**{field: value})
+    assert caught.value.param == field
