@@ -1,0 +1,1 @@
+"""The CPU backend: Linux virtual memory, native kernels, nothing to install."""

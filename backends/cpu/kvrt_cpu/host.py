@@ -1,0 +1,151 @@
+"""What the system says about this machine: its processor, its memory and their limits.
+
+Read from /proc and /sys, of which `root` may be a copy. See proc(5) and the kernel's cgroup-v1 and
+cgroup-v2 documents.
+"""
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+ROOT = Path("/")
+
+RESERVE_BYTES = 128 << 20
+"""Memory that is left alone. Linux promises more memory than it has and ends the process that
+touches the last of it, so we stop before: with this many bytes to spare."""
+
+_CACHE_MATTERS_BELOW = 1 << 30
+
+
+def processor(root: Path = ROOT) -> str:
+    """The product name, e.g. ``AMD EPYC 9354 32-Core Processor``."""
+    for line in (root / "proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Model") and value.strip():
+            return value.strip()
+    return platform.machine()
+
+
+def huge_pages(root: Path = ROOT) -> tuple[str, int]:
+    """The setting of transparent huge pages (always, madvise or never), and their size in bytes."""
+    folder = root / "sys/kernel/mm/transparent_hugepage"
+    if not folder.exists():
+        return "never", 0
+    setting = (folder / "enabled").read_text().partition("[")[2].partition("]")[0]
+    return setting, int((folder / "hpage_pmd_size").read_text())
+
+
+def mappings(root: Path = ROOT) -> tuple[int, int]:
+    """How many memory mappings this process has, and how many it may have."""
+    with (root / "proc/self/maps").open("rb") as maps:
+        count = sum(1 for _ in maps)
+    return count, int((root / "proc/sys/vm/max_map_count").read_text())
+
+
+def raise_map_count(limit: int) -> str:
+    """The command that mends a `limit` of mappings that is too low."""
+    return f"sudo sysctl -w vm.max_map_count={4 * limit}"
+
+
+def _field(text: str, key: str) -> int:
+    """The number after `key` at the beginning of a line."""
+    for line in text.splitlines():
+        words = line.split()
+        if words and words[0] == key:
+            return int(words[1])
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    limits: tuple[str, ...]
+    used: str
+    cache: str
+
+
+_V1 = _Names(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+_V2 = _Names(("memory.max", "memory.high"), "memory.current", "inactive_file")
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """A control group that limits this process's memory."""
+
+    path: Path
+    names: _Names
+
+    def limit(self) -> int | None:
+        """The lowest limit in bytes, or None."""
+        found = [
+            path.read_text() for name in self.names.limits if (path := self.path / name).exists()
+        ]
+        return min((int(text) for text in found if text.strip() != "max"), default=None)
+
+    def free(self, exact: bool) -> int:
+        limit = self.limit()
+        if limit is None:
+            return 1 << 62
+        free = limit - int((self.path / self.names.used).read_text())
+        if exact or free < _CACHE_MATTERS_BELOW:
+            # Unused file pages count as used, but are dropped before the limit bites.
+            free += _field((self.path / "memory.stat").read_text(), self.names.cache)
+        return free
+
+
+class HostMemory:
+    """The memory this process may use: the machine's, within the limits of its control groups.
+
+    The groups that have a limit are found once; their limits and use are read anew at every call.
+    """
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self._meminfo = root / "proc/meminfo"
+        text = self._meminfo.read_text()
+        physical = _field(text, "MemTotal:") * 1024
+        self._groups = [
+            group
+            for group in _groups(root)
+            if (limit := group.limit()) is not None and limit < physical
+        ]
+        self._physical = physical
+
+    def total(self) -> int:
+        """Bytes that there are."""
+        limits = [limit for group in self._groups if (limit := group.limit()) is not None]
+        return min(self._physical, *limits) if limits else self._physical
+
+    def free(self, *, exact: bool = True) -> int:
+        """Bytes that can still be taken, the reserve subtracted; never below zero.
+
+        With ``exact=False`` it may leave out memory that holds unused file pages (two to ten times
+        as fast).
+        """
+        free = _field(self._meminfo.read_text(), "MemAvailable:") * 1024
+        return max(0, min([free, *(group.free(exact) for group in self._groups)]) - RESERVE_BYTES)
+
+
+def _groups(root: Path) -> list[_Group]:
+    """The memory control groups of this process and those around them, as far as we see them."""
+    mounts = {}
+    for line in (root / "proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.split(" ")[:3]
+        if kind == "cgroup2":
+            mounts["0"] = left.split()[3:5]
+        elif kind == "cgroup" and "memory" in options.split(","):
+            mounts["memory"] = left.split()[3:5]
+    found = []
+    for line in (root / "proc/self/cgroup").read_text().splitlines():
+        number, controllers, path = line.split(":", 2)
+        key = "0" if number == "0" else "memory" if "memory" in controllers.split(",") else ""
+        if key not in mounts:
+            continue
+        visible, mounted = mounts[key]
+        names = _V2 if key == "0" else _V1
+        below = PurePosixPath(path)
+        below = below.relative_to(visible) if below.is_relative_to(visible) else PurePosixPath()
+        for part in (below, *below.parents):
+            group = root / mounted.lstrip("/") / part
+            if (group / names.used).exists():
+                found.append(_Group(group, names))
+    return found
