@@ -1,0 +1,12 @@
+"""Devices that stand in front of a device. Each is itself a `kvrt.spi.Device`, so they stack.
+
+Checked   checks every argument once, so that no backend has to
+Traced    tells a sink about every call
+Wrapper   forwards everything; the base for wrappers that change something
+"""
+
+from kvrt.wrappers.checked import Checked
+from kvrt.wrappers.traced import Call, Traced
+from kvrt.wrappers.wrapper import Wrapper
+
+__all__ = ["Call", "Checked", "Traced", "Wrapper"]

@@ -1,0 +1,256 @@
+"""Checks of `PagedAttention`.
+
+All that depends on the batch is checked once a step, in `plan`, with a few operations on whole
+arrays; `append` and `run`, called once a layer, compare a handful of attributes.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kvrt.errors import ContractError
+from kvrt.spi import (
+    ITEM_BYTES,
+    AttentionBatch,
+    AttentionParams,
+    KVLayout,
+    PagedAttention,
+)
+from kvrt.wrappers.memory import CheckedMemory
+from kvrt.wrappers.rules import TORCH_DTYPE, Facts, broken, whole
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CheckedPlan:
+    """A device's plan, with what `append` and `run` are checked against.
+
+    Args:
+        inner: the device's own plan.
+        layout: the batch's layout.
+        tokens: rows of q, k, v and out.
+        positions: one more than the highest position of any row.
+    """
+
+    inner: object
+    layout: KVLayout
+    tokens: int
+    positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extents:
+    """Where the elements of one page are, from its first on: `nbytes` at each of `starts`.
+
+    Args:
+        starts: byte offsets of the page's contiguous pieces.
+        nbytes: bytes of one piece.
+        page_bytes: bytes from one page to the next.
+        pages: how many pages fit before their pieces would run into one another.
+    """
+
+    starts: NDArray[np.int64]
+    nbytes: int
+    page_bytes: int
+    pages: float
+
+
+class CheckedAttention:
+    """`PagedAttention` that refuses batches and tensors its rules do not allow."""
+
+    def __init__(self, facts: Facts, memory: CheckedMemory, inner: PagedAttention) -> None:
+        self._facts = facts
+        self._memory = memory
+        self._inner = inner
+        self._plan: CheckedPlan | None = None
+        self._layout: tuple[KVLayout, Extents] | None = None
+
+    def plan(self, batch: AttentionBatch) -> CheckedPlan:
+        self._facts.check_open("attention.plan")
+        extents = self._extents(batch.layout)
+        start = _host_ints("query_start", batch.query_start, 1)
+        context = _host_ints("context_len", batch.context_len, 1)
+        table = _host_ints("page_table", batch.page_table, 2)
+        _check_rows(start, context, table)
+        self._check_pages(batch, extents, context, table)
+        self._plan = CheckedPlan(
+            self._inner.plan(batch), batch.layout, int(start[-1]), int(context.max())
+        )
+        return self._plan
+
+    def append(self, plan: object, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        checked = self.check_step("attention.append", plan, layer)
+        self.check_rows("k", k, checked, checked.layout.kv_heads)
+        self.check_rows("v", v, checked, checked.layout.kv_heads)
+        if k.dtype != v.dtype:
+            raise broken("v", v, f"must have the dtype of k, {k.dtype}")
+        self._inner.append(checked.inner, layer, k, v)
+
+    def run(
+        self,
+        plan: object,
+        layer: int,
+        q: torch.Tensor,
+        out: torch.Tensor,
+        params: AttentionParams,
+    ) -> None:
+        checked = self.check_step("attention.run", plan, layer)
+        self.check_rows("q", q, checked, None)
+        self.check_rows("out", out, checked, q.shape[1])
+        if q.dtype != out.dtype:
+            raise broken("out", out, f"must have the dtype of q, {q.dtype}")
+        if not math.isfinite(params.scale):
+            raise broken("params.scale", params.scale, "must be finite")
+        if not whole(params.window) or params.window < 0:
+            raise broken("params.window", repr(params.window), "must be a whole number from 0 on")
+        if not 0 <= params.softcap < math.inf:
+            raise broken("params.softcap", params.softcap, "must be finite and not negative")
+        self._inner.run(checked.inner, layer, q, out, params)
+
+    def check_step(self, method: str, plan: object, layer: int) -> CheckedPlan:
+        """The plan, if it is this step's and has that layer."""
+        self._facts.check_open(method)
+        if not isinstance(plan, CheckedPlan) or plan is not self._plan:
+            raise ContractError(f"{method}: plan must be what the latest attention.plan() gave")
+        if not (whole(layer) and 0 <= layer < plan.layout.layers):
+            rule = f"must be a whole number from 0 and below {plan.layout.layers}"
+            raise broken("layer", repr(layer), rule)
+        return plan
+
+    def check_rows(
+        self, argument: str, tensor: torch.Tensor, plan: CheckedPlan, heads: int | None
+    ) -> None:
+        """[tokens, heads, head_dim], each row contiguous; None: any multiple of the KV heads."""
+        self._facts.check_activation(argument, tensor)
+        shape = tensor.shape
+        layout = plan.layout
+        if (
+            len(shape) != 3
+            or shape[0] != plan.tokens
+            or shape[2] != layout.head_dim
+            or (shape[1] == 0 or shape[1] % layout.kv_heads if heads is None else shape[1] != heads)
+        ):
+            count = f"a multiple of {layout.kv_heads}" if heads is None else str(heads)
+            rule = f"must be [{plan.tokens} tokens, {count} heads, {layout.head_dim}]"
+            raise broken(argument, tensor, rule)
+        stride = tensor.stride()
+        if stride[2] != 1 or (stride[1] != layout.head_dim and shape[1] != 1):
+            raise broken(argument, tensor, "the heads of a row must be contiguous")
+
+    def _check_pages(
+        self,
+        batch: AttentionBatch,
+        extents: Extents,
+        context: NDArray[np.int64],
+        table: NDArray[np.int64],
+    ) -> None:
+        """Every page that may be read or written lies in a live span, and is mapped."""
+        kv = batch.kv
+        self._facts.check_on_device("kv", kv)
+        mapping = self._memory.mapping_at(kv.data_ptr())
+        if mapping is None or kv.data_ptr() != mapping.span.base or kv.dim() != 1:
+            raise broken("kv", kv, "must be the 1-D tensor of a whole live span")
+        if kv.dtype != TORCH_DTYPE[batch.layout.dtype] or kv.nbytes != mapping.span.nbytes:
+            rule = f"must be the {batch.layout.dtype} tensor of the whole {mapping.span}"
+            raise broken("kv", kv, rule)
+        needed = -(-context // batch.layout.page_size)
+        if needed.max() > table.shape[1]:
+            s = int(needed.argmax())
+            rule = f"sequence {s} has {context[s]} tokens and needs {needed[s]} pages"
+            raise broken("page_table", f"[{len(table)}, {table.shape[1]}]", rule)
+        used = np.arange(table.shape[1]) < needed[:, None]  # [sequences, max pages]
+        pages = table[used]
+        room = mapping.span.nbytes - int(extents.starts[-1]) - extents.nbytes
+        limit = min(room // extents.page_bytes + 1, extents.pages)
+        bad: NDArray[np.bool_] = (pages < 0) | (pages >= limit)
+        rule = f"must be from 0 and below {limit}, the pages of the span"
+        if not bad.any():
+            rule = "is not mapped: a part of it is a hole of the span"
+            starts = (pages * extents.page_bytes)[:, None] + extents.starts
+            bad = ~mapping.covers(starts, extents.nbytes).all(axis=1)
+        if bad.any():
+            s, i = (int(index) for index in np.argwhere(used)[bad.argmax()])
+            raise broken(f"page_table[{s}, {i}]", f"page {table[s, i]}", rule)
+
+    def _extents(self, layout: KVLayout) -> Extents:
+        """Where a page's elements are; checks the layout when it is another one than last time."""
+        if self._layout is None or self._layout[0] is not layout:
+            if layout.dtype not in self._facts.info.kv_dtypes:
+                rule = f"must be one of the device's {', '.join(self._facts.info.kv_dtypes)}"
+                raise broken("layout.dtype", repr(layout.dtype), rule)
+            self._layout = layout, checked_layout(layout)
+        return self._layout[1]
+
+
+def checked_layout(layout: KVLayout) -> Extents:
+    """Where the elements of one page are.
+
+    Raises:
+        ContractError: a field is not a positive number, or two elements would share a place.
+    """
+    for name in ("layers", "kv_heads", "head_dim", "page_size", "page_stride"):
+        if not whole(getattr(layout, name)) or getattr(layout, name) <= 0:
+            raise broken(f"layout.{name}", repr(getattr(layout, name)), "must be positive")
+    sizes = {"head_stride": layout.kv_heads, "v_offset": 2, "layer_stride": layout.layers}
+    for name in sizes:
+        if not whole(getattr(layout, name)) or getattr(layout, name) < 0:
+            raise broken(f"layout.{name}", repr(getattr(layout, name)), "must not be negative")
+    axes = [(getattr(layout, name), size, name) for name, size in sizes.items() if size > 1]
+    # Axes outside the page, e.g. the layers of [layer][page], leave room for only so many pages.
+    outside = [stride for stride, _, _ in axes if stride > layout.page_stride]
+    pages = min(outside) // layout.page_stride if outside else 1
+    axes.append((layout.page_stride, pages, "page_stride"))
+    slots = layout.page_size * layout.head_dim
+    reach = slots  # elements from the first to the last of the axes looked at so far
+    for stride, size, name in sorted(axes):
+        if stride < reach:
+            rule = f"must be {reach} or more, or elements would share a place"
+            raise broken(f"layout.{name}", stride, rule)
+        reach += stride * (size - 1)
+    item = ITEM_BYTES[layout.dtype]
+    page_bytes = layout.page_stride * item
+    if outside:
+        return Extents(_pieces(layout), slots * item, page_bytes, pages)
+    return Extents(np.zeros(1, np.int64), reach * item, page_bytes, math.inf)
+
+
+def _pieces(layout: KVLayout) -> NDArray[np.int64]:
+    """Byte offsets of the slots of each layer, key or value, and head, in ascending order."""
+    layer, kv, head = np.ogrid[: layout.layers, :2, : layout.kv_heads]
+    starts = layer * layout.layer_stride + kv * layout.v_offset + head * layout.head_stride
+    return np.sort(starts.ravel()) * ITEM_BYTES[layout.dtype]
+
+
+def _host_ints(argument: str, tensor: torch.Tensor, ndim: int) -> NDArray[np.int64]:
+    if not isinstance(tensor, torch.Tensor):
+        raise broken(argument, repr(tensor), "must be a tensor")
+    if tensor.dtype != torch.int32 or tensor.dim() != ndim or tensor.device.type != "cpu":
+        raise broken(argument, tensor, f"must be an int32 tensor of {ndim} dimensions on the host")
+    if not tensor.is_contiguous():
+        raise broken(argument, tensor, "must be contiguous")
+    return tensor.numpy().astype(np.int64)
+
+
+def _check_rows(
+    start: NDArray[np.int64], context: NDArray[np.int64], table: NDArray[np.int64]
+) -> None:
+    sequences = len(context)
+    if not sequences:
+        raise broken("context_len", "[]", "a batch has at least one sequence")
+    if len(start) != sequences + 1:
+        rule = f"{sequences} sequences need {sequences + 1} entries"
+        raise broken("query_start", f"[{len(start)}]", rule)
+    if len(table) != sequences:
+        raise broken("page_table", f"{len(table)} rows", f"there are {sequences} sequences")
+    if start[0] != 0:
+        raise broken("query_start[0]", start[0], "must be 0")
+    query = np.diff(start)
+    if (query < 0).any():
+        s = int((query < 0).argmax())
+        raise broken(f"query_start[{s + 1}]", start[s + 1], f"is less than {start[s]} before it")
+    if (context < query).any():
+        s = int((context < query).argmax())
+        rule = f"must include the {query[s]} tokens that the sequence brings"
+        raise broken(f"context_len[{s}]", context[s], rule)

@@ -1,0 +1,127 @@
+"""Checks of the optional `FusedOps`."""
+
+import math
+from typing import get_args
+
+import torch
+
+from kvrt.spi import Activation, FusedOps, HeadNorm, Rotation
+from kvrt.wrappers.attention import CheckedAttention
+from kvrt.wrappers.rules import Facts, broken
+
+
+class CheckedFusedOps:
+    """`FusedOps` that refuses tensors its rules do not allow. A call costs about a microsecond."""
+
+    def __init__(self, facts: Facts, attention: CheckedAttention, inner: FusedOps) -> None:
+        self._facts = facts
+        self._attention = attention
+        self._inner = inner
+
+    def linear(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        tokens, width = self._check_matrix(x, weight)
+        if bias is not None:
+            self._check_vector("bias", bias, width)
+        if residual is not None:
+            self._facts.check_on_device("residual", residual)
+            if residual.shape != (tokens, width) or residual.dtype != x.dtype:
+                rule = f"must be [{tokens}, {width}] in the dtype of x, {x.dtype}"
+                raise broken("residual", residual, rule)
+            _check_last_contiguous("residual", residual)
+        return self._inner.linear(x, weight, bias, residual)
+
+    def gated_linear(
+        self, x: torch.Tensor, weight: torch.Tensor, activation: Activation
+    ) -> torch.Tensor:
+        _, width = self._check_matrix(x, weight)
+        if width % 2:
+            raise broken("weight", weight, "needs as many rows for gate as for up")
+        if activation not in get_args(Activation):
+            rule = f"must be one of {', '.join(get_args(Activation))}"
+            raise broken("activation", repr(activation), rule)
+        return self._inner.gated_linear(x, weight, activation)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        self._check_x(x)
+        self._check_vector("weight", weight, x.shape[1])
+        if not 0 <= eps < math.inf:
+            raise broken("eps", eps, "must be finite and not negative")
+        return self._inner.rms_norm(x, weight, eps)
+
+    def rotate_append(
+        self,
+        plan: object,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        rotation: Rotation | None,
+        norm: HeadNorm | None,
+    ) -> None:
+        checked = self._attention.check_step("rotate_append", plan, layer)
+        self._attention.check_rows("q", q, checked, None)
+        self._attention.check_rows("k", k, checked, checked.layout.kv_heads)
+        self._attention.check_rows("v", v, checked, checked.layout.kv_heads)
+        if not q.dtype == k.dtype == v.dtype:
+            raise broken("k", k, f"q, k and v must have one dtype; q has {q.dtype}, v {v.dtype}")
+        head_dim = checked.layout.head_dim
+        if rotation is not None:
+            self._check_rotation(rotation, checked.positions, head_dim)
+        if norm is not None:
+            self._check_vector("norm.q", norm.q, head_dim)
+            self._check_vector("norm.k", norm.k, head_dim)
+            if not 0 <= norm.eps < math.inf:
+                raise broken("norm.eps", norm.eps, "must be finite and not negative")
+        self._inner.rotate_append(checked.inner, layer, q, k, v, rotation, norm)
+
+    def _check_matrix(self, x: torch.Tensor, weight: torch.Tensor) -> tuple[int, int]:
+        """Tokens and out features of ``x @ weight.T``."""
+        self._check_x(x)
+        self._facts.check_on_device("weight", weight)
+        shape = weight.shape
+        if len(shape) != 2 or shape[1] != x.shape[1] or not weight.is_contiguous():
+            rule = f"must be [out features, {x.shape[1]}], contiguous"
+            raise broken("weight", weight, rule)
+        if weight.dtype not in self._facts.weight_dtypes:
+            rule = f"must have one of the dtypes {', '.join(self._facts.info.kv_dtypes)}"
+            raise broken("weight", weight, rule)
+        return x.shape[0], shape[0]
+
+    def _check_x(self, x: torch.Tensor) -> None:
+        self._facts.check_open("a fused operator")
+        self._facts.check_activation("x", x)
+        if x.dim() != 2:
+            raise broken("x", x, "must be [tokens, in features]")
+        _check_last_contiguous("x", x)
+
+    def _check_vector(self, argument: str, tensor: torch.Tensor, length: int) -> None:
+        self._facts.check_on_device(argument, tensor)
+        if tensor.shape != (length,) or tensor.dtype != torch.float32:
+            raise broken(argument, tensor, f"must be float32 [{length}]")
+        if not tensor.is_contiguous():
+            raise broken(argument, tensor, "must be contiguous")
+
+    def _check_rotation(self, rotation: Rotation, positions: int, head_dim: int) -> None:
+        cos, sin = rotation.cos, rotation.sin
+        for name, tensor in (("rotation.cos", cos), ("rotation.sin", sin)):
+            self._facts.check_on_device(name, tensor)
+            if tensor.dtype != torch.float32 or tensor.dim() != 2 or not tensor.is_contiguous():
+                raise broken(
+                    name, tensor, "must be float32 [positions, rotary_dim / 2], contiguous"
+                )
+        if cos.shape != sin.shape:
+            raise broken("rotation.sin", sin, f"must have the shape of cos, {list(cos.shape)}")
+        if cos.shape[0] < positions or 2 * cos.shape[1] > head_dim:
+            rule = f"needs {positions} positions or more, and at most {head_dim // 2} angles"
+            raise broken("rotation.cos", cos, rule)
+
+
+def _check_last_contiguous(argument: str, tensor: torch.Tensor) -> None:
+    if not tensor.is_contiguous() and tensor.stride(-1) != 1:
+        raise broken(argument, tensor, "its last dimension must be contiguous")

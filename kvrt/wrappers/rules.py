@@ -1,0 +1,65 @@
+"""What all checks share: how a broken rule is reported, and what is known of the device."""
+
+from collections.abc import Mapping
+
+import torch
+
+from kvrt.errors import ContractError
+from kvrt.spi import DeviceInfo, DType
+
+TORCH_DTYPE: Mapping[DType, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def broken(argument: str, value: object, rule: str) -> ContractError:
+    """The error to raise when `argument` has a `value` that breaks `rule`."""
+    if isinstance(value, torch.Tensor):
+        value = described(value)
+    return ContractError(f"{argument} = {value}: {rule}")
+
+
+def described(tensor: torch.Tensor) -> str:
+    """What checks look at in a tensor."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return f"{dtype} {list(tensor.shape)} with strides {list(tensor.stride())} on {tensor.device}"
+
+
+def whole(value: object) -> bool:
+    """True for an int that is not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+class Facts:
+    """A device's info, in the form that checks ask for, and whether it is still open."""
+
+    def __init__(self, info: DeviceInfo) -> None:
+        if not whole(info.granularity) or info.granularity <= 0:
+            raise broken("info.granularity", info.granularity, "must be a positive number of bytes")
+        for field in ("compute_dtypes", "kv_dtypes"):
+            dtypes = getattr(info, field)
+            if not dtypes or not set(dtypes) <= set(TORCH_DTYPE):
+                raise broken(f"info.{field}", dtypes, f"must name some of {', '.join(TORCH_DTYPE)}")
+        self.info = info
+        self.compute_dtypes = frozenset(TORCH_DTYPE[name] for name in info.compute_dtypes)
+        self.weight_dtypes = frozenset(TORCH_DTYPE[name] for name in info.kv_dtypes)
+        self.torch_device = torch.device(info.torch_device)
+        self.closed = False
+
+    def check_open(self, method: str) -> None:
+        if self.closed:
+            raise ContractError(f"{method} was called after the device's close()")
+
+    def check_on_device(self, argument: str, tensor: torch.Tensor) -> None:
+        if not isinstance(tensor, torch.Tensor):
+            raise broken(argument, repr(tensor), "must be a tensor")
+        if tensor.device != self.torch_device:
+            raise broken(argument, tensor, f"must be on {self.torch_device}")
+
+    def check_activation(self, argument: str, tensor: torch.Tensor) -> None:
+        self.check_on_device(argument, tensor)
+        if tensor.dtype not in self.compute_dtypes:
+            allowed = ", ".join(self.info.compute_dtypes)
+            raise broken(argument, tensor, f"must have one of the compute dtypes {allowed}")

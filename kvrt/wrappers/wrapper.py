@@ -1,0 +1,173 @@
+"""A device that forwards every call to another, through one method that may be overridden."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+
+from kvrt.spi import (
+    Activation,
+    AttentionBatch,
+    AttentionParams,
+    Chunk,
+    Copier,
+    Device,
+    DeviceInfo,
+    DType,
+    Extension,
+    FusedOps,
+    HeadNorm,
+    MemoryInfo,
+    PagedAttention,
+    Rotation,
+    Span,
+    Ticket,
+    VirtualMemory,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
+
+class Wrapper:
+    """Forwards everything to `inner`. Override `around`, or put other parts in place.
+
+    `FusedOps` is forwarded like the required parts; any other extension is handed out as it is.
+
+    Args:
+        inner: the device that does the work.
+    """
+
+    def __init__(self, inner: Device) -> None:
+        self.inner = inner
+        self.memory: VirtualMemory = WrappedMemory(self, inner.memory)
+        self.copier: Copier = WrappedCopier(self, inner.copier)
+        self.attention: PagedAttention = WrappedAttention(self, inner.attention)
+
+    def around(
+        self, name: str, call: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs
+    ) -> Result:
+        """What happens on a call of the method `name`, e.g. ``memory.map``."""
+        return call(*args, **kwargs)
+
+    @property
+    def info(self) -> DeviceInfo:
+        return self.inner.info
+
+    def extension(self, kind: type[Extension]) -> Extension | None:
+        found = self.inner.extension(kind)
+        if found is None or cast(Any, kind) is not FusedOps:
+            return found
+        return cast(Extension, WrappedFusedOps(self, cast(FusedOps, found)))
+
+    def fence(self) -> Ticket:
+        return self.around("fence", self.inner.fence)
+
+    def synchronize(self) -> None:
+        self.around("synchronize", self.inner.synchronize)
+
+    def close(self) -> None:
+        self.around("close", self.inner.close)
+
+
+class WrappedMemory:
+    def __init__(self, device: Wrapper, inner: VirtualMemory) -> None:
+        self.device = device
+        self.inner = inner
+
+    def reserve(self, nbytes: int) -> Span:
+        return self.device.around("memory.reserve", self.inner.reserve, nbytes)
+
+    def release(self, span: Span) -> None:
+        self.device.around("memory.release", self.inner.release, span)
+
+    def create(self) -> Chunk:
+        return self.device.around("memory.create", self.inner.create)
+
+    def destroy(self, chunk: Chunk) -> None:
+        self.device.around("memory.destroy", self.inner.destroy, chunk)
+
+    def map(self, span: Span, at: int, chunk: Chunk) -> None:
+        self.device.around("memory.map", self.inner.map, span, at, chunk)
+
+    def unmap(self, span: Span, at: int, chunk: Chunk) -> None:
+        self.device.around("memory.unmap", self.inner.unmap, span, at, chunk)
+
+    def tensor(self, span: Span, dtype: DType) -> "Tensor":
+        return self.device.around("memory.tensor", self.inner.tensor, span, dtype)
+
+    def info(self) -> MemoryInfo:
+        return self.device.around("memory.info", self.inner.info)
+
+
+class WrappedCopier:
+    def __init__(self, device: Wrapper, inner: Copier) -> None:
+        self.device = device
+        self.inner = inner
+
+    def host_buffer(self, nbytes: int) -> "Tensor":
+        return self.device.around("copier.host_buffer", self.inner.host_buffer, nbytes)
+
+    def to_host(self, dst: "Tensor", src: "Tensor", after: Ticket | None = None) -> Ticket:
+        return self.device.around("copier.to_host", self.inner.to_host, dst, src, after)
+
+    def to_device(self, dst: "Tensor", src: "Tensor", after: Ticket | None = None) -> Ticket:
+        return self.device.around("copier.to_device", self.inner.to_device, dst, src, after)
+
+    def within(self, dst: "Tensor", src: "Tensor", after: Ticket | None = None) -> Ticket:
+        return self.device.around("copier.within", self.inner.within, dst, src, after)
+
+
+class WrappedAttention:
+    def __init__(self, device: Wrapper, inner: PagedAttention) -> None:
+        self.device = device
+        self.inner = inner
+
+    def plan(self, batch: AttentionBatch) -> object:
+        return self.device.around("attention.plan", self.inner.plan, batch)
+
+    def append(self, plan: object, layer: int, k: "Tensor", v: "Tensor") -> None:
+        self.device.around("attention.append", self.inner.append, plan, layer, k, v)
+
+    def run(
+        self, plan: object, layer: int, q: "Tensor", out: "Tensor", params: AttentionParams
+    ) -> None:
+        self.device.around("attention.run", self.inner.run, plan, layer, q, out, params)
+
+
+class WrappedFusedOps:
+    def __init__(self, device: Wrapper, inner: FusedOps) -> None:
+        self.device = device
+        self.inner = inner
+
+    def linear(
+        self,
+        x: "Tensor",
+        weight: "Tensor",
+        bias: "Tensor | None" = None,
+        residual: "Tensor | None" = None,
+    ) -> "Tensor":
+        return self.device.around("fused.linear", self.inner.linear, x, weight, bias, residual)
+
+    def gated_linear(self, x: "Tensor", weight: "Tensor", activation: Activation) -> "Tensor":
+        return self.device.around(
+            "fused.gated_linear", self.inner.gated_linear, x, weight, activation
+        )
+
+    def rms_norm(self, x: "Tensor", weight: "Tensor", eps: float) -> "Tensor":
+        return self.device.around("fused.rms_norm", self.inner.rms_norm, x, weight, eps)
+
+    def rotate_append(
+        self,
+        plan: object,
+        layer: int,
+        q: "Tensor",
+        k: "Tensor",
+        v: "Tensor",
+        rotation: Rotation | None,
+        norm: HeadNorm | None,
+    ) -> None:
+        self.device.around(
+            "fused.rotate_append", self.inner.rotate_append, plan, layer, q, k, v, rotation, norm
+        )
