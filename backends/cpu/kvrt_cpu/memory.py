@@ -130,8 +130,13 @@ class _HostMemory:
 
     def release(self, span: Span) -> None:
         self.require_owner()
-        driver.unmap(span.base, span.nbytes)
+        # Forget it first: once unmapped, another thread may be given the same addresses.
         del self._spans[span.base]
+        try:
+            driver.unmap(span.base, span.nbytes)
+        except KvrtError:
+            self._spans[span.base] = span
+            raise
 
     def tensor(self, span: Span, dtype: DType) -> torch.Tensor:
         self.require_owner()
