@@ -6,7 +6,7 @@ PROMPTS = (
     "def read_file(path):",
     '"""Return the',
     "import os\nimport sys\n\n",
-    "class Queue:\n    ",
+    "class Queue:",
     "The following example shows how to",
 )
 """What the card's samples continue."""

@@ -39,7 +39,7 @@ END_ID = 0  # special tokens come first in the vocabulary
 SEED = 0
 LEARNING_RATE = 2e-3
 WARMUP_STEPS = 100
-DECAY_STEPS = 1500
+DECAY_STEPS = 2000
 BETAS = (0.9, 0.98)
 WEIGHT_DECAY = 0.1
 GRADIENT_NORM = 1.0
@@ -58,7 +58,7 @@ class Stage:
 
 
 STAGES = (
-    Stage(steps=4000, batch=4, length=256),
+    Stage(steps=6000, batch=4, length=256),
     # Long windows last: they cost more per token, and positions above 256 are learnt quickly.
     Stage(steps=1000, batch=2, length=1024),
 )
@@ -192,7 +192,9 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def save_model(net: CausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     """Write the Hugging Face files: weights in bfloat16, configuration, tokenizer."""
     weights = {name: p.to(torch.bfloat16).contiguous() for name, p in net.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    weights_file = folder / "model.safetensors"
+    save_file(weights, weights_file, metadata={"format": "pt"})
+    weights_file.chmod(0o644)  # safetensors writes for the owner's eyes only
     write_json(
         folder / "config.json",
         {
