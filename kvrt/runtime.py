@@ -300,6 +300,11 @@ class Runtime:
     def device_info(self) -> DeviceInfo:
         return self.device.info
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request waits or runs."""
+        return self._engine.busy
+
     def stats(self) -> RuntimeStats:
         return RuntimeStats(
             self._load_seconds, self.model.weight_bytes, self._engine.steps, self.cache.stats()

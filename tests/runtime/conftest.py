@@ -1,0 +1,62 @@
+"""A small model with random weights, and runtimes on it.
+
+Its heads are wide, so that a page of 16 tokens takes 256 KiB and a chunk holds only eight of them:
+a memory limit of a few chunks is then a few hundred tokens, and pages run out soon.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kvrt.runtime import Runtime
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 199,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+}
+
+MakeRuntime = Callable[..., Runtime]
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny_lm")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return folder
+
+
+@pytest.fixture
+def make_runtime(tiny_lm: Path) -> Iterator[MakeRuntime]:
+    """Runtimes on the CPU backend, with poison on every freed page; closed at the end."""
+    opened: list[Runtime] = []
+
+    def make(**options: object) -> Runtime:
+        defaults: dict[str, object] = {
+            "backend": "cpu", "load_format": "dummy", "poison": True, "seed": 1,
+        }  # fmt: skip
+        runtime = Runtime(tiny_lm, **{**defaults, **options})
+        opened.append(runtime)
+        return runtime
+
+    yield make
+    for runtime in opened:
+        runtime.close()
+
+
+def pages_in_use(runtime: Runtime) -> int:
+    return runtime.stats().cache.used_pages
