@@ -164,12 +164,12 @@ class CheckedAttention:
         pages = table[used]
         room = mapping.span.nbytes - int(extents.starts[-1]) - extents.nbytes
         limit = min(room // extents.page_bytes + 1, extents.pages)
-        bad: NDArray[np.bool_] = (pages < 0) | (pages >= limit)
+        bad = (pages < 0) | (pages >= limit)
         rule = f"must be from 0 and below {limit}, the pages of the span"
         if not bad.any():
             rule = "is not mapped: a part of it is a hole of the span"
             starts = (pages * extents.page_bytes)[:, None] + extents.starts
-            bad = ~mapping.covers(starts, extents.nbytes).all(axis=1)
+            bad = np.logical_not(mapping.covers(starts, extents.nbytes).all(axis=1))
         if bad.any():
             s, i = (int(index) for index in np.argwhere(used)[bad.argmax()])
             raise broken(f"page_table[{s}, {i}]", f"page {table[s, i]}", rule)

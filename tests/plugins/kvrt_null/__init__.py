@@ -1,0 +1,259 @@
+"""A whole backend in one file: a make-believe device of 256 MiB, in the host's memory."""
+
+import ctypes
+import mmap
+import os
+
+import torch
+from torch import Tensor
+
+from kvrt.errors import BackendUnavailable, DeviceError, OutOfMemory
+from kvrt.spi import (
+    AttentionBatch,
+    AttentionParams,
+    Backend,
+    Capability,
+    Chunk,
+    Device,
+    DeviceInfo,
+    DeviceOptions,
+    Done,
+    DType,
+    Extension,
+    MemoryInfo,
+    Probe,
+    Span,
+    Ticket,
+)
+
+KIB = 1024
+CHUNK = 64 * KIB
+TOTAL = 256 * KIB * KIB
+DTYPES: dict[DType, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+# --- memory: a reserved address range is a mapping without access, a chunk is a piece of a file
+
+NOTHING = (mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000, -1, 0)  # 0x4000 = MAP_NORESERVE
+NO_ACCESS, READ_WRITE = 0, mmap.PROT_READ | mmap.PROT_WRITE
+FIXED = 0x10
+PUNCH_HOLE_KEEP_SIZE = 0x3
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
+FAILED = ctypes.c_void_p(-1).value
+
+
+def failed(call: str) -> DeviceError:
+    number = ctypes.get_errno()
+    return DeviceError(f"{call}: {os.strerror(number)}", call=call, code=os.strerror(number))
+
+
+def map_at(address: int, nbytes: int, access: int, flags: int, file: int, offset: int) -> int:
+    found: int = libc.mmap(address, nbytes, access, flags, file, offset)
+    if found == FAILED:
+        raise failed("mmap")
+    return found
+
+
+class Memory:
+    def __init__(self) -> None:
+        self.file = os.memfd_create("kvrt-null")
+        self.spans: set[Span] = set()
+        self.live: set[Chunk] = set()
+        self.free = [Chunk(offset) for offset in range(TOTAL - CHUNK, -1, -CHUNK)]
+
+    def reserve(self, nbytes: int) -> Span:
+        found = map_at(0, nbytes + CHUNK, NO_ACCESS, *NOTHING)
+        base = -(-found // CHUNK) * CHUNK
+        libc.munmap(base + nbytes, found + CHUNK - base)
+        if base > found:
+            libc.munmap(found, base - found)
+        span = Span(base, nbytes)
+        self.spans.add(span)
+        return span
+
+    def release(self, span: Span) -> None:
+        if libc.munmap(span.base, span.nbytes):
+            raise failed("munmap")
+        self.spans.remove(span)
+
+    def create(self) -> Chunk:
+        try:
+            chunk = self.free.pop()
+        except IndexError:
+            raise OutOfMemory("all chunks are taken", needed=CHUNK) from None
+        try:
+            os.posix_fallocate(self.file, chunk.handle, CHUNK)
+        except OSError as error:
+            self.free.append(chunk)
+            raise OutOfMemory(f"posix_fallocate: {error.strerror}", needed=CHUNK) from error
+        self.live.add(chunk)
+        return chunk
+
+    def destroy(self, chunk: Chunk) -> None:
+        if libc.fallocate(self.file, PUNCH_HOLE_KEEP_SIZE, chunk.handle, CHUNK):
+            raise failed("fallocate")
+        self.live.remove(chunk)
+        self.free.append(chunk)
+
+    def map(self, span: Span, at: int, chunk: Chunk) -> None:
+        place = (mmap.MAP_SHARED | FIXED, self.file, chunk.handle)
+        map_at(span.base + at, CHUNK, READ_WRITE, *place)
+
+    def unmap(self, span: Span, at: int, chunk: Chunk) -> None:
+        flags, file, offset = NOTHING
+        map_at(span.base + at, CHUNK, NO_ACCESS, flags | FIXED, file, offset)
+
+    def tensor(self, span: Span, dtype: DType) -> Tensor:
+        buffer = (ctypes.c_uint8 * span.nbytes).from_address(span.base)
+        return torch.frombuffer(buffer, dtype=DTYPES[dtype])
+
+    def info(self) -> MemoryInfo:
+        taken = len(self.live) * CHUNK
+        return MemoryInfo(total=TOTAL, free=TOTAL - taken, chunks=taken)
+
+    def close(self) -> None:
+        while self.spans:
+            self.release(next(iter(self.spans)))
+        if self.file >= 0:
+            os.close(self.file)
+            self.file = -1
+
+
+# --- copies: host and device memory are the same here, and every copy is done when it returns
+
+
+class Copier:
+    def host_buffer(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8)
+
+    def copy(self, dst: Tensor, src: Tensor, after: Ticket | None = None) -> Ticket:
+        if after is not None:
+            after.wait()
+        dst.view(-1).view(torch.uint8).copy_(src.view(-1).view(torch.uint8))
+        return Done()
+
+    to_host = to_device = within = copy
+
+
+# --- attention: one sequence after the other, with torch's own operators
+
+
+class Plan:
+    """For each sequence its rows, and where the keys of its tokens are in layer 0."""
+
+    def __init__(self, batch: AttentionBatch) -> None:
+        self.kv, self.layout = batch.kv, batch.layout
+        self.rows: list[slice] = []
+        self.keys: list[Tensor] = []  # int64 [context, kv_heads, head_dim], elements of kv
+        page, heads, d = batch.layout.page_size, batch.layout.kv_heads, batch.layout.head_dim
+        starts = batch.query_start.tolist()
+        for s, length in enumerate(batch.context_len.tolist()):
+            position = torch.arange(length)
+            pages = batch.page_table[s].long()[position // page]
+            token = pages * batch.layout.page_stride + position % page * d
+            head = torch.arange(heads) * batch.layout.head_stride
+            self.rows.append(slice(starts[s], starts[s + 1]))
+            self.keys.append(token[:, None, None] + head[:, None] + torch.arange(d))
+
+    def elements(self, sequence: int, layer: int) -> tuple[Tensor, Tensor]:
+        keys = self.keys[sequence] + layer * self.layout.layer_stride
+        return keys, keys + self.layout.v_offset
+
+
+class Attention:
+    def plan(self, batch: AttentionBatch) -> Plan:
+        return Plan(batch)
+
+    def append(self, plan: object, layer: int, k: Tensor, v: Tensor) -> None:
+        assert isinstance(plan, Plan)
+        for s, rows in enumerate(plan.rows):
+            new = slice(len(plan.keys[s]) - (rows.stop - rows.start), None)
+            for elements, tensor in zip(plan.elements(s, layer), (k, v), strict=True):
+                plan.kv[elements[new]] = tensor[rows].to(plan.kv.dtype)
+
+    def run(
+        self, plan: object, layer: int, q: Tensor, out: Tensor, params: AttentionParams
+    ) -> None:
+        assert isinstance(plan, Plan)
+        group = q.shape[1] // plan.layout.kv_heads
+        for s, rows in enumerate(plan.rows):
+            k, v = (
+                plan.kv[elements].float().repeat_interleave(group, dim=1)
+                for elements in plan.elements(s, layer)
+            )
+            scores = torch.einsum("qhd,khd->hqk", q[rows].float(), k) * params.scale
+            if params.softcap:
+                scores = params.softcap * torch.tanh(scores / params.softcap)
+            key = torch.arange(len(k))
+            query = key[len(k) - scores.shape[1] :, None]
+            hidden = key > query
+            if params.window:
+                hidden |= key <= query - params.window
+            weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+            out[rows] = torch.einsum("hqk,khd->qhd", weights, v).to(out.dtype)
+
+
+# --- the device and the backend
+
+
+class NullDevice:
+    def __init__(self) -> None:
+        self.memory = Memory()
+        self.copier = Copier()
+        self.attention = Attention()
+        self.info = DeviceInfo(
+            backend="null",
+            index=0,
+            name="make-believe device",
+            arch="none",
+            total_bytes=TOTAL,
+            granularity=CHUNK,
+            torch_device="cpu",
+            compute_dtypes=("float32", "bfloat16", "float16"),
+            kv_dtypes=("float32", "bfloat16", "float16"),
+            capabilities=frozenset({Capability.ALIASING}),
+            notes=("attention is computed by torch, one sequence after the other",),
+        )
+
+    def extension(self, kind: type[Extension]) -> Extension | None:
+        return None
+
+    def fence(self) -> Ticket:
+        return Done()
+
+    def synchronize(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.memory.close()
+
+
+class NullBackend:
+    name = "null"
+    spi = 1
+
+    def probe(self) -> Probe:
+        return Probe(available=True, detail="1 make-believe device of 256 MiB", devices=1)
+
+    def open(self, index: int = 0, options: DeviceOptions = DeviceOptions()) -> Device:
+        if index != 0:
+            raise BackendUnavailable(f"null has one device, 0; there is no device {index}")
+        return NullDevice()
+
+
+backend: Backend = NullBackend()
