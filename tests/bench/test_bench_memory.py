@@ -144,5 +144,5 @@ def test_map_and_unmap_a_pooled_chunk(benchmark, memory):
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "quick"])
 def test_free_memory(benchmark, exact):
     memory = PrivateMemory()
-    benchmark(lambda: memory._host.free(exact=exact))
+    benchmark(lambda: memory.system.free(exact=exact))
     memory.close()

@@ -4,7 +4,10 @@ Read from /proc and /sys, of which `root` may be a copy. See proc(5) and the ker
 cgroup-v2 documents.
 """
 
+import math
+import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -24,6 +27,18 @@ def processor(root: Path = ROOT) -> str:
         if key.strip() in ("model name", "Model") and value.strip():
             return value.strip()
     return platform.machine()
+
+
+def processors(root: Path = ROOT) -> int:
+    """How many processors this process may keep busy: its affinity, within its groups' quotas."""
+    counts = [len(os.sched_getaffinity(0))]
+    for folder, version in _folders(root, "cpu"):
+        names = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        files = [path for name in names if (path := folder / name).exists()]
+        words = [word for path in files for word in path.read_text().split()]
+        if len(words) == 2 and words[0] not in ("max", "-1"):
+            counts.append(math.ceil(int(words[0]) / int(words[1])))
+    return min(counts)
 
 
 def huge_pages(root: Path = ROOT) -> tuple[str, int]:
@@ -63,29 +78,28 @@ class _Names:
     cache: str
 
 
-_V1 = _Names(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
-_V2 = _Names(("memory.max", "memory.high"), "memory.current", "inactive_file")
+_NAMES = {
+    1: _Names(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"),
+    2: _Names(("memory.max", "memory.high"), "memory.current", "inactive_file"),
+}
+_UNLIMITED = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """A control group that limits this process's memory."""
+    """A control group that may limit this process's memory."""
 
     path: Path
     names: _Names
 
-    def limit(self) -> int | None:
-        """The lowest limit in bytes, or None."""
-        found = [
-            path.read_text() for name in self.names.limits if (path := self.path / name).exists()
-        ]
-        return min((int(text) for text in found if text.strip() != "max"), default=None)
+    def limit(self) -> int:
+        """The lowest limit in bytes; a huge number if there is none."""
+        files = [path for name in self.names.limits if (path := self.path / name).exists()]
+        texts = [path.read_text().strip() for path in files]
+        return min((int(text) for text in texts if text != "max"), default=_UNLIMITED)
 
     def free(self, exact: bool) -> int:
-        limit = self.limit()
-        if limit is None:
-            return 1 << 62
-        free = limit - int((self.path / self.names.used).read_text())
+        free = self.limit() - int((self.path / self.names.used).read_text())
         if exact or free < _CACHE_MATTERS_BELOW:
             # Unused file pages count as used, but are dropped before the limit bites.
             free += _field((self.path / "memory.stat").read_text(), self.names.cache)
@@ -102,17 +116,13 @@ class HostMemory:
         self._meminfo = root / "proc/meminfo"
         text = self._meminfo.read_text()
         physical = _field(text, "MemTotal:") * 1024
-        self._groups = [
-            group
-            for group in _groups(root)
-            if (limit := group.limit()) is not None and limit < physical
-        ]
+        groups = [_Group(path, _NAMES[version]) for path, version in _folders(root, "memory")]
+        self._groups = [group for group in groups if group.limit() < physical]
         self._physical = physical
 
     def total(self) -> int:
         """Bytes that there are."""
-        limits = [limit for group in self._groups if (limit := group.limit()) is not None]
-        return min(self._physical, *limits) if limits else self._physical
+        return min([self._physical, *(group.limit() for group in self._groups)])
 
     def free(self, *, exact: bool = True) -> int:
         """Bytes that can still be taken, the reserve subtracted; never below zero.
@@ -124,28 +134,26 @@ class HostMemory:
         return max(0, min([free, *(group.free(exact) for group in self._groups)]) - RESERVE_BYTES)
 
 
-def _groups(root: Path) -> list[_Group]:
-    """The memory control groups of this process and those around them, as far as we see them."""
+def _folders(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
+    """The control groups of this process and those around them, as far as they can be seen.
+
+    Yields each one's folder and its version, 1 or 2.
+    """
     mounts = {}
     for line in (root / "proc/self/mountinfo").read_text().splitlines():
         left, _, right = line.partition(" - ")
         kind, _, options = right.split(" ")[:3]
         if kind == "cgroup2":
-            mounts["0"] = left.split()[3:5]
-        elif kind == "cgroup" and "memory" in options.split(","):
-            mounts["memory"] = left.split()[3:5]
-    found = []
+            mounts[2] = left.split()[3:5]
+        elif kind == "cgroup" and controller in options.split(","):
+            mounts[1] = left.split()[3:5]
     for line in (root / "proc/self/cgroup").read_text().splitlines():
         number, controllers, path = line.split(":", 2)
-        key = "0" if number == "0" else "memory" if "memory" in controllers.split(",") else ""
-        if key not in mounts:
+        version = 2 if number == "0" else 1
+        if version not in mounts or (version == 1 and controller not in controllers.split(",")):
             continue
-        visible, mounted = mounts[key]
-        names = _V2 if key == "0" else _V1
-        below = PurePosixPath(path)
-        below = below.relative_to(visible) if below.is_relative_to(visible) else PurePosixPath()
+        visible, mounted = mounts[version]
+        group = PurePosixPath(path)
+        below = group.relative_to(visible) if group.is_relative_to(visible) else PurePosixPath()
         for part in (below, *below.parents):
-            group = root / mounted.lstrip("/") / part
-            if (group / names.used).exists():
-                found.append(_Group(group, names))
-    return found
+            yield root / mounted.lstrip("/") / part, version

@@ -100,12 +100,12 @@ class _MappingBudget:
             )
 
 
-class _HostMemory:
+class LinuxMemory:
     """What both kinds share: spans, accounting, and the rule that a forked child keeps out."""
 
     def __init__(self) -> None:
-        self._host = host.HostMemory()
-        count = self._host.total() // GRANULARITY
+        self.system = host.HostMemory()
+        count = self.system.total() // GRANULARITY
         self._slots = _Slots(count)
         self._mappings = _MappingBudget()
         self._spans: dict[int, Span] = {}
@@ -145,7 +145,7 @@ class _HostMemory:
 
     def info(self) -> MemoryInfo:
         chunks = self._slots.live * GRANULARITY
-        return MemoryInfo(self._host.total(), self._host.free(), chunks)
+        return MemoryInfo(self.system.total(), self.system.free(), chunks)
 
     def close(self) -> None:
         # In a forked child there is nothing of ours, but perhaps something of its own.
@@ -168,9 +168,9 @@ class _HostMemory:
         )
 
     def _require_free(self) -> None:
-        if self._host.free(exact=False) >= GRANULARITY:
+        if self.system.free(exact=False) >= GRANULARITY:
             return
-        free = self._host.free()
+        free = self.system.free()
         if free < GRANULARITY:
             raise OutOfMemory(
                 f"no memory for another chunk of {GRANULARITY} bytes: {free} bytes are free after"
@@ -181,7 +181,7 @@ class _HostMemory:
             )
 
 
-class PrivateMemory(_HostMemory):
+class PrivateMemory(LinuxMemory):
     """Chunks in anonymous memory, in huge pages where the system allows them.
 
         home   |  c0  |  ....  |  c2  |          created, not mapped
@@ -243,7 +243,7 @@ class PrivateMemory(_HostMemory):
             raise
 
 
-class ShareableMemory(_HostMemory):
+class ShareableMemory(LinuxMemory):
     """Chunks in a memory file, which may be mapped at several addresses and by other processes.
 
     A chunk's handle is its offset in the file `fd`.

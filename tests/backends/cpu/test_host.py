@@ -1,7 +1,8 @@
+import os
 from pathlib import Path
 
 import pytest
-from kvrt_cpu.host import RESERVE_BYTES, HostMemory, huge_pages, mappings, processor
+from kvrt_cpu.host import RESERVE_BYTES, HostMemory, huge_pages, mappings, processor, processors
 
 GIB = 1 << 30
 
@@ -137,3 +138,25 @@ def test_this_machine_can_be_asked():
     assert 0 < memory.free() < memory.total()
     count, limit = mappings()
     assert 0 < count < limit
+
+
+def test_a_container_s_processor_quota_limits_the_threads(machine, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    assert processors(machine.root) == 16
+    machine.cgroup_v2("/job")
+    machine.write("sys/fs/cgroup/job/cpu.max", "max 100000")
+    assert processors(machine.root) == 16
+    machine.write("sys/fs/cgroup/cpu.max", "250000 100000")
+    assert processors(machine.root) == 3
+
+
+def test_processor_quotas_of_cgroup_version_1_are_understood(machine, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    machine.write("proc/self/cgroup", "5:cpu,cpuacct:/x")
+    mount = "32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct"
+    machine.write("proc/self/mountinfo", mount)
+    machine.write("sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", -1)
+    machine.write("sys/fs/cgroup/cpu/x/cpu.cfs_period_us", 100000)
+    assert processors(machine.root) == 16
+    machine.write("sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", 400000)
+    assert processors(machine.root) == 4

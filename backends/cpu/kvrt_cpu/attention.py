@@ -1,0 +1,53 @@
+"""Paged attention on the CPU: by the native kernels, or in plain torch where there are none."""
+
+from typing import cast
+
+from kvrt_kernels import append, attention, reference
+from torch import Tensor
+
+from kvrt.spi import AttentionBatch, AttentionParams
+
+from .memory import LinuxMemory
+
+
+class NativeAttention:
+    """The compiled kernels.
+
+    Activations are float32. head_dim is a multiple of 16 up to 256 and page_size a multiple of 8;
+    `plan` raises `ContractError` for others.
+    """
+
+    def __init__(self, memory: LinuxMemory, threads: int) -> None:
+        self._memory = memory
+        self._threads = threads
+
+    def plan(self, batch: AttentionBatch) -> attention.Plan:
+        self._memory.require_owner()
+        return attention.plan(batch)
+
+    def append(self, plan: object, layer: int, k: Tensor, v: Tensor) -> None:
+        append.append(cast(attention.Plan, plan), layer, k, v, self._threads)
+
+    def run(
+        self, plan: object, layer: int, q: Tensor, out: Tensor, params: AttentionParams
+    ) -> None:
+        attention.run(cast(attention.Plan, plan), layer, q, out, params, self._threads)
+
+
+class TorchAttention:
+    """The definition of the operator, in plain torch: any layout, 10 to 40 times as slow."""
+
+    def __init__(self, memory: LinuxMemory) -> None:
+        self._memory = memory
+
+    def plan(self, batch: AttentionBatch) -> AttentionBatch:
+        self._memory.require_owner()
+        return reference.plan(batch)
+
+    def append(self, plan: object, layer: int, k: Tensor, v: Tensor) -> None:
+        reference.append(cast(AttentionBatch, plan), layer, k, v)
+
+    def run(
+        self, plan: object, layer: int, q: Tensor, out: Tensor, params: AttentionParams
+    ) -> None:
+        reference.run(cast(AttentionBatch, plan), layer, q, out, params)

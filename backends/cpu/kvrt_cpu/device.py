@@ -1,0 +1,98 @@
+"""The CPU as a device."""
+
+import platform
+from typing import cast
+
+import kvrt_kernels
+import torch
+
+from kvrt.errors import BackendUnavailable, ConfigError
+from kvrt.spi import (
+    Capability,
+    DeviceInfo,
+    DeviceOptions,
+    Done,
+    DType,
+    Extension,
+    FusedOps,
+    Measurable,
+    PagedAttention,
+    Ticket,
+)
+
+from . import host
+from .attention import NativeAttention, TorchAttention
+from .copier import HostCopier
+from .measure import NativeLimits, TorchLimits
+from .memory import GRANULARITY, open_memory
+from .ops import NativeOps
+
+_KV_DTYPES: tuple[DType, ...] = ("float32", "bfloat16", "float16")
+_DONE = Done()
+
+
+class CpuDevice:
+    """All processors of this machine that the process may use, and its memory.
+
+    Args:
+        options: `threads` bounds the compiled kernels' threads; torch has a setting of its own.
+
+    Raises:
+        ConfigError: `options.threads` is not positive.
+        OutOfMemory: there is not enough memory for one chunk.
+    """
+
+    def __init__(self, options: DeviceOptions) -> None:
+        threads = _threads(options.threads)
+        self.memory, notes = open_memory(shareable=options.shareable)
+        self.copier = HostCopier(self.memory.system)
+        self.attention: PagedAttention
+        capabilities = set(self.memory.capabilities)
+        try:
+            arch = kvrt_kernels.isa()
+        except BackendUnavailable as error:
+            arch = platform.machine()
+            slow = f"the slow torch reference path serves: {error}; fix: {error.fix}"
+            notes = (*notes, slow)
+            self.attention = TorchAttention(self.memory)
+            self._extensions: dict[type, object] = {Measurable: TorchLimits()}
+        else:
+            capabilities.add(Capability.BATCH_INVARIANT)
+            self.attention = NativeAttention(self.memory, threads)
+            self._extensions = {
+                FusedOps: NativeOps(threads),
+                Measurable: NativeLimits(threads),
+            }
+        self.info = DeviceInfo(
+            backend="cpu",
+            index=0,
+            name=host.processor(),
+            arch=arch,
+            total_bytes=self.memory.system.total(),
+            granularity=GRANULARITY,
+            torch_device="cpu",
+            compute_dtypes=("float32",),
+            kv_dtypes=_KV_DTYPES,
+            capabilities=frozenset(capabilities),
+            notes=notes,
+        )
+
+    def extension(self, kind: type[Extension]) -> Extension | None:
+        return cast(Extension | None, self._extensions.get(kind))
+
+    def fence(self) -> Ticket:
+        return _DONE
+
+    def synchronize(self) -> None:
+        """Nothing runs beside the caller."""
+
+    def close(self) -> None:
+        self.memory.close()
+
+
+def _threads(asked: int | None) -> int:
+    if asked is None:
+        return min(torch.get_num_threads(), host.processors())
+    if asked < 1:
+        raise ConfigError(f"threads = {asked}", fix="use 1 or more threads, or leave it out")
+    return asked
