@@ -1,0 +1,12 @@
+"""Models: from the files of a checkpoint to logits.
+
+    resolve     which folder a model's name means; downloads it if need be
+    config      config.json                -> ModelSpec, a value with everything checked
+    checkpoint  *.safetensors              -> Weights, in one arena on the device
+    tokenizer   tokenizer.json, templates  -> token ids and back
+    decoder     ModelSpec, Weights, device -> logits
+    loader      all of these together      -> Model
+
+Nothing here unpickles, and nothing runs code that comes with a model: chat templates are rendered
+in Jinja's sandbox, and every other file is data.
+"""

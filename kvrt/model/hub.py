@@ -1,0 +1,119 @@
+"""Downloads from the Hugging Face hub, into its own cache, through `huggingface_hub`.
+
+That library resumes a file that was cut, keeps only complete files in a snapshot, and honours the
+HF_* variables (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE, HF_ENDPOINT ...). What is added here: the small
+files come first, so that a model kvrt cannot run is refused before its weights are downloaded, and
+a snapshot that has its weights has everything else too.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import errors, snapshot_download
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+from kvrt.errors import ModelError
+from kvrt.model.checkpoint import INDEX, SINGLE, shard_names, weight_files
+from kvrt.model.config import read_config
+from kvrt.model.resolve import Progress, Want
+
+SMALL_FILES = ["*.json", "*.jinja"]
+SUBFOLDERS = ["*/*"]
+
+
+def download(
+    repository: str,
+    *,
+    want: Want,
+    revision: str | None,
+    offline: bool,
+    progress: Progress | None,
+) -> Path:
+    """The snapshot of a repository, completed if need be. See `resolve.resolve`."""
+    first = _snapshot(repository, SMALL_FILES, revision, offline, progress)
+    if not (first / "config.json").exists():
+        raise ModelError(
+            f"{repository}: the repository has no config.json",
+            fix="only Hugging Face checkpoints are supported; look for one in that format",
+        )
+    read_config(first / "config.json")
+    if want == "config":
+        return first
+    wanted = shard_names(first / INDEX) if (first / INDEX).exists() else [SINGLE]
+    # The folder of a snapshot is named for its commit: the weights come from the same one, even if
+    # the branch has moved meanwhile.
+    folder = _snapshot(repository, wanted, first.name, offline, progress)
+    try:
+        weight_files(folder)
+    except ModelError as error:
+        raise ModelError(f"{repository}: {error}", fix=_completing(error.fix, offline)) from None
+    return folder
+
+
+def _completing(fix: str, offline: bool) -> str:
+    return "run it once without --offline, to complete the download" if offline else fix
+
+
+def _snapshot(
+    repository: str,
+    patterns: list[str],
+    revision: str | None,
+    offline: bool,
+    progress: Progress | None,
+) -> Path:
+    try:
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=patterns,
+                ignore_patterns=SUBFOLDERS,
+                local_files_only=offline,
+                tqdm_class=_reporting(progress),
+            )
+        )
+    except errors.GatedRepoError as error:
+        raise ModelError(
+            f"{repository}: access to this repository must be granted to you",
+            fix=f"accept its terms at https://huggingface.co/{repository} and set HF_TOKEN",
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ModelError(f"{repository}: has no revision {revision!r}") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelError(
+            f"{repository}: there is no folder and no hub repository of this name",
+            fix="check the spelling; for a private repository set HF_TOKEN",
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"{repository}: is not completely in the cache, and "
+            + ("--offline forbids a download" if offline else "the hub cannot be reached"),
+            fix="check the network and run it once without --offline, or give a folder",
+        ) from error
+    except Exception as error:  # the network, the disk, the server, a name: all end here alike
+        raise ModelError(
+            f"{repository}: the download failed: {_one_line(error)}",
+            fix="run it again: what has arrived is kept, and the download goes on from there",
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _reporting(progress: Progress | None) -> type[tqdm]:
+    """A progress bar for `snapshot_download` that draws nothing and tells `progress` instead."""
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            # The library has further bars, which count files and the bytes on the wire.
+            self._counts_bytes = kwargs.get("name") == "huggingface_hub.snapshot_download"
+            super().__init__(*args, **kwargs | {"disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.n += n or 0  # which a disabled bar leaves to its owner
+            if progress is not None and self._counts_bytes and self.total:
+                progress(int(self.n), int(self.total))
+            return None
+
+    return Bar

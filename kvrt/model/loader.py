@@ -1,0 +1,214 @@
+"""From a model's name to a model that is ready to run."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kvrt.errors import CapacityError, ConfigError, RequestError
+from kvrt.model import arena
+from kvrt.model.chat import Message
+from kvrt.model.checkpoint import fill, fingerprint, open_checkpoint
+from kvrt.model.config import read_config
+from kvrt.model.decoder import Decoder
+from kvrt.model.detokenizer import Detokenizer
+from kvrt.model.generation import GenerationDefaults, read_generation
+from kvrt.model.jsonfile import read_text
+from kvrt.model.resolve import Progress, resolve
+from kvrt.model.spec import ModelSpec
+from kvrt.model.tokenizer import TOKENIZER, Tokenizer
+from kvrt.model.weights import assemble, place, weight_bytes
+from kvrt.spi import Device, DType
+
+LoadFormat = Literal["auto", "dummy"]
+DUMMY_SCALE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A loaded model.
+
+    Args:
+        name: what was asked for.
+        folder: where its files are.
+        spec: its shape.
+        dtype: of its matrices in memory.
+        decoder: computes logits.
+        tokenizer: None where dummy weights were asked for and the files have no tokenizer.
+        generation: what its author recommends for sampling.
+        eos_ids: the tokens that end an answer.
+        fingerprint: SHA-256 over its configuration and weights; see `checkpoint.fingerprint`.
+        weight_bytes: memory its weights take.
+        max_model_len: the longest prompt and output together, in tokens.
+    """
+
+    name: str
+    folder: Path
+    spec: ModelSpec
+    dtype: DType
+    decoder: Decoder
+    tokenizer: Tokenizer | None
+    generation: GenerationDefaults
+    eos_ids: frozenset[int]
+    fingerprint: str
+    weight_bytes: int
+    max_model_len: int
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a prompt. Raises `RequestError` if there is no tokenizer."""
+        return self._tokenizer().encode(text)
+
+    def encode_chat(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> list[int]:
+        """The token ids of a conversation. Raises `RequestError` if there is no chat template."""
+        return self._tokenizer().encode_chat(
+            messages, add_generation_prompt=add_generation_prompt, **variables
+        )
+
+    def detokenizer(self, prompt: Sequence[int] = ()) -> Detokenizer | None:
+        """A detokenizer for an answer to `prompt`; None if there is no tokenizer."""
+        return None if self.tokenizer is None else self.tokenizer.detokenizer(prompt)
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise RequestError(
+                f"{self.name} has no tokenizer, so it cannot take text",
+                param="prompt",
+                fix=f"give token ids, or put the model's {TOKENIZER} beside its config.json",
+            )
+        return self.tokenizer
+
+
+def load_model(
+    model: str | Path,
+    device: Device,
+    *,
+    dtype: DType | Literal["auto"] = "auto",
+    load_format: LoadFormat = "auto",
+    max_model_len: int | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+    seed: int = 0,
+) -> Model:
+    """Load a model onto a device.
+
+    Everything that can be checked is checked before memory is taken.
+
+    Args:
+        model: a folder, a hub id, or ``tiny``; see `resolve`.
+        dtype: of the matrices; ``auto`` is the checkpoint's, or float32 if the device cannot use
+            that for weights.
+        load_format: ``dummy`` needs only a config.json, and makes random weights.
+        max_model_len: the longest context that will be asked for; None is the model's own limit.
+        revision: branch, tag or commit of a hub id.
+        offline: download nothing.
+        progress: told about the bytes of a download.
+        seed: of dummy weights.
+
+    Raises:
+        ModelError: the model is missing, damaged or not supported.
+        ConfigError: `dtype` or `max_model_len` cannot be used here.
+        CapacityError: its weights do not fit in the device's free memory.
+    """
+    dummy = load_format == "dummy"
+    folder = resolve(
+        model,
+        want="config" if dummy else "all",
+        revision=revision,
+        offline=offline,
+        progress=progress,
+    )
+    spec = read_config(folder / "config.json")
+    config = read_text(folder / "config.json").encode()
+    checkpoint = None if dummy else open_checkpoint(folder, spec)
+    generation = read_generation(folder, spec)
+    tokenizer = None
+    if checkpoint is not None or (folder / TOKENIZER).exists():
+        tokenizer = Tokenizer(folder, spec.vocab)
+    chosen = _choose_dtype(dtype, checkpoint.dtype if checkpoint else spec.dtype, device)
+    positions = _choose_length(max_model_len, spec)
+    memory = _allocate(str(model), spec, chosen, device)
+    if checkpoint is not None:
+        fill(checkpoint, spec, chosen, memory)
+        name = fingerprint(config, checkpoint)
+    else:
+        fill_dummy(spec, chosen, memory, seed)
+        name = hashlib.sha256(config + f"dummy {seed} {chosen}".encode()).hexdigest()
+    weights = assemble(spec, chosen, memory)
+    return Model(
+        name=str(model),
+        folder=folder,
+        spec=spec,
+        dtype=chosen,
+        decoder=Decoder(spec, weights, device, chosen, positions),
+        tokenizer=tokenizer,
+        generation=generation,
+        eos_ids=_eos_ids(generation, tokenizer),
+        fingerprint=name,
+        weight_bytes=weights.nbytes,
+        max_model_len=positions,
+    )
+
+
+def fill_dummy(spec: ModelSpec, dtype: DType, memory: Tensor, seed: int) -> None:
+    """Random weights: matrices from a normal distribution, norms 1, biases 0.
+
+    Made on the host, so that a seed gives the same weights on every device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for weight, view in place(spec, dtype, memory):
+        if not weight.is_matrix:
+            view.fill_(1.0 if weight.is_norm else 0.0)
+            continue
+        for rows in torch.split(view, max(1, (1 << 22) // view.shape[1])):
+            rows.copy_(torch.empty(rows.shape).normal_(0.0, DUMMY_SCALE, generator=generator))
+
+
+def _choose_dtype(wanted: DType | Literal["auto"], stored: DType, device: Device) -> DType:
+    usable = device.info.kv_dtypes
+    if wanted == "auto":
+        return stored if stored in usable else "float32"
+    if wanted not in usable:
+        raise ConfigError(
+            f"dtype {wanted} cannot be used for weights on {device.info.backend}",
+            fix=f"use one of {', '.join(usable)}",
+        )
+    return wanted
+
+
+def _choose_length(wanted: int | None, spec: ModelSpec) -> int:
+    if wanted is None:
+        return spec.max_positions
+    if not 1 <= wanted <= spec.max_positions:
+        raise ConfigError(
+            f"max_model_len is {wanted}; this model's context has room for {spec.max_positions}"
+            " tokens",
+            fix=f"give a number from 1 to {spec.max_positions}",
+        )
+    return wanted
+
+
+def _allocate(name: str, spec: ModelSpec, dtype: DType, device: Device) -> Tensor:
+    needed, free = weight_bytes(spec, dtype), device.memory.info().free
+    if needed > free:
+        raise CapacityError(
+            f"the weights of {name} take {needed:,} bytes in {dtype}, but {device.info.name} has"
+            f" only {free:,} bytes free",
+            needed=needed,
+            free=free,
+            fix="free memory, or load a smaller model"
+            + (" or --dtype bfloat16" if dtype == "float32" else ""),
+        )
+    return arena.allocate(needed, device.info.torch_device)
+
+
+def _eos_ids(generation: GenerationDefaults, tokenizer: Tokenizer | None) -> frozenset[int]:
+    """Chat models often name the end of a turn in one of the files only, so all are taken."""
+    own = {tokenizer.eos} if tokenizer is not None and tokenizer.eos is not None else set()
+    return frozenset(generation.eos) | own

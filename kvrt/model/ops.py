@@ -1,0 +1,97 @@
+"""The dense operators of a decoder in plain torch, for devices that bring none of their own."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kvrt.spi import Activation, AttentionBatch, HeadNorm, PagedAttention, Rotation
+
+
+@dataclass(frozen=True, slots=True)
+class PositionedPlan:
+    """A device's plan, with what `TorchOps` cannot read from it.
+
+    Args:
+        plan: what `PagedAttention.plan` returned.
+        positions: int64 [tokens], on the device.
+    """
+
+    plan: object
+    positions: Tensor
+
+
+def positions_of(batch: AttentionBatch) -> Tensor:
+    """The position of each of a batch's tokens in its sequence: int64 [tokens], on the host."""
+    start = batch.query_start.long()
+    counts = start.diff()
+    first = batch.context_len - counts
+    return torch.arange(int(start[-1])) + (first - start[:-1]).repeat_interleave(counts)
+
+
+class TorchOps:
+    """`kvrt.spi.FusedOps` in torch's own operators, on any device. Its plans are positioned.
+
+    A weight in another dtype than the activations is converted for each product: right, but slow,
+    which is why devices that compute in float32 bring a `FusedOps` that reads 16-bit weights.
+    """
+
+    def __init__(self, attention: PagedAttention) -> None:
+        self._attention = attention
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        out = F.linear(x, weight.to(x.dtype))
+        if bias is not None:
+            out += bias
+        if residual is not None:
+            out += residual
+        return out
+
+    def gated_linear(self, x: Tensor, weight: Tensor, activation: Activation) -> Tensor:
+        return gate(F.linear(x, weight.to(x.dtype)), activation)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
+
+    def rotate_append(
+        self,
+        plan: object,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rotation: Rotation | None,
+        norm: HeadNorm | None,
+    ) -> None:
+        assert isinstance(plan, PositionedPlan)
+        if norm is not None:
+            q.copy_(self.rms_norm(q, norm.q, norm.eps))
+            k.copy_(self.rms_norm(k, norm.k, norm.eps))
+        if rotation is not None:
+            cos = rotation.cos[plan.positions].unsqueeze(1)  # [tokens, 1, rotary_dim / 2]
+            sin = rotation.sin[plan.positions].unsqueeze(1)
+            _rotate(q, cos, sin)
+            _rotate(k, cos, sin)
+        self._attention.append(plan.plan, layer, k, v)
+
+
+def gate(x: Tensor, activation: Activation) -> Tensor:
+    """``act(first half) * second half`` of the last dimension."""
+    opened, up = x.chunk(2, dim=-1)
+    act = F.silu(opened) if activation == "silu" else F.gelu(opened, approximate="tanh")
+    return act.mul_(up)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotate the pairs (i, i + rotary_dim / 2) of each head, in place."""
+    half = cos.shape[-1]
+    first, second = x[..., :half].float(), x[..., half : 2 * half].float()
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    x[..., : 2 * half].copy_(rotated)

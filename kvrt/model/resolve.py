@@ -1,0 +1,62 @@
+"""Which folder a model's name means.
+
+tiny             the bundled model
+a path           a folder in the Hugging Face layout
+owner/name       a repository of the Hugging Face hub, downloaded once
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from kvrt.errors import ModelError
+
+BUNDLED = "tiny"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+Progress = Callable[[int, int], None]
+"""Called during a download with the bytes that are there and the bytes expected in total."""
+
+Want = Literal["all", "config"]
+
+
+def resolve(
+    model: str | Path,
+    *,
+    want: Want = "all",
+    revision: str | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """The folder of a model; downloads it if it is a hub id that is not here yet.
+
+    Args:
+        model: a path, a hub id, or ``tiny``. What exists as a folder is a path, except ``tiny``.
+        want: ``config`` leaves out the weights.
+        revision: branch, tag or commit; only for a hub id.
+        offline: use only what has been downloaded before.
+        progress: told about the bytes of a download.
+
+    Raises:
+        ModelError: there is no such model, or it could not be downloaded completely.
+    """
+    name = str(model)
+    if name == BUNDLED:
+        return Path(__file__).parent / "bundled" / BUNDLED
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelError(
+            f"{path}: is a file, not the folder of a model",
+            fix=f"give the folder, {path.parent}, if it is a Hugging Face checkpoint",
+        )
+    if isinstance(model, Path) or name.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name):
+        raise ModelError(
+            f"model {name!r}: there is no such folder, and it is not a hub id such as owner/name",
+            fix=f"give a folder, a hub id, or {BUNDLED}, the bundled model",
+        )
+    from kvrt.model.hub import download
+
+    return download(name, want=want, revision=revision, offline=offline, progress=progress)

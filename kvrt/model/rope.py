@@ -1,0 +1,72 @@
+"""Tables of the rotary position embedding (Su et al. 2021, arXiv 2104.09864).
+
+At position p, the pair (x_i, x_{i + head_dim/2}) of a head is rotated by the angle p * f_i:
+
+    f_i = theta ^ (-2 i / head_dim)
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from kvrt.model.spec import RopeSpec
+from kvrt.spi import Rotation
+
+
+def rotation_table(rope: RopeSpec, head_dim: int, positions: int, device: str) -> Rotation:
+    """Cosines and sines of every position: float32 [positions, head_dim / 2] on `device`.
+
+    Frequencies and angles are float32, as in the implementations that the supported models were
+    trained with: rounding in the same places agrees with them at any position.
+    """
+    frequencies = inverse_frequencies(rope, head_dim)
+    angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
+    return Rotation(
+        cos=angles.cos().mul_(rope.attention_factor).to(device),
+        sin=angles.sin_().mul_(rope.attention_factor).to(device),
+    )
+
+
+def inverse_frequencies(rope: RopeSpec, head_dim: int) -> Tensor:
+    """The inverse frequencies, stretched as the spec says: float32 [head_dim / 2]."""
+    frequencies = 1.0 / _wavelengths(rope, head_dim)
+    if rope.kind == "linear":
+        return frequencies / rope.factor
+    if rope.kind == "llama3":
+        return _llama3(rope, frequencies)
+    if rope.kind == "yarn":
+        return _yarn(rope, head_dim)
+    return frequencies
+
+
+def _wavelengths(rope: RopeSpec, head_dim: int) -> Tensor:
+    """Wavelengths divided by 2 pi."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    return torch.pow(rope.theta, exponents)
+
+
+def _llama3(rope: RopeSpec, frequencies: Tensor) -> Tensor:
+    """Llama 3.1: short waves stay, long ones are divided, those between are blended."""
+    rotations = rope.original_positions * frequencies / (2 * math.pi)
+    span = rope.high_freq_factor - rope.low_freq_factor
+    kept = ((rotations - rope.low_freq_factor) / span).clamp(0.0, 1.0)
+    return (1 - kept) * frequencies / rope.factor + kept * frequencies
+
+
+def _yarn(rope: RopeSpec, head_dim: int) -> Tensor:
+    """YaRN, section 3.2 of arXiv 2309.00071: a ramp over dimensions between two rotation counts."""
+
+    def dimension(rotations: float) -> float:
+        """The pair that turns this often within the original context."""
+        ratio = rope.original_positions / (rotations * 2 * math.pi)
+        return head_dim * math.log(ratio) / (2 * math.log(rope.theta))
+
+    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    ramp = (torch.arange(head_dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
+    kept = 1 - ramp.clamp(0.0, 1.0)
+    wavelengths = _wavelengths(rope, head_dim)
+    return (1 - kept) / (rope.factor * wavelengths) + kept / wavelengths

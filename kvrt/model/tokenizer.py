@@ -1,0 +1,181 @@
+"""Text to token ids and back, by the files that come with a model.
+
+tokenizer.json           the tokenizer itself, run by the `tokenizers` library
+tokenizer_config.json    which tokens begin and end a text; perhaps the chat template
+chat_template.jinja      the chat template, where it has a file of its own
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from kvrt.errors import ModelError, RequestError
+from kvrt.model.chat import ChatTemplate, Message
+from kvrt.model.detokenizer import Detokenizer
+from kvrt.model.jsonfile import open_regular, read_object, read_text, shown
+
+TOKENIZER = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
+
+TOKENIZER_LIMIT = 128 << 20
+CONFIG_LIMIT = 16 << 20
+BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token")
+
+
+class Tokenizer:
+    """A model's tokenizer and chat template.
+
+    Args:
+        folder: the model's folder.
+        vocab: rows of the model's embedding.
+
+    Raises:
+        ModelError: a file is missing or damaged, or the tokenizer has ids the model does not.
+    """
+
+    def __init__(self, folder: Path, vocab: int) -> None:
+        path = folder / TOKENIZER
+        self._tokenizer = _load(folder, path)
+        ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        if not ids:
+            raise ModelError(f"{path}: has no tokens")
+        token, largest = max(ids.items(), key=lambda item: item[1])
+        if largest >= vocab:
+            raise ModelError(
+                f"{path}: token {shown(token)} has id {largest}, but the model's vocab_size is"
+                f" {vocab}",
+                fix="the tokenizer belongs to another model: use the files the model came with",
+            )
+        settings = _read_settings(folder)
+        self._tokens = {name: text for name in SPECIAL if (text := _token(settings, name))}
+        self._add_bos = settings.get("add_bos_token")
+        self.bos = self._named_id("bos_token")
+        self.eos = self._named_id("eos_token")
+        self.chat = _chat_template(folder, settings, self._tokens)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = frozenset(i for i, token in added.items() if token.special)
+        self._bytes = frozenset(i for token, i in ids.items() if BYTE_TOKEN.fullmatch(token))
+
+    @property
+    def has_chat(self) -> bool:
+        """Whether the model came with a chat template."""
+        return self.chat is not None
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a prompt, with a token for the beginning where the model wants one.
+
+        Raises:
+            RequestError: the text holds half of a surrogate pair, so it is not Unicode.
+        """
+        if isinstance(self._add_bos, bool):
+            begin = [self.bos] if self._add_bos and self.bos is not None else []
+            return begin + self._encode(text, special=False)
+        return self._encode(text, special=True)
+
+    def encode_chat(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> list[int]:
+        """The token ids of a conversation, ready for the assistant's answer.
+
+        Raises:
+            RequestError: the model has no chat template, or it refuses the messages.
+        """
+        if self.chat is None:
+            raise RequestError(
+                "the model has no chat template, so it cannot take messages",
+                param="messages",
+                fix="give the prompt as text",
+            )
+        text = self.chat.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+        # The template has written the special tokens itself.
+        return self._encode(text, special=False)
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text of token ids. Bytes that are not UTF-8 become U+FFFD."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+
+    def token(self, id: int) -> str | None:
+        """How the tokenizer writes one token, or None if there is no such id."""
+        return self._tokenizer.id_to_token(id)
+
+    def is_silent(self, id: int) -> bool:
+        """Whether a token has no text: a special token, or an id the tokenizer does not use."""
+        return id in self._special or self._tokenizer.id_to_token(id) is None
+
+    def is_byte(self, id: int) -> bool:
+        """Whether a token is one byte of a character the vocabulary does not have."""
+        return id in self._bytes
+
+    def detokenizer(self, prompt: Sequence[int] = ()) -> Detokenizer:
+        """A detokenizer for one answer, which follows the tokens of `prompt`."""
+        return Detokenizer(self, prompt)
+
+    def _encode(self, text: str, *, special: bool) -> list[int]:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=special).ids
+        except (TypeError, UnicodeEncodeError):
+            raise RequestError("the prompt is not valid Unicode text", param="prompt") from None
+
+    def _named_id(self, name: str) -> int | None:
+        text = self._tokens.get(name)
+        return None if text is None else self._tokenizer.token_to_id(text)
+
+
+def _load(folder: Path, path: Path) -> tokenizers.Tokenizer:
+    if not path.exists():
+        slow = [name for name in ("tokenizer.model", "vocab.json") if (folder / name).exists()]
+        found = f", only {slow[0]}, which is for other tokenizer libraries" if slow else ""
+        raise ModelError(
+            f"{folder}: has no {TOKENIZER}{found}",
+            fix="write it once with transformers: python -c 'from transformers import"
+            f' AutoTokenizer as T; T.from_pretrained("{folder}").save_pretrained("{folder}")\'',
+        )
+    with open(open_regular(path), "rb") as file:
+        data = file.read(TOKENIZER_LIMIT + 1)
+    if len(data) > TOKENIZER_LIMIT:
+        raise ModelError(f"{path}: is larger than the {TOKENIZER_LIMIT:,} bytes that are accepted")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_buffer(data)
+    except Exception as error:  # the library raises plain Exception
+        raise ModelError(
+            f"{path}: is not a tokenizer: {error}", fix="download or copy the file again"
+        ) from None
+    # Some files carry the settings of a training run, which would cut prompts short.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    return read_object(path, CONFIG_LIMIT) if path.exists() else {}
+
+
+def _token(settings: Mapping[str, Any], name: str) -> str | None:
+    """A special token, which is written as a string or as an object with its content."""
+    value = settings.get(name)
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _chat_template(
+    folder: Path, settings: Mapping[str, Any], tokens: Mapping[str, str]
+) -> ChatTemplate | None:
+    path = folder / TEMPLATE
+    if path.exists():
+        return ChatTemplate(read_text(path), str(path), tokens)
+    source = settings.get("chat_template")
+    if isinstance(source, list):  # several, by name
+        named = {
+            item.get("name"): item.get("template") for item in source if isinstance(item, Mapping)
+        }
+        source = named.get("default")
+    if not isinstance(source, str):
+        return None
+    return ChatTemplate(source, str(folder / CONFIG), tokens)
