@@ -1,0 +1,13 @@
+"""Kernels of kvrt: native C++ for CPUs, and the plain torch definitions they are checked against.
+
+    attention   paged attention over a ragged batch        append   rotate, norm and store k and v
+    linear      matrix products, gated ones included       norm     RMS norm
+    reference   all of these in plain torch: the definition of what they compute
+    limits      the machine's read bandwidth and arithmetic peak
+
+Importing this package is cheap: torch and the native module are loaded when first asked for.
+"""
+
+from kvrt_kernels._load import isa, isas, native_available, native_error, set_isa
+
+__all__ = ["isa", "isas", "native_available", "native_error", "set_isa"]

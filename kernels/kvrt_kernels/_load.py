@@ -1,0 +1,68 @@
+"""Finding the compiled module."""
+
+import functools
+import importlib
+from types import ModuleType
+from typing import cast
+
+from kvrt.errors import BackendUnavailable, ConfigError
+
+FIX = "reinstall kvrt with a C++17 compiler with OpenMP present (apt-get install g++)"
+
+
+@functools.cache
+def _load() -> ModuleType | str:
+    # torch first: the module then shares torch's OpenMP runtime, which it finds by its soname. The
+    # other way round torch would be given the system's, which may be older than it needs.
+    importlib.import_module("torch")
+    try:
+        return importlib.import_module("kvrt_kernels._native")
+    except ImportError as error:
+        return str(error)
+
+
+def native_available() -> bool:
+    """Whether the compiled kernels can be used."""
+    return isinstance(_load(), ModuleType)
+
+
+def native_error() -> str:
+    """Why the compiled kernels cannot be used; empty if they can."""
+    found = _load()
+    return "" if isinstance(found, ModuleType) else found
+
+
+def native() -> ModuleType:
+    """The compiled module.
+
+    Raises:
+        BackendUnavailable: it was not built, or does not load.
+    """
+    found = _load()
+    if isinstance(found, ModuleType):
+        return found
+    raise BackendUnavailable(f"the native CPU kernels do not load: {found}", fix=FIX)
+
+
+def isa() -> str:
+    """The instruction set in use: x86-64-v4, x86-64-v3, x86-64 or neon."""
+    return cast(str, native().isa())
+
+
+def isas() -> tuple[str, ...]:
+    """The instruction sets that run on this machine, the fastest first."""
+    return tuple(native().isas())
+
+
+def set_isa(name: str) -> None:
+    """Use another instruction set, in the whole process. For tests and comparisons.
+
+    Raises:
+        ConfigError: this machine does not run it.
+    """
+    if name not in isas():
+        raise ConfigError(
+            f"instruction set {name!r} does not run on this machine",
+            fix=f"choose one of: {', '.join(isas())}",
+        )
+    native().set_isa(name)

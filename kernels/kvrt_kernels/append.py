@@ -1,0 +1,102 @@
+"""Storing keys and values in their pages, alone or with the head norm and rotation before it."""
+
+from torch import Tensor
+
+from kvrt.spi import HeadNorm, Rotation
+from kvrt_kernels._args import (
+    address,
+    check_heads,
+    check_vector,
+    need,
+    threads_or_default,
+)
+from kvrt_kernels._load import native
+from kvrt_kernels.attention import Plan
+
+
+def append(plan: Plan, layer: int, k: Tensor, v: Tensor, threads: int | None = None) -> None:
+    """Store k and v in their slots, rounded to nearest even.
+
+    Args:
+        plan: from `attention.plan`.
+        layer: index of the layer.
+        k: float32 [tokens, kv_heads, head_dim]; rows may have any stride.
+        v: the same.
+        threads: None for as many as torch uses.
+
+    Raises:
+        ContractError: k or v has another shape or dtype.
+    """
+    rotate_append(plan, layer, None, k, v, None, None, threads)
+
+
+def rotate_append(
+    plan: Plan,
+    layer: int,
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    rotation: Rotation | None,
+    norm: HeadNorm | None,
+    threads: int | None = None,
+) -> None:
+    """Norm and rotate the heads of q and k in place, then store k and v in their slots.
+
+        norm      x * weight / sqrt(mean(x^2) + eps)                          over head_dim
+        rotation  (x[d], x[d + n]) -> (x[d] c - x[d + n] s, x[d + n] c + x[d] s)      0 <= d < n
+
+    with n = rotary_dim / 2 and c, s the rows of cos and sin at the token's position; dimensions
+    beyond rotary_dim stay.
+
+    Args:
+        plan: from `attention.plan`.
+        layer: index of the layer.
+        q: float32 [tokens, heads, head_dim], changed in place, or None; rows may have any stride.
+        k: float32 [tokens, kv_heads, head_dim], changed in place.
+        v: float32 [tokens, kv_heads, head_dim].
+        rotation: None for a layer without it.
+        norm: None for a layer without it.
+        threads: None for as many as torch uses.
+
+    Raises:
+        ContractError: a tensor has another shape or dtype.
+    """
+    layout = plan.batch.layout
+    dim = layout.head_dim
+    check_heads("k", k, dim)
+    check_heads("v", v, dim)
+    shape = (layout.kv_heads, dim)
+    need(
+        k.shape[1:] == shape and v.shape == k.shape and k.shape[0] >= plan.tokens,
+        f"k and v must be [{plan.tokens}, {layout.kv_heads}, {dim}], "
+        f"not {list(k.shape)} and {list(v.shape)}",
+    )
+    if q is not None:
+        check_heads("q", q, dim)
+        need(q.shape[0] >= plan.tokens, f"q has {q.shape[0]} rows for {plan.tokens} tokens")
+    rot_dim = 0
+    if rotation is not None:
+        rot_dim = 2 * rotation.cos.shape[1]
+        need(rot_dim <= dim, f"rotary_dim {rot_dim} is larger than head_dim {dim}")
+        check_vector("cos", rotation.cos.view(-1), rotation.cos.numel())
+        check_vector("sin", rotation.sin.view(-1), rotation.cos.numel())
+    if norm is not None:
+        check_vector("the norm's weight for q", norm.q, dim)
+        check_vector("the norm's weight for k", norm.k, dim)
+    native().append(
+        *plan.cache(layer),
+        address(q),
+        0 if q is None else q.stride(0),
+        0 if q is None else q.shape[1],
+        address(k),
+        k.stride(0),
+        address(v),
+        v.stride(0),
+        0 if norm is None else address(norm.q),
+        0 if norm is None else address(norm.k),
+        0.0 if norm is None else norm.eps,
+        0 if rotation is None else address(rotation.cos),
+        0 if rotation is None else address(rotation.sin),
+        rot_dim,
+        threads_or_default(threads),
+    )

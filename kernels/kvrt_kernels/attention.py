@@ -1,0 +1,147 @@
+"""Paged attention on the CPU, by the native kernels.
+
+    plan = attention.plan(batch)            once a step
+    append.append(plan, layer, k, v)        once a layer
+    attention.run(plan, layer, q, out, params)
+
+A query token's result has the same bits whatever else is in its batch, however its prompt was
+cut into chunks, and for any number of threads (native/attention.h says why).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvrt.spi import AttentionBatch, AttentionParams
+from kvrt_kernels._args import DTYPE_CODE, address, check_heads, need, threads_or_default
+from kvrt_kernels._load import native
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A batch as the native module takes it.
+
+    Args:
+        batch: kept alive because its addresses are in `cache` and `sequences`.
+        layer_bytes: distance between layers.
+        tokens: query tokens of the whole batch.
+    """
+
+    batch: AttentionBatch
+    dtype: int
+    kv: int
+    layer_bytes: int
+    tokens: int
+    geometry: tuple[int, ...]
+
+    def cache(self, layer: int) -> tuple[int, ...]:
+        """The arguments that say where a layer's pages and the batch's tokens are."""
+        return (self.dtype, self.kv + layer * self.layer_bytes, *self.geometry)
+
+
+def plan(batch: AttentionBatch) -> Plan:
+    """Check what the layers of a step share.
+
+    Page ids and lengths are trusted, as `kvrt.spi` says: an id of a page that is not mapped ends
+    the process.
+
+    Raises:
+        ContractError: a tensor has another shape or dtype than `AttentionBatch` says, or the
+            layout is one these kernels do not know (head_dim a multiple of 16 up to 256, page_size
+            a multiple of 8).
+    """
+    layout = batch.layout
+    table, start, length = batch.page_table, batch.query_start, batch.context_len
+    need(
+        0 < layout.head_dim <= 256 and layout.head_dim % 16 == 0,
+        f"head_dim must be a multiple of 16 up to 256, not {layout.head_dim}",
+    )
+    need(
+        layout.page_size > 0 and layout.page_size % 8 == 0,
+        f"page_size must be a multiple of 8, not {layout.page_size}",
+    )
+    for name, x, shape in (
+        ("page_table", table, (table.shape[0], table.shape[-1])),
+        ("query_start", start, (table.shape[0] + 1,)),
+        ("context_len", length, (table.shape[0],)),
+    ):
+        need(
+            x.dtype is torch.int32 and tuple(x.shape) == shape and x.is_contiguous(),
+            f"{name} must be contiguous int32 {list(shape)}, not {x.dtype} {list(x.shape)}",
+        )
+    need(
+        batch.kv.dtype is getattr(torch, layout.dtype),
+        f"kv must be {layout.dtype}, as its layout says, not {batch.kv.dtype}",
+    )
+    return Plan(
+        batch=batch,
+        dtype=DTYPE_CODE[batch.kv.dtype],
+        kv=address(batch.kv),
+        layer_bytes=layout.layer_stride * batch.kv.element_size(),
+        tokens=int(start[-1]),
+        geometry=(
+            layout.v_offset,
+            layout.page_stride,
+            layout.head_stride,
+            layout.page_size,
+            layout.kv_heads,
+            layout.head_dim,
+            address(table),
+            table.stride(0),
+            address(start),
+            address(length),
+            table.shape[0],
+        ),
+    )
+
+
+def run(
+    plan: Plan,
+    layer: int,
+    q: Tensor,
+    out: Tensor,
+    params: AttentionParams,
+    threads: int | None = None,
+) -> None:
+    """Causal attention of every query token over its sequence's pages.
+
+        out[i, h] = sum over t of softmax over t (cap(scale * q[i, h] . k[t, h'])) v[t, h']
+
+    where h' = h // (heads / kv_heads), t runs over the positions up to the token's own, the last
+    `params.window` of them if that is not 0, and cap(s) = softcap * tanh(s / softcap) if that is
+    not 0.
+
+    Args:
+        plan: from `plan`; the tokens' own keys and values must have been appended.
+        layer: index of the layer.
+        q: float32 [tokens, heads, head_dim]; rows may have any stride.
+        out: float32, the same shape; written. Rows may have any stride.
+        params: scale, window, softcap.
+        threads: None for as many as torch uses.
+
+    Raises:
+        ContractError: q or out has another shape or dtype.
+    """
+    layout = plan.batch.layout
+    check_heads("q", q, layout.head_dim)
+    check_heads("out", out, layout.head_dim)
+    heads = q.shape[1]
+    need(q.shape[0] >= plan.tokens, f"q has {q.shape[0]} rows for {plan.tokens} tokens")
+    need(out.shape == q.shape, f"out is {list(out.shape)} but q is {list(q.shape)}")
+    need(
+        heads % layout.kv_heads == 0,
+        f"{heads} query heads cannot share {layout.kv_heads} kv heads evenly",
+    )
+    native().attention(
+        *plan.cache(layer),
+        address(q),
+        q.stride(0),
+        address(out),
+        out.stride(0),
+        heads,
+        params.scale,
+        params.window,
+        params.softcap,
+        threads_or_default(threads),
+    )

@@ -1,0 +1,134 @@
+// What the two halves of the native module say to each other.
+//
+//   bind.cpp -> drive.cpp            plans the work, splits it over threads      (compiled once, baseline)
+//               `-> Kernels table    does one piece of work on the calling thread (compiled once per ISA)
+//
+// The table is plain data and function pointers, so that no inline function or template instance is shared
+// between translation units built for different instruction sets: the linker would keep any one of them.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace kvrt {
+
+enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2 };
+enum class Gate : int { none = 0, silu = 1, gelu_tanh = 2 };
+
+// Keys are taken in tiles of this many absolute positions, and softmax state is merged between segments. Both are
+// part of the definition of the result (they fix the order of additions), not tuning knobs of one call.
+constexpr int kTile = 64;
+constexpr int kSegment = 512;
+
+// One layer of the paged cache, strides in elements:
+//
+//   kv + page * page_stride + head * head_stride + slot * head_dim            the key of one token, head_dim long
+//   ... + v_offset                                                            its value
+struct Pages {
+  Dtype dtype;
+  void* kv;
+  int64_t v_offset, page_stride, head_stride;
+  int page_size, kv_heads, head_dim;
+};
+
+// A ragged batch: sequence s brings the query tokens query_start[s] .. query_start[s + 1], which are the last ones of
+// its context_len[s] tokens. Its page ids are page_table[s * table_stride ...].
+struct Batch {
+  const int32_t* page_table;
+  int64_t table_stride;
+  const int32_t* query_start;
+  const int32_t* context_len;
+  int sequences;
+};
+
+struct AttentionArgs {
+  Pages pages;
+  Batch batch;
+  const float* q;  // [tokens][heads][head_dim], rows q_stride apart
+  float* out;      // [tokens][heads * head_dim], rows out_stride apart
+  int64_t q_stride, out_stride;
+  int heads;
+  float scale;
+  int window;     // 0: none
+  float softcap;  // 0: none
+};
+
+// One piece of attention: the query tokens [q_begin, q_end) of a sequence (counted within its queries) for one kv head
+// and its group of query heads; over all keys (partial == nullptr) or over one segment, whose state goes to `partial`:
+// rows * head_dim accumulators, then rows maxima, then rows sums (rows = tokens * heads / kv_heads).
+struct AttentionTask {
+  int32_t sequence, kv_head, q_begin, q_end, segment;
+  float* partial;
+};
+
+// y = x W^T (+ bias) (+ residual); gated: W is [gate; up], 2 n rows, y = act(x gate^T) * (x up^T).
+struct LinearArgs {
+  Dtype dtype;
+  Gate gate;
+  const float* x;
+  const void* w;          // [n or 2 n][k], row-major
+  const float* bias;      // [n or 2 n] or nullptr
+  const float* residual;  // [m][n] or nullptr
+  float* y;               // [m][n]
+  int64_t x_stride, residual_stride, y_stride;
+  int m, n, k;
+};
+
+struct NormArgs {
+  const float* x;
+  float* residual;      // nullptr, or rows to which x is added first, in place
+  const float* weight;  // [size]
+  float* y;
+  int64_t x_stride, residual_stride, y_stride;
+  int rows, size;
+  float eps;
+};
+
+struct AppendArgs {
+  Pages pages;
+  Batch batch;
+  float* q;        // normed and rotated in place; nullptr: only keys and values are stored
+  float* k;        // normed and rotated in place
+  const float* v;
+  int64_t q_stride, k_stride, v_stride;
+  int heads;
+  const float* q_norm;  // [head_dim] or nullptr
+  const float* k_norm;
+  float eps;
+  const float* cos;  // [positions][rot_dim / 2] or nullptr: no rotation
+  const float* sin;
+  int rot_dim;
+};
+
+// All functions of the table work on the calling thread, in `scratch` (64-byte aligned, as large as the matching
+// *_scratch function says), and write only the outputs of the piece they are given.
+struct Kernels {
+  const char* isa;
+  size_t (*attention_scratch)(const AttentionArgs&, int rows);
+  void (*attention)(const AttentionArgs&, const AttentionTask&, void* scratch);
+  // Folds `count` partials, in ascending order, into the output of the task's rows.
+  void (*attention_merge)(const AttentionArgs&, const AttentionTask&, const float* const* partials, int count,
+                          void* scratch);
+
+  int linear_rows;  // output columns are computed this many at a time
+  // Row stride of the packed activations, or 0 if `x` can be used as it is.
+  int64_t (*linear_packed_stride)(const LinearArgs&);
+  void (*linear_pack)(const LinearArgs&, int m0, int m1, float* packed);
+  size_t (*linear_scratch)(const LinearArgs&, int rows, int columns);
+  void (*linear)(const LinearArgs&, const float* x, int64_t x_stride, int m0, int m1, int n0, int n1, void* scratch);
+
+  void (*rms_norm)(const NormArgs&, int row0, int row1);
+  void (*append)(const AppendArgs&, int sequence, int token0, int token1);  // tokens of the batch
+
+  float (*read)(const float* data, size_t count);       // touches every cache line once
+  double (*fma_rounds)(int64_t rounds);                  // returns the floating-point operations done
+};
+
+// Work drivers; `threads` counts the calling thread.
+void attention(const Kernels&, const AttentionArgs&, int threads);
+void linear(const Kernels&, const LinearArgs&, int threads);
+void rms_norm(const Kernels&, const NormArgs&, int threads);
+void append(const Kernels&, const AppendArgs&, int threads);
+double read_bandwidth(const Kernels&, const void* data, size_t bytes, int threads);  // bytes per second
+double fma_peak(const Kernels&, int threads);                                        // operations per second
+
+}  // namespace kvrt

@@ -1,0 +1,53 @@
+// Rotary embedding (Su et al. 2021, arXiv 2104.09864, half-split) after an optional norm of each head, in place, and
+// storing of keys and values into their slots, rounded to nearest even.
+
+// x[0 .. dim) of one head, in place.
+KVRT_INLINE void prepare_head(float* x, int dim, const float* norm, float eps, const float* cos, const float* sin,
+                              int half) {
+  if (norm) {
+    const float scale = inverse_rms(x, dim, eps);
+    for (int d = 0; d < dim; d++) x[d] = x[d] * scale * norm[d];
+  }
+  if (cos)
+    for (int d = 0; d < half; d++) {
+      const float a = x[d], b = x[d + half];
+      x[d] = a * cos[d] - b * sin[d];
+      x[d + half] = b * cos[d] + a * sin[d];
+    }
+}
+
+template <class T> KVRT_INLINE void store_head(const float* x, T* to, int dim) {
+  for (int d = 0; d < dim; d++) narrow(to + d, x[d]);
+}
+
+template <class T>
+static void append_tokens(const AppendArgs& a, int sequence, int token0, int token1) {
+  const Pages& p = a.pages;
+  const int32_t* table = a.batch.page_table + sequence * a.batch.table_stride;
+  const int64_t offset = a.batch.context_len[sequence] - int64_t(a.batch.query_start[sequence + 1]);
+  const int half = a.rot_dim / 2;
+  for (int token = token0; token < token1; token++) {
+    const int64_t position = offset + token;
+    const float* cos = a.cos ? a.cos + position * half : nullptr;
+    const float* sin = a.cos ? a.sin + position * half : nullptr;
+    if (a.q && (cos || a.q_norm))
+      for (int h = 0; h < a.heads; h++)
+        prepare_head(a.q + token * a.q_stride + h * p.head_dim, p.head_dim, a.q_norm, a.eps, cos, sin, half);
+    T* slot = static_cast<T*>(p.kv) + table[position / p.page_size] * p.page_stride +
+              position % p.page_size * p.head_dim;
+    for (int h = 0; h < p.kv_heads; h++, slot += p.head_stride) {
+      float* k = a.k + token * a.k_stride + h * p.head_dim;
+      if (cos || a.k_norm) prepare_head(k, p.head_dim, a.k_norm, a.eps, cos, sin, half);
+      store_head(k, slot, p.head_dim);
+      store_head(a.v + token * a.v_stride + h * p.head_dim, slot + p.v_offset, p.head_dim);
+    }
+  }
+}
+
+static void append(const AppendArgs& a, int sequence, int token0, int token1) {
+  switch (a.pages.dtype) {
+    case Dtype::f32: return append_tokens<float>(a, sequence, token0, token1);
+    case Dtype::bf16: return append_tokens<bf16>(a, sequence, token0, token1);
+    case Dtype::f16: return append_tokens<f16>(a, sequence, token0, token1);
+  }
+}

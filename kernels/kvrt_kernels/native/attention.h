@@ -1,0 +1,402 @@
+// Paged attention. One operator for decode, prefill and everything between.
+//
+// A task has rows = (query tokens) x (query heads of one kv head). Keys are visited in tiles of 64 absolute positions,
+// tiles in segments of 512 (FlashAttention's online softmax, Dao 2023, arXiv 2307.08691, with FlashDecoding's split
+// kept always):
+//
+//   position   0        64       128            512      576
+//              |  tile  |  tile  |  ...         |  tile  |             row r:  m  = max of the scores
+//              |          segment 0             |  segment 1 ...               l  = sum of 2^(score - m)
+//                                                                             acc = sum of 2^(score - m) v
+//     scores    S[row][token]  = sum over d,     ascending, lanes = tokens        (K transposed into scratch)
+//     values    acc[row][d]   += sum over token, ascending, lanes = d
+//     segments  O             <- O merged with (m, l, acc), ascending
+//
+// Nothing here depends on which rows share a task: each row's additions happen in an order fixed by positions alone,
+// a position outside the row's causal range or window has weight exactly 0, and a tile without any position for a row
+// leaves that row's state as it is. So a token's result has the same bits alone, in a batch, in any chunk of a prompt,
+// and for any split over threads. Softmax works in powers of two, log2(e) being folded into the scale of q.
+
+constexpr float kMasked = -1e30f;
+
+// Widest register tile: kRows rows by kCols vectors, plus operands, fills 32 or 16 vector registers.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kRows = 6, kCols = 4;
+#else
+constexpr int kRows = 6, kCols = 2;
+#endif
+constexpr int kTileVectors = kTile / L;
+
+// ---- micro-kernels --------------------------------------------------------------------------------------------------
+
+// s[R][kCols * L] = q[R][dim] . kt[dim][kTile]
+template <int R>
+static void scores(const float* q, const float* kt, float* s, int dim) {
+  vf c[R][kCols];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int j = 0; j < kCols; j++) c[r][j] = vf{};
+  for (int d = 0; d < dim; d++) {
+    vf k[kCols];
+#pragma GCC unroll 8
+    for (int j = 0; j < kCols; j++) k[j] = load(kt + d * kTile + j * L);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const vf x = splat<vf>(q[r * dim + d]);
+#pragma GCC unroll 8
+      for (int j = 0; j < kCols; j++) c[r][j] = fma(k[j], x, c[r][j]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int j = 0; j < kCols; j++) store(s + r * kTile + j * L, c[r][j]);
+}
+
+// acc[R][C * L] = acc * alpha[R] + p[R][t0 .. t1) . v[t0 .. t1)[C * L]; meanwhile asks for the same columns of `next`.
+template <class T, int R, int C>
+static void values(const float* p, const float* alpha, const T* const* v, const T* const* next, int64_t column, int t0,
+                   int t1, float* acc, int dim) {
+  vf c[R][C];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int j = 0; j < C; j++) c[r][j] = load(acc + r * dim + j * L) * alpha[r];
+  for (int t = t0; t < t1; t++) {
+    vf x[C];
+    const T* row = v[t] + column;
+#pragma GCC unroll 8
+    for (int j = 0; j < C; j++) x[j] = load(row + j * L);
+    if (next) {
+      const char* line = reinterpret_cast<const char*>(next[t] + column);
+#pragma GCC unroll 8
+      for (int b = 0; b < int(C * L * sizeof(T)); b += 64) prefetch(line + b);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const vf w = splat<vf>(p[r * kTile + t]);
+#pragma GCC unroll 8
+      for (int j = 0; j < C; j++) c[r][j] = fma(x[j], w, c[r][j]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int j = 0; j < C; j++) store(acc + r * dim + j * L, c[r][j]);
+}
+
+// kt[dim][kTile] columns [0, L) = keys k[0 .. L), widened; meanwhile asks for the same elements `ahead` of each key.
+template <class T>
+static void transpose_keys(const T* const* k, int64_t ahead, float* kt, int dim) {
+  int d = 0;
+  if constexpr (sizeof(T) == 2 && !std::is_same<T, f16>::value) {
+    // Pairs of bf16 move as one 32-bit word, half the shuffles; then each word splits into its two floats.
+    for (; d + 2 * L <= dim; d += 2 * L) {
+      vf w[L];
+#pragma GCC unroll 16
+      for (int i = 0; i < L; i++) {
+        w[i] = load_as<vf>(k[i] + d);
+        if (d * sizeof(T) % 64 == 0) prefetch(k[i] + d + ahead);
+      }
+      transpose(w);
+#pragma GCC unroll 16
+      for (int i = 0; i < L; i++) {
+        store(kt + (d + 2 * i) * kTile, (vf)((vu)w[i] << 16));
+        store(kt + (d + 2 * i + 1) * kTile, (vf)((vu)w[i] & 0xffff0000u));
+      }
+    }
+  }
+  for (; d < dim; d += L) {
+    vf w[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L; i++) {
+      w[i] = load(k[i] + d);
+      if (d * sizeof(T) % 64 == 0) prefetch(k[i] + d + ahead);
+    }
+    transpose(w);
+#pragma GCC unroll 16
+    for (int i = 0; i < L; i++) store(kt + (d + i) * kTile, w[i]);
+  }
+}
+
+// ---- one tile -------------------------------------------------------------------------------------------------------
+
+// The state of a task's rows; arrays of scalars are padded to a multiple of 4 rows.
+struct Rows {
+  int count, dim;
+  float* q;                     // [rows][dim], scaled
+  float *m, *l, *alpha, *acc;   // of the current segment; acc [rows][dim]
+  float *M, *Lsum, *out;        // of all segments before it
+  int *begin, *end;             // positions of the current tile that a row sees, within [0, kTile]
+};
+
+// Scores to weights for four rows: s becomes 2^(s - m), zero outside the row's range; m, l and alpha follow.
+static void softmax4(const Rows& x, int r0, float* s, float softcap) {
+  vf peak[4];
+  for (int r = 0; r < 4; r++) {
+    float* row = s + r * kTile;
+    const int begin = x.begin[r0 + r], end = x.end[r0 + r];
+    vf top = splat<vf>(kMasked);
+    vi at;
+#pragma GCC unroll 16
+    for (int i = 0; i < L; i++) at[i] = i;
+#pragma GCC unroll 16
+    for (int j = 0; j < kTileVectors; j++, at += L) {
+      vf y = load(row + j * L);
+      if (softcap != 0.f) y = (softcap * kLog2e) * tanh(y);
+      if (begin != 0 || end != kTile) y = (at >= begin) & (at < end) ? y : splat<vf>(kMasked);
+      store(row + j * L, y);
+      top = max(top, y);
+    }
+    peak[r] = top;
+  }
+  const v4f before = load_as<v4f>(x.m + r0);
+  const v4f m = max(before, reduce4<Max>(peak[0], peak[1], peak[2], peak[3]));
+  const v4f alpha = exp2(before - m);
+  vf total[4];
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; r++) {
+    float* row = s + r * kTile;
+    const int begin = x.begin[r0 + r], end = x.end[r0 + r];
+    const vf top = splat<vf>(m[r]);
+    vf part = vf{};
+    vi at;
+#pragma GCC unroll 16
+    for (int i = 0; i < L; i++) at[i] = i;
+#pragma GCC unroll 16
+    for (int j = 0; j < kTileVectors; j++, at += L) {
+      vf w = exp2(load(row + j * L) - top);
+      if (begin != 0 || end != kTile) w = (at >= begin) & (at < end) ? w : vf{};
+      store(row + j * L, w);
+      part += w;
+    }
+    total[r] = part;
+  }
+  store4(x.m + r0, m);
+  store4(x.alpha + r0, alpha);
+  store4(x.l + r0, fma(load_as<v4f>(x.l + r0), alpha, reduce4<Add>(total[0], total[1], total[2], total[3])));
+}
+
+// Calls f<R>(row) over all rows in strips of at most kRows.
+template <class F> KVRT_INLINE void strips(int rows, const F& f) {
+  int r = 0;
+  for (; rows - r >= kRows; r += kRows) f(std::integral_constant<int, kRows>{}, r);
+  if (rows - r >= 4) f(std::integral_constant<int, 4>{}, r), r += 4;
+  if (rows - r >= 2) f(std::integral_constant<int, 2>{}, r), r += 2;
+  if (rows - r >= 1) f(std::integral_constant<int, 1>{}, r);
+}
+
+template <class T>
+static void add_values(const Rows& x, const float* s, const T* const* v, const T* const* next) {
+  int c = 0;
+  const auto columns = [&](auto width) {
+    constexpr int C = decltype(width)::value;
+    for (; x.dim - c >= C * L; c += C * L)
+      strips(x.count, [&](auto height, int r) {
+        constexpr int R = decltype(height)::value;
+        int t0 = kTile, t1 = 0;
+        for (int i = r; i < r + R; i++)
+          if (x.begin[i] < x.end[i]) {
+            t0 = x.begin[i] < t0 ? x.begin[i] : t0;
+            t1 = x.end[i] > t1 ? x.end[i] : t1;
+          }
+        if (t0 < t1)
+          values<T, R, C>(s + r * kTile, x.alpha + r, v, r == 0 ? next : nullptr, c, t0, t1, x.acc + r * x.dim + c,
+                          x.dim);
+      });
+  };
+  columns(std::integral_constant<int, kCols>{});
+  if constexpr (kCols * L > 16) {
+    columns(std::integral_constant<int, 2>{});
+    columns(std::integral_constant<int, 1>{});
+  }
+}
+
+// ---- one task -------------------------------------------------------------------------------------------------------
+
+struct AttentionScratch {
+  Rows rows;
+  float *kt, *vt, *s;
+  const void **keys, **next_keys, **value_rows;
+
+  AttentionScratch(const AttentionArgs& a, int count, Arena& arena) {
+    const int dim = a.pages.head_dim, padded = (count + 3) / 4 * 4;
+    rows.count = count;
+    rows.dim = dim;
+    rows.q = arena.take<float>(size_t(count) * dim);
+    rows.acc = arena.take<float>(size_t(count) * dim);
+    rows.out = arena.take<float>(size_t(count) * dim);
+    for (float** p : {&rows.m, &rows.l, &rows.alpha, &rows.M, &rows.Lsum}) *p = arena.take<float>(padded);
+    rows.begin = arena.take<int>(padded);
+    rows.end = arena.take<int>(padded);
+    s = arena.take<float>(size_t(padded) * kTile);
+    kt = arena.take<float>(size_t(dim) * kTile);
+    vt = arena.take<float>(size_t(dim) * kTile);
+    keys = arena.take<const void*>(kTile);
+    next_keys = arena.take<const void*>(kTile);
+    value_rows = arena.take<const void*>(kTile);
+  }
+};
+
+// Pointers to the keys of a tile's positions. Positions outside [first, last) borrow the nearest one inside, so that
+// neither their pages nor their page-table entries are touched; their weight is zero.
+template <class T>
+static void locate(const AttentionArgs& a, const AttentionTask& task, int64_t tile, int64_t first, int64_t last,
+                   const T** rows) {
+  const int32_t* table = a.batch.page_table + task.sequence * a.batch.table_stride;
+  const int size = a.pages.page_size, dim = a.pages.head_dim;
+  const T* base = static_cast<const T*>(a.pages.kv) + task.kv_head * a.pages.head_stride;
+  const int begin = first > tile ? int(first - tile) : 0, end = last - tile < kTile ? int(last - tile) : kTile;
+  int64_t page = (tile + begin) / size;
+  int slot = int((tile + begin) % size);
+  const T* row = base + table[page] * a.pages.page_stride + int64_t(slot) * dim;
+  for (int t = begin; t < end; t++) {
+    if (slot == size) {
+      slot = 0;
+      row = base + table[++page] * a.pages.page_stride;
+    }
+    rows[t] = row;
+    row += dim;
+    slot++;
+  }
+  for (int t = 0; t < begin; t++) rows[t] = rows[begin];
+  for (int t = end; t < kTile; t++) rows[t] = rows[end - 1];
+}
+
+KVRT_INLINE void reset(const Rows& x, float* m, float* l, float* acc) {
+  for (int r = 0; r < (x.count + 3) / 4 * 4; r++) m[r] = kMasked, l[r] = 0.f;
+  __builtin_memset(acc, 0, sizeof(float) * x.count * x.dim);
+}
+
+// (M, Lsum, out) of row r takes in one segment. A segment without any position for this row has l == 0.
+KVRT_INLINE void merge_row(const Rows& x, int r, float m, float l, const float* acc) {
+  if (l == 0.f) return;
+  const float top = x.M[r] > m ? x.M[r] : m;
+  const v4f scale = exp2(v4f{x.M[r] - top, m - top, 0.f, 0.f});
+  const vf a = splat<vf>(scale[0]), b = splat<vf>(scale[1]);
+  x.M[r] = top;
+  x.Lsum[r] = fma(v4f{l, 0.f, 0.f, 0.f}, splat<v4f>(scale[1]), v4f{x.Lsum[r] * scale[0], 0.f, 0.f, 0.f})[0];
+  float* out = x.out + int64_t(r) * x.dim;
+  for (int d = 0; d < x.dim; d += L) store(out + d, fma(load(acc + d), b, load(out + d) * a));
+}
+
+static void write_out(const AttentionArgs& a, const AttentionTask& task, const Rows& x) {
+  const int group = a.heads / a.pages.kv_heads;
+  for (int r = 0; r < x.count; r++) {
+    const int64_t token = a.batch.query_start[task.sequence] + task.q_begin + r / group;
+    float* y = a.out + token * a.out_stride + int64_t(task.kv_head * group + r % group) * x.dim;
+    const vf inverse = splat<vf>(1.f / x.Lsum[r]);
+    for (int d = 0; d < x.dim; d += L) store(y + d, load(x.out + int64_t(r) * x.dim + d) * inverse);
+  }
+}
+
+template <class T>
+static void attend_tile(const AttentionArgs& a, const AttentionScratch& w, const T* const* keys,
+                        const T* const* next_keys, int begin, int end) {
+  const Rows& x = w.rows;
+  for (int t = begin / L * L; t < end; t += L) transpose_keys<T>(keys + t, a.pages.v_offset, w.kt + t, x.dim);
+  for (int t = begin / (kCols * L) * (kCols * L); t < end; t += kCols * L)
+    strips(x.count, [&](auto height, int r) {
+      scores<decltype(height)::value>(x.q + r * x.dim, w.kt + t, w.s + r * kTile + t, x.dim);
+    });
+  for (int r = 0; r < x.count; r += 4) softmax4(x, r, w.s + r * kTile, a.softcap);
+  if (std::is_same<T, float>::value || x.count <= 2 * kRows) {
+    const T** rows = reinterpret_cast<const T**>(w.value_rows);
+    for (int t = 0; t < kTile; t++) rows[t] = keys[t] + a.pages.v_offset;
+    add_values<T>(x, w.s, rows, next_keys);
+  } else {  // many rows: widen the values once
+    const float** rows = reinterpret_cast<const float**>(w.value_rows);
+    for (int t = 0; t < kTile; t++) rows[t] = w.vt + t * x.dim;
+    for (int t = begin; t < end; t++)
+      for (int d = 0; d < x.dim; d += L) store(w.vt + t * x.dim + d, load(keys[t] + a.pages.v_offset + d));
+    add_values<float>(x, w.s, rows, nullptr);
+  }
+}
+
+template <class T>
+static void attend(const AttentionArgs& a, const AttentionTask& task, Arena arena) {
+  const int group = a.heads / a.pages.kv_heads, dim = a.pages.head_dim;
+  AttentionScratch w(a, (task.q_end - task.q_begin) * group, arena);
+  Rows& x = w.rows;
+  const int32_t* start = a.batch.query_start + task.sequence;
+  const int64_t position = a.batch.context_len[task.sequence] - (start[1] - start[0]) + task.q_begin;
+  const float scale = a.softcap != 0.f ? a.scale / a.softcap : a.scale * kLog2e;
+  for (int r = 0; r < x.count; r++) {
+    const float* q = a.q + (start[0] + task.q_begin + r / group) * a.q_stride + (task.kv_head * group + r % group) * dim;
+    for (int d = 0; d < dim; d += L) store(x.q + r * dim + d, load(q + d) * scale);
+  }
+  for (int r = x.count; r < (x.count + 3) / 4 * 4; r++) x.begin[r] = x.end[r] = 0;
+
+  int64_t last = position + (task.q_end - task.q_begin);
+  int64_t first = a.window && position + 1 > a.window ? position + 1 - a.window : 0;
+  if (task.partial) {
+    x.acc = task.partial;
+    const int64_t from = int64_t(task.segment) * kSegment;
+    first = first > from ? first : from;
+    last = last < from + kSegment ? last : from + kSegment;
+  } else {
+    reset(x, x.M, x.Lsum, x.out);
+  }
+  reset(x, x.m, x.l, x.acc);
+
+  const T** keys = reinterpret_cast<const T**>(w.keys);
+  const T** next = reinterpret_cast<const T**>(w.next_keys);
+  int64_t tile = first / kTile * kTile;
+  locate(a, task, tile, first, last, keys);
+  for (; tile < last; tile += kTile) {
+    const bool more = tile + kTile < last;
+    if (more) locate(a, task, tile + kTile, first, last, next);
+    const int begin = first > tile ? int(first - tile) : 0;
+    const int end = last - tile < kTile ? int(last - tile) : kTile;
+    for (int r = 0; r < x.count; r++) {
+      const int64_t at = position + r / group - tile;  // the row's own position within the tile
+      const int64_t low = a.window ? at + 1 - a.window : 0;
+      x.begin[r] = low > 0 ? (low < kTile ? int(low) : kTile) : 0;
+      x.end[r] = at >= 0 ? (at < kTile ? int(at) + 1 : kTile) : 0;
+    }
+    attend_tile<T>(a, w, keys, more ? next : nullptr, begin, end);
+    const T** t = keys;
+    keys = next;
+    next = t;
+    if (!task.partial && ((tile + kTile) % kSegment == 0 || !more)) {
+      for (int r = 0; r < x.count; r++) merge_row(x, r, x.m[r], x.l[r], x.acc + r * dim);
+      if (more) reset(x, x.m, x.l, x.acc);
+    }
+  }
+  if (task.partial) {
+    float* state = task.partial + size_t(x.count) * dim;
+    for (int r = 0; r < x.count; r++) state[r] = x.m[r], state[x.count + r] = x.l[r];
+  } else {
+    write_out(a, task, x);
+  }
+}
+
+static size_t attention_scratch(const AttentionArgs& a, int rows) {
+  Arena arena{nullptr};
+  AttentionScratch(a, rows, arena);
+  return arena.used;
+}
+
+static void attention(const AttentionArgs& a, const AttentionTask& task, void* scratch) {
+  const Arena arena{static_cast<char*>(scratch)};
+  switch (a.pages.dtype) {
+    case Dtype::f32: return attend<float>(a, task, arena);
+    case Dtype::bf16: return attend<bf16>(a, task, arena);
+    case Dtype::f16: return attend<f16>(a, task, arena);
+  }
+}
+
+static void attention_merge(const AttentionArgs& a, const AttentionTask& task, const float* const* partials, int count,
+                            void* scratch) {
+  Arena arena{static_cast<char*>(scratch)};
+  AttentionScratch w(a, (task.q_end - task.q_begin) * (a.heads / a.pages.kv_heads), arena);
+  const Rows& x = w.rows;
+  reset(x, x.M, x.Lsum, x.out);
+  for (int i = 0; i < count; i++) {
+    const float* state = partials[i] + size_t(x.count) * x.dim;
+    for (int r = 0; r < x.count; r++)
+      merge_row(x, r, state[r], state[x.count + r], partials[i] + size_t(r) * x.dim);
+  }
+  write_out(a, task, x);
+}

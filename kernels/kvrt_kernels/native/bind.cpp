@@ -1,0 +1,144 @@
+// Python face of the kernels: addresses and numbers only, so that a call costs about a microsecond. Tensors, their
+// checks and their lifetime are the business of the Python modules beside this one.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "api.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace kvrt {
+#if defined(__x86_64__)
+namespace x86_64_v4 { extern const Kernels kernels; }
+namespace x86_64_v3 { extern const Kernels kernels; }
+namespace x86_64 { extern const Kernels kernels; }
+#elif defined(__aarch64__)
+namespace neon { extern const Kernels kernels; }
+#endif
+
+namespace {
+
+// Those that run here, the fastest first.
+std::vector<const Kernels*> runnable() {
+  std::vector<const Kernels*> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("x86-64-v4")) found.push_back(&x86_64_v4::kernels);
+  if (__builtin_cpu_supports("x86-64-v3")) found.push_back(&x86_64_v3::kernels);
+  found.push_back(&x86_64::kernels);
+#elif defined(__aarch64__)
+  found.push_back(&neon::kernels);
+#endif
+  return found;
+}
+
+const std::vector<const Kernels*> available = runnable();
+const Kernels* chosen = available.front();
+
+void set_isa(const std::string& name) {
+  std::string names;
+  for (const Kernels* k : available) {
+    if (name == k->isa) {
+      chosen = k;
+      return;
+    }
+    names += std::string(names.empty() ? "" : ", ") + k->isa;
+  }
+  throw std::invalid_argument("instruction set '" + name + "' is not one of those this machine runs: " + names);
+}
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const Kernels* k : available) names.push_back(k->isa);
+  return names;
+}
+
+template <class T> T* at(uintptr_t address) { return reinterpret_cast<T*>(address); }
+
+using A = uintptr_t;
+using S = int64_t;
+
+// The arguments that attention and append share, in this order.
+#define KVRT_CACHE_ARGS                                                                                            \
+  int dtype, A kv, S v_offset, S page_stride, S head_stride, int page_size, int kv_heads, int head_dim,            \
+      A page_table, S table_stride, A query_start, A context_len, int sequences
+#define KVRT_CACHE_NAMES                                                                                           \
+  "dtype"_a, "kv"_a, "v_offset"_a, "page_stride"_a, "head_stride"_a, "page_size"_a, "kv_heads"_a, "head_dim"_a,    \
+      "page_table"_a, "table_stride"_a, "query_start"_a, "context_len"_a, "sequences"_a
+#define KVRT_PAGES Pages{Dtype(dtype), at<void>(kv), v_offset, page_stride, head_stride, page_size, kv_heads, head_dim}
+#define KVRT_BATCH \
+  Batch{at<const int32_t>(page_table), table_stride, at<const int32_t>(query_start), at<const int32_t>(context_len), sequences}
+
+}  // namespace
+}  // namespace kvrt
+
+NB_MODULE(_native, m) {
+  using namespace kvrt;
+  using release = nb::call_guard<nb::gil_scoped_release>;
+  m.def("isas", &isas, "Instruction sets that run on this machine, the fastest first.");
+  m.def("isa", [] { return chosen->isa; }, "The instruction set in use.");
+  m.def("set_isa", &set_isa, "name"_a, "Use another instruction set, in the whole process; for tests.");
+
+  m.def(
+      "attention",
+      [](KVRT_CACHE_ARGS, A q, S q_stride, A out, S out_stride, int heads, float scale, int window, float softcap,
+         int threads) {
+        attention(*chosen,
+                  {KVRT_PAGES, KVRT_BATCH, at<const float>(q), at<float>(out), q_stride, out_stride, heads, scale,
+                   window, softcap},
+                  threads);
+      },
+      KVRT_CACHE_NAMES, "q"_a, "q_stride"_a, "out"_a, "out_stride"_a, "heads"_a, "scale"_a, "window"_a, "softcap"_a,
+      "threads"_a, release());
+
+  m.def(
+      "append",
+      [](KVRT_CACHE_ARGS, A q, S q_stride, int heads, A k, S k_stride, A v, S v_stride, A q_norm, A k_norm, float eps,
+         A cos, A sin, int rot_dim, int threads) {
+        append(*chosen,
+               {KVRT_PAGES, KVRT_BATCH, at<float>(q), at<float>(k), at<const float>(v), q_stride, k_stride, v_stride,
+                heads, at<const float>(q_norm), at<const float>(k_norm), eps, at<const float>(cos),
+                at<const float>(sin), rot_dim},
+               threads);
+      },
+      KVRT_CACHE_NAMES, "q"_a, "q_stride"_a, "heads"_a, "k"_a, "k_stride"_a, "v"_a, "v_stride"_a, "q_norm"_a,
+      "k_norm"_a, "eps"_a, "cos"_a, "sin"_a, "rot_dim"_a, "threads"_a, release());
+
+  m.def(
+      "linear",
+      [](int dtype, int gate, A x, S x_stride, A w, A bias, A residual, S residual_stride, A y, S y_stride, int rows,
+         int out_features, int in_features, int threads) {
+        linear(*chosen,
+               {Dtype(dtype), Gate(gate), at<const float>(x), at<const void>(w), at<const float>(bias),
+                at<const float>(residual), at<float>(y), x_stride, residual_stride, y_stride, rows, out_features,
+                in_features},
+               threads);
+      },
+      "dtype"_a, "gate"_a, "x"_a, "x_stride"_a, "w"_a, "bias"_a, "residual"_a, "residual_stride"_a, "y"_a,
+      "y_stride"_a, "rows"_a, "out_features"_a, "in_features"_a, "threads"_a, release());
+
+  m.def(
+      "rms_norm",
+      [](A x, S x_stride, A residual, S residual_stride, A weight, A y, S y_stride, int rows, int size, float eps,
+         int threads) {
+        rms_norm(*chosen,
+                 {at<const float>(x), at<float>(residual), at<const float>(weight), at<float>(y), x_stride,
+                  residual_stride, y_stride, rows, size, eps},
+                 threads);
+      },
+      "x"_a, "x_stride"_a, "residual"_a, "residual_stride"_a, "weight"_a, "y"_a, "y_stride"_a, "rows"_a, "size"_a,
+      "eps"_a, "threads"_a, release());
+
+  m.def(
+      "read_bandwidth",
+      [](A data, size_t bytes, int threads) { return read_bandwidth(*chosen, at<const void>(data), bytes, threads); },
+      "data"_a, "bytes"_a, "threads"_a, release(), "Bytes per second of one pass over the memory.");
+  m.def("fma_peak", [](int threads) { return fma_peak(*chosen, threads); }, "threads"_a, release(),
+        "Float32 operations per second, a multiply-add counting as two.");
+}

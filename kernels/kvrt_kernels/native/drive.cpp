@@ -1,0 +1,250 @@
+// Splits each operator over threads. Which thread computes what, and in which order, changes no result (attention.h,
+// linear.h), so work is handed out dynamically.
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <new>
+#include <vector>
+
+#include "api.h"
+
+namespace kvrt {
+namespace {
+
+// Memory that a thread keeps between calls, one buffer per use.
+class Buffer {
+ public:
+  ~Buffer() { std::free(data_); }
+  void* get(size_t bytes) {
+    if (bytes > size_) {
+      std::free(data_);
+      size_ = (bytes + 4095) / 4096 * 4096;
+      data_ = std::aligned_alloc(4096, size_);
+      if (!data_) {
+        size_ = 0;
+        throw std::bad_alloc();
+      }
+    }
+    return data_;
+  }
+
+ private:
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+thread_local Buffer scratch;   // of the thread that computes
+thread_local Buffer shared;    // of the thread that called, read or written by all
+
+// body(i) for i in [0, count), on at most `threads` threads, each taking the next i when it is free.
+template <class Body>
+void parallel(int threads, int64_t count, const Body& body) {
+  threads = int(std::min<int64_t>(threads, count));
+  if (threads <= 1) {
+    for (int64_t i = 0; i < count; i++) body(i);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+#pragma omp parallel num_threads(threads)
+  for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(i);
+}
+
+}  // namespace
+
+// ---- attention ------------------------------------------------------------------------------------------------------
+
+namespace {
+
+// Query tokens of one sequence and one kv head that are computed together: at most this many rows.
+constexpr int kRowsPerUnit = 126;
+
+struct Unit {
+  AttentionTask task;  // over all segments
+  int first_segment, segments;
+  int64_t cost;
+  int partials = -1;  // index of its first partial, if it is split
+};
+
+struct Plan {
+  std::vector<Unit> units;
+  std::vector<std::pair<int32_t, int32_t>> tasks;  // unit, segment (-1: all)
+  std::vector<size_t> partials;                    // offsets into the shared buffer, in floats
+};
+
+// Work of a unit, in arbitrary units: every key is read and transposed once, and met by every row.
+int64_t unit_cost(int64_t keys, int rows) { return keys * (8 + rows); }
+
+void make_plan(const AttentionArgs& a, int threads, Plan& plan, size_t& partial_floats) {
+  const int group = a.heads / a.pages.kv_heads;
+  const int step = std::max(1, kRowsPerUnit / group);
+  int64_t total = 0;
+  for (int s = 0; s < a.batch.sequences; s++) {
+    const int tokens = a.batch.query_start[s + 1] - a.batch.query_start[s];
+    const int64_t before = a.batch.context_len[s] - tokens;
+    for (int q = 0; q < tokens; q += step) {
+      const int q_end = std::min(tokens, q + step);
+      const int64_t last = before + q_end, first = a.window ? std::max<int64_t>(0, before + q + 1 - a.window) : 0;
+      const int first_segment = int(first / kSegment), segments = int((last - 1) / kSegment) - first_segment + 1;
+      const int64_t cost = unit_cost(last - first, (q_end - q) * group);
+      for (int h = 0; h < a.pages.kv_heads; h++) {
+        plan.units.push_back({{s, h, q, q_end, -1, nullptr}, first_segment, segments, cost});
+        total += cost;
+      }
+    }
+  }
+  // A unit that costs more than a quarter of a thread's share is split at its segments.
+  const int64_t limit = total / (4 * threads);
+  partial_floats = 0;
+  for (size_t u = 0; u < plan.units.size(); u++) {
+    Unit& unit = plan.units[u];
+    if (threads == 1 || unit.segments == 1 || unit.cost <= limit) {
+      plan.tasks.push_back({int32_t(u), -1});
+      continue;
+    }
+    const size_t rows = size_t(unit.task.q_end - unit.task.q_begin) * group;
+    unit.partials = int(plan.partials.size());
+    for (int s = 0; s < unit.segments; s++) {
+      plan.tasks.push_back({int32_t(u), unit.first_segment + s});
+      plan.partials.push_back(partial_floats);
+      partial_floats += (rows * (a.pages.head_dim + 2) + 15) / 16 * 16;
+    }
+  }
+  const auto cost = [&](const std::pair<int32_t, int32_t>& t) {
+    const Unit& unit = plan.units[t.first];
+    return t.second < 0 ? unit.cost : unit.cost / unit.segments;
+  };
+  std::stable_sort(plan.tasks.begin(), plan.tasks.end(), [&](const auto& x, const auto& y) { return cost(x) > cost(y); });
+}
+
+}  // namespace
+
+void attention(const Kernels& kernels, const AttentionArgs& a, int threads) {
+  Plan plan;
+  size_t partial_floats;
+  make_plan(a, threads, plan, partial_floats);
+  int max_rows = 0;
+  for (const Unit& unit : plan.units)
+    max_rows = std::max(max_rows, (unit.task.q_end - unit.task.q_begin) * (a.heads / a.pages.kv_heads));
+  const size_t scratch_bytes = kernels.attention_scratch(a, max_rows);
+  float* partials = partial_floats ? static_cast<float*>(shared.get(partial_floats * sizeof(float))) : nullptr;
+  std::vector<std::atomic<int>> left(partial_floats ? plan.units.size() : 0);
+  for (size_t u = 0; u < left.size(); u++) left[u].store(plan.units[u].segments, std::memory_order_relaxed);
+
+  parallel(threads, int64_t(plan.tasks.size()), [&](int64_t i) {
+    const auto [u, segment] = plan.tasks[i];
+    const Unit& unit = plan.units[u];
+    void* memory = scratch.get(scratch_bytes);
+    AttentionTask task = unit.task;
+    if (segment < 0) return kernels.attention(a, task, memory);
+    task.segment = segment;
+    task.partial = partials + plan.partials[unit.partials + segment - unit.first_segment];
+    kernels.attention(a, task, memory);
+    // Whoever finishes a unit's last segment merges them, in ascending order.
+    if (left[u].fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      std::vector<const float*> parts;
+      for (int s = 0; s < unit.segments; s++) parts.push_back(partials + plan.partials[unit.partials + s]);
+      kernels.attention_merge(a, unit.task, parts.data(), unit.segments, memory);
+    }
+  });
+}
+
+// ---- linear ---------------------------------------------------------------------------------------------------------
+
+void linear(const Kernels& kernels, const LinearArgs& a, int threads) {
+  if (a.m == 0 || a.n == 0) return;
+  // Blocks of outputs: up to 96 rows, so that they stay in the second-level cache while W passes by, and enough columns
+  // to amortise taking a block, yet several blocks per thread.
+  constexpr int kMaxRows = 96, kMinColumns = 16, kMaxColumns = 96;
+  const int blocks_m = (a.m + kMaxRows - 1) / kMaxRows;
+  const int rows = (a.m + blocks_m - 1) / blocks_m;
+  const int wanted = (8 * threads + blocks_m - 1) / blocks_m;  // column blocks, for 8 blocks a thread
+  int columns = std::min(kMaxColumns, std::max(kMinColumns, a.n / wanted));
+  columns = (columns + kernels.linear_rows - 1) / kernels.linear_rows * kernels.linear_rows;
+  const int blocks_n = (a.n + columns - 1) / columns;
+
+  const float* x = a.x;
+  int64_t x_stride = a.x_stride;
+  if (const int64_t stride = kernels.linear_packed_stride(a)) {
+    float* packed = static_cast<float*>(shared.get(sizeof(float) * a.m * stride));
+    if (a.m <= 16)  // starting the other threads would take longer
+      kernels.linear_pack(a, 0, a.m, packed);
+    else
+      parallel(threads, (a.m + 15) / 16, [&](int64_t i) {
+        kernels.linear_pack(a, int(16 * i), int(std::min<int64_t>(a.m, 16 * i + 16)), packed);
+      });
+    x = packed;
+    x_stride = stride;
+  }
+  const size_t bytes = kernels.linear_scratch(a, rows, columns);
+  parallel(threads, int64_t(blocks_m) * blocks_n, [&](int64_t i) {
+    const int m = int(i % blocks_m) * rows, n = int(i / blocks_m) * columns;
+    kernels.linear(a, x, x_stride, m, std::min(a.m, m + rows), n, std::min(a.n, n + columns), scratch.get(bytes));
+  });
+}
+
+// ---- per token ------------------------------------------------------------------------------------------------------
+
+namespace {
+constexpr int64_t kSmall = 1 << 14;  // elements that one thread handles sooner than others could be woken
+}
+
+void rms_norm(const Kernels& kernels, const NormArgs& a, int threads) {
+  const int step = int(std::max<int64_t>(1, kSmall / a.size));
+  parallel(threads, (a.rows + step - 1) / step,
+           [&](int64_t i) { kernels.rms_norm(a, int(i * step), int(std::min<int64_t>(a.rows, (i + 1) * step))); });
+}
+
+void append(const Kernels& kernels, const AppendArgs& a, int threads) {
+  const int32_t* start = a.batch.query_start;
+  const int tokens = start[a.batch.sequences];
+  const int64_t per_token = int64_t(a.heads + 2 * a.pages.kv_heads) * a.pages.head_dim;
+  const int step = int(std::max<int64_t>(1, kSmall / per_token));
+  parallel(threads, (tokens + step - 1) / step, [&](int64_t i) {
+    int token = int(i * step);
+    const int end = std::min(tokens, token + step);
+    int sequence = int(std::upper_bound(start, start + a.batch.sequences + 1, token) - start) - 1;
+    while (token < end) {
+      const int stop = std::min(end, start[sequence + 1]);
+      if (token < stop) kernels.append(a, sequence, token, stop);
+      token = std::max(token, stop);
+      sequence++;
+    }
+  });
+}
+
+// ---- the machine's limits -------------------------------------------------------------------------------------------
+
+namespace {
+template <class Body> double seconds(const Body& body) {
+  const auto start = std::chrono::steady_clock::now();
+  body();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+}  // namespace
+
+double read_bandwidth(const Kernels& kernels, const void* data, size_t bytes, int threads) {
+  constexpr size_t kPiece = 1 << 18;  // floats
+  const size_t count = bytes / sizeof(float), pieces = (count + kPiece - 1) / kPiece;
+  const float* base = static_cast<const float*>(data);
+  std::atomic<float> keep{0};
+  const double time = seconds([&] {
+    parallel(threads, int64_t(pieces), [&](int64_t i) {
+      keep.store(kernels.read(base + i * kPiece, std::min(kPiece, count - size_t(i) * kPiece)), std::memory_order_relaxed);
+    });
+  });
+  return double(bytes) / time;
+}
+
+double fma_peak(const Kernels& kernels, int threads) {
+  std::vector<double> done(threads);
+  const double time =
+      seconds([&] { parallel(threads, threads, [&](int64_t i) { done[i] = kernels.fma_rounds(4'000'000); }); });
+  double total = 0;
+  for (double d : done) total += d;
+  return total / time;
+}
+
+}  // namespace kvrt

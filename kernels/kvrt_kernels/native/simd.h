@@ -1,0 +1,218 @@
+// Vectors of float for one instruction set, on GCC/Clang vector types.
+//
+// Included inside a namespace of its own by isa.cpp. Code here is built with -ffp-contract=off and every fused
+// multiply-add is written as fma(): which operations fuse is then part of the source, and no inlining decision can
+// make two callers of one formula differ in a bit.
+
+#define KVRT_FORCE inline __attribute__((always_inline))
+#define KVRT_INLINE static KVRT_FORCE
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+constexpr int L = kBytes / 4;  // lanes
+
+typedef float vf __attribute__((vector_size(kBytes)));
+typedef int32_t vi __attribute__((vector_size(kBytes)));
+typedef uint32_t vu __attribute__((vector_size(kBytes)));
+typedef uint16_t vh __attribute__((vector_size(kBytes / 2)));
+typedef float v4f __attribute__((vector_size(16)));
+typedef int32_t v4i __attribute__((vector_size(16)));
+
+template <class V> struct Int;
+template <> struct Int<vf> { using type = vi; };
+#if defined(__AVX2__)
+template <> struct Int<v4f> { using type = v4i; };
+#endif
+
+struct bf16 { uint16_t bits; };
+struct f16 { uint16_t bits; };
+
+template <class V> KVRT_INLINE V splat(float x) { return x - V{}; }
+template <class V> KVRT_INLINE V load_as(const void* p) { V v; __builtin_memcpy(&v, p, sizeof v); return v; }
+KVRT_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
+KVRT_INLINE void store4(float* p, v4f v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// ---- arithmetic -----------------------------------------------------------------------------------------------------
+
+// a * b + c: fused where the instruction set can, otherwise rounded twice, always the same on one instruction set.
+#if defined(__AVX512F__)
+KVRT_INLINE vf fma(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+KVRT_INLINE v4f fma(v4f a, v4f b, v4f c) { return (v4f)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c); }
+KVRT_INLINE vf max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+KVRT_INLINE v4f max(v4f a, v4f b) { return (v4f)_mm_max_ps((__m128)a, (__m128)b); }
+#elif defined(__AVX2__)
+KVRT_INLINE vf fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+KVRT_INLINE v4f fma(v4f a, v4f b, v4f c) { return (v4f)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c); }
+KVRT_INLINE vf max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+KVRT_INLINE v4f max(v4f a, v4f b) { return (v4f)_mm_max_ps((__m128)a, (__m128)b); }
+#elif defined(__aarch64__)
+KVRT_INLINE vf fma(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+KVRT_INLINE vf max(vf a, vf b) { return (vf)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
+#else
+KVRT_INLINE vf fma(vf a, vf b, vf c) { return a * b + c; }
+KVRT_INLINE vf max(vf a, vf b) { return (vf)_mm_max_ps((__m128)a, (__m128)b); }
+#endif
+
+// 2^x for x < 127, relative error below 2e-7; below -126 it stays at 2^-126. Adding 1.5 * 2^23 rounds to an integer in
+// the low bits of the mantissa; the fraction, in [-0.5, 0.5], goes through the Taylor polynomial of degree 6 of 2^x.
+template <class V> KVRT_INLINE V exp2(V x) {
+  using I = typename Int<V>::type;
+  x = max(x, splat<V>(-126.f));
+  const V rounded = x + splat<V>(12582912.f);
+  const V f = x - (rounded - splat<V>(12582912.f));
+  V p = splat<V>(1.5403530e-4f);
+  p = fma(p, f, splat<V>(1.3333558e-3f));
+  p = fma(p, f, splat<V>(9.6181291e-3f));
+  p = fma(p, f, splat<V>(5.5504109e-2f));
+  p = fma(p, f, splat<V>(2.4022651e-1f));
+  p = fma(p, f, splat<V>(6.9314718e-1f));
+  p = fma(p, f, splat<V>(1.f));
+  return (V)((I)p + ((I)rounded << 23));
+}
+
+constexpr float kLog2e = 1.44269504088896341f;
+
+// Clamped where 2^x is already lost beside the 1 it is added to, or nearly overflows.
+KVRT_INLINE vf sigmoid(vf x) { return 1.f / (1.f + exp2(-max(x * kLog2e, splat<vf>(-126.f)))); }
+KVRT_INLINE vf tanh(vf x) { return 1.f - 2.f / (1.f + exp2(-max(x * (-2.f * kLog2e), splat<vf>(-126.f)))); }
+
+// ---- 16-bit floats --------------------------------------------------------------------------------------------------
+
+KVRT_INLINE vf load(const float* p) { return load_as<vf>(p); }
+KVRT_INLINE vf load(const bf16* p) { return (vf)(__builtin_convertvector(load_as<vh>(p), vu) << 16); }
+KVRT_INLINE vf load(const f16* p) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_cvtph_ps(load_as<__m256i>(p));
+#elif defined(__AVX2__)
+  return (vf)_mm256_cvtph_ps(load_as<__m128i>(p));
+#elif defined(__aarch64__)
+  return (vf)vcvt_f32_f16(load_as<float16x4_t>(p));
+#else
+  // Shifting the exponent field into place leaves it 112 too small; the product mends it, subnormals included.
+  const vu h = __builtin_convertvector(load_as<vh>(p), vu);
+  const vf magnitude = (vf)((h & 0x7fffu) << 13) * splat<vf>(0x1p112f);
+  const vu special = (vu)(vi)((h & 0x7c00u) == 0x7c00u) & 0x7f800000u;  // infinity and NaN
+  return (vf)((vu)magnitude | special | ((h & 0x8000u) << 16));
+#endif
+}
+
+KVRT_INLINE void narrow(float* p, float x) { *p = x; }
+KVRT_INLINE void narrow(bf16* p, float x) {  // to nearest, ties to even
+  uint32_t u;
+  __builtin_memcpy(&u, &x, 4);
+  p->bits = x != x ? 0x7fc0 : (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+KVRT_INLINE void narrow(f16* p, float x) {
+#if defined(__AVX2__)
+  p->bits = (uint16_t)_cvtss_sh(x, 0);
+#elif defined(__aarch64__)
+  const __fp16 h = (__fp16)x;
+  __builtin_memcpy(p, &h, 2);
+#else
+  uint32_t u;
+  __builtin_memcpy(&u, &x, 4);
+  const uint32_t sign = (u >> 16) & 0x8000;
+  u &= 0x7fffffff;
+  if (u > 0x7f800000) { p->bits = (uint16_t)(sign | 0x7e00); return; }  // NaN
+  if (u >= 0x477ff000) { p->bits = (uint16_t)(sign | 0x7c00); return; }  // 65520 and above round to infinity
+  if (u < 0x38800000) {  // below 2^-14: adding 0.5 aligns the result's last bit with the float's, rounding to even
+    float f;
+    __builtin_memcpy(&f, &u, 4);
+    f += 0.5f;
+    __builtin_memcpy(&u, &f, 4);
+    p->bits = (uint16_t)(sign | (u - 0x3f000000));
+    return;
+  }
+  p->bits = (uint16_t)(sign | ((u - 0x38000000 + 0xfff + ((u >> 13) & 1)) >> 13));
+#endif
+}
+
+// ---- shuffles -------------------------------------------------------------------------------------------------------
+
+template <class F, class V, int... I>
+KVRT_INLINE V shuffle(V a, V b, std::integer_sequence<int, I...>) {
+  constexpr int n = sizeof...(I);
+  return __builtin_shufflevector(a, b, F::at(I, n)...);
+}
+template <class F, class V> KVRT_INLINE V shuffle(V a, V b) {
+  return shuffle<F>(a, b, std::make_integer_sequence<int, sizeof(V) / 4>{});
+}
+// Index of output lane i when the second operand's lanes are numbered from n. Within each 128 bits:
+struct Lo32 { static constexpr int at(int i, int n) { return (i & ~3) + ((i & 2) >> 1) + (i & 1) * n; } };      // a0 b0 a1 b1
+struct Hi32 { static constexpr int at(int i, int n) { return Lo32::at(i, n) + 2; } };                           // a2 b2 a3 b3
+struct Lo64 { static constexpr int at(int i, int n) { return (i & ~3) + (i & 1) + ((i & 2) >> 1) * n; } };      // a0 a1 b0 b1
+struct Hi64 { static constexpr int at(int i, int n) { return Lo64::at(i, n) + 2; } };                           // a2 a3 b2 b3
+// 128-bit blocks H apart change places between two vectors.
+template <int H> struct LoBlock { static constexpr int at(int i, int n) { return (i / 4 & H) ? n + i - 4 * H : i; } };
+template <int H> struct HiBlock { static constexpr int at(int i, int n) { return (i / 4 & H) ? n + i : i + 4 * H; } };
+
+template <int H> KVRT_INLINE void swap_blocks(vf* r) {
+  if constexpr (H < L / 4) {
+#pragma GCC unroll 16
+    for (int g = 0; g < L / 4; g++)
+      if (!(g & H))
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+          const vf a = r[4 * g + i], b = r[4 * (g + H) + i];
+          r[4 * g + i] = shuffle<LoBlock<H>>(a, b);
+          r[4 * (g + H) + i] = shuffle<HiBlock<H>>(a, b);
+        }
+    swap_blocks<2 * H>(r);
+  }
+}
+
+// Transposes the L x L matrix whose rows are r[0 .. L): 4 x 4 within 128-bit blocks, then the blocks.
+KVRT_INLINE void transpose(vf* r) {
+#pragma GCC unroll 4
+  for (int g = 0; g < L; g += 4) {
+    const vf a = shuffle<Lo32>(r[g], r[g + 1]), b = shuffle<Hi32>(r[g], r[g + 1]);
+    const vf c = shuffle<Lo32>(r[g + 2], r[g + 3]), d = shuffle<Hi32>(r[g + 2], r[g + 3]);
+    r[g] = shuffle<Lo64>(a, c);
+    r[g + 1] = shuffle<Hi64>(a, c);
+    r[g + 2] = shuffle<Lo64>(b, d);
+    r[g + 3] = shuffle<Hi64>(b, d);
+  }
+  swap_blocks<1>(r);
+}
+
+struct Add { template <class V> KVRT_INLINE V of(V a, V b) { return a + b; } };
+struct Max { template <class V> KVRT_INLINE V of(V a, V b) { return max(a, b); } };
+
+// The four horizontal reductions of a, b, c and d, by one fixed tree.
+template <class Op> KVRT_INLINE v4f reduce4(vf a, vf b, vf c, vf d) {
+  const vf ab = Op::of(shuffle<Lo32>(a, b), shuffle<Hi32>(a, b));
+  const vf cd = Op::of(shuffle<Lo32>(c, d), shuffle<Hi32>(c, d));
+  const vf r = Op::of(shuffle<Lo64>(ab, cd), shuffle<Hi64>(ab, cd));  // every block: parts of a b c d
+#if defined(__AVX512F__)
+  const __m256 h = (__m256)_mm512_castps512_ps256((__m512)r);
+  const __m256 g = (__m256)_mm512_extractf32x8_ps((__m512)r, 1);
+  return Op::of(Op::of((v4f)_mm256_castps256_ps128(h), (v4f)_mm256_castps256_ps128(g)),
+                Op::of((v4f)_mm256_extractf128_ps(h, 1), (v4f)_mm256_extractf128_ps(g, 1)));
+#elif defined(__AVX2__)
+  return Op::of((v4f)_mm256_castps256_ps128((__m256)r), (v4f)_mm256_extractf128_ps((__m256)r, 1));
+#else
+  return r;
+#endif
+}
+
+KVRT_INLINE float sum(vf v) { return reduce4<Add>(v, v, v, v)[0]; }
+
+// ---- memory ---------------------------------------------------------------------------------------------------------
+
+KVRT_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+// Takes aligned pieces out of one scratch buffer; with base == nullptr it only counts.
+struct Arena {
+  char* base;
+  size_t used = 0;
+  template <class T> T* take(size_t count) {
+    T* p = reinterpret_cast<T*>(base + used);
+    used += (count * sizeof(T) + 63) / 64 * 64;
+    return p;
+  }
+};

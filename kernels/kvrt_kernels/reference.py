@@ -1,0 +1,152 @@
+"""The operators in plain torch: simple, slow, and the definition of what the kernels compute.
+
+Same signatures as the native ones (`threads` is accepted and not used), float32 arithmetic, pages
+reached by gathering. Serves where there is no compiled module, and in the conformance kit.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kvrt.spi import Activation, AttentionBatch, AttentionParams, HeadNorm, Rotation
+
+
+def plan(batch: AttentionBatch) -> AttentionBatch:
+    """Nothing is to be prepared: the plan is the batch."""
+    return batch
+
+
+def pages(batch: AttentionBatch, layer: int) -> Tensor:
+    """One layer's pages, a view [pages, 2 (key, value), kv_heads, page_size, head_dim]."""
+    layout = batch.layout
+    one = layout.v_offset + (layout.kv_heads - 1) * layout.head_stride
+    one += layout.page_size * layout.head_dim
+    begin = layer * layout.layer_stride
+    count = (batch.kv.numel() - begin - one) // layout.page_stride + 1
+    return batch.kv.as_strided(
+        (count, 2, layout.kv_heads, layout.page_size, layout.head_dim),
+        (layout.page_stride, layout.v_offset, layout.head_stride, layout.head_dim, 1),
+        batch.kv.storage_offset() + begin,
+    )
+
+
+def run(
+    plan: AttentionBatch,
+    layer: int,
+    q: Tensor,
+    out: Tensor,
+    params: AttentionParams,
+    threads: int | None = None,
+) -> None:
+    """See `kvrt_kernels.attention.run`."""
+    layout, view = plan.layout, pages(plan, layer)
+    start = plan.query_start.tolist()
+    for s, length in enumerate(plan.context_len.tolist()):
+        rows = slice(start[s], start[s + 1])
+        count = start[s + 1] - start[s]
+        if count == 0:
+            continue
+        ids = plan.page_table[s, : -(-length // layout.page_size)].long()
+        # [2, kv_heads, length, head_dim]
+        kv = view[ids].permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :length].float()
+        group = q.shape[1] // layout.kv_heads
+        k, v = kv.repeat_interleave(group, dim=1)
+        scores = q[rows].float().transpose(0, 1) @ k.transpose(1, 2) * params.scale
+        if params.softcap:
+            scores = params.softcap * torch.tanh(scores / params.softcap)
+        position = torch.arange(length - count, length)[:, None]
+        token = torch.arange(length)[None, :]
+        hidden = token > position
+        if params.window:
+            hidden |= token <= position - params.window
+        scores = scores.masked_fill(hidden, float("-inf"))
+        out[rows] = (torch.softmax(scores, dim=-1) @ v).transpose(0, 1)
+
+
+def append(
+    plan: AttentionBatch, layer: int, k: Tensor, v: Tensor, threads: int | None = None
+) -> None:
+    """See `kvrt_kernels.append.append`."""
+    view, size = pages(plan, layer), plan.layout.page_size
+    sequence, position = _positions(plan)
+    ids = plan.page_table[sequence, position // size].long()
+    count = len(position)
+    view[ids, 0, :, position % size] = k[:count].to(view.dtype)
+    view[ids, 1, :, position % size] = v[:count].to(view.dtype)
+
+
+def rotate_append(
+    plan: AttentionBatch,
+    layer: int,
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    rotation: Rotation | None,
+    norm: HeadNorm | None,
+    threads: int | None = None,
+) -> None:
+    """See `kvrt_kernels.append.rotate_append`."""
+    _, position = _positions(plan)
+    count = len(position)
+    for x, which in ((q, "q"), (k, "k")):
+        if x is None:
+            continue
+        head = x[:count]
+        if norm is not None:
+            head = rms_norm(head, getattr(norm, which), norm.eps)
+        if rotation is not None:
+            head = rotate(head, rotation.cos[position], rotation.sin[position])
+        x[:count] = head
+    append(plan, layer, k, v)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x [tokens, heads, head_dim] by cos and sin [tokens, rotary_dim / 2]."""
+    half = cos.shape[1]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    threads: int | None = None,
+) -> Tensor:
+    """See `kvrt_kernels.linear.linear`."""
+    y = functional.linear(x, weight.float(), bias)
+    return y if residual is None else y + residual
+
+
+def gated_linear(
+    x: Tensor, weight: Tensor, activation: Activation, threads: int | None = None
+) -> Tensor:
+    """See `kvrt_kernels.linear.gated_linear`."""
+    gate, up = functional.linear(x, weight.float()).chunk(2, dim=-1)
+    if activation == "silu":
+        return functional.silu(gate) * up
+    return functional.gelu(gate, approximate="tanh") * up
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, threads: int | None = None) -> Tensor:
+    """See `kvrt_kernels.norm.rms_norm`."""
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, threads: int | None = None
+) -> Tensor:
+    """See `kvrt_kernels.norm.add_rms_norm`."""
+    residual += x
+    return rms_norm(residual, weight, eps)
+
+
+def _positions(batch: AttentionBatch) -> tuple[Tensor, Tensor]:
+    """The sequence and the position of each query token, int64 [tokens]."""
+    start, length = batch.query_start.long(), batch.context_len.long()
+    count = start.diff()
+    sequence = torch.repeat_interleave(torch.arange(len(count)), count)
+    position = torch.arange(len(sequence)) + (length - start[1:])[sequence]
+    return sequence, position

@@ -1,0 +1,106 @@
+"""Storing keys and values, with the norm and the rotation before it."""
+
+import pytest
+import torch
+from kvrt_kernels import append, attention, reference
+
+from kvrt.errors import ContractError
+from kvrt.spi import HeadNorm, Rotation
+
+RAGGED = {0: (1, 5), 1: (3, 123), 2: (40, 40), 3: (0, 7), 4: (100, 300)}
+LENGTHS = [context for _, context in RAGGED.values()]
+HEADS, KV_HEADS = 6, 2
+
+
+def tables(rot_dim, positions=400):
+    angle = torch.outer(torch.arange(positions), 10000 ** -(torch.arange(0, rot_dim, 2) / rot_dim))
+    return Rotation(cos=angle.cos(), sin=angle.sin())
+
+
+def tokens(batch, head_dim, seed=3):
+    """q, k and v as slices of one fused projection, with values from subnormal to large."""
+    random = torch.Generator().manual_seed(seed)
+    count = int(batch.query_start[-1])
+    fused = torch.randn(count, HEADS + 2 * KV_HEADS, head_dim, generator=random)
+    fused *= 10 ** torch.empty_like(fused).uniform_(-9, 4, generator=random)
+    return fused.split([HEADS, KV_HEADS, KV_HEADS], dim=1)
+
+
+def same_bits(a, b):
+    return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("page_size", [8, 16, 24])
+def test_append_stores_what_torch_would_round_and_nothing_else(isa, cache, dtype, page_size):
+    ours, theirs = (cache(LENGTHS, dtype=dtype, page_size=page_size) for _ in range(2))
+    batch, other = ours.batch(RAGGED), theirs.batch(RAGGED)
+    _, k, v = tokens(batch, 64)
+    v[0, 0, :4] = torch.tensor([float("inf"), float("-inf"), float("nan"), -0.0])
+    for layer in (0, 1):
+        append.append(attention.plan(batch), layer, k, v)
+        reference.append(reference.plan(other), layer, k, v)
+    assert torch.equal(ours.kv.isnan(), theirs.kv.isnan())
+    assert same_bits(ours.kv.nan_to_num(nan=7.0), theirs.kv.nan_to_num(nan=7.0))
+
+
+@pytest.mark.parametrize(("head_dim", "rot_dim"), [(64, 64), (80, 32), (128, 100), (16, 16)])
+@pytest.mark.parametrize("normed", [False, True])
+def test_heads_are_normed_and_rotated_as_the_reference_does(isa, cache, head_dim, rot_dim, normed):
+    ours, theirs = (cache(LENGTHS, head_dim=head_dim) for _ in range(2))
+    batch, other = ours.batch(RAGGED), theirs.batch(RAGGED)
+    norm = HeadNorm(torch.rand(head_dim), torch.rand(head_dim), 1e-6) if normed else None
+    random = torch.Generator().manual_seed(4)
+    count = int(batch.query_start[-1])
+    shape = (count, HEADS + 2 * KV_HEADS, head_dim)
+    fused = torch.randn(shape, generator=random)
+    copy = fused.clone()
+    q, k, v = fused.split([HEADS, KV_HEADS, KV_HEADS], dim=1)
+    append.rotate_append(attention.plan(batch), 0, q, k, v, tables(rot_dim), norm)
+    q, k, v = copy.split([HEADS, KV_HEADS, KV_HEADS], dim=1)
+    reference.rotate_append(reference.plan(other), 0, q, k, v, tables(rot_dim), norm)
+    torch.testing.assert_close(fused, copy, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.kv, theirs.kv, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_a_layer_without_rotation_leaves_q_and_k_as_they_are(cache):
+    batch = cache(LENGTHS).batch(RAGGED)
+    q, k, v = (x.clone() for x in tokens(batch, 64))
+    before = q.clone(), k.clone()
+    append.rotate_append(attention.plan(batch), 0, q, k, v, None, None)
+    assert torch.equal(q, before[0])
+    assert torch.equal(k, before[1])
+
+
+@pytest.mark.promise("P15")
+def test_a_token_is_stored_with_the_same_bits_in_any_batch(isa, cache):
+    together, alone = cache(LENGTHS, dtype="bfloat16"), cache(LENGTHS, dtype="bfloat16")
+    norm = HeadNorm(torch.rand(64), torch.rand(64), 1e-6)
+    batch = together.batch(RAGGED)
+    whole = [x.clone() for x in tokens(batch, 64)]
+    pieces = [x.clone() for x in whole]
+    append.rotate_append(attention.plan(batch), 0, *whole, tables(64), norm, threads=2)
+    row = 0
+    for s, (count, length) in RAGGED.items():
+        for i in range(count):
+            one = alone.batch({s: (1, length - count + i + 1)})
+            q, k, v = (x[row : row + 1] for x in pieces)
+            append.rotate_append(attention.plan(one), 0, q, k, v, tables(64), norm, threads=1)
+            row += 1
+    assert torch.equal(whole[0], pieces[0])
+    assert same_bits(together.kv, alone.kv)
+
+
+def test_tensors_of_another_shape_or_dtype_are_refused(cache):
+    batch = cache([10]).batch({0: (1, 10)})
+    plan = attention.plan(batch)
+    q, k = torch.zeros(1, 4, 64), torch.zeros(1, 2, 64)
+    for arguments, words in (
+        ((q, k.half(), k, None, None), "k must be float32"),
+        ((q, k, k[:, :1], None, None), "k and v must be"),
+        ((q[:0], k, k, None, None), "q has 0 rows"),
+        ((q, k, k, tables(128), None), "rotary_dim 128"),
+        ((q, k, k, None, HeadNorm(torch.ones(32), torch.ones(64), 1e-6)), "weight for q"),
+    ):
+        with pytest.raises(ContractError, match=words):
+            append.rotate_append(plan, 0, *arguments)

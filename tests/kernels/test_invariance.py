@@ -1,0 +1,108 @@
+"""A token's attention has the same bits whatever is computed beside it: the rule of the kernels.
+
+Everything kvrt promises about equal output (alone, batched, chunked, preempted) rests on this.
+"""
+
+import itertools
+from random import Random
+
+import pytest
+import torch
+
+from kvrt.spi import AttentionParams
+
+# Lengths around tiles (64), pages (16), segments (512) and blocks of rows (126 / group).
+LENGTHS = [1, 15, 16, 17, 63, 64, 65, 127, 300, 511, 512, 513, 1100]
+PARAMS = [
+    AttentionParams(scale=0.125),
+    AttentionParams(scale=0.125, window=100),
+    AttentionParams(scale=0.5, window=600, softcap=20.0),
+]
+
+
+@pytest.fixture(params=["float32", "bfloat16", "float16"])
+def paged(request, cache):
+    return cache(LENGTHS, dtype=request.param, kv_heads=3, head_dim=80)
+
+
+@pytest.fixture(params=PARAMS, ids=["plain", "window", "capped"])
+def params(request):
+    return request.param
+
+
+def prompts(heads=9, head_dim=80):
+    random = torch.Generator().manual_seed(5)
+    return [torch.randn(n, heads, head_dim, generator=random) for n in LENGTHS]
+
+
+@pytest.fixture
+def whole(isa, paged, params, attend):
+    """Each sequence's prompt, attended alone, in one piece, by one thread."""
+    return [
+        attend(paged.batch({s: (n, n)}), q, params, threads=1)
+        for s, (n, q) in enumerate(zip(LENGTHS, prompts(), strict=True))
+    ]
+
+
+@pytest.mark.promise("P15")
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_alone_equals_together(paged, params, attend, whole, threads):
+    batch = paged.batch({s: (n, n) for s, n in enumerate(LENGTHS)})
+    got = attend(batch, torch.cat(prompts()), params, threads=threads)
+    assert torch.equal(got, torch.cat(whole))
+
+
+@pytest.mark.promise("P15")
+@pytest.mark.parametrize("chunk", [1, 7, 64, 100, 512])
+def test_chunked_equals_in_one_piece(paged, params, attend, whole, chunk):
+    for s in (5, 8, 12) if chunk > 1 else (8,):
+        n, q = LENGTHS[s], prompts()[s]
+        pieces = []
+        for begin in range(0, n, chunk):
+            end = min(begin + chunk, n)
+            pieces.append(attend(paged.batch({s: (end - begin, end)}), q[begin:end], params))
+        assert torch.equal(torch.cat(pieces), whole[s])
+
+
+@pytest.mark.promise("P15")
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_a_decoding_token_equals_the_same_token_of_a_prompt(paged, params, attend, whole, threads):
+    last = torch.cat([q[-1:] for q in prompts()])
+    want = torch.cat([out[-1:] for out in whole])
+    batch = paged.batch({s: (1, n) for s, n in enumerate(LENGTHS)})
+    assert torch.equal(attend(batch, last, params, threads=threads), want)
+    for s, n in enumerate(LENGTHS):
+        alone = attend(paged.batch({s: (1, n)}), last[s : s + 1], params, threads=threads)
+        assert torch.equal(alone, want[s : s + 1])
+
+
+@pytest.mark.promise("P15")
+def test_mixed_batches_in_any_order_change_nothing(paged, params, attend, whole):
+    random = Random(6)
+    made = prompts()
+    for _ in range(6):
+        pieces = {}
+        for s in random.sample(range(len(LENGTHS)), 6):
+            begin = random.randrange(LENGTHS[s])
+            pieces[s] = begin, random.randint(begin + 1, LENGTHS[s])
+        q = torch.cat([made[s][begin:end] for s, (begin, end) in pieces.items()])
+        want = torch.cat([whole[s][begin:end] for s, (begin, end) in pieces.items()])
+        batch = paged.batch({s: (end - begin, end) for s, (begin, end) in pieces.items()})
+        assert torch.equal(attend(batch, q, params), want)
+
+
+@pytest.mark.promise("P15")
+def test_page_size_and_place_change_nothing(isa, cache, attend):
+    n, params = 700, AttentionParams(scale=0.125)
+    q = torch.randn(n, 4, 64)
+    results = []
+    for page_size, seed in itertools.product((8, 16, 40, 256), (0, 1)):
+        made = cache([n], page_size=page_size, seed=seed)
+        # The same keys and values, laid into differently placed pages of another size.
+        content = torch.randn(2, 2, n, 64, generator=torch.Generator().manual_seed(9))
+        pages = made.kv.view(-1, 2, 2, 2, page_size, 64)
+        for p in range(n):
+            pages[made.table[0, p // page_size], 1, :, :, p % page_size] = content[:, :, p]
+        results.append(attend(made.batch({0: (n, n)}), q, params))
+    for other in results[1:]:
+        assert torch.equal(results[0], other)
