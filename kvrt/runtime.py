@@ -7,6 +7,7 @@
 Any thread may call it. The engine has a thread of its own; callers speak to it through a queue.
 """
 
+import functools
 import logging
 import os
 import queue
@@ -20,10 +21,12 @@ from types import TracebackType
 from typing import Self
 
 from kvrt.cache import CacheStats, KVCache, LimitChange
-from kvrt.config import RuntimeConfig, format_bytes, parse_bytes
+from kvrt.config import Environment, RuntimeConfig, format_bytes, parse_bytes
 from kvrt.engine import Engine
 from kvrt.errors import CapacityError, ConfigError, KvrtError, RequestError
 from kvrt.model.loader import Model, load_model
+from kvrt.model.resolve import Progress
+from kvrt.model.resolve import Progress
 from kvrt.outputs import Delta, Result
 from kvrt.pages.geometry import Geometry
 from kvrt.registry import open_device
@@ -123,6 +126,11 @@ class RuntimeStats:
 class Runtime:
     """See the module. Takes `RuntimeConfig`'s fields as keyword arguments, or a config.
 
+    Args:
+        model: short for ``RuntimeConfig.model``.
+        config: all options at once.
+        progress: told about the bytes of a download.
+
     Raises:
         ConfigError: an option has a bad value.
         BackendUnavailable: the backend cannot be used here.
@@ -135,6 +143,7 @@ class Runtime:
         model: str | Path | None = None,
         *,
         config: RuntimeConfig | None = None,
+        progress: Progress | None = None,
         **options: object,
     ) -> None:
         if config is None:
@@ -153,8 +162,9 @@ class Runtime:
         self._ended: KvrtError | None = None  # once set, under the gate, nothing more is queued
         self._commands: queue.SimpleQueue[Request | str | None] = queue.SimpleQueue()
         started = time.perf_counter()
+        backend = Environment.read().backend if config.backend == "auto" else config.backend
         self.device: Device = open_device(
-            config.backend, config.device, DeviceOptions(threads=config.threads)
+            backend, config.device, DeviceOptions(threads=config.threads)
         )
         try:
             self.model: Model = load_model(
@@ -165,6 +175,7 @@ class Runtime:
                 max_model_len=config.max_model_len,
                 offline=config.offline,
                 revision=config.revision,
+                progress=progress,
                 seed=config.seed or 0,
             )
             self.cache = _make_cache(config, self.device, self.model)
@@ -262,7 +273,7 @@ class Runtime:
                 seed=seed,
                 max_len=min(room, len(tokens) + max_new),
                 priority=priority,
-                detokenizer=self.model.detokenizer,
+                detokenizer=functools.partial(self.model.detokenizer, tokens),
                 deliver=stream._events.put,
             )
         )
@@ -284,7 +295,7 @@ class Runtime:
             tokens = self.model.encode_chat(prompt)  # type: ignore[arg-type]
         else:
             tokens = list(prompt)  # type: ignore[arg-type]
-        vocab = self.model.spec.vocab_size
+        vocab = self.model.spec.vocab
         for token in tokens:
             if not isinstance(token, int) or not 0 <= token < vocab:
                 raise RequestError(
@@ -426,8 +437,8 @@ def _make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:
 
     def geometry(pages: int) -> Geometry:
         return Geometry(
-            layers=spec.num_layers,
-            kv_heads=spec.num_kv_heads,
+            layers=len(spec.layers),
+            kv_heads=spec.kv_heads,
             head_dim=spec.head_dim,
             page_size=config.page_size,
             dtype=kv_dtype,
