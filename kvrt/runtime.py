@@ -26,7 +26,6 @@ from kvrt.engine import Engine
 from kvrt.errors import CapacityError, ConfigError, KvrtError, RequestError
 from kvrt.model.loader import Model, load_model
 from kvrt.model.resolve import Progress
-from kvrt.model.resolve import Progress
 from kvrt.outputs import Delta, Result
 from kvrt.pages.geometry import Geometry
 from kvrt.registry import open_device
