@@ -23,7 +23,7 @@ look at its status.
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
@@ -317,7 +317,7 @@ class AttentionBatch:
         context_len: int32 [sequences], on the host, this step's tokens included.
     """
 
-    kv: "Tensor"
+    kv: "Tensor" = field(repr=False)  # printing it would read the holes
     layout: KVLayout
     page_table: "Tensor"
     query_start: "Tensor"
