@@ -1,0 +1,10 @@
+"""Tools to test a backend, and to test what is built on one.
+
+suite        the conformance kit: ``pytest --pyargs kvrt.testing.suite --kvrt-backend NAME``
+plugin       the pytest plug-in that adds ``--kvrt-backend``
+reference    paged attention and the fused operators as plain arithmetic
+paged        KV pages with known content on any device
+host         what the operating system says about this process
+chaos        a device that fails and delays within the rules
+mutants      devices with one deliberate fault each, which the kit must find
+"""

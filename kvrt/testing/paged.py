@@ -1,0 +1,239 @@
+"""KV pages with known content on any device, and one step of attention over them.
+
+    hole | chunk chunk | hole | chunk chunk | hole        the span
+           ^ pages are taken from both runs, in random order; all else is NaN
+
+so that a read of a page or a slot that is not the sequence's own shows in the result.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from kvrt.spi import ITEM_BYTES, AttentionBatch, AttentionParams, Device, DType, KVLayout
+from kvrt.testing import reference
+from kvrt.wrappers.rules import TORCH_DTYPE
+
+TOLERANCE: dict[DType, float] = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 1.2e-2}
+"""Allowed error of a result near 1, by the coarsest dtype on its way: a few roundings of it."""
+
+
+def page_layout(
+    dtype: DType, *, layers: int, kv_heads: int, head_dim: int, page_size: int
+) -> KVLayout:
+    """``[page][layer][k|v][kv_head][slot][head_dim]`` without gaps."""
+    head = page_size * head_dim
+    return KVLayout(
+        dtype=dtype,
+        layers=layers,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        page_size=page_size,
+        page_stride=layers * 2 * kv_heads * head,
+        layer_stride=2 * kv_heads * head,
+        v_offset=kv_heads * head,
+        head_stride=head,
+    )
+
+
+class PagedKV:
+    """A span in which `pages` pages are mapped. A context manager: gives all back at its end.
+
+    Args:
+        device: where.
+        layout: of the pages; the page must be the outermost axis.
+        pages: how many can be taken.
+        seed: for the order in which they are taken.
+    """
+
+    def __init__(self, device: Device, layout: KVLayout, pages: int, *, seed: int = 0) -> None:
+        granularity = device.info.granularity
+        item = ITEM_BYTES[layout.dtype]
+        page_bytes = layout.page_stride * item
+        # Half of the pages in each of two runs, and room for the page that begins before the run.
+        run = math.ceil((math.ceil(pages / 2) + 1) * page_bytes / granularity)
+        self._device = device
+        self.layout = layout
+        self.span = device.memory.reserve((2 * run + 3) * granularity)
+        self.tensor = device.memory.tensor(self.span, layout.dtype)
+        self._chunks = {}
+        free: list[int] = []
+        for first in (1, run + 2):
+            for at in range(first * granularity, (first + run) * granularity, granularity):
+                chunk = self._chunks[at] = device.memory.create()
+                device.memory.map(self.span, at, chunk)
+            start, stop = first * granularity, (first + run) * granularity
+            self.tensor[start // item : stop // item] = math.nan
+            free += range(math.ceil(start / page_bytes), stop // page_bytes)
+        self._random = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(free), generator=self._random)
+        self._free = [free[i] for i in order.tolist()]
+
+    def take(self, tokens: int) -> list[int]:
+        """Pages, in random order, for that many tokens."""
+        count = math.ceil(tokens / self.layout.page_size)
+        taken, self._free = self._free[:count], self._free[count:]
+        if len(taken) < count:
+            raise ValueError(f"{count} pages asked for, {len(taken)} left")
+        return taken
+
+    def batch(
+        self, tables: Sequence[Sequence[int]], contexts: Sequence[int], queries: Sequence[int]
+    ) -> AttentionBatch:
+        """A batch over those pages; the unused entries of its page table are not pages at all."""
+        width = max(map(len, tables)) + 2
+        page_table = torch.full((len(tables), width), -1, dtype=torch.int32)
+        page_table[:, -1] = 2**31 - 1
+        for s, pages in enumerate(tables):
+            page_table[s, : len(pages)] = torch.tensor(pages)
+        starts = torch.tensor([0, *queries]).cumsum(0)
+        return AttentionBatch(
+            kv=self.tensor,
+            layout=self.layout,
+            page_table=page_table,
+            query_start=starts.to(torch.int32),
+            context_len=torch.tensor(contexts, dtype=torch.int32),
+        )
+
+    def close(self) -> None:
+        for at, chunk in self._chunks.items():
+            self._device.memory.unmap(self.span, at, chunk)
+            self._device.memory.destroy(chunk)
+        self._chunks = {}
+        self._device.memory.release(self.span)
+
+    def __enter__(self) -> "PagedKV":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        self._device.synchronize()
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One step of attention. The defaults are small and odd.
+
+    Args:
+        contexts: tokens of each sequence, those of this step included.
+        queries: tokens each sequence brings in this step.
+        scale: None for one that is not the usual ``head_dim ** -0.5``.
+    """
+
+    contexts: tuple[int, ...] = (1, 37, 130, 16, 65)
+    queries: tuple[int, ...] = (1, 1, 19, 16, 2)
+    heads: int = 6
+    kv_heads: int = 2
+    head_dim: int = 64
+    page_size: int = 16
+    layers: int = 2
+    compute: DType = "float32"
+    kv: DType = "float32"
+    scale: float | None = None
+    window: int = 0
+    softcap: float = 0.0
+
+    @property
+    def params(self) -> AttentionParams:
+        scale = 0.7 * self.head_dim**-0.5 if self.scale is None else self.scale
+        return AttentionParams(scale, self.window, self.softcap)
+
+    @property
+    def layout(self) -> KVLayout:
+        return page_layout(
+            self.kv,
+            layers=self.layers,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            page_size=self.page_size,
+        )
+
+    @property
+    def tolerance(self) -> float:
+        return max(TOLERANCE[self.compute], TOLERANCE[self.kv])
+
+    @property
+    def pages(self) -> int:
+        return sum(math.ceil(length / self.page_size) for length in self.contexts)
+
+
+def randoms(device: Device, dtype: DType, *shape: int, seed: int) -> Tensor:
+    """Normally distributed numbers on the device, the same ones on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=generator)
+    return values.to(TORCH_DTYPE[dtype]).to(device.info.torch_device)
+
+
+def fill_past(batch: AttentionBatch, *, seed: int = 0) -> None:
+    """Random keys and values for the tokens that came before this step, in every layer."""
+    generator = torch.Generator().manual_seed(seed)
+    heads, head_dim = batch.layout.kv_heads, batch.layout.head_dim
+    for s in range(len(batch.context_len)):
+        new = reference.rows(batch, s)
+        past = torch.arange(int(batch.context_len[s]) - (new.stop - new.start))
+        for layer in range(batch.layout.layers):
+            for kv in (0, 1):
+                values = torch.randn((len(past), heads, head_dim), generator=generator)
+                reference.write(batch, s, layer, kv, past, values)
+
+
+def attend(device: Device, case: Case, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """The device's result and the reference's, each [layers, tokens, heads, head_dim].
+
+    The last tokens' keys and values are stored by the device, those before by the reference.
+    """
+    with PagedKV(device, case.layout, case.pages, seed=seed) as pages:
+        tables = [pages.take(length) for length in case.contexts]
+        batch = pages.batch(tables, case.contexts, case.queries)
+        fill_past(batch, seed=seed)
+        return run_layers(device, batch, case, seed=seed)
+
+
+def run_layers(
+    device: Device, batch: AttentionBatch, case: Case, *, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Append random keys and values and attend with random queries, layer after layer."""
+    tokens = int(batch.query_start[-1])
+    plan = device.attention.plan(batch)
+    got, want = [], []
+    for layer in range(case.layers):
+        k, v = (
+            randoms(device, case.compute, tokens, case.kv_heads, case.head_dim, seed=seed + i)
+            for i in (2 * layer + 1, 2 * layer + 2)
+        )
+        q = randoms(device, case.compute, tokens, case.heads, case.head_dim, seed=seed + 100)
+        out = torch.full_like(q, math.nan)
+        device.attention.append(plan, layer, k, v)
+        device.attention.run(plan, layer, q, out, case.params)
+        device.synchronize()
+        reference.append(batch, layer, k, v)
+        got.append(out.cpu().double())
+        want.append(reference.attention(batch, layer, q, case.params))
+    return torch.stack(got), torch.stack(want)
+
+
+def mismatch(got: Tensor, want: Tensor, tolerance: float) -> str:
+    """Where two results differ by more than the tolerance; empty if nowhere.
+
+    A value is close if it is within ``tolerance * (1 + |want|)``; NaN is close to nothing.
+    """
+    if got.shape != want.shape:
+        return f"shape {list(got.shape)}, expected {list(want.shape)}"
+    got, want = got.cpu().double(), want.cpu().double()
+    bad = ~((got - want).abs() <= tolerance * (1 + want.abs()))
+    if not bad.any():
+        return ""
+    lines = [f"{int(bad.sum())} of {bad.numel()} differ by more than {tolerance}, the first:"]
+    for index in bad.nonzero()[:5].tolist():
+        where = tuple(index)
+        lines.append(f"  {index}: {got[where]:.6g}, expected {want[where]:.6g}")
+    return "\n".join(lines)

@@ -1,0 +1,138 @@
+"""What the operators of `kvrt.spi` mean, as plain arithmetic.
+
+Written to be read next to the contract and to share nothing with any backend: float64 on the
+host, one sequence, one row and one formula at a time. Slow, and meant to be.
+"""
+
+import torch
+from torch import Tensor
+
+from kvrt.spi import Activation, AttentionBatch, AttentionParams, HeadNorm, KVLayout, Rotation
+
+
+def elements(layout: KVLayout, pages: Tensor, positions: Tensor, layer: int, kv: int) -> Tensor:
+    """Where tokens are: int64 [tokens, kv_heads, head_dim], indices into the KV tensor.
+
+    Args:
+        layout: the layout of the KV tensor.
+        pages: the sequence's row of the page table, [pages].
+        positions: positions of the tokens in the sequence, int64 [tokens].
+        layer: which layer.
+        kv: 0 for keys, 1 for values.
+    """
+    page = pages.long()[positions // layout.page_size]
+    slot = positions % layout.page_size
+    token = page * layout.page_stride + slot * layout.head_dim
+    token = token + layer * layout.layer_stride + kv * layout.v_offset
+    head = torch.arange(layout.kv_heads) * layout.head_stride
+    return token[:, None, None] + head[:, None] + torch.arange(layout.head_dim)
+
+
+def rows(batch: AttentionBatch, sequence: int) -> slice:
+    """The rows of q, k, v and out that belong to a sequence."""
+    return slice(int(batch.query_start[sequence]), int(batch.query_start[sequence + 1]))
+
+
+def new_positions(batch: AttentionBatch, sequence: int) -> Tensor:
+    """The positions of a sequence's new tokens, int64."""
+    count = rows(batch, sequence).stop - rows(batch, sequence).start
+    length = int(batch.context_len[sequence])
+    return torch.arange(length - count, length)
+
+
+def read(batch: AttentionBatch, sequence: int, layer: int, kv: int, positions: Tensor) -> Tensor:
+    """The stored keys or values of some tokens, [tokens, kv_heads, head_dim] on the host."""
+    where = elements(batch.layout, batch.page_table[sequence], positions, layer, kv)
+    return batch.kv[where.to(batch.kv.device)].cpu()
+
+
+def write(
+    batch: AttentionBatch, sequence: int, layer: int, kv: int, positions: Tensor, value: Tensor
+) -> None:
+    """Store keys or values of some tokens, rounded to nearest even."""
+    where = elements(batch.layout, batch.page_table[sequence], positions, layer, kv)
+    device = batch.kv.device
+    batch.kv[where.to(device)] = value.to(batch.kv.dtype).to(device)
+
+
+def append(batch: AttentionBatch, layer: int, k: Tensor, v: Tensor) -> None:
+    """`PagedAttention.append`."""
+    for s in range(len(batch.context_len)):
+        write(batch, s, layer, 0, new_positions(batch, s), k[rows(batch, s)])
+        write(batch, s, layer, 1, new_positions(batch, s), v[rows(batch, s)])
+
+
+def attention(batch: AttentionBatch, layer: int, q: Tensor, params: AttentionParams) -> Tensor:
+    """`PagedAttention.run`: float64 [tokens, heads, head_dim] on the host."""
+    out = torch.zeros(q.shape, dtype=torch.float64)
+    group = q.shape[1] // batch.layout.kv_heads  # query head h reads KV head h // group
+    for s in range(len(batch.context_len)):
+        tokens = torch.arange(int(batch.context_len[s]))
+        k, v = (
+            read(batch, s, layer, kv, tokens).double().repeat_interleave(group, dim=1)
+            for kv in (0, 1)
+        )
+        queries = q[rows(batch, s)].cpu().double()
+        for row, position in enumerate(new_positions(batch, s).tolist()):
+            first = max(0, position + 1 - params.window) if params.window else 0
+            seen = slice(first, position + 1)
+            score = torch.einsum("khd,hd->hk", k[seen], queries[row]) * params.scale
+            if params.softcap:
+                score = params.softcap * torch.tanh(score / params.softcap)
+            out[rows(batch, s)][row] = torch.einsum("hk,khd->hd", score.softmax(-1), v[seen])
+    return out
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """`FusedOps.linear` in float64 on the host."""
+    out = x.cpu().double() @ weight.cpu().double().T
+    if bias is not None:
+        out = out + bias.cpu().double()
+    if residual is not None:
+        out = out + residual.cpu().double()
+    return out
+
+
+def gated_linear(x: Tensor, weight: Tensor, activation: Activation) -> Tensor:
+    """`FusedOps.gated_linear` in float64 on the host."""
+    gate, up = linear(x, weight, None, None).chunk(2, dim=1)
+    if activation == "silu":
+        return gate * torch.sigmoid(gate) * up
+    cubic = gate + 0.044715 * gate**3  # Hendrycks & Gimpel 2016, arXiv 1606.08415
+    return 0.5 * gate * (1 + torch.tanh((2 / torch.pi) ** 0.5 * cubic)) * up
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`FusedOps.rms_norm` in float64 on the host."""
+    x = x.cpu().double()
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight.cpu().double()
+
+
+def rotate(x: Tensor, positions: Tensor, rotation: Rotation) -> Tensor:
+    """Rotary embedding of [tokens, heads, head_dim], in float64 on the host.
+
+    Dimension i of the first half of the rotated ones is paired with dimension i of the second.
+    """
+    x = x.cpu().double()
+    cos = rotation.cos.cpu().double()[positions][:, None]
+    sin = rotation.sin.cpu().double()[positions][:, None]
+    half = cos.shape[-1]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
+
+
+def normed_and_rotated(
+    batch: AttentionBatch,
+    q: Tensor,
+    k: Tensor,
+    rotation: Rotation | None,
+    norm: HeadNorm | None,
+) -> tuple[Tensor, Tensor]:
+    """What `FusedOps.rotate_append` makes of q and k, in float64 on the host."""
+    if norm is not None:
+        q, k = rms_norm(q, norm.q, norm.eps), rms_norm(k, norm.k, norm.eps)
+    if rotation is not None:
+        sequences = range(len(batch.context_len))
+        positions = torch.cat([new_positions(batch, s) for s in sequences])
+        q, k = rotate(q, positions, rotation), rotate(k, positions, rotation)
+    return q.cpu().double(), k.cpu().double()

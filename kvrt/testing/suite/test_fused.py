@@ -1,0 +1,138 @@
+"""The optional fused operators against plain arithmetic."""
+
+import math
+from typing import get_args
+
+import pytest
+import torch
+
+from kvrt.spi import Activation, Device, DType, FusedOps, HeadNorm, Rotation
+from kvrt.testing import reference
+from kvrt.testing.paged import TOLERANCE, Case, PagedKV, fill_past, mismatch, randoms
+from kvrt.wrappers.rules import TORCH_DTYPE
+
+TOKENS = [1, 2, 5, 16, 17, 67]
+
+
+def weights(device: Device, dtype: DType, rows: int, width: int) -> torch.Tensor:
+    """Random, of a size that keeps results near 1."""
+    values = randoms(device, "float32", rows, width, seed=2) / math.sqrt(width)
+    return values.to(TORCH_DTYPE[dtype])
+
+
+def test_linear(device: Device, fused: FusedOps, compute: DType, kv: DType) -> None:
+    weight = weights(device, kv, 77, 123)
+    bias = randoms(device, "float32", 77, seed=3)
+    for tokens in TOKENS:
+        x = randoms(device, compute, tokens, 123, seed=1)
+        residual = randoms(device, compute, tokens, 77, seed=4)
+        for b, r in ((None, None), (bias, None), (None, residual), (bias, residual)):
+            got = fused.linear(x, weight, b, r)
+            assert got.dtype == x.dtype
+            problem = mismatch(got, reference.linear(x, weight, b, r), TOLERANCE[compute])
+            assert not problem, f"{tokens} tokens: {problem}"
+
+
+@pytest.mark.parametrize("activation", get_args(Activation))
+def test_gated_linear(
+    device: Device, fused: FusedOps, compute: DType, kv: DType, activation: Activation
+) -> None:
+    weight = weights(device, kv, 2 * 45, 80)
+    for tokens in TOKENS:
+        x = randoms(device, compute, tokens, 80, seed=1)
+        got = fused.gated_linear(x, weight, activation)
+        assert got.dtype == x.dtype
+        want = reference.gated_linear(x, weight, activation)
+        problem = mismatch(got, want, TOLERANCE[compute])
+        assert not problem, f"{tokens} tokens: {problem}"
+
+
+@pytest.mark.parametrize("width", [5, 64, 576, 1000])
+def test_rms_norm(device: Device, fused: FusedOps, compute: DType, width: int) -> None:
+    weight = randoms(device, "float32", width, seed=2)
+    for tokens in (1, 7):
+        x = randoms(device, compute, tokens, width, seed=1)
+        for values, eps in ((x, 1e-5), (x * 1e-3, 1e-2), (torch.zeros_like(x), 1e-6)):
+            got = fused.rms_norm(values, weight, eps)
+            assert got.dtype == x.dtype
+            assert not mismatch(got, reference.rms_norm(values, weight, eps), TOLERANCE[compute])
+
+
+def test_rows_of_x_may_have_any_stride(device: Device, fused: FusedOps, compute: DType) -> None:
+    wide = randoms(device, compute, 9, 200, seed=1)
+    x, tolerance = wide[:, 30:130], TOLERANCE[compute]
+    weight = weights(device, device.info.kv_dtypes[0], 64, 100)
+    norm = randoms(device, "float32", 100, seed=3)
+    assert not mismatch(fused.linear(x, weight), reference.linear(x, weight, None, None), tolerance)
+    assert not mismatch(
+        fused.gated_linear(x, weight, "silu"), reference.gated_linear(x, weight, "silu"), tolerance
+    )
+    assert not mismatch(fused.rms_norm(x, norm, 1e-5), reference.rms_norm(x, norm, 1e-5), tolerance)
+
+
+def angles(device: Device, positions: int, count: int) -> Rotation:
+    frequency = 10000.0 ** -(torch.arange(count) / count)
+    angle = torch.arange(positions)[:, None] * frequency
+    place = device.info.torch_device
+    return Rotation(cos=angle.cos().to(place), sin=angle.sin().to(place))
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "rotated", "normed"),
+    [(64, 1, False), (64, 0, True), (64, 0, False), (16, 1, True), (80, 0.5, True), (128, 1, True)],
+)
+def test_rotate_append(
+    device: Device,
+    fused: FusedOps,
+    compute: DType,
+    kv: DType,
+    head_dim: int,
+    rotated: float,
+    normed: bool,
+) -> None:
+    """Norm first, then rotation, at each token's own position; then k as it is now, and v."""
+    case = Case(head_dim=head_dim, compute=compute, kv=kv)
+    rotation = angles(device, 150, int(head_dim * rotated) // 2) if rotated else None
+    scales = [1 + 0.2 * randoms(device, "float32", head_dim, seed=seed) for seed in (5, 6)]
+    norm = HeadNorm(q=scales[0], k=scales[1], eps=1e-6) if normed else None
+    with PagedKV(device, case.layout, case.pages) as pages:
+        tables = [pages.take(length) for length in case.contexts]
+        batch = pages.batch(tables, case.contexts, case.queries)
+        fill_past(batch)
+        tokens = int(batch.query_start[-1])
+        qkv = randoms(device, compute, tokens, case.heads + 2 * case.kv_heads, head_dim, seed=1)
+        q, k, v = qkv.split((case.heads, case.kv_heads, case.kv_heads), dim=1)
+        want_q, want_k = reference.normed_and_rotated(batch, q.clone(), k.clone(), rotation, norm)
+        plan = device.attention.plan(batch)
+        fused.rotate_append(plan, 1, q, k, v, rotation, norm)
+        device.synchronize()
+        assert not mismatch(q, want_q, TOLERANCE[compute]), "q in place"
+        assert not mismatch(k, want_k, TOLERANCE[compute]), "k in place"
+        for s in range(len(case.contexts)):
+            rows, new = reference.rows(batch, s), reference.new_positions(batch, s)
+            stored_k = reference.read(batch, s, 1, 0, new)
+            stored_v = reference.read(batch, s, 1, 1, new)
+            assert not mismatch(stored_k, want_k[rows], case.tolerance), f"keys of sequence {s}"
+            assert torch.equal(stored_v, v[rows].cpu().to(stored_v.dtype)), f"values of {s}"
+            untouched = reference.read(batch, s, 0, 0, new)
+            assert untouched.isnan().all(), "another layer was written"
+
+
+@pytest.mark.usefixtures("batch_invariant")
+def test_a_row_has_the_same_bits_whatever_rows_are_beside_it(
+    device: Device, fused: FusedOps, compute: DType, kv: DType
+) -> None:
+    x = randoms(device, compute, 67, 256, seed=1)
+    weight = weights(device, kv, 128, 256)
+    norm = randoms(device, "float32", 256, seed=3)
+    operators = {
+        "linear": lambda rows: fused.linear(rows, weight),
+        "gated_linear": lambda rows: fused.gated_linear(rows, weight, "silu"),
+        "rms_norm": lambda rows: fused.rms_norm(rows, norm, 1e-5),
+    }
+    for name, operator in operators.items():
+        together = operator(x)
+        for start, stop in ((0, 1), (3, 5), (16, 32), (40, 67), (66, 67)):
+            assert torch.equal(operator(x[start:stop]), together[start:stop]), (
+                f"{name}: rows {start}:{stop} of {len(x)}"
+            )

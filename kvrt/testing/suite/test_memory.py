@@ -1,0 +1,242 @@
+"""Virtual memory: what is mapped, what it contains, and who holds the physical memory."""
+
+import gc
+import random
+import threading
+from itertools import pairwise
+
+import pytest
+import torch
+
+from kvrt.spi import ITEM_BYTES, Capability, Chunk, Device, DType, MemoryInfo, Span
+from kvrt.testing import host
+
+MIB = 2**20
+
+
+def part(device: Device, span: Span, at: int) -> torch.Tensor:
+    """The bytes of the chunk-sized part of a span that begins at byte `at`."""
+    granularity = device.info.granularity
+    return device.memory.tensor(span, "float32").view(torch.uint8)[at : at + granularity]
+
+
+def holds(device: Device, span: Span, at: int, value: int) -> bool:
+    return bool((part(device, span, at) == value).all())
+
+
+def give_back(device: Device, span: Span, mapped: dict[int, Chunk]) -> None:
+    device.synchronize()
+    for at, chunk in mapped.items():
+        device.memory.unmap(span, at, chunk)
+        device.memory.destroy(chunk)
+    device.memory.release(span)
+
+
+def test_a_chunk_is_mapped_where_it_was_asked_to_be(device: Device, on_host: bool) -> None:
+    granularity = device.info.granularity
+    span = device.memory.reserve(4 * granularity)
+    chunk = device.memory.create()
+    device.memory.map(span, 2 * granularity, chunk)
+    if on_host:
+        assert host.peek(span.base + 2 * granularity) is not None, "the place is not mapped"
+        assert host.peek(span.base + 3 * granularity - host.PEEK) is not None
+    part(device, span, 2 * granularity).fill_(7)
+    assert holds(device, span, 2 * granularity, 7)
+    give_back(device, span, {2 * granularity: chunk})
+
+
+def test_an_unmapped_chunk_cannot_be_read_any_more(device: Device, on_host: bool) -> None:
+    if not on_host:
+        pytest.skip("the operating system cannot be asked about this device's memory")
+    granularity = device.info.granularity
+    span = device.memory.reserve(2 * granularity)
+    chunk = device.memory.create()
+    device.memory.map(span, 0, chunk)
+    part(device, span, 0).fill_(7)
+    device.memory.unmap(span, 0, chunk)
+    seen = host.peek(span.base)
+    device.memory.destroy(chunk)
+    device.memory.release(span)
+    assert seen is None or 7 not in seen, "the hole shows what the chunk contains"
+
+
+def test_spans_are_aligned_and_apart(device: Device) -> None:
+    granularity = device.info.granularity
+    spans = [device.memory.reserve(n * granularity) for n in (1, 3, 2, 7)]
+    ends = sorted((span.base, span.base + span.nbytes) for span in spans)
+    assert all(base % granularity == 0 for base, _ in ends)
+    assert all(stop <= base for (_, stop), (base, _) in pairwise(ends))
+    for span in spans:
+        device.memory.release(span)
+
+
+@pytest.mark.parametrize("dtype", list(ITEM_BYTES))
+def test_tensors_of_a_span_share_its_memory(device: Device, dtype: DType) -> None:
+    granularity = device.info.granularity
+    span = device.memory.reserve(2 * granularity)
+    chunk = device.memory.create()
+    device.memory.map(span, granularity, chunk)
+    tensor = device.memory.tensor(span, dtype)
+    assert tensor.numel() == 2 * granularity // ITEM_BYTES[dtype]
+    tensor[tensor.numel() // 2 :] = 1.5
+    again = device.memory.tensor(span, dtype)
+    assert (again[tensor.numel() // 2 :] == 1.5).all()
+    give_back(device, span, {granularity: chunk})
+
+
+def test_a_chunk_keeps_its_bytes_while_it_is_not_mapped(device: Device) -> None:
+    granularity = device.info.granularity
+    here, there = device.memory.reserve(2 * granularity), device.memory.reserve(3 * granularity)
+    first, second = device.memory.create(), device.memory.create()
+    device.memory.map(here, 0, first)
+    part(device, here, 0).fill_(11)
+    device.synchronize()
+    device.memory.unmap(here, 0, first)
+    device.memory.map(here, 0, second)
+    part(device, here, 0).fill_(22)
+    device.memory.map(there, 2 * granularity, first)
+    assert holds(device, there, 2 * granularity, 11)
+    assert holds(device, here, 0, 22)
+    give_back(device, there, {2 * granularity: first})
+    give_back(device, here, {0: second})
+
+
+def test_a_random_walk_agrees_with_a_dict(device: Device) -> None:
+    """Chunks are created, mapped, written, moved and destroyed; a dict says what must be where."""
+    granularity = device.info.granularity
+    slots = [n * granularity for n in range(5)]
+    memory = device.memory
+    walk = random.Random(2)
+    spans = [memory.reserve(len(slots) * granularity) for _ in range(2)]
+    content: dict[Chunk, int] = {}
+    places: dict[tuple[Span, int], Chunk] = {}
+    before = memory.info().chunks
+    for step in range(400):
+        place = walk.choice(spans), walk.choice(slots)
+        loose = [chunk for chunk in content if chunk not in places.values()]
+        if place in places:
+            chunk = places[place]
+            assert holds(device, *place, content[chunk]), f"step {step}"
+            if walk.random() < 0.5:
+                memory.unmap(*place, chunk)
+                del places[place]
+            else:
+                content[chunk] = step % 251
+                part(device, *place).fill_(content[chunk])
+        elif loose and walk.random() < 0.6:
+            chunk = walk.choice(loose)
+            memory.map(*place, chunk)
+            places[place] = chunk
+            assert holds(device, *place, content[chunk]), f"step {step}"
+        elif loose and walk.random() < 0.5:
+            chunk = walk.choice(loose)
+            memory.destroy(chunk)
+            del content[chunk]
+        elif len(content) < 8:
+            chunk = memory.create()
+            memory.map(*place, chunk)
+            content[chunk] = step % 251
+            part(device, *place).fill_(content[chunk])
+            places[place] = chunk
+        device.synchronize()
+        assert memory.info().chunks == before + len(content) * granularity, f"step {step}"
+    for place, chunk in places.items():
+        memory.unmap(*place, chunk)
+    for chunk in content:
+        memory.destroy(chunk)
+    for span in spans:
+        memory.release(span)
+    assert memory.info().chunks == before
+
+
+def test_an_aliased_chunk_shows_the_same_bytes_at_each_address(device: Device) -> None:
+    if Capability.ALIASING not in device.info.capabilities:
+        pytest.skip("the device does not declare ALIASING")
+    granularity = device.info.granularity
+    span = device.memory.reserve(3 * granularity)
+    chunk = device.memory.create()
+    device.memory.map(span, 0, chunk)
+    device.memory.map(span, 2 * granularity, chunk)
+    part(device, span, 0).fill_(5)
+    device.synchronize()
+    assert holds(device, span, 2 * granularity, 5)
+    device.memory.unmap(span, 0, chunk)
+    part(device, span, 2 * granularity).fill_(6)
+    device.memory.map(span, 0, chunk)
+    assert holds(device, span, 0, 6)
+    device.memory.unmap(span, 0, chunk)
+    give_back(device, span, {2 * granularity: chunk})
+
+
+def test_reserving_addresses_takes_no_memory(device: Device, on_host: bool) -> None:
+    granularity = device.info.granularity
+    before, held = device.memory.info(), host.physical_bytes()
+    span = device.memory.reserve(8 * 1024 * MIB // granularity * granularity)
+    assert device.memory.info().chunks == before.chunks
+    if on_host:
+        assert host.physical_bytes() - held < 4 * MIB
+    device.memory.release(span)
+
+
+def test_destroyed_chunks_are_physical_memory_given_back(device: Device, on_host: bool) -> None:
+    granularity = device.info.granularity
+    count = max(2, min(64 * MIB, device.info.total_bytes // 4) // granularity)
+    span = device.memory.reserve(count * granularity)
+    gc.collect()
+    idle, held = device.memory.info(), host.physical_bytes()
+    mapped: dict[int, Chunk] = {}
+    for n in range(count):
+        mapped[n * granularity] = chunk = device.memory.create()
+        device.memory.map(span, n * granularity, chunk)
+    device.memory.tensor(span, "float32").fill_(1.0)
+    device.synchronize()
+    full = device.memory.info()
+    assert full.total == idle.total
+    assert full.chunks - idle.chunks == count * granularity
+    if on_host:
+        assert host.physical_bytes() - held > 0.8 * count * granularity
+    give_back(device, span, mapped)
+    assert device.memory.info().chunks == idle.chunks
+    if on_host:
+        assert host.physical_bytes() - held < 0.05 * count * granularity + 2 * MIB
+    else:
+        assert device.memory.info().free - full.free > 0.5 * count * granularity
+
+
+def test_memory_info_adds_up(device: Device) -> None:
+    info = device.memory.info()
+    assert isinstance(info, MemoryInfo)
+    assert info.total <= device.info.total_bytes
+    assert info.free + info.chunks <= info.total
+
+
+def test_threads_may_map_beside_one_another(device: Device) -> None:
+    """What one thread maps elsewhere at the same time does not disturb another's bytes."""
+    granularity = device.info.granularity
+    wrong: list[str] = []
+
+    def work(value: int) -> None:
+        try:
+            span = device.memory.reserve(2 * granularity)
+            for turn in range(25):
+                at = turn % 2 * granularity
+                chunk = device.memory.create()
+                device.memory.map(span, at, chunk)
+                part(device, span, at).fill_(value)
+                if not holds(device, span, at, value):
+                    wrong.append(f"thread {value} lost its bytes in turn {turn}")
+                device.synchronize()
+                device.memory.unmap(span, at, chunk)
+                device.memory.destroy(chunk)
+            device.memory.release(span)
+        except Exception as error:
+            wrong.append(f"thread {value}: {error!r}")
+
+    before = device.memory.info().chunks
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert device.memory.info().chunks == before
