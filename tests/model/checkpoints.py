@@ -1,0 +1,156 @@
+"""Tiny checkpoints of every supported family, with random weights, made by transformers.
+
+They have the features of their family in the smallest shape that shows them: grouped heads, biases,
+windows shorter than a prompt, layers without rotation, a head that is not hidden / heads wide.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+VOCAB = 259
+BASE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+    "tie_word_embeddings": False,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama-2": {"model_type": "llama", "num_key_value_heads": 4},
+    "llama-3": {
+        "model_type": "llama",
+        "rope_parameters": LLAMA3_ROPE,
+        "tie_word_embeddings": True,
+    },
+    "llama-linear": {
+        "model_type": "llama",
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
+        "hidden_act": "gelu_pytorch_tanh",
+    },
+    "llama-biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "smollm-2": {"model_type": "llama", "num_attention_heads": 3, "num_key_value_heads": 1,
+                 "hidden_size": 48, "tie_word_embeddings": True},
+    "mistral": {"model_type": "mistral", "sliding_window": 13, "head_dim": 32},
+    "qwen-2": {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 11,
+        "max_window_layers": 1,
+    },
+    "qwen-2.5-yarn": {"model_type": "qwen2", "rope_parameters": YARN_ROPE},
+    "qwen-3": {"model_type": "qwen3", "head_dim": 32, "tie_word_embeddings": True},
+    "smollm-3": {
+        "model_type": "smollm3",
+        "num_hidden_layers": 4,
+        "no_rope_layers": [1, 0, 1, 0],
+        "use_sliding_window": True,
+        "sliding_window": 17,
+        "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+
+
+def make_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """transformers' own model of a family, in float32, with random weights that matter.
+
+    Its default weights are so small that attention hardly shows in the logits; these are larger,
+    and biases and norms are not left at 0 and 1.
+    """
+    settings = BASE | FAMILIES[family] | changes
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0.0, 1.5 * parameter.shape[1] ** -0.5)
+            elif name.endswith("norm.weight"):
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(0.0, 0.5)
+    return model.float()
+
+
+def save_model(
+    model: PreTrainedModel, folder: Path, *, dtype: torch.dtype = torch.float32, shard: str = "5GB"
+) -> Path:
+    """Write a model as a Hugging Face folder, without a tokenizer."""
+    model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+    model.float()
+    return folder
+
+
+def save_tokenizer(folder: Path, kind: str = "bytes", **settings: Any) -> Path:
+    """Write a tokenizer of at most `VOCAB` ids: ``bytes``, as Llama 3's, or ``pieces``, as 2's."""
+    tokenizer = byte_tokenizer() if kind == "bytes" else piece_tokenizer()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"} | settings
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def byte_tokenizer() -> tokenizers.Tokenizer:
+    """Byte-level: each byte is a token, and none is ever unknown."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<unk>", "<s>", "</s>", *alphabet]
+    tokenizer = tokenizers.Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return tokenizer
+
+
+def piece_tokenizer() -> tokenizers.Tokenizer:
+    """SentencePiece-like: words begin with ▁, and what is not in the vocabulary becomes bytes."""
+    special = ["<unk>", "<s>", "</s>"]
+    pieces = ["▁", "▁a", "▁the", "▁Hello", "▁world", "he", "lo", "a", "e", "t", "h", "é", "."]
+    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(240)), *pieces]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    merges = [("▁", "a"), ("h", "e")]
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    tokenizer.add_special_tokens(special)
+    return tokenizer

@@ -1,0 +1,238 @@
+"""config.json: every family's fields are understood, and every bad one is named."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from kvrt.errors import ModelError
+from kvrt.model.config import read_config
+from kvrt.model.rope import inverse_frequencies
+from kvrt.model.spec import LayerSpec, ModelSpec, RopeSpec
+from tests.model.checkpoints import BASE, LLAMA3_ROPE, YARN_ROPE
+
+LLAMA: dict[str, Any] = BASE | {"architectures": ["LlamaForCausalLM"], "rope_theta": 10_000.0}
+
+
+def spec_of(folder: Path, **changes: Any) -> ModelSpec:
+    path = folder / "config.json"
+    path.write_text(json.dumps(LLAMA | changes))
+    return read_config(path)
+
+
+def error_of(folder: Path, **changes: Any) -> str:
+    with pytest.raises(ModelError) as caught:
+        spec_of(folder, **changes)
+    return str(caught.value)
+
+
+def test_defaults_are_those_of_the_architecture(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, num_key_value_heads=None, rope_theta=None)
+    assert (spec.kv_heads, spec.head_dim, spec.tied) == (4, 16, False)
+    assert spec.rope == RopeSpec(10_000.0)
+    smollm3 = spec_of(tmp_path, architectures=["SmolLM3ForCausalLM"], tie_word_embeddings=None,
+                      rope_theta=None)  # fmt: skip
+    assert smollm3.tied
+    assert smollm3.rope.theta == 2_000_000.0
+    assert spec_of(tmp_path, architectures=["Qwen3ForCausalLM"]).head_dim == 128
+
+
+def test_both_spellings_of_the_rotary_embedding_mean_the_same(tmp_path: Path) -> None:
+    old = {key: value for key, value in LLAMA3_ROPE.items() if key != "rope_theta"}
+    older = {"type" if key == "rope_type" else key: value for key, value in old.items()}
+    specs = [
+        spec_of(tmp_path, rope_parameters=LLAMA3_ROPE),
+        spec_of(tmp_path, rope_theta=500_000.0, rope_scaling=old),
+        spec_of(tmp_path, rope_theta=500_000.0, rope_scaling=older),
+    ]
+    assert specs[0].rope == specs[1].rope == specs[2].rope
+    assert specs[0].rope.kind == "llama3"
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        LLAMA3_ROPE | {"original_max_position_embeddings": 8192, "factor": 32.0},
+        YARN_ROPE,
+        YARN_ROPE | {"beta_fast": 20.0, "beta_slow": 2.0, "truncate": False},
+        YARN_ROPE | {"attention_factor": 1.25},
+        {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 3.5},
+    ],
+)
+def test_frequencies_are_those_of_transformers(tmp_path: Path, rope: dict[str, Any]) -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    ours = spec_of(tmp_path, rope_parameters=rope, head_dim=64).rope
+    settings = {k: v for k, v in LLAMA.items() if k not in ("architectures", "rope_theta")}
+    config = AutoConfig.for_model("llama", **settings, head_dim=64, rope_parameters=rope)
+    want, factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, device="cpu")
+    torch.testing.assert_close(inverse_frequencies(ours, 64), want, rtol=3e-7, atol=0.0)
+    assert math.isclose(ours.attention_factor, factor)
+
+
+def test_yarn_serves_the_stretched_context(tmp_path: Path) -> None:
+    rope = YARN_ROPE | {"original_max_position_embeddings": 256}
+    assert spec_of(tmp_path, rope_parameters=rope).max_positions == 1024
+
+
+def test_windows_are_read_layer_by_layer(tmp_path: Path) -> None:
+    def layers(**changes: Any) -> tuple[LayerSpec, ...]:
+        return spec_of(tmp_path, sliding_window=9, **changes).layers
+
+    full, short = LayerSpec(), LayerSpec(window=9)
+    qwen = {"architectures": ["Qwen2ForCausalLM"]}
+    assert layers(architectures=["MistralForCausalLM"]) == (short,) * 3
+    assert layers() == (full,) * 3, "Llama has no windows"
+    assert layers(**qwen) == (full,) * 3, "use_sliding_window is off"
+    assert layers(**qwen, use_sliding_window=True, max_window_layers=2) == (full, full, short)
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    assert layers(**qwen, use_sliding_window=True, layer_types=kinds) == (short, full, short)
+
+
+def test_smollm3_leaves_every_fourth_layer_without_rotation(tmp_path: Path) -> None:
+    smollm3 = {"architectures": ["SmolLM3ForCausalLM"]}
+    spec = spec_of(tmp_path, **smollm3, num_hidden_layers=8)
+    assert [layer.rope for layer in spec.layers] == [True, True, True, False] * 2
+    spec = spec_of(tmp_path, **smollm3, no_rope_layers=[0, 1, 1])
+    assert [layer.rope for layer in spec.layers] == [False, True, True]
+
+
+def test_an_unsupported_architecture_is_refused_with_the_supported_ones_and_the_nearest(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Qwen2MoeForCausalLM"]}))
+    with pytest.raises(ModelError) as caught:
+        read_config(tmp_path / "config.json")
+    message = str(caught.value)
+    assert "Qwen2MoeForCausalLM" in message
+    for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3"):
+        assert f"{name}ForCausalLM" in message
+    assert "Qwen2ForCausalLM" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "architectures",
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "max_position_embeddings",
+        "rms_norm_eps",
+    ],
+)
+def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
+    message = error_of(tmp_path, **{field: None})
+    assert "config.json" in message
+    assert f"{field} is missing" in message
+
+
+@pytest.mark.promise("P23")
+@pytest.mark.parametrize("value", [-1, 0, 2**31, 2**63, 10**400, 1e308, 0.5, "64", True, [64], {}])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "max_position_embeddings",
+    ],
+)
+def test_a_size_that_is_none_is_refused_by_name_at_once(
+    tmp_path: Path, field: str, value: Any
+) -> None:
+    started = time.perf_counter()
+    message = error_of(tmp_path, **{field: value})
+    assert time.perf_counter() - started < 1
+    assert "config.json" in message
+    assert field in message
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("rms_norm_eps", {"rms_norm_eps": -1e-5}),
+        ("rope_theta", {"rope_theta": 0}),
+        ("num_key_value_heads", {"num_key_value_heads": 3}),
+        ("num_attention_heads", {"num_attention_heads": 3, "num_key_value_heads": 3}),
+        ("head_dim", {"head_dim": 17}),
+        ("hidden_act", {"hidden_act": "relu"}),
+        ("tie_word_embeddings", {"tie_word_embeddings": 1}),
+        ("quantization_config", {"quantization_config": {"quant_method": "gptq"}}),
+        ("rope_scaling.rope_type", {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}),
+        ("rope_scaling.type", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+        ("rope_scaling.factor", {"rope_scaling": {"type": "linear"}}),
+        ("rope_scaling.factor", {"rope_scaling": {"type": "linear", "factor": math.nan}}),
+        ("rope_scaling", {"rope_scaling": 8}),
+        ("low_freq_factor", {"rope_parameters": LLAMA3_ROPE | {"low_freq_factor": 9.0}}),
+        ("beta_fast", {"rope_parameters": YARN_ROPE | {"beta_fast": 0.5}}),
+        ("mscale", {"rope_parameters": YARN_ROPE | {"mscale": 0.7}}),
+        ("partial_rotary_factor", {"partial_rotary_factor": 0.5}),
+        ("dtype", {"dtype": "float8_e4m3fn"}),
+        ("eos_token_id", {"eos_token_id": [2, 10_000]}),
+        ("bos_token_id", {"bos_token_id": -1}),
+        ("layer_types", {"architectures": ["Qwen3ForCausalLM"], "layer_types": ["full_attention"]}),
+        (
+            "layer_types",
+            {"architectures": ["Qwen2ForCausalLM"], "layer_types": ["linear_attention"] * 3},
+        ),
+        (
+            "layer_types",
+            {"architectures": ["Qwen2ForCausalLM"], "layer_types": ["sliding_attention"] * 3},
+        ),
+        ("no_rope_layers", {"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1, 0]}),
+        ("sliding_window", {"architectures": ["MistralForCausalLM"], "sliding_window": 0}),
+    ],
+)
+def test_what_cannot_be_computed_is_refused_by_name(
+    tmp_path: Path, field: str, changes: dict[str, Any]
+) -> None:
+    message = error_of(tmp_path, **changes)
+    assert "config.json" in message
+    assert field in message
+
+
+@pytest.mark.promise("P23")
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe{}",
+        b"{" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"vocab_size": 1' + b"0" * 100_000 + b"}",
+        b" " * (2 << 20) + b"{}",
+    ],
+)
+def test_a_file_that_is_not_an_object_of_reasonable_size_is_refused(
+    tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    started = time.perf_counter()
+    with pytest.raises(ModelError, match=r"config\.json"):
+        read_config(path)
+    assert time.perf_counter() - started < 1
+
+
+def test_a_pipe_or_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero"), tmp_path / "none"):
+        with pytest.raises(ModelError, match=str(path)):
+            read_config(path)
