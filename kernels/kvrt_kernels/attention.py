@@ -48,8 +48,7 @@ def plan(batch: AttentionBatch) -> Plan:
 
     Raises:
         ContractError: a tensor has another shape or dtype than `AttentionBatch` says, or the
-            layout is one these kernels do not know (head_dim a multiple of 16 up to 256, page_size
-            a multiple of 8).
+            layout is one these kernels do not know (head_dim a multiple of 16 up to 256).
     """
     layout = batch.layout
     table, start, length = batch.page_table, batch.query_start, batch.context_len
@@ -57,10 +56,7 @@ def plan(batch: AttentionBatch) -> Plan:
         0 < layout.head_dim <= 256 and layout.head_dim % 16 == 0,
         f"head_dim must be a multiple of 16 up to 256, not {layout.head_dim}",
     )
-    need(
-        layout.page_size > 0 and layout.page_size % 8 == 0,
-        f"page_size must be a multiple of 8, not {layout.page_size}",
-    )
+    need(layout.page_size > 0, f"page_size must be positive, not {layout.page_size}")
     for name, x, shape in (
         ("page_table", table, (table.shape[0], table.shape[-1])),
         ("query_start", start, (table.shape[0] + 1,)),

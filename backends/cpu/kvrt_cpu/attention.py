@@ -13,8 +13,8 @@ from .memory import LinuxMemory
 class NativeAttention:
     """The compiled kernels.
 
-    Activations are float32. head_dim is a multiple of 16 up to 256 and page_size a multiple of 8;
-    `plan` raises `ContractError` for others.
+    Activations are float32. `plan` raises `ContractError` for a head_dim that is not a multiple of
+    16 up to 256.
     """
 
     def __init__(self, memory: LinuxMemory, threads: int) -> None:

@@ -352,7 +352,9 @@ def _private_notes() -> tuple[str, ...]:
 def _shareable_notes(memory: ShareableMemory, *, asked_for: bool) -> tuple[str, ...]:
     notes = []
     if not asked_for:
-        notes.append("Linux before 5.14: chunks are shared memory instead of private")
+        notes.append(
+            "chunks are shared memory: this kernel cannot move private memory (before 5.14)"
+        )
     chunk = memory.create()
     try:
         memory.make_huge(chunk.handle)

@@ -40,19 +40,19 @@ def no_kernels(monkeypatch):
     monkeypatch.setattr(_load, "_load", lambda: "No module named 'kvrt_kernels._native'")
 
 
-def attend(device, dtype="float32", page_size=PAGE_SIZE):
+def attend(device, dtype="float32", page_size=PAGE_SIZE, head_dim=HEAD_DIM):
     """Attention over shuffled pages of a span of this device, keys and values appended first."""
-    page = 2 * KV_HEADS * page_size * HEAD_DIM
+    page = 2 * KV_HEADS * page_size * head_dim
     layout = KVLayout(
         dtype=dtype,
         layers=1,
         kv_heads=KV_HEADS,
-        head_dim=HEAD_DIM,
+        head_dim=head_dim,
         page_size=page_size,
         page_stride=page,
         layer_stride=page,
         v_offset=page // 2,
-        head_stride=page_size * HEAD_DIM,
+        head_stride=page_size * head_dim,
     )
     random = torch.Generator().manual_seed(3)
     memory, step = device.memory, device.info.granularity
@@ -61,24 +61,22 @@ def attend(device, dtype="float32", page_size=PAGE_SIZE):
     memory.map(span, 0, chunk)
     pages = torch.randperm(3 * 24, generator=random).view(3, 24).int()
     tokens = sum(LENGTHS)
-    k, v = torch.randn(2, tokens, KV_HEADS, HEAD_DIM, generator=random)
-    q = torch.randn(sum(QUERIES), HEADS, HEAD_DIM, generator=random)
+    k, v = torch.randn(2, tokens, KV_HEADS, head_dim, generator=random)
+    q = torch.randn(sum(QUERIES), HEADS, head_dim, generator=random)
     kv, lengths = memory.tensor(span, dtype), torch.tensor(LENGTHS).int()
-    results = []
-    for counts, run in ((LENGTHS, False), (QUERIES, True)):
+
+    def plan(counts):
         start = torch.tensor([0, *torch.tensor(counts).cumsum(0)]).int()
-        plan = device.attention.plan(AttentionBatch(kv, layout, pages, start, lengths))
-        if run:
-            out = torch.empty_like(q)
-            params = AttentionParams(scale=0.2, window=40, softcap=5.0)
-            device.attention.run(plan, 0, q, out, params)
-            results.append(out)
-        else:
-            device.attention.append(plan, 0, k, v)
+        return device.attention.plan(AttentionBatch(kv, layout, pages, start, lengths))
+
+    device.attention.append(plan(LENGTHS), 0, k, v)
+    out = torch.empty_like(q)
+    params = AttentionParams(scale=0.2, window=40, softcap=5.0)
+    device.attention.run(plan(QUERIES), 0, q, out, params)
     memory.unmap(span, 0, chunk)
     memory.destroy(chunk)
     memory.release(span)
-    return results[0]
+    return out
 
 
 # --- probe and open ---------------------------------------------------------------------------
@@ -188,15 +186,17 @@ def test_the_number_of_threads_changes_no_bit():
     assert torch.equal(results[0], results[2])
 
 
-def test_the_compiled_kernels_refuse_a_page_size_they_do_not_know_and_torch_serves_it(
-    device, monkeypatch
-):
-    with pytest.raises(ContractError, match="page_size must be a multiple of 8, not 6"):
-        attend(device, page_size=6)
+def test_pages_may_have_any_size(device, monkeypatch):
+    fast = attend(device, page_size=7)
     monkeypatch.setattr(_load, "_load", lambda: "missing")
     other = open_device("cpu")
-    assert attend(other, page_size=6).isfinite().all()
+    torch.testing.assert_close(fast, attend(other, page_size=7), rtol=1e-4, atol=1e-5)
     other.close()
+
+
+def test_a_head_size_the_compiled_kernels_do_not_know_is_refused_before_anything_runs(device):
+    with pytest.raises(ContractError, match="head_dim must be a multiple of 16 up to 256, not 24"):
+        attend(device, head_dim=24)
 
 
 @pytest.mark.parametrize("kernels", [True, False], ids=["compiled", "torch"])
