@@ -1,0 +1,221 @@
+"""The planner, run in virtual time: no device, no model, one number for each token."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvrt.pages.geometry import Geometry
+from kvrt.pages.table import PageTable
+from kvrt.sched.batching import Limits, StepPlan, plan_step
+from kvrt.sched.policy import AGING_STEPS, POLICIES, PolicyName
+from kvrt.sched.seq import Seq
+
+PAGE = 4
+CHUNK_PAGES = 2
+
+
+def table_of(chunks: int) -> PageTable:
+    """Room for ``2 * chunks - 1`` pages of 4 tokens (the null page takes one)."""
+    geometry = Geometry(
+        layers=1, kv_heads=1, head_dim=8, page_size=PAGE, dtype="float32",
+        chunk_bytes=CHUNK_PAGES * 2 * 8 * PAGE * 4, pages=CHUNK_PAGES * chunks,
+    )  # fmt: skip
+    return PageTable.empty(geometry, chunks).table
+
+
+class Clock:
+    """An engine without a device: what the engine does with a plan, and nothing else."""
+
+    def __init__(self, chunks: int, limits: Limits, policy: PolicyName = "fcfs") -> None:
+        self.table = table_of(chunks)
+        self.limits = limits
+        self.policy = POLICIES[policy]
+        self.step = 0
+        self.running: list[Seq] = []
+        self.waiting: list[Seq] = []
+        self.finished: list[Seq] = []
+        self.stuck: list[Seq] = []
+        self.ids = 0
+
+    def add(self, prompt: int, new: int, priority: int = 0) -> Seq:
+        self.ids += 1
+        seq = Seq(
+            id=self.ids, tokens=[0] * prompt, prompt_len=prompt, max_len=prompt + new,
+            priority=priority, arrival=self.ids, waiting_since=self.step,
+        )  # fmt: skip
+        self.waiting.append(seq)
+        return seq
+
+    def tick(self) -> StepPlan:
+        self.step += 1
+        before = self.table
+        plan = plan_step(
+            self.table, self.running, self.waiting, self.limits, self.policy, self.step
+        )
+        assert self.table is before
+        self.check(plan)
+        self.table = plan.table
+        for seq in plan.preempted:
+            self.running.remove(seq)
+            self.waiting.append(seq)
+            seq.computed = 0
+            seq.preemptions += 1
+            seq.waiting_since = self.step
+        for seq in plan.admitted:
+            self.waiting.remove(seq)
+            self.running.append(seq)
+            seq.rank = self.policy.rank(seq, self.step)
+        for seq in plan.stuck:
+            (self.running if seq in self.running else self.waiting).remove(seq)
+            self.stuck.append(seq)
+        for row in plan.rows:
+            row.seq.computed += row.count
+            if row.samples:
+                row.seq.tokens.append(self.step)
+                if len(row.seq.tokens) >= row.seq.max_len:
+                    self.running.remove(row.seq)
+                    self.finished.append(row.seq)
+                    self.table = self.table.free(row.seq.id).table
+        return plan
+
+    def check(self, plan: StepPlan) -> None:
+        """What holds in every plan."""
+        assert sum(row.count for row in plan.rows) <= self.limits.max_batch_tokens
+        assert len({row.seq.id for row in plan.rows}) == len(plan.rows)
+        for row in plan.rows:
+            assert row.start == row.seq.computed
+            assert 1 <= row.count <= row.seq.pending
+            assert row.samples == (row.count == row.seq.pending)
+            assert plan.table.length(row.seq.id) == row.start + row.count
+        assert plan.table.mapped_chunks <= plan.table.limit
+
+    def run(self, steps: int) -> None:
+        while self.waiting or self.running:
+            self.tick()
+            assert self.step < steps, "no progress"
+
+
+def decoding(clock: Clock, count: int) -> list[Seq]:
+    """Sequences that have computed their prompt and bring one token a step."""
+    seqs = [clock.add(3, 100) for _ in range(count)]
+    while any(seq.pending != 1 or not seq.computed for seq in seqs):
+        clock.tick()
+    return seqs
+
+
+def counts(plan: StepPlan, seqs: Sequence[Seq]) -> list[int]:
+    by_id = {row.seq.id: row.count for row in plan.rows}
+    return [by_id.get(seq.id, 0) for seq in seqs]
+
+
+def test_decodes_come_first_and_a_long_prompt_fills_the_rest_in_chunks() -> None:
+    clock = Clock(100, Limits(max_batch_tokens=10, max_running=8))
+    old = decoding(clock, 3)
+    new = clock.add(20, 1)
+    seen = [counts(clock.tick(), [*old, new]) for _ in range(3)]
+    assert seen == [[1, 1, 1, 7], [1, 1, 1, 7], [1, 1, 1, 6]]
+    assert new in clock.finished
+
+
+def test_no_more_run_together_than_allowed() -> None:
+    clock = Clock(100, Limits(max_batch_tokens=64, max_running=3))
+    for _ in range(7):
+        clock.add(4, 6)
+    while clock.waiting:
+        clock.tick()
+        assert len(clock.running) <= 3
+    clock.run(1000)
+    assert len(clock.finished) == 7
+
+
+def test_first_come_is_first_served_even_if_a_later_one_would_fit() -> None:
+    clock = Clock(8, Limits(64, 8))
+    first, large, small = clock.add(30, 20), clock.add(40, 2), clock.add(2, 2)
+    clock.tick()
+    assert clock.running == [first]
+    clock.run(500)
+    assert clock.finished.index(large) < clock.finished.index(small) or small.preemptions == 0
+    assert clock.finished[0] is first
+
+
+def test_the_last_served_gives_its_pages_back_and_finishes_later() -> None:
+    clock = Clock(20, Limits(64, 8))
+    seqs = [clock.add(8, 100) for _ in range(3)]
+    clock.run(1000)
+    assert clock.finished[0] is seqs[0]
+    assert seqs[0].preemptions == 0
+    assert sum(seq.preemptions for seq in seqs) > 0
+    assert all(len(seq.tokens) == 108 for seq in seqs)
+    assert clock.table.used_pages == 0
+
+
+def test_a_sequence_that_cannot_go_on_even_alone_is_stuck_and_said_to_be() -> None:
+    clock = Clock(3, Limits(64, 8))
+    seq = clock.add(10, 100)
+    clock.run(200)
+    assert clock.stuck == [seq]
+    assert len(seq.tokens) >= 5 * PAGE, "it used all there was"
+    assert clock.table.used_pages == 0
+
+
+def test_admission_leaves_the_running_ones_room_to_go_on() -> None:
+    clock = Clock(18, Limits(256, 8))
+    running = clock.add(60, 60)
+    clock.tick()
+    clock.add(60, 4)
+    for _ in range(20):
+        clock.tick()
+    assert running.preemptions == 0
+    assert clock.waiting, "35 pages hold one of 30 and not also one of 16 beside it"
+
+
+def test_urgent_ones_go_first_and_waiting_raises_the_others() -> None:
+    clock = Clock(100, Limits(8, 1), "priority")
+    low = clock.add(4, 2, priority=3)
+    high = clock.add(4, 2, priority=0)
+    clock.run(100)
+    assert clock.finished == [high, low]
+    low = clock.add(4, 2, priority=1)
+    while low not in clock.finished:
+        clock.add(4, 2, priority=0)
+        clock.tick()
+        assert clock.step < 3 * AGING_STEPS, "starved by a stream of urgent ones"
+
+
+@pytest.mark.promise("P18")
+@settings(max_examples=300, deadline=None)
+@given(
+    arrivals=st.lists(
+        st.tuples(
+            st.integers(0, 6),  # steps since the one before
+            st.integers(1, 30),  # prompt
+            st.integers(1, 14),  # new tokens
+            st.integers(0, 3),  # priority
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+    tokens=st.integers(1, 40),
+    places=st.integers(1, 8),
+    policy=st.sampled_from(["fcfs", "priority"]),
+    chunks=st.integers(6, 12),
+)
+def test_every_request_that_fits_finishes_under_any_arrivals(
+    arrivals: list[tuple[int, int, int, int]],
+    tokens: int,
+    places: int,
+    policy: PolicyName,
+    chunks: int,
+) -> None:
+    clock = Clock(chunks, Limits(tokens, places), policy)
+    bound = 200
+    for wait, prompt, new, priority in arrivals:
+        for _ in range(wait):
+            clock.tick()
+        clock.add(prompt, new, priority)
+        bound += wait + 60 * (prompt + new)
+    clock.run(bound)
+    assert len(clock.finished) == len(arrivals)
+    assert clock.table.used_pages == 0
