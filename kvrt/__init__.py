@@ -29,7 +29,8 @@ from kvrt.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from kvrt.config import RuntimeConfig
-    from kvrt.runtime import Runtime, RuntimeStats, Stream
+    from kvrt.runtime import Runtime, RuntimeStats
+    from kvrt.stream import Stream
 
 __version__ = "0.1.0"
 
@@ -64,7 +65,7 @@ _LAZY = {
     "Runtime": "kvrt.runtime",
     "RuntimeConfig": "kvrt.config",
     "RuntimeStats": "kvrt.runtime",
-    "Stream": "kvrt.runtime",
+    "Stream": "kvrt.stream",
 }
 
 

@@ -14,26 +14,27 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from kvrt.cache import CacheStats, KVCache, LimitChange
-from kvrt.config import Environment, RuntimeConfig, format_bytes, parse_bytes
+from kvrt.cache import CacheStats, LimitChange
+from kvrt.config import Environment, RuntimeConfig
 from kvrt.engine import Engine
 from kvrt.errors import CapacityError, ConfigError, KvrtError, RequestError
 from kvrt.model.loader import Model, load_model
 from kvrt.model.resolve import Progress
-from kvrt.outputs import Delta, Result
-from kvrt.pages.geometry import Geometry
+from kvrt.outputs import Result
 from kvrt.registry import open_device
 from kvrt.request import Request, failed_result
 from kvrt.sampling import SamplingParams
 from kvrt.sched.batching import Limits
 from kvrt.sched.policy import POLICIES
+from kvrt.sizing import limit_bytes, make_cache, too_small
 from kvrt.spi import Device, DeviceInfo, DeviceOptions
+from kvrt.stream import Stream
 
 log = logging.getLogger(__name__)
 
@@ -41,68 +42,7 @@ Message = Mapping[str, object]
 Prompt = str | Sequence[int] | Sequence[Message]
 """Text, token ids, or chat messages (``{"role": "user", "content": "..."}``)."""
 
-FREE_SHARE = 0.6
 CLOSE_TIMEOUT_S = 10.0
-
-
-class Stream(Iterator[Delta]):
-    """The pieces of one request, as they come. Leaving it early, or `close`, aborts the request.
-
-    with runtime.stream("Once upon") as stream:
-        for delta in stream:
-            print(delta.text, end="")
-    stream.result.usage
-    """
-
-    def __init__(self, runtime: "Runtime", request_id: str) -> None:
-        self.request_id = request_id
-        self._runtime = runtime
-        self._events: queue.SimpleQueue[Delta | Result] = queue.SimpleQueue()
-        self._result: Result | None = None
-
-    def wait(self) -> Result:
-        """The whole, once the request has ended; pieces not taken yet are skipped."""
-        while self._result is None:
-            self._next_event()
-        return self._result
-
-    @property
-    def result(self) -> Result:
-        """Like `wait`, but raises the request's error if it ended with one."""
-        result = self.wait()
-        if result.error is not None:
-            raise result.error
-        return result
-
-    def __next__(self) -> Delta:
-        if self._result is None and (delta := self._next_event()) is not None:
-            return delta
-        if (error := self.wait().error) is not None:
-            raise error
-        raise StopIteration
-
-    def _next_event(self) -> Delta | None:
-        event = self._events.get()
-        if isinstance(event, Delta):
-            return event
-        self._result = event
-        return None
-
-    def close(self) -> None:
-        """Abort the request unless it has ended."""
-        if self._result is None:
-            self._runtime.abort(self.request_id)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +117,7 @@ class Runtime:
                 progress=progress,
                 seed=config.seed or 0,
             )
-            self.cache = _make_cache(config, self.device, self.model)
+            self.cache = make_cache(config, self.device, self.model)
         except BaseException:
             self.device.close()
             raise
@@ -262,7 +202,7 @@ class Runtime:
         seed = params.seed
         if seed is None:
             seed = secrets.randbits(64) if self.config.seed is None else self.config.seed
-        stream = Stream(self, request_id or f"request-{next(self._ids)}")
+        stream = Stream(request_id or f"request-{next(self._ids)}", self.abort)
         max_new = room - len(tokens) if params.max_tokens is None else params.max_tokens
         self._send(
             Request(
@@ -273,7 +213,7 @@ class Runtime:
                 max_len=min(room, len(tokens) + max_new),
                 priority=priority,
                 detokenizer=functools.partial(self.model.detokenizer, tokens),
-                deliver=stream._events.put,
+                deliver=stream.deliver,
             )
         )
         return stream
@@ -322,9 +262,9 @@ class Runtime:
 
     def set_memory_limit(self, limit: int | str, revision: int | None = None) -> LimitChange:
         """Change what weights and KV cache together may take, in bytes, while running."""
-        kv = _limit_bytes(limit, self.device) - self.model.weight_bytes
+        kv = limit_bytes(limit, self.device) - self.model.weight_bytes
         if kv < self.cache.geometry.page_bytes:
-            raise _too_small(limit, self.model, self.cache.geometry)
+            raise too_small(limit, self.model, self.cache.geometry)
         return self.cache.set_memory_limit(kv, revision)
 
     def close(self, timeout: float = CLOSE_TIMEOUT_S) -> None:
@@ -405,59 +345,3 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int | Mapping)):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
-
-
-def _limit_bytes(limit: int | str, device: Device) -> int:
-    if isinstance(limit, int):
-        return limit
-    return parse_bytes(limit, whole=device.info.total_bytes)
-
-
-def _too_small(limit: int | str, model: Model, geometry: Geometry) -> CapacityError:
-    needed = model.weight_bytes + geometry.chunk_bytes * len(geometry.chunks_of(1))
-    return CapacityError(
-        f"a memory limit of {limit if isinstance(limit, str) else format_bytes(limit)} is too "
-        f"small: the weights take {format_bytes(model.weight_bytes)}, and the smallest KV cache "
-        f"{format_bytes(needed - model.weight_bytes)} more",
-        needed=needed,
-        fix=f"give at least {format_bytes(needed)}",
-    )
-
-
-def _make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:
-    """Size the KV cache: its page layout, the range it reserves, and how much of it may be used."""
-    info, spec = device.info, model.spec
-    kv_dtype = model.dtype if config.kv_dtype == "auto" else config.kv_dtype
-    if kv_dtype not in info.kv_dtypes:
-        raise ConfigError(
-            f"{info.backend} cannot keep keys and values in {kv_dtype}",
-            fix=f"set kv_dtype to one of {', '.join(info.kv_dtypes)}",
-        )
-
-    def geometry(pages: int) -> Geometry:
-        return Geometry(
-            layers=len(spec.layers),
-            kv_heads=spec.kv_heads,
-            head_dim=spec.head_dim,
-            page_size=config.page_size,
-            dtype=kv_dtype,
-            chunk_bytes=info.granularity,
-            pages=pages,
-        )
-
-    page_bytes = geometry(2).page_bytes
-    longest = -(-model.max_model_len // config.page_size) * config.max_running
-    # Addresses cost nothing: reserve what the device could ever hold, so that limits can grow.
-    pages = min(longest, info.total_bytes // page_bytes) + 1
-    shape = geometry(max(2, pages))
-    if config.memory_limit is None:
-        limit = min(shape.span_bytes, int(device.memory.info().free * FREE_SHARE))
-    else:
-        limit = _limit_bytes(config.memory_limit, device) - model.weight_bytes
-    if limit < shape.chunk_bytes * len(shape.chunks_of(1)):
-        if config.memory_limit is None:
-            raise CapacityError("no memory is left for the KV cache", needed=page_bytes, free=limit)
-        raise _too_small(config.memory_limit, model, shape)
-    return KVCache(
-        device, shape, limit_bytes=limit, keep_warm_bytes=config.keep_warm, poison=config.poison
-    )

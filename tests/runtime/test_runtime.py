@@ -237,7 +237,7 @@ def test_an_exception_in_the_caller_aborts_what_it_asked(
     def interrupted(stream: object) -> Result:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kvrt.runtime.Stream.wait", interrupted)
+    monkeypatch.setattr("kvrt.stream.Stream.wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         runtime.generate([[1, 2]] * 8, MANY)
     wait_until_idle(runtime)

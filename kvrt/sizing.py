@@ -1,0 +1,68 @@
+"""How much memory the KV cache may take, and the page layout that follows."""
+
+from kvrt.cache import KVCache
+from kvrt.config import RuntimeConfig, format_bytes, parse_bytes
+from kvrt.errors import CapacityError, ConfigError
+from kvrt.model.loader import Model
+from kvrt.pages.geometry import Geometry
+from kvrt.spi import Device
+
+FREE_SHARE = 0.6
+"""Of the memory that is free after loading, the cache takes at most so much if no limit is given:
+the rest is for activations, and for whoever else is on the machine."""
+
+
+def limit_bytes(limit: int | str, device: Device) -> int:
+    if isinstance(limit, int):
+        return limit
+    return parse_bytes(limit, whole=device.info.total_bytes)
+
+
+def too_small(limit: int | str, model: Model, geometry: Geometry) -> CapacityError:
+    needed = model.weight_bytes + geometry.chunk_bytes * geometry.chunks_of(1).stop
+    return CapacityError(
+        f"a memory limit of {limit if isinstance(limit, str) else format_bytes(limit)} is too "
+        f"small: the weights take {format_bytes(model.weight_bytes)}, and the smallest KV cache "
+        f"{format_bytes(needed - model.weight_bytes)} more",
+        needed=needed,
+        fix=f"give at least {format_bytes(needed)}",
+    )
+
+
+def make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:
+    """Size the KV cache: its page layout, the range it reserves, and how much of it may be used."""
+    info, spec = device.info, model.spec
+    kv_dtype = model.dtype if config.kv_dtype == "auto" else config.kv_dtype
+    if kv_dtype not in info.kv_dtypes:
+        raise ConfigError(
+            f"{info.backend} cannot keep keys and values in {kv_dtype}",
+            fix=f"set kv_dtype to one of {', '.join(info.kv_dtypes)}",
+        )
+
+    def geometry(pages: int) -> Geometry:
+        return Geometry(
+            layers=len(spec.layers),
+            kv_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+            page_size=config.page_size,
+            dtype=kv_dtype,
+            chunk_bytes=info.granularity,
+            pages=pages,
+        )
+
+    page_bytes = geometry(2).page_bytes
+    longest = -(-model.max_model_len // config.page_size) * config.max_running
+    # Addresses cost nothing: reserve what the device could ever hold, so that limits can grow.
+    pages = min(longest, info.total_bytes // page_bytes) + 1
+    shape = geometry(max(2, pages))
+    if config.memory_limit is None:
+        limit = min(shape.span_bytes, int(device.memory.info().free * FREE_SHARE))
+    else:
+        limit = limit_bytes(config.memory_limit, device) - model.weight_bytes
+    if limit < shape.chunk_bytes * shape.chunks_of(1).stop:
+        if config.memory_limit is None:
+            raise CapacityError("no memory is left for the KV cache", needed=page_bytes, free=limit)
+        raise too_small(config.memory_limit, model, shape)
+    return KVCache(
+        device, shape, limit_bytes=limit, keep_warm_bytes=config.keep_warm, poison=config.poison
+    )
