@@ -1,0 +1,352 @@
+"""The KV memory of one model on one device: the page table, and what it stands for.
+
+    table  --grow, fork, free-->  Change  --commit-->  next table
+                                              |
+                                    map, unmap, copy on the device
+
+A change is planned on values, as often as one likes; `commit` carries it out, wholly or not at all.
+"""
+
+import enum
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kvrt.errors import CapacityError, ConfigError, IntegrityError, OutOfMemory
+from kvrt.pages.apply import Failed, apply
+from kvrt.pages.backing import Backing
+from kvrt.pages.geometry import Geometry
+from kvrt.pages.integrity import check_table
+from kvrt.pages.rows import PageRows
+from kvrt.pages.table import Change, PageTable, SeqId
+from kvrt.spi import AttentionBatch, Device
+
+log = logging.getLogger(__name__)
+
+_WINDOW_STEPS = 32
+"""While steps run, memory is given back if it was spare in each of so many steps."""
+
+_RETURNED_AT_ONCE = 32
+"""Chunks given back after one window at most, so that no step waits long: 20 us each on a CPU."""
+
+
+class LimitChange(enum.Enum):
+    """What became of a change of the memory limit."""
+
+    APPLIED = "applied"
+    """The memory held is within it, and so is every step planned from now on."""
+
+    DEFERRED = "deferred"
+    """More is held. No more is taken, and it is given back as it comes free."""
+
+    STALE = "stale"
+    """A change with the same or a higher revision came before; this one was ignored."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """Where a cache stands.
+
+    Args:
+        page_bytes: bytes of one page.
+        used_pages: pages that sequences hold, shared ones counted once.
+        free_pages: pages that can be handed out within the limit.
+        retired_pages: pages that wait for the end of a step.
+        mapped_bytes: physical memory in the span.
+        pooled_bytes: physical memory created and not mapped. The cache holds both.
+        limit_bytes: the limit on what it holds.
+        peak_mapped_bytes: the most that was mapped so far.
+        maps: chunks mapped so far.
+        unmaps: chunks unmapped so far.
+        copies: shared pages copied so far because a sequence wrote to one.
+    """
+
+    page_bytes: int
+    used_pages: int
+    free_pages: int
+    retired_pages: int
+    mapped_bytes: int
+    pooled_bytes: int
+    limit_bytes: int
+    peak_mapped_bytes: int
+    maps: int
+    unmaps: int
+    copies: int
+
+
+class KVCache:
+    """Keys and values of all sequences, and the memory under them.
+
+    It belongs to one thread, the engine's. Other threads may call `set_memory_limit` and `stats`,
+    and read `geometry` and `capacity_tokens`: those look at values that are replaced as a whole,
+    and call no device.
+
+    Args:
+        device: opened by the caller, who closes it after the cache.
+        geometry: pages over chunks; the addresses of all its pages are reserved now.
+        limit_bytes: physical memory the cache may hold, rounded down to whole chunks.
+        keep_warm_bytes: memory kept when idle, so that the first pages cost nothing; rounded down.
+        poison: for tests. Each page that becomes free, and each chunk that is mapped, is
+            overwritten with NaN, so that whoever reads a page without having written it shows.
+
+    Raises:
+        ConfigError: the device has another granularity or cannot keep that dtype, or a size is
+            negative.
+        CapacityError: the limit has no room for a single page.
+        OutOfMemory: the device has no memory for the null page.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        geometry: Geometry,
+        *,
+        limit_bytes: int,
+        keep_warm_bytes: int = 0,
+        poison: bool = False,
+    ) -> None:
+        _check_device(device, geometry)
+        if keep_warm_bytes < 0:
+            raise ConfigError(f"keep_warm_bytes is {keep_warm_bytes}; it must not be negative")
+        self.geometry = geometry
+        self._poison = poison
+        self._floor = keep_warm_bytes // geometry.chunk_bytes
+        self._limit_bytes = limit_bytes
+        self._limit = self._limit_chunks(limit_bytes)
+        self._revision: int | None = None
+        self._lock = threading.Lock()  # over the table's replacement and the limit in it
+        self._rows = PageRows()
+        self._window = 0  # steps since spare memory was last looked at
+        self._least_spare = 0
+        self._peak = self._maps = self._unmaps = self._copies = 0
+        self._backing = Backing(device, geometry)
+        change = PageTable.empty(geometry, self._limit, scrub=poison)
+        self._table = change.table
+        failed = self.commit(change)
+        if failed is not None:
+            self._backing.release()
+            raise failed.error
+
+    # --- what a step does --------------------------------------------------------------------
+
+    @property
+    def table(self) -> PageTable:
+        """The current page table, to plan on."""
+        return self._table
+
+    def commit(self, change: Change) -> Failed | None:
+        """Carry out a change that was planned on the current table; its table becomes the current.
+
+        Returns None, or `Failed` if the device is out of memory: then the old table stands.
+
+        Raises:
+            DeviceError: a device call failed; the old table stands.
+        """
+        if change.ops:
+            applied = apply(change.ops, self._backing, poison=self._poison)
+            if isinstance(applied, Failed):
+                return applied
+            self._maps += applied.maps
+            self._unmaps += applied.unmaps
+            self._copies += applied.copies
+            self._peak = max(self._peak, len(self._backing.mapped))
+        if change.table.mapped_chunks != len(self._backing.mapped):
+            raise IntegrityError(
+                f"{len(self._backing.mapped)} chunks are mapped, and the page table says"
+                f" {change.table.mapped_chunks}: the change was not planned on the current table"
+            )
+        with self._lock:
+            # Another thread may have changed the limit since the change was planned.
+            self._table = change.table.with_limit(self._limit)
+        return None
+
+    def batch(self, seqs: Sequence[SeqId], query_lens: Sequence[int]) -> AttentionBatch:
+        """The attention batch of sequences whose last `query_lens` tokens are new in this step.
+
+        Call it after `commit`: the context is a sequence's length in the table. The page table in
+        it is valid until the next call.
+        """
+        table = self._table
+        starts = np.zeros(len(seqs) + 1, np.int32)
+        np.cumsum(query_lens, out=starts[1:])
+        return AttentionBatch(
+            kv=self._backing.kv,
+            layout=self.geometry.layout,
+            page_table=torch.from_numpy(self._rows.select(table, seqs)),
+            query_start=torch.from_numpy(starts),
+            context_len=torch.from_numpy(np.array([table.length(s) for s in seqs], np.int32)),
+        )
+
+    def end_step(self, step: int) -> None:
+        """Step number `step` has ended: the pages that waited for it are free.
+
+        Gives back what is above the limit, and what was spare in every step for a while.
+        """
+        self._shrink(self._table.reclaim(step))
+        needed, spare = self._needed(), self._spare()
+        if spare > max(0, self._limit - needed):
+            self._keep_spare(max(0, self._limit - needed))
+        self._least_spare = min(self._least_spare, spare)
+        self._window += 1
+        if self._window == _WINDOW_STEPS:
+            surplus = self._least_spare - max(0, self._floor - needed)
+            if surplus > 0:
+                self._keep_spare(self._spare() - min(surplus, _RETURNED_AT_ONCE))
+            self._window, self._least_spare = 0, self._spare()
+
+    def idle(self) -> None:
+        """Nothing runs or waits: give memory back down to what is kept warm, or create up to it.
+
+        Waits for the device to end what it still does. With `poison`, checks integrity.
+        """
+        self._backing.device.fence().wait()
+        retired = self._table.retired
+        if retired:
+            self._shrink(self._table.reclaim(max(entry.step for entry in retired)))
+        keep = max(0, min(self._floor, self._limit) - self._needed())
+        self._keep_spare(keep)
+        try:
+            self._backing.pool.fill(keep - self._table.warm_chunks)
+        except OutOfMemory as error:
+            log.debug("cannot create chunks ahead of need: %s", error)
+        self._window, self._least_spare = 0, self._spare()
+        if self._poison:
+            self.check_integrity()
+
+    def close(self) -> None:
+        """Give all memory and addresses back. Safe to call twice."""
+        self._backing.release()
+
+    # --- the limit ---------------------------------------------------------------------------
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens that one sequence can have if it has the cache for itself."""
+        return (self.geometry.pages_in(self._limit) - 1) * self.geometry.page_size
+
+    def set_memory_limit(self, limit_bytes: int, revision: int | None = None) -> LimitChange:
+        """Change how much physical memory the cache may hold. From any thread, at any time.
+
+        A step that is being planned right now may still go by the old limit. Memory is given back
+        by the engine's thread, in `end_step` and `idle`.
+
+        Args:
+            limit_bytes: rounded down to whole chunks.
+            revision: numbers the caller's changes; one that comes late, after a newer one, is
+                ignored. None: it is the newest.
+
+        Raises:
+            CapacityError: the limit has no room for a single page.
+        """
+        chunks = self._limit_chunks(limit_bytes)
+        with self._lock:
+            if revision is not None:
+                if self._revision is not None and revision <= self._revision:
+                    return LimitChange.STALE
+                self._revision = revision
+            self._set_limit(chunks, limit_bytes)
+        held = self._backing.held_chunks
+        return LimitChange.APPLIED if held <= chunks else LimitChange.DEFERRED
+
+    def limit_to_held(self) -> int:
+        """Lower the limit to what is held now, because the device has no more; returns its bytes.
+
+        For the engine's thread, after `commit` has failed.
+        """
+        held = min(self._backing.held_chunks, self._limit)
+        with self._lock:
+            self._set_limit(held, held * self.geometry.chunk_bytes)
+        return self._limit_bytes
+
+    # --- looking -----------------------------------------------------------------------------
+
+    def stats(self) -> CacheStats:
+        """From any thread, at any time."""
+        with self._lock:
+            table, limit_bytes = self._table, self._limit_bytes
+        return CacheStats(
+            page_bytes=self.geometry.page_bytes,
+            used_pages=table.used_pages,
+            free_pages=table.free_pages,
+            retired_pages=table.retired_pages,
+            mapped_bytes=len(self._backing.mapped) * self.geometry.chunk_bytes,
+            pooled_bytes=len(self._backing.pool) * self.geometry.chunk_bytes,
+            limit_bytes=limit_bytes,
+            peak_mapped_bytes=self._peak * self.geometry.chunk_bytes,
+            maps=self._maps,
+            unmaps=self._unmaps,
+            copies=self._copies,
+        )
+
+    def check_integrity(self) -> None:
+        """Compare the table with itself, with what is mapped, and with the device's own count.
+
+        Raises:
+            IntegrityError: they disagree.
+        """
+        check_table(self._table)
+        backing = self._backing
+        if set(backing.mapped) != set(self._table.placement.held):
+            raise IntegrityError(
+                f"chunks {sorted(backing.mapped)} are mapped; the page table has"
+                f" {sorted(self._table.placement.held)}"
+            )
+        held = backing.held_chunks * self.geometry.chunk_bytes
+        counted = backing.device.memory.info().chunks
+        if held > counted:
+            raise IntegrityError(f"the cache holds {held} bytes, and the device counts {counted}")
+
+    # --- within ------------------------------------------------------------------------------
+
+    def _needed(self) -> int:
+        """Chunks with a page that is used or retired."""
+        return self._table.mapped_chunks - self._table.warm_chunks
+
+    def _spare(self) -> int:
+        return self._table.warm_chunks + len(self._backing.pool)
+
+    def _keep_spare(self, count: int) -> None:
+        """Give spare chunks back until `count` are left. Mapped ones are kept first."""
+        self._shrink(self._table.trim(count))
+        self._backing.pool.drain(max(0, count - self._table.warm_chunks))
+
+    def _shrink(self, change: Change) -> None:
+        """Commit what needs no memory. A system may yet refuse; then it is tried again later."""
+        failed = self.commit(change)
+        if failed is not None:
+            log.warning("cannot give memory back now: %s", failed.error)
+
+    def _set_limit(self, chunks: int, limit_bytes: int) -> None:
+        self._limit, self._limit_bytes = chunks, limit_bytes
+        self._table = self._table.with_limit(chunks)
+
+    def _limit_chunks(self, limit_bytes: int) -> int:
+        geometry = self.geometry
+        chunks = min(limit_bytes // geometry.chunk_bytes, geometry.chunks)
+        if chunks < geometry.min_chunks:
+            needed = geometry.min_chunks * geometry.chunk_bytes
+            raise CapacityError(
+                f"a KV cache of {limit_bytes} bytes has no room for a single page",
+                needed=needed,
+                free=limit_bytes,
+                fix=f"give it at least {needed} bytes",
+            )
+        return chunks
+
+
+def _check_device(device: Device, geometry: Geometry) -> None:
+    info = device.info
+    if geometry.chunk_bytes != info.granularity:
+        raise ConfigError(
+            f"chunk_bytes is {geometry.chunk_bytes}; the chunks of {info.backend} have"
+            f" {info.granularity} bytes"
+        )
+    if geometry.dtype not in info.kv_dtypes:
+        raise ConfigError(
+            f"{info.backend} cannot keep keys and values in {geometry.dtype}",
+            fix=f"use one of {', '.join(info.kv_dtypes)}",
+        )

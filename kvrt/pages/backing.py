@@ -1,0 +1,93 @@
+"""The memory under a page table: the span, and the chunks mapped in it."""
+
+import torch
+from torch import Tensor
+
+from kvrt.errors import IntegrityError
+from kvrt.pages.geometry import Geometry
+from kvrt.pages.pool import ChunkPool
+from kvrt.spi import Chunk, Device
+
+_NAN_BYTE = 0xFF
+"""An element of such bytes is NaN in every dtype of KV pages."""
+
+
+class Backing:
+    """Reserves the span. What it says is mapped is what the device has mapped, at any time.
+
+    Args:
+        device: where.
+        geometry: pages over chunks of the device's granularity.
+
+    Raises:
+        DeviceError: the addresses cannot be reserved.
+    """
+
+    def __init__(self, device: Device, geometry: Geometry) -> None:
+        self.device = device
+        self.geometry = geometry
+        self.pool = ChunkPool(device.memory)
+        self.span = device.memory.reserve(geometry.span_bytes)
+        try:
+            self.kv = device.memory.tensor(self.span, geometry.dtype)
+        except BaseException:
+            device.memory.release(self.span)
+            raise
+        self.mapped: dict[int, Chunk] = {}
+        self._bytes = self.kv.view(torch.uint8)
+        self._released = False
+
+    @property
+    def held_chunks(self) -> int:
+        """Chunks of physical memory that are taken: mapped and pooled."""
+        return len(self.mapped) + len(self.pool)
+
+    def map(self, index: int) -> None:
+        """Map a chunk from the pool. Raises `OutOfMemory` if there is none and none to be had."""
+        if index in self.mapped:
+            raise IntegrityError(f"chunk {index} is mapped already")
+        chunk = self.pool.take()
+        try:
+            self.device.memory.map(self.span, index * self.geometry.chunk_bytes, chunk)
+        except BaseException:
+            self.pool.give(chunk)
+            raise
+        self.mapped[index] = chunk
+
+    def unmap(self, index: int) -> None:
+        """Unmap a chunk, into the pool."""
+        if index not in self.mapped:
+            raise IntegrityError(f"chunk {index} is not mapped")
+        chunk = self.mapped[index]
+        self.device.memory.unmap(self.span, index * self.geometry.chunk_bytes, chunk)
+        del self.mapped[index]
+        self.pool.give(chunk)
+
+    def page(self, page: int) -> Tensor:
+        """The bytes of a page: uint8 [page_bytes], in the span's memory."""
+        start = page * self.geometry.page_bytes
+        return self._bytes[start : start + self.geometry.page_bytes]
+
+    def chunk(self, index: int) -> Tensor:
+        """The bytes of a mapped chunk: uint8 [chunk_bytes], in the span's memory."""
+        start = index * self.geometry.chunk_bytes
+        return self._bytes[start : start + self.geometry.chunk_bytes]
+
+    def copy(self, dst: Tensor, src: Tensor) -> None:
+        """Copy after all compute so far, and before all that follows."""
+        self.device.copier.within(dst, src, after=self.device.fence()).wait()
+
+    def scrub(self, dst: Tensor) -> None:
+        """Overwrite bytes with NaN, so that whoever reads them shows."""
+        dst.fill_(_NAN_BYTE)
+
+    def release(self) -> None:
+        """Give everything back. Safe to call twice, also after it failed half-way."""
+        if self._released:
+            return
+        self.device.synchronize()
+        for index in list(self.mapped):
+            self.unmap(index)
+        self.pool.drain()
+        self.device.memory.release(self.span)
+        self._released = True

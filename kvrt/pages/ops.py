@@ -1,0 +1,35 @@
+"""What a change of the page table asks of a device: small frozen values, in order."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """Put a chunk of physical memory into the span at ``chunk_index * chunk_bytes``."""
+
+    chunk_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unmap:
+    """Take the chunk out again. None of its pages is in use; what they held is lost."""
+
+    chunk_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Copy the bytes of page `src_page` to page `dst_page`."""
+
+    src_page: int
+    dst_page: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scrub:
+    """Overwrite a page that nobody holds any more, so that nobody can read what it held."""
+
+    page: int
+
+
+Op = Map | Unmap | Copy | Scrub
