@@ -1,0 +1,141 @@
+"""Python, the libraries kvrt needs or could use, and the settings in the environment."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import kvrt
+from kvrt.config import format_bytes
+from kvrt_cli.checks.check import Check, Mark
+
+PYTHON, LIBRARIES, ENVIRONMENT = "python", "libraries", "environment"
+
+SETTINGS = {"KVRT_BACKEND", "KVRT_LOG_LEVEL", "KVRT_DEBUG"}
+# Kubernetes sets such variables for a service that is called kvrt; they are not meant for us.
+SERVICE = re.compile(r"KVRT_(SERVICE_(HOST|PORT).*|PORT(_\d+_(TCP|UDP).*)?)")
+REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:>=\s*([\d.]+))?.*?(?:;.*extra\s*==\s*['\"]([\w-]+))?.*")
+DEVELOPMENT = {"test"}
+VENDORS = {"0x10de": ("NVIDIA", "cuda", "CUDA"), "0x1002": ("AMD", "hip", "ROCm")}
+DISPLAYS = ("0x03", "0x12")  # PCI classes: display controllers, processing accelerators
+
+
+def python() -> Iterator[Check]:
+    venv = " in a virtual environment" if sys.prefix != sys.base_prefix else ""
+    yield Check(
+        PYTHON, "python", Mark.OK,
+        f"Python {platform.python_version()}{venv}: {sys.executable}",
+        data={"version": platform.python_version(), "executable": sys.executable},
+    )  # fmt: skip
+    where = Path(kvrt.__file__).parent
+    yield Check(
+        PYTHON, "kvrt", Mark.OK, f"kvrt {kvrt.__version__}: {where}",
+        data={"version": kvrt.__version__},
+    )  # fmt: skip
+
+
+def libraries() -> Iterator[Check]:
+    """What kvrt's own metadata requires, extras included."""
+    try:
+        requirements = importlib.metadata.requires("kvrt") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Check(
+            LIBRARIES, "kvrt", Mark.BAD, "kvrt runs from a folder and is not installed",
+            fix="pip install -e .",
+        )  # fmt: skip
+        return
+    for requirement in requirements:
+        match = REQUIREMENT.fullmatch(requirement)
+        if match is not None and match[3] not in DEVELOPMENT:
+            yield _library(match[1], match[2] or "0", match[3] or "")
+    yield from _torch()
+
+
+def _library(name: str, least: str, extra: str) -> Check:
+    needed = f"{name}>={least}" if least != "0" else name
+    fix = f"pip install 'kvrt[{extra}]'" if extra else f"pip install '{needed}'"
+    missing = Mark.SKIP if extra else Mark.BAD
+    use = f"only for the {extra} backend" if extra else "kvrt needs it"
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Check(LIBRARIES, name, missing, f"{name} is not installed ({use})", fix)
+    if _numbers(version) < _numbers(least):
+        text = f"{name} {version} is older than {least} ({use})"
+        return Check(LIBRARIES, name, Mark.WARN if extra else Mark.BAD, text, fix)
+    return Check(LIBRARIES, name, Mark.OK, f"{name} {version}", data={"version": version})
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
+
+
+def _torch() -> Iterator[Check]:
+    """Which hardware this build of torch is for, and whether that is the hardware there is."""
+    import torch
+
+    builds = {"cuda": torch.version.cuda, "hip": torch.version.hip}
+    flavour = next((f"{name} {version}" for name, version in builds.items() if version), "CPU only")
+    yield Check(
+        LIBRARIES, "torch.build", Mark.OK,
+        f"torch is built for: {flavour}; {torch.get_num_threads()} threads",
+        data={"build": flavour, **builds},
+    )  # fmt: skip
+    for vendor, build, platform_name in present_gpus():
+        if not builds[build]:
+            yield Check(
+                LIBRARIES, "torch.build", Mark.WARN,
+                f"there is a GPU of {vendor}, but this torch is built for: {flavour}",
+                fix=f"install torch's {platform_name} build: https://pytorch.org/get-started/locally",
+            )  # fmt: skip
+
+
+def present_gpus(root: Path = Path("/")) -> list[tuple[str, str, str]]:
+    """GPUs on the PCI bus: vendor, the name torch has for it, the platform's name."""
+    found = []
+    for device in sorted((root / "sys/bus/pci/devices").glob("*")):
+        try:
+            vendor = (device / "vendor").read_text().strip()
+            kind = (device / "class").read_text().strip()
+        except OSError:
+            continue
+        if vendor in VENDORS and kind.startswith(DISPLAYS) and VENDORS[vendor] not in found:
+            found.append(VENDORS[vendor])
+    return found
+
+
+def environment(environ: Mapping[str, str] = os.environ) -> Iterator[Check]:
+    """Settings that kvrt or its libraries read, and those that only look like it."""
+    ours = sorted(name for name in environ if name.startswith("KVRT_"))
+    for name in ours:
+        if name in SETTINGS:
+            yield Check(ENVIRONMENT, name, Mark.OK, f"{name}={environ[name]}")
+        elif not SERVICE.fullmatch(name):
+            known = ", ".join(sorted(SETTINGS))
+            text = f"{name} is not a variable that kvrt reads; those are {known}"
+            yield Check(ENVIRONMENT, name, Mark.WARN, text, fix=f"unset {name}")
+    yield _hub(environ)
+
+
+def _hub(environ: Mapping[str, str]) -> Check:
+    cache = environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    home = Path(environ.get("HF_HOME") or Path(cache) / "huggingface")
+    folder = Path(environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    there = next(part for part in (folder, *folder.parents) if part.exists())
+    if not os.access(there, os.W_OK):
+        return Check(
+            ENVIRONMENT, "hub", Mark.WARN, f"downloads cannot be kept: {folder} is not writable",
+            fix="export HF_HOME=FOLDER, with a folder of yours",
+        )  # fmt: skip
+    token = "set" if environ.get("HF_TOKEN") or (home / "token").exists() else "not set"
+    offline = ", offline" if environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+    free = shutil.disk_usage(there).free
+    return Check(
+        ENVIRONMENT, "hub", Mark.OK,
+        f"downloads go to {folder}, {format_bytes(free)} free; token {token}{offline}",
+        data={"folder": str(folder), "free_bytes": free},
+    )  # fmt: skip

@@ -1,0 +1,176 @@
+"""The `kvrt` command: hands over to a sub-command, and makes an exit code of what goes wrong."""
+
+import errno
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+import kvrt
+from kvrt.config import Environment
+from kvrt.errors import KvrtError
+from kvrt_cli.bench import bench
+from kvrt_cli.doctor import doctor
+from kvrt_cli.options import color_option
+from kvrt_cli.run import run
+from kvrt_cli.terminal import LogLines, Terminal
+
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
+PIPE_CLOSED = 128 + signal.SIGPIPE
+
+EPILOG = f"""\
+\b
+Exit codes:
+  0    done
+  1    a runtime error; for a file of prompts, some of them failed
+  2    bad usage: an option, an argument, the prompt or standard input
+  3    the model is missing, damaged or not supported
+  4    the backend is unknown, broken or finds no device
+  5    it does not fit in memory
+  {INTERRUPTED}  interrupted (Ctrl-C)
+  {PIPE_CLOSED}  the reader of the output went away
+  {TERMINATED}  terminated (SIGTERM)
+
+\b
+Environment:
+  KVRT_BACKEND    the backend that "auto" means
+  KVRT_LOG_LEVEL  DEBUG, INFO, WARNING (the default) or ERROR
+  KVRT_DEBUG=1    errors show their traceback
+  NO_COLOR        no colours
+"""
+
+
+class Cli(click.Group):
+    """A group whose `main` prints every failure as a cause and a fix, and exits by the table."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        if "_KVRT_COMPLETE" in os.environ:
+            super().main(args, "kvrt", "_KVRT_COMPLETE")
+        terminal = Terminal()
+        _print_what_the_encoding_lacks_as_question_marks()
+        with _sigterm_raises(), _logging_to(terminal):
+            code = self._exit_code(list(sys.argv[1:] if args is None else args), terminal)
+        sys.exit(code)
+
+    def _exit_code(self, args: list[str], terminal: Terminal) -> int:
+        try:
+            terminal.debug = Environment.read().debug
+            with self.make_context("kvrt", args, obj=terminal) as ctx:
+                self.invoke(ctx)
+            sys.stdout.flush()
+            return 0
+        except click.exceptions.Exit as error:
+            return error.exit_code
+        except (KeyboardInterrupt, click.Abort):
+            click.echo(err=True)
+            return INTERRUPTED
+        except click.ClickException as error:
+            return _report(terminal, error, error.format_message(), _usage_hint(error))
+        except KvrtError as error:
+            return _report(terminal, error, str(error), error.fix)
+        except MemoryError as error:
+            return _report(terminal, error, "out of memory", "close other programs")
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                _discard_output()
+                return PIPE_CLOSED
+            cause = f"unexpected {type(error).__name__}: {error}"
+            return _report(terminal, error, cause, "KVRT_DEBUG=1 shows where; please report it")
+
+
+def _report(terminal: Terminal, error: BaseException, cause: str, fix: str) -> int:
+    if terminal.debug:
+        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    terminal.error(cause, fix)
+    return int(getattr(error, "exit_code", 5 if isinstance(error, MemoryError) else 1))
+
+
+def _usage_hint(error: click.ClickException) -> str:
+    ctx = getattr(error, "ctx", None)
+    return f"see {ctx.command_path} --help" if ctx is not None else "see kvrt --help"
+
+
+def _discard_output() -> None:
+    """Point stdout and stderr at nothing, so that flushing them at exit cannot fail again."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nothing, stream.fileno())
+    os.close(nothing)
+
+
+def _print_what_the_encoding_lacks_as_question_marks() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="replace")
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C does, so that memory is given back and partial output printed."""
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _logging_to(terminal: Terminal) -> Iterator[None]:
+    """Show what kvrt logs, from KVRT_LOG_LEVEL up, while the command runs."""
+    logger, handler = logging.getLogger("kvrt"), LogLines(terminal)
+    before = logger.level
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+@click.group(cls=Cli, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(kvrt.__version__, message="kvrt %(version)s")
+@color_option
+def cli() -> None:
+    """Run language models, with elastic, paged KV memory, on whatever hardware is here.
+
+    \b
+      kvrt run                        the bundled model completes a text
+      kvrt run DIRECTORY "a prompt"   any Hugging Face checkpoint
+      kvrt doctor                     what works on this machine, and how to mend the rest
+      kvrt bench                      tokens per second
+    """
+    logging.getLogger("kvrt").setLevel(Environment.read().log_level)
+
+
+cli.add_command(run)
+cli.add_command(doctor)
+cli.add_command(bench)
+
+
+def main() -> NoReturn:
+    """The entry point of the script `kvrt`."""
+    cli.main()

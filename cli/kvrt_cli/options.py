@@ -1,0 +1,158 @@
+"""Options that several commands share, and how they become a `RuntimeConfig`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, get_args
+
+import click
+
+from kvrt.config import GIB, RuntimeConfig, parse_bytes
+from kvrt.errors import ConfigError
+from kvrt.spi import DType
+from kvrt_cli.terminal import ColorMode, Terminal
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Decorator = Callable[[Function], Function]
+
+DTYPES = ("auto", *get_args(DType))
+SHORT_DTYPES = {
+    "f32": "float32", "fp32": "float32", "bf16": "bfloat16", "f16": "float16", "fp16": "float16",
+}  # fmt: skip
+DTYPE_METAVAR = f"[{'|'.join(DTYPES)}]"
+
+
+def size(value: str) -> str:
+    """``4GiB``, ``512MiB``, plain bytes, or a share of the device's memory such as ``50%``."""
+    try:
+        parse_bytes(value, whole=GIB)
+    except ConfigError as error:
+        raise click.BadParameter(f"{error}: {error.fix}" if error.fix else str(error)) from None
+    return value
+
+
+def dtype(value: str) -> str:
+    """A dtype by its full name, or by a usual short one."""
+    name = SHORT_DTYPES.get(value, value)
+    if name not in DTYPES:
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(DTYPES)}")
+    return name
+
+
+def apply(options: list[Decorator[Any]]) -> Decorator[Any]:
+    """One decorator for several options; `--help` lists them in this order."""
+
+    def decorate(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def _set_color(ctx: click.Context, param: click.Parameter, value: ColorMode | None) -> None:
+    if value is not None:
+        ctx.ensure_object(Terminal).color = value
+
+
+color_option = click.option(
+    "--color",
+    type=click.Choice(get_args(ColorMode)),
+    expose_value=False,
+    is_eager=True,
+    callback=_set_color,
+    help="Colours: on a terminal unless NO_COLOR is set (auto), always, or never.",
+)
+
+runtime_options = apply(
+    [
+        click.option(
+            "--backend",
+            metavar="NAME",
+            default="auto",
+            help="auto, cpu, cuda, rocm, or the name of a plug-in. auto is KVRT_BACKEND, else the"
+            " first accelerator that works, else the CPU.",
+        ),
+        click.option(
+            "--device",
+            type=click.IntRange(0),
+            default=0,
+            metavar="N",
+            help="Which of the backend's devices; see kvrt run --list-devices.",
+        ),
+        click.option(
+            "--kv-cache-dtype",
+            type=dtype,
+            metavar=DTYPE_METAVAR,
+            default="auto",
+            help="Of keys and values in the cache; auto: that of the weights.",
+        ),
+        click.option(
+            "--load-format",
+            type=click.Choice(["auto", "dummy"]),
+            default="auto",
+            help="dummy: random weights from config.json alone, for benchmarks.",
+        ),
+        click.option(
+            "--max-model-len",
+            "--ctx-size",
+            type=click.IntRange(2),
+            metavar="TOKENS",
+            help="Longest prompt and output together; default: the model's own.",
+        ),
+        click.option(
+            "--memory-limit",
+            type=size,
+            metavar="SIZE",
+            help="Weights and KV cache together: 4GiB, 512MiB, 50%. Default: the weights, and for"
+            " the cache at most 60 % of what is then free.",
+        ),
+        click.option(
+            "--page-size",
+            type=click.IntRange(1),
+            default=16,
+            show_default=True,
+            metavar="TOKENS",
+            help="Tokens in a page of the KV cache.",
+        ),
+        click.option(
+            "--max-batch-tokens",
+            type=click.IntRange(1),
+            default=512,
+            show_default=True,
+            metavar="TOKENS",
+            help="Tokens computed in one step, over all sequences.",
+        ),
+        click.option(
+            "--max-running",
+            type=click.IntRange(1),
+            default=256,
+            show_default=True,
+            metavar="N",
+            help="Sequences computed together.",
+        ),
+        click.option(
+            "--offline", is_flag=True, help="Use only what is on this machine; download nothing."
+        ),
+        click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id."),
+    ]
+)
+
+
+def runtime_config(model: str, options: Mapping[str, Any]) -> RuntimeConfig:
+    """The configuration that `runtime_options`, ``--dtype`` and ``--threads`` ask for."""
+    return RuntimeConfig(
+        model=model,
+        backend=options["backend"],
+        device=options["device"],
+        dtype=options["dtype"],
+        kv_dtype=options["kv_cache_dtype"],
+        load_format=options["load_format"],
+        max_model_len=options["max_model_len"],
+        memory_limit=options["memory_limit"],
+        page_size=options["page_size"],
+        max_batch_tokens=options["max_batch_tokens"],
+        max_running=options["max_running"],
+        threads=options["threads"],
+        offline=options["offline"],
+        revision=options["revision"],
+        seed=options.get("seed"),
+    )

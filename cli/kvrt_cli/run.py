@@ -1,0 +1,187 @@
+"""``kvrt run``: a model answers."""
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kvrt.config import RuntimeConfig, format_bytes
+from kvrt.errors import ModelError, RequestError
+from kvrt.sampling import SamplingParams
+from kvrt_cli.answer import Style, answer
+from kvrt_cli.asking import asking
+from kvrt_cli.batch import answer_all
+from kvrt_cli.options import DTYPE_METAVAR, color_option, dtype, runtime_config, runtime_options
+from kvrt_cli.progress import download_bar
+from kvrt_cli.prompts import read_items
+from kvrt_cli.repl import Repl
+from kvrt_cli.sampling import asked, sampling_options
+from kvrt_cli.stdin import DASH, read_prompt, read_stdin, valid_text
+from kvrt_cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from kvrt.runtime import Runtime
+
+TINY = "tiny"
+TINY_PROMPT = 'def read_lines(path):\n    """'
+
+SHORT_HELP = "A model answers a prompt, a file of prompts, or you in a conversation."
+
+
+@click.command("run", short_help=SHORT_HELP)
+@click.argument("model", required=False)
+@click.argument("prompt", nargs=-1)
+@click.option(
+    "--prompts",
+    metavar="FILE",
+    help="Answer every line of FILE (- is standard input) in one continuous batch. A line is plain"
+    " text or a JSON object with prompt, messages or token_ids, perhaps id, and sampling"
+    " parameters of its own. Results are JSON lines in the order of the file.",
+)
+@click.option("-s", "--system", metavar="TEXT", help="The system message of a conversation.")
+@click.option(
+    "--chat/--no-chat",
+    default=None,
+    help="Put the prompt through the model's chat template, or not; default: if it has one.",
+)
+@sampling_options
+@click.option("--logprobs", type=int, metavar="N", help="With --json or --prompts: each token's"
+              " log-probability, and those of the N likeliest.")  # fmt: skip
+@runtime_options
+@click.option(
+    "--dtype",
+    type=dtype,
+    metavar=DTYPE_METAVAR,
+    default="auto",
+    help="Of the weights; auto: the model's.",
+)
+@click.option("-t", "--threads", type=click.IntRange(1), metavar="N", help="Host threads.")
+@click.option("--list-devices", is_flag=True, help="List the devices kvrt could use, and exit.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, at the end.")
+@click.option("--no-stream", is_flag=True, help="Print the answer when it is complete.")
+@click.option("-v", "--verbose", is_flag=True, help="End with statistics, on standard error.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the answer, and errors.")
+@color_option
+@click.pass_obj
+def run(
+    terminal: Terminal,
+    /,
+    model: str | None,
+    prompt: tuple[str, ...],
+    prompts: str | None,
+    **options: Any,
+) -> None:
+    """A model answers.
+
+    MODEL is the directory of a Hugging Face checkpoint, a hub id such as owner/name, or tiny, the
+    bundled model, which is also what no MODEL means.
+
+    The PROMPT comes from the arguments, from standard input if that is a pipe or a file (or if
+    PROMPT is -), or from both: standard input first, then a newline, then the arguments. Without
+    any, on a terminal, a model with a chat template begins a conversation (/? lists its commands).
+
+    The answer goes to standard output, everything else to standard error. An answer ends with a
+    newline.
+    """
+    terminal.quiet = options["quiet"]
+    if options["list_devices"]:
+        from kvrt_cli.devices import list_devices
+
+        list_devices(terminal, as_json=options["as_json"])
+        return
+    wishes = asked(options)
+    SamplingParams(**wishes)  # bad values are refused before a model is loaded
+    _check_usage(model, prompt, prompts, wishes, as_json=options["as_json"])
+    name = model or TINY
+    config = runtime_config(name, options)
+    style = Style(not options["no_stream"], options["as_json"], options["verbose"])
+    items = read_items(_read_file(prompts, terminal)) if prompts is not None else None
+    text = read_prompt(prompt, terminal) if items is None else None
+    if items is None and text is None and name != TINY and not _can_converse(style):
+        raise _no_prompt("this is not a terminal to have a conversation at")
+    system = valid_text(options["system"], "--system") if options["system"] is not None else None
+    with open_runtime(terminal, config) as runtime:
+        how = asking(runtime, wishes, chat=options["chat"], system=system)
+        if items is not None:
+            if answer_all(terminal, runtime, how, items, verbose=style.verbose):
+                click.get_current_context().exit(1)
+            return
+        if text is None and how.chat and _can_converse(style):
+            Repl(terminal, runtime, how, style).run()
+            return
+        if text is None:
+            text = _default_prompt(name, terminal)
+        answer(terminal, runtime, *how.prepare(text), style)
+
+
+@contextmanager
+def open_runtime(terminal: Terminal, config: RuntimeConfig) -> Iterator["Runtime"]:
+    """The runtime; says on stderr what it is, and shows the progress of a download."""
+    from kvrt.runtime import Runtime
+
+    with download_bar(terminal) as progress:
+        runtime = Runtime(config=config, progress=progress)
+    with runtime:
+        model, info = runtime.model, runtime.device_info
+        terminal.note(
+            f"{model.name} ({model.spec.architecture}, {model.dtype},"
+            f" {format_bytes(model.weight_bytes)}) on {info.backend}:{info.index} {info.name}"
+        )
+        for note in info.notes:
+            terminal.note(note)
+        yield runtime
+
+
+def _check_usage(
+    model: str | None,
+    prompt: Sequence[str],
+    prompts: str | None,
+    wishes: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    if prompts is not None and prompt:
+        raise click.UsageError("give either a PROMPT or --prompts, not both")
+    if "logprobs" in wishes and not (as_json or prompts is not None):
+        raise click.UsageError("--logprobs needs --json or --prompts, where it can be shown")
+    if model is not None and any(c.isspace() for c in model) and not Path(model).exists():
+        raise ModelError(
+            f"there is no model {model!r:.60}",
+            fix="the model comes before the prompt: kvrt run tiny "
+            + shlex.join([model if len(model) <= 40 else "..."]),
+        )
+
+
+def _read_file(name: str, terminal: Terminal) -> bytes:
+    if name == DASH:
+        return read_stdin(terminal)
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise click.UsageError(f"--prompts {name}: {error.strerror}") from None
+
+
+def _can_converse(style: Style) -> bool:
+    terminals = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+    return terminals and not style.as_json
+
+
+def _default_prompt(name: str, terminal: Terminal) -> str:
+    """What the bundled model continues when nothing was asked, so that it can be seen at work."""
+    if name != TINY:
+        raise _no_prompt(f"{name} has no chat template, so there is no conversation to begin")
+    terminal.note('no prompt was given, so tiny continues this; yours: kvrt run tiny "your text"')
+    terminal.plain(TINY_PROMPT)
+    return TINY_PROMPT
+
+
+def _no_prompt(why: str) -> RequestError:
+    return RequestError(
+        f"no prompt was given, and {why}",
+        param="prompt",
+        fix='give one, as in kvrt run MODEL "a prompt", or with --prompts FILE',
+    )

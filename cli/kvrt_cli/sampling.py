@@ -1,0 +1,102 @@
+"""Which sampling parameters apply: the user's, else the model's own, else greedy."""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kvrt.sampling import SamplingParams
+from kvrt_cli.options import apply
+
+if TYPE_CHECKING:
+    from kvrt.model.generation import GenerationDefaults
+
+NAMES = tuple(field.name for field in fields(SamplingParams))
+DRAWS = ("top_k", "top_p", "min_p")
+"""Parameters that mean nothing unless tokens are drawn."""
+
+FROM_MODEL = ("temperature", "repetition_penalty", *DRAWS)
+"""What a model's author may recommend, in its generation_config.json."""
+
+PLAIN_MAX_TOKENS = 256
+"""Default of max_tokens without a chat template: such a model rarely ends by itself."""
+
+sampling_options = apply(
+    [
+        click.option(
+            "-n",
+            "--max-tokens",
+            type=int,
+            metavar="TOKENS",
+            help=f"At most so many new tokens; default: {PLAIN_MAX_TOKENS}, or with a chat template"
+            " what the context has room for.",
+        ),
+        click.option(
+            "--temperature",
+            "--temp",
+            type=float,
+            metavar="T",
+            help="0 is greedy. Default: what the model's generation_config.json asks for, else 0;"
+            " 1 if --top-p, --top-k or --min-p is given.",
+        ),
+        click.option(
+            "--top-p", type=float, metavar="P", help="Keep the likeliest, up to this sum."
+        ),
+        click.option("--top-k", type=int, metavar="K", help="Keep the K likeliest tokens; 0: all."),
+        click.option(
+            "--min-p",
+            type=float,
+            metavar="P",
+            help="Keep tokens at least this fraction as likely as the likeliest.",
+        ),
+        click.option(
+            "--repetition-penalty",
+            type=float,
+            metavar="X",
+            help="Above 1, makes tokens that have occurred less likely.",
+        ),
+        click.option("--seed", type=int, metavar="N", help="Makes the draws repeatable."),
+        click.option(
+            "--stop",
+            multiple=True,
+            metavar="TEXT",
+            help="Stop before this text appears; may be given several times.",
+        ),
+        click.option("--ignore-eos", is_flag=True, help="Go on past the model's end tokens."),
+    ]
+)
+
+
+def asked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling parameters that the user named on the command line."""
+    named = {name: options[name] for name in NAMES if options.get(name) is not None}
+    return {name: value for name, value in named.items() if value != () and value is not False}
+
+
+def resolve(
+    wishes: Mapping[str, Any], model: "GenerationDefaults", *, chat: bool
+) -> SamplingParams:
+    """The parameters of one request.
+
+    Args:
+        wishes: what the user asked for, by `SamplingParams`' names.
+        model: what its author recommends. Where that is to draw tokens, temperature, top_k, top_p
+            and min_p are taken from it; the repetition penalty always is.
+        chat: the prompt is a conversation, so the model ends by itself.
+
+    Raises:
+        RequestError: a value is out of range.
+    """
+    params: dict[str, Any] = {} if chat else {"max_tokens": PLAIN_MAX_TOKENS}
+    if model.sample or ("temperature" not in wishes and any(name in wishes for name in DRAWS)):
+        params["temperature"] = 1.0
+    for name in FROM_MODEL if model.sample else ("repetition_penalty",):
+        if (recommended := getattr(model, name)) is not None:
+            params[name] = recommended
+    resolved = SamplingParams(**{**params, **wishes})
+    if resolved.greedy or resolved.seed is not None:
+        return resolved
+    # Drawn here, and not in the runtime, so that the output can name it.
+    return replace(resolved, seed=secrets.randbits(32))

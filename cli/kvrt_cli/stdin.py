@@ -1,0 +1,92 @@
+"""The prompt of `kvrt run`: words of the command line, standard input, or both."""
+
+import os
+import select
+import stat
+import sys
+from collections.abc import Sequence
+
+from kvrt.errors import RequestError
+from kvrt_cli.terminal import Terminal
+
+DASH = "-"
+PATIENCE_S = 1.0
+
+
+def read_prompt(words: Sequence[str], terminal: Terminal) -> str | None:
+    """What the user asks: standard input first, then the words, with a newline between.
+
+    Standard input is read if it is a pipe or a file, or if one of the words is ``-``.
+
+    Returns:
+        The prompt; None if there are no words and standard input is a terminal or nothing
+        (``/dev/null``, or closed).
+
+    Raises:
+        RequestError: the prompt is empty, or not UTF-8.
+    """
+    said = " ".join(word for word in words if word != DASH)
+    if DASH in words or _is_redirected():
+        piped = decode(read_stdin(terminal), "standard input")
+    elif words:
+        piped = ""
+    else:
+        return None
+    between = "\n" if piped and said and not piped.endswith("\n") else ""
+    prompt = piped + between + said
+    if not prompt:
+        raise RequestError("the prompt is empty", param="prompt", fix="give some text")
+    return valid_text(prompt, "the prompt")
+
+
+def read_stdin(terminal: Terminal) -> bytes:
+    """All of standard input."""
+    if sys.stdin is None:
+        return b""
+    if _is_silent_pipe():
+        terminal.note("reading standard input until it ends; </dev/null gives none")
+    return sys.stdin.buffer.read()
+
+
+def decode(data: bytes, what: str) -> str:
+    """Bytes as text.
+
+    Raises:
+        RequestError: they are not UTF-8; the message has the offset of the first bad byte.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"{what} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}",
+            param="prompt",
+            fix="convert it first, e.g. with iconv -f LATIN1 -t UTF-8",
+        ) from None
+
+
+def valid_text(text: str, what: str) -> str:
+    """The text. Raises `RequestError` if it came from bytes that are not UTF-8."""
+    decode(os.fsencode(text) if _has_surrogates(text) else b"", what)
+    return text
+
+
+def _has_surrogates(text: str) -> bool:
+    """Python hides bytes of the command line that are not UTF-8 in lone surrogates."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _is_redirected() -> bool:
+    if sys.stdin is None or sys.stdin.isatty():
+        return False
+    try:
+        return not stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode)
+    except (OSError, ValueError):  # not a file at all, as under a test
+        return True
+
+
+def _is_silent_pipe() -> bool:
+    """True if nothing came for a while, so that the user should know what is waited for."""
+    try:
+        return not select.select([sys.stdin.fileno()], [], [], PATIENCE_S)[0]
+    except (OSError, ValueError):
+        return False
