@@ -5,6 +5,7 @@ Pages come in random order from memory with holes, and all that is not a sequenc
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -177,7 +178,7 @@ def test_rows_may_be_parts_of_wider_rows(device: Device, case: Case) -> None:
         fill_past(batch)
         tokens = int(batch.query_start[-1])
         qkv = randoms(device, case.compute, tokens, heads + 2 * kv_heads, d, seed=3)
-        q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
+        q, k, v = qkv[:, :heads], qkv[:, heads:-kv_heads], qkv[:, -kv_heads:]
         wide = torch.full((tokens, heads + 2, d), 7.0, dtype=q.dtype, device=q.device)
         out = wide[:, 1:-1]
         plan = device.attention.plan(batch)
@@ -213,7 +214,9 @@ def values_outermost(layout: KVLayout) -> KVLayout:
 
 
 @pytest.mark.parametrize("change", [gaps, values_outermost])
-def test_the_layout_is_a_value_with_strides(device: Device, case: Case, change) -> None:  # type: ignore[no-untyped-def]
+def test_the_layout_is_a_value_with_strides(
+    device: Device, case: Case, change: Callable[[KVLayout], KVLayout]
+) -> None:
     layout = change(case.layout)
     with PagedKV(device, layout, case.pages) as pages:
         tables = [pages.take(length) for length in case.contexts]

@@ -1,0 +1,192 @@
+"""Faults of paged attention."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kvrt.spi import AttentionBatch, AttentionParams
+from kvrt.testing import reference
+from kvrt.wrappers.wrapper import WrappedAttention
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A plan and the batch it was made of."""
+
+    plan: object
+    batch: AttentionBatch
+
+
+class MutantAttention(WrappedAttention):
+    """Correct attention that knows its batch; mutants replace `append_step` or `run_step`."""
+
+    def plan(self, batch: AttentionBatch) -> object:
+        return Step(super().plan(batch), batch)
+
+    def append(self, plan: object, layer: int, k: Tensor, v: Tensor) -> None:
+        assert isinstance(plan, Step)
+        self.append_step(plan, layer, k, v)
+
+    def run(
+        self, plan: object, layer: int, q: Tensor, out: Tensor, params: AttentionParams
+    ) -> None:
+        assert isinstance(plan, Step)
+        self.run_step(plan, layer, q, out, params)
+
+    def append_step(self, step: Step, layer: int, k: Tensor, v: Tensor) -> None:
+        super().append(step.plan, layer, k, v)
+
+    def run_step(
+        self, step: Step, layer: int, q: Tensor, out: Tensor, params: AttentionParams
+    ) -> None:
+        super().run(step.plan, layer, q, out, params)
+
+    def run_as(
+        self, batch: AttentionBatch, layer: int, q: Tensor, out: Tensor, params: AttentionParams
+    ) -> None:
+        """Attend as if the batch had been another one."""
+        self.inner.run(self.inner.plan(batch), layer, q, out, params)
+
+
+class IgnoresTheScale(MutantAttention):
+    def run_step(
+        self, step: Step, layer: int, q: Tensor, out: Tensor, params: AttentionParams
+    ) -> None:
+        usual = step.batch.layout.head_dim**-0.5
+        super().run_step(step, layer, q, out, replace(params, scale=usual))
+
+
+class IgnoresTheWindow(MutantAttention):
+    def run_step(
+        self, step: Step, layer: int, q: Tensor, out: Tensor, params: AttentionParams
+    ) -> None:
+        super().run_step(step, layer, q, out, replace(params, window=0))
+
+
+class IgnoresTheSoftcap(MutantAttention):
+    def run_step(
+        self, step: Step, layer: int, q: Tensor, out: Tensor, params: AttentionParams
+    ) -> None:
+        super().run_step(step, layer, q, out, replace(params, softcap=0.0))
+
+
+class IgnoresTheLayer(MutantAttention):
+    def run_step(
+        self, step: Step, layer: int, q: Tensor, out: Tensor, params: AttentionParams
+    ) -> None:
+        super().run_step(step, 0, q, out, params)
+
+
+class ReadsPagesBackwards(MutantAttention):
+    def run_step(
+        self, step: Step, layer: int, q: Tensor, out: Tensor, params: AttentionParams
+    ) -> None:
+        table = step.batch.page_table.clone()
+        for s, length in enumerate(step.batch.context_len.tolist()):
+            pages = -(-length // step.batch.layout.page_size)
+            table[s, :pages] = table[s, :pages].flip(0)
+        self.run_as(replace(step.batch, page_table=table), layer, q, out, params)
+
+
+class MissesTheLastPage(MutantAttention):
+    """Reads the entry before the last one once more, where the context has just begun a page."""
+
+    def run_step(
+        self, step: Step, layer: int, q: Tensor, out: Tensor, params: AttentionParams
+    ) -> None:
+        table, size = step.batch.page_table.clone(), step.batch.layout.page_size
+        for s, length in enumerate(step.batch.context_len.tolist()):
+            if length % size == 1 and length > size:
+                table[s, length // size] = table[s, length // size - 1]
+        self.run_as(replace(step.batch, page_table=table), layer, q, out, params)
+
+
+class InterleavesHeads(MutantAttention):
+    """Query head h reads KV head ``h % kv_heads``."""
+
+    def run_step(
+        self, step: Step, layer: int, q: Tensor, out: Tensor, params: AttentionParams
+    ) -> None:
+        kv_heads = step.batch.layout.kv_heads
+        order = torch.arange(q.shape[1]).view(-1, kv_heads).T.reshape(-1)
+        permuted = torch.empty_like(q)
+        super().run_step(step, layer, q[:, order], permuted, params)
+        out[:, order] = permuted
+
+
+class SeesTheFuture(MutantAttention):
+    """Every row sees the whole context: as if each were the last token of its sequence."""
+
+    def run_step(
+        self, step: Step, layer: int, q: Tensor, out: Tensor, params: AttentionParams
+    ) -> None:
+        batch = step.batch
+        sequence = torch.repeat_interleave(batch.query_start.diff())
+        rows = replace(
+            batch,
+            page_table=batch.page_table[sequence],
+            context_len=batch.context_len[sequence],
+            query_start=torch.arange(len(q) + 1, dtype=torch.int32),
+        )
+        self.run_as(rows, layer, q, out, params)
+
+
+class MultipliesTheUnusedByZero(MutantAttention):
+    """Masks what lies beyond the context by weight zero; zero times NaN is NaN."""
+
+    def run_step(
+        self, step: Step, layer: int, q: Tensor, out: Tensor, params: AttentionParams
+    ) -> None:
+        super().run_step(step, layer, q, out, params)
+        size = step.batch.layout.page_size
+        for s, length in enumerate(step.batch.context_len.tolist()):
+            beyond = torch.arange(length, -(-length // size) * size)
+            unused = reference.read(step.batch, s, layer, 1, beyond).float().sum().to(out)
+            out[reference.rows(step.batch, s)] += 0 * unused
+
+
+class IgnoresRowStrides(MutantAttention):
+    """Takes it for granted that q is contiguous."""
+
+    def run_step(
+        self, step: Step, layer: int, q: Tensor, out: Tensor, params: AttentionParams
+    ) -> None:
+        _, heads, head_dim = q.shape
+        q = q.as_strided(q.shape, (heads * head_dim, head_dim, 1))
+        super().run_step(step, layer, q, out, params)
+
+
+class DependsOnTheBatch(MutantAttention):
+    """Within tolerance, but not the same bits for a token alone and among others."""
+
+    def run_step(
+        self, step: Step, layer: int, q: Tensor, out: Tensor, params: AttentionParams
+    ) -> None:
+        super().run_step(step, layer, q, out, params)
+        out *= 1 + 2e-6 * (len(q) % 7)
+
+
+class TruncatesOnAppend(MutantAttention):
+    """Cuts off the lower bits instead of rounding."""
+
+    def append_step(self, step: Step, layer: int, k: Tensor, v: Tensor) -> None:
+        if k.dtype == torch.float32 and step.batch.layout.dtype == "bfloat16":
+            k, v = ((t.contiguous().view(torch.int32) >> 16 << 16).view(t.dtype) for t in (k, v))
+        super().append_step(step, layer, k, v)
+
+
+class DropsTheLastToken(MutantAttention):
+    """Stores the last token of a batch only if it is the only one."""
+
+    def append_step(self, step: Step, layer: int, k: Tensor, v: Tensor) -> None:
+        last = len(step.batch.context_len) - 1
+        if len(k) == 1:
+            super().append_step(step, layer, k, v)
+            return
+        batch = step.batch
+        position = reference.new_positions(batch, last)[-1:]
+        kept = [reference.read(batch, last, layer, kv, position) for kv in (0, 1)]
+        super().append_step(step, layer, k, v)
+        for kv in (0, 1):
+            reference.write(batch, last, layer, kv, position, kept[kv])

@@ -1,0 +1,61 @@
+"""Faults of fused operators."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kvrt.spi import Activation, HeadNorm, Rotation
+from kvrt.wrappers.wrapper import WrappedFusedOps
+
+
+class ForgetsTheBias(WrappedFusedOps):
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        return super().linear(x, weight, None, residual)
+
+
+class SwapsGateAndUp(WrappedFusedOps):
+    def gated_linear(self, x: Tensor, weight: Tensor, activation: Activation) -> Tensor:
+        gate, up = weight.chunk(2)
+        return super().gated_linear(x, torch.cat((up, gate)), activation)
+
+
+class ForgetsEpsilon(WrappedFusedOps):
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return super().rms_norm(x, weight, 0.0)
+
+
+class NormsKeysLikeQueries(WrappedFusedOps):
+    def rotate_append(
+        self,
+        plan: object,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rotation: Rotation | None,
+        norm: HeadNorm | None,
+    ) -> None:
+        norm = replace(norm, k=norm.q) if norm else None
+        super().rotate_append(plan, layer, q, k, v, rotation, norm)
+
+
+class RotatesTheOtherWay(WrappedFusedOps):
+    def rotate_append(
+        self,
+        plan: object,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rotation: Rotation | None,
+        norm: HeadNorm | None,
+    ) -> None:
+        rotation = replace(rotation, sin=-rotation.sin) if rotation else None
+        super().rotate_append(plan, layer, q, k, v, rotation, norm)
