@@ -74,7 +74,6 @@ def rotate_append(
     if q is not None:
         check_heads("q", q, dim)
         need(q.shape[0] >= plan.tokens, f"q has {q.shape[0]} rows for {plan.tokens} tokens")
-    rot_dim = 0
     if rotation is not None:
         rot_dim = 2 * rotation.cos.shape[1]
         need(rot_dim <= dim, f"rotary_dim {rot_dim} is larger than head_dim {dim}")
@@ -83,20 +82,34 @@ def rotate_append(
     if norm is not None:
         check_vector("the norm's weight for q", norm.q, dim)
         check_vector("the norm's weight for k", norm.k, dim)
+    launch(plan, layer, q, k, v, rotation, norm, threads_or_default(threads))
+
+
+def launch(
+    plan: Plan,
+    layer: int,
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    rotation: Rotation | None,
+    norm: HeadNorm | None,
+    threads: int,
+) -> None:
+    """`rotate_append` without its checks, for callers that made them."""
     native().append(
         *plan.cache(layer),
         address(q),
         0 if q is None else q.stride(0),
         0 if q is None else q.shape[1],
-        address(k),
+        k.data_ptr(),
         k.stride(0),
-        address(v),
+        v.data_ptr(),
         v.stride(0),
-        0 if norm is None else address(norm.q),
-        0 if norm is None else address(norm.k),
+        0 if norm is None else norm.q.data_ptr(),
+        0 if norm is None else norm.k.data_ptr(),
         0.0 if norm is None else norm.eps,
-        0 if rotation is None else address(rotation.cos),
-        0 if rotation is None else address(rotation.sin),
-        rot_dim,
-        threads_or_default(threads),
+        0 if rotation is None else rotation.cos.data_ptr(),
+        0 if rotation is None else rotation.sin.data_ptr(),
+        0 if rotation is None else 2 * rotation.cos.shape[1],
+        threads,
     )

@@ -129,15 +129,22 @@ def run(
         heads % layout.kv_heads == 0,
         f"{heads} query heads cannot share {layout.kv_heads} kv heads evenly",
     )
+    launch(plan, layer, q, out, params, threads_or_default(threads))
+
+
+def launch(
+    plan: Plan, layer: int, q: Tensor, out: Tensor, params: AttentionParams, threads: int
+) -> None:
+    """`run` without its checks, which take longer than the call: for callers that made them."""
     native().attention(
         *plan.cache(layer),
-        address(q),
+        q.data_ptr(),
         q.stride(0),
-        address(out),
+        out.data_ptr(),
         out.stride(0),
-        heads,
+        q.shape[1],
         params.scale,
         params.window,
         params.softcap,
-        threads_or_default(threads),
+        threads,
     )

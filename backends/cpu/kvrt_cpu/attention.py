@@ -14,7 +14,8 @@ class NativeAttention:
     """The compiled kernels.
 
     Activations are float32. `plan` raises `ContractError` for a head_dim that is not a multiple of
-    16 up to 256.
+    16 up to 256. The calls of a layer check nothing: it would take longer than small calls do, and
+    `kvrt.wrappers.Checked` has checked.
     """
 
     def __init__(self, memory: LinuxMemory, threads: int) -> None:
@@ -26,12 +27,13 @@ class NativeAttention:
         return attention.plan(batch)
 
     def append(self, plan: object, layer: int, k: Tensor, v: Tensor) -> None:
-        append.append(cast(attention.Plan, plan), layer, k, v, self._threads)
+        step = cast(attention.Plan, plan)
+        append.launch(step, layer, None, k, v, None, None, self._threads)
 
     def run(
         self, plan: object, layer: int, q: Tensor, out: Tensor, params: AttentionParams
     ) -> None:
-        attention.run(cast(attention.Plan, plan), layer, q, out, params, self._threads)
+        attention.launch(cast(attention.Plan, plan), layer, q, out, params, self._threads)
 
 
 class TorchAttention:

@@ -39,4 +39,4 @@ class NativeOps:
         rotation: Rotation | None,
         norm: HeadNorm | None,
     ) -> None:
-        append.rotate_append(cast(Plan, plan), layer, q, k, v, rotation, norm, self._threads)
+        append.launch(cast(Plan, plan), layer, q, k, v, rotation, norm, self._threads)

@@ -407,6 +407,24 @@ def test_too_little_free_memory_is_typed_and_says_how_much_there_is(memory, monk
     assert memory.info().chunks == 0
 
 
+def test_memory_can_be_filled_to_the_end_and_used_on(memory, monkeypatch):
+    room = 20 * GRANULARITY + 1000
+    chunks = []
+
+    def free(self, exact=True):
+        return room - len(chunks) * GRANULARITY
+
+    monkeypatch.setattr(host.HostMemory, "free", free)
+    with pytest.raises(OutOfMemory):
+        while True:
+            chunks.append(memory.create())
+    assert len(chunks) == 20
+    memory.destroy(chunks.pop())
+    chunks.append(memory.create())
+    with pytest.raises(OutOfMemory):
+        memory.create()
+
+
 def test_running_out_of_addresses_names_the_call_and_the_error(memory):
     with pytest.raises(OutOfMemory, match=r"mmap of .* bytes failed with ENOMEM"):
         memory.reserve(1 << 50)
