@@ -149,6 +149,7 @@ def test_memory_follows_use(make_runtime: MakeRuntime) -> None:
     burst = [[i % 199] * 150 for i in range(64)]
     runtime.generate(burst, params)  # warms everything but the cache: threads, allocator
     wait_until_idle(runtime)
+    time.sleep(0.5)
     before = process.memory_info().rss
     stop, peak = threading.Event(), [0]
 
