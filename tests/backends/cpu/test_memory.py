@@ -415,14 +415,15 @@ def test_memory_can_be_filled_to_the_end_and_used_on(memory, monkeypatch):
         return room - len(chunks) * GRANULARITY
 
     monkeypatch.setattr(host.HostMemory, "free", free)
+    for _ in range(20):
+        chunks.append(memory.create())
     with pytest.raises(OutOfMemory):
-        while True:
-            chunks.append(memory.create())
-    assert len(chunks) == 20
+        memory.create()
     memory.destroy(chunks.pop())
     chunks.append(memory.create())
     with pytest.raises(OutOfMemory):
         memory.create()
+    assert memory.info().chunks == 20 * GRANULARITY
 
 
 def test_running_out_of_addresses_names_the_call_and_the_error(memory):
