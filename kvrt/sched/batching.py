@@ -99,28 +99,31 @@ def plan_step(
     table = grown.table
     ops += grown.ops
 
-    admitted: list[Seq] = []
+    admitted: dict[Seq, int] = {}
     if not preempted and not stuck:
-        free = table.free_pages - sum(_pages_to_come(table, seq) for seq in order)
+        free = table.free_pages
+        spare = free - sum(_pages_to_come(table, seq) for seq in order)
         places = limits.max_running - sum(seq.width for seq in order)
         for seq in sorted(waiting, key=lambda seq: policy.rank(seq, step)):
-            free -= _pages_to_come(table, seq)
-            places -= seq.width
             alone = not order and not admitted
-            if not budget or (not alone and (free < 0 or places < 0)):
+            spare -= _pages_to_come(table, seq)
+            places -= seq.width
+            if not budget or (not alone and (spare < 0 or places < 0)):
                 break
             count = min(seq.pending, budget)
-            grown = table.grow({seq.id: count})
-            if isinstance(grown, Shortage):
+            free -= table.geometry.pages_for(count)
+            if free < 0:
                 if alone:
                     stuck.append(seq)
                 break
-            table = grown.table
-            ops += grown.ops
-            wants[seq] = count
+            admitted[seq] = count
             budget -= count
-            admitted.append(seq)
+        grown = table.grow({s.id: n for s, n in admitted.items()})
+        assert not isinstance(grown, Shortage), "free_pages are pages that can be handed out"
+        table = grown.table
+        ops += grown.ops
 
+    wants.update(admitted)
     rows = tuple(Row(seq, seq.computed, n, n == seq.pending) for seq, n in wants.items())
     return StepPlan(rows, table, tuple(ops), tuple(admitted), tuple(preempted), tuple(stuck))
 

@@ -1,0 +1,42 @@
+"""Planning a step, with no device: what the engine's thread does before anything runs."""
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from kvrt.pages.geometry import Geometry
+from kvrt.pages.table import Change, PageTable
+from kvrt.sched.batching import Limits, StepPlan, plan_step
+from kvrt.sched.policy import POLICIES
+from kvrt.sched.seq import Seq
+
+RUNNING = 256
+LIMITS = Limits(max_batch_tokens=2048, max_running=512)
+GEOMETRY = Geometry(
+    layers=30, kv_heads=3, head_dim=64, page_size=16, dtype="bfloat16",
+    chunk_bytes=2 << 20, pages=100_000,
+)  # fmt: skip
+
+
+def sequences(first: int, count: int, length: int) -> list[Seq]:
+    return [
+        Seq(id=n, tokens=[0] * (length + n % 16), prompt_len=length, max_len=4096, arrival=n)
+        for n in range(first, first + count)
+    ]
+
+
+@pytest.mark.benchmark(group="scheduler: plan a step (limit: 1.5 ms)")
+@pytest.mark.parametrize("waiting", [0, 64])
+def test_a_step_with_256_running(benchmark: BenchmarkFixture, waiting: int) -> None:
+    running = sequences(1, RUNNING, 500)
+    for seq in running:
+        seq.computed = len(seq.tokens) - 1
+    queue = sequences(1000, waiting, 100)
+    table = PageTable.empty(GEOMETRY, GEOMETRY.chunks).table
+    grown = table.grow({seq.id: seq.computed for seq in running})
+    assert isinstance(grown, Change)
+
+    def plan() -> StepPlan:
+        return plan_step(grown.table, running, queue, LIMITS, POLICIES["fcfs"], 1)
+
+    result = benchmark(plan)
+    assert len(result.rows) >= RUNNING
