@@ -1,0 +1,91 @@
+"""What kvrt promises about faults, load and bad input, and which test keeps each promise.
+
+    python -m tests.promises      writes docs/promises.md
+
+A test that keeps a promise carries ``@pytest.mark.promise("P1")``. `test_promises.py` fails if the
+page is not what this would write, or if a promise listed here has no test.
+"""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "promises.md"
+FOLDERS = ("tests", "kvrt/testing")
+
+PROMISES = {
+    "P1": "Any sequence of allocating, forking, appending, freeing, preempting and resizing keeps "
+    "the page table's invariants: free, retired and used pages add up, reference counts equal the "
+    "referrers, page 0 is never handed out, and a drained pool is as at the start.",
+    "P2": "The bytes read through any page table are those that were written, after forks, "
+    "copy-on-write, appends and truncation.",
+    "P3": "Being out of pages is a value, with what was needed and what was free; nothing is "
+    "partially allocated.",
+    "P4": "Memory follows use: an idle cache returns to its floor, and a limit set below what is "
+    "in use is applied as pages come free.",
+    "P5": "No two live pages share memory unless they are reference-counted, and a freed page can "
+    "never be read as another request's data.",
+    "P6": "Memory that goes from one owner to another shows nothing of what it held.",
+    "P7": "Memory calls are safe under threads.",
+    "P13": "An abort at any state frees its pages; thousands of aborts leak nothing.",
+    "P15": "Greedy output is byte-identical alone, in any batch, chunked in any way, preempted and "
+    "recomputed, with the pool full, and with any number of threads (native CPU kernels).",
+    "P18": "No starvation: every request that fits finishes under any order of arrival; priorities "
+    "are honoured.",
+    "P23": "Damaged weights or configurations give a `ModelError` that names file and field, "
+    "quickly and in bounded memory.",
+    "P24": "An interrupted download resumes, and a partial snapshot is never used as complete.",
+    "P25": "Loading a model never executes code from its repository and never unpickles.",
+    "P36": "A broken plug-in never breaks the command line, `kvrt doctor` or other backends; "
+    "choosing it fails with exit code 4 and its reason.",
+    "P37": "Every backend passes the same conformance suite, which any author can run by name.",
+    "P38": "`import kvrt` takes under 150 ms, loads no torch, starts no thread, touches no device.",
+}
+
+
+def keepers() -> dict[str, list[str]]:
+    """The tests that keep each promise, as pytest ids without parameters."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("test_*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Assign):
+                    name = getattr(node, "name", "")
+                    marks = getattr(node, "decorator_list", None) or [getattr(node, "value", None)]
+                    for mark in marks:
+                        for promise in _promises(mark):
+                            place = path.relative_to(ROOT).as_posix()
+                            found[promise].append(f"{place}::{name}" if name else place)
+    return found
+
+
+def _promises(mark: ast.AST | None) -> list[str]:
+    """The promises that a ``pytest.mark.promise("P1")`` names, alone or in a ``pytestmark``."""
+    return [
+        argument.value
+        for call in (ast.walk(mark) if mark is not None else ())
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr == "promise"
+        for argument in call.args
+        if isinstance(argument, ast.Constant)
+    ]
+
+
+def page() -> str:
+    lines = [
+        "# Promises",
+        "",
+        "What kvrt promises about faults, load and bad input, each with the tests that keep it.",
+        "Written by `python -m tests.promises` from the tests' own marks.",
+    ]
+    kept = keepers()
+    for number, text in PROMISES.items():
+        lines += ["", f"## {number}", "", text, ""]
+        lines += [f"- `{test}`" for test in kept[number]]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
