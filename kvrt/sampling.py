@@ -54,9 +54,15 @@ class SamplingParams:
     n: int = 1
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        stop = _items("stop", [self.stop] if isinstance(self.stop, str) else self.stop)
         object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        tokens = _items("stop_token_ids", self.stop_token_ids)
+        object.__setattr__(self, "stop_token_ids", tokens)
+        if not isinstance(self.ignore_eos, bool):
+            raise RequestError(
+                f"ignore_eos is {self.ignore_eos!r:.60}; it must be true or false",
+                param="ignore_eos",
+            )
         if self.max_tokens is not None:
             _whole("max_tokens", self.max_tokens, 1, 2**31 - 1)
         _whole("top_k", self.top_k, 0, 2**31 - 1)
@@ -94,6 +100,12 @@ class SamplingParams:
             or self.presence_penalty != 0.0
             or self.frequency_penalty != 0.0
         )
+
+
+def _items(name: str, value: object) -> tuple[object, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise RequestError(f"{name} is {value!r:.60}; it must be a list", param=name)
+    return tuple(value)
 
 
 def _whole(name: str, value: object, low: int, high: int) -> None:
