@@ -88,7 +88,9 @@ def read_header(path: Path) -> Header:
             f"{path}: header is not UTF-8 at byte {error.start}", fix=DAMAGED
         ) from None
     entries = parse_object(text, f"{path}: header", unique_keys=True)
-    entries.pop("__metadata__", None)
+    notes = entries.pop("__metadata__", {})
+    if not isinstance(notes, dict) or any(type(note) is not str for note in notes.values()):
+        raise ModelError(f"{path}: header: __metadata__ does not hold strings", fix=DAMAGED)
     first = 8 + length
     tensors = {name: _entry(path, name, value, first, size) for name, value in entries.items()}
     ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
@@ -131,8 +133,8 @@ def _entry(path: Path, name: str, value: Any, first: int, size: int) -> TensorEn
     nbytes = math.prod(shape) * ITEM_BITS[dtype] // 8
     if end - begin != nbytes:
         raise ModelError(
-            f"{where}: shape {list(shape)} in {dtype} takes {nbytes} bytes, but data_offsets span"
-            f" {end - begin}",
+            f"{where}: dtype {dtype} and shape {shown(list(shape))} make {nbytes} bytes, but"
+            f" data_offsets span {end - begin}",
             fix=DAMAGED,
         )
     return TensorEntry(dtype, shape, first + begin, first + end)

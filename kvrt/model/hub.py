@@ -1,9 +1,10 @@
 """Downloads from the Hugging Face hub, into its own cache, through `huggingface_hub`.
 
-That library resumes a file that was cut, keeps only complete files in a snapshot, and honours the
-HF_* variables (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE, HF_ENDPOINT ...). What is added here: the small
-files come first, so that a model kvrt cannot run is refused before its weights are downloaded, and
-a snapshot that has its weights has everything else too.
+That library goes on with a file whose connection was lost, keeps complete files for the next run,
+puts only complete ones into a snapshot, and honours the HF_* variables (HF_HOME, HF_TOKEN,
+HF_HUB_OFFLINE, HF_ENDPOINT ...). What is added here: the small files come first, so that a model
+kvrt cannot run is refused before its weights are downloaded, and a snapshot that has its weights
+has everything else too.
 """
 
 from pathlib import Path
@@ -93,7 +94,7 @@ def _snapshot(
     except Exception as error:  # the network, the disk, the server, a name: all end here alike
         raise ModelError(
             f"{repository}: the download failed: {_one_line(error)}",
-            fix="run it again: what has arrived is kept, and the download goes on from there",
+            fix="run it again: the files that are complete are kept",
         ) from error
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from kvrt.errors import ModelError
 
-LIMIT = 2 << 20
-"""Bytes of a JSON file that is parsed. The largest real config or index has about 1 MB, and two
-megabytes of hostile JSON become less than 64 MB of Python objects."""
+LIMIT = 1 << 20
+"""Bytes of JSON that are parsed: six times what a model of 400 billion parameters needs for its
+list of tensors. A megabyte of hostile JSON becomes less than 64 MB of Python objects."""
 
 
 def open_regular(path: Path) -> int:

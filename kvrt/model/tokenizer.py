@@ -53,7 +53,6 @@ class Tokenizer:
             )
         settings = _read_settings(folder)
         self._tokens = {name: text for name in SPECIAL if (text := _token(settings, name))}
-        self._add_bos = settings.get("add_bos_token")
         self.bos = self._named_id("bos_token")
         self.eos = self._named_id("eos_token")
         self.chat = _chat_template(folder, settings, self._tokens)
@@ -67,14 +66,14 @@ class Tokenizer:
         return self.chat is not None
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a prompt, with a token for the beginning where the model wants one.
+        """The token ids of a prompt.
+
+        Whether a token for the beginning is put in front is said by tokenizer.json alone, as in
+        transformers: ``add_bos_token`` is for tokenizers made without that file.
 
         Raises:
             RequestError: the text holds half of a surrogate pair, so it is not Unicode.
         """
-        if isinstance(self._add_bos, bool):
-            begin = [self.bos] if self._add_bos and self.bos is not None else []
-            return begin + self._encode(text, special=False)
         return self._encode(text, special=True)
 
     def encode_chat(

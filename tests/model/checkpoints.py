@@ -13,7 +13,7 @@ import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-VOCAB = 259
+VOCAB = 275
 BASE: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
@@ -131,10 +131,11 @@ def byte_tokenizer() -> tokenizers.Tokenizer:
 def piece_tokenizer() -> tokenizers.Tokenizer:
     """SentencePiece-like: words begin with ▁, and what is not in the vocabulary becomes bytes."""
     special = ["<unk>", "<s>", "</s>"]
-    pieces = ["▁", "▁a", "▁the", "▁Hello", "▁world", "he", "lo", "a", "e", "t", "h", "é", "."]
-    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(240)), *pieces]
+    letters = ["▁", "a", "e", "h", "l", "o", "é", "."]
+    merges = [("▁", "a"), ("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("▁", "hello")]
+    pieces = [*letters, *(left + right for left, right in merges)]
+    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
     vocab = {token: i for i, token in enumerate(tokens)}
-    merges = [("▁", "a"), ("h", "e")]
     tokenizer = tokenizers.Tokenizer(
         models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     )

@@ -1,0 +1,177 @@
+"""Loading as a whole: dtypes, lengths, dummy weights, memory, and what is kept of the files."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kvrt.errors import CapacityError, ConfigError, ModelError, RequestError
+from kvrt.model.loader import load_model
+from kvrt.spi import Device, MemoryInfo
+from tests.model.checkpoints import VOCAB, make_model, save_model, save_tokenizer
+from tests.model.stepping import stepping
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    model = make_model("llama-3")
+    return save_tokenizer(save_model(model, tmp_path, dtype=torch.bfloat16))
+
+
+def write(path: Path, **changes: Any) -> None:
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | changes))
+
+
+class Plain:
+    """A device without fused operators that differs from another in what it says of itself."""
+
+    def __init__(self, device: Device, *, free: int | None = None, **info: Any) -> None:
+        self.info = dataclasses.replace(device.info, **info)
+        self.attention = device.attention
+        self.memory = device.memory if free is None else Memory(free)
+
+    def extension(self, kind: type) -> None:
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    free: int
+
+    def info(self) -> MemoryInfo:
+        return MemoryInfo(total=1 << 30, free=self.free, chunks=0)
+
+
+def test_auto_is_the_dtype_of_the_files(folder: Path, cpu: Device) -> None:
+    write(folder / "config.json", dtype="float32")  # what it says is not what the files have
+    model = load_model(folder, cpu)
+    assert model.dtype == "bfloat16"
+    assert model.decoder.weights.layers[0].qkv.dtype == torch.bfloat16
+    stored = sum(t.numel() * 2 for t in load_file(folder / "model.safetensors").values())
+    assert stored <= model.weight_bytes <= 1.1 * stored + 4096
+
+
+def test_auto_is_float32_where_the_device_cannot_use_what_is_stored(
+    folder: Path, cpu: Device
+) -> None:
+    device: Any = Plain(cpu, kv_dtypes=("float32", "float16"))
+    assert load_model(folder, device).dtype == "float32"
+    with pytest.raises(ConfigError, match="bfloat16") as caught:
+        load_model(folder, device, dtype="bfloat16")
+    assert "float16" in caught.value.fix
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sixteen_bit_weights_compute_nearly_what_float32_does(
+    folder: Path, cpu: Device, plain: Device, dtype: Any
+) -> None:
+    tokens = list(range(3, 40))
+    logits = []
+    for device, kind in ((cpu, "float32"), (cpu, dtype), (plain, dtype)):
+        model = load_model(folder, device, dtype=kind)
+        with stepping(model, device, texts=1, longest=40) as stepper:
+            text = stepper.add(tokens)
+            stepper.step([(text, len(tokens))])
+        logits.append(torch.stack(text.logits))
+    exact, *others = logits
+    assert exact.dtype == torch.float32
+    for other in others:
+        assert (exact - other).abs().max() / exact.abs().max() < 0.05
+
+
+def test_activations_have_the_weights_dtype_where_the_device_computes_in_it(
+    folder: Path, cpu: Device
+) -> None:
+    device: Any = Plain(cpu, compute_dtypes=("float32", "bfloat16"))
+    assert load_model(folder, device).decoder.dtype == "bfloat16"
+    assert load_model(folder, device, dtype="float16").decoder.dtype == "float32"
+
+
+def test_dummy_weights_need_a_configuration_only_and_repeat(folder: Path, cpu: Device) -> None:
+    for path in folder.iterdir():
+        if path.name != "config.json":
+            path.unlink()
+    models = [load_model(folder, cpu, load_format="dummy", seed=seed) for seed in (7, 7, 8)]
+    first, again, other = (model.decoder.weights.layers[1].down for model in models)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert models[0].fingerprint == models[1].fingerprint != models[2].fingerprint
+    assert models[0].tokenizer is None
+    assert models[0].detokenizer() is None
+    with pytest.raises(RequestError, match="no tokenizer"):
+        models[0].encode("hello")
+    with stepping(models[0], cpu, texts=1, longest=9, kv="bfloat16") as stepper:
+        text = stepper.add(range(9))
+        stepper.step([(text, 9)])
+    assert torch.stack(text.logits).isfinite().all()
+
+
+def test_a_model_without_a_tokenizer_is_refused(folder: Path, cpu: Device) -> None:
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"no tokenizer\.json"):
+        load_model(folder, cpu)
+
+
+def test_weights_that_do_not_fit_are_refused_before_memory_is_taken(
+    folder: Path, cpu: Device
+) -> None:
+    device: Any = Plain(cpu, free=1000)
+    with pytest.raises(CapacityError) as caught:
+        load_model(folder, device)
+    assert caught.value.free == 1000
+    assert caught.value.needed == load_model(folder, cpu).weight_bytes
+
+
+def test_a_dummy_model_larger_than_any_memory_is_refused_at_once(folder: Path, cpu: Device) -> None:
+    write(folder / "config.json", hidden_size=1 << 20, vocab_size=1 << 24, head_dim=64)
+    with pytest.raises(CapacityError):
+        load_model(folder, cpu, load_format="dummy")
+
+
+@pytest.mark.parametrize("length", [0, -1, 257, 2**40])
+def test_a_context_beyond_the_models_is_refused(folder: Path, cpu: Device, length: int) -> None:
+    with pytest.raises(ConfigError, match="max_model_len") as caught:
+        load_model(folder, cpu, max_model_len=length)
+    assert "256" in caught.value.fix
+
+
+def test_a_shorter_context_is_taken(folder: Path, cpu: Device) -> None:
+    assert load_model(folder, cpu, max_model_len=100).max_model_len == 100
+    assert load_model(folder, cpu).max_model_len == 256
+
+
+def test_an_answer_ends_at_any_token_that_any_file_names(folder: Path, cpu: Device) -> None:
+    write(folder / "generation_config.json", eos_token_id=[7, 9], temperature=0.6, top_k=20)
+    model = load_model(folder, cpu)
+    assert model.eos_ids == {2, 7, 9}
+    assert (model.generation.temperature, model.generation.top_k) == (0.6, 20)
+    assert model.generation.top_p is None
+    (folder / "generation_config.json").unlink()
+    assert load_model(folder, cpu).eos_ids == {2}
+
+
+@pytest.mark.parametrize(
+    "field", [{"eos_token_id": VOCAB}, {"temperature": "hot"}, {"top_p": 2.0}, {"top_k": -1}]
+)
+def test_a_bad_generation_default_is_named(
+    folder: Path, cpu: Device, field: dict[str, Any]
+) -> None:
+    write(folder / "generation_config.json", **field)
+    with pytest.raises(ModelError, match=rf"generation_config\.json: {next(iter(field))}"):
+        load_model(folder, cpu)
+
+
+def test_no_logits_are_computed_where_none_are_wanted(folder: Path, cpu: Device) -> None:
+    model = load_model(folder, cpu)
+    with stepping(model, cpu, texts=1, longest=16) as stepper:
+        batch = stepper._pages.batch([stepper.add(range(5)).pages], [5], [5])
+        none = torch.tensor([], dtype=torch.int64)
+        assert model.decoder.forward(torch.arange(5), batch, none).shape == (0, VOCAB)
+        picked = model.decoder.forward(torch.arange(5), batch, torch.tensor([4, 0]))
+        every = model.decoder.forward(torch.arange(5), batch, torch.arange(5))
+    torch.testing.assert_close(picked, every[[4, 0]])

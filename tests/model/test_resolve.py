@@ -1,0 +1,174 @@
+"""Names of models: folders, hub ids, and the bundled one."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from kvrt.errors import ModelError
+from kvrt.model.checkpoint import open_checkpoint
+from kvrt.model.config import read_config
+from kvrt.model.resolve import resolve
+from tests.model.checkpoints import make_model, save_model, save_tokenizer
+from tests.model.fakehub import REPOSITORY, FakeHub
+
+SMALL = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sharded checkpoint, among other files that a repository has."""
+    folder = save_model(make_model("llama-2"), tmp_path_factory.mktemp("model"), shard="150KB")
+    for name in ("pytorch_model.bin", "consolidated.safetensors", "modeling.py", "README.md"):
+        (folder / name).write_bytes(b"not to be downloaded")
+    return save_tokenizer(folder)
+
+
+@pytest.fixture
+def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub with that repository, and an empty cache."""
+    with FakeHub(folder) as hub:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE
+        monkeypatch.setattr(
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            template.replace(constants.ENDPOINT, hub.url),
+        )
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        # What has arrived is kept in whole pieces of this size.
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+        yield hub
+
+
+def shards(hub: FakeHub) -> list[str]:
+    return sorted(name for name in hub.files if name.startswith("model-"))
+
+
+# --- names ------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_itself(tmp_path: Path) -> None:
+    assert resolve(tmp_path) == tmp_path
+    assert resolve(str(tmp_path)) == tmp_path
+
+
+def test_tiny_is_the_bundled_model() -> None:
+    assert resolve("tiny").parts[-3:] == ("model", "bundled", "tiny")
+
+
+@pytest.mark.parametrize("name", ["./none/here", "/none/here", "~/none", "none", "a/b/c", "a b/c"])
+def test_a_name_that_means_nothing_is_refused_with_what_could_be_given(name: str) -> None:
+    with pytest.raises(ModelError, match="no such folder") as caught:
+        resolve(name)
+    assert name in str(caught.value)
+    assert "tiny" in caught.value.fix
+
+
+def test_a_file_is_refused_with_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.touch()
+    with pytest.raises(ModelError, match="is a file") as caught:
+        resolve(path)
+    assert str(tmp_path) in caught.value.fix
+
+
+# --- the hub ----------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("P25")
+def test_a_download_takes_what_is_needed_and_nothing_that_could_run(hub: FakeHub) -> None:
+    found = resolve(REPOSITORY)
+    here = {path.name for path in found.iterdir()}
+    assert here == SMALL | {"model.safetensors.index.json"} | set(shards(hub))
+    open_checkpoint(found, read_config(found / "config.json"))
+
+
+def test_a_download_reports_its_bytes(hub: FakeHub) -> None:
+    reports: list[tuple[int, int]] = []
+    resolve(REPOSITORY, progress=lambda done, total: reports.append((done, total)))
+    weights = sum(len(hub.files[name]) for name in shards(hub))
+    assert reports[-1] == (weights, weights)
+
+
+def test_what_is_in_the_cache_needs_no_hub(hub: FakeHub) -> None:
+    found = resolve(REPOSITORY)
+    hub.asked.clear()
+    assert resolve(REPOSITORY, offline=True) == found
+    assert resolve(REPOSITORY) == found
+    assert hub.asked == []
+
+
+def test_a_configuration_alone_leaves_out_the_weights(hub: FakeHub) -> None:
+    found = resolve(REPOSITORY, want="config")
+    assert (found / "config.json").exists()
+    assert not list(found.glob("*.safetensors"))
+
+
+def test_an_unsupported_model_is_refused_before_its_weights_are_downloaded(hub: FakeHub) -> None:
+    hub.files["config.json"] = json.dumps({"architectures": ["GPT2LMHeadModel"]}).encode()
+    with pytest.raises(ModelError, match="GPT2LMHeadModel"):
+        resolve(REPOSITORY)
+    assert not any(name.endswith(".safetensors") for name, _ in hub.asked)
+
+
+@pytest.mark.promise("P24")
+def test_a_file_whose_connection_is_lost_goes_on_from_where_it_ended(hub: FakeHub) -> None:
+    cut = shards(hub)[1]
+    hub.cut[cut] = 10_500
+    found = resolve(REPOSITORY)
+    assert (found / cut).read_bytes() == hub.files[cut]
+    assert [start for name, start in hub.asked if name == cut] == [0, 10_000]
+
+
+@pytest.mark.promise("P24")
+def test_a_download_that_failed_is_not_used_and_the_next_one_fetches_the_rest(
+    hub: FakeHub,
+) -> None:
+    failing = shards(hub)[1]
+    hub.status[failing] = 503
+    with pytest.raises(ModelError, match=r"download failed.*503") as caught:
+        resolve(REPOSITORY)
+    assert "run it again" in caught.value.fix
+    with pytest.raises(ModelError, match="not completely in the cache"):
+        resolve(REPOSITORY, offline=True)
+    hub.status.clear()
+    hub.asked.clear()
+    resolve(REPOSITORY)
+    again = {name for name, _ in hub.asked}
+    assert failing in again
+    assert not again & (SMALL | {"model.safetensors.index.json"})
+
+
+@pytest.mark.promise("P24")
+def test_a_partial_snapshot_is_never_used_as_complete(hub: FakeHub) -> None:
+    found = resolve(REPOSITORY)
+    (found / shards(hub)[0]).unlink()
+    with pytest.raises(ModelError, match="not completely in the cache") as caught:
+        resolve(REPOSITORY, offline=True)
+    assert "without --offline" in caught.value.fix
+
+
+def test_a_repository_without_safetensors_is_refused(hub: FakeHub) -> None:
+    for name in [*shards(hub), "model.safetensors.index.json"]:
+        del hub.files[name]
+    with pytest.raises(ModelError, match=r"has no model\.safetensors"):
+        resolve(REPOSITORY)
+
+
+def test_a_repository_that_does_not_exist_is_refused(hub: FakeHub) -> None:
+    with pytest.raises(ModelError, match="no hub repository of this name"):
+        resolve("someone/else")
+
+
+def test_a_hub_that_cannot_be_reached_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match="the hub cannot be reached"):
+        resolve(REPOSITORY)
+    with pytest.raises(ModelError, match="--offline forbids"):
+        resolve(REPOSITORY, offline=True)

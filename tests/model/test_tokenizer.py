@@ -1,0 +1,262 @@
+"""Text to tokens and back, and text that grows token by token."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import processors
+from transformers import AutoTokenizer
+
+from kvrt.errors import ModelError, RequestError
+from kvrt.model.tokenizer import Tokenizer
+from tests.model.checkpoints import VOCAB, byte_tokenizer, save_tokenizer
+
+KINDS = ("bytes", "pieces")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def tokenizer(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Tokenizer:
+    return Tokenizer(save_tokenizer(tmp_path_factory.mktemp("t"), request.param), VOCAB)
+
+
+def tokenizer_with(folder: Path, kind: str = "bytes", **config: Any) -> Tokenizer:
+    return Tokenizer(save_tokenizer(folder, kind, **config), VOCAB)
+
+
+def joined(tokenizer: Tokenizer, ids: list[int], prompt: list[int] = []) -> str:  # noqa: B006
+    detokenizer = tokenizer.detokenizer(prompt)
+    return "".join([*map(detokenizer.push, ids), detokenizer.flush()])
+
+
+# --- encoding ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["a hello", "", " é hell  a.", "日本 🙂", "</s> a"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("config", [{}, {"add_bos_token": True}, {"add_bos_token": False}])
+def test_text_is_encoded_as_transformers_does(
+    tmp_path: Path, kind: str, config: dict[str, Any], text: str
+) -> None:
+    tokenizer = tokenizer_with(tmp_path, kind, tokenizer_class="TokenizersBackend", **config)
+    want = AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"]
+    assert tokenizer.encode(text) == want
+
+
+def test_settings_of_a_training_run_do_not_cut_prompts(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=16)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert len(Tokenizer(tmp_path, VOCAB).encode("a longer text")) == len("a longer text")
+
+
+def test_special_tokens_may_be_written_as_objects(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(tmp_path, eos_token={"content": "</s>", "special": True})
+    assert (tokenizer.bos, tokenizer.eos) == (1, 2)
+
+
+def test_half_a_surrogate_pair_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(RequestError, match="Unicode"):
+        tokenizer.encode("a\ud800")
+
+
+# --- decoding ---------------------------------------------------------------------------------
+
+
+@settings(max_examples=400, deadline=None)
+@given(ids=st.lists(st.integers(0, VOCAB + 2), max_size=60))
+def test_pieces_of_any_tokens_join_to_the_text_of_all(tokenizer: Tokenizer, ids: list[int]) -> None:
+    assert joined(tokenizer, ids) == tokenizer.decode(ids)
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=st.text(max_size=40), answer=st.text(max_size=40))
+def test_pieces_of_an_answer_join_to_what_it_adds_to_its_prompt(
+    tokenizer: Tokenizer, text: str, answer: str
+) -> None:
+    prompt, ids = tokenizer.encode(text), tokenizer.encode(answer)
+    want = tokenizer.decode(prompt + ids)[len(tokenizer.decode(prompt)) :]
+    assert joined(tokenizer, ids, prompt) == want
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(min_size=1, max_size=30))
+def test_no_piece_holds_a_part_of_a_character(tokenizer: Tokenizer, text: str) -> None:
+    detokenizer = tokenizer.detokenizer()
+    pieces = [detokenizer.push(token) for token in tokenizer.encode(text)]
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_character_is_given_out_with_its_last_byte(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(tmp_path)
+    detokenizer = tokenizer.detokenizer()
+    pieces = [detokenizer.push(token) for token in tokenizer.encode("a🙂b")]
+    assert pieces == ["a", "", "", "", "🙂", "b"]
+
+
+def test_bytes_that_never_become_a_character_do_not_hold_up_what_follows(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(tmp_path)
+    half, a = tokenizer.encode("🙂")[:2], tokenizer.encode("a")
+    detokenizer = tokenizer.detokenizer()
+    assert [detokenizer.push(token) for token in [*half, *a]] == ["", "", "\ufffda"]
+    assert [detokenizer.push(token) for token in half] == ["", ""]
+    assert detokenizer.flush() == "\ufffd"
+
+
+def test_the_space_before_an_answers_first_word_is_kept(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(tmp_path, "pieces")
+    hello = tokenizer.encode("hello")[1:]
+    assert joined(tokenizer, hello) == "hello"
+    assert joined(tokenizer, hello, tokenizer.encode("a")) == " hello"
+
+
+def test_special_tokens_and_ids_without_a_token_have_no_text(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(tmp_path, "pieces")
+    a, hello = tokenizer.encode("a hello")[1:]
+    assert joined(tokenizer, [1, a, 2, 0, VOCAB + 1, hello, 2]) == "a hello"
+
+
+# --- files that do not fit --------------------------------------------------------------------
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    with pytest.raises(ModelError, match=r"tokenizer\.json.*vocab_size is 100"):
+        Tokenizer(tmp_path, 100)
+
+
+def test_a_sentencepiece_model_alone_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"\n")
+    with pytest.raises(ModelError, match=r"no tokenizer\.json, only tokenizer\.model") as caught:
+        Tokenizer(tmp_path, VOCAB)
+    assert "save_pretrained" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"\xff",
+        b'{"model": {"type": "BPE", "vocab": {}, "merges": []}}',
+        b'{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}',
+        b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}',
+        b'{"model": {"type": "None", "vocab": {}}}',
+    ],
+)
+def test_a_damaged_tokenizer_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
+        Tokenizer(tmp_path, VOCAB)
+
+
+def test_a_damaged_tokenizer_config_is_refused(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json"):
+        Tokenizer(tmp_path, VOCAB)
+
+
+# --- chat -------------------------------------------------------------------------------------
+
+TEMPLATES = {
+    "turns": "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m['content'] | trim }}"
+    "{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
+    "blocks": """\
+{%- for m in messages %}
+    {%- if loop.index0 == 7 %}{% break %}{% endif %}
+    {%- set ns = namespace(n=loop.index) %}
+{{ ns.n }} {{ m | tojson }}
+    {% generation %}
+{{ m.content }}
+    {% endgeneration %}
+{%- endfor %}
+{{ messages | length }} {{ tools is none }} {{ {'a': 'é<'} | tojson(indent=2) }}""",
+    "dates": "{{ strftime_now('%Y') | length }}{{ messages[0].content.split('b')[-1] }}",
+}
+MESSAGES = [
+    {"role": "system", "content": "be\nbrief "},
+    {"role": "user", "content": "Hé <b>"},
+]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("generate", [True, False])
+def test_templates_render_as_in_transformers(tmp_path: Path, name: str, generate: bool) -> None:
+    tokenizer = tokenizer_with(
+        tmp_path, tokenizer_class="TokenizersBackend", chat_template=TEMPLATES[name]
+    )
+    reference = AutoTokenizer.from_pretrained(tmp_path)
+    want = reference.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=generate)
+    assert tokenizer.chat is not None
+    assert tokenizer.chat.render(MESSAGES, add_generation_prompt=generate) == want
+    ids = tokenizer.encode_chat(MESSAGES, add_generation_prompt=generate)
+    assert ids == reference(want, add_special_tokens=False)["input_ids"]
+
+
+def test_a_template_of_its_own_file_comes_first_and_a_list_has_a_default(tmp_path: Path) -> None:
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "listed"}]
+    tokenizer = tokenizer_with(tmp_path, chat_template=named)
+    assert tokenizer.chat is not None
+    assert tokenizer.chat.render(MESSAGES) == "listed"
+    (tmp_path / "chat_template.jinja").write_text("its own")
+    tokenizer = Tokenizer(tmp_path, VOCAB)
+    assert tokenizer.chat is not None
+    assert tokenizer.chat.render(MESSAGES) == "its own"
+
+
+def test_a_bos_token_is_not_added_to_a_rendered_chat(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(tmp_path, "pieces", chat_template="{{ bos_token }}a")
+    assert tokenizer.encode_chat(MESSAGES).count(1) == 1
+
+
+def test_further_variables_reach_the_template(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(tmp_path, chat_template="{{ thinking }} {{ tools[0] }}")
+    assert tokenizer.chat is not None
+    assert tokenizer.chat.render(MESSAGES, thinking=False, tools=["t"]) == "False t"
+
+
+@pytest.mark.parametrize(
+    "messages", [[], "hi", {"role": "user"}, [{"content": "x"}], [{"role": 3}], ["x"], None]
+)
+def test_messages_that_are_none_are_refused(tmp_path: Path, messages: Any) -> None:
+    tokenizer = tokenizer_with(tmp_path, chat_template="{{ messages }}")
+    with pytest.raises(RequestError) as caught:
+        tokenizer.encode_chat(messages)
+    assert caught.value.param.startswith("messages")
+
+
+def test_a_template_can_refuse_messages_in_its_own_words(tmp_path: Path) -> None:
+    template = "{{ raise_exception('roles must alternate') }}"
+    tokenizer = tokenizer_with(tmp_path, chat_template=template)
+    with pytest.raises(RequestError, match="roles must alternate"):
+        tokenizer.encode_chat(MESSAGES)
+
+
+def test_chat_without_a_template_is_refused(tokenizer: Tokenizer) -> None:
+    assert not tokenizer.has_chat
+    with pytest.raises(RequestError, match="no chat template"):
+        tokenizer.encode_chat(MESSAGES)
+
+
+def test_a_template_that_is_not_jinja_is_refused_when_the_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text("{% for %}")
+    with pytest.raises(ModelError, match=r"chat_template\.jinja"):
+        Tokenizer(save_tokenizer(tmp_path), VOCAB)
+
+
+def test_a_post_processor_decides_where_the_configuration_is_silent(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>"}))
+    assert Tokenizer(tmp_path, VOCAB).encode("a")[0] == 1
