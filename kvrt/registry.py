@@ -95,10 +95,11 @@ def candidates() -> tuple[Candidate, ...]:
 def examine(candidate: Candidate, *, timeout: float = PLUGIN_SECONDS) -> Candidate:
     """Import and probe a candidate: the candidate again, with what came of it. Never raises."""
     imported = _imported(candidate, timeout)
-    if imported.backend is None:
+    backend = imported.backend
+    if backend is None:
         return imported
     try:
-        answer = _limited(imported.backend.probe, timeout)
+        answer = _limited(lambda: backend.probe(), timeout)
     except _PluginFailed as failure:
         return _broken(imported, "probe()", failure, timeout)
     if not isinstance(answer, Probe):
@@ -128,6 +129,7 @@ def open_device(
     index: int = 0,
     options: DeviceOptions = DeviceOptions(),
     *,
+    check_layers: bool = True,
     timeout: float = PLUGIN_SECONDS,
 ) -> Device:
     """Open a device, with `kvrt.wrappers.Checked` in front of it.
@@ -139,6 +141,7 @@ def open_device(
         name: a backend's name, or `AUTO`.
         index: which of the backend's devices.
         options: how to open it.
+        check_layers: see `Checked`.
         timeout: seconds for each plug-in's import, and for its probe.
 
     Raises:
@@ -152,13 +155,15 @@ def open_device(
     from kvrt.wrappers import Checked
 
     if name != AUTO:
-        return Checked(_opened(name, load(name, timeout=timeout), index, options))
+        opened = _opened(name, load(name, timeout=timeout), index, options)
+        return Checked(opened, layers=check_layers)
     tried = []
     for candidate in candidates():
         seen = examine(candidate, timeout=timeout)
         if seen.backend is not None and seen.available:
             try:
-                return Checked(_opened(seen.name, seen.backend, index, options))
+                opened = _opened(seen.name, seen.backend, index, options)
+                return Checked(opened, layers=check_layers)
             except BackendUnavailable as error:
                 seen = replace(seen, error=str(error), cause=error)
         tried.append(seen)

@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from kvrt.spi import Backend, Device, FusedOps, Measurable
+import torch
+
+from kvrt import registry
+from kvrt.spi import Backend, Capability, Device, FusedOps, Measurable
+from kvrt.wrappers import Checked
 
 EXTENSIONS: tuple[Any, ...] = (FusedOps, Measurable)
 """The optional protocols that the kit knows."""
@@ -16,3 +20,31 @@ class Subject:
     backend: Backend
     index: int
     device: Device
+    torch_threads: int
+
+    def undeclared(self) -> list[str]:
+        """The capabilities that the device does not declare."""
+        return [c.name for c in Capability if c not in self.device.info.capabilities]
+
+    def absent(self) -> list[str]:
+        """The extensions that the device does not offer."""
+        return [kind.__name__ for kind in EXTENSIONS if self.device.extension(kind) is None]
+
+    def close(self) -> None:
+        self.device.close()
+        torch.set_num_threads(self.torch_threads)
+
+
+def open_subject(name: str, index: int) -> Subject:
+    """Open a device to be tested.
+
+    Raises:
+        BackendUnavailable: it cannot be opened.
+    """
+    backend = registry.load(name)
+    device = Checked(backend.open(index))
+    # Once the device is open: the reference is many small operators, for which torch's threads
+    # would only wait for one another, a hundred times as long where the processors are shared.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    return Subject(backend, index, device, threads)
