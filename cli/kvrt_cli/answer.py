@@ -128,7 +128,12 @@ def as_json(result: Result, params: SamplingParams) -> dict[str, Any]:
         value["prompt_logprobs"] = [_logprobs(entry) for entry in result.prompt_logprobs]
     if len(result.completions) > 1:
         value["completions"] = [
-            {"text": c.text, "finish_reason": c.finish_reason, "token_ids": list(c.token_ids)}
+            {
+                "index": c.index,
+                "text": c.text,
+                "finish_reason": c.finish_reason,
+                "token_ids": list(c.token_ids),
+            }
             for c in result.completions
         ]
     if result.error is not None:

@@ -1,14 +1,13 @@
 """``kvrt bench``: tokens per second of a whole model, in the manner of llama-bench."""
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from kvrt.config import RuntimeConfig
 from kvrt_cli.options import color_option, dtype, runtime_config, runtime_options
+from kvrt_cli.progress import BenchBar
 from kvrt_cli.tables import FORMATS, write_rows
 from kvrt_cli.terminal import Terminal
 from kvrt_cli.workload import Row, Workload, measure
@@ -158,9 +157,11 @@ def bench(
         runtime_config(model, {**options, "dtype": name, "threads": count}) for name, count in loads
     ]
     runs = repetitions + (0 if no_warmup else 1)
-    with _progress(terminal, len(configs) * len(batch) * len(shapes) * runs) as step:
-        rows = _rows(configs, shapes, batch, repetitions, warmup=not no_warmup, step=step)
-        write_rows(rows, output)
+    bar = BenchBar(terminal, len(configs) * len(batch) * len(shapes) * runs)
+    try:
+        write_rows(_rows(configs, shapes, batch, repetitions, bar, warmup=not no_warmup), output)
+    finally:
+        bar.hide()
 
 
 def _rows(
@@ -168,9 +169,9 @@ def _rows(
     shapes: list[tuple[int, int]],
     batch: tuple[int, ...],
     repetitions: int,
+    bar: BenchBar,
     *,
     warmup: bool,
-    step: Callable[[str], None],
 ) -> Iterator[Row]:
     from kvrt.runtime import Runtime
 
@@ -179,24 +180,6 @@ def _rows(
             for sequences in batch:
                 for prompt, answer in shapes:
                     work = Workload(prompt, answer, sequences)
-                    yield measure(runtime, work, repetitions, warmup=warmup, step=step)
-
-
-@contextmanager
-def _progress(terminal: Terminal, total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on stderr; yields what to call before each run."""
-    if not terminal.progress:
-        yield lambda test: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        console=terminal.console(sys.stderr),
-        transient=True,
-        redirect_stdout=sys.stdout.isatty(),
-    ) as bar:
-        task = bar.add_task("loading", total=total, completed=-1)
-        yield lambda test: bar.update(task, advance=1, description=test)
+                    row = measure(runtime, work, repetitions, bar, warmup=warmup)
+                    bar.hide()
+                    yield row

@@ -30,8 +30,11 @@ def with_options(text: str) -> str:
 
 def options(name: str) -> str:
     """A Markdown table of a command's options; ``kvrt`` is the group itself."""
-    command = cli if name == "kvrt" else cli.commands[name]
-    ctx = click.Context(command, info_name=name)
+    ctx = group = click.Context(cli, info_name="kvrt", **cli.context_settings)
+    command: click.Command = cli
+    if name != "kvrt":
+        command = cli.commands[name]
+        ctx = click.Context(command, group, name)
     records = [parameter.get_help_record(ctx) for parameter in command.get_params(ctx)]
     rows = [f"| `{_cell(names)}` | {_cell(text)} |\n" for names, text in filter(None, records)]
     return "".join(["| option | meaning |\n", "| --- | --- |\n", *rows])

@@ -1,6 +1,5 @@
 """The `kvrt` command: hands over to a sub-command, and makes an exit code of what goes wrong."""
 
-import errno
 import logging
 import os
 import signal
@@ -16,7 +15,7 @@ import click
 
 import kvrt
 from kvrt.config import Environment
-from kvrt.errors import KvrtError
+from kvrt.errors import BackendUnavailable, ConfigError, DeviceError, KvrtError, RequestError
 from kvrt_cli.bench import bench
 from kvrt_cli.doctor import doctor
 from kvrt_cli.options import color_option
@@ -66,7 +65,11 @@ class Cli(click.Group):
         terminal = Terminal()
         _print_what_the_encoding_lacks_as_question_marks()
         with _sigterm_raises(), _logging_to(terminal):
-            code = self._exit_code(list(sys.argv[1:] if args is None else args), terminal)
+            try:
+                code = self._exit_code(list(sys.argv[1:] if args is None else args), terminal)
+            except BrokenPipeError:
+                _discard_output()
+                code = PIPE_CLOSED
         sys.exit(code)
 
     def _exit_code(self, args: list[str], terminal: Terminal) -> int:
@@ -82,15 +85,18 @@ class Cli(click.Group):
             click.echo(err=True)
             return INTERRUPTED
         except click.ClickException as error:
-            return _report(terminal, error, error.format_message(), _usage_hint(error))
+            return _report(terminal, error, error.format_message(), _help_hint(args))
         except KvrtError as error:
-            return _report(terminal, error, str(error), error.fix)
+            return _report(terminal, error, str(error), error.fix or _hint(error, args))
         except MemoryError as error:
             return _report(terminal, error, "out of memory", "close other programs")
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            code = _report(terminal, error, str(error), "")
+            _discard_output()  # what could not be written will not be written at exit either
+            return code
         except Exception as error:
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                _discard_output()
-                return PIPE_CLOSED
             cause = f"unexpected {type(error).__name__}: {error}"
             return _report(terminal, error, cause, "KVRT_DEBUG=1 shows where; please report it")
 
@@ -102,9 +108,18 @@ def _report(terminal: Terminal, error: BaseException, cause: str, fix: str) -> i
     return int(getattr(error, "exit_code", 5 if isinstance(error, MemoryError) else 1))
 
 
-def _usage_hint(error: click.ClickException) -> str:
-    ctx = getattr(error, "ctx", None)
-    return f"see {ctx.command_path} --help" if ctx is not None else "see kvrt --help"
+def _hint(error: KvrtError, args: Sequence[str]) -> str:
+    """Where to look, for an error that knows no fix."""
+    if isinstance(error, ConfigError | RequestError):
+        return _help_hint(args)
+    if isinstance(error, BackendUnavailable | DeviceError):
+        return "kvrt doctor -v shows what works here"
+    return ""
+
+
+def _help_hint(args: Sequence[str]) -> str:
+    command = next((arg for arg in args if arg in cli.commands), "")
+    return " ".join(["see kvrt", *([command] if command else []), "--help"])
 
 
 def _discard_output() -> None:

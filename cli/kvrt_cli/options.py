@@ -154,5 +154,4 @@ def runtime_config(model: str, options: Mapping[str, Any]) -> RuntimeConfig:
         threads=options["threads"],
         offline=options["offline"],
         revision=options["revision"],
-        seed=options.get("seed"),
     )

@@ -3,14 +3,21 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from kvrt_cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 @contextmanager
 def line_bar(terminal: Terminal, total: int) -> Iterator[Callable[[], object]]:
-    """A bar that counts answered lines; yields what to call for each."""
-    if not terminal.progress:
+    """A bar that counts answered lines; yields what to call for each.
+
+    Where stdout is a terminal too, the answers themselves are the progress.
+    """
+    if not terminal.progress or sys.stdout.isatty():
         yield lambda: None
         return
     from rich.progress import (
@@ -30,8 +37,7 @@ def line_bar(terminal: Terminal, total: int) -> Iterator[Callable[[], object]]:
         TimeRemainingColumn(),
         console=terminal.console(sys.stderr),
         transient=True,
-        # If stdout is the terminal too, its lines are printed above the bar.
-        redirect_stdout=sys.stdout.isatty(),
+        redirect_stdout=False,  # or the answers would be printed where the bar is
     ) as bar:
         task = bar.add_task("", total=total)
         yield lambda: bar.advance(task)
@@ -60,6 +66,7 @@ def download_bar(terminal: Terminal) -> Iterator[Callable[[int, int], None] | No
         TimeRemainingColumn(),
         console=terminal.console(sys.stderr),
         transient=True,
+        redirect_stdout=False,
     )
     task = bar.add_task("", total=None)
 
@@ -71,3 +78,38 @@ def download_bar(terminal: Terminal) -> Iterator[Callable[[int, int], None] | No
         yield show
     finally:
         bar.stop()
+
+
+class BenchBar:
+    """A bar that counts runs, with the test that runs; `hide` it before printing a row."""
+
+    def __init__(self, terminal: Terminal, total: int) -> None:
+        self._bar = _runs_bar(terminal) if terminal.progress else None
+        if self._bar is not None:
+            self._task = self._bar.add_task("", total=total)
+
+    def begin(self, test: str) -> None:
+        if self._bar is not None:
+            self._bar.start()
+            self._bar.update(self._task, description=test)
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.advance(self._task)
+
+    def hide(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _runs_bar(terminal: Terminal) -> "Progress":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=terminal.console(sys.stderr),
+        transient=True,
+        redirect_stdout=False,
+    )

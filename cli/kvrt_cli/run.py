@@ -175,7 +175,8 @@ def _default_prompt(name: str, terminal: Terminal) -> str:
     if name != TINY:
         raise _no_prompt(f"{name} has no chat template, so there is no conversation to begin")
     terminal.note('no prompt was given, so tiny continues this; yours: kvrt run tiny "your text"')
-    terminal.plain(TINY_PROMPT)
+    # On a terminal the answer goes on where the prompt ends.
+    click.echo(TINY_PROMPT, err=True, nl=not sys.stdout.isatty())
     return TINY_PROMPT
 
 

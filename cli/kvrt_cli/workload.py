@@ -3,13 +3,13 @@
 import random
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import kvrt
 from kvrt.outputs import Result
 from kvrt.sampling import SamplingParams
+from kvrt_cli.progress import BenchBar
 
 if TYPE_CHECKING:
     from kvrt.runtime import Runtime
@@ -88,14 +88,11 @@ def measure(
     runtime: "Runtime",
     work: Workload,
     repetitions: int,
+    bar: BenchBar,
     *,
     warmup: bool,
-    step: Callable[[str], None],
 ) -> Row:
     """Run a test `repetitions` times, after one run that does not count if `warmup`.
-
-    Args:
-        step: called with the test's name before each run.
 
     Raises:
         RequestError: prompt and answer are longer than the context.
@@ -105,10 +102,11 @@ def measure(
     samples = []
     preemptions = 0
     for run in range(repetitions + warmup):
-        step(work.name)
+        bar.begin(work.name)
         started = time.perf_counter()
         results = runtime.generate(prompts, params)
         seconds = time.perf_counter() - started
+        bar.end()
         for result in results:
             if result.error is not None:
                 raise result.error

@@ -1,0 +1,214 @@
+"""`kvrt doctor`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kvrt_cli.checks import software, system
+from kvrt_cli.checks.check import Check, Mark, contained
+
+from kvrt.errors import DeviceError
+
+from .conftest import Kvrt
+
+Findings = dict[tuple[str, str], dict[str, Any]]
+
+
+def findings(stdout: str) -> Findings:
+    return {(check["group"], check["name"]): check for check in json.loads(stdout)["checks"]}
+
+
+def test_every_group_reports_and_the_cpu_is_proved_by_doing(kvrt: Kvrt) -> None:
+    result = kvrt("doctor", "--json", "--only", "system,python,libraries,environment,cpu")
+    report = json.loads(result.stdout)
+    found = findings(result.stdout)
+    assert {group for group, _ in found} >= {"system", "python", "libraries", "backends", "cpu:0"}
+    for name in ("device", "memory", "attention.float32", "attention.bfloat16", "latency"):
+        assert found["cpu:0", name]["mark"] == "ok", found["cpu:0", name]
+    memory = found["cpu:0", "memory"]["data"]
+    assert memory["taken_bytes"] >= memory["written_bytes"] // 2
+    assert memory["kept_bytes"] <= memory["written_bytes"] // 4
+    assert memory["chunks_left"] == 0
+    assert found["cpu:0", "bandwidth"]["data"]["read_bytes_per_s"] > 1e8
+    assert found["cpu:0", "latency"]["data"]["map_us"] > 0
+    assert found["cpu:0", "budget"]["data"]["budget_bytes"] > 0
+    assert found["backends", "cpu"]["data"]["spi"] == 1
+    assert found["python", "kvrt"]["data"]["version"]
+    assert result.exit_code == report["exit_code"]
+
+
+def test_what_is_printed_for_people(kvrt: Kvrt) -> None:
+    result = kvrt("doctor", "--only", "python")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[1] == "python"
+    assert result.stdout.splitlines()[2].startswith("  [ok] Python 3.")
+    assert result.stdout.splitlines()[-1] == "No problems found in 2 checks: kvrt is ready."
+
+
+def test_a_fix_is_printed_as_it_must_be_typed(kvrt: Kvrt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """rich would read [cuda] as markup and drop it."""
+    requirements = ['no-such-library>=3.6; extra == "cuda"', "also-missing>=2", "click>=8.1"]
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: requirements)
+    for color in ("never", "always"):
+        result = kvrt("doctor", "--only", "libraries", "--color", color)
+        assert "pip install 'kvrt[cuda]'" in result.stdout
+        assert "[-]" in result.stdout
+        assert "[x]" in result.stdout
+        assert "pip install 'also-missing>=2'" in result.stdout
+    assert result.exit_code == 1
+    assert "Found issues in 1 category (libraries): 1 broken, 0 worth mending." in (
+        kvrt("doctor", "--only", "libraries").stdout
+    )
+
+
+def test_strict_fails_for_what_is_worth_mending(kvrt: Kvrt) -> None:
+    env = {"KVRT_PROT": "8000", "KVRT_PORT": "tcp://10.0.0.1:80", "KVRT_BACKEND": "cpu"}
+    result = kvrt("doctor", "--only", "environment", env=env)
+    assert result.exit_code == 0
+    assert "[!]  KVRT_PROT is not a variable that kvrt reads" in result.stdout
+    assert "fix: unset KVRT_PROT" in result.stdout
+    assert "KVRT_PORT" not in result.stdout
+    assert "[ok] KVRT_BACKEND=cpu" in result.stdout
+    assert kvrt("doctor", "--only", "environment", "--strict", env=env).exit_code == 1
+
+
+# --- broken plug-ins ---------------------------------------------------------------------------
+
+# Their names come before those of the backends that work, so that "auto" passes over them.
+BROKEN = {
+    "boom": "raise RuntimeError('no luck')",
+    "bye": "import sys; sys.exit(3)",
+    "bad": "def (:",
+    "ancient": "class backend: name = 'ancient'; spi = 0",
+}
+
+
+@pytest.fixture
+def broken_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = ["[kvrt.backends]"]
+    for name, source in BROKEN.items():
+        (tmp_path / f"kvrt_{name}.py").write_text(source)
+        entries.append(f"{name} = kvrt_{name}:backend")
+    info = tmp_path / "broken_plugins-0.7.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-plugins\nVersion: 0.7\n")
+    (info / "entry_points.txt").write_text("\n".join(entries))
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.promise("P36")
+@pytest.mark.usefixtures("broken_plugins")
+def test_broken_plugins_are_shown_and_break_nothing_else(kvrt: Kvrt, plain_model: str) -> None:
+    assert kvrt("--help").exit_code == 0
+    names = ",".join(["cpu", *BROKEN])
+    result = kvrt("doctor", "-v", "--only", names)
+    assert result.exit_code == 1
+    assert "[x]  boom (broken-plugins 0.7): " in result.stdout
+    assert "RuntimeError: no luck" in result.stdout
+    assert "Traceback (most recent call last)" in result.stdout
+    assert "pip install --upgrade broken-plugins" in result.stdout
+    assert "version 0" in result.stdout
+    assert "[ok] cpu" in result.stdout
+    dummy = ("run", plain_model, "x", "--load-format", "dummy", "-n", "1")
+    for name in BROKEN:
+        failed = kvrt(*dummy, "--backend", name)
+        assert failed.exit_code == 4
+        assert f"backend {name!r} of broken-plugins 0.7 cannot be used" in failed.stderr
+    auto = kvrt(*dummy)
+    assert auto.exit_code == 0
+    for name in BROKEN:
+        assert f"warning: passing over backend {name}" in auto.stderr
+
+
+# --- devices that break a promise --------------------------------------------------------------
+
+
+def test_a_device_that_loses_bytes_is_broken(kvrt: Kvrt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvrt_cli.checks.device._physical", lambda device: 0)
+    found = findings(kvrt("doctor", "--json", "--only", "cpu").stdout)
+    assert found["cpu:0", "memory"]["mark"] == "x"
+    assert "were written, but only" in found["cpu:0", "memory"]["text"]
+    assert found["cpu:0", "latency"]["mark"] == "ok", "one proof that fails does not stop the rest"
+
+
+def test_wrong_attention_is_broken(kvrt: Kvrt, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kvrt.testing import reference
+
+    exact = reference.attention
+    monkeypatch.setattr(reference, "attention", lambda *args: exact(*args) + 0.5)
+    result = kvrt("doctor", "--only", "cpu")
+    assert result.exit_code == 1
+    assert "[x]  attention over float32 KV is wrong" in result.stdout
+
+
+def test_a_check_that_raises_is_a_finding_with_its_fix() -> None:
+    def checks() -> Any:
+        yield Check("group", "first", Mark.OK, "fine")
+        raise DeviceError("mremap failed", fix="sudo make it work")
+
+    first, second = contained("group", checks, seconds=5)
+    assert first.mark is Mark.OK
+    assert second.mark is Mark.BAD
+    assert "DeviceError: mremap failed" in second.text
+    assert second.fix == "sudo make it work"
+    assert "Traceback" in second.details
+
+
+def test_a_check_that_hangs_is_given_up() -> None:
+    import threading
+
+    def checks() -> Any:
+        yield Check("group", "first", Mark.OK, "fine")
+        threading.Event().wait()
+
+    _, second = contained("group", checks, seconds=0.1)
+    assert second.mark is Mark.BAD
+    assert "hangs" in second.text
+
+
+# --- machines of other kinds, as copies of /proc and /sys ----------------------------------------
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    files = {
+        "proc/cpuinfo": "model name : Foo 9000\nflags : fpu avx2 fma avx512f\n",
+        "proc/meminfo": "MemTotal: 33554432 kB\nMemAvailable: 16777216 kB\n",
+        "proc/self/cgroup": "0::/user/job\n",
+        "sys/fs/cgroup/user/memory.max": "2147483648\n",
+        "sys/fs/cgroup/user/job/memory.max": "max\n",
+        "sys/fs/cgroup/user/job/cpu.max": "50000 100000\n",
+        "sys/kernel/mm/transparent_hugepage/enabled": "always madvise [never]\n",
+        "proc/sys/vm/max_map_count": "1000\n",
+        "proc/sys/vm/overcommit_memory": "2\n",
+        "sys/bus/pci/devices/0000:01:00.0/vendor": "0x10de\n",
+        "sys/bus/pci/devices/0000:01:00.0/class": "0x030200\n",
+        "sys/bus/pci/devices/0000:02:00.0/vendor": "0x1002\n",
+        "sys/bus/pci/devices/0000:02:00.0/class": "0x020000\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_limits_of_the_machine_are_found_with_the_command_that_lifts_them(machine: Path) -> None:
+    found = {check.name: check for check in system.system(machine)}
+    assert "Foo 9000" in found["cpu"].text
+    assert found["cpu"].data["isa"] == ["avx2", "fma", "avx512f"]
+    assert "allows the time of 0.5" in found["cpu"].text
+    assert found["cpu"].fix == "kvrt run --threads 1"
+    assert found["memory"].text.startswith("16 GiB of 32 GiB")
+    assert "limit is 2 GiB" in found["memory"].text
+    for name in ("thp", "map_count", "overcommit"):
+        assert found[name].mark is Mark.WARN
+        assert "sudo" in found[name].fix
+
+
+def test_a_machine_that_tells_nothing_is_no_error(tmp_path: Path) -> None:
+    assert {check.mark for check in system.system(tmp_path)} <= {Mark.OK, Mark.WARN}
+
+
+def test_a_gpu_that_torch_is_not_built_for_is_noticed(machine: Path) -> None:
+    assert software.present_gpus(machine) == [("NVIDIA", "cuda", "CUDA")]

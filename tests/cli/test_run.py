@@ -1,0 +1,175 @@
+"""`kvrt run` with one prompt."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from .conftest import DUMMY, Kvrt, make_model
+
+SHORT = (*DUMMY, "-n", "8")
+
+
+def answer(result: Result) -> str:
+    assert result.exit_code == 0, result.stderr
+    return str(result.stdout)
+
+
+def as_object(result: Result) -> dict:
+    assert result.exit_code == 0, result.stderr
+    value = json.loads(result.stdout)
+    assert isinstance(value, dict)
+    return value
+
+
+def test_the_answer_goes_to_stdout_and_everything_else_to_stderr(
+    kvrt: Kvrt, plain_model: str
+) -> None:
+    result = kvrt("run", plain_model, "Once upon", *SHORT, "--verbose")
+    whole = as_object(kvrt("run", plain_model, "Once upon", *SHORT, "--json"))
+    assert result.stdout == whole["text"] + ("" if whole["text"].endswith("\n") else "\n")
+    assert plain_model in result.stderr
+    for name in ("load", "prompt", "time to first token", "generation", "peak memory", "KV mapped"):
+        assert f"\n{name} " in result.stderr
+    assert "preemptions          0" in result.stderr
+    assert kvrt("run", plain_model, "Once upon", *SHORT, "--quiet").stderr == ""
+
+
+def test_streamed_or_not_the_text_is_the_same(kvrt: Kvrt, plain_model: str) -> None:
+    args = ("run", plain_model, "Once upon", *DUMMY, "-n", "40")
+    assert answer(kvrt(*args)) == answer(kvrt(*args, "--no-stream"))
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "asked"),
+    [
+        (["one", "two"], b"", "one two"),
+        ([], b"a\nb\n", "a\nb\n"),
+        (["-"], b"a", "a"),
+        (["and", "this"], b"first", "first\nand this"),
+        (["and", "this"], b"first\n", "first\nand this"),
+        (["-", "this"], b"first", "first\nthis"),
+        ([], "é…".encode(), "é…"),
+    ],
+)
+def test_the_prompt_is_stdin_then_the_arguments(
+    kvrt: Kvrt, plain_model: str, words: list[str], stdin: bytes, asked: str
+) -> None:
+    got = as_object(kvrt("run", plain_model, *words, *SHORT, "--json", input=stdin))
+    # The model knows single bytes, so that the number of tokens is that of the bytes.
+    assert got["usage"]["prompt_tokens"] == len(asked.encode())
+    want = as_object(kvrt("run", plain_model, asked, *SHORT, "--json"))
+    assert got["token_ids"] == want["token_ids"]
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "cause"),
+    [
+        ([""], b"", "the prompt is empty"),
+        ([], b"", "the prompt is empty"),
+        ([], b"good \xff bad", "standard input is not UTF-8: byte 0xff at offset 5"),
+        (["x"], b"\xc3", "standard input is not UTF-8: byte 0xc3 at offset 0"),
+        (["caf\udce9"], b"", "the prompt is not UTF-8: byte 0xe9 at offset 3"),
+    ],
+)
+def test_a_bad_prompt_is_refused_before_the_model_is_loaded(
+    kvrt: Kvrt, words: list[str], stdin: bytes, cause: str
+) -> None:
+    result = kvrt("run", "./no-such-model", *words, input=stdin)
+    assert result.exit_code == 2
+    assert cause in result.stderr
+    assert result.stdout == ""
+
+
+def test_json_has_everything_about_the_answer(kvrt: Kvrt, plain_model: str) -> None:
+    args = ("--json", "--logprobs", "2", "--temp", "0.9")
+    got = as_object(kvrt("run", plain_model, "abc", *SHORT, *args))
+    assert got["finish_reason"] == "length"
+    assert len(got["token_ids"]) == len(got["logprobs"]) == 8
+    assert got["usage"] == {
+        "prompt_tokens": 3, "completion_tokens": 8, "total_tokens": 11, "preemptions": 0,
+    }  # fmt: skip
+    assert got["model"] == plain_model
+    assert (got["backend"], got["dtype"]) == ("cpu", "float32")
+    first = got["logprobs"][0]
+    assert first["token_id"] == got["token_ids"][0]
+    assert len(first["top"]) == 2
+    assert 0 < got["timings"]["first_token_s"] <= got["timings"]["total_s"]
+    stats = got["statistics"]
+    assert stats["load_s"] > 0
+    assert stats["generation_tokens_per_s"] > 0
+    assert stats["peak_rss_bytes"] > 10 << 20
+    assert 0 <= stats["kv_end_bytes"] <= stats["kv_peak_bytes"] <= stats["kv_limit_bytes"]
+    # The seed was made up, and named, so that the draws can be had again.
+    again = as_object(kvrt("run", plain_model, "abc", *SHORT, *args, "--seed", str(got["seed"])))
+    assert again["token_ids"] == got["token_ids"]
+
+
+def test_greedy_unless_the_user_or_the_model_asks_for_draws(
+    kvrt: Kvrt, plain_model: str, tmp_path: Path
+) -> None:
+    def ids(model: str, *options: str) -> list[int]:
+        result = kvrt("run", model, "abc", *DUMMY, "-n", "24", "--json", *options)
+        return list(as_object(result)["token_ids"])
+
+    greedy = ids(plain_model)
+    assert as_object(kvrt("run", plain_model, "abc", *SHORT, "--json"))["seed"] is None
+    assert ids(plain_model, "--seed", "1") == greedy
+    assert ids(plain_model, "--top-k", "50", "--temp", "0") == greedy
+    assert ids(plain_model, "--top-k", "1") == greedy
+    assert ids(plain_model, "--top-p", "0.99") != greedy
+
+    sampling = {"do_sample": True, "temperature": 5.0, "top_k": 100}
+    drawing = str(make_model(tmp_path / "drawing", chat=False, generation=sampling))
+    assert ids(drawing) != greedy
+    assert ids(drawing, "--temp", "0") == greedy
+    calm = {"do_sample": False, "temperature": 5.0}
+    assert ids(str(make_model(tmp_path / "calm", chat=False, generation=calm))) == greedy
+
+
+def test_stop_strings_end_the_answer_and_are_not_part_of_it(kvrt: Kvrt, plain_model: str) -> None:
+    args = ("run", plain_model, "Once upon", *DUMMY, "-n", "40", "--temp", "1", "--seed", "3")
+    whole = as_object(kvrt(*args, "--json"))["text"]
+    cut = whole[10]
+    got = as_object(kvrt(*args, "--json", "--stop", cut, "--stop", "never there"))
+    assert got["finish_reason"] == "stop"
+    assert got["text"] == whole[: whole.index(cut)]
+
+
+def test_the_chat_template_is_used_where_there_is_one(kvrt: Kvrt, chat_model: str) -> None:
+    def tokens(*options: str) -> int:
+        got = as_object(kvrt("run", chat_model, "hi", *SHORT, "--json", *options))
+        return int(got["usage"]["prompt_tokens"])
+
+    plain, chat = len("hi"), len("|user\nhi|") + len("|assistant\n")  # | is one special token
+    assert tokens() == chat
+    assert tokens("--no-chat") == plain
+    assert tokens("--system", "be kind") == chat + len("|system\nbe kind|")
+
+
+def test_a_conversation_needs_a_chat_template(kvrt: Kvrt, plain_model: str) -> None:
+    for option in (["--chat"], ["--system", "x"]):
+        result = kvrt("run", plain_model, "hi", *SHORT, *option)
+        assert result.exit_code == 2
+        assert f"has no chat template, so {option[0]} cannot be used" in result.stderr
+    result = kvrt("run", plain_model, "hi", *SHORT, "--no-chat", "--system", "x")
+    assert result.exit_code == 2
+
+
+def test_any_installed_backend_can_be_named(kvrt: Kvrt, plain_model: str) -> None:
+    args = ("run", plain_model, "abc", "--load-format", "dummy", "-n", "8", "--json")
+    cpu = as_object(kvrt(*args, "--backend", "cpu"))
+    null = as_object(kvrt(*args, "--backend", "null"))
+    assert null["backend"] == "null"
+    assert null["token_ids"] == cpu["token_ids"]
+
+
+def test_devices_are_listed(kvrt: Kvrt) -> None:
+    result = kvrt("run", "--list-devices")
+    assert result.exit_code == 0
+    assert any(line.startswith("cpu:0 ") for line in result.stdout.splitlines())
+    listed = json.loads(kvrt("run", "--list-devices", "--json").stdout)
+    cpu = next(device for device in listed if device["backend"] == "cpu")
+    assert cpu["total_bytes"] > 0
+    assert "float32" in cpu["dtypes"]

@@ -1,0 +1,153 @@
+"""`kvrt` itself: help, version, errors, exit codes, colours, and the documentation."""
+
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kvrt_cli.docs import with_options
+from kvrt_cli.main import EPILOG, cli
+
+import kvrt as package
+
+from .conftest import DUMMY, Kvrt
+
+DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
+
+
+def test_help_and_version_load_no_torch_and_are_fast() -> None:
+    code = (
+        "import sys, time; begun = time.process_time()\n"
+        "from kvrt_cli.main import cli\n"
+        "for args in (['--version'], ['--help'], ['run', '--help'], ['bench', '--help']):\n"
+        "    try: cli.main(args)\n"
+        "    except SystemExit as end: assert end.code == 0\n"
+        "print(time.process_time() - begun, 'torch' in sys.modules, 'rich' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, torch, rich = done.stdout.splitlines()[-1].split()
+    assert float(seconds) < 0.4
+    assert (torch, rich) == ("False", "False")
+    assert done.stdout.startswith(f"kvrt {package.__version__}\nUsage: kvrt")
+
+
+def test_the_documentation_lists_the_options_there_are() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    assert with_options(text) == text, "run: python -m kvrt_cli.docs docs/cli.md"
+    assert {"kvrt", *cli.commands} == set(re.findall(r"<!-- options of (\w+) -->", text))
+
+
+def test_help_and_documentation_have_the_same_exit_codes() -> None:
+    in_docs = re.findall(r"^\| (\d+) \| \S", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
+    in_help = re.findall(r"^  (\d+)\s", EPILOG, re.MULTILINE)
+    assert in_docs == in_help == ["0", "1", "2", "3", "4", "5", "130", "141", "143"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "cause", "fix"),
+    [
+        (["runn"], 2, "No such command 'runn'", "kvrt --help"),
+        (["run", "--tempp", "1"], 2, "--tempp", "kvrt run --help"),
+        (["run", "--memory-limit", "4 apples"], 2, "'4 apples' is not a size", "--help"),
+        (["run", "--dtype", "int7"], 2, "'int7' is not one of auto, float32", "--help"),
+        (["run", "--max-model-len", "0"], 2, "--max-model-len", "--help"),
+        (["run", "tiny", "a", "--temp", "-1"], 2, "temperature is -1.0", "--help"),
+        (["run", "tiny", "a", "--top-p", "2"], 2, "top_p is 2.0", "--help"),
+        (["run", "tiny", "a", "--seed", "-5"], 2, "seed is -5", "--help"),
+        (["run", "tiny", "a", "--logprobs", "3"], 2, "--logprobs needs --json", "--help"),
+        (["run", "tiny", "a", "--prompts", "x"], 2, "not both", "--help"),
+        (["run", "--prompts", "/no/such"], 2, "/no/such: No such file", "--help"),
+        (["run", "./no-such-model", "a", "--backend", "cpu"], 3, "no-such-model", "tiny"),
+        (["run", "Once upon a time"], 3, "no model 'Once upon a time'", "kvrt run tiny 'Once"),
+        (["run", "tiny", "a", "--backend", "cqu"], 4, "did you mean 'cpu'", "cpu"),
+        (["run", "tiny", "a", "--device", "99", "--backend", "cpu"], 4, "99", ""),
+        (["bench", "-p", "x"], 2, "'x' is not a list of whole numbers", "--help"),
+        (["bench", "-p", "0", "-n", "0"], 2, "nothing to measure", "--help"),
+        (["doctor", "--only", "cuda,moon"], 2, "--only moon", "--help"),
+    ],
+)
+def test_an_error_is_a_cause_and_a_fix_and_its_exit_code(
+    kvrt: Kvrt, args: list[str], code: int, cause: str, fix: str
+) -> None:
+    result = kvrt(*args)
+    assert result.exit_code == code, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert cause in result.stderr
+    assert fix in result.stderr.partition("  fix: ")[2]
+    assert "Traceback" not in result.stderr
+
+
+def test_what_does_not_fit_exits_with_5(kvrt: Kvrt, plain_model: str) -> None:
+    result = kvrt("run", plain_model, "a", *DUMMY, "--memory-limit", "64KiB")
+    assert result.exit_code == 5
+    assert "64KiB" in result.stderr
+    assert "give at least" in result.stderr
+
+
+def test_a_prompt_longer_than_the_context_exits_with_2(kvrt: Kvrt, plain_model: str) -> None:
+    result = kvrt("run", plain_model, "a" * 50, *DUMMY, "--max-model-len", "32")
+    assert result.exit_code == 2
+    assert "the prompt has 50 tokens" in result.stderr
+    assert result.stdout == ""
+
+
+def test_debugging_adds_the_traceback(kvrt: Kvrt) -> None:
+    result = kvrt("run", "./no-such-model", "a", "--backend", "cpu", env={"KVRT_DEBUG": "1"})
+    assert result.exit_code == 3
+    assert "Traceback" in result.stderr
+    assert "ModelError" in result.stderr
+    assert result.stderr.splitlines()[-2].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("KVRT_LOG_LEVEL", "LOUD"), ("KVRT_DEBUG", "maybe")]
+)
+def test_a_bad_environment_variable_is_named_with_the_values_it_may_have(
+    kvrt: Kvrt, variable: str, value: str
+) -> None:
+    result = kvrt("doctor", "--only", "python", env={variable: value})
+    assert result.exit_code == 2
+    assert f"{variable} is {value!r}" in result.stderr
+    assert "use " in result.stderr
+
+
+def test_an_unexpected_exception_is_one_line_too(
+    kvrt: Kvrt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise ZeroDivisionError("somewhere deep")
+
+    monkeypatch.setattr("kvrt.registry.candidates", fail)
+    result = kvrt("run", "--list-devices")
+    assert result.exit_code == 1
+    assert "error: unexpected ZeroDivisionError: somewhere deep" in result.stderr
+    assert "KVRT_DEBUG=1" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_colours_only_where_they_are_wanted(kvrt: Kvrt) -> None:
+    assert "\x1b[" not in kvrt("run", "--no-such-option").stderr
+    loud = kvrt("--color", "always", "run", "--no-such-option").stderr
+    assert "\x1b[31m" in loud
+    assert re.sub(r"\x1b\[[0-9;]*m", "", loud).startswith("error: ")
+    assert "\x1b[" in kvrt("doctor", "--only", "python", "--color", "always").stdout
+    assert "\x1b[" not in kvrt("doctor", "--only", "python").stdout
+
+
+def test_what_kvrt_logs_is_shown_from_the_chosen_level_up(
+    kvrt: Kvrt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def log() -> tuple[()]:
+        logging.getLogger("kvrt.somewhere").info("by the way")
+        logging.getLogger("kvrt.somewhere").warning("look out")
+        return ()
+
+    monkeypatch.setattr("kvrt.registry.candidates", log)
+    assert kvrt("run", "--list-devices").stderr == "warning: look out\n"
+    shown = kvrt("run", "--list-devices", env={"KVRT_LOG_LEVEL": "info"}).stderr
+    assert shown == "kvrt.somewhere: by the way\nwarning: look out\n"
+    # Nothing of these calls stays behind in the process.
+    assert [type(h) for h in logging.getLogger("kvrt").handlers] == [logging.NullHandler]
