@@ -56,7 +56,7 @@ def linear(
             residual.shape[0] == x.shape[0],
             f"residual has {residual.shape[0]} rows but x has {x.shape[0]}",
         )
-    return _run(x, weight, 0, out_features, bias, residual, threads)
+    return launch(x, weight, bias, residual, threads)
 
 
 def gated_linear(
@@ -83,7 +83,7 @@ def gated_linear(
         raise ContractError(
             f"there is no activation {activation!r}", fix=f"use one of: {', '.join(GATE_CODE)}"
         )
-    return _run(x, weight, GATE_CODE[activation], weight.shape[0] // 2, None, None, threads)
+    return launch_gated(x, weight, activation, threads)
 
 
 def _check(x: Tensor, weight: Tensor) -> None:
@@ -93,6 +93,22 @@ def _check(x: Tensor, weight: Tensor) -> None:
             f"not {weight.dtype} {list(weight.shape)} with strides {list(weight.stride())}"
         )
     check_rows("x", x, weight.shape[1])
+
+
+def launch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    threads: int | None,
+) -> Tensor:
+    """`linear` without its checks, for callers that have made them."""
+    return _run(x, weight, 0, weight.shape[0], bias, residual, threads)
+
+
+def launch_gated(x: Tensor, weight: Tensor, activation: Activation, threads: int | None) -> Tensor:
+    """`gated_linear` without its checks, for callers that have made them."""
+    return _run(x, weight, GATE_CODE[activation], weight.shape[0] // 2, None, None, threads)
 
 
 def _run(

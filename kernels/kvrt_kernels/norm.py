@@ -22,7 +22,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, threads: int | None = None) 
     Raises:
         ContractError: a tensor has another shape or dtype.
     """
-    return _run(x, None, weight, eps, threads)
+    check_rows("x", x, weight.shape[0])
+    check_vector("weight", weight, weight.shape[0])
+    return launch(x, None, weight, eps, threads)
 
 
 def add_rms_norm(
@@ -45,15 +47,16 @@ def add_rms_norm(
     """
     check_rows("residual", residual, weight.shape[0])
     need(residual.shape == x.shape, f"residual is {list(residual.shape)}, x {list(x.shape)}")
-    return _run(x, residual, weight, eps, threads)
+    check_rows("x", x, weight.shape[0])
+    check_vector("weight", weight, weight.shape[0])
+    return launch(x, residual, weight, eps, threads)
 
 
-def _run(
+def launch(
     x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, threads: int | None
 ) -> Tensor:
+    """Both norms without their checks, for callers that have made them."""
     size = weight.shape[0]
-    check_rows("x", x, size)
-    check_vector("weight", weight, size)
     y = torch.empty((x.shape[0], size))
     native().rms_norm(
         address(x),

@@ -6,6 +6,7 @@
 
 #define KVRT_FORCE inline __attribute__((always_inline))
 #define KVRT_INLINE static KVRT_FORCE
+#define KVRT_INLINED __attribute__((always_inline))  // after a lambda's parameters
 
 #if defined(__AVX512F__)
 constexpr int kBytes = 64;
@@ -84,7 +85,13 @@ KVRT_INLINE vf tanh(vf x) { return 1.f - 2.f / (1.f + exp2(-max(x * (-2.f * kLog
 // ---- 16-bit floats --------------------------------------------------------------------------------------------------
 
 KVRT_INLINE vf load(const float* p) { return load_as<vf>(p); }
-KVRT_INLINE vf load(const bf16* p) { return (vf)(__builtin_convertvector(load_as<vh>(p), vu) << 16); }
+KVRT_INLINE vf load(const bf16* p) {
+#if defined(__AVX512F__)  // GCC 12 makes five instructions of the generic conversion below
+  return (vf)((vu)_mm512_cvtepu16_epi32(load_as<__m256i>(p)) << 16);
+#else
+  return (vf)(__builtin_convertvector(load_as<vh>(p), vu) << 16);
+#endif
+}
 KVRT_INLINE vf load(const f16* p) {
 #if defined(__AVX512F__)
   return (vf)_mm512_cvtph_ps(load_as<__m256i>(p));
@@ -100,6 +107,10 @@ KVRT_INLINE vf load(const f16* p) {
   return (vf)((vu)magnitude | special | ((h & 0x8000u) << 16));
 #endif
 }
+
+// The two bf16 of each 32-bit word, the one at the lower address first.
+KVRT_INLINE vf low_half(vf words) { return (vf)((vu)words << 16); }
+KVRT_INLINE vf high_half(vf words) { return (vf)((vu)words & 0xffff0000u); }
 
 KVRT_INLINE void narrow(float* p, float x) { *p = x; }
 KVRT_INLINE void narrow(bf16* p, float x) {  // to nearest, ties to even
@@ -151,6 +162,16 @@ struct Hi64 { static constexpr int at(int i, int n) { return Lo64::at(i, n) + 2;
 template <int H> struct LoBlock { static constexpr int at(int i, int n) { return (i / 4 & H) ? n + i - 4 * H : i; } };
 template <int H> struct HiBlock { static constexpr int at(int i, int n) { return (i / 4 & H) ? n + i : i + 4 * H; } };
 
+// Even lanes from a, odd ones from b: a0 b0 a1 b1 ... of the lower and of the upper halves.
+struct ZipLo { static constexpr int at(int i, int n) { return i / 2 + (i & 1) * n; } };
+struct ZipHi { static constexpr int at(int i, int n) { return (i + n) / 2 + (i & 1) * n; } };
+// Block c is four times element J of the c-th run of 4 * W elements of a and b.
+template <int W, int J> struct Spread { static constexpr int at(int i, int) { return i / 4 * 4 * W + J; } };
+
+template <int W, int... J> KVRT_INLINE void spread(vf a, vf b, float* to, std::integer_sequence<int, J...>) {
+  (store(to + J * L, shuffle<Spread<W, J>>(a, b)), ...);
+}
+
 template <int H> KVRT_INLINE void swap_blocks(vf* r) {
   if constexpr (H < L / 4) {
 #pragma GCC unroll 16
@@ -166,18 +187,32 @@ template <int H> KVRT_INLINE void swap_blocks(vf* r) {
   }
 }
 
-// Transposes the L x L matrix whose rows are r[0 .. L): 4 x 4 within 128-bit blocks, then the blocks.
+// Transposes the 4 x 4 matrices in the 128-bit blocks of r[0 .. 4).
+KVRT_INLINE void transpose4(vf* r) {
+  const vf a = shuffle<Lo32>(r[0], r[1]), b = shuffle<Hi32>(r[0], r[1]);
+  const vf c = shuffle<Lo32>(r[2], r[3]), d = shuffle<Hi32>(r[2], r[3]);
+  r[0] = shuffle<Lo64>(a, c);
+  r[1] = shuffle<Hi64>(a, c);
+  r[2] = shuffle<Lo64>(b, d);
+  r[3] = shuffle<Hi64>(b, d);
+}
+
+// Transposes the L x L matrix whose rows are r[0 .. L).
 KVRT_INLINE void transpose(vf* r) {
 #pragma GCC unroll 4
-  for (int g = 0; g < L; g += 4) {
-    const vf a = shuffle<Lo32>(r[g], r[g + 1]), b = shuffle<Hi32>(r[g], r[g + 1]);
-    const vf c = shuffle<Lo32>(r[g + 2], r[g + 3]), d = shuffle<Hi32>(r[g + 2], r[g + 3]);
-    r[g] = shuffle<Lo64>(a, c);
-    r[g + 1] = shuffle<Hi64>(a, c);
-    r[g + 2] = shuffle<Lo64>(b, d);
-    r[g + 3] = shuffle<Hi64>(b, d);
-  }
+  for (int g = 0; g < L; g += 4) transpose4(r + g);
   swap_blocks<1>(r);
+}
+
+// From x[0 .. n), n = L / 4: the 128-bit blocks of x[0], added up by a tree, then those of x[1], and so on.
+template <int H = 1> KVRT_INLINE vf sum_blocks(vf* x) {
+  if constexpr (H < L / 4) {
+#pragma GCC unroll 4
+    for (int i = 0; i < L / 4 / H / 2; i++)
+      x[i] = shuffle<LoBlock<H>>(x[2 * i], x[2 * i + 1]) + shuffle<HiBlock<H>>(x[2 * i], x[2 * i + 1]);
+    return sum_blocks<2 * H>(x);
+  }
+  return x[0];
 }
 
 struct Add { template <class V> KVRT_INLINE V of(V a, V b) { return a + b; } };
