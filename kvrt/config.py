@@ -111,7 +111,8 @@ class RuntimeConfig:
         offline: use only what is on this machine.
         revision: of a hub id.
         seed: for dummy weights, and for requests that bring none; None: requests are random.
-        poison: overwrite each freed page, so that a stale read shows (for tests).
+        debug: for tests: overwrite each freed page, so that a stale read shows, and check the
+            device calls of every layer.
     """
 
     model: str | Path = "tiny"
@@ -131,7 +132,7 @@ class RuntimeConfig:
     offline: bool = False
     revision: str | None = None
     seed: int | None = None
-    poison: bool = False
+    debug: bool = False
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, ("auto", *get_args(DType)))

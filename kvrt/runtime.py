@@ -103,7 +103,10 @@ class Runtime:
         started = time.perf_counter()
         backend = Environment.read().backend if config.backend == "auto" else config.backend
         self.device: Device = open_device(
-            backend, config.device, DeviceOptions(threads=config.threads)
+            backend,
+            config.device,
+            DeviceOptions(threads=config.threads),
+            check_layers=config.debug,
         )
         try:
             self.model: Model = load_model(

@@ -64,5 +64,5 @@ def make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:
             raise CapacityError("no memory is left for the KV cache", needed=page_bytes, free=limit)
         raise too_small(config.memory_limit, model, shape)
     return KVCache(
-        device, shape, limit_bytes=limit, keep_warm_bytes=config.keep_warm, poison=config.poison
+        device, shape, limit_bytes=limit, keep_warm_bytes=config.keep_warm, poison=config.debug
     )

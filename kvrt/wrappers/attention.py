@@ -223,6 +223,18 @@ def _pieces(layout: KVLayout) -> NDArray[np.int64]:
     return np.sort(starts.ravel()) * ITEM_BYTES[layout.dtype]
 
 
+class CheckedPlans:
+    """Checks each step's batch, and leaves the calls of its layers to the device."""
+
+    def __init__(self, facts: Facts, memory: CheckedMemory, inner: PagedAttention) -> None:
+        self._checked = CheckedAttention(facts, memory, inner)
+        self.append = inner.append
+        self.run = inner.run
+
+    def plan(self, batch: AttentionBatch) -> object:
+        return self._checked.plan(batch).inner
+
+
 def _host_ints(argument: str, tensor: torch.Tensor, ndim: int) -> NDArray[np.int64]:
     if not isinstance(tensor, torch.Tensor):
         raise broken(argument, repr(tensor), "must be a tensor")

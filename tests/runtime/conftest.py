@@ -42,12 +42,12 @@ def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_runtime(tiny_lm: Path) -> Iterator[MakeRuntime]:
-    """Runtimes on the CPU backend, with poison on every freed page; closed at the end."""
+    """Runtimes on the CPU backend, with all checks and poisoned pages; closed at the end."""
     opened: list[Runtime] = []
 
     def make(**options: object) -> Runtime:
         defaults: dict[str, object] = {
-            "backend": "cpu", "load_format": "dummy", "poison": True, "seed": 1,
+            "backend": "cpu", "load_format": "dummy", "debug": True, "seed": 1,
         }  # fmt: skip
         runtime = Runtime(tiny_lm, **{**defaults, **options})
         opened.append(runtime)

@@ -10,7 +10,7 @@ from kvrt.spi import Activation, HeadNorm, Rotation
 
 
 class NativeOps:
-    """`FusedOps` over the compiled kernels. Activations are float32.
+    """`FusedOps` over the compiled kernels, which check nothing. Activations are float32.
 
     There is none in plain torch: without the compiled kernels a model uses torch's own operators.
     """
@@ -21,13 +21,13 @@ class NativeOps:
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
     ) -> Tensor:
-        return linear.linear(x, weight, bias, residual, self._threads)
+        return linear.launch(x, weight, bias, residual, self._threads)
 
     def gated_linear(self, x: Tensor, weight: Tensor, activation: Activation) -> Tensor:
-        return linear.gated_linear(x, weight, activation, self._threads)
+        return linear.launch_gated(x, weight, activation, self._threads)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return norm.rms_norm(x, weight, eps, self._threads)
+        return norm.launch(x, None, weight, eps, self._threads)
 
     def rotate_append(
         self,
