@@ -173,10 +173,11 @@ def _can_converse(style: Style) -> bool:
 def _default_prompt(name: str, terminal: Terminal) -> str:
     """What the bundled model continues when nothing was asked, so that it can be seen at work."""
     if name != TINY:
-        raise _no_prompt(f"{name} has no chat template, so there is no conversation to begin")
+        raise _no_prompt("without a chat template there is no conversation to begin")
     terminal.note('no prompt was given, so tiny continues this; yours: kvrt run tiny "your text"')
     # On a terminal the answer goes on where the prompt ends.
-    click.echo(TINY_PROMPT, err=True, nl=not sys.stdout.isatty())
+    if not terminal.quiet:
+        click.echo(TINY_PROMPT, err=True, nl=not sys.stdout.isatty())
     return TINY_PROMPT
 
 

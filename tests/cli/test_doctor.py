@@ -1,14 +1,16 @@
 """`kvrt doctor`."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kvrt_cli.checks import software, system
+from kvrt_cli.checks import device, software, system
 from kvrt_cli.checks.check import Check, Mark, contained
 
 from kvrt.errors import DeviceError
+from kvrt.testing import reference
 
 from .conftest import Kvrt
 
@@ -48,7 +50,13 @@ def test_what_is_printed_for_people(kvrt: Kvrt) -> None:
 
 def test_a_fix_is_printed_as_it_must_be_typed(kvrt: Kvrt, monkeypatch: pytest.MonkeyPatch) -> None:
     """rich would read [cuda] as markup and drop it."""
-    requirements = ['no-such-library>=3.6; extra == "cuda"', "also-missing>=2", "click>=8.1"]
+    requirements = [
+        'no-such-library>=3.6; extra == "cuda"',
+        "also-missing[x] >=2",
+        "click>=99",
+        "never-shown>=1 ; extra == 'test'",
+        "rich",
+    ]
     monkeypatch.setattr("importlib.metadata.requires", lambda name: requirements)
     for color in ("never", "always"):
         result = kvrt("doctor", "--only", "libraries", "--color", color)
@@ -56,10 +64,11 @@ def test_a_fix_is_printed_as_it_must_be_typed(kvrt: Kvrt, monkeypatch: pytest.Mo
         assert "[-]" in result.stdout
         assert "[x]" in result.stdout
         assert "pip install 'also-missing>=2'" in result.stdout
+        assert "is older than 99 (kvrt needs it)" in result.stdout
+        assert "never-shown" not in result.stdout
     assert result.exit_code == 1
-    assert "Found issues in 1 category (libraries): 1 broken, 0 worth mending." in (
-        kvrt("doctor", "--only", "libraries").stdout
-    )
+    summary = "Found issues in 1 category (libraries): 2 broken, 0 worth mending."
+    assert summary in kvrt("doctor", "--only", "libraries").stdout
 
 
 def test_strict_fails_for_what_is_worth_mending(kvrt: Kvrt) -> None:
@@ -124,22 +133,27 @@ def test_broken_plugins_are_shown_and_break_nothing_else(kvrt: Kvrt, plain_model
 # --- devices that break a promise --------------------------------------------------------------
 
 
-def test_a_device_that_loses_bytes_is_broken(kvrt: Kvrt, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_is_not_there_is_broken_and_stops_no_other_proof(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("kvrt_cli.checks.device._physical", lambda device: 0)
-    found = findings(kvrt("doctor", "--json", "--only", "cpu").stdout)
-    assert found["cpu:0", "memory"]["mark"] == "x"
-    assert "were written, but only" in found["cpu:0", "memory"]["text"]
-    assert found["cpu:0", "latency"]["mark"] == "ok", "one proof that fails does not stop the rest"
+    checks = device.prove("cpu", 0)
+    memory = next(check for check in checks if check.name == "memory")
+    assert memory.mark is Mark.BAD
+    assert "were written, but only 0 B are there" in memory.text
+    assert next(checks).mark is Mark.OK
+    checks.close()
 
 
-def test_wrong_attention_is_broken(kvrt: Kvrt, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kvrt.testing import reference
-
+def test_wrong_attention_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = reference.attention
     monkeypatch.setattr(reference, "attention", lambda *args: exact(*args) + 0.5)
-    result = kvrt("doctor", "--only", "cpu")
-    assert result.exit_code == 1
-    assert "[x]  attention over float32 KV is wrong" in result.stdout
+    checks = device.prove("cpu", 0)
+    attention = next(check for check in checks if check.name == "attention.float32")
+    assert attention.mark is Mark.BAD
+    assert "attention over float32 KV is wrong" in attention.text
+    assert "expected" in attention.details
+    checks.close()
 
 
 def test_a_check_that_raises_is_a_finding_with_its_fix() -> None:
@@ -156,8 +170,6 @@ def test_a_check_that_raises_is_a_finding_with_its_fix() -> None:
 
 
 def test_a_check_that_hangs_is_given_up() -> None:
-    import threading
-
     def checks() -> Any:
         yield Check("group", "first", Mark.OK, "fine")
         threading.Event().wait()

@@ -1,5 +1,6 @@
 """`kvrt` as a process: signals, pipes, and a real terminal."""
 
+import io
 import json
 import signal
 import subprocess
@@ -7,9 +8,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 from kvrt_cli.main import cli
-from kvrt_cli.terminal import PICTURES
+from kvrt_cli.progress import download_bar
+from kvrt_cli.terminal import PICTURES, Terminal
 
 from .conftest import DUMMY, Screen
 
@@ -168,6 +171,24 @@ def test_a_benchmark_at_a_terminal_hides_its_bar_from_its_table(
     rows = [line for line in screen.text.split("\r\n") if line.endswith(" |")]
     assert len(rows) == 4, "the heading, a rule and two tests, each on a line of its own"
     assert "2/4" in screen.text
+
+
+class Tty(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_download_is_drawn_on_a_terminal_once_there_are_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stderr", screen := Tty())
+    with download_bar(Terminal()) as progress:
+        assert screen.getvalue() == ""
+        assert progress is not None
+        progress(512, 1024)
+    assert "downloading" in screen.getvalue()
+    with download_bar(Terminal(quiet=True)) as progress:
+        assert progress is None
 
 
 def test_text_for_a_terminal_has_no_control_characters() -> None:

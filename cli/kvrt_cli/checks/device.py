@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,7 +20,7 @@ PROOF_CHUNKS = 32
 TIMED_CHUNKS = 16
 
 
-def prove(backend: str, index: int) -> Iterator[Check]:
+def prove(backend: str, index: int) -> Generator[Check, None, None]:
     """Open a device and try each of its parts; a part that fails does not stop the others."""
     from kvrt.registry import open_device
 

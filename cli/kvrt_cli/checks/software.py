@@ -18,7 +18,8 @@ PYTHON, LIBRARIES, ENVIRONMENT = "python", "libraries", "environment"
 SETTINGS = {"KVRT_BACKEND", "KVRT_LOG_LEVEL", "KVRT_DEBUG"}
 # Kubernetes sets such variables for a service that is called kvrt; they are not meant for us.
 SERVICE = re.compile(r"KVRT_(SERVICE_(HOST|PORT).*|PORT(_\d+_(TCP|UDP).*)?)")
-REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:>=\s*([\d.]+))?.*?(?:;.*extra\s*==\s*['\"]([\w-]+))?.*")
+REQUIREMENT = re.compile(r"([\w.-]+)(?:\[.*?\])?\s*\(?(?:>=\s*([\d.]+))?")
+EXTRA = re.compile(r"extra\s*==\s*['\"]([\w-]+)")
 DEVELOPMENT = {"test"}
 VENDORS = {"0x10de": ("NVIDIA", "cuda", "CUDA"), "0x1002": ("AMD", "hip", "ROCm")}
 DISPLAYS = ("0x03", "0x12")  # PCI classes: display controllers, processing accelerators
@@ -49,9 +50,9 @@ def libraries() -> Iterator[Check]:
         )  # fmt: skip
         return
     for requirement in requirements:
-        match = REQUIREMENT.fullmatch(requirement)
-        if match is not None and match[3] not in DEVELOPMENT:
-            yield _library(match[1], match[2] or "0", match[3] or "")
+        needed, extra = REQUIREMENT.match(requirement), EXTRA.search(requirement)
+        if needed is not None and not (extra and extra[1] in DEVELOPMENT):
+            yield _library(needed[1], needed[2] or "0", extra[1] if extra else "")
     yield from _torch()
 
 
