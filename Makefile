@@ -8,7 +8,7 @@ NATIVE := $(wildcard kernels/kvrt_kernels/native/*)
 .PHONY: run test lint kit bench clean
 
 run: $(VENV)/installed
-	$(BIN)/kvrt run --verbose
+	$(BIN)/kvrt run --verbose </dev/null
 
 test: $(VENV)/installed-test
 	$(BIN)/pytest
