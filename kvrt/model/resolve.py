@@ -33,7 +33,7 @@ def resolve(
 
     Args:
         model: a path, a hub id, or ``tiny``. What exists as a folder is a path, except ``tiny``.
-        want: ``config`` leaves out the weights.
+        want: ``config`` leaves out the weights; a path may then be that of a config.json.
         revision: branch, tag or commit; only for a hub id.
         offline: use only what has been downloaded before.
         progress: told about the bytes of a download.
@@ -47,6 +47,8 @@ def resolve(
     path = Path(name).expanduser()
     if path.is_dir():
         return path
+    if path.name == "config.json" and want == "config" and path.exists():
+        return path.parent
     if path.exists():
         raise ModelError(
             f"{path}: is a file, not the folder of a model",

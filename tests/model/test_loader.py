@@ -9,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kvrt.errors import CapacityError, ConfigError, ModelError, RequestError
+from kvrt.errors import CapacityError, ConfigError, ModelError, OutOfMemory, RequestError
+from kvrt.model import arena
 from kvrt.model.loader import load_model
 from kvrt.spi import Device, MemoryInfo
+from kvrt.testing.host import physical_bytes
 from tests.model.checkpoints import VOCAB, make_model, save_model, save_tokenizer
 from tests.model.stepping import stepping
 
@@ -175,3 +177,33 @@ def test_no_logits_are_computed_where_none_are_wanted(folder: Path, cpu: Device)
         picked = model.decoder.forward(torch.arange(5), batch, torch.tensor([4, 0]))
         every = model.decoder.forward(torch.arange(5), batch, torch.arange(5))
     torch.testing.assert_close(picked, every[[4, 0]])
+
+
+def test_weights_lie_in_huge_pages_and_are_given_back(cpu: Device) -> None:
+    before = physical_bytes()
+    memory = arena.allocate(40 << 20, "cpu")
+    assert memory.data_ptr() % (2 << 20) == 0
+    memory.fill_(1)
+    assert physical_bytes() - before >= 40 << 20
+    part = memory[:100]
+    del memory
+    assert int(part.sum()) == 100, "a view keeps the memory"
+    del part
+    assert physical_bytes() - before < 1 << 20
+
+
+def test_memory_that_cannot_be_had_is_a_typed_error() -> None:
+    with pytest.raises(OutOfMemory) as caught:
+        arena.allocate(1 << 60, "cpu")
+    assert caught.value.needed == 1 << 60
+
+
+def test_the_bundled_model_continues_a_text(cpu: Device) -> None:
+    model = load_model("tiny", cpu)
+    with stepping(model, cpu, texts=1, longest=64) as stepper:
+        text = stepper.add(model.encode("def __init__(self"))
+        start = len(text.tokens)
+        stepper.greedy([text], 8, budget=64)
+    detokenizer = model.detokenizer(text.tokens[:start])
+    assert detokenizer is not None
+    assert "".join(map(detokenizer.push, text.tokens[start:])).isascii()

@@ -75,6 +75,16 @@ def test_a_file_is_refused_with_its_folder(tmp_path: Path) -> None:
     assert str(tmp_path) in caught.value.fix
 
 
+def test_a_configuration_can_be_named_by_itself_where_it_is_all_that_is_wanted(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "config.json"
+    path.touch()
+    assert resolve(path, want="config") == tmp_path
+    with pytest.raises(ModelError, match="is a file"):
+        resolve(path)
+
+
 # --- the hub ----------------------------------------------------------------------------------
 
 
