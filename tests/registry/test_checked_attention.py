@@ -1,0 +1,325 @@
+"""The checking wrapper refuses batches and tensors that attention must never see."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kvrt import registry
+from kvrt.errors import ContractError
+from kvrt.spi import AttentionBatch, AttentionParams, Device, FusedOps, HeadNorm, KVLayout, Rotation
+from kvrt.testing.paged import PagedKV, fill_past, page_layout
+from kvrt.wrappers import Call, Checked, Traced
+from kvrt.wrappers.attention import checked_layout
+
+LAYOUT = page_layout("float32", layers=2, kv_heads=2, head_dim=16, page_size=4)
+PARAMS = AttentionParams(scale=0.25)
+ROWS = 5  # of the batch below
+
+
+@pytest.fixture
+def pages(device: Device) -> Iterator[PagedKV]:
+    with PagedKV(device, LAYOUT, 12) as pages:
+        yield pages
+
+
+@pytest.fixture
+def batch(pages: PagedKV) -> AttentionBatch:
+    """Two sequences: 9 tokens, of which 4 are new, and 1."""
+    batch = pages.batch([pages.take(9), pages.take(1)], [9, 1], [4, 1])
+    fill_past(batch)
+    return batch
+
+
+def ints(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def with_page(batch: AttentionBatch, sequence: int, index: int, page: int) -> AttentionBatch:
+    table = batch.page_table.clone()
+    table[sequence, index] = page
+    return replace(batch, page_table=table)
+
+
+def test_a_correct_step_passes(device: Device, batch: AttentionBatch) -> None:
+    plan = device.attention.plan(batch)
+    k, out = torch.randn(ROWS, 2, 16), torch.zeros(ROWS, 4, 16)
+    device.attention.append(plan, 1, k, k)
+    device.attention.run(plan, 1, torch.randn(ROWS, 4, 16), out, PARAMS)
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query_start": ints(1, 4, 5)}, r"query_start\[0\] = 1: must be 0"),
+        ({"query_start": ints(0, 5, 4)}, r"query_start\[2\] = 4: is less than 5 before it"),
+        ({"query_start": ints(0, 5)}, "query_start = .*2 sequences need 3 entries"),
+        ({"query_start": torch.tensor([0, 4, 5])}, "query_start = int64.*must be an int32"),
+        ({"query_start": [0, 4, 5]}, "query_start = .*must be a tensor"),
+        ({"context_len": ints(3, 1)}, r"context_len\[0\] = 3: must include the 4 tokens"),
+        ({"context_len": ints(9, 0)}, r"context_len\[1\] = 0: must include the 1 tokens"),
+        ({"context_len": ints(90, 1)}, r"page_table = \[2, 5\]: sequence 0 has 90 tokens and"),
+        ({"context_len": ints(9)}, "query_start = .*1 sequences need 2 entries"),
+        ({"context_len": ints()}, "a batch has at least one sequence"),
+        ({"context_len": ints(9, 1).view(1, 2)}, "context_len = .*1 dimensions"),
+        ({"page_table": torch.zeros(3, 5, dtype=torch.int32)}, "page_table = 3 rows: there are 2"),
+        ({"page_table": torch.zeros(5, 2, dtype=torch.int32).T}, "page_table = .*contiguous"),
+        (
+            {"page_table": torch.zeros(2, 5, dtype=torch.int32, device="meta")},
+            "page_table = .*host",
+        ),
+        ({"kv": torch.zeros(100)}, "kv = .*tensor of a whole live span"),
+        ({"kv": torch.zeros(100, device="meta")}, "kv = .*must be on cpu"),
+    ],
+)
+def test_a_batch_is_consistent(
+    device: Device,
+    calls: list[Call],
+    batch: AttentionBatch,
+    change: dict[str, object],
+    message: str,
+) -> None:
+    with pytest.raises(ContractError, match=message):
+        device.attention.plan(replace(batch, **change))  # type: ignore[arg-type]
+    assert calls[-1].name != "attention.plan"
+
+
+def test_kv_is_the_whole_span(device: Device, batch: AttentionBatch, pages: PagedKV) -> None:
+    for kv in (pages.tensor[:-1], pages.tensor[1:], pages.tensor.view(torch.bfloat16)):
+        with pytest.raises(ContractError, match="kv = "):
+            device.attention.plan(replace(batch, kv=kv))
+
+
+@pytest.mark.parametrize("page", [-1, 2**31 - 1])
+def test_pages_lie_within_the_span(device: Device, batch: AttentionBatch, page: int) -> None:
+    with pytest.raises(ContractError, match=rf"page_table\[0, 2\] = page {page}: must be from 0"):
+        device.attention.plan(with_page(batch, 0, 2, page))
+
+
+def test_pages_are_mapped(device: Device, calls: list[Call], batch: AttentionBatch) -> None:
+    """The first chunk of the span is a hole, and page 0 lies in it."""
+    with pytest.raises(ContractError, match=r"page_table\[1, 0\] = page 0: is not mapped"):
+        device.attention.plan(with_page(batch, 1, 0, 0))
+    assert calls[-1].name != "attention.plan"
+
+
+def test_a_page_that_has_been_unmapped_is_refused(device: Device) -> None:
+    granularity = device.info.granularity
+    span = device.memory.reserve(granularity)
+    chunk = device.memory.create()
+    device.memory.map(span, 0, chunk)
+    batch = AttentionBatch(
+        device.memory.tensor(span, "float32"), LAYOUT, ints(3).view(1, 1), ints(0, 1), ints(1)
+    )
+    device.attention.plan(batch)
+    device.memory.unmap(span, 0, chunk)
+    with pytest.raises(ContractError, match=r"page_table\[0, 0\] = page 3: is not mapped"):
+        device.attention.plan(batch)
+    device.memory.map(span, 0, chunk)
+    device.attention.plan(batch)
+
+
+def test_entries_beyond_the_context_may_be_anything(device: Device, batch: AttentionBatch) -> None:
+    device.attention.plan(with_page(batch, 1, 1, -7))
+
+
+def test_a_layers_outermost_layout_is_checked_piece_by_piece(device: Device) -> None:
+    """[layer][page][k|v][head][slot][dim]: a page has a piece in each layer, one in a hole."""
+    granularity = device.info.granularity
+    layer = granularity // 4
+    layout = replace(LAYOUT, page_stride=LAYOUT.layer_stride, layer_stride=layer)
+    span = device.memory.reserve(2 * granularity)
+    device.memory.map(span, 0, device.memory.create())
+    batch = AttentionBatch(
+        device.memory.tensor(span, "float32"), layout, ints(3).view(1, 1), ints(0, 1), ints(1)
+    )
+    with pytest.raises(ContractError, match="page 3: is not mapped"):
+        device.attention.plan(batch)
+    device.memory.map(span, granularity, device.memory.create())
+    device.attention.plan(batch)
+    first_of_next_layer = layer // layout.page_stride
+    beyond = replace(batch, page_table=ints(first_of_next_layer).view(1, 1))
+    with pytest.raises(ContractError, match="must be from 0 and below"):
+        device.attention.plan(beyond)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": 0}, "layout.layers = 0: must be positive"),
+        ({"head_dim": -16}, "layout.head_dim = -16"),
+        ({"page_size": 4.0}, "layout.page_size = 4.0"),
+        ({"page_stride": 0}, "layout.page_stride = 0"),
+        ({"v_offset": -1}, "layout.v_offset = -1: must not be negative"),
+        ({"head_stride": 63}, "layout.head_stride = 63: must be 64 or more"),
+        ({"v_offset": 127}, "layout.v_offset = 127: must be 128 or more"),
+        ({"layer_stride": 255}, "layout.layer_stride = 255: must be 256 or more"),
+        ({"page_stride": 511}, "layout.page_stride = 511: must be 512 or more"),
+        ({"v_offset": 64}, "elements would share a place"),
+    ],
+)
+def test_a_layout_gives_each_element_its_own_place(change: dict[str, object], message: str) -> None:
+    checked_layout(LAYOUT)
+    with pytest.raises(ContractError, match=message):
+        checked_layout(replace(LAYOUT, **change))  # type: ignore[arg-type]
+
+
+def test_the_layouts_dtype_is_one_of_the_devices(device: Device, batch: AttentionBatch) -> None:
+    layout = replace(LAYOUT, dtype="int8")  # type: ignore[arg-type]
+    with pytest.raises(ContractError, match=r"layout\.dtype = 'int8'"):
+        device.attention.plan(replace(batch, layout=layout))
+
+
+def rows(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("k", "v", "message"),
+    [
+        (rows(4, 2, 16), rows(5, 2, 16), r"k = .*must be \[5 tokens, 2 heads, 16\]"),
+        (rows(5, 3, 16), rows(5, 2, 16), "k = .*must be"),
+        (rows(5, 2, 8), rows(5, 2, 16), "k = .*must be"),
+        (rows(5, 32), rows(5, 2, 16), "k = .*must be"),
+        (rows(5, 2, 16), rows(5, 2, 17), "v = .*must be"),
+        (rows(5, 2, 16), rows(5, 2, 16, dtype=torch.bfloat16), "v = .*must have the dtype of k"),
+        (rows(5, 2, 16, dtype=torch.int8), rows(5, 2, 16), "k = int8.*compute dtypes float32"),
+        (rows(5, 16, 2).transpose(1, 2), rows(5, 2, 16), "k = .*heads of a row must be contiguous"),
+        (rows(2, 5, 16).transpose(0, 1), rows(5, 2, 16), "k = .*heads of a row must be contiguous"),
+        (rows(5, 2, 16).to("meta"), rows(5, 2, 16), "k = .*must be on cpu"),
+        ([1.0], rows(5, 2, 16), "k = .*must be a tensor"),
+    ],
+)
+def test_keys_and_values_have_the_batchs_shape(
+    device: Device, calls: list[Call], batch: AttentionBatch, k: object, v: object, message: str
+) -> None:
+    plan = device.attention.plan(batch)
+    with pytest.raises(ContractError, match=message):
+        device.attention.append(plan, 0, k, v)  # type: ignore[arg-type]
+    assert calls[-1].name == "attention.plan"
+
+
+@pytest.mark.parametrize(
+    ("q", "out", "params", "message"),
+    [
+        (rows(5, 3, 16), rows(5, 3, 16), PARAMS, "q = .*a multiple of 2 heads"),
+        (rows(5, 0, 16), rows(5, 0, 16), PARAMS, "q = .*a multiple of 2 heads"),
+        (rows(5, 4, 16), rows(5, 2, 16), PARAMS, "out = .*4 heads"),
+        (rows(5, 4, 16), rows(5, 4, 16, dtype=torch.float16), PARAMS, "out = .*the dtype of q"),
+        (rows(5, 4, 16), rows(5, 4, 16), AttentionParams(float("nan")), "params.scale = nan"),
+        (rows(5, 4, 16), rows(5, 4, 16), AttentionParams(float("inf")), "params.scale = inf"),
+        (rows(5, 4, 16), rows(5, 4, 16), AttentionParams(1.0, -1), "params.window = -1"),
+        (rows(5, 4, 16), rows(5, 4, 16), AttentionParams(1.0, 0, -2.0), "params.softcap = -2"),
+        (rows(5, 4, 16), rows(5, 4, 16), AttentionParams(1.0, 0, float("nan")), "softcap = nan"),
+    ],
+)
+def test_queries_results_and_parameters_are_checked(
+    device: Device,
+    calls: list[Call],
+    batch: AttentionBatch,
+    q: torch.Tensor,
+    out: torch.Tensor,
+    params: AttentionParams,
+    message: str,
+) -> None:
+    plan = device.attention.plan(batch)
+    with pytest.raises(ContractError, match=message):
+        device.attention.run(plan, 0, q, out, params)
+    assert calls[-1].name == "attention.plan"
+
+
+@pytest.mark.parametrize("layer", [-1, 2, 0.0, True, None])
+def test_the_layer_is_one_of_the_layouts(
+    device: Device, batch: AttentionBatch, layer: object
+) -> None:
+    plan = device.attention.plan(batch)
+    with pytest.raises(ContractError, match=r"layer = .*from 0 and below 2"):
+        device.attention.append(plan, layer, rows(5, 2, 16), rows(5, 2, 16))  # type: ignore[arg-type]
+
+
+def test_only_the_latest_plan_is_valid(device: Device, batch: AttentionBatch) -> None:
+    old = device.attention.plan(batch)
+    device.attention.plan(batch)
+    for plan in (old, None, object()):
+        with pytest.raises(ContractError, match=r"what the latest attention.plan\(\) gave"):
+            device.attention.append(plan, 0, rows(5, 2, 16), rows(5, 2, 16))
+
+
+# --- fused operators ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fused(calls: list[Call]) -> Iterator[tuple[Device, FusedOps]]:
+    device = Checked(Traced(registry.load("cpu", timeout=60).open(), calls.append))
+    found = device.extension(FusedOps)  # type: ignore[type-abstract]
+    assert found is not None
+    yield device, found
+    device.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("linear", (rows(2, 8), rows(4, 9)), r"weight = .*\[out features, 8\]"),
+        ("linear", (rows(8), rows(4, 8)), r"x = .*\[tokens, in features\]"),
+        ("linear", (rows(8, 2).T, rows(4, 8)), "x = .*last dimension must be contiguous"),
+        ("linear", (rows(2, 8), rows(8, 4).T), "weight = .*contiguous"),
+        ("linear", (rows(2, 8), rows(4, 8, dtype=torch.float64)), "weight = float64.*dtypes"),
+        ("linear", (rows(2, 8), rows(4, 8), rows(5)), r"bias = .*float32 \[4\]"),
+        ("linear", (rows(2, 8), rows(4, 8), None, rows(2, 5)), r"residual = .*\[2, 4\]"),
+        ("gated_linear", (rows(2, 8), rows(5, 8), "silu"), "weight = .*as many rows"),
+        ("gated_linear", (rows(2, 8), rows(4, 8), "relu"), "activation = 'relu': .*silu"),
+        ("rms_norm", (rows(2, 8), rows(4), 1e-5), r"weight = .*float32 \[8\]"),
+        ("rms_norm", (rows(2, 8), rows(8), -1.0), "eps = -1.0"),
+        ("rms_norm", (rows(2, 8), rows(8), float("nan")), "eps = nan"),
+    ],
+)
+def test_fused_operators_are_checked(
+    fused: tuple[Device, FusedOps],
+    calls: list[Call],
+    name: str,
+    arguments: tuple[object, ...],
+    message: str,
+) -> None:
+    with pytest.raises(ContractError, match=message):
+        getattr(fused[1], name)(*arguments)
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("rotation", "norm", "message"),
+    [
+        (Rotation(rows(8, 8), rows(8, 8)), None, "rotation.cos = .*needs 9 positions"),
+        (Rotation(rows(9, 9), rows(9, 9)), None, "rotation.cos = .*at most 8 angles"),
+        (Rotation(rows(9, 8), rows(9, 4)), None, "rotation.sin = .*the shape of cos"),
+        (Rotation(rows(9), rows(9)), None, "rotation.cos = .*float32"),
+        (None, HeadNorm(rows(16), rows(8), 1e-6), "norm.k = "),
+        (None, HeadNorm(rows(16), rows(16), -1.0), "norm.eps = -1"),
+    ],
+)
+def test_rotations_and_norms_are_checked(
+    fused: tuple[Device, FusedOps],
+    calls: list[Call],
+    rotation: Rotation | None,
+    norm: HeadNorm | None,
+    message: str,
+) -> None:
+    device, operators = fused
+    with PagedKV(device, LAYOUT, 12) as pages:
+        batch = pages.batch([pages.take(9), pages.take(1)], [9, 1], [4, 1])
+        plan = device.attention.plan(batch)
+        q, k, v = rows(5, 4, 16), rows(5, 2, 16), rows(5, 2, 16)
+        with pytest.raises(ContractError, match=message):
+            operators.rotate_append(plan, 0, q, k, v, rotation, norm)
+        assert calls[-1].name == "attention.plan"
+        enough = Rotation(rows(9, 8), rows(9, 8))
+        operators.rotate_append(plan, 0, q, k, v, enough, HeadNorm(rows(16), rows(16), 1e-6))
+
+
+def test_a_layout_is_checked_again_when_it_changes(device: Device, batch: AttentionBatch) -> None:
+    device.attention.plan(batch)
+    wrong: KVLayout = replace(LAYOUT, head_stride=1)
+    with pytest.raises(ContractError, match="head_stride"):
+        device.attention.plan(replace(batch, layout=wrong))
