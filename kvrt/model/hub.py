@@ -2,11 +2,15 @@
 
 That library goes on with a file whose connection was lost, keeps complete files for the next run,
 puts only complete ones into a snapshot, and honours the HF_* variables (HF_HOME, HF_TOKEN,
-HF_HUB_OFFLINE, HF_ENDPOINT ...). What is added here: the small files come first, so that a model
-kvrt cannot run is refused before its weights are downloaded, and a snapshot that has its weights
-has everything else too.
+HF_HUB_OFFLINE, HF_ENDPOINT ...). What is added here:
+
+- The small files come first, so that a model kvrt cannot run is refused before its weights are
+  downloaded, and a snapshot that has its weights has everything else too.
+- New weights are compared with the SHA-256 that the hub announced.
 """
 
+import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from kvrt.model.resolve import Progress, Want
 
 SMALL_FILES = ["*.json", "*.jinja"]
 SUBFOLDERS = ["*/*"]
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def download(
@@ -43,12 +48,34 @@ def download(
     wanted = shard_names(first / INDEX) if (first / INDEX).exists() else [SINGLE]
     # The folder of a snapshot is named for its commit: the weights come from the same one, even if
     # the branch has moved meanwhile.
+    here = {name for name in wanted if (first / name).exists()}
     folder = _snapshot(repository, wanted, first.name, offline, progress)
     try:
-        weight_files(folder)
+        for path in weight_files(folder):
+            if path.name not in here:
+                _verify(path)
     except ModelError as error:
         raise ModelError(f"{repository}: {error}", fix=_completing(error.fix, offline)) from None
     return folder
+
+
+def _verify(path: Path) -> None:
+    """Compare a new file with the SHA-256 that the hub announced, which is its name in the cache.
+
+    The library itself compares lengths, and those only with what the same server said.
+    """
+    blob = path.resolve()
+    if not SHA256.fullmatch(blob.name):
+        return
+    with open(blob, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != blob.name:
+        path.unlink()
+        blob.unlink(missing_ok=True)
+        raise ModelError(
+            f"{path.name}: what arrived has another SHA-256 than the hub announced; it was deleted",
+            fix="run it again, to download the file again",
+        )
 
 
 def _completing(fix: str, offline: bool) -> str:

@@ -153,6 +153,28 @@ def test_a_download_that_failed_is_not_used_and_the_next_one_fetches_the_rest(
 
 
 @pytest.mark.promise("P24")
+def test_a_file_with_another_hash_than_announced_is_refused_and_not_kept(hub: FakeHub) -> None:
+    name = shards(hub)[2]
+    hub.forged[name] = hub.files[name][:-1] + b"!"
+    with pytest.raises(ModelError, match=f"{name}.*SHA-256"):
+        resolve(REPOSITORY)
+    with pytest.raises(ModelError, match="not completely in the cache"):
+        resolve(REPOSITORY, offline=True)
+    hub.forged.clear()
+    assert (resolve(REPOSITORY) / name).read_bytes() == hub.files[name]
+
+
+@pytest.mark.promise("P24")
+def test_a_file_of_another_length_than_announced_is_refused(hub: FakeHub) -> None:
+    name = shards(hub)[2]
+    hub.forged[name] = hub.files[name][:-100]
+    with pytest.raises(ModelError, match="SHA-256"):
+        resolve(REPOSITORY)
+    with pytest.raises(ModelError, match="not completely in the cache"):
+        resolve(REPOSITORY, offline=True)
+
+
+@pytest.mark.promise("P24")
 def test_a_partial_snapshot_is_never_used_as_complete(hub: FakeHub) -> None:
     found = resolve(REPOSITORY)
     (found / shards(hub)[0]).unlink()
