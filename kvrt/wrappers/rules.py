@@ -36,8 +36,8 @@ class Facts:
     """A device's info, in the form that checks ask for, and whether it is still open."""
 
     def __init__(self, info: DeviceInfo) -> None:
-        if not whole(info.granularity) or info.granularity <= 0:
-            raise broken("info.granularity", info.granularity, "must be a positive number of bytes")
+        if not whole(info.granularity) or info.granularity.bit_count() != 1:
+            raise broken("info.granularity", info.granularity, "must be a power of two")
         for field in ("compute_dtypes", "kv_dtypes"):
             dtypes = getattr(info, field)
             if not dtypes or not set(dtypes) <= set(TORCH_DTYPE):
