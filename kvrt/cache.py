@@ -11,7 +11,7 @@ import enum
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -145,7 +145,14 @@ class KVCache:
 
         Raises:
             DeviceError: a device call failed; the old table stands.
+            IntegrityError: the change was planned on another table than the current one.
         """
+        version = self._table.version
+        if change.table.version != version:
+            raise IntegrityError(
+                f"a change was planned on version {change.table.version} of the page table, and"
+                f" the current one is {version}"
+            )
         if change.ops:
             applied = apply(change.ops, self._backing, poison=self._poison)
             if isinstance(applied, Failed):
@@ -154,14 +161,9 @@ class KVCache:
             self._unmaps += applied.unmaps
             self._copies += applied.copies
             self._peak = max(self._peak, len(self._backing.mapped))
-        if change.table.mapped_chunks != len(self._backing.mapped):
-            raise IntegrityError(
-                f"{len(self._backing.mapped)} chunks are mapped, and the page table says"
-                f" {change.table.mapped_chunks}: the change was not planned on the current table"
-            )
         with self._lock:
             # Another thread may have changed the limit since the change was planned.
-            self._table = change.table.with_limit(self._limit)
+            self._table = replace(change.table, limit=self._limit, version=version + 1)
         return None
 
     def batch(self, seqs: Sequence[SeqId], query_lens: Sequence[int]) -> AttentionBatch:

@@ -76,6 +76,7 @@ class PageTable:
         referrers: direct referrers of each page that has more than one.
         retired: pages that wait for a step, in the order in which they were freed.
         placement: which chunks are mapped, which pages are free.
+        version: of the committed table that this one was planned on; see `kvrt.cache`.
     """
 
     geometry: Geometry
@@ -86,6 +87,7 @@ class PageTable:
     referrers: dict[int, int]
     retired: tuple[Retired, ...]
     placement: Placement
+    version: int = 0
 
     @classmethod
     def empty(cls, geometry: Geometry, limit: int, *, scrub: bool = False) -> Change:

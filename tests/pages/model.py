@@ -1,0 +1,260 @@
+"""A KV cache beside plain lists: every operation is done on both, and they are compared.
+
+Each token stores a number of its own, in every layer, head and dimension, so that a byte that
+belongs to another token, or to none, is seen wherever it is.
+"""
+
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from kvrt.cache import KVCache
+from kvrt.pages.apply import Failed
+from kvrt.pages.geometry import Geometry
+from kvrt.pages.table import Change, PageTable, Shortage
+from kvrt.spi import Device
+
+
+@dataclass
+class Oracle:
+    """What must be in the cache.
+
+    Args:
+        tokens: of each sequence.
+        retired: step, page and tokens in it, of pages that a step in flight may read.
+    """
+
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+    retired: list[tuple[int, int, list[int]]] = field(default_factory=list)
+
+
+class Model:
+    """Drives a `KVCache` and an `Oracle` at once.
+
+    Args:
+        device: any real one.
+        geometry: pages over its chunks.
+        limit: in chunks.
+        keep_warm: in chunks.
+    """
+
+    def __init__(self, device: Device, geometry: Geometry, *, limit: int, keep_warm: int) -> None:
+        self.geometry = geometry
+        self.keep_warm = keep_warm
+        self.cache = KVCache(
+            device,
+            geometry,
+            limit_bytes=limit * geometry.chunk_bytes,
+            keep_warm_bytes=keep_warm * geometry.chunk_bytes,
+            poison=True,
+        )
+        self.oracle = Oracle()
+        self.step = 0
+        self.shortages = 0
+        self._ids = itertools.count(1)
+        self._payload = itertools.count(1)
+        kv = self.cache.batch([], []).kv
+        layout = geometry.layout
+        self.view = torch.as_strided(  # [page, layer, k|v, head, slot, d]
+            kv,
+            (geometry.pages, layout.layers, 2, layout.kv_heads, layout.page_size, layout.head_dim),
+            (
+                layout.page_stride,
+                layout.layer_stride,
+                layout.v_offset,
+                layout.head_stride,
+                layout.head_dim,
+                1,
+            ),
+        )
+
+    @property
+    def table(self) -> PageTable:
+        return self.cache.table
+
+    # --- operations --------------------------------------------------------------------------
+
+    def commit(self, change: Change) -> None:
+        failed = self.cache.commit(change)
+        assert not isinstance(failed, Failed), failed.error
+
+    def grow(self, tokens: dict[int, int]) -> bool:
+        before = self.table
+        change = before.grow(tokens)
+        if isinstance(change, Shortage):
+            self.shortages += 1
+            assert self.table is before
+            assert before.free_pages <= change.free < change.needed
+            return False
+        self.commit(change)
+        for seq, count in tokens.items():
+            known = self.oracle.tokens.setdefault(seq, [])
+            new = list(itertools.islice(self._payload, count))
+            self.write(seq, len(known), new)
+            known += new
+        return True
+
+    def add(self, count: int) -> None:
+        self.grow({next(self._ids): count})
+
+    def fork(self, parent: int) -> None:
+        child = next(self._ids)
+        self.commit(self.table.fork(parent, child))
+        self.oracle.tokens[child] = list(self.oracle.tokens[parent])
+
+    def truncate(self, seq: int, length: int, *, fenced: bool) -> None:
+        row = self.table.pages(seq)
+        self.commit(self.table.truncate(seq, length, after=self.step if fenced else None))
+        self._keep_retired(seq, row)
+        del self.oracle.tokens[seq][length:]
+
+    def free(self, seq: int, *, fenced: bool) -> None:
+        row = self.table.pages(seq)
+        self.commit(self.table.free(seq, after=self.step if fenced else None))
+        self._keep_retired(seq, row)
+        del self.oracle.tokens[seq]
+
+    def replace(self, victim: int, count: int) -> None:
+        """Preempt one sequence for a new one, in one change, as the scheduler does."""
+        freed = self.table.free(victim)
+        grown = freed.table.grow({(new := next(self._ids)): count})
+        if isinstance(grown, Shortage):
+            return
+        self.commit(Change(grown.table, freed.ops + grown.ops))
+        del self.oracle.tokens[victim]
+        self.oracle.tokens[new] = list(itertools.islice(self._payload, count))
+        self.write(new, 0, self.oracle.tokens[new])
+
+    def plan_and_forget(self, seq: int) -> None:
+        """Whatever is planned on a table leaves the table as it is."""
+        before = self.table
+        before.grow({seq: 9})
+        before.fork(seq, -1)
+        before.free(seq)
+        before.trim()
+        assert self.table is before
+
+    def end_step(self) -> None:
+        self.cache.end_step(self.step)
+        self.oracle.retired = [entry for entry in self.oracle.retired if entry[0] > self.step]
+        self.step += 1
+
+    def idle(self) -> None:
+        self.cache.idle()
+        self.oracle.retired.clear()
+        held = self.cache.stats().mapped_bytes + self.cache.stats().pooled_bytes
+        limit = self.table.limit
+        needed = self.table.mapped_chunks - self.table.warm_chunks
+        assert held == max(needed, min(self.keep_warm, limit)) * self.geometry.chunk_bytes
+
+    def set_limit(self, chunks: int) -> None:
+        self.cache.set_memory_limit(chunks * self.geometry.chunk_bytes)
+
+    def empty(self) -> None:
+        """Free everything: nothing may be left."""
+        for seq in list(self.oracle.tokens):
+            self.free(seq, fenced=bool(seq % 2))
+        self.end_step()
+        self.idle()
+        self.check()
+        assert self.table.used_pages == self.table.retired_pages == 0
+        assert self.table.placement.used_pages == 1, "the null page"
+        assert not self.table.referrers
+
+    # --- comparing ---------------------------------------------------------------------------
+
+    def check(self, *, every_byte: bool = False, but: int | None = None) -> None:
+        """Compare; of each head's vector only the two ends, if not `every_byte`.
+
+        `but`: a sequence whose bytes are not looked at.
+        """
+        view = self.view if every_byte else self.view[..., :: self.geometry.head_dim - 1]
+        self.cache.check_integrity()
+        table = self.table
+        assert set(table.sequences) == set(self.oracle.tokens)
+        held = set()
+        for seq, tokens in self.oracle.tokens.items():
+            assert table.length(seq) == len(tokens)
+            pages = table.pages(seq)
+            assert len(pages) == self.geometry.pages_for(len(tokens))
+            assert 0 not in pages
+            held.update(pages)
+            if seq != but:
+                _compare(view[list(pages)], tokens)
+        assert table.retired_pages == len(self.oracle.retired)
+        for _, page, tokens in self.oracle.retired:
+            _compare(view[[page]], tokens)
+        assert table.used_pages == len(held)
+        used = 1 + table.used_pages + table.retired_pages
+        blocked = self.geometry.pages - used - table.placement.open_pages
+        assert blocked >= 0
+        assert table.free_pages <= table.placement.open_pages + blocked
+        stats = self.cache.stats()
+        assert stats.mapped_bytes + stats.pooled_bytes <= max(
+            self.cache.stats().limit_bytes, table.mapped_chunks * self.geometry.chunk_bytes
+        )
+
+    def check_poison(self) -> None:
+        """Every mapped page that is free is NaN throughout."""
+        placement = self.table.placement
+        for chunk, (_, free) in placement.held.items():
+            for at, page in enumerate(self.geometry.own_pages(chunk)):
+                if free >> at & 1:
+                    assert self.view[page].isnan().all(), f"page {page} is free and can be read"
+
+    def close(self) -> None:
+        self.cache.close()
+
+    # --- bytes -------------------------------------------------------------------------------
+
+    def write(self, seq: int, start: int, payload: list[int]) -> None:
+        pages, size = self.table.pages(seq), self.geometry.page_size
+        for position, value in enumerate(payload, start):
+            self.view[pages[position // size], :, :, :, position % size] = value
+
+    def _keep_retired(self, seq: int, row: tuple[int, ...]) -> None:
+        """Note what the pages hold that `seq` has just left, if nobody else has them."""
+        size, tokens = self.geometry.page_size, self.oracle.tokens[seq]
+        known = {page for _, page, _ in self.oracle.retired}
+        retired = {page for entry in self.table.retired for page in entry.pages} - known
+        for at, page in enumerate(row):
+            if page in retired:
+                content = tokens[at * size : (at + 1) * size]
+                self.oracle.retired.append((self.step, page, content))
+
+
+def _compare(pages: torch.Tensor, tokens: list[int]) -> None:
+    """`pages`: [page, layer, k|v, head, slot, d]."""
+    found = pages.movedim(4, 1).flatten(0, 1)[: len(tokens)].flatten(1)
+    same = (found == torch.tensor(tokens, dtype=found.dtype)[:, None]).all(1)
+    assert same.all(), f"token {int((~same).nonzero()[0])} of {tokens} reads otherwise"
+
+
+def random_operation(model: Model, rng: random.Random, max_limit: int) -> None:
+    """One operation, chosen at random."""
+    seqs = sorted(model.oracle.tokens)
+    low = model.geometry.min_chunks
+    operations: list[tuple[int, Callable[[], object]]] = [
+        (4, lambda: model.add(rng.randint(0, 30))),
+        (1, model.idle),
+        (3, model.end_step),
+        (1, lambda: model.set_limit(rng.randint(low, max_limit))),
+    ]
+    if seqs:
+        one = rng.choice(seqs)
+        some = rng.sample(seqs, rng.randint(1, len(seqs)))
+        length = len(model.oracle.tokens[one])
+        fenced = rng.random() < 0.5
+        operations += [
+            (8, lambda: model.grow({seq: rng.randint(0, 6) for seq in some})),
+            (3, lambda: model.fork(one)),
+            (2, lambda: model.truncate(one, rng.randint(0, length), fenced=fenced)),
+            (6, lambda: model.free(one, fenced=fenced)),
+            (1, lambda: model.replace(one, rng.randint(1, 30))),
+            (1, lambda: model.plan_and_forget(one)),
+        ]
+    weights = [weight for weight, _ in operations]
+    rng.choices(operations, weights)[0][1]()

@@ -1,0 +1,28 @@
+"""Pages of several sizes, small beside a chunk or larger than several."""
+
+from kvrt.pages.geometry import Geometry
+
+KIB = 1024
+CHUNK = 64 * KIB
+
+LAYERS = {"many in a chunk": 1, "straddling": 5, "one chunk": 8, "larger": 20, "two chunks": 16}
+"""Layers that make a page of 8, 40, 64, 160 and 128 KiB."""
+
+
+def shape(name: str = "straddling", *, chunks: int = 24, chunk_bytes: int = CHUNK) -> Geometry:
+    """A geometry over about so many chunks; its pages scale with the chunk."""
+    kind = Geometry(
+        layers=LAYERS[name],
+        kv_heads=2,
+        head_dim=128 * (chunk_bytes // CHUNK),
+        page_size=4,
+        dtype="float32",
+        chunk_bytes=chunk_bytes,
+        pages=2,
+    )
+    return Geometry(
+        **{
+            **{field: getattr(kind, field) for field in kind.__dataclass_fields__},
+            "pages": chunks * chunk_bytes // kind.page_bytes,
+        }
+    )

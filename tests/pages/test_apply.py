@@ -1,0 +1,142 @@
+"""Ops are carried out on a device, all of them or none."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from kvrt.errors import DeviceError, IntegrityError, OutOfMemory
+from kvrt.pages.apply import Applied, Failed, apply
+from kvrt.pages.backing import Backing
+from kvrt.pages.ops import Copy, Map, Op, Scrub, Unmap
+from kvrt.spi import Device
+from kvrt.testing.chaos import Chaos
+
+from .shapes import shape
+
+NO_MEMORY = OutOfMemory("no more")
+BROKEN = DeviceError("broken", call="map", code="EIO")
+
+
+def opened(device: Device) -> Backing:
+    """Chunks 0 and 1 are mapped; page p of 64 KiB is chunk p, and holds p + 1 in every byte."""
+    backing = Backing(device, shape("one chunk"))
+    for index in range(2):
+        backing.map(index)
+        backing.page(index).fill_(index + 1)
+    return backing
+
+
+@pytest.fixture
+def backing(null_device: Device) -> Iterator[Backing]:
+    backing = opened(null_device)
+    yield backing
+    backing.release()
+
+
+def content(backing: Backing) -> dict[int, int]:
+    """The byte that fills each mapped page."""
+    found = {}
+    for index in sorted(backing.mapped):
+        values = backing.page(index).unique()
+        assert len(values) == 1, f"page {index} is torn: {values}"
+        found[index] = int(values)
+    return found
+
+
+def test_ops_are_carried_out_in_order_and_counted(backing: Backing) -> None:
+    ops = (Map(2), Copy(0, 2), Unmap(1), Map(3), Copy(2, 3), Scrub(0))
+    assert apply(ops, backing) == Applied(maps=2, unmaps=1, copies=2)
+    assert content(backing) == {0: 255, 2: 1, 3: 1}
+    assert backing.page(0).view(torch.float32).isnan().all()
+
+
+def test_a_mapped_chunk_is_scrubbed_if_poison_is_on(backing: Backing) -> None:
+    assert apply((Unmap(1), Map(2)), backing, poison=True) == Applied(1, 1, 0)
+    assert content(backing) == {0: 1, 2: 255}
+
+
+def test_an_unmapped_chunk_is_recycled(backing: Backing, null_device: Device) -> None:
+    apply((Unmap(1), Map(2), Unmap(2), Map(3)), backing)
+    assert null_device.memory.info().chunks == 2 * backing.geometry.chunk_bytes
+    assert len(backing.pool) == 0
+
+
+def test_a_copy_reads_a_page_before_its_chunk_goes(backing: Backing) -> None:
+    assert apply((Copy(1, 0), Unmap(1), Map(5), Copy(0, 5)), backing) == Applied(1, 1, 2)
+    assert content(backing) == {0: 2, 5: 2}
+
+
+OPS: tuple[Op, ...] = (
+    Map(2), Copy(0, 2), Unmap(1), Map(3), Map(4), Copy(2, 0), Unmap(2), Map(5), Scrub(3),
+)  # fmt: skip
+
+
+@pytest.mark.promise("P3")
+@pytest.mark.parametrize("poison", [False, True])
+@pytest.mark.parametrize("error", [NO_MEMORY, BROKEN], ids=["no memory", "broken"])
+@pytest.mark.parametrize(
+    ("call", "number"),
+    [("memory.create", 1), ("memory.create", 2), ("memory.map", 1), ("memory.map", 2),
+     ("memory.map", 3), ("memory.map", 4), ("memory.unmap", 1), ("memory.unmap", 2),
+     ("copier.within", 1), ("fence", 1)],
+)  # fmt: skip
+def test_whatever_fails_everything_is_as_it_was(
+    null_device: Device, call: str, number: int, error: Exception, poison: bool
+) -> None:
+    prepared = 2 if call in ("memory.create", "memory.map") else 0
+    chaos = Chaos(null_device, fail={(call, prepared + number): error})
+    backing = opened(chaos)
+    if isinstance(error, OutOfMemory):
+        assert apply(OPS, backing, poison=poison) == Failed(error)
+    else:
+        with pytest.raises(DeviceError) as caught:
+            apply(OPS, backing, poison=poison)
+        assert caught.value is error
+    assert content(backing) == {0: 1, 1: 2}
+    held = backing.held_chunks * backing.geometry.chunk_bytes
+    assert null_device.memory.info().chunks == held, "a chunk was lost"
+    backing.release()
+    assert null_device.memory.info().chunks == 0
+
+
+def test_an_op_that_makes_no_sense_is_refused_before_the_device_sees_it(backing: Backing) -> None:
+    with pytest.raises(IntegrityError, match="chunk 1 is mapped already"):
+        apply((Map(2), Map(1)), backing)
+    with pytest.raises(IntegrityError, match="chunk 9 is not mapped"):
+        apply((Map(2), Unmap(9)), backing)
+    assert content(backing) == {0: 1, 1: 2}
+
+
+def test_the_span_is_given_back_if_it_cannot_be_a_tensor(null_device: Device) -> None:
+    chaos = Chaos(null_device, fail={("memory.tensor", 1): BROKEN})
+    with pytest.raises(DeviceError):
+        Backing(chaos, shape())
+    assert chaos.calls["memory.release"] == 1
+
+
+def test_release_goes_on_where_it_failed(null_device: Device) -> None:
+    chaos = Chaos(null_device, fail={("memory.unmap", 2): BROKEN, ("memory.destroy", 2): BROKEN})
+    backing = Backing(chaos, shape("one chunk"))
+    for index in range(3):
+        backing.map(index)
+    for _ in range(2):
+        with pytest.raises(DeviceError):
+            backing.release()
+    backing.release()
+    backing.release()
+    assert null_device.memory.info().chunks == 0
+
+
+def test_the_pool_creates_ahead_and_gives_back(null_device: Device) -> None:
+    backing = Backing(null_device, shape("one chunk"))
+    backing.pool.fill(3)
+    assert len(backing.pool) == 3
+    assert null_device.memory.info().chunks == 3 * backing.geometry.chunk_bytes
+    backing.map(0)
+    assert (len(backing.pool), backing.held_chunks) == (2, 3)
+    backing.pool.drain(1)
+    backing.pool.fill(1)
+    assert backing.held_chunks == 2
+    backing.release()
+    assert null_device.memory.info().chunks == 0

@@ -1,0 +1,392 @@
+"""The KV cache on real memory."""
+
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kvrt.cache import KVCache, LimitChange
+from kvrt.errors import CapacityError, ConfigError, IntegrityError, OutOfMemory
+from kvrt.pages.apply import Failed
+from kvrt.pages.table import Change
+from kvrt.registry import open_device
+from kvrt.spi import Device, DeviceOptions
+from kvrt.testing.chaos import Chaos
+from kvrt.testing.host import physical_bytes
+from kvrt.testing.paged import Case, mismatch, run_layers
+
+from .shapes import CHUNK, LAYERS, shape
+
+SIZE = 4
+ROOM = 16 * CHUNK
+
+
+def open_cache(device: Device, kind: str = "one chunk", **options: int) -> KVCache:
+    sizes = {"limit_bytes": ROOM, **options}
+    return KVCache(device, shape(kind), poison=True, **sizes)
+
+
+def grow(cache: KVCache, tokens: dict[object, int]) -> None:
+    change = cache.table.grow(tokens)
+    assert isinstance(change, Change)
+    assert cache.commit(change) is None
+
+
+def held(cache: KVCache) -> int:
+    stats = cache.stats()
+    return stats.mapped_bytes + stats.pooled_bytes
+
+
+# --- opening ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", sorted(LAYERS))
+def test_a_limit_without_room_for_a_page_is_refused_with_what_it_takes(
+    kind: str, null_device: Device
+) -> None:
+    geometry = shape(kind)
+    needed = geometry.chunks_of(1).stop * CHUNK
+    with pytest.raises(CapacityError, match="no room for a single page") as caught:
+        KVCache(null_device, geometry, limit_bytes=needed - 1)
+    assert caught.value.needed == needed
+    cache = KVCache(null_device, geometry, limit_bytes=needed)
+    assert cache.capacity_tokens >= SIZE
+    grow(cache, {"a": cache.capacity_tokens})
+    cache.close()
+    assert null_device.memory.info().chunks == 0
+
+
+def test_a_geometry_that_does_not_fit_the_device_is_refused(cpu_device: Device) -> None:
+    with pytest.raises(ConfigError, match="chunk_bytes is 65536"):
+        KVCache(cpu_device, shape(), limit_bytes=ROOM)
+    with pytest.raises(ConfigError, match="keep_warm_bytes is -1"):
+        KVCache(cpu_device, shape(chunk_bytes=2 << 20), limit_bytes=64 << 20, keep_warm_bytes=-1)
+    assert cpu_device.memory.info().chunks == 0
+
+
+def test_a_device_without_any_memory_is_an_error_and_holds_nothing(null_device: Device) -> None:
+    chaos = Chaos(null_device, fail={("memory.create", 1): OutOfMemory("none")})
+    with pytest.raises(OutOfMemory, match="none"):
+        open_cache(chaos)
+    assert chaos.calls["memory.release"] == 1
+
+
+# --- a batch ---------------------------------------------------------------------------------
+
+
+def test_a_batch_shows_the_table(null_device: Device) -> None:
+    cache = open_cache(null_device, "many in a chunk")
+    grow(cache, {"a": 9, "b": 3, "c": 5})
+    batch = cache.batch(["c", "a"], [5, 1])
+    assert batch.query_start.tolist() == [0, 5, 6]
+    assert batch.context_len.tolist() == [5, 9]
+    assert batch.page_table.dtype == batch.context_len.dtype == torch.int32
+    assert batch.page_table.is_contiguous()
+    assert tuple(batch.page_table[0, :2].tolist()) == cache.table.pages("c")
+    assert tuple(batch.page_table[1, :3].tolist()) == cache.table.pages("a")
+    assert batch.layout == cache.geometry.layout
+    cache.close()
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.promise("P6")
+@pytest.mark.parametrize("backend", ["cpu", "null"])
+def test_attention_over_used_pages_never_reads_what_others_left(backend: str) -> None:
+    """All free memory is NaN; the sequences are forked, copied, cut, and given used pages."""
+    device = open_device(backend)
+    case = Case(page_size=SIZE, kv_heads=2, head_dim=64, layers=3)
+    geometry = replace(
+        shape(), layers=3, head_dim=64, chunk_bytes=device.info.granularity, pages=4000
+    )
+    limit = 24 * geometry.chunk_bytes
+    cache = KVCache(device, geometry, limit_bytes=limit, poison=True)
+    grow(cache, {seq: 3 + 17 * seq for seq in range(6)})
+    run_layers(device, cache.batch(range(6), [cache.table.length(seq) for seq in range(6)]), case)
+    assert cache.commit(cache.table.free(5)) is None
+    assert cache.commit(cache.table.truncate(3, 9)) is None
+    assert cache.commit(cache.table.fork(4, 40)) is None
+    grow(cache, {0: 30, 1: 1, 2: 5, 3: 1, 4: 1, 40: 1, 7: 23})
+    seqs, queries = [7, 0, 40, 1, 2, 3, 4], [23, 30, 1, 1, 5, 1, 1]
+    batch = cache.batch(seqs, queries)
+    got, want = run_layers(device, batch, case)
+    assert not got.isnan().any()
+    assert mismatch(got, want, case.tolerance) == ""
+    assert cache.stats().copies == 1
+    cache.close()
+    device.close()
+
+
+@pytest.mark.promise("P6")
+def test_a_page_shows_nothing_of_the_sequence_that_had_it_before(null_device: Device) -> None:
+    cache = open_cache(null_device, "many in a chunk")
+    kv = cache.batch([], []).kv
+    layout = cache.geometry.layout
+    pages = kv.view(-1)[: cache.geometry.pages * layout.page_stride].view(-1, layout.page_stride)
+    grow(cache, {"a": 6 * SIZE})
+    first = cache.table.pages("a")
+    pages[list(first)] = 1.0
+    freed = cache.table.free("a")
+    regrown = freed.table.grow({"b": 6 * SIZE})  # preempted: freed and given in one change
+    assert isinstance(regrown, Change)
+    assert cache.commit(Change(regrown.table, freed.ops + regrown.ops)) is None
+    second = cache.table.pages("b")
+    assert set(second) == set(first)
+    assert pages[list(second)].isnan().all()
+    cache.close()
+
+
+# --- memory follows use ----------------------------------------------------------------------
+
+
+def test_memory_comes_with_the_first_page_and_goes_when_idle(null_device: Device) -> None:
+    cache = open_cache(null_device)
+    assert held(cache) == CHUNK
+    grow(cache, {"a": 6 * SIZE})
+    stats = cache.stats()
+    assert (stats.mapped_bytes, stats.pooled_bytes) == (7 * CHUNK, 0)
+    assert (stats.used_pages, stats.free_pages, stats.retired_pages) == (6, 9, 0)
+    assert cache.commit(cache.table.free("a", after=1)) is None
+    assert cache.stats().retired_pages == 6
+    cache.end_step(1)
+    assert held(cache) == 7 * CHUNK, "it may be needed again at once"
+    cache.idle()
+    stats = cache.stats()
+    assert (stats.mapped_bytes, stats.pooled_bytes) == (CHUNK, 0)
+    assert (stats.peak_mapped_bytes, stats.maps, stats.unmaps) == (7 * CHUNK, 7, 6)
+    assert null_device.memory.info().chunks == CHUNK
+    cache.close()
+
+
+def test_an_idle_cache_keeps_what_it_was_told_to_keep_warm(null_device: Device) -> None:
+    cache = open_cache(null_device, keep_warm_bytes=4 * CHUNK)
+    cache.idle()
+    assert cache.stats().pooled_bytes == 3 * CHUNK, "created ahead of need"
+    grow(cache, {"a": 3 * SIZE})
+    assert (cache.stats().mapped_bytes, cache.stats().pooled_bytes) == (4 * CHUNK, 0)
+    grow(cache, {"b": 5 * SIZE})
+    for seq in "ab":
+        assert cache.commit(cache.table.free(seq)) is None
+    cache.idle()
+    assert (cache.stats().mapped_bytes, cache.stats().pooled_bytes) == (4 * CHUNK, 0)
+    cache.close()
+
+
+def test_what_a_device_cannot_keep_ready_is_not_an_error(null_device: Device) -> None:
+    chaos = Chaos(null_device, fail={("memory.create", 2): OutOfMemory("none")})
+    cache = open_cache(chaos, keep_warm_bytes=4 * CHUNK)
+    cache.idle()
+    assert held(cache) == CHUNK
+    cache.close()
+
+
+def test_spare_memory_goes_while_steps_run(null_device: Device) -> None:
+    """Not at once, since the next sequence may need it; and what comes and goes is kept."""
+    cache = open_cache(null_device)
+    grow(cache, {"long": SIZE, "burst": 8 * SIZE, "wave": 3 * SIZE})
+    assert cache.commit(cache.table.free("burst")) is None
+    cache.end_step(0)
+    assert held(cache) == 13 * CHUNK
+    maps = cache.stats().maps
+    for step in range(1, 200):
+        if step % 10 == 0:
+            assert cache.commit(cache.table.free("wave", after=step)) is None
+        if step % 10 == 5 and "wave" not in cache.table:
+            grow(cache, {"wave": 3 * SIZE})
+        cache.end_step(step)
+    assert held(cache) == 5 * CHUNK
+    assert cache.stats().maps == maps, "the wave was mapped once"
+    cache.close()
+
+
+@pytest.mark.promise("P4")
+@pytest.mark.parametrize("shareable", [False, True])
+def test_the_system_has_its_memory_back_half_a_second_after_the_last_free(shareable: bool) -> None:
+    device = open_device("cpu", options=DeviceOptions(shareable=shareable))
+    chunk = device.info.granularity
+    geometry = shape("straddling", chunks=40, chunk_bytes=chunk)
+    cache = KVCache(device, geometry, limit_bytes=32 * chunk, keep_warm_bytes=2 * chunk)
+    cache.idle()
+    before = physical_bytes()
+    seqs = dict.fromkeys(range(10), 4 * SIZE)
+    grow(cache, seqs)
+    assert physical_bytes() - before > 20 * chunk
+    for seq in seqs:
+        assert cache.commit(cache.table.free(seq, after=1)) is None
+    started = time.monotonic()
+    cache.end_step(1)
+    cache.idle()
+    assert time.monotonic() - started < 0.5
+    assert held(cache) == 2 * chunk
+    assert abs(physical_bytes() - before) < chunk // 2
+    cache.close()
+    device.close()
+
+
+# --- the limit -------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("P4")
+def test_a_limit_below_use_is_deferred_and_applied_as_pages_come_free(null_device: Device) -> None:
+    cache = open_cache(null_device)
+    grow(cache, dict.fromkeys(range(5), 2 * SIZE))
+    assert cache.set_memory_limit(6 * CHUNK) is LimitChange.DEFERRED
+    assert cache.stats().limit_bytes == 6 * CHUNK
+    assert cache.stats().free_pages == 0
+    sizes = []
+    for seq in range(3):
+        assert cache.commit(cache.table.free(seq, after=seq)) is None
+        cache.end_step(seq)
+        sizes.append(held(cache) // CHUNK)
+    assert sizes == [9, 7, 6], "one chunk stays for the one page more that fits"
+    assert cache.table.free_pages == 1
+    assert cache.set_memory_limit(6 * CHUNK) is LimitChange.APPLIED
+    assert cache.set_memory_limit(ROOM) is LimitChange.APPLIED
+    assert cache.table.free_pages == 11
+    cache.close()
+
+
+@pytest.mark.promise("P4")
+def test_a_late_revision_of_the_limit_is_refused(null_device: Device) -> None:
+    cache = open_cache(null_device)
+    assert cache.set_memory_limit(8 * CHUNK, revision=5) is LimitChange.APPLIED
+    assert cache.set_memory_limit(4 * CHUNK, revision=5) is LimitChange.STALE
+    assert cache.set_memory_limit(4 * CHUNK, revision=4) is LimitChange.STALE
+    assert cache.stats().limit_bytes == 8 * CHUNK
+    assert cache.set_memory_limit(9 * CHUNK, revision=6) is LimitChange.APPLIED
+    assert cache.stats().limit_bytes == 9 * CHUNK
+    with pytest.raises(CapacityError):
+        cache.set_memory_limit(CHUNK, revision=7)
+    assert cache.set_memory_limit(7 * CHUNK, revision=7) is LimitChange.APPLIED
+    cache.close()
+
+
+def test_a_limit_changed_while_a_step_is_planned_is_not_lost(null_device: Device) -> None:
+    cache = open_cache(null_device)
+    plan = cache.table.grow({"a": 9 * SIZE})
+    assert isinstance(plan, Change)
+    cache.set_memory_limit(4 * CHUNK)
+    assert cache.commit(plan) is None
+    assert cache.table.limit == 4
+    assert cache.table.free_pages == 0
+    cache.close()
+
+
+@pytest.mark.parametrize("limit", [5, 8, 13])
+def test_mapped_and_pooled_memory_stay_within_the_limit(limit: int, null_device: Device) -> None:
+    cache = open_cache(null_device, keep_warm_bytes=4 * CHUNK, limit_bytes=limit * CHUNK)
+    for round_ in range(3):
+        cache.idle()
+        assert held(cache) <= limit * CHUNK
+        grow(cache, {"a": cache.capacity_tokens})
+        assert cache.stats().mapped_bytes == limit * CHUNK
+        assert held(cache) <= limit * CHUNK
+        assert cache.commit(cache.table.free("a", after=round_)) is None
+        cache.end_step(round_)
+    cache.close()
+
+
+def test_a_device_with_less_memory_than_promised_lowers_the_limit(null_device: Device) -> None:
+    chaos = Chaos(null_device, fail={("memory.create", 6): OutOfMemory("gone")})
+    cache = open_cache(chaos)
+    grow(cache, {"a": 3 * SIZE})
+    before = cache.table
+    plan = before.grow({"b": 5 * SIZE})
+    assert isinstance(plan, Change)
+    failed = cache.commit(plan)
+    assert isinstance(failed, Failed)
+    assert str(failed.error) == "gone"
+    assert cache.table is before
+    assert cache.limit_to_held() == held(cache) == 5 * CHUNK, "with the chunk that was created"
+    assert cache.table.free_pages == 1
+    grow(cache, {"b": SIZE})
+    cache.check_integrity()
+    cache.close()
+
+
+# --- faults ----------------------------------------------------------------------------------
+
+
+def test_a_plan_on_an_old_table_is_refused(null_device: Device) -> None:
+    cache = open_cache(null_device)
+    old = cache.table.grow({"a": 2 * SIZE})
+    assert isinstance(old, Change)
+    grow(cache, {"b": 3 * SIZE})
+    with pytest.raises(IntegrityError, match=r"planned on version 1 .* the current one is 2"):
+        cache.commit(old)
+    cache.check_integrity()
+    cache.close()
+
+
+def test_integrity_compares_the_table_with_the_device(null_device: Device) -> None:
+    cache = open_cache(null_device)
+    grow(cache, {"a": 2 * SIZE})
+    cache.check_integrity()
+    lost = cache._backing.mapped.pop(2)
+    with pytest.raises(IntegrityError, match="are mapped; the page table has"):
+        cache.check_integrity()
+    cache._backing.mapped[2] = lost
+    cache._backing.pool.give(lost)
+    with pytest.raises(IntegrityError, match="the device counts"):
+        cache.check_integrity()
+    cache._backing.pool.take()
+    cache.close()
+
+
+def test_closing_gives_everything_back_and_may_be_repeated(null_device: Device) -> None:
+    cache = open_cache(null_device, keep_warm_bytes=6 * CHUNK)
+    cache.idle()
+    grow(cache, {"a": 2 * SIZE})
+    cache.close()
+    cache.close()
+    assert null_device.memory.info().chunks == 0
+
+
+# --- threads ---------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("P7")
+def test_limits_and_statistics_from_other_threads(null_device: Device) -> None:
+    cache = open_cache(null_device, "straddling", keep_warm_bytes=2 * CHUNK)
+    stop = threading.Event()
+    seen: list[int] = []
+    errors: list[BaseException] = []
+
+    def watch(number: int) -> None:
+        try:
+            while not stop.is_set():
+                stats = cache.stats()
+                seen.append(stats.used_pages + stats.free_pages)
+                cache.set_memory_limit((6 + (len(seen) + number) % 10) * CHUNK)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=watch, args=(number,)) for number in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for step in range(600):
+            change = cache.table.grow({step: 6})
+            if isinstance(change, Change):
+                assert cache.commit(change) is None
+            for seq in list(cache.table.sequences)[:2]:
+                assert cache.commit(cache.table.free(seq, after=step)) is None
+            cache.end_step(step)
+            if step % 50 == 0:
+                cache.idle()
+    finally:
+        stop.set()
+        sys.setswitchinterval(interval)
+        for thread in threads:
+            thread.join()
+    assert not errors
+    assert len(seen) > 100
+    cache.check_integrity()
+    assert cache.table.limit == cache.stats().limit_bytes // CHUNK
+    cache.idle()
+    assert held(cache) <= max(2, cache.table.mapped_chunks - cache.table.warm_chunks) * CHUNK
+    cache.close()

@@ -1,0 +1,426 @@
+"""The page table as a value: what each operation returns, and in which ops."""
+
+from dataclasses import replace
+
+import pytest
+
+from kvrt.errors import IntegrityError
+from kvrt.pages.integrity import check_table
+from kvrt.pages.ops import Copy, Map, Scrub, Unmap
+from kvrt.pages.table import Change, PageTable, Shortage
+
+from .shapes import LAYERS, shape
+
+SIZE = 4
+"""Tokens in a page of `shape`."""
+
+
+def empty(kind: str = "many in a chunk", limit: int = 8) -> PageTable:
+    return PageTable.empty(shape(kind), limit).table
+
+
+def done(change: Change | Shortage) -> PageTable:
+    """The next table, checked."""
+    assert isinstance(change, Change)
+    check_table(change.table)
+    return change.table
+
+
+def chunks_in_use(table: PageTable) -> set[int]:
+    return {
+        chunk
+        for seq in table.sequences
+        for page in table.pages(seq)
+        for chunk in table.geometry.chunks_of(page)
+    }
+
+
+# --- grow ------------------------------------------------------------------------------------
+
+
+def test_an_empty_table_maps_only_the_null_page() -> None:
+    geometry = shape("larger")
+    change = PageTable.empty(geometry, 8)
+    assert change.ops == (Map(0), Map(1), Map(2))
+    assert change.table.used_pages == 0
+    assert change.table.length("nobody") == 0
+    assert change.table.pages("nobody") == ()
+    check_table(change.table)
+
+
+def test_a_table_over_a_huge_span_costs_nothing() -> None:
+    geometry = replace(shape(), pages=2**31 - 1)
+    table = PageTable.empty(geometry, geometry.chunks).table
+    assert len(table.placement.held) == 1
+    assert table.free_pages == geometry.pages - 1
+    assert done(table.grow({"a": 1})).pages("a") == (1,)
+
+
+def test_pages_come_one_for_each_page_size_tokens() -> None:
+    table = empty()
+    for length in range(1, 20):
+        table = done(table.grow({"a": 1}))
+        assert table.length("a") == length
+        assert len(table.pages("a")) == -(-length // SIZE)
+    assert table.used_pages == 5
+
+
+def test_many_sequences_grow_in_one_change() -> None:
+    table = done(empty().grow({"a": 3, "b": 9, "c": 0}))
+    assert [table.length(s) for s in "abc"] == [3, 9, 0]
+    table = done(table.grow({"a": 1, "c": 5, "d": 4}))
+    assert [table.length(s) for s in "abcd"] == [4, 9, 5, 4]
+    pages = [page for s in "abcd" for page in table.pages(s)]
+    assert len(pages) == len(set(pages)) == 1 + 3 + 2 + 1
+
+
+def test_chunks_are_mapped_when_a_page_in_them_is_first_used() -> None:
+    table = empty("many in a chunk")  # 8 pages in a chunk, one of them the null page
+    change = table.grow({"a": 7 * SIZE})
+    assert isinstance(change, Change)
+    assert change.ops == ()
+    change = done(change).grow({"a": 1})
+    assert isinstance(change, Change)
+    assert change.ops == (Map(1),)
+
+
+def test_a_negative_number_of_tokens_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"'a' cannot grow by -1"):
+        empty().grow({"a": -1})
+
+
+def test_pages_needed_says_what_grow_takes() -> None:
+    table = done(empty().grow({"a": 6}))
+    table = done(table.fork("a", "b"))
+    for seq in ("a", "new"):
+        for count in range(12):
+            grown = done(table.grow({seq: count}))
+            taken = grown.placement.used_pages - table.placement.used_pages
+            assert table.pages_needed(seq, count) == taken
+
+
+# --- sharing ---------------------------------------------------------------------------------
+
+
+def test_a_fork_shares_all_pages_and_needs_no_op() -> None:
+    table = done(empty().grow({"a": 10}))
+    change = table.fork("a", "b")
+    assert change.ops == ()
+    forked = done(change)
+    assert forked.pages("b") == table.pages("a")
+    assert forked.used_pages == table.used_pages
+    assert {forked.refs(page) for page in forked.pages("a")} == {2}
+    assert forked.refs(0) == 0
+
+
+def test_a_fork_of_a_long_sequence_counts_at_one_page_only() -> None:
+    geometry = replace(shape("many in a chunk"), pages=1000)
+    table = done(PageTable.empty(geometry, geometry.chunks).table.grow({"a": 900 * SIZE}))
+    assert len(done(table.fork("a", "b")).referrers) == 1
+
+
+def test_a_shared_last_page_is_copied_by_whoever_writes_first() -> None:
+    table = done(done(empty().grow({"a": 10})).fork("a", "b"))
+    old = table.pages("a")
+    change = table.grow({"a": 1, "b": 1})
+    table = done(change)
+    assert isinstance(change, Change)
+    assert change.ops == (Copy(old[-1], table.pages("a")[-1]),)
+    assert table.pages("a")[:-1] == table.pages("b")[:-1] == old[:-1]
+    assert table.pages("b") == old, "the last one who holds a page writes in place"
+
+
+def test_a_full_shared_page_is_not_copied() -> None:
+    table = done(done(empty().grow({"a": 8})).fork("a", "b"))
+    change = table.grow({"a": 1, "b": 1})
+    assert isinstance(change, Change)
+    assert change.ops == ()
+    assert done(change).refs(table.pages("a")[1]) == 2
+
+
+def test_sixteen_forks_write_to_sixteen_pages() -> None:
+    table = done(empty().grow({0: 10}))
+    for child in range(1, 16):
+        table = done(table.fork(0, child))
+    change = table.grow(dict.fromkeys(range(16), 1))
+    table = done(change)
+    assert isinstance(change, Change)
+    assert sum(isinstance(op, Copy) for op in change.ops) == 15
+    assert len({table.pages(seq)[-1] for seq in range(16)}) == 16
+    for seq in range(16):
+        table = done(table.free(seq))
+    assert table.used_pages == 0
+    assert not table.referrers
+
+
+def test_a_cut_sequence_does_not_write_into_what_others_read() -> None:
+    table = done(done(empty().grow({"a": 14})).fork("a", "b"))
+    table = done(table.truncate("b", 6))
+    assert table.pages("b") == table.pages("a")[:2]
+    change = table.grow({"b": 1})
+    assert isinstance(change, Change)
+    assert change.ops == (Copy(table.pages("a")[1], done(change).pages("b")[1]),)
+
+
+def test_fork_needs_a_parent_and_a_new_name() -> None:
+    table = done(empty().grow({"a": 1, "b": 1}))
+    with pytest.raises(KeyError, match="nobody"):
+        table.fork("nobody", "c")
+    with pytest.raises(ValueError, match="'b' is in the page table already"):
+        table.fork("a", "b")
+
+
+# --- giving back -----------------------------------------------------------------------------
+
+
+def test_freeing_one_of_two_keeps_what_the_other_holds() -> None:
+    table = done(done(done(empty().grow({"a": 10})).fork("a", "b")).grow({"b": 9}))
+    held = table.pages("b")
+    table = done(table.free("a"))
+    assert table.pages("b") == held
+    assert table.used_pages == len(held)
+    assert done(table.free("b")).used_pages == 0
+
+
+def test_truncate_gives_back_the_pages_behind_the_cut() -> None:
+    table = done(empty().grow({"a": 18}))
+    row = table.pages("a")
+    assert done(table.truncate("a", 9)).pages("a") == row[:3]
+    assert done(table.truncate("a", 8)).pages("a") == row[:2]
+    assert done(table.truncate("a", 0)).pages("a") == ()
+    assert done(table.truncate("a", 18)) == table
+    with pytest.raises(ValueError, match="has 18 tokens and cannot be cut to 19"):
+        table.truncate("a", 19)
+    with pytest.raises(KeyError, match="nobody"):
+        table.truncate("nobody", 0)
+
+
+def test_a_sequence_cannot_be_freed_twice() -> None:
+    table = done(done(empty().grow({"a": 10})).free("a"))
+    with pytest.raises(KeyError, match="'a' is not in the page table"):
+        table.free("a")
+
+
+def test_a_freed_page_is_reused_only_after_its_fence() -> None:
+    table = done(empty("one chunk", limit=4).grow({"a": 2 * SIZE, "b": SIZE}))
+    retired = table.pages("a")
+    table = done(table.free("a", after=7))
+    assert (table.used_pages, table.retired_pages, table.free_pages) == (1, 2, 0)
+    assert table.grow({"c": 1}) == Shortage(needed=1, free=0)
+    assert done(table.trim()).mapped_chunks == 4, "nor is its chunk unmapped"
+    assert done(table.reclaim(6)) == table
+    table = done(table.reclaim(7))
+    assert (table.used_pages, table.retired_pages, table.free_pages) == (1, 0, 2)
+    assert set(done(table.grow({"c": 2 * SIZE})).pages("c")) == set(retired)
+
+
+def test_pages_retired_behind_several_steps_come_back_step_by_step() -> None:
+    table = done(empty().grow({"a": 20}))
+    table = done(table.truncate("a", 8, after=1))
+    table = done(table.free("a", after=2))
+    assert table.retired_pages == 5
+    assert done(table.reclaim(1)).retired_pages == 2
+    assert done(table.reclaim(2)).retired_pages == 0
+
+
+def test_a_page_that_somebody_still_holds_is_not_retired() -> None:
+    table = done(done(empty().grow({"a": 10})).fork("a", "b"))
+    assert done(table.free("a", after=1)).retired_pages == 0
+
+
+def test_freed_pages_are_scrubbed_when_they_become_free() -> None:
+    table = PageTable.empty(shape(), 8, scrub=True).table
+    table = done(table.grow({"a": 8, "b": 8}))
+    first, second = (tuple(Scrub(page) for page in table.pages(seq)) for seq in "ab")
+    assert table.free("a").ops == first
+    retired = table.free("b", after=3)
+    assert retired.ops == ()
+    assert retired.table.reclaim(3).ops == second
+
+
+# --- which page ------------------------------------------------------------------------------
+
+
+def test_new_pages_come_from_the_fullest_chunk_so_that_others_empty() -> None:
+    table = empty("many in a chunk")
+    table = done(table.grow({"null chunk": 7 * SIZE, "a": 8 * SIZE, "b": 5 * SIZE, "c": 3 * SIZE}))
+    table = done(table.truncate("a", 6 * SIZE))  # chunk 1 has 6 used pages, chunk 2 has 8
+    table = done(table.free("b"))  # and now 3
+    assert {c for p in table.pages("c") for c in table.geometry.chunks_of(p)} == {2}
+    grown = done(table.grow({"d": 2 * SIZE}))
+    assert {c for p in grown.pages("d") for c in table.geometry.chunks_of(p)} == {1}
+    assert done(done(table.free("c")).trim()).mapped_chunks == 2
+
+
+def test_a_page_across_two_chunks_is_used_when_both_are_mapped() -> None:
+    table = empty("straddling")  # pages of 40 KiB over chunks of 64 KiB: 1 lies across 0 and 1
+    assert table.placement.open_pages == 0
+    change = table.grow({"a": SIZE})
+    table = done(change)
+    assert isinstance(change, Change)
+    assert change.ops == (Map(1),)
+    assert table.pages("a") == (1,)
+    assert table.placement.open_pages == 1, "page 2 lies wholly within chunk 1; 3 reaches into 2"
+    change = table.grow({"b": 2 * SIZE})
+    assert isinstance(change, Change)
+    assert change.ops == (Map(2),)
+    assert done(change).pages("b") == (2, 3)
+
+
+def test_a_chunk_is_unmapped_only_when_no_page_reaches_into_it() -> None:
+    table = done(empty("straddling").grow({"a": SIZE, "b": 2 * SIZE}))
+    table = done(table.free("b"))
+    change = table.trim()
+    assert change.ops == (Unmap(2),), "chunk 1 holds the end of page 1"
+    table = done(change)
+    assert done(done(table.free("a")).trim()).mapped_chunks == 1
+
+
+def test_a_page_larger_than_a_chunk_maps_all_of_its_chunks() -> None:
+    table = empty("larger", limit=16)  # 160 KiB over chunks of 64 KiB: page 1 begins in chunk 2
+    change = table.grow({"a": SIZE})
+    table = done(change)
+    assert isinstance(change, Change)
+    assert change.ops == (Map(3), Map(4))
+    change = done(table.free("a")).trim()
+    assert change.ops == (Unmap(4), Unmap(3)), "chunk 2 holds the end of the null page"
+
+
+@pytest.mark.parametrize("kind", sorted(LAYERS))
+def test_a_full_span_is_used_to_the_last_page(kind: str) -> None:
+    geometry = shape(kind)
+    table = PageTable.empty(geometry, geometry.chunks).table
+    count = table.free_pages
+    assert count == geometry.pages - 1
+    table = done(table.grow({"a": count * SIZE}))
+    assert table.free_pages == 0
+    assert table.grow({"b": 1}) == Shortage(needed=1, free=0)
+    assert sorted(table.pages("a")) == list(range(1, geometry.pages))
+
+
+# --- the limit -------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("P3")
+@pytest.mark.parametrize("kind", sorted(LAYERS))
+@pytest.mark.parametrize("limit", [6, 7, 11])
+def test_out_of_pages_is_a_value_and_nothing_is_taken(kind: str, limit: int) -> None:
+    geometry = shape(kind)
+    table = PageTable.empty(geometry, limit).table
+    room = geometry.pages_in(limit) - 1
+    table = done(table.grow({"a": (room - 1) * SIZE}))
+    before = replace(table)
+    assert table.grow({"b": SIZE, "c": 1, "a": 1}) == Shortage(needed=3, free=1)
+    assert table == before
+    table = done(table.grow({"b": SIZE}))
+    assert table.mapped_chunks <= limit
+    assert table.grow({"c": 1}) == Shortage(needed=1, free=0)
+
+
+@pytest.mark.parametrize("kind", sorted(LAYERS))
+def test_what_free_pages_promises_can_be_had(kind: str) -> None:
+    """Under any limit, in tables full of holes."""
+    table = done(empty(kind, limit=24).grow(dict.fromkeys(range(6), SIZE)))
+    for seq in (1, 2, 4):
+        table = done(table.free(seq))
+    table = done(table.trim())
+    for limit in range(table.mapped_chunks, 25):
+        limited = table.with_limit(limit)
+        promised = limited.free_pages
+        if promised:
+            grown = done(limited.grow({"new": promised * SIZE}))
+            assert grown.mapped_chunks <= limit
+
+
+def test_a_lower_limit_takes_effect_as_pages_come_free() -> None:
+    table = done(empty("one chunk").grow({"a": 3 * SIZE, "b": 3 * SIZE}))
+    assert table.mapped_chunks == 7
+    table = table.with_limit(4)
+    assert table.free_pages == 0
+    assert done(table.trim(keep_warm=8)) == table, "every chunk is in use"
+    table = done(table.truncate("a", 2 * SIZE))
+    assert table.grow({"c": 1}) == Shortage(needed=1, free=0), "it goes back, not to others"
+    table = done(done(table.free("b")).trim(keep_warm=8))
+    assert table.mapped_chunks == 4
+    assert table.free_pages == 1
+
+
+def test_warm_chunks_of_no_use_are_given_up_for_those_that_are_needed() -> None:
+    geometry = replace(shape("one chunk"), layers=24, pages=9)  # a page has three chunks
+    table = done(PageTable.empty(geometry, 9).table.grow({"a": SIZE, "b": SIZE}))
+    table = done(done(table.free("a")).trim())
+    table = done(done(table.free("b")).trim(keep_warm=2))  # of page 2, chunks 6 and 7 are left
+    change = table.with_limit(6).grow({"c": SIZE})
+    table = done(change)
+    assert isinstance(change, Change)
+    assert table.pages("c") == (1,)
+    assert change.ops == (Map(3), Unmap(7), Map(4), Unmap(6), Map(5))
+    assert table.mapped_chunks == 6
+
+
+def test_trim_keeps_as_many_warm_chunks_as_it_is_told() -> None:
+    table = done(done(empty("one chunk").grow({"a": 5 * SIZE})).free("a"))
+    assert table.warm_chunks == 5
+    change = table.trim(keep_warm=2)
+    assert change.ops == (Unmap(5), Unmap(4), Unmap(3))
+    assert done(change).warm_chunks == 2
+    assert done(done(change).trim(keep_warm=2)) == done(change)
+
+
+# --- values ----------------------------------------------------------------------------------
+
+
+def test_every_operation_leaves_the_table_as_it_was() -> None:
+    table = done(done(empty("straddling").grow({"a": 10, "b": 5})).fork("a", "c"))
+    table = done(table.free("b", after=1))
+    rows = {seq: (table.length(seq), table.pages(seq)) for seq in table.sequences}
+    placement = replace(table.placement)
+    for change in (
+        table.grow({"a": 9, "c": 9, "d": 1}),
+        table.fork("a", "d"),
+        table.truncate("a", 3),
+        table.free("c"),
+        table.reclaim(1),
+        table.trim(),
+    ):
+        done(change)
+        check_table(table)
+        assert {seq: (table.length(seq), table.pages(seq)) for seq in table.sequences} == rows
+        assert table.placement == placement
+
+
+def test_the_same_operations_give_the_same_table() -> None:
+    def play() -> PageTable:
+        table = done(empty("straddling").grow({"a": 10, "b": 5}))
+        table = done(table.free("a"))
+        return done(table.grow({"b": 9, "c": 2}))
+
+    assert play() == play()
+
+
+@pytest.mark.promise("P1")
+def test_the_check_finds_what_is_broken() -> None:
+    table = done(done(empty("straddling").grow({"a": 10, "b": 5})).fork("a", "c"))
+    placement = table.placement
+    page = table.pages("b")[0]
+    broken = {
+        "5 tokens and 1 pages": replace(table, rows={**table.rows, "b": (page,)}),
+        "follows page": replace(table, rows={**table.rows, "b": table.pages("a")[1:]}),
+        "referrers": replace(table, referrers={}),
+        "held twice": replace(table, rows={**table.rows, "b": (0, page)}),
+        "without a length": replace(table, rows={**table.rows, "x": ()}),
+        "does not exist": replace(table, rows={**table.rows, "b": (page, 10**6)}),
+        "not mapped": replace(table, placement=replace(placement, mapped=placement.mapped & ~2)),
+        "are mapped; the table counts": replace(
+            table, placement=replace(placement, mapped_chunks=1)
+        ),
+        "marked the other way": replace(table, placement=replace(placement, warm=1)),
+        "open pages are not": replace(table, placement=replace(placement, ready={9: 1})),
+        r"\(open, used\) pages": replace(table, placement=replace(placement, used_pages=3)),
+        r"\(used, open\) =": replace(
+            table, placement=replace(placement, held=placement.held.set(0, (1, 1)))
+        ),
+    }
+    for message, wrong in broken.items():
+        with pytest.raises(IntegrityError, match=message):
+            check_table(wrong)
