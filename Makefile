@@ -10,15 +10,15 @@ NATIVE := $(wildcard kernels/kvrt_kernels/native/*)
 run: $(VENV)/installed
 	$(BIN)/kvrt run --verbose </dev/null
 
-test: $(VENV)/installed-test
+test: $(VENV)/installed-dev
 	$(BIN)/pytest
 	$(BIN)/pytest -q --pyargs kvrt.testing.suite --kvrt-backend null
 	$(BIN)/pytest -q --pyargs kvrt.testing.suite --kvrt-backend cpu
 
-lint: $(VENV)/installed-test
+lint: $(VENV)/installed-dev
 	ci/lint
 
-bench: $(VENV)/installed-test
+bench: $(VENV)/installed-dev
 	ci/bench
 
 clean:
@@ -32,6 +32,6 @@ $(VENV)/installed: $(BIN)/python pyproject.toml CMakeLists.txt ci/constraints.tx
 	$(BIN)/python -m pip install -c ci/constraints.txt -e .
 	touch $@
 
-$(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/python -m pip install -c ci/constraints.txt -e '.[test]'
+$(VENV)/installed-dev: $(VENV)/installed pyproject.toml
+	$(BIN)/python -m pip install -c ci/constraints.txt --group dev
 	touch $@
