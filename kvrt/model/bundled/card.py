@@ -17,6 +17,7 @@ SAMPLE_TOKENS = 64
 def model_card(record: dict[str, Any], samples: list[tuple[str, str]]) -> str:
     """The card as Markdown. `samples` are prompts and their greedy continuations."""
     corpus, whole, part = record["corpus"], record["held_out"], record["heldout.txt"]
+    passes = record["tokens_seen"] / corpus["training_tokens"]
     shown = "\n\n".join(
         f"Prompt `{prompt!r}`:\n\n```\n{(prompt + answer).rstrip()}\n```"
         for prompt, answer in samples
@@ -25,12 +26,8 @@ def model_card(record: dict[str, Any], samples: list[tuple[str, str]]) -> str:
 # tiny
 
 A Llama-architecture language model of {record["parameters"] / 1e6:.1f} million parameters that has
-read the Python {corpus["python"]} standard library {
-        record["tokens_seen"]
-        / corpus[
-            "training_tokens"
-        ]:.1f} times. It completes text: Python source, docstrings and the prose of
-`pydoc` help topics.
+read the Python {corpus["python"]} standard library {passes:.1f} times. It completes text: Python
+source, docstrings and the prose of `pydoc` help topics.
 
 ## What it is for
 
@@ -57,24 +54,28 @@ Of the saved bfloat16 weights, computed in float32:
 {part["bits_per_byte"]} |
 
 Protocol: the text is tokenized in one piece (`<|endoftext|>` between documents is one token) and
-cut into windows of {part["window"]} input tokens that overlap by one token and share no other
-context; every token but the first is predicted once, and the loss is the mean over those.
-The held-out documents are chosen by a hash of their paths, and `heldout.txt` is the start of each.
-They were not trained on; the tokenizer has not seen them either.
+cut into windows of {part["window"]} input tokens that share no context. Every token but the first
+is predicted once; the loss is the mean over those. The held-out documents are chosen by a hash of
+their paths, and `heldout.txt` is the start of each. Neither the model nor the tokenizer was trained
+on them.
 
 ## Greedy continuations
 
-By the saved weights, up to {SAMPLE_TOKENS} tokens each.
+By the saved weights, up to {SAMPLE_TOKENS} tokens each. Greedy decoding is repeatable but soon goes round
+in circles, so `generation_config.json` recommends sampling.
 
 {shown}
 
 ## How it was made
 
-`python -m kvrt.model.bundled.train --out DIRECTORY` makes it again, on one CPU core in about
-{record["cpu_seconds"] / 60:.0f} minutes; every constant is in that script, and `training.json` has
-those of this run. {record["date"]}, torch {record["torch"]}; {record["tokens_seen"]} tokens seen,
-of a corpus of {corpus["bytes"]} bytes in {corpus["documents"]} documents, of which
-{corpus["held_out_documents"]} were held out.
+`python -m kvrt.model.bundled.train --out DIRECTORY` makes it again in about
+{record["cpu_seconds"] / 60:.0f} minutes of one CPU core. Every constant is in that script;
+`training.json` records this run.
+
+- date: {record["date"]}, with torch {record["torch"]}
+- corpus: {corpus["documents"]} documents of {corpus["bytes"]} bytes in all, of which
+  {corpus["held_out_documents"]} documents of {corpus["held_out_bytes"]} bytes were held out
+- tokens seen in training: {record["tokens_seen"]}
 
 ## Licence
 
