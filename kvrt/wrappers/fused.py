@@ -11,7 +11,7 @@ from kvrt.wrappers.rules import Facts, broken
 
 
 class CheckedFusedOps:
-    """`FusedOps` that refuses tensors its rules do not allow, in one to five microseconds a call."""
+    """`FusedOps` that refuses tensors its rules do not allow, in a few microseconds a call."""
 
     def __init__(self, facts: Facts, attention: CheckedAttention, inner: FusedOps) -> None:
         self._facts = facts
