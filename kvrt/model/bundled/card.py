@@ -61,8 +61,8 @@ on them.
 
 ## Greedy continuations
 
-By the saved weights, up to {SAMPLE_TOKENS} tokens each. Greedy decoding is repeatable but soon goes round
-in circles, so `generation_config.json` recommends sampling.
+By the saved weights, up to {SAMPLE_TOKENS} tokens each. Greedy decoding is repeatable but
+soon goes round in circles, so `generation_config.json` recommends sampling.
 
 {shown}
 
