@@ -1,0 +1,76 @@
+"""``import kvrt`` is quick and quiet: nothing heavy is loaded before it is needed."""
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"torch", "triton", "numpy", "transformers", "tokenizers", "safetensors", "cuda", "hip"}
+LIMIT_MS = 150
+
+PROBE = """
+import json, sys, threading, time
+opened = []
+def watch(event, arguments):
+    if event == "open" and arguments[1] not in ("r", "rb", None):
+        opened.append(str(arguments[0]))
+sys.addaudithook(watch)
+start = time.perf_counter()
+import kvrt
+elapsed = (time.perf_counter() - start) * 1e3
+print(json.dumps({
+    "ms": elapsed,
+    "modules": sorted({name.partition(".")[0] for name in sys.modules}),
+    "threads": threading.active_count(),
+    "written": opened,
+    "maps": open("/proc/self/maps").read(),
+}))
+"""
+
+
+def fresh() -> dict[str, object]:
+    """What one import in a new interpreter did."""
+    command = [sys.executable, "-c", PROBE]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    answer: dict[str, object] = json.loads(result.stdout)
+    return answer
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[dict[str, object]]:
+    return [fresh() for _ in range(5)]
+
+
+@pytest.mark.promise("P38")
+def test_importing_kvrt_is_quick(runs: list[dict[str, object]]) -> None:
+    assert statistics.median(run["ms"] for run in runs) < LIMIT_MS  # type: ignore[type-var]
+
+
+@pytest.mark.promise("P38")
+def test_importing_kvrt_loads_nothing_heavy(runs: list[dict[str, object]]) -> None:
+    loaded = set(runs[0]["modules"])  # type: ignore[call-overload]
+    assert not loaded & HEAVY
+    assert not {name for name in loaded if name.startswith("kvrt_")}
+
+
+@pytest.mark.promise("P38")
+def test_importing_kvrt_touches_no_device_thread_or_file(runs: list[dict[str, object]]) -> None:
+    assert runs[0]["threads"] == 1
+    assert runs[0]["written"] == []
+    assert not [
+        name for name in ("libcuda", "libamdhip", "libtorch") if name in str(runs[0]["maps"])
+    ]
+
+
+@pytest.mark.parametrize(
+    "module", ["kvrt.spi", "kvrt.errors", "kvrt.registry", "kvrt.testing.plugin"]
+)
+def test_what_plugins_and_pytest_import_is_light_too(module: str) -> None:
+    source = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    command = [sys.executable, "-c", source]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not set(result.stdout.split()) & HEAVY
