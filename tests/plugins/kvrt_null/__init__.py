@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import os
+from errno import errorcode
 
 import torch
 from torch import Tensor
@@ -26,9 +27,8 @@ from kvrt.spi import (
     Ticket,
 )
 
-KIB = 1024
-CHUNK = 64 * KIB
-TOTAL = 256 * KIB * KIB
+CHUNK = 2**16
+TOTAL = 2**28
 DTYPES: dict[DType, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -37,36 +37,23 @@ DTYPES: dict[DType, torch.dtype] = {
 
 # --- memory: a reserved address range is a mapping without access, a chunk is a piece of a file
 
-NOTHING = (mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000, -1, 0)  # 0x4000 = MAP_NORESERVE
 NO_ACCESS, READ_WRITE = 0, mmap.PROT_READ | mmap.PROT_WRITE
+NOTHING = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 FIXED = 0x10
 PUNCH_HOLE_KEEP_SIZE = 0x3
 
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mmap.restype = ctypes.c_void_p
-libc.mmap.argtypes = [
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_long,
-]
-libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
-FAILED = ctypes.c_void_p(-1).value
+word, libc = ctypes.c_size_t, ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = word
+libc.mmap.argtypes = [word, word, ctypes.c_int, ctypes.c_int, ctypes.c_int, word]
+libc.munmap.argtypes = [word, word]
+libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, word, word]
 
 
-def failed(call: str) -> DeviceError:
-    number = ctypes.get_errno()
-    return DeviceError(f"{call}: {os.strerror(number)}", call=call, code=os.strerror(number))
-
-
-def map_at(address: int, nbytes: int, access: int, flags: int, file: int, offset: int) -> int:
-    found: int = libc.mmap(address, nbytes, access, flags, file, offset)
-    if found == FAILED:
-        raise failed("mmap")
-    return found
+def checked(call: str, result: int) -> int:
+    if result in (-1, 2**64 - 1):
+        number = ctypes.get_errno()
+        raise DeviceError(f"{call}: {os.strerror(number)}", call=call, code=errorcode[number])
+    return result
 
 
 class Memory:
@@ -77,18 +64,17 @@ class Memory:
         self.free = [Chunk(offset) for offset in range(TOTAL - CHUNK, -1, -CHUNK)]
 
     def reserve(self, nbytes: int) -> Span:
-        found = map_at(0, nbytes + CHUNK, NO_ACCESS, *NOTHING)
-        base = -(-found // CHUNK) * CHUNK
-        libc.munmap(base + nbytes, found + CHUNK - base)
-        if base > found:
-            libc.munmap(found, base - found)
+        wide = checked("mmap", libc.mmap(0, nbytes + CHUNK, NO_ACCESS, NOTHING, -1, 0))
+        base = -(-wide // CHUNK) * CHUNK  # the first chunk border in it
+        checked("munmap", libc.munmap(base + nbytes, wide + CHUNK - base))
+        if base > wide:
+            checked("munmap", libc.munmap(wide, base - wide))
         span = Span(base, nbytes)
         self.spans.add(span)
         return span
 
     def release(self, span: Span) -> None:
-        if libc.munmap(span.base, span.nbytes):
-            raise failed("munmap")
+        checked("munmap", libc.munmap(span.base, span.nbytes))
         self.spans.remove(span)
 
     def create(self) -> Chunk:
@@ -105,18 +91,19 @@ class Memory:
         return chunk
 
     def destroy(self, chunk: Chunk) -> None:
-        if libc.fallocate(self.file, PUNCH_HOLE_KEEP_SIZE, chunk.handle, CHUNK):
-            raise failed("fallocate")
+        punched = libc.fallocate(self.file, PUNCH_HOLE_KEEP_SIZE, chunk.handle, CHUNK)
+        checked("fallocate", punched)
         self.live.remove(chunk)
         self.free.append(chunk)
 
     def map(self, span: Span, at: int, chunk: Chunk) -> None:
-        place = (mmap.MAP_SHARED | FIXED, self.file, chunk.handle)
-        map_at(span.base + at, CHUNK, READ_WRITE, *place)
+        flags = mmap.MAP_SHARED | FIXED
+        place = (span.base + at, CHUNK, READ_WRITE, flags, self.file, chunk.handle)
+        checked("mmap", libc.mmap(*place))
 
     def unmap(self, span: Span, at: int, chunk: Chunk) -> None:
-        flags, file, offset = NOTHING
-        map_at(span.base + at, CHUNK, NO_ACCESS, flags | FIXED, file, offset)
+        place = (span.base + at, CHUNK, NO_ACCESS, NOTHING | FIXED, -1, 0)
+        checked("mmap", libc.mmap(*place))
 
     def tensor(self, span: Span, dtype: DType) -> Tensor:
         buffer = (ctypes.c_uint8 * span.nbytes).from_address(span.base)
