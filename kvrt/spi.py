@@ -114,7 +114,7 @@ class DeviceInfo:
         name: the product, as its vendor calls it.
         arch: the instruction set or compute architecture that kernels are chosen by.
         total_bytes: physical memory of the device.
-        granularity: bytes of one chunk, the unit of `VirtualMemory.map`.
+        granularity: bytes of one chunk, the unit of `VirtualMemory.map`; a power of two.
         torch_device: the device string of its tensors, e.g. ``cuda:0``.
         compute_dtypes: dtypes that activations (q, k, v, out) may have, the preferred one first.
         kv_dtypes: dtypes that KV pages may have.
@@ -222,7 +222,7 @@ class VirtualMemory(Protocol):
                   |  c7    |  hole  |  c3    |        map(span, at=2 * granularity, chunk=c3)
 
     A chunk keeps its bytes while it is not mapped. Reading or writing a hole is an error of the
-    caller: the result is undefined and may end the process.
+    caller: the result is undefined and may end the process. Several threads may call at once.
     """
 
     def reserve(self, nbytes: int) -> Span:
@@ -260,7 +260,8 @@ class Copier(Protocol):
     """Copies of bytes. Source and destination are contiguous tensors of equal size in bytes.
 
     A copy starts after `after` is done, if given; otherwise it may start at once, also before
-    compute that was submitted earlier. Neither tensor may be written until the ticket is done.
+    compute that was submitted earlier. `after` may be another device's ticket. Neither tensor may
+    be written until the ticket is done.
     """
 
     def host_buffer(self, nbytes: int) -> "Tensor":
@@ -352,7 +353,7 @@ class PagedAttention(Protocol):
     def append(self, plan: object, layer: int, k: "Tensor", v: "Tensor") -> None:
         """Store k and v, [tokens, kv_heads, head_dim] in a compute dtype, in their slots.
 
-        The last dimension is contiguous; rows may have any stride. Rounds to nearest even.
+        A token's heads are contiguous; rows may have any stride. Rounds to nearest even.
         """
 
     def run(
@@ -361,8 +362,8 @@ class PagedAttention(Protocol):
         """Attend: q and out are [tokens, heads, head_dim] in a compute dtype.
 
         `heads` is a multiple of `kv_heads`; query head h reads KV head
-        ``h // (heads // kv_heads)``. Accumulates in float32. The last dimension is contiguous;
-        rows may have any stride. Needs this step's keys and values appended.
+        ``h // (heads // kv_heads)``. Accumulates in float32. A token's heads are
+        contiguous; rows may have any stride. Needs this step's keys and values appended.
         """
 
 
