@@ -21,6 +21,8 @@ from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.spi import Measurable
 
+pytestmark = pytest.mark.extra  # minutes, so only `make bench` runs them
+
 SMOLLM2_135M = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
