@@ -106,3 +106,24 @@ def test_page_size_and_place_change_nothing(isa, cache, attend):
         results.append(attend(made.batch({0: (n, n)}), q, params))
     for other in results[1:]:
         assert torch.equal(results[0], other)
+
+
+@pytest.mark.promise("P15")
+@pytest.mark.parametrize("window", [0, 90])
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_value_that_is_not_finite_reaches_only_tokens_that_see_it(
+    isa, cache, attend, window, bad
+):
+    n, at, params = 300, 150, AttentionParams(scale=0.125, window=window)
+    q = torch.randn(n, 4, 64, generator=torch.Generator().manual_seed(8))
+    clean, spoilt = cache([n]), cache([n])
+    pages = spoilt.kv.view(-1, 2, 2, 2, 16, 64)
+    pages[spoilt.table[0, at // 16], :, :, :, at % 16] = bad
+    before = attend(clean.batch({0: (n, n)}), q, params)
+    after = attend(spoilt.batch({0: (n, n)}), q, params)
+    sees = range(at, min(n, at + window) if window else n)
+    for token in range(n):
+        if token in sees:
+            assert not after[token].isfinite().any()
+        else:
+            assert torch.equal(after[token], before[token])

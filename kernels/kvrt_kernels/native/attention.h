@@ -16,252 +16,11 @@
 // blocks, half the shuffles of a full transpose, while many rows meet fully transposed keys class by class.
 //
 // Nothing here depends on which rows share a task: each row's additions happen in an order fixed by positions alone,
-// a position outside the row's causal range or window has weight exactly 0, and a tile without any position for a row
-// leaves that row's state as it is. So a token's result has the same bits alone, in a batch, in any chunk of a prompt,
+// a position outside the row's causal range or window is never added, and a tile without any position for a row leaves
+// that row's state as it is. So a token's result has the same bits alone, in a batch, in any chunk of a prompt,
 // and for any split over threads. Softmax works in powers of two, log2(e) being folded into the scale of q.
 
 constexpr float kMasked = -1e30f;
-
-// Widest register tile: kRows rows by kCols vectors, plus operands, fills 32 or 16 vector registers.
-// Up to kFewRows rows meet the keys as they are read, with kSums accumulators at a time.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kRows = 6, kCols = 4, kSums = 16;
-#else
-constexpr int kRows = 6, kCols = 2, kSums = 8;
-#endif
-constexpr int kFewRows = 8;
-constexpr int kTileVectors = kTile / L;
-
-constexpr int kClasses = L / 4;
-constexpr int kGroups = kTile / 4;
-
-// ---- the order of d -------------------------------------------------------------------------------------------------
-//
-// Keys are read kWide elements at a time: one vector of floats, or of bf16 pairs taken as 32-bit words (split later,
-// even element first). Block c of such vectors holds class c. Queries, and transposed keys, are stored class by class:
-//
-//   d            0 . . . . . . . | kWide . . . . . . . |           (4 classes)
-//   class        0 0 1 1 2 2 3 3 |  0  0 1 1 2 2 3 3   |
-//   stored as    [class 0: d = 0 1, kWide, kWide + 1, ...] [class 1: 2 3, ...] [class 2] [class 3]
-
-template <class T> constexpr int kWide = std::is_same<T, bf16>::value ? 2 * L : L;
-
-// Place of element d0 + i of a block of `wide` elements that begins at d0; runs of 4 or 8 elements stay together.
-KVRT_INLINE int place(int dim, int d0, int i, int wide) {
-  const int run = wide / kClasses;
-  return i / run * (dim / kClasses) + d0 / kClasses + i % run;
-}
-
-// packed[dim] = q * scale, stored class by class.
-template <class T> static void pack_query(const float* q, float scale, float* packed, int dim) {
-  for (int d0 = 0; d0 < dim;) {
-    const int wide = d0 + kWide<T> <= dim ? kWide<T> : L;
-    for (int i = 0; i < wide; i += 4) store4(packed + place(dim, d0, i, wide), load_as<v4f>(q + d0 + i) * scale);
-    d0 += wide;
-  }
-}
-
-// to[dim / kClasses][L] = q * scale: the classes side by side, every element four times.
-template <class T> static void spread_query(const float* q, float scale, float* to, int dim) {
-  int d = 0;
-  if constexpr (kWide<T> != L)
-    for (; d + 2 * L <= dim; d += 2 * L)
-      spread<2>(load(q + d) * scale, load(q + d + L) * scale, to + 4 * d, std::make_integer_sequence<int, 8>{});
-  for (; d < dim; d += L)
-    spread<1>(load(q + d) * scale, vf{}, to + 4 * d, std::make_integer_sequence<int, 4>{});
-}
-
-// ---- scores of many rows --------------------------------------------------------------------------------------------
-
-// kt[place of d][kTile], columns [0, L) = keys k[0 .. L).
-template <class T> static void transpose_keys(const T* const* k, float* kt, int dim) {
-  vf w[L];
-  int d = 0;
-  if constexpr (kWide<T> != L)
-    for (; d + kWide<T> <= dim; d += kWide<T>) {
-#pragma GCC unroll 16
-      for (int i = 0; i < L; i++) w[i] = load_as<vf>(k[i] + d);
-      transpose(w);
-#pragma GCC unroll 16
-      for (int i = 0; i < L; i++) {
-        store(kt + place(dim, d, 2 * i, 2 * L) * kTile, low_half(w[i]));
-        store(kt + place(dim, d, 2 * i + 1, 2 * L) * kTile, high_half(w[i]));
-      }
-    }
-  for (; d < dim; d += L) {
-#pragma GCC unroll 16
-    for (int i = 0; i < L; i++) w[i] = load(k[i] + d);
-    transpose(w);
-#pragma GCC unroll 16
-    for (int i = 0; i < L; i++) store(kt + place(dim, d, i, L) * kTile, w[i]);
-  }
-}
-
-// sum[R][kCols] = q[R][...] . kt[...], over one class.
-template <int R>
-KVRT_INLINE void scores_of_class(const float* q, const float* kt, int dim, vf (*sum)[kCols]) {
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-    for (int j = 0; j < kCols; j++) sum[r][j] = vf{};
-  for (int d = 0; d < dim / kClasses; d++) {
-    vf k[kCols];
-#pragma GCC unroll 8
-    for (int j = 0; j < kCols; j++) k[j] = load(kt + d * kTile + j * L);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-      const vf x = splat<vf>(q[r * dim + d]);
-#pragma GCC unroll 8
-      for (int j = 0; j < kCols; j++) sum[r][j] = fma(k[j], x, sum[r][j]);
-    }
-  }
-}
-
-// s[R][kCols * L] = q[R][dim] . kt[dim][kTile]
-template <int R>
-static void scores(const float* q, const float* kt, float* s, int dim) {
-  const int step = dim / kClasses;
-  vf odd[R][kCols], sum[R][kCols];
-  for (int c = 0; c < kClasses; c++) {
-    scores_of_class<R>(q + c * step, kt + c * step * kTile, dim, sum);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-      for (int j = 0; j < kCols; j++) {  // s = (class 0 + class 1) + (class 2 + class 3)
-        float* y = s + r * kTile + j * L;
-        if (c == 0)
-          store(y, sum[r][j]);
-        else if (c == 2)
-          odd[r][j] = sum[r][j];
-        else
-          store(y, load(y) + (c == 1 ? sum[r][j] : odd[r][j] + sum[r][j]));
-      }
-  }
-}
-
-// ---- scores of a few rows -------------------------------------------------------------------------------------------
-
-// part[R][...][L], groups [0, G) = q . k[0 .. 4 * G), q spread: lane 4 c + t of a group is class c of its key t.
-// Meanwhile asks for the values of these tokens.
-template <class T, int R, int G>
-static void scores_of_few(const float* q, const T* const* k, int64_t to_values, float* part, int dim) {
-  const int row_stride = dim / kClasses * L;
-  vf sum[R][G];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-    for (int g = 0; g < G; g++) sum[r][g] = vf{};
-  const auto add = [&](vf x, int g, const float* at) KVRT_INLINED {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) sum[r][g] = fma(x, load(at + r * row_stride), sum[r][g]);
-  };
-  const auto ask = [&](const T* key, int d) KVRT_INLINED {
-    if (d * sizeof(T) % 64 == 0) prefetch(key + d + to_values);
-  };
-  int d = 0;
-  if constexpr (kWide<T> != L)
-    for (; d + kWide<T> <= dim; d += kWide<T>)
-#pragma GCC unroll 8
-      for (int g = 0; g < G; g++) {
-        vf w[4];
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) {
-          w[i] = load_as<vf>(k[4 * g + i] + d);
-          ask(k[4 * g + i], d);
-        }
-        transpose4(w);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) {
-          add(low_half(w[i]), g, q + d * 4 + 2 * i * L);
-          add(high_half(w[i]), g, q + d * 4 + (2 * i + 1) * L);
-        }
-      }
-  for (; d < dim; d += L)
-#pragma GCC unroll 8
-    for (int g = 0; g < G; g++) {
-      vf w[4];
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; i++) {
-        w[i] = load(k[4 * g + i] + d);
-        ask(k[4 * g + i], d);
-      }
-      transpose4(w);
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; i++) add(w[i], g, q + d * 4 + i * L);
-    }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-    for (int g = 0; g < G; g++) store(part + (r * kGroups + g) * L, sum[r][g]);
-}
-
-// s[kTile] = part[kGroups][L], classes added up.
-KVRT_INLINE void join_classes(const float* part, float* s) {
-  for (int g = 0; g < kGroups; g += kClasses) {
-    vf x[kClasses];
-    for (int i = 0; i < kClasses; i++) x[i] = load(part + (g + i) * L);
-    store(s + 4 * g, sum_blocks(x));
-  }
-}
-
-// ---- values ---------------------------------------------------------------------------------------------------------
-
-// Accumulators of bf16 values hold each 2 L elements as the even ones, then the odd ones: splitting words takes no
-// shuffle. write_out() puts them in order.
-template <class T, int C> KVRT_INLINE void load_values(const T* v, vf* x) {
-  if constexpr (kWide<T> != L && C % 2 == 0) {
-#pragma GCC unroll 8
-    for (int j = 0; j < C; j += 2) {
-      const vf w = load_as<vf>(v + j * L);
-      x[j] = low_half(w);
-      x[j + 1] = high_half(w);
-    }
-  } else {
-#pragma GCC unroll 8
-    for (int j = 0; j < C; j++) x[j] = load(v + j * L);
-  }
-}
-
-template <class T> static void widen_values(const T* v, float* to, int dim) {
-  vf x[2];
-  int d = 0;
-  for (; d + 2 * L <= dim; d += 2 * L) {
-    load_values<T, 2>(v + d, x);
-    store(to + d, x[0]);
-    store(to + d + L, x[1]);
-  }
-  for (; d < dim; d += L) store(to + d, load(v + d));
-}
-
-// acc[R][C * L] = acc * alpha[R] + p[R][t0 .. t1) . v[t0 .. t1)[C * L]; meanwhile asks for the same columns of `next`.
-template <class T, int R, int C>
-static void values(const float* p, const float* alpha, const T* const* v, const T* const* next, int64_t column, int t0,
-                   int t1, float* acc, int dim) {
-  vf c[R][C];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-    for (int j = 0; j < C; j++) c[r][j] = load(acc + r * dim + j * L) * alpha[r];
-  for (int t = t0; t < t1; t++) {
-    vf x[C];
-    load_values<T, C>(v[t] + column, x);
-    if (next) {
-      const char* line = reinterpret_cast<const char*>(next[t] + column);
-#pragma GCC unroll 8
-      for (int b = 0; b < int(C * L * sizeof(T)); b += 64) prefetch(line + b);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-      const vf w = splat<vf>(p[r * kTile + t]);
-#pragma GCC unroll 8
-      for (int j = 0; j < C; j++) c[r][j] = fma(x[j], w, c[r][j]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-    for (int j = 0; j < C; j++) store(acc + r * dim + j * L, c[r][j]);
-}
 
 // ---- one tile -------------------------------------------------------------------------------------------------------
 
@@ -285,7 +44,7 @@ static void softmax4(const Rows& x, int r0, float* s, float softcap) {
 #pragma GCC unroll 16
     for (int i = 0; i < L; i++) at[i] = i;
 #pragma GCC unroll 16
-    for (int j = 0; j < kTileVectors; j++, at += L) {
+    for (int j = 0; j < kTile / L; j++, at += L) {
       vf y = load(row + j * L);
       if (softcap != 0.f) y = (softcap * kLog2e) * tanh(y);
       if (begin != 0 || end != kTile) y = (at >= begin) & (at < end) ? y : splat<vf>(kMasked);
@@ -308,7 +67,7 @@ static void softmax4(const Rows& x, int r0, float* s, float softcap) {
 #pragma GCC unroll 16
     for (int i = 0; i < L; i++) at[i] = i;
 #pragma GCC unroll 16
-    for (int j = 0; j < kTileVectors; j++, at += L) {
+    for (int j = 0; j < kTile / L; j++, at += L) {
       vf w = exp2(load(row + j * L) - top);
       if (begin != 0 || end != kTile) w = (at >= begin) & (at < end) ? w : vf{};
       store(row + j * L, w);
@@ -336,6 +95,33 @@ template <int N, class F> KVRT_INLINE void few_rows(int rows, const F& f) {
   if constexpr (N > 1) few_rows<N - 1>(rows, f);
 }
 
+// Adds the weighted values of a tile to the rows of one strip, columns [column, column + C * L). Rows of neighbouring
+// tokens see slightly different positions: what not all of them see is added row by row, before and after the rest, so
+// that no row ever touches a value it does not see (0 times infinity is not 0).
+template <class T, int R, int C>
+static void add_strip(const Rows& x, int r, const float* s, const T* const* v, const T* const* next, int column) {
+  int begin = x.begin[r], end = x.end[r];
+  for (int i = r + 1; i < r + R; i++) {
+    begin = x.begin[i] > begin ? x.begin[i] : begin;
+    end = x.end[i] < end ? x.end[i] : end;
+  }
+  if (begin >= end) begin = end = kTile;  // nothing in common
+  float alpha[R], one = 1.f;
+  float* acc = x.acc + r * x.dim + column;
+  const float* p = s + r * kTile;
+  for (int i = 0; i < R; i++) {
+    alpha[i] = x.alpha[r + i];
+    const int until = x.end[r + i] < begin ? x.end[r + i] : begin;
+    if (x.begin[r + i] >= until) continue;
+    values<T, 1, C>(p + i * kTile, alpha + i, v, nullptr, column, x.begin[r + i], until, acc + i * x.dim, x.dim);
+    alpha[i] = 1.f;
+  }
+  if (begin < end) values<T, R, C>(p, alpha, v, next, column, begin, end, acc, x.dim);
+  for (int i = 0; i < R; i++)
+    if (end < x.end[r + i])
+      values<T, 1, C>(p + i * kTile, &one, v, nullptr, column, end, x.end[r + i], acc + i * x.dim, x.dim);
+}
+
 template <class T>
 static void add_values(const Rows& x, const float* s, const T* const* v, const T* const* next) {
   int c = 0;
@@ -343,16 +129,7 @@ static void add_values(const Rows& x, const float* s, const T* const* v, const T
     constexpr int C = decltype(width)::value;
     for (; x.dim - c >= C * L; c += C * L)
       strips(x.count, [&](auto height, int r) {
-        constexpr int R = decltype(height)::value;
-        int t0 = kTile, t1 = 0;
-        for (int i = r; i < r + R; i++)
-          if (x.begin[i] < x.end[i]) {
-            t0 = x.begin[i] < t0 ? x.begin[i] : t0;
-            t1 = x.end[i] > t1 ? x.end[i] : t1;
-          }
-        if (t0 < t1)
-          values<T, R, C>(s + r * kTile, x.alpha + r, v, r == 0 ? next : nullptr, c, t0, t1, x.acc + r * x.dim + c,
-                          x.dim);
+        add_strip<T, decltype(height)::value, C>(x, r, s, v, r == 0 ? next : nullptr, c);
       });
   };
   columns(std::integral_constant<int, kCols>{});

@@ -1,6 +1,6 @@
-// The kernels for one instruction set. Built several times, each with its own flags, and with
-// KVRT_ISA, the name of the namespace. System headers come first, so that none of their inline functions is built inside a namespace or, being
-// shared by name with other translation units, with this one's instructions: kernels use builtins instead.
+// The kernels for one instruction set. Built several times, each with its own flags and its own KVRT_ISA, the name of
+// the namespace. System headers come first, outside of it. Kernels call no inline function of theirs: such a function
+// has one name in all translation units, and the linker might keep the copy with instructions this machine lacks.
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -16,14 +16,15 @@
 namespace kvrt {
 namespace KVRT_ISA {
 
+// clang-format off: each needs the ones above it
 #include "simd.h"
-
 #include "norm.h"
-
 #include "append.h"
+#include "attention_tiles.h"
 #include "attention.h"
 #include "linear.h"
 #include "probe.h"
+// clang-format on
 
 extern const Kernels kernels;
 const Kernels kernels = {

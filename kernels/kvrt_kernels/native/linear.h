@@ -1,13 +1,13 @@
 // y = x W^T for row-major W, at memory speed for a few rows of x and near the arithmetic peak for many.
 //
-//   k:   |<-------------- block of 1024 ------------->|<- next block ->|
-//        |step|step|step| ...                         |                     step: L floats, or 2 L bf16
+//   k:   |<------- block, at most 1024 -------->|<- next block ->|
+//        |step|step|step| ...                   |                      step: L floats, or 2 L bf16
 //
-//   one output =  ((block 0) + block 1) + ...        block = tree over lanes of (sum over steps, ascending)
+//   one output =  (block 0 + block 1) + ...        block = tree over lanes of (sum over steps, ascending)
 //
-// That order is the same for every number of rows and every tile shape: a register tile of R rows of x by kOut rows of
-// W only decides which outputs are computed together, so a token's result does not depend on its batch. Blocks keep a
-// tile's operands in the first-level cache, and the rounding error of a long sum small.
+// That order depends on k alone: a register tile of R rows of x by kOut rows of W only decides which outputs are
+// computed together, so a token's result does not depend on its batch. Blocks keep a tile's operands in the first-level
+// cache, and the rounding error of a long sum small.
 
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kOut = 8;
@@ -15,8 +15,8 @@ constexpr int kOut = 8;
 constexpr int kOut = 4;
 #endif
 constexpr int kBlock = 1024;
-constexpr int kIn = 3;           // rows of x in the widest register tile
-constexpr int kStreamRows = 12;  // up to here W is read once, as a stream; above it is reused and widened first
+constexpr int kIn = 3;  // rows of x in the widest register tile
+constexpr int kDirectRows = 24;  // up to here tiles read W where it is, as one stream; above, a panel is laid out
 
 // Elements of k per step. bf16 is taken as 32-bit words, even elements first, which costs no shuffle; the activations
 // are packed to match (linear_pack).
@@ -54,58 +54,67 @@ static void linear_pack(const LinearArgs& a, int m0, int m1, float* packed) {
 
 // ---- micro-kernel ---------------------------------------------------------------------------------------------------
 
-template <class T, int R>
-KVRT_INLINE void step(const T* const* w, const float* const* x, int64_t k, vf (*acc)[kOut]) {
-  vf y[R];
-  if constexpr (std::is_same<T, bf16>::value) {
-    vf z[R];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) y[r] = load(x[r] + k), z[r] = load(x[r] + k + L);
-#pragma GCC unroll 8
-    for (int o = 0; o < kOut; o++) {
-      const vu word = load_as<vu>(w[o] + k);
-      const vf even = (vf)(word << 16), odd = (vf)(word & 0xffff0000u);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) acc[r][o] = fma(odd, z[r], fma(even, y[r], acc[r][o]));
-    }
-  } else {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) y[r] = load(x[r] + k);
-#pragma GCC unroll 8
-    for (int o = 0; o < kOut; o++) {
-      const vf v = load(w[o] + k);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) acc[r][o] = fma(v, y[r], acc[r][o]);
+// kOut rows of W where they are.
+template <class T> struct InPlace {
+  const T* w;
+  int64_t stride;
+  static constexpr int vectors = kStep<T> / L;
+
+  KVRT_FORCE void at(int o, int k, vf* v) const {
+    if constexpr (vectors == 2) {
+      const vf words = load_as<vf>(w + o * stride + k);
+      v[0] = low_half(words);
+      v[1] = high_half(words);
+    } else {
+      v[0] = load(w + o * stride + k);
     }
   }
-}
+};
 
-// c[R][kOut] += x[R][k0 .. k1) . w[kOut][k0 .. k1)^T; asks for the same piece of the rows `ahead` meanwhile.
-template <class T, int R>
-static void tile(const T* const* w, const T* const* ahead, const float* const* x, int k0, int k1, float* c,
-                 int64_t c_stride) {
+// kOut rows of W, widened and laid out step by step: [steps][kOut][L].
+struct Panel {
+  const float* w;
+  static constexpr int vectors = 1;
+
+  KVRT_FORCE void at(int o, int k, vf* v) const { v[0] = load(w + k * kOut + o * L); }
+};
+
+// Rows of W that will be read next; tiles ask for them on the way, `step` bytes of each with every step of theirs.
+struct Ahead {
+  const char* w;
+  int64_t stride;
+  int rows, step;
+};
+
+// c[R][kOut] += x[R][0 .. k) . w^T
+template <int R, class W>
+static void tile(const W w, const float* x, int64_t x_stride, int k, float* c, int64_t c_stride, Ahead ahead) {
+  constexpr int V = W::vectors;
   vf acc[R][kOut];
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
     for (int o = 0; o < kOut; o++) acc[r][o] = vf{};
-  int k = k0;
-  for (; k + kStep<T> <= k1; k += kStep<T>) {
-    if (ahead) {
+  for (int i = 0; i < k; i += V * L) {
+    vf y[R][V];
 #pragma GCC unroll 8
-      for (int o = 0; o < kOut; o++)
-        if (kStep<T> * sizeof(T) == 64 || k * sizeof(T) % 64 == 0) prefetch(ahead[o] + (k - k0));
-    }
-    step<T, R>(w, x, k, acc);
-  }
-  if (k < k1) {  // the last, partial step: x is packed with zeros, W is copied so as not to read beyond its end
-    T copy[kOut][kStep<T>] = {};
-    const T* tail[kOut];
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+      for (int j = 0; j < V; j++) y[r][j] = load(x + r * x_stride + i + j * L);
+    const char* line = ahead.w;
+    for (int o = 0; o < ahead.rows; o++, line += ahead.stride) prefetch(line);
+    ahead.w += ahead.step;
+#pragma GCC unroll 8
     for (int o = 0; o < kOut; o++) {
-      __builtin_memcpy(copy[o], w[o] + k, (k1 - k) * sizeof(T));
-      tail[o] = copy[o] - k;
+      vf v[V];
+      w.at(o, i, v);
+#pragma GCC unroll 2
+      for (int j = 0; j < V; j++) {
+        keep(v[j]);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) acc[r][o] = fma(v[j], y[r][j], acc[r][o]);
+      }
     }
-    step<T, R>(tail, x, k, acc);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
@@ -116,15 +125,18 @@ static void tile(const T* const* w, const T* const* ahead, const float* const* x
     }
 }
 
-template <class T>
-static void tiles(const T* const* w, const T* const* ahead, const float* x, int64_t x_stride, int rows, int k0, int k1,
-                  float* c, int64_t c_stride) {
-  const float* in[kIn];
-  int m = 0;
+template <class W>
+static void tiles(const W w, const float* x, int64_t x_stride, int rows, int k, float* c, int64_t c_stride,
+                  Ahead ahead) {
+  const int groups = (rows + kIn - 1) / kIn;
+  int m = 0, asked = 0;
   const auto group = [&](auto height) {
     constexpr int R = decltype(height)::value;
-    for (int r = 0; r < R; r++) in[r] = x + (m + r) * x_stride;
-    tile<T, R>(w, m == 0 ? ahead : nullptr, in, k0, k1, c + m * c_stride, c_stride);
+    const int ask = (m / kIn + 1) * kOut / groups;  // an even share with each group of rows
+    ahead.rows = ask - asked;
+    tile<R>(w, x + m * x_stride, x_stride, k, c + m * c_stride, c_stride, ahead);
+    ahead.w += ahead.rows * ahead.stride;
+    asked = ask;
     m += R;
   };
   while (rows - m >= 3) group(std::integral_constant<int, 3>{});
@@ -134,67 +146,54 @@ static void tiles(const T* const* w, const T* const* ahead, const float* x, int6
 
 // ---- one block of outputs -------------------------------------------------------------------------------------------
 
-// to[0 .. count) = w, as floats in the packed order, with zeros up to a full step; returns the padded length.
-template <class T> static int widen(const T* w, int count, float* to) {
-  int i = 0;
-  const auto one = [&](const T* from) {
-    if constexpr (std::is_same<T, bf16>::value) {
-      const vu word = load_as<vu>(from);
-      store(to + i, (vf)(word << 16));
-      store(to + i + L, (vf)(word & 0xffff0000u));
-    } else {
-      store(to + i, load(from));
+// Lays out `count` rows of W, `k` elements each; what is missing to kOut rows and to a full step is zero.
+template <class T> static void lay_out(const T* w, int64_t stride, int count, int k, float* panel) {
+  constexpr int V = kStep<T> / L;
+  for (int o = 0; o < kOut; o++) {
+    float* to = panel + o * L;
+    for (int i = 0; i < k; i += V * L, to += V * kOut * L) {
+      T part[V * L] = {};
+      const T* from = w + o * stride + i;
+      if (o >= count || i + V * L > k) {
+        if (o < count) __builtin_memcpy(part, from, sizeof(T) * (k - i));
+        from = part;
+      }
+      vf v[V];
+      InPlace<T>{from, 0}.at(0, 0, v);
+      for (int j = 0; j < V; j++) store(to + j * kOut * L, v[j]);
     }
-  };
-  for (; i + kStep<T> <= count; i += kStep<T>) one(w + i);
-  if (i < count) {
-    T copy[kStep<T>] = {};
-    __builtin_memcpy(copy, w + i, (count - i) * sizeof(T));
-    one(copy);
-    i += kStep<T>;
   }
-  return i;
 }
 
-// c[rows][c_stride] = x . W[n0 .. n1)^T; `wide` has room for kOut * kBlock floats.
+// c[rows][c_stride] = x . W[n0 .. n1)^T; `panel` has room for kOut * kBlock floats.
 template <class T>
 static void product(const T* weight, int k, int n0, int n1, const float* x, int64_t x_stride, int rows, float* c,
-                    int64_t c_stride, float* wide) {
+                    int64_t c_stride, float* panel) {
+  constexpr int step = kStep<T>;
+  const int blocks = (k + kBlock - 1) / kBlock, size = ((k + blocks - 1) / blocks + step - 1) / step * step;
   __builtin_memset(c, 0, sizeof(float) * rows * c_stride);
-  // Beyond the last row stands the last row again; its result is not used.
-  const auto rows_at = [&](int n, const T** w) {
-    for (int o = 0; o < kOut; o++) w[o] = weight + int64_t(n + o < n1 ? n + o : n1 - 1) * k;
-  };
-  const T *w[kOut], *ahead[kOut];
-  if (rows <= kStreamRows) {
-    for (int n = n0; n < n1; n += kOut) {
-      rows_at(n, w);
-      for (int k0 = 0; k0 < k; k0 += kBlock) {
-        const int k1 = k0 + kBlock < k ? k0 + kBlock : k;
-        if (k1 < k)
-          for (int o = 0; o < kOut; o++) ahead[o] = w[o] + k1;
-        else
-          rows_at(n + kOut < n1 ? n + kOut : n, ahead);
-        tiles<T>(w, ahead, x, x_stride, rows, k0, k1, c + (n - n0), c_stride);
-      }
+  const auto piece = [&](int n, int k0) {
+    const int length = k0 + size < k ? size : k - k0, count = n + kOut < n1 ? kOut : n1 - n;
+    const T* w = weight + int64_t(n) * k + k0;
+    const int64_t ahead = k0 + length < k ? length : int64_t(kOut) * k - k0;  // the next piece, in order of n, then k
+    const bool direct = rows <= kDirectRows && count == kOut && length % step == 0;
+    const auto all = [&](auto from, int steps) {
+      tiles(from, x + k0, x_stride, rows, steps, c + (n - n0), c_stride,
+            {reinterpret_cast<const char*>(w + ahead), int64_t(k * sizeof(T)), 0, int(from.vectors * L * sizeof(T))});
+    };
+    if (direct) {
+      all(InPlace<T>{w, k}, length);
+    } else {
+      lay_out(w, k, count, length, panel);
+      all(Panel{panel}, (length + step - 1) / step * step);
     }
+  };
+  if (rows <= kDirectRows) {
+    for (int n = n0; n < n1; n += kOut)
+      for (int k0 = 0; k0 < k; k0 += size) piece(n, k0);
   } else {
-    for (int k0 = 0; k0 < k; k0 += kBlock)
-      for (int n = n0; n < n1; n += kOut) {
-        const int k1 = k0 + kBlock < k ? k0 + kBlock : k;
-        rows_at(n, w);
-        if constexpr (std::is_same<T, float>::value) {
-          tiles<T>(w, nullptr, x, x_stride, rows, k0, k1, c + (n - n0), c_stride);
-        } else {
-          const float* v[kOut];
-          int length = 0;
-          for (int o = 0; o < kOut; o++) {
-            length = widen(w[o] + k0, k1 - k0, wide + o * kBlock);
-            v[o] = wide + o * kBlock - k0;
-          }
-          tiles<float>(v, nullptr, x, x_stride, rows, k0, k0 + length, c + (n - n0), c_stride);
-        }
-      }
+    for (int k0 = 0; k0 < k; k0 += size)
+      for (int n = n0; n < n1; n += kOut) piece(n, k0);
   }
 }
 
@@ -206,13 +205,13 @@ KVRT_INLINE vf activate(Gate gate, vf x) {
 
 struct LinearScratch {
   int64_t stride;
-  float *c, *up, *wide;
+  float *c, *up, *panel;
 
   LinearScratch(const LinearArgs& a, int rows, int columns, Arena& arena) {
     stride = (columns + 15) / 16 * 16;
     c = arena.take<float>(size_t(rows) * stride);
     up = a.gate == Gate::none ? nullptr : arena.take<float>(size_t(rows) * stride);
-    wide = arena.take<float>(kOut * kBlock);
+    panel = arena.take<float>(kOut * kBlock);
   }
 };
 
@@ -223,9 +222,9 @@ static void linear_block(const LinearArgs& a, const float* x, int64_t x_stride, 
   const T* w = static_cast<const T*>(a.w);
   const int rows = m1 - m0, columns = n1 - n0;
   x += m0 * x_stride;
-  product<T>(w, a.k, n0, n1, x, x_stride, rows, s.c, s.stride, s.wide);
+  product<T>(w, a.k, n0, n1, x, x_stride, rows, s.c, s.stride, s.panel);
   if (a.gate != Gate::none)
-    product<T>(w + int64_t(a.n) * a.k, a.k, n0, n1, x, x_stride, rows, s.up, s.stride, s.wide);
+    product<T>(w + int64_t(a.n) * a.k, a.k, n0, n1, x, x_stride, rows, s.up, s.stride, s.panel);
   for (int r = 0; r < rows; r++) {
     float* c = s.c + r * s.stride;
     if (a.gate != Gate::none) {

@@ -63,7 +63,7 @@ KVRT_INLINE vf max(vf a, vf b) { return (vf)_mm_max_ps((__m128)a, (__m128)b); }
 // the low bits of the mantissa; the fraction, in [-0.5, 0.5], goes through the Taylor polynomial of degree 6 of 2^x.
 template <class V> KVRT_INLINE V exp2(V x) {
   using I = typename Int<V>::type;
-  x = max(x, splat<V>(-126.f));
+  x = max(splat<V>(-126.f), x);  // in this order a NaN stays one on x86
   const V rounded = x + splat<V>(12582912.f);
   const V f = x - (rounded - splat<V>(12582912.f));
   V p = splat<V>(1.5403530e-4f);
@@ -78,9 +78,10 @@ template <class V> KVRT_INLINE V exp2(V x) {
 
 constexpr float kLog2e = 1.44269504088896341f;
 
-// Clamped where 2^x is already lost beside the 1 it is added to, or nearly overflows.
-KVRT_INLINE vf sigmoid(vf x) { return 1.f / (1.f + exp2(-max(x * kLog2e, splat<vf>(-126.f)))); }
-KVRT_INLINE vf tanh(vf x) { return 1.f - 2.f / (1.f + exp2(-max(x * (-2.f * kLog2e), splat<vf>(-126.f)))); }
+// 1 / (1 + 2^y), y clamped where 2^y would overflow.
+KVRT_INLINE vf logistic(vf y) { return 1.f / (1.f + exp2(-max(splat<vf>(-126.f), -y))); }
+KVRT_INLINE vf sigmoid(vf x) { return logistic(x * -kLog2e); }
+KVRT_INLINE vf tanh(vf x) { return 1.f - 2.f * logistic(x * (2.f * kLog2e)); }
 
 // ---- 16-bit floats --------------------------------------------------------------------------------------------------
 
@@ -236,6 +237,15 @@ template <class Op> KVRT_INLINE v4f reduce4(vf a, vf b, vf c, vf d) {
 }
 
 KVRT_INLINE float sum(vf v) { return reduce4<Add>(v, v, v, v)[0]; }
+
+// Makes the compiler hold v in a register, where it would rather read it from memory again for every use.
+KVRT_INLINE void keep(vf& v) {
+#if defined(__aarch64__)
+  asm("" : "+w"(v));
+#else
+  asm("" : "+v"(v));
+#endif
+}
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
 

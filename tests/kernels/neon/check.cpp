@@ -1,0 +1,277 @@
+// The kernels of one instruction set against plain double-precision loops, for machines without Python: ci/neon runs it
+// under qemu. Prints one line per check; exits 1 if one fails.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "api.h"
+
+namespace kvrt {
+namespace KVRT_ISA {
+extern const Kernels kernels;
+}
+}  // namespace kvrt
+
+using namespace kvrt;
+const Kernels& kernels = kvrt::KVRT_ISA::kernels;
+
+std::mt19937 generator(1);
+int failures = 0;
+
+float normal() { return std::normal_distribution<float>()(generator); }
+
+std::vector<float> normals(size_t n) {
+  std::vector<float> v(n);
+  for (float& x : v) x = normal();
+  return v;
+}
+
+void report(bool ok, const char* what, double error) {
+  std::printf("%s %s (%.1e)\n", ok ? "ok  " : "FAIL", what, error);
+  failures += !ok;
+}
+
+// ---- numbers of the stored types, by arithmetic on their definition ----
+
+double decode(Dtype dtype, const void* p, size_t i) {
+  if (dtype == Dtype::f32) return static_cast<const float*>(p)[i];
+  const int bits = static_cast<const uint16_t*>(p)[i], mantissa = dtype == Dtype::bf16 ? 7 : 10;
+  const int exponent = (bits & 0x7fff) >> mantissa, bias = dtype == Dtype::bf16 ? 127 : 15;
+  if (exponent == (0x7fff >> mantissa)) return std::numeric_limits<double>::quiet_NaN();
+  const int fraction = (bits & ((1 << mantissa) - 1)) | (exponent ? 1 << mantissa : 0);
+  return (bits & 0x8000 ? -1 : 1) * std::ldexp(fraction, std::max(exponent, 1) - bias - mantissa);
+}
+
+void encode(Dtype dtype, void* p, size_t i, float x) {  // to nearest even
+  if (dtype == Dtype::f32) {
+    static_cast<float*>(p)[i] = x;
+    return;
+  }
+  const int mantissa = dtype == Dtype::bf16 ? 7 : 10, bias = dtype == Dtype::bf16 ? 127 : 15;
+  int exponent;
+  std::frexp(x, &exponent);
+  exponent = std::max(exponent - 1, 1 - bias);
+  const int units = int(std::nearbyint(std::ldexp(std::fabs(x), mantissa - exponent)));
+  const int bits = ((exponent + bias - 1) << mantissa) + units;
+  static_cast<uint16_t*>(p)[i] = uint16_t(bits | (x < 0 ? 0x8000 : 0));
+}
+
+size_t item(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
+const char* name(Dtype dtype) { return dtype == Dtype::f32 ? "f32" : dtype == Dtype::bf16 ? "bf16" : "f16"; }
+
+// ---- attention ----
+
+struct Paged {
+  static constexpr int kv_heads = 2, page_size = 16;
+  Dtype dtype;
+  int heads, dim, tokens, pages;
+  std::vector<char> kv;
+  std::vector<int32_t> table;
+  std::vector<float> q;
+
+  Paged(Dtype dtype, int heads, int dim, int tokens)
+      : dtype(dtype), heads(heads), dim(dim), tokens(tokens), pages((tokens + page_size - 1) / page_size) {
+    const size_t page = 2 * kv_heads * page_size * dim;
+    kv.assign(page * (pages + 1) * item(dtype), char(0xff));  // NaN wherever no token is stored
+    for (int i = 0; i < pages; i++) table.push_back((i * 7 + 3) % pages);
+    if (pages % 7 == 0)
+      for (int i = 0; i < pages; i++) table[i] = pages - 1 - i;
+    for (int t = 0; t < tokens; t++)
+      for (int h = 0; h < kv_heads; h++)
+        for (int side = 0; side < 2; side++)
+          for (int d = 0; d < dim; d++) encode(dtype, kv.data(), element(side, t, h, d), normal());
+    q = normals(size_t(tokens) * heads * dim);
+  }
+
+  size_t element(int side, int t, int h, int d) const {
+    return ((size_t(table[t / page_size]) * 2 + side) * kv_heads + h) * page_size * dim + t % page_size * dim + d;
+  }
+
+  // The last `count` of the first `length` tokens; row 0 of the result is the first of them.
+  std::vector<float> run(int count, int length, int window, float softcap, int threads) const {
+    std::vector<float> out(size_t(count) * heads * dim);
+    const int32_t start[2] = {0, count}, context = length;
+    const int64_t row = int64_t(heads) * dim, side = int64_t(kv_heads) * page_size * dim;
+    const AttentionArgs a{{dtype, const_cast<char*>(kv.data()), side, 2 * side, page_size * dim, page_size, kv_heads, dim},
+                          {table.data(), pages, start, &context, 1},
+                          q.data() + (length - count) * row,
+                          out.data(),
+                          row,
+                          row,
+                          heads,
+                          softcap ? 1.f : 1.f / std::sqrt(float(dim)),
+                          window,
+                          softcap};
+    attention(kernels, a, threads);
+    return out;
+  }
+
+  double expected(int position, int head, int d, int window, float softcap) const {
+    const int h = head / (heads / kv_heads), first = window ? std::max(0, position + 1 - window) : 0;
+    double top = -1e300, sum = 0, value = 0;
+    std::vector<double> score;
+    for (int t = first; t <= position; t++) {
+      double s = 0;
+      for (int i = 0; i < dim; i++)
+        s += double(q[(size_t(position) * heads + head) * dim + i]) * decode(dtype, kv.data(), element(0, t, h, i));
+      s = softcap ? softcap * std::tanh(s / softcap) : s / std::sqrt(double(dim));
+      score.push_back(s);
+      top = std::max(top, s);
+    }
+    for (int t = first; t <= position; t++) {
+      const double w = std::exp(score[t - first] - top);
+      sum += w;
+      value += w * decode(dtype, kv.data(), element(1, t, h, d));
+    }
+    return value / sum;
+  }
+};
+
+void check_attention(Dtype dtype, int heads, int dim, int tokens, int window, float softcap) {
+  const Paged paged(dtype, heads, dim, tokens);
+  const std::vector<float> whole = paged.run(tokens, tokens, window, softcap, 1);
+  double error = 0;
+  for (int position = tokens - 1; position >= 0; position -= 1 + tokens / 5)
+    for (int head = 0; head < heads; head++)
+      for (int d = 0; d < dim; d += 5)
+        error = std::max(error, std::fabs(paged.expected(position, head, d, window, softcap) -
+                                          whole[(size_t(position) * heads + head) * dim + d]));
+  char what[99];
+  std::snprintf(what, sizeof what, "attention %s heads %d/2 of %d, %d tokens, window %d, softcap %g", name(dtype), heads, dim,
+                tokens, window, softcap);
+  report(error < 2e-5, what, error);
+  // The same bits for a single token, for a chunk, and split over threads.
+  const size_t row = size_t(heads) * dim * sizeof(float);
+  bool same = true;
+  for (int count : {1, 2, 7, tokens / 2}) {
+    const std::vector<float> part = paged.run(count, tokens, window, softcap, 3);
+    same = same && !std::memcmp(part.data(), whole.data() + size_t(tokens - count) * heads * dim, row * count);
+  }
+  report(same, "    bits", 0);
+}
+
+// ---- the others ----
+
+void check_linear(Dtype dtype, int n, int k) {
+  const int most = 40;
+  const std::vector<float> x = normals(size_t(most) * k), bias = normals(n);
+  std::vector<char> w(size_t(n) * k * item(dtype));
+  for (size_t i = 0; i < size_t(n) * k; i++) encode(dtype, w.data(), i, normal());
+  std::vector<float> whole;
+  double error = 0;
+  bool same = true;
+  for (int m : {most, 1, 2, 5, 30}) {
+    std::vector<float> y(size_t(m) * n);
+    linear(kernels, {dtype, Gate::none, x.data(), w.data(), bias.data(), nullptr, y.data(), k, 0, n, m, n, k}, m % 3 + 1);
+    if (whole.empty()) {
+      whole = y;
+      for (int r = 0; r < m; r += 3)
+        for (int o = 0; o < n; o++) {
+          double sum = bias[o];
+          for (int i = 0; i < k; i++) sum += double(x[size_t(r) * k + i]) * decode(dtype, w.data(), size_t(o) * k + i);
+          error = std::max(error, std::fabs(sum - y[size_t(r) * n + o]) / std::sqrt(k));
+        }
+    }
+    same = same && !std::memcmp(y.data(), whole.data(), y.size() * sizeof(float));
+  }
+  char what[99];
+  std::snprintf(what, sizeof what, "linear %s %d x %d", name(dtype), n, k);
+  report(error < 2e-6, what, error);
+  report(same, "    bits", 0);
+}
+
+void check_gate(Gate gate) {
+  const int n = 37, k = 64;
+  const std::vector<float> x = normals(k), w = normals(2 * n * k);
+  std::vector<float> y(n);
+  linear(kernels, {Dtype::f32, gate, x.data(), w.data(), nullptr, nullptr, y.data(), k, 0, n, 1, n, k}, 1);
+  double error = 0;
+  for (int o = 0; o < n; o++) {
+    double z = 0, up = 0;
+    for (int i = 0; i < k; i++) z += double(x[i]) * w[o * k + i], up += double(x[i]) * w[(n + o) * k + i];
+    const double act = gate == Gate::silu ? z / (1 + std::exp(-z))
+                                          : z / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (z + 0.044715 * z * z * z)));
+    error = std::max(error, std::fabs(act * up - y[o]));
+  }
+  report(error < 5e-4, gate == Gate::silu ? "gated silu" : "gated gelu_tanh", error);
+}
+
+void check_norm() {
+  const int rows = 3, size = 123;
+  const std::vector<float> x = normals(rows * size), weight = normals(size);
+  std::vector<float> residual = normals(rows * size), y(rows * size);
+  const std::vector<float> before = residual;
+  rms_norm(kernels, {x.data(), residual.data(), weight.data(), y.data(), size, size, size, rows, size, 1e-5f}, 2);
+  double error = 0;
+  for (int r = 0; r < rows; r++) {
+    double sum = 0;
+    for (int i = 0; i < size; i++) sum += std::pow(double(x[r * size + i]) + before[r * size + i], 2);
+    for (int i = 0; i < size; i++)
+      error = std::max(error, std::fabs((double(x[r * size + i]) + before[r * size + i]) / std::sqrt(sum / size + 1e-5) *
+                                            weight[i] - y[r * size + i]));
+  }
+  report(error < 1e-5, "add and rms_norm", error);
+}
+
+void check_append(Dtype dtype) {
+  const int dim = 48, half = 16, position = 21;
+  std::vector<float> k = normals(2 * dim), q = normals(3 * dim);
+  const std::vector<float> v = normals(2 * dim), old_k = k, old_q = q, weight = normals(dim);
+  const std::vector<float> cos = normals(half * (position + 1)), sin = normals(half * (position + 1));
+  const int64_t side = 2 * 16 * dim;
+  std::vector<char> kv(4 * 2 * side * item(dtype));
+  const int32_t table[2] = {3, 2}, start[2] = {0, 1}, context = position + 1;
+  append(kernels,
+         {{dtype, kv.data(), side, 2 * side, 16 * dim, 16, 2, dim}, {table, 2, start, &context, 1}, q.data(), k.data(),
+          v.data(), 3 * dim, 2 * dim, 2 * dim, 3, weight.data(), weight.data(), 1e-6f, cos.data(), sin.data(), 2 * half},
+         1);
+  double error = 0;
+  bool stored = true;
+  const auto check = [&](const std::vector<float>& before, const std::vector<float>& after, int heads) {
+    for (int h = 0; h < heads; h++) {
+      double sum = 0, x[dim];
+      for (int d = 0; d < dim; d++) sum += std::pow(double(before[h * dim + d]), 2);
+      for (int d = 0; d < dim; d++) x[d] = before[h * dim + d] / std::sqrt(sum / dim + 1e-6) * weight[d];
+      for (int d = 0; d < half; d++) {
+        const double c = cos[position * half + d], s = sin[position * half + d], a = x[d], b = x[d + half];
+        x[d] = a * c - b * s;
+        x[d + half] = b * c + a * s;
+      }
+      for (int d = 0; d < dim; d++) error = std::max(error, std::fabs(x[d] - after[h * dim + d]));
+    }
+  };
+  check(old_q, q, 3);
+  check(old_k, k, 2);
+  std::vector<char> one(4);
+  for (int h = 0; h < 2; h++)
+    for (int d = 0; d < dim; d++)
+      for (int s = 0; s < 2; s++) {
+        encode(dtype, one.data(), 0, (s ? v : k)[h * dim + d]);
+        const size_t at = 2 * 2 * side + s * side + h * 16 * dim + (position - 16) * dim + d;
+        stored = stored && !std::memcmp(one.data(), kv.data() + at * item(dtype), item(dtype));
+      }
+  char what[99];
+  std::snprintf(what, sizeof what, "rotate and append %s", name(dtype));
+  report(error < 1e-5, what, error);
+  report(stored, "    stored bits", 0);
+}
+
+int main() {
+  for (Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f16}) {
+    check_attention(dtype, 8, 64, 150, 0, 0);
+    check_attention(dtype, 18, 48, 70, 0, 0);
+    check_attention(dtype, 2, 128, 600, 0, 0);
+    check_attention(dtype, 6, 80, 130, 70, 5);
+    check_linear(dtype, 37, 100);
+    check_linear(dtype, 16, 1100);
+    check_append(dtype);
+  }
+  check_gate(Gate::silu);
+  check_gate(Gate::gelu_tanh);
+  check_norm();
+  std::printf("%s: %d failures\n", kernels.isa, failures);
+  return failures != 0;
+}
