@@ -1,0 +1,32 @@
+"""The kernels touch nothing beyond a sequence's tokens: the rest may not even be mapped."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GUARDED = Path(__file__).with_name("guarded.py")
+
+
+def run(length: int, window: int, *, change: str = "") -> int:
+    """The exit status of guarded.py, optionally with one line of it changed."""
+    code = GUARDED.read_text()
+    if change:
+        old, new = change.split(" -> ")
+        assert old in code
+        code = code.replace(old, new)
+    command = [sys.executable, "-c", code, str(length), str(window)]
+    return subprocess.run(command, check=False, timeout=60).returncode
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize(("length", "window"), [(128 * 7 + 1, 0), (128 * 3 - 1, 0), (1000, 300)])
+def test_unmapped_pages_slots_and_table_entries_are_never_touched(length, window):
+    assert run(length, window) == 0
+
+
+def test_the_guards_are_real():
+    one_token_more = "context_len=torch.tensor([length] -> context_len=torch.tensor([length + 200]"
+    assert run(1000, 0, change=one_token_more) == -signal.SIGSEGV
