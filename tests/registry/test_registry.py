@@ -177,7 +177,7 @@ def test_a_plugin_that_hangs_is_given_up_and_the_others_work(doing: str, install
     module = "hangs_first" if "import" in doing else "hangs_later"
     install(HANGS[doing], "slow", distribution=module)
     start = time.perf_counter()
-    assert examined("slow", timeout=0.5).error == f"{doing} did not finish in 0.5 s"
+    assert examined("slow", timeout=1).error == f"{doing} did not finish in 1 s"
     assert time.perf_counter() - start < 5
     registry.open_device("null").close()
 

@@ -52,9 +52,9 @@ def device(subject: Subject) -> Device:
 
 
 @pytest.fixture(scope="session")
-def on_host(device: Device) -> bool:
+def on_host(subject: Subject) -> bool:
     """True if the device's memory is this process's, so that the operating system can be asked."""
-    return torch.device(device.info.torch_device).type == "cpu"
+    return torch.device(subject.device.info.torch_device).type == "cpu"
 
 
 @pytest.fixture

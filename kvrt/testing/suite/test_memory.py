@@ -3,15 +3,27 @@
 import gc
 import random
 import threading
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
 import torch
 
-from kvrt.spi import ITEM_BYTES, Capability, Chunk, Device, DType, MemoryInfo, Span
+from kvrt.spi import ITEM_BYTES, Capability, Chunk, Device, DeviceOptions, DType, MemoryInfo, Span
 from kvrt.testing import host
+from kvrt.testing.subject import Subject
+from kvrt.wrappers import Checked
 
 MIB = 2**20
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "shareable"])
+def device(request: pytest.FixtureRequest, subject: Subject) -> Iterator[Device]:
+    """A fresh device, opened in both ways: what is shareable may be other memory altogether."""
+    options = DeviceOptions(shareable=request.param)
+    device = Checked(subject.backend.open(subject.index, options))
+    yield device
+    device.close()
 
 
 def part(device: Device, span: Span, at: int) -> torch.Tensor:
