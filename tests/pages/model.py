@@ -75,6 +75,17 @@ class Model:
     def table(self) -> PageTable:
         return self.cache.table
 
+    @property
+    def held(self) -> int:
+        """Chunks of memory that are held."""
+        stats = self.cache.stats()
+        return (stats.mapped_bytes + stats.pooled_bytes) // self.geometry.chunk_bytes
+
+    @property
+    def needed(self) -> int:
+        """Chunks that hold something."""
+        return self.table.mapped_chunks - self.table.warm_chunks
+
     # --- operations --------------------------------------------------------------------------
 
     def commit(self, change: Change) -> None:
@@ -90,6 +101,7 @@ class Model:
             assert before.free_pages <= change.free < change.needed
             return False
         self.commit(change)
+        assert self.table.mapped_chunks <= max(before.limit, before.mapped_chunks)
         for seq, count in tokens.items():
             known = self.oracle.tokens.setdefault(seq, [])
             new = list(itertools.islice(self._payload, count))
@@ -139,16 +151,14 @@ class Model:
 
     def end_step(self) -> None:
         self.cache.end_step(self.step)
+        assert self.held <= max(self.table.limit, self.needed)
         self.oracle.retired = [entry for entry in self.oracle.retired if entry[0] > self.step]
         self.step += 1
 
     def idle(self) -> None:
         self.cache.idle()
         self.oracle.retired.clear()
-        held = self.cache.stats().mapped_bytes + self.cache.stats().pooled_bytes
-        limit = self.table.limit
-        needed = self.table.mapped_chunks - self.table.warm_chunks
-        assert held == max(needed, min(self.keep_warm, limit)) * self.geometry.chunk_bytes
+        assert self.held == max(self.needed, min(self.keep_warm, self.table.limit))
 
     def set_limit(self, chunks: int) -> None:
         self.cache.set_memory_limit(chunks * self.geometry.chunk_bytes)
@@ -192,10 +202,6 @@ class Model:
         blocked = self.geometry.pages - used - table.placement.open_pages
         assert blocked >= 0
         assert table.free_pages <= table.placement.open_pages + blocked
-        stats = self.cache.stats()
-        assert stats.mapped_bytes + stats.pooled_bytes <= max(
-            self.cache.stats().limit_bytes, table.mapped_chunks * self.geometry.chunk_bytes
-        )
 
     def check_poison(self) -> None:
         """Every mapped page that is free is NaN throughout."""

@@ -399,6 +399,14 @@ def test_the_same_operations_give_the_same_table() -> None:
 
 
 @pytest.mark.promise("P1")
+def test_a_page_freed_twice_is_found_at_once() -> None:
+    placer = done(empty().grow({"a": 2 * SIZE})).placement.evolver()
+    placer.give([1])
+    with pytest.raises(IntegrityError, match="page 1 was freed twice"):
+        placer.give([2, 1])
+
+
+@pytest.mark.promise("P1")
 def test_the_check_finds_what_is_broken() -> None:
     table = done(done(empty("straddling").grow({"a": 10, "b": 5})).fork("a", "c"))
     placement = table.placement
