@@ -121,7 +121,7 @@ def _run(
     threads: int | None,
 ) -> Tensor:
     rows = x.shape[0]
-    y = torch.empty((rows, out_features))
+    y = torch.empty(rows, out_features)
     native().linear(
         DTYPE_CODE[weight.dtype],
         gate,

@@ -57,7 +57,7 @@ def launch(
 ) -> Tensor:
     """Both norms without their checks, for callers that have made them."""
     size = weight.shape[0]
-    y = torch.empty((x.shape[0], size))
+    y = torch.empty(x.shape[0], size)
     native().rms_norm(
         address(x),
         x.stride(0),

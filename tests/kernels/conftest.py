@@ -15,12 +15,12 @@ from kvrt.spi import AttentionBatch, AttentionParams, DType, KVLayout
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "isa" in metafunc.fixturenames:
-        metafunc.parametrize("isa", kvrt_kernels.isas(), indirect=True)
+        metafunc.parametrize("isa", kvrt_kernels.isas(), indirect=True, scope="module")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set that runs here, in use for one test."""
+    """Each instruction set that runs here, in use."""
     before = kvrt_kernels.isa()
     kvrt_kernels.set_isa(request.param)
     yield request.param
@@ -91,12 +91,12 @@ def make_cache(
     return Cache(kv.flatten().to(getattr(torch, dtype)), layout, table, lengths)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cache() -> Callable[..., Cache]:
     return make_cache
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def attend() -> Callable[..., Tensor]:
     """Attention of a batch with the native kernels, or by another module of the same functions."""
 

@@ -20,12 +20,12 @@ PARAMS = [
 ]
 
 
-@pytest.fixture(params=["float32", "bfloat16", "float16"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "float16"])
 def paged(request, cache):
     return cache(LENGTHS, dtype=request.param, kv_heads=3, head_dim=80)
 
 
-@pytest.fixture(params=PARAMS, ids=["plain", "window", "capped"])
+@pytest.fixture(scope="module", params=PARAMS, ids=["plain", "window", "capped"])
 def params(request):
     return request.param
 
@@ -35,7 +35,7 @@ def prompts(heads=9, head_dim=80):
     return [torch.randn(n, heads, head_dim, generator=random) for n in LENGTHS]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def whole(isa, paged, params, attend):
     """Each sequence's prompt, attended alone, in one piece, by one thread."""
     return [

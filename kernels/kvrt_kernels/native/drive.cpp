@@ -14,6 +14,8 @@
 namespace kvrt {
 namespace {
 
+constexpr int kMaxThreads = 256;
+
 // Memory that a thread keeps between calls, one buffer per use.
 class Buffer {
  public:
@@ -39,17 +41,33 @@ class Buffer {
 thread_local Buffer scratch;   // of the thread that computes
 thread_local Buffer shared;    // of the thread that called, read or written by all
 
-// body(i) for i in [0, count), on at most `threads` threads, each taking the next i when it is free.
+// How `parallel` hands out work: in ascending order to whoever is free; or each thread begins with a range of its own, so
+// that what one i asked the cache for serves the next, and helps the others when done.
+enum class Order { ascending, neighbours };
+
+// body(i) for i in [0, count), on at most `threads` threads.
 template <class Body>
-void parallel(int threads, int64_t count, const Body& body) {
-  threads = int(std::min<int64_t>(threads, count));
+void parallel(int threads, int64_t count, Order order, const Body& body) {
+  struct alignas(64) Range {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  threads = int(std::min<int64_t>(std::min(threads, kMaxThreads), count));
   if (threads <= 1) {
     for (int64_t i = 0; i < count; i++) body(i);
     return;
   }
-  std::atomic<int64_t> next{0};
+  Range ranges[kMaxThreads];
+  const int parts = order == Order::ascending ? 1 : threads;
+  for (int p = 0; p < parts; p++) {
+    ranges[p].next.store(count * p / parts, std::memory_order_relaxed);
+    ranges[p].end = count * (p + 1) / parts;
+  }
 #pragma omp parallel num_threads(threads)
-  for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(i);
+  for (int p = 0, me = omp_get_thread_num(); p < parts; p++) {
+    Range& range = ranges[(me + p) % parts];
+    for (int64_t i; (i = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;) body(i);
+  }
 }
 
 }  // namespace
@@ -133,7 +151,7 @@ void attention(const Kernels& kernels, const AttentionArgs& a, int threads) {
   std::vector<std::atomic<int>> left(partial_floats ? plan.units.size() : 0);
   for (size_t u = 0; u < left.size(); u++) left[u].store(plan.units[u].segments, std::memory_order_relaxed);
 
-  parallel(threads, int64_t(plan.tasks.size()), [&](int64_t i) {
+  parallel(threads, int64_t(plan.tasks.size()), Order::ascending, [&](int64_t i) {
     const auto [u, segment] = plan.tasks[i];
     const Unit& unit = plan.units[u];
     void* memory = scratch.get(scratch_bytes);
@@ -172,14 +190,14 @@ void linear(const Kernels& kernels, const LinearArgs& a, int threads) {
     if (a.m <= 16)  // starting the other threads would take longer
       kernels.linear_pack(a, 0, a.m, packed);
     else
-      parallel(threads, (a.m + 15) / 16, [&](int64_t i) {
+      parallel(threads, (a.m + 15) / 16, Order::ascending, [&](int64_t i) {
         kernels.linear_pack(a, int(16 * i), int(std::min<int64_t>(a.m, 16 * i + 16)), packed);
       });
     x = packed;
     x_stride = stride;
   }
   const size_t bytes = kernels.linear_scratch(a, rows, columns);
-  parallel(threads, int64_t(blocks_m) * blocks_n, [&](int64_t i) {
+  parallel(threads, int64_t(blocks_m) * blocks_n, Order::neighbours, [&](int64_t i) {
     const int m = int(i % blocks_m) * rows, n = int(i / blocks_m) * columns;
     kernels.linear(a, x, x_stride, m, std::min(a.m, m + rows), n, std::min(a.n, n + columns), scratch.get(bytes));
   });
@@ -193,8 +211,9 @@ constexpr int64_t kSmall = 1 << 14;  // elements that one thread handles sooner 
 
 void rms_norm(const Kernels& kernels, const NormArgs& a, int threads) {
   const int step = int(std::max<int64_t>(1, kSmall / a.size));
-  parallel(threads, (a.rows + step - 1) / step,
-           [&](int64_t i) { kernels.rms_norm(a, int(i * step), int(std::min<int64_t>(a.rows, (i + 1) * step))); });
+  parallel(threads, (a.rows + step - 1) / step, Order::ascending, [&](int64_t i) {
+    kernels.rms_norm(a, int(i * step), int(std::min<int64_t>(a.rows, (i + 1) * step)));
+  });
 }
 
 void append(const Kernels& kernels, const AppendArgs& a, int threads) {
@@ -202,7 +221,7 @@ void append(const Kernels& kernels, const AppendArgs& a, int threads) {
   const int tokens = start[a.batch.sequences];
   const int64_t per_token = int64_t(a.heads + 2 * a.pages.kv_heads) * a.pages.head_dim;
   const int step = int(std::max<int64_t>(1, kSmall / per_token));
-  parallel(threads, (tokens + step - 1) / step, [&](int64_t i) {
+  parallel(threads, (tokens + step - 1) / step, Order::ascending, [&](int64_t i) {
     int token = int(i * step);
     const int end = std::min(tokens, token + step);
     int sequence = int(std::upper_bound(start, start + a.batch.sequences + 1, token) - start) - 1;
@@ -231,7 +250,7 @@ double read_bandwidth(const Kernels& kernels, const void* data, size_t bytes, in
   const float* base = static_cast<const float*>(data);
   std::atomic<float> keep{0};
   const double time = seconds([&] {
-    parallel(threads, int64_t(pieces), [&](int64_t i) {
+    parallel(threads, int64_t(pieces), Order::neighbours, [&](int64_t i) {
       keep.store(kernels.read(base + i * kPiece, std::min(kPiece, count - size_t(i) * kPiece)), std::memory_order_relaxed);
     });
   });
@@ -241,7 +260,7 @@ double read_bandwidth(const Kernels& kernels, const void* data, size_t bytes, in
 double fma_peak(const Kernels& kernels, int threads) {
   std::vector<double> done(threads);
   const double time =
-      seconds([&] { parallel(threads, threads, [&](int64_t i) { done[i] = kernels.fma_rounds(4'000'000); }); });
+      seconds([&] { parallel(threads, threads, Order::ascending, [&](int64_t i) { done[i] = kernels.fma_rounds(4'000'000); }); });
   double total = 0;
   for (double d : done) total += d;
   return total / time;
