@@ -8,7 +8,7 @@ NATIVE := $(wildcard kernels/kvrt_kernels/native/*)
 .PHONY: run test lint kit bench clean
 
 run: $(VENV)/installed
-	$(BIN)/kvrt run --verbose </dev/null
+	$(BIN)/kvrt run --verbose --max-tokens 100 --seed 7 </dev/null
 
 test: $(VENV)/installed-dev
 	$(BIN)/pytest
