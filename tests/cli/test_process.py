@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def test_a_conversation_at_a_terminal(at_terminal: At, chat_model: str) -> None:
     assert "max_tokens           60000" in shown
 
     # Ctrl-C with nothing to stop, then a system message: a new conversation. The interpreter prints
-    # its prompt a moment before it waits for a key, and a signal in between is seen at the next key.
+    # its prompt a moment before it waits for keys; a signal in between is seen with the next key.
     time.sleep(0.5)
     screen.type("\x03")
     assert "Ctrl-D or /bye leaves" in screen.wait_for(">>> ")
