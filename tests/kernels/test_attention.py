@@ -92,6 +92,11 @@ def test_a_sequence_may_bring_no_tokens(isa, cache, attend):
     assert torch.equal(with_idle, attend(made.batch({1: (3, 50)}), q, params))
 
 
+def test_a_batch_may_be_empty(cache, attend):
+    batch = cache([40]).batch({})
+    assert attend(batch, torch.zeros(0, 4, 64), AttentionParams(scale=0.125)).shape == (0, 4, 64)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

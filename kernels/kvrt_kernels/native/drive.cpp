@@ -1,5 +1,5 @@
-// Splits each operator over threads. Which thread computes what, and in which order, changes no result (attention.h,
-// linear.h), so work is handed out dynamically.
+// Splits each operator over threads. Which thread computes what, and when, changes no result (attention.h, linear.h), so
+// work is handed out dynamically.
 #include <omp.h>
 
 #include <algorithm>
@@ -38,8 +38,8 @@ class Buffer {
   size_t size_ = 0;
 };
 
-thread_local Buffer scratch;   // of the thread that computes
-thread_local Buffer shared;    // of the thread that called, read or written by all
+thread_local Buffer scratch;  // of the thread that computes
+thread_local Buffer shared;   // of the thread that called, read or written by all
 
 // How `parallel` hands out work: in ascending order to whoever is free; or each thread begins with a range of its own, so
 // that what one i asked the cache for serves the next, and helps the others when done.
@@ -140,6 +140,7 @@ void make_plan(const AttentionArgs& a, int threads, Plan& plan, size_t& partial_
 }  // namespace
 
 void attention(const Kernels& kernels, const AttentionArgs& a, int threads) {
+  threads = std::max(1, threads);
   Plan plan;
   size_t partial_floats;
   make_plan(a, threads, plan, partial_floats);
@@ -173,6 +174,7 @@ void attention(const Kernels& kernels, const AttentionArgs& a, int threads) {
 
 void linear(const Kernels& kernels, const LinearArgs& a, int threads) {
   if (a.m == 0 || a.n == 0) return;
+  threads = std::max(1, threads);
   // Blocks of outputs: up to 96 rows, so that they stay in the second-level cache while W passes by, and enough columns
   // to amortise taking a block, yet several blocks per thread.
   constexpr int kMaxRows = 96, kMinColumns = 16, kMaxColumns = 96;
@@ -210,6 +212,7 @@ constexpr int64_t kSmall = 1 << 14;  // elements that one thread handles sooner 
 }
 
 void rms_norm(const Kernels& kernels, const NormArgs& a, int threads) {
+  if (a.size == 0) return;
   const int step = int(std::max<int64_t>(1, kSmall / a.size));
   parallel(threads, (a.rows + step - 1) / step, Order::ascending, [&](int64_t i) {
     kernels.rms_norm(a, int(i * step), int(std::min<int64_t>(a.rows, (i + 1) * step)));

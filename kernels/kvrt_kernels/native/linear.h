@@ -170,7 +170,8 @@ template <class T>
 static void product(const T* weight, int k, int n0, int n1, const float* x, int64_t x_stride, int rows, float* c,
                     int64_t c_stride, float* panel) {
   constexpr int step = kStep<T>;
-  const int blocks = (k + kBlock - 1) / kBlock, size = ((k + blocks - 1) / blocks + step - 1) / step * step;
+  const int blocks = k > kBlock ? (k + kBlock - 1) / kBlock : 1;  // of nearly equal size
+  const int size = ((k + blocks - 1) / blocks + step - 1) / step * step;
   __builtin_memset(c, 0, sizeof(float) * rows * c_stride);
   const auto piece = [&](int n, int k0) {
     const int length = k0 + size < k ? size : k - k0, count = n + kOut < n1 ? kOut : n1 - n;
