@@ -1,9 +1,14 @@
-"""Pages of several sizes, small beside a chunk or larger than several."""
+"""Pages of several sizes, small beside a chunk or larger than several, and tables of them."""
 
 from kvrt.pages.geometry import Geometry
+from kvrt.pages.integrity import check_table
+from kvrt.pages.table import Change, PageTable, Shortage
 
 KIB = 1024
 CHUNK = 64 * KIB
+
+SIZE = 4
+"""Tokens in a page of `shape`."""
 
 LAYERS = {"many in a chunk": 1, "straddling": 5, "one chunk": 8, "larger": 20, "two chunks": 16}
 """Layers that make a page of 8, 40, 64, 160 and 128 KiB."""
@@ -15,7 +20,7 @@ def shape(name: str = "straddling", *, chunks: int = 24, chunk_bytes: int = CHUN
         layers=LAYERS[name],
         kv_heads=2,
         head_dim=128 * (chunk_bytes // CHUNK),
-        page_size=4,
+        page_size=SIZE,
         dtype="float32",
         chunk_bytes=chunk_bytes,
         pages=2,
@@ -26,3 +31,14 @@ def shape(name: str = "straddling", *, chunks: int = 24, chunk_bytes: int = CHUN
             "pages": chunks * chunk_bytes // kind.page_bytes,
         }
     )
+
+
+def empty(kind: str = "many in a chunk", limit: int = 8) -> PageTable:
+    return PageTable.empty(shape(kind), limit).table
+
+
+def done(change: Change | Shortage) -> PageTable:
+    """The next table, checked."""
+    assert isinstance(change, Change)
+    check_table(change.table)
+    return change.table

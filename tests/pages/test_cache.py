@@ -18,9 +18,8 @@ from kvrt.testing.chaos import Chaos
 from kvrt.testing.host import physical_bytes
 from kvrt.testing.paged import Case, mismatch, run_layers
 
-from .shapes import CHUNK, LAYERS, shape
+from .shapes import CHUNK, LAYERS, SIZE, shape
 
-SIZE = 4
 ROOM = 16 * CHUNK
 
 
