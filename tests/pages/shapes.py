@@ -1,5 +1,7 @@
 """Pages of several sizes, small beside a chunk or larger than several, and tables of them."""
 
+from dataclasses import replace
+
 from kvrt.pages.geometry import Geometry
 from kvrt.pages.integrity import check_table
 from kvrt.pages.table import Change, PageTable, Shortage
@@ -25,12 +27,7 @@ def shape(name: str = "straddling", *, chunks: int = 24, chunk_bytes: int = CHUN
         chunk_bytes=chunk_bytes,
         pages=2,
     )
-    return Geometry(
-        **{
-            **{field: getattr(kind, field) for field in kind.__dataclass_fields__},
-            "pages": chunks * chunk_bytes // kind.page_bytes,
-        }
-    )
+    return replace(kind, pages=chunks * chunk_bytes // kind.page_bytes)
 
 
 def empty(kind: str = "many in a chunk", limit: int = 8) -> PageTable:
