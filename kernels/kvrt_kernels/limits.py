@@ -9,6 +9,8 @@ from kvrt.spi import Bandwidth
 from kvrt_kernels._args import address, threads_or_default
 from kvrt_kernels._load import native
 
+PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory often has no huge pages
+
 
 def measure(nbytes: int = 512 << 20, passes: int = 5, threads: int | None = None) -> Bandwidth:
     """The best of a few passes: reading `nbytes` of memory, and multiply-adds in registers.
@@ -20,7 +22,7 @@ def measure(nbytes: int = 512 << 20, passes: int = 5, threads: int | None = None
     """
     count = threads_or_default(threads)
     module = native()
-    with mmap.mmap(-1, nbytes) as memory:
+    with mmap.mmap(-1, nbytes, flags=PRIVATE) as memory:
         with suppress(OSError):  # a kernel without huge pages reads a little slower
             memory.madvise(mmap.MADV_HUGEPAGE)
         data = torch.frombuffer(memory, dtype=torch.float32).fill_(1.0)

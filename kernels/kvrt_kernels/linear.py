@@ -56,7 +56,7 @@ def linear(
             residual.shape[0] == x.shape[0],
             f"residual has {residual.shape[0]} rows but x has {x.shape[0]}",
         )
-    return launch(x, weight, bias, residual, threads)
+    return launch(x, weight, bias, residual, None, threads)
 
 
 def gated_linear(
@@ -83,7 +83,7 @@ def gated_linear(
         raise ContractError(
             f"there is no activation {activation!r}", fix=f"use one of: {', '.join(GATE_CODE)}"
         )
-    return launch_gated(x, weight, activation, threads)
+    return launch_gated(x, weight, activation, None, threads)
 
 
 def _check(x: Tensor, weight: Tensor) -> None:
@@ -100,15 +100,18 @@ def launch(
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
+    out: Tensor | None,
     threads: int | None,
 ) -> Tensor:
-    """`linear` without its checks, for callers that have made them."""
-    return _run(x, weight, 0, weight.shape[0], bias, residual, threads)
+    """`linear` without its checks, for callers that have made them; into `out`, if given."""
+    return _run(x, weight, 0, weight.shape[0], bias, residual, out, threads)
 
 
-def launch_gated(x: Tensor, weight: Tensor, activation: Activation, threads: int | None) -> Tensor:
-    """`gated_linear` without its checks, for callers that have made them."""
-    return _run(x, weight, GATE_CODE[activation], weight.shape[0] // 2, None, None, threads)
+def launch_gated(
+    x: Tensor, weight: Tensor, activation: Activation, out: Tensor | None, threads: int | None
+) -> Tensor:
+    """`gated_linear` without its checks, likewise."""
+    return _run(x, weight, GATE_CODE[activation], weight.shape[0] // 2, None, None, out, threads)
 
 
 def _run(
@@ -118,10 +121,11 @@ def _run(
     out_features: int,
     bias: Tensor | None,
     residual: Tensor | None,
+    out: Tensor | None,
     threads: int | None,
 ) -> Tensor:
     rows = x.shape[0]
-    y = torch.empty(rows, out_features)
+    y = torch.empty(rows, out_features) if out is None else out
     native().linear(
         DTYPE_CODE[weight.dtype],
         gate,

@@ -24,7 +24,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, threads: int | None = None) 
     """
     check_rows("x", x, weight.shape[0])
     check_vector("weight", weight, weight.shape[0])
-    return launch(x, None, weight, eps, threads)
+    return launch(x, weight, eps, None, threads)
 
 
 def add_rms_norm(
@@ -49,15 +49,20 @@ def add_rms_norm(
     need(residual.shape == x.shape, f"residual is {list(residual.shape)}, x {list(x.shape)}")
     check_rows("x", x, weight.shape[0])
     check_vector("weight", weight, weight.shape[0])
-    return launch(x, residual, weight, eps, threads)
+    return launch(x, weight, eps, None, threads, residual)
 
 
 def launch(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, threads: int | None
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    out: Tensor | None,
+    threads: int | None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """Both norms without their checks, for callers that have made them."""
+    """Both norms without their checks, for callers that have made them; into `out`, if given."""
     size = weight.shape[0]
-    y = torch.empty(x.shape[0], size)
+    y = torch.empty(x.shape[0], size) if out is None else out
     native().rms_norm(
         address(x),
         x.stride(0),

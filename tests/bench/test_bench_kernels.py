@@ -37,7 +37,8 @@ def machine() -> Bandwidth:
 
 def huge(count: int, dtype: torch.dtype) -> Tensor:
     """Random numbers in 2 MiB pages, as the CPU backend's memory has them."""
-    memory = mmap.mmap(-1, count * dtype.itemsize)
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory often has no huge pages
+    memory = mmap.mmap(-1, count * dtype.itemsize, flags=private)
     with suppress(OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)
     numbers = torch.frombuffer(memory, dtype=dtype)

@@ -99,7 +99,7 @@ template <int N, class F> KVRT_INLINE void few_rows(int rows, const F& f) {
 // tokens see slightly different positions: what not all of them see is added row by row, before and after the rest, so
 // that no row ever touches a value it does not see (0 times infinity is not 0).
 template <class T, int R, int C>
-static void add_strip(const Rows& x, int r, const float* s, const T* const* v, const T* const* next, int column) {
+static void add_strip(const Rows& x, int r, const float* s, const T* const* v, int column, NextRows<T>& next) {
   int begin = x.begin[r], end = x.end[r];
   for (int i = r + 1; i < r + R; i++) {
     begin = x.begin[i] > begin ? x.begin[i] : begin;
@@ -113,23 +113,23 @@ static void add_strip(const Rows& x, int r, const float* s, const T* const* v, c
     alpha[i] = x.alpha[r + i];
     const int until = x.end[r + i] < begin ? x.end[r + i] : begin;
     if (x.begin[r + i] >= until) continue;
-    values<T, 1, C>(p + i * kTile, alpha + i, v, nullptr, column, x.begin[r + i], until, acc + i * x.dim, x.dim);
+    values<T, 1, C>(p + i * kTile, alpha + i, v, column, x.begin[r + i], until, acc + i * x.dim, x.dim, next);
     alpha[i] = 1.f;
   }
-  if (begin < end) values<T, R, C>(p, alpha, v, next, column, begin, end, acc, x.dim);
+  if (begin < end) values<T, R, C>(p, alpha, v, column, begin, end, acc, x.dim, next);
   for (int i = 0; i < R; i++)
     if (end < x.end[r + i])
-      values<T, 1, C>(p + i * kTile, &one, v, nullptr, column, end, x.end[r + i], acc + i * x.dim, x.dim);
+      values<T, 1, C>(p + i * kTile, &one, v, column, end, x.end[r + i], acc + i * x.dim, x.dim, next);
 }
 
 template <class T>
-static void add_values(const Rows& x, const float* s, const T* const* v, const T* const* next) {
+static void add_values(const Rows& x, const float* s, const T* const* v, NextRows<T> next) {
   int c = 0;
   const auto columns = [&](auto width) {
     constexpr int C = decltype(width)::value;
     for (; x.dim - c >= C * L; c += C * L)
       strips(x.count, [&](auto height, int r) {
-        add_strip<T, decltype(height)::value, C>(x, r, s, v, r == 0 ? next : nullptr, c);
+        add_strip<T, decltype(height)::value, C>(x, r, s, v, c, next);
       });
   };
   columns(std::integral_constant<int, kCols>{});
@@ -251,12 +251,12 @@ static void attend_tile(const AttentionArgs& a, const AttentionScratch& w, const
   if (std::is_same<T, float>::value || x.count <= 2 * kRows) {
     const T** rows = reinterpret_cast<const T**>(w.value_rows);
     for (int t = 0; t < kTile; t++) rows[t] = keys[t] + a.pages.v_offset;
-    add_values<T>(x, w.s, rows, next_keys);
+    add_values<T>(x, w.s, rows, {next_keys, 0, kTile, x.dim});
   } else {  // many rows: widen the values once
     const float** rows = reinterpret_cast<const float**>(w.value_rows);
     for (int t = 0; t < kTile; t++) rows[t] = w.vt + t * x.dim;
     for (int t = begin; t < end; t++) widen_values(keys[t] + a.pages.v_offset, w.vt + t * x.dim, x.dim);
-    add_values<float>(x, w.s, rows, nullptr);
+    add_values<float>(x, w.s, rows, {nullptr, 0, 0, x.dim});
   }
 }
 

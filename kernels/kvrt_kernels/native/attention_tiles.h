@@ -11,6 +11,24 @@ constexpr int kFewRows = 8;
 constexpr int kClasses = L / 4;     // of d: 128-bit blocks of a vector
 constexpr int kGroups = kTile / 4;  // of keys, as many as a block has lanes
 
+// ---- asking ahead ---------------------------------------------------------------------------------------------------
+
+// The lines of `count` rows of keys or values that will be needed next, in ascending order: a cache that sees one
+// ascending stream reads ahead by itself, which is worth 5 % over asking in the order in which tiles are computed.
+template <class T> struct NextRows {
+  const T* const* rows;  // nullptr: there are none
+  int64_t offset;        // elements from the rows given
+  int count, dim;
+  int row = 0, column = 0;
+
+  KVRT_FORCE void ask() {
+    if (!rows || row == count) return;
+    prefetch(rows[row] + offset + column);
+    column += 64 / int(sizeof(T));
+    if (column >= dim) column = 0, row++;
+  }
+};
+
 // ---- the order of d -------------------------------------------------------------------------------------------------
 //
 // Keys are read kWide elements at a time: one vector of floats, or of bf16 pairs taken as 32-bit words (split later,
@@ -131,9 +149,7 @@ static void scores_of_few(const float* q, const T* const* k, int64_t to_values, 
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) sum[r][g] = fma(x, load(at + r * row_stride), sum[r][g]);
   };
-  const auto ask = [&](const T* key, int d) KVRT_INLINED {
-    if (d * sizeof(T) % 64 == 0) prefetch(key + d + to_values);
-  };
+  NextRows<T> values{k, to_values, 4 * G, dim};
   int d = 0;
   if constexpr (kWide<T> != L)
     for (; d + kWide<T> <= dim; d += kWide<T>)
@@ -143,7 +159,7 @@ static void scores_of_few(const float* q, const T* const* k, int64_t to_values, 
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) {
           w[i] = load_as<vf>(k[4 * g + i] + d);
-          ask(k[4 * g + i], d);
+          if (d * sizeof(T) % 64 == 0) values.ask();
         }
         transpose4(w);
 #pragma GCC unroll 4
@@ -159,7 +175,7 @@ static void scores_of_few(const float* q, const T* const* k, int64_t to_values, 
 #pragma GCC unroll 4
       for (int i = 0; i < 4; i++) {
         w[i] = load(k[4 * g + i] + d);
-        ask(k[4 * g + i], d);
+        if (d * sizeof(T) % 64 == 0) values.ask();
       }
       transpose4(w);
 #pragma GCC unroll 4
@@ -188,7 +204,8 @@ template <class T, int C> KVRT_INLINE void load_values(const T* v, vf* x) {
   if constexpr (kWide<T> != L && C % 2 == 0) {
 #pragma GCC unroll 8
     for (int j = 0; j < C; j += 2) {
-      const vf w = load_as<vf>(v + j * L);
+      vf w = load_as<vf>(v + j * L);
+      keep(w);
       x[j] = low_half(w);
       x[j + 1] = high_half(w);
     }
@@ -209,10 +226,11 @@ template <class T> static void widen_values(const T* v, float* to, int dim) {
   for (; d < dim; d += L) store(to + d, load(v + d));
 }
 
-// acc[R][C * L] = acc * alpha[R] + p[R][t0 .. t1) . v[t0 .. t1)[C * L]; meanwhile asks for the same columns of `next`.
+// acc[R][C * L] = acc * alpha[R] + p[R][t0 .. t1) . v[t0 .. t1)[C * L]; meanwhile asks for as many bytes ahead.
 template <class T, int R, int C>
-static void values(const float* p, const float* alpha, const T* const* v, const T* const* next, int64_t column, int t0,
-                   int t1, float* acc, int dim) {
+static void values(const float* p, const float* alpha, const T* const* v, int64_t column, int t0, int t1, float* acc,
+                   int dim, NextRows<T>& next) {
+  NextRows<T> ahead = next;
   vf c[R][C];
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
@@ -221,11 +239,8 @@ static void values(const float* p, const float* alpha, const T* const* v, const 
   for (int t = t0; t < t1; t++) {
     vf x[C];
     load_values<T, C>(v[t] + column, x);
-    if (next) {
-      const char* line = reinterpret_cast<const char*>(next[t] + column);
 #pragma GCC unroll 8
-      for (int b = 0; b < int(C * L * sizeof(T)); b += 64) prefetch(line + b);
-    }
+    for (int b = 0; b < int(C * L * sizeof(T)); b += 64) ahead.ask();
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       const vf w = splat<vf>(p[r * kTile + t]);
@@ -237,5 +252,6 @@ static void values(const float* p, const float* alpha, const T* const* v, const 
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
     for (int j = 0; j < C; j++) store(acc + r * dim + j * L, c[r][j]);
+  next = ahead;
 }
 
