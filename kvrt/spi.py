@@ -284,9 +284,9 @@ class Copier(Protocol):
 class KVLayout:
     """Where the keys and values of a token are. All strides are in elements.
 
-        element(page, layer, kv, head, slot, d) =
-            page * page_stride + layer * layer_stride + kv * v_offset
-            + head * head_stride + slot * head_dim + d          kv: 0 = key, 1 = value
+    element(page, layer, kv, head, slot, d) =
+        page * page_stride + layer * layer_stride + kv * v_offset
+        + head * head_stride + slot * head_dim + d          kv: 0 = key, 1 = value
     """
 
     dtype: DType
@@ -407,7 +407,9 @@ class FusedOps(Protocol):
 
     `x` is [tokens, in features] in a compute dtype; its last dimension is contiguous, rows may
     have any stride. Weights are [out features, in features], contiguous, in any of the device's
-    `kv_dtypes`; norm weights and biases are float32. Results are new tensors unless said.
+    `kv_dtypes`; norm weights and biases are float32. A result is written to `out` and that is
+    returned, if it is given: contiguous, of the result's shape and dtype, and not `x`. Else the
+    result is a new tensor.
     """
 
     def linear(
@@ -416,13 +418,22 @@ class FusedOps(Protocol):
         weight: "Tensor",
         bias: "Tensor | None" = None,
         residual: "Tensor | None" = None,
+        out: "Tensor | None" = None,
     ) -> "Tensor":
-        """``x @ weight.T (+ bias) (+ residual)``."""
+        """``x @ weight.T (+ bias) (+ residual)``. `out` may be `residual`."""
 
-    def gated_linear(self, x: "Tensor", weight: "Tensor", activation: Activation) -> "Tensor":
+    def gated_linear(
+        self,
+        x: "Tensor",
+        weight: "Tensor",
+        activation: Activation,
+        out: "Tensor | None" = None,
+    ) -> "Tensor":
         """``act(x @ gate.T) * (x @ up.T)`` where `weight` is gate's rows, then up's."""
 
-    def rms_norm(self, x: "Tensor", weight: "Tensor", eps: float) -> "Tensor":
+    def rms_norm(
+        self, x: "Tensor", weight: "Tensor", eps: float, out: "Tensor | None" = None
+    ) -> "Tensor":
         """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension."""
 
     def rotate_append(

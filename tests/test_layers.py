@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"errors"},
     {"spi"},
     {"pages", "wrappers", "outputs", "sampling"},
-    {"cache", "sched", "model", "registry", "sampler", "stream"},
+    {"cache", "sched", "model", "registry", "sampler", "stream", "openmp"},
     {"config", "request"},
     {"engine", "sizing"},
     {"runtime"},

@@ -16,6 +16,7 @@ import click
 import kvrt
 from kvrt.config import Environment
 from kvrt.errors import BackendUnavailable, ConfigError, DeviceError, KvrtError, RequestError
+from kvrt.openmp import wait_briefly
 from kvrt_cli.bench import bench
 from kvrt_cli.doctor import doctor
 from kvrt_cli.options import color_option
@@ -188,4 +189,5 @@ cli.add_command(bench)
 
 def main() -> NoReturn:
     """The entry point of the script `kvrt`."""
+    wait_briefly()
     cli.main()

@@ -46,19 +46,23 @@ class TorchOps:
         weight: Tensor,
         bias: Tensor | None = None,
         residual: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        out = F.linear(x, weight.to(x.dtype))
+        result = F.linear(x, weight.to(x.dtype))
         if bias is not None:
-            out += bias
+            result += bias
         if residual is not None:
-            out += residual
-        return out
+            result += residual
+        return result if out is None else out.copy_(result)
 
-    def gated_linear(self, x: Tensor, weight: Tensor, activation: Activation) -> Tensor:
-        return gate(F.linear(x, weight.to(x.dtype)), activation)
+    def gated_linear(
+        self, x: Tensor, weight: Tensor, activation: Activation, out: Tensor | None = None
+    ) -> Tensor:
+        return gate(F.linear(x, weight.to(x.dtype)), activation, out)
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+        result = F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
+        return result if out is None else out.copy_(result)
 
     def rotate_append(
         self,
@@ -82,11 +86,11 @@ class TorchOps:
         self._attention.append(plan.plan, layer, k, v)
 
 
-def gate(x: Tensor, activation: Activation) -> Tensor:
+def gate(x: Tensor, activation: Activation, out: Tensor | None = None) -> Tensor:
     """``act(first half) * second half`` of the last dimension."""
     opened, up = x.chunk(2, dim=-1)
     act = F.silu(opened) if activation == "silu" else F.gelu(opened, approximate="tanh")
-    return act.mul_(up)
+    return torch.mul(act, up, out=out)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:

@@ -26,8 +26,10 @@ class CheckedFusedOps:
         weight: torch.Tensor,
         bias: torch.Tensor | None = None,
         residual: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         tokens, width = self._check_matrix(x, weight)
+        self._check_out(out, x, width)
         if bias is not None:
             self._check_vector("bias", bias, width)
         if residual is not None:
@@ -36,10 +38,14 @@ class CheckedFusedOps:
                 rule = f"must be [{tokens}, {width}] in the dtype of x, {x.dtype}"
                 raise broken("residual", residual, rule)
             _check_last_contiguous("residual", residual)
-        return self._inner.linear(x, weight, bias, residual)
+        return self._inner.linear(x, weight, bias, residual, out)
 
     def gated_linear(
-        self, x: torch.Tensor, weight: torch.Tensor, activation: Activation
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        activation: Activation,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         _, width = self._check_matrix(x, weight)
         if width % 2:
@@ -47,14 +53,18 @@ class CheckedFusedOps:
         if activation not in get_args(Activation):
             rule = f"must be one of {', '.join(get_args(Activation))}"
             raise broken("activation", repr(activation), rule)
-        return self._inner.gated_linear(x, weight, activation)
+        self._check_out(out, x, width // 2)
+        return self._inner.gated_linear(x, weight, activation, out)
 
-    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def rms_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         self._check_x(x)
+        self._check_out(out, x, x.shape[1])
         self._check_vector("weight", weight, x.shape[1])
         if not 0 <= eps < math.inf:
             raise broken("eps", eps, "must be finite and not negative")
-        return self._inner.rms_norm(x, weight, eps)
+        return self._inner.rms_norm(x, weight, eps, out)
 
     def rotate_append(
         self,
@@ -103,6 +113,16 @@ class CheckedFusedOps:
         if x.dim() != 2:
             raise broken("x", x, "must be [tokens, in features]")
         _check_last_contiguous("x", x)
+
+    def _check_out(self, out: torch.Tensor | None, x: torch.Tensor, width: int) -> None:
+        if out is None:
+            return
+        self._facts.check_on_device("out", out)
+        if out.shape != (x.shape[0], width) or out.dtype != x.dtype or not out.is_contiguous():
+            rule = f"must be [{x.shape[0]}, {width}] in the dtype of x, {x.dtype}, contiguous"
+            raise broken("out", out, rule)
+        if out.numel() and out.data_ptr() == x.data_ptr():
+            raise broken("out", out, "must not be x")
 
     def _check_vector(self, argument: str, tensor: torch.Tensor, length: int) -> None:
         self._facts.check_on_device(argument, tensor)

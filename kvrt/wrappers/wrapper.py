@@ -147,16 +147,25 @@ class WrappedFusedOps:
         weight: "Tensor",
         bias: "Tensor | None" = None,
         residual: "Tensor | None" = None,
+        out: "Tensor | None" = None,
     ) -> "Tensor":
-        return self.device.around("fused.linear", self.inner.linear, x, weight, bias, residual)
+        return self.device.around("fused.linear", self.inner.linear, x, weight, bias, residual, out)
 
-    def gated_linear(self, x: "Tensor", weight: "Tensor", activation: Activation) -> "Tensor":
+    def gated_linear(
+        self,
+        x: "Tensor",
+        weight: "Tensor",
+        activation: Activation,
+        out: "Tensor | None" = None,
+    ) -> "Tensor":
         return self.device.around(
-            "fused.gated_linear", self.inner.gated_linear, x, weight, activation
+            "fused.gated_linear", self.inner.gated_linear, x, weight, activation, out
         )
 
-    def rms_norm(self, x: "Tensor", weight: "Tensor", eps: float) -> "Tensor":
-        return self.device.around("fused.rms_norm", self.inner.rms_norm, x, weight, eps)
+    def rms_norm(
+        self, x: "Tensor", weight: "Tensor", eps: float, out: "Tensor | None" = None
+    ) -> "Tensor":
+        return self.device.around("fused.rms_norm", self.inner.rms_norm, x, weight, eps, out)
 
     def rotate_append(
         self,

@@ -19,15 +19,22 @@ class NativeOps:
         self._threads = threads
 
     def linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        return linear.launch(x, weight, bias, residual, self._threads)
+        return linear.launch(x, weight, bias, residual, out, self._threads)
 
-    def gated_linear(self, x: Tensor, weight: Tensor, activation: Activation) -> Tensor:
-        return linear.launch_gated(x, weight, activation, self._threads)
+    def gated_linear(
+        self, x: Tensor, weight: Tensor, activation: Activation, out: Tensor | None = None
+    ) -> Tensor:
+        return linear.launch_gated(x, weight, activation, out, self._threads)
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return norm.launch(x, None, weight, eps, self._threads)
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+        return norm.launch(x, weight, eps, out, self._threads)
 
     def rotate_append(
         self,

@@ -16,19 +16,27 @@ class ForgetsTheBias(WrappedFusedOps):
         weight: Tensor,
         bias: Tensor | None = None,
         residual: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        return super().linear(x, weight, None, residual)
+        return super().linear(x, weight, None, residual, out)
 
 
 class SwapsGateAndUp(WrappedFusedOps):
-    def gated_linear(self, x: Tensor, weight: Tensor, activation: Activation) -> Tensor:
+    def gated_linear(
+        self, x: Tensor, weight: Tensor, activation: Activation, out: Tensor | None = None
+    ) -> Tensor:
         gate, up = weight.chunk(2)
-        return super().gated_linear(x, torch.cat((up, gate)), activation)
+        return super().gated_linear(x, torch.cat((up, gate)), activation, out)
 
 
 class ForgetsEpsilon(WrappedFusedOps):
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return super().rms_norm(x, weight, 0.0)
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+        return super().rms_norm(x, weight, 0.0, out)
+
+
+class ForgetsOut(WrappedFusedOps):
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+        return super().rms_norm(x, weight, eps)
 
 
 class NormsKeysLikeQueries(WrappedFusedOps):
