@@ -269,7 +269,8 @@ static void attend(const AttentionArgs& a, const AttentionTask& task, Arena aren
   const int64_t position = a.batch.context_len[task.sequence] - (start[1] - start[0]) + task.q_begin;
   const float scale = a.softcap != 0.f ? a.scale / a.softcap : a.scale * kLog2e;
   for (int r = 0; r < x.count; r++) {
-    const float* q = a.q + (start[0] + task.q_begin + r / group) * a.q_stride + (task.kv_head * group + r % group) * dim;
+    const int64_t token = start[0] + task.q_begin + r / group, head = task.kv_head * group + r % group;
+    const float* q = a.q + token * a.q_stride + head * dim;
     if (x.count <= kFewRows)
       spread_query<T>(q, scale, x.q + r * dim * 4, dim);
     else

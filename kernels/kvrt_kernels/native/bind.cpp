@@ -72,8 +72,9 @@ using S = int64_t;
   "dtype"_a, "kv"_a, "v_offset"_a, "page_stride"_a, "head_stride"_a, "page_size"_a, "kv_heads"_a, "head_dim"_a,    \
       "page_table"_a, "table_stride"_a, "query_start"_a, "context_len"_a, "sequences"_a
 #define KVRT_PAGES Pages{Dtype(dtype), at<void>(kv), v_offset, page_stride, head_stride, page_size, kv_heads, head_dim}
-#define KVRT_BATCH \
-  Batch{at<const int32_t>(page_table), table_stride, at<const int32_t>(query_start), at<const int32_t>(context_len), sequences}
+#define KVRT_BATCH                                                                                                 \
+  Batch{at<const int32_t>(page_table), table_stride, at<const int32_t>(query_start), at<const int32_t>(context_len), \
+        sequences}
 
 }  // namespace
 }  // namespace kvrt

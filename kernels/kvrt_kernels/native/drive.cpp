@@ -1,5 +1,5 @@
-// Splits each operator over threads. Which thread computes what, and when, changes no result (attention.h, linear.h), so
-// work is handed out dynamically.
+// Splits each operator over threads. Which thread computes what, and when, changes no result (attention.h, linear.h),
+// so work is handed out dynamically.
 #include <omp.h>
 
 #include <algorithm>
@@ -41,8 +41,8 @@ class Buffer {
 thread_local Buffer scratch;  // of the thread that computes
 thread_local Buffer shared;   // of the thread that called, read or written by all
 
-// How `parallel` hands out work: in ascending order to whoever is free; or each thread begins with a range of its own, so
-// that what one i asked the cache for serves the next, and helps the others when done.
+// How `parallel` hands out work: in ascending order to whoever is free; or each thread begins with a range of its own,
+// so that what one i asked the cache for serves the next, and helps the others when done.
 enum class Order { ascending, neighbours };
 
 // body(i) for i in [0, count), on at most `threads` threads.
@@ -134,7 +134,8 @@ void make_plan(const AttentionArgs& a, int threads, Plan& plan, size_t& partial_
     const Unit& unit = plan.units[t.first];
     return t.second < 0 ? unit.cost : unit.cost / unit.segments;
   };
-  std::stable_sort(plan.tasks.begin(), plan.tasks.end(), [&](const auto& x, const auto& y) { return cost(x) > cost(y); });
+  const auto dearer = [&](const auto& x, const auto& y) { return cost(x) > cost(y); };
+  std::stable_sort(plan.tasks.begin(), plan.tasks.end(), dearer);
 }
 
 }  // namespace
@@ -254,7 +255,8 @@ double read_bandwidth(const Kernels& kernels, const void* data, size_t bytes, in
   std::atomic<float> keep{0};
   const double time = seconds([&] {
     parallel(threads, int64_t(pieces), Order::neighbours, [&](int64_t i) {
-      keep.store(kernels.read(base + i * kPiece, std::min(kPiece, count - size_t(i) * kPiece)), std::memory_order_relaxed);
+      const float sum = kernels.read(base + i * kPiece, std::min(kPiece, count - size_t(i) * kPiece));
+      keep.store(sum, std::memory_order_relaxed);
     });
   });
   return double(bytes) / time;
@@ -262,8 +264,9 @@ double read_bandwidth(const Kernels& kernels, const void* data, size_t bytes, in
 
 double fma_peak(const Kernels& kernels, int threads) {
   std::vector<double> done(threads);
-  const double time =
-      seconds([&] { parallel(threads, threads, Order::ascending, [&](int64_t i) { done[i] = kernels.fma_rounds(4'000'000); }); });
+  const double time = seconds([&] {
+    parallel(threads, threads, Order::ascending, [&](int64_t i) { done[i] = kernels.fma_rounds(4'000'000); });
+  });
   double total = 0;
   for (double d : done) total += d;
   return total / time;

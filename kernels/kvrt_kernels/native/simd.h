@@ -155,10 +155,11 @@ template <class F, class V> KVRT_INLINE V shuffle(V a, V b) {
   return shuffle<F>(a, b, std::make_integer_sequence<int, sizeof(V) / 4>{});
 }
 // Index of output lane i when the second operand's lanes are numbered from n. Within each 128 bits:
-struct Lo32 { static constexpr int at(int i, int n) { return (i & ~3) + ((i & 2) >> 1) + (i & 1) * n; } };      // a0 b0 a1 b1
-struct Hi32 { static constexpr int at(int i, int n) { return Lo32::at(i, n) + 2; } };                           // a2 b2 a3 b3
-struct Lo64 { static constexpr int at(int i, int n) { return (i & ~3) + (i & 1) + ((i & 2) >> 1) * n; } };      // a0 a1 b0 b1
-struct Hi64 { static constexpr int at(int i, int n) { return Lo64::at(i, n) + 2; } };                           // a2 a3 b2 b3
+//   Lo32: a0 b0 a1 b1     Hi32: a2 b2 a3 b3     Lo64: a0 a1 b0 b1     Hi64: a2 a3 b2 b3
+struct Lo32 { static constexpr int at(int i, int n) { return (i & ~3) + ((i & 2) >> 1) + (i & 1) * n; } };
+struct Hi32 { static constexpr int at(int i, int n) { return Lo32::at(i, n) + 2; } };
+struct Lo64 { static constexpr int at(int i, int n) { return (i & ~3) + (i & 1) + ((i & 2) >> 1) * n; } };
+struct Hi64 { static constexpr int at(int i, int n) { return Lo64::at(i, n) + 2; } };
 // 128-bit blocks H apart change places between two vectors.
 template <int H> struct LoBlock { static constexpr int at(int i, int n) { return (i / 4 & H) ? n + i - 4 * H : i; } };
 template <int H> struct HiBlock { static constexpr int at(int i, int n) { return (i / 4 & H) ? n + i : i + 4 * H; } };

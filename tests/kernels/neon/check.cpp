@@ -95,7 +95,8 @@ struct Paged {
     std::vector<float> out(size_t(count) * heads * dim);
     const int32_t start[2] = {0, count}, context = length;
     const int64_t row = int64_t(heads) * dim, side = int64_t(kv_heads) * page_size * dim;
-    const AttentionArgs a{{dtype, const_cast<char*>(kv.data()), side, 2 * side, page_size * dim, page_size, kv_heads, dim},
+    char* base = const_cast<char*>(kv.data());
+    const AttentionArgs a{{dtype, base, side, 2 * side, page_size * dim, page_size, kv_heads, dim},
                           {table.data(), pages, start, &context, 1},
                           q.data() + (length - count) * row,
                           out.data(),
@@ -140,8 +141,8 @@ void check_attention(Dtype dtype, int heads, int dim, int tokens, int window, fl
         error = std::max(error, std::fabs(paged.expected(position, head, d, window, softcap) -
                                           whole[(size_t(position) * heads + head) * dim + d]));
   char what[99];
-  std::snprintf(what, sizeof what, "attention %s heads %d/2 of %d, %d tokens, window %d, softcap %g", name(dtype), heads, dim,
-                tokens, window, softcap);
+  std::snprintf(what, sizeof what, "attention %s heads %d/2 of %d, %d tokens, window %d, softcap %g", name(dtype),
+                heads, dim, tokens, window, softcap);
   report(error < 2e-5, what, error);
   // The same bits for a single token, for a chunk, and split over threads.
   const size_t row = size_t(heads) * dim * sizeof(float);
@@ -165,7 +166,8 @@ void check_linear(Dtype dtype, int n, int k) {
   bool same = true;
   for (int m : {most, 1, 2, 5, 30}) {
     std::vector<float> y(size_t(m) * n);
-    linear(kernels, {dtype, Gate::none, x.data(), w.data(), bias.data(), nullptr, y.data(), k, 0, n, m, n, k}, m % 3 + 1);
+    linear(kernels, {dtype, Gate::none, x.data(), w.data(), bias.data(), nullptr, y.data(), k, 0, n, m, n, k},
+           m % 3 + 1);
     if (whole.empty()) {
       whole = y;
       for (int r = 0; r < m; r += 3)
@@ -209,9 +211,11 @@ void check_norm() {
   for (int r = 0; r < rows; r++) {
     double sum = 0;
     for (int i = 0; i < size; i++) sum += std::pow(double(x[r * size + i]) + before[r * size + i], 2);
-    for (int i = 0; i < size; i++)
-      error = std::max(error, std::fabs((double(x[r * size + i]) + before[r * size + i]) / std::sqrt(sum / size + 1e-5) *
-                                            weight[i] - y[r * size + i]));
+    const double rms = std::sqrt(sum / size + 1e-5);
+    for (int i = 0; i < size; i++) {
+      const double added = double(x[r * size + i]) + before[r * size + i];
+      error = std::max(error, std::fabs(added / rms * weight[i] - y[r * size + i]));
+    }
   }
   report(error < 1e-5, "add and rms_norm", error);
 }
@@ -224,9 +228,11 @@ void check_append(Dtype dtype) {
   const int64_t side = 2 * 16 * dim;
   std::vector<char> kv(4 * 2 * side * item(dtype));
   const int32_t table[2] = {3, 2}, start[2] = {0, 1}, context = position + 1;
+  const Pages pages{dtype, kv.data(), side, 2 * side, 16 * dim, 16, 2, dim};
+  const Batch batch{table, 2, start, &context, 1};
   append(kernels,
-         {{dtype, kv.data(), side, 2 * side, 16 * dim, 16, 2, dim}, {table, 2, start, &context, 1}, q.data(), k.data(),
-          v.data(), 3 * dim, 2 * dim, 2 * dim, 3, weight.data(), weight.data(), 1e-6f, cos.data(), sin.data(), 2 * half},
+         {pages, batch, q.data(), k.data(), v.data(), 3 * dim, 2 * dim, 2 * dim, 3, weight.data(), weight.data(), 1e-6f,
+          cos.data(), sin.data(), 2 * half},
          1);
   double error = 0;
   bool stored = true;
