@@ -85,3 +85,12 @@ def test_tensors_of_another_shape_or_dtype_are_refused():
     ):
         with pytest.raises(ContractError, match=words):
             call()
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_a_product_may_be_added_to_its_residual_in_place(rows):
+    x, w = make(rows, 50, 100, "bfloat16")
+    residual = torch.randn(rows, 50)
+    want = linear.linear(x, w, None, residual)
+    assert linear.launch(x, w, None, residual, residual, 2) is residual
+    assert torch.equal(residual, want)
