@@ -14,8 +14,6 @@
 namespace kvrt {
 namespace {
 
-constexpr int kMaxThreads = 256;
-
 // Memory that a thread keeps between calls, one buffer per use.
 class Buffer {
  public:
@@ -41,32 +39,52 @@ class Buffer {
 thread_local Buffer scratch;  // of the thread that computes
 thread_local Buffer shared;   // of the thread that called, read or written by all
 
-// How `parallel` hands out work: in ascending order to whoever is free; or each thread begins with a range of its own,
-// so that what one i asked the cache for serves the next, and helps the others when done.
-enum class Order { ascending, neighbours };
-
-// body(i) for i in [0, count), on at most `threads` threads.
+// body(i) for i in [0, count), on at most `threads` threads, each taking the next i when it is free.
 template <class Body>
-void parallel(int threads, int64_t count, Order order, const Body& body) {
-  struct alignas(64) Range {
-    std::atomic<int64_t> next;
-    int64_t end;
-  };
-  threads = int(std::min<int64_t>(std::min(threads, kMaxThreads), count));
+void each(int threads, int64_t count, const Body& body) {
+  threads = int(std::min<int64_t>(threads, count));
   if (threads <= 1) {
     for (int64_t i = 0; i < count; i++) body(i);
     return;
   }
+  std::atomic<int64_t> next{0};
+#pragma omp parallel num_threads(threads)
+  for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(i);
+}
+
+// body(begin, end) for runs that cover [0, count). Each thread works upwards through a range of its own, so that what
+// one run asked the cache for serves the next; it takes a quarter of what is left at a time, and then helps the others.
+template <class Body>
+void runs(int threads, int64_t count, const Body& body) {
+  constexpr int kMaxThreads = 256;
+  struct alignas(64) Range {
+    std::atomic<int64_t> next;
+    int64_t end;
+
+    int64_t take(int64_t& begin) {
+      begin = next.load(std::memory_order_relaxed);
+      int64_t size;
+      do {
+        if (begin >= end) return 0;
+        size = std::max<int64_t>(1, (end - begin) / 4);
+      } while (!next.compare_exchange_weak(begin, begin + size, std::memory_order_relaxed));
+      return size;
+    }
+  };
+  threads = int(std::min<int64_t>(std::min(threads, kMaxThreads), count));
+  if (threads <= 1) {
+    if (count > 0) body(int64_t(0), count);
+    return;
+  }
   Range ranges[kMaxThreads];
-  const int parts = order == Order::ascending ? 1 : threads;
-  for (int p = 0; p < parts; p++) {
-    ranges[p].next.store(count * p / parts, std::memory_order_relaxed);
-    ranges[p].end = count * (p + 1) / parts;
+  for (int t = 0; t < threads; t++) {
+    ranges[t].next.store(count * t / threads, std::memory_order_relaxed);
+    ranges[t].end = count * (t + 1) / threads;
   }
 #pragma omp parallel num_threads(threads)
-  for (int p = 0, me = omp_get_thread_num(); p < parts; p++) {
-    Range& range = ranges[(me + p) % parts];
-    for (int64_t i; (i = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;) body(i);
+  for (int t = 0, me = omp_get_thread_num(); t < threads; t++) {
+    int64_t begin, size;
+    while ((size = ranges[(me + t) % threads].take(begin)) > 0) body(begin, begin + size);
   }
 }
 
@@ -153,7 +171,7 @@ void attention(const Kernels& kernels, const AttentionArgs& a, int threads) {
   std::vector<std::atomic<int>> left(partial_floats ? plan.units.size() : 0);
   for (size_t u = 0; u < left.size(); u++) left[u].store(plan.units[u].segments, std::memory_order_relaxed);
 
-  parallel(threads, int64_t(plan.tasks.size()), Order::ascending, [&](int64_t i) {
+  each(threads, int64_t(plan.tasks.size()), [&](int64_t i) {
     const auto [u, segment] = plan.tasks[i];
     const Unit& unit = plan.units[u];
     void* memory = scratch.get(scratch_bytes);
@@ -176,15 +194,13 @@ void attention(const Kernels& kernels, const AttentionArgs& a, int threads) {
 void linear(const Kernels& kernels, const LinearArgs& a, int threads) {
   if (a.m == 0 || a.n == 0) return;
   threads = std::max(1, threads);
-  // Blocks of outputs: up to 96 rows, so that they stay in the second-level cache while W passes by, and enough columns
-  // to amortise taking a block, yet several blocks per thread.
-  constexpr int kMaxRows = 96, kMinColumns = 16, kMaxColumns = 96;
-  const int blocks_m = (a.m + kMaxRows - 1) / kMaxRows;
-  const int rows = (a.m + blocks_m - 1) / blocks_m;
-  const int wanted = (8 * threads + blocks_m - 1) / blocks_m;  // column blocks, for 8 blocks a thread
-  int columns = std::min(kMaxColumns, std::max(kMinColumns, a.n / wanted));
-  columns = (columns + kernels.linear_rows - 1) / kernels.linear_rows * kernels.linear_rows;
-  const int blocks_n = (a.n + columns - 1) / columns;
+  // A unit of work is a block of up to 96 rows, so that they stay in the second-level cache while W passes by, times some
+  // columns: the fewest if there is one block of rows, as runs of units are computed as one; else up to 96.
+  constexpr int64_t kMaxRows = 96, kMaxColumns = 96, kMaxColumnsOfFew = 256;
+  const int64_t least = kernels.linear_rows, blocks = (a.m + kMaxRows - 1) / kMaxRows;
+  const int64_t rows = (a.m + blocks - 1) / blocks, most = rows <= 16 ? kMaxColumnsOfFew : kMaxColumns;
+  int64_t columns = blocks == 1 ? least : std::min(most, a.n * blocks / (8 * threads));
+  columns = std::max<int64_t>(1, columns / least) * least;
 
   const float* x = a.x;
   int64_t x_stride = a.x_stride;
@@ -193,16 +209,24 @@ void linear(const Kernels& kernels, const LinearArgs& a, int threads) {
     if (a.m <= 16)  // starting the other threads would take longer
       kernels.linear_pack(a, 0, a.m, packed);
     else
-      parallel(threads, (a.m + 15) / 16, Order::ascending, [&](int64_t i) {
+      each(threads, (a.m + 15) / 16, [&](int64_t i) {
         kernels.linear_pack(a, int(16 * i), int(std::min<int64_t>(a.m, 16 * i + 16)), packed);
       });
     x = packed;
     x_stride = stride;
   }
-  const size_t bytes = kernels.linear_scratch(a, rows, columns);
-  parallel(threads, int64_t(blocks_m) * blocks_n, Order::neighbours, [&](int64_t i) {
-    const int m = int(i % blocks_m) * rows, n = int(i / blocks_m) * columns;
-    kernels.linear(a, x, x_stride, m, std::min(a.m, m + rows), n, std::min(a.n, n + columns), scratch.get(bytes));
+  const size_t bytes = kernels.linear_scratch(a, int(rows), int(std::max(most, columns)));
+  const auto compute = [&](int64_t block, int64_t n0, int64_t n1) {
+    const int64_t m0 = block * rows, m1 = std::min<int64_t>(a.m, m0 + rows);
+    kernels.linear(a, x, x_stride, int(m0), int(m1), int(n0), int(std::min<int64_t>(a.n, n1)), scratch.get(bytes));
+  };
+  runs(threads, blocks * ((a.n + columns - 1) / columns), [&](int64_t begin, int64_t end) {
+    if (blocks > 1) {
+      for (int64_t i = begin; i < end; i++) compute(i % blocks, i / blocks * columns, (i / blocks + 1) * columns);
+    } else {
+      for (int64_t n = begin * columns; n < end * columns; n += most)
+        compute(0, n, std::min(n + most, end * columns));
+    }
   });
 }
 
@@ -215,7 +239,7 @@ constexpr int64_t kSmall = 1 << 14;  // elements that one thread handles sooner 
 void rms_norm(const Kernels& kernels, const NormArgs& a, int threads) {
   if (a.size == 0) return;
   const int step = int(std::max<int64_t>(1, kSmall / a.size));
-  parallel(threads, (a.rows + step - 1) / step, Order::ascending, [&](int64_t i) {
+  each(threads, (a.rows + step - 1) / step, [&](int64_t i) {
     kernels.rms_norm(a, int(i * step), int(std::min<int64_t>(a.rows, (i + 1) * step)));
   });
 }
@@ -225,7 +249,7 @@ void append(const Kernels& kernels, const AppendArgs& a, int threads) {
   const int tokens = start[a.batch.sequences];
   const int64_t per_token = int64_t(a.heads + 2 * a.pages.kv_heads) * a.pages.head_dim;
   const int step = int(std::max<int64_t>(1, kSmall / per_token));
-  parallel(threads, (tokens + step - 1) / step, Order::ascending, [&](int64_t i) {
+  each(threads, (tokens + step - 1) / step, [&](int64_t i) {
     int token = int(i * step);
     const int end = std::min(tokens, token + step);
     int sequence = int(std::upper_bound(start, start + a.batch.sequences + 1, token) - start) - 1;
@@ -254,9 +278,9 @@ double read_bandwidth(const Kernels& kernels, const void* data, size_t bytes, in
   const float* base = static_cast<const float*>(data);
   std::atomic<float> keep{0};
   const double time = seconds([&] {
-    parallel(threads, int64_t(pieces), Order::neighbours, [&](int64_t i) {
-      const float sum = kernels.read(base + i * kPiece, std::min(kPiece, count - size_t(i) * kPiece));
-      keep.store(sum, std::memory_order_relaxed);
+    runs(threads, int64_t(pieces), [&](int64_t begin, int64_t end) {
+      const size_t from = begin * kPiece, until = std::min(count, end * kPiece);
+      keep.store(kernels.read(base + from, until - from), std::memory_order_relaxed);
     });
   });
   return double(bytes) / time;
@@ -265,7 +289,7 @@ double read_bandwidth(const Kernels& kernels, const void* data, size_t bytes, in
 double fma_peak(const Kernels& kernels, int threads) {
   std::vector<double> done(threads);
   const double time = seconds([&] {
-    parallel(threads, threads, Order::ascending, [&](int64_t i) { done[i] = kernels.fma_rounds(4'000'000); });
+    each(threads, threads, [&](int64_t i) { done[i] = kernels.fma_rounds(4'000'000); });
   });
   double total = 0;
   for (double d : done) total += d;

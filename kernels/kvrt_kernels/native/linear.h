@@ -165,37 +165,52 @@ template <class T> static void lay_out(const T* w, int64_t stride, int count, in
   }
 }
 
-// c[rows][c_stride] = x . W[n0 .. n1)^T; `panel` has room for kOut * kBlock floats.
+// What one call of tiles() covers: kOut rows of one part of W (the gate and up of a gated layer are two), one block of k.
+struct Piece {
+  int part, n, k0;
+};
+
+// c[parts][rows][c_stride] = x . W[n0 .. n1)^T for each part; `panel` has room for kOut * kBlock floats. Pieces come in
+// the order of memory for a few rows of x; each asks for the next one.
 template <class T>
-static void product(const T* weight, int k, int n0, int n1, const float* x, int64_t x_stride, int rows, float* c,
-                    int64_t c_stride, float* panel) {
+static void product(const LinearArgs& a, int parts, int n0, int n1, const float* x, int64_t x_stride, int rows,
+                    float* c, int64_t c_stride, float* panel) {
   constexpr int step = kStep<T>;
-  const int blocks = k > kBlock ? (k + kBlock - 1) / kBlock : 1;  // of nearly equal size
-  const int size = ((k + blocks - 1) / blocks + step - 1) / step * step;
-  __builtin_memset(c, 0, sizeof(float) * rows * c_stride);
-  const auto piece = [&](int n, int k0) {
-    const int length = k0 + size < k ? size : k - k0, count = n + kOut < n1 ? kOut : n1 - n;
-    const T* w = weight + int64_t(n) * k + k0;
-    const int64_t ahead = k0 + length < k ? length : int64_t(kOut) * k - k0;  // the next piece, in order of n, then k
-    const bool direct = rows <= kDirectRows && count == kOut && length % step == 0;
+  const int64_t k = a.k;
+  const int blocks = k > kBlock ? int((k + kBlock - 1) / kBlock) : 1;  // of nearly equal size
+  const int size = int((k + blocks - 1) / blocks + step - 1) / step * step;
+  __builtin_memset(c, 0, sizeof(float) * parts * rows * c_stride);
+
+  const auto weights = [&](const Piece& p) { return static_cast<const T*>(a.w) + (p.part * a.n + p.n) * k + p.k0; };
+  const auto compute = [&](const Piece& p, const Piece& next) {
+    const int length = p.k0 + size < k ? size : int(k) - p.k0, count = p.n + kOut < n1 ? kOut : n1 - p.n;
     const auto all = [&](auto from, int steps) {
-      tiles(from, x + k0, x_stride, rows, steps, c + (n - n0), c_stride,
-            {reinterpret_cast<const char*>(w + ahead), int64_t(k * sizeof(T)), 0, int(from.vectors * L * sizeof(T))});
+      tiles(from, x + p.k0, x_stride, rows, steps, c + p.part * rows * c_stride + (p.n - n0), c_stride,
+            {reinterpret_cast<const char*>(weights(next)), int64_t(k * sizeof(T)), 0,
+             int(from.vectors * L * sizeof(T))});
     };
-    if (direct) {
-      all(InPlace<T>{w, k}, length);
+    if (rows <= kDirectRows && count == kOut && length % step == 0) {
+      all(InPlace<T>{weights(p), k}, length);
     } else {
-      lay_out(w, k, count, length, panel);
+      lay_out(weights(p), k, count, length, panel);
       all(Panel{panel}, (length + step - 1) / step * step);
     }
   };
+  Piece current{0, n0, 0};
+  const auto then = [&](const Piece& next) {
+    if (next.part != current.part || next.n != current.n || next.k0 != current.k0) compute(current, next);
+    current = next;
+  };
   if (rows <= kDirectRows) {
     for (int n = n0; n < n1; n += kOut)
-      for (int k0 = 0; k0 < k; k0 += size) piece(n, k0);
+      for (int part = 0; part < parts; part++)
+        for (int k0 = 0; k0 < k; k0 += size) then({part, n, k0});
   } else {
-    for (int k0 = 0; k0 < k; k0 += size)
-      for (int n = n0; n < n1; n += kOut) piece(n, k0);
+    for (int part = 0; part < parts; part++)
+      for (int k0 = 0; k0 < k; k0 += size)
+        for (int n = n0; n < n1; n += kOut) then({part, n, k0});
   }
+  then({0, n1, 0});  // where this thread probably goes on
 }
 
 KVRT_INLINE vf activate(Gate gate, vf x) {
@@ -206,12 +221,11 @@ KVRT_INLINE vf activate(Gate gate, vf x) {
 
 struct LinearScratch {
   int64_t stride;
-  float *c, *up, *panel;
+  float *c, *panel;
 
-  LinearScratch(const LinearArgs& a, int rows, int columns, Arena& arena) {
+  LinearScratch(int parts, int rows, int columns, Arena& arena) {
     stride = (columns + 15) / 16 * 16;
-    c = arena.take<float>(size_t(rows) * stride);
-    up = a.gate == Gate::none ? nullptr : arena.take<float>(size_t(rows) * stride);
+    c = arena.take<float>(size_t(parts) * rows * stride);
     panel = arena.take<float>(kOut * kBlock);
   }
 };
@@ -219,17 +233,13 @@ struct LinearScratch {
 template <class T>
 static void linear_block(const LinearArgs& a, const float* x, int64_t x_stride, int m0, int m1, int n0, int n1,
                          Arena arena) {
-  const LinearScratch s(a, m1 - m0, n1 - n0, arena);
-  const T* w = static_cast<const T*>(a.w);
-  const int rows = m1 - m0, columns = n1 - n0;
-  x += m0 * x_stride;
-  product<T>(w, a.k, n0, n1, x, x_stride, rows, s.c, s.stride, s.panel);
-  if (a.gate != Gate::none)
-    product<T>(w + int64_t(a.n) * a.k, a.k, n0, n1, x, x_stride, rows, s.up, s.stride, s.panel);
+  const int rows = m1 - m0, columns = n1 - n0, parts = a.gate == Gate::none ? 1 : 2;
+  const LinearScratch s(parts, rows, columns, arena);
+  product<T>(a, parts, n0, n1, x + m0 * x_stride, x_stride, rows, s.c, s.stride, s.panel);
   for (int r = 0; r < rows; r++) {
     float* c = s.c + r * s.stride;
     if (a.gate != Gate::none) {
-      const float* up = s.up + r * s.stride;
+      const float* up = c + rows * s.stride;
       for (int i = 0; i < columns; i += L) store(c + i, activate(a.gate, load(c + i)) * load(up + i));
     }
     if (a.bias)
@@ -244,7 +254,7 @@ static void linear_block(const LinearArgs& a, const float* x, int64_t x_stride, 
 
 static size_t linear_scratch(const LinearArgs& a, int rows, int columns) {
   Arena arena{nullptr};
-  LinearScratch(a, rows, columns, arena);
+  LinearScratch(a.gate == Gate::none ? 1 : 2, rows, columns, arena);
   return arena.used;
 }
 
