@@ -1,0 +1,84 @@
+"""The engine on a device that fails, and that finishes late."""
+
+from collections.abc import Callable
+
+import pytest
+
+import kvrt.runtime
+from kvrt.errors import DeviceError, KvrtError, OutOfMemory
+from kvrt.registry import load
+from kvrt.runtime import Runtime
+from kvrt.sampling import SamplingParams
+from kvrt.spi import Device, DeviceOptions
+from kvrt.testing.chaos import Chaos
+from kvrt.wrappers import Checked
+
+from .conftest import MakeRuntime
+
+PROMPTS = [[n + 1] * (20 + 13 * n) for n in range(6)]
+PARAMS = SamplingParams(max_tokens=90, ignore_eos=True, n=2, seed=3, temperature=0.7)
+
+Break = Callable[[Callable[[Device], Device]], None]
+
+
+@pytest.fixture
+def break_device(monkeypatch: pytest.MonkeyPatch) -> Break:
+    """Put a wrapper around the device of the runtimes that are made from here on."""
+
+    def put(wrapper: Callable[[Device], Device]) -> None:
+        def open_device(name: str, index: int, options: DeviceOptions, **_: object) -> Device:
+            return Checked(wrapper(load(name).open(index, options)))
+
+        monkeypatch.setattr(kvrt.runtime, "open_device", open_device)
+
+    return put
+
+
+def tokens(runtime: Runtime) -> list[list[tuple[int, ...]]]:
+    results = runtime.generate(PROMPTS, PARAMS)
+    assert [result.error for result in results] == [None] * len(PROMPTS)
+    return [[c.token_ids for c in result.completions] for result in results]
+
+
+@pytest.mark.parametrize("call", [2, 3, 4, 6])
+def test_a_device_that_runs_out_of_memory_still_answers_everything(
+    call: int, make_runtime: MakeRuntime, break_device: Break
+) -> None:
+    whole = tokens(make_runtime())
+    fail = {("memory.create", n): OutOfMemory("no more") for n in range(call, 1000)}
+    break_device(lambda device: Chaos(device, fail=fail))
+    runtime = make_runtime(keep_warm=0)
+    if call == 2:  # too little for the longest of them: said, and the others are answered
+        results = runtime.generate(PROMPTS, PARAMS)
+        assert {result.finish_reason for result in results} <= {"length", "capacity"}
+        assert any(result.finish_reason == "capacity" for result in results)
+    else:
+        assert tokens(runtime) == whole
+    runtime.cache.check_integrity()
+    assert runtime.stats().cache.limit_bytes == (call - 1) * (2 << 20)
+
+
+@pytest.mark.parametrize("copies", ["early", "late", "mixed"])
+def test_late_copies_change_no_answer(
+    copies: str, make_runtime: MakeRuntime, break_device: Break
+) -> None:
+    whole = tokens(make_runtime())
+    for seed in range(3):
+        break_device(lambda device, seed=seed: Chaos(device, seed, copies=copies))
+        runtime = make_runtime()
+        assert tokens(runtime) == whole
+        assert runtime.stats().cache.copies > 0, "forks copy their last page"
+
+
+@pytest.mark.parametrize("call", [1, 5, 40])
+def test_a_device_that_breaks_ends_every_request_with_its_error(
+    call: int, make_runtime: MakeRuntime, break_device: Break
+) -> None:
+    broken = DeviceError("the device fell off the bus", call="run", code="EIO")
+    break_device(lambda device: Chaos(device, fail={("attention.plan", call): broken}))
+    runtime = make_runtime()
+    results = runtime.generate(PROMPTS, PARAMS)
+    assert {result.error for result in results} == {broken}
+    with pytest.raises(KvrtError, match="fell off the bus"):
+        runtime.stream([1])
+    runtime.close()
