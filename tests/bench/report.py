@@ -1,8 +1,9 @@
 """Turn pytest-benchmark's JSON into a table with machine and date.
 
-    python -m tests.bench.report RESULTS.json FOLDER
+    python -m tests.bench.report RESULTS.json [RESULTS.json ...] FOLDER
 
-writes ``FOLDER/<date>-<cpu>.md``; one section a group, one row a benchmark.
+writes ``FOLDER/<date>-<cpu>.md``; one section a group, one row a benchmark. Where several results
+have the same benchmark, the last one counts: so a part that was disturbed can be run again.
 """
 
 import json
@@ -15,8 +16,10 @@ import psutil
 import torch
 
 
-def main(results: Path, folder: Path) -> None:
-    data = json.loads(results.read_text())
+def main(results: list[Path], folder: Path) -> None:
+    runs = [json.loads(path.read_text()) for path in results]
+    data = runs[-1]
+    benchmarks = {bench["fullname"]: bench for run in runs for bench in run["benchmarks"]}
     cpu = data["machine_info"]["cpu"].get("brand_raw", platform.machine())
     date = data["datetime"][:10]
     lines = [
@@ -30,7 +33,7 @@ def main(results: Path, folder: Path) -> None:
         "run as what they compare with.",
     ]
     groups: dict[str, list[dict]] = defaultdict(list)
-    for bench in data["benchmarks"]:
+    for bench in benchmarks.values():
         groups[bench["group"] or "other"].append(bench)
     for group, benches in sorted(groups.items()):
         lines += ["", f"## {group}", "", "| benchmark | median | measured |", "| --- | --- | --- |"]
@@ -54,4 +57,4 @@ def _time(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main([Path(path) for path in sys.argv[1:-1]], Path(sys.argv[-1]))
