@@ -33,6 +33,7 @@ from kvrt.testing.mutants.copier import (
 )
 from kvrt.testing.mutants.fused import (
     ForgetsEpsilon,
+    ForgetsOut,
     ForgetsTheBias,
     NormsKeysLikeQueries,
     RotatesTheOtherWay,
@@ -146,6 +147,7 @@ MUTANTS: Mapping[str, Mutant] = {
     "forgets_the_bias": Mutant("fused", fused=ForgetsTheBias),
     "swaps_gate_and_up": Mutant("fused", fused=SwapsGateAndUp),
     "forgets_epsilon": Mutant("fused", fused=ForgetsEpsilon),
+    "forgets_out": Mutant("fused", fused=ForgetsOut),
     "norms_keys_like_queries": Mutant("fused", fused=NormsKeysLikeQueries),
     "rotates_the_other_way": Mutant("fused", fused=RotatesTheOtherWay),
     "never_closes": Mutant("lifecycle", device=NeverCloses),

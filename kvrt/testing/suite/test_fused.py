@@ -71,6 +71,35 @@ def test_rows_of_x_may_have_any_stride(device: Device, fused: FusedOps, compute:
     assert not mismatch(fused.rms_norm(x, norm, 1e-5), reference.rms_norm(x, norm, 1e-5), tolerance)
 
 
+def test_a_result_goes_where_it_is_asked_for(
+    device: Device, fused: FusedOps, compute: DType
+) -> None:
+    x = randoms(device, compute, 5, 96, seed=1)
+    weight = weights(device, device.info.kv_dtypes[0], 96, 96)
+    norm = randoms(device, "float32", 96, seed=3)
+    calls: list[Callable[[torch.Tensor | None], torch.Tensor]] = [
+        lambda out: fused.linear(x, weight, None, None, out),
+        lambda out: fused.gated_linear(x, weight, "silu", out),
+        lambda out: fused.rms_norm(x, norm, 1e-5, out),
+    ]
+    for call in calls:
+        want = call(None)
+        out = torch.full_like(want, math.nan)
+        assert call(out).data_ptr() == out.data_ptr()
+        assert torch.equal(out, want)
+
+
+def test_a_product_may_replace_its_residual(
+    device: Device, fused: FusedOps, compute: DType
+) -> None:
+    x = randoms(device, compute, 7, 96, seed=1)
+    residual = randoms(device, compute, 7, 64, seed=4)
+    weight = weights(device, device.info.kv_dtypes[0], 64, 96)
+    want = fused.linear(x, weight, None, residual)
+    fused.linear(x, weight, None, residual, residual)
+    assert torch.equal(residual, want)
+
+
 def angles(device: Device, positions: int, count: int) -> Rotation:
     frequency = 10000.0 ** -(torch.arange(count) / count)
     angle = torch.arange(positions)[:, None] * frequency
