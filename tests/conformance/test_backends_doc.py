@@ -48,7 +48,7 @@ def test_names_on_the_page_exist() -> None:
     listed = set(re.findall(r"^\| `(\w+)` \|", DOC, re.MULTILINE))
     assert listed == {"cpu", "cuda", "rocm", "null"}
     assert listed <= {c.name for c in registry.candidates()}
-    assert len(MUTANTS) == 30
+    assert f"{len(MUTANTS)} devices with one fault each" in DOC
     for name in re.findall(r"`([A-Z]{3,}_[A-Z]+)`", DOC):
         assert name in Capability.__members__
     for name in ("FusedOps", "Measurable", "KVLayout", "DeviceInfo"):
