@@ -83,7 +83,7 @@ def test_a_bad_prompt_is_refused_before_the_model_is_loaded(
 
 
 def test_json_has_everything_about_the_answer(kvrt: Kvrt, plain_model: str) -> None:
-    args = ("--json", "--logprobs", "2", "--temp", "0.9")
+    args = ("--json", "--logprobs", "2", "--temp", "0.9", "--ignore-eos")
     got = as_object(kvrt("run", plain_model, "abc", *SHORT, *args))
     assert got["finish_reason"] == "length"
     assert len(got["token_ids"]) == len(got["logprobs"]) == 8
