@@ -22,7 +22,7 @@ look at its status.
 """
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -427,9 +427,13 @@ class FusedOps(Protocol):
         x: "Tensor",
         weight: "Tensor",
         activation: Activation,
+        bias: "Tensor | None" = None,
         out: "Tensor | None" = None,
     ) -> "Tensor":
-        """``act(x @ gate.T) * (x @ up.T)`` where `weight` is gate's rows, then up's."""
+        """``act(x @ gate.T) * (x @ up.T)`` where `weight` is gate's rows, then up's.
+
+        `bias`, likewise gate's and then up's, is added to the products first.
+        """
 
     def rms_norm(
         self, x: "Tensor", weight: "Tensor", eps: float, out: "Tensor | None" = None
@@ -447,6 +451,40 @@ class FusedOps(Protocol):
         norm: HeadNorm | None,
     ) -> None:
         """Norm and rotate q and k, in place, at their positions in the plan; then append k, v."""
+
+
+class Graph(Protocol):
+    """The calls of a step, recorded."""
+
+    def replay(self, batch: AttentionBatch) -> None:
+        """Make the recorded calls anew, on what their tensors hold now, for another batch.
+
+        `batch` has the `kv`, `layout` and `query_start` that were recorded; its page table (of
+        any width) and contexts are its own.
+        """
+
+
+@runtime_checkable
+class GraphCapture(Protocol):
+    """Recording of a step's calls, so that later steps of its shape take one call.
+
+    A decode step of a small model is hundreds of kernels of a few microseconds each; calling them
+    one by one can take the host longer than the device needs to run them.
+    """
+
+    def size(self, tokens: int) -> int:
+        """How many tokens a step of `tokens`, one for each sequence, should be recorded with.
+
+        `tokens`, or more where few sizes are better than many: the rest is padding. 0: a step
+        that large is better not recorded.
+        """
+
+    def capture(self, batch: AttentionBatch, record: Callable[[object], None]) -> Graph:
+        """Call `record(plan)` once, and keep the calls it makes instead of computing.
+
+        These are calls of this device's `PagedAttention` and `FusedOps`, in the calling thread,
+        and nothing else; each result goes to an `out`. The tensors must live as long as the graph.
+        """
 
 
 @dataclass(frozen=True, slots=True)
