@@ -60,7 +60,11 @@ def linear(
 
 
 def gated_linear(
-    x: Tensor, weight: Tensor, activation: Activation, threads: int | None = None
+    x: Tensor,
+    weight: Tensor,
+    activation: Activation,
+    bias: Tensor | None = None,
+    threads: int | None = None,
 ) -> Tensor:
     """``act(x @ gate.T) * (x @ up.T)``, the first half of a gated feed-forward layer, in one pass.
 
@@ -69,6 +73,7 @@ def gated_linear(
         weight: [2 * out, in], contiguous, gate's rows and then up's; float32, bfloat16 or float16.
         activation: ``silu``: z * sigmoid(z); ``gelu_tanh``: GELU by its tanh approximation
             (Hendrycks & Gimpel 2016, arXiv 1606.08415).
+        bias: float32 [2 * out], added to the products first, or None.
         threads: None for as many as torch uses.
 
     Returns:
@@ -83,7 +88,8 @@ def gated_linear(
         raise ContractError(
             f"there is no activation {activation!r}", fix=f"use one of: {', '.join(GATE_CODE)}"
         )
-    return launch_gated(x, weight, activation, None, threads)
+    check_vector("bias", bias, weight.shape[0])
+    return launch_gated(x, weight, activation, bias, None, threads)
 
 
 def _check(x: Tensor, weight: Tensor) -> None:
@@ -108,10 +114,15 @@ def launch(
 
 
 def launch_gated(
-    x: Tensor, weight: Tensor, activation: Activation, out: Tensor | None, threads: int | None
+    x: Tensor,
+    weight: Tensor,
+    activation: Activation,
+    bias: Tensor | None,
+    out: Tensor | None,
+    threads: int | None,
 ) -> Tensor:
     """`gated_linear` without its checks, likewise."""
-    return _run(x, weight, GATE_CODE[activation], weight.shape[0] // 2, None, None, out, threads)
+    return _run(x, weight, GATE_CODE[activation], weight.shape[0] // 2, bias, None, out, threads)
 
 
 def _run(

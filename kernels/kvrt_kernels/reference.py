@@ -121,10 +121,14 @@ def linear(
 
 
 def gated_linear(
-    x: Tensor, weight: Tensor, activation: Activation, threads: int | None = None
+    x: Tensor,
+    weight: Tensor,
+    activation: Activation,
+    bias: Tensor | None = None,
+    threads: int | None = None,
 ) -> Tensor:
     """See `kvrt_kernels.linear.gated_linear`."""
-    gate, up = functional.linear(x, weight.float()).chunk(2, dim=-1)
+    gate, up = functional.linear(x, weight.float(), bias).chunk(2, dim=-1)
     if activation == "silu":
         return functional.silu(gate) * up
     return functional.gelu(gate, approximate="tanh") * up
@@ -133,14 +137,6 @@ def gated_linear(
 def rms_norm(x: Tensor, weight: Tensor, eps: float, threads: int | None = None) -> Tensor:
     """See `kvrt_kernels.norm.rms_norm`."""
     return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
-
-
-def add_rms_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float, threads: int | None = None
-) -> Tensor:
-    """See `kvrt_kernels.norm.add_rms_norm`."""
-    residual += x
-    return rms_norm(residual, weight, eps)
 
 
 def _positions(batch: AttentionBatch) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kvrt.model.ops import PositionedPlan, TorchOps, gate, positions_of
+from kvrt.model.ops import PositionedPlan, TorchOps, positions_of
 from kvrt.model.rope import rotation_table
 from kvrt.model.spec import LayerSpec, ModelSpec
 from kvrt.model.weights import LayerWeights, Weights
@@ -129,10 +129,7 @@ class Decoder:
             run(plan, index, q, attended, attention)
             ops.linear(attended_rows, w.o, w.o_bias, x, x)
             ops.rms_norm(x, w.mlp_norm, eps, normed)
-            if w.gate_up_bias is None:
-                ops.gated_linear(normed, w.gate_up, activation, gated)
-            else:
-                gate(ops.linear(normed, w.gate_up, w.gate_up_bias), activation, gated)
+            ops.gated_linear(normed, w.gate_up, activation, w.gate_up_bias, gated)
             ops.linear(gated, w.down, w.down_bias, x, x)
         if not logits_rows.numel():
             return torch.empty(0, self.spec.vocab, device=self._torch_device)

@@ -56,9 +56,16 @@ class TorchOps:
         return result if out is None else out.copy_(result)
 
     def gated_linear(
-        self, x: Tensor, weight: Tensor, activation: Activation, out: Tensor | None = None
+        self,
+        x: Tensor,
+        weight: Tensor,
+        activation: Activation,
+        bias: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        return gate(F.linear(x, weight.to(x.dtype)), activation, out)
+        gate, up = self.linear(x, weight, bias).chunk(2, dim=-1)
+        act = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
+        return torch.mul(act, up, out=out)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
         result = F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
@@ -84,13 +91,6 @@ class TorchOps:
             _rotate(q, cos, sin)
             _rotate(k, cos, sin)
         self._attention.append(plan.plan, layer, k, v)
-
-
-def gate(x: Tensor, activation: Activation, out: Tensor | None = None) -> Tensor:
-    """``act(first half) * second half`` of the last dimension."""
-    opened, up = x.chunk(2, dim=-1)
-    act = F.silu(opened) if activation == "silu" else F.gelu(opened, approximate="tanh")
-    return torch.mul(act, up, out=out)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:

@@ -93,9 +93,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | No
     return out
 
 
-def gated_linear(x: Tensor, weight: Tensor, activation: Activation) -> Tensor:
+def gated_linear(x: Tensor, weight: Tensor, activation: Activation, bias: Tensor | None) -> Tensor:
     """`FusedOps.gated_linear` in float64 on the host."""
-    gate, up = linear(x, weight, None, None).chunk(2, dim=1)
+    gate, up = linear(x, weight, bias, None).chunk(2, dim=1)
     if activation == "silu":
         return gate * torch.sigmoid(gate) * up
     cubic = gate + 0.044715 * gate**3  # Hendrycks & Gimpel 2016, arXiv 1606.08415

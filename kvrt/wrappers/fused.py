@@ -45,6 +45,7 @@ class CheckedFusedOps:
         x: torch.Tensor,
         weight: torch.Tensor,
         activation: Activation,
+        bias: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         _, width = self._check_matrix(x, weight)
@@ -53,8 +54,10 @@ class CheckedFusedOps:
         if activation not in get_args(Activation):
             rule = f"must be one of {', '.join(get_args(Activation))}"
             raise broken("activation", repr(activation), rule)
+        if bias is not None:
+            self._check_vector("bias", bias, width)
         self._check_out(out, x, width // 2)
-        return self._inner.gated_linear(x, weight, activation, out)
+        return self._inner.gated_linear(x, weight, activation, bias, out)
 
     def rms_norm(
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor | None = None

@@ -156,10 +156,11 @@ class WrappedFusedOps:
         x: "Tensor",
         weight: "Tensor",
         activation: Activation,
+        bias: "Tensor | None" = None,
         out: "Tensor | None" = None,
     ) -> "Tensor":
         return self.device.around(
-            "fused.gated_linear", self.inner.gated_linear, x, weight, activation, out
+            "fused.gated_linear", self.inner.gated_linear, x, weight, activation, bias, out
         )
 
     def rms_norm(

@@ -34,10 +34,11 @@ def test_gated_products_equal_the_reference(isa, dtype, activation):
     for rows, out_features, in_features in ((1, 37, 100), (3, 64, 576), (50, 96, 1030)):
         x, w = make(rows, 2 * out_features, in_features, dtype)
         x *= 10  # far into both tails of the activation
-        got = linear.gated_linear(x, w, activation)
-        want = reference.gated_linear(x, w, activation)
-        # Values reach 400; gate and up, up to 40, each carry an error of some 1e-5.
-        torch.testing.assert_close(got, want, rtol=2e-5, atol=5e-4)
+        for bias in (None, torch.randn(2 * out_features)):
+            got = linear.gated_linear(x, w, activation, bias)
+            want = reference.gated_linear(x, w, activation, bias)
+            # Values reach 400; gate and up, up to 40, each carry an error of some 1e-5.
+            torch.testing.assert_close(got, want, rtol=2e-5, atol=5e-4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -82,6 +83,7 @@ def test_tensors_of_another_shape_or_dtype_are_refused():
         (lambda: linear.linear(x, w, None, torch.zeros(1, 6)), "residual has 1 rows"),
         (lambda: linear.gated_linear(x, w[:5], "silu"), "not even"),
         (lambda: linear.gated_linear(x, w, "relu"), "no activation 'relu'"),
+        (lambda: linear.gated_linear(x, w, "silu", torch.zeros(3)), "bias"),
     ):
         with pytest.raises(ContractError, match=words):
             call()

@@ -29,9 +29,14 @@ class NativeOps:
         return linear.launch(x, weight, bias, residual, out, self._threads)
 
     def gated_linear(
-        self, x: Tensor, weight: Tensor, activation: Activation, out: Tensor | None = None
+        self,
+        x: Tensor,
+        weight: Tensor,
+        activation: Activation,
+        bias: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        return linear.launch_gated(x, weight, activation, out, self._threads)
+        return linear.launch_gated(x, weight, activation, bias, out, self._threads)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
         return norm.launch(x, weight, eps, out, self._threads)

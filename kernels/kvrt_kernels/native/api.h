@@ -60,7 +60,8 @@ struct AttentionTask {
   float* partial;
 };
 
-// y = x W^T (+ bias) (+ residual); gated: W is [gate; up], 2 n rows, y = act(x gate^T) * (x up^T).
+// y = x W^T (+ bias) (+ residual); gated: W and bias are [gate; up], 2 n rows, and of z = x W^T (+ bias), likewise
+// [gate; up], y = act(gate) * up.
 struct LinearArgs {
   Dtype dtype;
   Gate gate;
@@ -75,10 +76,9 @@ struct LinearArgs {
 
 struct NormArgs {
   const float* x;
-  float* residual;      // nullptr, or rows to which x is added first, in place
   const float* weight;  // [size]
   float* y;
-  int64_t x_stride, residual_stride, y_stride;
+  int64_t x_stride, y_stride;
   int rows, size;
   float eps;
 };

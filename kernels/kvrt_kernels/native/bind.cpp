@@ -126,15 +126,11 @@ NB_MODULE(_native, m) {
 
   m.def(
       "rms_norm",
-      [](A x, S x_stride, A residual, S residual_stride, A weight, A y, S y_stride, int rows, int size, float eps,
-         int threads) {
-        rms_norm(*chosen,
-                 {at<const float>(x), at<float>(residual), at<const float>(weight), at<float>(y), x_stride,
-                  residual_stride, y_stride, rows, size, eps},
+      [](A x, S x_stride, A weight, A y, S y_stride, int rows, int size, float eps, int threads) {
+        rms_norm(*chosen, {at<const float>(x), at<const float>(weight), at<float>(y), x_stride, y_stride, rows, size, eps},
                  threads);
       },
-      "x"_a, "x_stride"_a, "residual"_a, "residual_stride"_a, "weight"_a, "y"_a, "y_stride"_a, "rows"_a, "size"_a,
-      "eps"_a, "threads"_a, release());
+      "x"_a, "x_stride"_a, "weight"_a, "y"_a, "y_stride"_a, "rows"_a, "size"_a, "eps"_a, "threads"_a, release());
 
   m.def(
       "read_bandwidth",

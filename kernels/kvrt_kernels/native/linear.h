@@ -238,12 +238,13 @@ static void linear_block(const LinearArgs& a, const float* x, int64_t x_stride, 
   product<T>(a, parts, n0, n1, x + m0 * x_stride, x_stride, rows, s.c, s.stride, s.panel);
   for (int r = 0; r < rows; r++) {
     float* c = s.c + r * s.stride;
+    if (a.bias)
+      for (int part = 0; part < parts; part++)
+        for (int i = 0; i < columns; i++) c[part * rows * s.stride + i] += a.bias[part * a.n + n0 + i];
     if (a.gate != Gate::none) {
       const float* up = c + rows * s.stride;
       for (int i = 0; i < columns; i += L) store(c + i, activate(a.gate, load(c + i)) * load(up + i));
     }
-    if (a.bias)
-      for (int i = 0; i < columns; i++) c[i] += a.bias[n0 + i];
     if (a.residual) {
       const float* add = a.residual + (m0 + r) * a.residual_stride + n0;
       for (int i = 0; i < columns; i++) c[i] += add[i];

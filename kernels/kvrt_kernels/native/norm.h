@@ -22,11 +22,6 @@ KVRT_INLINE float inverse_rms(const float* x, int size, float eps) {
 static void rms_norm(const NormArgs& a, int row0, int row1) {
   for (int r = row0; r < row1; r++) {
     const float* x = a.x + r * a.x_stride;
-    if (a.residual) {
-      float* sum = a.residual + r * a.residual_stride;
-      for (int i = 0; i < a.size; i++) sum[i] += x[i];
-      x = sum;
-    }
     const float scale = inverse_rms(x, a.size, a.eps);
     float* y = a.y + r * a.y_stride;
     for (int i = 0; i < a.size; i++) y[i] = x[i] * scale * a.weight[i];

@@ -23,10 +23,15 @@ class ForgetsTheBias(WrappedFusedOps):
 
 class SwapsGateAndUp(WrappedFusedOps):
     def gated_linear(
-        self, x: Tensor, weight: Tensor, activation: Activation, out: Tensor | None = None
+        self,
+        x: Tensor,
+        weight: Tensor,
+        activation: Activation,
+        bias: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         gate, up = weight.chunk(2)
-        return super().gated_linear(x, torch.cat((up, gate)), activation, out)
+        return super().gated_linear(x, torch.cat((up, gate)), activation, bias, out)
 
 
 class ForgetsEpsilon(WrappedFusedOps):

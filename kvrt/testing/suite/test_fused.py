@@ -1,5 +1,6 @@
 """The optional fused operators against plain arithmetic."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import get_args
@@ -39,11 +40,12 @@ def test_gated_linear(
     device: Device, fused: FusedOps, compute: DType, kv: DType, activation: Activation
 ) -> None:
     weight = weights(device, kv, 2 * 45, 80)
-    for tokens in TOKENS:
+    biases = (None, randoms(device, "float32", 2 * 45, seed=3))
+    for tokens, bias in itertools.product(TOKENS, biases):
         x = randoms(device, compute, tokens, 80, seed=1)
-        got = fused.gated_linear(x, weight, activation)
+        got = fused.gated_linear(x, weight, activation, bias)
         assert got.dtype == x.dtype
-        want = reference.gated_linear(x, weight, activation)
+        want = reference.gated_linear(x, weight, activation, bias)
         problem = mismatch(got, want, TOLERANCE[compute])
         assert not problem, f"{tokens} tokens: {problem}"
 
@@ -65,9 +67,8 @@ def test_rows_of_x_may_have_any_stride(device: Device, fused: FusedOps, compute:
     weight = weights(device, device.info.kv_dtypes[0], 64, 100)
     norm = randoms(device, "float32", 100, seed=3)
     assert not mismatch(fused.linear(x, weight), reference.linear(x, weight, None, None), tolerance)
-    assert not mismatch(
-        fused.gated_linear(x, weight, "silu"), reference.gated_linear(x, weight, "silu"), tolerance
-    )
+    gated = reference.gated_linear(x, weight, "silu", None)
+    assert not mismatch(fused.gated_linear(x, weight, "silu"), gated, tolerance)
     assert not mismatch(fused.rms_norm(x, norm, 1e-5), reference.rms_norm(x, norm, 1e-5), tolerance)
 
 
@@ -79,7 +80,7 @@ def test_a_result_goes_where_it_is_asked_for(
     norm = randoms(device, "float32", 96, seed=3)
     calls: list[Callable[[torch.Tensor | None], torch.Tensor]] = [
         lambda out: fused.linear(x, weight, None, None, out),
-        lambda out: fused.gated_linear(x, weight, "silu", out),
+        lambda out: fused.gated_linear(x, weight, "silu", None, out),
         lambda out: fused.rms_norm(x, norm, 1e-5, out),
     ]
     for call in calls:
