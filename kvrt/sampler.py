@@ -7,6 +7,7 @@ one number from a counter-based generator (Philox: Salmon et al. 2011) under the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class Chosen:
 
 def sample(logits: torch.Tensor, choices: Sequence[Choice]) -> list[Chosen]:
     """Choose a token for each row of `logits`, float32 [rows, vocabulary]; the logits are kept."""
-    greedy = logits.argmax(dim=-1).tolist() if any(c.params.greedy for c in choices) else []
+    greedy = _argmax(logits) if any(c.params.greedy for c in choices) else []
     chosen = []
     for row, choice in enumerate(choices):
         params = choice.params
@@ -56,6 +57,13 @@ def sample(logits: torch.Tensor, choices: Sequence[Choice]) -> list[Chosen]:
             logprobs = token_logprobs(logits[row], token, params.logprobs)
         chosen.append(Chosen(token, logprobs))
     return chosen
+
+
+def _argmax(logits: torch.Tensor) -> list[int]:
+    """Of each row, the first index of its largest value."""
+    if logits.device.type == "cpu":  # numpy's takes a fifteenth of the time of torch's
+        return cast(list[int], logits.numpy().argmax(axis=-1).tolist())
+    return logits.argmax(dim=-1).tolist()
 
 
 def token_logprobs(logits: torch.Tensor, token: int, top: int) -> TokenLogprobs:

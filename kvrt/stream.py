@@ -22,13 +22,17 @@ class Stream(Iterator[Delta]):
         self._abort = abort
         self._events: queue.SimpleQueue[Delta | Result] = queue.SimpleQueue()
         self._result: Result | None = None
+        self._whole = False
 
     def deliver(self, event: Delta | Result) -> None:
         """Called by the engine, from its thread: each piece, and the result last."""
-        self._events.put(event)
+        # Waking a caller who does not look at the pieces would take a processor from the kernels.
+        if not self._whole or isinstance(event, Result):
+            self._events.put(event)
 
     def wait(self) -> Result:
         """The whole, once the request has ended; pieces not taken yet are skipped."""
+        self._whole = True
         while self._result is None:
             self._next_event()
         return self._result

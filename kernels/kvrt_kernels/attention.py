@@ -23,9 +23,11 @@ class Plan:
     """A batch as the native module takes it.
 
     Args:
-        batch: kept alive because its addresses are in `cache` and `sequences`.
+        batch: kept alive because its addresses are below.
         layer_bytes: distance between layers.
         tokens: query tokens of the whole batch.
+        pages: where in a layer a page's elements are.
+        sequences: where the page table and the tokens of each sequence are.
     """
 
     batch: AttentionBatch
@@ -33,11 +35,12 @@ class Plan:
     kv: int
     layer_bytes: int
     tokens: int
-    geometry: tuple[int, ...]
+    pages: tuple[int, ...]
+    sequences: tuple[int, ...]
 
     def cache(self, layer: int) -> tuple[int, ...]:
         """The arguments that say where a layer's pages and the batch's tokens are."""
-        return (self.dtype, self.kv + layer * self.layer_bytes, *self.geometry)
+        return (self.dtype, self.kv + layer * self.layer_bytes, *self.pages, *self.sequences)
 
 
 def plan(batch: AttentionBatch) -> Plan:
@@ -76,13 +79,15 @@ def plan(batch: AttentionBatch) -> Plan:
         kv=address(batch.kv),
         layer_bytes=layout.layer_stride * batch.kv.element_size(),
         tokens=int(start[-1]),
-        geometry=(
+        pages=(
             layout.v_offset,
             layout.page_stride,
             layout.head_stride,
             layout.page_size,
             layout.kv_heads,
             layout.head_dim,
+        ),
+        sequences=(
             address(table),
             table.stride(0),
             address(start),

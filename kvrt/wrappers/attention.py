@@ -69,15 +69,22 @@ class CheckedAttention:
 
     def plan(self, batch: AttentionBatch) -> CheckedPlan:
         self._facts.check_open("attention.plan")
+        self.check(batch)
+        return self.adopt(batch, self._inner.plan(batch))
+
+    def check(self, batch: AttentionBatch) -> None:
+        """Refuse a batch that breaks a rule."""
         extents = self._extents(batch.layout)
         start = _host_ints("query_start", batch.query_start, 1)
         context = _host_ints("context_len", batch.context_len, 1)
         table = _host_ints("page_table", batch.page_table, 2)
         _check_rows(start, context, table)
         self._check_pages(batch, extents, context, table)
-        self._plan = CheckedPlan(
-            self._inner.plan(batch), batch.layout, int(start[-1]), int(context.max())
-        )
+
+    def adopt(self, batch: AttentionBatch, plan: object) -> CheckedPlan:
+        """Make the device's plan of a checked batch the one that calls must name."""
+        tokens, positions = int(batch.query_start[-1]), int(batch.context_len.max())
+        self._plan = CheckedPlan(plan, batch.layout, tokens, positions)
         return self._plan
 
     def append(self, plan: object, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
@@ -234,8 +241,8 @@ def _pieces(layout: KVLayout) -> NDArray[np.int64]:
 class CheckedPlans:
     """Checks each step's batch, and leaves the calls of its layers to the device."""
 
-    def __init__(self, facts: Facts, memory: CheckedMemory, inner: PagedAttention) -> None:
-        self._checked = CheckedAttention(facts, memory, inner)
+    def __init__(self, checked: CheckedAttention, inner: PagedAttention) -> None:
+        self._checked = checked
         self.append = inner.append
         self.run = inner.run
 

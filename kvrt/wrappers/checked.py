@@ -2,10 +2,20 @@
 
 from typing import Any, cast
 
-from kvrt.spi import Copier, Device, DeviceInfo, Extension, FusedOps, PagedAttention, Ticket
+from kvrt.spi import (
+    Copier,
+    Device,
+    DeviceInfo,
+    Extension,
+    FusedOps,
+    GraphCapture,
+    PagedAttention,
+    Ticket,
+)
 from kvrt.wrappers.attention import CheckedAttention, CheckedPlans
 from kvrt.wrappers.copier import CheckedCopier
 from kvrt.wrappers.fused import CheckedFusedOps
+from kvrt.wrappers.graphs import CheckedGraphs
 from kvrt.wrappers.memory import CheckedMemory
 from kvrt.wrappers.rules import Facts, broken
 
@@ -30,8 +40,11 @@ class Checked:
         self._facts = facts = Facts(inner.info)
         self._memory = CheckedMemory(facts, inner.memory)
         self._copier = CheckedCopier(facts, self._memory, inner.copier)
-        attention = CheckedAttention if layers else CheckedPlans
-        self._attention = attention(facts, self._memory, inner.attention)
+        self._attention = CheckedAttention(facts, self._memory, inner.attention)
+        self._layers = layers
+        self.attention: PagedAttention = self._attention
+        if not layers:
+            self.attention = CheckedPlans(self._attention, inner.attention)
 
     @property
     def info(self) -> DeviceInfo:
@@ -45,21 +58,20 @@ class Checked:
     def copier(self) -> Copier:
         return self._copier
 
-    @property
-    def attention(self) -> PagedAttention:
-        return self._attention
-
     def extension(self, kind: type[Extension]) -> Extension | None:
         self._facts.check_open("extension")
-        found = self._inner.extension(kind)
-        if (
-            found is None
-            or not isinstance(self._attention, CheckedAttention)
-            or cast(Any, kind) is not FusedOps
-        ):
-            return found
-        if not isinstance(found, FusedOps):
-            raise broken("extension(FusedOps)", found, "lacks a method of FusedOps")
+        found: Any = self._inner.extension(kind)
+        asked = cast(Any, kind)
+        if found is None or asked not in (FusedOps, GraphCapture):
+            return cast(Extension | None, found)
+        if not isinstance(found, asked):
+            name = asked.__name__
+            raise broken(f"extension({name})", found, f"lacks a method of {name}")
+        if isinstance(found, GraphCapture):
+            graphs = CheckedGraphs(self._facts, self._attention, found, self._layers)
+            return cast(Extension, graphs)
+        if not self._layers:
+            return cast(Extension, found)
         return cast(Extension, CheckedFusedOps(self._facts, self._attention, found))
 
     def fence(self) -> Ticket:

@@ -14,6 +14,8 @@ from kvrt.spi import (
     DType,
     Extension,
     FusedOps,
+    Graph,
+    GraphCapture,
     HeadNorm,
     MemoryInfo,
     PagedAttention,
@@ -33,7 +35,8 @@ Result = TypeVar("Result")
 class Wrapper:
     """Forwards everything to `inner`. Override `around`, or put other parts in place.
 
-    `FusedOps` is forwarded like the required parts; any other extension is handed out as it is.
+    `FusedOps` and `GraphCapture` are forwarded like the required parts; any other extension is
+    handed out as it is.
 
     Args:
         inner: the device that does the work.
@@ -57,9 +60,9 @@ class Wrapper:
 
     def extension(self, kind: type[Extension]) -> Extension | None:
         found = self.inner.extension(kind)
-        if found is None or cast(Any, kind) is not FusedOps:
+        if found is None or cast(Any, kind) not in WRAPPED:
             return found
-        return cast(Extension, WrappedFusedOps(self, cast(FusedOps, found)))
+        return cast(Extension, WRAPPED[kind](self, found))
 
     def fence(self) -> Ticket:
         return self.around("fence", self.inner.fence)
@@ -181,3 +184,32 @@ class WrappedFusedOps:
         self.device.around(
             "fused.rotate_append", self.inner.rotate_append, plan, layer, q, k, v, rotation, norm
         )
+
+
+class WrappedGraphs:
+    def __init__(self, device: Wrapper, inner: GraphCapture) -> None:
+        self.device = device
+        self.inner = inner
+
+    def size(self, tokens: int) -> int:
+        return self.device.around("graphs.size", self.inner.size, tokens)
+
+    def capture(self, batch: AttentionBatch, record: Callable[[object], None]) -> "WrappedGraph":
+        graph = self.device.around("graphs.capture", self.inner.capture, batch, record)
+        return WrappedGraph(self.device, graph)
+
+
+class WrappedGraph:
+    def __init__(self, device: Wrapper, inner: Graph) -> None:
+        self.device = device
+        self.inner = inner
+
+    def replay(self, batch: AttentionBatch) -> None:
+        self.device.around("graph.replay", self.inner.replay, batch)
+
+
+WRAPPED: dict[type, Callable[[Wrapper, Any], object]] = {
+    FusedOps: WrappedFusedOps,
+    GraphCapture: WrappedGraphs,
+}
+"""What stands before the optional parts."""

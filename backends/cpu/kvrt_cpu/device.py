@@ -15,6 +15,7 @@ from kvrt.spi import (
     DType,
     Extension,
     FusedOps,
+    GraphCapture,
     Measurable,
     PagedAttention,
     Ticket,
@@ -23,6 +24,7 @@ from kvrt.spi import (
 from . import host
 from .attention import NativeAttention, TorchAttention
 from .copier import HostCopier
+from .graphs import NativeGraphs
 from .measure import NativeLimits, TorchLimits
 from .memory import GRANULARITY, open_memory
 from .ops import NativeOps
@@ -58,9 +60,10 @@ class CpuDevice:
             self._extensions: dict[type, object] = {Measurable: TorchLimits()}
         else:
             capabilities.add(Capability.BATCH_INVARIANT)
-            self.attention = NativeAttention(self.memory, threads)
+            self.attention = native = NativeAttention(self.memory, threads)
             self._extensions = {
                 FusedOps: NativeOps(threads),
+                GraphCapture: NativeGraphs(native, threads),
                 Measurable: NativeLimits(threads),
             }
         self.info = DeviceInfo(

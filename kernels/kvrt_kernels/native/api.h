@@ -124,10 +124,10 @@ struct Kernels {
 };
 
 // Work drivers; `threads` counts the calling thread.
-void attention(const Kernels&, const AttentionArgs&, int threads);
-void linear(const Kernels&, const LinearArgs&, int threads);
-void rms_norm(const Kernels&, const NormArgs&, int threads);
-void append(const Kernels&, const AppendArgs&, int threads);
+void compute(const Kernels&, const AttentionArgs&, int threads);
+void compute(const Kernels&, const LinearArgs&, int threads);
+void compute(const Kernels&, const NormArgs&, int threads);
+void compute(const Kernels&, const AppendArgs&, int threads);
 double read_bandwidth(const Kernels&, const void* data, size_t bytes, int threads);  // bytes per second
 double fma_peak(const Kernels&, int threads);                                        // operations per second
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "api.h"
+#include "program.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -59,6 +60,15 @@ std::vector<std::string> isas() {
   return names;
 }
 
+thread_local Program* recording = nullptr;
+
+template <class Args> void submit(const Args& args, int threads) {
+  if (recording)
+    recording->add(args);
+  else
+    compute(*chosen, args, threads);
+}
+
 template <class T> T* at(uintptr_t address) { return reinterpret_cast<T*>(address); }
 
 using A = uintptr_t;
@@ -90,10 +100,9 @@ NB_MODULE(_native, m) {
       "attention",
       [](KVRT_CACHE_ARGS, A q, S q_stride, A out, S out_stride, int heads, float scale, int window, float softcap,
          int threads) {
-        attention(*chosen,
-                  {KVRT_PAGES, KVRT_BATCH, at<const float>(q), at<float>(out), q_stride, out_stride, heads, scale,
-                   window, softcap},
-                  threads);
+        submit(AttentionArgs{KVRT_PAGES, KVRT_BATCH, at<const float>(q), at<float>(out), q_stride, out_stride, heads,
+                             scale, window, softcap},
+               threads);
       },
       KVRT_CACHE_NAMES, "q"_a, "q_stride"_a, "out"_a, "out_stride"_a, "heads"_a, "scale"_a, "window"_a, "softcap"_a,
       "threads"_a, release());
@@ -102,10 +111,9 @@ NB_MODULE(_native, m) {
       "append",
       [](KVRT_CACHE_ARGS, A q, S q_stride, int heads, A k, S k_stride, A v, S v_stride, A q_norm, A k_norm, float eps,
          A cos, A sin, int rot_dim, int threads) {
-        append(*chosen,
-               {KVRT_PAGES, KVRT_BATCH, at<float>(q), at<float>(k), at<const float>(v), q_stride, k_stride, v_stride,
-                heads, at<const float>(q_norm), at<const float>(k_norm), eps, at<const float>(cos),
-                at<const float>(sin), rot_dim},
+        submit(AppendArgs{KVRT_PAGES, KVRT_BATCH, at<float>(q), at<float>(k), at<const float>(v), q_stride, k_stride,
+                          v_stride, heads, at<const float>(q_norm), at<const float>(k_norm), eps, at<const float>(cos),
+                          at<const float>(sin), rot_dim},
                threads);
       },
       KVRT_CACHE_NAMES, "q"_a, "q_stride"_a, "heads"_a, "k"_a, "k_stride"_a, "v"_a, "v_stride"_a, "q_norm"_a,
@@ -115,10 +123,9 @@ NB_MODULE(_native, m) {
       "linear",
       [](int dtype, int gate, A x, S x_stride, A w, A bias, A residual, S residual_stride, A y, S y_stride, int rows,
          int out_features, int in_features, int threads) {
-        linear(*chosen,
-               {Dtype(dtype), Gate(gate), at<const float>(x), at<const void>(w), at<const float>(bias),
-                at<const float>(residual), at<float>(y), x_stride, residual_stride, y_stride, rows, out_features,
-                in_features},
+        submit(LinearArgs{Dtype(dtype), Gate(gate), at<const float>(x), at<const void>(w), at<const float>(bias),
+                          at<const float>(residual), at<float>(y), x_stride, residual_stride, y_stride, rows,
+                          out_features, in_features},
                threads);
       },
       "dtype"_a, "gate"_a, "x"_a, "x_stride"_a, "w"_a, "bias"_a, "residual"_a, "residual_stride"_a, "y"_a,
@@ -127,10 +134,21 @@ NB_MODULE(_native, m) {
   m.def(
       "rms_norm",
       [](A x, S x_stride, A weight, A y, S y_stride, int rows, int size, float eps, int threads) {
-        rms_norm(*chosen, {at<const float>(x), at<const float>(weight), at<float>(y), x_stride, y_stride, rows, size, eps},
-                 threads);
+        submit(NormArgs{at<const float>(x), at<const float>(weight), at<float>(y), x_stride, y_stride, rows, size, eps},
+               threads);
       },
       "x"_a, "x_stride"_a, "weight"_a, "y"_a, "y_stride"_a, "rows"_a, "size"_a, "eps"_a, "threads"_a, release());
+
+  nb::class_<Program>(m, "Program", "Calls of the operators above, recorded to be computed again by one.")
+      .def(nb::init<>())
+      .def("record", [](Program& program) { recording = &program; },
+           "From now on, calls in this thread are added to this program instead of being computed.")
+      .def_static("stop", [] { recording = nullptr; }, "Compute calls again.")
+      .def("run",
+           [](const Program& program, A page_table, S table_stride, A query_start, A context_len, int sequences,
+              int threads) { program.run(*chosen, KVRT_BATCH, threads); },
+           "page_table"_a, "table_stride"_a, "query_start"_a, "context_len"_a, "sequences"_a, "threads"_a, release(),
+           "Compute what was recorded, for another batch of as many tokens.");
 
   m.def(
       "read_bandwidth",

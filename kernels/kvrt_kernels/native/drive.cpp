@@ -1,92 +1,18 @@
 // Splits each operator over threads. Which thread computes what, and when, changes no result (attention.h, linear.h),
 // so work is handed out dynamically.
-#include <omp.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstdlib>
-#include <new>
 #include <vector>
 
 #include "api.h"
+#include "threads.h"
 
 namespace kvrt {
 namespace {
 
-// Memory that a thread keeps between calls, one buffer per use.
-class Buffer {
- public:
-  ~Buffer() { std::free(data_); }
-  void* get(size_t bytes) {
-    if (bytes > size_) {
-      std::free(data_);
-      size_ = (bytes + 4095) / 4096 * 4096;
-      data_ = std::aligned_alloc(4096, size_);
-      if (!data_) {
-        size_ = 0;
-        throw std::bad_alloc();
-      }
-    }
-    return data_;
-  }
-
- private:
-  void* data_ = nullptr;
-  size_t size_ = 0;
-};
-
 thread_local Buffer scratch;  // of the thread that computes
 thread_local Buffer shared;   // of the thread that called, read or written by all
-
-// body(i) for i in [0, count), on at most `threads` threads, each taking the next i when it is free.
-template <class Body>
-void each(int threads, int64_t count, const Body& body) {
-  threads = int(std::min<int64_t>(threads, count));
-  if (threads <= 1) {
-    for (int64_t i = 0; i < count; i++) body(i);
-    return;
-  }
-  std::atomic<int64_t> next{0};
-#pragma omp parallel num_threads(threads)
-  for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(i);
-}
-
-// body(begin, end) for runs that cover [0, count). Each thread works upwards through a range of its own, so that what
-// one run asked the cache for serves the next; it takes a quarter of what is left at a time, and then helps the others.
-template <class Body>
-void runs(int threads, int64_t count, const Body& body) {
-  constexpr int kMaxThreads = 256;
-  struct alignas(64) Range {
-    std::atomic<int64_t> next;
-    int64_t end;
-
-    int64_t take(int64_t& begin) {
-      begin = next.load(std::memory_order_relaxed);
-      int64_t size;
-      do {
-        if (begin >= end) return 0;
-        size = std::max<int64_t>(1, (end - begin) / 4);
-      } while (!next.compare_exchange_weak(begin, begin + size, std::memory_order_relaxed));
-      return size;
-    }
-  };
-  threads = int(std::min<int64_t>(std::min(threads, kMaxThreads), count));
-  if (threads <= 1) {
-    if (count > 0) body(int64_t(0), count);
-    return;
-  }
-  Range ranges[kMaxThreads];
-  for (int t = 0; t < threads; t++) {
-    ranges[t].next.store(count * t / threads, std::memory_order_relaxed);
-    ranges[t].end = count * (t + 1) / threads;
-  }
-#pragma omp parallel num_threads(threads)
-  for (int t = 0, me = omp_get_thread_num(); t < threads; t++) {
-    int64_t begin, size;
-    while ((size = ranges[(me + t) % threads].take(begin)) > 0) body(begin, begin + size);
-  }
-}
 
 }  // namespace
 
@@ -158,7 +84,7 @@ void make_plan(const AttentionArgs& a, int threads, Plan& plan, size_t& partial_
 
 }  // namespace
 
-void attention(const Kernels& kernels, const AttentionArgs& a, int threads) {
+void compute(const Kernels& kernels, const AttentionArgs& a, int threads) {
   threads = std::max(1, threads);
   Plan plan;
   size_t partial_floats;
@@ -191,7 +117,7 @@ void attention(const Kernels& kernels, const AttentionArgs& a, int threads) {
 
 // ---- linear ---------------------------------------------------------------------------------------------------------
 
-void linear(const Kernels& kernels, const LinearArgs& a, int threads) {
+void compute(const Kernels& kernels, const LinearArgs& a, int threads) {
   if (a.m == 0 || a.n == 0) return;
   threads = std::max(1, threads);
   // A unit of work is a block of up to 96 rows, so that they stay in the second-level cache while W passes by, times some
@@ -236,7 +162,7 @@ namespace {
 constexpr int64_t kSmall = 1 << 14;  // elements that one thread handles sooner than others could be woken
 }
 
-void rms_norm(const Kernels& kernels, const NormArgs& a, int threads) {
+void compute(const Kernels& kernels, const NormArgs& a, int threads) {
   if (a.size == 0) return;
   const int step = int(std::max<int64_t>(1, kSmall / a.size));
   each(threads, (a.rows + step - 1) / step, [&](int64_t i) {
@@ -244,7 +170,7 @@ void rms_norm(const Kernels& kernels, const NormArgs& a, int threads) {
   });
 }
 
-void append(const Kernels& kernels, const AppendArgs& a, int threads) {
+void compute(const Kernels& kernels, const AppendArgs& a, int threads) {
   const int32_t* start = a.batch.query_start;
   const int tokens = start[a.batch.sequences];
   const int64_t per_token = int64_t(a.heads + 2 * a.pages.kv_heads) * a.pages.head_dim;

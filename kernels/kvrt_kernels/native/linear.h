@@ -25,16 +25,23 @@ template <> constexpr int kStep<bf16> = 2 * L;
 
 // ---- packing of activations -----------------------------------------------------------------------------------------
 
+template <class T> KVRT_INLINE void pack_step(const float* x, float* packed) {
+  const vf a = load(x);
+  if constexpr (kStep<T> == L) return store(packed, a);
+  const vf b = load(x + L);
+  store(packed, shuffle<Even>(a, b));
+  store(packed + L, shuffle<Odd>(a, b));
+}
+
 template <class T> static void pack_row(const float* x, int k, float* packed) {
   constexpr int step = kStep<T>;
   int i = 0;
-  for (; i + step <= k; i += step)
-    for (int j = 0; j < step; j++) packed[i + j] = x[i + (step == L ? j : 2 * (j % L) + j / L)];
-  if (i < k)
-    for (int j = 0; j < step; j++) {
-      const int from = i + (step == L ? j : 2 * (j % L) + j / L);
-      packed[i + j] = from < k ? x[from] : 0.f;
-    }
+  for (; i + step <= k; i += step) pack_step<T>(x + i, packed + i);
+  if (i < k) {
+    float rest[2 * L] = {};
+    __builtin_memcpy(rest, x + i, sizeof(float) * (k - i));
+    pack_step<T>(rest, packed + i);
+  }
 }
 
 static int64_t linear_packed_stride(const LinearArgs& a) {
@@ -185,9 +192,12 @@ static void product(const LinearArgs& a, int parts, int n0, int n1, const float*
   const auto compute = [&](const Piece& p, const Piece& next) {
     const int length = p.k0 + size < k ? size : int(k) - p.k0, count = p.n + kOut < n1 ? kOut : n1 - p.n;
     const auto all = [&](auto from, int steps) {
-      tiles(from, x + p.k0, x_stride, rows, steps, c + p.part * rows * c_stride + (p.n - n0), c_stride,
-            {reinterpret_cast<const char*>(weights(next)), int64_t(k * sizeof(T)), 0,
-             int(from.vectors * L * sizeof(T))});
+      constexpr int bytes = from.vectors * L * sizeof(T);
+      const Piece after = p.part + 1 < parts ? Piece{p.part + 1, p.n, 0} : Piece{0, p.n + kOut, 0};
+      const Ahead ahead = rows <= kDirectRows
+          ? Ahead{reinterpret_cast<const char*>(weights(after) + kOut * p.k0), bytes, 0, kOut * bytes}
+          : Ahead{reinterpret_cast<const char*>(weights(next)), int64_t(k * sizeof(T)), 0, bytes};
+      tiles(from, x + p.k0, x_stride, rows, steps, c + p.part * rows * c_stride + (p.n - n0), c_stride, ahead);
     };
     if (rows <= kDirectRows && count == kOut && length % step == 0) {
       all(InPlace<T>{weights(p), k}, length);

@@ -167,6 +167,9 @@ template <int H> struct HiBlock { static constexpr int at(int i, int n) { return
 // Even lanes from a, odd ones from b: a0 b0 a1 b1 ... of the lower and of the upper halves.
 struct ZipLo { static constexpr int at(int i, int n) { return i / 2 + (i & 1) * n; } };
 struct ZipHi { static constexpr int at(int i, int n) { return (i + n) / 2 + (i & 1) * n; } };
+// The even, or the odd, elements of a and then of b.
+struct Even { static constexpr int at(int i, int) { return 2 * i; } };
+struct Odd { static constexpr int at(int i, int) { return 2 * i + 1; } };
 // Block c is four times element J of the c-th run of 4 * W elements of a and b.
 template <int W, int J> struct Spread { static constexpr int at(int i, int) { return i / 4 * 4 * W + J; } };
 

@@ -1,0 +1,77 @@
+"""Decode steps, recorded once for each size and replayed."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from kvrt.model.activations import Activations
+from kvrt.spi import AttentionBatch, Graph, GraphCapture
+
+
+class Recorded(NamedTuple):
+    """A recorded step, and the activations that it computes in."""
+
+    graph: Graph
+    work: Activations
+
+
+class DecodeGraphs:
+    """The recorded steps of a decoder.
+
+    They share their activations, so that many sizes take the memory of the largest.
+
+    Args:
+        capture: the device's.
+        allocate: makes activations of so many tokens.
+        record: makes the calls of a step, for the device's plan and in these activations.
+    """
+
+    def __init__(
+        self,
+        capture: GraphCapture,
+        allocate: Callable[[int], Activations],
+        record: Callable[[object, Activations], None],
+    ) -> None:
+        self._capture = capture
+        self._allocate = allocate
+        self._record = record
+        self._work: Activations | None = None
+        self._recorded: dict[int, Recorded] = {}
+
+    def size(self, batch: AttentionBatch) -> int:
+        """How many tokens the step is recorded with; 0 if it is not to be."""
+        tokens = int(batch.query_start[-1])
+        if tokens != len(batch.context_len):
+            return 0
+        return self._capture.size(tokens)
+
+    def of_size(self, size: int, batch: AttentionBatch) -> Recorded:
+        """The step of `size` tokens, recorded now, with `batch`, if it has not been before."""
+        found = self._recorded.get(size)
+        if found is None:
+            if self._work is None or self._work.tokens < size:
+                self._recorded.clear()  # they compute in the old one
+                self._work = self._allocate(1 << (size - 1).bit_length())
+            work = self._work.first(size)
+            graph = self._capture.capture(batch, lambda plan: self._record(plan, work))
+            found = self._recorded[size] = Recorded(graph, work)
+        return found
+
+
+def padded(batch: AttentionBatch, size: int) -> AttentionBatch:
+    """The batch of a decode step with further sequences, of one token each, up to `size` of them.
+
+    Their pages are page 0, to which everything may be written and from which nothing is read.
+    """
+    more = size - len(batch.context_len)
+    if not more:
+        return batch
+    return replace(
+        batch,
+        page_table=F.pad(batch.page_table, (0, 0, 0, more)),
+        query_start=torch.arange(size + 1, dtype=torch.int32),
+        context_len=F.pad(batch.context_len, (0, more), value=1),
+    )
