@@ -20,14 +20,14 @@ CHUNK = 2 << 20
 MANY = SamplingParams(max_tokens=400, ignore_eos=True)
 
 
-def wait_until_idle(runtime: Runtime, seconds: float = 5.0) -> None:
+def wait_until_idle(runtime: Runtime, seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while pages_in_use(runtime) or runtime.busy:
         assert time.monotonic() < end, f"{pages_in_use(runtime)} pages still in use"
         time.sleep(0.002)
 
 
-def wait_until_held(runtime: Runtime, nbytes: int, seconds: float = 5.0) -> None:
+def wait_until_held(runtime: Runtime, nbytes: int, seconds: float = 30.0) -> None:
     """Until the cache holds so much physical memory, mapped and pooled."""
     end = time.monotonic() + seconds
     while (held := (s := runtime.stats().cache).mapped_bytes + s.pooled_bytes) != nbytes:
@@ -157,8 +157,7 @@ def test_memory_follows_use(make_runtime: MakeRuntime) -> None:
     params = SamplingParams(max_tokens=40, ignore_eos=True)
     burst = [[i % 199] * 150 for i in range(64)]
     runtime.generate(burst, params)  # warms everything but the cache: threads, allocator
-    wait_until_idle(runtime)
-    time.sleep(0.5)
+    wait_until_held(runtime, CHUNK)
     before = process.memory_info().rss
     stop, peak = threading.Event(), [0]
 
@@ -171,13 +170,11 @@ def test_memory_follows_use(make_runtime: MakeRuntime) -> None:
     runtime.generate(burst, params)
     stop.set()
     watcher.join()
-    wait_until_idle(runtime)
-    time.sleep(0.5)
+    wait_until_held(runtime, CHUNK)
     after = process.memory_info().rss
     stats = runtime.stats().cache
     assert peak[0] - before > 64 * 10 * stats.page_bytes / 2, "the burst did take memory"
     assert abs(after - before) < 0.05 * before
-    assert stats.mapped_bytes + stats.pooled_bytes <= CHUNK, "the statistics say so too"
     assert stats.peak_mapped_bytes >= 64 * 11 * stats.page_bytes
 
 
