@@ -8,6 +8,7 @@ Any thread may call it. The engine has a thread of its own; callers speak to it 
 """
 
 import contextlib
+import enum
 import functools
 import logging
 import os
@@ -45,6 +46,16 @@ Prompt = str | Sequence[int] | Sequence[Message]
 """Text, token ids, or chat messages (``{"role": "user", "content": "..."}``)."""
 
 CLOSE_TIMEOUT_S = 10.0
+
+
+class _Signal(enum.Enum):
+    """What the engine's thread is told besides requests, and the names of those to abort."""
+
+    CLOSE = enum.auto()
+    LIMIT_CHANGED = enum.auto()
+
+
+Command = Request | str | _Signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +112,7 @@ class Runtime:
         self._ids = iter(range(1, 2**63))
         self._gate = threading.Lock()
         self._ended: KvrtError | None = None  # once set, under the gate, nothing more is queued
-        self._commands: queue.SimpleQueue[Request | str | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         opened: Future[None] = Future()
         self._thread = threading.Thread(
             target=self._live, args=(opened, progress), name="kvrt-engine", daemon=True
@@ -110,7 +121,7 @@ class Runtime:
         try:
             opened.result()
         except BaseException:
-            self._commands.put(None)  # if it was the wait that ended, loading still goes on
+            self._commands.put(_Signal.CLOSE)  # if only the wait ended, loading still goes on
             raise
 
     # --- asking ------------------------------------------------------------------------------
@@ -204,9 +215,7 @@ class Runtime:
 
         An id that is unknown or has ended is not an error: the answer may just have come.
         """
-        with self._gate:
-            if self._ended is None:
-                self._commands.put(request_id)
+        self._tell(request_id)
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -242,18 +251,27 @@ class Runtime:
         )
 
     def set_memory_limit(self, limit: int | str, revision: int | None = None) -> LimitChange:
-        """Change what weights and KV cache together may take, in bytes, while running."""
+        """Change what weights and KV cache together may take, in bytes, while running.
+
+        What is held above it is given back at once if the engine is idle, else after each step as
+        pages come free. See `kvrt.cache.KVCache.set_memory_limit`.
+
+        Raises:
+            CapacityError: the weights leave no room for a single page.
+        """
         kv = limit_bytes(limit, self.device) - self.model.weight_bytes
         if kv < self.cache.geometry.page_bytes:
             raise too_small(limit, self.model, self.cache.geometry)
-        return self.cache.set_memory_limit(kv, revision)
+        change = self.cache.set_memory_limit(kv, revision)
+        self._tell(_Signal.LIMIT_CHANGED)
+        return change
 
     def close(self, timeout: float = CLOSE_TIMEOUT_S) -> None:
         """Abort what runs, give all memory back. Safe to call twice."""
         if self._closed:
             return
         self._closed = True
-        self._commands.put(None)
+        self._commands.put(_Signal.CLOSE)
         self._thread.join(timeout)
         if self._thread.is_alive():
             log.error("the engine did not stop within %g s; its memory is not given back", timeout)
@@ -280,6 +298,12 @@ class Runtime:
             if self._ended is not None:
                 raise self._ended
             self._commands.put(command)
+
+    def _tell(self, command: str | _Signal) -> None:
+        """Queue what is of no use to an engine that has ended."""
+        with self._gate:
+            if self._ended is None:
+                self._commands.put(command)
 
     def _live(self, opened: "Future[None]", progress: Progress | None) -> None:
         """All that touches the device, from opening to closing, on this one thread.
@@ -361,12 +385,12 @@ class Runtime:
                     return True
                 self.cache.idle()
                 command = self._commands.get()
-            if command is None:
+            if command is _Signal.CLOSE:
                 return False
-            if isinstance(command, str):
-                engine.abort(command)
-            else:
+            if isinstance(command, Request):
                 engine.add(command)
+            elif isinstance(command, str):
+                engine.abort(command)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

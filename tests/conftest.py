@@ -1,5 +1,19 @@
 """What holds for all tests."""
 
+import os
+
+from hypothesis import HealthCheck, settings
+
 from kvrt.openmp import wait_briefly
 
 wait_briefly()  # before any test imports torch: tests share the machine with their own subprocesses
+
+# A test says what it sets; what its user has set for runs of their own is not meant.
+for name in [name for name in os.environ if name.startswith("KVRT_")] + ["NO_COLOR", "COLUMNS"]:
+    os.environ.pop(name, None)
+
+# One commit, one result, however busy the machine is. `--hypothesis-profile=explore` draws anew.
+BUSY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("explore", BUSY)
+settings.register_profile("same", BUSY, derandomize=True, database=None)
+settings.load_profile("same")

@@ -4,13 +4,34 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 from torch import Tensor
 
-from kvrt.errors import ContractError
-from kvrt.spi import Chunk, Device, Span, Ticket
-from kvrt.wrappers.wrapper import Params, Result, WrappedCopier, WrappedMemory, Wrapper
+from kvrt.spi import (
+    AttentionBatch,
+    AttentionParams,
+    Chunk,
+    Device,
+    Extension,
+    Graph,
+    GraphCapture,
+    HeadNorm,
+    Rotation,
+    Span,
+    Ticket,
+)
+from kvrt.testing.hazards import Access, Hazards, pages_used
+from kvrt.wrappers.wrapper import (
+    Params,
+    Result,
+    WrappedAttention,
+    WrappedCopier,
+    WrappedFusedOps,
+    WrappedMemory,
+    Wrapper,
+)
 
 Copies = Literal["early", "late", "mixed"]
 PATIENCE = 8
@@ -21,8 +42,14 @@ class Chaos(Wrapper):
     """Fails chosen calls, and runs copies at the worst moment that their tickets allow.
 
     A copy runs at once, as soon as it may, when it is waited for, or in between, and copies run in
-    any order; `after` is always honoured. Fences come true late in the same way. Memory under a
-    copy that has not run must not be unmapped, and the attempt is a `ContractError`.
+    any order; `after` is always honoured. Fences come true late in the same way.
+
+    Compute runs when it is called, as on any host. What makes it late is that its KV pages count as
+    in use until somebody has seen a fence behind it come true; and so does the memory of a copy,
+    until its ticket has. Memory in use must not be unmapped, a copy must not begin on pages of
+    compute that it does not wait for, and compute must not begin on memory of a copy; two that only
+    read are no harm. Each attempt is a `ContractError`, whatever the seed; see
+    `kvrt.testing.hazards`.
 
     Args:
         inner: the device that does the work.
@@ -44,6 +71,8 @@ class Chaos(Wrapper):
         super().__init__(inner)
         self.memory = _ChaosMemory(self, inner.memory)
         self.copier = _ChaosCopier(self, inner.copier)
+        self.attention = _ChaosAttention(self, inner.attention)
+        self.hazards = Hazards()
         self.calls: Counter[str] = Counter()
         self._fail = dict(fail or {})
         self._copies = copies
@@ -62,32 +91,72 @@ class Chaos(Wrapper):
             self._run_some()
         return call(*args, **kwargs)
 
+    def extension(self, kind: type[Extension]) -> Extension | None:
+        found: Any = super().extension(kind)
+        if isinstance(found, WrappedFusedOps):
+            return cast(Extension, _ChaosFusedOps(self, found.inner))
+        if found is not None and cast(Any, kind) is GraphCapture:
+            return cast(Extension, _ChaosGraphCapture(self, found))
+        return cast(Extension | None, found)
+
     def fence(self) -> Ticket:
-        fence = super().fence()
-        return self.later(fence.wait, None, ())
+        fence, covers = super().fence(), self.hazards.now()
+        return self.later(fence.wait, None, covers, lambda: self.hazards.compute_done(covers))
 
     def synchronize(self) -> None:
         with self._lock:
+            covers = self.hazards.now()
             waiting = list(self._pending)
             self._random.shuffle(waiting)
         for ticket in waiting:
             ticket.wait()
         super().synchronize()
+        self.hazards.all_done(covers)
 
     def close(self) -> None:
         self._pending.clear()
         super().close()
 
     def later(
-        self, work: Callable[[], object], after: Ticket | None, touched: tuple[Tensor, ...]
+        self,
+        work: Callable[[], object],
+        after: Ticket | None,
+        covers: int,
+        seen: Callable[[], None],
     ) -> "LateTicket":
-        """A ticket for `work`, which runs when this device pleases."""
+        """A ticket for `work`, which runs when this device pleases; see `LateTicket`."""
         with self._lock:
             patience = 0 if self._copies == "early" else self._random.randint(1, PATIENCE)
-            ticket = LateTicket(work, after, touched, patience, self._lock)
+            ticket = LateTicket(work, after, covers, seen, patience, self._lock)
             self._pending.append(ticket)
             self._run_some()
         return ticket
+
+    def copy(
+        self,
+        copy: Callable[[Tensor, Tensor], Ticket],
+        dst: Tensor,
+        src: Tensor,
+        after: Ticket | None,
+    ) -> "LateTicket":
+        """A ticket for a copy."""
+        # Of a ticket that is not ours we know what it covers when it has come true.
+        foreign = after is not None and not isinstance(after, LateTicket)
+        covers = after.covers if isinstance(after, LateTicket) else 0
+
+        def work() -> None:
+            if foreign:
+                self.hazards.check_copy(dst, src, 0)
+            copy(dst, src).wait()
+
+        def seen() -> None:
+            self.hazards.compute_done(covers)
+            self.hazards.copy_done(number)
+
+        if not foreign:
+            self.hazards.check_copy(dst, src, covers)
+        number = self.hazards.copy(dst, src)
+        return self.later(work, after, covers, seen)
 
     def _run_some(self) -> None:
         """Run what is ready, in any order: everything if early, nothing if late."""
@@ -98,39 +167,40 @@ class Chaos(Wrapper):
             if ticket.ready() and (self._copies == "early" or self._random.random() < 0.3):
                 ticket.run()
 
-    def check_unused(self, start: int, nbytes: int) -> None:
-        """No copy that is still to run may touch those addresses."""
-        with self._lock:
-            pending = [ticket for ticket in self._pending if not ticket.finished]
-            for tensor in (tensor for ticket in pending for tensor in ticket.touched):
-                if start - tensor.nbytes < tensor.data_ptr() < start + nbytes:
-                    raise ContractError(
-                        f"{nbytes} bytes at {start:#x} are unmapped while a copy uses them",
-                        fix="wait for the copy's ticket first",
-                    )
-
 
 class LateTicket:
-    """A ticket whose work has perhaps not begun."""
+    """A ticket whose work has perhaps not begun.
+
+    Args:
+        work: to be done once.
+        after: to be done before it.
+        covers: compute up to this number is done when this ticket is; see `Hazards.now`.
+        seen: called when somebody is told that it is done.
+        patience: how often it may be asked before it gives in.
+        lock: held while the work runs.
+    """
 
     def __init__(
         self,
         work: Callable[[], object],
         after: Ticket | None,
-        touched: tuple[Tensor, ...],
+        covers: int,
+        seen: Callable[[], None],
         patience: int,
         lock: threading.RLock,
     ) -> None:
         self.finished = False
-        self.touched = touched
+        self.covers = covers
         self._work = work
         self._after = after
+        self._seen = seen
         self._patience = patience
         self._lock = lock
 
     def ready(self) -> bool:
         """True if the ticket that this one must wait for is done."""
-        return self._after is None or self._after.done()
+        after = self._after
+        return after is None or (after.poll() if isinstance(after, LateTicket) else after.done())
 
     def run(self) -> None:
         with self._lock:
@@ -138,17 +208,25 @@ class LateTicket:
                 self._work()
                 self.finished = True
 
-    def done(self) -> bool:
+    def poll(self) -> bool:
+        """`done`, asked by the device itself: its user learns nothing."""
         if not self.finished:
             self._patience -= 1
             if self._patience < 0 and self.ready():
                 self.run()
         return self.finished
 
+    def done(self) -> bool:
+        done = self.poll()
+        if done:
+            self._seen()
+        return done
+
     def wait(self, timeout: float | None = None) -> bool:
         if self._after is not None and not self._after.wait(timeout):
             return False
         self.run()
+        self._seen()
         return True
 
 
@@ -156,7 +234,7 @@ class _ChaosMemory(WrappedMemory):
     device: Chaos
 
     def unmap(self, span: Span, at: int, chunk: Chunk) -> None:
-        self.device.check_unused(span.base + at, self.device.info.granularity)
+        self.device.hazards.unmap(span.base + at, self.device.info.granularity)
         super().unmap(span, at, chunk)
 
 
@@ -165,21 +243,88 @@ class _ChaosCopier(WrappedCopier):
 
     def to_host(self, dst: Tensor, src: Tensor, after: Ticket | None = None) -> Ticket:
         copy = self.inner.to_host
-        return self.device.around("copier.to_host", self._later, copy, dst, src, after)
+        return self.device.around("copier.to_host", self.device.copy, copy, dst, src, after)
 
     def to_device(self, dst: Tensor, src: Tensor, after: Ticket | None = None) -> Ticket:
         copy = self.inner.to_device
-        return self.device.around("copier.to_device", self._later, copy, dst, src, after)
+        return self.device.around("copier.to_device", self.device.copy, copy, dst, src, after)
 
     def within(self, dst: Tensor, src: Tensor, after: Ticket | None = None) -> Ticket:
         copy = self.inner.within
-        return self.device.around("copier.within", self._later, copy, dst, src, after)
+        return self.device.around("copier.within", self.device.copy, copy, dst, src, after)
 
-    def _later(
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plan:
+    """The device's own plan, and the pages that are read and written under it."""
+
+    inner: object
+    reads: Access
+    writes: Access
+
+
+class _ChaosAttention(WrappedAttention):
+    device: Chaos
+
+    def plan(self, batch: AttentionBatch) -> object:
+        return _Plan(super().plan(batch), *pages_used(batch))
+
+    def append(self, plan: object, layer: int, k: Tensor, v: Tensor) -> None:
+        super().append(_appending(self.device, plan), layer, k, v)
+
+    def run(
+        self, plan: object, layer: int, q: Tensor, out: Tensor, params: AttentionParams
+    ) -> None:
+        if isinstance(plan, _Plan):
+            self.device.hazards.compute(plan.reads)
+            plan = plan.inner
+        super().run(plan, layer, q, out, params)
+
+
+class _ChaosFusedOps(WrappedFusedOps):
+    device: Chaos
+
+    def rotate_append(
         self,
-        copy: Callable[[Tensor, Tensor], Ticket],
-        dst: Tensor,
-        src: Tensor,
-        after: Ticket | None,
-    ) -> Ticket:
-        return self.device.later(lambda: copy(dst, src).wait(), after, (dst, src))
+        plan: object,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rotation: Rotation | None,
+        norm: HeadNorm | None,
+    ) -> None:
+        plan = _appending(self.device, plan)
+        super().rotate_append(plan, layer, q, k, v, rotation, norm)
+
+
+def _appending(device: Chaos, plan: object) -> object:
+    """The device's own plan. One that it gave to `GraphCapture.capture` computes nothing yet."""
+    if not isinstance(plan, _Plan):
+        return plan
+    device.hazards.compute(plan.writes)
+    return plan.inner
+
+
+class _ChaosGraphCapture:
+    def __init__(self, device: Chaos, inner: GraphCapture) -> None:
+        self._device = device
+        self._inner = inner
+
+    def size(self, tokens: int) -> int:
+        return self._inner.size(tokens)
+
+    def capture(self, batch: AttentionBatch, record: Callable[[object], None]) -> Graph:
+        graph = self._device.around("graph.capture", self._inner.capture, batch, record)
+        return _ChaosGraph(self._device, graph)
+
+
+class _ChaosGraph:
+    def __init__(self, device: Chaos, inner: Graph) -> None:
+        self._device = device
+        self._inner = inner
+
+    def replay(self, batch: AttentionBatch) -> None:
+        for access in pages_used(batch):
+            self._device.hazards.compute(access)
+        self._device.around("graph.replay", self._inner.replay, batch)

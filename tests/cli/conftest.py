@@ -137,6 +137,15 @@ class Screen:
         before, self._seen = self._seen, at + len(wanted)
         return self.text[before : self._seen]
 
+    def wait_until_asleep(self, seconds: float = 30.0) -> None:
+        """Until the main thread has slept for a while: it waits for keys, and not for a turn."""
+        deadline, asleep = time.monotonic() + seconds, 0
+        while asleep < 10:
+            assert time.monotonic() < deadline, "it is still busy"
+            time.sleep(0.02)
+            status = Path(f"/proc/{self.process.pid}/stat").read_text()
+            asleep = asleep + 1 if status.rpartition(")")[2].split()[0] == "S" else 0
+
     def exit_code(self, seconds: float = 30.0) -> int:
         """Read to the end."""
         while self.more(seconds):

@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +22,7 @@ ENDLESS = ("--ignore-eos", "-n", "60000")
 
 
 def test_without_a_prompt_tiny_continues_its_own(start: Start) -> None:
-    process = start("run", "--backend", "cpu", "-n", "12")
+    process = start("run", "--backend", "cpu", "-n", "12", "--seed", "7", "--ignore-eos")
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr.decode()
     assert b"no prompt was given, so tiny continues this" in stderr
@@ -129,7 +128,7 @@ def test_a_conversation_at_a_terminal(at_terminal: At, chat_model: str) -> None:
 
     # Ctrl-C with nothing to stop, then a system message: a new conversation. The interpreter prints
     # its prompt a moment before it waits for keys; a signal in between is seen with the next key.
-    time.sleep(0.5)
+    screen.wait_until_asleep()
     screen.type("\x03")
     assert "Ctrl-D or /bye leaves" in screen.wait_for(">>> ")
     screen.type("/set system be brief\n")

@@ -28,7 +28,7 @@ def test_every_line_is_answered_in_order_as_it_would_be_alone(
     objects = [
         {"prompt": prompts[1], "id": "b"},
         {"prompt": prompts[2], "id": 7, "max_tokens": 3, "temperature": 1.5, "seed": 4},
-        {"token_ids": list(b"ids"), "logprobs": 1},
+        {"token_ids": list(b"ids"), "logprobs": 1, "ignore_eos": True},
     ]
     file = tmp_path / "prompts.jsonl"
     text = "\n".join([prompts[0], "", *map(json.dumps, objects)]) + "\r\n"

@@ -241,15 +241,19 @@ def test_numbers_that_cannot_be_are_refused(info: MemoryInfo) -> None:
 
 
 @pytest.mark.promise("P7")
+@pytest.mark.timeout(120)
 def test_threads_that_race_for_places_are_let_through_one_at_a_time(device: Device) -> None:
-    """Eight threads map and unmap at the same four places: each place has one owner at a time."""
+    """Eight threads map and unmap at the same four places: each place has one owner at a time.
+
+    20,000 calls of each thread: a turn is three, or four if the place was free.
+    """
     span = device.memory.reserve(4 * G)
     owners: dict[int, int] = {}
     wrong: list[str] = []
     switch = sys.getswitchinterval()
 
     def work(me: int) -> None:
-        for turn in range(400):
+        for turn in range(20_000 // 3 + 1):
             at = (me + turn) % 4 * G
             chunk = device.memory.create()
             try:

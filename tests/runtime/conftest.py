@@ -48,6 +48,7 @@ def make_runtime(tiny_lm: Path) -> Iterator[MakeRuntime]:
     def make(**options: object) -> Runtime:
         defaults: dict[str, object] = {
             "backend": "cpu", "load_format": "dummy", "debug": True, "seed": 1,
+            "memory_limit": "512MiB",  # not a share of what happens to be free
         }  # fmt: skip
         runtime = Runtime(tiny_lm, **{**defaults, **options})
         opened.append(runtime)

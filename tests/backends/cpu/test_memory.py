@@ -176,8 +176,10 @@ def test_private_chunks_do_not_claim_to_be_mappable_twice(private):
 
 
 @pytest.mark.promise("P7")
+@pytest.mark.timeout(120)
 def test_eight_threads_may_create_map_unmap_and_destroy_at_once(memory, byte, held):
-    workers, places, rounds = 8, 6, 60
+    """20,000 calls of each thread. Most chunks are only moved: filling a new one takes longest."""
+    workers, places, calls = 8, 6, 20_000
     span = memory.reserve(workers * places * GRANULARITY)
     before = held(memory)
     failures: list[BaseException] = []
@@ -185,26 +187,35 @@ def test_eight_threads_may_create_map_unmap_and_destroy_at_once(memory, byte, he
 
     def work(number: int) -> None:
         rng = random.Random(number)
-        mine: dict[int, Chunk] = {}
+        mapped: dict[int, Chunk] = {}
+        spare: list[tuple[Chunk, int]] = []  # and what is written in it
+        done = 0
         try:
-            for turn in range(rounds * places):
+            while done < calls:
                 at = (number * places + rng.randrange(places)) * GRANULARITY
-                if at in mine:
-                    assert byte(span, at).value == at // GRANULARITY
-                    chunk = mine.pop(at)
+                if at in mapped:
+                    chunk, mark = mapped.pop(at), byte(span, at).value
+                    assert mark // places == number
                     memory.unmap(span, at, chunk)
-                    if turn % 3:
+                    spare.append((chunk, mark))
+                elif spare:
+                    chunk, mark = spare.pop()
+                    if rng.random() < 0.1:
                         memory.destroy(chunk)
-                        continue
-                    memory.map(span, at, chunk)
-                    assert byte(span, at).value == at // GRANULARITY
-                    mine[at] = chunk
+                    else:
+                        memory.map(span, at, chunk)
+                        assert byte(span, at).value == mark
+                        mapped[at] = chunk
                 else:
-                    mine[at] = memory.create()
-                    memory.map(span, at, mine[at])
-                    byte(span, at).value = at // GRANULARITY
-            for at, chunk in mine.items():
+                    mapped[at] = memory.create()
+                    memory.map(span, at, mapped[at])
+                    byte(span, at).value = number * places + rng.randrange(places)
+                    done += 1
+                done += 1
+            for at, chunk in mapped.items():
                 memory.unmap(span, at, chunk)
+                memory.destroy(chunk)
+            for chunk, _ in spare:
                 memory.destroy(chunk)
         except BaseException as error:
             failures.append(error)

@@ -1,0 +1,161 @@
+"""Take any one wait for the device out of the core, and it is found out."""
+
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import kvrt
+from kvrt.cache import KVCache, LimitChange
+from kvrt.config import RuntimeConfig
+from kvrt.engine import Engine
+from kvrt.errors import ContractError
+from kvrt.model.loader import load_model
+from kvrt.pages.backing import Backing
+from kvrt.pages.geometry import Geometry
+from kvrt.pages.table import Change
+from kvrt.registry import load
+from kvrt.request import Request
+from kvrt.sampling import SamplingParams
+from kvrt.sched.batching import Limits
+from kvrt.sched.policy import POLICIES
+from kvrt.sizing import make_cache
+from kvrt.spi import AttentionParams
+from kvrt.testing.chaos import Chaos
+from kvrt.wrappers import Checked
+
+Life = Callable[[Chaos, Path], None]
+
+
+def life_of_an_engine(chaos: Chaos, folder: Path) -> None:
+    """Two requests fork and decode; the limit is lowered just before the first of them ends."""
+    device = Checked(chaos)
+    model = load_model(folder, device, load_format="dummy")
+    cache = make_cache(RuntimeConfig(model=str(folder), keep_warm=0), device, model)
+    engine = Engine(model, device, cache, Limits(512, 8), POLICIES["fcfs"])
+    for number, length in enumerate((10, 20)):
+        prompt = (number + 1,) * 40
+        params = SamplingParams(n=2, seed=1, temperature=1.0, ignore_eos=True)
+        engine.add(
+            Request(f"{number}", prompt, params, 1, 40 + length, 0, lambda: None, lambda _: None)
+        )
+    while engine.steps < 9:
+        engine.step()
+    assert cache.set_memory_limit(20 * device.info.granularity) is LimitChange.DEFERRED
+    while engine.busy:
+        engine.step()
+    assert cache.stats().copies > 0
+    cache.idle()
+    cache.close()
+
+
+def life_of_a_cache(chaos: Chaos, folder: Path) -> None:
+    """Steps follow each other without a wait between them, which only an engine would put there."""
+    device = Checked(chaos)
+    geometry = Geometry(
+        layers=1, kv_heads=2, head_dim=128, page_size=64, dtype="float32",
+        chunk_bytes=device.info.granularity, pages=64,
+    )  # fmt: skip
+    cache = KVCache(device, geometry, limit_bytes=geometry.span_bytes)
+
+    def step(tokens: dict[str, int]) -> None:
+        change = cache.table.grow(tokens)
+        assert isinstance(change, Change)
+        assert cache.commit(change) is None
+        batch = cache.batch(list(tokens), list(tokens.values()))
+        q, k, v, out = (torch.ones(sum(tokens.values()), 2, 128) for _ in range(4))
+        plan = device.attention.plan(batch)
+        device.attention.append(plan, 0, k, v)
+        device.attention.run(plan, 0, q, out, AttentionParams(1.0))
+
+    step({"a": 6})
+    cache.commit(cache.table.fork("a", "b"))
+    step({"a": 1, "b": 1})
+    assert cache.stats().copies == 1
+    for seq in "ab":
+        cache.commit(cache.table.free(seq, after=2))
+    cache.idle()
+    assert cache.stats().mapped_bytes < 2 * geometry.page_bytes
+    step({"c": 70})
+    cache.close()
+
+
+class Mutant(NamedTuple):
+    """The core with one line of a method changed, and the life in which it shows."""
+
+    owner: type
+    method: str
+    old: str
+    new: str
+    life: Life
+
+
+MUTANTS = {
+    "a step ends without its fence": Mutant(
+        Engine, "step", "self.device.fence().wait()", "pass", life_of_an_engine
+    ),
+    "memory goes when idle without a fence": Mutant(
+        KVCache, "idle", "self._backing.device.fence().wait()", "pass", life_of_a_cache
+    ),
+    "memory goes at the end without waiting": Mutant(
+        Backing, "release", "self.device.synchronize()", "pass", life_of_a_cache
+    ),
+    "a copy does not wait for compute": Mutant(
+        Backing, "copy", "after=self.device.fence()", "after=None", life_of_a_cache
+    ),
+    "compute does not wait for a copy": Mutant(Backing, "copy", ".wait()", "", life_of_an_engine),
+}
+
+
+@pytest.fixture
+def chaos(request: pytest.FixtureRequest) -> Iterator[Chaos]:
+    chaos = Chaos(load("null").open(), seed=1, copies=request.param)
+    yield chaos
+    chaos.close()
+
+
+each_order = pytest.mark.parametrize("chaos", ["early", "late", "mixed"], indirect=True)
+
+
+@each_order
+@pytest.mark.parametrize("life", [life_of_an_engine, life_of_a_cache])
+def test_the_core_waits_for_the_device(life: Life, chaos: Chaos, tiny_lm: Path) -> None:
+    life(chaos, tiny_lm)
+    assert chaos.memory.info().chunks == 0
+
+
+@each_order
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_wait_that_is_missing_is_found(
+    name: str, chaos: Chaos, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutant = MUTANTS[name]
+    source = textwrap.dedent(inspect.getsource(getattr(mutant.owner, mutant.method)))
+    assert source.count(mutant.old) == 1
+    scope: dict[str, object] = {}
+    module = vars(sys.modules[mutant.owner.__module__])
+    exec(source.replace(mutant.old, mutant.new), module, scope)
+    monkeypatch.setattr(mutant.owner, mutant.method, scope[mutant.method])
+    with pytest.raises(ContractError, match=r"while (compute|a copy) uses them"):
+        mutant.life(chaos, tiny_lm)
+
+
+def test_every_fence_of_the_core_has_its_mutant() -> None:
+    root = Path(kvrt.__file__).parent
+    waits = re.compile(r"\.(?:fence|synchronize)\(\)")
+    found = [
+        f"{path.relative_to(root)}: {line.strip()}"
+        for path in sorted(root.rglob("*.py"))
+        if path.relative_to(root).parts[0] not in ("testing", "wrappers")
+        for line in path.read_text().splitlines()
+        if waits.search(line)
+    ]
+    missing = [line for line in found if not any(m.old in line for m in MUTANTS.values())]
+    assert not missing
+    assert len(found) == sum(waits.search(mutant.old) is not None for mutant in MUTANTS.values())
