@@ -33,6 +33,7 @@ PROMISES = {
     "recomputed, with the pool full, and with any number of threads (native CPU kernels).",
     "P18": "No starvation: every request that fits finishes under any order of arrival; priorities "
     "are honoured.",
+    "P19": "The padding of a recorded step writes to the null page and to nothing else.",
     "P23": "Damaged weights or configurations give a `ModelError` that names file and field, "
     "quickly and in bounded memory.",
     "P24": "An interrupted download resumes, and a partial snapshot is never used as complete.",

@@ -15,8 +15,6 @@ from kvrt.spi import (
     Chunk,
     Device,
     Extension,
-    Graph,
-    GraphCapture,
     HeadNorm,
     Rotation,
     Span,
@@ -29,6 +27,8 @@ from kvrt.wrappers.wrapper import (
     WrappedAttention,
     WrappedCopier,
     WrappedFusedOps,
+    WrappedGraph,
+    WrappedGraphs,
     WrappedMemory,
     Wrapper,
 )
@@ -95,8 +95,8 @@ class Chaos(Wrapper):
         found: Any = super().extension(kind)
         if isinstance(found, WrappedFusedOps):
             return cast(Extension, _ChaosFusedOps(self, found.inner))
-        if found is not None and cast(Any, kind) is GraphCapture:
-            return cast(Extension, _ChaosGraphCapture(self, found))
+        if isinstance(found, WrappedGraphs):
+            return cast(Extension, _ChaosGraphs(self, found.inner))
         return cast(Extension | None, found)
 
     def fence(self) -> Ticket:
@@ -306,25 +306,14 @@ def _appending(device: Chaos, plan: object) -> object:
     return plan.inner
 
 
-class _ChaosGraphCapture:
-    def __init__(self, device: Chaos, inner: GraphCapture) -> None:
-        self._device = device
-        self._inner = inner
-
-    def size(self, tokens: int) -> int:
-        return self._inner.size(tokens)
-
-    def capture(self, batch: AttentionBatch, record: Callable[[object], None]) -> Graph:
-        graph = self._device.around("graph.capture", self._inner.capture, batch, record)
-        return _ChaosGraph(self._device, graph)
-
-
-class _ChaosGraph:
-    def __init__(self, device: Chaos, inner: Graph) -> None:
-        self._device = device
-        self._inner = inner
+class _ChaosGraph(WrappedGraph):
+    device: Chaos
 
     def replay(self, batch: AttentionBatch) -> None:
         for access in pages_used(batch):
-            self._device.hazards.compute(access)
-        self._device.around("graph.replay", self._inner.replay, batch)
+            self.device.hazards.compute(access)
+        super().replay(batch)
+
+
+class _ChaosGraphs(WrappedGraphs):
+    graph = _ChaosGraph

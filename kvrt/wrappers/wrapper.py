@@ -186,19 +186,6 @@ class WrappedFusedOps:
         )
 
 
-class WrappedGraphs:
-    def __init__(self, device: Wrapper, inner: GraphCapture) -> None:
-        self.device = device
-        self.inner = inner
-
-    def size(self, tokens: int) -> int:
-        return self.device.around("graphs.size", self.inner.size, tokens)
-
-    def capture(self, batch: AttentionBatch, record: Callable[[object], None]) -> "WrappedGraph":
-        graph = self.device.around("graphs.capture", self.inner.capture, batch, record)
-        return WrappedGraph(self.device, graph)
-
-
 class WrappedGraph:
     def __init__(self, device: Wrapper, inner: Graph) -> None:
         self.device = device
@@ -206,6 +193,21 @@ class WrappedGraph:
 
     def replay(self, batch: AttentionBatch) -> None:
         self.device.around("graph.replay", self.inner.replay, batch)
+
+
+class WrappedGraphs:
+    graph: type[WrappedGraph] = WrappedGraph
+
+    def __init__(self, device: Wrapper, inner: GraphCapture) -> None:
+        self.device = device
+        self.inner = inner
+
+    def size(self, tokens: int) -> int:
+        return self.device.around("graphs.size", self.inner.size, tokens)
+
+    def capture(self, batch: AttentionBatch, record: Callable[[object], None]) -> Graph:
+        graph = self.device.around("graphs.capture", self.inner.capture, batch, record)
+        return self.graph(self.device, graph)
 
 
 WRAPPED: dict[type, Callable[[Wrapper, Any], object]] = {

@@ -71,7 +71,7 @@ def test_it_says_what_the_device_left_out(kit: Kit) -> None:
             "*kvrt backend null*",
             "device 0: make-believe device (none)",
             "capabilities not declared: ASYNC_COPIES, BATCH_INVARIANT",
-            "extensions not offered: FusedOps, Measurable",
+            "extensions not offered: FusedOps, GraphCapture, Measurable",
         ]
     )
 

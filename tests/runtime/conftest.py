@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+import kvrt.runtime
+from kvrt.registry import load
 from kvrt.runtime import Runtime
+from kvrt.spi import Device, DeviceOptions
+from kvrt.wrappers import Checked
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -31,6 +35,7 @@ CONFIG = {
 }
 
 MakeRuntime = Callable[..., Runtime]
+Break = Callable[[Callable[[Device], Device]], None]
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +62,19 @@ def make_runtime(tiny_lm: Path) -> Iterator[MakeRuntime]:
     yield make
     for runtime in opened:
         runtime.close()
+
+
+@pytest.fixture
+def break_device(monkeypatch: pytest.MonkeyPatch) -> Break:
+    """Put a wrapper around the device of the runtimes that are made from here on."""
+
+    def put(wrapper: Callable[[Device], Device]) -> None:
+        def open_device(name: str, index: int, options: DeviceOptions, **_: object) -> Device:
+            return Checked(wrapper(load(name).open(index, options)))
+
+        monkeypatch.setattr(kvrt.runtime, "open_device", open_device)
+
+    return put
 
 
 def pages_in_use(runtime: Runtime) -> int:

@@ -1,37 +1,16 @@
 """The engine on a device that fails, and that finishes late."""
 
-from collections.abc import Callable
-
 import pytest
 
-import kvrt.runtime
 from kvrt.errors import DeviceError, KvrtError, OutOfMemory
-from kvrt.registry import load
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
-from kvrt.spi import Device, DeviceOptions
 from kvrt.testing.chaos import Chaos
-from kvrt.wrappers import Checked
 
-from .conftest import MakeRuntime
+from .conftest import Break, MakeRuntime
 
 PROMPTS = [[n + 1] * (20 + 13 * n) for n in range(6)]
 PARAMS = SamplingParams(max_tokens=90, ignore_eos=True, n=2, seed=3, temperature=0.7)
-
-Break = Callable[[Callable[[Device], Device]], None]
-
-
-@pytest.fixture
-def break_device(monkeypatch: pytest.MonkeyPatch) -> Break:
-    """Put a wrapper around the device of the runtimes that are made from here on."""
-
-    def put(wrapper: Callable[[Device], Device]) -> None:
-        def open_device(name: str, index: int, options: DeviceOptions, **_: object) -> Device:
-            return Checked(wrapper(load(name).open(index, options)))
-
-        monkeypatch.setattr(kvrt.runtime, "open_device", open_device)
-
-    return put
 
 
 def tokens(runtime: Runtime) -> list[list[tuple[int, ...]]]:
@@ -70,12 +49,15 @@ def test_late_copies_change_no_answer(
         assert runtime.stats().cache.copies > 0, "forks copy their last page"
 
 
-@pytest.mark.parametrize("call", [1, 5, 40])
+@pytest.mark.parametrize(
+    ("method", "call"),
+    [("attention.plan", 1), ("graphs.capture", 1), ("graph.replay", 1), ("graph.replay", 40)],
+)
 def test_a_device_that_breaks_ends_every_request_with_its_error(
-    call: int, make_runtime: MakeRuntime, break_device: Break
+    method: str, call: int, make_runtime: MakeRuntime, break_device: Break
 ) -> None:
     broken = DeviceError("the device fell off the bus", call="run", code="EIO")
-    break_device(lambda device: Chaos(device, fail={("attention.plan", call): broken}))
+    break_device(lambda device: Chaos(device, fail={(method, call): broken}))
     runtime = make_runtime()
     results = runtime.generate(PROMPTS, PARAMS)
     assert {result.error for result in results} == {broken}

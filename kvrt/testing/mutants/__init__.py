@@ -39,6 +39,11 @@ from kvrt.testing.mutants.fused import (
     RotatesTheOtherWay,
     SwapsGateAndUp,
 )
+from kvrt.testing.mutants.graphs import (
+    ComputesWhileRecording,
+    RecordsTooFew,
+    ReplaysTheRecordedBatch,
+)
 from kvrt.testing.mutants.memory import (
     ForgetsToUnmap,
     KeepsDestroyedChunks,
@@ -51,6 +56,7 @@ from kvrt.wrappers.wrapper import (
     WrappedAttention,
     WrappedCopier,
     WrappedFusedOps,
+    WrappedGraphs,
     WrappedMemory,
     Wrapper,
 )
@@ -66,6 +72,7 @@ class MutantDevice(Wrapper):
         self.copier = mutant.copier(self, inner.copier)
         self.attention = mutant.attention(self, inner.attention)
         self._fused = mutant.fused
+        self._graphs = mutant.graphs
         claimed = inner.info.capabilities | mutant.claims
         self._info = replace(inner.info, backend=backend.name, capabilities=claimed)
 
@@ -77,6 +84,8 @@ class MutantDevice(Wrapper):
         found = super().extension(kind)
         if isinstance(found, WrappedFusedOps):
             return self._fused(self, found.inner)  # type: ignore[return-value]
+        if isinstance(found, WrappedGraphs):
+            return self._graphs(self, found.inner)  # type: ignore[return-value]
         return found
 
 
@@ -102,6 +111,7 @@ class Mutant:
     Args:
         caught_by: the file of the kit that must notice it, e.g. ``memory`` for test_memory.py.
         fused: replaces `FusedOps`; needs a device that offers them.
+        graphs: replaces `GraphCapture`, likewise.
         claims: capabilities it declares though the device may not have them.
         any_index: open() takes any index.
     """
@@ -111,6 +121,7 @@ class Mutant:
     copier: type[WrappedCopier] = WrappedCopier
     attention: type[WrappedAttention] = WrappedAttention
     fused: type[WrappedFusedOps] = WrappedFusedOps
+    graphs: type[WrappedGraphs] = WrappedGraphs
     device: type[MutantDevice] = MutantDevice
     claims: frozenset[Capability] = frozenset()
     any_index: bool = False
@@ -150,6 +161,9 @@ MUTANTS: Mapping[str, Mutant] = {
     "forgets_out": Mutant("fused", fused=ForgetsOut),
     "norms_keys_like_queries": Mutant("fused", fused=NormsKeysLikeQueries),
     "rotates_the_other_way": Mutant("fused", fused=RotatesTheOtherWay),
+    "replays_the_recorded_batch": Mutant("graphs", graphs=ReplaysTheRecordedBatch),
+    "computes_while_recording": Mutant("graphs", graphs=ComputesWhileRecording),
+    "records_too_few": Mutant("graphs", graphs=RecordsTooFew),
     "never_closes": Mutant("lifecycle", device=NeverCloses),
     "closes_once": Mutant("lifecycle", device=ClosesOnce),
 }

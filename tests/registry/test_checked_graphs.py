@@ -1,0 +1,103 @@
+"""The checking wrapper lets a recorded step be replayed for batches of its own kind only."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from kvrt import registry
+from kvrt.errors import ContractError
+from kvrt.spi import AttentionBatch, AttentionParams, Device, GraphCapture
+from kvrt.testing.paged import PagedKV, fill_past, page_layout
+from kvrt.wrappers import Checked
+from kvrt.wrappers.wrapper import WrappedGraphs, Wrapper
+
+LAYOUT = page_layout("float32", layers=2, kv_heads=2, head_dim=16, page_size=4)
+
+
+@pytest.fixture(params=[True, False], ids=["all calls checked", "batches checked"])
+def device(request: pytest.FixtureRequest) -> Iterator[Device]:
+    checked = Checked(registry.load("cpu").open(), layers=request.param)
+    yield checked
+    checked.close()
+
+
+@pytest.fixture
+def graphs(device: Device) -> GraphCapture:
+    found = device.extension(GraphCapture)  # type: ignore[type-abstract]
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def pages(device: Device) -> Iterator[PagedKV]:
+    with PagedKV(device, LAYOUT, 12) as pages:
+        yield pages
+
+
+@pytest.fixture
+def batch(pages: PagedKV) -> AttentionBatch:
+    batch = pages.batch([pages.take(9), pages.take(1)], [9, 1], [1, 1])
+    fill_past(batch)
+    return batch
+
+
+@pytest.fixture
+def record(device: Device) -> Callable[[object], None]:
+    x = torch.ones(2, 2, 16)
+    out = torch.zeros_like(x)
+
+    def record(plan: object) -> None:
+        device.attention.append(plan, 0, x, x)
+        device.attention.run(plan, 0, x, out, AttentionParams(0.25))
+
+    return record
+
+
+def test_another_batch_is_consistent_and_of_the_recorded_rows(
+    graphs: GraphCapture, batch: AttentionBatch, record: Callable[[object], None]
+) -> None:
+    graph = graphs.capture(batch, record)
+    graph.replay(batch)
+    regrouped = replace(batch, query_start=torch.tensor([0, 2, 2]).int())
+    with pytest.raises(ContractError, match=r"query_start = \[0, 2, 2\]: .*recorded, \[0, 1, 2\]"):
+        graph.replay(regrouped)
+    too_long = replace(batch, context_len=torch.tensor([90, 1]).int())
+    for call in (graph.replay, lambda batch: graphs.capture(batch, record)):
+        with pytest.raises(ContractError, match=r"page_table = .*sequence 0 has 90 tokens"):
+            call(too_long)
+
+
+def test_another_span_is_refused(
+    device: Device,
+    graphs: GraphCapture,
+    batch: AttentionBatch,
+    record: Callable[[object], None],
+) -> None:
+    graph = graphs.capture(batch, record)
+    with PagedKV(device, LAYOUT, 12) as others:
+        other = others.batch([others.take(9), others.take(1)], [9, 1], [1, 1])
+        with pytest.raises(ContractError, match=r"kv = .*must be that of the recorded batch"):
+            graph.replay(other)
+
+
+def test_a_size_that_is_too_small_is_the_devices_fault() -> None:
+    class Liar(WrappedGraphs):
+        def size(self, tokens: int) -> int:
+            return tokens - 1
+
+    class Lying(Wrapper):
+        def extension(self, kind: type) -> Any:
+            found = super().extension(kind)
+            return Liar(self, found.inner) if isinstance(found, WrappedGraphs) else found
+
+    device = Checked(Lying(registry.load("cpu").open()))
+    graphs = device.extension(GraphCapture)  # type: ignore[type-abstract]
+    assert graphs is not None
+    with pytest.raises(ContractError, match=r"graphs.size\(3\) gave 2"):
+        graphs.size(3)
+    device.close()
+    with pytest.raises(ContractError, match="close"):
+        graphs.size(1)

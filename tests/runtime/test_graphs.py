@@ -1,0 +1,132 @@
+"""A decode step that is recorded and replayed gives the answers of one that is not."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from kvrt.outputs import Result
+from kvrt.sampling import SamplingParams
+from kvrt.spi import AttentionBatch, Chunk, Device, GraphCapture, Span
+from kvrt.wrappers.wrapper import WrappedGraph, WrappedGraphs, WrappedMemory, Wrapper
+
+from .conftest import Break, MakeRuntime
+
+PARAMS = SamplingParams(max_tokens=40, ignore_eos=True, logprobs=2)
+PROMPTS = [[(7 * n + i) % 199 for i in range(1 + 13 * n)] for n in range(7)]
+
+
+def said(results: list[Result]) -> list[object]:
+    assert all(result.error is None for result in results)
+    return [(r.token_ids, r.completions[0].logprobs) for r in results]
+
+
+class Eager(Wrapper):
+    """A device that records nothing."""
+
+    def extension(self, kind: type) -> Any:
+        return None if kind is GraphCapture else super().extension(kind)
+
+
+class Memory(WrappedMemory):
+    """Knows what is mapped."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.mapped: set[int] = set()
+
+    def map(self, span: Span, at: int, chunk: Chunk) -> None:
+        super().map(span, at, chunk)
+        self.mapped.add(at)
+
+    def unmap(self, span: Span, at: int, chunk: Chunk) -> None:
+        self.mapped.remove(at)
+        super().unmap(span, at, chunk)
+
+
+class WatchedGraph(WrappedGraph):
+    """Tells which pages a replay wrote to."""
+
+    device: "Padding"
+
+    def replay(self, batch: AttentionBatch) -> None:
+        before = self.device.content(batch.kv)
+        super().replay(batch)
+        after = self.device.content(batch.kv)
+        item, page = batch.kv.element_size(), batch.layout.page_stride
+        changed: set[int] = set()
+        for at, old in before.items():
+            elements = (after[at] != old).nonzero().flatten() + at // item
+            changed |= set((elements // page).tolist())
+        count = len(batch.context_len)
+        own = {
+            int(batch.page_table[s, (int(batch.context_len[s]) - 1) // batch.layout.page_size])
+            for s in range(count)
+        }
+        self.device.writes.append((count, changed, own))
+
+
+class PaddedGraphs(WrappedGraphs):
+    graph = WatchedGraph
+
+    def size(self, tokens: int) -> int:
+        return -(-tokens // 4) * 4 if tokens <= 6 else 0
+
+
+class Padding(Wrapper):
+    """Records steps of 4 and 8 tokens only, and up to 6 at all."""
+
+    def __init__(self, inner: Device) -> None:
+        super().__init__(inner)
+        self.memory: Memory = Memory(self, inner.memory)
+        self.writes: list[tuple[int, set[int], set[int]]] = []
+
+    def extension(self, kind: type) -> Any:
+        found = super().extension(kind)
+        return PaddedGraphs(self, found.inner) if isinstance(found, WrappedGraphs) else found
+
+    def content(self, kv: torch.Tensor) -> dict[int, torch.Tensor]:
+        """A copy of every mapped chunk, as integers: NaN is then equal to itself."""
+        size = self.info.granularity // kv.element_size()
+        bits = kv.view(torch.int32)
+        starts = {at: at // kv.element_size() for at in self.memory.mapped}
+        return {at: bits[start : start + size].clone() for at, start in starts.items()}
+
+
+@pytest.fixture
+def eager(make_runtime: MakeRuntime, break_device: Break) -> list[object]:
+    break_device(Eager)
+    return said(make_runtime().generate(PROMPTS, PARAMS))
+
+
+@pytest.mark.promise("P15")
+def test_recorded_steps_give_the_same_bits(
+    eager: list[object], make_runtime: MakeRuntime, break_device: Break
+) -> None:
+    break_device(lambda device: device)
+    runtime = make_runtime()
+    for numbers in ([6], [0, 3], range(7), [2, 1]):
+        asked = [PROMPTS[n] for n in numbers]
+        assert said(runtime.generate(asked, PARAMS)) == [eager[n] for n in numbers]
+
+
+@pytest.mark.promise("P19")
+def test_padding_writes_to_the_null_page_only(
+    eager: list[object], make_runtime: MakeRuntime, break_device: Break
+) -> None:
+    opened: list[Padding] = []
+
+    def pad(device: Device) -> Padding:
+        opened.append(Padding(device))
+        return opened[-1]
+
+    break_device(pad)
+    params = [SamplingParams(max_tokens=40 - 5 * n, ignore_eos=True, logprobs=2) for n in range(7)]
+    results = said(make_runtime().generate(PROMPTS, params))
+    for n, (got, want) in enumerate(zip(results, eager, strict=True)):
+        assert got == tuple(part[: 40 - 5 * n] for part in want)  # type: ignore[attr-defined]
+    (device,) = opened
+    assert {count for count, _, _ in device.writes} == {4, 8}
+    assert any(0 in changed for _, changed, _ in device.writes), "padded"
+    for _, changed, own in device.writes:
+        assert changed | {0} == own | {0}
