@@ -92,7 +92,7 @@ class Decoder:
             float32 [rows, vocab], on the device.
         """
         count = tokens.numel()
-        size = self._graphs.size(batch) if self._graphs is not None else 0
+        size = self._graphs.size(count, batch) if self._graphs is not None else 0
         embedded = F.embedding(tokens.to(self._torch_device), self.weights.embedding)
         if self._graphs is not None and size:
             batch = padded(batch, size)

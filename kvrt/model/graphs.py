@@ -41,12 +41,10 @@ class DecodeGraphs:
         self._work: Activations | None = None
         self._recorded: dict[int, Recorded] = {}
 
-    def size(self, batch: AttentionBatch) -> int:
-        """How many tokens the step is recorded with; 0 if it is not to be."""
-        tokens = int(batch.query_start[-1])
-        if tokens != len(batch.context_len):
-            return 0
-        return self._capture.size(tokens)
+    def size(self, tokens: int, batch: AttentionBatch) -> int:
+        """How many tokens the step of `tokens` is recorded with; 0 if it is not to be."""
+        one_each = tokens == batch.context_len.shape[0]
+        return self._capture.size(tokens) if one_each else 0
 
     def of_size(self, size: int, batch: AttentionBatch) -> Recorded:
         """The step of `size` tokens, recorded now, with `batch`, if it has not been before."""
