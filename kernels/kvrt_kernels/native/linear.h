@@ -59,6 +59,10 @@ static void linear_pack(const LinearArgs& a, int m0, int m1, float* packed) {
       pack_row<float>(a.x + m * a.x_stride, a.k, packed + m * stride);
 }
 
+// One step of W: L floats, or the bits of 2 L bf16.
+KVRT_INLINE vf load_step(const bf16* w) { return load_as<vf>(w); }
+template <class T> KVRT_INLINE vf load_step(const T* w) { return load(w); }
+
 // ---- micro-kernel ---------------------------------------------------------------------------------------------------
 
 // kOut rows of W where they are.
@@ -67,15 +71,8 @@ template <class T> struct InPlace {
   int64_t stride;
   static constexpr int vectors = kStep<T> / L;
 
-  KVRT_FORCE void at(int o, int k, vf* v) const {
-    if constexpr (vectors == 2) {
-      const vf words = load_as<vf>(w + o * stride + k);
-      v[0] = low_half(words);
-      v[1] = high_half(words);
-    } else {
-      v[0] = load(w + o * stride + k);
-    }
-  }
+  // Bits of one step of row o: L floats, or 2 L bf16.
+  KVRT_FORCE vf at(int o, int k) const { return load_step(w + o * stride + k); }
 };
 
 // kOut rows of W, widened and laid out step by step: [steps][kOut][L].
@@ -83,7 +80,7 @@ struct Panel {
   const float* w;
   static constexpr int vectors = 1;
 
-  KVRT_FORCE void at(int o, int k, vf* v) const { v[0] = load(w + k * kOut + o * L); }
+  KVRT_FORCE vf at(int o, int k) const { return load(w + k * kOut + o * L); }
 };
 
 // Rows of W that will be read next; tiles ask for them on the way, `step` bytes of each with every step of theirs.
@@ -91,6 +88,17 @@ struct Ahead {
   const char* w;
   int64_t stride;
   int rows, step;
+
+  KVRT_FORCE void ask() {
+    const char* line = w;
+    if (rows == kOut) {  // without a loop: most often there is one group of rows of x
+#pragma GCC unroll 8
+      for (int o = 0; o < kOut; o++) prefetch(line + o * stride);
+    } else {
+      for (int o = 0; o < rows; o++, line += stride) prefetch(line);
+    }
+    w += step;
+  }
 };
 
 // c[R][kOut] += x[R][0 .. k) . w^T
@@ -108,18 +116,18 @@ static void tile(const W w, const float* x, int64_t x_stride, int k, float* c, i
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 2
       for (int j = 0; j < V; j++) y[r][j] = load(x + r * x_stride + i + j * L);
-    const char* line = ahead.w;
-    for (int o = 0; o < ahead.rows; o++, line += ahead.stride) prefetch(line);
-    ahead.w += ahead.step;
+    ahead.ask();
 #pragma GCC unroll 8
     for (int o = 0; o < kOut; o++) {
-      vf v[V];
-      w.at(o, i, v);
-#pragma GCC unroll 2
-      for (int j = 0; j < V; j++) {
-        keep(v[j]);
+      vf v = w.at(o, i), high;
+      if constexpr (V == 2) high = high_half(v), v = low_half(v);
+      keep(v);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) acc[r][o] = fma(v[j], y[r][j], acc[r][o]);
+      for (int r = 0; r < R; r++) acc[r][o] = fma(v, y[r][0], acc[r][o]);
+      if constexpr (V == 2) {
+        keep(high);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) acc[r][o] = fma(high, y[r][1], acc[r][o]);
       }
     }
   }
@@ -165,9 +173,9 @@ template <class T> static void lay_out(const T* w, int64_t stride, int count, in
         if (o < count) __builtin_memcpy(part, from, sizeof(T) * (k - i));
         from = part;
       }
-      vf v[V];
-      InPlace<T>{from, 0}.at(0, 0, v);
-      for (int j = 0; j < V; j++) store(to + j * kOut * L, v[j]);
+      const vf v = load_step(from);
+      store(to, V == 2 ? low_half(v) : v);
+      if constexpr (V == 2) store(to + kOut * L, high_half(v));
     }
   }
 }
