@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kvrt.spi import HeadNorm, Rotation
+from kvrt_kernels.triton.configs import options
 from kvrt_kernels.triton.plan import Plan
 
 BLOCK_H = 8  # heads of one program: 1024 elements of a head size of 128, 8 for each of 128 threads
@@ -64,7 +65,7 @@ def _store(
     tl.store(x[:, None] + rest[None, :], z.to(TYPE), mask=rest_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots"])
 def append_kernel(
     q,
     k,
@@ -116,9 +117,7 @@ def append_kernel(
         head = block * BLOCK_H + tl.arange(0, BLOCK_H)
         there = head < HEADS
         x = q + token * q_stride + head * HEAD_DIM
-        a, b, z = _prepared(
-            x, q_weight, c, s, eps, there, n, rest, HEAD_DIM, HALF, NORM, ROTATE
-        )
+        a, b, z = _prepared(x, q_weight, c, s, eps, there, n, rest, HEAD_DIM, HALF, NORM, ROTATE)
         _store(x, a, b, z, there, n, rest, q.dtype.element_ty, HEAD_DIM, HALF)
     else:
         head = (block - Q_BLOCKS) * BLOCK_H + tl.arange(0, BLOCK_H)
@@ -126,9 +125,7 @@ def append_kernel(
         at = page * page_stride + (position % PAGE_SIZE) * HEAD_DIM
         slot = kv.to(tl.pointer_type(KV)) + at + head.to(tl.int64) * head_stride
         x = k + token * k_stride + head * HEAD_DIM
-        a, b, z = _prepared(
-            x, k_weight, c, s, eps, there, n, rest, HEAD_DIM, HALF, NORM, ROTATE
-        )
+        a, b, z = _prepared(x, k_weight, c, s, eps, there, n, rest, HEAD_DIM, HALF, NORM, ROTATE)
         if NORM or ROTATE:
             _store(x, a, b, z, there, n, rest, k.dtype.element_ty, HEAD_DIM, HALF)
         _store(slot, a, b, z, there, n, rest, KV, HEAD_DIM, HALF)
@@ -199,5 +196,5 @@ def _launch(
         BLOCK_REST=triton.next_power_of_2(max(1, layout.head_dim - 2 * half)),
         NORM=norm is not None,
         ROTATE=rotation is not None,
-        num_warps=4,
+        **options(warps=4),
     )

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from kvrt.spi import AttentionBatch, AttentionParams
 from kvrt_kernels.triton.append import append
-from kvrt_kernels.triton.configs import config
+from kvrt_kernels.triton.configs import Tile, Tiles, config, options
 from kvrt_kernels.triton.decode import decode_kernel, merge_kernel
 from kvrt_kernels.triton.plan import Plan
 from kvrt_kernels.triton.prefill import prefill_kernel
 
-MERGED = 16  # segments that `merge_kernel` adds at a time
+MERGED = 8  # segments that `merge_kernel` adds at a time
 ROUNDS = 8  # programs for each multiprocessor where their number cannot follow the contexts
 ALIGNED = 16  # bytes of the widest access
 MOST = 65535  # programs along a grid's second axis
@@ -108,9 +108,8 @@ class TritonAttention:
             if plan.split:
                 self._scratch.require(plan.segments * floats)
         shared = self._shared(plan, layer, q, params)
-        tile = self._config.decode(shared["BLOCK_D"], shared["DOT"].primitive_bitwidth)
-        block_m = max(16, min(tile.block_m, triton.next_power_of_2(rows)))
-        grid = (layout.kv_heads, min(programs, MOST), triton.cdiv(rows, block_m))
+        tile = self._tile(self._config.decode, shared)
+        grid = (triton.cdiv(rows, tile.block_m), min(programs, MOST), layout.kv_heads)
         decode_kernel[grid](
             q,
             out,
@@ -128,10 +127,10 @@ class TritonAttention:
             params.scale,
             params.softcap,
             SEGMENT=self._config.segment,
-            BLOCK_M=block_m,
+            BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            CHUNK=tile.chunk,
+            **tile.options,
             **shared,
         )
         if plan.recorded or plan.split:
@@ -149,7 +148,7 @@ class TritonAttention:
                 BLOCK_D=shared["BLOCK_D"],
                 BLOCK_S=MERGED,
                 WINDOWED=shared["WINDOWED"],
-                num_warps=4,
+                **options(warps=4),
             )
 
     def _many(
@@ -157,7 +156,7 @@ class TritonAttention:
     ) -> None:
         layout, work = plan.layout, plan.many
         shared = self._shared(plan, layer, q, params)
-        tile = self._config.prefill(shared["BLOCK_D"], shared["DOT"].primitive_bitwidth)
+        tile = self._tile(self._config.prefill, shared)
         tiles = work.queries * shared["GROUP"] // tile.block_m + len(work)
         prefill_kernel[(layout.kv_heads, tiles)](
             q,
@@ -175,14 +174,17 @@ class TritonAttention:
             params.softcap,
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            CHUNK=tile.chunk,
+            PEELED=tile.peeled,
+            **tile.options,
             **shared,
         )
 
-    def _shared(
-        self, plan: Plan, layer: int, q: Tensor, params: AttentionParams
-    ) -> dict[str, Any]:
+    @staticmethod
+    def _tile(tiles: Tiles, shared: dict[str, Any]) -> Tile:
+        return tiles[shared["DOT"].primitive_bitwidth, max(64, shared["BLOCK_D"])]
+
+    def _shared(self, plan: Plan, layer: int, q: Tensor, params: AttentionParams) -> dict[str, Any]:
         """The compile-time arguments that decode and prefill have in common."""
         layout = plan.layout
         multiple = plan.base(layer) | layout.head_stride * plan.kv.element_size() | ALIGNED

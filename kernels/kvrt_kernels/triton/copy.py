@@ -5,12 +5,13 @@ import triton.language as tl
 from torch import Tensor
 
 from kvrt.errors import ContractError
+from kvrt_kernels.triton.configs import options
 
 BLOCK = 4096
 WORD = 4  # bytes moved as one element; a thread moves several, as one access of 16 bytes
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["ids"])
 def copy_kernel(kv, ids, words, BLOCK: tl.constexpr):
     """BLOCK words of one page. Grid: [pages, blocks of a page]. `ids` is int32 [2, pages]."""
     count = tl.num_programs(0)
@@ -35,7 +36,9 @@ def copy_pages(kv: Tensor, page_stride: int, ids: Tensor) -> None:
     """
     words, rest = divmod(page_stride * kv.element_size(), WORD)
     if rest:
-        raise ContractError(f"a page of {page_stride} x {kv.dtype} is not a multiple of {WORD} bytes")
+        raise ContractError(
+            f"a page of {page_stride} x {kv.dtype} is not a multiple of {WORD} bytes"
+        )
     if ids.shape[1]:
         grid = (ids.shape[1], triton.cdiv(words, BLOCK))
-        copy_kernel[grid](kv.data_ptr(), ids, words, BLOCK=BLOCK, num_warps=4)
+        copy_kernel[grid](kv.data_ptr(), ids, words, BLOCK=BLOCK, **options(warps=4))

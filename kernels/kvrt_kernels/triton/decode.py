@@ -14,8 +14,10 @@ import triton
 import triton.language as tl
 
 from kvrt_kernels.triton.tile import (
+    ADDRESSES,
     COLUMNS,
     CONTEXT,
+    COUNTS,
     PAGES,
     QUERIES,
     ROW,
@@ -28,7 +30,7 @@ from kvrt_kernels.triton.tile import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=ADDRESSES)
 def decode_kernel(
     q,
     out,
@@ -55,18 +57,19 @@ def decode_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    CHUNK: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
 ):
     """One segment of one sequence, for one KV head and one tile of rows; then the next.
 
-    Grid: [kv_heads, any number, tiles of rows]. The scratch has, for each segment, KV head and
+    Grid: [tiles of rows, any number, kv_heads]. The scratch has, for each segment, KV head and
     row, the values [HEAD_DIM] and, behind all of those, the logarithms; both float32.
     """
-    head = tl.program_id(0).to(tl.int64)
-    heads = tl.num_programs(0).to(tl.int64)
+    head = tl.program_id(2).to(tl.int64)
+    heads = tl.num_programs(2).to(tl.int64)
     segments = tl.load(work + sequences * COLUMNS + START).to(tl.int32)
-    r = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
+    r = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     keys = first_key(kv, head, head_stride, KV, ALIGN)
     for item in range(tl.program_id(1), segments, tl.num_programs(1)):
@@ -83,13 +86,13 @@ def decode_kernel(
         begin = tl.maximum(segment * SEGMENT, low // BLOCK_N * BLOCK_N)
         end = tl.minimum((segment + 1) * SEGMENT, context)
         valid = r < queries * GROUP
-        some = tl.program_id(2) * BLOCK_M < queries * GROUP
+        some = tl.program_id(0) * BLOCK_M < queries * GROUP
         if some & (begin < end) & (end > low):
             token = r // GROUP
             of_head = head * GROUP + r % GROUP
-            x = load_rows(q, q_stride, row, token, of_head, valid, HEAD_DIM, BLOCK_D)
+            x = load_rows(q, q_stride, row, token, of_head, valid, DOT, HEAD_DIM, BLOCK_D, CHUNK)
             x, log = attend(
-                x.to(DOT),
+                x,
                 keys,
                 pages,
                 page_stride,
@@ -103,13 +106,16 @@ def decode_kernel(
                 window,
                 scale,
                 softcap,
+                DOT,
                 HEAD_DIM,
                 PAGE_SIZE,
                 BLOCK_M,
-                BLOCK_D,
                 BLOCK_N,
+                BLOCK_D,
+                CHUNK,
                 WINDOWED,
                 CAPPED,
+                False,
             )
             if low // SEGMENT == (context - 1) // SEGMENT:
                 store_rows(out, out_stride, row, token, of_head, valid, x, HEAD_DIM, BLOCK_D)
@@ -122,7 +128,7 @@ def decode_kernel(
                 tl.store(logs + at, log, mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=ADDRESSES)
 def merge_kernel(
     out,
     work,

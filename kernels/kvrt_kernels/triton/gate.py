@@ -1,8 +1,8 @@
 """The activation of a gated feed-forward layer: ``act(gate + bias) * (up + bias)``.
 
-    silu        z / (1 + exp(-z))
-    gelu_tanh   z / 2 * (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))) = z / (1 + exp(-2 t))
-                                                    (Hendrycks & Gimpel 2016, arXiv 1606.08415)
+silu        z / (1 + exp(-z))
+gelu_tanh   z / 2 * (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))) = z / (1 + exp(-2 t))
+                                                (Hendrycks & Gimpel 2016, arXiv 1606.08415)
 """
 
 import torch
@@ -11,14 +11,13 @@ import triton.language as tl
 from torch import Tensor
 
 from kvrt.spi import Activation
+from kvrt_kernels.triton.configs import options
 
 BLOCK = 1024
 
 
 @triton.jit
-def gate_kernel(
-    x, bias, out, size, BLOCK: tl.constexpr, BIASED: tl.constexpr, GELU: tl.constexpr
-):
+def gate_kernel(x, bias, out, size, BLOCK: tl.constexpr, BIASED: tl.constexpr, GELU: tl.constexpr):
     """BLOCK elements of one row. Grid: [rows, blocks of a row]."""
     row = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -31,7 +30,7 @@ def gate_kernel(
     power = gate
     if GELU:
         power = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
-    value = gate / (1 + tl.exp(-power)) * up
+    value = gate / (1 + tl.exp(tl.minimum(-power, 88.0))) * up  # exp(88) is finite, exp(89) not
     tl.store(out + row * size + n, value.to(out.dtype.element_ty), mask=mask)
 
 
@@ -60,6 +59,6 @@ def gated(
             BLOCK=BLOCK,
             BIASED=bias is not None,
             GELU=activation == "gelu_tanh",
-            num_warps=4,
+            **options(warps=4),
         )
     return y

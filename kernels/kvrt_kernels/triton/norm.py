@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kvrt_kernels.triton.configs import options
+
 
 @triton.jit
 def norm_kernel(x, weight, out, x_stride, size, eps, BLOCK: tl.constexpr):
@@ -35,7 +37,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -
     if rows:
         block = triton.next_power_of_2(size)
         norm_kernel[(rows,)](
-            x, weight, y, x.stride(0), size, eps, BLOCK=block, num_warps=warps(block)
+            x, weight, y, x.stride(0), size, eps, BLOCK=block, **options(warps(block))
         )
     return y
 

@@ -20,15 +20,7 @@ class TritonOps:
 
     A weight of another dtype than `x` is converted in each call: keep weights in the compute
     dtype. How a product is summed is the library's choice and may depend on the number of rows.
-
-    Args:
-        arch: such as ``sm_90`` or ``gfx942``.
-        torch_device: where the tensors are. On ``cpu`` Triton must be interpreting.
-        multiprocessors: how many compute units the device has.
     """
-
-    def __init__(self, arch: str, torch_device: str, multiprocessors: int) -> None:
-        self._device = torch.device(torch_device)
 
     def linear(
         self,

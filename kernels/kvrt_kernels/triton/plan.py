@@ -156,9 +156,7 @@ class Plan:
         row = pages + np.arange(len(context)) * (table.shape[1] * table.itemsize)
         tables = self.few.words + self.many.words
         self.few.describe(buffer[: self.few.words], row, start, context, segments)
-        self.many.describe(
-            buffer[self.few.words : tables], row, start, context, self._many_queries
-        )
+        self.many.describe(buffer[self.few.words : tables], row, start, context, self._many_queries)
 
         slots = buffer[tables : self._fixed].view(np.int32).reshape(-1, 2)
         position = np.arange(self.tokens) + (context - start[1:])[self._sequence]

@@ -1,15 +1,17 @@
 """Attention of sequences that bring many tokens: each program takes a tile of their rows.
 
 A program reads all tokens that its rows see, from the first to the last, so nothing is to be
-merged. The blocks that every row sees in full are read without masks.
+merged.
 """
 
 import triton
 import triton.language as tl
 
 from kvrt_kernels.triton.tile import (
+    ADDRESSES,
     COLUMNS,
     CONTEXT,
+    COUNTS,
     PAGES,
     QUERIES,
     ROW,
@@ -22,7 +24,7 @@ from kvrt_kernels.triton.tile import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=ADDRESSES)
 def prefill_kernel(
     q,
     out,
@@ -46,8 +48,10 @@ def prefill_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    CHUNK: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
+    PEELED: tl.constexpr,
 ):
     """One tile of BLOCK_M rows of one sequence and KV head.
 
@@ -75,9 +79,9 @@ def prefill_kernel(
         if WINDOWED:
             low = tl.maximum(0, first_position + 1 - window)
         end = tl.minimum(past + (first_row + BLOCK_M - 1) // GROUP + 1, context)
-        x = load_rows(q, q_stride, row, token, of_head, valid, HEAD_DIM, BLOCK_D)
+        x = load_rows(q, q_stride, row, token, of_head, valid, DOT, HEAD_DIM, BLOCK_D, CHUNK)
         x, _ = attend(
-            x.to(DOT),
+            x,
             first_key(kv, head, head_stride, KV, ALIGN),
             pages,
             page_stride,
@@ -91,12 +95,15 @@ def prefill_kernel(
             window,
             scale,
             softcap,
+            DOT,
             HEAD_DIM,
             PAGE_SIZE,
             BLOCK_M,
-            BLOCK_D,
             BLOCK_N,
+            BLOCK_D,
+            CHUNK,
             WINDOWED,
             CAPPED,
+            PEELED,
         )
         store_rows(out, out_stride, row, token, of_head, valid, x, HEAD_DIM, BLOCK_D)

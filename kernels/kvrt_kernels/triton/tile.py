@@ -32,6 +32,10 @@ START: tl.constexpr = tl.constexpr(4)
 """Work before it: segments for decode, query tokens for prefill. The last row has the total."""
 COLUMNS: tl.constexpr = tl.constexpr(5)
 
+COUNTS = ["sequences", "rows", "window"]
+ADDRESSES = ["work", "scratch"]
+"""Arguments that change from step to step: not to be compiled for what they happen to be."""
+
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
@@ -68,14 +72,32 @@ def sequence_of(work, sequences, wanted, GROUP: tl.constexpr, BLOCK_M: tl.conste
 
 
 @triton.jit
-def load_rows(q, q_stride, row, token, head, valid, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Query rows, [BLOCK_M, BLOCK_D]; zero where not `valid` and beyond HEAD_DIM."""
-    d = tl.arange(0, BLOCK_D)
+def load_rows(
+    q,
+    q_stride,
+    row,
+    token,
+    head,
+    valid,
+    DOT: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Query rows in DOT, [BLOCK_M, BLOCK_D]; zero where not `valid` and beyond HEAD_DIM.
+
+    With CHUNK, where they begin, [BLOCK_M]; those that are not `valid` begin where the first does.
+    """
     at = (row + token).to(tl.int64) * q_stride + head * HEAD_DIM
+    d = tl.arange(0, BLOCK_D)
     mask = valid[:, None]
     if HEAD_DIM != BLOCK_D:
         mask = mask & (d < HEAD_DIM)[None, :]
-    return tl.load(q + at[:, None] + d[None, :], mask=mask, other=0.0)
+    if CHUNK == 0:
+        rows = tl.load(q + at[:, None] + d[None, :], mask=mask, other=0.0).to(DOT)
+    else:
+        rows = q + tl.where(valid, at, row * q_stride)
+    return rows
 
 
 @triton.jit
@@ -89,6 +111,56 @@ def store_rows(
     if HEAD_DIM != BLOCK_D:
         mask = mask & (d < HEAD_DIM)[None, :]
     tl.store(out + at[:, None] + d[None, :], x.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _scores(
+    q,
+    k,
+    token_mask,
+    DOT: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Products of the rows with the keys that begin at k [BLOCK_N], float32 [BLOCK_M, BLOCK_N].
+
+    Where float32 products are not matrix instructions, a thread that has one score to compute
+    holds all that it multiplies in registers: CHUNK elements of a head at a time let it fit.
+    """
+    PADDED: tl.constexpr = HEAD_DIM != BLOCK_D
+    if CHUNK == 0:
+        keys = _load(k, token_mask, tl.arange(0, BLOCK_D), HEAD_DIM, PADDED, MASKED)
+        score = tl.dot(q, tl.trans(keys.to(DOT)), input_precision="ieee")
+    else:
+        score = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for first in range(0, BLOCK_D, CHUNK):
+            d = first + tl.arange(0, CHUNK)
+            rows = _load(q, token_mask, d, HEAD_DIM, PADDED, False).to(DOT)
+            keys = _load(k, token_mask, d, HEAD_DIM, PADDED, MASKED).to(DOT)
+            score = tl.dot(rows, tl.trans(keys), score, input_precision="ieee")
+    return score
+
+
+@triton.jit
+def _load(x, token_mask, d, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr, MASKED: tl.constexpr):
+    """The elements d of the vectors that begin at x; zero beyond HEAD_DIM and where masked."""
+    mask = None
+    if MASKED and PADDED:
+        mask = token_mask[:, None] & (d < HEAD_DIM)[None, :]
+    elif MASKED:
+        mask = token_mask[:, None]
+    elif PADDED:
+        mask = (d < HEAD_DIM)[None, :]
+    at = x[:, None] + d[None, :]
+    if MASKED or PADDED:
+        values = tl.load(at, mask=mask, other=0.0)
+    else:
+        values = tl.load(at)
+    return values
 
 
 @triton.jit
@@ -109,40 +181,32 @@ def _blocks(
     window,
     scale,
     softcap,
+    DOT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CHUNK: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     """Blocks ``begin : end`` of tokens; without MASKED every row sees every token of them."""
     n = tl.arange(0, BLOCK_N)
-    d = tl.arange(0, BLOCK_D)
     for first in range(begin, end, BLOCK_N):
         token = first + n
+        there = (token >= low) & (token < high)
         if PAGE_SIZE % BLOCK_N == 0:
             page = tl.load(pages + first // PAGE_SIZE).to(tl.int64)
-            at = page * page_stride + (first % PAGE_SIZE + n) * HEAD_DIM
         elif MASKED:
-            there = (token >= low) & (token < high)
             page = tl.load(pages + token // PAGE_SIZE, mask=there, other=0).to(tl.int64)
-            at = page * page_stride + token % PAGE_SIZE * HEAD_DIM
         else:
             page = tl.load(pages + token // PAGE_SIZE).to(tl.int64)
-            at = page * page_stride + token % PAGE_SIZE * HEAD_DIM
-        where = at[:, None] + d[None, :]
-        if MASKED:
-            mask = ((token >= low) & (token < high))[:, None]
-            if HEAD_DIM != BLOCK_D:
-                mask = mask & (d < HEAD_DIM)[None, :]
-            k = tl.load(keys + where, mask=mask, other=0.0)
-        elif HEAD_DIM != BLOCK_D:
-            k = tl.load(keys + where, mask=(d < HEAD_DIM)[None, :], other=0.0)
-        else:
-            k = tl.load(keys + where)
-        score = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee")
+        at = page * page_stride + token % PAGE_SIZE * HEAD_DIM
+        score = _scores(
+            q, keys + at, there, DOT, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, MASKED, CHUNK
+        )
         if CAPPED:
             # tanh(x) = 1 - 2 / (exp(2 x) + 1), which is right for infinite exponentials as well.
             power = tl.exp2(score * (2 * LOG2_E * scale / softcap))
@@ -161,14 +225,9 @@ def _blocks(
         weight = tl.exp2(score - base[:, None])
         shrink = tl.exp2(top - base)
         total = total * shrink + tl.sum(weight, 1)
-        if MASKED:
-            v = tl.load(values + where, mask=mask, other=0.0)
-        elif HEAD_DIM != BLOCK_D:
-            v = tl.load(values + where, mask=(d < HEAD_DIM)[None, :], other=0.0)
-        else:
-            v = tl.load(values + where)
+        v = _load(values + at, there, tl.arange(0, BLOCK_D), HEAD_DIM, HEAD_DIM != BLOCK_D, MASKED)
         sums = sums * shrink[:, None]
-        sums = tl.dot(weight.to(q.dtype), v.to(q.dtype), sums, input_precision="ieee")
+        sums = tl.dot(weight.to(DOT), v.to(DOT), sums, input_precision="ieee")
         top = higher
     return sums, total, top
 
@@ -189,15 +248,18 @@ def attend(
     window,
     scale,
     softcap,
+    DOT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CHUNK: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
+    PEELED: tl.constexpr,
 ):
-    """Attention of rows q [BLOCK_M, BLOCK_D] over the tokens ``begin : end`` of a sequence.
+    """Attention of the rows q (from `load_rows`) over the tokens ``begin : end`` of a sequence.
 
     Args:
         kv: the layer's and head's first key.
@@ -208,6 +270,8 @@ def attend(
         low: the first token that any row sees.
         high: one more than the last token that any row sees, at most the context.
         window: rows see this many tokens, if WINDOWED.
+        PEELED: blocks that every row sees in full have a loop of their own, without masks. It
+            saves time where there are many rows, and takes registers.
 
     Returns:
         The normalised values, float32 [BLOCK_M, BLOCK_D], and the base 2 logarithm of the sum of
@@ -218,7 +282,7 @@ def attend(
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     values = kv + v_offset
     seen_by_all = begin
-    if not WINDOWED:
+    if PEELED and not WINDOWED:
         seen_by_all = tl.maximum(begin, tl.minimum(first_position + 1, end) // BLOCK_N * BLOCK_N)
         sums, total, top = _blocks(
             sums,
@@ -237,10 +301,13 @@ def attend(
             window,
             scale,
             softcap,
+            DOT,
             HEAD_DIM,
             PAGE_SIZE,
-            BLOCK_D,
+            BLOCK_M,
             BLOCK_N,
+            BLOCK_D,
+            CHUNK,
             WINDOWED,
             CAPPED,
             False,
@@ -262,10 +329,13 @@ def attend(
         window,
         scale,
         softcap,
+        DOT,
         HEAD_DIM,
         PAGE_SIZE,
-        BLOCK_D,
+        BLOCK_M,
         BLOCK_N,
+        BLOCK_D,
+        CHUNK,
         WINDOWED,
         CAPPED,
         True,

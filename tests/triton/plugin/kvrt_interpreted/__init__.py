@@ -28,7 +28,7 @@ class Interpreted(kvrt_null.NullDevice):
             self.info, backend="interpreted", name="Triton's interpreter", arch=arch, notes=()
         )
         self.attention = TritonAttention(arch, place, multiprocessors=2)
-        self.ops = TritonOps(arch, place, multiprocessors=2)
+        self.ops = TritonOps()
 
     def extension(self, kind: type[Extension]) -> Extension | None:
         return self.ops if issubclass(kind, FusedOps) else None
