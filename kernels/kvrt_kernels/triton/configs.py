@@ -1,6 +1,7 @@
 """Block sizes by architecture, chosen beforehand: no user's first request is spent on trying them.
 
-A tile is chosen by the width of the numbers that are multiplied and by the head size; docs/kernels.md says how the entries were found and what each of them takes.
+A tile is chosen by the width of the numbers that are multiplied and by the head size;
+docs/kernels.md says how the entries were found and what each of them takes.
 """
 
 import re

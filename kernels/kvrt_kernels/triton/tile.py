@@ -156,11 +156,7 @@ def _load(x, token_mask, d, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr, MASKED
     elif PADDED:
         mask = (d < HEAD_DIM)[None, :]
     at = x[:, None] + d[None, :]
-    if MASKED or PADDED:
-        values = tl.load(at, mask=mask, other=0.0)
-    else:
-        values = tl.load(at)
-    return values
+    return tl.load(at, mask=mask, other=0.0) if MASKED or PADDED else tl.load(at)
 
 
 @triton.jit

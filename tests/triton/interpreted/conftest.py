@@ -13,6 +13,11 @@ from kvrt.spi import Device
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # The interpreter of Triton 3.6 does so, which numpy before 2.4 still allows.
+    config.addinivalue_line("filterwarnings", "ignore:Conversion of an array with ndim")
+
+
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return None if INTERPRETING else True
 

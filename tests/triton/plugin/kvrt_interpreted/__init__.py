@@ -10,10 +10,10 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     raise ImportError("set TRITON_INTERPRET=1 before Python starts")
 
 import kvrt_null
-from kvrt_interpreted import bfloat16
 from kvrt_kernels.triton import TritonAttention, TritonOps
 
 from kvrt.spi import Backend, Device, DeviceOptions, Extension, FusedOps, Probe
+from kvrt_interpreted import bfloat16
 
 bfloat16.mend()
 
