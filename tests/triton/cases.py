@@ -1,6 +1,5 @@
 """The launches that every architecture's kernels are compiled for."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -115,12 +114,3 @@ def dense(arch: str, case: Case) -> None:
         for bias in (None, torch.empty(2 * 4096)):
             ops.gated_linear(x, weight, activation, bias)
     copy_pages(torch.empty(64, dtype=x.dtype), 2**16, torch.zeros(2, 1, dtype=torch.int32))
-
-
-def failures(arch: str, compiled: list[Resources], limit: int) -> Iterator[str]:
-    """What is wrong with compiled kernels."""
-    for kernel in compiled:
-        if kernel.spilled:
-            yield f"{kernel.name} on {arch} spills {kernel.spilled} bytes a thread"
-        if kernel.shared > limit:
-            yield f"{kernel.name} on {arch} takes {kernel.shared} of {limit} bytes shared memory"

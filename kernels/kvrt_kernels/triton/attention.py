@@ -60,20 +60,20 @@ class TritonAttention:
     """
 
     def __init__(self, arch: str, torch_device: str, multiprocessors: int) -> None:
-        self._config = config(arch)
+        self.config = config(arch)
         self._device = torch.device(torch_device)
         self._multiprocessors = multiprocessors
         self._scratch = Scratch(self._device)
 
     def plan(self, batch: AttentionBatch) -> Plan:
-        return Plan(batch, self._config.segment, self._device)
+        return Plan(batch, self.config.segment, self._device)
 
     def plan_recorded(self, batch: AttentionBatch) -> Plan:
         """A plan for calls that are recorded and made again after `update`.
 
         It stays where it is on the device, and its launches do not depend on the contexts.
         """
-        return Plan(batch, self._config.segment, self._device, recorded=True)
+        return Plan(batch, self.config.segment, self._device, recorded=True)
 
     def update(self, plan: Plan, batch: AttentionBatch) -> None:
         """Let a recorded plan describe another batch, which has the same `query_start`.
@@ -108,7 +108,7 @@ class TritonAttention:
             if plan.split:
                 self._scratch.require(plan.segments * floats)
         shared = self._shared(plan, layer, q, params)
-        tile = self._tile(self._config.decode, shared)
+        tile = self._tile(self.config.decode, shared)
         grid = (triton.cdiv(rows, tile.block_m), min(programs, MOST), layout.kv_heads)
         decode_kernel[grid](
             q,
@@ -126,7 +126,7 @@ class TritonAttention:
             params.window,
             params.scale,
             params.softcap,
-            SEGMENT=self._config.segment,
+            SEGMENT=self.config.segment,
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
             CHUNK=tile.chunk,
@@ -144,7 +144,7 @@ class TritonAttention:
                 params.window,
                 GROUP=group,
                 HEAD_DIM=layout.head_dim,
-                SEGMENT=self._config.segment,
+                SEGMENT=self.config.segment,
                 BLOCK_D=shared["BLOCK_D"],
                 BLOCK_S=MERGED,
                 WINDOWED=shared["WINDOWED"],
@@ -156,7 +156,7 @@ class TritonAttention:
     ) -> None:
         layout, work = plan.layout, plan.many
         shared = self._shared(plan, layer, q, params)
-        tile = self._tile(self._config.prefill, shared)
+        tile = self._tile(self.config.prefill, shared)
         tiles = work.queries * shared["GROUP"] // tile.block_m + len(work)
         prefill_kernel[(layout.kv_heads, tiles)](
             q,
