@@ -75,7 +75,7 @@ AMPERE = Config(
     },
     prefill={
         (16, 64): Tile(128, 64, 8, 3, peeled=True),
-        (16, 128): Tile(128, 32, 8, 3, peeled=True),
+        (16, 128): Tile(128, 32, 8, 3),
         (16, 256): Tile(64, 32, 8, 3, peeled=True),
         (32, 64): Tile(64, 16, 4, 2),
         (32, 128): Tile(32, 16, 8, 2),
