@@ -1,18 +1,20 @@
 """What a step's plan promises: bits that do not depend on neighbours, and calls made again."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from kvrt_interpreted import Interpreted
 from kvrt_kernels.triton.attention import TritonAttention
+from triton.runtime.interpreter import InterpretedFunction
 
 from kvrt.errors import ContractError
 from kvrt.spi import AttentionBatch, AttentionParams
 from kvrt.testing.paged import PagedKV, fill_past, page_layout, randoms
 
 LAYOUT = page_layout("bfloat16", layers=1, kv_heads=1, head_dim=64, page_size=16)
+ONE = (1, 1)
 PARAMS = AttentionParams(scale=0.1, window=290)
 
 
@@ -46,26 +48,36 @@ def test_a_decoded_token_has_the_same_bits_alone_and_among_others(
 
 
 def test_recorded_calls_follow_the_contexts_and_the_page_table(
-    interpreted: Interpreted, pages: PagedKV
+    interpreted: Interpreted, pages: PagedKV, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Recorded with short contexts and one page each, made again with long ones."""
-    attention = interpreted.attention
+    """Recorded with short contexts and one page each; the same launches, made again with more."""
+    attention, steps = interpreted.attention, ((5, 16), (600, 300), (257, 12))
     tables = [pages.take(600), pages.take(300)]
     batches = [
-        pages.batch([table[: -(-n // 16)] for table, n in zip(tables, lengths, strict=True)],
-                    lengths, (1, 1))
-        for lengths in ((5, 16), (600, 300), (257, 12))
-    ]  # fmt: skip
+        pages.batch(
+            [table[: -(-n // 16)] for table, n in zip(tables, step, strict=True)], step, ONE
+        )
+        for step in steps
+    ]
     fill_past(pages.batch(tables, (600, 300), (0, 0)))
     q = randoms(interpreted, "bfloat16", 2, 4, 64, seed=1)
     plan = attention.plan_recorded(batches[0])
-    decode(attention, plan, batches[0], q)  # as when it is recorded: the result is not looked at
-    tables_at = plan.few.table.data_ptr(), plan.slots.data_ptr()
+    launches: list[Callable[[], object]] = []
+    launch = InterpretedFunction.run
+    with monkeypatch.context() as recording:
+        recording.setattr(
+            InterpretedFunction,
+            "run",
+            lambda *args, **options: launches.append(lambda: launch(*args, **options)),
+        )
+        out = decode(attention, plan, batches[0], q)
+    assert out.isnan().all()
+    assert len(launches) == 2, "segments, and their sum"
     for batch in batches:
         attention.update(plan, batch)
-        assert (plan.few.table.data_ptr(), plan.slots.data_ptr()) == tables_at
-        again = decode(attention, plan, batch, q)
-        assert torch.equal(again, decode(attention, attention.plan(batch), batch, q))
+        for again in launches:
+            again()
+        assert torch.equal(out, decode(attention, attention.plan(batch), batch, q))
 
 
 def test_a_recorded_plan_refuses_a_batch_of_another_shape(
