@@ -137,7 +137,6 @@ RDNA4 = Config(
     | {
         (16, 128): Tile(16, 32, 4, 1),
         (16, 256): Tile(16, 32, 8, 1),
-        (32, 128): Tile(16, 16, 4, 1, chunk=32),
     },
     prefill=dict(RDNA3.prefill)
     | {
