@@ -4,8 +4,8 @@
     rotation  (x[d], x[d + n]) -> (x[d] c - x[d + n] s, x[d + n] c + x[d] s)      0 <= d < n
 
 with n = rotary_dim / 2 and c, s the rows of cos and sin at the token's position. A head is three
-parts, its first n elements, the next n, and the rest, so that a thread that changes an element in
-place has read all that the new value depends on.
+parts, its first n elements, the next n, and the rest, so that one thread has both elements of a
+pair that is rotated in place.
 """
 
 import triton
@@ -40,6 +40,10 @@ def _prepared(
     a = tl.load(x[:, None] + n[None, :], mask=first_mask, other=0.0).to(tl.float32)
     b = tl.load(x[:, None] + (HALF + n)[None, :], mask=first_mask, other=0.0).to(tl.float32)
     z = tl.load(x[:, None] + rest[None, :], mask=rest_mask, other=0.0).to(tl.float32)
+    if NORM or ROTATE:
+        # Where there are more threads than elements, several read the same one and one stores it:
+        # not before all have read.
+        tl.debug_barrier()
     if NORM:
         squares = tl.sum(a * a, 1) + tl.sum(b * b, 1) + tl.sum(z * z, 1)
         factor = tl.rsqrt(squares / HEAD_DIM + eps)[:, None]
