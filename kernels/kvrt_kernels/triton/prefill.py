@@ -1,0 +1,109 @@
+"""Attention of sequences that bring many tokens: each program takes a tile of their rows.
+
+A program reads all tokens that its rows see, from the first to the last, so nothing is to be
+merged.
+"""
+
+import triton
+import triton.language as tl
+
+from kvrt_kernels.triton.tile import (
+    ADDRESSES,
+    COLUMNS,
+    CONTEXT,
+    COUNTS,
+    PAGES,
+    QUERIES,
+    ROW,
+    START,
+    attend,
+    first_key,
+    load_rows,
+    sequence_of,
+    store_rows,
+)
+
+
+@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=ADDRESSES)
+def prefill_kernel(
+    q,
+    out,
+    kv,
+    work,
+    q_stride,
+    out_stride,
+    page_stride,
+    head_stride,
+    v_offset,
+    sequences,
+    window,
+    scale,
+    softcap,
+    KV: tl.constexpr,
+    ALIGN: tl.constexpr,
+    DOT: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CHUNK: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    PEELED: tl.constexpr,
+):
+    """One tile of BLOCK_M rows of one sequence and KV head.
+
+    Grid: [kv_heads, query tokens * GROUP // BLOCK_M + sequences]. Some tiles at the end of a
+    sequence have no rows. The last tiles see most and are started first.
+    """
+    head = tl.program_id(0).to(tl.int64)
+    tile = tl.num_programs(1) - 1 - tl.program_id(1)
+    index = sequence_of(work, sequences, tile, GROUP, BLOCK_M)
+    this = work + index * COLUMNS
+    queries = tl.load(this + QUERIES).to(tl.int32)
+    start = tl.load(this + START).to(tl.int32)
+    first_row = (tile - start * GROUP // BLOCK_M - index) * BLOCK_M
+    if first_row < queries * GROUP:
+        row = tl.load(this + ROW)
+        context = tl.load(this + CONTEXT).to(tl.int32)
+        pages = tl.load(this + PAGES).to(tl.pointer_type(tl.int32))
+        r = first_row + tl.arange(0, BLOCK_M)
+        valid = r < queries * GROUP
+        token = r // GROUP
+        of_head = head * GROUP + r % GROUP
+        past = context - queries
+        first_position = past + first_row // GROUP
+        low = 0
+        if WINDOWED:
+            low = tl.maximum(0, first_position + 1 - window)
+        end = tl.minimum(past + (first_row + BLOCK_M - 1) // GROUP + 1, context)
+        x = load_rows(q, q_stride, row, token, of_head, valid, DOT, HEAD_DIM, BLOCK_D, CHUNK)
+        x, _ = attend(
+            x,
+            first_key(kv, head, head_stride, KV, ALIGN),
+            pages,
+            page_stride,
+            v_offset,
+            past + token,
+            first_position,
+            low // BLOCK_N * BLOCK_N,
+            end,
+            low,
+            end,
+            window,
+            scale,
+            softcap,
+            DOT,
+            HEAD_DIM,
+            PAGE_SIZE,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_D,
+            CHUNK,
+            WINDOWED,
+            CAPPED,
+            PEELED,
+        )
+        store_rows(out, out_stride, row, token, of_head, valid, x, HEAD_DIM, BLOCK_D)

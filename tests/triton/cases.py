@@ -1,0 +1,116 @@
+"""The launches that every architecture's kernels are compiled for."""
+
+from dataclasses import dataclass
+
+import torch
+from kvrt_kernels.triton import TritonAttention, TritonOps
+from kvrt_kernels.triton.copy import copy_pages
+
+from kvrt.spi import AttentionBatch, AttentionParams, DType, HeadNorm, KVLayout, Rotation
+from tests.triton.compiled import Resources, compiling
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One launch, or one and the launches that belong to it.
+
+    Args:
+        what: ``decode``, ``prefill``, ``append`` or ``dense``.
+        head_dim: size of a head.
+        dtype: of activations, pages and weights.
+        special: with a window and a soft-cap, or with every option there is.
+    """
+
+    what: str
+    head_dim: int = 128
+    dtype: DType = "bfloat16"
+    special: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.dtype} {self.head_dim}" + " special" * self.special
+
+
+COMMON = [
+    Case("decode"),
+    Case("prefill"),
+    Case("append", special=True),
+    Case("dense"),
+]
+"""What most models need."""
+
+ALL = [
+    Case(what, head_dim, dtype, special)
+    for what in ("decode", "prefill")
+    for head_dim in (64, 80, 128, 256)
+    for dtype in ("bfloat16", "float32")
+    for special in (False, True)
+] + [
+    *(Case("decode", dtype="float16", special=special) for special in (False, True)),
+    *(Case("prefill", dtype="float16", special=special) for special in (False, True)),
+    *(Case("append", dim, special=special) for dim in (64, 80, 128, 256) for special in (0, 1)),
+    Case("append", dtype="float32", special=True),
+    Case("dense"),
+    Case("dense", dtype="float32"),
+]
+"""Every entry of every table of tiles, with and without masks for sizes that are no power of 2."""
+
+
+def compile_case(arch: str, case: Case) -> list[Resources]:
+    """Compile what the case launches."""
+    with compiling(arch) as compiled:
+        dense(arch, case) if case.what == "dense" else attention(arch, case)
+    return compiled
+
+
+def attention(arch: str, case: Case) -> None:
+    kv_heads, heads, queries = 8, 32, 512 if case.what == "prefill" else 1
+    batch = step(case, kv_heads, queries)
+    dtype = batch.kv.dtype
+    device = TritonAttention(arch, "cpu", multiprocessors=64)
+    plan = device.plan(batch)
+    q, out = torch.empty(2, queries, heads, case.head_dim, dtype=dtype)
+    k, v = torch.empty(2, queries, kv_heads, case.head_dim, dtype=dtype)
+    if case.what != "append":
+        special = {"window": 1000, "softcap": 30.0} if case.special else {}
+        device.run(plan, 1, q, out, AttentionParams(scale=0.1, **special))
+    elif case.special:
+        angles = Rotation(*torch.empty(2, 8192, case.head_dim // 2))
+        norm = HeadNorm(*torch.empty(2, case.head_dim), eps=1e-6)
+        TritonOps().rotate_append(plan, 1, q, k, v, angles, norm)
+    else:
+        device.append(plan, 1, k, v)
+
+
+def step(case: Case, kv_heads: int, queries: int) -> AttentionBatch:
+    """One sequence of 8,000 tokens, in pages that nothing reads."""
+    page_size = 16
+    head = page_size * case.head_dim
+    layout = KVLayout(
+        dtype=case.dtype,
+        layers=2,
+        kv_heads=kv_heads,
+        head_dim=case.head_dim,
+        page_size=page_size,
+        page_stride=4 * kv_heads * head,
+        layer_stride=2 * kv_heads * head,
+        v_offset=kv_heads * head,
+        head_stride=head,
+    )
+    return AttentionBatch(
+        kv=torch.empty(64, dtype=getattr(torch, case.dtype)),
+        layout=layout,
+        page_table=torch.zeros((1, 500), dtype=torch.int32),
+        query_start=torch.tensor([0, queries], dtype=torch.int32),
+        context_len=torch.tensor([8000], dtype=torch.int32),
+    )
+
+
+def dense(arch: str, case: Case) -> None:
+    ops = TritonOps()
+    x = torch.empty(2, 4096, dtype=getattr(torch, case.dtype))
+    weight = torch.empty(2 * 4096, 4096, dtype=x.dtype)
+    ops.rms_norm(x, torch.empty(4096), 1e-6)
+    for activation in ("silu", "gelu_tanh"):
+        for bias in (None, torch.empty(2 * 4096)):
+            ops.gated_linear(x, weight, activation, bias)
+    copy_pages(torch.empty(64, dtype=x.dtype), 2**16, torch.zeros(2, 1, dtype=torch.int32))

@@ -1,0 +1,75 @@
+"""Runs the kernels where everything they must not touch is unmapped; see test_interpreted.py.
+
+python guarded.py LENGTH WINDOW [too-few-pages]      exits 0, or dies of SIGSEGV
+
+The layout is that of `tests/kernels/guarded.py`: slots of a whole page of the operating system.
+"""
+
+import ctypes
+import mmap
+import sys
+
+import torch
+from kvrt_interpreted import bfloat16
+from kvrt_kernels.triton import TritonAttention
+
+from kvrt.spi import AttentionBatch, AttentionParams, DType, KVLayout
+
+OS_PAGE = mmap.PAGESIZE
+HEAD_DIM, PAGE_SIZE, PAGES = 64, 128, 12
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def forbid(address: int) -> None:
+    if libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(OS_PAGE), 0) != 0:
+        raise OSError(ctypes.get_errno(), "mprotect")
+
+
+def guarded(dtype: DType, length: int, queries: int, window: int, spared: int) -> AttentionBatch:
+    """One sequence; what it does not see is not mapped, nor are its last `spared` pages."""
+    kind = getattr(torch, dtype)
+    head = PAGE_SIZE * HEAD_DIM
+    layout = KVLayout(dtype, 1, 1, HEAD_DIM, PAGE_SIZE, 2 * head, 2 * head, head, head)
+    kv = torch.frombuffer(mmap.mmap(-1, PAGES * layout.page_stride * kind.itemsize), dtype=kind)
+    kv.normal_()
+    used = -(-length // PAGE_SIZE)
+    order = [(5 * i + 2) % PAGES for i in range(used)]
+    first = max(0, length - queries + 1 - window) if window else 0
+    last = (used - spared) * PAGE_SIZE
+    keep = {
+        (kv.data_ptr() + at * kind.itemsize) // OS_PAGE
+        for position in range(first, min(length, last))
+        for part in (0, head)
+        for at in [order[position // PAGE_SIZE] * layout.page_stride + part
+                   + position % PAGE_SIZE * HEAD_DIM]
+    }  # fmt: skip
+    begin = kv.data_ptr() // OS_PAGE
+    for number in range(begin, begin + kv.nbytes // OS_PAGE):
+        if number not in keep:
+            forbid(number * OS_PAGE)
+    return AttentionBatch(
+        kv=kv,
+        layout=layout,
+        page_table=torch.tensor([order], dtype=torch.int32),
+        query_start=torch.tensor([0, queries], dtype=torch.int32),
+        context_len=torch.tensor([length], dtype=torch.int32),
+    )
+
+
+def main(length: int, window: int, spared: int) -> None:
+    bfloat16.mend()
+    attention = TritonAttention("sm_90", "cpu", multiprocessors=1)
+    for dtype in ("float32", "bfloat16"):
+        for queries in (1, 20):
+            batch = guarded(dtype, length, queries, window, spared)
+            plan = attention.plan(batch)
+            k, v = torch.randn(2, queries, 1, HEAD_DIM).to(batch.kv.dtype)
+            attention.append(plan, 0, k, v)
+            q = torch.randn(queries, 2, HEAD_DIM).to(batch.kv.dtype)
+            out = torch.empty_like(q)
+            attention.run(plan, 0, q, out, AttentionParams(scale=0.125, window=window))
+            assert out.isfinite().all()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), spared=len(sys.argv) - 3)

@@ -1,0 +1,48 @@
+"""The Triton kernels under Triton's interpreter, on the make-believe device of `kvrt_null`.
+
+For a process of its own with TRITON_INTERPRET=1, which Triton reads when it is imported.
+"""
+
+import os
+from dataclasses import replace
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    raise ImportError("set TRITON_INTERPRET=1 before Python starts")
+
+import kvrt_null
+from kvrt_kernels.triton import TritonAttention, TritonOps
+
+from kvrt.spi import Backend, Device, DeviceOptions, Extension, FusedOps, Probe
+from kvrt_interpreted import bfloat16
+
+bfloat16.mend()
+
+
+class Interpreted(kvrt_null.NullDevice):
+    """Host memory, and the kernels as they would be launched on an sm_90."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        arch, place = "sm_90", "cpu"
+        self.info = replace(
+            self.info, backend="interpreted", name="Triton's interpreter", arch=arch, notes=()
+        )
+        self.attention = TritonAttention(arch, place, multiprocessors=2)
+        self.ops = TritonOps()
+
+    def extension(self, kind: type[Extension]) -> Extension | None:
+        return self.ops if issubclass(kind, FusedOps) else None
+
+
+class InterpretedBackend:
+    name = "interpreted"
+    spi = 1
+
+    def probe(self) -> Probe:
+        return Probe(available=True, detail="1 interpreter", devices=1)
+
+    def open(self, index: int = 0, options: DeviceOptions = DeviceOptions()) -> Device:
+        return Interpreted()
+
+
+backend: Backend = InterpretedBackend()

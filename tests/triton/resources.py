@@ -1,0 +1,109 @@
+"""Keeps the tables of docs/kernels.md: what every kernel takes on every architecture.
+
+python -m tests.triton.resources docs/kernels.md       compiles everything; some minutes
+"""
+
+import hashlib
+import os
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from kvrt_kernels.triton.configs import CONFIGS, Tile
+
+from tests.triton.cases import ALL, Case, compile_case
+from tests.triton.compiled import TARGETS, Resources
+
+ROOT = Path(__file__).parents[2]
+BEGIN, END = "<!-- begin: tests/triton/resources.py, sources {} -->", "<!-- end -->"
+Compiled = dict[tuple[str, Case], list[Resources]]
+
+
+def compile_all(archs: Iterable[str], cases: Iterable[Case], cache: Path | None = None) -> Compiled:
+    """Compile every case for every architecture, in two processes.
+
+    Args:
+        archs: of `TARGETS`.
+        cases: of `tests.triton.cases`.
+        cache: where Triton keeps what it compiled; None for its usual place.
+    """
+    todo = [(arch, case) for case in cases for arch in archs]
+    with ProcessPoolExecutor(2, get_context("spawn"), _cache_in, (cache,)) as pool:
+        return dict(zip(todo, pool.map(compile_case, *zip(*todo, strict=True)), strict=True))
+
+
+def _cache_in(folder: Path | None) -> None:
+    if folder is not None:
+        os.environ["TRITON_CACHE_DIR"] = str(folder)
+
+
+def sources() -> str:
+    """A digest of all that decides about the tables."""
+    kernels = ROOT / "kernels/kvrt_kernels/triton"
+    digest = hashlib.sha256()
+    for path in [*sorted(kernels.glob("*.py")), ROOT / "tests/triton/cases.py"]:
+        if path.name not in ("__init__.py", "_require.py", "plan.py", "ops.py"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def page(text: str, compiled: Compiled) -> str:
+    """The page with its tables made anew."""
+    tables = f"{tile_table()}\n{resource_table(compiled)}"
+    marked = f"{BEGIN.format(sources())}\n\n{tables}\n{END}"
+    pattern = re.escape(BEGIN).replace(re.escape("{}"), "[0-9a-f]*") + ".*" + re.escape(END)
+    return re.sub(pattern, lambda _: marked, text, flags=re.DOTALL)
+
+
+def row(*cells: object) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |\n"
+
+
+def tile_table() -> str:
+    """Every tile of every architecture."""
+    head = row("kernel", "bits", "head size", *CONFIGS) + row(*["---"] * (3 + len(CONFIGS)))
+    lines = []
+    for kernel in ("decode", "prefill"):
+        for bits, size in next(iter(CONFIGS.values())).decode:
+            tiles = [getattr(config, kernel)[bits, size] for config in CONFIGS.values()]
+            lines.append(row(kernel, bits, size, *map(described, tiles)))
+    return head + "".join(lines)
+
+
+def described(tile: Tile) -> str:
+    more = ", peeled" * tile.peeled + f", chunk {tile.chunk}" * bool(tile.chunk)
+    return f"{tile.block_m}x{tile.block_n}, {tile.warps}w, {tile.stages}s{more}"
+
+
+def resource_table(compiled: Compiled) -> str:
+    """The most that any variant of a kernel takes."""
+    worst: dict[str, dict[str, list[Resources]]] = defaultdict(lambda: defaultdict(list))
+    for (arch, case), kernels in compiled.items():
+        for kernel in kernels:
+            name = kernel.name.removesuffix("_kernel")
+            shape = "" if case.what == "dense" else f" {case.head_dim}"
+            worst[f"{name}, {case.dtype}{shape}"][arch].append(kernel)
+    lines = [row("kernel", *TARGETS) + row(*["---"] * (1 + len(TARGETS)))]
+    for name in sorted(worst):
+        lines.append(row(name, *(cell(worst[name][arch]) for arch in TARGETS)))
+    return "".join(lines)
+
+
+def cell(kernels: list[Resources]) -> str:
+    registers, shared = max(k.registers for k in kernels), max(k.shared for k in kernels)
+    spilled, occupancy = max(k.spilled for k in kernels), min(k.occupancy for k in kernels)
+    return f"{registers} / {-(-shared // 1024)} / {occupancy}" + f" spills {spilled}" * bool(
+        spilled
+    )
+
+
+def main(path: Path) -> None:
+    path.write_text(page(path.read_text(), compile_all(TARGETS, ALL)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,70 @@
+"""Every kernel compiles for every architecture, within its limits. No GPU is needed."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.triton.cases import ALL, COMMON, Case
+from tests.triton.compiled import TARGETS, Resources, shared_limit
+from tests.triton.resources import BEGIN, Compiled, compile_all, page, sources
+
+ROOT = Path(__file__).parents[2]
+SOME = ("sm_90", "gfx942", "gfx1100")
+"""One of each kind: the rest, and every tile, are compiled by ``-m extra``."""
+
+
+@pytest.fixture(scope="module")
+def common(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    return compile_all(SOME, COMMON, tmp_path_factory.mktemp("cache"))
+
+
+def problems(compiled: Compiled) -> list[str]:
+    return [
+        f"{kernel.name} for {case} on {arch}: {kernel}"
+        for (arch, case), kernels in compiled.items()
+        for kernel in kernels
+        if kernel.spilled or kernel.shared > shared_limit(arch)
+    ]
+
+
+def of(compiled: Compiled, arch: str, what: str) -> Resources:
+    """The first kernel of a case of bfloat16 numbers and heads of 128."""
+    return compiled[arch, Case(what)][0]
+
+
+def test_the_common_kernels_fit_in_registers_and_shared_memory(common: Compiled) -> None:
+    assert len(common) == len(SOME) * len(COMMON)
+    assert all(common.values())
+    assert not problems(common)
+
+
+def test_attention_uses_matrix_instructions(common: Compiled) -> None:
+    for arch in SOME:
+        for what in ("decode", "prefill"):
+            assert of(common, arch, what).matrix, f"{what} on {arch}"
+    assert of(common, "sm_90", "prefill").matrix == {"wgmma": 24}
+
+
+def test_keys_and_values_are_read_ahead_where_there_is_an_instruction_for_it(
+    common: Compiled,
+) -> None:
+    """Shared memory for whole blocks of both: they lose it if their addresses look unaligned."""
+    block = 64 * 128 * 2
+    assert of(common, "sm_90", "decode").shared >= 2 * block
+    assert of(common, "sm_90", "prefill").shared >= 4 * block
+
+
+@pytest.mark.extra
+@pytest.mark.timeout(1800)
+def test_every_kernel_fits_on_every_architecture(tmp_path: Path) -> None:
+    compiled = compile_all(TARGETS, ALL, tmp_path)
+    assert not problems(compiled)
+    for arch in TARGETS:
+        assert of(compiled, arch, "prefill").matrix, arch
+    text = (ROOT / "docs/kernels.md").read_text()
+    assert page(text, compiled) == text, "python -m tests.triton.resources docs/kernels.md"
+
+
+def test_the_page_of_tables_is_of_these_sources() -> None:
+    text = (ROOT / "docs/kernels.md").read_text()
+    assert BEGIN.format(sources()) in text, "python -m tests.triton.resources docs/kernels.md"
