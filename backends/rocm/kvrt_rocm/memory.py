@@ -1,0 +1,212 @@
+"""Virtual memory by the runtime's own calls: hipMemAddressReserve, hipMemCreate, hipMemMap.
+
+    reserve  hipMemAddressReserve                           release  hipMemAddressFree
+    create   hipMemCreate                                   destroy  hipMemRelease
+    map      hipMemMap, hipMemSetAccess, hipMemGetAccess    unmap    hipMemUnmap
+
+Where ROCm has ways of its own:
+
+- hipMemMap may report success and have mapped nothing, so the access is asked for afterwards.
+- hipMemUnmap of what is not mapped follows a null pointer, so only what was seen to be mapped is
+  unmapped.
+- Memory may come back only with the address range it was mapped in, see `_returns_memory`.
+- hipMemMap and hipMemUnmap wait for the null stream.
+- Memory is only ever the device's, never the host's.
+"""
+
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import torch
+from kvrt_kernels.gpu import Place
+
+from kvrt.errors import DeviceError, KvrtError, OutOfMemory
+from kvrt.spi import Chunk, DType, MemoryInfo, Span
+
+from . import calls
+from .calls import Context, call
+
+CHUNK = 2 << 20
+"""Bytes of a chunk at least: the runtime may allow 4 KiB, for which a call takes as long."""
+KEEPS_MEMORY = (
+    "this ROCm gives memory back only with the address range it was mapped in: the KV cache grows,"
+    " but shrinks only when it is closed; fix: update ROCm"
+)
+TRIED = 32 << 20
+"""Bytes mapped and released at opening, to see whether they come back."""
+
+
+class RocmMemory:
+    """See `kvrt.spi.VirtualMemory`.
+
+    Memory of this device that only this device can reach. What is unmapped must not be in use any
+    more.
+
+    Where memory comes back only with its address range, a destroyed chunk is kept for the next
+    `create` instead, until the spans that it was mapped in are released. So nothing is lost, but
+    nothing shrinks while a span lives; `notes` says so.
+
+    Args:
+        index: the device's.
+        context: the device, for the runtime.
+        place: how torch sees its memory.
+        shareable: let chunks be exported to other processes.
+    """
+
+    def __init__(self, index: int, context: Context, place: Place, *, shareable: bool) -> None:
+        self._index = index
+        self._context = context
+        self._place = place
+        self._properties = calls.binding.hipMemAllocationProp()
+        self._properties.type = calls.PINNED
+        self._properties.location.type = calls.ON_DEVICE
+        self._properties.location.id = index
+        if shareable:
+            calls.request_descriptors(self._properties)
+        self._access = calls.binding.hipMemAccessDesc()
+        self._access.location.type = calls.ON_DEVICE
+        self._access.location.id = index
+        self._access.flags = calls.READ_WRITE
+        smallest = call("hipMemGetAllocationGranularity", self._properties, calls.RECOMMENDED)
+        self.granularity: int = max(CHUNK, smallest)
+        self._spans: dict[int, Span] = {}
+        self._bytes: dict[int, torch.Tensor] = {}  # the tensor of a span, by its base
+        self._handles: dict[int, Any] = {}
+        self._mapped: set[int] = set()  # addresses
+        self._kept: list[int] = []  # handles of destroyed chunks
+        self._been: dict[int, set[int]] = {}  # the spans' bases where a chunk was mapped, by handle
+        self._returns = self._returns_memory()
+        self.notes: tuple[str, ...] = () if self._returns else (KEEPS_MEMORY,)
+
+    def reserve(self, nbytes: int) -> Span:
+        base = self._reserve(nbytes)
+        span = self._spans[base] = Span(base, nbytes)
+        return span
+
+    def _reserve(self, nbytes: int) -> int:
+        return int(call("hipMemAddressReserve", nbytes, self.granularity, 0, 0, needed=nbytes))
+
+    def release(self, span: Span) -> None:
+        call("hipMemAddressFree", span.base, span.nbytes)
+        self._bytes.pop(span.base, None)
+        del self._spans[span.base]
+        for been in self._been.values():
+            been.discard(span.base)
+        with suppress(KvrtError):  # the span is released; what fails here is kept a while longer
+            self._destroy_kept()
+
+    def create(self) -> Chunk:
+        try:
+            return Chunk(self._kept.pop())
+        except IndexError:
+            pass
+        handle = call(
+            "hipMemCreate", self.granularity, self._properties, 0, needed=self.granularity
+        )
+        self._handles[int(handle)] = handle
+        self._been[int(handle)] = set()
+        return Chunk(int(handle))
+
+    def destroy(self, chunk: Chunk) -> None:
+        if self._been[chunk.handle]:
+            self._kept.append(chunk.handle)
+        else:
+            self._destroy(chunk.handle)
+
+    def _destroy(self, handle: int) -> None:
+        call("hipMemRelease", self._handles[handle])
+        del self._handles[handle], self._been[handle]
+
+    def _destroy_kept(self) -> None:
+        """Give back the kept chunks that no span holds any more."""
+        for handle in [kept for kept in self._kept if not self._been[kept]]:
+            self._destroy(handle)
+            self._kept.remove(handle)
+
+    def map(self, span: Span, at: int, chunk: Chunk) -> None:
+        address = span.base + at
+        self._map(address, self._handles[chunk.handle], self.granularity)
+        self._mapped.add(address)
+        if not self._returns:
+            self._been[chunk.handle].add(span.base)
+
+    def _map(self, address: int, handle: Any, nbytes: int) -> None:
+        call("hipMemMap", address, nbytes, 0, handle, 0)
+        try:
+            call("hipMemSetAccess", address, nbytes, self._access, 1)
+            access = call("hipMemGetAccess", self._access.location, address)
+        except KvrtError:
+            with suppress(KvrtError):  # the first failure is the one to tell
+                # If access cannot be asked for, nothing is mapped, and unmapping would be fatal.
+                call("hipMemGetAccess", self._access.location, address)
+                call("hipMemUnmap", address, nbytes)
+            raise
+        if access != int(calls.READ_WRITE):
+            raise DeviceError(
+                f"hipMemMap of {nbytes} bytes at {address:#x} reported success and mapped nothing",
+                call="hipMemMap",
+                code="hipSuccess",
+            )
+
+    def unmap(self, span: Span, at: int, chunk: Chunk) -> None:
+        self._unmap(span.base + at)
+
+    def _unmap(self, address: int) -> None:
+        call("hipMemUnmap", address, self.granularity)
+        self._mapped.remove(address)
+
+    def tensor(self, span: Span, dtype: DType) -> torch.Tensor:
+        whole = self._bytes.get(span.base)
+        if whole is None:
+            whole = self._place.wrap(span.base, span.nbytes, self._index)
+            self._bytes[span.base] = whole
+        kind: torch.dtype = getattr(torch, dtype)
+        return whole.view(kind)
+
+    def info(self) -> MemoryInfo:
+        free, total = self._free_and_total()
+        kept = len(self._kept) * self.granularity
+        return MemoryInfo(total, free + kept, len(self._handles) * self.granularity - kept)
+
+    def _free_and_total(self) -> tuple[int, int]:
+        self._context.use()
+        free, total = call("hipMemGetInfo")
+        return free, total
+
+    def _returns_memory(self) -> bool:
+        """Whether unmapped, released memory comes back while its address range is reserved.
+
+        It does not in some versions of ROCm, and no version number tells. If this device is too
+        full to try, it is taken not to.
+        """
+        nbytes = max(TRIED, self.granularity)
+        with ExitStack() as undo:
+            try:
+                base = self._reserve(nbytes)
+                undo.callback(call, "hipMemAddressFree", base, nbytes)
+                handle = call("hipMemCreate", nbytes, self._properties, 0, needed=nbytes)
+            except OutOfMemory:
+                return False
+            release = undo.enter_context(ExitStack())
+            release.callback(call, "hipMemRelease", handle)
+            self._map(base, handle, nbytes)
+            taken, _ = self._free_and_total()
+            call("hipMemUnmap", base, nbytes)
+            release.close()
+            free, _ = self._free_and_total()
+        return free - taken > nbytes // 2
+
+    def close(self) -> None:
+        """Unmap, destroy and release what is left; what fails is left for another call.
+
+        Raises:
+            DeviceError: something could not be given back.
+        """
+        self._kept.clear()
+        with ExitStack() as last_first:
+            for span in self._spans.values():
+                last_first.callback(self.release, span)
+            for handle in self._handles:
+                last_first.callback(self._destroy, handle)
+            for address in self._mapped:
+                last_first.callback(self._unmap, address)
