@@ -59,7 +59,7 @@ class CudaCopier:
             while self._flight and self._flight[0].done():
                 self._flight.popleft()
             self._context.use()
-            if after is not None and not after.done():
+            if after is not None and after.pending:
                 call("cuStreamWaitEvent", self._stream, after.event, 0)
             try:
                 call(name, dst.data_ptr(), src.data_ptr(), dst.nbytes, self._stream)

@@ -61,6 +61,11 @@ class EventTicket:
         self._keep = keep
         self._done = False
 
+    @property
+    def pending(self) -> bool:
+        """Whether the event, as far as is known, is still to come. Does not ask for it."""
+        return not self._done and not self._events.closed
+
     def done(self) -> bool:
         if not self._done and (self._events.closed or calls.finished(self.event)):
             self._finish()

@@ -9,7 +9,7 @@ Where ROCm has ways of its own:
 - hipMemMap may report success and have mapped nothing, so the access is asked for afterwards.
 - hipMemUnmap of what is not mapped follows a null pointer, so only what was seen to be mapped is
   unmapped.
-- Memory may come back only with the address range it was mapped in, see `_returns_memory`.
+- Memory may come back only with the address range it was mapped in, see `_try_returning`.
 - hipMemMap and hipMemUnmap wait for the null stream.
 - Memory is only ever the device's, never the host's.
 """
@@ -32,7 +32,7 @@ KEEPS_MEMORY = (
     "this ROCm gives memory back only with the address range it was mapped in: the KV cache grows,"
     " but shrinks only when it is closed; fix: update ROCm"
 )
-TRIED = 32 << 20
+TRIED = 16 << 20
 """Bytes mapped and released at opening, to see whether they come back."""
 
 
@@ -75,16 +75,18 @@ class RocmMemory:
         self._mapped: set[int] = set()  # addresses
         self._kept: list[int] = []  # handles of destroyed chunks
         self._been: dict[int, set[int]] = {}  # the spans' bases where a chunk was mapped, by handle
-        self._returns = self._returns_memory()
+        self._returns = True
+        try:
+            self._returns = self._try_returning()
+        except KvrtError:
+            self.close()
+            raise
         self.notes: tuple[str, ...] = () if self._returns else (KEEPS_MEMORY,)
 
     def reserve(self, nbytes: int) -> Span:
-        base = self._reserve(nbytes)
+        base = int(call("hipMemAddressReserve", nbytes, self.granularity, 0, 0, needed=nbytes))
         span = self._spans[base] = Span(base, nbytes)
         return span
-
-    def _reserve(self, nbytes: int) -> int:
-        return int(call("hipMemAddressReserve", nbytes, self.granularity, 0, 0, needed=nbytes))
 
     def release(self, span: Span) -> None:
         call("hipMemAddressFree", span.base, span.nbytes)
@@ -125,28 +127,26 @@ class RocmMemory:
 
     def map(self, span: Span, at: int, chunk: Chunk) -> None:
         address = span.base + at
-        self._map(address, self._handles[chunk.handle], self.granularity)
-        self._mapped.add(address)
-        if not self._returns:
-            self._been[chunk.handle].add(span.base)
-
-    def _map(self, address: int, handle: Any, nbytes: int) -> None:
-        call("hipMemMap", address, nbytes, 0, handle, 0)
+        call("hipMemMap", address, self.granularity, 0, self._handles[chunk.handle], 0)
         try:
-            call("hipMemSetAccess", address, nbytes, self._access, 1)
+            call("hipMemSetAccess", address, self.granularity, self._access, 1)
             access = call("hipMemGetAccess", self._access.location, address)
         except KvrtError:
             with suppress(KvrtError):  # the first failure is the one to tell
                 # If access cannot be asked for, nothing is mapped, and unmapping would be fatal.
                 call("hipMemGetAccess", self._access.location, address)
-                call("hipMemUnmap", address, nbytes)
+                self._mapped.add(address)
+                self._unmap(address)
             raise
         if access != int(calls.READ_WRITE):
             raise DeviceError(
-                f"hipMemMap of {nbytes} bytes at {address:#x} reported success and mapped nothing",
+                f"hipMemMap at {address:#x} reported success and mapped nothing",
                 call="hipMemMap",
                 code="hipSuccess",
             )
+        self._mapped.add(address)
+        if not self._returns:
+            self._been[chunk.handle].add(span.base)
 
     def unmap(self, span: Span, at: int, chunk: Chunk) -> None:
         self._unmap(span.base + at)
@@ -164,37 +164,33 @@ class RocmMemory:
         return whole.view(kind)
 
     def info(self) -> MemoryInfo:
-        free, total = self._free_and_total()
+        self._context.use()
+        free, total = call("hipMemGetInfo")
         kept = len(self._kept) * self.granularity
         return MemoryInfo(total, free + kept, len(self._handles) * self.granularity - kept)
 
-    def _free_and_total(self) -> tuple[int, int]:
-        self._context.use()
-        free, total = call("hipMemGetInfo")
-        return free, total
+    def _try_returning(self) -> bool:
+        """Whether unmapped, destroyed chunks come back while their address range is reserved.
 
-    def _returns_memory(self) -> bool:
-        """Whether unmapped, released memory comes back while its address range is reserved.
-
-        It does not in some versions of ROCm, and no version number tells. If this device is too
-        full to try, it is taken not to.
+        They do not in some versions of ROCm, and no version number tells. If the device is too
+        full to try, they are taken not to.
         """
-        nbytes = max(TRIED, self.granularity)
-        with ExitStack() as undo:
-            try:
-                base = self._reserve(nbytes)
-                undo.callback(call, "hipMemAddressFree", base, nbytes)
-                handle = call("hipMemCreate", nbytes, self._properties, 0, needed=nbytes)
-            except OutOfMemory:
-                return False
-            release = undo.enter_context(ExitStack())
-            release.callback(call, "hipMemRelease", handle)
-            self._map(base, handle, nbytes)
-            taken, _ = self._free_and_total()
-            call("hipMemUnmap", base, nbytes)
-            release.close()
-            free, _ = self._free_and_total()
-        return free - taken > nbytes // 2
+        count = TRIED // self.granularity
+        try:
+            span = self.reserve(count * self.granularity)
+            chunks = [self.create() for _ in range(count)]
+        except OutOfMemory:
+            self.close()
+            return False
+        for n, chunk in enumerate(chunks):
+            self.map(span, n * self.granularity, chunk)
+        before = self.info().free
+        for n, chunk in enumerate(chunks):
+            self.unmap(span, n * self.granularity, chunk)
+            self.destroy(chunk)
+        after = self.info().free
+        self.release(span)
+        return after - before > TRIED // 2
 
     def close(self) -> None:
         """Unmap, destroy and release what is left; what fails is left for another call.

@@ -9,9 +9,9 @@
 
 enum { MAX_FUNCTIONS = 128, NAME = 48 };
 
-static const struct settings DEFAULTS = {
-    .devices = 1, .memory = 256 << 20, .granularity = 2 << 20};
-struct settings settings = {.devices = 1, .memory = 256 << 20, .granularity = 2 << 20};
+#define DEFAULTS \
+    {.devices = 1, .memory = 256 << 20, .granularity = 2 << 20, .virtual_memory = 1}
+struct settings settings = DEFAULTS;
 struct accounts accounts;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -87,7 +87,7 @@ void emu_reset(void) {
     pthread_mutex_lock(&lock);
     streams_reset();
     memory_reset();
-    settings = DEFAULTS;
+    settings = (struct settings)DEFAULTS;
     memset(&accounts, 0, sizeof accounts);
     memset(functions, 0, sizeof functions);
     memset(&fault, 0, sizeof fault);
@@ -104,6 +104,7 @@ static const struct {
     {"version", &settings.version},       {"granularity", &settings.granularity},
     {"deferred", &settings.deferred},     {"silent_map", &settings.silent_map},
     {"keeps_memory", &settings.keeps_memory},
+    {"virtual_memory", &settings.virtual_memory},
 };
 
 static const struct {

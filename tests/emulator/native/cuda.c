@@ -115,9 +115,8 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
         case 16: *value = 132; break; /* MULTIPROCESSOR_COUNT */
         case 75: *value = 9; break;   /* COMPUTE_CAPABILITY_MAJOR */
         case 76: *value = 0; break;   /* COMPUTE_CAPABILITY_MINOR */
-        case 41:                      /* UNIFIED_ADDRESSING */
-        case 102:                     /* VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED */
-        case 103: *value = 1; break;  /* HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED */
+        case 102: *value = (int)settings.virtual_memory; break; /* VIRTUAL_MEMORY_MANAGEMENT_... */
+        case 103: *value = 1; break; /* HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED */
         default: LEAVE(INVALID_VALUE, "attribute=%d", attribute);
     }
     LEAVE(OK, "attribute=%d, device=%d", attribute, device);

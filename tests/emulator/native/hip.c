@@ -103,7 +103,7 @@ int hipDeviceGetAttribute(int *value, int attribute, int device) {
     ENTER;
     if (!known(device)) LEAVE(INVALID_DEVICE, "device=%d", device);
     if (attribute != 89) LEAVE(INVALID_VALUE, "attribute=%d", attribute);
-    *value = 1; /* hipDeviceAttributeVirtualMemoryManagementSupported */
+    *value = (int)settings.virtual_memory; /* hipDeviceAttributeVirtualMemoryManagementSupported */
     LEAVE(OK, "attribute=%d, device=%d", attribute, device);
 }
 
