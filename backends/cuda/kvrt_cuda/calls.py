@@ -9,11 +9,7 @@ from cuda.bindings import driver as binding
 
 from kvrt.errors import DeviceError, KvrtError, OutOfMemory
 
-PINNED = binding.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
-ON_DEVICE = binding.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
-READ_WRITE = binding.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
 RECOMMENDED = binding.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_RECOMMENDED
-POSIX_DESCRIPTOR = binding.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
 NON_BLOCKING = int(binding.CUstream_flags.CU_STREAM_NON_BLOCKING)
 DISABLE_TIMING = int(binding.CUevent_flags.CU_EVENT_DISABLE_TIMING)
 
@@ -62,6 +58,27 @@ def attribute(device: Any, name: str) -> int:
     """What the driver says of a device, by the end of the attribute's name."""
     kind = getattr(binding.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
     return int(call("cuDeviceGetAttribute", kind, device))
+
+
+def allocation_of(index: int, *, shareable: bool) -> Any:
+    """Properties of memory on a device: CUmemAllocationProp."""
+    properties = binding.CUmemAllocationProp()
+    properties.type = binding.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+    properties.location.type = binding.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+    properties.location.id = index
+    if shareable:
+        kinds = binding.CUmemAllocationHandleType
+        properties.requestedHandleTypes = kinds.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+    return properties
+
+
+def access_by(index: int) -> Any:
+    """Reading and writing by a device: CUmemAccessDesc."""
+    access = binding.CUmemAccessDesc()
+    access.location.type = binding.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+    access.location.id = index
+    access.flags = binding.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
+    return access
 
 
 def _error(name: str, arguments: tuple[Any, ...], status: Any, needed: int) -> KvrtError:

@@ -35,16 +35,8 @@ class CudaMemory:
         self._index = index
         self._context = context
         self._place = place
-        self._properties = calls.binding.CUmemAllocationProp()
-        self._properties.type = calls.PINNED
-        self._properties.location.type = calls.ON_DEVICE
-        self._properties.location.id = index
-        if shareable:
-            self._properties.requestedHandleTypes = calls.POSIX_DESCRIPTOR
-        self._access = calls.binding.CUmemAccessDesc()
-        self._access.location.type = calls.ON_DEVICE
-        self._access.location.id = index
-        self._access.flags = calls.READ_WRITE
+        self._properties = calls.allocation_of(index, shareable=shareable)
+        self._access = calls.access_by(index)
         self.granularity: int = call(
             "cuMemGetAllocationGranularity", self._properties, calls.RECOMMENDED
         )

@@ -12,11 +12,8 @@ from hip import hip as binding
 
 from kvrt.errors import DeviceError, KvrtError, OutOfMemory
 
-PINNED = binding.hipMemAllocationType.hipMemAllocationTypePinned
-ON_DEVICE = binding.hipMemLocationType.hipMemLocationTypeDevice
 READ_WRITE = binding.hipMemAccessFlags.hipMemAccessFlagsProtReadWrite
 RECOMMENDED = binding.hipMemAllocationGranularity_flags.hipMemAllocationGranularityRecommended
-POSIX_DESCRIPTOR = binding.hipMemAllocationHandleType.hipMemHandleTypePosixFileDescriptor
 TO_HOST = binding.hipMemcpyKind.hipMemcpyDeviceToHost
 TO_DEVICE = binding.hipMemcpyKind.hipMemcpyHostToDevice
 WITHIN = binding.hipMemcpyKind.hipMemcpyDeviceToDevice
@@ -95,12 +92,26 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def request_descriptors(allocation: Any) -> None:
-    """Let memory with these properties be exported as a file descriptor.
+def allocation_of(index: int, *, shareable: bool) -> Any:
+    """Properties of memory on a device: hipMemAllocationProp."""
+    properties = binding.hipMemAllocationProp()
+    properties.type = binding.hipMemAllocationType.hipMemAllocationTypePinned
+    properties.location.type = binding.hipMemLocationType.hipMemLocationTypeDevice
+    properties.location.id = index
+    if shareable:
+        # The binding has no name for requestedHandleTypes, the second int.
+        kind = binding.hipMemAllocationHandleType.hipMemHandleTypePosixFileDescriptor
+        ctypes.c_int.from_address(int(properties) + 4).value = int(kind)
+    return properties
 
-    The binding has no name for hipMemAllocationProp.requestedHandleTypes, the second int.
-    """
-    ctypes.c_int.from_address(int(allocation) + 4).value = int(POSIX_DESCRIPTOR)
+
+def access_by(index: int) -> Any:
+    """Reading and writing by a device: hipMemAccessDesc."""
+    access = binding.hipMemAccessDesc()
+    access.location.type = binding.hipMemLocationType.hipMemLocationTypeDevice
+    access.location.id = index
+    access.flags = READ_WRITE
+    return access
 
 
 def _error(name: str, arguments: tuple[Any, ...], status: Any, needed: int) -> KvrtError:

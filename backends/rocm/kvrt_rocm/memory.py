@@ -57,16 +57,8 @@ class RocmMemory:
         self._index = index
         self._context = context
         self._place = place
-        self._properties = calls.binding.hipMemAllocationProp()
-        self._properties.type = calls.PINNED
-        self._properties.location.type = calls.ON_DEVICE
-        self._properties.location.id = index
-        if shareable:
-            calls.request_descriptors(self._properties)
-        self._access = calls.binding.hipMemAccessDesc()
-        self._access.location.type = calls.ON_DEVICE
-        self._access.location.id = index
-        self._access.flags = calls.READ_WRITE
+        self._properties = calls.allocation_of(index, shareable=shareable)
+        self._access = calls.access_by(index)
         smallest = call("hipMemGetAllocationGranularity", self._properties, calls.RECOMMENDED)
         self.granularity: int = max(CHUNK, smallest)
         self._spans: dict[int, Span] = {}
