@@ -3,6 +3,7 @@
 An emulated driver takes the vendor's place in its whole process, so each of these runs has one.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -72,6 +73,17 @@ def test_the_conformance_kit_passes_with_rocms_own_ways() -> None:
 def test_inside(vendor: str) -> None:
     """All of `tests/emulator/inside`."""
     inside(vendor=vendor)
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_the_emulated_driver_keeps_the_contract(vendor: str) -> None:
+    command = [sys.executable, "-m", "tests.emulator.contract", vendor, "--library", "emulated"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.stdout, result.stderr
+    report = json.loads(result.stdout)
+    assert report["differences"] == {}
+    assert len(report["answers"]) >= 30
+    assert result.returncode == 0
 
 
 # --- not for everyone's run ----------------------------------------------------------------------
