@@ -14,9 +14,14 @@ from tests.emulator.place import HostPlace
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.emulator", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.emulator",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("vendor", choices=library.VENDORS)
     parser.add_argument("--binding", metavar="FOLDER", help="import the binding from here")
+    parser.add_argument("--unchanged", action="store_true", help="leave the backend as it is")
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[])
     parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, required=True)
     asked = parser.parse_args()
@@ -26,7 +31,8 @@ def main() -> None:
     for setting in asked.set:
         name, _, value = setting.partition("=")
         emulator.set(**{name: int(value)})
-    put_in_place(asked.vendor)
+    if not asked.unchanged:
+        put_in_place(asked.vendor)
     sys.argv = asked.module
     runpy.run_module(asked.module[0], run_name="__main__", alter_sys=True)
 
