@@ -318,9 +318,12 @@ class Runtime:
                 opened.set_result(None)
                 self._serve()
         except BaseException as error:
-            if opened.done():
+            if not opened.done():
+                opened.set_exception(error)
+            elif isinstance(error, KvrtError):  # of a device that is gone, say: callers know it
+                log.error("the device could not be closed: %s", error)
+            else:
                 raise
-            opened.set_exception(error)
 
     def _open(self, stack: contextlib.ExitStack, progress: Progress | None) -> None:
         config = self.config

@@ -6,6 +6,8 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+_libc = ctypes.CDLL(None)
+
 PEEK = 16
 """Bytes that `peek` reads."""
 
@@ -14,8 +16,10 @@ def physical_bytes() -> int:
     """Physical memory this process holds: its private pages and its memory files.
 
     Pages of a memory file are counted in the file, whether they are mapped or not, so that a chunk
-    that is only unmapped still counts.
+    that is only unmapped still counts. What malloc has kept of freed memory does not count.
     """
+    if hasattr(_libc, "malloc_trim"):  # glibc
+        _libc.malloc_trim(0)
     status = Path("/proc/self/status").read_text()
     private = next(line for line in status.splitlines() if line.startswith("RssAnon:"))
     total = int(private.split()[1]) * 1024

@@ -9,6 +9,8 @@ LIBRARIES = ("libcuda.so.1",)
 BINDING = "cuda-bindings"
 VENDOR = "0x10de"
 DISPLAY_CLASSES = ("0x03",)
+OLDEST = (12, 0)
+"""The CUDA version whose drivers Triton's code needs."""
 PCI = Path("/sys/bus/pci/devices")
 
 
@@ -21,12 +23,14 @@ class Found:
         detail: in words, what is here or what is wrong.
         fix: what to install or change; empty if nothing is missing.
         devices: how many the driver offers.
+        version: the newest CUDA that the driver knows, e.g. (13, 0).
     """
 
     hardware: bool
     detail: str
     fix: str = ""
     devices: int = 0
+    version: tuple[int, int] = (0, 0)
 
 
 class DriverError(Exception):
@@ -53,15 +57,19 @@ def look() -> Found:
             detail=f"the NVIDIA driver does not work: {error}",
             fix="run nvidia-smi; look at CUDA_VISIBLE_DEVICES; reinstall the driver",
         )
-    detail = f"{devices} {'device' if devices == 1 else 'devices'}, driver for CUDA {version}"
+    named = f"driver for CUDA {version[0]}.{version[1]}"
+    detail = f"{devices} {'device' if devices == 1 else 'devices'}, {named}"
     if not devices:
         return Found(True, detail, fix="look at CUDA_VISIBLE_DEVICES")
+    if version < OLDEST:
+        fix = f"update the NVIDIA driver to one for CUDA {OLDEST[0]}.{OLDEST[1]} or newer"
+        return Found(True, f"{detail}: too old", fix, devices)
     try:
         binding = importlib.metadata.version(BINDING)
     except importlib.metadata.PackageNotFoundError:
         detail = f"{detail}, the Python package {BINDING} is missing"
         return Found(True, detail, fix="pip install 'kvrt[cuda]'", devices=devices)
-    return Found(True, f"{detail}, {BINDING} {binding}", devices=devices)
+    return Found(True, f"{detail}, {BINDING} {binding}", devices=devices, version=version)
 
 
 def _load() -> ctypes.CDLL:
@@ -75,13 +83,13 @@ def _load() -> ctypes.CDLL:
     raise problem
 
 
-def _ask(library: ctypes.CDLL) -> tuple[int, str]:
+def _ask(library: ctypes.CDLL) -> tuple[int, tuple[int, int]]:
     """How many devices there are, and the newest CUDA that the driver knows."""
     count, version = ctypes.c_int(), ctypes.c_int()
     _check(library, "cuInit", library.cuInit(0))
     _check(library, "cuDeviceGetCount", library.cuDeviceGetCount(ctypes.byref(count)))
     _check(library, "cuDriverGetVersion", library.cuDriverGetVersion(ctypes.byref(version)))
-    return count.value, f"{version.value // 1000}.{version.value % 1000 // 10}"
+    return count.value, (version.value // 1000, version.value % 1000 // 10)
 
 
 def _check(library: ctypes.CDLL, call: str, status: int) -> None:

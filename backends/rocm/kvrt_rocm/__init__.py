@@ -1,34 +1,67 @@
-"""The ROCm backend, as far as it goes: it looks for AMD GPUs, and cannot use them yet."""
+"""The ROCm backend: AMD GPUs, by hip-python and Triton kernels."""
+
+from kvrt_kernels.dlpack import ROCM
+from kvrt_kernels.gpu import Place, TorchPlace
 
 from kvrt.errors import BackendUnavailable
 from kvrt.spi import Device, DeviceOptions, Probe
 
 from . import driver
 
-NOT_YET = "this version of kvrt has no memory and no kernels for ROCm yet"
+TORCH = TorchPlace(
+    "ROCm",
+    build="hip",
+    device_type=ROCM,
+    triton=("triton", "triton-rocm", "pytorch-triton-rocm"),
+)
 
 
 class RocmBackend:
-    """See `kvrt.spi.Backend`. Importing this loads neither torch nor the driver."""
+    """See `kvrt.spi.Backend`. Importing this loads neither torch nor the driver.
+
+    Args:
+        place: how torch sees the devices' memory, and what computes there.
+    """
 
     name = "rocm"
     spi = 1
 
+    def __init__(self, place: Place = TORCH) -> None:
+        self._place = place
+
     def probe(self) -> Probe:
         found = driver.look()
-        if not found.hardware:
-            return Probe(available=False, detail=found.detail)
-        fix = "use the cpu backend until a version can"
-        if found.fix:
-            fix = f"{fix}; it will need: {found.fix}"
-        detail = f"{found.detail}; {NOT_YET}"
-        return Probe(available=False, detail=detail, fix=fix, devices=found.devices)
+        if found.fix or not found.devices:
+            return Probe(False, found.detail, found.fix, found.devices)
+        software = self._place.software()
+        detail = f"{found.detail}, {software.detail}"
+        if software.fix:
+            return Probe(False, detail, software.fix, found.devices)
+        if software.version[:1] > found.version[:1]:
+            built = ".".join(map(str, software.version))
+            detail = f"{detail}: torch needs ROCm {built}"
+            return Probe(False, detail, "update ROCm", found.devices)
+        return Probe(True, detail, devices=found.devices)
 
     def open(self, index: int = 0, options: DeviceOptions = DeviceOptions()) -> Device:
-        raise BackendUnavailable(
-            f"{NOT_YET}: device {index} cannot be opened (found here: {driver.look().detail})",
-            fix="use --backend cpu",
-        )
+        probe = self.probe()
+        if not probe.available:
+            raise BackendUnavailable(
+                f"the rocm backend cannot be used: {probe.detail}",
+                fix=probe.fix or "use --backend cpu",
+            )
+        if index >= probe.devices:
+            raise BackendUnavailable(
+                f"there is no rocm device {index}: there {_are(probe.devices)}",
+                fix=f"use a device from 0 to {probe.devices - 1}",
+            )
+        from .device import RocmDevice
+
+        return RocmDevice(index, options, self._place)
+
+
+def _are(count: int) -> str:
+    return "is 1" if count == 1 else f"are {count}"
 
 
 backend = RocmBackend()

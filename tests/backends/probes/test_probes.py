@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from kvrt_rocm import driver as rocm
 
 from kvrt import registry
 from kvrt.errors import BackendUnavailable
@@ -16,17 +17,23 @@ DRIVER = {
     "cuda": """
         int cuInit(unsigned flags) {{ return {init}; }}
         int cuDeviceGetCount(int *n) {{ *n = {devices}; return 0; }}
-        int cuDriverGetVersion(int *v) {{ *v = 13020; return 0; }}
+        int cuDriverGetVersion(int *v) {{ *v = {version}; return 0; }}
         int cuGetErrorName(int e, const char **s) {{ *s = "CUDA_ERROR_NO_DEVICE"; return 0; }}
     """,
     "rocm": """
         int hipInit(unsigned flags) {{ return {init}; }}
         int hipGetDeviceCount(int *n) {{ *n = {devices}; return 0; }}
-        int hipRuntimeGetVersion(int *v) {{ *v = 70226015; return 0; }}
+        int hipRuntimeGetVersion(int *v) {{ *v = {version}; return 0; }}
         const char *hipGetErrorName(int e) {{ return "hipErrorNoDevice"; }}
     """,
 }
+VERSION = {"cuda": 13020, "rocm": 70226015}
 BINDING = {"cuda": "cuda_bindings", "rocm": "hip_python"}
+TORCH = {
+    "cuda": "cuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n",
+    "rocm": "cuda: Optional[str] = None\nhip: Optional[str] = '7.2.26015'\n",
+    "cpu": "cuda: Optional[str] = None\nhip: Optional[str] = None\n",
+}
 PROBE = """
 import dataclasses, json, pathlib, sys
 from kvrt_{0} import backend, driver
@@ -40,26 +47,57 @@ assert not loaded, loaded
 pytestmark = pytest.mark.parametrize("name", ["cuda", "rocm"])
 
 
+def driver(name: str, *, init: int = 0, devices: int = 1, version: int = 0) -> str:
+    """The source of a make-believe driver."""
+    return DRIVER[name].format(init=init, devices=devices, version=version or VERSION[name])
+
+
+def distribution(folder: Path, title: str, version: str) -> None:
+    """Metadata of a Python package that is not there."""
+    info = folder / f"{title.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {title}\nVersion: {version}\n")
+
+
 def probe(
-    name: str, tmp_path: Path, *, driver: str = "", binding: bool = False, bus: Path | None = None
+    name: str,
+    tmp_path: Path,
+    *,
+    driver: str = "",
+    binding: bool = False,
+    torch: str = "",
+    triton: str = "",
+    bus: Path | None = None,
 ) -> dict[str, object]:
-    """Probe in a process of its own, with only the make-believe driver and binding to be found."""
+    """Probe in a process of its own, where only what is given here can be found.
+
+    Args:
+        driver: the source of a library.
+        torch: the text of torch's version file.
+        triton: the version of Triton.
+    """
     if driver:
         source = tmp_path / "driver.c"
         source.write_text(driver)
         library = tmp_path / LIBRARY[name]
         subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
     if binding:
-        folder = tmp_path / f"{BINDING[name]}-13.0.dist-info"
-        folder.mkdir()
-        title = BINDING[name].replace("_", "-")
-        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {title}\nVersion: 13.0\n")
-    package = str(Path(__file__).parents[3] / "backends" / name)
-    path = os.pathsep.join([str(tmp_path), package, str(Path(registry.__file__).parents[1])])
+        distribution(tmp_path, BINDING[name].replace("_", "-"), "13.0")
+    if torch:
+        (tmp_path / "torch").mkdir()
+        (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('only a probe')")
+        (tmp_path / "torch" / "version.py").write_text(torch)
+    if triton:
+        distribution(tmp_path, "triton", triton)
+    root = Path(registry.__file__).parents[1]
+    folders = [tmp_path, root / "backends" / name, root / "kernels", root]
     command = [sys.executable, "-S", "-c", PROBE.format(name), *([str(bus)] if bus else [])]
     result = subprocess.run(
         command,
-        env={"PYTHONPATH": path, "LD_LIBRARY_PATH": str(tmp_path)},
+        env={
+            "PYTHONPATH": os.pathsep.join(map(str, folders)),
+            "LD_LIBRARY_PATH": str(tmp_path),
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -67,7 +105,6 @@ def probe(
     )
     assert result.returncode == 0, result.stderr
     answer: dict[str, object] = json.loads(result.stdout)
-    assert answer["available"] is False, "no memory and no kernels yet"
     return answer
 
 
@@ -82,18 +119,19 @@ def gpu_on_bus(name: str, tmp_path: Path) -> Path:
 def test_no_gpu_is_not_a_problem_to_be_mended(name: str, tmp_path: Path) -> None:
     answer = probe(name, tmp_path, bus=tmp_path / "nothing")
     assert f"no {'NVIDIA' if name == 'cuda' else 'AMD'} GPU here" in str(answer["detail"])
-    assert answer["fix"] == ""
-    assert answer["devices"] == 0
+    assert (answer["available"], answer["fix"], answer["devices"]) == (False, "", 0)
 
 
 def test_a_gpu_without_its_driver_says_what_to_install(name: str, tmp_path: Path) -> None:
     answer = probe(name, tmp_path, bus=gpu_on_bus(name, tmp_path))
+    assert not answer["available"]
     assert "cannot be loaded" in str(answer["detail"])
     assert "install" in str(answer["fix"])
 
 
 def test_a_driver_that_fails_is_quoted(name: str, tmp_path: Path) -> None:
-    answer = probe(name, tmp_path, driver=DRIVER[name].format(init=100, devices=0))
+    answer = probe(name, tmp_path, driver=driver(name, init=100))
+    assert not answer["available"]
     assert "Init: " in str(answer["detail"])
     assert {"cuda": "CUDA_ERROR_NO_DEVICE", "rocm": "hipErrorNoDevice"}[name] in str(
         answer["detail"]
@@ -103,34 +141,104 @@ def test_a_driver_that_fails_is_quoted(name: str, tmp_path: Path) -> None:
 
 def test_a_library_that_is_no_driver_is_no_crash(name: str, tmp_path: Path) -> None:
     answer = probe(name, tmp_path, driver="int unrelated(void) { return 0; }")
+    assert not answer["available"]
     assert "does not work" in str(answer["detail"])
 
 
+def test_a_driver_that_is_too_old_says_which_would_do(name: str, tmp_path: Path) -> None:
+    old = {"cuda": 11080, "rocm": 50700000}[name]
+    answer = probe(name, tmp_path, driver=driver(name, version=old), binding=True)
+    assert not answer["available"]
+    assert "too old" in str(answer["detail"])
+    assert str(answer["fix"]).startswith("update ")
+
+
 def test_a_missing_binding_says_what_to_install(name: str, tmp_path: Path) -> None:
-    answer = probe(name, tmp_path, driver=DRIVER[name].format(init=0, devices=2))
+    answer = probe(name, tmp_path, driver=driver(name, devices=2))
+    assert not answer["available"]
     assert "2 devices" in str(answer["detail"])
     assert "is missing" in str(answer["detail"])
     assert f"pip install 'kvrt[{name}]'" in str(answer["fix"])
     assert answer["devices"] == 2
 
 
-def test_all_there_is_counted_and_said_to_be_unused(name: str, tmp_path: Path) -> None:
-    driver = DRIVER[name].format(init=0, devices=1)
-    answer = probe(name, tmp_path, driver=driver, binding=True)
+@pytest.mark.parametrize("other", ["cpu", "the other vendor", "none"])
+def test_a_torch_for_other_hardware_is_named(other: str, name: str, tmp_path: Path) -> None:
+    rival = "rocm" if name == "cuda" else "cuda"
+    torch = {"cpu": TORCH["cpu"], "the other vendor": TORCH[rival], "none": ""}[other]
+    answer = probe(name, tmp_path, driver=driver(name), binding=True, torch=torch, triton="3.9.0")
+    assert not answer["available"]
+    found = {
+        "cpu": "built for CPUs only",
+        "the other vendor": "built for cuda 13.0" if rival == "cuda" else "built for hip 7.2",
+        "none": "torch is not installed",
+    }[other]
+    assert found in str(answer["detail"])
+    platform = {"cuda": "CUDA", "rocm": "ROCm"}[name]
+    assert f"install torch's {platform} build" in str(answer["fix"])
+
+
+@pytest.mark.parametrize(("triton", "said"), [("", "not installed"), ("3.5.1", "is too old")])
+def test_triton_that_is_missing_or_old_says_what_to_install(
+    triton: str, said: str, name: str, tmp_path: Path
+) -> None:
+    answer = probe(
+        name, tmp_path, driver=driver(name), binding=True, torch=TORCH[name], triton=triton
+    )
+    assert not answer["available"]
+    assert said in str(answer["detail"])
+    assert answer["fix"] == "pip install 'triton>=3.6'"
+
+
+def test_a_torch_that_is_newer_than_the_driver_is_said(name: str, tmp_path: Path) -> None:
+    answer = probe(
+        name,
+        tmp_path,
+        driver=driver(name, version={"cuda": 12080, "rocm": 60400000}[name]),
+        binding=True,
+        torch=TORCH[name],
+        triton="3.9.0",
+    )
+    assert not answer["available"]
+    assert {"cuda": "driver for CUDA 13.0", "rocm": "needs ROCm 7.2"}[name] in str(answer["detail"])
+    assert str(answer["fix"]).startswith("update ")
+
+
+def test_all_there_is_counted(name: str, tmp_path: Path) -> None:
+    answer = probe(
+        name, tmp_path, driver=driver(name), binding=True, torch=TORCH[name], triton="3.9.0"
+    )
     version = {"cuda": "driver for CUDA 13.2", "rocm": "ROCm 7.2"}[name]
     assert f"1 device, {version}" in str(answer["detail"])
-    assert "no memory and no kernels" in str(answer["detail"])
-    assert "cpu backend" in str(answer["fix"])
-    assert answer["devices"] == 1
+    assert "Triton 3.9.0" in str(answer["detail"])
+    assert (answer["available"], answer["fix"], answer["devices"]) == (True, "", 1)
 
 
-def test_opening_says_plainly_that_it_cannot(name: str) -> None:
-    with pytest.raises(BackendUnavailable, match="no memory and no kernels") as raised:
+def test_opening_where_nothing_is_says_so_and_takes_no_other(name: str) -> None:
+    if registry.load(name).probe().available:
+        pytest.skip("there is a GPU here")
+    with pytest.raises(BackendUnavailable, match=f"the {name} backend cannot be used") as raised:
         registry.load(name).open()
-    assert "cpu" in raised.value.fix
+    assert raised.value.fix
 
 
 def test_both_backends_have_the_same_files(name: str) -> None:
     folders = Path(__file__).parents[3] / "backends"
     files = {path.name for path in (folders / name / f"kvrt_{name}").glob("*.py")}
     assert files == {path.name for path in (folders / "cuda" / "kvrt_cuda").glob("*.py")}
+
+
+def test_two_runtimes_in_one_process_are_found(name: str, tmp_path: Path) -> None:
+    if name == "cuda":
+        pytest.skip("torch never brings a CUDA driver")
+    maps = tmp_path / "maps"
+    lines = [
+        "7f00-7f01 r-xp 0 08:01 11 /opt/rocm/lib/libamdhip64.so.7.2.1",
+        "7f01-7f02 r--p 0 08:01 11 /opt/rocm/lib/libamdhip64.so.7.2.1",
+        "7f02-7f03 rw-p 0 00:00 0",
+    ]
+    maps.write_text("\n".join(lines))
+    rocm.require_one_runtime(maps)
+    maps.write_text("\n".join([*lines, "7f04-7f05 r-xp 0 08:01 12 /x/torch/lib/libamdhip64.so"]))
+    with pytest.raises(BackendUnavailable, match=r"/opt/rocm.* and /x/torch"):
+        rocm.require_one_runtime(maps)

@@ -1,0 +1,120 @@
+"""The CUDA and ROCm backends, with the vendors' own bindings, on emulated drivers.
+
+An emulated driver takes the vendor's place in its whole process, so each of these runs has one.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+VENDORS = ("cuda", "rocm")
+PARTS = ("probe", "memory", "copier", "lifecycle", "errors")
+BINDINGS = {
+    "cuda-bindings==13.0.3": "cuda",
+    "hip-python==7.2.2.562.43": "rocm",
+}
+"""Older generations of the bindings: 12 and 67 MB, so not for everyone's run."""
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def emulated(*arguments: str) -> str:
+    """``python -m tests.emulator ARGUMENTS``: what it prints. Fails the test if it fails."""
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.emulator", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output[-20_000:]
+    return output
+
+
+def kit(*arguments: str, vendor: str, parts: tuple[str, ...] = PARTS) -> str:
+    modules = [f"kvrt.testing.suite.test_{part}" for part in parts]
+    options = ["-q", "-p", "no:cacheprovider", "--pyargs", *modules, "--kvrt-backend", vendor]
+    return emulated(vendor, *arguments, "-m", "pytest", *options)
+
+
+def inside(*arguments: str, vendor: str, options: tuple[str, ...] = ()) -> str:
+    run = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/emulator/inside", *options)
+    return emulated(vendor, *arguments, *run)
+
+
+@pytest.mark.promise("P37")
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_the_conformance_kit_passes(vendor: str) -> None:
+    assert f"kvrt backend {vendor}" in kit(vendor=vendor)
+
+
+@pytest.mark.promise("P37")
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_the_conformance_kit_passes_when_work_is_put_off(vendor: str) -> None:
+    """Every copy runs as late as its ticket allows."""
+    kit("--set", "deferred=1", vendor=vendor, parts=("copier", "lifecycle"))
+
+
+@pytest.mark.promise("P37")
+def test_the_conformance_kit_passes_with_rocms_own_ways() -> None:
+    settings = ("--set", "keeps_memory=1", "--set", "silent_map=1")
+    kit(*settings, vendor="rocm", parts=("memory", "lifecycle", "errors"))
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_inside(vendor: str) -> None:
+    """All of `tests/emulator/inside`."""
+    inside(vendor=vendor)
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_the_emulated_driver_keeps_the_contract(vendor: str) -> None:
+    command = [sys.executable, "-m", "tests.emulator.contract", vendor, "--library", "emulated"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.stdout, result.stderr
+    report = json.loads(result.stdout)
+    assert report["differences"] == {}
+    assert len(report["answers"]) >= 30
+    assert result.returncode == 0
+
+
+# --- not for everyone's run ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def older(request: pytest.FixtureRequest) -> Path:
+    """A folder with an older generation of a binding; installed there once."""
+    folder = Path(tempfile.gettempdir()) / f"kvrt-binding-{request.param}"
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
+            install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+            subprocess.run([*install, "--target", f"{draft}/all", request.param], check=True)
+            Path(draft, "all").rename(folder)
+    return folder
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize(
+    ("vendor", "older"),
+    [(vendor, binding) for binding, vendor in BINDINGS.items()],
+    indirect=["older"],
+)
+def test_older_bindings(vendor: str, older: Path) -> None:
+    output = kit("--binding", str(older), vendor=vendor)
+    assert "passed" in output
+    inside("--binding", str(older), vendor=vendor)
+
+
+@pytest.mark.extra
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_every_single_call_of_a_run_may_fail(vendor: str) -> None:
+    inside(vendor=vendor, options=("-m", "extra"))
