@@ -2,6 +2,11 @@
 
     step()    plan --> apply --> run --> commit
 
+On a device that computes while the host goes on, the next step is planned while this one runs:
+
+    host      plan 1 | apply, launch 1 | plan 2 | wait, sample 1 | apply, launch 2 | plan 3 | ...
+    device                   [--------- 1 ---------]                   [--------- 2 ---------]
+
 It belongs to one thread. `kvrt.runtime` gives it one and speaks to it through a queue.
 """
 
@@ -24,9 +29,12 @@ from kvrt.sampler import Choice, Chosen, sample, token_logprobs
 from kvrt.sched.batching import Limits, Row, StepPlan, plan_step
 from kvrt.sched.policy import Policy
 from kvrt.sched.seq import Seq
-from kvrt.spi import Device
+from kvrt.spi import Device, Ticket
 
 log = logging.getLogger(__name__)
+
+_UNKNOWN = -1
+"""Stands for a token that the step in flight will yield."""
 
 
 class Engine:
@@ -53,6 +61,7 @@ class Engine:
         self._waiting: list[Seq] = []
         self._running: list[Seq] = []
         self._requests: dict[int, Request] = {}  # by the id of each of its live sequences
+        self._planned: StepPlan | None = None  # and applied: what the next step runs
 
     @property
     def busy(self) -> bool:
@@ -101,28 +110,54 @@ class Engine:
     def step(self) -> None:
         """Plan, apply, run, commit. Does nothing if nothing waits or runs."""
         self.steps += 1
-        plan = plan_step(
-            self.cache.table, self._running, self._waiting, self.limits, self.policy, self.steps
-        )
-        if not self._apply(plan):
-            return
-        if plan.rows:
-            scored = [self._scored_positions(row) for row in plan.rows]
-            logits = self._run(plan.rows, scored)
-            self._commit(plan.rows, scored, logits)
-            self.device.fence().wait()
+        plan, self._planned = self._planned, None
+        if plan is None:
+            plan = self._plan(self._running)
+            failed = self._apply(plan)
+            if failed is not None:
+                self._make_do(failed)
+                return
+        rows = [row for row in plan.rows if row.seq.id in self._requests]
+        if rows:
+            scored = [self._scored_positions(row) for row in rows]
+            logits = self._run(rows, scored)
+            fence = self.device.fence()
+            forks = any(row.samples and row.seq.width > 1 for row in rows)
+            for row in rows:
+                row.seq.computed += row.count
+                if row.samples:
+                    row.seq.tokens.append(_UNKNOWN)
+            ahead = None if forks or fence.done() else self._plan_ahead()
+            self._commit(rows, scored, logits, fence, ahead)
         self.cache.end_step(self.steps)
 
-    def _apply(self, plan: StepPlan) -> bool:
+    def _plan(self, running: Sequence[Seq]) -> StepPlan:
+        return plan_step(
+            self.cache.table, running, self._waiting, self.limits, self.policy, self.steps
+        )
+
+    def _plan_ahead(self) -> StepPlan | None:
+        """The step after the one in flight, as far as it can be known.
+
+        Sequences may turn out to have ended: they lose their rows, and their pages, when it is so.
+        A plan that takes pages from somebody is none: what ends may leave enough.
+        """
+        plan = self._plan([s for s in self._running if len(s.tokens) < s.max_len])
+        return None if plan.preempted or plan.stuck else plan
+
+    def _make_do(self, failed: Failed) -> None:
+        """The device has less than the limit promised: plan again with what is held."""
+        limit = self.cache.limit_to_held()
+        log.warning(
+            "the device is out of memory (%s); the KV cache goes on with %s",
+            failed.error, format_bytes(limit),
+        )  # fmt: skip
+
+    def _apply(self, plan: StepPlan) -> Failed | None:
+        """Take the plan's pages and sequences over; if it failed, nothing has changed."""
         failed = self.cache.commit(Change(plan.table, plan.ops))
         if isinstance(failed, Failed):
-            # The device has less than the limit promised. Plan again with what is held.
-            limit = self.cache.limit_to_held()
-            log.warning(
-                "the device is out of memory (%s); the KV cache goes on with %s",
-                failed.error, format_bytes(limit),
-            )  # fmt: skip
-            return False
+            return failed
         for seq in plan.preempted:
             self._preempt(seq)
         for seq in plan.admitted:
@@ -134,7 +169,7 @@ class Engine:
                 request.scheduled = time.perf_counter()
         for seq in plan.stuck:
             self._end(seq, "capacity")
-        return True
+        return None
 
     def _preempt(self, seq: Seq) -> None:
         self._running.remove(seq)
@@ -165,15 +200,21 @@ class Engine:
                 wanted.append(len(tokens) - 1)
         return self.model.decoder.forward(torch.tensor(tokens), batch, torch.tensor(wanted))
 
-    def _commit(self, rows: Sequence[Row], scored: Sequence[range], logits: torch.Tensor) -> None:
-        """Take over what the step computed: forks, new tokens, ended sequences."""
+    def _commit(
+        self,
+        rows: Sequence[Row],
+        scored: Sequence[range],
+        logits: torch.Tensor,
+        fence: Ticket,
+        ahead: StepPlan | None,
+    ) -> None:
+        """Take over what the step computed: forks, new tokens, the next plan, ended sequences."""
         at = 0
         picks: list[int] = []
         choices: list[Choice] = []
         receivers: list[Seq] = []
         for row, positions in zip(rows, scored, strict=True):
             seq, request = row.seq, self._requests[row.seq.id]
-            seq.computed += row.count
             for position in positions:
                 token = request.prompt[position + 1]
                 top = request.params.prompt_logprobs or 0
@@ -185,12 +226,15 @@ class Engine:
                     choices.append(self._choice(heir, request))
                     receivers.append(heir)
                 at += 1
-        if not receivers:
-            return
         if len(picks) != at or picks != list(range(at)):
-            logits = logits[torch.tensor(picks)]
-        for seq, chosen in zip(receivers, sample(logits, choices), strict=True):
-            self._take(seq, chosen)
+            logits = logits[torch.tensor(picks, dtype=torch.int64)]
+        chosen = sample(logits, choices)
+        fence.wait()
+        # If it fails there may still be enough, once what ended has given its pages back.
+        if ahead is not None and self._apply(ahead) is None:
+            self._planned = ahead
+        for seq, choice in zip(receivers, chosen, strict=True):
+            self._take(seq, choice)
 
     def _fork(self, seq: Seq, request: Request) -> list[Seq]:
         """The siblings that share `seq`'s pages from the end of its prompt on, if it has any."""
@@ -225,7 +269,7 @@ class Engine:
         request = self._requests[seq.id]
         if request.first_token is None:
             request.first_token = time.perf_counter()
-        seq.tokens.append(chosen.token_id)
+        seq.tokens[-1] = chosen.token_id
         params = request.params
         ends: FinishReason | None = None
         end_token = chosen.token_id in params.stop_token_ids or (

@@ -98,7 +98,7 @@ class Mutant(NamedTuple):
 
 MUTANTS = {
     "a step ends without its fence": Mutant(
-        Engine, "step", "self.device.fence().wait()", "pass", life_of_an_engine
+        Engine, "step", "fence = self.device.fence()", "fence = kvrt.spi.Done()", life_of_an_engine
     ),
     "memory goes when idle without a fence": Mutant(
         KVCache, "idle", "self._backing.device.fence().wait()", "pass", life_of_a_cache
@@ -139,7 +139,7 @@ def test_a_wait_that_is_missing_is_found(
     source = textwrap.dedent(inspect.getsource(getattr(mutant.owner, mutant.method)))
     assert source.count(mutant.old) == 1
     scope: dict[str, object] = {}
-    module = vars(sys.modules[mutant.owner.__module__])
+    module = {**vars(sys.modules[mutant.owner.__module__]), "kvrt": kvrt}
     exec(source.replace(mutant.old, mutant.new), module, scope)
     monkeypatch.setattr(mutant.owner, mutant.method, scope[mutant.method])
     with pytest.raises(ContractError, match=r"while (compute|a copy) uses them"):
