@@ -24,12 +24,12 @@ BINDINGS = {
 pytestmark = pytest.mark.timeout(900)
 
 
-def emulated(*arguments: str) -> str:
+def emulated(*arguments: str, **environ: str) -> str:
     """``python -m tests.emulator ARGUMENTS``: what it prints. Fails the test if it fails."""
     result = subprocess.run(
         [sys.executable, "-m", "tests.emulator", *arguments],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environ},
         capture_output=True,
         text=True,
         check=False,
@@ -73,6 +73,14 @@ def test_the_conformance_kit_passes_with_rocms_own_ways() -> None:
 def test_inside(vendor: str) -> None:
     """All of `tests/emulator/inside`."""
     inside(vendor=vendor)
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_core_engine_memory_and_the_gpus_own_kernels_give_the_cpus_tokens(vendor: str) -> None:
+    tests = "tests/emulator/inside/test_interpreted.py"
+    run = ("-m", "pytest", "-q", "-p", "no:cacheprovider", tests)
+    output = emulated(vendor, "--kernels", "interpreter", *run, TRITON_INTERPRET="1")
+    assert "1 passed" in output
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
