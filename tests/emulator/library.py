@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -28,6 +29,16 @@ COUNTED = (
     "spans", "chunks", "handles", "mappings", "pinned", "streams", "events", "contexts", "queued",
 )  # fmt: skip
 """What must be given back."""
+
+
+def unsupported(name: str) -> str:
+    """Why the emulated driver could not be used here, in words; empty if it could."""
+    binding = importlib.import_module(f"kvrt_{name}.driver").BINDING
+    try:
+        importlib.metadata.version(binding)
+    except importlib.metadata.PackageNotFoundError:
+        return f"{binding} is not installed"
+    return ""
 
 
 def build(name: str) -> Path:
