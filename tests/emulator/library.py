@@ -20,10 +20,13 @@ class Vendor:
     """A driver to stand in for: the name it is loaded by, and its face in C."""
 
     soname: str
-    face: str
+    face: tuple[str, ...]
 
 
-VENDORS = {"cuda": Vendor("libcuda.so.1", "cuda.c"), "rocm": Vendor("libamdhip64.so", "hip.c")}
+VENDORS = {
+    "cuda": Vendor("libcuda.so.1", ("cuda.c", "cuda_errors.c")),
+    "rocm": Vendor("libamdhip64.so", ("hip.c",)),
+}
 
 COUNTED = (
     "spans", "chunks", "handles", "mappings", "pinned", "streams", "events", "contexts", "queued",
@@ -44,7 +47,7 @@ def unsupported(name: str) -> str:
 def build(name: str) -> Path:
     """The library, compiled by the system's C compiler at the first call and then kept."""
     vendor = VENDORS[name]
-    sources = [NATIVE / source for source in (*CORE, vendor.face)]
+    sources = [NATIVE / source for source in (*CORE, *vendor.face)]
     compiler = os.environ.get("CC", "cc")
     if shutil.which(compiler) is None:
         raise RuntimeError(f"the emulated drivers need a C compiler, and there is no {compiler}")
