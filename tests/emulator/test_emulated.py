@@ -103,6 +103,13 @@ def test_the_emulated_driver_keeps_the_contract(vendor: str) -> None:
     assert result.returncode == 0
 
 
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_the_memory_benchmark_runs(vendor: str) -> None:
+    report = json.loads(emulated(vendor, "-m", "tests.bench.gpu_memory", "--backend", vendor))
+    assert 0 < report["pooled_chunk_us"] < report["new_chunk_us"]
+    assert report["backend_us"].keys() == {"create", "map", "unmap", "destroy"}
+
+
 # --- not for everyone's run ----------------------------------------------------------------------
 
 
