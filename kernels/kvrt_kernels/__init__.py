@@ -5,6 +5,9 @@
     reference   all of these in plain torch: the definition of what they compute
     limits      the machine's read bandwidth and arithmetic peak
 
+    triton      the operators for GPUs                     graphs   their steps, recorded
+    gpu         what a GPU backend needs of torch          dlpack   tensors over given addresses
+
 Importing this package is cheap: torch and the native module are loaded when first asked for.
 """
 

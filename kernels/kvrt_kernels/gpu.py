@@ -7,19 +7,18 @@ its driver is then an emulator, its memory the host's, and its place says so.
 import importlib.metadata
 import importlib.util
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from kvrt.errors import BackendUnavailable
-from kvrt.spi import DType, PagedAttention
+from kvrt.spi import Bandwidth, DType, FusedOps, GraphCapture, Measurable, PagedAttention
+from kvrt_kernels.triton._require import OLDEST
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-TRITON = (3, 6)
-"""The oldest Triton whose compiler takes our kernels."""
 
 DTYPES: tuple[DType, ...] = ("bfloat16", "float16", "float32")
 
@@ -114,11 +113,11 @@ class TorchPlace:
             return Software(f"this torch is built for {other or 'CPUs only'}", fix)
         numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
         detail = f"torch for {self.platform} {version}"
-        need = f"pip install 'triton>={TRITON[0]}.{TRITON[1]}'"
+        need = f"pip install 'triton>={OLDEST[0]}.{OLDEST[1]}'"
         found = next(filter(None, map(_installed, self.triton)), "")
         if not found:
             return Software(f"{detail}, Triton is not installed", need, numbers)
-        if tuple(int(number) for number in re.findall(r"\d+", found)[:2]) < TRITON:
+        if tuple(int(number) for number in re.findall(r"\d+", found)[:2]) < OLDEST:
             return Software(f"{detail}, Triton {found} is too old", need, numbers)
         return Software(f"{detail}, Triton {found}", version=numbers)
 
@@ -126,6 +125,7 @@ class TorchPlace:
         import torch
 
         try:
+            torch.cuda.init()  # type: ignore[no-untyped-call]
             torch.cuda.set_device(index)
             torch.empty(1, device=self.torch_device(index))
         except (RuntimeError, AssertionError) as error:
@@ -149,7 +149,70 @@ class TorchPlace:
         return int(torch.cuda.current_stream(index).cuda_stream)
 
     def kernels(self, index: int, arch: str, multiprocessors: int) -> Kernels:
-        raise BackendUnavailable(f"kvrt has no kernels for {arch} yet", fix="use --backend cpu")
+        import torch
+
+        from kvrt_kernels.graphs import DeviceGraphs
+        from kvrt_kernels.triton import TritonAttention, TritonOps, require_triton
+
+        require_triton()
+        device = self.torch_device(index)
+        attention = TritonAttention(arch, device, multiprocessors)
+        extensions: dict[type, object] = {
+            FusedOps: TritonOps(),
+            GraphCapture: DeviceGraphs(attention, device),
+            Measurable: TorchLimits(device, lambda: torch.cuda.synchronize(device)),
+        }
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        dtypes = DTYPES if has_bfloat16 else DTYPES[1:]
+        return Kernels(attention, extensions, dtypes, dtypes)
+
+
+class TorchLimits:
+    """A device's limits, measured by torch: a copy of a gigabyte, and a product in float32.
+
+    A copy reads and writes; its bytes count once each way. Products are not taken in TF32.
+
+    Args:
+        synchronize: waits for the device.
+        nbytes: of the copy.
+        side: of the square matrices.
+    """
+
+    def __init__(
+        self,
+        torch_device: str,
+        synchronize: Callable[[], object],
+        nbytes: int = 1 << 30,
+        side: int = 8192,
+    ) -> None:
+        self._device = torch_device
+        self._synchronize = synchronize
+        self._nbytes = nbytes
+        self._side = side
+
+    def measure(self) -> Bandwidth:
+        import torch
+
+        source = torch.ones(self._nbytes, dtype=torch.uint8, device=self._device)
+        target = torch.empty_like(source)
+        matrix = torch.ones(self._side, self._side, device=self._device)
+        product = torch.empty_like(matrix)
+        copied = self._seconds(lambda: target.copy_(source))
+        multiplied = self._seconds(lambda: torch.mm(matrix, matrix, out=product))
+        return Bandwidth(2 * self._nbytes / copied, 2 * self._side**3 / multiplied)
+
+    def _seconds(self, work: Callable[[], object]) -> float:
+        """The fastest of a few, after one that warms up."""
+
+        def once() -> float:
+            self._synchronize()
+            begin = time.perf_counter()
+            work()
+            self._synchronize()
+            return time.perf_counter() - begin
+
+        once()
+        return min(once() for _ in range(5))
 
 
 def torch_builds() -> dict[str, str] | None:

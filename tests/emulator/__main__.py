@@ -10,7 +10,9 @@ import runpy
 import sys
 
 from tests.emulator import library
-from tests.emulator.place import HostPlace
+from tests.emulator.place import HostPlace, InterpreterPlace
+
+PLACES = {"torch": HostPlace, "interpreter": InterpreterPlace}
 
 
 def main() -> None:
@@ -22,6 +24,7 @@ def main() -> None:
     parser.add_argument("vendor", choices=library.VENDORS)
     parser.add_argument("--binding", metavar="FOLDER", help="import the binding from here")
     parser.add_argument("--unchanged", action="store_true", help="leave the backend as it is")
+    parser.add_argument("--kernels", choices=PLACES, default="torch", help="what computes")
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[])
     parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, required=True)
     asked = parser.parse_args()
@@ -32,15 +35,15 @@ def main() -> None:
         name, _, value = setting.partition("=")
         emulator.set(**{name: int(value)})
     if not asked.unchanged:
-        put_in_place(asked.vendor)
+        put_in_place(asked.vendor, PLACES[asked.kernels]())
     sys.argv = asked.module
     runpy.run_module(asked.module[0], run_name="__main__", alter_sys=True)
 
 
-def put_in_place(vendor: str) -> None:
+def put_in_place(vendor: str, place: HostPlace) -> None:
     """Let the backend take the host's memory for its device's; nothing else of it changes."""
     package = importlib.import_module(f"kvrt_{vendor}")
-    package.backend = type(package.backend)(HostPlace())
+    package.backend = type(package.backend)(place)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -19,10 +20,13 @@ class Vendor:
     """A driver to stand in for: the name it is loaded by, and its face in C."""
 
     soname: str
-    face: str
+    face: tuple[str, ...]
 
 
-VENDORS = {"cuda": Vendor("libcuda.so.1", "cuda.c"), "rocm": Vendor("libamdhip64.so", "hip.c")}
+VENDORS = {
+    "cuda": Vendor("libcuda.so.1", ("cuda.c", "cuda_errors.c")),
+    "rocm": Vendor("libamdhip64.so", ("hip.c",)),
+}
 
 COUNTED = (
     "spans", "chunks", "handles", "mappings", "pinned", "streams", "events", "contexts", "queued",
@@ -30,10 +34,20 @@ COUNTED = (
 """What must be given back."""
 
 
+def unsupported(name: str) -> str:
+    """Why the emulated driver could not be used here, in words; empty if it could."""
+    binding = importlib.import_module(f"kvrt_{name}.driver").BINDING
+    try:
+        importlib.metadata.version(binding)
+    except importlib.metadata.PackageNotFoundError:
+        return f"{binding} is not installed"
+    return ""
+
+
 def build(name: str) -> Path:
     """The library, compiled by the system's C compiler at the first call and then kept."""
     vendor = VENDORS[name]
-    sources = [NATIVE / source for source in (*CORE, vendor.face)]
+    sources = [NATIVE / source for source in (*CORE, *vendor.face)]
     compiler = os.environ.get("CC", "cc")
     if shutil.which(compiler) is None:
         raise RuntimeError(f"the emulated drivers need a C compiler, and there is no {compiler}")

@@ -4,10 +4,10 @@ from typing import cast
 
 from kvrt_kernels import reference
 from kvrt_kernels.dlpack import CPU, bytes_at
-from kvrt_kernels.gpu import Kernels, Software
+from kvrt_kernels.gpu import Kernels, Software, TorchLimits
 from torch import Tensor
 
-from kvrt.spi import AttentionBatch, AttentionParams
+from kvrt.spi import AttentionBatch, AttentionParams, FusedOps, Measurable
 
 
 class ReferenceAttention:
@@ -44,4 +44,25 @@ class HostPlace:
         return 0
 
     def kernels(self, index: int, arch: str, multiprocessors: int) -> Kernels:
-        return Kernels(ReferenceAttention(), compute_dtypes=("float32",))
+        limits = TorchLimits("cpu", lambda: None, nbytes=64 << 20, side=512)
+        return Kernels(ReferenceAttention(), {Measurable: limits}, compute_dtypes=("float32",))
+
+
+class InterpreterPlace(HostPlace):
+    """The same, computing with the Triton kernels in Triton's interpreter.
+
+    The process must have been started with TRITON_INTERPRET=1.
+    """
+
+    def software(self) -> Software:
+        return Software("emulated: device memory is host memory, Triton interprets its kernels")
+
+    def kernels(self, index: int, arch: str, multiprocessors: int) -> Kernels:
+        from kvrt_kernels.triton import TritonAttention, TritonOps
+
+        return Kernels(
+            # As if it had two compute units: each program takes 20 ms.
+            TritonAttention(arch, "cpu", multiprocessors=2),
+            {FusedOps: TritonOps()},
+            compute_dtypes=("float32",),
+        )

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.emulator import library
+
 ROOT = Path(__file__).parents[2]
 VENDORS = ("cuda", "rocm")
 PARTS = ("probe", "memory", "copier", "lifecycle", "errors")
@@ -24,12 +26,18 @@ BINDINGS = {
 pytestmark = pytest.mark.timeout(900)
 
 
-def emulated(*arguments: str) -> str:
+@pytest.fixture(autouse=True)
+def _bindings(vendor: str) -> None:
+    if reason := library.unsupported(vendor):
+        pytest.skip(reason)
+
+
+def emulated(*arguments: str, **environ: str) -> str:
     """``python -m tests.emulator ARGUMENTS``: what it prints. Fails the test if it fails."""
     result = subprocess.run(
         [sys.executable, "-m", "tests.emulator", *arguments],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environ},
         capture_output=True,
         text=True,
         check=False,
@@ -64,15 +72,24 @@ def test_the_conformance_kit_passes_when_work_is_put_off(vendor: str) -> None:
 
 
 @pytest.mark.promise("P37")
-def test_the_conformance_kit_passes_with_rocms_own_ways() -> None:
+@pytest.mark.parametrize("vendor", ["rocm"])
+def test_the_conformance_kit_passes_with_rocms_own_ways(vendor: str) -> None:
     settings = ("--set", "keeps_memory=1", "--set", "silent_map=1")
-    kit(*settings, vendor="rocm", parts=("memory", "lifecycle", "errors"))
+    kit(*settings, vendor=vendor, parts=("memory", "lifecycle", "errors"))
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
 def test_inside(vendor: str) -> None:
     """All of `tests/emulator/inside`."""
     inside(vendor=vendor)
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_core_engine_memory_and_the_gpus_own_kernels_give_the_cpus_tokens(vendor: str) -> None:
+    tests = "tests/emulator/inside/test_interpreted.py"
+    run = ("-m", "pytest", "-q", "-p", "no:cacheprovider", tests)
+    output = emulated(vendor, "--kernels", "interpreter", *run, TRITON_INTERPRET="1")
+    assert "1 passed" in output
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
@@ -84,6 +101,13 @@ def test_the_emulated_driver_keeps_the_contract(vendor: str) -> None:
     assert report["differences"] == {}
     assert len(report["answers"]) >= 30
     assert result.returncode == 0
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_the_memory_benchmark_runs(vendor: str) -> None:
+    report = json.loads(emulated(vendor, "-m", "tests.bench.gpu_memory", "--backend", vendor))
+    assert 0 < report["pooled_chunk_us"] < report["new_chunk_us"]
+    assert report["backend_us"].keys() == {"create", "map", "unmap", "destroy"}
 
 
 # --- not for everyone's run ----------------------------------------------------------------------

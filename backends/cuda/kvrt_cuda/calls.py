@@ -5,10 +5,11 @@ Imported only when a device is opened: importing the binding is slow, and it may
 
 from typing import Any
 
-from cuda.bindings import driver as binding
+from cuda.bindings import driver
 
 from kvrt.errors import DeviceError, KvrtError, OutOfMemory
 
+binding: Any = driver  # which has types in some versions, and not those that matter
 RECOMMENDED = binding.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_RECOMMENDED
 NON_BLOCKING = int(binding.CUstream_flags.CU_STREAM_NON_BLOCKING)
 DISABLE_TIMING = int(binding.CUevent_flags.CU_EVENT_DISABLE_TIMING)

@@ -56,12 +56,22 @@ class PinnedMemory:
                 log.warning("host memory could not be given back: %s", error)
 
     def _free_unused(self) -> None:
-        if self._context is None:
+        context = self._context
+        if context is None:
             return
-        while self._unused:
-            self._context.use()
-            call("cuMemFreeHost", self._unused[-1])
-            self._buffers.remove(self._unused.pop())
+        while True:
+            # Off the list first: the collector, or another thread, may come in between.
+            try:
+                address = self._unused.pop()
+            except IndexError:
+                break
+            try:
+                context.use()
+                call("cuMemFreeHost", address)
+            except KvrtError:
+                self._unused.append(address)
+                raise
+            self._buffers.remove(address)
         if self._closed and not self._buffers:
-            self._context.close()
+            context.close()
             self._context = None

@@ -8,10 +8,11 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any
 
-from hip import hip as binding
+from hip import hip
 
 from kvrt.errors import DeviceError, KvrtError, OutOfMemory
 
+binding: Any = hip  # which has types in some versions, and not those that matter
 READ_WRITE = binding.hipMemAccessFlags.hipMemAccessFlagsProtReadWrite
 RECOMMENDED = binding.hipMemAllocationGranularity_flags.hipMemAllocationGranularityRecommended
 TO_HOST = binding.hipMemcpyKind.hipMemcpyDeviceToHost

@@ -53,6 +53,7 @@ int emu_enter(const char *function) {
     total_calls++;
     if (fault.left && (!fault.name[0] || !strcmp(fault.name, name)) && !--fault.left)
         return fault.status;
+    if (settings.lose_after && total_calls > settings.lose_after) return LAUNCH_FAILED;
     return lost;
 }
 
@@ -104,7 +105,7 @@ static const struct {
     {"version", &settings.version},       {"granularity", &settings.granularity},
     {"deferred", &settings.deferred},     {"silent_map", &settings.silent_map},
     {"keeps_memory", &settings.keeps_memory},
-    {"virtual_memory", &settings.virtual_memory},
+    {"virtual_memory", &settings.virtual_memory}, {"lose_after", &settings.lose_after},
 };
 
 static const struct {

@@ -22,6 +22,7 @@ enum status {
     NOT_FOUND = 500,
     NOT_READY = 600,
     ILLEGAL_ADDRESS = 700,
+    LAUNCH_FAILED = 719,
     NOT_SUPPORTED = 801,
 };
 
@@ -36,6 +37,7 @@ struct settings {
     uint64_t granularity;  /* bytes */
     uint64_t version;      /* what the driver says it is; 0: the face's own */
     uint64_t virtual_memory; /* whether the devices say that they have it */
+    uint64_t lose_after;   /* after that many calls the device is lost; 0: never */
     uint64_t deferred;     /* queued work runs only when somebody waits for it */
     uint64_t silent_map;   /* ROCm: a map that fails says that it succeeded */
     uint64_t keeps_memory; /* ROCm: memory comes back only with the address range it was mapped in */

@@ -326,7 +326,7 @@ const char *hipGetErrorName(int status) {
         case NOT_FOUND: return "hipErrorNotFound";
         case NOT_READY: return "hipErrorNotReady";
         case ILLEGAL_ADDRESS: return "hipErrorIllegalAddress";
-        case 719: return "hipErrorLaunchFailure";
+        case LAUNCH_FAILED: return "hipErrorLaunchFailure";
         case NOT_SUPPORTED: return "hipErrorNotSupported";
         default: return "hipErrorUnknown";
     }

@@ -1,0 +1,143 @@
+"""What both GPU backends share: tensors over addresses, recorded steps, limits, and torch."""
+
+import contextlib
+import ctypes
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from kvrt_cuda import TORCH as CUDA_TORCH
+from kvrt_kernels import dlpack
+from kvrt_kernels.gpu import TorchLimits, torch_builds
+from kvrt_kernels.graphs import DeviceGraphs
+from kvrt_rocm import TORCH as ROCM_TORCH
+
+from kvrt.errors import BackendUnavailable
+from kvrt.testing.host import physical_bytes
+
+# --- tensors over addresses ----------------------------------------------------------------------
+
+
+def test_a_tensor_shares_the_memory_at_its_address() -> None:
+    memory = (ctypes.c_uint8 * 64)(*range(64))
+    tensor = dlpack.bytes_at(ctypes.addressof(memory), 64, dlpack.CPU, 0)
+    assert tensor.tolist() == list(range(64))
+    tensor[3] = 200
+    assert memory[3] == 200
+    assert tensor.view(torch.float32).shape == (16,)
+
+
+def test_wrapping_many_times_leaks_nothing() -> None:
+    memory = (ctypes.c_uint8 * 64)()
+    address = ctypes.addressof(memory)
+    for _ in range(1000):
+        dlpack.bytes_at(address, 64, dlpack.CPU, 0)
+    before = physical_bytes()
+    for _ in range(30_000):
+        dlpack.bytes_at(address, 64, dlpack.CPU, 0)
+    assert physical_bytes() - before < 1 << 20, "a description has about 90 bytes"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this torch has a GPU")
+def test_a_device_that_torch_does_not_have_is_an_error_and_no_crash() -> None:
+    with pytest.raises((RuntimeError, BufferError, AssertionError, SystemError)):
+        dlpack.bytes_at(1 << 40, 64, dlpack.CUDA, 0)
+
+
+# --- torch ---------------------------------------------------------------------------------------
+
+
+def test_what_torch_was_built_for_is_read_without_importing_it() -> None:
+    builds = torch_builds()
+    assert builds is not None
+    assert builds["cuda"] == (torch.version.cuda or "")
+    assert builds["hip"] == (torch.version.hip or "")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this torch has a GPU")
+@pytest.mark.parametrize("place", [CUDA_TORCH, ROCM_TORCH])
+def test_a_torch_that_cannot_use_the_device_is_quoted(place: Any) -> None:
+    with pytest.raises(BackendUnavailable, match=f"cannot use {place.platform} device 0") as raised:
+        place.enter(0)
+    assert f"reinstall torch's {place.platform} build" in raised.value.fix
+
+
+def test_limits_are_measured_with_the_device_awaited() -> None:
+    waits: list[None] = []
+    limits = TorchLimits("cpu", lambda: waits.append(None), nbytes=1 << 22, side=128).measure()
+    assert limits.read_bytes_per_s > 1e8
+    assert limits.flops_per_s > 1e6
+    assert len(waits) >= 20
+
+
+# --- recorded steps ------------------------------------------------------------------------------
+
+
+class Attention:
+    """A stand-in for `TritonAttention` that tells what is asked of it."""
+
+    def __init__(self, told: list[object]) -> None:
+        self._told = told
+
+    def plan_recorded(self, batch: object) -> object:
+        self._told.append(("plan", batch))
+        return "the plan"
+
+    def update(self, plan: object, batch: object) -> None:
+        self._told.append(("update", plan, batch))
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What is asked of torch's graphs, which are not there without a GPU."""
+    told: list[object] = []
+
+    class Recorded:
+        def replay(self) -> None:
+            told.append("replay")
+
+    @contextlib.contextmanager
+    def graph(recorded: Recorded, *, pool: str, stream: object, **_: object) -> Iterator[None]:
+        told.append(f"begin in {pool}")
+        yield
+        told.append("end")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: f"pool {len(told)}")
+    return told
+
+
+def test_a_step_is_recorded_once_and_replayed_for_the_batch_it_is_given(
+    told: list[object],
+) -> None:
+    attention: Any = Attention(told)
+    graphs = DeviceGraphs(attention, "cuda:0")
+    batches: list[Any] = ["batch 0", "batch 1"]
+    graph = graphs.capture(batches[0], lambda plan: told.append(("record", plan)))
+    assert told == [
+        ("plan", "batch 0"), "begin in pool 1", ("record", "the plan"), "end",
+    ]  # fmt: skip
+    told.clear()
+    for batch in batches:
+        graph.replay(batch)
+    assert told == [
+        ("update", "the plan", "batch 0"), "replay",
+        ("update", "the plan", "batch 1"), "replay",
+    ]  # fmt: skip
+    told.clear()
+    graphs.capture(batches[1], lambda plan: None)
+    assert "begin in pool 1" in told, "graphs share their pool"
+
+
+def test_steps_are_padded_little_and_large_ones_are_not_recorded() -> None:
+    attention: Any = Attention([])
+    graphs = DeviceGraphs(attention, "cuda:0")
+    sizes = [graphs.size(tokens) for tokens in range(1, 257)]
+    assert all(tokens <= size < 2 * tokens for tokens, size in enumerate(sizes, 1))
+    assert all(size <= 1.34 * tokens for tokens, size in enumerate(sizes, 1) if tokens >= 48)
+    assert all(graphs.size(size) == size for size in sizes)
+    assert len(set(sizes)) <= 20
+    assert graphs.size(257) == 0

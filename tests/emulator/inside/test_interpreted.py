@@ -1,0 +1,33 @@
+"""Core, engine, an emulated GPU's memory and copies, and the GPU's own kernels, all in one run."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from kvrt.runtime import Runtime
+from kvrt.sampling import SamplingParams
+from kvrt.spi import FusedOps
+from tests.emulator.inside.test_runtime import CONFIG, tokens
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter"
+)
+
+SMALL = {**CONFIG, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+PROMPTS = [[3, 1, 4, 1, 5], list(range(20, 41))]
+GREEDY = SamplingParams(max_tokens=6, ignore_eos=True, temperature=0.0)
+
+
+def test_tokens_are_those_of_the_cpu_backend(tmp_path: Path, vendor: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    answers = []
+    for backend in (vendor, "cpu"):
+        with Runtime(
+            tmp_path, backend=backend, load_format="dummy", seed=1, memory_limit="16MiB"
+        ) as runtime:
+            assert runtime.device.extension(FusedOps) is not None  # type: ignore[type-abstract]
+            answers.append(tokens(runtime.generate(PROMPTS, GREEDY)))
+        runtime.device.close()
+    assert answers[0] == answers[1]
