@@ -92,7 +92,7 @@ class Team {
   template <class Ready> void wait(int thread, const Ready& ready) {
     for (int turn = 1; !ready(); turn++) {
       if (idle_(idler_, thread)) continue;
-      if (turn % 4096 == 0) std::this_thread::yield();
+      if (turn % 512 == 0) std::this_thread::yield();
 #if defined(__x86_64__)
       _mm_pause();
 #elif defined(__aarch64__)
