@@ -1,0 +1,117 @@
+"""What a run consists of: each step one command, so that one that fails or hangs stops no other."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.gpu.wheels import ROOT
+
+BUILD = ROOT / "build"
+VENV = BUILD / "gpu-venv"
+PYTHON = VENV / "bin" / "python"
+ROWS = BUILD / "gpu-rows.jsonl"
+MACHINE = BUILD / "gpu-machine.json"
+VENDORS = ("cuda", "rocm")
+PYTEST = ("-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", "-p", "pytest_timeout",
+          "-p", "pytest_benchmark.plugin", "-p", "kvrt.testing.plugin")  # fmt: skip
+"""Other plug-ins of the machine are left out, and their packages' warnings are no failures here."""
+
+KIT = "kvrt.testing.suite.test_"
+WORKERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command.
+
+    Args:
+        name: for ``--only``.
+        command: its arguments.
+        seconds: it takes about so long on a GPU that has compiled nothing yet.
+        vital: nothing after it makes sense without it.
+        json: it prints a JSON object, which is kept.
+        optional: it is run only if it is named.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    seconds: int
+    vital: bool = False
+    json: bool = False
+    optional: bool = False
+
+
+def steps(backend: str, *, small: bool, native: bool) -> list[Step]:
+    """All steps for a backend, in order: what is most wanted comes first."""
+    python = str(PYTHON)
+    chosen = ("--kvrt-backend", backend)
+    workers = ("-p", "xdist.plugin", "-n", str(WORKERS)) if _has("xdist") and not small else ()
+
+    def kit(*names: str) -> tuple[str, ...]:
+        return (*(KIT + name for name in names), *chosen)
+
+    def bench(name: str, seconds: int, *, optional: bool = False) -> Step:
+        options = ("--backend", backend, "--rows", str(ROWS), *(("--small",) if small else ()))
+        command = (python, "-m", "tests.bench.gpu", *options, name)
+        return Step(f"bench-{name}", command, seconds, optional=optional)
+
+    doctor = (python, "-m", "kvrt_cli", "doctor", "--json")
+    machine = (python, "-m", "tests.bench.gpu", "--backend", backend, "--rows", str(MACHINE))
+    driver = (python, "-m", "tests.emulator.contract", backend, "--library", "real")
+    vendor = backend in VENDORS
+    return [
+        Step("install", install_command(native=native), 120, vital=True),
+        Step("machine", (*machine, "machine"), 20),
+        Step("doctor", doctor, 40, json=True),
+        *([Step("driver", driver, 20, json=True)] if vendor else []),
+        Step(
+            "kit-memory",
+            (python, *PYTEST, "--pyargs",
+             *kit("memory", "copier", "errors", "lifecycle", "probe")),
+            60,
+        ),
+        Step("tests", (python, *PYTEST, "tests/gpu", "-m", "extra", *chosen), 120),
+        Step("kit-kernels",
+             (python, *PYTEST, *workers, "--pyargs", *kit("attention", "fused", "graphs")), 150),
+        bench("memory", 20),
+        bench("flashinfer", 300, optional=True),
+        bench("decode", 90),
+        bench("prefill", 40),
+        bench("one-stream", 80),
+        bench("step", 30),
+        bench("many", 90),
+    ]  # fmt: skip
+
+
+def install_command(*, native: bool) -> tuple[str, ...]:
+    """Runs before there is a virtual environment, by `tests.gpu.install`."""
+    import sys
+
+    return (sys.executable, "-m", "tests.gpu.install", *(() if native else ("--no-native",)))
+
+
+def _has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def environment() -> dict[str, str]:
+    """Variables of all steps: what is compiled is kept under ``build``, and may be carried along."""
+    return {
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTHONUNBUFFERED": "1",
+        "TRITON_CACHE_DIR": str(BUILD / "gpu-triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(BUILD / "gpu-inductor"),
+        "FLASHINFER_WORKSPACE_BASE": str(BUILD / "gpu-flashinfer"),
+        "HF_HUB_OFFLINE": "1",
+        "NO_COLOR": "1",
+    }
+
+
+def step_names(backend: str) -> list[str]:
+    return [step.name for step in steps(backend, small=False, native=True)]
+
+
+def reset() -> None:
+    """Forget an earlier run's results."""
+    for path in (ROWS, MACHINE):
+        Path(path).unlink(missing_ok=True)
