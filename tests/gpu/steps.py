@@ -95,7 +95,7 @@ def _has(module: str) -> bool:
 
 
 def environment() -> dict[str, str]:
-    """Variables of all steps: what is compiled is kept under ``build``, and may be carried along."""
+    """Variables of all steps. What is compiled stays under ``build``, and may be carried along."""
     return {
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "PYTHONUNBUFFERED": "1",

@@ -193,7 +193,7 @@ def step_overhead(backend: str, clock: Clock, rows: Rows, *, small: bool) -> Non
                     priority=0,
                     detokenizer=lambda: None,
                     deliver=lambda _: None,
-                )  # fmt: skip
+                )
             )
         for _ in range(5):  # the prompts, the recording, and steps that warm up
             engine.step()
@@ -220,7 +220,6 @@ def step_overhead(backend: str, clock: Clock, rows: Rows, *, small: bool) -> Non
             submit.append(time.perf_counter() - begin)
         engine.abort_all(RuntimeError("measured"))  # type: ignore[arg-type]
         cache.close()
-        del forward, batch, engine, cache, model
         device.close()
     overhead = step - on_device
     rows.add(STEP, case, "kvrt", step=step, device=on_device, overhead=overhead,
