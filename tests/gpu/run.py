@@ -57,7 +57,10 @@ def run(chosen: list[Step], backend: str, out: Path, budget: float | None, *, sm
             outcomes.append(Outcome(step.name, "left out", summary=why))
             continue
         print(f"=== {step.name}", flush=True)
+        before = len(rows())
         outcome = execute(step, LONGEST_S if left is None else left, log)
+        if measured := rows()[before:]:
+            outcome.summary = of_rows(measured)
         outcomes.append(outcome)
         if step.vital and outcome.status != "passed":
             stopped = f"{step.name} {outcome.status}"
@@ -136,20 +139,30 @@ def summary(lines: list[str], data: Any) -> str:
     return lines[-1][:200] if lines else ""
 
 
+def rows() -> list[dict[str, Any]]:
+    """What was measured so far."""
+    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+
+
+def of_rows(measured: list[dict[str, Any]]) -> str:
+    aims = [row["met"] for row in measured if "aim" in row]
+    absent = sum("skipped" in row for row in measured)
+    return f"{len(measured) - absent} results, {sum(aims)} of {len(aims)} aims met" + (
+        f", {absent} not measured" if absent else ""
+    )
+
+
 def write(outcomes: list[Outcome], backend: str, out: Path, *, small: bool) -> list[Path]:
     """The results so far, as JSON and as a page."""
     machine = {"backend": backend, "device": "unknown", "date": time.strftime("%Y-%m-%d")}
     if MACHINE.exists():
         machine |= json.loads(MACHINE.read_text())
-    rows = []
-    if ROWS.exists():
-        rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
     result = {
         "machine": machine,
         "commit": commit(),
         "small": small,
         "command": " ".join(["ci/gpu", *sys.argv[1:]]),
         "steps": [asdict(outcome) for outcome in outcomes],
-        "rows": rows,
+        "rows": rows(),
     }
     return report.write(result, out)

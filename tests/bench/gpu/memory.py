@@ -44,9 +44,6 @@ def _backend(device: Device, rows: Rows, case: str, count: int, by: str = "kvrt"
     chunks = []
     create = each(count, lambda _: chunks.append(memory.create()))
     maps = each(count, lambda n: memory.map(span, n * size, chunks[n]))
-    touched = memory.tensor(span, "float32")
-    touched.zero_()
-    device.synchronize()
     unmaps = each(count, lambda n: memory.unmap(span, n * size, chunks[n]))
     destroy = each(count, lambda n: memory.destroy(chunks[n]))
     memory.release(span)

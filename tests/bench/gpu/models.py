@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from kvrt.engine import Engine
+from kvrt.errors import KvrtError
 from kvrt.model.spec import ModelSpec
 from kvrt.request import Request
 from kvrt.runtime import Runtime
@@ -218,7 +219,7 @@ def step_overhead(backend: str, clock: Clock, rows: Rows, *, small: bool) -> Non
             begin = time.perf_counter()
             forward()
             submit.append(time.perf_counter() - begin)
-        engine.abort_all(RuntimeError("measured"))  # type: ignore[arg-type]
+        engine.abort_all(KvrtError("measured"))
         cache.close()
         device.close()
     overhead = step - on_device
