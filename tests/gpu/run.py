@@ -83,7 +83,7 @@ def execute(step: Step, limit: float, log: Path) -> Outcome:
 
     def read() -> None:
         assert process.stdout is not None
-        with log.open("a") as file:
+        with process.stdout, log.open("a") as file:
             file.write(f"=== {step.name}: {' '.join(step.command)}\n")
             for line in process.stdout:
                 file.write(line)

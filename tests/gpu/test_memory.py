@@ -45,7 +45,6 @@ def settled(runtime: Runtime) -> int:
     return taken(runtime)
 
 
-@pytest.mark.promise("P9")
 def test_a_burst_s_memory_goes_back_to_the_driver(
     backend: str, folder: Path, make_runtime: MakeRuntime
 ) -> None:

@@ -88,9 +88,7 @@ def main() -> int:
         "prefill": lambda: with_device(
             lambda d, c: attention.prefill(d, c, rows, small=small), backend, small=small
         ),
-        "memory": lambda: with_device(
-            lambda d, _: memory.memory(d, rows, small=small), backend, small=small
-        ),
+        "memory": lambda: with_device(lambda d, _: memory.memory(d, rows), backend, small=small),
         "one-stream": lambda: with_clock(
             lambda c: models.one_stream(backend, c, rows, small=small), backend, small=small
         ),
