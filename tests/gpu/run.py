@@ -120,11 +120,12 @@ def end_group(group: int) -> None:
 
 def parsed(text: str) -> Any:
     """The JSON object in an output that may have warnings before it; None if there is none."""
-    start = text.find("{")
-    try:
-        return json.JSONDecoder().raw_decode(text[start:])[0] if start >= 0 else None
-    except json.JSONDecodeError:
-        return None
+    for start in re.finditer(r"^\{", text, re.MULTILINE):
+        try:
+            return json.JSONDecoder().raw_decode(text[start.start() :])[0]
+        except json.JSONDecodeError:
+            continue
+    return None
 
 
 def summary(lines: list[str], data: Any) -> str:
