@@ -177,7 +177,7 @@ def step_overhead(backend: str, clock: Clock, rows: Rows, *, small: bool) -> Non
             model=folder, backend=backend, load_format="dummy", dtype="bfloat16",
             max_model_len=ROOM, max_running=count,
         )  # fmt: skip
-        device = open_device(backend, 0)
+        device = open_device(backend, 0, check_layers=False)  # as a runtime does
         model = load_model(folder, device, dtype="bfloat16", load_format="dummy",
                            max_model_len=ROOM)  # fmt: skip
         cache = make_cache(config, device, model)
