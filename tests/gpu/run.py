@@ -64,7 +64,8 @@ def run(chosen: list[Step], backend: str, out: Path, budget: float | None, *, sm
         outcomes.append(outcome)
         if step.vital and outcome.status != "passed":
             stopped = f"{step.name} {outcome.status}"
-        write(outcomes, backend, out, small=small)
+        if MACHINE.exists():  # its name is the results' name
+            write(outcomes, backend, out, small=small)
     paths = write(outcomes, backend, out, small=small)
     print("\n" + report.steps_table([asdict(outcome) for outcome in outcomes]))
     print(f"\n{(time.monotonic() - begin):.0f} s; {', '.join(map(str, paths))}, {log}")

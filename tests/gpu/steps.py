@@ -1,6 +1,9 @@
 """What a run consists of: each step one command, so that one that fails or hangs stops no other."""
 
 import importlib.util
+import os
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,8 +88,6 @@ def steps(backend: str, *, small: bool, native: bool) -> list[Step]:
 
 def install_command(*, native: bool) -> tuple[str, ...]:
     """Runs before there is a virtual environment, by `tests.gpu.install`."""
-    import sys
-
     return (sys.executable, "-m", "tests.gpu.install", *(() if native else ("--no-native",)))
 
 
@@ -104,6 +105,19 @@ def environment() -> dict[str, str]:
         "FLASHINFER_WORKSPACE_BASE": str(BUILD / "gpu-flashinfer"),
         "HF_HUB_OFFLINE": "1",
         "NO_COLOR": "1",
+        **_toolkit(),
+    }
+
+
+def _toolkit() -> dict[str, str]:
+    """Where FlashInfer's build finds CUDA's compiler, and a libcuda.so to link with."""
+    compiler = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if not Path(compiler).exists():
+        return {}
+    home = Path(compiler).resolve().parents[1]
+    stubs = [str(home / "lib64" / "stubs"), *filter(None, [os.environ.get("LIBRARY_PATH")])]
+    return {"CUDA_HOME": str(home), "LIBRARY_PATH": os.pathsep.join(stubs)} | {
+        name: os.environ[name] for name in ("CUDA_HOME",) if name in os.environ
     }
 
 

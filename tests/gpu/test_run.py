@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from tests.bench.gpu.timing import Clock
 from tests.gpu import report, run, steps, wheels
 from tests.gpu.steps import Step
 
@@ -82,6 +84,29 @@ def test_a_step_s_json_is_kept_also_behind_warnings(out: Path) -> None:
     (step,) = results(out)["steps"]
     assert step["data"] == {"summary": "3 devices"}
     assert step["summary"] == "3 devices"
+
+
+class Event:
+    """An event of a device that does its work at once."""
+
+    def __init__(self, **_: object) -> None:
+        self.at = 0.0
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, end: "Event") -> float:
+        return (end.at - self.at) * 1e3
+
+
+def test_a_gpu_s_work_is_timed_by_its_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    clock = Clock("cpu", small=True)
+    clock.on_host = False
+    assert 0.01 < clock.seconds(lambda: time.sleep(0.01)) < 0.1
+    assert 0.01 < clock.back_to_back(lambda: time.sleep(0.01)) < 0.1
+    assert clock.copy_bandwidth() > 1e8
 
 
 ROW = {"group": "decode", "case": "batch 1", "by": "kvrt"}

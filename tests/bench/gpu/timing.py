@@ -83,6 +83,12 @@ class Clock:
     def copy_bandwidth(self) -> float:
         """Bytes a second that a large copy on the device reads and writes, counted both."""
         nbytes = 64 << 20 if self._small else COPY_BYTES
+        seconds = self._copy_seconds(nbytes)
+        if not self.on_host:
+            torch.cuda.empty_cache()  # what is measured next may want the memory
+        return 2 * nbytes / seconds
+
+    def _copy_seconds(self, nbytes: int) -> float:
         source = torch.randint(256, (nbytes,), dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
-        return 2 * nbytes / self.seconds(lambda: target.copy_(source))
+        return self.seconds(lambda: target.copy_(source))
