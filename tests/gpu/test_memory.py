@@ -29,17 +29,23 @@ def folder(tmp_path: Path) -> Path:
 
 
 def taken(runtime: Runtime) -> int:
-    """Bytes in use: of the device by anyone, or of this process where the device is the host."""
-    if runtime.device_info.torch_device == "cpu":
+    """Bytes in use: of the device by anyone, as its driver says; on a CPU, of this process."""
+    if runtime.device_info.backend == "cpu":
         return physical_bytes()
     info = runtime.device.memory.info()
     return info.total - info.free
 
 
+def held(runtime: Runtime) -> int:
+    """Bytes of chunks that the cache has, mapped or not."""
+    cache = runtime.stats().cache
+    return cache.mapped_bytes + cache.pooled_bytes
+
+
 def settled(runtime: Runtime) -> int:
     """Bytes in use once the engine has given back what it does not need."""
     deadline = time.monotonic() + 10
-    while runtime.busy or runtime.stats().cache.mapped_bytes > runtime.config.keep_warm:
+    while runtime.busy or held(runtime) > runtime.config.keep_warm:
         assert time.monotonic() < deadline, "memory is not given back"
         time.sleep(0.01)
     return taken(runtime)
