@@ -1,7 +1,6 @@
 """Options of a runtime and of the process, each read and checked in one place."""
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,48 +9,7 @@ from typing import Literal, get_args
 from kvrt.errors import ConfigError
 from kvrt.sched.policy import PolicyName
 from kvrt.spi import DType
-
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-_UNITS = {
-    "": 1, "b": 1,
-    "k": 10**3, "kb": 10**3, "kib": KIB,
-    "m": 10**6, "mb": 10**6, "mib": MIB,
-    "g": 10**9, "gb": 10**9, "gib": GIB,
-    "t": 10**12, "tb": 10**12, "tib": 1 << 40,
-}  # fmt: skip
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
-
-
-def parse_bytes(text: str, *, whole: int = 0) -> int:
-    """``512MiB``, ``4 GiB``, ``1.5g`` or plain bytes; also ``50%`` of `whole`, if that is given.
-
-    Raises:
-        ConfigError: `text` is none of these.
-    """
-    if text.strip().endswith("%") and whole:
-        try:
-            share = float(text.strip()[:-1])
-        except ValueError:
-            share = -1.0
-        if 0 < share <= 100:
-            return int(whole * share / 100)
-        raise ConfigError(f"{text!r} is not a percentage above 0 and at most 100")
-    match = _SIZE.fullmatch(text)
-    if match is None or match[2].lower() not in _UNITS:
-        raise ConfigError(
-            f"{text!r} is not a size in bytes", fix="write it as 4GiB, 512MiB, 4GB or plain bytes"
-        )
-    return int(float(match[1]) * _UNITS[match[2].lower()])
-
-
-def format_bytes(nbytes: int) -> str:
-    """``1536`` as ``1.5 KiB``: three digits, the largest unit that leaves at least one."""
-    value = float(nbytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(value) < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
-        value /= 1024
-    return f"{value:.3g} TiB"
+from kvrt.units import MIB
 
 
 @dataclass(frozen=True, slots=True)

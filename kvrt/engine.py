@@ -18,7 +18,6 @@ from collections.abc import Sequence
 import torch
 
 from kvrt.cache import KVCache
-from kvrt.config import format_bytes
 from kvrt.errors import CapacityError, KvrtError
 from kvrt.model.loader import Model
 from kvrt.outputs import FinishReason
@@ -30,6 +29,7 @@ from kvrt.sched.batching import Limits, Row, StepPlan, plan_step
 from kvrt.sched.policy import Policy
 from kvrt.sched.seq import Seq
 from kvrt.spi import Device, Ticket
+from kvrt.units import format_bytes
 
 log = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@
     ├── ConfigError            2    an option or argument has a bad value
     ├── RequestError           2    one request is bad; others are not touched
     ├── ModelError             3    a model is missing, damaged or not supported
+    ├── StoreError             2    a folder cannot keep KV pages, or keeps those of something else
     ├── BackendUnavailable     4    a backend cannot be used on this machine
     ├── CapacityError          5    something does not fit in memory
     │   └── OutOfMemory        5    the device itself refused physical memory
@@ -14,6 +15,8 @@
 Each carries the cause (its message) and, where one is known, the remedy (`fix`), so that a
 command line can print both and a program can show them.
 """
+
+from typing import Literal
 
 
 class KvrtError(Exception):
@@ -55,6 +58,26 @@ class ModelError(KvrtError):
     """A model is missing, damaged, or of a kind that is not supported."""
 
     exit_code = 3
+
+
+StoreFault = Literal["denied", "locked", "foreign", "version", "damaged", "codec", "failed"]
+"""Why a folder of KV pages cannot be used: no permission; another process writes to it; it belongs
+to another model, format or program; to another version of kvrt; its header is not what was written;
+it is compressed and the library is missing; the system refused for another reason."""
+
+
+class StoreError(KvrtError):
+    """A folder of KV pages cannot be used; what is in it counts as not there.
+
+    Args:
+        reason: see `StoreFault`.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, reason: StoreFault, fix: str = "") -> None:
+        super().__init__(message, fix=fix)
+        self.reason = reason
 
 
 class BackendUnavailable(KvrtError):

@@ -1,11 +1,12 @@
 """How much memory the KV cache may take, and the page layout that follows."""
 
 from kvrt.cache import KVCache
-from kvrt.config import RuntimeConfig, format_bytes, parse_bytes
+from kvrt.config import RuntimeConfig
 from kvrt.errors import CapacityError, ConfigError
 from kvrt.model.loader import Model
 from kvrt.pages.geometry import Geometry
 from kvrt.spi import Device
+from kvrt.units import format_bytes, parse_bytes
 
 FREE_SHARE = 0.6
 """Of the memory that is free after loading, the cache takes at most so much if no limit is given:

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"spi"},
-    {"pages", "wrappers", "outputs", "sampling"},
+    {"spi", "units"},
+    {"pages", "tiers", "wrappers", "outputs", "sampling"},
     {"cache", "sched", "model", "registry", "sampler", "stream", "openmp"},
     {"config", "request"},
     {"engine", "sizing"},

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from kvrt.config import format_bytes
 from kvrt.errors import KvrtError
+from kvrt.units import format_bytes
 from kvrt_cli.terminal import Terminal
 
 

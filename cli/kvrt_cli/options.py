@@ -5,9 +5,10 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from kvrt.config import GIB, RuntimeConfig, parse_bytes
+from kvrt.config import RuntimeConfig
 from kvrt.errors import ConfigError
 from kvrt.spi import DType
+from kvrt.units import GIB, parse_bytes
 from kvrt_cli.terminal import ColorMode, Terminal
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -7,8 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from kvrt.config import format_bytes
 from kvrt.errors import CapacityError, RequestError
+from kvrt.units import format_bytes
 from kvrt_cli.answer import Style, about, listen, newline_after, report
 from kvrt_cli.asking import Asking
 from kvrt_cli.sampling import NAMES, resolve

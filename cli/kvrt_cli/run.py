@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvrt.config import RuntimeConfig, format_bytes
+from kvrt.config import RuntimeConfig
 from kvrt.errors import ModelError, RequestError
 from kvrt.sampling import SamplingParams
+from kvrt.units import format_bytes
 from kvrt_cli.answer import Style, answer
 from kvrt_cli.asking import asking
 from kvrt_cli.batch import answer_all

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from kvrt.config import format_bytes
 from kvrt.outputs import Result
+from kvrt.units import format_bytes
 
 if TYPE_CHECKING:
     from kvrt.cache import CacheStats

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
-from kvrt.config import format_bytes
+from kvrt.units import format_bytes
 from kvrt_cli.workload import Row
 
 # title, width, aligned to the right; wide enough for usual content, so that rows line up while

@@ -6,9 +6,9 @@ from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from kvrt.config import format_bytes
 from kvrt.errors import KvrtError
 from kvrt.spi import Device, DType, Measurable
+from kvrt.units import format_bytes
 from kvrt_cli.checks.check import Check, Mark, failed
 
 if TYPE_CHECKING:

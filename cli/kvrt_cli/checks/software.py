@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import kvrt
-from kvrt.config import format_bytes
+from kvrt.units import format_bytes
 from kvrt_cli.checks.check import Check, Mark
 
 PYTHON, LIBRARIES, ENVIRONMENT = "python", "libraries", "environment"

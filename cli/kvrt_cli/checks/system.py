@@ -9,7 +9,7 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-from kvrt.config import GIB, MIB, format_bytes
+from kvrt.units import GIB, MIB, format_bytes
 from kvrt_cli.checks.check import Check, Mark
 
 GROUP = "system"
