@@ -54,6 +54,7 @@ class CacheStats:
     Args:
         page_bytes: bytes of one page.
         used_pages: pages that sequences hold, shared ones counted once.
+        cached_pages: pages that no sequence holds, kept for those that begin with the same tokens.
         free_pages: pages that can be handed out within the limit.
         retired_pages: pages that wait for the end of a step.
         mapped_bytes: physical memory in the span.
@@ -67,6 +68,7 @@ class CacheStats:
 
     page_bytes: int
     used_pages: int
+    cached_pages: int
     free_pages: int
     retired_pages: int
     mapped_bytes: int
@@ -264,6 +266,11 @@ class KVCache:
             self._set_limit(held, held * self.geometry.chunk_bytes)
         return self._limit_bytes
 
+    @property
+    def chunks_over_limit(self) -> int:
+        """Chunks with pages in use beyond the limit, after it was lowered."""
+        return max(0, self._needed() - self._limit)
+
     # --- looking -----------------------------------------------------------------------------
 
     def stats(self) -> CacheStats:
@@ -273,6 +280,7 @@ class KVCache:
         return CacheStats(
             page_bytes=self.geometry.page_bytes,
             used_pages=table.used_pages,
+            cached_pages=table.idle_pages,
             free_pages=table.free_pages,
             retired_pages=table.retired_pages,
             mapped_bytes=len(self._backing.mapped) * self.geometry.chunk_bytes,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kvrt.errors import ConfigError
+from kvrt.sched.eviction import EvictionName
 from kvrt.sched.policy import PolicyName
 from kvrt.spi import DType
 from kvrt.units import MIB
@@ -65,6 +66,11 @@ class RuntimeConfig:
         max_batch_tokens: tokens computed in one step, over all sequences.
         max_running: sequences computed together.
         policy: ``fcfs`` or ``priority``.
+        prefix_cache: keep the pages of ended requests for others that begin with the same tokens.
+        prefix_cache_policy: which of them go first when memory is needed: ``lru``, ``lfu``, or
+            ``cost`` (what is worth least, by reuse and by what it takes to compute).
+        prefix_cache_ttl: while nothing runs, memory of pages that were not used for so many
+            seconds is given back.
         threads: host threads for kernels; None: the backend's choice.
         offline: use only what is on this machine.
         revision: of a hub id.
@@ -86,6 +92,9 @@ class RuntimeConfig:
     max_batch_tokens: int = 512
     max_running: int = 256
     policy: PolicyName = "fcfs"
+    prefix_cache: bool = True
+    prefix_cache_policy: EvictionName = "lru"
+    prefix_cache_ttl: float = 300.0
     threads: int | None = None
     offline: bool = False
     revision: str | None = None
@@ -97,6 +106,12 @@ class RuntimeConfig:
         _one_of("kv_dtype", self.kv_dtype, ("auto", *get_args(DType)))
         _one_of("load_format", self.load_format, get_args(LoadFormat))
         _one_of("policy", self.policy, get_args(PolicyName))
+        _one_of("prefix_cache_policy", self.prefix_cache_policy, get_args(EvictionName))
+        if not isinstance(self.prefix_cache_ttl, int | float) or not self.prefix_cache_ttl >= 0:
+            raise ConfigError(
+                f"prefix_cache_ttl is {self.prefix_cache_ttl!r}; it must be seconds, at least 0",
+                fix="0 gives memory back at once, float('inf') never",
+            )
         _at_least("device", self.device, 0)
         _at_least("page_size", self.page_size, 1)
         _at_least("keep_warm", self.keep_warm, 0)

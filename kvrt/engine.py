@@ -22,11 +22,13 @@ from kvrt.errors import CapacityError, KvrtError
 from kvrt.model.loader import Model
 from kvrt.outputs import FinishReason
 from kvrt.pages.apply import Failed
+from kvrt.pages.eviction import evict
 from kvrt.pages.table import Change
 from kvrt.request import Request
 from kvrt.sampler import Choice, Chosen, sample, token_logprobs
 from kvrt.sched.batching import Limits, Row, StepPlan, plan_step
 from kvrt.sched.policy import Policy
+from kvrt.sched.reuse import PrefixReuse
 from kvrt.sched.seq import Seq
 from kvrt.spi import Device, Ticket
 from kvrt.units import format_bytes
@@ -46,16 +48,24 @@ class Engine:
         cache: the KV memory on that device.
         limits: of one step.
         policy: the order of service.
+        reuse: finds pages that were computed before; None: each sequence computes all of its own.
     """
 
     def __init__(
-        self, model: Model, device: Device, cache: KVCache, limits: Limits, policy: Policy
+        self,
+        model: Model,
+        device: Device,
+        cache: KVCache,
+        limits: Limits,
+        policy: Policy,
+        reuse: PrefixReuse | None = None,
     ) -> None:
         self.model = model
         self.device = device
         self.cache = cache
         self.limits = limits
         self.policy = policy
+        self.reuse = reuse
         self.steps = 0
         self._ids = itertools.count(1)
         self._waiting: list[Seq] = []
@@ -81,6 +91,9 @@ class Engine:
             arrival=number,
             width=request.params.n,
             waiting_since=self.steps,
+            root=request.root,
+            matches=request.params.prompt_logprobs is None,  # they need each prompt token's logits
+            shares=request.shares,
         )
         request.open_output(seq)
         self._requests[seq.id] = request
@@ -112,6 +125,7 @@ class Engine:
         self.steps += 1
         plan, self._planned = self._planned, None
         if plan is None:
+            self._evict_over_limit()
             plan = self._plan(self._running)
             failed = self._apply(plan)
             if failed is not None:
@@ -125,15 +139,47 @@ class Engine:
             forks = any(row.samples and row.seq.width > 1 for row in rows)
             for row in rows:
                 row.seq.computed += row.count
+                if self.reuse is not None:
+                    self.reuse.computed(row.seq, self.cache.table.pages(row.seq.id))
                 if row.samples:
                     row.seq.tokens.append(_UNKNOWN)
             ahead = None if forks or fence.done() else self._plan_ahead()
             self._commit(rows, scored, logits, fence, ahead)
         self.cache.end_step(self.steps)
 
+    def rest(self) -> float | None:
+        """Nothing runs or waits: give back memory that is not needed, and not worth keeping.
+
+        Returns:
+            Seconds after which to ask again, since more will be given back then; None: never.
+        """
+        patience = None
+        self._evict_over_limit()
+        if self.reuse is not None:
+            expired, patience = self.reuse.expire(self.cache.table)
+            self._change(expired)
+        self.cache.idle()
+        return patience
+
+    def _evict_over_limit(self) -> None:
+        """After the limit was lowered: give cached pages up before sequences have to stop."""
+        geometry = self.cache.geometry
+        while self.reuse is not None and (over := self.cache.chunks_over_limit):
+            pages = -(-over * geometry.chunk_bytes // geometry.page_bytes)
+            evicted = evict(self.cache.table, pages, self.reuse.worth)
+            if not evicted.dropped:
+                return
+            self._change(evicted)
+
     def _plan(self, running: Sequence[Seq]) -> StepPlan:
         return plan_step(
-            self.cache.table, running, self._waiting, self.limits, self.policy, self.steps
+            self.cache.table,
+            running,
+            self._waiting,
+            self.limits,
+            self.policy,
+            self.steps,
+            self.reuse,
         )
 
     def _plan_ahead(self) -> StepPlan | None:
@@ -155,26 +201,38 @@ class Engine:
 
     def _apply(self, plan: StepPlan) -> Failed | None:
         """Take the plan's pages and sequences over; if it failed, nothing has changed."""
-        failed = self.cache.commit(Change(plan.table, plan.ops))
-        if isinstance(failed, Failed):
+        failed = self._change(plan.change)
+        if failed is not None:
             return failed
         for seq in plan.preempted:
             self._preempt(seq)
-        for seq in plan.admitted:
+        for seq, cached in plan.admitted.items():
             self._waiting.remove(seq)
             self._running.append(seq)
             seq.rank = self.policy.rank(seq, self.steps)
+            seq.computed = cached
             request = self._requests[seq.id]
             if request.scheduled is None:
                 request.scheduled = time.perf_counter()
+                request.cached_tokens = cached
+            if self.reuse is not None:
+                first = cached // self.cache.geometry.page_size
+                self.reuse.begin(seq, plan.table.pages(seq.id)[:first])
         for seq in plan.stuck:
             self._end(seq, "capacity")
         return None
 
+    def _change(self, change: Change) -> Failed | None:
+        """Carry a change of the page table out; pages that it drops are found no more."""
+        failed = self.cache.commit(change)
+        if failed is None and self.reuse is not None:
+            self.reuse.dropped(change.dropped)
+        return failed
+
     def _preempt(self, seq: Seq) -> None:
         self._running.remove(seq)
         self._waiting.append(seq)
-        seq.computed = 0
+        seq.computed = seq.named = 0
         seq.preemptions += 1
         seq.waiting_since = self.steps
         self._requests[seq.id].preemptions += 1
@@ -251,6 +309,11 @@ class Engine:
                 arrival=seq.arrival,
                 computed=seq.computed,
                 rank=seq.rank,
+                root=seq.root,
+                matches=seq.matches,
+                shares=seq.shares,
+                names=list(seq.names),
+                named=seq.named,
             )
             self.cache.commit(self.cache.table.fork(seq.id, heir.id))
             request.open_output(heir)
@@ -299,8 +362,12 @@ class Engine:
             self._running.remove(seq)
         else:
             self._waiting.remove(seq)
-        if seq.id in self.cache.table:
-            self.cache.commit(self.cache.table.free(seq.id, after=self.steps))
+        table = self.cache.table
+        if seq.id in table:
+            kept = seq.named if seq.shares else 0
+            if self.reuse is not None:
+                self.reuse.end(table.pages(seq.id)[:kept])
+            self._change(table.keep(seq.id, kept, after=self.steps))
         if request.finished:
             error = None
             if any(o.finish_reason == "capacity" for o in request.outputs.values()):

@@ -44,11 +44,19 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of the request, and how often it was preempted (its pages taken, then recomputed)."""
+    """Tokens of the request.
+
+    Args:
+        prompt_tokens: of the prompt.
+        completion_tokens: of all completions.
+        preemptions: how often its pages were taken, to be had again later.
+        cached_tokens: of the prompt; not computed, because their pages were there.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     preemptions: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,8 @@ class Request:
         priority: smaller is served first.
         detokenizer: makes one for each completion; None: the model has no tokenizer.
         deliver: called with each `Delta`, and last with the `Result`.
+        root: what the names of its pages begin with; see `kvrt.tiers.names`.
+        shares: other requests may use its pages.
         outputs: by page-table key of the sequence that produces them.
     """
 
@@ -114,10 +116,13 @@ class Request:
     priority: int
     detokenizer: Callable[[], Detokenizer | None]
     deliver: Callable[[Delta | Result], None]
+    root: bytes = b""
+    shares: bool = True
     submitted: float = field(default_factory=time.perf_counter)
     scheduled: float | None = None
     first_token: float | None = None
     preemptions: int = 0
+    cached_tokens: int = 0
     outputs: dict[int, Output] = field(default_factory=dict)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
@@ -142,6 +147,7 @@ class Request:
                 prompt_tokens=len(self.prompt),
                 completion_tokens=sum(len(c.token_ids) for c in completions),
                 preemptions=self.preemptions,
+                cached_tokens=self.cached_tokens,
             ),
             timings=Timings(
                 queued=(self.scheduled or now) - self.submitted,

@@ -34,10 +34,13 @@ from kvrt.registry import open_device
 from kvrt.request import Request, failed_result
 from kvrt.sampling import SamplingParams
 from kvrt.sched.batching import Limits
+from kvrt.sched.eviction import EVICTIONS
 from kvrt.sched.policy import POLICIES
-from kvrt.sizing import limit_bytes, make_cache, too_small
+from kvrt.sched.reuse import PrefixReuse, ReuseStats
+from kvrt.sizing import limit_bytes, make_cache, page_fingerprint, too_small
 from kvrt.spi import Device, DeviceInfo, DeviceOptions
 from kvrt.stream import Stream
+from kvrt.tiers.names import KEY_BYTES, root_key
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ Prompt = str | Sequence[int] | Sequence[Message]
 """Text, token ids, or chat messages (``{"role": "user", "content": "..."}``)."""
 
 CLOSE_TIMEOUT_S = 10.0
+MAX_SALT = 256
 
 
 class _Signal(enum.Enum):
@@ -67,12 +71,14 @@ class RuntimeStats:
         weight_bytes: of the loaded model.
         steps: of the engine, so far.
         cache: the KV memory; see `kvrt.cache.CacheStats`.
+        reuse: prefixes found in it; see `kvrt.sched.reuse.ReuseStats`.
     """
 
     load_seconds: float
     weight_bytes: int
     steps: int
     cache: CacheStats
+    reuse: ReuseStats
 
 
 class Runtime:
@@ -161,12 +167,17 @@ class Runtime:
         *,
         request_id: str | None = None,
         priority: int = 0,
+        cache_salt: str = "",
+        private: bool = False,
     ) -> Stream:
         """Submit one prompt and return its stream at once.
 
         Args:
             request_id: a name for `abort`; None: one is made.
             priority: smaller is served first, under the priority policy.
+            cache_salt: requests share KV pages only with those of the same salt: one for each
+                tenant keeps tenants apart, also in how long an answer takes.
+            private: it uses no pages of others, and leaves none.
 
         Raises:
             RequestError: the request is bad; nothing was queued.
@@ -204,6 +215,8 @@ class Runtime:
                 seed=seed,
                 max_len=min(room, len(tokens) + max_new),
                 priority=priority,
+                root=secrets.token_bytes(KEY_BYTES) if private else self._root(cache_salt),
+                shares=not private,
                 detokenizer=functools.partial(self.model.detokenizer, tokens),
                 deliver=stream.deliver,
             )
@@ -216,6 +229,15 @@ class Runtime:
         An id that is unknown or has ended is not an error: the answer may just have come.
         """
         self._tell(request_id)
+
+    def _root(self, salt: str) -> bytes:
+        if not isinstance(salt, str) or len(salt) > MAX_SALT or not salt.isprintable():
+            raise RequestError(
+                f"cache_salt is {salt!r:.60}; it must be printable text of at most {MAX_SALT}"
+                " characters",
+                param="cache_salt",
+            )
+        return root_key(self._pages_of, salt)
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -246,8 +268,13 @@ class Runtime:
         return self._engine.busy
 
     def stats(self) -> RuntimeStats:
+        reuse = self._engine.reuse
         return RuntimeStats(
-            self._load_seconds, self.model.weight_bytes, self._engine.steps, self.cache.stats()
+            self._load_seconds,
+            self.model.weight_bytes,
+            self._engine.steps,
+            self.cache.stats(),
+            ReuseStats() if reuse is None else reuse.stats,
         )
 
     def set_memory_limit(self, limit: int | str, revision: int | None = None) -> LimitChange:
@@ -355,8 +382,17 @@ class Runtime:
             self.cache,
             Limits(config.max_batch_tokens, config.max_running),
             POLICIES[config.policy],
+            self._reuse(),
         )
+        self._pages_of = page_fingerprint(self.model, self.cache.geometry, self.device.info)
         self._load_seconds = time.perf_counter() - started
+
+    def _reuse(self) -> PrefixReuse | None:
+        config = self.config
+        if not config.prefix_cache:
+            return None
+        policy = EVICTIONS[config.prefix_cache_policy]()
+        return PrefixReuse(config.page_size, policy, config.prefix_cache_ttl)
 
     def _serve(self) -> None:
         engine = self._engine
@@ -386,8 +422,10 @@ class Runtime:
             except queue.Empty:
                 if engine.busy:
                     return True
-                self.cache.idle()
-                command = self._commands.get()
+                try:
+                    command = self._commands.get(timeout=engine.rest())
+                except queue.Empty:
+                    continue
             if command is _Signal.CLOSE:
                 return False
             if isinstance(command, Request):

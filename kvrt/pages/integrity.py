@@ -21,32 +21,56 @@ def _check_sequences(table: PageTable) -> set[int]:
     geometry = table.geometry
     before: dict[int, int | None] = {}
     referrers: dict[int, set[tuple[str, SeqId]]] = defaultdict(set)
-    for seq, length in table.lengths.items():
-        row = table.pages(seq)
-        _require(
-            len(row) == geometry.pages_for(length),
-            f"sequence {seq!r} has {length} tokens and {len(row)} pages",
-        )
+    rows = [("sequence", seq, table.pages(seq)) for seq in table.lengths]
+    rows += [("cached row", end, row) for end, row in table.cached.items()]
+    for kind, name, row in rows:
         for previous, page in zip((None, *row), row, strict=False):
             _require(
                 before.setdefault(page, previous) == previous,
-                f"page {page} follows page {previous} in sequence {seq!r}, and another elsewhere",
+                f"page {page} follows page {previous} in {kind} {name!r}, and another elsewhere",
             )
             if previous is not None:
                 referrers[previous].add(("page", page))
         if row:
-            referrers[row[-1]].add(("sequence", seq))
+            referrers[row[-1]].add((kind, name))
+    for seq, length in table.lengths.items():
+        _require(
+            len(table.pages(seq)) == geometry.pages_for(length),
+            f"sequence {seq!r} has {length} tokens and {len(table.pages(seq))} pages",
+        )
+    for end, row in table.cached.items():
+        _require(row[-1:] == (end,), f"the cached row {row} does not end in page {end}")
     _require(set(table.rows) <= set(table.lengths), "a sequence without a length has pages")
-    counted = {page: len(found) for page, found in referrers.items() if len(found) > 1}
-    _require(
-        counted == table.referrers,
-        f"shared pages have the referrers {counted}; the table says {table.referrers}",
-    )
+    _check_referrers(table, referrers)
     retired = [page for entry in table.retired for page in entry.pages]
     used = [0, *before, *retired]
     repeated = [page for page, times in Counter(used).items() if times > 1]
     _require(not repeated, f"pages {repeated} are held twice (or are the null page)")
     return set(used)
+
+
+def _check_referrers(table: PageTable, found: dict[int, set[tuple[str, SeqId]]]) -> None:
+    """Counts, and which pages are idle."""
+    counted = {page: len(by) for page, by in found.items() if len(by) > 1}
+    _require(
+        counted == table.referrers.counts,
+        f"shared pages have the referrers {counted}; the table says {table.referrers.counts}",
+    )
+    alive = {page for row in table.rows.values() for page in row}
+    idle = sum(1 << page for page in found if page not in alive)
+    _require(table.referrers.idle == idle, "the idle pages are not those on record")
+    cached: dict[int, int] = {}
+    for page in alive:
+        count = sum(
+            kind == "cached row" or (kind == "page" and name not in alive)
+            for kind, name in found[page]
+        )
+        if count:
+            cached[page] = count
+    _require(
+        cached == table.referrers.cached,
+        f"live pages have the cached referrers {cached}; the table says {table.referrers.cached}",
+    )
 
 
 def _check_chunks(table: PageTable, used: set[int]) -> None:

@@ -69,6 +69,11 @@ class Placement:
         found = self.open_pages + room * geometry.chunk_bytes // geometry.page_bytes
         return max(0, min(found, geometry.pages_in(limit) - self.used_pages))
 
+    def users_beside(self, page: int) -> int:
+        """Used pages in the chunk to which a used page belongs."""
+        geometry = self.geometry
+        return self.held[page * geometry.page_bytes // geometry.chunk_bytes][0]
+
     def evolver(self) -> "PlacementEvolver":
         return PlacementEvolver(self)
 

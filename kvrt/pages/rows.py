@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kvrt.pages.table import PageTable, Row, SeqId
+from kvrt.pages.referrers import Row
+from kvrt.pages.table import PageTable, SeqId
 
 _WIDTH_STEP = 32
 """The array is this many pages wider at a time, so that it is not made anew at every page."""

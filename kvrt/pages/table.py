@@ -12,6 +12,10 @@ is enough to count *direct* referrers, which are the pages that follow it and th
 end in it: a fork then adds one referrer to one page, however long the sequence is, and freeing a
 sequence stops at the first page that somebody else still holds.
 
+A sequence that ends may leave its full pages *cached* (`keep`): another one can begin with them
+(`attach`) until they are given up (`kvrt.pages.eviction`), from the end of a cached row towards its
+beginning. Pages that only cached rows hold are *idle*: they are what can be evicted.
+
 Every operation leaves this table as it is and returns a `Change`: the next table, and the ops that
 lead to it. To go back is to keep the old table.
 
@@ -26,17 +30,28 @@ from dataclasses import dataclass, replace
 from kvrt.pages.geometry import Geometry
 from kvrt.pages.ops import Copy, Op, Scrub
 from kvrt.pages.placement import Placement
+from kvrt.pages.referrers import Referrers, ReferrersEvolver, Row
 
 SeqId = Hashable
-Row = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The table after an operation, and what has to be done on the device, in order."""
+    """The table after an operation, and what has to be done on the device, in order.
+
+    Args:
+        table: after it.
+        ops: for the device.
+        dropped: pages that hold no longer what they held: free or retired, or about to be written.
+    """
 
     table: "PageTable"
     ops: tuple[Op, ...] = ()
+    dropped: Row = ()
+
+    def then(self, change: "Change") -> "Change":
+        """This change and then another, which was planned on this one's table."""
+        return Change(change.table, self.ops + change.ops, self.dropped + change.dropped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +88,8 @@ class PageTable:
         scrub: each page that becomes free is overwritten (`Scrub`).
         lengths: tokens of each sequence.
         rows: pages of each sequence, in order.
-        referrers: direct referrers of each page that has more than one.
+        cached: by the last page: rows that stay although their sequence has ended.
+        referrers: who holds each page.
         retired: pages that wait for a step, in the order in which they were freed.
         placement: which chunks are mapped, which pages are free.
         version: of the committed table that this one was planned on; see `kvrt.cache`.
@@ -84,7 +100,8 @@ class PageTable:
     scrub: bool
     lengths: dict[SeqId, int]
     rows: dict[SeqId, Row]
-    referrers: dict[int, int]
+    cached: dict[int, Row]
+    referrers: Referrers
     retired: tuple[Retired, ...]
     placement: Placement
     version: int = 0
@@ -99,7 +116,7 @@ class PageTable:
         placer = Placement.empty(geometry).evolver()
         if placer.take(1, limit) != [0]:
             raise ValueError(f"a limit of {limit} chunks has no room for the null page")
-        table = cls(geometry, limit, scrub, {}, {}, {}, (), placer.persistent())
+        table = cls(geometry, limit, scrub, {}, {}, {}, Referrers.none(), (), placer.persistent())
         return Change(table, tuple(placer.ops))
 
     # --- looking -----------------------------------------------------------------------------
@@ -132,7 +149,12 @@ class PageTable:
     @property
     def used_pages(self) -> int:
         """Pages that sequences hold, each counted once."""
-        return self.placement.used_pages - 1 - self.retired_pages
+        return self.placement.used_pages - 1 - self.retired_pages - self.idle_pages
+
+    @property
+    def idle_pages(self) -> int:
+        """Cached pages that no sequence holds: what can be evicted."""
+        return self.referrers.idle.bit_count()
 
     @property
     def mapped_chunks(self) -> int:
@@ -144,14 +166,19 @@ class PageTable:
         return self.placement.warm.bit_count()
 
     def refs(self, page: int) -> int:
-        """How many sequences hold the page. Looks at all of them."""
-        return sum(page in row for row in self.rows.values())
+        """How many sequences and cached rows hold the page. Looks at all of them."""
+        rows = (*self.rows.values(), *self.cached.values())
+        return sum(page in row for row in rows)
 
     def pages_needed(self, seq: SeqId, new_tokens: int) -> int:
         """Pages that `grow` would take for it alone."""
         old = self.length(seq)
         needed = self.geometry.pages_for(old + new_tokens) - self.geometry.pages_for(old)
-        if new_tokens and old % self.geometry.page_size and self.rows[seq][-1] in self.referrers:
+        if (
+            new_tokens
+            and old % self.geometry.page_size
+            and self.rows[seq][-1] in self.referrers.counts
+        ):
             needed += 1
         return needed
 
@@ -175,7 +202,8 @@ class PageTable:
         """
         size = self.geometry.page_size
         lengths = self.lengths.copy()
-        referrers = self.referrers.copy()
+        shared = self.referrers.counts
+        changed: ReferrersEvolver | None = None
         wants: list[tuple[SeqId, int, bool]] = []
         needed = 0
         for seq, count in tokens.items():
@@ -185,11 +213,12 @@ class PageTable:
             lengths[seq] = old + count
             pages = (old + count + size - 1) // size - (old + size - 1) // size
             copies = False
-            if referrers and count and old % size and (row := self.rows[seq])[-1] in referrers:
+            if shared and count and old % size and (row := self.rows[seq])[-1] in shared:
                 copies = True
                 pages += 1
-                _refer(referrers, row[-1:], -1)
-                _refer(referrers, row[-2:-1], 1)
+                changed = changed or self.referrers.evolver()
+                changed.replace_last(row)
+                shared = changed.counts
             if pages:
                 wants.append((seq, pages, copies))
                 needed += pages
@@ -215,7 +244,7 @@ class PageTable:
             self,
             lengths=lengths,
             rows=rows,
-            referrers=referrers,
+            referrers=changed.persistent() if changed else self.referrers,
             placement=placer.persistent(),
         )
         return Change(table, tuple(ops))
@@ -228,18 +257,7 @@ class PageTable:
             ValueError: there is such a child already.
         """
         self._require(parent)
-        if child in self.lengths:
-            raise ValueError(f"sequence {child!r} is in the page table already")
-        row = self.pages(parent)
-        referrers = self.referrers.copy()
-        _refer(referrers, row[-1:], 1)
-        table = replace(
-            self,
-            lengths={**self.lengths, child: self.lengths[parent]},
-            rows={**self.rows, child: row},
-            referrers=referrers,
-        )
-        return Change(table)
+        return self._begin(child, self.lengths[parent], self.pages(parent))
 
     def truncate(self, seq: SeqId, length: int, after: int | None = None) -> Change:
         """Forget the tokens from position `length` on.
@@ -259,9 +277,12 @@ class PageTable:
             )
         row = self.pages(seq)
         keep = self.geometry.pages_for(length)
-        return self._drop(
+        cut = self._drop(
             {**self.lengths, seq: length}, {**self.rows, seq: row[:keep]}, row, keep, after
         )
+        if length % self.geometry.page_size:  # the rest of this page may be written anew
+            cut = replace(cut, dropped=(row[keep - 1], *cut.dropped))
+        return cut
 
     def free(self, seq: SeqId, after: int | None = None) -> Change:
         """Forget the sequence. `after`: see `truncate`.
@@ -274,13 +295,50 @@ class PageTable:
         del lengths[seq]
         return self._drop(lengths, rows, rows.pop(seq, ()), 0, after)
 
+    def keep(self, seq: SeqId, pages: int, after: int | None = None) -> Change:
+        """The sequence ends, and its first `pages` pages stay cached. `after`: see `truncate`.
+
+        Raises:
+            KeyError: there is no such sequence.
+            ValueError: it has not so many full pages.
+        """
+        self._require(seq)
+        full = self.lengths[seq] // self.geometry.page_size
+        if not 0 <= pages <= full:
+            raise ValueError(f"sequence {seq!r} has {full} full pages and cannot keep {pages}")
+        if not pages:
+            return self.free(seq, after)
+        cut = self.truncate(seq, pages * self.geometry.page_size, after)
+        table = cut.table
+        row = table.rows[seq]
+        lengths, rows, cached = table.lengths.copy(), table.rows.copy(), table.cached.copy()
+        del lengths[seq], rows[seq]
+        referrers = table.referrers.evolver()
+        for page in row[:-1]:  # what ended within this row is part of it now
+            if page in cached:
+                referrers.drop_cached(cached.pop(page))
+        if referrers.cache_live(row):
+            cached[row[-1]] = row
+        kept = replace(
+            table, lengths=lengths, rows=rows, cached=cached, referrers=referrers.persistent()
+        )
+        return Change(kept, cut.ops, cut.dropped)
+
+    def attach(self, seq: SeqId, row: Row) -> Change:
+        """A new sequence that begins with full pages, the beginning of another or a cached row.
+
+        Raises:
+            ValueError: there is such a sequence already.
+        """
+        return self._begin(seq, len(row) * self.geometry.page_size, row)
+
     def reclaim(self, done_step: int) -> Change:
         """Make the pages free that waited for steps up to `done_step`, which has ended."""
         done = [retired for retired in self.retired if retired.step <= done_step]
         if not done:
             return Change(self)
         waiting = tuple(retired for retired in self.retired if retired.step > done_step)
-        return replace(self, retired=waiting)._give([p for retired in done for p in retired.pages])
+        return replace(self, retired=waiting).give([p for retired in done for p in retired.pages])
 
     def trim(self, keep_warm: int = 0) -> Change:
         """Unmap warm chunks until at most `keep_warm` are left, and the limit is kept."""
@@ -305,32 +363,33 @@ class PageTable:
         after: int | None,
     ) -> Change:
         """The change after which one sequence holds only the first `keep` pages of its `row`."""
-        referrers = self.referrers.copy()
-        last = len(row)
-        while last > keep and row[last - 1] not in referrers:
-            last -= 1
-        if last > keep:  # somebody else holds this page, and with it all before it
-            _refer(referrers, row[last - 1 : last], -1)
-            _refer(referrers, row[:keep][-1:], 1)
-        released = row[last:]
-        table = replace(self, lengths=lengths, rows=rows, referrers=referrers)
+        referrers = self.referrers.evolver()
+        released = referrers.drop_live(row, keep)
+        table = replace(self, lengths=lengths, rows=rows, referrers=referrers.persistent())
         if not released:
             return Change(table)
         if after is None:
-            return table._give(released)
-        return Change(replace(table, retired=(*self.retired, Retired(after, released))))
+            given = table.give(released)
+            return replace(given, dropped=released)
+        retired = (*self.retired, Retired(after, released))
+        return Change(replace(table, retired=retired), (), released)
 
-    def _give(self, pages: Iterable[int]) -> Change:
+    def _begin(self, seq: SeqId, length: int, row: Row) -> Change:
+        """A new sequence that shares `row`."""
+        if seq in self.lengths:
+            raise ValueError(f"sequence {seq!r} is in the page table already")
+        referrers = self.referrers
+        if row:
+            changed = referrers.evolver()
+            changed.add_live(row)
+            referrers = changed.persistent()
+        lengths, rows = {**self.lengths, seq: length}, {**self.rows, seq: row}
+        return Change(replace(self, lengths=lengths, rows=rows, referrers=referrers))
+
+    def give(self, pages: Iterable[int]) -> Change:
+        """Make pages free that nobody holds: for the operations of a table, here and beside it."""
         pages = tuple(pages)
         placer = self.placement.evolver()
         placer.give(pages)
         scrubs = tuple(Scrub(page) for page in pages) if self.scrub else ()
         return Change(replace(self, placement=placer.persistent()), scrubs)
-
-
-def _refer(referrers: dict[int, int], pages: Row, more: int) -> None:
-    """Count so many more direct referrers of each page. One that is not in the dict has one."""
-    for page in pages:
-        count = referrers.pop(page, 1) + more
-        if count > 1:
-            referrers[page] = count

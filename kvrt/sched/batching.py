@@ -5,22 +5,30 @@ et al., Sarathi-Serve, OSDI 2024.)
 
     running  -- decodes first, one token each, then unfinished prompts in chunks ----\\
     waiting  -- admitted in order of rank while tokens, places and pages are left  ---+--> rows
-    pages run out: the running sequence with the largest rank gives its pages back --/
+    pages run out: cached ones are evicted, then the running sequence with the -------/
+                   largest rank loses its place, and its pages are cached ones
 
 Planning is pure: it returns the next page table and the ops that lead to it, and changes nothing.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from kvrt.pages.ops import Op
-from kvrt.pages.table import PageTable, Shortage
+from kvrt.pages.eviction import evict
+from kvrt.pages.referrers import Row as Pages
+from kvrt.pages.table import Change, PageTable, SeqId, Shortage
 from kvrt.sched.policy import Policy
+from kvrt.sched.reuse import NoReuse, Reuse
 from kvrt.sched.seq import Seq
 
 LOOKAHEAD_TOKENS = 64
 """Admission leaves every running sequence the pages for so many more tokens, so that a newcomer
 is not paid for by a preemption a moment later."""
+
+_EVICTED_AT_ONCE = 16
+"""Pages evicted beyond those needed, so that choosing them does not cost every step anew; never
+more than an eighth of what is cached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +58,62 @@ class StepPlan:
 
     Args:
         rows: the batch; a sequence stands in it at most once.
-        table: the page table in which the step runs.
-        ops: what leads there from the current table.
-        admitted: waiting sequences that start to run.
+        change: leads to the page table in which the step runs.
+        admitted: waiting sequences that start to run, and how many tokens they need not compute.
         preempted: running sequences that lost their pages, to wait again.
         stuck: sequences that cannot go on even alone: there is no page left to give them.
     """
 
     rows: tuple[Row, ...]
-    table: PageTable
-    ops: tuple[Op, ...]
-    admitted: tuple[Seq, ...] = ()
+    change: Change
+    admitted: Mapping[Seq, int] = field(default_factory=dict)
     preempted: tuple[Seq, ...] = ()
     stuck: tuple[Seq, ...] = ()
+
+    @property
+    def table(self) -> PageTable:
+        """The page table after it."""
+        return self.change.table
+
+
+class _Draft:
+    """A change that grows."""
+
+    def __init__(self, change: Change, reuse: Reuse) -> None:
+        self.change = change
+        self._reuse = reuse
+
+    @property
+    def table(self) -> PageTable:
+        return self.change.table
+
+    @property
+    def room(self) -> int:
+        """Pages that can be had without taking them from a sequence."""
+        return self.table.free_pages + self.table.idle_pages
+
+    def still_there(self, row: Pages) -> Pages:
+        """The beginning of a cached row that this change does not drop."""
+        dropped = set(self.change.dropped)
+        return tuple(itertools.takewhile(lambda page: page not in dropped, row))
+
+    def copy(self) -> "_Draft":
+        return _Draft(self.change, self._reuse)
+
+    def do(self, change: Change) -> None:
+        self.change = self.change.then(change)
+
+    def grow(self, tokens: Mapping[SeqId, int]) -> bool:
+        """Grow, and evict what must go for it. False: it takes more than there is."""
+        while isinstance(grown := self.table.grow(tokens), Shortage):
+            missing = grown.needed - grown.free
+            ahead = min(_EVICTED_AT_ONCE, self.table.idle_pages // 8)
+            evicted = evict(self.table, max(missing, ahead), self._reuse.worth)
+            if not evicted.dropped:
+                return False
+            self.do(evicted)
+        self.do(grown)
+        return True
 
 
 def plan_step(
@@ -72,8 +123,14 @@ def plan_step(
     limits: Limits,
     policy: Policy,
     step: int,
+    reuse: Reuse | None = None,
 ) -> StepPlan:
-    """Plan step number `step`. No step may be in flight: pages freed here are used at once."""
+    """Plan step number `step`. No step may be in flight: pages freed here are used at once.
+
+    Args:
+        reuse: which pages are cached, and worth what; None: nothing is reused.
+    """
+    reuse = reuse or NoReuse()
     order = sorted(running, key=_rank)
     budget = limits.max_batch_tokens
     wants: dict[Seq, int] = {}
@@ -86,46 +143,43 @@ def plan_step(
             wants[seq] = min(seq.pending, budget)
             budget -= wants[seq]
 
-    ops: list[Op] = []
+    draft = _Draft(Change(table), reuse)
     preempted: list[Seq] = []
     stuck: list[Seq] = []
-    while isinstance(grown := table.grow({s.id: n for s, n in wants.items()}), Shortage):
+    while not draft.grow({seq.id: count for seq, count in wants.items()}):
         victim = order.pop()
-        freed = table.free(victim.id)
-        table = freed.table
-        ops += freed.ops
+        draft.do(draft.table.keep(victim.id, reuse.keeps(victim)))
         budget += wants.pop(victim, 0)
         (preempted if order else stuck).append(victim)
-    table = grown.table
-    ops += grown.ops
 
+    rows = [Row(seq, seq.computed, count, count == seq.pending) for seq, count in wants.items()]
     admitted: dict[Seq, int] = {}
     if not preempted and not stuck:
-        free = table.free_pages
-        spare = free - sum(_pages_to_come(table, seq) for seq in order)
+        spare = draft.room - sum(_pages_to_come(draft.table, seq) for seq in order)
         places = limits.max_running - sum(seq.width for seq in order)
         for seq in sorted(waiting, key=lambda seq: policy.rank(seq, step)):
             alone = not order and not admitted
-            spare -= _pages_to_come(table, seq)
+            cached = draft.still_there(reuse.match(seq))
+            if reuse.awaited(seq, len(cached), (*order, *admitted)):
+                continue
+            trial = draft.copy()
+            if cached:
+                trial.do(trial.table.attach(seq.id, cached))
+            spare -= draft.room - trial.room + _pages_to_come(trial.table, seq)
             places -= seq.width
             if not budget or (not alone and (spare < 0 or places < 0)):
                 break
-            count = min(seq.pending, budget)
-            free -= table.geometry.pages_for(count)
-            if free < 0:
+            start = trial.table.length(seq.id)
+            count = min(len(seq.tokens) - start, budget)
+            if not trial.grow({seq.id: count}):
                 if alone:
                     stuck.append(seq)
                 break
-            admitted[seq] = count
+            draft = trial
+            admitted[seq] = start
+            rows.append(Row(seq, start, count, start + count == len(seq.tokens)))
             budget -= count
-        grown = table.grow({s.id: n for s, n in admitted.items()})
-        assert not isinstance(grown, Shortage), "free_pages are pages that can be handed out"
-        table = grown.table
-        ops += grown.ops
-
-    wants.update(admitted)
-    rows = tuple(Row(seq, seq.computed, n, n == seq.pending) for seq, n in wants.items())
-    return StepPlan(rows, table, tuple(ops), tuple(admitted), tuple(preempted), tuple(stuck))
+    return StepPlan(tuple(rows), draft.change, admitted, tuple(preempted), tuple(stuck))
 
 
 def _rank(seq: Seq) -> tuple[int, int]:

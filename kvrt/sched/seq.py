@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from kvrt.tiers.names import PageName
+
 Rank = tuple[int, int]
 """Order of service, smallest first."""
 
@@ -24,6 +26,11 @@ class Seq:
         priority: smaller is served first (under the priority policy).
         arrival: a number that grows with each submission.
         width: so many sequences it becomes when its prompt is computed (parallel sampling).
+        root: what the names of its pages begin with; see `kvrt.tiers.names`.
+        matches: it may begin with pages that were computed before.
+        shares: others may use its pages, also after it has ended.
+        names: of its full pages, as far as anyone has asked.
+        named: how many of its first pages can be found by their names.
     """
 
     id: int
@@ -37,6 +44,11 @@ class Seq:
     preemptions: int = 0
     waiting_since: int = 0
     rank: Rank = field(default=(0, 0))
+    root: bytes = b""
+    matches: bool = True
+    shares: bool = True
+    names: list[PageName] = field(default_factory=list)
+    named: int = 0
 
     @property
     def pending(self) -> int:

@@ -13,7 +13,9 @@ import torch
 
 from kvrt.cache import KVCache
 from kvrt.pages.apply import Failed
+from kvrt.pages.eviction import evict
 from kvrt.pages.geometry import Geometry
+from kvrt.pages.referrers import Referrers
 from kvrt.pages.table import Change, PageTable, Shortage
 from kvrt.spi import Device
 
@@ -24,10 +26,12 @@ class Oracle:
 
     Args:
         tokens: of each sequence.
+        cached: tokens in each page of a cached row.
         retired: step, page and tokens in it, of pages that a step in flight may read.
     """
 
     tokens: dict[int, list[int]] = field(default_factory=dict)
+    cached: dict[int, list[int]] = field(default_factory=dict)
     retired: list[tuple[int, int, list[int]]] = field(default_factory=list)
 
 
@@ -91,6 +95,11 @@ class Model:
     def commit(self, change: Change) -> None:
         failed = self.cache.commit(change)
         assert not isinstance(failed, Failed), failed.error
+        cached = {page for row in self.table.cached.values() for page in row}
+        lost = self.oracle.cached.keys() - cached
+        assert lost <= {*change.dropped, *self._alive()}, "a page was dropped without a word"
+        for page in lost:
+            del self.oracle.cached[page]
 
     def grow(self, tokens: dict[int, int]) -> bool:
         before = self.table
@@ -129,13 +138,32 @@ class Model:
         self._keep_retired(seq, row)
         del self.oracle.tokens[seq]
 
+    def keep(self, seq: int, pages: int, *, fenced: bool) -> None:
+        row, tokens, size = self.table.pages(seq), self.oracle.tokens[seq], self.geometry.page_size
+        self.commit(self.table.keep(seq, pages, after=self.step if fenced else None))
+        for at, page in enumerate(row[:pages]):
+            self.oracle.cached[page] = tokens[at * size : (at + 1) * size]
+        self._keep_retired(seq, row)
+        del self.oracle.tokens[seq]
+
+    def attach(self, row: tuple[int, ...], pages: int) -> None:
+        """A new sequence begins with the first pages of a cached row."""
+        seq = next(self._ids)
+        self.commit(self.table.attach(seq, row[:pages]))
+        self.oracle.tokens[seq] = [t for page in row[:pages] for t in self.oracle.cached[page]]
+
+    def evict(self, count: int) -> None:
+        idle = self.table.idle_pages
+        self.commit(evict(self.table, count, lambda page: page % 7))
+        assert self.table.idle_pages == max(0, idle - count)
+
     def replace(self, victim: int, count: int) -> None:
         """Preempt one sequence for a new one, in one change, as the scheduler does."""
         freed = self.table.free(victim)
         grown = freed.table.grow({(new := next(self._ids)): count})
         if isinstance(grown, Shortage):
             return
-        self.commit(Change(grown.table, freed.ops + grown.ops))
+        self.commit(freed.then(grown))
         del self.oracle.tokens[victim]
         self.oracle.tokens[new] = list(itertools.islice(self._payload, count))
         self.write(new, 0, self.oracle.tokens[new])
@@ -167,12 +195,14 @@ class Model:
         """Free everything: nothing may be left."""
         for seq in list(self.oracle.tokens):
             self.free(seq, fenced=bool(seq % 2))
+        self.evict(self.table.idle_pages)
+        assert not self.table.cached
         self.end_step()
         self.idle()
         self.check()
         assert self.table.used_pages == self.table.retired_pages == 0
         assert self.table.placement.used_pages == 1, "the null page"
-        assert not self.table.referrers
+        assert self.table.referrers == Referrers.none()
 
     # --- comparing ---------------------------------------------------------------------------
 
@@ -197,8 +227,13 @@ class Model:
         assert table.retired_pages == len(self.oracle.retired)
         for _, page, tokens in self.oracle.retired:
             _compare(view[[page]], tokens)
+        cached = {page for row in table.cached.values() for page in row}
+        assert cached <= self.oracle.cached.keys()
+        for page in cached:
+            _compare(view[[page]], self.oracle.cached[page])
         assert table.used_pages == len(held)
-        used = 1 + table.used_pages + table.retired_pages
+        assert table.idle_pages == len(cached - held)
+        used = 1 + table.idle_pages + table.used_pages + table.retired_pages
         blocked = self.geometry.pages - used - table.placement.open_pages
         assert blocked >= 0
         assert table.free_pages <= table.placement.open_pages + blocked
@@ -220,6 +255,9 @@ class Model:
         pages, size = self.table.pages(seq), self.geometry.page_size
         for position, value in enumerate(payload, start):
             self.view[pages[position // size], :, :, :, position % size] = value
+
+    def _alive(self) -> set[int]:
+        return {page for seq in self.table.sequences for page in self.table.pages(seq)}
 
     def _keep_retired(self, seq: int, row: tuple[int, ...]) -> None:
         """Note what the pages hold that `seq` has just left, if nobody else has them."""
@@ -256,11 +294,19 @@ def random_operation(model: Model, rng: random.Random, max_limit: int) -> None:
         fenced = rng.random() < 0.5
         operations += [
             (8, lambda: model.grow({seq: rng.randint(0, 6) for seq in some})),
-            (3, lambda: model.fork(one)),
+            (5, lambda: model.fork(one)),
             (2, lambda: model.truncate(one, rng.randint(0, length), fenced=fenced)),
             (6, lambda: model.free(one, fenced=fenced)),
             (1, lambda: model.replace(one, rng.randint(1, 30))),
             (1, lambda: model.plan_and_forget(one)),
+        ]
+        full = length // model.geometry.page_size
+        operations.append((3, lambda: model.keep(one, rng.randint(0, full), fenced=fenced)))
+    if cached := sorted(model.table.cached.values()):
+        row = rng.choice(cached)
+        operations += [
+            (3, lambda: model.attach(row, rng.randint(0, len(row)))),
+            (2, lambda: model.evict(rng.randint(0, 9))),
         ]
     weights = [weight for weight, _ in operations]
     rng.choices(operations, weights)[0][1]()

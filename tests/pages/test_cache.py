@@ -131,7 +131,7 @@ def test_a_page_shows_nothing_of_the_sequence_that_had_it_before(null_device: De
     freed = cache.table.free("a")
     regrown = freed.table.grow({"b": 6 * SIZE})  # preempted: freed and given in one change
     assert isinstance(regrown, Change)
-    assert cache.commit(Change(regrown.table, freed.ops + regrown.ops)) is None
+    assert cache.commit(freed.then(regrown)) is None
     second = cache.table.pages("b")
     assert set(second) == set(first)
     assert pages[list(second)].isnan().all()

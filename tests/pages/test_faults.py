@@ -43,7 +43,7 @@ class Script:
         freed = model.table.free(2)
         grown = freed.table.grow({5: 1, 6: 30})  # 2 is preempted, and its pages are copied into
         assert isinstance(grown, Change)
-        self._attempt("preempt", Change(grown.table, freed.ops + grown.ops))
+        self._attempt("preempt", freed.then(grown))
         del tokens[2]
         self._extend(5, 1)
         self._extend(6, 30)

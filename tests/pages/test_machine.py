@@ -72,6 +72,24 @@ class CacheMachine(RuleBasedStateMachine):
         self.model.free(self.seq(data), fenced=fenced)
 
     @precondition(has_sequences)
+    @rule(data=st.data(), fenced=st.booleans())
+    def keep(self, data: st.DataObject, fenced: bool) -> None:
+        seq = self.seq(data)
+        full = len(self.model.oracle.tokens[seq]) // self.model.geometry.page_size
+        pages = data.draw(st.integers(0, full), label="pages")
+        self.model.keep(seq, pages, fenced=fenced)
+
+    @precondition(lambda self: self.model.table.cached)
+    @rule(data=st.data())
+    def attach(self, data: st.DataObject) -> None:
+        row = data.draw(st.sampled_from(sorted(self.model.table.cached.values())), label="row")
+        self.model.attach(row, data.draw(st.integers(0, len(row)), label="pages"))
+
+    @rule(count=st.integers(0, 9))
+    def evict(self, count: int) -> None:
+        self.model.evict(count)
+
+    @precondition(has_sequences)
     @rule(data=st.data(), count=st.integers(1, 30))
     def preempt(self, data: st.DataObject, count: int) -> None:
         self.model.replace(self.seq(data), count)
@@ -148,4 +166,4 @@ def test_ten_thousand_random_operations_leave_nothing_behind(null_device: Device
 @pytest.mark.promise("P2")
 @pytest.mark.parametrize("kind", sorted(LAYERS))
 def test_random_operations_on_the_processors_memory(kind: str, cpu_device: Device) -> None:
-    run_random_operations(cpu_device, kind, 400, check_each=20, room=12)
+    run_random_operations(cpu_device, kind, 800, check_each=20, room=12)

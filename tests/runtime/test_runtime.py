@@ -152,7 +152,7 @@ def test_a_bad_option_is_refused_by_name(
 @pytest.mark.promise("P4")
 def test_memory_follows_use(make_runtime: MakeRuntime) -> None:
     """After a burst of 64 requests the process is as large as before, within 5 %."""
-    runtime = make_runtime(keep_warm=0)
+    runtime = make_runtime(keep_warm=0, prefix_cache_ttl=0)
     process = psutil.Process()
     params = SamplingParams(max_tokens=40, ignore_eos=True)
     burst = [[i % 199] * 150 for i in range(64)]
@@ -198,7 +198,7 @@ def test_a_limit_below_what_is_in_use_is_applied_as_pages_come_back(
 @pytest.mark.promise("P4")
 def test_a_limit_lowered_while_idle_is_applied_at_once(make_runtime: MakeRuntime) -> None:
     """Nothing else is asked of the runtime after it: no step will come by and do it."""
-    runtime = make_runtime(keep_warm=8 * CHUNK)
+    runtime = make_runtime(keep_warm=8 * CHUNK, prefix_cache_ttl=0)
     runtime.generate([[n] * 150 for n in range(16)], SamplingParams(max_tokens=4, ignore_eos=True))
     wait_until_held(runtime, 8 * CHUNK)
     small = runtime.model.weight_bytes + 3 * CHUNK

@@ -1,0 +1,186 @@
+"""Prefix reuse: sequences begin with pages that others have computed.
+
+add       the tokens of a sequence get names          (kvrt.tiers.names)
+plan      match -> attach; or wait, if somebody is just computing the next page of it
+commit    full pages of running sequences are found by their names from now on
+end       the sequence's pages stay cached, until they are evicted
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from kvrt.pages.eviction import evict
+from kvrt.pages.referrers import Row
+from kvrt.pages.table import Change, PageTable
+from kvrt.sched.eviction import Eviction, Worth
+from kvrt.sched.prefix import PrefixIndex
+from kvrt.sched.seq import Seq
+from kvrt.tiers.names import PageName, page_key
+
+
+class Reuse(Protocol):
+    """What planning asks about cached pages."""
+
+    def match(self, seq: Seq) -> Row:
+        """Pages that a waiting sequence can begin with; never all of its tokens."""
+
+    def awaited(self, seq: Seq, matched: int, others: Iterable[Seq]) -> bool:
+        """Whether one of `others` is computing the page that `seq` needs after `matched` ones."""
+
+    def keeps(self, seq: Seq) -> int:
+        """How many of a sequence's first pages should stay cached when it loses them."""
+
+    def worth(self, page: int) -> Worth:
+        """What a cached page is worth, to evict others first."""
+
+
+class NoReuse:
+    """Nothing is ever cached."""
+
+    def match(self, seq: Seq) -> Row:
+        return ()
+
+    def awaited(self, seq: Seq, matched: int, others: Iterable[Seq]) -> bool:
+        return False
+
+    def keeps(self, seq: Seq) -> int:
+        return 0
+
+    def worth(self, page: int) -> Worth:
+        return (0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ReuseStats:
+    """Since the runtime was made.
+
+    Args:
+        prompt_tokens: of all sequences that began to run, those that began anew included.
+        cached_tokens: how many of them were not computed, because their pages were there.
+        named_pages: pages that can be found by their tokens now.
+        dropped_pages: pages that could be found and were given up.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    named_pages: int = 0
+    dropped_pages: int = 0
+
+
+class PrefixReuse:
+    """Names the tokens of sequences, and finds pages by them. Belongs to the engine's thread.
+
+    Args:
+        page_size: tokens in a page.
+        policy: which pages to evict first.
+        ttl: seconds after which an unused page is not worth its memory while nothing runs.
+        now: seconds of a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        page_size: int,
+        policy: Eviction,
+        ttl: float = math.inf,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.index = PrefixIndex(policy)
+        self._ttl = ttl
+        self._page_size = page_size
+        self._prompt_tokens = self._cached_tokens = self._dropped_pages = 0
+        self._now = now
+
+    # --- what planning asks ------------------------------------------------------------------
+
+    def match(self, seq: Seq) -> Row:
+        if not seq.matches:
+            return ()
+        return self.index.match(self._names(seq, (len(seq.tokens) - 1) // self._page_size))
+
+    def awaited(self, seq: Seq, matched: int, others: Iterable[Seq]) -> bool:
+        if not seq.matches or matched >= len(seq.names):
+            return False
+        name = seq.names[matched]
+        return any(
+            other.pending > 1
+            and matched < len(other.names)
+            and other.names[matched] == name
+            and other.shares
+            and other.named >= other.computed // self._page_size
+            for other in others
+        )
+
+    def keeps(self, seq: Seq) -> int:
+        return seq.named
+
+    def worth(self, page: int) -> Worth:
+        return self.index.worth(page)
+
+    # --- what the engine tells ---------------------------------------------------------------
+
+    def begin(self, seq: Seq, cached: Row) -> None:
+        """A sequence was admitted, and begins with these pages."""
+        seq.named = len(cached)
+        self.index.touch(cached, self._now(), hit=True)
+        self._prompt_tokens += seq.prompt_len
+        self._cached_tokens += min(len(cached) * self._page_size, seq.prompt_len)
+
+    def computed(self, seq: Seq, row: Row) -> None:
+        """Tokens of a sequence were computed: its full pages can be found now."""
+        full = seq.computed // self._page_size
+        if full == seq.named:
+            return
+        now = self._now()
+        for depth in range(seq.named, full):
+            parent = row[depth - 1] if depth else 0
+            if depth and self.index.at(parent) is None:
+                return  # it is another's page that is found by that name, or it was invalidated
+            name = self._names(seq, depth + 1)[depth]
+            if not self.index.add(name, row[depth], parent, depth, now):
+                return
+            seq.named += 1
+
+    def end(self, row: Row) -> None:
+        """A sequence ends that held these pages."""
+        self.index.touch(row, self._now())
+
+    def dropped(self, pages: Iterable[int]) -> None:
+        """Pages hold no longer what they held."""
+        self._dropped_pages += len(self.index.forget(pages))
+
+    def expire(self, table: PageTable) -> tuple[Change, float | None]:
+        """Give up the idle pages that nobody used for `ttl`.
+
+        Returns:
+            The change; and the seconds after which more will have to go, None if none is left.
+        """
+        now, idle = self._now(), table.referrers.idle
+        used = [entry.used for entry in self.index if idle >> entry.page & 1]
+        kept = [since for since in used if since + self._ttl > now]
+        change = evict(table, table.idle_pages - len(kept), self._last_used)
+        patience = min(kept) + self._ttl - now if kept and self._ttl < math.inf else None
+        return change, patience
+
+    @property
+    def stats(self) -> ReuseStats:
+        return ReuseStats(
+            self._prompt_tokens, self._cached_tokens, len(self.index), self._dropped_pages
+        )
+
+    def _last_used(self, page: int) -> float:
+        entry = self.index.at(page)
+        return -math.inf if entry is None else entry.used
+
+    def _names(self, seq: Seq, count: int) -> list[PageName]:
+        """The names of the sequence's first `count` pages at least."""
+        size, names = self._page_size, seq.names
+        parent = names[-1].key if names else seq.root
+        for start in range(len(names) * size, count * size, size):
+            tokens = tuple(seq.tokens[start : start + size])
+            name = PageName(page_key(parent, tokens), parent, tokens)
+            names.append(name)
+            parent = name.key
+        return names[:count] if len(names) > count else names
