@@ -233,37 +233,37 @@ def scan(raw: bytes, form: PageFormat, data_bytes: int) -> Scan:
     used = np.flatnonzero(table["sum"])
     sums = [_record_sum(raw[row * size : (row + 1) * size], form) for row in used.tolist()]
     rows = used[table["sum"][used] == np.array(sums, "<u8")]
-    rows = rows[_possible(table[rows], form, data_bytes)]
-    rows = rows[np.argsort(table["turn"][rows], kind="stable")]
-    table = table[rows]
-    tokens = map(tuple, table["tokens"].tolist())
-    names = map(PageName, table["key"].tolist(), table["parent"].tolist(), tokens)
-    fields = (table[field].tolist() for field in ("turn", "offset", "length", "body", "codec"))
-    records = list(map(Record, names, rows.tolist(), *fields, _blocks(table, form).tolist()))
+
+    offset, length, codec = (table[field][rows] for field in ("offset", "length", "codec"))
+    grain = np.where(codec == ZSTD, form.grain, BLOCK).astype("<u8")
+    nbytes = (length + grain - np.uint64(1)) // grain * grain
+    fits = (length > 0) & (length <= form.page_bytes) & (offset % BLOCK == 0)
+    fits &= (codec == ZSTD) | ((codec == RAW) & (length == form.page_bytes))
+    fits &= (offset < data_bytes) & (offset + nbytes <= data_bytes)
+    at = np.flatnonzero(fits)
+    at = at[_alone(offset[at], nbytes[at])]
+    at = at[np.argsort(table["turn"][rows[at]], kind="stable")]
+    rows, blocks = rows[at], nbytes[at] // np.uint64(BLOCK)
+
+    # By columns: to pick rows of a structured array costs more than all the rest.
+    tokens = map(tuple, table["tokens"][rows].tolist())
+    names = map(PageName, table["key"][rows].tolist(), table["parent"][rows].tolist(), tokens)
+    fields = (
+        table[field][rows].tolist() for field in ("turn", "offset", "length", "body", "codec")
+    )
+    records = list(map(Record, names, rows.tolist(), *fields, blocks.tolist()))
     return Scan(records, len(used) - len(records))
 
 
-def _possible(table: np.ndarray, form: PageFormat, data_bytes: int) -> np.ndarray:
-    """Which of these records have a body of a possible length, in the file, to themselves."""
-    offset, length, codec = table["offset"], table["length"], table["codec"]
-    fits = (length > 0) & (length <= form.page_bytes) & (offset % BLOCK == 0)
-    fits &= (codec == ZSTD) | ((codec == RAW) & (length == form.page_bytes))
-    fits &= offset < data_bytes  # so that the sum below cannot overflow
-    end = offset + _blocks(table, form) * np.uint64(BLOCK)
-    fits &= end <= data_bytes
-    rows = np.flatnonzero(fits)
-    rows = rows[np.argsort(offset[rows], kind="stable")]
-    shared = offset[rows][1:] < np.maximum.accumulate(end[rows])[:-1]
-    alone = np.ones(len(rows), bool)
+def _alone(offset: np.ndarray, nbytes: np.ndarray) -> np.ndarray:
+    """Which of these bodies share no byte with another one."""
+    order = np.argsort(offset, kind="stable")
+    end = np.maximum.accumulate((offset + nbytes)[order])
+    shared = offset[order][1:] < end[:-1]
+    alone = np.ones(len(order), bool)
     alone[1:] &= ~shared
     alone[:-1] &= ~shared
-    return np.sort(rows[alone])
-
-
-def _blocks(table: np.ndarray, form: PageFormat) -> np.ndarray:
-    """`blocks_for` of each record."""
-    grain = np.where(table["codec"] == ZSTD, form.grain, BLOCK).astype("<u8")
-    return (table["length"] + grain - np.uint64(1)) // grain * (grain // np.uint64(BLOCK))
+    return np.sort(order[alone])
 
 
 def _record_sum(raw: bytes | memoryview, form: PageFormat) -> int:
