@@ -34,7 +34,7 @@ class DiskStats:
 
     Args:
         pages: pages that can be found.
-        used_bytes: on disk, of pages.
+        used_bytes: on disk, of pages' bodies.
         held_bytes: on disk, used or not.
         queued: stores and fetches that have not begun.
         stored: pages written.

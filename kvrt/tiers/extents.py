@@ -18,6 +18,10 @@ class Extents:
         self.free = 0
         """Blocks in all free runs."""
 
+    def runs(self) -> list[tuple[int, int]]:
+        """First block and count of each free run, in order."""
+        return list(zip(self._starts, self._counts, strict=True))
+
     def take(self, count: int) -> int | None:
         """The first of `count` blocks in a row, which are free no more; None if there are none."""
         for n, have in enumerate(self._counts):

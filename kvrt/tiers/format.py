@@ -215,11 +215,11 @@ class Scan:
 
     Args:
         records: those that can be believed, the oldest first.
-        damaged: how many cannot.
+        damaged: rows of the others.
     """
 
     records: list[Record]
-    damaged: int
+    damaged: list[int]
 
 
 def scan(raw: bytes, form: PageFormat, data_bytes: int) -> Scan:
@@ -252,7 +252,7 @@ def scan(raw: bytes, form: PageFormat, data_bytes: int) -> Scan:
         table[field][rows].tolist() for field in ("turn", "offset", "length", "body", "codec")
     )
     records = list(map(Record, names, rows.tolist(), *fields, blocks.tolist()))
-    return Scan(records, len(used) - len(records))
+    return Scan(records, np.setdiff1d(used, rows).tolist())
 
 
 def _alone(offset: np.ndarray, nbytes: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from kvrt.tiers.format import (
     RAW,
     PageFormat,
     Record,
+    Scan,
     blocks_for,
     check_superblock,
     checksum,
@@ -84,8 +85,6 @@ class PageFile:
         index.read(head, 0)
         check_superblock(head.tobytes(), form, folder / INDEX)
         self._space = Space(form, index, data, budget, rows_for_page=2 if codec.compresses else 1)
-        if lock is not None:
-            self._space.shrink()
         self._load()
 
     @classmethod
@@ -143,15 +142,25 @@ class PageFile:
         raw = np.empty(self._space.index_bytes - BLOCK, np.uint8)
         self._index.read(raw, BLOCK)
         found = scan(raw.tobytes(), self.form, self._space.data_bytes)
-        self.damaged = found.damaged
+        self.damaged = len(found.damaged)
         for codec in {record.codec for record in found.records}:
             self._codec.check(codec, self.folder)
-        for record in found.records:
-            # Of a page written twice, which only damage can bring about, the newer one counts.
-            self._records.pop(record.name, None)
-            self._records[record.name] = record
-            self._turn = record.turn
-        self._space.occupy(list(self._records.values()))
+        # Of a page written twice, which only damage can bring about, the newer one counts.
+        self._records.update((record.name, record) for record in found.records)
+        if found.records:
+            self._turn = found.records[-1].turn
+        if self._lock is not None:
+            self._clean(found)
+        self._space.occupy(self._records.values())
+
+    def _clean(self, found: Scan) -> None:
+        """Erase what is damaged, or beyond the budget, before its place is used again."""
+        for name in [name for name, r in self._records.items() if self._space.beyond(r)]:
+            del self._records[name]
+        rows = {record.row for record in self._records.values()}
+        for row in found.damaged + [r.row for r in found.records if r.row not in rows]:
+            self._write_row(row, bytes(self.form.record_bytes))
+        self._space.shrink()
 
     # --- what is there ----------------------------------------------------------------------
 
@@ -167,8 +176,8 @@ class PageFile:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes on disk of pages."""
-        return self.held_bytes - self._space.free_bytes
+        """Bytes on disk of pages' bodies."""
+        return self._space.data_bytes - self._space.free_bytes
 
     def __contains__(self, name: PageName) -> bool:
         return name in self._records
@@ -328,6 +337,11 @@ class PageFile:
             self._index.close()
             if self._lock is not None:
                 self._lock.release()
+
+    def check_integrity(self) -> None:
+        """Raises `IntegrityError` if the records and their places disagree; for idle times."""
+        with self._mutex:
+            self._space.check_integrity([*self._records.values(), *self._dead])
 
     # --- records ----------------------------------------------------------------------------
 

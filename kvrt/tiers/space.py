@@ -4,9 +4,9 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection
 
-from kvrt.errors import ConfigError
+from kvrt.errors import ConfigError, IntegrityError
 from kvrt.tiers.blockfile import BLOCK, BlockFile
 from kvrt.tiers.extents import Extents
 from kvrt.tiers.format import PageFormat, Record
@@ -85,16 +85,24 @@ class Space:
         if self.data_bytes > self._data_limit:
             self._data.truncate(self._data_limit)
             self.data_bytes = self._data_limit
-        index_bytes = self._index_for(self._data_limit)
-        if self.index_bytes > index_bytes:
-            self._index.truncate(index_bytes)
-            self.index_bytes = index_bytes
+        index_limit = self._index_for(self._data_limit)
+        if self.index_bytes > index_limit:
+            self._index.truncate(index_limit)
+            self.index_bytes = index_limit
 
-    def occupy(self, records: Sequence[Record]) -> None:
+    def beyond(self, record: Record) -> bool:
+        """Whether the record or its body is not within the budget."""
+        end = record.offset + record.blocks * BLOCK
+        return end > self._data_limit or record.row >= self._rows_in(
+            self._index_for(self._data_limit)
+        )
+
+    def occupy(self, records: Collection[Record]) -> None:
         """Begin: these records have their places, and all else is free."""
         taken = {record.row for record in records}
-        rows = (self.index_bytes - BLOCK) // self._form.record_bytes
-        self._rows = [row for row in reversed(range(rows)) if row not in taken]
+        self._rows = [
+            row for row in reversed(range(self._rows_in(self.index_bytes))) if row not in taken
+        ]
         at = 0
         for record in sorted(records, key=lambda record: record.offset):
             self._blocks.add(at, record.offset // BLOCK - at)
@@ -142,18 +150,34 @@ class Space:
                         self._full_until = time.monotonic() + FULL_FOR
             return False
 
+    def check_integrity(self, records: Collection[Record]) -> None:
+        """Raises `IntegrityError` unless each row and block is free or has one of the records.
+
+        To be called while nothing is written.
+        """
+        rows = sorted(self._rows + [record.row for record in records])
+        if rows != list(range(self._rows_in(self.index_bytes))):
+            raise IntegrityError("page file: a row of the index is lost, or used twice")
+        blocks = Extents()
+        for start, count in self._blocks.runs():
+            blocks.add(start, count)
+        for record in records:
+            blocks.add(record.offset // BLOCK, record.blocks)
+        if blocks.runs() not in ([], [(0, self.data_bytes // BLOCK)]):
+            raise IntegrityError("page file: a block is lost")
+
     def _index_for(self, data_bytes: int) -> int:
         """Bytes of an index for so much data."""
         rows = data_bytes // self._form.page_stride * self._rows_for_page
         return BLOCK + -(-rows * self._form.record_bytes // BLOCK) * BLOCK
 
+    def _rows_in(self, index_bytes: int) -> int:
+        return (index_bytes - BLOCK) // self._form.record_bytes
+
     def _grow_to(self, index_bytes: int, data_bytes: int) -> None:
         if index_bytes > self.index_bytes:
             self._index.allocate(self.index_bytes, index_bytes)
-            old, new = (
-                (size - BLOCK) // self._form.record_bytes
-                for size in (self.index_bytes, index_bytes)
-            )
+            old, new = self._rows_in(self.index_bytes), self._rows_in(index_bytes)
             self.index_bytes = index_bytes
             with self._mutex:
                 self._rows[:0] = reversed(range(old, new))
