@@ -310,15 +310,13 @@ class DiskStore:
 
     def _bytes(self, data: "Tensor | Bytes") -> Bytes:
         """The same memory as uint8 [page_bytes]."""
-        try:
-            if isinstance(data, np.ndarray):
-                flat = data.view()
-                flat.shape = (-1,)  # raises, where reshape would copy
-                flat = flat.view(np.uint8)
-            else:
-                flat = data.view(-1).view(sys.modules["torch"].uint8).numpy()
-        except (RuntimeError, TypeError, AttributeError, ValueError) as error:
-            raise ContractError(f"a page must be contiguous, in host memory: {error}") from None
+        if isinstance(data, np.ndarray):
+            flat = data.reshape(-1).view(np.uint8) if data.flags.c_contiguous else None
+        else:
+            usable = data.device.type == "cpu" and data.is_contiguous()
+            flat = data.view(-1).view(sys.modules["torch"].uint8).numpy() if usable else None
+        if flat is None:
+            raise ContractError("a page must be contiguous and in host memory")
         if flat.nbytes != self._file.form.page_bytes:
             raise ContractError(
                 f"{flat.nbytes} bytes are no page of {self._file.form.page_bytes} bytes"

@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,14 @@ def names(count: int, seed: int = 0) -> list[PageName]:
     return list(chain(ROOT, tokens, PAGE_SIZE))
 
 
+@cache
 def body(name: PageName, form: PageFormat = FORM) -> Bytes:
     """The page that has this name; most of it is zeros, so that zstd has something to do."""
     seed = [*name.key, *name.parent, *(token & 0xFFFFFFFF for token in name.tokens)]
     page = np.zeros(form.page_bytes, np.uint8)
     some = form.page_bytes // 4
     page[-some:] = np.random.default_rng(seed).integers(0, 256, some, np.uint8)
+    page.flags.writeable = False
     return page
 
 
@@ -110,12 +113,9 @@ class FaultyFile(BlockFile):
         super().read(into, at)
 
     def write(self, data: Bytes, at: int) -> None:
-        half = len(data) // 2
-        if self._faults.torn:
-            self._or_fail(lambda: os.pwrite(self._file, bytes(data[:half]), at))
-        else:
-            self._or_fail()
-        super().write(data, at)
+        write = super().write
+        self._or_fail(lambda: write(data[: len(data) // 2 * self._faults.torn], at))
+        write(data, at)
 
     def allocate(self, start: int, end: int) -> None:
         self._or_fail()
