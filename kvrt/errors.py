@@ -60,10 +60,12 @@ class ModelError(KvrtError):
     exit_code = 3
 
 
-StoreFault = Literal["denied", "locked", "foreign", "version", "damaged", "codec", "failed"]
-"""Why a folder of KV pages cannot be used: no permission; another process writes to it; it belongs
-to another model, format or program; to another version of kvrt; its header is not what was written;
-it is compressed and the library is missing; the system refused for another reason."""
+StoreFault = Literal[
+    "missing", "denied", "locked", "foreign", "version", "damaged", "codec", "failed"
+]
+"""Why a folder of KV pages cannot be used: there are none; no permission; another process writes to
+it; it belongs to another model, format or program; to another version of kvrt; its header is not
+what was written; it is compressed and the library is missing; the system refused otherwise."""
 
 
 class StoreError(KvrtError):

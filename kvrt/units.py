@@ -30,7 +30,7 @@ def parse_bytes(text: str, *, whole: int = 0) -> int:
             return int(whole * share / 100)
         raise ConfigError(f"{text!r} is not a percentage above 0 and at most 100")
     match = _SIZE.fullmatch(text)
-    if match is None or match[2].lower() not in _UNITS:
+    if match is None or match[2].lower() not in _UNITS or len(match[1]) > 30:
         raise ConfigError(
             f"{text!r} is not a size in bytes", fix="write it as 4GiB, 512MiB, 4GB or plain bytes"
         )

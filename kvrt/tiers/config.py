@@ -42,7 +42,10 @@ def parse_tiers(text: str) -> TierConfig:
             folder, _, size = rest.rpartition(":")
             if not folder:
                 raise ConfigError(f"tier {part.strip()!r} has no path or no size", fix=FORM)
-            path = Path(folder).expanduser()
+            try:
+                path = Path(folder).expanduser()
+            except RuntimeError as error:  # no such user
+                raise ConfigError(f"tier {part.strip()!r}: {error}", fix=FORM) from None
         else:
             raise ConfigError(f"{part.strip()!r} is not a tier in {text!r}", fix=FORM)
         if kind in sizes:

@@ -1,0 +1,24 @@
+"""What holds for all tests of the tiers."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from kvrt.registry import open_device
+from kvrt.spi import Copier
+from kvrt.tiers import space
+
+from .pages import FORM
+
+
+@pytest.fixture(autouse=True)
+def files_grow_by_a_few_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that growing happens often, and files stay small."""
+    monkeypatch.setattr(space, "STEP", 4 * FORM.page_stride)
+
+
+@pytest.fixture
+def copier() -> Iterator[Copier]:
+    device = open_device("null")
+    yield device.copier
+    device.close()

@@ -1,0 +1,174 @@
+"""Who may use a folder of pages, and that only one process writes to it."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvrt.errors import StoreError
+from kvrt.tiers.pagefile import DATA, INDEX, PageFile
+
+from .pages import FORM, body, names, opened, read
+
+NOBODY = 65534
+NAMES = names(3)
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[Path]:
+    """A folder of ours, for a user whom permissions bind; root may do anything."""
+    folder = Path(tempfile.mkdtemp())
+    us = os.geteuid()
+    if us == 0:
+        os.chown(folder, NOBODY, NOBODY)
+        os.seteuid(NOBODY)
+    yield folder
+    if us == 0:
+        os.seteuid(0)
+    shutil.rmtree(folder)
+
+
+def refusal(folder: Path, **options: object) -> StoreError:
+    with pytest.raises(StoreError) as caught:
+        PageFile.open(folder, FORM, **options)  # type: ignore[arg-type]
+    assert str(folder) in str(caught.value)
+    assert caught.value.fix
+    return caught.value
+
+
+def test_what_is_made_is_for_its_owner_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "not" / "there"
+    with opened(folder) as file:
+        file.write(NAMES[0], body(NAMES[0]))
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+
+
+def test_a_folder_of_somebody_else_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    error = refusal(tmp_path)
+    assert error.reason == "denied"
+    assert f"belongs to user {tmp_path.stat().st_uid}" in str(error)
+    assert "chown" in error.fix
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_may_not_be_written_to_is_named(as_nobody: Path) -> None:
+    as_nobody.chmod(0o500)
+    error = refusal(as_nobody)
+    assert error.reason == "denied"
+    assert "Permission denied" in str(error)
+    error = refusal(as_nobody / "new")
+    assert error.reason == "denied"
+    as_nobody.chmod(0o700)
+
+
+def test_a_folder_that_may_only_be_read_is_read(as_nobody: Path) -> None:
+    with opened(as_nobody) as file:
+        file.write(NAMES[0], body(NAMES[0]))
+    for path in as_nobody.iterdir():
+        path.chmod(0o400)
+    as_nobody.chmod(0o500)
+    before = {path.name: path.stat().st_mtime_ns for path in as_nobody.iterdir()}
+    with opened(as_nobody, writable=False) as file:
+        assert read(file, NAMES[0])
+        assert not file.write(NAMES[1], body(NAMES[1]))
+        assert file.forget(NAMES[0])
+    assert {path.name: path.stat().st_mtime_ns for path in as_nobody.iterdir()} == before
+    (as_nobody / INDEX).chmod(0)
+    assert refusal(as_nobody, writable=False).reason == "denied"
+    as_nobody.chmod(0o700)
+
+
+def test_what_is_no_folder_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("something of the user's")
+    for writable in (True, False):
+        error = refusal(path, writable=writable)
+        assert error.reason == "denied"
+        assert "is not a folder" in str(error)
+    assert refusal(path / "below").reason in ("denied", "failed")
+    assert path.read_text() == "something of the user's"
+
+
+def test_a_name_that_no_file_can_have_is_refused() -> None:
+    with pytest.raises(StoreError, match="is not a path"):
+        PageFile.open(Path("a\0b"), FORM)
+
+
+def test_nothing_to_read_is_an_error_that_says_so_and_makes_nothing(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "new", writable=False).reason == "missing"
+    assert refusal(tmp_path, writable=False).reason == "missing"
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with opened(tmp_path) as file:
+        file.write(NAMES[0], body(NAMES[0]))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", [INDEX, DATA])
+def test_a_link_is_not_followed(tmp_path: Path, name: str) -> None:
+    with opened(tmp_path / "pages"):
+        pass
+    target = tmp_path / "elsewhere"
+    (tmp_path / "pages" / name).rename(target)
+    (tmp_path / "pages" / name).symlink_to(target)
+    before = target.read_bytes()
+    refusal(tmp_path / "pages")
+    assert target.read_bytes() == before
+
+
+def test_data_that_has_lost_its_index_is_not_written_over(tmp_path: Path) -> None:
+    with opened(tmp_path) as file:
+        file.write(NAMES[0], body(NAMES[0]))
+    (tmp_path / INDEX).unlink()
+    before = (tmp_path / DATA).read_bytes()
+    error = refusal(tmp_path)
+    assert error.reason == "damaged"
+    assert "without its index" in str(error)
+    assert (tmp_path / DATA).read_bytes() == before
+
+
+def test_a_second_process_is_refused_by_the_first_ones_number(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from tests.tiers.pages import *\n"
+        "file = PageFile.open(Path(sys.argv[1]), FORM)\n"
+        "file.write(names(1)[0], body(names(1)[0]))\n"
+        "print('open', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        error = refusal(tmp_path)
+        assert error.reason == "locked"
+        assert f"process {other.pid}" in str(error)
+        with opened(tmp_path, writable=False) as file:  # reading beside it is fine
+            assert read(file, NAMES[0])
+        other.kill()
+    with opened(tmp_path) as file:  # the lock went with the process
+        assert read(file, NAMES[0])
+
+
+def test_a_folder_opened_twice_by_one_process_is_refused(tmp_path: Path) -> None:
+    with opened(tmp_path):
+        assert f"process {os.getpid()}" in str(refusal(tmp_path))
+    with opened(tmp_path):
+        pass

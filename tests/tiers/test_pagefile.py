@@ -1,0 +1,262 @@
+"""A page file equals a dictionary, over restarts, within its budget."""
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from kvrt.errors import ConfigError, StoreError
+from kvrt.tiers import codec, space
+from kvrt.tiers.blockfile import BLOCK
+from kvrt.tiers.format import PageFormat
+from kvrt.tiers.pagefile import DATA, INDEX, PageFile
+
+from .pages import FINGERPRINT, FORM, ODD, PAGE_SIZE, Faults, blank, body, names, opened, read
+
+NAMES = names(24)
+
+
+class FileMachine(RuleBasedStateMachine):
+    """The model is the list of names that must be there, the least recently used first.
+
+    Compressed pages may be evicted a little earlier, as they must find a gap of their size; of
+    them it is only known that nothing else than what was written is there.
+    """
+
+    @initialize(
+        form=st.sampled_from([FORM, ODD]),
+        pages=st.integers(1, 9),
+        compress=st.sampled_from([None, None, 1]),
+        step=st.integers(1, 4),
+    )
+    def begin(self, form: PageFormat, pages: int, compress: int | None, step: int) -> None:
+        space.STEP = step * form.page_stride
+        self.folder = Path(tempfile.mkdtemp())
+        self.form, self.compress = form, compress
+        self.there: list[int] = []
+        self.written: list[int] = []  # in the order of writing
+        self.resize(pages)
+        self.open()
+
+    def resize(self, pages: int) -> None:
+        rows = 2 if self.compress else 1
+        self.pages = pages
+        self.budget = 2 * BLOCK + pages * (self.form.page_stride + rows * self.form.record_bytes)
+
+    def open(self) -> None:
+        self.file = PageFile.open(
+            self.folder, self.form, budget=self.budget, compress=self.compress
+        )
+
+    @rule(n=st.integers(0, len(NAMES) - 1))
+    def write(self, n: int) -> None:
+        assert self.file.write(NAMES[n], body(NAMES[n], self.form))
+        if n in self.there:
+            self.there.remove(n)
+        else:
+            self.written = [m for m in self.written if m != n] + [n]
+        self.there.append(n)
+        if self.compress:
+            self.there = [m for m in self.there if NAMES[m] in self.file]
+        self.there = self.there[-self.pages * (2 if self.compress else 1) :]
+
+    @rule(n=st.integers(0, len(NAMES) - 1))
+    def read(self, n: int) -> None:
+        assert read(self.file, NAMES[n]) == (n in self.there)
+        if n in self.there:
+            self.there.remove(n)
+            self.there.append(n)
+
+    @rule(n=st.integers(0, len(NAMES) - 1))
+    def remove(self, n: int) -> None:
+        assert self.file.remove(NAMES[n]) == (n in self.there)
+        if n in self.there:
+            self.there.remove(n)
+
+    @rule()
+    def reopen(self) -> None:
+        self.file.close()
+        self.open()
+        self.there.sort(key=self.written.index)
+
+    @rule(pages=st.integers(1, 9))
+    def reopen_with_another_budget(self, pages: int) -> None:
+        self.file.close()
+        self.resize(pages)
+        self.open()
+        assert {NAMES[n] for n in self.there} >= set(self.file.names())
+        self.there = [n for n in self.written if NAMES[n] in self.file]
+
+    @precondition(lambda self: self.there)
+    @rule()
+    def read_by_another(self) -> None:
+        """Who only reads sees what is there, and changes nothing."""
+        with opened(self.folder, self.form, writable=False) as other:
+            assert all(read(other, NAMES[n]) for n in self.there)
+            assert not other.write(NAMES[0], body(NAMES[0], self.form)) or 0 in self.there
+
+    @invariant()
+    def equal(self) -> None:
+        self.file.check_integrity()
+        assert self.file.names() == [NAMES[n] for n in self.there]
+        assert len(self.file) == len(self.there)
+        assert self.file.used_bytes <= self.file.held_bytes <= self.budget
+        on_disk = sum(os.stat(self.folder / name).st_size for name in (INDEX, DATA))
+        assert on_disk == self.file.held_bytes
+        assert not self.file.damaged
+
+    def teardown(self) -> None:
+        if hasattr(self, "file"):
+            for n, name in enumerate(NAMES):
+                assert read(self.file, name) == (n in self.there)
+            self.file.close()
+            shutil.rmtree(self.folder)
+
+
+def test_any_order_of_operations_equals_a_dictionary() -> None:
+    run_state_machine_as_test(
+        FileMachine, settings=settings(max_examples=60, stateful_step_count=30)
+    )
+
+
+def test_a_page_that_is_there_is_not_written_again(tmp_path: Path) -> None:
+    faults = Faults()
+    with opened(tmp_path, open_file=faults) as file:
+        for name in NAMES:
+            file.write(name, body(name))
+    with opened(tmp_path, open_file=faults) as file:
+        before = faults.calls
+        assert all(file.write(name, body(name)) for name in NAMES)
+        assert faults.calls == before
+
+
+def test_ten_thousand_records_are_read_in_well_under_a_tenth_of_a_second(tmp_path: Path) -> None:
+    form = PageFormat(FINGERPRINT, BLOCK, PAGE_SIZE)
+    page = blank(form)
+    with opened(tmp_path, form) as file:
+        for name in names(10_000):
+            file.write(name, page)
+
+    def seconds() -> float:
+        start = time.process_time()
+        file = PageFile.open(tmp_path, form)
+        elapsed = time.process_time() - start
+        assert len(file) == 10_000
+        file.close()
+        return elapsed
+
+    assert min(seconds() for _ in range(5)) < 0.1
+
+
+def test_a_compressed_page_takes_less_room(tmp_path: Path) -> None:
+    sizes = {}
+    for level in (None, 3):
+        with opened(tmp_path / str(level), compress=level) as file:
+            for name in NAMES:
+                file.write(name, body(name))
+            sizes[level] = file.used_bytes
+        with opened(tmp_path / str(level)) as file:  # what is compressed says so itself
+            assert all(read(file, name) for name in NAMES)
+    assert sizes[3] < 0.7 * sizes[None]
+
+
+def test_a_page_that_compression_would_make_larger_is_stored_as_it_is(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, FORM.page_bytes, np.uint8)
+    with opened(tmp_path, compress=19) as file:
+        assert file.write(NAMES[0], noise)
+        into = blank()
+        assert file.read(NAMES[0], into)
+        assert (into == noise).all()
+        assert file.used_bytes == FORM.page_bytes
+
+
+def test_compression_that_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path, compress=1) as file:
+        file.write(NAMES[0], body(NAMES[0]))
+    monkeypatch.setattr(codec, "_zstandard", lambda: None)
+    with pytest.raises(ConfigError, match="zstandard") as asked:
+        PageFile.open(tmp_path / "new", FORM, compress=1)
+    assert "kvrt[zstd]" in asked.value.fix
+    with pytest.raises(StoreError, match="compressed pages") as found:
+        PageFile.open(tmp_path, FORM)
+    assert found.value.reason == "codec"
+    with opened(tmp_path / "plain") as file:  # who does not compress does not need it
+        assert file.write(NAMES[0], body(NAMES[0]))
+
+
+@pytest.mark.parametrize("level", [23, -101])
+def test_a_level_that_zstd_does_not_have_is_refused(tmp_path: Path, level: int) -> None:
+    with pytest.raises(ConfigError, match=f"no level {level}"):
+        PageFile.open(tmp_path, FORM, compress=level)
+
+
+def test_a_budget_of_less_than_a_page_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="less than one page"):
+        PageFile.open(tmp_path, FORM, budget=FORM.page_bytes)
+
+
+@pytest.mark.parametrize("refusing", ["the flag", "the first read"])
+def test_where_the_file_system_cannot_bypass_the_page_cache_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusing: str
+) -> None:
+    set_flags, read_file = fcntl.fcntl, os.preadv
+
+    def is_direct(file: int) -> bool:
+        return bool(set_flags(file, fcntl.F_GETFL) & os.O_DIRECT)
+
+    def fcntl_refusing(file: int, command: int, value: int = 0) -> int:
+        if refusing == "the flag" and value & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "")
+        return set_flags(file, command, value)
+
+    def preadv_refusing(file: int, buffers: list[memoryview], at: int) -> int:
+        if refusing == "the first read" and is_direct(file):
+            raise OSError(errno.EINVAL, "")
+        return read_file(file, buffers, at)
+
+    monkeypatch.setattr(fcntl, "fcntl", fcntl_refusing)
+    monkeypatch.setattr(os, "preadv", preadv_refusing)
+    with opened(tmp_path, ODD) as file:
+        assert not file.direct
+        assert file.write(NAMES[0], body(NAMES[0], ODD))
+        assert read(file, NAMES[0])
+
+
+def test_a_reader_keeps_the_page_that_is_removed_under_it(tmp_path: Path) -> None:
+    """The place of a page is not used again while somebody reads it."""
+    file = PageFile.open(tmp_path, FORM, budget=2 * BLOCK + FORM.page_bytes + FORM.record_bytes)
+    first, second = NAMES[:2]
+    assert file.write(first, body(first))
+    real = file._data.read
+
+    def slow(into: np.ndarray, at: int) -> None:
+        assert file.remove(first)
+        assert not file.write(second, body(second)), "there was no room but under the reader"
+        real(into, at)
+
+    file._data.read = slow  # type: ignore[method-assign]
+    assert read(file, first)
+    file._data.read = real  # type: ignore[method-assign]
+    assert first not in file
+    assert file.write(second, body(second))
+    assert read(file, second)
+    file.check_integrity()
+    file.close()
