@@ -225,6 +225,10 @@ class KVCache:
         """Give all memory and addresses back. Safe to call twice."""
         self._backing.release()
 
+    def page(self, page: int) -> torch.Tensor:
+        """The bytes of a page in use: uint8 [page_bytes], in the device's memory."""
+        return self._backing.page(page)
+
     # --- the limit ---------------------------------------------------------------------------
 
     @property

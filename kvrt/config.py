@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kvrt.errors import ConfigError
+from kvrt.sched.cost import Preemption
 from kvrt.sched.eviction import EvictionName
 from kvrt.sched.policy import PolicyName
 from kvrt.spi import DType
+from kvrt.tiers.config import parse_tiers
 from kvrt.units import MIB
 
 
@@ -71,6 +73,15 @@ class RuntimeConfig:
             ``cost`` (what is worth least, by reuse and by what it takes to compute).
         prefix_cache_ttl: while nothing runs, memory of pages that were not used for so many
             seconds is given back.
+        offload: where evicted pages go, as ``host:8GiB,disk:PATH:64GiB`` (either part may be left
+            out); None: they are lost, and computed again if they are needed.
+        offload_write: ``back`` moves a page when its memory is needed, ``through`` when its
+            request ends.
+        cache_dir: a folder in which KV pages outlive the process: what is there is used, and what
+            is cached at the end is added.
+        preemption: what becomes of the pages of a request that has to stop for others: ``auto``
+            moves them if that is cheaper than to compute them again, as measured while running;
+            ``move`` and ``recompute`` decide it.
         threads: host threads for kernels; None: the backend's choice.
         offline: use only what is on this machine.
         revision: of a hub id.
@@ -95,6 +106,10 @@ class RuntimeConfig:
     prefix_cache: bool = True
     prefix_cache_policy: EvictionName = "lru"
     prefix_cache_ttl: float = 300.0
+    offload: str | None = None
+    offload_write: Literal["back", "through"] = "back"
+    cache_dir: str | Path | None = None
+    preemption: Preemption = "auto"
     threads: int | None = None
     offline: bool = False
     revision: str | None = None
@@ -106,6 +121,15 @@ class RuntimeConfig:
         _one_of("kv_dtype", self.kv_dtype, ("auto", *get_args(DType)))
         _one_of("load_format", self.load_format, get_args(LoadFormat))
         _one_of("policy", self.policy, get_args(PolicyName))
+        _one_of("offload_write", self.offload_write, ("back", "through"))
+        _one_of("preemption", self.preemption, get_args(Preemption))
+        if self.offload is not None:
+            parse_tiers(self.offload)
+        if not self.prefix_cache and (self.offload is not None or self.cache_dir is not None):
+            raise ConfigError(
+                "offload and cache_dir find pages by their tokens, and prefix_cache is off",
+                fix="leave prefix_cache on",
+            )
         _one_of("prefix_cache_policy", self.prefix_cache_policy, get_args(EvictionName))
         if not isinstance(self.prefix_cache_ttl, int | float) or not self.prefix_cache_ttl >= 0:
             raise ConfigError(

@@ -20,6 +20,7 @@ import torch
 from kvrt.cache import KVCache
 from kvrt.errors import CapacityError, KvrtError
 from kvrt.model.loader import Model
+from kvrt.offload import Offload
 from kvrt.outputs import FinishReason
 from kvrt.pages.apply import Failed
 from kvrt.pages.eviction import evict
@@ -35,6 +36,9 @@ from kvrt.units import format_bytes
 
 log = logging.getLogger(__name__)
 
+_WRITING_S = 0.05
+"""While idle, pages on their way to disk are looked after so often."""
+
 _UNKNOWN = -1
 """Stands for a token that the step in flight will yield."""
 
@@ -49,6 +53,7 @@ class Engine:
         limits: of one step.
         policy: the order of service.
         reuse: finds pages that were computed before; None: each sequence computes all of its own.
+        offload: moves pages off the device and back; None: what is evicted is lost.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class Engine:
         limits: Limits,
         policy: Policy,
         reuse: PrefixReuse | None = None,
+        offload: Offload | None = None,
     ) -> None:
         self.model = model
         self.device = device
@@ -66,16 +72,18 @@ class Engine:
         self.limits = limits
         self.policy = policy
         self.reuse = reuse
+        self.offload = offload
         self.steps = 0
         self._ids = itertools.count(1)
         self._waiting: list[Seq] = []
         self._running: list[Seq] = []
+        self._fetching: list[Seq] = []
         self._requests: dict[int, Request] = {}  # by the id of each of its live sequences
         self._planned: StepPlan | None = None  # and applied: what the next step runs
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting or self._running)
+        return bool(self._waiting or self._running or self._fetching)
 
     # --- what comes in -----------------------------------------------------------------------
 
@@ -114,15 +122,17 @@ class Engine:
         self._requests.clear()
         self._waiting.clear()
         self._running.clear()
+        self._fetching.clear()
 
     def _all(self) -> list[Seq]:
-        return self._running + self._waiting
+        return self._running + self._fetching + self._waiting
 
     # --- the step ----------------------------------------------------------------------------
 
     def step(self) -> None:
         """Plan, apply, run, commit. Does nothing if nothing waits or runs."""
         self.steps += 1
+        self._take_fetched()
         plan, self._planned = self._planned, None
         if plan is None:
             self._evict_over_limit()
@@ -132,6 +142,8 @@ class Engine:
                 self._make_do(failed)
                 return
         rows = [row for row in plan.rows if row.seq.id in self._requests]
+        if not rows and self.offload is not None:
+            self.offload.wait()
         if rows:
             scored = [self._scored_positions(row) for row in rows]
             logits = self._run(rows, scored)
@@ -158,6 +170,9 @@ class Engine:
         if self.reuse is not None:
             expired, patience = self.reuse.expire(self.cache.table)
             self._change(expired)
+        if self.offload is not None and self.offload.busy:
+            self.offload.poll()
+            patience = min(_WRITING_S, patience or _WRITING_S)
         self.cache.idle()
         return patience
 
@@ -180,6 +195,7 @@ class Engine:
             self.policy,
             self.steps,
             self.reuse,
+            self._fetching,
         )
 
     def _plan_ahead(self) -> StepPlan | None:
@@ -208,7 +224,7 @@ class Engine:
             self._preempt(seq)
         for seq, cached in plan.admitted.items():
             self._waiting.remove(seq)
-            self._running.append(seq)
+            (self._fetching if seq in plan.fetches else self._running).append(seq)
             seq.rank = self.policy.rank(seq, self.steps)
             seq.computed = cached
             request = self._requests[seq.id]
@@ -217,17 +233,41 @@ class Engine:
                 request.cached_tokens = cached
             if self.reuse is not None:
                 first = cached // self.cache.geometry.page_size
-                self.reuse.begin(seq, plan.table.pages(seq.id)[:first])
+                row = plan.table.pages(seq.id)
+                self.reuse.begin(seq, row[:first])
+                if self.offload is not None and (more := plan.fetches.get(seq, 0)):
+                    last = first + more
+                    self.offload.fetch(seq, seq.names[first:last], row[first:last])
         for seq in plan.stuck:
             self._end(seq, "capacity")
         return None
 
-    def _change(self, change: Change) -> Failed | None:
-        """Carry a change of the page table out; pages that it drops are found no more."""
+    def _change(self, change: Change, *, save: bool = True) -> Failed | None:
+        """Carry a change of the page table out; pages that it drops are found no more.
+
+        `save`: those that are worth it are copied off the device before.
+        """
+        if save and self.offload is not None and self.reuse is not None:
+            self.offload.save(self.reuse.leaving(change.dropped))
         failed = self.cache.commit(change)
         if failed is None and self.reuse is not None:
             self.reuse.dropped(change.dropped)
         return failed
+
+    def _take_fetched(self) -> None:
+        """Sequences whose pages came back go on behind them."""
+        if self.offload is None or self.reuse is None:
+            return
+        for seq, pages in self.offload.poll():
+            request = self._requests[seq.id]
+            tokens = pages * self.cache.geometry.page_size
+            seq.computed += tokens
+            if not request.preemptions:
+                request.cached_tokens += tokens
+            self._fetching.remove(seq)
+            self._running.append(seq)
+            self._change(self.cache.table.truncate(seq.id, seq.computed))
+            self.reuse.computed(seq, self.cache.table.pages(seq.id))
 
     def _preempt(self, seq: Seq) -> None:
         self._running.remove(seq)
@@ -360,14 +400,21 @@ class Engine:
         request = self._requests.pop(seq.id)
         if seq in self._running:
             self._running.remove(seq)
+        elif seq in self._fetching:
+            self._fetching.remove(seq)
+            if self.offload is not None:
+                self.offload.cancel(seq)
         else:
             self._waiting.remove(seq)
         table = self.cache.table
         if seq.id in table:
             kept = seq.named if seq.shares else 0
             if self.reuse is not None:
-                self.reuse.end(table.pages(seq.id)[:kept])
-            self._change(table.keep(seq.id, kept, after=self.steps))
+                row = table.pages(seq.id)[:kept]
+                self.reuse.end(row)
+                if self.offload is not None and self.offload.write_through:
+                    self.offload.save(self.reuse.leaving(row))
+            self._change(table.keep(seq.id, kept, after=self.steps), save=False)
         if request.finished:
             error = None
             if any(o.finish_reason == "capacity" for o in request.outputs.values()):

@@ -29,16 +29,17 @@ from kvrt.engine import Engine
 from kvrt.errors import CapacityError, ConfigError, KvrtError, RequestError
 from kvrt.model.loader import Model, load_model
 from kvrt.model.resolve import Progress
+from kvrt.offload import OffloadStats
 from kvrt.outputs import Result
 from kvrt.registry import open_device
 from kvrt.request import Request, failed_result
 from kvrt.sampling import SamplingParams
 from kvrt.sched.batching import Limits
-from kvrt.sched.eviction import EVICTIONS
 from kvrt.sched.policy import POLICIES
-from kvrt.sched.reuse import PrefixReuse, ReuseStats
-from kvrt.sizing import limit_bytes, make_cache, page_fingerprint, too_small
+from kvrt.sched.reuse import ReuseStats
+from kvrt.sizing import limit_bytes, make_cache, too_small
 from kvrt.spi import Device, DeviceInfo, DeviceOptions
+from kvrt.storing import make_offload, make_reuse, page_fingerprint
 from kvrt.stream import Stream
 from kvrt.tiers.names import KEY_BYTES, root_key
 
@@ -72,6 +73,7 @@ class RuntimeStats:
         steps: of the engine, so far.
         cache: the KV memory; see `kvrt.cache.CacheStats`.
         reuse: prefixes found in it; see `kvrt.sched.reuse.ReuseStats`.
+        offload: pages moved off the device and back, if that was asked for.
     """
 
     load_seconds: float
@@ -79,6 +81,7 @@ class RuntimeStats:
     steps: int
     cache: CacheStats
     reuse: ReuseStats
+    offload: OffloadStats | None = None
 
 
 class Runtime:
@@ -275,6 +278,7 @@ class Runtime:
             self._engine.steps,
             self.cache.stats(),
             ReuseStats() if reuse is None else reuse.stats,
+            None if self._engine.offload is None else self._engine.offload.stats(),
         )
 
     def set_memory_limit(self, limit: int | str, revision: int | None = None) -> LimitChange:
@@ -376,23 +380,21 @@ class Runtime:
         )
         self.cache: KVCache = make_cache(config, self.device, self.model)
         stack.callback(self.cache.close)
+        self._pages_of = page_fingerprint(self.model, self.cache.geometry, self.device.info)
+        reuse = make_reuse(config)
+        offload = make_offload(config, self.device, self.cache, self._pages_of, reuse)
+        if offload is not None:
+            stack.callback(offload.close)
         self._engine = Engine(
             self.model,
             self.device,
             self.cache,
             Limits(config.max_batch_tokens, config.max_running),
             POLICIES[config.policy],
-            self._reuse(),
+            reuse,
+            offload,
         )
-        self._pages_of = page_fingerprint(self.model, self.cache.geometry, self.device.info)
         self._load_seconds = time.perf_counter() - started
-
-    def _reuse(self) -> PrefixReuse | None:
-        config = self.config
-        if not config.prefix_cache:
-            return None
-        policy = EVICTIONS[config.prefix_cache_policy]()
-        return PrefixReuse(config.page_size, policy, config.prefix_cache_ttl)
 
     def _serve(self) -> None:
         engine = self._engine

@@ -1,14 +1,11 @@
 """How much memory the KV cache may take, and the page layout that follows."""
 
-from importlib.metadata import version
-
 from kvrt.cache import KVCache
 from kvrt.config import RuntimeConfig
 from kvrt.errors import CapacityError, ConfigError
 from kvrt.model.loader import Model
 from kvrt.pages.geometry import Geometry
-from kvrt.spi import Device, DeviceInfo
-from kvrt.tiers.names import fingerprint
+from kvrt.spi import Device
 from kvrt.units import format_bytes, parse_bytes
 
 FREE_SHARE = 0.6
@@ -31,17 +28,6 @@ def too_small(limit: int | str, model: Model, geometry: Geometry) -> CapacityErr
         needed=needed,
         fix=f"give at least {format_bytes(needed)}",
     )
-
-
-def page_fingerprint(model: Model, geometry: Geometry, info: DeviceInfo) -> bytes:
-    """32 bytes that are the same wherever a page of the same tokens has the same bytes.
-
-    Kernels of another architecture, or of another version, add numbers in another order.
-    """
-    computed = (
-        f"{model.fingerprint} {model.decoder.dtype} {info.backend} {info.arch} {version('kvrt')}"
-    )
-    return fingerprint(computed.encode(), str(geometry.dtype), repr(geometry.layout))
 
 
 def make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:

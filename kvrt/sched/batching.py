@@ -60,6 +60,8 @@ class StepPlan:
         rows: the batch; a sequence stands in it at most once.
         change: leads to the page table in which the step runs.
         admitted: waiting sequences that start to run, and how many tokens they need not compute.
+        fetches: those of them that wait for pages from outside the device first, and how many:
+            the last ones they have in the page table.
         preempted: running sequences that lost their pages, to wait again.
         stuck: sequences that cannot go on even alone: there is no page left to give them.
     """
@@ -67,6 +69,7 @@ class StepPlan:
     rows: tuple[Row, ...]
     change: Change
     admitted: Mapping[Seq, int] = field(default_factory=dict)
+    fetches: Mapping[Seq, int] = field(default_factory=dict)
     preempted: tuple[Seq, ...] = ()
     stuck: tuple[Seq, ...] = ()
 
@@ -124,11 +127,13 @@ def plan_step(
     policy: Policy,
     step: int,
     reuse: Reuse | None = None,
+    fetching: Sequence[Seq] = (),
 ) -> StepPlan:
     """Plan step number `step`. No step may be in flight: pages freed here are used at once.
 
     Args:
         reuse: which pages are cached, and worth what; None: nothing is reused.
+        fetching: admitted before, and still waiting for pages; they keep what they have.
     """
     reuse = reuse or NoReuse()
     order = sorted(running, key=_rank)
@@ -147,6 +152,9 @@ def plan_step(
     preempted: list[Seq] = []
     stuck: list[Seq] = []
     while not draft.grow({seq.id: count for seq, count in wants.items()}):
+        if fetching and len(order) == 1:  # it waits for their pages
+            wants.clear()
+            break
         victim = order.pop()
         draft.do(draft.table.keep(victim.id, reuse.keeps(victim)))
         budget += wants.pop(victim, 0)
@@ -154,13 +162,15 @@ def plan_step(
 
     rows = [Row(seq, seq.computed, count, count == seq.pending) for seq, count in wants.items()]
     admitted: dict[Seq, int] = {}
+    fetches: dict[Seq, int] = {}
     if not preempted and not stuck:
-        spare = draft.room - sum(_pages_to_come(draft.table, seq) for seq in order)
-        places = limits.max_running - sum(seq.width for seq in order)
+        placed = (*order, *fetching)
+        spare = draft.room - sum(_pages_to_come(draft.table, seq) for seq in placed)
+        places = limits.max_running - sum(seq.width for seq in placed)
         for seq in sorted(waiting, key=lambda seq: policy.rank(seq, step)):
-            alone = not order and not admitted
+            alone = not placed and not admitted
             cached = draft.still_there(reuse.match(seq))
-            if reuse.awaited(seq, len(cached), (*order, *admitted)):
+            if reuse.awaited(seq, len(cached), (*placed, *admitted)):
                 continue
             trial = draft.copy()
             if cached:
@@ -170,6 +180,11 @@ def plan_step(
             if not budget or (not alone and (spare < 0 or places < 0)):
                 break
             start = trial.table.length(seq.id)
+            more = reuse.stored(seq, len(cached))
+            if more and trial.grow({seq.id: more * table.geometry.page_size}):
+                draft = trial
+                admitted[seq], fetches[seq] = start, more
+                continue
             count = min(len(seq.tokens) - start, budget)
             if not trial.grow({seq.id: count}):
                 if alone:
@@ -179,7 +194,7 @@ def plan_step(
             admitted[seq] = start
             rows.append(Row(seq, start, count, start + count == len(seq.tokens)))
             budget -= count
-    return StepPlan(tuple(rows), draft.change, admitted, tuple(preempted), tuple(stuck))
+    return StepPlan(tuple(rows), draft.change, admitted, fetches, tuple(preempted), tuple(stuck))
 
 
 def _rank(seq: Seq) -> tuple[int, int]:

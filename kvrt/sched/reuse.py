@@ -8,13 +8,14 @@ end       the sequence's pages stay cached, until they are evicted
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from kvrt.pages.eviction import evict
 from kvrt.pages.referrers import Row
 from kvrt.pages.table import Change, PageTable
+from kvrt.sched.cost import MoveCost
 from kvrt.sched.eviction import Eviction, Worth
 from kvrt.sched.prefix import PrefixIndex
 from kvrt.sched.seq import Seq
@@ -26,6 +27,9 @@ class Reuse(Protocol):
 
     def match(self, seq: Seq) -> Row:
         """Pages that a waiting sequence can begin with; never all of its tokens."""
+
+    def stored(self, seq: Seq, matched: int) -> int:
+        """How many pages after the `matched` ones should be fetched from outside the device."""
 
     def awaited(self, seq: Seq, matched: int, others: Iterable[Seq]) -> bool:
         """Whether one of `others` is computing the page that `seq` needs after `matched` ones."""
@@ -43,6 +47,9 @@ class NoReuse:
     def match(self, seq: Seq) -> Row:
         return ()
 
+    def stored(self, seq: Seq, matched: int) -> int:
+        return 0
+
     def awaited(self, seq: Seq, matched: int, others: Iterable[Seq]) -> bool:
         return False
 
@@ -51,6 +58,13 @@ class NoReuse:
 
     def worth(self, page: int) -> Worth:
         return (0.0, 0.0)
+
+
+class Tiers(Protocol):
+    """Where pages are outside the device; `kvrt.offload.Offload` is one."""
+
+    def available(self, names: Sequence[PageName]) -> int:
+        """How many of the first of these pages could be fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +90,7 @@ class PrefixReuse:
     Args:
         page_size: tokens in a page.
         policy: which pages to evict first.
+        cost: whether to fetch pages or to compute them.
         ttl: seconds after which an unused page is not worth its memory while nothing runs.
         now: seconds of a monotonic clock.
     """
@@ -84,10 +99,13 @@ class PrefixReuse:
         self,
         page_size: int,
         policy: Eviction,
+        cost: MoveCost | None = None,
         ttl: float = math.inf,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.index = PrefixIndex(policy)
+        self.cost = cost or MoveCost()
+        self.tiers: Tiers | None = None
         self._ttl = ttl
         self._page_size = page_size
         self._prompt_tokens = self._cached_tokens = self._dropped_pages = 0
@@ -98,7 +116,14 @@ class PrefixReuse:
     def match(self, seq: Seq) -> Row:
         if not seq.matches:
             return ()
-        return self.index.match(self._names(seq, (len(seq.tokens) - 1) // self._page_size))
+        return self.index.match(self._names(seq, self._matchable(seq)))
+
+    def stored(self, seq: Seq, matched: int) -> int:
+        if self.tiers is None or not seq.matches:
+            return 0
+        count = self.tiers.available(seq.names[matched : self._matchable(seq)])
+        end = (matched + count) * self._page_size
+        return count if count and self.cost.moves(count, self._page_size, end) else 0
 
     def awaited(self, seq: Seq, matched: int, others: Iterable[Seq]) -> bool:
         if not seq.matches or matched >= len(seq.names):
@@ -147,6 +172,16 @@ class PrefixReuse:
         """A sequence ends that held these pages."""
         self.index.touch(row, self._now())
 
+    def leaving(self, pages: Iterable[int]) -> list[tuple[PageName, int]]:
+        """Of pages about to be dropped, those that are cheaper to fetch later than to compute."""
+        size = self._page_size
+        entries = [entry for page in pages if (entry := self.index.at(page)) is not None]
+        return [
+            (entry.name, entry.page)
+            for entry in entries
+            if self.cost.moves(1, size, (entry.depth + 1) * size)
+        ]
+
     def dropped(self, pages: Iterable[int]) -> None:
         """Pages hold no longer what they held."""
         self._dropped_pages += len(self.index.forget(pages))
@@ -173,6 +208,10 @@ class PrefixReuse:
     def _last_used(self, page: int) -> float:
         entry = self.index.at(page)
         return -math.inf if entry is None else entry.used
+
+    def _matchable(self, seq: Seq) -> int:
+        """Pages it could begin with; its last token must be computed, for what comes after it."""
+        return (len(seq.tokens) - 1) // self._page_size
 
     def _names(self, seq: Seq, count: int) -> list[PageName]:
         """The names of the sequence's first `count` pages at least."""

@@ -101,6 +101,8 @@ class HostStore:
                 f" {format_bytes(page_bytes)}",
                 fix=f"give at least {format_bytes(self._slab_bytes)}",
             )
+        self.slots = slabs * self._slab_slots
+        """Pages that it can hold."""
         self._slabs: dict[int, Tensor] = {}
         self._used: dict[int, int] = {}  # slots in use of each slab
         self._free: list[int] = []  # heap of slots in the slabs that are there
@@ -113,6 +115,11 @@ class HostStore:
 
     def __len__(self) -> int:
         return len(self._pages)
+
+    @property
+    def full(self) -> bool:
+        """Every slot is used, so that the next page takes the place of another."""
+        return len(self._pages) + len(self._unfound) >= self.slots
 
     def reserve(self, name: PageName) -> HostPage | None:
         """A pinned slot to copy the page into; the least recently used pages make room for it.

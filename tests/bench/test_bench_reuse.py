@@ -1,6 +1,6 @@
 """What prefix reuse saves where it hits, and costs where it does not.
 
-    pytest tests/bench/test_bench_reuse.py --benchmark-enable --benchmark-only
+pytest tests/bench/test_bench_reuse.py --benchmark-enable --benchmark-only
 """
 
 import random
@@ -100,6 +100,4 @@ def test_lookup(benchmark: BenchmarkFixture) -> None:
         assert reuse.match(asked) == row
 
     benchmark.pedantic(look_up, setup=lambda: ((seq(),), {}), rounds=30)
-    benchmark.extra_info.update(
-        ms_per_1000_tokens=round(benchmark.stats.stats.median * 1e3 / 8, 4)
-    )
+    benchmark.extra_info.update(ms_per_1000_tokens=round(benchmark.stats.stats.median * 1e3 / 8, 4))

@@ -5,6 +5,7 @@ a memory limit of a few chunks is then a few hundred tokens, and pages run out s
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -75,6 +76,14 @@ def break_device(monkeypatch: pytest.MonkeyPatch) -> Break:
         monkeypatch.setattr(kvrt.runtime, "open_device", open_device)
 
     return put
+
+
+def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def pages_in_use(runtime: Runtime) -> int:

@@ -1,7 +1,6 @@
 """Requests begin with the pages that others have computed, and say what they would say anyway."""
 
 import random
-import time
 
 import pytest
 
@@ -12,7 +11,7 @@ from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.testing.chaos import Chaos
 
-from .conftest import Break, MakeRuntime
+from .conftest import Break, MakeRuntime, until
 
 PAGE = 16
 GREEDY = SamplingParams(max_tokens=8, ignore_eos=True)
@@ -186,10 +185,3 @@ def test_what_nobody_used_for_long_is_given_back_while_nothing_runs(
     until(lambda: runtime.stats().cache.cached_pages == 0)
     until(lambda: runtime.stats().cache.mapped_bytes <= CHUNK)
     assert ask(runtime, PREFIX).usage.cached_tokens == 0
-
-
-def until(holds: object, seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not holds():  # type: ignore[operator]
-        assert time.monotonic() < end
-        time.sleep(0.01)

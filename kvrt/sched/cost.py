@@ -1,0 +1,55 @@
+"""Is it cheaper to move pages or to compute them anew? By what was measured while running."""
+
+from typing import Literal
+
+Preemption = Literal["auto", "move", "recompute"]
+
+_WEIGHT = 0.2
+"""Of a new measurement in the running mean: five or so count."""
+
+
+class MoveCost:
+    """Running means of the speed of prefill, by context, and of fetching pages.
+
+    Attention makes a token dearer the longer its context is. So prefill is measured in classes of
+    context, each twice as long as the one before; a class without a measurement is taken to be as
+    its nearest neighbour.
+
+    Args:
+        choice: ``move`` and ``recompute`` leave nothing to decide.
+    """
+
+    def __init__(self, choice: Preemption = "auto") -> None:
+        self.choice: Preemption = choice
+        self._token_s: dict[int, float] = {}  # by class of context
+        self._page_s: float | None = None
+
+    def computed(self, tokens: int, context: int, seconds: float) -> None:
+        """A step computed so many tokens, in contexts of about so many."""
+        key = context.bit_length()
+        self._token_s[key] = _mean(self._token_s.get(key), seconds / tokens)
+
+    def fetched(self, pages: int, seconds: float) -> None:
+        """So many pages came back from a tier."""
+        self._page_s = _mean(self._page_s, seconds / pages)
+
+    def moves(self, pages: int, page_size: int, end: int) -> bool:
+        """Whether to fetch the last `pages` pages of a context of `end` tokens.
+
+        As long as one of the two was never measured, yes: tiers are there because they are fast.
+        """
+        if self.choice != "auto":
+            return self.choice == "move"
+        if self._page_s is None or not self._token_s:
+            return True
+        compute = self._seconds_per_token(end - pages * page_size // 2) * pages * page_size
+        return pages * self._page_s < compute
+
+    def _seconds_per_token(self, context: int) -> float:
+        key = context.bit_length()
+        nearest = min(self._token_s, key=lambda known: abs(known - key))
+        return self._token_s[nearest]
+
+
+def _mean(before: float | None, new: float) -> float:
+    return new if before is None else before + _WEIGHT * (new - before)

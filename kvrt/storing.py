@@ -1,0 +1,96 @@
+"""What a runtime's options ask for in reuse and stores of KV pages, made."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from kvrt.cache import KVCache
+from kvrt.config import RuntimeConfig
+from kvrt.model.loader import Model
+from kvrt.offload import Offload
+from kvrt.pages.geometry import Geometry
+from kvrt.sched.cost import MoveCost
+from kvrt.sched.eviction import EVICTIONS
+from kvrt.sched.reuse import PrefixReuse
+from kvrt.spi import Device, DeviceInfo
+from kvrt.tiers.config import parse_tiers
+from kvrt.tiers.disk import DiskStore
+from kvrt.tiers.format import PageFormat
+from kvrt.tiers.host import HostStore
+from kvrt.tiers.names import fingerprint
+from kvrt.tiers.pagefile import PageFile
+from kvrt.units import MIB
+
+STAGING_BYTES = 64 * MIB
+STAGING_PAGES = 40
+"""Host memory that pages on their way to and from a disk go through, if no more was asked for."""
+
+
+def page_fingerprint(model: Model, geometry: Geometry, info: DeviceInfo) -> bytes:
+    """32 bytes that are the same wherever a page of the same tokens has the same bytes.
+
+    Kernels of another architecture, or of another version, add numbers in another order.
+    """
+    by = f"{model.decoder.dtype} {info.backend} {info.arch} {version('kvrt')}"
+    computed = f"{model.fingerprint} {by}".encode()
+    return fingerprint(computed, str(geometry.dtype), repr(geometry.layout))
+
+
+def page_format(pages_of: bytes, geometry: Geometry) -> PageFormat:
+    return PageFormat(pages_of, geometry.page_bytes, geometry.page_size)
+
+
+def make_reuse(config: RuntimeConfig) -> PrefixReuse | None:
+    """None: every request computes all of its own."""
+    if not config.prefix_cache:
+        return None
+    policy = EVICTIONS[config.prefix_cache_policy]()
+    cost = MoveCost(config.preemption)
+    return PrefixReuse(config.page_size, policy, cost, config.prefix_cache_ttl)
+
+
+def make_offload(
+    config: RuntimeConfig,
+    device: Device,
+    cache: KVCache,
+    pages_of: bytes,
+    reuse: PrefixReuse | None,
+) -> Offload | None:
+    """None: nothing leaves the device.
+
+    Raises:
+        StoreError: a folder cannot be used.
+        ConfigError: host memory for less than one page was asked for.
+    """
+    if reuse is None or (config.offload is None and config.cache_dir is None):
+        return None
+    tiers = parse_tiers(config.offload) if config.offload is not None else None
+    page_bytes = cache.geometry.page_bytes
+    budget = tiers.host_bytes if tiers is not None else 0
+    is_tier = budget > 0
+    if not is_tier:
+        budget = max(STAGING_BYTES, STAGING_PAGES * page_bytes)
+    host = HostStore(device.copier, page_bytes, budget)
+    form = page_format(pages_of, cache.geometry)
+    disks: list[DiskStore] = []
+    try:
+        if tiers is not None and tiers.disk_path is not None:
+            file = PageFile.open(tiers.disk_path, form, budget=tiers.disk_bytes)
+            disks.append(DiskStore(file))
+        if config.cache_dir is not None:
+            disks.append(DiskStore(PageFile.open(Path(config.cache_dir).expanduser(), form)))
+    except BaseException:
+        for disk in disks:
+            disk.close()
+        raise
+    through = config.offload_write == "through"
+    offload = Offload(
+        device,
+        cache,
+        host,
+        disks,
+        reuse.cost,
+        write_at_once=through or not is_tier,
+        write_through=through,
+    )
+    reuse.tiers = offload
+    return offload
