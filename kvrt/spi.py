@@ -102,6 +102,7 @@ class Capability(enum.Enum):
     ALIASING = "one chunk may be mapped at several addresses at once"
     ASYNC_COPIES = "copies run beside compute"
     BATCH_INVARIANT = "a token's result has the same bits whatever else is in its batch"
+    TREES = "a sequence's new tokens may branch (`AttentionBatch.parents`)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,12 +311,28 @@ class AttentionBatch:
     ``p % page_size`` of page ``page_table[s, p // page_size]``. Entries of the page table beyond
     the context, and slots beyond it, may be anything and must not be read.
 
+    With `parents`, which needs `Capability.TREES`, the new tokens of a sequence may branch, as
+    guesses at what comes next do:
+
+        7 tokens before -- a --+-- b -- c        row         0   1   2   3   4
+                               +-- d -- e        parents    -1   0   1   0   3
+                                                 position    7   8   9   8   9
+                                                 slot        7   8   9  10  11
+
+    A token then sees the tokens before this step, its ancestors among the new ones, and itself,
+    and stands at the position after its parent's. Its slot goes by its row as ever. Its result is
+    that of a batch in which its ancestors stand in line and nothing is beside them: the same bits,
+    where the device is `BATCH_INVARIANT`.
+
     Args:
         kv: 1-D, `layout.dtype`, over the whole span (`VirtualMemory.tensor`).
         layout: where in `kv` a token's keys and values are.
         page_table: int32 [sequences, max pages], on the host, contiguous.
         query_start: int32 [sequences + 1], on the host, begins with 0, never decreases.
         context_len: int32 [sequences], on the host, this step's tokens included.
+        parents: int32 [tokens], on the host: which of its sequence's new tokens each one follows,
+            counted from 0 and before itself; -1 for the last token before this step. None: each
+            follows the one before it.
     """
 
     kv: "Tensor" = field(repr=False)  # printing it would read the holes
@@ -323,6 +340,7 @@ class AttentionBatch:
     page_table: "Tensor"
     query_start: "Tensor"
     context_len: "Tensor"
+    parents: "Tensor | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,8 +477,8 @@ class Graph(Protocol):
     def replay(self, batch: AttentionBatch) -> None:
         """Make the recorded calls anew, on what their tensors hold now, for another batch.
 
-        `batch` has the `kv`, `layout` and `query_start` that were recorded; its page table (of
-        any width) and contexts are its own.
+        `batch` has the `kv`, `layout` and `query_start` that were recorded, and no `parents`; its
+        page table (of any width) and contexts are its own.
         """
 
 

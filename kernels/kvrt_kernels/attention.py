@@ -5,7 +5,8 @@
     attention.run(plan, layer, q, out, params)
 
 A query token's result has the same bits whatever else is in its batch, however its prompt was
-cut into chunks, and for any number of threads (native/attention.h says why).
+cut into chunks, whatever branches stand beside its own, and for any number of threads
+(native/attention.h says why).
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor
 from kvrt.spi import AttentionBatch, AttentionParams
 from kvrt_kernels._args import DTYPE_CODE, address, check_heads, need, threads_or_default
 from kvrt_kernels._load import native
+from kvrt_kernels.tree import lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +25,12 @@ class Plan:
     """A batch as the native module takes it.
 
     Args:
-        batch: kept alive because its addresses are below.
+        batch: kept alive because its addresses are below; its branches are sequences.
         layer_bytes: distance between layers.
         tokens: query tokens of the whole batch.
         pages: where in a layer a page's elements are.
         sequences: where the page table and the tokens of each sequence are.
+        branches: kept alive as well: where the tokens of branches are.
     """
 
     batch: AttentionBatch
@@ -37,6 +40,7 @@ class Plan:
     tokens: int
     pages: tuple[int, ...]
     sequences: tuple[int, ...]
+    branches: tuple[Tensor, ...] = ()
 
     def cache(self, layer: int) -> tuple[int, ...]:
         """The arguments that say where a layer's pages and the batch's tokens are."""
@@ -53,6 +57,10 @@ def plan(batch: AttentionBatch) -> Plan:
         ContractError: a tensor has another shape or dtype than `AttentionBatch` says, or the
             layout is one these kernels do not know (head_dim a multiple of 16 up to 256).
     """
+    branches: tuple[Tensor, ...] = ()
+    if batch.parents is not None:
+        found = lines(batch)
+        batch, branches = found.batch, (found.trunk, found.slots)
     layout = batch.layout
     table, start, length = batch.page_table, batch.query_start, batch.context_len
     need(
@@ -93,7 +101,10 @@ def plan(batch: AttentionBatch) -> Plan:
             address(start),
             address(length),
             table.shape[0],
+            *(address(tensor) for tensor in branches or (None, None)),
+            branches[1].stride(0) if branches else 0,
         ),
+        branches=branches,
     )
 
 

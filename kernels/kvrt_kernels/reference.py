@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from kvrt.spi import Activation, AttentionBatch, AttentionParams, HeadNorm, Rotation
+from kvrt_kernels.tree import Lines, lines
 
 
-def plan(batch: AttentionBatch) -> AttentionBatch:
-    """Nothing is to be prepared: the plan is the batch."""
-    return batch
+def plan(batch: AttentionBatch) -> Lines:
+    """Nothing is to be prepared but that branches are sequences of their own."""
+    return lines(batch)
 
 
 def pages(batch: AttentionBatch, layer: int) -> Tensor:
@@ -31,7 +32,7 @@ def pages(batch: AttentionBatch, layer: int) -> Tensor:
 
 
 def run(
-    plan: AttentionBatch,
+    plan: Lines,
     layer: int,
     q: Tensor,
     out: Tensor,
@@ -39,16 +40,18 @@ def run(
     threads: int | None = None,
 ) -> None:
     """See `kvrt_kernels.attention.run`."""
-    layout, view = plan.layout, pages(plan, layer)
-    start = plan.query_start.tolist()
-    for s, length in enumerate(plan.context_len.tolist()):
+    batch = plan.batch
+    layout, view = batch.layout, pages(batch, layer)
+    start = batch.query_start.tolist()
+    for s, length in enumerate(batch.context_len.tolist()):
         rows = slice(start[s], start[s + 1])
         count = start[s + 1] - start[s]
         if count == 0:
             continue
-        ids = plan.page_table[s, : -(-length // layout.page_size)].long()
+        slot = plan.slots_of(s, torch.arange(length))
+        ids = batch.page_table[s, slot // layout.page_size].long()
         # [2, kv_heads, length, head_dim]
-        kv = view[ids].permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :length].float()
+        kv = view[ids, :, :, slot % layout.page_size].permute(1, 2, 0, 3).float()
         group = q.shape[1] // layout.kv_heads
         k, v = kv.repeat_interleave(group, dim=1)
         scores = q[rows].float().transpose(0, 1) @ k.transpose(1, 2) * params.scale
@@ -63,20 +66,22 @@ def run(
         out[rows] = (torch.softmax(scores, dim=-1) @ v).transpose(0, 1)
 
 
-def append(
-    plan: AttentionBatch, layer: int, k: Tensor, v: Tensor, threads: int | None = None
-) -> None:
+def append(plan: Lines, layer: int, k: Tensor, v: Tensor, threads: int | None = None) -> None:
     """See `kvrt_kernels.append.append`."""
-    view, size = pages(plan, layer), plan.layout.page_size
-    sequence, position = _positions(plan)
-    ids = plan.page_table[sequence, position // size].long()
+    batch = plan.batch
+    view, size = pages(batch, layer), batch.layout.page_size
+    sequence, position = _positions(batch)
+    slot = torch.cat(
+        [plan.slots_of(s, position[sequence == s]) for s in range(len(batch.context_len))]
+    )
+    ids = batch.page_table[sequence, slot // size].long()
     count = len(position)
-    view[ids, 0, :, position % size] = k[:count].to(view.dtype)
-    view[ids, 1, :, position % size] = v[:count].to(view.dtype)
+    view[ids, 0, :, slot % size] = k[:count].to(view.dtype)
+    view[ids, 1, :, slot % size] = v[:count].to(view.dtype)
 
 
 def rotate_append(
-    plan: AttentionBatch,
+    plan: Lines,
     layer: int,
     q: Tensor | None,
     k: Tensor,
@@ -86,7 +91,7 @@ def rotate_append(
     threads: int | None = None,
 ) -> None:
     """See `kvrt_kernels.append.rotate_append`."""
-    _, position = _positions(plan)
+    _, position = _positions(plan.batch)
     count = len(position)
     for x, which in ((q, "q"), (k, "k")):
         if x is None:

@@ -27,7 +27,14 @@ def positions_of(batch: AttentionBatch) -> Tensor:
     start = batch.query_start.long()
     counts = start.diff()
     first = batch.context_len - counts
-    return torch.arange(int(start[-1])) + (first - start[:-1]).repeat_interleave(counts)
+    if batch.parents is None:
+        return torch.arange(int(start[-1])) + (first - start[:-1]).repeat_interleave(counts)
+    positions: list[int] = []
+    parents = batch.parents.tolist()
+    for past, row, stop in zip(first.tolist(), start.tolist(), start[1:].tolist(), strict=False):
+        for parent in parents[row:stop]:
+            positions.append(past if parent < 0 else positions[row + parent] + 1)
+    return torch.tensor(positions, dtype=torch.int64)
 
 
 class TorchOps:

@@ -1,7 +1,7 @@
 """The page table as a value, the ops that lead from one to the next, and what carries them out.
 
     geometry    how large a page is, and which chunks lie under it
-    ops         Map, Unmap, Copy, Scrub
+    ops         Map, Unmap, Copy, Move, Scrub
     placement   which chunks are mapped, and which pages in them are free
     table       which pages hold which sequence's tokens; every operation gives the next table
     integrity   the rules that hold in every table

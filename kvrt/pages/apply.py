@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kvrt.errors import OutOfMemory
 from kvrt.pages.backing import Backing
-from kvrt.pages.ops import Copy, Map, Op, Scrub, Unmap
+from kvrt.pages.ops import Copy, Map, Move, Op, Scrub, Unmap
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class _Transaction:
         self._undo: list[Callable[[], object]] = []
         self._writes: list[tuple[Tensor, Tensor | None]] = []
         self._needed: set[int] = set()
-        self._counts = {Map: 0, Unmap: 0, Copy: 0, Scrub: 0}
+        self._counts = {Map: 0, Unmap: 0, Copy: 0, Move: 0, Scrub: 0}
 
     @property
     def applied(self) -> Applied:
@@ -89,6 +89,10 @@ class _Transaction:
             case Copy(src, dst):
                 self._needed.update(backing.geometry.chunks_of(src))
                 self._later(backing.page(dst), backing.page(src), backing.geometry.chunks_of(dst))
+            case Move(src, src_slot, dst, dst_slot):
+                self._needed.update(backing.geometry.chunks_of(src))
+                to, source = backing.token(dst, dst_slot), backing.token(src, src_slot)
+                self._later(to, source, backing.geometry.chunks_of(dst))
             case Scrub(page):
                 self._later(backing.page(page), None, backing.geometry.chunks_of(page))
         self._counts[type(op)] += 1

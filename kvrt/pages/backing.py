@@ -68,6 +68,15 @@ class Backing:
         start = page * self.geometry.page_bytes
         return self._bytes[start : start + self.geometry.page_bytes]
 
+    def token(self, page: int, slot: int) -> Tensor:
+        """One token's keys and values: [layers, 2, kv_heads, head_dim], in the span's memory."""
+        layout = self.geometry.layout
+        return self.kv.as_strided(
+            (layout.layers, 2, layout.kv_heads, layout.head_dim),
+            (layout.layer_stride, layout.v_offset, layout.head_stride, 1),
+            page * layout.page_stride + slot * layout.head_dim,
+        )
+
     def chunk(self, index: int) -> Tensor:
         """The bytes of a mapped chunk: uint8 [chunk_bytes], in the span's memory."""
         start = index * self.geometry.chunk_bytes
@@ -75,6 +84,9 @@ class Backing:
 
     def copy(self, dst: Tensor, src: Tensor) -> None:
         """Copy after all compute so far, and before all that follows."""
+        if not dst.is_contiguous():  # a token's many small pieces: compute gathers them
+            dst.copy_(src)
+            return
         self.device.copier.within(dst, src, after=self.device.fence()).wait()
 
     def scrub(self, dst: Tensor) -> None:

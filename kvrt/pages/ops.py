@@ -26,10 +26,20 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
+class Move:
+    """Copy one token's keys and values, of all layers, to another slot. The old ones are left."""
+
+    src_page: int
+    src_slot: int
+    dst_page: int
+    dst_slot: int
+
+
+@dataclass(frozen=True, slots=True)
 class Scrub:
     """Overwrite a page that nobody holds any more, so that nobody can read what it held."""
 
     page: int
 
 
-Op = Map | Unmap | Copy | Scrub
+Op = Map | Unmap | Copy | Move | Scrub

@@ -10,18 +10,18 @@ from torch import Tensor
 from kvrt.spi import Activation, AttentionBatch, AttentionParams, HeadNorm, KVLayout, Rotation
 
 
-def elements(layout: KVLayout, pages: Tensor, positions: Tensor, layer: int, kv: int) -> Tensor:
+def elements(layout: KVLayout, pages: Tensor, slots: Tensor, layer: int, kv: int) -> Tensor:
     """Where tokens are: int64 [tokens, kv_heads, head_dim], indices into the KV tensor.
 
     Args:
         layout: the layout of the KV tensor.
         pages: the sequence's row of the page table, [pages].
-        positions: positions of the tokens in the sequence, int64 [tokens].
+        slots: of the tokens, counted from the sequence's first page on, int64 [tokens].
         layer: which layer.
         kv: 0 for keys, 1 for values.
     """
-    page = pages.long()[positions // layout.page_size]
-    slot = positions % layout.page_size
+    page = pages.long()[slots // layout.page_size]
+    slot = slots % layout.page_size
     token = page * layout.page_stride + slot * layout.head_dim
     token = token + layer * layout.layer_stride + kv * layout.v_offset
     head = torch.arange(layout.kv_heads) * layout.head_stride
@@ -33,24 +33,43 @@ def rows(batch: AttentionBatch, sequence: int) -> slice:
     return slice(int(batch.query_start[sequence]), int(batch.query_start[sequence + 1]))
 
 
-def new_positions(batch: AttentionBatch, sequence: int) -> Tensor:
-    """The positions of a sequence's new tokens, int64."""
+def new_slots(batch: AttentionBatch, sequence: int) -> Tensor:
+    """Where a sequence's new tokens are stored, as if there were no branches, int64."""
     count = rows(batch, sequence).stop - rows(batch, sequence).start
     length = int(batch.context_len[sequence])
     return torch.arange(length - count, length)
 
 
-def read(batch: AttentionBatch, sequence: int, layer: int, kv: int, positions: Tensor) -> Tensor:
+def line(batch: AttentionBatch, sequence: int, row: int) -> Tensor:
+    """Slots of the tokens that a new token follows, in order, and last its own, int64."""
+    slots = new_slots(batch, sequence)
+    past = torch.arange(int(batch.context_len[sequence]) - len(slots))
+    if batch.parents is None:
+        return torch.cat((past, slots[: row + 1]))
+    ancestors: list[int] = []
+    while row >= 0:
+        ancestors.insert(0, row)
+        row = int(batch.parents[rows(batch, sequence)][row])
+    return torch.cat((past, slots[ancestors]))
+
+
+def new_positions(batch: AttentionBatch, sequence: int) -> Tensor:
+    """The positions of a sequence's new tokens, int64."""
+    count = len(new_slots(batch, sequence))
+    return torch.tensor([len(line(batch, sequence, row)) - 1 for row in range(count)]).long()
+
+
+def read(batch: AttentionBatch, sequence: int, layer: int, kv: int, slots: Tensor) -> Tensor:
     """The stored keys or values of some tokens, [tokens, kv_heads, head_dim] on the host."""
-    where = elements(batch.layout, batch.page_table[sequence], positions, layer, kv)
+    where = elements(batch.layout, batch.page_table[sequence], slots, layer, kv)
     return batch.kv[where.to(batch.kv.device)].cpu()
 
 
 def write(
-    batch: AttentionBatch, sequence: int, layer: int, kv: int, positions: Tensor, value: Tensor
+    batch: AttentionBatch, sequence: int, layer: int, kv: int, slots: Tensor, value: Tensor
 ) -> None:
     """Store keys or values of some tokens, rounded to nearest even."""
-    where = elements(batch.layout, batch.page_table[sequence], positions, layer, kv)
+    where = elements(batch.layout, batch.page_table[sequence], slots, layer, kv)
     device = batch.kv.device
     batch.kv[where.to(device)] = value.to(batch.kv.dtype).to(device)
 
@@ -58,8 +77,8 @@ def write(
 def append(batch: AttentionBatch, layer: int, k: Tensor, v: Tensor) -> None:
     """`PagedAttention.append`."""
     for s in range(len(batch.context_len)):
-        write(batch, s, layer, 0, new_positions(batch, s), k[rows(batch, s)])
-        write(batch, s, layer, 1, new_positions(batch, s), v[rows(batch, s)])
+        write(batch, s, layer, 0, new_slots(batch, s), k[rows(batch, s)])
+        write(batch, s, layer, 1, new_slots(batch, s), v[rows(batch, s)])
 
 
 def attention(batch: AttentionBatch, layer: int, q: Tensor, params: AttentionParams) -> Tensor:
@@ -73,9 +92,8 @@ def attention(batch: AttentionBatch, layer: int, q: Tensor, params: AttentionPar
             for kv in (0, 1)
         )
         queries = q[rows(batch, s)].cpu().double()
-        for row, position in enumerate(new_positions(batch, s).tolist()):
-            first = max(0, position + 1 - params.window) if params.window else 0
-            seen = slice(first, position + 1)
+        for row in range(len(queries)):
+            seen = line(batch, s, row)[-params.window :]  # all of it if the window is 0
             score = torch.einsum("khd,hd->hk", k[seen], queries[row]) * params.scale
             if params.softcap:
                 score = params.softcap * torch.tanh(score / params.softcap)

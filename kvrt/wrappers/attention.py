@@ -16,6 +16,7 @@ from kvrt.spi import (
     ITEM_BYTES,
     AttentionBatch,
     AttentionParams,
+    Capability,
     KVLayout,
     PagedAttention,
 )
@@ -79,6 +80,11 @@ class CheckedAttention:
         context = _host_ints("context_len", batch.context_len, 1)
         table = _host_ints("page_table", batch.page_table, 2)
         _check_rows(start, context, table)
+        if batch.parents is not None:
+            if Capability.TREES not in self._facts.info.capabilities:
+                rule = f"must be None: {self._facts.info.backend} does not declare TREES"
+                raise broken("parents", "a tensor", rule)
+            _check_parents(_host_ints("parents", batch.parents, 1), start)
         self._check_pages(batch, extents, context, table)
 
     def adopt(self, batch: AttentionBatch, plan: object) -> CheckedPlan:
@@ -281,3 +287,14 @@ def _check_rows(
         s = int((context < query).argmax())
         rule = f"must include the {query[s]} tokens that the sequence brings"
         raise broken(f"context_len[{s}]", context[s], rule)
+
+
+def _check_parents(parents: NDArray[np.int64], start: NDArray[np.int64]) -> None:
+    if len(parents) != start[-1]:
+        raise broken("parents", f"[{len(parents)}]", f"there are {start[-1]} tokens")
+    row = np.arange(len(parents)) - np.repeat(start[:-1], np.diff(start))
+    bad = (parents < -1) | (parents >= row)
+    if bad.any():
+        i = int(bad.argmax())
+        rule = f"must be -1 or a row before its own, which is row {row[i]} of its sequence"
+        raise broken(f"parents[{i}]", parents[i], rule)

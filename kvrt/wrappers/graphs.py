@@ -39,6 +39,7 @@ class CheckedGraphs:
             record(self._attention.adopt(batch, plan) if self._layers else plan)
 
         self._attention.check(batch)
+        _check_no_parents(batch)
         graph = self._inner.capture(batch, checked)
         return CheckedGraph(self._facts, self._attention, graph, batch)
 
@@ -63,4 +64,10 @@ class CheckedGraph:
         if not torch.equal(batch.query_start, self._query_start):
             rule = f"must be as recorded, {self._query_start.tolist()}"
             raise broken("query_start", batch.query_start.tolist(), rule)
+        _check_no_parents(batch)
         self._inner.replay(batch)
+
+
+def _check_no_parents(batch: AttentionBatch) -> None:
+    if batch.parents is not None:
+        raise broken("parents", "a tensor", "must be None in a recorded step")

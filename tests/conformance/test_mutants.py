@@ -13,7 +13,7 @@ from kvrt import registry
 from kvrt.testing.mutants import MUTANTS, Mutant, MutantBackend
 
 for name, mutant in MUTANTS.items():
-    base = "cpu" if mutant.caught_by in ("fused", "graphs") else "null"
+    base = "cpu" if mutant.caught_by in ("fused", "graphs", "trees") else "null"
     globals()[name] = MutantBackend(name, registry.load(base), mutant)
 intact = MutantBackend("intact", registry.load("null"), Mutant("nobody"))
 """

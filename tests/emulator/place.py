@@ -5,6 +5,7 @@ from typing import cast
 from kvrt_kernels import reference
 from kvrt_kernels.dlpack import CPU, bytes_at
 from kvrt_kernels.gpu import Kernels, Software, TorchLimits
+from kvrt_kernels.tree import Lines
 from torch import Tensor
 
 from kvrt.spi import AttentionBatch, AttentionParams, FusedOps, Measurable
@@ -13,16 +14,16 @@ from kvrt.spi import AttentionBatch, AttentionParams, FusedOps, Measurable
 class ReferenceAttention:
     """The definition of the operator, in plain torch."""
 
-    def plan(self, batch: AttentionBatch) -> AttentionBatch:
+    def plan(self, batch: AttentionBatch) -> Lines:
         return reference.plan(batch)
 
     def append(self, plan: object, layer: int, k: Tensor, v: Tensor) -> None:
-        reference.append(cast(AttentionBatch, plan), layer, k, v)
+        reference.append(cast(Lines, plan), layer, k, v)
 
     def run(
         self, plan: object, layer: int, q: Tensor, out: Tensor, params: AttentionParams
     ) -> None:
-        reference.run(cast(AttentionBatch, plan), layer, q, out, params)
+        reference.run(cast(Lines, plan), layer, q, out, params)
 
 
 class HostPlace:

@@ -4,6 +4,7 @@ Everything kvrt promises about equal output (alone, batched, chunked, preempted)
 """
 
 import itertools
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -127,3 +128,32 @@ def test_a_value_that_is_not_finite_reaches_only_tokens_that_see_it(
             assert not after[token].isfinite().any()
         else:
             assert torch.equal(after[token], before[token])
+
+
+@pytest.mark.promise("P15")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_branch_equals_the_same_tokens_in_line(isa, cache, params, attend, threads):
+    """Branches beside it, and where they lie, change nothing: 9 tokens after 500, 55 and 1,100."""
+    parents = [-1, 0, 1, 0, 3, 4, -1, 6, 2]
+    lengths = [509, 64, 1109]
+    made = cache(lengths, dtype="bfloat16")
+    batch = made.batch({s: (9, n) for s, n in enumerate(lengths)})
+    q = torch.randn(27, 4, 64, generator=torch.Generator().manual_seed(4))
+    tree = replace(batch, parents=torch.tensor(parents * 3, dtype=torch.int32))
+    got = attend(tree, q, params, threads=threads)
+    pages = made.kv.view(-1, 2, 2, 2, 16, 64)
+    for s, n in enumerate(lengths):
+        for leaf in range(9):
+            path = [leaf]
+            while parents[path[0]] >= 0:
+                path.insert(0, parents[path[0]])
+            line = cache(lengths, dtype="bfloat16")
+            moved = line.kv.view_as(pages)
+            for to, row in enumerate(path):
+                at, source = n - 9 + to, n - 9 + row
+                moved[made.table[s, at // 16], :, :, :, at % 16] = pages[
+                    made.table[s, source // 16], :, :, :, source % 16
+                ]
+            rows = [9 * s + row for row in path]
+            alone = attend(line.batch({s: (len(path), n - 9 + len(path))}), q[rows], params)
+            assert torch.equal(got[rows], alone)

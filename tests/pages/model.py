@@ -132,6 +132,15 @@ class Model:
         self._keep_retired(seq, row)
         del self.oracle.tokens[seq][length:]
 
+    def pick(self, seq: int, start: int, picked: list[int], *, fenced: bool) -> None:
+        """Does nothing if the sequence shares what would be written."""
+        row, tokens = self.table.pages(seq), self.oracle.tokens[seq]
+        if any(self.table.refs(page) > 1 for page in row[start // self.geometry.page_size :]):
+            return
+        self.commit(self.table.pick(seq, start, picked, after=self.step if fenced else None))
+        self._keep_retired(seq, row)
+        tokens[start:] = [tokens[slot] for slot in picked]
+
     def free(self, seq: int, *, fenced: bool) -> None:
         row = self.table.pages(seq)
         self.commit(self.table.free(seq, after=self.step if fenced else None))
@@ -296,6 +305,7 @@ def random_operation(model: Model, rng: random.Random, max_limit: int) -> None:
             (8, lambda: model.grow({seq: rng.randint(0, 6) for seq in some})),
             (5, lambda: model.fork(one)),
             (2, lambda: model.truncate(one, rng.randint(0, length), fenced=fenced)),
+            (1, lambda: model.pick(one, *some_of(length, rng), fenced=fenced)),
             (6, lambda: model.free(one, fenced=fenced)),
             (1, lambda: model.replace(one, rng.randint(1, 30))),
             (1, lambda: model.plan_and_forget(one)),
@@ -310,3 +320,9 @@ def random_operation(model: Model, rng: random.Random, max_limit: int) -> None:
         ]
     weights = [weight for weight, _ in operations]
     rng.choices(operations, weights)[0][1]()
+
+
+def some_of(length: int, rng: random.Random) -> tuple[int, list[int]]:
+    """A slot among the last of a sequence, and some of those from it on."""
+    start = max(0, length - rng.randint(0, 12))
+    return start, [slot for slot in range(start, length) if rng.random() < 0.6]

@@ -8,7 +8,7 @@ import torch
 from kvrt.errors import DeviceError, IntegrityError, OutOfMemory
 from kvrt.pages.apply import Applied, Failed, apply
 from kvrt.pages.backing import Backing
-from kvrt.pages.ops import Copy, Map, Op, Scrub, Unmap
+from kvrt.pages.ops import Copy, Map, Move, Op, Scrub, Unmap
 from kvrt.spi import Device
 from kvrt.testing.chaos import Chaos
 
@@ -49,6 +49,25 @@ def test_ops_are_carried_out_in_order_and_counted(backing: Backing) -> None:
     assert apply(ops, backing) == Applied(maps=2, unmaps=1, copies=2)
     assert content(backing) == {0: 255, 2: 1, 3: 1}
     assert backing.page(0).view(torch.float32).isnan().all()
+
+
+def test_a_token_moves_with_all_its_layers_and_heads_and_nothing_else(backing: Backing) -> None:
+    before = backing.page(0).clone()
+    assert apply((Move(1, 3, 0, 2),), backing) == Applied(0, 0, 0)
+    for slot in range(backing.geometry.page_size):
+        assert (backing.token(0, slot).view(torch.uint8) == (2 if slot == 2 else 1)).all()
+    moved = backing.token(0, 2).numel() * backing.kv.element_size()
+    assert int((backing.page(0) != before).sum()) == moved
+    assert (backing.page(1) == 2).all()
+
+
+def test_a_moved_token_is_moved_back_if_an_op_after_it_fails(backing: Backing) -> None:
+    """The chunk it comes from goes, so it must move before all has succeeded."""
+    before = backing.page(0).clone()
+    ops: tuple[Op, ...] = (Move(1, 3, 0, 2), Unmap(1), Map(1), Map(1))
+    with pytest.raises(IntegrityError, match="mapped already"):
+        apply(ops, backing)
+    assert torch.equal(backing.page(0), before)
 
 
 def test_a_mapped_chunk_is_scrubbed_if_poison_is_on(backing: Backing) -> None:

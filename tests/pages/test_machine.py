@@ -18,7 +18,7 @@ from kvrt.registry import open_device
 from kvrt.spi import Device
 from kvrt.testing.chaos import Chaos
 
-from .model import Model, random_operation
+from .model import Model, random_operation, some_of
 from .shapes import LAYERS, shape
 
 MAX_LIMIT = 16
@@ -65,6 +65,12 @@ class CacheMachine(RuleBasedStateMachine):
         seq = self.seq(data)
         length = data.draw(st.integers(0, len(self.model.oracle.tokens[seq])), label="length")
         self.model.truncate(seq, length, fenced=fenced)
+
+    @precondition(has_sequences)
+    @rule(data=st.data(), fenced=st.booleans(), choices=st.randoms(use_true_random=False))
+    def pick(self, data: st.DataObject, fenced: bool, choices: random.Random) -> None:
+        seq = self.seq(data)
+        self.model.pick(seq, *some_of(len(self.model.oracle.tokens[seq]), choices), fenced=fenced)
 
     @precondition(has_sequences)
     @rule(data=st.data(), fenced=st.booleans())

@@ -6,7 +6,7 @@ import pytest
 
 from kvrt.errors import IntegrityError
 from kvrt.pages.integrity import check_table
-from kvrt.pages.ops import Copy, Map, Scrub
+from kvrt.pages.ops import Copy, Map, Move, Scrub
 from kvrt.pages.referrers import Referrers
 from kvrt.pages.table import Change, PageTable, Shortage
 
@@ -170,6 +170,26 @@ def test_truncate_gives_back_the_pages_behind_the_cut() -> None:
         table.truncate("a", 19)
     with pytest.raises(KeyError, match="nobody"):
         table.truncate("nobody", 0)
+
+
+def test_picked_tokens_move_up_to_the_slots_from_the_start_on() -> None:
+    table = done(empty().grow({"a": 18}))
+    row = table.pages("a")
+    change = table.pick("a", 10, [10, 12, 16])
+    assert change.ops == (Move(row[3], 0, row[2], 3), Move(row[4], 0, row[3], 0))
+    assert done(change) == done(table.truncate("a", 13))
+    assert table.pick("a", 10, [10, 11]) == table.truncate("a", 12), "nothing to move"
+    for kept in ([9], [12, 11], [10, 10], [17, 18]):
+        with pytest.raises(ValueError, match=r"not ascending from 10 to below 18"):
+            table.pick("a", 10, kept)
+
+
+def test_tokens_do_not_move_into_a_page_that_somebody_else_holds() -> None:
+    table = done(done(empty().grow({"a": 10})).fork("a", "b"))
+    with pytest.raises(ValueError, match="shares pages from slot 8 on"):
+        table.pick("a", 8, [9])
+    grown = done(table.grow({"a": 4}))
+    assert len(grown.pick("a", 10, [11, 13]).ops) == 2, "its last page is its own now"
 
 
 def test_a_sequence_cannot_be_freed_twice() -> None:

@@ -86,6 +86,35 @@ def test_a_batch_is_consistent(
     assert calls[-1].name != "attention.plan"
 
 
+@pytest.mark.parametrize(
+    ("parents", "message"),
+    [
+        (ints(-1, 0, 1, 2), r"parents = \[4\]: there are 5 tokens"),
+        (ints(-1, 1, 1, 2, -1), r"parents\[1\] = 1: must be -1 or a row before its own, .* 1 of"),
+        (ints(-1, 0, 1, 2, 0), r"parents\[4\] = 0: .*, which is row 0 of its sequence"),
+        (ints(-1, 0, -2, 2, -1), r"parents\[2\] = -2: must be -1 or"),
+        (torch.tensor([-1, 0, 1, 2, -1]), "parents = int64.*must be an int32"),
+    ],
+)
+def test_new_tokens_follow_earlier_ones_of_their_sequence(
+    parents: torch.Tensor, message: str
+) -> None:
+    device = Checked(registry.load("cpu").open())
+    with PagedKV(device, LAYOUT, 12) as pages:
+        batch = pages.batch([pages.take(9), pages.take(1)], [9, 1], [4, 1])
+        device.attention.plan(replace(batch, parents=ints(-1, 0, 1, 0, -1)))
+        with pytest.raises(ContractError, match=message):
+            device.attention.plan(replace(batch, parents=parents))
+    device.close()
+
+
+def test_a_device_that_knows_no_branches_is_not_given_any(
+    device: Device, batch: AttentionBatch
+) -> None:
+    with pytest.raises(ContractError, match=r"parents = .*does not declare TREES"):
+        device.attention.plan(replace(batch, parents=ints(-1, 0, 1, 2, -1)))
+
+
 def test_kv_is_the_whole_span(device: Device, batch: AttentionBatch, pages: PagedKV) -> None:
     for kv in (pages.tensor[:-1], pages.tensor[1:], pages.tensor.view(torch.bfloat16)):
         with pytest.raises(ContractError, match="kv = "):

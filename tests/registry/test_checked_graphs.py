@@ -64,6 +64,10 @@ def test_another_batch_is_consistent_and_of_the_recorded_rows(
     regrouped = replace(batch, query_start=torch.tensor([0, 2, 2]).int())
     with pytest.raises(ContractError, match=r"query_start = \[0, 2, 2\]: .*recorded, \[0, 1, 2\]"):
         graph.replay(regrouped)
+    branching = replace(batch, parents=torch.tensor([-1, -1]).int())
+    for call in (graph.replay, lambda batch: graphs.capture(batch, record)):
+        with pytest.raises(ContractError, match=r"parents = .*None in a recorded step"):
+            call(branching)
     too_long = replace(batch, context_len=torch.tensor([90, 1]).int())
     for call in (graph.replay, lambda batch: graphs.capture(batch, record)):
         with pytest.raises(ContractError, match=r"page_table = .*sequence 0 has 90 tokens"):

@@ -1,6 +1,6 @@
 """The launches that every architecture's kernels are compiled for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from kvrt_kernels.triton import TritonAttention, TritonOps
@@ -19,31 +19,36 @@ class Case:
         head_dim: size of a head.
         dtype: of activations, pages and weights.
         special: with a window and a soft-cap, or with every option there is.
+        branches: of a step with branches.
     """
 
     what: str
     head_dim: int = 128
     dtype: DType = "bfloat16"
     special: bool = False
+    branches: bool = False
 
     def __str__(self) -> str:
-        return f"{self.what} {self.dtype} {self.head_dim}" + " special" * self.special
+        options = " special" * self.special + " branches" * self.branches
+        return f"{self.what} {self.dtype} {self.head_dim}{options}"
 
 
 COMMON = [
     Case("decode"),
     Case("prefill"),
     Case("append", special=True),
+    Case("decode", branches=True),
     Case("dense"),
 ]
 """What most models need."""
 
 ALL = [
-    Case(what, head_dim, dtype, special)
+    Case(what, head_dim, dtype, special, branches)
     for what in ("decode", "prefill")
     for head_dim in (64, 80, 128, 256)
     for dtype in ("bfloat16", "float32")
     for special in (False, True)
+    for branches in (False, True)
 ] + [
     *(Case("decode", dtype="float16", special=special) for special in (False, True)),
     *(Case("prefill", dtype="float16", special=special) for special in (False, True)),
@@ -67,6 +72,9 @@ def attention(arch: str, case: Case) -> None:
     batch = step(case, kv_heads, queries)
     dtype = batch.kv.dtype
     device = TritonAttention(arch, "cpu", multiprocessors=64)
+    if case.branches:
+        parents = torch.arange(-1, queries - 1, dtype=torch.int32)
+        batch = replace(batch, parents=parents)
     plan = device.plan(batch)
     q, out = torch.empty(2, queries, heads, case.head_dim, dtype=dtype)
     k, v = torch.empty(2, queries, kv_heads, case.head_dim, dtype=dtype)

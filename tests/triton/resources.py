@@ -86,6 +86,7 @@ def resource_table(compiled: Compiled) -> str:
         for kernel in kernels:
             name = kernel.name.removesuffix("_kernel")
             shape = "" if case.what == "dense" else f" {case.head_dim}"
+            shape += ", branches" * case.branches
             worst[f"{name}, {case.dtype}{shape}"][arch].append(kernel)
     lines = [row("kernel", *TARGETS) + row(*["---"] * (1 + len(TARGETS)))]
     for name in sorted(worst):

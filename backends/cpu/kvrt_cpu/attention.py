@@ -3,6 +3,7 @@
 from typing import cast
 
 from kvrt_kernels import append, attention, reference
+from kvrt_kernels.tree import Lines
 from torch import Tensor
 
 from kvrt.spi import AttentionBatch, AttentionParams
@@ -42,14 +43,14 @@ class TorchAttention:
     def __init__(self, memory: LinuxMemory) -> None:
         self._memory = memory
 
-    def plan(self, batch: AttentionBatch) -> AttentionBatch:
+    def plan(self, batch: AttentionBatch) -> Lines:
         self._memory.require_owner()
         return reference.plan(batch)
 
     def append(self, plan: object, layer: int, k: Tensor, v: Tensor) -> None:
-        reference.append(cast(AttentionBatch, plan), layer, k, v)
+        reference.append(cast(Lines, plan), layer, k, v)
 
     def run(
         self, plan: object, layer: int, q: Tensor, out: Tensor, params: AttentionParams
     ) -> None:
-        reference.run(cast(AttentionBatch, plan), layer, q, out, params)
+        reference.run(cast(Lines, plan), layer, q, out, params)

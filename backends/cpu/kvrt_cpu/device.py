@@ -49,7 +49,7 @@ class CpuDevice:
         self.memory, notes = open_memory(shareable=options.shareable)
         self.copier = HostCopier(self.memory.system)
         self.attention: PagedAttention
-        capabilities = set(self.memory.capabilities)
+        capabilities = {Capability.TREES, *self.memory.capabilities}
         try:
             arch = kvrt_kernels.isa()
         except BackendUnavailable as error:

@@ -53,7 +53,7 @@ class CudaDevice:
             undo.pop_all()
         self.attention = kernels.attention
         self._extensions = kernels.extensions
-        capabilities = {Capability.ALIASING, Capability.ASYNC_COPIES}
+        capabilities = {Capability.ALIASING, Capability.ASYNC_COPIES, Capability.TREES}
         if kernels.batch_invariant:
             capabilities.add(Capability.BATCH_INVARIANT)
         self.info = DeviceInfo(

@@ -56,7 +56,7 @@ class RocmDevice:
             undo.pop_all()
         self.attention = kernels.attention
         self._extensions = kernels.extensions
-        capabilities = {Capability.ASYNC_COPIES}
+        capabilities = {Capability.ASYNC_COPIES, Capability.TREES}
         if kernels.batch_invariant:
             capabilities.add(Capability.BATCH_INVARIANT)
         self.info = DeviceInfo(

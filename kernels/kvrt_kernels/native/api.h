@@ -32,12 +32,18 @@ struct Pages {
 
 // A ragged batch: sequence s brings the query tokens query_start[s] .. query_start[s + 1], which are the last ones of
 // its context_len[s] tokens. Its page ids are page_table[s * table_stride ...].
+//
+// A token lies in the slot of its position, unless the sequence is a branch of drafts (tree.py): from position trunk[s]
+// on, where the ancestors of its query tokens are, in slots[s * slots_stride + position - trunk[s]].
 struct Batch {
   const int32_t* page_table;
   int64_t table_stride;
   const int32_t* query_start;
   const int32_t* context_len;
   int sequences;
+  const int32_t* trunk;  // nullptr: no branches
+  const int32_t* slots;
+  int64_t slots_stride;
 };
 
 struct AttentionArgs {

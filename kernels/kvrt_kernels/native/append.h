@@ -1,6 +1,12 @@
 // Rotary embedding (Su et al. 2021, arXiv 2104.09864, half-split) after an optional norm of each head, in place, and
 // storing of keys and values into their slots, rounded to nearest even.
 
+// Where the token at a position lies, counted in slots from the sequence's first page on.
+KVRT_INLINE int64_t slot_of(const Batch& batch, int sequence, int64_t position) {
+  if (!batch.trunk || position < batch.trunk[sequence]) return position;
+  return batch.slots[sequence * batch.slots_stride + position - batch.trunk[sequence]];
+}
+
 // x[0 .. dim) of one head, in place.
 KVRT_INLINE void prepare_head(float* x, int dim, const float* norm, float eps, const float* cos, const float* sin,
                               int half) {
@@ -33,8 +39,8 @@ static void append_tokens(const AppendArgs& a, int sequence, int token0, int tok
     if (a.q && (cos || a.q_norm))
       for (int h = 0; h < a.heads; h++)
         prepare_head(a.q + token * a.q_stride + h * p.head_dim, p.head_dim, a.q_norm, a.eps, cos, sin, half);
-    T* slot = static_cast<T*>(p.kv) + table[position / p.page_size] * p.page_stride +
-              position % p.page_size * p.head_dim;
+    const int64_t at = slot_of(a.batch, sequence, position);
+    T* slot = static_cast<T*>(p.kv) + table[at / p.page_size] * p.page_stride + at % p.page_size * p.head_dim;
     for (int h = 0; h < p.kv_heads; h++, slot += p.head_stride) {
       float* k = a.k + token * a.k_stride + h * p.head_dim;
       if (cos || a.k_norm) prepare_head(k, p.head_dim, a.k_norm, a.eps, cos, sin, half);

@@ -177,17 +177,28 @@ static void locate(const AttentionArgs& a, const AttentionTask& task, int64_t ti
   const int size = a.pages.page_size, dim = a.pages.head_dim;
   const T* base = static_cast<const T*>(a.pages.kv) + task.kv_head * a.pages.head_stride;
   const int begin = first > tile ? int(first - tile) : 0, end = last - tile < kTile ? int(last - tile) : kTile;
-  int64_t page = (tile + begin) / size;
-  int slot = int((tile + begin) % size);
-  const T* row = base + table[page] * a.pages.page_stride + int64_t(slot) * dim;
-  for (int t = begin; t < end; t++) {
-    if (slot == size) {
-      slot = 0;
-      row = base + table[++page] * a.pages.page_stride;
+  int straight = end;  // tokens from here on lie in the slots of a branch
+  if (a.batch.trunk && tile + end > a.batch.trunk[task.sequence]) {
+    const int64_t trunk = a.batch.trunk[task.sequence] - tile;
+    straight = trunk > begin ? int(trunk) : begin;
+    for (int t = straight; t < end; t++) {
+      const int64_t at = slot_of(a.batch, task.sequence, tile + t);
+      rows[t] = base + table[at / size] * a.pages.page_stride + at % size * dim;
     }
-    rows[t] = row;
-    row += dim;
-    slot++;
+  }
+  if (begin < straight) {
+    int64_t page = (tile + begin) / size;
+    int slot = int((tile + begin) % size);
+    const T* row = base + table[page] * a.pages.page_stride + int64_t(slot) * dim;
+    for (int t = begin; t < straight; t++) {
+      if (slot == size) {
+        slot = 0;
+        row = base + table[++page] * a.pages.page_stride;
+      }
+      rows[t] = row;
+      row += dim;
+      slot++;
+    }
   }
   for (int t = 0; t < begin; t++) rows[t] = rows[begin];
   for (int t = end; t < kTile; t++) rows[t] = rows[end - 1];

@@ -74,17 +74,22 @@ template <class T> T* at(uintptr_t address) { return reinterpret_cast<T*>(addres
 using A = uintptr_t;
 using S = int64_t;
 
-// The arguments that attention and append share, in this order.
+// The arguments that say what the batch is, and those that attention and append share, in this order.
+#define KVRT_BATCH_ARGS                                                                                            \
+  A page_table, S table_stride, A query_start, A context_len, int sequences, A trunk, A slots, S slots_stride
+#define KVRT_BATCH_NAMES                                                                                           \
+  "page_table"_a, "table_stride"_a, "query_start"_a, "context_len"_a, "sequences"_a, "trunk"_a, "slots"_a,         \
+      "slots_stride"_a
 #define KVRT_CACHE_ARGS                                                                                            \
   int dtype, A kv, S v_offset, S page_stride, S head_stride, int page_size, int kv_heads, int head_dim,            \
-      A page_table, S table_stride, A query_start, A context_len, int sequences
+      KVRT_BATCH_ARGS
 #define KVRT_CACHE_NAMES                                                                                           \
   "dtype"_a, "kv"_a, "v_offset"_a, "page_stride"_a, "head_stride"_a, "page_size"_a, "kv_heads"_a, "head_dim"_a,    \
-      "page_table"_a, "table_stride"_a, "query_start"_a, "context_len"_a, "sequences"_a
+      KVRT_BATCH_NAMES
 #define KVRT_PAGES Pages{Dtype(dtype), at<void>(kv), v_offset, page_stride, head_stride, page_size, kv_heads, head_dim}
 #define KVRT_BATCH                                                                                                 \
   Batch{at<const int32_t>(page_table), table_stride, at<const int32_t>(query_start), at<const int32_t>(context_len), \
-        sequences}
+        sequences, at<const int32_t>(trunk), at<const int32_t>(slots), slots_stride}
 
 }  // namespace
 }  // namespace kvrt
@@ -145,9 +150,8 @@ NB_MODULE(_native, m) {
            "From now on, calls in this thread are added to this program instead of being computed.")
       .def_static("stop", [] { recording = nullptr; }, "Compute calls again.")
       .def("run",
-           [](const Program& program, A page_table, S table_stride, A query_start, A context_len, int sequences,
-              int threads) { program.run(*chosen, KVRT_BATCH, threads); },
-           "page_table"_a, "table_stride"_a, "query_start"_a, "context_len"_a, "sequences"_a, "threads"_a, release(),
+           [](const Program& program, KVRT_BATCH_ARGS, int threads) { program.run(*chosen, KVRT_BATCH, threads); },
+           KVRT_BATCH_NAMES, "threads"_a, release(),
            "Compute what was recorded, for another batch of as many tokens.");
 
   m.def(

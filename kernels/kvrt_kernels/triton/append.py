@@ -92,7 +92,6 @@ def append_kernel(
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HALF: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
@@ -101,12 +100,13 @@ def append_kernel(
 ):
     """BLOCK_H heads of one token: of q (HEADS of them, 0 if q stays as it is), or of k and v.
 
-    Grid: [tokens, blocks of q's heads + blocks of k's]. `slots` is int32 [tokens, 2]: the page and
-    the position of each token.
+    Grid: [tokens, blocks of q's heads + blocks of k's]. `slots` is int32 [tokens, 4]: the page,
+    the place in it and the position of each token (plan.py).
     """
     token = tl.program_id(0).to(tl.int64)
-    page = tl.load(slots + 2 * token).to(tl.int64)
-    position = tl.load(slots + 2 * token + 1)
+    page = tl.load(slots + 4 * token).to(tl.int64)
+    place = tl.load(slots + 4 * token + 1)
+    position = tl.load(slots + 4 * token + 2)
     n = tl.arange(0, BLOCK_HALF)
     rest = 2 * HALF + tl.arange(0, BLOCK_REST)
     c = tl.zeros([BLOCK_HALF], tl.float32)
@@ -126,7 +126,7 @@ def append_kernel(
     else:
         head = (block - Q_BLOCKS) * BLOCK_H + tl.arange(0, BLOCK_H)
         there = head < KV_HEADS
-        at = page * page_stride + (position % PAGE_SIZE) * HEAD_DIM
+        at = page * page_stride + place * HEAD_DIM
         slot = kv.to(tl.pointer_type(KV)) + at + head.to(tl.int64) * head_stride
         x = k + token * k_stride + head * HEAD_DIM
         a, b, z = _prepared(x, k_weight, c, s, eps, there, n, rest, HEAD_DIM, HALF, NORM, ROTATE)
@@ -194,7 +194,6 @@ def _launch(
         KV_HEADS=layout.kv_heads,
         HEAD_DIM=layout.head_dim,
         HALF=half,
-        PAGE_SIZE=layout.page_size,
         BLOCK_H=BLOCK_H,
         BLOCK_HALF=triton.next_power_of_2(half),
         BLOCK_REST=triton.next_power_of_2(max(1, layout.head_dim - 2 * half)),

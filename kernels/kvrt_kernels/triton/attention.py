@@ -198,4 +198,5 @@ class TritonAttention:
             "BLOCK_D": triton.next_power_of_2(layout.head_dim),
             "WINDOWED": params.window > 0,
             "CAPPED": params.softcap > 0,
+            "TREES": plan.branches,
         }

@@ -21,7 +21,9 @@ from kvrt_kernels.triton.tile import (
     PAGES,
     QUERIES,
     ROW,
+    SLOTS,
     START,
+    TRUNK,
     attend,
     first_key,
     load_rows,
@@ -60,6 +62,7 @@ def decode_kernel(
     CHUNK: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
+    TREES: tl.constexpr,
 ):
     """One segment of one sequence, for one KV head and one tile of rows; then the next.
 
@@ -79,6 +82,11 @@ def decode_kernel(
         context = tl.load(this + CONTEXT).to(tl.int32)
         segment = item - tl.load(this + START).to(tl.int32)
         pages = tl.load(this + PAGES).to(tl.pointer_type(tl.int32))
+        trunk = context
+        slots = pages
+        if TREES:
+            trunk = tl.load(this + TRUNK).to(tl.int32)
+            slots = tl.load(this + SLOTS).to(tl.pointer_type(tl.int32))
         past = context - queries
         low = 0
         if WINDOWED:
@@ -95,6 +103,8 @@ def decode_kernel(
                 x,
                 keys,
                 pages,
+                trunk,
+                slots,
                 page_stride,
                 v_offset,
                 past + token,
@@ -115,6 +125,7 @@ def decode_kernel(
                 CHUNK,
                 WINDOWED,
                 CAPPED,
+                TREES,
                 False,
             )
             if low // SEGMENT == (context - 1) // SEGMENT:

@@ -1,9 +1,13 @@
 """What the kernels of a step share, worked out on the host and sent to the device in one copy.
 
-    int64  few    [sequences with few query tokens + 1, 5]          tile.py names the columns
-    int64  many   [sequences with many query tokens + 1, 5]
-    int32  slots  [tokens, 2]                                       page and position of each token
-    int32  pages  [sequences, max pages]                            the page table
+    int64  few       [sequences with few query tokens + 1, 7]       tile.py names the columns
+    int64  many      [sequences with many query tokens + 1, 7]
+    int32  slots     [tokens, 4]                                    see below
+    int32  pages     [sequences, max pages]                         the page table
+    int32  branches  [sequences, longest]                           slots, if there are any
+
+A token's slot is its page, its place in the page, and its position; the fourth number is nothing.
+Branches of drafts are sequences here.
 
 Nothing here asks the device for anything, so nothing waits for it.
 """
@@ -16,10 +20,13 @@ from torch import Tensor
 
 from kvrt.errors import ContractError
 from kvrt.spi import AttentionBatch, DType, KVLayout
+from kvrt_kernels.tree import Lines, lines
 
 FEW = 16
 """Sequences with up to so many query tokens have their contexts split among programs."""
-COLUMNS = 5
+COLUMNS = 7
+SLOT = 2
+"""Words of one token's slot."""
 WORD = 8
 DTYPE: dict[DType, tl.dtype] = {
     "float32": tl.float32,
@@ -48,19 +55,31 @@ class Work:
     def __len__(self) -> int:
         return len(self.sequences)
 
-    def describe(self, words: Ints, pages: Ints, start: Ints, context: Ints, work: Ints) -> None:
+    def describe(
+        self,
+        words: Ints,
+        pages: Ints,
+        start: Ints,
+        context: Ints,
+        trunk: Ints,
+        slots: Ints,
+        work: Ints,
+    ) -> None:
         """Write the table as the kernels read it into `words`, on the host.
 
         Args:
             pages: the address of each sequence's row of the page table.
             start: the batch's query_start.
             context: the batch's context_len.
+            trunk: where each sequence's tokens begin to lie elsewhere.
+            slots: the address of its row of the branches, less its trunk.
             work: how much work each of `sequences` is.
         """
         rows = words.reshape(-1, COLUMNS)
         rows[-1] = 0
         rows[0, 4] = 0
-        for column, values in enumerate((pages, start, np.diff(start), context)):
+        columns = {0: pages, 1: start, 2: np.diff(start), 3: context, 5: trunk, 6: slots}
+        for column, values in columns.items():
             rows[:-1, column] = values[self.sequences]
         rows[1:, 4] = work.cumsum()
 
@@ -69,7 +88,7 @@ class Plan:
     """A batch as the kernels take it.
 
     `segments` is the number of segments of all contexts that are split; `split` is true if any
-    has more than one.
+    has more than one. `branches` is true if tokens may lie in other slots than their positions'.
 
     Args:
         batch: the step's sequences.
@@ -85,7 +104,9 @@ class Plan:
     def __init__(
         self, batch: AttentionBatch, segment: int, device: torch.device, recorded: bool = False
     ) -> None:
-        layout = batch.layout
+        self.branches = batch.parents is not None
+        branching = lines(batch)
+        batch, layout = branching.batch, batch.layout
         if layout.head_dim % 16 or not 16 <= layout.head_dim <= 256:
             raise ContractError(
                 f"head_dim must be a multiple of 16 from 16 to 256, not {layout.head_dim}"
@@ -105,14 +126,14 @@ class Plan:
         self.few, self.many = Work(few, queries[few]), Work(many, queries[many])
         self._many_queries = queries[many]
         tables = self.few.words + self.many.words
-        self._fixed = tables + self.tokens
-        words = self._words(batch)
+        self._fixed = tables + SLOT * self.tokens
+        words = self._words(branching)
         self._home = torch.empty((1 + recorded) * words, dtype=torch.int64, device=device)
         self._away: Tensor | None = None
         self.few.table = self._home[: self.few.words]
         self.many.table = self._home[self.few.words : tables]
         self.slots = self._home[tables : self._fixed].view(torch.int32)
-        self.update(batch)
+        self._send(branching)
 
     def base(self, layer: int) -> int:
         """The address of a layer's first key."""
@@ -122,19 +143,28 @@ class Plan:
         """Take the page table and the contexts of another batch with the same `query_start`.
 
         Raises:
-            ContractError: its `query_start` is another.
+            ContractError: its `query_start` is another, or it has branches.
         """
         if not np.array_equal(batch.query_start.numpy(), self._start):
             raise ContractError("a recorded step takes only batches with its own query_start")
-        words = self._words(batch)
-        staged = self._describe(batch, words, self._place(words))
+        if self.branches or batch.parents is not None:
+            raise ContractError("a recorded step takes no batches with parents")
+        self._send(lines(batch))
+
+    def _send(self, branching: Lines) -> None:
+        """Describe the batch to the device."""
+        words = self._words(branching)
+        staged = self._describe(branching, words, self._place(words))
         if self._away is not None:
             self._away[:words].copy_(staged, non_blocking=True)
             staged = staged[: self._fixed]
         self._home[: len(staged)].copy_(staged, non_blocking=True)
 
-    def _words(self, batch: AttentionBatch) -> int:
-        return self._fixed + (batch.page_table.numel() + 1) // 2
+    def _words(self, branching: Lines) -> int:
+        words = self._fixed + (branching.batch.page_table.numel() + 1) // 2
+        if self.branches:
+            words += (branching.slots.numel() + 1) // 2
+        return words
 
     def _place(self, words: int) -> int:
         """The address of the page table, which goes elsewhere once its first place is too small."""
@@ -143,8 +173,9 @@ class Plan:
             place = self._away = torch.empty(2 * words, dtype=torch.int64, device=self._device)
         return place.data_ptr() + self._fixed * WORD
 
-    def _describe(self, batch: AttentionBatch, words: int, pages: int) -> Tensor:
-        """The whole buffer, on the host."""
+    def _describe(self, branching: Lines, words: int, pages: int) -> Tensor:
+        """The whole buffer, on the host. `pages`: where on the device the page table will be."""
+        batch = branching.batch
         start, context = self._start, batch.context_len.numpy().astype(np.int64)
         table = batch.page_table.numpy()
         # A fresh one for each step: torch reuses pinned memory when the copies from it are done.
@@ -154,13 +185,28 @@ class Plan:
         segments = -(-context[self.few.sequences] // self._segment)
         self.segments, self.split = int(segments.sum()), bool((segments > 1).any())
         row = pages + np.arange(len(context)) * (table.shape[1] * table.itemsize)
-        tables = self.few.words + self.many.words
-        self.few.describe(buffer[: self.few.words], row, start, context, segments)
-        self.many.describe(buffer[self.few.words : tables], row, start, context, self._many_queries)
+        position = slot = np.arange(self.tokens) + (context - start[1:])[self._sequence]
+        variable = buffer[self._fixed :].view(np.int32)
+        variable[: table.size] = table.ravel()
+        trunk, elsewhere = context, np.zeros_like(context)
+        if self.branches:
+            trunk, moved = branching.trunk.numpy().astype(np.int64), branching.slots.numpy()
+            at = table.size + table.size % 2
+            variable[at : at + moved.size] = moved.ravel()
+            elsewhere = at + np.arange(len(moved)) * moved.shape[1] - trunk
+            elsewhere = pages + elsewhere * table.itemsize
+            beyond = position - trunk[self._sequence]
+            slot = position.copy()
+            slot[beyond >= 0] = moved[self._sequence[beyond >= 0], beyond[beyond >= 0]]
 
-        slots = buffer[tables : self._fixed].view(np.int32).reshape(-1, 2)
-        position = np.arange(self.tokens) + (context - start[1:])[self._sequence]
-        slots[:, 0] = table[self._sequence, position // self.layout.page_size]
-        slots[:, 1] = position
-        buffer[self._fixed :].view(np.int32)[: table.size] = table.ravel()
+        many = slice(self.few.words, self.few.words + self.many.words)
+        for work, part, size in (
+            (self.few, slice(0, many.start), segments),
+            (self.many, many, self._many_queries),
+        ):
+            work.describe(buffer[part], row, start, context, trunk, elsewhere, size)
+        slots = buffer[many.stop : self._fixed].view(np.int32).reshape(-1, 2 * SLOT)
+        slots[:, 0] = table[self._sequence, slot // self.layout.page_size]
+        slots[:, 1] = slot % self.layout.page_size
+        slots[:, 2] = position
         return staged

@@ -15,7 +15,9 @@ from kvrt_kernels.triton.tile import (
     PAGES,
     QUERIES,
     ROW,
+    SLOTS,
     START,
+    TRUNK,
     attend,
     first_key,
     load_rows,
@@ -51,6 +53,7 @@ def prefill_kernel(
     CHUNK: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
+    TREES: tl.constexpr,
     PEELED: tl.constexpr,
 ):
     """One tile of BLOCK_M rows of one sequence and KV head.
@@ -69,6 +72,11 @@ def prefill_kernel(
         row = tl.load(this + ROW)
         context = tl.load(this + CONTEXT).to(tl.int32)
         pages = tl.load(this + PAGES).to(tl.pointer_type(tl.int32))
+        trunk = context
+        slots = pages
+        if TREES:
+            trunk = tl.load(this + TRUNK).to(tl.int32)
+            slots = tl.load(this + SLOTS).to(tl.pointer_type(tl.int32))
         r = first_row + tl.arange(0, BLOCK_M)
         valid = r < queries * GROUP
         token = r // GROUP
@@ -84,6 +92,8 @@ def prefill_kernel(
             x,
             first_key(kv, head, head_stride, KV, ALIGN),
             pages,
+            trunk,
+            slots,
             page_stride,
             v_offset,
             past + token,
@@ -104,6 +114,7 @@ def prefill_kernel(
             CHUNK,
             WINDOWED,
             CAPPED,
+            TREES,
             PEELED,
         )
         store_rows(out, out_stride, row, token, of_head, valid, x, HEAD_DIM, BLOCK_D)

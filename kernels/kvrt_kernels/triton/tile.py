@@ -13,6 +13,9 @@ arXiv 1805.02867; Dao et al. 2022, arXiv 2205.14135), in base 2. Blocks of token
 multiples of BLOCK_N whatever the range, so that the order of a row's additions depends on absolute
 positions only.
 
+A branch of drafts (`kvrt_kernels.tree`) is a sequence of its own, whose tokens from some position
+on, its trunk, lie in other slots than those of their positions.
+
 Scores of hidden tokens are -inf, and their keys and values are not loaded: not from beyond the
 context, not from before every row's window, and not from a page that holds neither.
 """
@@ -30,7 +33,11 @@ CONTEXT: tl.constexpr = tl.constexpr(3)
 """Its length, query tokens included."""
 START: tl.constexpr = tl.constexpr(4)
 """Work before it: segments for decode, query tokens for prefill. The last row has the total."""
-COLUMNS: tl.constexpr = tl.constexpr(5)
+TRUNK: tl.constexpr = tl.constexpr(5)
+"""Tokens from here on lie in other slots than their positions', if the step has TREES."""
+SLOTS: tl.constexpr = tl.constexpr(6)
+"""Address of the slot (int32) of the token at position 0, if there was one so far down."""
+COLUMNS: tl.constexpr = tl.constexpr(7)
 
 COUNTS = ["sequences", "rows", "window"]
 ADDRESSES = ["work", "scratch"]
@@ -168,6 +175,8 @@ def _blocks(
     keys,
     values,
     pages,
+    trunk,
+    slots,
     page_stride,
     position,
     begin,
@@ -186,6 +195,7 @@ def _blocks(
     CHUNK: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
+    TREES: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     """Blocks ``begin : end`` of tokens; without MASKED every row sees every token of them."""
@@ -193,13 +203,18 @@ def _blocks(
     for first in range(begin, end, BLOCK_N):
         token = first + n
         there = (token >= low) & (token < high)
-        if PAGE_SIZE % BLOCK_N == 0:
+        slot = token
+        if TREES:
+            moved = (token >= trunk) & (token < high)
+            slot = tl.load(slots + token, mask=moved, other=token)
+            page = tl.load(pages + slot // PAGE_SIZE, mask=there, other=0).to(tl.int64)
+        elif PAGE_SIZE % BLOCK_N == 0:
             page = tl.load(pages + first // PAGE_SIZE).to(tl.int64)
         elif MASKED:
             page = tl.load(pages + token // PAGE_SIZE, mask=there, other=0).to(tl.int64)
         else:
             page = tl.load(pages + token // PAGE_SIZE).to(tl.int64)
-        at = page * page_stride + token % PAGE_SIZE * HEAD_DIM
+        at = page * page_stride + slot % PAGE_SIZE * HEAD_DIM
         score = _scores(
             q, keys + at, there, DOT, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, MASKED, CHUNK
         )
@@ -233,6 +248,8 @@ def attend(
     q,
     kv,
     pages,
+    trunk,
+    slots,
     page_stride,
     v_offset,
     position,
@@ -253,12 +270,15 @@ def attend(
     CHUNK: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
+    TREES: tl.constexpr,
     PEELED: tl.constexpr,
 ):
     """Attention of the rows q (from `load_rows`) over the tokens ``begin : end`` of a sequence.
 
     Args:
         kv: the layer's and head's first key.
+        trunk: see TRUNK, if TREES.
+        slots: see SLOTS, if TREES.
         position: of each row, [BLOCK_M].
         first_position: the lowest of them.
         begin: a multiple of BLOCK_N; blocks from here on are read.
@@ -288,6 +308,8 @@ def attend(
             kv,
             values,
             pages,
+            trunk,
+            slots,
             page_stride,
             position,
             begin,
@@ -306,6 +328,7 @@ def attend(
             CHUNK,
             WINDOWED,
             CAPPED,
+            TREES,
             False,
         )
     sums, total, top = _blocks(
@@ -316,6 +339,8 @@ def attend(
         kv,
         values,
         pages,
+        trunk,
+        slots,
         page_stride,
         position,
         seen_by_all,
@@ -334,6 +359,7 @@ def attend(
         CHUNK,
         WINDOWED,
         CAPPED,
+        TREES,
         True,
     )
     some = total > 0

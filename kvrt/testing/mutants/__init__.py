@@ -14,6 +14,7 @@ from kvrt.spi import Backend, Capability, Device, DeviceInfo, DeviceOptions, Ext
 from kvrt.testing.mutants.attention import (
     DependsOnTheBatch,
     DropsTheLastToken,
+    IgnoresBranches,
     IgnoresRowStrides,
     IgnoresTheLayer,
     IgnoresTheScale,
@@ -23,8 +24,11 @@ from kvrt.testing.mutants.attention import (
     MissesTheLastPage,
     MultipliesTheUnusedByZero,
     ReadsPagesBackwards,
+    SeesOtherBranches,
     SeesTheFuture,
+    StoresByPosition,
     TruncatesOnAppend,
+    WindowsByRow,
 )
 from kvrt.testing.mutants.copier import (
     CopiesBeforeTheFence,
@@ -150,6 +154,10 @@ MUTANTS: Mapping[str, Mutant] = {
     "ignores_row_strides": Mutant("attention", attention=IgnoresRowStrides),
     "truncates_on_append": Mutant("attention", attention=TruncatesOnAppend),
     "drops_the_last_token": Mutant("attention", attention=DropsTheLastToken),
+    "ignores_branches": Mutant("trees", attention=IgnoresBranches),
+    "stores_by_position": Mutant("trees", attention=StoresByPosition),
+    "sees_other_branches": Mutant("trees", attention=SeesOtherBranches),
+    "windows_by_row": Mutant("trees", attention=WindowsByRow),
     "depends_on_the_batch": Mutant(
         "attention",
         attention=DependsOnTheBatch,

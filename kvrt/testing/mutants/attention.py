@@ -185,8 +185,63 @@ class DropsTheLastToken(MutantAttention):
             super().append_step(step, layer, k, v)
             return
         batch = step.batch
-        position = reference.new_positions(batch, last)[-1:]
-        kept = [reference.read(batch, last, layer, kv, position) for kv in (0, 1)]
+        slot = reference.new_slots(batch, last)[-1:]
+        kept = [reference.read(batch, last, layer, kv, slot) for kv in (0, 1)]
         super().append_step(step, layer, k, v)
         for kv in (0, 1):
-            reference.write(batch, last, layer, kv, position, kept[kv])
+            reference.write(batch, last, layer, kv, slot, kept[kv])
+
+
+class IgnoresBranches(MutantAttention):
+    """Each new token follows the one before it, whatever its parent."""
+
+    def plan(self, batch: AttentionBatch) -> object:
+        return super().plan(replace(batch, parents=None))
+
+
+class StoresByPosition(MutantAttention):
+    """A token goes to the slot of its position, where its siblings go as well."""
+
+    def append_step(self, step: Step, layer: int, k: Tensor, v: Tensor) -> None:
+        super().append_step(step, layer, k, v)
+        batch = step.batch
+        if batch.parents is None:
+            return
+        for s in range(len(batch.context_len)):
+            own, slots = reference.rows(batch, s), reference.new_positions(batch, s)
+            reference.write(batch, s, layer, 0, slots, k[own])
+            reference.write(batch, s, layer, 1, slots, v[own])
+
+
+class SeesOtherBranches(MutantAttention):
+    """A token sees all rows before its own, as if a branch only gave it a position."""
+
+    def run_step(
+        self, step: Step, layer: int, q: Tensor, out: Tensor, params: AttentionParams
+    ) -> None:
+        if step.batch.parents is None:
+            super().run_step(step, layer, q, out, params)
+        else:
+            self.run_as(replace(step.batch, parents=None), layer, q, out, params)
+
+
+class WindowsByRow(MutantAttention):
+    """Counts the window in slots: branches in between make it smaller."""
+
+    def run_step(
+        self, step: Step, layer: int, q: Tensor, out: Tensor, params: AttentionParams
+    ) -> None:
+        super().run_step(step, layer, q, out, params)
+        batch = step.batch
+        if batch.parents is None or not params.window:
+            return
+        for s in range(len(batch.context_len)):
+            own = reference.rows(batch, s)
+            for row, slot in enumerate(reference.new_slots(batch, s).tolist()):
+                seen = reference.line(batch, s, row)
+                smaller = int((seen > slot - params.window).sum())
+                if smaller < min(len(seen), params.window):
+                    narrow = replace(params, window=smaller)
+                    every = torch.empty_like(out)
+                    super().run_step(step, layer, q, every, narrow)
+                    out[own.start + row] = every[own.start + row]

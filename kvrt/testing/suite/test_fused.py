@@ -140,7 +140,7 @@ def test_rotate_append(
         assert not mismatch(q, want_q, TOLERANCE[compute]), "q in place"
         assert not mismatch(k, want_k, TOLERANCE[compute]), "k in place"
         for s in range(len(case.contexts)):
-            rows, new = reference.rows(batch, s), reference.new_positions(batch, s)
+            rows, new = reference.rows(batch, s), reference.new_slots(batch, s)
             stored_k = reference.read(batch, s, 1, 0, new)
             stored_v = reference.read(batch, s, 1, 1, new)
             assert not mismatch(stored_k, want_k[rows], case.tolerance), f"keys of sequence {s}"

@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from kvrt.spi import Device, DType
-from kvrt.testing.paged import Case, attend, mismatch
+from kvrt.testing.paged import Case, PagedKV, attend, fill_past, mismatch, run_layers
 
 DTYPES: tuple[DType, ...] = ("float32", "bfloat16", "float16")
 SMALL = Case(contexts=(1, 37, 65), queries=(1, 1, 19), layers=1, heads=4)
@@ -59,6 +60,19 @@ def test_window_softcap_and_scale_together(device: Device) -> None:
     for kind in DTYPES:
         special = replace(SMALL, window=20, softcap=3.0, scale=0.3, compute=kind, kv=kind)
         check(device, special)
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_branches_with_few_and_with_many_tokens(device: Device, window: int) -> None:
+    """The second branch brings 18, so it is computed as a prompt is."""
+    forks = [-1, 0, 1, 0, *range(3, 20), 2]
+    case = replace(SMALL, contexts=(280, 20), queries=(len(forks), 1), window=window)
+    with PagedKV(device, case.layout, case.pages) as pages:
+        tables = [pages.take(length) for length in case.contexts]
+        batch = pages.batch(tables, case.contexts, case.queries)
+        batch = replace(batch, parents=torch.tensor([*forks, -1], dtype=torch.int32))
+        fill_past(batch)
+        assert not mismatch(*run_layers(device, batch, case), case.tolerance)
 
 
 def test_a_mixed_batch_with_a_sequence_that_brings_nothing(device: Device) -> None:

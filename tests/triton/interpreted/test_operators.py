@@ -67,7 +67,7 @@ def test_norm_rotation_and_append(
         assert not mismatch(q, want[0], TOLERANCE[dtype])
         assert not mismatch(k, want[1], TOLERANCE[dtype])
         for s in range(2):
-            rows, new = reference.rows(batch, s), reference.new_positions(batch, s)
+            rows, new = reference.rows(batch, s), reference.new_slots(batch, s)
             assert torch.equal(reference.read(batch, s, 1, 0, new), k[rows])
             assert torch.equal(reference.read(batch, s, 1, 1, new), v[rows])
 

@@ -12,7 +12,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 import kvrt_null
 from kvrt_kernels.triton import TritonAttention, TritonOps
 
-from kvrt.spi import Backend, Device, DeviceOptions, Extension, FusedOps, Probe
+from kvrt.spi import Backend, Capability, Device, DeviceOptions, Extension, FusedOps, Probe
 from kvrt_interpreted import bfloat16
 
 bfloat16.mend()
@@ -25,7 +25,12 @@ class Interpreted(kvrt_null.NullDevice):
         super().__init__()
         arch, place = "sm_90", "cpu"
         self.info = replace(
-            self.info, backend="interpreted", name="Triton's interpreter", arch=arch, notes=()
+            self.info,
+            backend="interpreted",
+            name="Triton's interpreter",
+            arch=arch,
+            capabilities=self.info.capabilities | {Capability.TREES},
+            notes=(),
         )
         self.attention = TritonAttention(arch, place, multiprocessors=2)
         self.ops = TritonOps()
