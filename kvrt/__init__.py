@@ -23,19 +23,23 @@ from kvrt.errors import (
     ModelError,
     OutOfMemory,
     RequestError,
+    StoreError,
 )
 from kvrt.outputs import Completion, Delta, Result, Timings, TokenLogprobs, Usage
 from kvrt.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from kvrt.config import RuntimeConfig
-    from kvrt.runtime import Runtime, RuntimeStats
+    from kvrt.runtime import Runtime
+    from kvrt.sched.events import CacheEvent
+    from kvrt.stats import RuntimeStats
     from kvrt.stream import Stream
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailable",
+    "CacheEvent",
     "CapacityError",
     "Completion",
     "ConfigError",
@@ -52,6 +56,7 @@ __all__ = [
     "RuntimeConfig",
     "RuntimeStats",
     "SamplingParams",
+    "StoreError",
     "Stream",
     "Timings",
     "TokenLogprobs",
@@ -64,7 +69,8 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 _LAZY = {
     "Runtime": "kvrt.runtime",
     "RuntimeConfig": "kvrt.config",
-    "RuntimeStats": "kvrt.runtime",
+    "RuntimeStats": "kvrt.stats",
+    "CacheEvent": "kvrt.sched.events",
     "Stream": "kvrt.stream",
 }
 

@@ -17,27 +17,20 @@ from collections.abc import Sequence
 
 import torch
 
-from kvrt.cache import KVCache
 from kvrt.errors import CapacityError, KvrtError
+from kvrt.memory import Memory
 from kvrt.model.loader import Model
-from kvrt.offload import Offload
 from kvrt.outputs import FinishReason
 from kvrt.pages.apply import Failed
-from kvrt.pages.eviction import evict
-from kvrt.pages.table import Change
 from kvrt.request import Request
 from kvrt.sampler import Choice, Chosen, sample, token_logprobs
 from kvrt.sched.batching import Limits, Row, StepPlan, plan_step
 from kvrt.sched.policy import Policy
-from kvrt.sched.reuse import PrefixReuse
 from kvrt.sched.seq import Seq
 from kvrt.spi import Device, Ticket
 from kvrt.units import format_bytes
 
 log = logging.getLogger(__name__)
-
-_WRITING_S = 0.05
-"""While idle, pages on their way to disk are looked after so often."""
 
 _UNKNOWN = -1
 """Stands for a token that the step in flight will yield."""
@@ -49,30 +42,20 @@ class Engine:
     Args:
         model: loaded for `device`.
         device: opened by the caller, who also closes it.
-        cache: the KV memory on that device.
+        memory: the KV memory on that device.
         limits: of one step.
         policy: the order of service.
-        reuse: finds pages that were computed before; None: each sequence computes all of its own.
-        offload: moves pages off the device and back; None: what is evicted is lost.
     """
 
     def __init__(
-        self,
-        model: Model,
-        device: Device,
-        cache: KVCache,
-        limits: Limits,
-        policy: Policy,
-        reuse: PrefixReuse | None = None,
-        offload: Offload | None = None,
+        self, model: Model, device: Device, memory: Memory, limits: Limits, policy: Policy
     ) -> None:
         self.model = model
         self.device = device
-        self.cache = cache
+        self.memory = memory
+        self.cache = memory.cache
         self.limits = limits
         self.policy = policy
-        self.reuse = reuse
-        self.offload = offload
         self.steps = 0
         self._ids = itertools.count(1)
         self._waiting: list[Seq] = []
@@ -135,15 +118,15 @@ class Engine:
         self._take_fetched()
         plan, self._planned = self._planned, None
         if plan is None:
-            self._evict_over_limit()
+            self.memory.evict_over_limit()
             plan = self._plan(self._running)
             failed = self._apply(plan)
             if failed is not None:
                 self._make_do(failed)
                 return
         rows = [row for row in plan.rows if row.seq.id in self._requests]
-        if not rows and self.offload is not None:
-            self.offload.wait()
+        if not rows and self.memory.offload is not None:
+            self.memory.offload.wait()
         if rows:
             scored = [self._scored_positions(row) for row in rows]
             logits = self._run(rows, scored)
@@ -151,40 +134,12 @@ class Engine:
             forks = any(row.samples and row.seq.width > 1 for row in rows)
             for row in rows:
                 row.seq.computed += row.count
-                if self.reuse is not None:
-                    self.reuse.computed(row.seq, self.cache.table.pages(row.seq.id))
+                self.memory.computed(row.seq)
                 if row.samples:
                     row.seq.tokens.append(_UNKNOWN)
             ahead = None if forks or fence.done() else self._plan_ahead()
             self._commit(rows, scored, logits, fence, ahead)
         self.cache.end_step(self.steps)
-
-    def rest(self) -> float | None:
-        """Nothing runs or waits: give back memory that is not needed, and not worth keeping.
-
-        Returns:
-            Seconds after which to ask again, since more will be given back then; None: never.
-        """
-        patience = None
-        self._evict_over_limit()
-        if self.reuse is not None:
-            expired, patience = self.reuse.expire(self.cache.table)
-            self._change(expired)
-        if self.offload is not None and self.offload.busy:
-            self.offload.poll()
-            patience = min(_WRITING_S, patience or _WRITING_S)
-        self.cache.idle()
-        return patience
-
-    def _evict_over_limit(self) -> None:
-        """After the limit was lowered: give cached pages up before sequences have to stop."""
-        geometry = self.cache.geometry
-        while self.reuse is not None and (over := self.cache.chunks_over_limit):
-            pages = -(-over * geometry.chunk_bytes // geometry.page_bytes)
-            evicted = evict(self.cache.table, pages, self.reuse.worth)
-            if not evicted.dropped:
-                return
-            self._change(evicted)
 
     def _plan(self, running: Sequence[Seq]) -> StepPlan:
         return plan_step(
@@ -194,7 +149,7 @@ class Engine:
             self.limits,
             self.policy,
             self.steps,
-            self.reuse,
+            self.memory.reuse,
             self._fetching,
         )
 
@@ -217,7 +172,7 @@ class Engine:
 
     def _apply(self, plan: StepPlan) -> Failed | None:
         """Take the plan's pages and sequences over; if it failed, nothing has changed."""
-        failed = self._change(plan.change)
+        failed = self.memory.commit(plan.change)
         if failed is not None:
             return failed
         for seq in plan.preempted:
@@ -226,48 +181,23 @@ class Engine:
             self._waiting.remove(seq)
             (self._fetching if seq in plan.fetches else self._running).append(seq)
             seq.rank = self.policy.rank(seq, self.steps)
-            seq.computed = cached
+            self.memory.begin(seq, plan)
             request = self._requests[seq.id]
             if request.scheduled is None:
                 request.scheduled = time.perf_counter()
                 request.cached_tokens = cached
-            if self.reuse is not None:
-                first = cached // self.cache.geometry.page_size
-                row = plan.table.pages(seq.id)
-                self.reuse.begin(seq, row[:first])
-                if self.offload is not None and (more := plan.fetches.get(seq, 0)):
-                    last = first + more
-                    self.offload.fetch(seq, seq.names[first:last], row[first:last])
         for seq in plan.stuck:
             self._end(seq, "capacity")
         return None
 
-    def _change(self, change: Change, *, save: bool = True) -> Failed | None:
-        """Carry a change of the page table out; pages that it drops are found no more.
-
-        `save`: those that are worth it are copied off the device before.
-        """
-        if save and self.offload is not None and self.reuse is not None:
-            self.offload.save(self.reuse.leaving(change.dropped))
-        failed = self.cache.commit(change)
-        if failed is None and self.reuse is not None:
-            self.reuse.dropped(change.dropped)
-        return failed
-
     def _take_fetched(self) -> None:
         """Sequences whose pages came back go on behind them."""
-        if self.offload is None or self.reuse is None:
-            return
-        for seq, pages in self.offload.poll():
-            request = self._requests[seq.id]
-            tokens = pages * self.cache.geometry.page_size
-            seq.computed += tokens
-            if not request.preemptions:
-                request.cached_tokens += tokens
+        for seq, tokens in self.memory.fetched():
             self._fetching.remove(seq)
             self._running.append(seq)
-            self._change(self.cache.table.truncate(seq.id, seq.computed))
-            self.reuse.computed(seq, self.cache.table.pages(seq.id))
+            request = self._requests[seq.id]
+            if not request.preemptions:
+                request.cached_tokens += tokens
 
     def _preempt(self, seq: Seq) -> None:
         self._running.remove(seq)
@@ -402,19 +332,9 @@ class Engine:
             self._running.remove(seq)
         elif seq in self._fetching:
             self._fetching.remove(seq)
-            if self.offload is not None:
-                self.offload.cancel(seq)
         else:
             self._waiting.remove(seq)
-        table = self.cache.table
-        if seq.id in table:
-            kept = seq.named if seq.shares else 0
-            if self.reuse is not None:
-                row = table.pages(seq.id)[:kept]
-                self.reuse.end(row)
-                if self.offload is not None and self.offload.write_through:
-                    self.offload.save(self.reuse.leaving(row))
-            self._change(table.keep(seq.id, kept, after=self.steps), save=False)
+        self.memory.end(seq, self.steps)
         if request.finished:
             error = None
             if any(o.finish_reason == "capacity" for o in request.outputs.values()):

@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from kvrt.cache import KVCache
 from kvrt.pages.referrers import Row
 from kvrt.sched.cost import MoveCost
@@ -91,8 +93,9 @@ class Offload:
         device: whose copier moves the pages.
         cache: the pages.
         host: slots that copies go through, and a tier if it is large.
-        disks: looked into in this order; pages are written to the first. May be empty.
         cost: told how fast fetches were.
+        disk: where pages go that host memory has no room for; None: nowhere.
+        is_tier: pages may stay in host memory; else they only go through it.
         write_at_once: pages go on to disk as soon as they are in host memory, not only when that
             fills up.
         write_through: the engine is to save the pages of a request when it ends.
@@ -103,17 +106,21 @@ class Offload:
         device: Device,
         cache: KVCache,
         host: HostStore,
-        disks: Sequence[DiskStore],
         cost: MoveCost,
+        disk: DiskStore | None = None,
+        *,
+        is_tier: bool = False,
         write_at_once: bool = False,
         write_through: bool = False,
     ) -> None:
-        self.disks = list(disks)
         self.write_through = write_through
         self._device = device
         self._cache = cache
         self._host = host
         self._cost = cost
+        self._disk = disk
+        self._disks = [] if disk is None else [disk]  # all that can be read
+        self._saves = is_tier or disk is not None
         self._write_at_once = write_at_once
         self._fetches: dict[Seq, _Fetch] = {}
         self._writes: deque[tuple[HostPage, Ticket]] = deque()
@@ -129,7 +136,7 @@ class Offload:
             DeviceError: a copy failed.
         """
         copies: list[tuple[HostPage, Ticket]] = []
-        for name, page in pages:
+        for name, page in pages if self._saves else ():
             if self._has(name):
                 continue
             slot = self._reserve(name, _PATIENCE_S)
@@ -156,7 +163,7 @@ class Offload:
                 if not self._writes or not self._writes[0][1].wait(patience_s):
                     return None
                 self._reap()
-            elif self.disks and oldest.name not in self.disks[0]:
+            elif self._disk is not None and oldest.name not in self._disk:
                 self._write(oldest)
             else:
                 break
@@ -164,21 +171,21 @@ class Offload:
 
     def _demote(self) -> None:
         """Write the oldest pages to disk while there is still room beside them."""
-        if not self.disks:
+        if self._disk is None:
             return
         wanted = max(1, self._host.slots // _CLEAN_SHARE)
         room = self._host.slots - len(self._host) + len(self._writes)
         for page in list(self._host.oldest()):
             if room >= wanted:
                 return
-            if page.name not in self.disks[0]:
+            if page.name not in self._disk:
                 self._write(page)
             room += 1
 
     def _write(self, page: HostPage) -> None:
-        if self.disks:
+        if self._disk is not None:
             self._host.pin(page)
-            self._writes.append((page, self.disks[0].store(page.name, page.data)))
+            self._writes.append((page, self._disk.store(page.name, page.data)))
 
     # --- back to the device ------------------------------------------------------------------
 
@@ -243,7 +250,7 @@ class Offload:
                 self._host.pin(host)
                 fetch.moving.append(self._to_device(fetch, fetch.next, host))
             else:
-                disk = next((disk for disk in self.disks if name in disk), None)
+                disk = next((disk for disk in self._disks if name in disk), None)
                 host = self._reserve(name, 0.0) if disk is not None else None
                 if disk is None or (host is None and not self._moves_something()):
                     fetch.lost = fetch.next
@@ -281,7 +288,36 @@ class Offload:
         ticket = self._device.copier.to_device(target, host.data, self._device.fence())
         return _Move(index, host, ticket)
 
-    # --- both --------------------------------------------------------------------------------
+    # --- the stores as a whole ---------------------------------------------------------------
+
+    def read_from(self, disk: DiskStore) -> None:
+        """Look for pages there, too. It is closed with the others."""
+        self._disks.append(disk)
+
+    def names(self) -> list[PageName]:
+        """All pages that are in a store, each once."""
+        stores = [self._host.names(), *(disk.names() for disk in self._disks)]
+        return list(dict.fromkeys(name for names in stores for name in names))
+
+    def read(self, name: PageName, into: torch.Tensor) -> bool:
+        """Copy a page's bytes to host memory, and wait for it. Returns whether it was there."""
+        host = self._host.find(name)
+        if host is not None:
+            into.copy_(host.data)
+            return True
+        for disk in self._disks:
+            if name in disk:
+                ticket = disk.fetch(name, into)
+                ticket.wait()
+                return ticket.ok
+        return False
+
+    def remove(self, names: Iterable[PageName]) -> None:
+        """Drop pages from all stores."""
+        for name in names:
+            self._host.remove(name)
+            for disk in self._disks:
+                disk.remove(name)
 
     def stats(self) -> OffloadStats:
         return OffloadStats(
@@ -290,18 +326,18 @@ class Offload:
             self._missed,
             self._dropped,
             self._host.stats(),
-            tuple(disk.stats() for disk in self.disks),
+            tuple(disk.stats() for disk in self._disks),
         )
 
     def close(self) -> None:
         """Wait for what moves, and close the disks."""
         for seq in list(self._fetches):
             self.cancel(seq)
-        for disk in self.disks:
+        for disk in self._disks:
             disk.close()
 
     def _has(self, name: PageName) -> bool:
-        return name in self._host or any(name in disk for disk in self.disks)
+        return name in self._host or any(name in disk for disk in self._disks)
 
     def _reap(self) -> None:
         """Host slots that are read or written no more are free for others."""

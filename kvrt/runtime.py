@@ -16,41 +16,38 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from kvrt.cache import CacheStats, KVCache, LimitChange
+from kvrt.cache import KVCache, LimitChange
 from kvrt.config import Environment, RuntimeConfig
+from kvrt.control import CacheControl, Prompt
 from kvrt.engine import Engine
 from kvrt.errors import CapacityError, ConfigError, KvrtError, RequestError
+from kvrt.memory import Memory
 from kvrt.model.loader import Model, load_model
 from kvrt.model.resolve import Progress
-from kvrt.offload import OffloadStats
 from kvrt.outputs import Result
+from kvrt.prefixes import Prefixes
 from kvrt.registry import open_device
 from kvrt.request import Request, failed_result
 from kvrt.sampling import SamplingParams
 from kvrt.sched.batching import Limits
 from kvrt.sched.policy import POLICIES
-from kvrt.sched.reuse import ReuseStats
 from kvrt.sizing import limit_bytes, make_cache, too_small
 from kvrt.spi import Device, DeviceInfo, DeviceOptions
+from kvrt.stats import RuntimeStats, stats_of
 from kvrt.storing import make_offload, make_reuse, page_fingerprint
 from kvrt.stream import Stream
-from kvrt.tiers.names import KEY_BYTES, root_key
+from kvrt.tiers.names import KEY_BYTES
 
 log = logging.getLogger(__name__)
 
-Message = Mapping[str, object]
-Prompt = str | Sequence[int] | Sequence[Message]
-"""Text, token ids, or chat messages (``{"role": "user", "content": "..."}``)."""
-
 CLOSE_TIMEOUT_S = 10.0
-MAX_SALT = 256
 
 
 class _Signal(enum.Enum):
@@ -60,31 +57,18 @@ class _Signal(enum.Enum):
     LIMIT_CHANGED = enum.auto()
 
 
-Command = Request | str | _Signal
-
-
 @dataclass(frozen=True, slots=True)
-class RuntimeStats:
-    """Where a runtime stands.
+class _Call:
+    """Something to do on the engine's thread, between two steps."""
 
-    Args:
-        load_seconds: opening the device and loading the model.
-        weight_bytes: of the loaded model.
-        steps: of the engine, so far.
-        cache: the KV memory; see `kvrt.cache.CacheStats`.
-        reuse: prefixes found in it; see `kvrt.sched.reuse.ReuseStats`.
-        offload: pages moved off the device and back, if that was asked for.
-    """
-
-    load_seconds: float
-    weight_bytes: int
-    steps: int
-    cache: CacheStats
-    reuse: ReuseStats
-    offload: OffloadStats | None = None
+    function: Callable[[], int]
+    result: "Future[int]"
 
 
-class Runtime:
+Command = Request | str | _Signal | _Call
+
+
+class Runtime(CacheControl):
     """See the module. Takes `RuntimeConfig`'s fields as keyword arguments, or a config.
 
     Args:
@@ -233,15 +217,6 @@ class Runtime:
         """
         self._tell(request_id)
 
-    def _root(self, salt: str) -> bytes:
-        if not isinstance(salt, str) or len(salt) > MAX_SALT or not salt.isprintable():
-            raise RequestError(
-                f"cache_salt is {salt!r:.60}; it must be printable text of at most {MAX_SALT}"
-                " characters",
-                param="cache_salt",
-            )
-        return root_key(self._pages_of, salt)
-
     def _tokens(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             tokens = self.model.encode(prompt)
@@ -271,15 +246,7 @@ class Runtime:
         return self._engine.busy
 
     def stats(self) -> RuntimeStats:
-        reuse = self._engine.reuse
-        return RuntimeStats(
-            self._load_seconds,
-            self.model.weight_bytes,
-            self._engine.steps,
-            self.cache.stats(),
-            ReuseStats() if reuse is None else reuse.stats,
-            None if self._engine.offload is None else self._engine.offload.stats(),
-        )
+        return stats_of(self._engine, self._load_seconds)
 
     def set_memory_limit(self, limit: int | str, revision: int | None = None) -> LimitChange:
         """Change what weights and KV cache together may take, in bytes, while running.
@@ -320,7 +287,13 @@ class Runtime:
 
     # --- the engine's thread -----------------------------------------------------------------
 
-    def _send(self, command: Request) -> None:
+    def _call(self, function: Callable[[], int]) -> int:
+        """Do something on the engine's thread, and wait for it."""
+        call = _Call(function, Future())
+        self._send(call)
+        return call.result.result()
+
+    def _send(self, command: Request | _Call) -> None:
         if os.getpid() != self._pid:
             raise KvrtError(
                 "this runtime was made before a fork", fix="make one in the child, or use spawn"
@@ -383,17 +356,19 @@ class Runtime:
         self._pages_of = page_fingerprint(self.model, self.cache.geometry, self.device.info)
         reuse = make_reuse(config)
         offload = make_offload(config, self.device, self.cache, self._pages_of, reuse)
-        if offload is not None:
-            stack.callback(offload.close)
         self._engine = Engine(
             self.model,
             self.device,
-            self.cache,
+            Memory(self.cache, reuse, offload),
             Limits(config.max_batch_tokens, config.max_running),
             POLICIES[config.policy],
-            reuse,
-            offload,
         )
+        stack.callback(self._engine.memory.close)
+        self._prefixes = Prefixes(self._engine, self._pages_of)
+        if config.cache_dir is not None:
+            folder = Path(config.cache_dir).expanduser() / self._pages_of.hex()[:16]
+            self._prefixes.load_if_there(folder)
+            stack.callback(self._prefixes.save_what_can_be, folder)
         self._load_seconds = time.perf_counter() - started
 
     def _serve(self) -> None:
@@ -412,7 +387,9 @@ class Runtime:
         engine.abort_all(ended)
         while not self._commands.empty():
             command = self._commands.get()
-            if isinstance(command, Request):
+            if isinstance(command, _Call):
+                command.result.set_exception(ended)
+            elif isinstance(command, Request):
                 command.deliver(failed_result(command.id, command.prompt, ended))
 
     def _take_commands(self) -> bool:
@@ -425,15 +402,25 @@ class Runtime:
                 if engine.busy:
                     return True
                 try:
-                    command = self._commands.get(timeout=engine.rest())
+                    command = self._commands.get(timeout=engine.memory.rest())
                 except queue.Empty:
                     continue
             if command is _Signal.CLOSE:
                 return False
             if isinstance(command, Request):
                 engine.add(command)
+            elif isinstance(command, _Call):
+                _carry_out(command)
             elif isinstance(command, str):
                 engine.abort(command)
+
+
+def _carry_out(call: _Call) -> None:
+    """A call that fails is its caller's business, and not the engine's."""
+    try:
+        call.result.set_result(call.function())
+    except (KvrtError, OSError) as error:
+        call.result.set_exception(error)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

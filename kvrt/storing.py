@@ -1,7 +1,6 @@
 """What a runtime's options ask for in reuse and stores of KV pages, made."""
 
 from importlib.metadata import version
-from pathlib import Path
 
 from kvrt.cache import KVCache
 from kvrt.config import RuntimeConfig
@@ -22,7 +21,6 @@ from kvrt.units import MIB
 
 STAGING_BYTES = 64 * MIB
 STAGING_PAGES = 40
-"""Host memory that pages on their way to and from a disk go through, if no more was asked for."""
 
 
 def page_fingerprint(model: Model, geometry: Geometry, info: DeviceInfo) -> bytes:
@@ -37,6 +35,12 @@ def page_fingerprint(model: Model, geometry: Geometry, info: DeviceInfo) -> byte
 
 def page_format(pages_of: bytes, geometry: Geometry) -> PageFormat:
     return PageFormat(pages_of, geometry.page_bytes, geometry.page_size)
+
+
+def staging(device: Device, page_bytes: int) -> HostStore:
+    """Host memory that pages on their way to and from a disk go through."""
+    budget = max(STAGING_BYTES, STAGING_PAGES * page_bytes)
+    return HostStore(device.copier, page_bytes, budget)
 
 
 def make_reuse(config: RuntimeConfig) -> PrefixReuse | None:
@@ -61,34 +65,24 @@ def make_offload(
         StoreError: a folder cannot be used.
         ConfigError: host memory for less than one page was asked for.
     """
-    if reuse is None or (config.offload is None and config.cache_dir is None):
+    if reuse is None or config.offload is None:
         return None
-    tiers = parse_tiers(config.offload) if config.offload is not None else None
+    tiers = parse_tiers(config.offload)
     page_bytes = cache.geometry.page_bytes
-    budget = tiers.host_bytes if tiers is not None else 0
-    is_tier = budget > 0
-    if not is_tier:
-        budget = max(STAGING_BYTES, STAGING_PAGES * page_bytes)
-    host = HostStore(device.copier, page_bytes, budget)
+    budget, is_tier = tiers.host_bytes, tiers.host_bytes > 0
+    host = HostStore(device.copier, page_bytes, budget) if is_tier else staging(device, page_bytes)
     form = page_format(pages_of, cache.geometry)
-    disks: list[DiskStore] = []
-    try:
-        if tiers is not None and tiers.disk_path is not None:
-            file = PageFile.open(tiers.disk_path, form, budget=tiers.disk_bytes)
-            disks.append(DiskStore(file))
-        if config.cache_dir is not None:
-            disks.append(DiskStore(PageFile.open(Path(config.cache_dir).expanduser(), form)))
-    except BaseException:
-        for disk in disks:
-            disk.close()
-        raise
+    disk = None
+    if tiers.disk_path is not None:
+        disk = DiskStore(PageFile.open(tiers.disk_path, form, budget=tiers.disk_bytes))
     through = config.offload_write == "through"
     offload = Offload(
         device,
         cache,
         host,
-        disks,
         reuse.cost,
+        disk,
+        is_tier=is_tier,
         write_at_once=through or not is_tier,
         write_through=through,
     )

@@ -9,8 +9,9 @@ from kvrt.sampling import SamplingParams
 from kvrt_cli.sampling import resolve
 
 if TYPE_CHECKING:
+    from kvrt.control import Prompt
     from kvrt.model.generation import GenerationDefaults
-    from kvrt.runtime import Prompt, Runtime
+    from kvrt.runtime import Runtime
 
 
 @dataclass(frozen=True, slots=True)

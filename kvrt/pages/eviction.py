@@ -11,7 +11,9 @@ _CHOICE = 8
 _SHARE = 4
 
 
-def evict(table: PageTable, count: int, worth: Callable[[int], Any]) -> Change:
+def evict(
+    table: PageTable, count: int, worth: Callable[[int], Any], choice: int = _CHOICE
+) -> Change:
     """Give up to `count` idle pages up.
 
     Only the end of a cached row can go, since what follows a page is of no use without it; then
@@ -19,7 +21,7 @@ def evict(table: PageTable, count: int, worth: Callable[[int], Any]) -> Change:
 
     Args:
         worth: of a page; it is compared with that of others. Among the quarter of the ends that
-            are worth least, eight at most, the one in the emptiest chunk goes, so that chunks
+            are worth least, `choice` at most, the one in the emptiest chunk goes, so that chunks
             become empty and can be given back.
     """
     referrers, cached = table.referrers.evolver(), table.cached.copy()
@@ -27,7 +29,7 @@ def evict(table: PageTable, count: int, worth: Callable[[int], Any]) -> Change:
     heapq.heapify(ends)
     given: list[int] = []
     while ends and len(given) < count:
-        page = _choose(ends, table)
+        page = _choose(ends, table, choice)
         row = cached.pop(page)
         if not referrers.drop_cached(row):
             continue  # a longer cached row goes on from here
@@ -41,9 +43,9 @@ def evict(table: PageTable, count: int, worth: Callable[[int], Any]) -> Change:
     return replace(freed, dropped=tuple(given))
 
 
-def _choose(ends: list[tuple[Any, int]], table: PageTable) -> int:
+def _choose(ends: list[tuple[Any, int]], table: PageTable, choice: int) -> int:
     """Take a page out of the heap."""
-    least = [heapq.heappop(ends) for _ in range(min(-(-len(ends) // _SHARE), _CHOICE))]
+    least = [heapq.heappop(ends) for _ in range(min(-(-len(ends) // _SHARE), choice))]
     best = min(least, key=lambda end: table.placement.users_beside(end[1]))
     for end in least:
         if end is not best:

@@ -16,6 +16,7 @@ from kvrt.pages.eviction import evict
 from kvrt.pages.referrers import Row
 from kvrt.pages.table import Change, PageTable
 from kvrt.sched.cost import MoveCost
+from kvrt.sched.events import EventLog
 from kvrt.sched.eviction import Eviction, Worth
 from kvrt.sched.prefix import PrefixIndex
 from kvrt.sched.seq import Seq
@@ -104,6 +105,7 @@ class PrefixReuse:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.index = PrefixIndex(policy)
+        self.events = EventLog()
         self.cost = cost or MoveCost()
         self.tiers: Tiers | None = None
         self._ttl = ttl
@@ -167,6 +169,7 @@ class PrefixReuse:
             if not self.index.add(name, row[depth], parent, depth, now):
                 return
             seq.named += 1
+            self.events.add("stored", (name,))
 
     def end(self, row: Row) -> None:
         """A sequence ends that held these pages."""
@@ -184,7 +187,14 @@ class PrefixReuse:
 
     def dropped(self, pages: Iterable[int]) -> None:
         """Pages hold no longer what they held."""
-        self._dropped_pages += len(self.index.forget(pages))
+        names = self.index.forget(pages)
+        self._dropped_pages += len(names)
+        self.events.add("removed", names)
+
+    def clear(self) -> None:
+        """No page can be found any more."""
+        self._dropped_pages += len(self.index.forget([entry.page for entry in self.index]))
+        self.events.add("cleared", (None,))
 
     def expire(self, table: PageTable) -> tuple[Change, float | None]:
         """Give up the idle pages that nobody used for `ttl`.
@@ -195,7 +205,7 @@ class PrefixReuse:
         now, idle = self._now(), table.referrers.idle
         used = [entry.used for entry in self.index if idle >> entry.page & 1]
         kept = [since for since in used if since + self._ttl > now]
-        change = evict(table, table.idle_pages - len(kept), self._last_used)
+        change = evict(table, table.idle_pages - len(kept), self._last_used, choice=1)
         patience = min(kept) + self._ttl - now if kept and self._ttl < math.inf else None
         return change, patience
 

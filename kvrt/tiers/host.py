@@ -186,6 +186,10 @@ class HostStore:
             self._give(page.slot)
         return True
 
+    def names(self) -> list[PageName]:
+        """All pages that can be found, the least recently used first."""
+        return list(self._pages)
+
     def oldest(self) -> Iterator[HostPage]:
         """Pages that could be evicted, the least recently used first. Change nothing meanwhile."""
         return (page for page in self._pages.values() if not page.pins)

@@ -16,6 +16,7 @@ from kvrt.cache import KVCache, LimitChange
 from kvrt.config import RuntimeConfig
 from kvrt.engine import Engine
 from kvrt.errors import ContractError
+from kvrt.memory import Memory
 from kvrt.model.loader import load_model
 from kvrt.pages.backing import Backing
 from kvrt.pages.geometry import Geometry
@@ -38,7 +39,7 @@ def life_of_an_engine(chaos: Chaos, folder: Path) -> None:
     device = Checked(chaos)
     model = load_model(folder, device, load_format="dummy")
     cache = make_cache(RuntimeConfig(model=str(folder), keep_warm=0), device, model)
-    engine = Engine(model, device, cache, Limits(512, 8), POLICIES["fcfs"])
+    engine = Engine(model, device, Memory(cache), Limits(512, 8), POLICIES["fcfs"])
     for number, length in enumerate((10, 20)):
         prompt = (number + 1,) * 40
         params = SamplingParams(n=2, seed=1, temperature=1.0, ignore_eos=True)

@@ -18,6 +18,7 @@ import torch
 
 from kvrt.engine import Engine
 from kvrt.errors import KvrtError
+from kvrt.memory import Memory
 from kvrt.model.spec import ModelSpec
 from kvrt.request import Request
 from kvrt.runtime import Runtime
@@ -181,7 +182,7 @@ def step_overhead(backend: str, clock: Clock, rows: Rows, *, small: bool) -> Non
         model = load_model(folder, device, dtype="bfloat16", load_format="dummy",
                            max_model_len=ROOM)  # fmt: skip
         cache = make_cache(config, device, model)
-        engine = Engine(model, device, cache, Limits(8192, count), POLICIES["fcfs"])
+        engine = Engine(model, device, Memory(cache), Limits(8192, count), POLICIES["fcfs"])
         params = SamplingParams(max_tokens=3 * rounds + 16, ignore_eos=True)
         for n, prompt in enumerate(prompts_of(count, 64, 64, model.spec.vocab)):
             engine.add(

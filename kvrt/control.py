@@ -1,0 +1,121 @@
+"""The part of `kvrt.Runtime` that is about cached prefixes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from kvrt.engine import Engine
+from kvrt.errors import RequestError
+from kvrt.prefixes import Prefixes
+from kvrt.sched.events import CacheEvent
+from kvrt.tiers.names import root_key
+
+Message = Mapping[str, object]
+Prompt = str | Sequence[int] | Sequence[Message]
+"""Text, token ids, or chat messages (``{"role": "user", "content": "..."}``)."""
+
+MAX_SALT = 256
+
+
+class CacheControl:
+    """What to keep of what was computed, to forget, to save, and to load.
+
+    Every method waits for the engine, which does it between two steps.
+    """
+
+    _engine: Engine
+    _prefixes: Prefixes
+    _pages_of: bytes
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        raise NotImplementedError
+
+    def _call(self, function: Callable[[], int]) -> int:
+        raise NotImplementedError
+
+    def pin(self, prompt: Prompt, *, cache_salt: str = "") -> int:
+        """Keep the pages that are cached of a prompt, until `unpin`, whatever else needs memory.
+
+        Returns:
+            How many of the prompt's tokens that is: whole pages, of what was computed before.
+        """
+        root, tokens = self._root(cache_salt), self._tokens(prompt)
+        return self._call(lambda: self._prefixes.pin(root, tokens))
+
+    def unpin(self, prompt: Prompt, *, cache_salt: str = "") -> int:
+        """End all pins on pages of a prompt. Returns how many there were."""
+        root, tokens = self._root(cache_salt), self._tokens(prompt)
+        return self._call(lambda: self._prefixes.unpin(root, tokens))
+
+    def invalidate(self, prompt: Prompt | None = None, *, cache_salt: str | None = None) -> int:
+        """Forget cached pages, on the device and in every tier. Running requests keep theirs.
+
+        Args:
+            prompt: forget what begins with its full pages; None: everything.
+            cache_salt: of the tenant; None: without a prompt, of all tenants.
+
+        Returns:
+            How many pages were forgotten.
+        """
+        if prompt is None and cache_salt is None:
+            return self._call(lambda: self._prefixes.forget(None))
+        root = self._root(cache_salt or "")
+        tokens = [] if prompt is None else self._tokens(prompt)
+        return self._call(lambda: self._prefixes.forget(root, tokens))
+
+    def save_cache(
+        self,
+        folder: str | Path,
+        prompt: Prompt | None = None,
+        *,
+        cache_salt: str = "",
+        compress: int | None = None,
+    ) -> int:
+        """Write cached pages to a folder, so that they outlive this process.
+
+        What is there is not written again. A process that dies meanwhile leaves whole pages only.
+
+        Args:
+            folder: made if need be, for its owner alone: pages tell what prompts said.
+            prompt: only its pages; None: all.
+            cache_salt: the prompt's tenant.
+            compress: zstd's level; None: pages as they are, which load faster.
+
+        Returns:
+            How many pages were written.
+
+        Raises:
+            StoreError: the folder cannot be used, or holds something else.
+            OSError: the disk failed or is full; what was written before that is there.
+        """
+        where = Path(folder).expanduser()
+        root = None if prompt is None else self._root(cache_salt)
+        tokens = [] if prompt is None else self._tokens(prompt)
+        return self._call(lambda: self._prefixes.save(where, root, tokens, compress))
+
+    def load_cache(self, folder: str | Path) -> int:
+        """Use the pages that `save_cache` wrote: each is read when a request needs it.
+
+        Damaged pages are computed instead.
+
+        Returns:
+            How many pages there are.
+
+        Raises:
+            StoreError: it holds no pages of this model, KV format and version of kvrt.
+        """
+        where = Path(folder).expanduser()
+        return self._call(lambda: self._prefixes.load(where))
+
+    def cache_events(self, since: int = 0) -> tuple[CacheEvent, ...]:
+        """What became of cached pages after event number `since`; see `EventLog.since`."""
+        reuse = self._engine.memory.reuse
+        return () if reuse is None else reuse.events.since(since)
+
+    def _root(self, salt: str) -> bytes:
+        if not isinstance(salt, str) or len(salt) > MAX_SALT or not salt.isprintable():
+            raise RequestError(
+                f"cache_salt is {salt!r:.60}; it must be printable text of at most {MAX_SALT}"
+                " characters",
+                param="cache_salt",
+            )
+        return root_key(self._pages_of, salt)

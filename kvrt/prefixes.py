@@ -1,0 +1,195 @@
+"""What users of a runtime can do with its cached prefixes. Runs on the engine's thread."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from kvrt.engine import Engine
+from kvrt.errors import ConfigError, StoreError
+from kvrt.offload import Offload
+from kvrt.pages.eviction import evict
+from kvrt.sched.reuse import PrefixReuse
+from kvrt.storing import page_format, staging
+from kvrt.tiers.disk import DiskStore
+from kvrt.tiers.names import PageName, chain
+from kvrt.tiers.pagefile import PageFile
+
+log = logging.getLogger(__name__)
+
+
+class Prefixes:
+    """Pins, forgets, saves and loads cached pages.
+
+    Args:
+        engine: whose pages.
+        pages_of: the fingerprint of all of them; see `kvrt.storing.page_fingerprint`.
+    """
+
+    def __init__(self, engine: Engine, pages_of: bytes) -> None:
+        self._memory = engine.memory
+        self._device = engine.device
+        self._pages_of = pages_of
+        self._pinned: dict[bytes, object] = {}  # by the last page's key: its key in the page table
+
+    @property
+    def _reuse(self) -> PrefixReuse:
+        if self._memory.reuse is None:
+            raise ConfigError("prefix_cache is off, so nothing is cached", fix="leave it on")
+        return self._memory.reuse
+
+    # --- pins --------------------------------------------------------------------------------
+
+    def pin(self, root: bytes, tokens: Sequence[int]) -> int:
+        """Keep what is cached of a prompt until `unpin`. Returns how many tokens that is."""
+        cache = self._memory.cache
+        names = list(chain(root, tokens, cache.geometry.page_size))
+        row = self._reuse.index.match(names)
+        if row:
+            key = names[len(row) - 1].key
+            holder = ("pin", key)
+            if key not in self._pinned:
+                self._pinned[key] = holder
+                self._memory.commit(cache.table.attach(holder, row))
+        return len(row) * cache.geometry.page_size
+
+    def unpin(self, root: bytes, tokens: Sequence[int]) -> int:
+        """Let it be evicted again. Returns how many pins on the prompt's pages there were."""
+        cache = self._memory.cache
+        names = chain(root, tokens, cache.geometry.page_size)
+        holders = [self._pinned.pop(name.key) for name in names if name.key in self._pinned]
+        for holder in holders:
+            row = cache.table.pages(holder)
+            self._reuse.end(row)
+            self._memory.commit(cache.table.keep(holder, len(row)), save=False)
+        return len(holders)
+
+    # --- forgetting --------------------------------------------------------------------------
+
+    def forget(self, root: bytes | None, tokens: Sequence[int] = ()) -> int:
+        """Forget cached pages, here and in every tier; running requests keep theirs.
+
+        Args:
+            root: of the tenant; None: of all.
+            tokens: only what begins with the full pages of this prompt.
+
+        Returns:
+            How many different pages were forgotten.
+        """
+        reuse, offload, cache = self._reuse, self._memory.offload, self._memory.cache
+        outside = offload.names() if offload is not None else []
+        known = {*(entry.name for entry in reuse.index), *outside}
+        doomed = known
+        if root is not None:
+            names = list(chain(root, tokens, cache.geometry.page_size))
+            doomed = _descendants(known, names[-1] if names else None, root)
+        if offload is not None:
+            offload.remove(doomed)
+        pages = [entry.page for entry in reuse.index if entry.name in doomed]
+        if root is None:
+            reuse.clear()
+        else:
+            reuse.dropped(pages)
+        idle = cache.table.referrers.idle
+        nameless = [page for page in _bits(idle) if reuse.index.at(page) is None]
+        self._memory.commit(evict(cache.table, len(nameless), reuse.worth, choice=1), save=False)
+        return len(doomed)
+
+    # --- snapshots ---------------------------------------------------------------------------
+
+    def save(
+        self, folder: Path, root: bytes | None, tokens: Sequence[int], compress: int | None
+    ) -> int:
+        """Write cached pages to a folder, those that are not there. Returns how many are new.
+
+        Args:
+            root: None: all pages; else those of the prompt `tokens`.
+
+        Raises:
+            StoreError: the folder cannot be used.
+            OSError: the disk failed, or is full; what was written so far is there.
+        """
+        form = page_format(self._pages_of, self._memory.cache.geometry)
+        wanted = None
+        if root is not None:
+            wanted = set(chain(root, tokens, self._memory.cache.geometry.page_size))
+        file = PageFile.open(folder, form, compress=compress)
+        try:
+            written = self._write_all(file, wanted)
+            file.sync()
+        finally:
+            file.close()
+        return written
+
+    def load(self, folder: Path) -> int:
+        """Use the pages in a folder from now on, when requests ask for them. Returns how many.
+
+        Raises:
+            StoreError: the folder holds no pages of this model, format and version.
+        """
+        form = page_format(self._pages_of, self._memory.cache.geometry)
+        store = DiskStore(PageFile.open(folder, form, writable=False))
+        if self._memory.offload is None:
+            host = staging(self._device, self._memory.cache.geometry.page_bytes)
+            offload = Offload(self._device, self._memory.cache, host, self._reuse.cost)
+            self._memory.offload = self._reuse.tiers = offload
+        self._memory.offload.read_from(store)
+        return len(store)
+
+    def load_if_there(self, folder: Path) -> None:
+        """As `load`; what cannot be used is as if it was not there, and said once."""
+        try:
+            self.load(folder)
+        except StoreError as error:
+            if error.reason != "missing":
+                log.warning("cached pages are not used: %s", error)
+
+    def save_what_can_be(self, folder: Path) -> None:
+        """As `save`, of all pages; what cannot be written is lost, and said once."""
+        try:
+            self.save(folder, None, (), None)
+        except (StoreError, OSError) as error:
+            log.warning("cached pages are not saved in %s: %s", folder, error)
+
+    def _write_all(self, file: PageFile, wanted: set[PageName] | None) -> int:
+        cache, offload = self._memory.cache, self._memory.offload
+        buffer = self._device.copier.host_buffer(cache.geometry.page_bytes)
+        written = 0
+
+        def put(name: PageName, data: torch.Tensor) -> None:
+            nonlocal written
+            written += file.write(name, data.numpy())
+
+        for entry in sorted(self._reuse.index, key=lambda entry: entry.depth):
+            if entry.name not in file and (wanted is None or entry.name in wanted):
+                source, after = cache.page(entry.page), self._device.fence()
+                self._device.copier.to_host(buffer, source, after).wait()
+                put(entry.name, buffer)
+        for name in offload.names() if offload is not None else ():
+            if name not in file and (wanted is None or name in wanted):
+                assert offload is not None
+                if offload.read(name, buffer):
+                    put(name, buffer)
+        return written
+
+
+def _descendants(known: set[PageName], first: PageName | None, root: bytes) -> set[PageName]:
+    """Of the known pages, `first` and those that come after it; all of the root's if None."""
+    after: dict[bytes, list[PageName]] = {}
+    for name in known:
+        after.setdefault(name.parent, []).append(name)
+    found: set[PageName] = {first} & known if first is not None else set()
+    queue = [first.key if first is not None else root]
+    while queue:
+        for name in after.pop(queue.pop(), ()):
+            found.add(name)
+            queue.append(name.key)
+    return found
+
+
+def _bits(numbers: int) -> Iterable[int]:
+    while numbers:
+        low = numbers & -numbers
+        yield low.bit_length() - 1
+        numbers ^= low

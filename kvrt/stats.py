@@ -1,0 +1,41 @@
+"""Where a runtime stands, as one frozen value."""
+
+from dataclasses import dataclass
+
+from kvrt.cache import CacheStats
+from kvrt.engine import Engine
+from kvrt.offload import OffloadStats
+from kvrt.sched.reuse import ReuseStats
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeStats:
+    """Where a runtime stands.
+
+    Args:
+        load_seconds: opening the device and loading the model.
+        weight_bytes: of the loaded model.
+        steps: of the engine, so far.
+        cache: the KV memory; see `kvrt.cache.CacheStats`.
+        reuse: prefixes found in it; see `kvrt.sched.reuse.ReuseStats`.
+        offload: pages moved off the device and back; None: there is nowhere to go.
+    """
+
+    load_seconds: float
+    weight_bytes: int
+    steps: int
+    cache: CacheStats
+    reuse: ReuseStats
+    offload: OffloadStats | None = None
+
+
+def stats_of(engine: Engine, load_seconds: float) -> RuntimeStats:
+    memory = engine.memory
+    return RuntimeStats(
+        load_seconds,
+        engine.model.weight_bytes,
+        engine.steps,
+        memory.cache.stats(),
+        ReuseStats() if memory.reuse is None else memory.reuse.stats,
+        None if memory.offload is None else memory.offload.stats(),
+    )

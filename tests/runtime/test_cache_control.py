@@ -1,0 +1,268 @@
+"""What users keep of what was computed, forget, save and load."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvrt.errors import ConfigError, StoreError
+from kvrt.runtime import Runtime
+from kvrt.sampling import SamplingParams
+
+from .conftest import MakeRuntime, until
+
+PAGE, CHUNK = 16, 2 << 20
+GREEDY = SamplingParams(max_tokens=6, ignore_eos=True)
+rng = random.Random(11)
+PROMPT = [rng.randrange(199) for _ in range(10 * PAGE + 3)]
+
+
+def cached(runtime: Runtime, prompt: list[int], **options: str) -> int:
+    result = runtime.stream(prompt, GREEDY, **options).wait()  # type: ignore[arg-type]
+    assert result.error is None
+    return result.usage.cached_tokens
+
+
+def fill(runtime: Runtime, seed: int = 0) -> None:
+    """More different prompts than the cache has room for."""
+    for n in range(10):
+        cached(runtime, [seed, n] * 100)
+
+
+# --- pins and forgetting ---------------------------------------------------------------------
+
+
+def test_what_is_pinned_stays_whatever_else_needs_memory(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
+    runtime.set_memory_limit(runtime.model.weight_bytes + 4 * CHUNK)
+    assert runtime.pin(PROMPT) == 0, "nothing is cached of it yet"
+    cached(runtime, PROMPT)
+    assert runtime.pin(PROMPT) == runtime.pin(PROMPT) == 10 * PAGE
+    fill(runtime)
+    assert cached(runtime, PROMPT) == 10 * PAGE
+    assert runtime.unpin(PROMPT) == 1
+    assert runtime.unpin(PROMPT) == 0
+    fill(runtime, seed=5)
+    assert cached(runtime, PROMPT) == 0
+    assert runtime.stats().cache.used_pages == 0
+
+
+@pytest.mark.parametrize("offload", [None, "host:16MiB", "disk:{}:16MiB"])
+def test_what_is_forgotten_is_computed_anew(
+    offload: str | None, make_runtime: MakeRuntime, tmp_path: Path
+) -> None:
+    tiers = {} if offload is None else {"offload": offload.format(tmp_path)}
+    runtime = make_runtime(**tiers, offload_write="through")
+    other = [*PROMPT[: 4 * PAGE], *[1] * 40]
+    for prompt in (PROMPT, other):
+        cached(runtime, prompt)
+        cached(runtime, prompt, cache_salt="tenant")
+    assert runtime.invalidate(PROMPT[: 5 * PAGE]) == 6, "pages 5 to 10"
+    assert cached(runtime, other) == 6 * PAGE
+    assert cached(runtime, PROMPT) == 4 * PAGE
+    assert runtime.invalidate(cache_salt="tenant") == 12
+    assert cached(runtime, other, cache_salt="tenant") == 0
+    assert cached(runtime, PROMPT) == 10 * PAGE
+    assert runtime.invalidate() == 18
+    assert cached(runtime, PROMPT) == 0
+
+
+def test_a_request_that_runs_keeps_its_pages_when_they_are_forgotten(
+    make_runtime: MakeRuntime,
+) -> None:
+    runtime = make_runtime()
+    params = SamplingParams(max_tokens=100, ignore_eos=True)
+    right = runtime.stream(PROMPT, params).wait().token_ids
+    stream = runtime.stream(PROMPT, params)
+    next(iter(stream))
+    assert runtime.invalidate() > 0
+    assert stream.wait().token_ids == right
+
+
+def test_events_tell_what_can_be_reused(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
+    runtime.set_memory_limit(runtime.model.weight_bytes + 4 * CHUNK)
+    known: dict[bytes, tuple[int, ...]] = {}
+    seen = 0
+
+    def follow() -> None:
+        nonlocal seen
+        for event in runtime.cache_events(seen):
+            assert event.number == seen + 1
+            seen = event.number
+            if event.kind == "cleared":
+                known.clear()
+            elif event.name is not None and event.kind == "stored":
+                known[event.name.key] = event.name.tokens
+            elif event.name is not None:
+                del known[event.name.key]
+
+    for n in range(12):
+        cached(runtime, [n] * 90)
+        follow()
+        assert len(known) == runtime.stats().reuse.named_pages
+    assert tuple([11] * PAGE) in known.values()
+    runtime.invalidate()
+    follow()
+    assert not known
+
+
+def test_without_a_cache_its_methods_say_so(make_runtime: MakeRuntime, tmp_path: Path) -> None:
+    runtime = make_runtime(prefix_cache=False)
+    with pytest.raises(ConfigError, match="prefix_cache is off"):
+        runtime.save_cache(tmp_path)
+    with pytest.raises(ConfigError, match="prefix_cache is off"):
+        make_runtime(prefix_cache=False, cache_dir=tmp_path)
+    assert runtime.cache_events() == ()
+
+
+# --- snapshots -------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("P15")
+@pytest.mark.parametrize("compress", [None, 3])
+def test_what_was_saved_is_there_after_a_restart(
+    compress: int | None, make_runtime: MakeRuntime, tmp_path: Path
+) -> None:
+    first = make_runtime()
+    right = first.stream(PROMPT, GREEDY).wait().token_ids
+    assert first.save_cache(tmp_path / "saved", compress=compress) == 10
+    assert first.save_cache(tmp_path / "saved") == 0, "all of it is there"
+    cached(first, [1] * 40)
+    assert first.save_cache(tmp_path / "saved") == 2, "what is new"
+    first.close()
+
+    second = make_runtime()
+    assert second.load_cache(tmp_path / "saved") == 12
+    result = second.stream(PROMPT, GREEDY).wait()
+    assert result.usage.cached_tokens == 10 * PAGE
+    assert result.token_ids == right
+
+
+def test_one_prompt_can_be_saved_alone(make_runtime: MakeRuntime, tmp_path: Path) -> None:
+    runtime = make_runtime()
+    cached(runtime, PROMPT)
+    cached(runtime, [1] * 100)
+    cached(runtime, [1] * 100, cache_salt="tenant")
+    assert runtime.save_cache(tmp_path / "one", [1] * 100) == 6
+    assert runtime.save_cache(tmp_path / "one", [1] * 100, cache_salt="tenant") == 6
+    assert runtime.save_cache(tmp_path / "all") == 22
+
+
+@pytest.mark.promise("P21")
+def test_pages_of_another_model_or_format_are_refused_and_nothing_changes(
+    make_runtime: MakeRuntime, tmp_path: Path
+) -> None:
+    runtime = make_runtime()
+    right = runtime.stream(PROMPT, GREEDY).wait().token_ids
+    for number, other in enumerate(
+        [make_runtime(seed=2), make_runtime(kv_dtype="bfloat16"), make_runtime(page_size=8)]
+    ):
+        folder = tmp_path / str(number)
+        other.stream(PROMPT, GREEDY).wait()
+        assert other.save_cache(folder) > 0
+        with pytest.raises(StoreError):
+            runtime.load_cache(folder)
+        with pytest.raises(StoreError):
+            runtime.save_cache(folder)
+    assert runtime.stream(PROMPT, GREEDY).wait().token_ids == right
+
+
+@pytest.mark.promise("P21")
+def test_a_damaged_snapshot_is_computed_and_never_believed(
+    make_runtime: MakeRuntime, tmp_path: Path
+) -> None:
+    """One byte of each body is turned; the answers are those of a cold start."""
+    first = make_runtime()
+    prompts = [[n, *PROMPT] for n in range(8)]
+    right = [first.stream(prompt, GREEDY).wait().token_ids for prompt in prompts]
+    first.save_cache(tmp_path)
+    data = next(path for path in tmp_path.iterdir() if path.name.endswith(".data"))
+    rng = random.Random(0)
+    with data.open("r+b") as file:
+        for at in range(0, data.stat().st_size, 256 << 10):
+            place = at + rng.randrange(256 << 10)
+            file.seek(place)
+            byte = file.read(1)
+            file.seek(place)
+            file.write(bytes([byte[0] ^ (1 << rng.randrange(8))]))
+    second = make_runtime()
+    assert second.load_cache(tmp_path) == 80
+    results = second.generate(prompts, GREEDY)
+    assert [result.token_ids for result in results] == right
+    assert sum(result.usage.cached_tokens for result in results) == 0
+
+
+# --- the folder of a process -----------------------------------------------------------------
+
+
+def test_a_cache_folder_brings_back_what_an_earlier_process_computed(
+    make_runtime: MakeRuntime, tmp_path: Path
+) -> None:
+    for seen in (0, 10 * PAGE, 10 * PAGE):
+        runtime = make_runtime(cache_dir=tmp_path / "kv")
+        assert cached(runtime, PROMPT) == seen
+        runtime.close()
+    other = make_runtime(cache_dir=tmp_path / "kv", seed=2)
+    assert cached(other, PROMPT) == 0, "another model has a place of its own in it"
+
+
+@pytest.mark.promise("P22")
+def test_a_cache_folder_that_cannot_be_used_is_said_and_everything_else_works(
+    make_runtime: MakeRuntime, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = tmp_path / "a file"
+    place.write_text("not a folder")
+    runtime = make_runtime(cache_dir=place)
+    assert cached(runtime, PROMPT) == 0
+    assert cached(runtime, PROMPT) == 10 * PAGE
+    runtime.close()
+    assert any("cached pages are not" in record.message for record in caplog.records)
+    assert place.read_text() == "not a folder"
+
+
+SAVING = """
+import sys
+from kvrt.runtime import Runtime
+from kvrt.sampling import SamplingParams
+runtime = Runtime(sys.argv[1], backend="cpu", load_format="dummy", seed=1, memory_limit="512MiB")
+for n in range(12):
+    runtime.generate([[n] * 300], SamplingParams(max_tokens=2, ignore_eos=True))
+print("saving", flush=True)
+while True:
+    runtime.save_cache(sys.argv[2], compress=9)
+    runtime.invalidate()
+    runtime.generate([[len(sys.argv)] * 300], SamplingParams(max_tokens=2, ignore_eos=True))
+"""
+
+
+@pytest.mark.promise("P10")
+@pytest.mark.parametrize("pause_ms", [0, 5, 20, 60])
+def test_a_process_killed_while_it_saves_leaves_pages_that_are_right_or_none(
+    pause_ms: int, tiny_lm: Path, make_runtime: MakeRuntime, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVING, str(tiny_lm), str(tmp_path / "kv")], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"saving\n"
+    until(lambda: any((tmp_path / "kv").glob("*")))
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(pause_ms / 1000)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    cold, runtime = make_runtime(prefix_cache=False), make_runtime()
+    try:
+        runtime.load_cache(tmp_path / "kv")
+    except StoreError:
+        return  # killed before its first bytes were written
+    prompts = [[n] * 300 for n in range(12)]
+    answers = [result.token_ids for result in runtime.generate(prompts, GREEDY)]
+    assert answers == [result.token_ids for result in cold.generate(prompts, GREEDY)]
+    assert runtime.save_cache(tmp_path / "kv") >= 0, "it can be written again"
