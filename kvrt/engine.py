@@ -129,6 +129,7 @@ class Engine:
             self.memory.offload.wait()
         if rows:
             scored = [self._scored_positions(row) for row in rows]
+            started = time.perf_counter()
             logits = self._run(rows, scored)
             fence = self.device.fence()
             forks = any(row.samples and row.seq.width > 1 for row in rows)
@@ -139,6 +140,7 @@ class Engine:
                     row.seq.tokens.append(_UNKNOWN)
             ahead = None if forks or fence.done() else self._plan_ahead()
             self._commit(rows, scored, logits, fence, ahead)
+            self._measure(rows, started)
         self.cache.end_step(self.steps)
 
     def _plan(self, running: Sequence[Seq]) -> StepPlan:
@@ -263,6 +265,12 @@ class Engine:
             self._planned = ahead
         for seq, choice in zip(receivers, chosen, strict=True):
             self._take(seq, choice)
+
+    def _measure(self, rows: Sequence[Row], started: float) -> None:
+        """Tell how long the step took, sampling included: what its tokens would cost again."""
+        tokens = sum(row.count for row in rows)
+        context = sum(row.count * (row.start + row.count // 2) for row in rows) // tokens
+        self.memory.measured(tokens, context, time.perf_counter() - started)
 
     def _fork(self, seq: Seq, request: Request) -> list[Seq]:
         """The siblings that share `seq`'s pages from the end of its prompt on, if it has any."""

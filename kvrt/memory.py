@@ -12,6 +12,9 @@ from kvrt.sched.batching import StepPlan
 from kvrt.sched.reuse import PrefixReuse
 from kvrt.sched.seq import Seq
 
+_PREFILL_TOKENS = 64
+"""A step of fewer tokens says little about the speed of prefill."""
+
 _WRITING_S = 0.05
 """While idle, pages on their way to disk are looked after so often."""
 
@@ -69,6 +72,11 @@ class Memory:
             self.commit(self.cache.table.truncate(seq.id, seq.computed))
             self.reuse.computed(seq, self.cache.table.pages(seq.id))
             yield seq, tokens
+
+    def measured(self, tokens: int, context: int, seconds: float) -> None:
+        """A step computed so many tokens, in contexts of so many on average."""
+        if self.reuse is not None and tokens >= _PREFILL_TOKENS:
+            self.reuse.cost.computed(tokens, context, seconds)
 
     def computed(self, seq: Seq) -> None:
         """A step computed tokens of the sequence."""

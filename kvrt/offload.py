@@ -82,6 +82,11 @@ class _Fetch:
     lost: int | None = None  # the first page that cannot be had
 
     @property
+    def ended(self) -> bool:
+        begun = self.lost is not None or self.next == len(self.names)
+        return begun and not self.moving
+
+    @property
     def usable(self) -> int:
         return self.next if self.lost is None else self.lost
 
@@ -210,7 +215,7 @@ class Offload:
             for move in list(fetch.moving):
                 self._advance(fetch, move)
             self._begin(fetch)
-            if not fetch.moving:
+            if fetch.ended:
                 del self._fetches[seq]
                 if fetch.usable:
                     self._cost.fetched(fetch.usable, time.perf_counter() - fetch.began)

@@ -171,6 +171,12 @@ class PageTable:
         rows = (*self.rows.values(), *self.cached.values())
         return sum(page in row for row in rows)
 
+    def own_pages(self, seq: SeqId) -> int:
+        """Pages that only this sequence holds."""
+        row, shared = self.pages(seq), self.referrers.counts
+        alone = itertools.takewhile(lambda page: page not in shared, reversed(row))
+        return sum(1 for _ in alone)
+
     def pages_needed(self, seq: SeqId, new_tokens: int) -> int:
         """Pages that `grow` would take for it alone."""
         old = self.length(seq)

@@ -5,13 +5,14 @@ et al., Sarathi-Serve, OSDI 2024.)
 
     running  -- decodes first, one token each, then unfinished prompts in chunks ----\\
     waiting  -- admitted in order of rank while tokens, places and pages are left  ---+--> rows
-    pages run out: cached ones are evicted, then the running sequence with the -------/
-                   largest rank loses its place, and its pages are cached ones
+    pages run out: cached ones are evicted; then the running sequence that is --------/
+                   cheapest to bring back loses its place, and its pages are cached ones
 
 Planning is pure: it returns the next page table and the ops that lead to it, and changes nothing.
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -155,7 +156,8 @@ def plan_step(
         if fetching and len(order) == 1:  # it waits for their pages
             wants.clear()
             break
-        victim = order.pop()
+        victim = _victim(order, draft.table, reuse)
+        order.remove(victim)
         draft.do(draft.table.keep(victim.id, reuse.keeps(victim)))
         budget += wants.pop(victim, 0)
         (preempted if order else stuck).append(victim)
@@ -195,6 +197,22 @@ def plan_step(
             rows.append(Row(seq, start, count, start + count == len(seq.tokens)))
             budget -= count
     return StepPlan(tuple(rows), draft.change, admitted, fetches, tuple(preempted), tuple(stuck))
+
+
+def _victim(order: Sequence[Seq], table: PageTable, reuse: Reuse) -> Seq:
+    """Who loses its pages: never the one served first, unless it is alone.
+
+    So the first one ends, and another is the first: none is preempted for ever. Of the others,
+    one of the lowest priority, preempted least often; then the one that is cheapest to bring back,
+    for each page that it alone holds.
+    """
+
+    def price(seq: Seq) -> tuple[int, int, float]:
+        own = table.own_pages(seq.id)
+        cost = reuse.bring_back(seq, table.geometry.page_size) / own if own else math.inf
+        return (-seq.rank[0], seq.preemptions, cost)
+
+    return min(order[1:] or order, key=price)
 
 
 def _rank(seq: Seq) -> tuple[int, int]:

@@ -4,6 +4,9 @@ from typing import Literal
 
 Preemption = Literal["auto", "move", "recompute"]
 
+_DOUBLE_CONTEXT = 4096
+"""A guess: in a context of so many tokens, attention takes as long as everything else."""
+
 _WEIGHT = 0.2
 """Of a new measurement in the running mean: five or so count."""
 
@@ -33,6 +36,21 @@ class MoveCost:
         """So many pages came back from a tier."""
         self._page_s = _mean(self._page_s, seconds / pages)
 
+    def bring_back(self, tokens: int, page_size: int, *, stored: bool) -> float:
+        """Seconds until a sequence that loses its pages is where it was, by the cheaper way.
+
+        As long as nothing was measured, in units of a token without context.
+
+        Args:
+            tokens: that it has computed.
+            page_size: tokens in a page.
+            stored: its pages can be moved.
+        """
+        compute = tokens * self._seconds_per_token(tokens // 2)
+        if stored and self._page_s is not None and self.choice != "recompute":
+            return min(compute, tokens / page_size * self._page_s)
+        return compute
+
     def moves(self, pages: int, page_size: int, end: int) -> bool:
         """Whether to fetch the last `pages` pages of a context of `end` tokens.
 
@@ -46,6 +64,8 @@ class MoveCost:
         return pages * self._page_s < compute
 
     def _seconds_per_token(self, context: int) -> float:
+        if not self._token_s:
+            return 1 + context / _DOUBLE_CONTEXT
         key = context.bit_length()
         nearest = min(self._token_s, key=lambda known: abs(known - key))
         return self._token_s[nearest]

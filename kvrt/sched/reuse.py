@@ -41,6 +41,9 @@ class Reuse(Protocol):
     def worth(self, page: int) -> Worth:
         """What a cached page is worth, to evict others first."""
 
+    def bring_back(self, seq: Seq, page_size: int) -> float:
+        """What it costs to preempt a sequence, to preempt others first."""
+
 
 class NoReuse:
     """Nothing is ever cached."""
@@ -59,6 +62,9 @@ class NoReuse:
 
     def worth(self, page: int) -> Worth:
         return (0.0, 0.0)
+
+    def bring_back(self, seq: Seq, page_size: int) -> float:
+        return MoveCost().bring_back(seq.computed, page_size, stored=False)
 
 
 class Tiers(Protocol):
@@ -145,6 +151,10 @@ class PrefixReuse:
 
     def worth(self, page: int) -> Worth:
         return self.index.worth(page)
+
+    def bring_back(self, seq: Seq, page_size: int) -> float:
+        stored = self.tiers is not None
+        return self.cost.bring_back(seq.computed, page_size, stored=stored)
 
     # --- what the engine tells ---------------------------------------------------------------
 
