@@ -21,7 +21,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from kvrt.tiers.blockfile import BLOCK, Bytes
-from kvrt.tiers.disk import DiskStore
+from kvrt.tiers.disk import DiskStore, PageTicket
 from kvrt.tiers.format import PageFormat
 from kvrt.tiers.names import PageName, chain, fingerprint, root_key
 from kvrt.tiers.pagefile import DATA, PageFile
@@ -110,7 +110,7 @@ def test_fetch(benchmark: BenchmarkFixture, bench: Bench, order: str) -> None:
 
     def fetch() -> None:
         tickets = [stores[-1].fetch(name, bench.slot(n)) for n, name in enumerate(names)]
-        assert all(ticket.wait(60) and ticket.ok for ticket in tickets)
+        wait(tickets)
 
     benchmark.pedantic(fetch, setup=setup, teardown=lambda: stores[-1].close(), rounds=ROUNDS)
     _record(benchmark, bench, rates, "read")
@@ -131,10 +131,16 @@ def test_store(benchmark: BenchmarkFixture, bench: Bench) -> None:
 
     def store() -> None:
         tickets = [stores[-1].store(name, bench.slot(n)) for n, name in enumerate(bench.names)]
-        assert all(ticket.wait(60) and ticket.ok for ticket in tickets)
+        wait(tickets)
 
     benchmark.pedantic(store, setup=setup, teardown=lambda: stores[-1].close(), rounds=ROUNDS)
     _record(benchmark, bench, rates, "write")
+
+
+def wait(tickets: list[PageTicket]) -> None:
+    """As an engine does: it looks now and then, and does not wake up for each page."""
+    assert tickets[-1].wait(60)
+    assert all(ticket.wait(60) and ticket.ok for ticket in tickets)
 
 
 def _record(benchmark: BenchmarkFixture, bench: Bench, rates: list[float], verb: str) -> None:
