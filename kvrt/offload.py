@@ -168,9 +168,7 @@ class Offload:
                 if not self._writes or not self._writes[0][1].wait(patience_s):
                     return None
                 self._reap()
-            elif self._disk is not None and oldest.name not in self._disk:
-                self._write(oldest)
-            else:
+            elif self._on_disk(oldest) or not self._write(oldest):
                 break
         return self._host.reserve(name)
 
@@ -183,14 +181,21 @@ class Offload:
         for page in list(self._host.oldest()):
             if room >= wanted:
                 return
-            if page.name not in self._disk:
-                self._write(page)
+            if not self._on_disk(page) and not self._write(page):
+                return
             room += 1
 
-    def _write(self, page: HostPage) -> None:
-        if self._disk is not None:
-            self._host.pin(page)
-            self._writes.append((page, self._disk.store(page.name, page.data)))
+    def _on_disk(self, page: HostPage) -> bool:
+        return self._disk is not None and page.name in self._disk
+
+    def _write(self, page: HostPage) -> bool:
+        """Begin to write a page to disk; false if there is none, or it takes nothing for now."""
+        ticket = self._disk.store(page.name, page.data) if self._disk is not None else None
+        if ticket is None or (ticket.done() and not ticket.ok):
+            return False
+        self._host.pin(page)
+        self._writes.append((page, ticket))
+        return True
 
     # --- back to the device ------------------------------------------------------------------
 

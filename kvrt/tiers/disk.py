@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-THREADS = 4
+THREADS = 8
 """``docs/design/tiers.md`` has the measurement."""
 
 FAILURES = 3

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import xxhash
 
 from kvrt.errors import StoreError
 from kvrt.tiers import space
 from kvrt.tiers.blockfile import BLOCK
-from kvrt.tiers.format import VERSION, PageFormat, checksum, superblock
+from kvrt.tiers.format import VERSION, checksum, pack, scan, superblock
 from kvrt.tiers.names import fingerprint
 from kvrt.tiers.pagefile import DATA, INDEX, PageFile
 
@@ -143,16 +142,22 @@ def of_another_kind(files: Files, rng: random.Random, variant: int) -> set[int]:
 
 
 def records_of_another_model(files: Files, rng: random.Random, variant: int) -> set[int]:
-    """The header is ours, what follows is not."""
-    other = PageFormat(fingerprint(rng.randbytes(4), "float32", ""), FORM.page_bytes, PAGE_SIZE)
-    files[INDEX][:BLOCK] = superblock(other)
-    for n in range(len(NAMES)):
-        at = BLOCK + n * ROW
-        row = bytes(files[INDEX][at : at + ROW])
-        total = xxhash.xxh3_64_intdigest(row[8:], other.seed)
-        files[INDEX][at : at + 8] = struct.pack("<Q", total)
-    files[INDEX][:BLOCK] = superblock(FORM)
+    """The header is ours, what follows was written for another model."""
+    other = dataclasses.replace(FORM, fingerprint=fingerprint(rng.randbytes(4), "float32", ""))
+    for record in scan(bytes(files[INDEX][BLOCK:]), FORM, len(files[DATA])).records:
+        at = BLOCK + record.row * ROW
+        files[INDEX][at : at + ROW] = pack(record, other)
     return ALL
+
+
+def body_shared(files: Files, rng: random.Random, variant: int) -> set[int]:
+    """Two records, each whole, claim the same blocks: only one of them can be right, if any."""
+    records = scan(bytes(files[INDEX][BLOCK:]), FORM, len(files[DATA])).records
+    one, other = rng.sample(records, 2)
+    one.offset = other.offset
+    at = BLOCK + one.row * ROW
+    files[INDEX][at : at + ROW] = pack(one, FORM)
+    return {one.row, other.row}
 
 
 def _seal(files: Files) -> None:
@@ -192,6 +197,7 @@ KINDS: list[Damage] = [
     of_another_version,
     of_another_kind,
     records_of_another_model,
+    body_shared,
     of_another_program,
     header_cut,
 ]

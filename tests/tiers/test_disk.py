@@ -130,6 +130,8 @@ def test_a_page_removed_while_it_is_written_does_not_appear(
 ) -> None:
     store = DiskStore(PageFile.open(tmp_path, FORM, open_file=Gate), threads=1)
     begun = store.store(NAMES[0], body(NAMES[0]))
+    while store.stats().queued:
+        time.sleep(0.001)
     queued = store.store(NAMES[1], body(NAMES[1]))
     for name in NAMES[:2]:
         assert not store.remove(name)
@@ -193,6 +195,8 @@ def test_a_close_that_must_not_take_long_drops_the_rest(
 ) -> None:
     store = DiskStore(PageFile.open(tmp_path, FORM, open_file=Gate), threads=1)
     begun, queued = (store.store(name, body(name)) for name in NAMES[:2])
+    while store.stats().queued > 1:
+        time.sleep(0.001)
     assert not store.close(timeout=0.05)
     assert not begun.done(), "its bytes are still being read"
     assert queued.done()

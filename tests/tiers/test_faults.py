@@ -61,6 +61,7 @@ def test_whichever_call_fails_what_is_found_is_right(
             store = DiskStore(file, threads=1)
             change(store)
             assert store.close()
+            file.check_integrity()
             warnings = [r for r in caplog.records if r.levelno >= logging.WARNING]
             assert len(warnings) <= 1
             assert all(str(folder) in r.getMessage() for r in warnings)

@@ -90,6 +90,13 @@ class HostMachine(RuleBasedStateMachine):
         return len(self.there) + len(self.writing) + len(gone)
 
     @rule(n=st.integers(0, len(NAMES) - 1))
+    def put(self, n: int) -> None:
+        before = len(self.writing)
+        self.reserve(n)
+        if len(self.writing) > before:
+            self.end(self.writing.pop(), done=True)
+
+    @rule(n=st.integers(0, len(NAMES) - 1))
     def reserve(self, n: int) -> None:
         evictable = [m for m, page in self.there.items() if page not in self.pins]
         full = self.in_use() == self.slots
@@ -108,7 +115,9 @@ class HostMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.writing)
     @rule(data=st.data(), done=st.booleans())
     def end_writing(self, data: st.DataObject, done: bool) -> None:
-        page = self.writing.pop(data.draw(st.integers(0, len(self.writing) - 1)))
+        self.end(self.writing.pop(data.draw(st.integers(0, len(self.writing) - 1))), done)
+
+    def end(self, page: HostPage, done: bool) -> None:
         assert right(page)
         if done:
             self.store.commit(page)
@@ -116,15 +125,19 @@ class HostMachine(RuleBasedStateMachine):
         else:
             self.store.unpin(page)
 
-    @rule(n=st.integers(0, len(NAMES) - 1), pin=st.booleans())
-    def find(self, n: int, pin: bool) -> None:
+    @rule(n=st.integers(0, len(NAMES) - 1))
+    def find(self, n: int) -> None:
         page = self.store.find(NAMES[n])
         assert page is self.there.get(n)
         if page is not None:
             self.there[n] = self.there.pop(n)
-            if pin:
-                self.store.pin(page)
-                self.pins.append(page)
+
+    @precondition(lambda self: self.there)
+    @rule(data=st.data())
+    def pin(self, data: st.DataObject) -> None:
+        page = self.there[data.draw(st.sampled_from(list(self.there)))]
+        self.store.pin(page)
+        self.pins.append(page)
 
     @precondition(lambda self: self.pins)
     @rule(data=st.data())
@@ -133,10 +146,13 @@ class HostMachine(RuleBasedStateMachine):
         assert right(page), "a pinned page was written over"
         self.store.unpin(page)
 
-    @rule(n=st.integers(0, len(NAMES) - 1))
-    def remove(self, n: int) -> None:
-        assert self.store.remove(NAMES[n]) == (n in self.there)
-        self.there.pop(n, None)
+    @precondition(lambda self: self.there)
+    @rule(data=st.data())
+    def remove(self, data: st.DataObject) -> None:
+        n = data.draw(st.sampled_from(list(self.there)))
+        assert self.store.remove(NAMES[n])
+        assert not self.store.remove(NAMES[n])
+        del self.there[n]
 
     @rule()
     def trim(self) -> None:

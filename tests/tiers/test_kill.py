@@ -90,6 +90,7 @@ def kill_at_each_call(folder: str) -> None:
             _, status = os.waitpid(child, 0)
             with opened(path, budget=budget) as file:
                 found += sum(read(file, name) for name in here)
+                assert torn or not file.damaged, "a record was there before its body"
                 for name in here:
                     assert file.write(name, body(name))
             with opened(path, budget=budget) as file:

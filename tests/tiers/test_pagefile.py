@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 from kvrt.errors import ConfigError, StoreError
 from kvrt.tiers import codec, space
 from kvrt.tiers.blockfile import BLOCK
+from kvrt.tiers.codec import Codec
 from kvrt.tiers.format import PageFormat
 from kvrt.tiers.pagefile import DATA, INDEX, PageFile
 
@@ -200,6 +201,15 @@ def test_compression_that_is_not_installed_is_named(
     assert found.value.reason == "codec"
     with opened(tmp_path / "plain") as file:  # who does not compress does not need it
         assert file.write(NAMES[0], body(NAMES[0]))
+
+
+def test_a_body_that_does_not_make_one_page_is_none() -> None:
+    codec = Codec(1)
+    _, whole = codec.compress(body(NAMES[0]))
+    assert codec.decompress(whole, blank())
+    for broken in (whole[:-1], whole[1:], codec.compress(np.zeros(100, np.uint8))[1]):
+        assert not codec.decompress(broken, blank())
+    assert not codec.decompress(codec.compress(np.zeros(9000, np.uint8))[1], blank())
 
 
 @pytest.mark.parametrize("level", [23, -101])

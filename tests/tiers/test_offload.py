@@ -1,0 +1,67 @@
+"""The offload scheduler over a disk that fails: it goes on with what host memory holds."""
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvrt.offload import Offload
+from kvrt.registry import open_device
+from kvrt.sched.cost import MoveCost
+from kvrt.spi import Device
+from kvrt.tiers.blockfile import BLOCK
+from kvrt.tiers.disk import DiskStore
+from kvrt.tiers.host import HostStore
+from kvrt.tiers.pagefile import PageFile
+
+from .pages import FORM, Faults, body, names
+
+NAMES = names(20)
+SLOTS = 5
+
+
+class Pages:
+    """What `Offload` needs of a cache: the bytes of a page on the device."""
+
+    def __init__(self, device: Device) -> None:
+        memory, size = device.memory, device.info.granularity
+        span, chunk = memory.reserve(size), memory.create()
+        memory.map(span, 0, chunk)
+        self._bytes = memory.tensor(span, "float32").view(torch.uint8)
+
+    def page(self, number: int) -> torch.Tensor:
+        return self._bytes[number * FORM.page_bytes : (number + 1) * FORM.page_bytes]
+
+
+@pytest.fixture
+def device() -> Iterator[Device]:
+    device = open_device("null")
+    yield device
+    device.close()
+
+
+@pytest.mark.promise("P22")
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
+def test_pages_that_no_disk_takes_make_room_in_host_memory(
+    tmp_path: Path, device: Device, error: int
+) -> None:
+    faults = Faults(error=error)
+    disk = DiskStore(PageFile.open(tmp_path, FORM, open_file=faults))
+    faults.at, faults.lasting = faults.calls, True
+    host = HostStore(device.copier, FORM.page_bytes, SLOTS * (FORM.page_bytes + BLOCK))
+    cache = Pages(device)
+    offload = Offload(device, cache, host, MoveCost("auto"), disk, is_tier=True)  # type: ignore
+    for name in NAMES:
+        cache.page(1).copy_(torch.from_numpy(body(name).copy()))
+        offload.save([(name, 1)])
+    assert offload.stats().saved_pages == len(NAMES)
+    assert host.names() == NAMES[-len(host) :]
+    assert len(host) > 1
+    for name in host.names():
+        page = host.find(name)
+        assert page is not None
+        assert (page.data.numpy() == body(name)).all()
+    offload.close()
