@@ -1,0 +1,107 @@
+"""Which drafts go into a step: after all else is planned, with what tokens and pages are left."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from kvrt.pages.table import Shortage
+from kvrt.sched.batching import Limits, Row, StepPlan
+from kvrt.sched.seq import Seq
+from kvrt.sched.speculation import Drafter, PromptLookup, StepCost
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculationStats:
+    """Since the runtime was made.
+
+    Args:
+        drafted_tokens: tokens that were guessed, and computed for it.
+        accepted_tokens: how many of them came true.
+    """
+
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+
+class Speculation:
+    """Drafts for all sequences that want them. Belongs to the engine's thread.
+
+    Args:
+        trees: whether the device computes branches.
+    """
+
+    def __init__(self, *, trees: bool) -> None:
+        self.cost = StepCost()
+        self._trees = trees
+        self._drafted = self._accepted = 0
+
+    @staticmethod
+    def drafter(limit: int) -> Drafter | None:
+        """For a sequence that wants up to `limit` tokens drafted in a step."""
+        return Drafter(PromptLookup(), limit) if limit else None
+
+    def extend(self, plan: StepPlan, limits: Limits) -> StepPlan:
+        """The plan, with drafts behind the rows that decode.
+
+        Pages for them are taken from the free ones only: nothing is evicted and nobody is preempted
+        for a guess. What they took comes back when the step ends.
+        """
+        if plan.preempted or plan.stuck:
+            return plan
+        budget = limits.max_batch_tokens - sum(row.count for row in plan.rows)
+        worth = self.cost.worth(sum(row.samples for row in plan.rows))
+        rows = list(plan.rows)
+        change = plan.change
+        for index, row in enumerate(rows):
+            drafter = row.seq.drafter
+            if drafter is None or not self._decodes(row):
+                continue
+            room = min(budget, row.seq.max_len - len(row.seq.tokens) - 1)
+            drafts = drafter.drafts(room, worth, trees=self._trees)
+            if not drafts:
+                continue
+            grown = change.table.grow({row.seq.id: len(drafts)})
+            if isinstance(grown, Shortage):
+                continue
+            change = change.then(grown)
+            rows[index] = replace(row, count=row.count + len(drafts), drafts=drafts)
+            budget -= len(drafts)
+        return replace(plan, rows=tuple(rows), change=change)
+
+    def hopes(self, rows: Iterable[Row]) -> bool:
+        """Whether some of these may have drafts in the next step, which then cannot be planned yet.
+
+        It goes by the last guess: the next one depends on a token that is not known.
+        """
+        rows = list(rows)
+        worth = self.cost.worth(sum(row.samples for row in rows))
+        return any(
+            row.seq.drafter is not None
+            and bool(row.seq.drafter.drafts(1, worth, trees=self._trees))
+            for row in rows
+        )
+
+    def count(self, drafted: int, accepted: int) -> None:
+        """Drafts were verified."""
+        self._drafted += drafted
+        self._accepted += accepted
+
+    @property
+    def stats(self) -> SpeculationStats:
+        return SpeculationStats(self._drafted, self._accepted)
+
+    @staticmethod
+    def _decodes(row: Row) -> bool:
+        seq: Seq = row.seq
+        return row.samples and row.count == 1 and seq.width == 1
+
+
+def parents_of(rows: Sequence[Row]) -> list[int] | None:
+    """`kvrt.spi.AttentionBatch.parents` of a batch; None if no drafts branch."""
+    if not any(row.drafts.branches for row in rows):
+        return None
+    parents: list[int] = []
+    for row in rows:
+        own = row.count - len(row.drafts)
+        parents += range(-1, own - 1)
+        parents += [own + parent for parent in row.drafts.parents]
+    return parents
