@@ -249,7 +249,7 @@ class StepCost:
 
     DECAY = 0.97
     PRIOR_TOKENS = 8.0
-    PRIOR_WEIGHT = 4.0
+    PRIOR_WEIGHT = 1.0
 
     def __init__(self) -> None:
         self._weight = self._tokens = self._seconds = self._squares = self._products = 0.0
