@@ -327,23 +327,20 @@ class Engine:
         """Take the token drawn behind the sequence, and those behind drafts that came true."""
         request, start = self._requests[seq.id], seq.computed
         path = drafts.path([choice.token_id for choice in chosen])
-        taken = 0
+        request.drafted_tokens += len(drafts)
+        self.speculation.drafted += len(drafts)
         for node in (-1, *path):
-            if taken:
+            if node >= 0:
                 seq.tokens.append(_UNKNOWN)
-            taken += 1
+                request.accepted_tokens += 1
+                self.speculation.accepted += 1
             self._take(seq, chosen[1 + node])
             if seq.id not in self._requests:
-                break
-        else:
-            if drafts:
-                self._settle(seq, start, path)
-            if seq.drafter is not None:
-                seq.drafter.observe(seq.tokens)
+                return
         if drafts:
-            self.speculation.count(len(drafts), taken - 1)
-            request.drafted_tokens += len(drafts)
-            request.accepted_tokens += taken - 1
+            self._settle(seq, start, path)
+        if seq.drafter is not None:
+            seq.drafter.observe(seq.tokens)
 
     def _settle(self, seq: Seq, start: int, path: Sequence[int]) -> None:
         """Of the drafts' keys and values, from slot `start` on, only those of `path` stay."""

@@ -25,14 +25,16 @@ class SpeculationStats:
 class Speculation:
     """Drafts for all sequences that want them. Belongs to the engine's thread.
 
+    `drafted` and `accepted` count tokens: those verified, and those that came true.
+
     Args:
         trees: whether the device computes branches.
     """
 
     def __init__(self, *, trees: bool) -> None:
         self.cost = StepCost()
+        self.drafted = self.accepted = 0
         self._trees = trees
-        self._drafted = self._accepted = 0
 
     @staticmethod
     def drafter(limit: int) -> Drafter | None:
@@ -80,14 +82,9 @@ class Speculation:
             for row in rows
         )
 
-    def count(self, drafted: int, accepted: int) -> None:
-        """Drafts were verified."""
-        self._drafted += drafted
-        self._accepted += accepted
-
     @property
     def stats(self) -> SpeculationStats:
-        return SpeculationStats(self._drafted, self._accepted)
+        return SpeculationStats(self.drafted, self.accepted)
 
     @staticmethod
     def _decodes(row: Row) -> bool:

@@ -179,7 +179,7 @@ class Drafter:
     proposer: Proposer
     limit: int
     guess: Guess = Guess()
-    _true: list[float] = field(default_factory=lambda: [0.25, 0.35, 0.45, 0.55, 0.6, 0.65, 0.7])
+    _true: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6])
     _other: float = 0.2
     _known: int = 0  # tokens that were looked at
 
