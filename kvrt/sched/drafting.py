@@ -1,12 +1,16 @@
 """Which drafts go into a step: after all else is planned, with what tokens and pages are left."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kvrt.pages.table import Shortage
 from kvrt.sched.batching import Limits, Row, StepPlan
-from kvrt.sched.seq import Seq
 from kvrt.sched.speculation import Drafter, PromptLookup, StepCost
+
+MARGIN = 1.5
+"""A draft must promise so much more than it costs: chances and costs are estimates."""
+LEAST = 0.15
+"""Drafts less likely than this are not made, however little they cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +51,20 @@ class Speculation:
         Pages for them are taken from the free ones only: nothing is evicted and nobody is preempted
         for a guess. What they took comes back when the step ends.
         """
-        if plan.preempted or plan.stuck:
+        guessing = {
+            index: drafter
+            for index, row in enumerate(plan.rows)
+            if (drafter := row.seq.drafter) is not None and drafter.guess.branches
+        }
+        if not guessing or plan.preempted or plan.stuck:
             return plan
         budget = limits.max_batch_tokens - sum(row.count for row in plan.rows)
-        worth = self.cost.worth(sum(row.samples for row in plan.rows))
+        worth = self._worth(plan.rows)
         rows = list(plan.rows)
         change = plan.change
-        for index, row in enumerate(rows):
-            drafter = row.seq.drafter
-            if drafter is None or not self._decodes(row):
+        for index, drafter in guessing.items():
+            row = rows[index]
+            if not (row.samples and row.count == 1 and row.seq.width == 1):
                 continue
             room = min(budget, row.seq.max_len - len(row.seq.tokens) - 1)
             drafts = drafter.drafts(room, worth, trees=self._trees)
@@ -69,13 +78,12 @@ class Speculation:
             budget -= len(drafts)
         return replace(plan, rows=tuple(rows), change=change)
 
-    def hopes(self, rows: Iterable[Row]) -> bool:
+    def hopes(self, rows: Sequence[Row]) -> bool:
         """Whether some of these may have drafts in the next step, which then cannot be planned yet.
 
         It goes by the last guess: the next one depends on a token that is not known.
         """
-        rows = list(rows)
-        worth = self.cost.worth(sum(row.samples for row in rows))
+        worth = self._worth(rows)
         return any(
             row.seq.drafter is not None
             and bool(row.seq.drafter.drafts(1, worth, trees=self._trees))
@@ -86,10 +94,9 @@ class Speculation:
     def stats(self) -> SpeculationStats:
         return SpeculationStats(self.drafted, self.accepted)
 
-    @staticmethod
-    def _decodes(row: Row) -> bool:
-        seq: Seq = row.seq
-        return row.samples and row.count == 1 and seq.width == 1
+    def _worth(self, rows: Sequence[Row]) -> float:
+        """The probability from which on a draft is made."""
+        return max(LEAST, MARGIN * self.cost.worth(sum(row.samples for row in rows)))
 
 
 def parents_of(rows: Sequence[Row]) -> list[int] | None:

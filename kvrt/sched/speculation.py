@@ -90,6 +90,9 @@ class Guess:
     match: int = 0
 
 
+NO_GUESS = Guess()
+
+
 class Proposer(Protocol):
     """Guesses at the continuation of one sequence, which only grows."""
 
@@ -121,10 +124,10 @@ class PromptLookup:
             ends.setdefault((tokens[end - 2], tokens[end - 1]), []).append(end)
         self._indexed = max(self._indexed, stop - 1)
         if stop < length or length < 2:
-            return Guess()
+            return NO_GUESS
         places = ends.get((tokens[-2], tokens[-1]))
         if places is None:
-            return Guess()
+            return NO_GUESS
         best: tuple[int, int] | None = None  # match, place
         other: tuple[int, int] | None = None
         for place in reversed(places[-self.PLACES :]):
@@ -168,8 +171,9 @@ def _continuation(tokens: Sequence[int], place: int, limit: int) -> tuple[int, .
 class Drafter:
     """One sequence's guesses, and how often they came true.
 
-    Every guess is compared with what came, also one that was not worth drafting: so that a text
-    that begins to repeat itself is noticed, and one that does not costs nothing but the look.
+    Guesses are compared with what came, also those that were not worth drafting: so that a text
+    that begins to repeat itself is noticed, and one that does not costs nothing but the look. And
+    after looking in vain for a while, not every token is looked at.
 
     Args:
         proposer: makes the guesses.
@@ -178,18 +182,26 @@ class Drafter:
 
     proposer: Proposer
     limit: int
-    guess: Guess = Guess()
+    guess: Guess = NO_GUESS
     _true: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6])
     _other: float = 0.2
     _known: int = 0  # tokens that were looked at
+    _vain: int = 0  # looks since a guess came true
 
     RATE = 0.15
+    VAIN = 8  # looks in vain, for each of which one token more passes until the next look
+    SELDOM = 8  # but at least one in so many tokens is looked at
 
     def observe(self, tokens: Sequence[int]) -> None:
         """The sequence has these tokens now: learn from those that are new, and guess again."""
-        if self._known:
+        length = len(tokens)
+        if self.guess.branches:
             self._learn(tokens[self._known :])
-        self._known = len(tokens)
+            self.guess = NO_GUESS
+        elif length < self._known + min(self._vain // self.VAIN, self.SELDOM):
+            return
+        self._known = length
+        self._vain += 1
         self.guess = self.proposer.propose(tokens, self.limit)
 
     def drafts(self, room: int, worth: float, *, trees: bool) -> Drafts:
@@ -232,6 +244,7 @@ class Drafter:
             if not guesses:
                 return
             hit = token == guesses[0]
+            self._vain = 0 if hit else self._vain
             kind = self._kind(at)
             self._true[kind] += self.RATE * (hit - self._true[kind])
             if not hit:
