@@ -326,7 +326,7 @@ class Engine:
     def _verify(self, seq: Seq, drafts: Drafts, chosen: Sequence[Chosen]) -> None:
         """Take the token drawn behind the sequence, and those behind drafts that came true."""
         request, start = self._requests[seq.id], seq.computed
-        path = drafts.path([choice.token_id for choice in chosen])
+        path = drafts.path([choice.token_id for choice in chosen]) if drafts else []
         request.drafted_tokens += len(drafts)
         self.speculation.drafted += len(drafts)
         for node in (-1, *path):
