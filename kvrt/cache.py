@@ -168,8 +168,15 @@ class KVCache:
             self._table = replace(change.table, limit=self._limit, version=version + 1)
         return None
 
-    def batch(self, seqs: Sequence[SeqId], query_lens: Sequence[int]) -> AttentionBatch:
+    def batch(
+        self,
+        seqs: Sequence[SeqId],
+        query_lens: Sequence[int],
+        parents: Sequence[int] | None = None,
+    ) -> AttentionBatch:
         """The attention batch of sequences whose last `query_lens` tokens are new in this step.
+
+        `parents`: see `kvrt.spi.AttentionBatch`.
 
         Call it after `commit`: the context is a sequence's length in the table. The page table in
         it is valid until the next call.
@@ -183,6 +190,7 @@ class KVCache:
             page_table=torch.from_numpy(self._rows.select(table, seqs)),
             query_start=torch.from_numpy(starts),
             context_len=torch.from_numpy(np.array([table.length(s) for s in seqs], np.int32)),
+            parents=None if parents is None else torch.tensor(parents, dtype=torch.int32),
         )
 
     def end_step(self, step: int) -> None:

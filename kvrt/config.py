@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kvrt.errors import ConfigError
+from kvrt.sampling import MAX_DRAFTS
 from kvrt.sched.cost import Preemption
 from kvrt.sched.eviction import EvictionName
 from kvrt.sched.policy import PolicyName
@@ -45,6 +46,8 @@ class Environment:
 
 LoadFormat = Literal["auto", "dummy"]
 DTypeOption = Literal["auto", DType]
+DRAFTS = 10
+"""Tokens guessed in a step where speculation is on and no number is given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +85,9 @@ class RuntimeConfig:
         preemption: what becomes of the pages of a request that has to stop for others: ``auto``
             moves them if that is cheaper than to compute them again, as measured while running;
             ``move`` and ``recompute`` decide it.
+        speculate: ``ngram``, or ``ngram:K``: guess up to K tokens a step (10) from what the text
+            has said before, and verify them together. The text stays the same. None: only for
+            requests that ask for it.
         threads: host threads for kernels; None: the backend's choice.
         offline: use only what is on this machine.
         revision: of a hub id.
@@ -110,6 +116,7 @@ class RuntimeConfig:
     offload_write: Literal["back", "through"] = "back"
     cache_dir: str | Path | None = None
     preemption: Preemption = "auto"
+    speculate: str | None = None
     threads: int | None = None
     offline: bool = False
     revision: str | None = None
@@ -136,6 +143,7 @@ class RuntimeConfig:
                 f"prefix_cache_ttl is {self.prefix_cache_ttl!r}; it must be seconds, at least 0",
                 fix="0 gives memory back at once, float('inf') never",
             )
+        draft_limit(self.speculate)
         _at_least("device", self.device, 0)
         _at_least("page_size", self.page_size, 1)
         _at_least("keep_warm", self.keep_warm, 0)
@@ -149,6 +157,24 @@ class RuntimeConfig:
             _at_least("memory_limit", self.memory_limit, 1)
         if self.seed is not None and not 0 <= self.seed < 2**64:
             raise ConfigError(f"seed is {self.seed}; it must be from 0 to 2**64 - 1")
+
+
+def draft_limit(speculate: str | None) -> int:
+    """Tokens that may be guessed in a step, by ``ngram``, ``ngram:K`` or None.
+
+    Raises:
+        ConfigError: it is none of these, or K is not from 1 to `kvrt.sampling.MAX_DRAFTS`.
+    """
+    if speculate is None:
+        return 0
+    method, colon, count = str(speculate).partition(":")
+    number = int(count) if count.isascii() and count.isdigit() else DRAFTS
+    if method != "ngram" or bool(colon) != count.isdigit() or not 1 <= number <= MAX_DRAFTS:
+        raise ConfigError(
+            f"speculate is {speculate!r}",
+            fix=f"use ngram, or ngram:K with K from 1 to {MAX_DRAFTS}",
+        )
+    return number
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -25,9 +25,11 @@ from kvrt.pages.apply import Failed
 from kvrt.request import Request
 from kvrt.sampler import Choice, Chosen, sample, token_logprobs
 from kvrt.sched.batching import Limits, Row, StepPlan, plan_step
+from kvrt.sched.drafting import Speculation, parents_of
 from kvrt.sched.policy import Policy
 from kvrt.sched.seq import Seq
-from kvrt.spi import Device, Ticket
+from kvrt.sched.speculation import Drafts
+from kvrt.spi import Capability, Device, Ticket
 from kvrt.units import format_bytes
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class Engine:
         self.cache = memory.cache
         self.limits = limits
         self.policy = policy
+        self.speculation = Speculation(trees=Capability.TREES in device.info.capabilities)
         self.steps = 0
         self._ids = itertools.count(1)
         self._waiting: list[Seq] = []
@@ -85,6 +88,7 @@ class Engine:
             root=request.root,
             matches=request.params.prompt_logprobs is None,  # they need each prompt token's logits
             shares=request.shares,
+            drafter=self.speculation.drafter(request.drafts),
         )
         request.open_output(seq)
         self._requests[seq.id] = request
@@ -119,7 +123,7 @@ class Engine:
         plan, self._planned = self._planned, None
         if plan is None:
             self.memory.evict_over_limit()
-            plan = self._plan(self._running)
+            plan = self.speculation.extend(self._plan(self._running), self.limits)
             failed = self._apply(plan)
             if failed is not None:
                 self._make_do(failed)
@@ -134,12 +138,12 @@ class Engine:
             fence = self.device.fence()
             forks = any(row.samples and row.seq.width > 1 for row in rows)
             for row in rows:
-                row.seq.computed += row.count
+                row.seq.computed += row.count - len(row.drafts)
                 self.memory.computed(row.seq)
                 if row.samples:
                     row.seq.tokens.append(_UNKNOWN)
-            ahead = None if forks or fence.done() else self._plan_ahead()
-            self._commit(rows, scored, logits, fence, ahead)
+            unknown = forks or fence.done() or self.speculation.hopes(rows)
+            self._commit(rows, scored, logits, fence, None if unknown else self._plan_ahead())
             self._measure(rows, started)
         self.cache.end_step(self.steps)
 
@@ -219,15 +223,18 @@ class Engine:
         return range(first, last)
 
     def _run(self, rows: Sequence[Row], scored: Sequence[range]) -> torch.Tensor:
-        """One forward pass; for each row, logits at its scored positions, then at its sample."""
-        batch = self.cache.batch([row.seq.id for row in rows], [row.count for row in rows])
+        """One forward pass; of each row, logits at scored positions, at the sample, at drafts."""
         tokens: list[int] = []
         wanted: list[int] = []
         for row, positions in zip(rows, scored, strict=True):
             wanted += [len(tokens) + at - row.start for at in positions]
-            tokens += row.seq.tokens[row.start : row.start + row.count]
+            tokens += row.seq.tokens[row.start : row.start + row.count - len(row.drafts)]
             if row.samples:
-                wanted.append(len(tokens) - 1)
+                wanted += range(len(tokens) - 1, len(tokens) + len(row.drafts))
+            tokens += row.drafts.tokens
+        batch = self.cache.batch(
+            [row.seq.id for row in rows], [row.count for row in rows], parents_of(rows)
+        )
         return self.model.decoder.forward(torch.tensor(tokens), batch, torch.tensor(wanted))
 
     def _commit(
@@ -242,7 +249,7 @@ class Engine:
         at = 0
         picks: list[int] = []
         choices: list[Choice] = []
-        receivers: list[Seq] = []
+        receivers: list[tuple[Seq, Drafts]] = []
         for row, positions in zip(rows, scored, strict=True):
             seq, request = row.seq, self._requests[row.seq.id]
             for position in positions:
@@ -254,8 +261,12 @@ class Engine:
                 for heir in (seq, *self._fork(seq, request)):
                     picks.append(at)
                     choices.append(self._choice(heir, request))
-                    receivers.append(heir)
+                    receivers.append((heir, row.drafts))
                 at += 1
+                for node in range(len(row.drafts)):
+                    picks.append(at)
+                    choices.append(self._choice(seq, request, row.drafts.line(node)))
+                    at += 1
         if len(picks) != at or picks != list(range(at)):
             logits = logits[torch.tensor(picks, dtype=torch.int64)]
         chosen = sample(logits, choices)
@@ -263,14 +274,18 @@ class Engine:
         # If it fails there may still be enough, once what ended has given its pages back.
         if ahead is not None and self._apply(ahead) is None:
             self._planned = ahead
-        for seq, choice in zip(receivers, chosen, strict=True):
-            self._take(seq, choice)
+        drawn = iter(chosen)
+        for seq, drafts in receivers:
+            self._verify(seq, drafts, list(itertools.islice(drawn, 1 + len(drafts))))
 
     def _measure(self, rows: Sequence[Row], started: float) -> None:
         """Tell how long the step took, sampling included: what its tokens would cost again."""
         tokens = sum(row.count for row in rows)
         context = sum(row.count * (row.start + row.count // 2) for row in rows) // tokens
-        self.memory.measured(tokens, context, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self.memory.measured(tokens, context, seconds)
+        if all(row.samples for row in rows):
+            self.speculation.cost.observe(tokens, seconds)
 
     def _fork(self, seq: Seq, request: Request) -> list[Seq]:
         """The siblings that share `seq`'s pages from the end of its prompt on, if it has any."""
@@ -292,6 +307,7 @@ class Engine:
                 shares=seq.shares,
                 names=list(seq.names),
                 named=seq.named,
+                drafter=self.speculation.drafter(request.drafts),
             )
             self.cache.commit(self.cache.table.fork(seq.id, heir.id))
             request.open_output(heir)
@@ -300,10 +316,38 @@ class Engine:
             heirs.append(heir)
         return heirs
 
-    def _choice(self, seq: Seq, request: Request) -> Choice:
+    def _choice(self, seq: Seq, request: Request, drafted: Sequence[int] = ()) -> Choice:
+        """How to draw what follows the sequence and, if it comes true, a line of drafts."""
         output = request.outputs[seq.id]
         seed = (request.seed + output.index) % 2**64
-        return Choice(request.params, seed, request.prompt, output.token_ids)
+        said = [*output.token_ids, *drafted] if drafted else output.token_ids
+        return Choice(request.params, seed, request.prompt, said)
+
+    def _verify(self, seq: Seq, drafts: Drafts, chosen: Sequence[Chosen]) -> None:
+        """Take the token drawn behind the sequence, and those behind drafts that came true."""
+        request, start = self._requests[seq.id], seq.computed
+        path = drafts.path([choice.token_id for choice in chosen]) if drafts else []
+        request.drafted_tokens += len(drafts)
+        self.speculation.drafted += len(drafts)
+        for node in (-1, *path):
+            if node >= 0:
+                seq.tokens.append(_UNKNOWN)
+                request.accepted_tokens += 1
+                self.speculation.accepted += 1
+            self._take(seq, chosen[1 + node])
+            if seq.id not in self._requests:
+                return
+        if drafts:
+            self._settle(seq, start, path)
+        if seq.drafter is not None:
+            seq.drafter.observe(seq.tokens)
+
+    def _settle(self, seq: Seq, start: int, path: Sequence[int]) -> None:
+        """Of the drafts' keys and values, from slot `start` on, only those of `path` stay."""
+        picked = [start + node for node in path]
+        self.memory.commit(self.cache.table.pick(seq.id, start, picked, after=self.steps))
+        seq.computed += len(path)
+        self.memory.computed(seq)
 
     def _take(self, seq: Seq, chosen: Chosen) -> None:
         """Append a sampled token; end the sequence if it was its last."""

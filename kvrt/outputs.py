@@ -51,12 +51,16 @@ class Usage:
         completion_tokens: of all completions.
         preemptions: how often its pages were taken, to be had again later.
         cached_tokens: of the prompt; not computed, because their pages were there.
+        drafted_tokens: guessed and computed in advance, by speculation.
+        accepted_tokens: how many of those came true, and are completion tokens.
     """
 
     prompt_tokens: int
     completion_tokens: int
     preemptions: int = 0
     cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

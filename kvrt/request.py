@@ -105,6 +105,7 @@ class Request:
         deliver: called with each `Delta`, and last with the `Result`.
         root: what the names of its pages begin with; see `kvrt.tiers.names`.
         shares: other requests may use its pages.
+        drafts: tokens that may be guessed in a step, for each completion; 0: none.
         outputs: by page-table key of the sequence that produces them.
     """
 
@@ -118,11 +119,14 @@ class Request:
     deliver: Callable[[Delta | Result], None]
     root: bytes = b""
     shares: bool = True
+    drafts: int = 0
     submitted: float = field(default_factory=time.perf_counter)
     scheduled: float | None = None
     first_token: float | None = None
     preemptions: int = 0
     cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     outputs: dict[int, Output] = field(default_factory=dict)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
@@ -148,6 +152,8 @@ class Request:
                 completion_tokens=sum(len(c.token_ids) for c in completions),
                 preemptions=self.preemptions,
                 cached_tokens=self.cached_tokens,
+                drafted_tokens=self.drafted_tokens,
+                accepted_tokens=self.accepted_tokens,
             ),
             timings=Timings(
                 queued=(self.scheduled or now) - self.submitted,

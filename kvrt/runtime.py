@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Self
 
 from kvrt.cache import KVCache, LimitChange
-from kvrt.config import Environment, RuntimeConfig
+from kvrt.config import Environment, RuntimeConfig, draft_limit
 from kvrt.control import CacheControl, Prompt
 from kvrt.engine import Engine
 from kvrt.errors import CapacityError, ConfigError, KvrtError, RequestError
@@ -100,6 +100,7 @@ class Runtime(CacheControl):
         elif model is not None or options:
             raise ConfigError("give either a config or single options, not both")
         self.config = config
+        self._drafts = draft_limit(config.speculate)
         self._pid = os.getpid()
         self._closed = False
         self._ids = iter(range(1, 2**63))
@@ -204,6 +205,7 @@ class Runtime(CacheControl):
                 priority=priority,
                 root=secrets.token_bytes(KEY_BYTES) if private else self._root(cache_salt),
                 shares=not private,
+                drafts=self._drafts if params.speculate is None else params.speculate,
                 detokenizer=functools.partial(self.model.detokenizer, tokens),
                 deliver=stream.deliver,
             )

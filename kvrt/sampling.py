@@ -10,6 +10,7 @@ MAX_LOGPROBS = 100
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 1024
 MAX_COMPLETIONS = 128
+MAX_DRAFTS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,8 @@ class SamplingParams:
         logprobs: give the log-probability of each new token and of so many likeliest ones.
         prompt_logprobs: the same for each prompt token but the first.
         n: so many independent completions of one prompt; they share its pages.
+        speculate: at most so many tokens are guessed in a step, from what the text has said before,
+            and verified; 0: none; None: as the runtime is set up. Never changes what is said.
     """
 
     max_tokens: int | None = None
@@ -52,6 +55,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     n: int = 1
+    speculate: int | None = None
 
     def __post_init__(self) -> None:
         stop = _items("stop", [self.stop] if isinstance(self.stop, str) else self.stop)
@@ -73,6 +77,8 @@ class SamplingParams:
         _real("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above=True)
         _real("presence_penalty", self.presence_penalty, -100.0, 100.0)
         _real("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
+        if self.speculate is not None:
+            _whole("speculate", self.speculate, 0, MAX_DRAFTS)
         if self.seed is not None:
             _whole("seed", self.seed, 0, 2**64 - 1)
         for name in ("logprobs", "prompt_logprobs"):

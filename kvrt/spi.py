@@ -102,6 +102,7 @@ class Capability(enum.Enum):
     ALIASING = "one chunk may be mapped at several addresses at once"
     ASYNC_COPIES = "copies run beside compute"
     BATCH_INVARIANT = "a token's result has the same bits whatever else is in its batch"
+    RAGGED_GRAPHS = "a recorded step serves any batch of as many tokens, branches included"
     TREES = "a sequence's new tokens may branch (`AttentionBatch.parents`)"
 
 
@@ -477,8 +478,9 @@ class Graph(Protocol):
     def replay(self, batch: AttentionBatch) -> None:
         """Make the recorded calls anew, on what their tensors hold now, for another batch.
 
-        `batch` has the `kv`, `layout` and `query_start` that were recorded, and no `parents`; its
-        page table (of any width) and contexts are its own.
+        `batch` has the `kv` and `layout` that were recorded; its page table (of any width) and
+        contexts are its own. It has the `query_start` that was recorded and no `parents`, unless
+        the device declares `RAGGED_GRAPHS`: then it has as many tokens, and may group them anew.
         """
 
 
@@ -491,7 +493,7 @@ class GraphCapture(Protocol):
     """
 
     def size(self, tokens: int) -> int:
-        """How many tokens a step of `tokens`, one for each sequence, should be recorded with.
+        """How many tokens a step of `tokens` should be recorded with, one for each sequence.
 
         `tokens`, or more where few sizes are better than many: the rest is padding. 0: a step
         that large is better not recorded.

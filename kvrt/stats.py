@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from kvrt.cache import CacheStats
 from kvrt.engine import Engine
 from kvrt.offload import OffloadStats
+from kvrt.sched.drafting import SpeculationStats
 from kvrt.sched.reuse import ReuseStats
 
 
@@ -18,6 +19,7 @@ class RuntimeStats:
         steps: of the engine, so far.
         cache: the KV memory; see `kvrt.cache.CacheStats`.
         reuse: prefixes found in it; see `kvrt.sched.reuse.ReuseStats`.
+        speculation: guesses, and what came of them; see `kvrt.sched.drafting.SpeculationStats`.
         offload: pages moved off the device and back; None: there is nowhere to go.
     """
 
@@ -26,6 +28,7 @@ class RuntimeStats:
     steps: int
     cache: CacheStats
     reuse: ReuseStats
+    speculation: SpeculationStats
     offload: OffloadStats | None = None
 
 
@@ -37,5 +40,6 @@ def stats_of(engine: Engine, load_seconds: float) -> RuntimeStats:
         engine.steps,
         memory.cache.stats(),
         ReuseStats() if memory.reuse is None else memory.reuse.stats,
+        engine.speculation.stats,
         None if memory.offload is None else memory.offload.stats(),
     )

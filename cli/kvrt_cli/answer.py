@@ -114,6 +114,8 @@ def as_json(result: Result, params: SamplingParams) -> dict[str, Any]:
             "completion_tokens": usage.completion_tokens,
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
             "preemptions": usage.preemptions,
+            "drafted_tokens": usage.drafted_tokens,
+            "accepted_tokens": usage.accepted_tokens,
         },
         "timings": {
             "queued_s": round(timings.queued, 6),

@@ -131,6 +131,13 @@ runtime_options = apply(
             help="Sequences computed together.",
         ),
         click.option(
+            "--speculate",
+            "speculation",
+            metavar="ngram[:K]",
+            help="Guess up to K tokens a step (10) from what the text has said before, and verify"
+            " them together: the same text, sooner where it repeats itself.",
+        ),
+        click.option(
             "--offline", is_flag=True, help="Use only what is on this machine; download nothing."
         ),
         click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id."),
@@ -152,6 +159,7 @@ def runtime_config(model: str, options: Mapping[str, Any]) -> RuntimeConfig:
         page_size=options["page_size"],
         max_batch_tokens=options["max_batch_tokens"],
         max_running=options["max_running"],
+        speculate=options["speculation"],
         threads=options["threads"],
         offline=options["offline"],
         revision=options["revision"],

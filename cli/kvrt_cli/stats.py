@@ -38,6 +38,8 @@ class Statistics:
         kv_pooled_bytes: KV memory held now without being mapped, for the next request.
         kv_limit_bytes: KV memory that may be mapped.
         preemptions: how often a request's pages were taken and recomputed.
+        drafted_tokens: guessed in advance, by speculation.
+        accepted_tokens: how many of those came true.
     """
 
     requests: int
@@ -54,6 +56,8 @@ class Statistics:
     kv_pooled_bytes: int
     kv_limit_bytes: int
     preemptions: int
+    drafted_tokens: int
+    accepted_tokens: int
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -90,6 +94,8 @@ def collect(runtime: "Runtime", results: Sequence[Result], seconds: float) -> St
         kv_pooled_bytes=cache.pooled_bytes,
         kv_limit_bytes=cache.limit_bytes,
         preemptions=sum(result.usage.preemptions for result in results),
+        drafted_tokens=sum(result.usage.drafted_tokens for result in results),
+        accepted_tokens=sum(result.usage.accepted_tokens for result in results),
     )
 
 
@@ -120,6 +126,9 @@ def block(stats: Statistics) -> str:
         ),
         ("preemptions", f"{stats.preemptions}"),
     ]
+    if stats.drafted_tokens:
+        drafts = f"{stats.accepted_tokens} of {stats.drafted_tokens} guessed tokens came true"
+        rows.append(("speculation", drafts))
     if many:
         rows.insert(0, ("requests", f"{stats.requests} in {stats.total_s:.2f} s"))
     return "\n".join(f"{name:<20} {value}" for name, value in rows)

@@ -25,6 +25,7 @@ from kvrt.model.weights import LayerWeights, Weights
 from kvrt.spi import (
     AttentionBatch,
     AttentionParams,
+    Capability,
     Device,
     DType,
     FusedOps,
@@ -73,7 +74,8 @@ class Decoder:
         capture = device.extension(GraphCapture)  # type: ignore[type-abstract]
         self._graphs: DecodeGraphs | None = None
         if capture is not None and not self._in_torch:
-            self._graphs = DecodeGraphs(capture, self._allocate, self._run_layers)
+            ragged = Capability.RAGGED_GRAPHS in device.info.capabilities
+            self._graphs = DecodeGraphs(capture, self._allocate, self._run_layers, ragged)
         rotation = rotation_table(spec.rope, spec.head_dim, max_positions, self._torch_device)
         self._layers = [
             self._layer(layer, w, rotation)

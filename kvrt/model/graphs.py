@@ -1,4 +1,4 @@
-"""Decode steps, recorded once for each size and replayed."""
+"""Steps of few tokens, recorded once for each size and replayed."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +27,7 @@ class DecodeGraphs:
         capture: the device's.
         allocate: makes activations of so many tokens.
         record: makes the calls of a step, for the device's plan and in these activations.
+        ragged: a recorded step serves any batch; else only one token for each sequence.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class DecodeGraphs:
         capture: GraphCapture,
         allocate: Callable[[int], Activations],
         record: Callable[[object, Activations], None],
+        ragged: bool,
     ) -> None:
+        self._ragged = ragged
         self._capture = capture
         self._allocate = allocate
         self._record = record
@@ -43,8 +46,8 @@ class DecodeGraphs:
 
     def size(self, tokens: int, batch: AttentionBatch) -> int:
         """How many tokens the step of `tokens` is recorded with; 0 if it is not to be."""
-        one_each = tokens == batch.context_len.shape[0]
-        return self._capture.size(tokens) if one_each else 0
+        fits = self._ragged or tokens == batch.context_len.shape[0]
+        return self._capture.size(tokens) if fits else 0
 
     def of_size(self, size: int, batch: AttentionBatch) -> Recorded:
         """The step of `size` tokens, recorded now, with `batch`, if it has not been before."""
@@ -60,16 +63,20 @@ class DecodeGraphs:
 
 
 def padded(batch: AttentionBatch, size: int) -> AttentionBatch:
-    """The batch of a decode step with further sequences, of one token each, up to `size` of them.
+    """The batch with further sequences, of one token each, up to `size` tokens.
 
     Their pages are page 0, to which everything may be written and from which nothing is read.
     """
-    more = size - len(batch.context_len)
+    tokens = int(batch.query_start[-1])
+    more = size - tokens
     if not more:
         return batch
     return replace(
         batch,
         page_table=F.pad(batch.page_table, (0, 0, 0, more)),
-        query_start=torch.arange(size + 1, dtype=torch.int32),
+        query_start=torch.cat(
+            (batch.query_start, torch.arange(tokens + 1, size + 1, dtype=torch.int32))
+        ),
         context_len=F.pad(batch.context_len, (0, more), value=1),
+        parents=None if batch.parents is None else F.pad(batch.parents, (0, more), value=-1),
     )

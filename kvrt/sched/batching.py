@@ -22,6 +22,7 @@ from kvrt.pages.table import Change, PageTable, SeqId, Shortage
 from kvrt.sched.policy import Policy
 from kvrt.sched.reuse import NoReuse, Reuse
 from kvrt.sched.seq import Seq
+from kvrt.sched.speculation import NO_DRAFTS, Drafts
 
 LOOKAHEAD_TOKENS = 64
 """Admission leaves every running sequence the pages for so many more tokens, so that a newcomer
@@ -45,12 +46,14 @@ class Row:
     """One sequence's part of the batch: tokens ``[start, start + count)``.
 
     `samples`: the last of them is the sequence's last token, so the step yields the next one.
+    `drafts` follow it, and count as well: those that come true yield further ones.
     """
 
     seq: Seq
     start: int
     count: int
     samples: bool
+    drafts: Drafts = NO_DRAFTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from kvrt.sched.speculation import Drafter
 from kvrt.tiers.names import PageName
 
 Rank = tuple[int, int]
@@ -31,6 +32,7 @@ class Seq:
         shares: others may use its pages, also after it has ended.
         names: of its full pages, as far as anyone has asked.
         named: how many of its first pages can be found by their names.
+        drafter: guesses at its next tokens, if it wants that.
     """
 
     id: int
@@ -49,6 +51,7 @@ class Seq:
     shares: bool = True
     names: list[PageName] = field(default_factory=list)
     named: int = 0
+    drafter: Drafter | None = None
 
     @property
     def pending(self) -> int:

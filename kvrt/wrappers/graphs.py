@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from kvrt.errors import ContractError
-from kvrt.spi import AttentionBatch, Graph, GraphCapture
+from kvrt.spi import AttentionBatch, Capability, Graph, GraphCapture
 from kvrt.wrappers.attention import CheckedAttention
 from kvrt.wrappers.rules import Facts, broken
 
@@ -39,7 +39,8 @@ class CheckedGraphs:
             record(self._attention.adopt(batch, plan) if self._layers else plan)
 
         self._attention.check(batch)
-        _check_no_parents(batch)
+        if not _ragged(self._facts):
+            _check_no_parents(batch)
         graph = self._inner.capture(batch, checked)
         return CheckedGraph(self._facts, self._attention, graph, batch)
 
@@ -61,11 +62,21 @@ class CheckedGraph:
         self._attention.check(batch)
         if batch.kv.data_ptr() != self._kv or batch.layout != self._layout:
             raise broken("kv", batch.kv, "must be that of the recorded batch, in the same layout")
-        if not torch.equal(batch.query_start, self._query_start):
+        if _ragged(self._facts):
+            tokens = int(self._query_start[-1])
+            if int(batch.query_start[-1]) != tokens:
+                rule = f"must end with the recorded number of tokens, {tokens}"
+                raise broken("query_start", batch.query_start.tolist(), rule)
+        elif not torch.equal(batch.query_start, self._query_start):
             rule = f"must be as recorded, {self._query_start.tolist()}"
             raise broken("query_start", batch.query_start.tolist(), rule)
-        _check_no_parents(batch)
+        else:
+            _check_no_parents(batch)
         self._inner.replay(batch)
+
+
+def _ragged(facts: Facts) -> bool:
+    return Capability.RAGGED_GRAPHS in facts.info.capabilities
 
 
 def _check_no_parents(batch: AttentionBatch) -> None:

@@ -9,7 +9,14 @@ import torch
 
 from kvrt import registry
 from kvrt.errors import ContractError
-from kvrt.spi import AttentionBatch, AttentionParams, Device, GraphCapture
+from kvrt.spi import (
+    AttentionBatch,
+    AttentionParams,
+    Capability,
+    Device,
+    DeviceInfo,
+    GraphCapture,
+)
 from kvrt.testing.paged import PagedKV, fill_past, page_layout
 from kvrt.wrappers import Checked
 from kvrt.wrappers.wrapper import WrappedGraphs, Wrapper
@@ -17,9 +24,18 @@ from kvrt.wrappers.wrapper import WrappedGraphs, Wrapper
 LAYOUT = page_layout("float32", layers=2, kv_heads=2, head_dim=16, page_size=4)
 
 
+class OneGrouping(Wrapper):
+    """A device whose recorded steps serve batches of the recorded rows only."""
+
+    @property
+    def info(self) -> DeviceInfo:
+        info = super().info
+        return replace(info, capabilities=info.capabilities - {Capability.RAGGED_GRAPHS})
+
+
 @pytest.fixture(params=[True, False], ids=["all calls checked", "batches checked"])
 def device(request: pytest.FixtureRequest) -> Iterator[Device]:
-    checked = Checked(registry.load("cpu").open(), layers=request.param)
+    checked = Checked(OneGrouping(registry.load("cpu").open()), layers=request.param)
     yield checked
     checked.close()
 
@@ -72,6 +88,19 @@ def test_another_batch_is_consistent_and_of_the_recorded_rows(
     for call in (graph.replay, lambda batch: graphs.capture(batch, record)):
         with pytest.raises(ContractError, match=r"page_table = .*sequence 0 has 90 tokens"):
             call(too_long)
+
+
+def test_where_steps_are_ragged_a_batch_needs_only_as_many_tokens() -> None:
+    device = Checked(registry.load("cpu").open(), layers=False)
+    graphs = device.extension(GraphCapture)  # type: ignore[type-abstract]
+    assert graphs is not None
+    with PagedKV(device, LAYOUT, 12) as pages:
+        tables = [pages.take(9), pages.take(1)]
+        graph = graphs.capture(pages.batch(tables, [9, 1], [1, 1]), lambda plan: None)
+        graph.replay(pages.batch(tables, [9, 1], [2, 0]))
+        with pytest.raises(ContractError, match=r"query_start = \[0, 3, 4\]: .*of tokens, 2"):
+            graph.replay(pages.batch(tables, [9, 1], [3, 1]))
+    device.close()
 
 
 def test_another_span_is_refused(

@@ -59,7 +59,7 @@ class CpuDevice:
             self.attention = TorchAttention(self.memory)
             self._extensions: dict[type, object] = {Measurable: TorchLimits()}
         else:
-            capabilities.add(Capability.BATCH_INVARIANT)
+            capabilities |= {Capability.BATCH_INVARIANT, Capability.RAGGED_GRAPHS}
             self.attention = native = NativeAttention(self.memory, threads)
             self._extensions = {
                 FusedOps: NativeOps(threads),

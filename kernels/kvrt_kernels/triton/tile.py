@@ -205,9 +205,9 @@ def _blocks(
         there = (token >= low) & (token < high)
         slot = token
         if TREES:
-            moved = (token >= trunk) & (token < high)
-            slot = tl.load(slots + token, mask=moved, other=token)
-            page = tl.load(pages + slot // PAGE_SIZE, mask=there, other=0).to(tl.int64)
+            slot = tl.minimum(token, high - 1)
+            slot = tl.load(slots + slot, mask=slot >= trunk, other=slot)
+            page = tl.load(pages + slot // PAGE_SIZE).to(tl.int64)
         elif PAGE_SIZE % BLOCK_N == 0:
             page = tl.load(pages + first // PAGE_SIZE).to(tl.int64)
         elif MASKED:

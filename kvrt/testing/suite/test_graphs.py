@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvrt.spi import Device, DType, FusedOps, GraphCapture
+from kvrt.spi import Capability, Device, DType, FusedOps, GraphCapture
 from kvrt.testing import reference
 from kvrt.testing.paged import Case, PagedKV, fill_past, mismatch, randoms
 from kvrt.wrappers.rules import TORCH_DTYPE
@@ -79,6 +79,37 @@ def test_a_replay_serves_each_batch_of_its_size(
             reference.append(batch, layer, step.k, step.v)
             want = reference.attention(batch, layer, step.q, case.params)
             assert not mismatch(out, want, case.tolerance), f"step {number}, layer {layer}"
+
+
+@pytest.mark.parametrize("queries", [(1, 1, 1), (3,), (0, 2, 1), (2, 1)])
+@pytest.mark.parametrize("branches", [False, True])
+def test_a_ragged_replay_serves_batches_that_group_their_tokens_anew(
+    device: Device,
+    graphs: GraphCapture,
+    case: Case,
+    pages: PagedKV,
+    queries: tuple[int, ...],
+    branches: bool,
+) -> None:
+    declared = device.info.capabilities
+    needed = {Capability.RAGGED_GRAPHS} | ({Capability.TREES} if branches else set())
+    if not needed <= declared:
+        pytest.skip(f"the device does not declare {needed - declared}")
+    step = Step(device, case, 3)
+    first = pages.batch([pages.take(length) for length in STEPS[0]], STEPS[0], case.queries)
+    graph = graphs.capture(first, step.record)
+    contexts = STEPS[1][: len(queries)]
+    batch = pages.batch([pages.take(length) for length in contexts], contexts, queries)
+    if branches:
+        batch = replace(batch, parents=torch.full((3,), -1, dtype=torch.int32))
+    fill_past(batch)
+    step.fill(1)
+    graph.replay(batch)
+    device.synchronize()
+    for layer, out in enumerate(step.out):
+        reference.append(batch, layer, step.k, step.v)
+        want = reference.attention(batch, layer, step.q, case.params)
+        assert not mismatch(out, want, case.tolerance), f"layer {layer}"
 
 
 def test_a_replay_makes_fused_calls_in_their_order(

@@ -1,0 +1,111 @@
+"""Which drafts go into a step: after all else is planned, with what tokens and pages are left."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from kvrt.pages.table import Shortage
+from kvrt.sched.batching import Limits, Row, StepPlan
+from kvrt.sched.speculation import Drafter, PromptLookup, StepCost
+
+MARGIN = 1.5
+"""A draft must promise so much more than it costs: chances and costs are estimates."""
+LEAST = 0.15
+"""Drafts less likely than this are not made, however little they cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculationStats:
+    """Since the runtime was made.
+
+    Args:
+        drafted_tokens: tokens that were guessed, and computed for it.
+        accepted_tokens: how many of them came true.
+    """
+
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+
+class Speculation:
+    """Drafts for all sequences that want them. Belongs to the engine's thread.
+
+    `drafted` and `accepted` count tokens: those verified, and those that came true.
+
+    Args:
+        trees: whether the device computes branches.
+    """
+
+    def __init__(self, *, trees: bool) -> None:
+        self.cost = StepCost()
+        self.drafted = self.accepted = 0
+        self._trees = trees
+
+    @staticmethod
+    def drafter(limit: int) -> Drafter | None:
+        """For a sequence that wants up to `limit` tokens drafted in a step."""
+        return Drafter(PromptLookup(), limit) if limit else None
+
+    def extend(self, plan: StepPlan, limits: Limits) -> StepPlan:
+        """The plan, with drafts behind the rows that decode.
+
+        Pages for them are taken from the free ones only: nothing is evicted and nobody is preempted
+        for a guess. What they took comes back when the step ends.
+        """
+        guessing = {
+            index: drafter
+            for index, row in enumerate(plan.rows)
+            if (drafter := row.seq.drafter) is not None and drafter.guess.branches
+        }
+        if not guessing or plan.preempted or plan.stuck:
+            return plan
+        budget = limits.max_batch_tokens - sum(row.count for row in plan.rows)
+        worth = self._worth(plan.rows)
+        rows = list(plan.rows)
+        change = plan.change
+        for index, drafter in guessing.items():
+            row = rows[index]
+            if not (row.samples and row.count == 1 and row.seq.width == 1):
+                continue
+            room = min(budget, row.seq.max_len - len(row.seq.tokens) - 1)
+            drafts = drafter.drafts(room, worth, trees=self._trees)
+            if not drafts:
+                continue
+            grown = change.table.grow({row.seq.id: len(drafts)})
+            if isinstance(grown, Shortage):
+                continue
+            change = change.then(grown)
+            rows[index] = replace(row, count=row.count + len(drafts), drafts=drafts)
+            budget -= len(drafts)
+        return replace(plan, rows=tuple(rows), change=change)
+
+    def hopes(self, rows: Sequence[Row]) -> bool:
+        """Whether some of these may have drafts in the next step, which then cannot be planned yet.
+
+        It goes by the last guess: the next one depends on a token that is not known.
+        """
+        worth = self._worth(rows)
+        return any(
+            row.seq.drafter is not None
+            and bool(row.seq.drafter.drafts(1, worth, trees=self._trees))
+            for row in rows
+        )
+
+    @property
+    def stats(self) -> SpeculationStats:
+        return SpeculationStats(self.drafted, self.accepted)
+
+    def _worth(self, rows: Sequence[Row]) -> float:
+        """The probability from which on a draft is made."""
+        return max(LEAST, MARGIN * self.cost.worth(sum(row.samples for row in rows)))
+
+
+def parents_of(rows: Sequence[Row]) -> list[int] | None:
+    """`kvrt.spi.AttentionBatch.parents` of a batch; None if no drafts branch."""
+    if not any(row.drafts.branches for row in rows):
+        return None
+    parents: list[int] = []
+    for row in rows:
+        own = row.count - len(row.drafts)
+        parents += range(-1, own - 1)
+        parents += [own + parent for parent in row.drafts.parents]
+    return parents

@@ -1,0 +1,160 @@
+"""Drafts: where they come from, how many are worth it, and what a step does with them."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from kvrt.sched.speculation import (
+    Drafter,
+    Drafts,
+    Guess,
+    PromptLookup,
+    StepCost,
+)
+
+TREE = Drafts.of([(5, 6, 7), (8, 9)])
+
+
+# --- trees ---------------------------------------------------------------------------------------
+
+
+def test_branches_become_a_tree() -> None:
+    assert Drafts((5, 6, 7, 8, 9), (-1, 0, 1, -1, 3)) == TREE
+    assert TREE.branches
+    assert not Drafts.of([(5, 6, 7)]).branches
+    assert not Drafts().branches
+    assert [TREE.line(node) for node in range(5)] == [[5], [5, 6], [5, 6, 7], [8], [8, 9]]
+
+
+@pytest.mark.parametrize(
+    ("follows", "path"),
+    [
+        ((5, 6, 7, 1, 1, 1), [0, 1, 2]),
+        ((5, 6, 9, 7, 1, 1), [0, 1]),
+        ((8, 6, 7, 1, 9, 1), [3, 4]),
+        ((8, 6, 7, 1, 5, 9), [3]),
+        ((9, 6, 7, 1, 9, 1), []),
+    ],
+)
+def test_the_path_goes_on_while_what_is_drawn_was_guessed(
+    follows: Sequence[int], path: list[int]
+) -> None:
+    assert TREE.path(follows) == path
+
+
+# --- prompt lookup -------------------------------------------------------------------------------
+
+
+def guess(tokens: list[int], limit: int = 4) -> Guess:
+    return PromptLookup().propose(tokens, limit)
+
+
+def test_what_followed_the_same_tokens_before_is_proposed() -> None:
+    assert guess([1, 2, 3, 4, 5, 6, 9, 1, 2]) == Guess(((3, 4, 5, 6),), 2)
+    assert guess([9, 1, 2, 3, 4, 5, 6, 9, 1, 2]) == Guess(((3, 4, 5, 6),), 3)
+
+
+def test_tokens_that_have_not_stood_side_by_side_before_give_no_guess() -> None:
+    assert guess([1, 2, 3, 4, 2]) == guess([7]) == guess([1, 2]) == Guess()
+
+
+def test_the_place_that_agrees_longest_comes_first_and_another_is_a_branch() -> None:
+    tokens = [7, 1, 2, 3, 5, 0, 1, 2, 4, 6, 0, 7, 1, 2]
+    assert guess(tokens, 2) == Guess(((3, 5), (4, 6)), 3)
+
+
+def test_of_equal_places_the_latest_counts() -> None:
+    assert guess([1, 2, 3, 0, 1, 2, 4, 9, 1, 2], 1) == Guess(((4,), (3,)), 2)
+    assert guess([1, 2, 3, 0, 1, 2, 3, 9, 1, 2], 2) == Guess(((3, 9),), 2)
+
+
+def test_a_period_goes_on_beyond_the_end_of_the_text() -> None:
+    assert guess([1, 2, 3, 1, 2, 3, 1, 2], 8).branches[0] == (3, 1, 2, 3, 1, 2, 3, 1)
+    assert guess([4, 4, 4], 5).branches[0] == (4, 4, 4, 4, 4)
+
+
+def test_a_text_that_grows_is_looked_up_as_if_it_had_come_at_once() -> None:
+    choose = random.Random(1)
+    growing, tokens = PromptLookup(), [1]
+    for _ in range(400):
+        tokens += [choose.randrange(6) for _ in range(choose.randint(1, 4))]
+        assert growing.propose(tokens, 6) == guess(tokens, 6)
+
+
+def test_a_long_prompt_is_indexed_in_pieces() -> None:
+    tokens = [*range(10_000), 7, 8]
+    lookup = PromptLookup()
+    proposed = [lookup.propose(tokens, 2) for _ in range(4)]
+    assert proposed == [Guess(), Guess(), Guess(((9, 10),), 2), Guess(((9, 10),), 2)]
+
+
+# --- how many ------------------------------------------------------------------------------------
+
+
+class Fixed:
+    """Always guesses the same."""
+
+    def __init__(self, *branches: tuple[int, ...], match: int = 2) -> None:
+        self.guess = Guess(branches, match)
+
+    def propose(self, tokens: Sequence[int], limit: int) -> Guess:
+        return self.guess
+
+
+def grown(drafter: Drafter, *came: int, times: int = 40) -> Drafter:
+    tokens = [0]
+    drafter.observe(tokens)
+    for _ in range(times):
+        tokens += came
+        drafter.observe(tokens)
+    return drafter
+
+
+def test_guesses_that_come_true_grow_and_those_that_do_not_end() -> None:
+    line = (1, 2, 3, 4, 5, 6, 7, 8)
+    fresh = Drafter(Fixed(line), 8)
+    fresh.observe([0])
+    start = len(fresh.drafts(8, 0.08, trees=True))
+    assert 0 < start < 8
+    assert len(grown(Drafter(Fixed(line), 8), *line).drafts(8, 0.2, trees=True)) == 8
+    assert len(grown(Drafter(Fixed(line), 8), 9).drafts(8, 0.2, trees=True)) == 0
+    half = grown(grown(Drafter(Fixed(line), 8), 9), *line)
+    assert len(half.drafts(8, 0.2, trees=True)) == 8, "also of those that were not drafted"
+
+
+def test_a_second_branch_is_drafted_if_it_often_was_the_right_one() -> None:
+    drafter = grown(Drafter(Fixed((1, 2), (3, 4)), 8), 3)
+    tokens = [0] * 100
+    for _ in range(3):
+        tokens.append(1)
+        drafter.observe(tokens)
+    assert drafter.drafts(8, 0.1, trees=True).branches
+    assert not drafter.drafts(8, 0.1, trees=False).branches
+
+
+def test_no_more_is_drafted_than_there_is_room_for() -> None:
+    drafter = grown(Drafter(Fixed((1, 2, 3), (4, 5, 6)), 4), 1, 2, 3)
+    for room in range(-1, 8):
+        assert len(drafter.drafts(room, 0.0, trees=True)) == max(0, min(room, 4))
+
+
+def test_the_cost_of_a_token_is_learnt_from_steps_of_several_sizes() -> None:
+    cost = StepCost()
+    assert cost.worth(1) == pytest.approx(1 / 9)
+    for _ in range(200):
+        for tokens in (1, 4, 9):
+            cost.observe(tokens, 0.010 + 0.0001 * tokens)
+    assert cost.worth(1) < 0.03, "a step is bound by its weights"
+    for _ in range(200):
+        for tokens in (1, 4, 9):
+            cost.observe(tokens, 0.001 * tokens)
+    assert cost.worth(1) > 0.7, "each token costs as much as the first"
+
+
+def test_a_step_that_was_disturbed_does_not_mislead() -> None:
+    cost = StepCost()
+    for number in range(200):
+        tokens = 1 + number % 4
+        cost.observe(tokens, 0.010 + 0.0001 * tokens + (number % 50 == 49))
+    assert cost.worth(1) < 0.5
