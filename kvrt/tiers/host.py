@@ -18,7 +18,7 @@ ALIGNMENT = 4096
 """Of a slot in bytes, so that the disk can read and write it without a copy (O_DIRECT)."""
 
 SLAB_BYTES = 32 * MIB
-"""About so much is taken at once: a device's own host memory may be slow to get, as it is pinned."""
+"""About so much is taken at once: host memory of a device may be slow to get, as it is pinned."""
 
 
 @dataclass(slots=True, eq=False)
