@@ -92,6 +92,8 @@ class Engine:
         )
         request.open_output(seq)
         self._requests[seq.id] = request
+        if self.busy:
+            self.memory.expect(seq)
         self._waiting.append(seq)
 
     def abort(self, request_id: str, reason: FinishReason = "abort") -> None:

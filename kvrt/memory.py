@@ -50,6 +50,11 @@ class Memory:
 
     # --- the life of a sequence --------------------------------------------------------------
 
+    def expect(self, seq: Seq) -> None:
+        """A sequence waits for its turn; others are before it."""
+        if self.reuse is not None and self.offload is not None:
+            self.offload.prefetch(self.reuse.missing(seq))
+
     def begin(self, seq: Seq, plan: StepPlan) -> None:
         """A plan that admits the sequence was committed."""
         seq.computed = plan.admitted[seq]

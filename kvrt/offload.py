@@ -35,6 +35,9 @@ _WINDOW = 32
 _CLEAN_SHARE = 8
 """One in so many host slots is kept ready for others: its page is on disk, or it is free."""
 
+_AHEAD = 8
+"""Pages read from disk at once for requests that still wait for their turn."""
+
 _PATIENCE_S = 2.0
 """A disk that takes longer to write one page than this is not waited for; the page is dropped."""
 
@@ -125,11 +128,14 @@ class Offload:
         self._cost = cost
         self._disk = disk
         self._disks = [] if disk is None else [disk]  # all that can be read
+        self._is_tier = is_tier
         self._saves = is_tier or disk is not None
         self._write_at_once = write_at_once
         self._fetches: dict[Seq, _Fetch] = {}
         self._writes: deque[tuple[HostPage, Ticket]] = deque()
         self._abandoned: list[tuple[HostPage, Ticket]] = []
+        self._wanted: deque[PageName] = deque()
+        self._ahead: list[tuple[HostPage, PageTicket]] = []
         self._saved = self._fetched = self._missed = self._dropped = 0
 
     # --- off the device ----------------------------------------------------------------------
@@ -206,6 +212,11 @@ class Offload:
                 return count
         return len(names)
 
+    def prefetch(self, names: Iterable[PageName]) -> None:
+        """Bring pages from disk to host memory, as a request that waits will need them there."""
+        if self._is_tier and self._disks:
+            self._wanted.extend(name for name in names if name not in self._host)
+
     def fetch(self, seq: Seq, names: Sequence[PageName], row: Row) -> None:
         """Begin to bring pages back for a sequence, into the pages of `row`."""
         fetch = self._fetches[seq] = _Fetch(names, row, time.perf_counter())
@@ -227,6 +238,7 @@ class Offload:
                 self._fetched += fetch.usable
                 self._missed += len(fetch.names) - fetch.usable
                 ended.append((seq, fetch.usable))
+        self._read_ahead()
         self._demote()
         return ended
 
@@ -251,6 +263,20 @@ class Offload:
                 move.ticket.wait()
                 self._host.unpin(move.host)
 
+    def _read_ahead(self) -> None:
+        for entry in [entry for entry in self._ahead if entry[1].done()]:
+            self._ahead.remove(entry)
+            if entry[1].ok:
+                self._host.commit(entry[0])
+            else:
+                self._host.unpin(entry[0])
+        while self._wanted and len(self._ahead) < _AHEAD:
+            name = self._wanted.popleft()
+            disk = next((disk for disk in self._disks if name in disk), None)
+            host = self._reserve(name, 0.0) if disk is not None else None
+            if disk is not None and host is not None:
+                self._ahead.append((host, disk.fetch(name, host.data)))
+
     def _begin(self, fetch: _Fetch) -> None:
         """Start as many pages of a fetch as may move at once."""
         while fetch.lost is None and fetch.next < len(fetch.names) and len(fetch.moving) < _WINDOW:
@@ -273,7 +299,8 @@ class Offload:
     def _moves_something(self) -> bool:
         """Whether a host slot will come free."""
         fetches = self._fetches.values()
-        return bool(self._writes or self._abandoned or any(fetch.moving for fetch in fetches))
+        waits = self._writes or self._abandoned or self._ahead
+        return bool(waits or any(fetch.moving for fetch in fetches))
 
     def _advance(self, fetch: _Fetch, move: _Move) -> None:
         if not move.ticket.done():

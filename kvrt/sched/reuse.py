@@ -156,6 +156,10 @@ class PrefixReuse:
         stored = self.tiers is not None
         return self.cost.bring_back(seq.computed, page_size, stored=stored)
 
+    def missing(self, seq: Seq) -> list[PageName]:
+        """The pages that a waiting sequence would begin with and that are not on the device."""
+        return seq.names[len(self.match(seq)) : self._matchable(seq)] if seq.matches else []
+
     # --- what the engine tells ---------------------------------------------------------------
 
     def begin(self, seq: Seq, cached: Row) -> None:

@@ -125,3 +125,23 @@ def test_an_abort_while_pages_come_back_leaves_nothing(
     assert result.error is None
     assert runtime.stats().cache.used_pages == 0
     until(lambda: offloaded(runtime).host.pinned == 0)
+
+
+def test_pages_of_those_that_wait_are_brought_from_disk_to_host_memory(
+    make_runtime: MakeRuntime, tmp_path: Path
+) -> None:
+    first = make_runtime(offload=f"disk:{tmp_path}:64MiB", offload_write="through")
+    right = tokens(first.generate([STEMS[0]], GREEDY))
+    first.close()
+    runtime = make_runtime(
+        offload=f"host:16MiB,disk:{tmp_path}:64MiB", preemption="move", max_running=1
+    )
+    long = runtime.stream(STEMS[1], SamplingParams(max_tokens=300, ignore_eos=True))
+    next(iter(long))
+    waiting = runtime.stream(STEMS[0], GREEDY)
+    until(lambda: offloaded(runtime).host.pages == 9)
+    assert runtime.busy
+    long.close()
+    result = waiting.wait()
+    assert result.usage.cached_tokens == 9 * PAGE
+    assert [result.token_ids] == right
