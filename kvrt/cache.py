@@ -59,6 +59,8 @@ class CacheStats:
         retired_pages: pages that wait for the end of a step.
         mapped_bytes: physical memory in the span.
         pooled_bytes: physical memory created and not mapped. The cache holds both.
+        spare_bytes: the part of both that no page needs: kept for the next ones, or to be given
+            back.
         limit_bytes: the limit on what it holds.
         peak_mapped_bytes: the most that was mapped so far.
         maps: chunks mapped so far.
@@ -73,6 +75,7 @@ class CacheStats:
     retired_pages: int
     mapped_bytes: int
     pooled_bytes: int
+    spare_bytes: int
     limit_bytes: int
     peak_mapped_bytes: int
     maps: int
@@ -297,6 +300,7 @@ class KVCache:
             retired_pages=table.retired_pages,
             mapped_bytes=len(self._backing.mapped) * self.geometry.chunk_bytes,
             pooled_bytes=len(self._backing.pool) * self.geometry.chunk_bytes,
+            spare_bytes=self._spare() * self.geometry.chunk_bytes,
             limit_bytes=limit_bytes,
             peak_mapped_bytes=self._peak * self.geometry.chunk_bytes,
             maps=self._maps,

@@ -61,11 +61,12 @@ class ModelError(KvrtError):
 
 
 StoreFault = Literal[
-    "missing", "denied", "locked", "foreign", "version", "damaged", "codec", "failed"
+    "missing", "denied", "locked", "foreign", "version", "damaged", "codec", "interrupted", "failed"
 ]
 """Why a folder of KV pages cannot be used: there are none; no permission; another process writes to
 it; it belongs to another model, format or program; to another version of kvrt; its header is not
-what was written; it is compressed and the library is missing; the system refused otherwise."""
+what was written; it is compressed and the library is missing; the runtime was closed meanwhile; the
+system refused otherwise."""
 
 
 class StoreError(KvrtError):

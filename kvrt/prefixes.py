@@ -1,6 +1,7 @@
 """What users of a runtime can do with its cached prefixes. Runs on the engine's thread."""
 
 import logging
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -32,6 +33,7 @@ class Prefixes:
         self._device = engine.device
         self._pages_of = pages_of
         self._pinned: dict[bytes, object] = {}  # by the last page's key: its key in the page table
+        self._stop_saving = threading.Event()
 
     @property
     def _reuse(self) -> PrefixReuse:
@@ -107,8 +109,9 @@ class Prefixes:
             root: None: all pages; else those of the prompt `tokens`.
 
         Raises:
-            StoreError: the folder cannot be used.
-            OSError: the disk failed, or is full; what was written so far is there.
+            StoreError: the folder cannot be used; or `stop_saving` was called, and what was written
+                before is there.
+            OSError: the disk failed, or is full; the same.
         """
         form = page_format(self._pages_of, self._memory.cache.geometry)
         wanted = None
@@ -121,6 +124,10 @@ class Prefixes:
         finally:
             file.close()
         return written
+
+    def stop_saving(self) -> None:
+        """From any thread: save no more pages, now and later."""
+        self._stop_saving.set()
 
     def load(self, folder: Path) -> int:
         """Use the pages in a folder from now on, when requests ask for them. Returns how many.
@@ -140,7 +147,7 @@ class Prefixes:
     def load_if_there(self, folder: Path) -> None:
         """As `load`; what cannot be used is as if it was not there, and said once."""
         try:
-            self.load(folder)
+            log.info("%d cached pages are in %s", self.load(folder), folder)
         except StoreError as error:
             if error.reason != "missing":
                 log.warning("cached pages are not used: %s", error)
@@ -148,9 +155,9 @@ class Prefixes:
     def save_what_can_be(self, folder: Path) -> None:
         """As `save`, of all pages; what cannot be written is lost, and said once."""
         try:
-            self.save(folder, None, (), None)
+            log.info("%d cached pages were added in %s", self.save(folder, None, (), None), folder)
         except (StoreError, OSError) as error:
-            log.warning("cached pages are not saved in %s: %s", folder, error)
+            log.warning("cached pages are not all saved in %s: %s", folder, error)
 
     def _write_all(self, file: PageFile, wanted: set[PageName] | None) -> int:
         cache, offload = self._memory.cache, self._memory.offload
@@ -159,6 +166,12 @@ class Prefixes:
 
         def put(name: PageName, data: torch.Tensor) -> None:
             nonlocal written
+            if self._stop_saving.is_set():
+                raise StoreError(
+                    f"closing interrupted it after {written} pages, which are there",
+                    reason="interrupted",
+                    fix="give it more time, or save at another moment",
+                )
             written += file.write(name, data.numpy())
 
         for entry in sorted(self._reuse.index, key=lambda entry: entry.depth):

@@ -48,6 +48,8 @@ from kvrt.tiers.names import KEY_BYTES
 log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 10.0
+LAST_PAGE_S = 2.0
+"""When saving is to stop, the page at hand has so long."""
 
 
 class _Signal(enum.Enum):
@@ -107,6 +109,7 @@ class Runtime(CacheControl):
         self._gate = threading.Lock()
         self._ended: KvrtError | None = None  # once set, under the gate, nothing more is queued
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._left = threading.Event()  # the thread has given everything back
         opened: Future[None] = Future()
         self._thread = threading.Thread(
             target=self._live, args=(opened, progress), name="kvrt-engine", daemon=True
@@ -124,11 +127,18 @@ class Runtime(CacheControl):
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        cache_salt: str = "",
+        private: bool = False,
     ) -> list[Result]:
         """Answer prompts as one continuous batch; results come in the order of the prompts.
 
         A request that is bad or fails has its error in `Result.error`, and the others go on.
         An exception in the caller, such as Ctrl-C, aborts all of them.
+
+        Args:
+            cache_salt: with whom they share KV pages; see `stream`.
+            private: each of them uses no pages of others, and leaves none.
         """
         asked = _as_list(prompts)
         wishes = [params] * len(asked) if isinstance(params, SamplingParams | None) else [*params]
@@ -138,7 +148,9 @@ class Runtime(CacheControl):
         try:
             for number, (prompt, wish) in enumerate(zip(asked, wishes, strict=True)):
                 try:
-                    streams.append(self.stream(prompt, wish))
+                    streams.append(
+                        self.stream(prompt, wish, cache_salt=cache_salt, private=private)
+                    )
                 except (RequestError, CapacityError) as error:
                     streams.append(failed_result(f"refused-{number}", (), error))
             return [s if isinstance(s, Result) else s.wait() for s in streams]
@@ -267,13 +279,25 @@ class Runtime(CacheControl):
         return change
 
     def close(self, timeout: float = CLOSE_TIMEOUT_S) -> None:
-        """Abort what runs, give all memory back. Safe to call twice."""
+        """Abort what runs, save to `cache_dir`, give all memory back. Safe to call twice.
+
+        Args:
+            timeout: seconds after which saving stops; so does an exception in the caller, such as
+                Ctrl-C. What was saved until then is whole.
+        """
         if self._closed:
             return
         self._closed = True
         self._commands.put(_Signal.CLOSE)
-        self._thread.join(timeout)
-        if self._thread.is_alive():
+        # An exception in `Thread.join` makes Python before 3.13 take the thread for ended.
+        try:
+            self._left.wait(timeout)
+        finally:
+            self._prefixes.stop_saving()
+            self._left.wait(LAST_PAGE_S)
+        if self._left.is_set():
+            self._thread.join()
+        else:
             log.error("the engine did not stop within %g s; its memory is not given back", timeout)
 
     def __enter__(self) -> Self:
@@ -330,6 +354,8 @@ class Runtime(CacheControl):
                 log.error("the device could not be closed: %s", error)
             else:
                 raise
+        finally:
+            self._left.set()
 
     def _open(self, stack: contextlib.ExitStack, progress: Progress | None) -> None:
         config = self.config

@@ -6,8 +6,10 @@ from typing import Any
 import click
 
 from kvrt.config import RuntimeConfig
+from kvrt_cli.memory import memory_options, prefix_cache_option
 from kvrt_cli.options import color_option, dtype, runtime_config, runtime_options
 from kvrt_cli.progress import BenchBar
+from kvrt_cli.sections import BENCH, SectionedCommand
 from kvrt_cli.tables import FORMATS, write_rows
 from kvrt_cli.terminal import Terminal
 from kvrt_cli.workload import Row, Workload, measure
@@ -43,7 +45,9 @@ def dtypes(value: str) -> tuple[str, ...]:
     return tuple(dtype(name) for name in value.split(","))
 
 
-@click.command("bench", short_help="Tokens per second of a whole model.")
+@click.command(
+    "bench", cls=SectionedCommand, sections=BENCH, short_help="Tokens per second of a whole model."
+)
 @click.argument("model", default=TINY)
 @click.option(
     "-p",
@@ -114,6 +118,12 @@ def dtypes(value: str) -> tuple[str, ...]:
     help="Host threads; default: the backend's choice.",
 )
 @runtime_options
+@prefix_cache_option(
+    default=False,
+    text="Let prompts begin with pages that an earlier run has computed, or not (default): every"
+    " run of a test has the same prompts, so that with it most of pp is not computed.",
+)
+@memory_options
 @click.option("-q", "--quiet", is_flag=True, help="Print only the rows, and errors.")
 @color_option
 @click.pass_obj
@@ -146,6 +156,9 @@ def bench(
 
     Prompts are made of token ids from a fixed seed, so tokenizing is not measured. Scheduling, page
     tables, sampling (greedy) and detokenizing are: they are what a user of the runtime waits for.
+    Every run computes all of its prompt; --prefix-cache changes that, and the JSON column
+    cached_tokens says how much.
+
     With --load-format dummy, MODEL may be a folder that holds only a config.json.
     """
     terminal.quiet = quiet

@@ -1,5 +1,6 @@
 """Options that several commands share, and how they become a `RuntimeConfig`."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_args
 
@@ -146,7 +147,17 @@ runtime_options = apply(
 
 
 def runtime_config(model: str, options: Mapping[str, Any]) -> RuntimeConfig:
-    """The configuration that `runtime_options`, ``--dtype`` and ``--threads`` ask for."""
+    """The configuration that the options of ``kvrt run`` or ``kvrt bench`` ask for.
+
+    Raises:
+        click.UsageError: two of them do not go together.
+    """
+    for name in ("offload", "cache_dir"):
+        if options.get(name) is not None and not options["prefix_cache"]:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} finds pages by their tokens, and the prefix cache is"
+                " off: add --prefix-cache"
+            )
     return RuntimeConfig(
         model=model,
         backend=options["backend"],
@@ -163,4 +174,11 @@ def runtime_config(model: str, options: Mapping[str, Any]) -> RuntimeConfig:
         threads=options["threads"],
         offline=options["offline"],
         revision=options["revision"],
+        prefix_cache=options["prefix_cache"],
+        prefix_cache_policy=options["prefix_cache_policy"],
+        prefix_cache_ttl=options.get("prefix_cache_ttl", math.inf),
+        offload=options["offload"],
+        offload_write=options["offload_write"],
+        cache_dir=options.get("cache_dir"),
+        preemption=options["preemption"],
     )

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +17,13 @@ from kvrt.units import format_bytes
 from kvrt_cli.answer import Style, answer
 from kvrt_cli.asking import asking
 from kvrt_cli.batch import answer_all
+from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option
 from kvrt_cli.options import DTYPE_METAVAR, color_option, dtype, runtime_config, runtime_options
 from kvrt_cli.progress import download_bar
 from kvrt_cli.prompts import read_items
 from kvrt_cli.repl import Repl
 from kvrt_cli.sampling import asked, sampling_options
+from kvrt_cli.sections import RUN, SectionedCommand
 from kvrt_cli.stdin import DASH, read_prompt, read_stdin, valid_text
 from kvrt_cli.terminal import Terminal
 
@@ -30,10 +33,16 @@ if TYPE_CHECKING:
 TINY = "tiny"
 TINY_PROMPT = 'def read_lines(path):\n    """'
 
+SAVING_S = 3600.0
+"""At the end, saving to --cache-dir may take so long: the user can see it, and stop it."""
+
+SAVING_NOTED_S = 1.0
+"""It is said to go on if it takes longer than this."""
+
 SHORT_HELP = "A model answers a prompt, a file of prompts, or you in a conversation."
 
 
-@click.command("run", short_help=SHORT_HELP)
+@click.command("run", cls=SectionedCommand, sections=RUN, short_help=SHORT_HELP)
 @click.argument("model", required=False)
 @click.argument("prompt", nargs=-1)
 @click.option(
@@ -53,6 +62,13 @@ SHORT_HELP = "A model answers a prompt, a file of prompts, or you in a conversat
 @click.option("--logprobs", type=int, metavar="N", help="With --json or --prompts: each token's"
               " log-probability, and those of the N likeliest.")  # fmt: skip
 @runtime_options
+@prefix_cache_option(
+    default=True,
+    text="Keep the pages of answered prompts for those that begin with the same tokens (default),"
+    " or not.",
+)
+@memory_options
+@lasting_options
 @click.option(
     "--dtype",
     type=dtype,
@@ -126,7 +142,7 @@ def open_runtime(terminal: Terminal, config: RuntimeConfig) -> Iterator["Runtime
 
     with download_bar(terminal) as progress:
         runtime = Runtime(config=config, progress=progress)
-    with runtime:
+    try:
         model, info = runtime.model, runtime.device_info
         terminal.note(
             f"{model.name} ({model.spec.architecture}, {model.dtype},"
@@ -135,6 +151,22 @@ def open_runtime(terminal: Terminal, config: RuntimeConfig) -> Iterator["Runtime
         for note in info.notes:
             terminal.note(note)
         yield runtime
+    finally:
+        _close(terminal, runtime)
+
+
+def _close(terminal: Terminal, runtime: "Runtime") -> None:
+    folder = runtime.config.cache_dir
+    if folder is None:
+        runtime.close()
+        return
+    text = f"saving cached pages in {folder}; Ctrl-C stops that, and what is saved stays"
+    note = threading.Timer(SAVING_NOTED_S, terminal.note, [text])
+    note.start()
+    try:
+        runtime.close(SAVING_S)
+    finally:
+        note.cancel()
 
 
 def _check_usage(

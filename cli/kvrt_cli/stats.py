@@ -11,11 +11,11 @@ from kvrt.outputs import Result
 from kvrt.units import format_bytes
 
 if TYPE_CHECKING:
-    from kvrt.cache import CacheStats
     from kvrt.runtime import Runtime
+    from kvrt.stats import RuntimeStats
 
 GIVE_BACK_S = 0.5
-"""An idle runtime gives KV memory back within this time (promise P4)."""
+"""An idle runtime gives KV memory that no page needs back within this time (promise P4)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +26,10 @@ class Statistics:
         requests: how many.
         load_s: opening the device and loading the model.
         prompt_tokens: of all requests.
+        cached_tokens: of the prompts; not computed, because their pages were there.
         completion_tokens: of all requests.
-        prompt_tokens_per_s: one request: from when it was scheduled to its first token; several:
-            over the whole time, in which prompts and answers overlap.
+        prompt_tokens_per_s: of those computed. One request: from when it was scheduled to its first
+            token; several: over the whole time, in which prompts and answers overlap.
         generation_tokens_per_s: one request: after its first token; several: over the whole time.
         first_token_s: from submission to the first token; several: the median.
         total_s: from the first submission to the last token.
@@ -37,7 +38,13 @@ class Statistics:
         kv_end_bytes: KV memory mapped now, at the end.
         kv_pooled_bytes: KV memory held now without being mapped, for the next request.
         kv_limit_bytes: KV memory that may be mapped.
-        preemptions: how often a request's pages were taken and recomputed.
+        kv_cached_bytes: the part of what is mapped that keeps pages for prompts to come.
+        fetched_tokens: since the runtime was made; their pages came back from host or disk.
+        host_pages: pages in host memory, outside the device's KV memory.
+        host_bytes: that they take.
+        disk_pages: pages on disk.
+        disk_bytes: that they take.
+        preemptions: how often a request's pages were taken, to be had again later.
         drafted_tokens: guessed in advance, by speculation.
         accepted_tokens: how many of those came true.
     """
@@ -45,6 +52,7 @@ class Statistics:
     requests: int
     load_s: float
     prompt_tokens: int
+    cached_tokens: int
     completion_tokens: int
     prompt_tokens_per_s: float
     generation_tokens_per_s: float
@@ -55,6 +63,12 @@ class Statistics:
     kv_end_bytes: int
     kv_pooled_bytes: int
     kv_limit_bytes: int
+    kv_cached_bytes: int
+    fetched_tokens: int
+    host_pages: int
+    host_bytes: int
+    disk_pages: int
+    disk_bytes: int
     preemptions: int
     drafted_tokens: int
     accepted_tokens: int
@@ -69,6 +83,7 @@ class Statistics:
 def collect(runtime: "Runtime", results: Sequence[Result], seconds: float) -> Statistics:
     """The statistics of requests that `runtime` answered in `seconds`, all together."""
     prompt = sum(result.usage.prompt_tokens for result in results)
+    cached = sum(result.usage.cached_tokens for result in results)
     completion = sum(result.usage.completion_tokens for result in results)
     first = sorted(r.timings.first_token for r in results if r.token_ids) or [0.0]
     if len(results) == 1:
@@ -78,13 +93,16 @@ def collect(runtime: "Runtime", results: Sequence[Result], seconds: float) -> St
         timed, generation_s = completion - 1, timings.total - timings.first_token
     else:
         prompt_s, timed, generation_s = seconds, completion, seconds
-    cache = _settled(runtime)
+    settled = _settled(runtime)
+    cache, offload = settled.cache, settled.offload
+    disks = offload.disks if offload is not None else ()
     return Statistics(
         requests=len(results),
-        load_s=runtime.stats().load_seconds,
+        load_s=settled.load_seconds,
         prompt_tokens=prompt,
+        cached_tokens=cached,
         completion_tokens=completion,
-        prompt_tokens_per_s=_rate(prompt if completion else 0, prompt_s),
+        prompt_tokens_per_s=_rate(prompt - cached if completion else 0, prompt_s),
         generation_tokens_per_s=_rate(timed, generation_s),
         first_token_s=first[len(first) // 2],
         total_s=seconds,
@@ -93,6 +111,12 @@ def collect(runtime: "Runtime", results: Sequence[Result], seconds: float) -> St
         kv_end_bytes=cache.mapped_bytes,
         kv_pooled_bytes=cache.pooled_bytes,
         kv_limit_bytes=cache.limit_bytes,
+        kv_cached_bytes=cache.cached_pages * cache.page_bytes,
+        fetched_tokens=offload.fetched_pages * runtime.config.page_size if offload else 0,
+        host_pages=offload.host.pages if offload else 0,
+        host_bytes=offload.host.used_bytes if offload else 0,
+        disk_pages=sum(disk.pages for disk in disks),
+        disk_bytes=sum(disk.used_bytes for disk in disks),
         preemptions=sum(result.usage.preemptions for result in results),
         drafted_tokens=sum(result.usage.drafted_tokens for result in results),
         accepted_tokens=sum(result.usage.accepted_tokens for result in results),
@@ -111,7 +135,7 @@ def block(stats: Statistics) -> str:
     total = " over all requests" if many else ""
     rows = [
         ("load", f"{stats.load_s:.2f} s"),
-        ("prompt", f"{stats.prompt_tokens} tokens, {_per_s(stats.prompt_tokens_per_s)}{total}"),
+        ("prompt", f"{_prompt(stats)}{total}"),
         ("time to first token", f"{stats.first_token_s * 1e3:.1f} ms{' (median)' if many else ''}"),
         (
             "generation",
@@ -124,14 +148,36 @@ def block(stats: Statistics) -> str:
             f" at the end (and {format_bytes(stats.kv_pooled_bytes)} pooled),"
             f" {format_bytes(stats.kv_limit_bytes)} allowed",
         ),
+        (
+            "KV cached",
+            f"{format_bytes(stats.kv_cached_bytes)} of that, for prompts that begin with the same"
+            " tokens",
+        ),
         ("preemptions", f"{stats.preemptions}"),
     ]
+    if stats.host_pages or stats.disk_pages or stats.fetched_tokens:
+        tiers = (
+            f"{format_bytes(stats.host_bytes)} in host memory,"
+            f" {format_bytes(stats.disk_bytes)} on disk; {stats.fetched_tokens} tokens fetched so"
+            " far"
+        )
+        rows.insert(-1, ("KV tiers", tiers))
     if stats.drafted_tokens:
         drafts = f"{stats.accepted_tokens} of {stats.drafted_tokens} guessed tokens came true"
         rows.append(("speculation", drafts))
     if many:
         rows.insert(0, ("requests", f"{stats.requests} in {stats.total_s:.2f} s"))
     return "\n".join(f"{name:<20} {value}" for name, value in rows)
+
+
+def _prompt(stats: Statistics) -> str:
+    if not stats.cached_tokens:
+        return f"{stats.prompt_tokens} tokens, {_per_s(stats.prompt_tokens_per_s)}"
+    computed = stats.prompt_tokens - stats.cached_tokens
+    return (
+        f"{stats.prompt_tokens} tokens, {stats.cached_tokens} of them cached;"
+        f" {computed} computed, {_per_s(stats.prompt_tokens_per_s)}"
+    )
 
 
 def _rate(count: int, seconds: float) -> float:
@@ -142,12 +188,15 @@ def _per_s(rate: float) -> str:
     return f"{rate:.1f} tokens/s" if rate else "too few for a rate"
 
 
-def _settled(runtime: "Runtime") -> "CacheStats":
-    """The cache's statistics once the idle runtime has given back what it does not keep warm."""
+def _settled(runtime: "Runtime") -> "RuntimeStats":
+    """Where the idle runtime stands once it has given back what no page needs."""
     deadline = time.monotonic() + GIVE_BACK_S
     while True:
-        cache = runtime.stats().cache
-        held = cache.mapped_bytes + cache.pooled_bytes
-        if held <= runtime.config.keep_warm or time.monotonic() > deadline:
-            return cache
+        stats = runtime.stats()
+        cache = stats.cache
+        running = cache.used_pages or cache.retired_pages
+        if not running and cache.spare_bytes <= runtime.config.keep_warm:
+            return stats
+        if time.monotonic() > deadline:
+            return stats
         time.sleep(0.005)

@@ -100,7 +100,7 @@ def measure(
     """
     prompts, params = work.prompts(runtime.model.spec.vocab), work.params
     samples = []
-    preemptions = 0
+    preemptions = cached = 0
     for run in range(repetitions + warmup):
         bar.begin(work.name)
         started = time.perf_counter()
@@ -112,8 +112,12 @@ def measure(
                 raise result.error
         preemptions += sum(result.usage.preemptions for result in results)
         if run >= warmup:
+            cached += sum(result.usage.cached_tokens for result in results)
             samples.append(work.rate(results, seconds))
-    return Row(_columns(runtime, work) | {"preemptions": preemptions}, tuple(samples))
+    return Row(
+        _columns(runtime, work) | {"preemptions": preemptions, "cached_tokens": cached},
+        tuple(samples),
+    )
 
 
 def _columns(runtime: "Runtime", work: Workload) -> dict[str, Any]:
@@ -136,6 +140,10 @@ def _columns(runtime: "Runtime", work: Workload) -> dict[str, Any]:
         "kv_dtype": runtime.cache.geometry.dtype,
         "page_size": config.page_size,
         "max_batch_tokens": config.max_batch_tokens,
+        "prefix_cache": config.prefix_cache,
+        "offload": config.offload or "none",
+        "preemption": config.preemption,
+        "speculate": config.speculate or "none",
         "batch": work.sequences,
         "n_prompt": work.prompt,
         "n_gen": work.answer,

@@ -56,7 +56,9 @@ def shape(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=DTYPES)
 def runtime(request: pytest.FixtureRequest, shape: Path) -> Iterator[Runtime]:
-    with Runtime(shape, load_format="dummy", dtype=request.param, backend="cpu") as runtime:
+    """One that reuses nothing: the prompts are the same in every round."""
+    options = {"load_format": "dummy", "dtype": request.param, "backend": "cpu"}
+    with Runtime(shape, **options, prefix_cache=False) as runtime:
         yield runtime
 
 

@@ -88,7 +88,8 @@ def test_json_has_everything_about_the_answer(kvrt: Kvrt, plain_model: str) -> N
     assert got["finish_reason"] == "length"
     assert len(got["token_ids"]) == len(got["logprobs"]) == 8
     assert got["usage"] == {
-        "prompt_tokens": 3, "completion_tokens": 8, "total_tokens": 11, "preemptions": 0,
+        "prompt_tokens": 3, "completion_tokens": 8, "total_tokens": 11,
+        "cached_tokens": 0, "preemptions": 0, "drafted_tokens": 0, "accepted_tokens": 0,
     }  # fmt: skip
     assert got["model"] == plain_model
     assert (got["backend"], got["dtype"]) == ("cpu", "float32")

@@ -154,3 +154,15 @@ def test_what_kvrt_logs_is_shown_from_the_chosen_level_up(
     assert shown == "kvrt.somewhere: by the way\nwarning: look out\n"
     # Nothing of these calls stays behind in the process.
     assert [type(h) for h in logging.getLogger("kvrt").handlers] == [logging.NullHandler]
+
+
+def test_every_option_stands_in_a_section_of_the_help_and_in_one_only(kvrt: Kvrt) -> None:
+    for name in ("run", "bench"):
+        text = kvrt(name, "--help").stdout
+        assert "\nKV memory:\n" in text
+        assert "\nOthers:\n" not in text
+        command = cli.commands[name]
+        for parameter in command.params:
+            for option in parameter.opts if parameter.opts[0].startswith("-") else ():
+                found = re.findall(rf"^  (?:-\S+, )*{option}(?![-\w])", text, re.MULTILINE)
+                assert len(found) == 1, (option, found)

@@ -6,13 +6,18 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from kvrt.errors import ConfigError, StoreError
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
+from kvrt.tiers.names import PageName
+from kvrt.tiers.pagefile import PageFile
 
 from .conftest import MakeRuntime, until
 
@@ -210,6 +215,30 @@ def test_a_cache_folder_brings_back_what_an_earlier_process_computed(
         runtime.close()
     other = make_runtime(cache_dir=tmp_path / "kv", seed=2)
     assert cached(other, PROMPT) == 0, "another model has a place of its own in it"
+
+
+def test_closing_in_time_is_worth_more_than_saving_all(
+    make_runtime: MakeRuntime,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write = PageFile.write
+
+    def slow(self: PageFile, name: PageName, data: np.ndarray[Any, Any]) -> bool:
+        time.sleep(0.2)
+        return write(self, name, data)
+
+    monkeypatch.setattr(PageFile, "write", slow)
+    runtime = make_runtime(cache_dir=tmp_path / "kv")
+    right = runtime.stream(PROMPT, GREEDY).wait().token_ids
+    begun = time.monotonic()
+    runtime.close(timeout=0.7)
+    assert time.monotonic() - begun < 1.5
+    assert any("closing interrupted it after" in record.message for record in caplog.records)
+    result = make_runtime(cache_dir=tmp_path / "kv").stream(PROMPT, GREEDY).wait()
+    assert 2 * PAGE <= result.usage.cached_tokens <= 5 * PAGE
+    assert result.token_ids == right
 
 
 @pytest.mark.promise("P22")

@@ -103,6 +103,19 @@ def test_a_private_request_takes_no_pages_and_leaves_none(make_runtime: MakeRunt
     assert ask(runtime, PREFIX).usage.cached_tokens == 4 * PAGE
 
 
+def test_a_batch_has_a_tenant_or_is_private_as_a_whole(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
+
+    def cached(**options: object) -> list[int]:
+        results = runtime.generate([PREFIX, PREFIX], GREEDY, **options)  # type: ignore[arg-type]
+        return sorted(result.usage.cached_tokens for result in results)
+
+    assert cached(private=True) == [0, 0]
+    assert cached(cache_salt="a") == [0, 4 * PAGE]
+    assert cached(cache_salt="a") == [4 * PAGE, 4 * PAGE]
+    assert cached() == [0, 4 * PAGE]
+
+
 def test_prompt_logprobs_are_those_of_a_computed_prompt(make_runtime: MakeRuntime) -> None:
     runtime = make_runtime()
     params = SamplingParams(max_tokens=2, prompt_logprobs=1)

@@ -1,0 +1,60 @@
+"""The sections of a long ``--help``, so that rarely used options stand together at its end."""
+
+from collections.abc import Mapping
+
+import click
+
+Sections = Mapping[str, tuple[str, ...]]
+"""By title, the parameters in it by their names."""
+
+MODEL = ("backend", "device", "dtype", "dtype_names", "load_format", "max_model_len", "threads",
+         "offline", "revision", "list_devices")  # fmt: skip
+MEMORY = ("memory_limit", "kv_cache_dtype", "page_size", "prefix_cache", "prefix_cache_policy",
+          "prefix_cache_ttl", "cache_dir", "offload", "offload_write", "preemption")  # fmt: skip
+SCHEDULING = ("max_batch_tokens", "max_running", "speculation")
+OUTPUT = ("as_json", "no_stream", "output", "verbose", "quiet", "color", "help")
+
+RUN: Sections = {
+    "Prompt": ("prompts", "system", "chat"),
+    "Answer": ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
+               "seed", "stop", "ignore_eos", "logprobs"),
+    "Output": OUTPUT,
+    "Model and device": MODEL,
+    "KV memory": MEMORY,
+    "Scheduling": SCHEDULING,
+}  # fmt: skip
+BENCH: Sections = {
+    "Tests": ("prompt_tokens", "new_tokens", "pairs", "batch", "repetitions", "no_warmup"),
+    "Output": OUTPUT,
+    "Model and device": MODEL,
+    "KV memory": MEMORY,
+    "Scheduling": SCHEDULING,
+}
+
+
+class SectionedCommand(click.Command):
+    """A command whose ``--help`` has sections; what is in none of them comes last.
+
+    Args:
+        sections: see `Sections`; a name that the command does not have is passed over.
+    """
+
+    def __init__(self, *args: object, sections: Sections, **options: object) -> None:
+        super().__init__(*args, **options)  # type: ignore[arg-type]
+        self.sections = sections
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one list of options for each section."""
+        options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        records = {
+            "help" if "--help" in option.opts else option.name: option.get_help_record(ctx)
+            for option in options
+        }
+        for title, names in self.sections.items():
+            found = [record for name in names if (record := records.pop(name, None)) is not None]
+            if found:
+                with formatter.section(title):
+                    formatter.write_dl(found)
+        if others := [record for record in records.values() if record is not None]:
+            with formatter.section("Others"):
+                formatter.write_dl(others)
