@@ -9,12 +9,12 @@ import torch
 
 from kvrt import registry
 from kvrt.errors import ContractError
-from kvrt.spi import AttentionBatch, AttentionParams, Device, GraphCapture
-from kvrt.testing.paged import PagedKV, fill_past, page_layout
+from kvrt.spi import AttentionBatch, AttentionParams, Device, GraphCapture, KVLayout
+from kvrt.testing.paged import PagedKV, fill_past
 from kvrt.wrappers import Checked
 from kvrt.wrappers.wrapper import WrappedGraphs, Wrapper
 
-LAYOUT = page_layout("float32", layers=2, kv_heads=2, head_dim=16, page_size=4)
+LAYOUT = KVLayout.packed("float32", layers=2, kv_heads=2, head_dim=16, page_size=4)
 
 
 @pytest.fixture(params=[True, False], ids=["all calls checked", "batches checked"])

@@ -92,17 +92,12 @@ def attention(arch: str, case: Case) -> None:
 def step(case: Case, kv_heads: int, queries: int) -> AttentionBatch:
     """One sequence of 8,000 tokens, in pages that nothing reads."""
     page_size = 16
-    head = page_size * case.head_dim
-    layout = KVLayout(
-        dtype=case.dtype,
+    layout = KVLayout.packed(
+        case.dtype,
         layers=2,
         kv_heads=kv_heads,
         head_dim=case.head_dim,
         page_size=page_size,
-        page_stride=4 * kv_heads * head,
-        layer_stride=2 * kv_heads * head,
-        v_offset=kv_heads * head,
-        head_stride=head,
     )
     return AttentionBatch(
         kv=torch.empty(64, dtype=getattr(torch, case.dtype)),

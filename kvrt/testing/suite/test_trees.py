@@ -30,7 +30,7 @@ def case(device: Device) -> Case:
         contexts=(5, 47, 73, 21, 40),
         queries=(len(FORK), len(BUSH), len(FORK), 21, 1),
         compute=device.info.compute_dtypes[0],
-        kv=device.info.kv_dtypes[0],
+        kv=device.info.kv_formats[0],
     )
 
 
