@@ -99,7 +99,7 @@ class KVCache:
             overwritten with NaN, so that whoever reads a page without having written it shows.
 
     Raises:
-        ConfigError: the device has another granularity or cannot keep that dtype, or a size is
+        ConfigError: the device has another granularity or cannot keep that format, or a size is
             negative.
         CapacityError: the limit has no room for a single page.
         OutOfMemory: the device has no memory for the null page.
@@ -371,8 +371,8 @@ def _check_device(device: Device, geometry: Geometry) -> None:
             f"chunk_bytes is {geometry.chunk_bytes}; the chunks of {info.backend} have"
             f" {info.granularity} bytes"
         )
-    if geometry.dtype not in info.kv_dtypes:
+    if geometry.format not in info.kv_formats:
         raise ConfigError(
-            f"{info.backend} cannot keep keys and values in {geometry.dtype}",
-            fix=f"use one of {', '.join(info.kv_dtypes)}",
+            f"{info.backend} cannot keep keys and values in {geometry.format}",
+            fix=f"use one of {', '.join(info.kv_formats)}",
         )

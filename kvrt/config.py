@@ -11,7 +11,7 @@ from kvrt.sampling import MAX_DRAFTS
 from kvrt.sched.cost import Preemption
 from kvrt.sched.eviction import EvictionName
 from kvrt.sched.policy import PolicyName
-from kvrt.spi import DType
+from kvrt.spi import DType, KVFormat
 from kvrt.tiers.config import parse_tiers
 from kvrt.units import MIB
 
@@ -46,6 +46,7 @@ class Environment:
 
 LoadFormat = Literal["auto", "dummy"]
 DTypeOption = Literal["auto", DType]
+KVFormatOption = Literal["auto", KVFormat]
 DRAFTS = 10
 """Tokens guessed in a step where speculation is on and no number is given."""
 
@@ -60,7 +61,9 @@ class RuntimeConfig:
             works, else the CPU.
         device: which of the backend's devices.
         dtype: of the weights; ``auto``: the checkpoint's.
-        kv_dtype: of keys and values in the cache; ``auto``: that of the weights.
+        kv_cache_dtype: of keys and values in the cache; ``auto``: that of the weights. ``int8`` and
+            ``int4`` hold two to eight times as many tokens, at some loss of quality:
+            docs/kv-formats.md.
         load_format: ``dummy`` makes random weights from config.json alone.
         max_model_len: longest prompt and output together, in tokens; None: the model's own.
         memory_limit: weights and KV cache together may take so much: bytes, or a string such as
@@ -100,7 +103,7 @@ class RuntimeConfig:
     backend: str = "auto"
     device: int = 0
     dtype: DTypeOption = "auto"
-    kv_dtype: DTypeOption = "auto"
+    kv_cache_dtype: KVFormatOption = "auto"
     load_format: LoadFormat = "auto"
     max_model_len: int | None = None
     memory_limit: int | str | None = None
@@ -125,7 +128,7 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, ("auto", *get_args(DType)))
-        _one_of("kv_dtype", self.kv_dtype, ("auto", *get_args(DType)))
+        _one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto", *get_args(KVFormat)))
         _one_of("load_format", self.load_format, get_args(LoadFormat))
         _one_of("policy", self.policy, get_args(PolicyName))
         _one_of("offload_write", self.offload_write, ("back", "through"))

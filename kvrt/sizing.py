@@ -33,11 +33,11 @@ def too_small(limit: int | str, model: Model, geometry: Geometry) -> CapacityErr
 def make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:
     """Size the KV cache: its page layout, the range it reserves, and how much of it may be used."""
     info, spec = device.info, model.spec
-    kv_dtype = model.dtype if config.kv_dtype == "auto" else config.kv_dtype
-    if kv_dtype not in info.kv_dtypes:
+    kv_format = model.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+    if kv_format not in info.kv_formats:
         raise ConfigError(
-            f"{info.backend} cannot keep keys and values in {kv_dtype}",
-            fix=f"set kv_dtype to one of {', '.join(info.kv_dtypes)}",
+            f"{info.backend} cannot keep keys and values in {kv_format}",
+            fix=f"set kv_cache_dtype to one of {', '.join(info.kv_formats)}",
         )
 
     def geometry(pages: int) -> Geometry:
@@ -46,7 +46,7 @@ def make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:
             kv_heads=spec.kv_heads,
             head_dim=spec.head_dim,
             page_size=config.page_size,
-            dtype=kv_dtype,
+            format=kv_format,
             chunk_bytes=info.granularity,
             pages=pages,
         )

@@ -30,7 +30,7 @@ def page_fingerprint(model: Model, geometry: Geometry, info: DeviceInfo) -> byte
     """
     by = f"{model.decoder.dtype} {info.backend} {info.arch} {version('kvrt')}"
     computed = f"{model.fingerprint} {by}".encode()
-    return fingerprint(computed, str(geometry.dtype), repr(geometry.layout))
+    return fingerprint(computed, str(geometry.format), repr(geometry.layout))
 
 
 def page_format(pages_of: bytes, geometry: Geometry) -> PageFormat:

@@ -32,6 +32,7 @@ def list_devices(terminal: Terminal, *, as_json: bool) -> None:
                     "arch": info.arch,
                     "total_bytes": info.total_bytes,
                     "dtypes": list(info.compute_dtypes),
+                    "kv_dtypes": list(info.kv_formats),
                 }
             )
     if as_json:

@@ -146,7 +146,8 @@ def open_runtime(terminal: Terminal, config: RuntimeConfig) -> Iterator["Runtime
         model, info = runtime.model, runtime.device_info
         terminal.note(
             f"{model.name} ({model.spec.architecture}, {model.dtype},"
-            f" {format_bytes(model.weight_bytes)}) on {info.backend}:{info.index} {info.name}"
+            f" {format_bytes(model.weight_bytes)}; KV in {runtime.cache.geometry.format})"
+            f" on {info.backend}:{info.index} {info.name}"
         )
         for note in info.notes:
             terminal.note(note)

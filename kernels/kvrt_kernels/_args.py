@@ -6,9 +6,19 @@ import torch
 from torch import Tensor
 
 from kvrt.errors import ContractError
+from kvrt.spi import KVFormat
 
 DTYPE_CODE: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The numbers of `enum class Dtype` in native/api.h."""
+
+FORMAT_CODE: Final[dict[KVFormat, int]] = {
+    "float32": 0,
+    "bfloat16": 1,
+    "float16": 2,
+    "int8": 3,
+    "int4": 4,
+}
+"""The numbers of `enum class Format`."""
 
 
 def threads_or_default(threads: int | None) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kvrt.spi import AttentionBatch, AttentionParams
-from kvrt_kernels._args import DTYPE_CODE, address, check_heads, need, threads_or_default
+from kvrt_kernels._args import FORMAT_CODE, address, check_heads, need, threads_or_default
 from kvrt_kernels._load import native
 from kvrt_kernels.tree import lines
 
@@ -34,7 +34,7 @@ class Plan:
     """
 
     batch: AttentionBatch
-    dtype: int
+    format: int
     kv: int
     layer_bytes: int
     tokens: int
@@ -44,7 +44,7 @@ class Plan:
 
     def cache(self, layer: int) -> tuple[int, ...]:
         """The arguments that say where a layer's pages and the batch's tokens are."""
-        return (self.dtype, self.kv + layer * self.layer_bytes, *self.pages, *self.sequences)
+        return (self.format, self.kv + layer * self.layer_bytes, *self.pages, *self.sequences)
 
 
 def plan(batch: AttentionBatch) -> Plan:
@@ -78,12 +78,12 @@ def plan(batch: AttentionBatch) -> Plan:
             f"{name} must be contiguous int32 {list(shape)}, not {x.dtype} {list(x.shape)}",
         )
     need(
-        batch.kv.dtype is getattr(torch, layout.dtype),
-        f"kv must be {layout.dtype}, as its layout says, not {batch.kv.dtype}",
+        batch.kv.dtype is getattr(torch, layout.storage),
+        f"kv must be {layout.storage}, as its layout says, not {batch.kv.dtype}",
     )
     return Plan(
         batch=batch,
-        dtype=DTYPE_CODE[batch.kv.dtype],
+        format=FORMAT_CODE[layout.format],
         kv=address(batch.kv),
         layer_bytes=layout.layer_stride * batch.kv.element_size(),
         tokens=int(start[-1]),

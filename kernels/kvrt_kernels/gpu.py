@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from kvrt.errors import BackendUnavailable
-from kvrt.spi import Bandwidth, DType, FusedOps, GraphCapture, Measurable, PagedAttention
+from kvrt.spi import Bandwidth, DType, FusedOps, GraphCapture, KVFormat, Measurable, PagedAttention
 from kvrt_kernels.triton._require import OLDEST
 
 if TYPE_CHECKING:
@@ -44,14 +44,15 @@ class Kernels:
 
     Args:
         extensions: optional protocols of `kvrt.spi`, by their types.
-        compute_dtypes: see `kvrt.spi.DeviceInfo`.
+        compute_dtypes: see `kvrt.spi.DeviceInfo`, as for the next two.
         batch_invariant: see `kvrt.spi.Capability`.
     """
 
     attention: PagedAttention
     extensions: Mapping[type, object] = field(default_factory=dict)
     compute_dtypes: tuple[DType, ...] = DTYPES
-    kv_dtypes: tuple[DType, ...] = DTYPES
+    weight_dtypes: tuple[DType, ...] = DTYPES
+    kv_formats: tuple[KVFormat, ...] = (*DTYPES, "int8", "int4")
     batch_invariant: bool = False
 
 
@@ -164,7 +165,7 @@ class TorchPlace:
         }
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         dtypes = DTYPES if has_bfloat16 else DTYPES[1:]
-        return Kernels(attention, extensions, dtypes, dtypes)
+        return Kernels(attention, extensions, dtypes, dtypes, (*dtypes, "int8", "int4"))
 
 
 class TorchLimits:

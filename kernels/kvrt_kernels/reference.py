@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kvrt.spi import Activation, AttentionBatch, AttentionParams, HeadNorm, Rotation
+from kvrt_kernels import codes
 from kvrt_kernels.tree import Lines, lines
 
 
@@ -18,17 +19,46 @@ def plan(batch: AttentionBatch) -> Lines:
 
 
 def pages(batch: AttentionBatch, layer: int) -> Tensor:
-    """One layer's pages, a view [pages, 2 (key, value), kv_heads, page_size, head_dim]."""
+    """One layer's slots, a view [pages, 2 (key, value), kv_heads, page_size, slot_stride]."""
     layout = batch.layout
-    one = layout.v_offset + (layout.kv_heads - 1) * layout.head_stride
-    one += layout.page_size * layout.head_dim
+    return _view(batch, layer, 0, (layout.page_size, layout.slot_stride), (layout.slot_stride, 1))
+
+
+def scales(batch: AttentionBatch, layer: int) -> Tensor:
+    """The bytes of their scales, a view [pages, 2, kv_heads, page_size, groups, scale_bytes]."""
+    layout = batch.layout
+    assert layout.quantization is not None
+    each = layout.quantization.scale_bytes
+    shape = (layout.page_size, layout.groups, each)
+    return _view(batch, layer, layout.scale_offset, shape, (each, layout.page_size * each, 1))
+
+
+def _view(
+    batch: AttentionBatch,
+    layer: int,
+    offset: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+) -> Tensor:
+    """What lies `offset` items into each block of a layer: a view [pages, 2, kv_heads, *shape]."""
+    layout = batch.layout
+    one = layout.v_offset + (layout.kv_heads - 1) * layout.head_stride + layout.block_items
     begin = layer * layout.layer_stride
     count = (batch.kv.numel() - begin - one) // layout.page_stride + 1
     return batch.kv.as_strided(
-        (count, 2, layout.kv_heads, layout.page_size, layout.head_dim),
-        (layout.page_stride, layout.v_offset, layout.head_stride, layout.head_dim, 1),
-        batch.kv.storage_offset() + begin,
+        (count, 2, layout.kv_heads, *shape),
+        (layout.page_stride, layout.v_offset, layout.head_stride, *strides),
+        batch.kv.storage_offset() + begin + offset,
     )
+
+
+def read(batch: AttentionBatch, layer: int, ids: Tensor, slots: Tensor) -> Tensor:
+    """The numbers in some slots, one of each page, float32 [pages, 2, kv_heads, head_dim]."""
+    stored = pages(batch, layer)[ids, :, :, slots]
+    if batch.layout.quantization is None:
+        return stored.float()
+    kept = scales(batch, layer)[ids, :, :, slots].contiguous()
+    return codes.decode(stored, kept, batch.layout)
 
 
 def run(
@@ -41,7 +71,7 @@ def run(
 ) -> None:
     """See `kvrt_kernels.attention.run`."""
     batch = plan.batch
-    layout, view = batch.layout, pages(batch, layer)
+    layout, size = batch.layout, batch.layout.page_size
     start = batch.query_start.tolist()
     for s, length in enumerate(batch.context_len.tolist()):
         rows = slice(start[s], start[s + 1])
@@ -49,9 +79,9 @@ def run(
         if count == 0:
             continue
         slot = plan.slots_of(s, torch.arange(length))
-        ids = batch.page_table[s, slot // layout.page_size].long()
+        ids = batch.page_table[s, slot // size].long()
         # [2, kv_heads, length, head_dim]
-        kv = view[ids, :, :, slot % layout.page_size].permute(1, 2, 0, 3).float()
+        kv = read(batch, layer, ids, slot % size).permute(1, 2, 0, 3)
         group = q.shape[1] // layout.kv_heads
         k, v = kv.repeat_interleave(group, dim=1)
         scores = q[rows].float().transpose(0, 1) @ k.transpose(1, 2) * params.scale
@@ -74,10 +104,14 @@ def append(plan: Lines, layer: int, k: Tensor, v: Tensor, threads: int | None = 
     slot = torch.cat(
         [plan.slots_of(s, position[sequence == s]) for s in range(len(batch.context_len))]
     )
-    ids = batch.page_table[sequence, slot // size].long()
-    count = len(position)
-    view[ids, 0, :, slot % size] = k[:count].to(view.dtype)
-    view[ids, 1, :, slot % size] = v[:count].to(view.dtype)
+    ids, slot = batch.page_table[sequence, slot // size].long(), slot % size
+    for side, x in enumerate((k[: len(position)], v[: len(position)])):
+        if batch.layout.quantization is None:
+            view[ids, side, :, slot] = x.to(view.dtype)
+        else:
+            numbers, kept = codes.encode(x, batch.layout)
+            view[ids, side, :, slot] = numbers
+            scales(batch, layer)[ids, side, :, slot] = kept
 
 
 def rotate_append(

@@ -189,7 +189,7 @@ def _draw(shape: torch.Size, seed: int) -> Tensor:
 
 
 def _choose_dtype(wanted: DType | Literal["auto"], stored: DType, device: Device) -> DType:
-    usable = device.info.kv_dtypes
+    usable = device.info.weight_dtypes
     if wanted == "auto":
         return stored if stored in usable else "float32"
     if wanted not in usable:

@@ -6,10 +6,17 @@ from torch import Tensor
 from kvrt.errors import IntegrityError
 from kvrt.pages.geometry import Geometry
 from kvrt.pages.pool import ChunkPool
-from kvrt.spi import Chunk, Device
+from kvrt.spi import Chunk, Device, KVLayout, Span, VirtualMemory
 
 _NAN_BYTE = 0xFF
-"""An element of such bytes is NaN in every dtype of KV pages."""
+"""What is read of such bytes is NaN in every format of KV pages."""
+
+
+def kv_tensor(memory: VirtualMemory, span: Span, layout: KVLayout) -> Tensor:
+    """The KV tensor over a whole span: 1-D, of `layout.storage`."""
+    if layout.storage == "uint8":
+        return memory.tensor(span, "float32").view(torch.uint8)
+    return memory.tensor(span, layout.storage)
 
 
 class Backing:
@@ -29,7 +36,7 @@ class Backing:
         self.pool = ChunkPool(device.memory)
         self.span = device.memory.reserve(geometry.span_bytes)
         try:
-            self.kv = device.memory.tensor(self.span, geometry.dtype)
+            self.kv = kv_tensor(device.memory, self.span, geometry.layout)
         except BaseException:
             device.memory.release(self.span)
             raise

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import get_args
 
 from kvrt.errors import ConfigError
-from kvrt.spi import ITEM_BYTES, DType, KVLayout
+from kvrt.spi import KVFormat, KVLayout
 
 _MAX_PAGES = 2**31 - 1
 """Page tables hand page numbers to kernels as int32."""
@@ -29,12 +30,12 @@ class Geometry:
         kv_heads: heads of keys and values.
         head_dim: elements of one head.
         page_size: tokens in a page.
-        dtype: of keys and values.
+        format: of keys and values.
         chunk_bytes: bytes of one chunk, `spi.DeviceInfo.granularity`.
         pages: pages in the span, the null page included.
 
     Raises:
-        ConfigError: a value is not positive, the dtype is unknown, or `pages` is less than two or
+        ConfigError: a value is not positive, the format is unknown, or `pages` is less than two or
             more than an int32 can number.
     """
 
@@ -42,7 +43,7 @@ class Geometry:
     kv_heads: int
     head_dim: int
     page_size: int
-    dtype: DType
+    format: KVFormat
     chunk_bytes: int
     pages: int
 
@@ -51,8 +52,9 @@ class Geometry:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; it must be a positive whole number")
-        if self.dtype not in ITEM_BYTES:
-            raise ConfigError(f"dtype is {self.dtype!r}", fix=f"use one of {', '.join(ITEM_BYTES)}")
+        formats = get_args(KVFormat)
+        if self.format not in formats:
+            raise ConfigError(f"format is {self.format!r}", fix=f"use one of {', '.join(formats)}")
         if not isinstance(self.pages, int) or not 2 <= self.pages <= _MAX_PAGES:
             raise ConfigError(
                 f"pages is {self.pages!r}; it must be from 2 (the null page and one to use)"
@@ -61,24 +63,18 @@ class Geometry:
 
     @cached_property
     def layout(self) -> KVLayout:
-        """``[page][layer][k|v][kv_head][slot][head_dim]``, contiguous."""
-        head = self.page_size * self.head_dim
-        half = self.kv_heads * head
-        return KVLayout(
-            dtype=self.dtype,
+        """``[page][layer][k|v][kv_head][slot]``, contiguous, scales included."""
+        return KVLayout.packed(
+            self.format,
             layers=self.layers,
             kv_heads=self.kv_heads,
             head_dim=self.head_dim,
             page_size=self.page_size,
-            page_stride=self.layers * 2 * half,
-            layer_stride=2 * half,
-            v_offset=half,
-            head_stride=head,
         )
 
     @cached_property
     def page_bytes(self) -> int:
-        return self.layout.page_stride * ITEM_BYTES[self.dtype]
+        return self.layout.page_bytes
 
     @cached_property
     def chunks(self) -> int:

@@ -14,30 +14,24 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from kvrt.spi import ITEM_BYTES, AttentionBatch, AttentionParams, Device, DType, KVLayout
+from kvrt.pages.backing import kv_tensor
+from kvrt.spi import AttentionBatch, AttentionParams, Device, DType, KVFormat, KVLayout
 from kvrt.testing import reference
 from kvrt.wrappers.rules import TORCH_DTYPE
 
-TOLERANCE: dict[DType, float] = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 1.2e-2}
-"""Allowed error of a result near 1, by the coarsest dtype on its way: a few roundings of it."""
+TOLERANCE: dict[KVFormat, float] = {
+    "float32": 2e-5,
+    "float16": 2e-3,
+    "bfloat16": 1.2e-2,
+    "int8": 2e-3,
+    "int4": 2e-3,
+}
+"""Allowed error of a result near 1, by the coarsest dtype on its way: a few roundings of it. What
+is kept as codes is read by the reference, too: what remains is the rounding of q."""
 
 
-def page_layout(
-    dtype: DType, *, layers: int, kv_heads: int, head_dim: int, page_size: int
-) -> KVLayout:
-    """``[page][layer][k|v][kv_head][slot][head_dim]`` without gaps."""
-    head = page_size * head_dim
-    return KVLayout(
-        dtype=dtype,
-        layers=layers,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        page_size=page_size,
-        page_stride=layers * 2 * kv_heads * head,
-        layer_stride=2 * kv_heads * head,
-        v_offset=kv_heads * head,
-        head_stride=head,
-    )
+NAN_BYTE = 0xFF
+"""What is read of such bytes is NaN in every format."""
 
 
 class PagedKV:
@@ -52,14 +46,14 @@ class PagedKV:
 
     def __init__(self, device: Device, layout: KVLayout, pages: int, *, seed: int = 0) -> None:
         granularity = device.info.granularity
-        item = ITEM_BYTES[layout.dtype]
-        page_bytes = layout.page_stride * item
+        page_bytes = layout.page_bytes
         # Half of the pages in each of two runs, and room for the page that begins before the run.
         run = math.ceil((math.ceil(pages / 2) + 1) * page_bytes / granularity)
         self._device = device
         self.layout = layout
         self.span = device.memory.reserve((2 * run + 3) * granularity)
-        self.tensor = device.memory.tensor(self.span, layout.dtype)
+        self.tensor = kv_tensor(device.memory, self.span, layout)
+        everything = self.tensor.view(torch.uint8)
         self._chunks = {}
         free: list[int] = []
         for first in (1, run + 2):
@@ -67,7 +61,7 @@ class PagedKV:
                 chunk = self._chunks[at] = device.memory.create()
                 device.memory.map(self.span, at, chunk)
             start, stop = first * granularity, (first + run) * granularity
-            self.tensor[start // item : stop // item] = math.nan
+            everything[start:stop] = NAN_BYTE
             free += range(math.ceil(start / page_bytes), stop // page_bytes)
         self._random = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(free), generator=self._random)
@@ -137,7 +131,7 @@ class Case:
     page_size: int = 16
     layers: int = 2
     compute: DType = "float32"
-    kv: DType = "float32"
+    kv: KVFormat = "float32"
     scale: float | None = None
     window: int = 0
     softcap: float = 0.0
@@ -149,7 +143,7 @@ class Case:
 
     @property
     def layout(self) -> KVLayout:
-        return page_layout(
+        return KVLayout.packed(
             self.kv,
             layers=self.layers,
             kv_heads=self.kv_heads,

@@ -10,8 +10,8 @@ from torch import Tensor
 from kvrt.spi import Activation, AttentionBatch, AttentionParams, HeadNorm, KVLayout, Rotation
 
 
-def elements(layout: KVLayout, pages: Tensor, slots: Tensor, layer: int, kv: int) -> Tensor:
-    """Where tokens are: int64 [tokens, kv_heads, head_dim], indices into the KV tensor.
+def items(layout: KVLayout, pages: Tensor, slots: Tensor, layer: int, kv: int) -> Tensor:
+    """Where tokens are: int64 [tokens, kv_heads, slot_stride], indices into the KV tensor.
 
     Args:
         layout: the layout of the KV tensor.
@@ -20,12 +20,26 @@ def elements(layout: KVLayout, pages: Tensor, slots: Tensor, layer: int, kv: int
         layer: which layer.
         kv: 0 for keys, 1 for values.
     """
+    block = _blocks(layout, pages, slots, layer, kv)
+    slot = slots % layout.page_size * layout.slot_stride
+    return block[:, :, None] + slot[:, None, None] + torch.arange(layout.slot_stride)
+
+
+def scales(layout: KVLayout, pages: Tensor, slots: Tensor, layer: int, kv: int) -> Tensor:
+    """Where their scales are: int64 [tokens, kv_heads, groups, bytes of a scale]."""
+    size = 4 if layout.format == "int8" else 2
+    group = torch.arange(layout.groups) * layout.page_size * size
+    slot = slots % layout.page_size * size + layout.scale_offset
+    block = _blocks(layout, pages, slots, layer, kv)
+    first = block[:, :, None] + slot[:, None, None] + group
+    return first[..., None] + torch.arange(size)
+
+
+def _blocks(layout: KVLayout, pages: Tensor, slots: Tensor, layer: int, kv: int) -> Tensor:
+    """Where the blocks of tokens begin, int64 [tokens, kv_heads]."""
     page = pages.long()[slots // layout.page_size]
-    slot = slots % layout.page_size
-    token = page * layout.page_stride + slot * layout.head_dim
-    token = token + layer * layout.layer_stride + kv * layout.v_offset
-    head = torch.arange(layout.kv_heads) * layout.head_stride
-    return token[:, None, None] + head[:, None] + torch.arange(layout.head_dim)
+    token = page * layout.page_stride + layer * layout.layer_stride + kv * layout.v_offset
+    return token[:, None] + torch.arange(layout.kv_heads) * layout.head_stride
 
 
 def rows(batch: AttentionBatch, sequence: int) -> slice:
@@ -60,18 +74,51 @@ def new_positions(batch: AttentionBatch, sequence: int) -> Tensor:
 
 
 def read(batch: AttentionBatch, sequence: int, layer: int, kv: int, slots: Tensor) -> Tensor:
-    """The stored keys or values of some tokens, [tokens, kv_heads, head_dim] on the host."""
-    where = elements(batch.layout, batch.page_table[sequence], slots, layer, kv)
-    return batch.kv[where.to(batch.kv.device)].cpu()
+    """The stored keys or values of some tokens, [tokens, kv_heads, head_dim] on the host.
+
+    In the dtype of the KV tensor; float64 if they are kept as codes.
+    """
+    layout, device = batch.layout, batch.kv.device
+    where = layout, batch.page_table[sequence], slots, layer, kv
+    stored = batch.kv[items(*where).to(device)].cpu()
+    if layout.format not in ("int8", "int4"):
+        return stored
+    scale = batch.kv[scales(*where).to(device)].cpu()
+    if layout.format == "int8":
+        return stored.view(torch.int8).double() * scale.view(torch.float32)[..., 0].double()
+    numbers = torch.empty((*stored.shape[:2], layout.groups, 32), dtype=torch.float64)
+    for element in range(32):
+        byte = stored[..., element % 16 :: 16]
+        numbers[..., element] = (byte >> (4 * (element // 16)) & 15).double() - 8
+    numbers *= scale.view(torch.bfloat16).double()
+    return numbers.flatten(2)[..., : layout.head_dim]
 
 
 def write(
     batch: AttentionBatch, sequence: int, layer: int, kv: int, slots: Tensor, value: Tensor
 ) -> None:
     """Store keys or values of some tokens, rounded to nearest even."""
-    where = elements(batch.layout, batch.page_table[sequence], slots, layer, kv)
-    device = batch.kv.device
-    batch.kv[where.to(device)] = value.to(batch.kv.dtype).to(device)
+    layout, device = batch.layout, batch.kv.device
+    where = layout, batch.page_table[sequence], slots, layer, kv
+    where_items = items(*where).to(device)
+    if layout.format not in ("int8", "int4"):
+        batch.kv[where_items] = value.to(batch.kv.dtype).to(device)
+        return
+    x = value.cpu().float()
+    if layout.format == "int8":
+        scale = x.abs().amax(-1, keepdim=True) / 127
+        stored = (x / scale).round().to(torch.int8)
+    else:
+        x = torch.cat((x, torch.zeros(*x.shape[:2], -x.shape[2] % 32)), dim=2)
+        x = x.view(*x.shape[:2], layout.groups, 32)
+        most, least = x.amax(-1), x.amin(-1)
+        scale = (torch.where(most > -least, most, least) / -8).bfloat16()
+        code = ((x / scale.float()[..., None]).round().clamp(-8, 7) + 8).to(torch.uint8)
+        scale, stored = scale[..., None], (code[..., :16] + 16 * code[..., 16:]).flatten(2)
+    batch.kv[where_items] = stored.view(torch.uint8).to(device)
+    batch.kv[scales(*where).to(device)] = (
+        scale.view(torch.uint8).view(scales(*where).shape).to(device)
+    )
 
 
 def append(batch: AttentionBatch, layer: int, k: Tensor, v: Tensor) -> None:

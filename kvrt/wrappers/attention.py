@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from kvrt.errors import ContractError
 from kvrt.spi import (
-    ITEM_BYTES,
     AttentionBatch,
     AttentionParams,
     Capability,
@@ -21,7 +20,7 @@ from kvrt.spi import (
     PagedAttention,
 )
 from kvrt.wrappers.memory import CheckedMemory
-from kvrt.wrappers.rules import TORCH_DTYPE, Facts, broken, whole
+from kvrt.wrappers.rules import Facts, broken, whole
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,8 +164,9 @@ class CheckedAttention:
         mapping = self._memory.mapping_at(kv.data_ptr())
         if mapping is None or kv.data_ptr() != mapping.span.base or kv.dim() != 1:
             raise broken("kv", kv, "must be the 1-D tensor of a whole live span")
-        if kv.dtype != TORCH_DTYPE[batch.layout.dtype] or kv.nbytes != mapping.span.nbytes:
-            rule = f"must be the {batch.layout.dtype} tensor of the whole {mapping.span}"
+        storage = batch.layout.storage
+        if kv.dtype != getattr(torch, storage) or kv.nbytes != mapping.span.nbytes:
+            rule = f"must be the {storage} tensor of the whole {mapping.span}"
             raise broken("kv", kv, rule)
         needed = -(-context // batch.layout.page_size)
         if needed.max() > table.shape[1]:
@@ -198,9 +198,9 @@ class CheckedAttention:
     def _extents(self, layout: KVLayout) -> Extents:
         """Where a page's elements are; checks the layout when it is another one than last time."""
         if self._layout is None or self._layout[0] is not layout:
-            if layout.dtype not in self._facts.info.kv_dtypes:
-                rule = f"must be one of the device's {', '.join(self._facts.info.kv_dtypes)}"
-                raise broken("layout.dtype", repr(layout.dtype), rule)
+            if layout.format not in self._facts.info.kv_formats:
+                rule = f"must be one of the device's {', '.join(self._facts.info.kv_formats)}"
+                raise broken("layout.format", repr(layout.format), rule)
             self._layout = layout, checked_layout(layout)
         return self._layout[1]
 
@@ -209,7 +209,8 @@ def checked_layout(layout: KVLayout) -> Extents:
     """Where the elements of one page are.
 
     Raises:
-        ContractError: a field is not a positive number, or two elements would share a place.
+        ContractError: a field is not a positive number, two elements would share a place, or scales
+            would not be aligned.
     """
     for name in ("layers", "kv_heads", "head_dim", "page_size", "page_stride"):
         if not whole(getattr(layout, name)) or getattr(layout, name) <= 0:
@@ -218,30 +219,35 @@ def checked_layout(layout: KVLayout) -> Extents:
     for name in sizes:
         if not whole(getattr(layout, name)) or getattr(layout, name) < 0:
             raise broken(f"layout.{name}", repr(getattr(layout, name)), "must not be negative")
+    if layout.quantization is not None:
+        align = layout.quantization.scale_bytes
+        for name in (*sizes, "page_stride"):
+            if getattr(layout, name) % align:
+                rule = f"must be a multiple of {align}, the bytes of a scale"
+                raise broken(f"layout.{name}", getattr(layout, name), rule)
     axes = [(getattr(layout, name), size, name) for name, size in sizes.items() if size > 1]
     # Axes outside the page, e.g. the layers of [layer][page], leave room for only so many pages.
     outside = [stride for stride, _, _ in axes if stride > layout.page_stride]
     pages = min(outside) // layout.page_stride if outside else 1
     axes.append((layout.page_stride, pages, "page_stride"))
-    slots = layout.page_size * layout.head_dim
-    reach = slots  # elements from the first to the last of the axes looked at so far
+    block = layout.block_items
+    reach = block  # elements from the first to the last of the axes looked at so far
     for stride, size, name in sorted(axes):
         if stride < reach:
             rule = f"must be {reach} or more, or elements would share a place"
             raise broken(f"layout.{name}", stride, rule)
         reach += stride * (size - 1)
-    item = ITEM_BYTES[layout.dtype]
-    page_bytes = layout.page_stride * item
+    item, page_bytes = layout.item_bytes, layout.page_bytes
     if outside:
-        return Extents(_pieces(layout), slots * item, page_bytes, pages)
+        return Extents(_pieces(layout), block * item, page_bytes, pages)
     return Extents(np.zeros(1, np.int64), reach * item, page_bytes, math.inf)
 
 
 def _pieces(layout: KVLayout) -> NDArray[np.int64]:
-    """Byte offsets of the slots of each layer, key or value, and head, in ascending order."""
+    """Byte offsets of the blocks of each layer, key or value, and head, in ascending order."""
     layer, kv, head = np.ogrid[: layout.layers, :2, : layout.kv_heads]
     starts = layer * layout.layer_stride + kv * layout.v_offset + head * layout.head_stride
-    return np.sort(starts.ravel()) * ITEM_BYTES[layout.dtype]
+    return np.sort(starts.ravel()) * layout.item_bytes
 
 
 class CheckedPlans:

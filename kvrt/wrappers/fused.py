@@ -106,7 +106,7 @@ class CheckedFusedOps:
             rule = f"must be [out features, {x.shape[1]}], contiguous"
             raise broken("weight", weight, rule)
         if weight.dtype not in self._facts.weight_dtypes:
-            rule = f"must have one of the dtypes {', '.join(self._facts.info.kv_dtypes)}"
+            rule = f"must have one of the dtypes {', '.join(self._facts.info.weight_dtypes)}"
             raise broken("weight", weight, rule)
         return x.shape[0], shape[0]
 

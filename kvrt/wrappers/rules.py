@@ -1,11 +1,12 @@
 """What all checks share: how a broken rule is reported, and what is known of the device."""
 
 from collections.abc import Mapping
+from typing import get_args
 
 import torch
 
 from kvrt.errors import ContractError
-from kvrt.spi import DeviceInfo, DType
+from kvrt.spi import DeviceInfo, DType, KVFormat
 
 TORCH_DTYPE: Mapping[DType, torch.dtype] = {
     "float32": torch.float32,
@@ -38,13 +39,18 @@ class Facts:
     def __init__(self, info: DeviceInfo) -> None:
         if not whole(info.granularity) or info.granularity.bit_count() != 1:
             raise broken("info.granularity", info.granularity, "must be a power of two")
-        for field in ("compute_dtypes", "kv_dtypes"):
-            dtypes = getattr(info, field)
-            if not dtypes or not set(dtypes) <= set(TORCH_DTYPE):
-                raise broken(f"info.{field}", dtypes, f"must name some of {', '.join(TORCH_DTYPE)}")
+        dtypes, formats = get_args(DType), get_args(KVFormat)
+        for field, known in (
+            ("compute_dtypes", dtypes),
+            ("weight_dtypes", dtypes),
+            ("kv_formats", formats),
+        ):
+            declared = getattr(info, field)
+            if not declared or not set(declared) <= set(known):
+                raise broken(f"info.{field}", declared, f"must name some of {', '.join(known)}")
         self.info = info
         self.compute_dtypes = frozenset(TORCH_DTYPE[name] for name in info.compute_dtypes)
-        self.weight_dtypes = frozenset(TORCH_DTYPE[name] for name in info.kv_dtypes)
+        self.weight_dtypes = frozenset(TORCH_DTYPE[name] for name in info.weight_dtypes)
         self.torch_device = torch.device(info.torch_device)
         self.closed = False
 

@@ -51,18 +51,12 @@ def huge(count: int, dtype: torch.dtype) -> Tensor:
 def paged(dtype: str, queries: list[int], contexts: list[int], layers: int) -> AttentionBatch:
     """Sequences whose pages lie in random order."""
     counts = [-(-n // PAGE_SIZE) for n in contexts]
-    head = PAGE_SIZE * HEAD_DIM
-    v_offset = KV_HEADS * head
-    layout = KVLayout(
-        dtype={"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[dtype],
+    layout = KVLayout.packed(
+        {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[dtype],
         layers=layers,
         kv_heads=KV_HEADS,
         head_dim=HEAD_DIM,
         page_size=PAGE_SIZE,
-        page_stride=2 * v_offset * layers,
-        layer_stride=2 * v_offset,
-        v_offset=v_offset,
-        head_stride=head,
     )
     order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(0)).int()
     table = torch.zeros(len(counts), max(counts), dtype=torch.int32)

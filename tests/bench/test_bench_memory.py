@@ -79,7 +79,8 @@ def memory(request: pytest.FixtureRequest) -> Iterator[VirtualMemory]:
             granularity=GRANULARITY,
             torch_device="cpu",
             compute_dtypes=("float32",),
-            kv_dtypes=("float32",),
+            weight_dtypes=("float32",),
+            kv_formats=("float32",),
         )
         yield CheckedMemory(Facts(info), memory)
     else:

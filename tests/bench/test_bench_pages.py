@@ -29,7 +29,7 @@ def geometry(chunk_bytes: int = 2 * MIB, layers: int = 30, head_dim: int = 64) -
         kv_heads=3,
         head_dim=head_dim,
         page_size=16,
-        dtype="bfloat16",
+        format="bfloat16",
         chunk_bytes=chunk_bytes,
         pages=180_000,
     )

@@ -12,7 +12,7 @@ from kvrt.sched.seq import Seq
 RUNNING = 256
 LIMITS = Limits(max_batch_tokens=2048, max_running=512)
 GEOMETRY = Geometry(
-    layers=30, kv_heads=3, head_dim=64, page_size=16, dtype="bfloat16",
+    layers=30, kv_heads=3, head_dim=64, page_size=16, format="bfloat16",
     chunk_bytes=2 << 20, pages=100_000,
 )  # fmt: skip
 

@@ -42,17 +42,12 @@ def candidates(kernel: str, entry: Tile, quick: bool) -> Iterator[Tile]:
 def batch(kernel: str, bits: int, head_dim: int, device: str) -> AttentionBatch:
     contexts, queries = SHAPES[kernel]
     pages = [-(-length // PAGE_SIZE) for length in contexts]
-    head = PAGE_SIZE * head_dim
-    layout = KVLayout(
-        dtype=DTYPE[bits],
+    layout = KVLayout.packed(
+        DTYPE[bits],
         layers=1,
         kv_heads=KV_HEADS,
         head_dim=head_dim,
         page_size=PAGE_SIZE,
-        page_stride=2 * KV_HEADS * head,
-        layer_stride=2 * KV_HEADS * head,
-        v_offset=KV_HEADS * head,
-        head_stride=head,
     )
     kind = getattr(torch, DTYPE[bits])
     return AttentionBatch(

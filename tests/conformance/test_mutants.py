@@ -13,7 +13,8 @@ from kvrt import registry
 from kvrt.testing.mutants import MUTANTS, Mutant, MutantBackend
 
 for name, mutant in MUTANTS.items():
-    base = "cpu" if mutant.caught_by in ("fused", "graphs", "trees") else "null"
+    on_cpu = mutant.codes or mutant.caught_by in ("fused", "graphs", "trees")
+    base = "cpu" if on_cpu else "null"
     globals()[name] = MutantBackend(name, registry.load(base), mutant)
 intact = MutantBackend("intact", registry.load("null"), Mutant("nobody"))
 """

@@ -93,7 +93,7 @@ def test_logits_in_bfloat16_are_as_near_to_the_true_ones_as_those_of_transformer
     family: str, device: Device, folder_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """The truth is float32 arithmetic on the same weights, which bfloat16 holds exactly."""
-    if "bfloat16" not in device.info.kv_dtypes:
+    if "bfloat16" not in device.info.weight_dtypes:
         pytest.skip("the device has no bfloat16")
     rounded = AutoModelForCausalLM.from_pretrained(folder_of(family), dtype=torch.bfloat16)
     rounded.save_pretrained(tmp_path)

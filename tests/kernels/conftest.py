@@ -7,10 +7,10 @@ from types import ModuleType
 import kvrt_kernels
 import pytest
 import torch
-from kvrt_kernels import attention
+from kvrt_kernels import attention, reference
 from torch import Tensor
 
-from kvrt.spi import AttentionBatch, AttentionParams, DType, KVLayout
+from kvrt.spi import AttentionBatch, AttentionParams, KVFormat, KVLayout
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -56,7 +56,7 @@ class Cache:
 def make_cache(
     lengths: list[int],
     *,
-    dtype: DType = "float32",
+    dtype: KVFormat = "float32",
     kv_heads: int = 2,
     head_dim: int = 64,
     page_size: int = 16,
@@ -65,30 +65,24 @@ def make_cache(
     random = torch.Generator().manual_seed(seed)
     counts = [-(-n // page_size) for n in lengths]
     pages = sum(counts) + 3
-    head_stride = page_size * head_dim
-    v_offset = kv_heads * head_stride
-    layout = KVLayout(
-        dtype=dtype,
+    layout = KVLayout.packed(
+        dtype,
         layers=2,
         kv_heads=kv_heads,
         head_dim=head_dim,
         page_size=page_size,
-        page_stride=4 * v_offset,
-        layer_stride=2 * v_offset,
-        v_offset=v_offset,
-        head_stride=head_stride,
     )
-    kv = torch.full((pages, 2, 2, kv_heads, page_size, head_dim), float("nan"))
+    kv = torch.full((pages * layout.page_bytes,), 0xFF, dtype=torch.uint8)
     order = torch.randperm(pages, generator=random).int()
     table = torch.full((len(lengths), max(counts) + 2), 2**31 - 1, dtype=torch.int32)
-    for s, n in enumerate(lengths):
-        mine, order = order[: counts[s]], order[counts[s] :]
+    for s, mine in enumerate(order[: sum(counts)].split(counts)):
         table[s, : counts[s]] = mine
-        # [page, layer, k | v, head, slot, d] of this sequence's own tokens
-        own = torch.randn(counts[s] * page_size, 2, 2, kv_heads, head_dim, generator=random)
-        own[n:] = float("nan")
-        kv[mine] = own.unflatten(0, (-1, page_size)).movedim(1, 4)
-    return Cache(kv.flatten().to(getattr(torch, dtype)), layout, table, lengths)
+    made = Cache(kv.view(getattr(torch, layout.storage)), layout, table, lengths)
+    everything = made.batch({s: (n, n) for s, n in enumerate(lengths)})
+    for layer in range(layout.layers):
+        k, v = torch.randn(2, sum(lengths), kv_heads, head_dim, generator=random)
+        reference.append(reference.plan(everything), layer, k, v)
+    return made
 
 
 @pytest.fixture(scope="session")

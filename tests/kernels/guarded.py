@@ -31,16 +31,12 @@ def guarded(dtype: DType, length: int, window: int) -> AttentionBatch:
     """One sequence whose unused pages, slots and page-table entries are not mapped."""
     kind = getattr(torch, dtype)
     head = PAGE_SIZE * HEAD_DIM
-    layout = KVLayout(
-        dtype=dtype,
+    layout = KVLayout.packed(
+        dtype,
         layers=1,
         kv_heads=KV_HEADS,
         head_dim=HEAD_DIM,
         page_size=PAGE_SIZE,
-        page_stride=2 * KV_HEADS * head,
-        layer_stride=2 * KV_HEADS * head,
-        v_offset=KV_HEADS * head,
-        head_stride=head,
     )
     kv = torch.frombuffer(mmap.mmap(-1, PAGES * layout.page_stride * kind.itemsize), dtype=kind)
     kv.normal_()

@@ -10,6 +10,8 @@ from kvrt.spi import HeadNorm, Rotation
 RAGGED = {0: (1, 5), 1: (3, 123), 2: (40, 40), 3: (0, 7), 4: (100, 300)}
 LENGTHS = [context for _, context in RAGGED.values()]
 HEADS, KV_HEADS = 6, 2
+SCALED = ["int8", "int4"]
+NOT_FINITE = [float("inf"), float("-inf"), float("nan"), -0.0]
 
 
 def tables(rot_dim, positions=400):
@@ -30,18 +32,59 @@ def same_bits(a, b):
     return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8", "int4"])
 @pytest.mark.parametrize("page_size", [8, 16, 24])
 def test_append_stores_what_torch_would_round_and_nothing_else(isa, cache, dtype, page_size):
     ours, theirs = (cache(LENGTHS, dtype=dtype, page_size=page_size) for _ in range(2))
     batch, other = ours.batch(RAGGED), theirs.batch(RAGGED)
     _, k, v = tokens(batch, 64)
-    v[0, 0, :4] = torch.tensor([float("inf"), float("-inf"), float("nan"), -0.0])
+    if dtype in SCALED:
+        k[1], v[2, :, 5:] = 0.0, 1e-33
+    else:
+        v[0, 0, :4] = torch.tensor(NOT_FINITE)
     for layer in (0, 1):
         append.append(attention.plan(batch), layer, k, v)
         reference.append(reference.plan(other), layer, k, v)
-    assert torch.equal(ours.kv.isnan(), theirs.kv.isnan())
-    assert same_bits(ours.kv.nan_to_num(nan=7.0), theirs.kv.nan_to_num(nan=7.0))
+    if dtype not in SCALED:
+        assert torch.equal(ours.kv.isnan(), theirs.kv.isnan())
+        ours.kv, theirs.kv = ours.kv.nan_to_num(nan=7.0), theirs.kv.nan_to_num(nan=7.0)
+    assert same_bits(ours.kv, theirs.kv)
+
+
+def numbers(batch, length):
+    """What layer 0 keeps of the first sequence, [keys | values, tokens, kv_heads, head_dim]."""
+    slot, size = torch.arange(length), batch.layout.page_size
+    ids = batch.page_table[0, slot // size].long()
+    return reference.read(batch, 0, ids, slot % size).transpose(0, 1)
+
+
+@pytest.mark.parametrize("dtype", SCALED)
+@pytest.mark.parametrize("bad", NOT_FINITE[:3])
+def test_what_shares_a_scale_with_what_is_not_finite_is_nan(isa, cache, dtype, bad):
+    made = cache([3], dtype=dtype)
+    batch = made.batch({0: (3, 3)})
+    k, v = torch.randn(2, 3, KV_HEADS, 64)
+    v[1, 1, 40] = bad
+    append.append(attention.plan(batch), 0, k, v)
+    stored = numbers(batch, 3).isnan()
+    expected = torch.zeros(2, 3, KV_HEADS, 64, dtype=torch.bool)
+    expected[1, 1, 1, 32 if dtype == "int4" else 0 :] = True
+    assert torch.equal(stored, expected)
+
+
+@pytest.mark.parametrize("dtype", SCALED)
+def test_codes_are_within_half_a_step_of_what_was_stored(isa, cache, dtype):
+    made = cache([50], dtype=dtype, head_dim=80)
+    batch = made.batch({0: (50, 50)})
+    k, v = torch.randn(2, 50, KV_HEADS, 80)
+    append.append(attention.plan(batch), 0, k, v)
+    for x, y in zip((k, v), numbers(batch, 50), strict=True):
+        for d in range(0, 80, 32 if dtype == "int4" else 80):
+            part = slice(d, d + 32 if dtype == "int4" else 80)
+            largest = x[..., part].abs().amax(-1, keepdim=True)
+            # 4 bits end at 7 on one side, and their scales have but 8 binary digits.
+            step = largest / 8 * 1.04 if dtype == "int4" else largest / 127 / 2 * 1.0001
+            assert ((x - y)[..., part].abs() <= step).all()
 
 
 @pytest.mark.parametrize(("head_dim", "rot_dim"), [(64, 64), (80, 32), (128, 100), (16, 16)])

@@ -7,9 +7,11 @@ from kvrt_kernels import attention, reference
 from kvrt.errors import ContractError
 from kvrt.spi import AttentionParams
 
+FORMATS = ["float32", "bfloat16", "float16", "int8", "int4"]
+
 # Both sides read the same rounded keys and values and compute in float32, so the tolerance is
-# that of float32 for all dtypes.
-TOLERANCE = 2e-5
+# that of float32 for all formats, but for the rounding of q where keys are codes.
+TOLERANCE = {"int8": 4e-3, "int4": 2e-3}
 
 RAGGED = {0: (1, 5), 1: (3, 123), 2: (1, 64), 3: (65, 65), 4: (130, 517), 5: (1, 1030), 6: (1, 1)}
 LENGTHS = [context for _, context in RAGGED.values()]
@@ -20,7 +22,8 @@ def queries(batch, heads, head_dim, seed=1):
     return torch.randn(tokens, heads, head_dim, generator=torch.Generator().manual_seed(seed))
 
 
-def check(cache, attend, heads, params, tolerance=TOLERANCE):
+def check(cache, attend, heads, params, tolerance=None):
+    tolerance = tolerance or TOLERANCE.get(cache.layout.format, 2e-5)
     batch = cache.batch(RAGGED)
     q = queries(batch, heads, cache.layout.head_dim)
     got = attend(batch, q, params)
@@ -28,7 +31,7 @@ def check(cache, attend, heads, params, tolerance=TOLERANCE):
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(8, 2), (9, 3), (1, 1), (16, 1), (5, 5)])
 def test_a_ragged_batch_attends_as_the_reference_does(isa, cache, attend, dtype, heads, kv_heads):
     check(
@@ -36,7 +39,7 @@ def test_a_ragged_batch_attends_as_the_reference_does(isa, cache, attend, dtype,
     )
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("head_dim", [16, 48, 80, 96, 112, 128, 256])
 def test_every_head_size_is_served(isa, cache, attend, dtype, head_dim):
     check(
@@ -47,14 +50,17 @@ def test_every_head_size_is_served(isa, cache, attend, dtype, head_dim):
     )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8", "int4"])
 @pytest.mark.parametrize("page_size", [1, 7, 8, 24, 256])
-def test_every_page_size_is_served(isa, cache, attend, page_size):
-    check(cache(LENGTHS, page_size=page_size), attend, 4, AttentionParams(scale=0.125))
+def test_every_page_size_is_served(isa, cache, attend, dtype, page_size):
+    made = cache(LENGTHS, dtype=dtype, page_size=page_size)
+    check(made, attend, 4, AttentionParams(scale=0.125))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8", "int4"])
 @pytest.mark.parametrize("window", [1, 2, 63, 64, 65, 200, 600, 5000])
-def test_a_window_hides_older_positions(isa, cache, attend, window):
-    check(cache(LENGTHS), attend, 4, AttentionParams(scale=0.125, window=window))
+def test_a_window_hides_older_positions(isa, cache, attend, dtype, window):
+    check(cache(LENGTHS, dtype=dtype), attend, 4, AttentionParams(scale=0.125, window=window))
 
 
 @pytest.mark.parametrize("softcap", [0.5, 30.0])

@@ -21,7 +21,7 @@ PARAMS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16", "float16"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "float16", "int8", "int4"])
 def paged(request, cache):
     return cache(LENGTHS, dtype=request.param, kv_heads=3, head_dim=80)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kvrt.model.loader import Model
-from kvrt.spi import Device, DType
-from kvrt.testing.paged import PagedKV, page_layout
+from kvrt.spi import Device, KVFormat, KVLayout
+from kvrt.testing.paged import PagedKV
 
 
 @dataclass
@@ -74,11 +74,11 @@ class Stepper:
 
 @contextmanager
 def stepping(
-    model: Model, device: Device, *, texts: int, longest: int, kv: DType = "float32"
+    model: Model, device: Device, *, texts: int, longest: int, kv: KVFormat = "float32"
 ) -> Iterator[Stepper]:
     """A stepper with room for that many texts of that many tokens."""
     spec = model.spec
-    layout = page_layout(
+    layout = KVLayout.packed(
         kv,
         layers=len(spec.layers),
         kv_heads=spec.kv_heads,

@@ -61,7 +61,7 @@ def test_auto_is_the_dtype_of_the_files(folder: Path, cpu: Device) -> None:
 def test_auto_is_float32_where_the_device_cannot_use_what_is_stored(
     folder: Path, cpu: Device
 ) -> None:
-    device: Any = Plain(cpu, kv_dtypes=("float32", "float16"))
+    device: Any = Plain(cpu, weight_dtypes=("float32", "float16"))
     assert load_model(folder, device).dtype == "float32"
     with pytest.raises(ConfigError, match="bfloat16") as caught:
         load_model(folder, device, dtype="bfloat16")

@@ -23,7 +23,7 @@ def shape(name: str = "straddling", *, chunks: int = 24, chunk_bytes: int = CHUN
         kv_heads=2,
         head_dim=128 * (chunk_bytes // CHUNK),
         page_size=SIZE,
-        dtype="float32",
+        format="float32",
         chunk_bytes=chunk_bytes,
         pages=2,
     )

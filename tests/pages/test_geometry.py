@@ -1,6 +1,7 @@
 """Pages over chunks, counted in closed form and byte by byte."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from kvrt.errors import ConfigError
 from kvrt.pages.geometry import Geometry
+from kvrt.spi import KVFormat
 
 from .shapes import KIB, LAYERS, shape
 
@@ -17,7 +19,7 @@ GEOMETRIES = st.builds(
     kv_heads=st.integers(1, 2),
     head_dim=st.sampled_from([8, 24]),
     page_size=st.integers(1, 17),
-    dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
+    format=st.sampled_from(get_args(KVFormat)),
     chunk_bytes=st.sampled_from([KIB, 16 * KIB]),
     pages=st.integers(2, 40),
 )
@@ -46,12 +48,16 @@ def test_pages_and_chunks_find_each_other_as_bytes_do(geometry: Geometry) -> Non
 @given(geometry=GEOMETRIES)
 def test_the_layout_has_no_gaps(geometry: Geometry) -> None:
     layout = geometry.layout
-    head = layout.page_size * layout.head_dim
-    assert layout.head_stride == head
+    head = layout.head_stride
+    if layout.quantization is None:
+        assert head == layout.page_size * layout.head_dim
+    else:
+        assert 0 <= head - layout.block_items < 64
+        assert head % 64 == 0
     assert layout.v_offset == layout.kv_heads * head
     assert layout.layer_stride == 2 * layout.v_offset
     assert layout.page_stride == layout.layers * layout.layer_stride
-    itemsize = 4 if geometry.dtype == "float32" else 2
+    itemsize = {"float32": 4, "bfloat16": 2, "float16": 2}.get(geometry.format, 1)
     assert geometry.page_bytes == layout.page_stride * itemsize
     assert 0 <= geometry.span_bytes - geometry.pages * geometry.page_bytes < geometry.chunk_bytes
 
@@ -65,7 +71,7 @@ def test_the_shapes_of_these_tests_are_what_they_are_called() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("layers", 0), ("kv_heads", -1), ("head_dim", 1.5), ("page_size", 0), ("dtype", "int7"),
+    [("layers", 0), ("kv_heads", -1), ("head_dim", 1.5), ("page_size", 0), ("format", "int7"),
      ("chunk_bytes", 0), ("pages", 1), ("pages", 2**31)],
 )  # fmt: skip
 def test_a_bad_value_is_refused_by_name(field: str, value: object) -> None:

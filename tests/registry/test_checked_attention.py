@@ -9,11 +9,11 @@ import torch
 from kvrt import registry
 from kvrt.errors import ContractError
 from kvrt.spi import AttentionBatch, AttentionParams, Device, FusedOps, HeadNorm, KVLayout, Rotation
-from kvrt.testing.paged import PagedKV, fill_past, page_layout
+from kvrt.testing.paged import PagedKV, fill_past
 from kvrt.wrappers import Call, Checked, Traced
 from kvrt.wrappers.attention import checked_layout
 
-LAYOUT = page_layout("float32", layers=2, kv_heads=2, head_dim=16, page_size=4)
+LAYOUT = KVLayout.packed("float32", layers=2, kv_heads=2, head_dim=16, page_size=4)
 PARAMS = AttentionParams(scale=0.25)
 ROWS = 5  # of the batch below
 
@@ -196,9 +196,16 @@ def test_a_layout_gives_each_element_its_own_place(change: dict[str, object], me
 
 
 def test_the_layouts_dtype_is_one_of_the_devices(device: Device, batch: AttentionBatch) -> None:
-    layout = replace(LAYOUT, dtype="int8")  # type: ignore[arg-type]
-    with pytest.raises(ContractError, match=r"layout\.dtype = 'int8'"):
+    layout = replace(LAYOUT, format="int3")  # type: ignore[arg-type]
+    with pytest.raises(ContractError, match=r"layout\.format = 'int3'"):
         device.attention.plan(replace(batch, layout=layout))
+
+
+def test_scales_are_aligned(device: Device) -> None:
+    layout = KVLayout.packed("int8", layers=2, kv_heads=2, head_dim=16, page_size=4)
+    checked_layout(layout)
+    with pytest.raises(ContractError, match=r"layout\.v_offset = .*multiple of 4"):
+        checked_layout(replace(layout, v_offset=layout.v_offset + 2))
 
 
 def rows(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -16,12 +16,13 @@ from kvrt.spi import (
     Device,
     DeviceInfo,
     GraphCapture,
+    KVLayout,
 )
-from kvrt.testing.paged import PagedKV, fill_past, page_layout
+from kvrt.testing.paged import PagedKV, fill_past
 from kvrt.wrappers import Checked
 from kvrt.wrappers.wrapper import WrappedGraphs, Wrapper
 
-LAYOUT = page_layout("float32", layers=2, kv_heads=2, head_dim=16, page_size=4)
+LAYOUT = KVLayout.packed("float32", layers=2, kv_heads=2, head_dim=16, page_size=4)
 
 
 class OneGrouping(Wrapper):

@@ -166,7 +166,7 @@ def test_pages_of_another_model_or_format_are_refused_and_nothing_changes(
     runtime = make_runtime()
     right = runtime.stream(PROMPT, GREEDY).wait().token_ids
     for number, other in enumerate(
-        [make_runtime(seed=2), make_runtime(kv_dtype="bfloat16"), make_runtime(page_size=8)]
+        [make_runtime(seed=2), make_runtime(kv_cache_dtype="bfloat16"), make_runtime(page_size=8)]
     ):
         folder = tmp_path / str(number)
         other.stream(PROMPT, GREEDY).wait()

@@ -60,7 +60,7 @@ def life_of_a_cache(chaos: Chaos, folder: Path) -> None:
     """Steps follow each other without a wait between them, which only an engine would put there."""
     device = Checked(chaos)
     geometry = Geometry(
-        layers=1, kv_heads=2, head_dim=128, page_size=64, dtype="float32",
+        layers=1, kv_heads=2, head_dim=128, page_size=64, format="float32",
         chunk_bytes=device.info.granularity, pages=64,
     )  # fmt: skip
     cache = KVCache(device, geometry, limit_bytes=geometry.span_bytes)

@@ -6,7 +6,7 @@ import torch
 from kvrt_kernels.triton import TritonAttention, TritonOps
 from kvrt_kernels.triton.copy import copy_pages
 
-from kvrt.spi import AttentionBatch, AttentionParams, DType, HeadNorm, KVLayout, Rotation
+from kvrt.spi import AttentionBatch, AttentionParams, DType, HeadNorm, KVFormat, KVLayout, Rotation
 from tests.triton.compiled import Resources, compiling
 
 
@@ -20,6 +20,7 @@ class Case:
         dtype: of activations, pages and weights.
         special: with a window and a soft-cap, or with every option there is.
         branches: of a step with branches.
+        kv: of pages, if it is not `dtype`.
     """
 
     what: str
@@ -27,11 +28,18 @@ class Case:
     dtype: DType = "bfloat16"
     special: bool = False
     branches: bool = False
+    kv: KVFormat | None = None
 
     def __str__(self) -> str:
         options = " special" * self.special + " branches" * self.branches
-        return f"{self.what} {self.dtype} {self.head_dim}{options}"
+        return f"{self.what} {self.numbers} {self.head_dim}{options}"
 
+    @property
+    def numbers(self) -> str:
+        return f"{self.dtype} on {self.kv}" if self.kv else self.dtype
+
+
+CODES: tuple[KVFormat, ...] = ("int8", "int4")
 
 COMMON = [
     Case("decode"),
@@ -39,6 +47,9 @@ COMMON = [
     Case("append", special=True),
     Case("decode", branches=True),
     Case("dense"),
+    Case("decode", kv="int8"),
+    Case("prefill", kv="int8"),
+    Case("append", special=True, kv="int4"),
 ]
 """What most models need."""
 
@@ -54,6 +65,14 @@ ALL = [
     *(Case("prefill", dtype="float16", special=special) for special in (False, True)),
     *(Case("append", dim, special=special) for dim in (64, 80, 128, 256) for special in (0, 1)),
     Case("append", dtype="float32", special=True),
+    *(
+        Case(what, head_dim, kv=kv)
+        for what in ("decode", "prefill", "append")
+        for head_dim in (64, 80, 128, 256)
+        for kv in CODES
+    ),
+    *(Case(what, dtype="float32", kv=kv) for what in ("decode", "prefill") for kv in CODES),
+    *(Case(what, special=True, kv=kv) for what in ("decode", "prefill", "append") for kv in CODES),
     Case("dense"),
     Case("dense", dtype="float32"),
 ]
@@ -70,7 +89,7 @@ def compile_case(arch: str, case: Case) -> list[Resources]:
 def attention(arch: str, case: Case) -> None:
     kv_heads, heads, queries = 8, 32, 512 if case.what == "prefill" else 1
     batch = step(case, kv_heads, queries)
-    dtype = batch.kv.dtype
+    dtype = getattr(torch, case.dtype)
     device = TritonAttention(arch, "cpu", multiprocessors=64)
     if case.branches:
         parents = torch.arange(-1, queries - 1, dtype=torch.int32)
@@ -92,20 +111,15 @@ def attention(arch: str, case: Case) -> None:
 def step(case: Case, kv_heads: int, queries: int) -> AttentionBatch:
     """One sequence of 8,000 tokens, in pages that nothing reads."""
     page_size = 16
-    head = page_size * case.head_dim
-    layout = KVLayout(
-        dtype=case.dtype,
+    layout = KVLayout.packed(
+        case.kv or case.dtype,
         layers=2,
         kv_heads=kv_heads,
         head_dim=case.head_dim,
         page_size=page_size,
-        page_stride=4 * kv_heads * head,
-        layer_stride=2 * kv_heads * head,
-        v_offset=kv_heads * head,
-        head_stride=head,
     )
     return AttentionBatch(
-        kv=torch.empty(64, dtype=getattr(torch, case.dtype)),
+        kv=torch.empty(64, dtype=getattr(torch, layout.storage)),
         layout=layout,
         page_table=torch.zeros((1, 500), dtype=torch.int32),
         query_start=torch.tensor([0, queries], dtype=torch.int32),

@@ -87,7 +87,7 @@ def resource_table(compiled: Compiled) -> str:
             name = kernel.name.removesuffix("_kernel")
             shape = "" if case.what == "dense" else f" {case.head_dim}"
             shape += ", branches" * case.branches
-            worst[f"{name}, {case.dtype}{shape}"][arch].append(kernel)
+            worst[f"{name}, {case.numbers}{shape}"][arch].append(kernel)
     lines = [row("kernel", *TARGETS) + row(*["---"] * (1 + len(TARGETS)))]
     for name in sorted(worst):
         lines.append(row(name, *(cell(worst[name][arch]) for arch in TARGETS)))

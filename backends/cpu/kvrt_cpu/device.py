@@ -16,6 +16,7 @@ from kvrt.spi import (
     Extension,
     FusedOps,
     GraphCapture,
+    KVFormat,
     Measurable,
     PagedAttention,
     Ticket,
@@ -29,7 +30,8 @@ from .measure import NativeLimits, TorchLimits
 from .memory import GRANULARITY, open_memory
 from .ops import NativeOps
 
-_KV_DTYPES: tuple[DType, ...] = ("float32", "bfloat16", "float16")
+_WEIGHT_DTYPES: tuple[DType, ...] = ("float32", "bfloat16", "float16")
+_KV_FORMATS: tuple[KVFormat, ...] = (*_WEIGHT_DTYPES, "int8", "int4")
 _DONE = Done()
 
 
@@ -75,7 +77,8 @@ class CpuDevice:
             granularity=GRANULARITY,
             torch_device="cpu",
             compute_dtypes=("float32",),
-            kv_dtypes=_KV_DTYPES,
+            weight_dtypes=_WEIGHT_DTYPES,
+            kv_formats=_KV_FORMATS,
             capabilities=frozenset(capabilities),
             notes=notes,
         )

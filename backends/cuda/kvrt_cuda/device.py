@@ -65,7 +65,8 @@ class CudaDevice:
             granularity=self.memory.granularity,
             torch_device=place.torch_device(index),
             compute_dtypes=kernels.compute_dtypes,
-            kv_dtypes=kernels.kv_dtypes,
+            weight_dtypes=kernels.weight_dtypes,
+            kv_formats=kernels.kv_formats,
             capabilities=frozenset(capabilities),
         )
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from kvrt.errors import KvrtError
-from kvrt.spi import Device, DType, Measurable
+from kvrt.spi import Device, KVFormat, Measurable
 from kvrt.units import format_bytes
 from kvrt_cli.checks.check import Check, Mark, failed
 
@@ -35,10 +35,8 @@ def prove(backend: str, index: int) -> Generator[Check, None, None]:
         for number, note in enumerate(device.info.notes):
             yield Check(group, f"note.{number}", Mark.WARN, note)
         yield from _tried(group, "memory", partial(_memory, group, device))
-        for dtype in device.info.kv_dtypes:
-            yield from _tried(
-                group, f"attention.{dtype}", partial(_attention, group, device, dtype)
-            )
+        for kv in device.info.kv_formats:
+            yield from _tried(group, f"attention.{kv}", partial(_attention, group, device, kv))
         yield from _tried(group, "latency", partial(_latency, group, device))
         yield from _tried(group, "bandwidth", partial(_bandwidth, group, device))
         yield from _tried(group, "budget", partial(_budget, group, device))
@@ -60,9 +58,11 @@ def _about(group: str, device: Device) -> Check:
         group, "device", Mark.OK,
         f"{info.name} ({info.arch}), {format_bytes(info.total_bytes)},"
         f" chunks of {format_bytes(info.granularity)}",
-        details=f"computes in {', '.join(info.compute_dtypes)}; keeps KV in"
-        f" {', '.join(info.kv_dtypes)}; {', '.join(capabilities) or 'no capabilities'}",
-        data={"name": info.name, "arch": info.arch, "capabilities": capabilities},
+        details=f"computes in {', '.join(info.compute_dtypes)}; keeps weights in"
+        f" {', '.join(info.weight_dtypes)}, KV in"
+        f" {', '.join(info.kv_formats)}; {', '.join(capabilities) or 'no capabilities'}",
+        data={"name": info.name, "arch": info.arch, "capabilities": capabilities,
+              "kv_formats": list(info.kv_formats)},
     )  # fmt: skip
 
 
@@ -166,7 +166,7 @@ def _latency(group: str, device: Device) -> Check:
 # --- attention -----------------------------------------------------------------------------------
 
 
-def _attention(group: str, device: Device, kv: DType) -> Check:
+def _attention(group: str, device: Device, kv: KVFormat) -> Check:
     """A few odd shapes, against arithmetic in float64 that shares nothing with any backend."""
     from kvrt.testing.paged import Case, attend, mismatch
 

@@ -11,7 +11,8 @@
 
 namespace kvrt {
 
-enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2 };
+enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2 };             // of weights
+enum class Format : int { f32 = 0, bf16 = 1, f16 = 2, i8 = 3, i4 = 4 };  // of pages; kvrt.spi.KVLayout defines them
 enum class Gate : int { none = 0, silu = 1, gelu_tanh = 2 };
 
 // Keys are taken in tiles of this many absolute positions, and softmax state is merged between segments. Both are
@@ -19,12 +20,12 @@ enum class Gate : int { none = 0, silu = 1, gelu_tanh = 2 };
 constexpr int kTile = 64;
 constexpr int kSegment = 512;
 
-// One layer of the paged cache, strides in elements:
+// One layer of the paged cache, strides in items, which are elements, or bytes for i8 and i4:
 //
-//   kv + page * page_stride + head * head_stride + slot * head_dim            the key of one token, head_dim long
-//   ... + v_offset                                                            its value
+//   kv + page * page_stride + head * head_stride       the keys of one head: slot after slot, then their scales, if any
+//   ... + v_offset                                     its values
 struct Pages {
-  Dtype dtype;
+  Format format;
   void* kv;
   int64_t v_offset, page_stride, head_stride;
   int page_size, kv_heads, head_dim;

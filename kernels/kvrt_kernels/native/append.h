@@ -1,5 +1,5 @@
 // Rotary embedding (Su et al. 2021, arXiv 2104.09864, half-split) after an optional norm of each head, in place, and
-// storing of keys and values into their slots, rounded to nearest even.
+// storing of keys and values into their slots (codes.h), rounded to nearest even.
 
 // Where the token at a position lies, counted in slots from the sequence's first page on.
 KVRT_INLINE int64_t slot_of(const Batch& batch, int sequence, int64_t position) {
@@ -22,10 +22,6 @@ KVRT_INLINE void prepare_head(float* x, int dim, const float* norm, float eps, c
     }
 }
 
-template <class T> KVRT_INLINE void store_head(const float* x, T* to, int dim) {
-  for (int d = 0; d < dim; d++) narrow(to + d, x[d]);
-}
-
 template <class T>
 static void append_tokens(const AppendArgs& a, int sequence, int token0, int token1) {
   const Pages& p = a.pages;
@@ -40,20 +36,23 @@ static void append_tokens(const AppendArgs& a, int sequence, int token0, int tok
       for (int h = 0; h < a.heads; h++)
         prepare_head(a.q + token * a.q_stride + h * p.head_dim, p.head_dim, a.q_norm, a.eps, cos, sin, half);
     const int64_t at = slot_of(a.batch, sequence, position);
-    T* slot = static_cast<T*>(p.kv) + table[at / p.page_size] * p.page_stride + at % p.page_size * p.head_dim;
-    for (int h = 0; h < p.kv_heads; h++, slot += p.head_stride) {
+    T* block = static_cast<T*>(p.kv) + table[at / p.page_size] * p.page_stride;
+    const int slot = int(at % p.page_size);
+    for (int h = 0; h < p.kv_heads; h++, block += p.head_stride) {
       float* k = a.k + token * a.k_stride + h * p.head_dim;
       if (cos || a.k_norm) prepare_head(k, p.head_dim, a.k_norm, a.eps, cos, sin, half);
-      store_head(k, slot, p.head_dim);
-      store_head(a.v + token * a.v_stride + h * p.head_dim, slot + p.v_offset, p.head_dim);
+      store_head(k, block, slot, p.page_size, p.head_dim);
+      store_head(a.v + token * a.v_stride + h * p.head_dim, block + p.v_offset, slot, p.page_size, p.head_dim);
     }
   }
 }
 
 static void append(const AppendArgs& a, int sequence, int token0, int token1) {
-  switch (a.pages.dtype) {
-    case Dtype::f32: return append_tokens<float>(a, sequence, token0, token1);
-    case Dtype::bf16: return append_tokens<bf16>(a, sequence, token0, token1);
-    case Dtype::f16: return append_tokens<f16>(a, sequence, token0, token1);
+  switch (a.pages.format) {
+    case Format::f32: return append_tokens<float>(a, sequence, token0, token1);
+    case Format::bf16: return append_tokens<bf16>(a, sequence, token0, token1);
+    case Format::f16: return append_tokens<f16>(a, sequence, token0, token1);
+    case Format::i8: return append_tokens<i8>(a, sequence, token0, token1);
+    case Format::i4: return append_tokens<i4>(a, sequence, token0, token1);
   }
 }

@@ -80,26 +80,25 @@ static void softmax4(const Rows& x, int r0, float* s, float softcap) {
   store4(x.l + r0, fma(load_as<v4f>(x.l + r0), alpha, reduce4<Add>(total[0], total[1], total[2], total[3])));
 }
 
-// Calls f<R>(row) over all rows in strips of at most kRows.
-template <class F> KVRT_INLINE void strips(int rows, const F& f) {
-  int r = 0;
-  for (; rows - r >= kRows; r += kRows) f(std::integral_constant<int, kRows>{}, r);
-  if (rows - r >= 4) f(std::integral_constant<int, 4>{}, r), r += 4;
-  if (rows - r >= 2) f(std::integral_constant<int, 2>{}, r), r += 2;
-  if (rows - r >= 1) f(std::integral_constant<int, 1>{}, r);
-}
-
 // Calls f<rows>() for 1 <= rows <= N.
 template <int N, class F> KVRT_INLINE void few_rows(int rows, const F& f) {
   if (rows == N) return f(std::integral_constant<int, N>{});
   if constexpr (N > 1) few_rows<N - 1>(rows, f);
 }
 
+// Calls f<R>(row) over all rows in strips of kRows, and the rest in one.
+template <class F> KVRT_INLINE void strips(int rows, const F& f) {
+  int r = 0;
+  for (; rows - r >= kRows; r += kRows) f(std::integral_constant<int, kRows>{}, r);
+  few_rows<kRows - 1>(rows - r, [&](auto height) { f(height, r); });
+}
+
 // Adds the weighted values of a tile to the rows of one strip, columns [column, column + C * L). Rows of neighbouring
 // tokens see slightly different positions: what not all of them see is added row by row, before and after the rest, so
 // that no row ever touches a value it does not see (0 times infinity is not 0).
 template <class T, int R, int C>
-static void add_strip(const Rows& x, int r, const float* s, const T* const* v, int column, NextRows<T>& next) {
+static void add_strip(const Rows& x, int r, const float* s, const T* const* v, const float* scales, int column,
+                      NextRows<T>& next) {
   int begin = x.begin[r], end = x.end[r];
   for (int i = r + 1; i < r + R; i++) {
     begin = x.begin[i] > begin ? x.begin[i] : begin;
@@ -113,23 +112,23 @@ static void add_strip(const Rows& x, int r, const float* s, const T* const* v, i
     alpha[i] = x.alpha[r + i];
     const int until = x.end[r + i] < begin ? x.end[r + i] : begin;
     if (x.begin[r + i] >= until) continue;
-    values<T, 1, C>(p + i * kTile, alpha + i, v, column, x.begin[r + i], until, acc + i * x.dim, x.dim, next);
+    values<T, 1, C>(p + i * kTile, alpha + i, v, scales, column, x.begin[r + i], until, acc + i * x.dim, x.dim, next);
     alpha[i] = 1.f;
   }
-  if (begin < end) values<T, R, C>(p, alpha, v, column, begin, end, acc, x.dim, next);
+  if (begin < end) values<T, R, C>(p, alpha, v, scales, column, begin, end, acc, x.dim, next);
   for (int i = 0; i < R; i++)
     if (end < x.end[r + i])
-      values<T, 1, C>(p + i * kTile, &one, v, column, end, x.end[r + i], acc + i * x.dim, x.dim, next);
+      values<T, 1, C>(p + i * kTile, &one, v, scales, column, end, x.end[r + i], acc + i * x.dim, x.dim, next);
 }
 
 template <class T>
-static void add_values(const Rows& x, const float* s, const T* const* v, NextRows<T> next) {
+static void add_values(const Rows& x, const float* s, const T* const* v, const float* scales, NextRows<T> next) {
   int c = 0;
   const auto columns = [&](auto width) {
     constexpr int C = decltype(width)::value;
     for (; x.dim - c >= C * L; c += C * L)
       strips(x.count, [&](auto height, int r) {
-        add_strip<T, decltype(height)::value, C>(x, r, s, v, c, next);
+        add_strip<T, decltype(height)::value, C>(x, r, s, v, scales, c, next);
       });
   };
   columns(std::integral_constant<int, kCols>{});
@@ -145,6 +144,11 @@ struct AttentionScratch {
   Rows rows;
   float *kt, *vt, *s;
   float* part;  // for a few rows
+  // Of codes: the scales of a tile's keys and values, [groups][kTile] each; for a few rows also their queries, spread, and
+  // what comes of them.
+  float *key_scales, *value_scales, *factor;
+  int16_t* spread;
+  int32_t *whole, *less, *dots;
   const void **keys, **next_keys, **value_rows;
 
   AttentionScratch(const AttentionArgs& a, int count, Arena& arena) {
@@ -162,6 +166,15 @@ struct AttentionScratch {
     kt = arena.take<float>(size_t(dim) * kTile);
     vt = arena.take<float>(size_t(dim) * kTile);
     part = few ? arena.take<float>(size_t(count) * kGroups * L) : nullptr;
+    const int groups = scale_groups(a.pages.format, dim);
+    key_scales = arena.take<float>(size_t(groups) * kTile);
+    value_scales = arena.take<float>(size_t(groups) * kTile);
+    factor = arena.take<float>(groups ? padded : 0);
+    whole = arena.take<int32_t>(groups ? dim : 0);
+    const size_t all = size_t(count) * groups * few;
+    spread = arena.take<int16_t>(all ? count * (a.pages.format == Format::i8 ? spread_size<i8>(dim) : spread_size<i4>(dim)) : 0);
+    less = arena.take<int32_t>(all);
+    dots = arena.take<int32_t>(all * kTile);
     keys = arena.take<const void*>(kTile);
     next_keys = arena.take<const void*>(kTile);
     value_rows = arena.take<const void*>(kTile);
@@ -174,7 +187,7 @@ template <class T>
 static void locate(const AttentionArgs& a, const AttentionTask& task, int64_t tile, int64_t first, int64_t last,
                    const T** rows) {
   const int32_t* table = a.batch.page_table + task.sequence * a.batch.table_stride;
-  const int size = a.pages.page_size, dim = a.pages.head_dim;
+  const int size = a.pages.page_size, items = Kept<T>::items(a.pages.head_dim);
   const T* base = static_cast<const T*>(a.pages.kv) + task.kv_head * a.pages.head_stride;
   const int begin = first > tile ? int(first - tile) : 0, end = last - tile < kTile ? int(last - tile) : kTile;
   int straight = end;  // tokens from here on lie in the slots of a branch
@@ -183,25 +196,55 @@ static void locate(const AttentionArgs& a, const AttentionTask& task, int64_t ti
     straight = trunk > begin ? int(trunk) : begin;
     for (int t = straight; t < end; t++) {
       const int64_t at = slot_of(a.batch, task.sequence, tile + t);
-      rows[t] = base + table[at / size] * a.pages.page_stride + at % size * dim;
+      rows[t] = base + table[at / size] * a.pages.page_stride + at % size * items;
     }
   }
   if (begin < straight) {
     int64_t page = (tile + begin) / size;
     int slot = int((tile + begin) % size);
-    const T* row = base + table[page] * a.pages.page_stride + int64_t(slot) * dim;
+    const T* row = base + table[page] * a.pages.page_stride + int64_t(slot) * items;
     for (int t = begin; t < straight; t++) {
       if (slot == size) {
         slot = 0;
         row = base + table[++page] * a.pages.page_stride;
       }
       rows[t] = row;
-      row += dim;
+      row += items;
       slot++;
     }
   }
   for (int t = 0; t < begin; t++) rows[t] = rows[begin];
   for (int t = end; t < kTile; t++) rows[t] = rows[end - 1];
+}
+
+// The scales of the keys and values of a tile's positions within [begin, end); the others may be anything.
+template <class T>
+static void gather_scales(const AttentionArgs& a, const AttentionTask& task, int64_t tile, int begin, int end,
+                          const AttentionScratch& w) {
+  using Scale = typename Kept<T>::Scale;
+  const int32_t* table = a.batch.page_table + task.sequence * a.batch.table_stride;
+  const int size = a.pages.page_size, groups = Kept<T>::groups(a.pages.head_dim);
+  const T* base = static_cast<const T*>(a.pages.kv) + task.kv_head * a.pages.head_stride;
+  for (int t = begin, count; t < end; t += count) {
+    const int64_t at = slot_of(a.batch, task.sequence, tile + t);
+    const int slot = int(at % size);
+    count = end - t < size - slot ? end - t : size - slot;
+    if (a.batch.trunk) {  // one by one from where a branch begins
+      const int64_t trunk = a.batch.trunk[task.sequence] - tile;
+      if (t >= trunk) count = 1;
+      else if (t + count > trunk) count = int(trunk) - t;
+    }
+    const T* block = base + table[at / size] * a.pages.page_stride;
+    const T* scales = block + int64_t(size) * Kept<T>::items(a.pages.head_dim) + slot * sizeof(Scale);
+    for (int g = 0; g < groups; g++, scales += size * sizeof(Scale)) {
+      const Scale* of_keys = reinterpret_cast<const Scale*>(scales);
+      const Scale* of_values = reinterpret_cast<const Scale*>(scales + a.pages.v_offset);
+      float *k = w.key_scales + g * kTile + t, *v = w.value_scales + g * kTile + t;
+      int i = 0;
+      for (; i + L <= count; i += L) store(k + i, load(of_keys + i)), store(v + i, load(of_values + i));
+      for (; i < count; i++) k[i] = widen(of_keys[i]), v[i] = widen(of_values[i]);
+    }
+  }
 }
 
 KVRT_INLINE void reset(const Rows& x, float* m, float* l, float* acc) {
@@ -239,35 +282,75 @@ template <class T> static void write_out(const AttentionArgs& a, const Attention
   }
 }
 
+// s = scores of the tile's keys; outside [begin, end) they may be anything.
 template <class T>
-static void attend_tile(const AttentionArgs& a, const AttentionScratch& w, const T* const* keys,
-                        const T* const* next_keys, int begin, int end) {
+static void score_tile(const AttentionArgs& a, const AttentionScratch& w, const T* const* keys, int begin, int end) {
   const Rows& x = w.rows;
   if (x.count <= kFewRows) {
     few_rows<kFewRows>(x.count, [&](auto height) {
       constexpr int R = decltype(height)::value;
       constexpr int G = R <= 2 ? kSums / 2 : R <= 4 ? kSums / 4 : kSums / 8;
-      for (int t = begin / (4 * G) * (4 * G); t < end; t += 4 * G)
-        scores_of_few<T, R, G>(x.q, keys + t, a.pages.v_offset, w.part + t / 4 * L, x.dim);
-      for (int r = 0; r < R; r++) join_classes(w.part + r * kGroups * L, w.s + r * kTile);
+      if constexpr (Kept<T>::codes) {
+        const int groups = Kept<T>::groups(x.dim);
+        for (int t = begin / (4 * G) * (4 * G); t < end; t += 4 * G)
+          dots_of_few<T, R, G>(w.spread, keys + t, a.pages.v_offset, w.less, w.dots + t, x.dim);
+        for (int r = 0; r < R; r++)
+          scale_dots(w.dots + r * groups * kTile, w.key_scales, w.factor[r], groups, w.s + r * kTile);
+      } else {
+        for (int t = begin / (4 * G) * (4 * G); t < end; t += 4 * G)
+          scores_of_few<T, R, G>(x.q, keys + t, a.pages.v_offset, w.part + t / 4 * L, x.dim);
+        for (int r = 0; r < R; r++) join_classes(w.part + r * kGroups * L, w.s + r * kTile);
+      }
     });
   } else {
     for (int t = begin / L * L; t < end; t += L) transpose_keys<T>(keys + t, w.kt + t, x.dim);
     for (int t = begin / (kCols * L) * (kCols * L); t < end; t += kCols * L)
       strips(x.count, [&](auto height, int r) {
-        scores<decltype(height)::value>(x.q + r * x.dim, w.kt + t, w.s + r * kTile + t, x.dim);
+        constexpr int R = decltype(height)::value;
+        if constexpr (Kept<T>::codes)
+          scores_of_codes<R>(x.q + r * x.dim, w.factor + r, w.kt + t, w.key_scales + t, w.s + r * kTile + t, x.dim,
+                             Kept<T>::group(x.dim));
+        else
+          scores<R>(x.q + r * x.dim, w.kt + t, w.s + r * kTile + t, x.dim);
       });
   }
+}
+
+template <class T>
+static void attend_tile(const AttentionArgs& a, const AttentionScratch& w, const T* const* keys,
+                        const T* const* next_keys, int begin, int end) {
+  const Rows& x = w.rows;
+  score_tile<T>(a, w, keys, begin, end);
   for (int r = 0; r < x.count; r += 4) softmax4(x, r, w.s + r * kTile, a.softcap);
+  if constexpr (std::is_same<T, i8>::value)  // a weight's scale costs less than those of dim elements
+    for (int r = 0; r < x.count; r++)
+      for (int t = 0; t < kTile; t += L) store(w.s + r * kTile + t, load(w.s + r * kTile + t) * load(w.value_scales + t));
   if (std::is_same<T, float>::value || x.count <= 2 * kRows) {
     const T** rows = reinterpret_cast<const T**>(w.value_rows);
     for (int t = 0; t < kTile; t++) rows[t] = keys[t] + a.pages.v_offset;
-    add_values<T>(x, w.s, rows, {next_keys, 0, kTile, x.dim});
+    add_values<T>(x, w.s, rows, w.value_scales, {next_keys, 0, kTile, Kept<T>::items(x.dim)});
   } else {  // many rows: widen the values once
     const float** rows = reinterpret_cast<const float**>(w.value_rows);
     for (int t = 0; t < kTile; t++) rows[t] = w.vt + t * x.dim;
-    for (int t = begin; t < end; t++) widen_values(keys[t] + a.pages.v_offset, w.vt + t * x.dim, x.dim);
-    add_values<float>(x, w.s, rows, {nullptr, 0, 0, x.dim});
+    for (int t = begin; t < end; t++) widen_values(keys[t] + a.pages.v_offset, w.value_scales + t, w.vt + t * x.dim, x.dim);
+    add_values<float>(x, w.s, rows, nullptr, {nullptr, 0, 0, x.dim});
+  }
+}
+
+// Row r's query, in whole numbers.
+template <class T> static void place_query(const float* q, float scale, int r, const AttentionScratch& w) {
+  const int dim = w.rows.dim, groups = Kept<T>::groups(dim), group = Kept<T>::group(dim);
+  w.factor[r] = whole_query<T>(q, dim, w.whole) * scale;
+  if (w.rows.count > kFewRows) {
+    for (int d = 0; d < dim; d += L)
+      store(w.rows.q + r * dim + d, __builtin_convertvector(load_as<vi>(w.whole + d), vf));
+    return;
+  }
+  spread_codes<T>(w.whole, dim, w.spread + r * spread_size<T>(dim));
+  for (int g = 0; g < groups; g++) {  // codes in i4 have 8 added
+    int32_t total = 0;
+    for (int d = g * group; d < (g + 1) * group && d < dim; d++) total += w.whole[d];
+    w.less[r * groups + g] = 8 * total;
   }
 }
 
@@ -282,7 +365,9 @@ static void attend(const AttentionArgs& a, const AttentionTask& task, Arena aren
   for (int r = 0; r < x.count; r++) {
     const int64_t token = start[0] + task.q_begin + r / group, head = task.kv_head * group + r % group;
     const float* q = a.q + token * a.q_stride + head * dim;
-    if (x.count <= kFewRows)
+    if constexpr (Kept<T>::codes)
+      place_query<T>(q, scale, r, w);
+    else if (x.count <= kFewRows)
       spread_query<T>(q, scale, x.q + r * dim * 4, dim);
     else
       pack_query<T>(q, scale, x.q + r * dim, dim);
@@ -316,6 +401,7 @@ static void attend(const AttentionArgs& a, const AttentionTask& task, Arena aren
       x.begin[r] = low > 0 ? (low < kTile ? int(low) : kTile) : 0;
       x.end[r] = at >= 0 ? (at < kTile ? int(at) + 1 : kTile) : 0;
     }
+    if constexpr (Kept<T>::codes) gather_scales<T>(a, task, tile, begin, end, w);
     attend_tile<T>(a, w, keys, more ? next : nullptr, begin, end);
     const T** t = keys;
     keys = next;
@@ -341,10 +427,12 @@ static size_t attention_scratch(const AttentionArgs& a, int rows) {
 
 static void attention(const AttentionArgs& a, const AttentionTask& task, void* scratch) {
   const Arena arena{static_cast<char*>(scratch)};
-  switch (a.pages.dtype) {
-    case Dtype::f32: return attend<float>(a, task, arena);
-    case Dtype::bf16: return attend<bf16>(a, task, arena);
-    case Dtype::f16: return attend<f16>(a, task, arena);
+  switch (a.pages.format) {
+    case Format::f32: return attend<float>(a, task, arena);
+    case Format::bf16: return attend<bf16>(a, task, arena);
+    case Format::f16: return attend<f16>(a, task, arena);
+    case Format::i8: return attend<i8>(a, task, arena);
+    case Format::i4: return attend<i4>(a, task, arena);
   }
 }
 
@@ -359,7 +447,7 @@ static void attention_merge(const AttentionArgs& a, const AttentionTask& task, c
     for (int r = 0; r < x.count; r++)
       merge_row(x, r, state[r], state[x.count + r], partials[i] + size_t(r) * x.dim);
   }
-  if (a.pages.dtype == Dtype::bf16)
+  if (a.pages.format == Format::bf16)
     write_out<bf16>(a, task, x);
   else
     write_out<float>(a, task, x);

@@ -18,14 +18,14 @@ constexpr int kGroups = kTile / 4;  // of keys, as many as a block has lanes
 template <class T> struct NextRows {
   const T* const* rows;  // nullptr: there are none
   int64_t offset;        // elements from the rows given
-  int count, dim;
+  int count, items;  // rows, and how long one is
   int row = 0, column = 0;
 
   KVRT_FORCE void ask() {
     if (!rows || row == count) return;
     prefetch(rows[row] + offset + column);
     column += 64 / int(sizeof(T));
-    if (column >= dim) column = 0, row++;
+    if (column >= items) column = 0, row++;
   }
 };
 
@@ -67,7 +67,7 @@ template <class T> static void spread_query(const float* q, float scale, float* 
 
 // ---- scores of many rows --------------------------------------------------------------------------------------------
 
-// kt[place of d][kTile], columns [0, L) = keys k[0 .. L).
+// kt[place of d, or of codes d itself][kTile], columns [0, L) = keys k[0 .. L).
 template <class T> static void transpose_keys(const T* const* k, float* kt, int dim) {
   vf w[L];
   int d = 0;
@@ -84,27 +84,27 @@ template <class T> static void transpose_keys(const T* const* k, float* kt, int 
     }
   for (; d < dim; d += L) {
 #pragma GCC unroll 16
-    for (int i = 0; i < L; i++) w[i] = load(k[i] + d);
+    for (int i = 0; i < L; i++) w[i] = load_row(k[i], d);
     transpose(w);
 #pragma GCC unroll 16
-    for (int i = 0; i < L; i++) store(kt + place(dim, d, i, L) * kTile, w[i]);
+    for (int i = 0; i < L; i++) store(kt + (Kept<T>::codes ? d + i : place(dim, d, i, L)) * kTile, w[i]);
   }
 }
 
-// sum[R][kCols] = q[R][...] . kt[...], over one class.
+// sum[R][kCols] = q[R][...] . kt[...], over `count` elements; rows of q are `stride` apart.
 template <int R>
-KVRT_INLINE void scores_of_class(const float* q, const float* kt, int dim, vf (*sum)[kCols]) {
+KVRT_INLINE void scores_of_class(const float* q, int stride, const float* kt, int count, vf (*sum)[kCols]) {
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
     for (int j = 0; j < kCols; j++) sum[r][j] = vf{};
-  for (int d = 0; d < dim / kClasses; d++) {
+  for (int d = 0; d < count; d++) {
     vf k[kCols];
 #pragma GCC unroll 8
     for (int j = 0; j < kCols; j++) k[j] = load(kt + d * kTile + j * L);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
-      const vf x = splat<vf>(q[r * dim + d]);
+      const vf x = splat<vf>(q[r * stride + d]);
 #pragma GCC unroll 8
       for (int j = 0; j < kCols; j++) sum[r][j] = fma(k[j], x, sum[r][j]);
     }
@@ -117,7 +117,7 @@ static void scores(const float* q, const float* kt, float* s, int dim) {
   const int step = dim / kClasses;
   vf odd[R][kCols], sum[R][kCols];
   for (int c = 0; c < kClasses; c++) {
-    scores_of_class<R>(q + c * step, kt + c * step * kTile, dim, sum);
+    scores_of_class<R>(q + c * step, dim, kt + c * step * kTile, step, sum);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
@@ -200,36 +200,56 @@ KVRT_INLINE void join_classes(const float* part, float* s) {
 
 // Accumulators of bf16 values hold each 2 L elements as the even ones, then the odd ones: splitting words takes no
 // shuffle. write_out() puts them in order.
-template <class T, int C> KVRT_INLINE void load_values(const T* v, vf* x) {
-  if constexpr (kWide<T> != L && C % 2 == 0) {
+//
+// Values in i4 are multiplied by their scales, given for the token and each group kTile apart; the scales of i8 were taken
+// into the weights.
+template <class T, int C> KVRT_INLINE void load_values(const T* v, int column, const float* scales, vf* x) {
+  if constexpr (std::is_same<T, i4>::value) {
+#pragma GCC unroll 8
+    for (int j = 0; j < C; j++) {
+      const int d = column + j * L;
+      if constexpr (L == 16 && C % 2 == 0) {  // both halves of a byte at once
+        if (j % 2) continue;
+        const vu both = load_nibbles(v, d);
+        const vf scale = splat<vf>(scales[d / 32 * kTile]);
+        x[j] = number(both, scale);
+        x[j + 1] = number(both >> 4, scale);
+      } else {
+        x[j] = number(load_nibbles(v, d) >> (d & 16 ? 4 : 0), splat<vf>(scales[d / 32 * kTile]));
+      }
+    }
+  } else if constexpr (kWide<T> != L && C % 2 == 0) {
 #pragma GCC unroll 8
     for (int j = 0; j < C; j += 2) {
-      vf w = load_as<vf>(v + j * L);
+      vf w = load_as<vf>(v + column + j * L);
       keep(w);
       x[j] = low_half(w);
       x[j + 1] = high_half(w);
     }
   } else {
 #pragma GCC unroll 8
-    for (int j = 0; j < C; j++) x[j] = load(v + j * L);
+    for (int j = 0; j < C; j++) x[j] = load_row(v, column + j * L);
   }
 }
 
-template <class T> static void widen_values(const T* v, float* to, int dim) {
+template <class T> static void widen_values(const T* v, const float* scales, float* to, int dim) {
   vf x[2];
   int d = 0;
   for (; d + 2 * L <= dim; d += 2 * L) {
-    load_values<T, 2>(v + d, x);
+    load_values<T, 2>(v, d, scales, x);
     store(to + d, x[0]);
     store(to + d + L, x[1]);
   }
-  for (; d < dim; d += L) store(to + d, load(v + d));
+  for (; d < dim; d += L) {
+    load_values<T, 1>(v, d, scales, x);
+    store(to + d, x[0]);
+  }
 }
 
 // acc[R][C * L] = acc * alpha[R] + p[R][t0 .. t1) . v[t0 .. t1)[C * L]; meanwhile asks for as many bytes ahead.
 template <class T, int R, int C>
-static void values(const float* p, const float* alpha, const T* const* v, int64_t column, int t0, int t1, float* acc,
-                   int dim, NextRows<T>& next) {
+static void values(const float* p, const float* alpha, const T* const* v, const float* scales, int column, int t0,
+                   int t1, float* acc, int dim, NextRows<T>& next) {
   NextRows<T> ahead = next;
   vf c[R][C];
 #pragma GCC unroll 8
@@ -238,7 +258,7 @@ static void values(const float* p, const float* alpha, const T* const* v, int64_
     for (int j = 0; j < C; j++) c[r][j] = load(acc + r * dim + j * L) * alpha[r];
   for (int t = t0; t < t1; t++) {
     vf x[C];
-    load_values<T, C>(v[t] + column, x);
+    load_values<T, C>(v[t], column, scales + t, x);
 #pragma GCC unroll 8
     for (int b = 0; b < int(C * L * sizeof(T)); b += 64) ahead.ask();
 #pragma GCC unroll 8

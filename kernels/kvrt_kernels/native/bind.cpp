@@ -81,12 +81,12 @@ using S = int64_t;
   "page_table"_a, "table_stride"_a, "query_start"_a, "context_len"_a, "sequences"_a, "trunk"_a, "slots"_a,         \
       "slots_stride"_a
 #define KVRT_CACHE_ARGS                                                                                            \
-  int dtype, A kv, S v_offset, S page_stride, S head_stride, int page_size, int kv_heads, int head_dim,            \
+  int format, A kv, S v_offset, S page_stride, S head_stride, int page_size, int kv_heads, int head_dim,            \
       KVRT_BATCH_ARGS
 #define KVRT_CACHE_NAMES                                                                                           \
-  "dtype"_a, "kv"_a, "v_offset"_a, "page_stride"_a, "head_stride"_a, "page_size"_a, "kv_heads"_a, "head_dim"_a,    \
+  "format"_a, "kv"_a, "v_offset"_a, "page_stride"_a, "head_stride"_a, "page_size"_a, "kv_heads"_a, "head_dim"_a,    \
       KVRT_BATCH_NAMES
-#define KVRT_PAGES Pages{Dtype(dtype), at<void>(kv), v_offset, page_stride, head_stride, page_size, kv_heads, head_dim}
+#define KVRT_PAGES Pages{Format(format), at<void>(kv), v_offset, page_stride, head_stride, page_size, kv_heads, head_dim}
 #define KVRT_BATCH                                                                                                 \
   Batch{at<const int32_t>(page_table), table_stride, at<const int32_t>(query_start), at<const int32_t>(context_len), \
         sequences, at<const int32_t>(trunk), at<const int32_t>(slots), slots_stride}

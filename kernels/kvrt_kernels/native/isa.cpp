@@ -19,8 +19,10 @@ namespace KVRT_ISA {
 // clang-format off: each needs the ones above it
 #include "simd.h"
 #include "norm.h"
+#include "codes.h"
 #include "append.h"
 #include "attention_tiles.h"
+#include "attention_codes.h"
 #include "attention.h"
 #include "linear.h"
 #include "probe.h"

@@ -20,7 +20,9 @@ constexpr int L = kBytes / 4;  // lanes
 typedef float vf __attribute__((vector_size(kBytes)));
 typedef int32_t vi __attribute__((vector_size(kBytes)));
 typedef uint32_t vu __attribute__((vector_size(kBytes)));
+typedef int16_t vw __attribute__((vector_size(kBytes)));
 typedef uint16_t vh __attribute__((vector_size(kBytes / 2)));
+typedef int8_t vb __attribute__((vector_size(kBytes / 4)));
 typedef float v4f __attribute__((vector_size(16)));
 typedef int32_t v4i __attribute__((vector_size(16)));
 
@@ -36,6 +38,7 @@ struct f16 { uint16_t bits; };
 template <class V> KVRT_INLINE V splat(float x) { return x - V{}; }
 template <class V> KVRT_INLINE V load_as(const void* p) { V v; __builtin_memcpy(&v, p, sizeof v); return v; }
 KVRT_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
+KVRT_INLINE void store(int32_t* p, vi v) { __builtin_memcpy(p, &v, sizeof v); }
 KVRT_INLINE void store4(float* p, v4f v) { __builtin_memcpy(p, &v, sizeof v); }
 
 // ---- arithmetic -----------------------------------------------------------------------------------------------------
@@ -75,6 +78,23 @@ template <class V> KVRT_INLINE V exp2(V x) {
   p = fma(p, f, splat<V>(1.f));
   return (V)((I)p + ((I)rounded << 23));
 }
+
+// In each 32-bit lane, the sum of the products of its two 16-bit halves; exact below 2^31.
+#if defined(__AVX512F__)
+KVRT_INLINE vi dot2(vw a, vw b) { return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+#elif defined(__AVX2__)
+KVRT_INLINE vi dot2(vw a, vw b) { return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+#elif defined(__aarch64__)
+KVRT_INLINE vi dot2(vw a, vw b) {
+  const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
+  return (vi)vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
+}
+#else
+KVRT_INLINE vi dot2(vw a, vw b) { return (vi)_mm_madd_epi16((__m128i)a, (__m128i)b); }
+#endif
+
+// To the nearest whole number, ties to even, for |x| < 2^22.
+KVRT_INLINE vi nearest(vf x) { return (vi)(x + splat<vf>(12582912.f)) - (vi)splat<vf>(12582912.f); }
 
 constexpr float kLog2e = 1.44269504088896341f;
 
@@ -210,7 +230,7 @@ KVRT_INLINE void transpose(vf* r) {
 }
 
 // From x[0 .. n), n = L / 4: the 128-bit blocks of x[0], added up by a tree, then those of x[1], and so on.
-template <int H = 1> KVRT_INLINE vf sum_blocks(vf* x) {
+template <int H = 1, class V> KVRT_INLINE V sum_blocks(V* x) {
   if constexpr (H < L / 4) {
 #pragma GCC unroll 4
     for (int i = 0; i < L / 4 / H / 2; i++)
@@ -241,6 +261,13 @@ template <class Op> KVRT_INLINE v4f reduce4(vf a, vf b, vf c, vf d) {
 }
 
 KVRT_INLINE float sum(vf v) { return reduce4<Add>(v, v, v, v)[0]; }
+
+// The c-th 128-bit block.
+KVRT_INLINE v4i block(vi v, int c) {
+  v4i b;
+  __builtin_memcpy(&b, reinterpret_cast<const char*>(&v) + 16 * c, sizeof b);
+  return b;
+}
 
 // Makes the compiler hold v in a register, where it would rather read it from memory again for every use.
 KVRT_INLINE void keep(vf& v) {

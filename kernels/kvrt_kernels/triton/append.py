@@ -15,7 +15,10 @@ from torch import Tensor
 from kvrt.spi import HeadNorm, Rotation
 from kvrt_kernels.triton.configs import options
 from kvrt_kernels.triton.plan import Plan
+from kvrt_kernels.triton.tile import slot_stride
 
+TINY: tl.constexpr = tl.constexpr(2.0**-100)
+"""Numbers below it are kept as 0."""
 BLOCK_H = 8  # heads of one program: 1024 elements of a head size of 128, 8 for each of 128 threads
 
 
@@ -69,6 +72,65 @@ def _store(
     tl.store(x[:, None] + rest[None, :], z.to(TYPE), mask=rest_mask)
 
 
+@triton.jit
+def _rounded(x, extreme, scale, finite):
+    """Codes of x [..., elements] and what to keep as their scale [..., 1]; see `KVLayout`."""
+    live = finite & (tl.abs(extreme) >= TINY)
+    codes = tl.div_rn(x, tl.where(live, scale, 1.0) + tl.zeros_like(x))
+    # Adding 1.5 * 2^23 leaves whole numbers, rounded to even.
+    codes = tl.where(live, (codes + 12582912.0) - 12582912.0, 0.0)
+    return codes, tl.where(finite, tl.where(live, scale, 0.0), float("nan"))
+
+
+@triton.jit
+def _store_codes(
+    x,
+    blocks,
+    slot,
+    heads,
+    KV: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Keep the heads that begin at x [BLOCK_H] in one slot of `blocks` [BLOCK_H]."""
+    SLOT: tl.constexpr = slot_stride(KV, HEAD_DIM)
+    if tl.int8 == KV:
+        d = tl.arange(0, BLOCK_D)
+        mask = heads[:, None] & (d < HEAD_DIM)[None, :]
+        numbers = tl.load(x[:, None] + d[None, :], mask=mask, other=0.0).to(tl.float32)
+        finite = tl.sum(numbers * 0.0, 1, keep_dims=True) == 0.0
+        largest = tl.max(tl.abs(numbers), 1, keep_dims=True)
+        scale = tl.div_rn(largest, tl.zeros_like(largest) + 127.0)
+        codes, kept = _rounded(numbers, largest, scale, finite)
+        tl.store(blocks[:, None] + slot * SLOT + d[None, :], codes.to(tl.int8), mask=mask)
+        at = (blocks + PAGE_SIZE * SLOT + slot * 4).to(tl.pointer_type(tl.float32), bitcast=True)
+        tl.store(at[:, None], kept, mask=heads[:, None])
+    else:
+        g = tl.arange(0, BLOCK_D // 32)
+        low = 32 * g[:, None] + tl.arange(0, 16)[None, :]  # [groups, elements]
+        here = heads[:, None, None]
+        there = here & (low < HEAD_DIM)[None, :, :]
+        a = tl.load(x[:, None, None] + low[None, :, :], mask=there, other=0.0).to(tl.float32)
+        there = here & (low + 16 < HEAD_DIM)[None, :, :]
+        b = tl.load(x[:, None, None] + low[None, :, :] + 16, mask=there, other=0.0).to(tl.float32)
+        finite = tl.sum((a + b) * 0.0, 2, keep_dims=True) == 0.0
+        high = tl.maximum(tl.max(a, 2, keep_dims=True), tl.max(b, 2, keep_dims=True))
+        least = tl.minimum(tl.min(a, 2, keep_dims=True), tl.min(b, 2, keep_dims=True))
+        extreme = tl.where(high > -least, high, least)
+        scale = (extreme * -0.125).to(tl.bfloat16).to(tl.float32)
+        a, kept = _rounded(a, extreme, scale, finite)
+        b, kept = _rounded(b, extreme, scale, finite)
+        a = (tl.minimum(tl.maximum(a, -8.0), 7.0) + 8.0).to(tl.uint8)
+        b = (tl.minimum(tl.maximum(b, -8.0), 7.0) + 8.0).to(tl.uint8)
+        byte = blocks[:, None, None] + slot * SLOT + (low - 16 * g[:, None])[None, :, :]
+        exists = here & (32 * g < HEAD_DIM)[None, :, None]
+        tl.store(byte, a | (b << 4), mask=exists & (low >= 0)[None, :, :])
+        at = blocks[:, None] + PAGE_SIZE * SLOT + (g * PAGE_SIZE + slot)[None, :] * 2
+        at = at.to(tl.pointer_type(tl.bfloat16), bitcast=True)
+        tl.store(at[:, :, None], kept.to(tl.bfloat16), mask=exists)
+
+
 @triton.jit(do_not_specialize_on_alignment=["slots"])
 def append_kernel(
     q,
@@ -92,9 +154,11 @@ def append_kernel(
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HALF: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
+    BLOCK_D: tl.constexpr,
     NORM: tl.constexpr,
     ROTATE: tl.constexpr,
 ):
@@ -126,12 +190,19 @@ def append_kernel(
     else:
         head = (block - Q_BLOCKS) * BLOCK_H + tl.arange(0, BLOCK_H)
         there = head < KV_HEADS
-        at = page * page_stride + place * HEAD_DIM
-        slot = kv.to(tl.pointer_type(KV)) + at + head.to(tl.int64) * head_stride
+        blocks = kv.to(tl.pointer_type(KV)) + page * page_stride + head.to(tl.int64) * head_stride
+        CODES: tl.constexpr = tl.int8 == KV or tl.uint8 == KV
+        slot = blocks + place * HEAD_DIM
         x = k + token * k_stride + head * HEAD_DIM
         a, b, z = _prepared(x, k_weight, c, s, eps, there, n, rest, HEAD_DIM, HALF, NORM, ROTATE)
         if NORM or ROTATE:
             _store(x, a, b, z, there, n, rest, k.dtype.element_ty, HEAD_DIM, HALF)
+        if CODES:
+            tl.debug_barrier()  # what was stored in place is read by other threads
+            _store_codes(x, blocks, place, there, KV, HEAD_DIM, PAGE_SIZE, BLOCK_D)
+            x = v + token * v_stride + head * HEAD_DIM
+            _store_codes(x, blocks + v_offset, place, there, KV, HEAD_DIM, PAGE_SIZE, BLOCK_D)
+            return
         _store(slot, a, b, z, there, n, rest, KV, HEAD_DIM, HALF)
         x = v + token * v_stride + head * HEAD_DIM
         a, b, z = _prepared(x, x, c, s, eps, there, n, rest, HEAD_DIM, HALF, False, False)
@@ -194,9 +265,11 @@ def _launch(
         KV_HEADS=layout.kv_heads,
         HEAD_DIM=layout.head_dim,
         HALF=half,
+        PAGE_SIZE=layout.page_size,
         BLOCK_H=BLOCK_H,
         BLOCK_HALF=triton.next_power_of_2(half),
         BLOCK_REST=triton.next_power_of_2(max(1, layout.head_dim - 2 * half)),
+        BLOCK_D=max(32, triton.next_power_of_2(layout.head_dim)),
         NORM=norm is not None,
         ROTATE=rotation is not None,
         **options(warps=4),

@@ -17,6 +17,7 @@ from kvrt_kernels.triton.prefill import prefill_kernel
 MERGED = 8  # segments that `merge_kernel` adds at a time
 ROUNDS = 8  # programs for each multiprocessor where their number cannot follow the contexts
 ALIGNED = 16  # bytes of the widest access
+ACTIVATIONS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 MOST = 65535  # programs along a grid's second axis
 
 
@@ -43,11 +44,12 @@ class Scratch:
 
 
 class TritonAttention:
-    """See `kvrt.spi.PagedAttention`. Activations and pages: float32, bfloat16 and float16.
+    """See `kvrt.spi.PagedAttention`. Activations: float32, bfloat16, float16; pages: any format.
 
-    Products are taken in the dtype of activations and pages if it is the same, else in float32,
-    and never in TF32. The calls check nothing; `kvrt.wrappers.Checked` has. All is submitted to
-    torch's current stream, and nothing waits for the device.
+    Products are taken in the dtype of activations and pages if it is the same, or if pages hold
+    codes, in that of activations; else in float32, and never in TF32. The calls check nothing;
+    `kvrt.wrappers.Checked` has. All is submitted to torch's current stream, and nothing waits for
+    the device.
 
     A row of a sequence that brings up to `kvrt_kernels.triton.plan.FEW` tokens has the same bits
     whatever other sequences are in its batch, and whether it was recorded or not. Prefill has tiles
@@ -191,7 +193,7 @@ class TritonAttention:
         return {
             "KV": plan.dtype,
             "ALIGN": multiple & -multiple,
-            "DOT": plan.dtype if q.dtype is plan.kv.dtype else tl.float32,
+            "DOT": _product_dtype(plan, q),
             "GROUP": q.shape[1] // layout.kv_heads,
             "HEAD_DIM": layout.head_dim,
             "PAGE_SIZE": layout.page_size,
@@ -200,3 +202,10 @@ class TritonAttention:
             "CAPPED": params.softcap > 0,
             "TREES": plan.branches,
         }
+
+
+def _product_dtype(plan: Plan, q: Tensor) -> tl.dtype:
+    """Codes of 8 bits lose nothing in any dtype of activations."""
+    if plan.layout.quantization is not None:
+        return ACTIVATIONS[q.dtype]
+    return plan.dtype if q.dtype is plan.kv.dtype else tl.float32

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvrt.errors import ContractError
-from kvrt.spi import AttentionBatch, DType, KVLayout
+from kvrt.spi import AttentionBatch, KVFormat, KVLayout
 from kvrt_kernels.tree import Lines, lines
 
 FEW = 16
@@ -28,11 +28,14 @@ COLUMNS = 7
 SLOT = 2
 """Words of one token's slot."""
 WORD = 8
-DTYPE: dict[DType, tl.dtype] = {
+DTYPE: dict[KVFormat, tl.dtype] = {
     "float32": tl.float32,
     "bfloat16": tl.bfloat16,
     "float16": tl.float16,
+    "int8": tl.int8,
+    "int4": tl.uint8,
 }
+"""What kernels take pages for; by it they know codes, of which two are in a byte of int4."""
 
 Ints = NDArray[np.int64]
 
@@ -113,7 +116,7 @@ class Plan:
             )
         self.layout: KVLayout = layout
         self.kv = batch.kv
-        self.dtype = DTYPE[layout.dtype]
+        self.dtype = DTYPE[layout.format]
         self.recorded = recorded
         self.floats_per_segment = 0  # of scratch memory, as the recorded calls need it
         self._segment = segment

@@ -16,6 +16,10 @@ positions only.
 A branch of drafts (`kvrt_kernels.tree`) is a sequence of its own, whose tokens from some position
 on, its trunk, lie in other slots than those of their positions.
 
+Keys and values that are codes with scales (`kvrt.spi.KVLayout`) are multiplied as codes in int8: a
+token's scores, and its weights, are multiplied by its scales instead. In int4 each group of a head
+has its own scale, and codes are multiplied by it when they are read.
+
 Scores of hidden tokens are -inf, and their keys and values are not loaded: not from beyond the
 context, not from before every row's window, and not from a page that holds neither.
 """
@@ -121,9 +125,18 @@ def store_rows(
 
 
 @triton.jit
+def slot_stride(KV: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Items from one slot of a block to the next."""
+    if tl.uint8 == KV:
+        return (HEAD_DIM + 31) // 32 * 16
+    return HEAD_DIM
+
+
+@triton.jit
 def _scores(
     q,
     k,
+    scales,
     token_mask,
     DOT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -132,6 +145,7 @@ def _scores(
     BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr,
     CHUNK: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
 ):
     """Products of the rows with the keys that begin at k [BLOCK_N], float32 [BLOCK_M, BLOCK_N].
 
@@ -140,14 +154,15 @@ def _scores(
     """
     PADDED: tl.constexpr = HEAD_DIM != BLOCK_D
     if CHUNK == 0:
-        keys = _load(k, token_mask, tl.arange(0, BLOCK_D), HEAD_DIM, PADDED, MASKED)
+        d = tl.arange(0, BLOCK_D)
+        keys = _numbers(k, scales, token_mask, d, HEAD_DIM, PAGE_SIZE, PADDED, MASKED)
         score = tl.dot(q, tl.trans(keys.to(DOT)), input_precision="ieee")
     else:
         score = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for first in range(0, BLOCK_D, CHUNK):
             d = first + tl.arange(0, CHUNK)
             rows = _load(q, token_mask, d, HEAD_DIM, PADDED, False).to(DOT)
-            keys = _load(k, token_mask, d, HEAD_DIM, PADDED, MASKED).to(DOT)
+            keys = _numbers(k, scales, token_mask, d, HEAD_DIM, PAGE_SIZE, PADDED, MASKED).to(DOT)
             score = tl.dot(rows, tl.trans(keys), score, input_precision="ieee")
     return score
 
@@ -164,6 +179,60 @@ def _load(x, token_mask, d, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr, MASKED
         mask = (d < HEAD_DIM)[None, :]
     at = x[:, None] + d[None, :]
     return tl.load(at, mask=mask, other=0.0) if MASKED or PADDED else tl.load(at)
+
+
+@triton.jit
+def _scales(blocks, page, slot, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr):
+    """Where the first scales of slots are, if codes are kept: `blocks` is that of page 0."""
+    KV: tl.constexpr = blocks.dtype.element_ty
+    if tl.int8 == KV:
+        at = blocks + (page + PAGE_SIZE * slot_stride(KV, HEAD_DIM) + slot * 4)
+        return at.to(tl.pointer_type(tl.float32), bitcast=True)
+    if tl.uint8 == KV:
+        at = blocks + (page + PAGE_SIZE * slot_stride(KV, HEAD_DIM) + slot * 2)
+        return at.to(tl.pointer_type(tl.bfloat16), bitcast=True)
+    return None
+
+
+@triton.jit
+def _per_token(at, token_mask, MASKED: tl.constexpr):
+    return tl.load(at, mask=token_mask, other=0.0) if MASKED else tl.load(at)
+
+
+@triton.jit
+def _numbers(
+    x,
+    scales,
+    token_mask,
+    d,
+    HEAD_DIM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    PADDED: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """The elements d of the slots that begin at x, zero beyond HEAD_DIM and where masked.
+
+    In int8 they are codes. `scales` are the places of the slots' first scales.
+    """
+    if x.dtype.element_ty == tl.uint8:
+        byte = d // 32 * 16 + d % 16
+        high = (d % 32 // 16 * 4).to(tl.uint8)
+        mask = None
+        if MASKED or PADDED:
+            mask = (d < HEAD_DIM)[None, :]
+            if MASKED:
+                mask = mask & token_mask[:, None]
+        at = x[:, None] + byte[None, :]
+        kept = scales[:, None] + (d // 32 * PAGE_SIZE)[None, :]
+        if MASKED or PADDED:
+            codes = tl.load(at, mask=mask, other=0)
+            scale = tl.load(kept, mask=mask, other=0.0)
+        else:
+            codes = tl.load(at)
+            scale = tl.load(kept)
+        numbers = ((codes >> high[None, :]) & 15).to(tl.float32) - 8.0
+        return numbers * scale.to(tl.float32)
+    return _load(x, token_mask, d, HEAD_DIM, PADDED, MASKED)
 
 
 @triton.jit
@@ -200,6 +269,8 @@ def _blocks(
 ):
     """Blocks ``begin : end`` of tokens; without MASKED every row sees every token of them."""
     n = tl.arange(0, BLOCK_N)
+    KV: tl.constexpr = keys.dtype.element_ty
+    SLOT: tl.constexpr = slot_stride(KV, HEAD_DIM)
     for first in range(begin, end, BLOCK_N):
         token = first + n
         there = (token >= low) & (token < high)
@@ -214,10 +285,25 @@ def _blocks(
             page = tl.load(pages + token // PAGE_SIZE, mask=there, other=0).to(tl.int64)
         else:
             page = tl.load(pages + token // PAGE_SIZE).to(tl.int64)
-        at = page * page_stride + slot % PAGE_SIZE * HEAD_DIM
+        at = page * page_stride + slot % PAGE_SIZE * SLOT
+        of_keys = _scales(keys, page * page_stride, slot % PAGE_SIZE, HEAD_DIM, PAGE_SIZE)
+        of_values = _scales(values, page * page_stride, slot % PAGE_SIZE, HEAD_DIM, PAGE_SIZE)
         score = _scores(
-            q, keys + at, there, DOT, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, MASKED, CHUNK
+            q,
+            keys + at,
+            of_keys,
+            there,
+            DOT,
+            HEAD_DIM,
+            BLOCK_D,
+            BLOCK_M,
+            BLOCK_N,
+            MASKED,
+            CHUNK,
+            PAGE_SIZE,
         )
+        if tl.int8 == KV:
+            score = score * _per_token(of_keys, there, MASKED)[None, :]
         if CAPPED:
             # tanh(x) = 1 - 2 / (exp(2 x) + 1), which is right for infinite exponentials as well.
             power = tl.exp2(score * (2 * LOG2_E * scale / softcap))
@@ -236,7 +322,11 @@ def _blocks(
         weight = tl.exp2(score - base[:, None])
         shrink = tl.exp2(top - base)
         total = total * shrink + tl.sum(weight, 1)
-        v = _load(values + at, there, tl.arange(0, BLOCK_D), HEAD_DIM, HEAD_DIM != BLOCK_D, MASKED)
+        if tl.int8 == KV:
+            weight = weight * _per_token(of_values, there, MASKED)[None, :]
+        d = tl.arange(0, BLOCK_D)
+        PADDED: tl.constexpr = HEAD_DIM != BLOCK_D
+        v = _numbers(values + at, of_values, there, d, HEAD_DIM, PAGE_SIZE, PADDED, MASKED)
         sums = sums * shrink[:, None]
         sums = tl.dot(weight.to(DOT), v.to(DOT), sums, input_precision="ieee")
         top = higher

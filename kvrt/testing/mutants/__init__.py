@@ -14,6 +14,7 @@ from kvrt.spi import Backend, Capability, Device, DeviceInfo, DeviceOptions, Ext
 from kvrt.testing.mutants.attention import (
     DependsOnTheBatch,
     DropsTheLastToken,
+    ForgetsTheSign,
     IgnoresBranches,
     IgnoresRowStrides,
     IgnoresTheLayer,
@@ -21,12 +22,16 @@ from kvrt.testing.mutants.attention import (
     IgnoresTheSoftcap,
     IgnoresTheWindow,
     InterleavesHeads,
+    KeepsOneScaleForAll,
+    KeepsTheScaleOfTheTokenBefore,
     MissesTheLastPage,
     MultipliesTheUnusedByZero,
     ReadsPagesBackwards,
     SeesOtherBranches,
     SeesTheFuture,
     StoresByPosition,
+    SwapsGroups,
+    SwapsNibbles,
     TruncatesOnAppend,
     WindowsByRow,
 )
@@ -118,6 +123,7 @@ class Mutant:
         graphs: replaces `GraphCapture`, likewise.
         claims: capabilities it declares though the device may not have them.
         any_index: open() takes any index.
+        codes: needs a device that keeps int8 and int4.
     """
 
     caught_by: str
@@ -129,6 +135,7 @@ class Mutant:
     device: type[MutantDevice] = MutantDevice
     claims: frozenset[Capability] = frozenset()
     any_index: bool = False
+    codes: bool = False
 
 
 MUTANTS: Mapping[str, Mutant] = {
@@ -158,6 +165,13 @@ MUTANTS: Mapping[str, Mutant] = {
     "stores_by_position": Mutant("trees", attention=StoresByPosition),
     "sees_other_branches": Mutant("trees", attention=SeesOtherBranches),
     "windows_by_row": Mutant("trees", attention=WindowsByRow),
+    "keeps_one_scale_for_all": Mutant("attention", attention=KeepsOneScaleForAll, codes=True),
+    "keeps_the_scale_of_the_token_before": Mutant(
+        "attention", attention=KeepsTheScaleOfTheTokenBefore, codes=True
+    ),
+    "swaps_groups": Mutant("attention", attention=SwapsGroups, codes=True),
+    "swaps_nibbles": Mutant("attention", attention=SwapsNibbles, codes=True),
+    "forgets_the_sign": Mutant("attention", attention=ForgetsTheSign, codes=True),
     "depends_on_the_batch": Mutant(
         "attention",
         attention=DependsOnTheBatch,

@@ -171,7 +171,7 @@ class TruncatesOnAppend(MutantAttention):
     """Cuts off the lower bits instead of rounding."""
 
     def append_step(self, step: Step, layer: int, k: Tensor, v: Tensor) -> None:
-        if k.dtype == torch.float32 and step.batch.layout.dtype == "bfloat16":
+        if k.dtype == torch.float32 and step.batch.layout.format == "bfloat16":
             k, v = ((t.contiguous().view(torch.int32) >> 16 << 16).view(t.dtype) for t in (k, v))
         super().append_step(step, layer, k, v)
 
@@ -245,3 +245,56 @@ class WindowsByRow(MutantAttention):
                     every = torch.empty_like(out)
                     super().run_step(step, layer, q, every, narrow)
                     out[own.start + row] = every[own.start + row]
+
+
+class MutantCodes(MutantAttention):
+    """Spoils what it has just stored as codes: `spoil` is given the bytes of keys or of values."""
+
+    def append_step(self, step: Step, layer: int, k: Tensor, v: Tensor) -> None:
+        super().append_step(step, layer, k, v)
+        batch = step.batch
+        if batch.layout.quantization is None:
+            return
+        for s in range(len(batch.context_len)):
+            where = batch.layout, batch.page_table[s], reference.new_slots(batch, s), layer
+            for kv in (0, 1):
+                self.spoil(batch, reference.items(*where, kv), reference.scales(*where, kv))
+
+    def spoil(self, batch: AttentionBatch, items: Tensor, scales: Tensor) -> None:
+        """`items` and `scales` are indices into the KV tensor: see `reference`."""
+        raise NotImplementedError
+
+
+class KeepsOneScaleForAll(MutantCodes):
+    """All tokens of a step share the first one's scale."""
+
+    def spoil(self, batch: AttentionBatch, items: Tensor, scales: Tensor) -> None:
+        batch.kv[scales] = batch.kv[scales[:1]].expand(scales.shape)
+
+
+class KeepsTheScaleOfTheTokenBefore(MutantCodes):
+    def spoil(self, batch: AttentionBatch, items: Tensor, scales: Tensor) -> None:
+        batch.kv[scales[1:]] = batch.kv[scales[:-1]]
+
+
+class SwapsGroups(MutantCodes):
+    """The scales of a head's groups in reverse order."""
+
+    def spoil(self, batch: AttentionBatch, items: Tensor, scales: Tensor) -> None:
+        batch.kv[scales] = batch.kv[scales.flip(2)]
+
+
+class SwapsNibbles(MutantCodes):
+    """The elements that share a byte change places."""
+
+    def spoil(self, batch: AttentionBatch, items: Tensor, scales: Tensor) -> None:
+        if batch.layout.format == "int4":
+            batch.kv[items] = batch.kv[items] << 4 | batch.kv[items] >> 4
+
+
+class ForgetsTheSign(MutantCodes):
+    """Stores codes of int8 as magnitudes."""
+
+    def spoil(self, batch: AttentionBatch, items: Tensor, scales: Tensor) -> None:
+        if batch.layout.format == "int8":
+            batch.kv[items] = batch.kv[items].view(torch.int8).abs().view(torch.uint8)

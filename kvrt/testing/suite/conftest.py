@@ -18,12 +18,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes ``compute`` or ``kv`` runs for each dtype that the device declares."""
+    """A test that takes ``compute`` or ``kv`` runs for each dtype, or format, that the
+    device declares; ``stored`` is that of weights."""
     subject = metafunc.config.stash.get(SUBJECT, None)
     if "compute" in metafunc.fixturenames:
         metafunc.parametrize("compute", subject.device.info.compute_dtypes if subject else [])
     if "kv" in metafunc.fixturenames:
-        metafunc.parametrize("kv", subject.device.info.kv_dtypes if subject else [])
+        metafunc.parametrize("kv", subject.device.info.kv_formats if subject else [])
+    if "stored" in metafunc.fixturenames:
+        metafunc.parametrize("stored", subject.device.info.weight_dtypes if subject else [])
 
 
 def pytest_collection_modifyitems(config: pytest.Config) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kvrt.spi import AttentionParams, Device, DType, KVLayout
+from kvrt.spi import AttentionParams, Device, DType, KVFormat, KVLayout
 from kvrt.testing import reference
 from kvrt.testing.paged import (
     Case,
@@ -22,12 +22,13 @@ from kvrt.testing.paged import (
     randoms,
     run_layers,
 )
+from kvrt.wrappers.rules import TORCH_DTYPE
 
 
 @pytest.fixture
 def case(device: Device) -> Case:
     """The default case in the device's preferred dtypes."""
-    return Case(compute=device.info.compute_dtypes[0], kv=device.info.kv_dtypes[0])
+    return Case(compute=device.info.compute_dtypes[0], kv=device.info.kv_formats[0])
 
 
 def assert_agrees(device: Device, case: Case, seed: int = 0) -> None:
@@ -36,7 +37,9 @@ def assert_agrees(device: Device, case: Case, seed: int = 0) -> None:
     assert not problem, f"{case}: {problem}"
 
 
-def test_every_declared_dtype_agrees(device: Device, case: Case, compute: DType, kv: DType) -> None:
+def test_every_declared_dtype_agrees(
+    device: Device, case: Case, compute: DType, kv: KVFormat
+) -> None:
     assert_agrees(device, replace(case, compute=compute, kv=kv))
 
 
@@ -70,6 +73,43 @@ def test_a_chunk_of_a_prompt_attends_to_what_came_before(
     device: Device, case: Case, query: int
 ) -> None:
     assert_agrees(device, replace(case, contexts=(70,), queries=(query,)))
+
+
+@pytest.mark.parametrize(("head_dim", "page_size"), [(16, 1), (80, 7), (112, 16), (256, 8)])
+def test_heads_and_pages_of_any_size_are_kept_in_every_format(
+    device: Device, case: Case, kv: KVFormat, head_dim: int, page_size: int
+) -> None:
+    """In int4 the last group of a head may have half its elements."""
+    case = replace(case, kv=kv, head_dim=head_dim, page_size=page_size)
+    got, want = attend(device, case)
+    # The larger a head, the coarser the whole numbers that q may be taken as.
+    assert not mismatch(got, want, case.tolerance * max(1, head_dim / 64))
+
+
+def test_tokens_of_very_different_size_keep_their_own_scales(
+    device: Device, case: Case, kv: KVFormat
+) -> None:
+    """Keys and values of one token are a thousand times those of the next, and some are 0."""
+    case = replace(case, kv=kv, contexts=(70,), queries=(70,), scale=1e-4)
+    with PagedKV(device, case.layout, case.pages) as pages:
+        batch = pages.batch([pages.take(70)], case.contexts, case.queries)
+        size = 10.0 ** (torch.arange(70) % 4)
+        size[::9] = 0
+        size = size[:, None, None].to(device.info.torch_device)
+        k, v = (
+            (randoms(device, "float32", 70, 2, 64, seed=seed) * size).to(TORCH_DTYPE[case.compute])
+            for seed in (1, 2)
+        )
+        q = randoms(device, case.compute, 70, case.heads, 64, seed=3)
+        out = torch.full_like(q, math.nan)
+        plan = device.attention.plan(batch)
+        device.attention.append(plan, 0, k, v)
+        device.attention.run(plan, 0, q, out, case.params)
+        device.synchronize()
+        reference.append(batch, 0, k, v)
+        want = reference.attention(batch, 0, q, case.params)
+        assert want.isfinite().all()
+        assert not mismatch(out / 1000, want / 1000, case.tolerance)
 
 
 def test_decode_prefill_and_their_mixture_are_one_operator(device: Device, case: Case) -> None:
@@ -133,7 +173,7 @@ def test_layers_may_have_different_parameters(device: Device, case: Case) -> Non
 
 
 def test_appended_tokens_land_in_their_slots_and_nowhere_else(
-    device: Device, case: Case, compute: DType, kv: DType
+    device: Device, case: Case, compute: DType, kv: KVFormat
 ) -> None:
     """Bit for bit: rounded to nearest even, and not one element beside them is touched."""
     case = replace(case, compute=compute, kv=kv)
@@ -207,16 +247,17 @@ def gaps(layout: KVLayout) -> KVLayout:
 
 
 def values_outermost(layout: KVLayout) -> KVLayout:
-    """``[page][k|v][kv_head][layer][slot][head_dim]``."""
-    slots = layout.page_size * layout.head_dim
-    head = layout.layers * slots
-    return replace(layout, layer_stride=slots, head_stride=head, v_offset=layout.kv_heads * head)
+    """``[page][k|v][kv_head][layer]`` blocks."""
+    block = layout.head_stride
+    head = layout.layers * block
+    return replace(layout, layer_stride=block, head_stride=head, v_offset=layout.kv_heads * head)
 
 
 @pytest.mark.parametrize("change", [gaps, values_outermost])
 def test_the_layout_is_a_value_with_strides(
-    device: Device, case: Case, change: Callable[[KVLayout], KVLayout]
+    device: Device, case: Case, kv: KVFormat, change: Callable[[KVLayout], KVLayout]
 ) -> None:
+    case = replace(case, kv=kv)
     layout = change(case.layout)
     with PagedKV(device, layout, case.pages) as pages:
         tables = [pages.take(length) for length in case.contexts]
@@ -226,14 +267,19 @@ def test_the_layout_is_a_value_with_strides(
         assert not mismatch(got, want, case.tolerance)
 
 
-def test_what_lies_beyond_the_context_does_not_leak(device: Device, case: Case) -> None:
+def test_what_lies_beyond_the_context_does_not_leak(
+    device: Device, case: Case, kv: KVFormat
+) -> None:
     """Infinities in unused slots and others' pages: even multiplied by zero they would show."""
+    case = replace(case, kv=kv)
     with PagedKV(device, case.layout, case.pages + 4) as pages:
         tables = [pages.take(length) for length in case.contexts]
         batch = pages.batch(tables, case.contexts, case.queries)
         for page in [page for table in tables for page in table] + pages.take(4 * 16):
             start = page * case.layout.page_stride
-            pages.tensor[start : start + case.layout.page_stride] = math.inf
+            pages.tensor[start : start + case.layout.page_stride] = (
+                math.inf if pages.tensor.is_floating_point() else 0xFF
+            )
         fill_past(batch)
         got, want = run_layers(device, batch, case)
         assert want.isfinite().all()
@@ -276,7 +322,7 @@ def test_a_prompt_in_pieces_is_the_prompt_at_once(device: Device, case: Case) ->
 
 @pytest.mark.usefixtures("batch_invariant")
 def test_a_result_has_the_same_bits_whatever_else_is_in_the_batch(
-    device: Device, case: Case, compute: DType, kv: DType
+    device: Device, case: Case, compute: DType, kv: KVFormat
 ) -> None:
     """A sequence alone, in pieces, and among others gives bit for bit the same rows."""
     case = replace(case, compute=compute, kv=kv, layers=1)

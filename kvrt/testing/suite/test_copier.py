@@ -120,7 +120,7 @@ def test_a_copy_starts_after_the_ticket_it_was_given(device: Device, method: str
 
 
 def test_a_copy_after_a_fence_sees_what_compute_has_stored(device: Device) -> None:
-    compute, kv = device.info.compute_dtypes[0], device.info.kv_dtypes[0]
+    compute, kv = device.info.compute_dtypes[0], device.info.kv_formats[0]
     case = Case(contexts=(40,), queries=(40,), layers=1, compute=compute, kv=kv)
     with PagedKV(device, case.layout, 3) as pages:
         batch = pages.batch([pages.take(40)], case.contexts, case.queries)

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import torch
 
-from kvrt.spi import Activation, Device, DType, FusedOps, HeadNorm, Rotation
+from kvrt.spi import Activation, Device, DType, FusedOps, HeadNorm, KVFormat, Rotation
 from kvrt.testing import reference
 from kvrt.testing.paged import TOLERANCE, Case, PagedKV, fill_past, mismatch, randoms
 from kvrt.wrappers.rules import TORCH_DTYPE
@@ -22,8 +22,8 @@ def weights(device: Device, dtype: DType, rows: int, width: int) -> torch.Tensor
     return values.to(TORCH_DTYPE[dtype])
 
 
-def test_linear(device: Device, fused: FusedOps, compute: DType, kv: DType) -> None:
-    weight = weights(device, kv, 77, 123)
+def test_linear(device: Device, fused: FusedOps, compute: DType, stored: DType) -> None:
+    weight = weights(device, stored, 77, 123)
     bias = randoms(device, "float32", 77, seed=3)
     for tokens in TOKENS:
         x = randoms(device, compute, tokens, 123, seed=1)
@@ -37,9 +37,9 @@ def test_linear(device: Device, fused: FusedOps, compute: DType, kv: DType) -> N
 
 @pytest.mark.parametrize("activation", get_args(Activation))
 def test_gated_linear(
-    device: Device, fused: FusedOps, compute: DType, kv: DType, activation: Activation
+    device: Device, fused: FusedOps, compute: DType, stored: DType, activation: Activation
 ) -> None:
-    weight = weights(device, kv, 2 * 45, 80)
+    weight = weights(device, stored, 2 * 45, 80)
     biases = (None, randoms(device, "float32", 2 * 45, seed=3))
     for tokens, bias in itertools.product(TOKENS, biases):
         x = randoms(device, compute, tokens, 80, seed=1)
@@ -64,7 +64,7 @@ def test_rms_norm(device: Device, fused: FusedOps, compute: DType, width: int) -
 def test_rows_of_x_may_have_any_stride(device: Device, fused: FusedOps, compute: DType) -> None:
     wide = randoms(device, compute, 9, 200, seed=1)
     x, tolerance = wide[:, 30:130], TOLERANCE[compute]
-    weight = weights(device, device.info.kv_dtypes[0], 64, 100)
+    weight = weights(device, device.info.weight_dtypes[0], 64, 100)
     norm = randoms(device, "float32", 100, seed=3)
     assert not mismatch(fused.linear(x, weight), reference.linear(x, weight, None, None), tolerance)
     gated = reference.gated_linear(x, weight, "silu", None)
@@ -76,7 +76,7 @@ def test_a_result_goes_where_it_is_asked_for(
     device: Device, fused: FusedOps, compute: DType
 ) -> None:
     x = randoms(device, compute, 5, 96, seed=1)
-    weight = weights(device, device.info.kv_dtypes[0], 96, 96)
+    weight = weights(device, device.info.weight_dtypes[0], 96, 96)
     norm = randoms(device, "float32", 96, seed=3)
     calls: list[Callable[[torch.Tensor | None], torch.Tensor]] = [
         lambda out: fused.linear(x, weight, None, None, out),
@@ -95,7 +95,7 @@ def test_a_product_may_replace_its_residual(
 ) -> None:
     x = randoms(device, compute, 7, 96, seed=1)
     residual = randoms(device, compute, 7, 64, seed=4)
-    weight = weights(device, device.info.kv_dtypes[0], 64, 96)
+    weight = weights(device, device.info.weight_dtypes[0], 64, 96)
     want = fused.linear(x, weight, None, residual)
     fused.linear(x, weight, None, residual, residual)
     assert torch.equal(residual, want)
@@ -116,7 +116,7 @@ def test_rotate_append(
     device: Device,
     fused: FusedOps,
     compute: DType,
-    kv: DType,
+    kv: KVFormat,
     head_dim: int,
     rotated: float,
     normed: bool,
@@ -141,20 +141,21 @@ def test_rotate_append(
         assert not mismatch(k, want_k, TOLERANCE[compute]), "k in place"
         for s in range(len(case.contexts)):
             rows, new = reference.rows(batch, s), reference.new_slots(batch, s)
-            stored_k = reference.read(batch, s, 1, 0, new)
-            stored_v = reference.read(batch, s, 1, 1, new)
-            assert not mismatch(stored_k, want_k[rows], case.tolerance), f"keys of sequence {s}"
-            assert torch.equal(stored_v, v[rows].cpu().to(stored_v.dtype)), f"values of {s}"
+            for side, x in enumerate((k, v)):
+                stored = reference.read(batch, s, 1, side, new)
+                reference.write(batch, s, 1, side, new, x[rows])
+                expected = reference.read(batch, s, 1, side, new)
+                assert torch.equal(stored, expected), f"{'values' if side else 'keys'} of {s}"
             untouched = reference.read(batch, s, 0, 0, new)
             assert untouched.isnan().all(), "another layer was written"
 
 
 @pytest.mark.usefixtures("batch_invariant")
 def test_a_row_has_the_same_bits_whatever_rows_are_beside_it(
-    device: Device, fused: FusedOps, compute: DType, kv: DType
+    device: Device, fused: FusedOps, compute: DType, stored: DType
 ) -> None:
     x = randoms(device, compute, 67, 256, seed=1)
-    weight = weights(device, kv, 128, 256)
+    weight = weights(device, stored, 128, 256)
     norm = randoms(device, "float32", 256, seed=3)
     operators: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "linear": lambda rows: fused.linear(rows, weight),

@@ -120,7 +120,9 @@ def test_a_replay_makes_fused_calls_in_their_order(
     if ops is None:
         pytest.skip("the device does not offer FusedOps")
     width = 96
-    weight = randoms(device, case.kv, 2 * width, width, seed=1) / math.sqrt(width)
+    weight = randoms(device, device.info.weight_dtypes[0], 2 * width, width, seed=1) / math.sqrt(
+        width
+    )
     norm = randoms(device, "float32", width, seed=2)
     bias = randoms(device, "float32", width, seed=3)
     x = randoms(device, case.compute, 3, width, seed=4)

@@ -85,7 +85,7 @@ def test_devices_side_by_side_do_not_disturb_one_another(subject: Subject) -> No
     assert (first.memory.tensor(spans[0], "float32") == 1).all()
     first.close()
     assert (second.memory.tensor(spans[1], "float32") == 2).all()
-    case = Case(compute=second.info.compute_dtypes[0], kv=second.info.kv_dtypes[0])
+    case = Case(compute=second.info.compute_dtypes[0], kv=second.info.kv_formats[0])
     got, want = attend(second, case)
     assert not mismatch(got, want, case.tolerance)
     second.close()
@@ -96,7 +96,7 @@ def test_devices_side_by_side_do_not_disturb_one_another(subject: Subject) -> No
 )
 def test_options_change_how_and_not_what(subject: Subject, options: DeviceOptions) -> None:
     device = Checked(subject.backend.open(subject.index, options))
-    case = Case(compute=device.info.compute_dtypes[0], kv=device.info.kv_dtypes[0])
+    case = Case(compute=device.info.compute_dtypes[0], kv=device.info.kv_formats[0])
     got, want = attend(device, case)
     device.close()
     assert not mismatch(got, want, case.tolerance)

@@ -1,10 +1,11 @@
 """Who the backend says it is, and what the device says it can do."""
 
 import time
+from typing import get_args
 
 import pytest
 
-from kvrt.spi import ITEM_BYTES, SPI_VERSION, Backend, Capability, Device, Measurable, Probe
+from kvrt.spi import SPI_VERSION, Backend, Capability, Device, DType, KVFormat, Measurable, Probe
 from kvrt.testing.subject import EXTENSIONS, Subject
 
 
@@ -43,11 +44,14 @@ def test_the_device_describes_itself(device: Device) -> None:
     assert info.granularity & (info.granularity - 1) == 0, "the granularity is a power of two"
 
 
-@pytest.mark.parametrize("field", ["compute_dtypes", "kv_dtypes"])
-def test_dtypes_are_known_and_listed_once(device: Device, field: str) -> None:
+@pytest.mark.parametrize(
+    ("field", "known"),
+    [("compute_dtypes", DType), ("weight_dtypes", DType), ("kv_formats", KVFormat)],
+)
+def test_dtypes_are_known_and_listed_once(device: Device, field: str, known: object) -> None:
     dtypes = getattr(device.info, field)
     assert dtypes
-    assert set(dtypes) <= set(ITEM_BYTES)
+    assert set(dtypes) <= set(get_args(known))
     assert len(set(dtypes)) == len(dtypes)
 
 

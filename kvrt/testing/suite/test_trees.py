@@ -8,7 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kvrt.spi import AttentionBatch, Capability, Device, DType, FusedOps, HeadNorm, Rotation
+from kvrt.spi import (
+    AttentionBatch,
+    Capability,
+    Device,
+    DType,
+    FusedOps,
+    HeadNorm,
+    KVFormat,
+    Rotation,
+)
 from kvrt.testing import reference
 from kvrt.testing.paged import TOLERANCE, Case, PagedKV, fill_past, mismatch, randoms, run_layers
 
@@ -30,7 +39,7 @@ def case(device: Device) -> Case:
         contexts=(5, 47, 73, 21, 40),
         queries=(len(FORK), len(BUSH), len(FORK), 21, 1),
         compute=device.info.compute_dtypes[0],
-        kv=device.info.kv_dtypes[0],
+        kv=device.info.kv_formats[0],
     )
 
 
@@ -147,7 +156,7 @@ def test_a_row_is_rotated_by_its_position_and_stored_by_its_row(
     case: Case,
     mixed: tuple[Sequence[int], ...],
     compute: DType,
-    kv: DType,
+    kv: KVFormat,
 ) -> None:
     case = replace(case, compute=compute, kv=kv)
     angle = torch.arange(80)[:, None] * 10000.0 ** -(torch.arange(32) / 32)
@@ -171,6 +180,8 @@ def test_a_row_is_rotated_by_its_position_and_stored_by_its_row(
         assert not mismatch(k, want_k, TOLERANCE[compute])
         for s in range(len(case.contexts)):
             rows, slots = reference.rows(batch, s), reference.new_slots(batch, s)
-            stored_k, stored_v = (reference.read(batch, s, 1, kv, slots) for kv in (0, 1))
-            assert not mismatch(stored_k, want_k[rows], case.tolerance), f"keys of sequence {s}"
-            assert torch.equal(stored_v, v[rows].cpu().to(stored_v.dtype)), f"values of {s}"
+            for side, x in enumerate((k, v)):
+                stored = reference.read(batch, s, 1, side, slots)
+                reference.write(batch, s, 1, side, slots, x[rows])
+                expected = reference.read(batch, s, 1, side, slots)
+                assert torch.equal(stored, expected), f"{'values' if side else 'keys'} of {s}"

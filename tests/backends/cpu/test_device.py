@@ -42,17 +42,12 @@ def no_kernels(monkeypatch):
 
 def attend(device, dtype="float32", page_size=PAGE_SIZE, head_dim=HEAD_DIM):
     """Attention over shuffled pages of a span of this device, keys and values appended first."""
-    page = 2 * KV_HEADS * page_size * head_dim
-    layout = KVLayout(
-        dtype=dtype,
+    layout = KVLayout.packed(
+        dtype,
         layers=1,
         kv_heads=KV_HEADS,
         head_dim=head_dim,
         page_size=page_size,
-        page_stride=page,
-        layer_stride=page,
-        v_offset=page // 2,
-        head_stride=page_size * head_dim,
     )
     random = torch.Generator().manual_seed(3)
     memory, step = device.memory, device.info.granularity

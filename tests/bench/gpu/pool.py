@@ -9,7 +9,6 @@ from torch import Tensor
 
 from kvrt.errors import OutOfMemory
 from kvrt.spi import AttentionBatch, Device, KVLayout
-from kvrt.testing.paged import page_layout
 
 FILLED_AT_ONCE = 1 << 28  # elements
 
@@ -29,7 +28,7 @@ class Pool:
     def __init__(
         self, device: Device, kv_heads: int, head_dim: int, page_size: int, tokens: int, leave: int
     ) -> None:
-        self.layout: KVLayout = page_layout(
+        self.layout: KVLayout = KVLayout.packed(
             "bfloat16", layers=1, kv_heads=kv_heads, head_dim=head_dim, page_size=page_size
         )
         page_bytes = self.layout.page_stride * 2

@@ -212,7 +212,8 @@ class NullDevice:
             granularity=CHUNK,
             torch_device="cpu",
             compute_dtypes=("float32", "bfloat16", "float16"),
-            kv_dtypes=("float32", "bfloat16", "float16"),
+            weight_dtypes=("float32", "bfloat16", "float16"),
+            kv_formats=("float32", "bfloat16", "float16"),
             capabilities=frozenset({Capability.ALIASING}),
             notes=("attention is computed by torch, one sequence after the other",),
         )

@@ -10,10 +10,10 @@ from kvrt_kernels.triton.attention import TritonAttention
 from triton.runtime.interpreter import InterpretedFunction
 
 from kvrt.errors import ContractError
-from kvrt.spi import AttentionBatch, AttentionParams
-from kvrt.testing.paged import PagedKV, fill_past, page_layout, randoms
+from kvrt.spi import AttentionBatch, AttentionParams, KVLayout
+from kvrt.testing.paged import PagedKV, fill_past, randoms
 
-LAYOUT = page_layout("bfloat16", layers=1, kv_heads=1, head_dim=64, page_size=16)
+LAYOUT = KVLayout.packed("bfloat16", layers=1, kv_heads=1, head_dim=64, page_size=16)
 ONE = (1, 1)
 PARAMS = AttentionParams(scale=0.1, window=290)
 

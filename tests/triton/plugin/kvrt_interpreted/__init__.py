@@ -30,6 +30,7 @@ class Interpreted(kvrt_null.NullDevice):
             name="Triton's interpreter",
             arch=arch,
             capabilities=self.info.capabilities | {Capability.TREES},
+            kv_formats=(*self.info.kv_formats, "int8", "int4"),
             notes=(),
         )
         self.attention = TritonAttention(arch, place, multiprocessors=2)
