@@ -29,8 +29,8 @@ PROMISES = {
     "never be read as another request's data.",
     "P6": "Memory that goes from one owner to another shows nothing of what it held.",
     "P7": "Memory calls are safe under threads: tested with eight of them, 20,000 calls of each.",
-    "P10": "A process killed at any call to the system, or at any moment, leaves a folder of KV pages "
-    "that opens again and holds whole pages only.",
+    "P10": "A process killed at any call to the system, or at any moment, leaves a folder of KV "
+    "pages that opens again and holds whole pages only.",
     "P13": "An abort at any state frees its pages; thousands of aborts leak nothing.",
     "P15": "Greedy output is byte-identical alone, in any batch, chunked in any way, preempted "
     "and recomputed or moved, with the pool full, with its prefix cached, evicted and "
@@ -42,19 +42,20 @@ PROMISES = {
     "P20": "A page is never copied out before the compute that writes it is done, never reused "
     "before its copy is done, and never read before it has come back: tested on a device "
     "that puts copies off and keeps account of every wait.",
-    "P21": "Stored KV pages that are damaged, truncated, or of another model, format or version are a "
-    "miss, and computed again: never another page's bytes, never a wrong token, never a crash.",
-    "P22": "A disk that is full, slow, read-only or failing costs stored KV pages and nothing else: "
-    "nobody waits, one warning an interval, and counts tell.",
+    "P21": "Stored KV pages that are damaged, truncated, or of another model, format or version "
+    "are a miss, and computed again: never another page's bytes, never a wrong token, "
+    "never a crash.",
+    "P22": "A disk that is full, slow, read-only or failing costs stored KV pages and nothing "
+    "else: nobody waits, one warning an interval, and counts tell.",
     "P23": "Damaged weights or configurations give a `ModelError` that names file and field, "
     "quickly and in bounded memory.",
     "P24": "An interrupted download resumes, and a partial snapshot is never used as complete.",
     "P25": "Loading a model never executes code from its repository and never unpickles.",
     "P30": "Requests with different salts never share KV pages, those with the same do; a salt "
     "that is no short printable text is refused.",
-    "P31": "A KV page is found by a SHA-256 chain over model, KV format, layout, salt and tokens that "
-    "is the same in every process; the tokens themselves are compared, so colliding hashes are "
-    "never a wrong answer.",
+    "P31": "A KV page is found by a SHA-256 chain over model, KV format, layout, salt and tokens "
+    "that is the same in every process; the tokens themselves are compared, so colliding "
+    "hashes are never a wrong answer.",
     "P36": "A broken plug-in never breaks the command line, `kvrt doctor` or other backends; "
     "choosing it fails with exit code 4 and its reason.",
     "P37": "Every backend passes the same conformance suite, which any author can run by name.",
