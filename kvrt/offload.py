@@ -80,7 +80,6 @@ class _Fetch:
 
     names: Sequence[PageName]
     row: Row
-    began: float
     next: int = 0
     moving: list[_Move] = field(default_factory=list)
     lost: int | None = None  # the first page that cannot be had
@@ -134,6 +133,7 @@ class Offload:
         self._write_at_once = write_at_once
         self._fetches: dict[Seq, _Fetch] = {}
         self._writes: deque[tuple[HostPage, PageTicket]] = deque()
+        self._spent = 0.0  # seconds, on fetches that have not ended
         self._abandoned: list[tuple[HostPage, Ticket]] = []
         self._wanted: deque[PageName] = deque()
         self._ahead: list[tuple[HostPage, PageTicket]] = []
@@ -229,12 +229,13 @@ class Offload:
 
     def fetch(self, seq: Seq, names: Sequence[PageName], row: Row) -> None:
         """Begin to bring pages back for a sequence, into the pages of `row`."""
-        fetch = self._fetches[seq] = _Fetch(names, row, time.perf_counter())
+        fetch = self._fetches[seq] = _Fetch(names, row)
         self._begin(fetch)
 
     def poll(self) -> list[tuple[Seq, int]]:
         """Carry everything on. Returns the sequences whose fetch has ended, and for each how many
         pages hold what they should: those before the first that could not be had."""
+        started = time.perf_counter()
         self._reap()
         ended = []
         for seq, fetch in list(self._fetches.items()):
@@ -243,11 +244,10 @@ class Offload:
             self._begin(fetch)
             if fetch.ended:
                 del self._fetches[seq]
-                if fetch.usable:
-                    self._cost.fetched(fetch.usable, time.perf_counter() - fetch.began)
                 self._fetched += fetch.usable
                 self._missed += len(fetch.names) - fetch.usable
                 ended.append((seq, fetch.usable))
+        self._account(started, sum(pages for _, pages in ended))
         self._read_ahead()
         self._demote()
         return ended
@@ -261,7 +261,17 @@ class Offload:
         """Wait a moment for something that a fetch needs; there is nothing else to do."""
         tickets = [move.ticket for fetch in self._fetches.values() for move in fetch.moving]
         if tickets:
+            started = time.perf_counter()
             tickets[0].wait(0.01)
+            self._account(started, 0)
+
+    def _account(self, started: float, pages: int) -> None:
+        """The engine spent the time since `started` on fetches, of which so many pages ended."""
+        self._spent += time.perf_counter() - started
+        if pages:
+            self._cost.fetched(pages, self._spent)
+        if pages or not self._fetches:
+            self._spent = 0.0
 
     def cancel(self, seq: Seq) -> None:
         """The sequence does not want its pages any more; nothing is written to them after this."""

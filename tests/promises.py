@@ -22,8 +22,9 @@ PROMISES = {
     "copy-on-write, appends and truncation.",
     "P3": "Being out of pages is a value, with what was needed and what was free; nothing is "
     "partially allocated.",
-    "P4": "Memory follows use: an idle cache returns to its floor, and a limit set below what is "
-    "in use is applied as pages come free.",
+    "P4": "Memory follows use: an idle cache returns to its floor, but for the pages kept for "
+    "prompts to come, which go when nobody used them for the time set; and a limit set "
+    "below what is in use is applied as pages come free.",
     "P5": "No two live pages share memory unless they are reference-counted, and a freed page can "
     "never be read as another request's data.",
     "P6": "Memory that goes from one owner to another shows nothing of what it held.",
@@ -31,22 +32,30 @@ PROMISES = {
     "P10": "A process killed at any call to the system, or at any moment, leaves a folder of KV "
     "pages that opens again and holds whole pages only.",
     "P13": "An abort at any state frees its pages; thousands of aborts leak nothing.",
-    "P15": "Greedy output is byte-identical alone, in any batch, chunked in any way, preempted and "
-    "recomputed, with the pool full, and with any number of threads (native CPU kernels).",
+    "P15": "Greedy output is byte-identical alone, in any batch, chunked in any way, preempted "
+    "and recomputed or moved, with the pool full, with its prefix cached, evicted and "
+    "fetched from host memory or disk, restored from a snapshot, with tokens guessed in "
+    "advance, and with any number of threads (native CPU kernels).",
     "P18": "No starvation: every request that fits finishes under any order of arrival; priorities "
     "are honoured.",
     "P19": "The padding of a recorded step writes to the null page and to nothing else.",
+    "P20": "A page is never copied out before the compute that writes it is done, never reused "
+    "before its copy is done, and never read before it has come back: tested on a device "
+    "that puts copies off and keeps account of every wait.",
     "P21": "Stored KV pages that are damaged, truncated, or of another model, format or version "
-    "are a miss: never another page's bytes, and never a crash.",
+    "are a miss, and computed again: never another page's bytes, never a wrong token, "
+    "never a crash.",
     "P22": "A disk that is full, slow, read-only or failing costs stored KV pages and nothing "
     "else: nobody waits, one warning an interval, and counts tell.",
     "P23": "Damaged weights or configurations give a `ModelError` that names file and field, "
     "quickly and in bounded memory.",
     "P24": "An interrupted download resumes, and a partial snapshot is never used as complete.",
     "P25": "Loading a model never executes code from its repository and never unpickles.",
+    "P30": "Requests with different salts never share KV pages, those with the same do; a salt "
+    "that is no short printable text is refused.",
     "P31": "A KV page is found by a SHA-256 chain over model, KV format, layout, salt and tokens "
-    "that is the same in every process; the tokens themselves are compared, so colliding hashes "
-    "are never a wrong answer.",
+    "that is the same in every process; the tokens themselves are compared, so colliding "
+    "hashes are never a wrong answer.",
     "P36": "A broken plug-in never breaks the command line, `kvrt doctor` or other backends; "
     "choosing it fails with exit code 4 and its reason.",
     "P37": "Every backend passes the same conformance suite, which any author can run by name.",

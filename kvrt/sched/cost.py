@@ -1,11 +1,15 @@
 """Is it cheaper to move pages or to compute them anew? By what was measured while running."""
 
+import time
+from collections.abc import Callable
 from typing import Literal
 
 Preemption = Literal["auto", "move", "recompute"]
 
 _DOUBLE_CONTEXT = 4096
 """A guess: in a context of so many tokens, attention takes as long as everything else."""
+
+_HALF_LIFE_S = 10.0
 
 _WEIGHT = 0.2
 """Of a new measurement in the running mean: five or so count."""
@@ -18,14 +22,23 @@ class MoveCost:
     context, each twice as long as the one before; a class without a measurement is taken to be as
     its nearest neighbour.
 
+    What a fetch costs is the time that the engine spends on it: to copy, and to wait when there is
+    nothing else to do. What goes on beside its steps costs nothing. A cost that was measured long
+    ago is taken to be less than it was, so that a way that was slow once is tried again.
+
     Args:
         choice: ``move`` and ``recompute`` leave nothing to decide.
+        now: seconds of a monotonic clock.
     """
 
-    def __init__(self, choice: Preemption = "auto") -> None:
+    def __init__(
+        self, choice: Preemption = "auto", now: Callable[[], float] = time.monotonic
+    ) -> None:
         self.choice: Preemption = choice
+        self._now = now
         self._token_s: dict[int, float] = {}  # by class of context
         self._page_s: float | None = None
+        self._page_at = 0.0
 
     def computed(self, tokens: int, context: int, seconds: float) -> None:
         """A step computed so many tokens, in contexts of about so many."""
@@ -33,8 +46,16 @@ class MoveCost:
         self._token_s[key] = _mean(self._token_s.get(key), seconds / tokens)
 
     def fetched(self, pages: int, seconds: float) -> None:
-        """So many pages came back from a tier."""
-        self._page_s = _mean(self._page_s, seconds / pages)
+        """So many pages came back from a tier; it took the engine so long."""
+        self._page_s = _mean(self._fetch_s, seconds / pages)
+        self._page_at = self._now()
+
+    @property
+    def _fetch_s(self) -> float | None:
+        """Seconds a page; None: never measured."""
+        if self._page_s is None:
+            return None
+        return self._page_s * 0.5 ** ((self._now() - self._page_at) / _HALF_LIFE_S)
 
     def bring_back(self, tokens: int, page_size: int, *, stored: bool) -> float:
         """Seconds until a sequence that loses its pages is where it was, by the cheaper way.
@@ -47,8 +68,9 @@ class MoveCost:
             stored: its pages can be moved.
         """
         compute = tokens * self._seconds_per_token(tokens // 2)
-        if stored and self._page_s is not None and self.choice != "recompute":
-            return min(compute, tokens / page_size * self._page_s)
+        fetch_s = self._fetch_s
+        if stored and fetch_s is not None and self.choice != "recompute":
+            return min(compute, tokens / page_size * fetch_s)
         return compute
 
     def moves(self, pages: int, page_size: int, end: int) -> bool:
@@ -58,10 +80,11 @@ class MoveCost:
         """
         if self.choice != "auto":
             return self.choice == "move"
-        if self._page_s is None or not self._token_s:
+        fetch_s = self._fetch_s
+        if fetch_s is None or not self._token_s:
             return True
         compute = self._seconds_per_token(end - pages * page_size // 2) * pages * page_size
-        return pages * self._page_s < compute
+        return pages * fetch_s < compute
 
     def _seconds_per_token(self, context: int) -> float:
         if not self._token_s:
