@@ -1,5 +1,6 @@
 """Is it cheaper to move pages or to compute them anew? By what was measured while running."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -55,7 +56,8 @@ class MoveCost:
         """Seconds a page; None: never measured."""
         if self._page_s is None:
             return None
-        return self._page_s * 0.5 ** ((self._now() - self._page_at) / _HALF_LIFE_S)
+        age = self._now() - self._page_at
+        return self._page_s * math.exp2(-age / _HALF_LIFE_S)
 
     def bring_back(self, tokens: int, page_size: int, *, stored: bool) -> float:
         """Seconds until a sequence that loses its pages is where it was, by the cheaper way.

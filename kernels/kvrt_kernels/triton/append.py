@@ -192,7 +192,6 @@ def append_kernel(
         there = head < KV_HEADS
         blocks = kv.to(tl.pointer_type(KV)) + page * page_stride + head.to(tl.int64) * head_stride
         CODES: tl.constexpr = tl.int8 == KV or tl.uint8 == KV
-        slot = blocks + place * HEAD_DIM
         x = k + token * k_stride + head * HEAD_DIM
         a, b, z = _prepared(x, k_weight, c, s, eps, there, n, rest, HEAD_DIM, HALF, NORM, ROTATE)
         if NORM or ROTATE:
@@ -202,11 +201,12 @@ def append_kernel(
             _store_codes(x, blocks, place, there, KV, HEAD_DIM, PAGE_SIZE, BLOCK_D)
             x = v + token * v_stride + head * HEAD_DIM
             _store_codes(x, blocks + v_offset, place, there, KV, HEAD_DIM, PAGE_SIZE, BLOCK_D)
-            return
-        _store(slot, a, b, z, there, n, rest, KV, HEAD_DIM, HALF)
-        x = v + token * v_stride + head * HEAD_DIM
-        a, b, z = _prepared(x, x, c, s, eps, there, n, rest, HEAD_DIM, HALF, False, False)
-        _store(slot + v_offset, a, b, z, there, n, rest, KV, HEAD_DIM, HALF)
+        else:
+            slot = blocks + place * HEAD_DIM
+            _store(slot, a, b, z, there, n, rest, KV, HEAD_DIM, HALF)
+            x = v + token * v_stride + head * HEAD_DIM
+            a, b, z = _prepared(x, x, c, s, eps, there, n, rest, HEAD_DIM, HALF, False, False)
+            _store(slot + v_offset, a, b, z, there, n, rest, KV, HEAD_DIM, HALF)
 
 
 def append(plan: Plan, layer: int, k: Tensor, v: Tensor) -> None:

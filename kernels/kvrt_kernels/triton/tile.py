@@ -127,9 +127,7 @@ def store_rows(
 @triton.jit
 def slot_stride(KV: tl.constexpr, HEAD_DIM: tl.constexpr):
     """Items from one slot of a block to the next."""
-    if tl.uint8 == KV:
-        return (HEAD_DIM + 31) // 32 * 16
-    return HEAD_DIM
+    return (HEAD_DIM + 31) // 32 * 16 if tl.uint8 == KV else HEAD_DIM
 
 
 @triton.jit
@@ -185,13 +183,14 @@ def _load(x, token_mask, d, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr, MASKED
 def _scales(blocks, page, slot, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr):
     """Where the first scales of slots are, if codes are kept: `blocks` is that of page 0."""
     KV: tl.constexpr = blocks.dtype.element_ty
+    at = blocks
     if tl.int8 == KV:
         at = blocks + (page + PAGE_SIZE * slot_stride(KV, HEAD_DIM) + slot * 4)
-        return at.to(tl.pointer_type(tl.float32), bitcast=True)
-    if tl.uint8 == KV:
+        at = at.to(tl.pointer_type(tl.float32), bitcast=True)
+    elif tl.uint8 == KV:
         at = blocks + (page + PAGE_SIZE * slot_stride(KV, HEAD_DIM) + slot * 2)
-        return at.to(tl.pointer_type(tl.bfloat16), bitcast=True)
-    return None
+        at = at.to(tl.pointer_type(tl.bfloat16), bitcast=True)
+    return at
 
 
 @triton.jit
@@ -231,8 +230,10 @@ def _numbers(
             codes = tl.load(at)
             scale = tl.load(kept)
         numbers = ((codes >> high[None, :]) & 15).to(tl.float32) - 8.0
-        return numbers * scale.to(tl.float32)
-    return _load(x, token_mask, d, HEAD_DIM, PADDED, MASKED)
+        numbers = numbers * scale.to(tl.float32)
+    else:
+        numbers = _load(x, token_mask, d, HEAD_DIM, PADDED, MASKED)
+    return numbers
 
 
 @triton.jit
