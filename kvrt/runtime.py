@@ -41,7 +41,7 @@ from kvrt.sched.policy import POLICIES
 from kvrt.sizing import limit_bytes, make_cache, too_small
 from kvrt.spi import Device, DeviceInfo, DeviceOptions
 from kvrt.stats import RuntimeStats, stats_of
-from kvrt.storing import make_offload, make_reuse, page_fingerprint
+from kvrt.storing import make_offload, make_reuse, own_folder, page_fingerprint
 from kvrt.stream import Stream
 from kvrt.tiers.names import KEY_BYTES
 
@@ -394,7 +394,7 @@ class Runtime(CacheControl):
         stack.callback(self._engine.memory.close)
         self._prefixes = Prefixes(self._engine, self._pages_of)
         if config.cache_dir is not None:
-            folder = Path(config.cache_dir).expanduser() / self._pages_of.hex()[:16]
+            folder = own_folder(config.cache_dir, self._pages_of)
             self._prefixes.load_if_there(folder)
             stack.callback(self._prefixes.save_what_can_be, folder)
         self._load_seconds = time.perf_counter() - started

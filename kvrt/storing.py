@@ -1,6 +1,7 @@
 """What a runtime's options ask for in reuse and stores of KV pages, made."""
 
 from importlib.metadata import version
+from pathlib import Path
 
 from kvrt.cache import KVCache
 from kvrt.config import RuntimeConfig
@@ -31,6 +32,11 @@ def page_fingerprint(model: Model, geometry: Geometry, info: DeviceInfo) -> byte
     by = f"{model.decoder.dtype} {info.backend} {info.arch} {version('kvrt')}"
     computed = f"{model.fingerprint} {by}".encode()
     return fingerprint(computed, str(geometry.format), repr(geometry.layout))
+
+
+def own_folder(folder: str | Path, pages_of: bytes) -> Path:
+    """Where in a folder that several models may share the pages of this one are."""
+    return Path(folder).expanduser() / pages_of.hex()[:16]
 
 
 def page_format(pages_of: bytes, geometry: Geometry) -> PageFormat:
@@ -74,7 +80,9 @@ def make_offload(
     form = page_format(pages_of, cache.geometry)
     disk = None
     if tiers.disk_path is not None:
-        disk = DiskStore(PageFile.open(tiers.disk_path, form, budget=tiers.disk_bytes))
+        disk = DiskStore(
+            PageFile.open(own_folder(tiers.disk_path, pages_of), form, budget=tiers.disk_bytes)
+        )
     through = config.offload_write == "through"
     offload = Offload(
         device,
