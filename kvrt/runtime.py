@@ -73,6 +73,9 @@ Command = Request | str | _Signal | _Call
 class Runtime(CacheControl):
     """See the module. Takes `RuntimeConfig`'s fields as keyword arguments, or a config.
 
+    `generate` and `stream` ask; `stats` and `set_memory_limit` look and steer; and `CacheControl`'s
+    methods are about what was computed before: pin, invalidate, save and load it, follow its events.
+
     Args:
         model: short for ``RuntimeConfig.model``.
         config: all options at once.

@@ -55,8 +55,9 @@ def test_a_burst_s_memory_goes_back_to_the_driver(
     backend: str, folder: Path, make_runtime: MakeRuntime
 ) -> None:
     runtime = make_runtime(
-        folder, backend=backend, load_format="dummy", memory_limit="1GiB", max_batch_tokens=2048
-    )
+        folder, backend=backend, load_format="dummy", memory_limit="1GiB", max_batch_tokens=2048,
+        prefix_cache_ttl=0,
+    )  # fmt: skip
     runtime.generate(BURST[:2], PARAMS)  # what is loaded at the first use stays
     runtime.generate(BURST, PARAMS)
     before = settled(runtime)
