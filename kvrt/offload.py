@@ -10,6 +10,7 @@ copies carry tickets, and each one begins behind the compute that was submitted 
 It belongs to the engine's thread, which calls `poll` between steps.
 """
 
+import itertools
 import logging
 import time
 from collections import deque
@@ -132,7 +133,7 @@ class Offload:
         self._saves = is_tier or disk is not None
         self._write_at_once = write_at_once
         self._fetches: dict[Seq, _Fetch] = {}
-        self._writes: deque[tuple[HostPage, Ticket]] = deque()
+        self._writes: deque[tuple[HostPage, PageTicket]] = deque()
         self._abandoned: list[tuple[HostPage, Ticket]] = []
         self._wanted: deque[PageName] = deque()
         self._ahead: list[tuple[HostPage, PageTicket]] = []
@@ -151,6 +152,9 @@ class Offload:
             if self._has(name):
                 continue
             slot = self._reserve(name, _PATIENCE_S)
+            if slot is None and copies:  # all of the host memory may be theirs
+                self._finish(copies)
+                slot = self._reserve(name, _PATIENCE_S)
             if slot is None:
                 self._dropped += 1
                 continue
@@ -158,23 +162,32 @@ class Offload:
             copies.append(
                 (slot, self._device.copier.to_host(slot.data, self._cache.page(page), after))
             )
+        self._finish(copies)
+        self._demote()
+
+    def _finish(self, copies: list[tuple[HostPage, Ticket]]) -> None:
+        """Wait for copies to the host, whose pages can be found then."""
         for slot, ticket in copies:
             ticket.wait()
             self._host.commit(slot)
             self._saved += 1
             if self._write_at_once:
                 self._write(slot)
-        self._demote()
+        copies.clear()
 
     def _reserve(self, name: PageName, patience_s: float) -> HostPage | None:
         """A host slot, if need be that of the oldest page, which is written to disk first."""
         while self._host.full:
             oldest = next(self._host.oldest(), None)
-            if oldest is None:
-                if not self._writes or not self._writes[0][1].wait(patience_s):
-                    return None
-                self._reap()
-            elif self._on_disk(oldest) or not self._write(oldest):
+            if oldest is not None and (
+                self._on_disk(oldest) or (not self._writes and not self._write(oldest))
+            ):
+                break  # it is on disk, or given up: the disk takes nothing
+            if not self._writes or not self._writes[0][1].wait(patience_s):
+                return None
+            written = self._writes[0][1].ok
+            self._reap()
+            if not written:
                 break
         return self._host.reserve(name)
 
@@ -184,12 +197,9 @@ class Offload:
             return
         wanted = max(1, self._host.slots // _CLEAN_SHARE)
         room = self._host.slots - len(self._host) + len(self._writes)
-        for page in list(self._host.oldest()):
-            if room >= wanted:
-                return
+        for page in list(itertools.islice(self._host.oldest(), max(0, wanted - room))):
             if not self._on_disk(page) and not self._write(page):
                 return
-            room += 1
 
     def _on_disk(self, page: HostPage) -> bool:
         return self._disk is not None and page.name in self._disk
@@ -306,18 +316,15 @@ class Offload:
         if not move.ticket.done():
             return
         fetch.moving.remove(move)
-        if move.read is None:
+        if move.read is None or (fetch.lost is not None and move.index >= fetch.lost):
             self._host.unpin(move.host)
         elif move.read.ok:
             self._host.pin(move.host)
             self._host.commit(move.host)
-            if fetch.lost is None or move.index < fetch.lost:
-                fetch.moving.append(self._to_device(fetch, move.index, move.host))
-            else:
-                self._host.unpin(move.host)
+            fetch.moving.append(self._to_device(fetch, move.index, move.host))
         else:
             self._host.unpin(move.host)
-            fetch.lost = min(move.index, len(fetch.names) if fetch.lost is None else fetch.lost)
+            fetch.lost = move.index
 
     def _to_device(self, fetch: _Fetch, index: int, host: HostPage) -> _Move:
         target = self._cache.page(fetch.row[index])
@@ -350,11 +357,19 @@ class Offload:
         return False
 
     def remove(self, names: Iterable[PageName]) -> None:
-        """Drop pages from all stores."""
-        for name in names:
+        """Drop pages from all stores; those on their way back do not arrive."""
+        gone = set(names)
+        for name in gone:
             self._host.remove(name)
             for disk in self._disks:
                 disk.remove(name)
+        for entry in [entry for entry in self._ahead if entry[0].name in gone]:
+            self._ahead.remove(entry)
+            self._abandoned.append(entry)
+        for fetch in self._fetches.values():
+            lost = next((n for n, name in enumerate(fetch.names) if name in gone), None)
+            if lost is not None:
+                fetch.lost = lost if fetch.lost is None else min(lost, fetch.lost)
 
     def stats(self) -> OffloadStats:
         return OffloadStats(
@@ -367,11 +382,17 @@ class Offload:
         )
 
     def close(self) -> None:
-        """Wait for what moves, and close the disks."""
-        for seq in list(self._fetches):
-            self.cancel(seq)
-        for disk in self._disks:
-            disk.close()
+        """Wait for what moves, and close the disks.
+
+        Raises:
+            DeviceError: a copy failed. The disks are closed all the same.
+        """
+        try:
+            for seq in list(self._fetches):
+                self.cancel(seq)
+        finally:
+            for disk in self._disks:
+                disk.close()
 
     def _has(self, name: PageName) -> bool:
         return name in self._host or any(name in disk for disk in self._disks)

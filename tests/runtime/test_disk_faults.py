@@ -1,0 +1,273 @@
+"""Disks that fail under a runtime: it goes on, its answers are right, and it says so once."""
+
+import errno
+import logging
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from kvrt.errors import StoreError
+from kvrt.outputs import Result
+from kvrt.runtime import Runtime
+from kvrt.sampling import SamplingParams
+from kvrt.tiers.blockfile import BlockFile, Bytes
+from kvrt.tiers.pagefile import PageFile
+from tests.tiers.pages import Faults
+
+from .conftest import MakeRuntime, until
+from .test_offload import LONG, offloaded, prompts, squeezed, tokens
+
+OpenFile = Callable[..., BlockFile]
+WriteDisk = Callable[[OpenFile], None]
+TIERS = ("disk:{}:256MiB", "host:3MiB,disk:{}:256MiB")
+COUNT = 24
+
+pytestmark = pytest.mark.promise("P22")
+
+
+@pytest.fixture(scope="module")
+def right(tiny_lm: Path) -> list[tuple[int, ...]]:
+    with Runtime(tiny_lm, backend="cpu", load_format="dummy", seed=1, prefix_cache=False) as cold:
+        return tokens(cold.generate(prompts(COUNT, 1), LONG))
+
+
+@pytest.fixture
+def open_with(monkeypatch: pytest.MonkeyPatch) -> WriteDisk:
+    """Let page files be opened from here on by something else than `BlockFile`."""
+
+    def put(open_file: OpenFile) -> None:
+        opened = partial(PageFile.open, open_file=open_file)
+        monkeypatch.setattr(PageFile, "open", opened)
+
+    return put
+
+
+def serve(runtime: Runtime) -> list[tuple[int, ...]]:
+    asked = prompts(COUNT, 1)
+    results: list[Result] = []
+    for start in range(0, COUNT, 12):
+        results += runtime.generate(asked[start : start + 12], LONG)
+    return tokens(results)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("tiers", "error"),
+    [(TIERS[0], errno.ENOSPC), (TIERS[1], errno.EIO), (TIERS[1], errno.EROFS)],
+)
+def test_a_disk_that_takes_nothing_costs_its_pages_and_one_warning(
+    tiers: str,
+    error: int,
+    make_runtime: MakeRuntime,
+    right: list[tuple[int, ...]],
+    open_with: WriteDisk,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = tmp_path / "kv"
+    squeezed(make_runtime, tiers.format(folder)).close()
+    faults = Faults(0, error, lasting=True)
+    failing = partial(FailingWrites, faults=faults)
+    open_with(failing)
+    runtime = squeezed(make_runtime, tiers.format(folder), preemption="move")
+    assert serve(runtime) == right
+    assert faults.failed > 0
+    disk = offloaded(runtime).disks[0]
+    assert disk.stored == 0
+    assert disk.dropped > 0
+    until(lambda: offloaded(runtime).host.pinned == 0)
+    assert len(warnings(caplog)) == 1
+    assert runtime.stats().cache.used_pages == 0
+
+
+class FailingWrites(BlockFile):
+    """Can be read, and not written."""
+
+    def __init__(self, path: Path, *, writable: bool, direct: bool, faults: Faults) -> None:
+        self._faults = faults
+        super().__init__(path, writable=writable, direct=direct)
+
+    def _refuse(self) -> None:
+        self._faults.strike()
+        raise OSError(self._faults.error, os.strerror(self._faults.error))
+
+    def write(self, data: Bytes, at: int) -> None:
+        self._refuse()
+
+    def allocate(self, start: int, end: int) -> None:
+        self._refuse()
+
+
+class FailingReads(BlockFile):
+    """Cannot be read any more once it is `broken`."""
+
+    broken = False
+
+    def read(self, into: Bytes, at: int) -> None:
+        if FailingReads.broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().read(into, at)
+
+
+def test_pages_that_cannot_be_read_are_computed(
+    make_runtime: MakeRuntime,
+    right: list[tuple[int, ...]],
+    open_with: WriteDisk,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    open_with(FailingReads)
+    runtime = squeezed(make_runtime, TIERS[1].format(tmp_path), preemption="move")
+    assert serve(runtime) == right
+    until(lambda: not runtime.busy)
+    fetched = offloaded(runtime).fetched_pages
+    assert fetched > 0
+    monkeypatch.setattr(FailingReads, "broken", True)
+    assert serve(runtime) == right
+    assert offloaded(runtime).missed_pages > 0
+    assert offloaded(runtime).disks[0].read_errors > 0
+    assert len(warnings(caplog)) == 1
+    assert runtime.stats().cache.used_pages == 0
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_whichever_calls_fail_the_answers_are_right(
+    seed: int,
+    make_runtime: MakeRuntime,
+    right: list[tuple[int, ...]],
+    open_with: WriteDisk,
+    tmp_path: Path,
+) -> None:
+    """One call in five or so, at random: also writes that stop half-way."""
+    rng = random.Random(seed)
+
+    class Now(Faults):
+        def strike(self) -> bool:
+            hit = self.calls > 20 and rng.random() < 0.2
+            self.calls += 1
+            self.failed += hit
+            return hit
+
+    faults = Now(torn=True)
+    open_with(faults)
+    runtime = squeezed(make_runtime, TIERS[seed % 2].format(tmp_path), preemption="move")
+    assert serve(runtime) == right
+    assert serve(runtime) == right
+    assert faults.failed > 3
+    assert offloaded(runtime).fetched_pages > 0
+
+
+def test_nobody_waits_for_a_disk_that_hardly_moves(
+    make_runtime: MakeRuntime,
+    right: list[tuple[int, ...]],
+    open_with: WriteDisk,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Slow(BlockFile):
+        def write(self, data: Bytes, at: int) -> None:
+            time.sleep(0.2)
+            super().write(data, at)
+
+    monkeypatch.setattr("kvrt.offload._PATIENCE_S", 0.01)
+    open_with(Slow)
+    runtime = squeezed(make_runtime, TIERS[1].format(tmp_path), preemption="move")
+    started = time.monotonic()
+    assert serve(runtime) == right
+    assert offloaded(runtime).dropped_pages > 0
+    assert time.monotonic() - started < 20
+
+
+FULL = """
+import resource, signal, sys
+from kvrt.runtime import Runtime
+from tests.runtime.test_offload import LONG, offloaded, prompts, tokens
+runtime = Runtime(
+    sys.argv[1], backend="cpu", load_format="dummy", seed=1, debug=True, max_running=4,
+    memory_limit="512MiB", offload=sys.argv[2], preemption="move",
+)
+runtime.set_memory_limit(runtime.model.weight_bytes + (8 << 20))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), hard))
+for start in range(0, 24, 12):
+    for answer in tokens(runtime.generate(prompts(24, 1)[start : start + 12], LONG)):
+        print(*answer)
+stored = offloaded(runtime).disks[0].stored
+assert stored == 0 if int(sys.argv[3]) < 1 << 18 else stored > 0, stored
+runtime.close()
+"""
+
+
+@pytest.mark.parametrize(("tiers", "room"), [(TIERS[1], 50_000), (TIERS[0], 5 << 20)])
+def test_a_full_disk_changes_no_answer(
+    tiers: str, room: int, tiny_lm: Path, right: list[tuple[int, ...]], tmp_path: Path
+) -> None:
+    """The system itself refuses what goes beyond `room` bytes."""
+    command = [sys.executable, "-c", FULL, str(tiny_lm), tiers.format(tmp_path / "kv"), str(room)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    answers = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert answers == right
+    assert done.stderr.count("cannot write") <= 1
+
+
+def test_a_folder_that_may_not_be_written_is_refused_by_name(
+    make_runtime: MakeRuntime, tmp_path: Path
+) -> None:
+    place = tmp_path / "a file"
+    place.write_text("not a folder")
+    with pytest.raises(StoreError, match="a file"):
+        make_runtime(offload=f"disk:{place}:64MiB")
+    runtime = make_runtime()
+    with pytest.raises(StoreError, match="a file"):
+        runtime.save_cache(place)
+    params = SamplingParams(max_tokens=2)
+    assert runtime.stream([1, 2, 3], params).wait().error is None, "the runtime goes on"
+
+
+def test_a_snapshot_that_finds_the_disk_full_says_so_and_is_of_use_as_far_as_it_got(
+    make_runtime: MakeRuntime, open_with: WriteDisk, tmp_path: Path
+) -> None:
+    runtime = make_runtime()
+    prompt = [n % 199 for n in range(160)]
+    params = SamplingParams(max_tokens=2, ignore_eos=True)
+    right = runtime.stream(prompt, params).wait().token_ids
+    open_with(Faults(12, errno.ENOSPC, lasting=True))
+    with pytest.raises((OSError, StoreError)):
+        runtime.save_cache(tmp_path / "kv")
+    again = runtime.stream(prompt, params).wait()
+    assert again.usage.cached_tokens > 0
+    assert again.token_ids == right
+    open_with(BlockFile)
+    other = make_runtime()
+    other.load_cache(tmp_path / "kv")
+    assert other.stream(prompt, params).wait().token_ids == right
+
+
+def test_a_limit_on_open_files_is_an_error_of_the_call_alone(
+    make_runtime: MakeRuntime, tmp_path: Path
+) -> None:
+    runtime = make_runtime()
+    params = SamplingParams(max_tokens=2, ignore_eos=True)
+    runtime.stream([1] * 40, params).wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), hard))
+    try:
+        with pytest.raises((OSError, StoreError)):
+            runtime.save_cache(tmp_path / "kv")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert runtime.save_cache(tmp_path / "kv") == 2
