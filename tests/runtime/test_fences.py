@@ -24,7 +24,7 @@ from kvrt.offload import Offload
 from kvrt.pages.backing import Backing
 from kvrt.pages.geometry import Geometry
 from kvrt.pages.referrers import Row
-from kvrt.pages.table import Change
+from kvrt.pages.table import Change, SeqId
 from kvrt.prefixes import Prefixes
 from kvrt.registry import load
 from kvrt.request import Request
@@ -75,7 +75,7 @@ def life_of_a_cache(chaos: Chaos, folder: Path) -> None:
     )  # fmt: skip
     cache = KVCache(device, geometry, limit_bytes=geometry.span_bytes)
 
-    def step(tokens: dict[str, int]) -> None:
+    def step(tokens: dict[SeqId, int]) -> None:
         change = cache.table.grow(tokens)
         assert isinstance(change, Change)
         assert cache.commit(change) is None
@@ -111,7 +111,7 @@ def life_of_the_tiers(chaos: Chaos, folder: Path) -> None:
     root = root_key(bytes(32))
     names = list(chain(root, range(128), 64))
 
-    def step(tokens: dict[str, int]) -> Row:
+    def step(tokens: dict[SeqId, int]) -> Row:
         change = cache.table.grow(tokens)
         assert isinstance(change, Change)
         assert cache.commit(change) is None
