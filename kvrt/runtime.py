@@ -105,6 +105,7 @@ class Runtime(CacheControl):
         self._drafts = draft_limit(config.speculate)
         self._pid = os.getpid()
         self._closed = False
+        self._broken = False
         self._ids = iter(range(1, 2**63))
         self._gate = threading.Lock()
         self._ended: KvrtError | None = None  # once set, under the gate, nothing more is queued
@@ -396,8 +397,13 @@ class Runtime(CacheControl):
         if config.cache_dir is not None:
             folder = Path(config.cache_dir).expanduser() / self._pages_of.hex()[:16]
             self._prefixes.load_if_there(folder)
-            stack.callback(self._prefixes.save_what_can_be, folder)
+            stack.callback(self._save_at_end, folder)
         self._load_seconds = time.perf_counter() - started
+
+    def _save_at_end(self, folder: Path) -> None:
+        """After a step that failed, nobody knows which pages hold what they should."""
+        if not self._broken:
+            self._prefixes.save_what_can_be(folder)
 
     def _serve(self) -> None:
         engine = self._engine
@@ -409,6 +415,7 @@ class Runtime(CacheControl):
         except Exception as error:
             # Whatever it is, callers are waiting: they get it, and the runtime takes no more.
             log.exception("the engine stopped")
+            self._broken = True
             ended = error if isinstance(error, KvrtError) else KvrtError(f"engine: {error!r}")
         with self._gate:
             self._ended = ended
@@ -449,6 +456,9 @@ def _carry_out(call: _Call) -> None:
         call.result.set_result(call.function())
     except (KvrtError, OSError) as error:
         call.result.set_exception(error)
+    except BaseException as error:
+        call.result.set_exception(error)
+        raise
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
