@@ -179,10 +179,10 @@ class Offload:
         """A host slot, if need be that of the oldest page, which is written to disk first."""
         while self._host.full:
             oldest = next(self._host.oldest(), None)
-            if oldest is not None and (self._disk is None or oldest.name in self._disk):
-                break
-            if oldest is not None and not self._writes and not self._write(oldest):
-                break  # the disk takes nothing, so the oldest page is given up
+            if oldest is not None and (
+                self._on_disk(oldest) or (not self._writes and not self._write(oldest))
+            ):
+                break  # it is on disk, or given up: the disk takes nothing
             if not self._writes or not self._writes[0][1].wait(patience_s):
                 return None
             written = self._writes[0][1].ok
@@ -198,8 +198,11 @@ class Offload:
         wanted = max(1, self._host.slots // _CLEAN_SHARE)
         room = self._host.slots - len(self._host) + len(self._writes)
         for page in list(itertools.islice(self._host.oldest(), max(0, wanted - room))):
-            if page.name not in self._disk and not self._write(page):
+            if not self._on_disk(page) and not self._write(page):
                 return
+
+    def _on_disk(self, page: HostPage) -> bool:
+        return self._disk is not None and page.name in self._disk
 
     def _write(self, page: HostPage) -> bool:
         """Begin to write a page to disk. False: the disk, if there is one, takes nothing now."""
@@ -373,6 +376,9 @@ class Offload:
             self._host.remove(name)
             for disk in self._disks:
                 disk.remove(name)
+        for entry in [entry for entry in self._ahead if entry[0].name in gone]:
+            self._ahead.remove(entry)
+            self._abandoned.append(entry)
         for fetch in self._fetches.values():
             lost = next((n for n, name in enumerate(fetch.names) if name in gone), None)
             if lost is not None:

@@ -70,7 +70,8 @@ class Prefixes:
     # --- forgetting --------------------------------------------------------------------------
 
     def forget(self, root: bytes | None, tokens: Sequence[int] = ()) -> int:
-        """Forget cached pages, here and in every tier; running requests keep theirs.
+        """Forget cached pages, here and in every tier, and the pins on them; running requests keep
+        theirs.
 
         Args:
             root: of the tenant; None: of all.
@@ -93,6 +94,12 @@ class Prefixes:
             reuse.clear()
         else:
             reuse.dropped(pages)
+        for key, holder in list(self._pinned.items()):
+            row = cache.table.pages(holder)
+            if reuse.index.at(row[-1]) is None:
+                del self._pinned[key]
+                kept = sum(reuse.index.at(page) is not None for page in row)
+                self._memory.commit(cache.table.keep(holder, kept), save=False)
         idle = cache.table.referrers.idle
         nameless = [page for page in _bits(idle) if reuse.index.at(page) is None]
         self._memory.commit(evict(cache.table, len(nameless), reuse.worth, choice=1), save=False)
@@ -136,12 +143,12 @@ class Prefixes:
             StoreError: the folder holds no pages of this model, format and version.
         """
         form = page_format(self._pages_of, self._memory.cache.geometry)
+        reuse, memory = self._reuse, self._memory
         store = DiskStore(PageFile.open(folder, form, writable=False))
-        if self._memory.offload is None:
-            host = staging(self._device, self._memory.cache.geometry.page_bytes)
-            offload = Offload(self._device, self._memory.cache, host, self._reuse.cost)
-            self._memory.offload = self._reuse.tiers = offload
-        self._memory.offload.read_from(store)
+        if memory.offload is None:
+            host = staging(self._device, memory.cache.geometry.page_bytes)
+            memory.offload = reuse.tiers = Offload(self._device, memory.cache, host, reuse.cost)
+        memory.offload.read_from(store)
         return len(store)
 
     def load_if_there(self, folder: Path) -> None:

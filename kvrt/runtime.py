@@ -73,8 +73,8 @@ Command = Request | str | _Signal | _Call
 class Runtime(CacheControl):
     """See the module. Takes `RuntimeConfig`'s fields as keyword arguments, or a config.
 
-    `generate` and `stream` ask; `stats` and `set_memory_limit` look and steer; and `CacheControl`'s
-    methods are about what was computed before: pin, invalidate, save and load it, follow its events.
+    `generate` and `stream` ask; `stats` and `set_memory_limit` look and steer; the methods of
+    `CacheControl` pin, invalidate, save and load what was computed before, and follow its events.
 
     Args:
         model: short for ``RuntimeConfig.model``.
@@ -108,6 +108,7 @@ class Runtime(CacheControl):
         self._drafts = draft_limit(config.speculate)
         self._pid = os.getpid()
         self._closed = False
+        self._broken = False
         self._ids = iter(range(1, 2**63))
         self._gate = threading.Lock()
         self._ended: KvrtError | None = None  # once set, under the gate, nothing more is queued
@@ -399,8 +400,13 @@ class Runtime(CacheControl):
         if config.cache_dir is not None:
             folder = own_folder(config.cache_dir, self._pages_of)
             self._prefixes.load_if_there(folder)
-            stack.callback(self._prefixes.save_what_can_be, folder)
+            stack.callback(self._save_at_end, folder)
         self._load_seconds = time.perf_counter() - started
+
+    def _save_at_end(self, folder: Path) -> None:
+        """After a step that failed, nobody knows which pages hold what they should."""
+        if not self._broken:
+            self._prefixes.save_what_can_be(folder)
 
     def _serve(self) -> None:
         engine = self._engine
@@ -412,6 +418,7 @@ class Runtime(CacheControl):
         except Exception as error:
             # Whatever it is, callers are waiting: they get it, and the runtime takes no more.
             log.exception("the engine stopped")
+            self._broken = True
             ended = error if isinstance(error, KvrtError) else KvrtError(f"engine: {error!r}")
         with self._gate:
             self._ended = ended
@@ -452,6 +459,9 @@ def _carry_out(call: _Call) -> None:
         call.result.set_result(call.function())
     except (KvrtError, OSError) as error:
         call.result.set_exception(error)
+    except BaseException as error:
+        call.result.set_exception(error)
+        raise
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

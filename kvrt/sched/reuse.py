@@ -170,9 +170,9 @@ class PrefixReuse:
         self._cached_tokens += min(len(cached) * self._page_size, seq.prompt_len)
 
     def computed(self, seq: Seq, row: Row) -> None:
-        """Tokens of a sequence were computed: its full pages can be found now."""
+        """Tokens of a sequence were computed: its full pages can be found now, if it shares."""
         full = seq.computed // self._page_size
-        if full == seq.named:
+        if full == seq.named or not seq.shares:
             return
         now = self._now()
         for depth in range(seq.named, full):

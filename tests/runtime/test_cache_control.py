@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvrt.errors import ConfigError, StoreError
+from kvrt.errors import ConfigError, KvrtError, StoreError
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.tiers.names import PageName
@@ -55,6 +55,22 @@ def test_what_is_pinned_stays_whatever_else_needs_memory(make_runtime: MakeRunti
     fill(runtime, seed=5)
     assert cached(runtime, PROMPT) == 0
     assert runtime.stats().cache.used_pages == 0
+
+
+def test_a_pin_ends_when_its_pages_are_forgotten_and_can_be_made_anew(
+    make_runtime: MakeRuntime,
+) -> None:
+    runtime = make_runtime()
+    runtime.set_memory_limit(runtime.model.weight_bytes + 4 * CHUNK)
+    cached(runtime, PROMPT)
+    runtime.pin(PROMPT)
+    runtime.invalidate(PROMPT[: 5 * PAGE])
+    assert runtime.stats().cache.used_pages == 0
+    assert runtime.unpin(PROMPT) == 0
+    assert cached(runtime, PROMPT) == 4 * PAGE
+    assert runtime.pin(PROMPT) == 10 * PAGE
+    fill(runtime)
+    assert cached(runtime, PROMPT) == 10 * PAGE
 
 
 @pytest.mark.parametrize("offload", [None, "host:16MiB", "disk:{}:16MiB"])
@@ -201,6 +217,28 @@ def test_a_damaged_snapshot_is_computed_and_never_believed(
     results = second.generate(prompts, GREEDY)
     assert [result.token_ids for result in results] == right
     assert sum(result.usage.cached_tokens for result in results) == 0
+
+
+class Unexpected(Exception):
+    """Of no kind that anybody foresaw."""
+
+
+def test_a_call_that_breaks_the_engine_gets_its_error_and_so_do_all_others(
+    make_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runtime = make_runtime(cache_dir=tmp_path)
+    cached(runtime, PROMPT)
+
+    def broken(*_: object) -> int:
+        raise Unexpected
+
+    monkeypatch.setattr("kvrt.prefixes.Prefixes.pin", broken)
+    with pytest.raises(Unexpected):
+        runtime.pin(PROMPT)
+    with pytest.raises(KvrtError, match="Unexpected"):
+        runtime.unpin(PROMPT)
+    runtime.close()
+    assert not list(tmp_path.rglob("*.data")), "nothing that a broken engine leaves is saved"
 
 
 # --- the folder of a process -----------------------------------------------------------------

@@ -3,9 +3,11 @@
 import inspect
 import re
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -18,17 +20,25 @@ from kvrt.engine import Engine
 from kvrt.errors import ContractError
 from kvrt.memory import Memory
 from kvrt.model.loader import load_model
+from kvrt.offload import Offload
 from kvrt.pages.backing import Backing
 from kvrt.pages.geometry import Geometry
-from kvrt.pages.table import Change
+from kvrt.pages.referrers import Row
+from kvrt.pages.table import Change, SeqId
+from kvrt.prefixes import Prefixes
 from kvrt.registry import load
 from kvrt.request import Request
 from kvrt.sampling import SamplingParams
 from kvrt.sched.batching import Limits
+from kvrt.sched.eviction import EVICTIONS
 from kvrt.sched.policy import POLICIES
+from kvrt.sched.reuse import PrefixReuse
+from kvrt.sched.seq import Seq
 from kvrt.sizing import make_cache
 from kvrt.spi import AttentionParams
 from kvrt.testing.chaos import Chaos
+from kvrt.tiers.host import HostStore
+from kvrt.tiers.names import chain, root_key
 from kvrt.wrappers import Checked
 
 Life = Callable[[Chaos, Path], None]
@@ -65,7 +75,7 @@ def life_of_a_cache(chaos: Chaos, folder: Path) -> None:
     )  # fmt: skip
     cache = KVCache(device, geometry, limit_bytes=geometry.span_bytes)
 
-    def step(tokens: dict[str, int]) -> None:
+    def step(tokens: dict[SeqId, int]) -> None:
         change = cache.table.grow(tokens)
         assert isinstance(change, Change)
         assert cache.commit(change) is None
@@ -84,6 +94,56 @@ def life_of_a_cache(chaos: Chaos, folder: Path) -> None:
     cache.idle()
     assert cache.stats().mapped_bytes < 2 * geometry.page_bytes
     step({"c": 70})
+    cache.close()
+
+
+def life_of_the_tiers(chaos: Chaos, folder: Path) -> None:
+    """Pages leave the device and come back between steps that nobody waits for."""
+    device = Checked(chaos)
+    geometry = Geometry(
+        layers=1, kv_heads=2, head_dim=128, page_size=64, format="float32",
+        chunk_bytes=device.info.granularity, pages=64,
+    )  # fmt: skip
+    cache = KVCache(device, geometry, limit_bytes=geometry.span_bytes)
+    reuse = PrefixReuse(64, EVICTIONS["lru"]())
+    host = HostStore(device.copier, geometry.page_bytes, 4 << 20)
+    offload = Offload(device, cache, host, reuse.cost, is_tier=True)
+    root = root_key(bytes(32))
+    names = list(chain(root, range(128), 64))
+
+    def step(tokens: dict[SeqId, int]) -> Row:
+        change = cache.table.grow(tokens)
+        assert isinstance(change, Change)
+        assert cache.commit(change) is None
+        batch = cache.batch(list(tokens), list(tokens.values()))
+        q, k, v, out = (torch.ones(sum(tokens.values()), 2, 128) for _ in range(4))
+        plan = device.attention.plan(batch)
+        device.attention.append(plan, 0, k, v)
+        device.attention.run(plan, 0, q, out, AttentionParams(1.0))
+        return cache.table.pages(*tokens)
+
+    row = step({"a": 128})
+    for depth, name in enumerate(names):
+        assert reuse.index.add(name, row[depth], row[depth - 1] if depth else 0, depth, 0.0)
+    engine = SimpleNamespace(memory=Memory(cache, reuse, offload), device=device)
+    saved = Prefixes(engine, bytes(32)).save(Path(tempfile.mkdtemp(dir=folder)), None, (), None)  # type: ignore[arg-type]
+    assert saved == 2
+    cache.commit(cache.table.free("a"))
+    row = step({"b": 128})
+    offload.save(zip(names, row, strict=True))
+    cache.commit(cache.table.free("b"))
+    row = step({"c": 128})
+    seq = Seq(1, [], 0, 0)
+    offload.fetch(seq, names, row)
+    while not (ended := offload.poll()):
+        pass
+    assert ended == [(seq, 2)]
+    step({"c": 1})
+    offload.fetch(seq, names, row)
+    offload.cancel(seq)
+    step({"c": 1})
+    offload.close()
+    cache.idle()
     cache.close()
 
 
@@ -111,6 +171,31 @@ MUTANTS = {
         Backing, "copy", "after=self.device.fence()", "after=None", life_of_a_cache
     ),
     "compute does not wait for a copy": Mutant(Backing, "copy", ".wait()", "", life_of_an_engine),
+    "a page leaves before it is computed": Mutant(
+        Offload, "save", "after = self._device.fence()", "after = None", life_of_the_tiers
+    ),
+    "a page is used again before it has left": Mutant(
+        Offload, "_finish", "ticket.wait()", "pass", life_of_the_tiers
+    ),
+    "a page comes back while it is still used": Mutant(
+        Offload, "_to_device", ", self._device.fence())", ", None)", life_of_the_tiers
+    ),
+    "a page is used before it is back": Mutant(
+        Offload, "_advance", "not move.ticket.done()", "False", life_of_the_tiers
+    ),
+    "a page is used while a copy that nobody wants writes to it": Mutant(
+        Offload, "cancel", "move.ticket.wait()", "pass", life_of_the_tiers
+    ),
+    "a page is saved before it is computed": Mutant(
+        Prefixes,
+        "_write_all",
+        "(entry.page), self._device.fence()",
+        "(entry.page), None",
+        life_of_the_tiers,
+    ),
+    "a page is used again before it is saved": Mutant(
+        Prefixes, "_write_all", "source, after).wait()", "source, after)", life_of_the_tiers
+    ),
 }
 
 
@@ -125,7 +210,7 @@ each_order = pytest.mark.parametrize("chaos", ["early", "late", "mixed"], indire
 
 
 @each_order
-@pytest.mark.parametrize("life", [life_of_an_engine, life_of_a_cache])
+@pytest.mark.parametrize("life", [life_of_an_engine, life_of_a_cache, life_of_the_tiers])
 def test_the_core_waits_for_the_device(life: Life, chaos: Chaos, tiny_lm: Path) -> None:
     life(chaos, tiny_lm)
     assert chaos.memory.info().chunks == 0

@@ -145,3 +145,22 @@ def test_pages_of_those_that_wait_are_brought_from_disk_to_host_memory(
     result = waiting.wait()
     assert result.usage.cached_tokens == 9 * PAGE
     assert [result.token_ids] == right
+
+
+@pytest.mark.promise("P30")
+def test_what_is_private_goes_to_no_tier(
+    make_runtime: MakeRuntime,
+    right: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Not even when it is preempted."""
+    monkeypatch.setattr("kvrt.sched.batching.LOOKAHEAD_TOKENS", 0)
+    runtime = squeezed(make_runtime, f"host:64MiB,disk:{tmp_path}:64MiB", max_running=16)
+    streams = [runtime.stream(prompt, LONG, private=True) for prompt in prompts(16, 1)]
+    results = [stream.wait() for stream in streams]
+    assert tokens(results) == right[:16]
+    assert sum(result.usage.preemptions for result in results) > 0
+    assert offloaded(runtime).saved_pages == 0
+    assert runtime.save_cache(tmp_path / "saved") == 0
+    assert runtime.cache_events() == ()
