@@ -73,8 +73,8 @@ Command = Request | str | _Signal | _Call
 class Runtime(CacheControl):
     """See the module. Takes `RuntimeConfig`'s fields as keyword arguments, or a config.
 
-    `generate` and `stream` ask; `stats` and `set_memory_limit` look and steer; and `CacheControl`'s
-    methods are about what was computed before: pin, invalidate, save and load it, follow its events.
+    `generate` and `stream` ask; `stats` and `set_memory_limit` look and steer; the methods of
+    `CacheControl` pin, forget, save, load and follow what was computed before.
 
     Args:
         model: short for ``RuntimeConfig.model``.
