@@ -74,7 +74,7 @@ class Runtime(CacheControl):
     """See the module. Takes `RuntimeConfig`'s fields as keyword arguments, or a config.
 
     `generate` and `stream` ask; `stats` and `set_memory_limit` look and steer; the methods of
-    `CacheControl` pin, invalidate, save and load what was computed before, and follow its events.
+    `CacheControl` pin, forget, save, load and follow what was computed before.
 
     Args:
         model: short for ``RuntimeConfig.model``.
