@@ -91,8 +91,11 @@ class _Transaction:
                 self._later(backing.page(dst), backing.page(src), backing.geometry.chunks_of(dst))
             case Move(src, src_slot, dst, dst_slot):
                 self._needed.update(backing.geometry.chunks_of(src))
-                to, source = backing.token(dst, dst_slot), backing.token(src, src_slot)
-                self._later(to, source, backing.geometry.chunks_of(dst))
+                pieces = zip(
+                    backing.token(dst, dst_slot), backing.token(src, src_slot), strict=True
+                )
+                for to, source in pieces:
+                    self._later(to, source, backing.geometry.chunks_of(dst))
             case Scrub(page):
                 self._later(backing.page(page), None, backing.geometry.chunks_of(page))
         self._counts[type(op)] += 1

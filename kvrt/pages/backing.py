@@ -75,14 +75,26 @@ class Backing:
         start = page * self.geometry.page_bytes
         return self._bytes[start : start + self.geometry.page_bytes]
 
-    def token(self, page: int, slot: int) -> Tensor:
-        """One token's keys and values: [layers, 2, kv_heads, head_dim], in the span's memory."""
+    def token(self, page: int, slot: int) -> tuple[Tensor, ...]:
+        """One token's keys and values, in the span's memory: [layers, 2, kv_heads, slot's items].
+
+        If the format has scales, theirs as well: uint8 [layers, 2, kv_heads, groups, bytes].
+        """
         layout = self.geometry.layout
-        return self.kv.as_strided(
-            (layout.layers, 2, layout.kv_heads, layout.head_dim),
-            (layout.layer_stride, layout.v_offset, layout.head_stride, 1),
-            page * layout.page_stride + slot * layout.head_dim,
+        shape = (layout.layers, 2, layout.kv_heads)
+        strides = (layout.layer_stride, layout.v_offset, layout.head_stride)
+        first = page * layout.page_stride
+        own = layout.slot_stride
+        items = self.kv.as_strided((*shape, own), (*strides, 1), first + slot * own)
+        if layout.quantization is None:
+            return (items,)
+        size = layout.quantization.scale_bytes
+        scales = self.kv.as_strided(
+            (*shape, layout.groups, size),
+            (*strides, layout.page_size * size, 1),
+            first + layout.scale_offset + slot * size,
         )
+        return items, scales
 
     def chunk(self, index: int) -> Tensor:
         """The bytes of a mapped chunk: uint8 [chunk_bytes], in the span's memory."""

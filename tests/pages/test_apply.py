@@ -1,6 +1,7 @@
 """Ops are carried out on a device, all of them or none."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from kvrt.errors import DeviceError, IntegrityError, OutOfMemory
 from kvrt.pages.apply import Applied, Failed, apply
 from kvrt.pages.backing import Backing
 from kvrt.pages.ops import Copy, Map, Move, Op, Scrub, Unmap
-from kvrt.spi import Device
+from kvrt.spi import Device, KVFormat
 from kvrt.testing.chaos import Chaos
 
 from .shapes import shape
@@ -51,14 +52,28 @@ def test_ops_are_carried_out_in_order_and_counted(backing: Backing) -> None:
     assert backing.page(0).view(torch.float32).isnan().all()
 
 
-def test_a_token_moves_with_all_its_layers_and_heads_and_nothing_else(backing: Backing) -> None:
-    before = backing.page(0).clone()
-    assert apply((Move(1, 3, 0, 2),), backing) == Applied(0, 0, 0)
-    for slot in range(backing.geometry.page_size):
-        assert (backing.token(0, slot).view(torch.uint8) == (2 if slot == 2 else 1)).all()
-    moved = backing.token(0, 2).numel() * backing.kv.element_size()
-    assert int((backing.page(0) != before).sum()) == moved
+@pytest.mark.parametrize("format", ["bfloat16", "int8", "int4"])
+def test_a_token_moves_with_all_that_belongs_to_it_and_nothing_else(
+    format: KVFormat, null_device: Device
+) -> None:
+    """Every byte of a page that can be told to be a slot's: all layers and heads, and scales."""
+    geometry = replace(shape("one chunk"), format=format, head_dim=40)
+    backing = Backing(null_device, geometry)
+    for index in range(len(geometry.chunks_of(0)) + len(geometry.chunks_of(1))):
+        backing.map(index)
+    layout = geometry.layout
+    for page in (0, 1):
+        backing.page(page).fill_(page + 1)
+    apply((Move(1, 3, 0, 2),), backing)
+    for slot in range(geometry.page_size):
+        for piece in backing.token(0, slot):
+            assert (piece.view(torch.uint8) == (2 if slot == 2 else 1)).all()
+    moved = int((backing.page(0) == 2).sum())
+    blocks = 2 * layout.layers * layout.kv_heads
+    scales = 0 if layout.quantization is None else layout.groups * layout.quantization.scale_bytes
+    assert moved == blocks * (layout.slot_stride * layout.item_bytes + scales)
     assert (backing.page(1) == 2).all()
+    backing.release()
 
 
 def test_a_moved_token_is_moved_back_if_an_op_after_it_fails(backing: Backing) -> None:

@@ -143,6 +143,21 @@ def test_drafts_change_nothing_that_is_said(
 
 
 @pytest.mark.promise("P15")
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_drafts_in_quantised_pages_change_nothing_that_is_said(
+    dtype: str, make_runtime: MakeRuntime, draft: Any
+) -> None:
+    """Kept tokens take their scales along."""
+    plain = make_runtime(kv_cache_dtype=dtype)
+    results = plain.generate(PROMPTS, PARAMS)
+    want = said(plain)
+    draft([[*r.prompt_token_ids, *c.token_ids] for r in results for c in r.completions])
+    runtime = make_runtime(kv_cache_dtype=dtype, speculate="ngram:6")
+    assert said(runtime) == want
+    assert runtime.stats().speculation.accepted_tokens > 100
+
+
+@pytest.mark.promise("P15")
 def test_what_is_looked_up_changes_nothing_that_is_said(
     make_runtime: MakeRuntime, right: tuple[list[object], Texts]
 ) -> None:
