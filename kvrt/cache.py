@@ -19,10 +19,11 @@ import torch
 from kvrt.errors import CapacityError, ConfigError, IntegrityError, OutOfMemory
 from kvrt.pages.apply import Failed, apply
 from kvrt.pages.backing import Backing
+from kvrt.pages.change import Change
 from kvrt.pages.geometry import Geometry
 from kvrt.pages.integrity import check_table
 from kvrt.pages.rows import PageRows
-from kvrt.pages.table import Change, PageTable, SeqId
+from kvrt.pages.table import PageTable, SeqId
 from kvrt.spi import AttentionBatch, Device
 
 log = logging.getLogger(__name__)

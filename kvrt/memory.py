@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from kvrt.cache import KVCache
 from kvrt.offload import Offload
 from kvrt.pages.apply import Failed
+from kvrt.pages.change import Change
 from kvrt.pages.eviction import evict
-from kvrt.pages.table import Change
 from kvrt.sched.batching import StepPlan
 from kvrt.sched.reuse import PrefixReuse
 from kvrt.sched.seq import Seq

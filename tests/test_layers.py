@@ -34,7 +34,13 @@ LAYERS: list[set[str]] = [
 """The parts of kvrt, the lowest first: each imports only from layers below its own."""
 
 DEVICE = {"torch", "kvrt.cache", "kvrt.wrappers", "kvrt.pages.apply", "kvrt.pages.backing"}
-VALUES = ["sched", "pages/ops.py", "pages/placement.py", "pages/table.py", "pages/geometry.py"]
+VALUES = [
+    "sched",
+    *(
+        f"pages/{name}.py"
+        for name in ("change", "eviction", "geometry", "ops", "placement", "referrers", "table")
+    ),
+]
 """What plans: on values alone, so that it is tested and replayed without a device."""
 
 ONLY_IN: dict[str, str] = {

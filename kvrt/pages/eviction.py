@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from kvrt.pages.table import Change, PageTable
+from kvrt.pages.change import Change
+from kvrt.pages.table import PageTable
 
 _CHOICE = 8
 _SHARE = 4

@@ -16,9 +16,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from kvrt.pages.change import Change, Shortage
 from kvrt.pages.eviction import evict
 from kvrt.pages.referrers import Row as Pages
-from kvrt.pages.table import Change, PageTable, SeqId, Shortage
+from kvrt.pages.table import PageTable, SeqId
 from kvrt.sched.policy import Policy
 from kvrt.sched.reuse import NoReuse, Reuse
 from kvrt.sched.seq import Seq

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kvrt.pages.table import Shortage
+from kvrt.pages.change import Shortage
 from kvrt.sched.batching import Limits, Row, StepPlan
 from kvrt.sched.speculation import Drafter, PromptLookup, StepCost
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from kvrt.pages.change import Change
 from kvrt.pages.eviction import evict
 from kvrt.pages.referrers import Row
-from kvrt.pages.table import Change, PageTable
+from kvrt.pages.table import PageTable
 from kvrt.sched.cost import MoveCost
 from kvrt.sched.events import EventLog
 from kvrt.sched.eviction import Eviction, Worth

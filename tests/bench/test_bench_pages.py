@@ -13,8 +13,9 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from kvrt.cache import KVCache
+from kvrt.pages.change import Change
 from kvrt.pages.geometry import Geometry
-from kvrt.pages.table import Change, PageTable
+from kvrt.pages.table import PageTable
 from kvrt.registry import open_device
 from kvrt.spi import Device
 

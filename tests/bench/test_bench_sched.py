@@ -3,8 +3,9 @@
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from kvrt.pages.change import Change
 from kvrt.pages.geometry import Geometry
-from kvrt.pages.table import Change, PageTable
+from kvrt.pages.table import PageTable
 from kvrt.sched.batching import Limits, StepPlan, plan_step
 from kvrt.sched.policy import POLICIES
 from kvrt.sched.seq import Seq

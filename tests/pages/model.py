@@ -13,10 +13,11 @@ import torch
 
 from kvrt.cache import KVCache
 from kvrt.pages.apply import Failed
+from kvrt.pages.change import Change, Shortage
 from kvrt.pages.eviction import evict
 from kvrt.pages.geometry import Geometry
 from kvrt.pages.referrers import Referrers
-from kvrt.pages.table import Change, PageTable, Shortage
+from kvrt.pages.table import PageTable
 from kvrt.spi import Device
 
 

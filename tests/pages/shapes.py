@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+from kvrt.pages.change import Change, Shortage
 from kvrt.pages.geometry import Geometry
 from kvrt.pages.integrity import check_table
-from kvrt.pages.table import Change, PageTable, Shortage
+from kvrt.pages.table import PageTable
 
 KIB = 1024
 CHUNK = 64 * KIB

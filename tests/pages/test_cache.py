@@ -12,7 +12,7 @@ import torch
 from kvrt.cache import KVCache, LimitChange
 from kvrt.errors import CapacityError, ConfigError, IntegrityError, OutOfMemory
 from kvrt.pages.apply import Failed
-from kvrt.pages.table import Change
+from kvrt.pages.change import Change
 from kvrt.registry import open_device
 from kvrt.spi import Device, DeviceOptions
 from kvrt.testing.chaos import Chaos

@@ -6,7 +6,7 @@ import pytest
 
 from kvrt.errors import DeviceError, OutOfMemory
 from kvrt.pages.apply import Failed
-from kvrt.pages.table import Change, Shortage
+from kvrt.pages.change import Change, Shortage
 from kvrt.spi import Device
 from kvrt.testing.chaos import Chaos
 

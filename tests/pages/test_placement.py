@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from kvrt.pages.change import Change, Shortage
 from kvrt.pages.ops import Map, Unmap
-from kvrt.pages.table import Change, PageTable, Shortage
+from kvrt.pages.table import PageTable
 
 from .shapes import LAYERS, SIZE, done, empty, shape
 

@@ -4,8 +4,9 @@ import random
 
 import numpy as np
 
+from kvrt.pages.change import Shortage
 from kvrt.pages.rows import PageRows
-from kvrt.pages.table import PageTable, Shortage
+from kvrt.pages.table import PageTable
 
 from .shapes import shape
 

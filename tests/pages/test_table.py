@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from kvrt.errors import IntegrityError
+from kvrt.pages.change import Change, Shortage
 from kvrt.pages.integrity import check_table
 from kvrt.pages.ops import Copy, Map, Move, Scrub
 from kvrt.pages.referrers import Referrers
-from kvrt.pages.table import Change, PageTable, Shortage
+from kvrt.pages.table import PageTable
 
 from .shapes import SIZE, done, empty, shape
 

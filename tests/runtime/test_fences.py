@@ -22,9 +22,10 @@ from kvrt.memory import Memory
 from kvrt.model.loader import load_model
 from kvrt.offload import Offload
 from kvrt.pages.backing import Backing
+from kvrt.pages.change import Change
 from kvrt.pages.geometry import Geometry
 from kvrt.pages.referrers import Row
-from kvrt.pages.table import Change, SeqId
+from kvrt.pages.table import SeqId
 from kvrt.prefixes import Prefixes
 from kvrt.registry import load
 from kvrt.request import Request
