@@ -1,19 +1,12 @@
 """The part of `kvrt.Runtime` that is about cached prefixes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from kvrt.engine import Engine
-from kvrt.errors import RequestError
 from kvrt.prefixes import Prefixes
+from kvrt.prompts import Prompt, root_of
 from kvrt.sched.events import CacheEvent
-from kvrt.tiers.names import root_key
-
-Message = Mapping[str, object]
-Prompt = str | Sequence[int] | Sequence[Message]
-"""Text, token ids, or chat messages (``{"role": "user", "content": "..."}``)."""
-
-MAX_SALT = 256
 
 
 class CacheControl:
@@ -112,10 +105,4 @@ class CacheControl:
         return () if reuse is None else reuse.events.since(since)
 
     def _root(self, salt: str) -> bytes:
-        if not isinstance(salt, str) or len(salt) > MAX_SALT or not salt.isprintable():
-            raise RequestError(
-                f"cache_salt is {salt!r:.60}; it must be printable text of at most {MAX_SALT}"
-                " characters",
-                param="cache_salt",
-            )
-        return root_key(self._pages_of, salt)
+        return root_of(self._pages_of, salt)

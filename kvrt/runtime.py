@@ -16,7 +16,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Self
 
 from kvrt.cache import KVCache, LimitChange
 from kvrt.config import Environment, RuntimeConfig, draft_limit
-from kvrt.control import CacheControl, Prompt
+from kvrt.control import CacheControl
 from kvrt.engine import Engine
 from kvrt.errors import CapacityError, ConfigError, KvrtError, RequestError
 from kvrt.memory import Memory
@@ -33,6 +33,7 @@ from kvrt.model.loader import Model, load_model
 from kvrt.model.resolve import Progress
 from kvrt.outputs import Result
 from kvrt.prefixes import Prefixes
+from kvrt.prompts import Prompt, as_list, room_for, tokens_of
 from kvrt.registry import open_device
 from kvrt.request import Request, failed_result
 from kvrt.sampling import SamplingParams
@@ -144,7 +145,7 @@ class Runtime(CacheControl):
             cache_salt: with whom they share KV pages; see `stream`.
             private: each of them uses no pages of others, and leaves none.
         """
-        asked = _as_list(prompts)
+        asked = as_list(prompts)
         wishes = [params] * len(asked) if isinstance(params, SamplingParams | None) else [*params]
         if len(wishes) != len(asked):
             raise ConfigError(f"{len(asked)} prompts, but {len(wishes)} sampling parameters")
@@ -189,23 +190,7 @@ class Runtime(CacheControl):
         """
         params = params or SamplingParams()
         tokens = self._tokens(prompt)
-        room = min(self.model.max_model_len, self.cache.capacity_tokens)
-        if len(tokens) >= self.model.max_model_len:
-            raise RequestError(
-                f"the prompt has {len(tokens)} tokens; the context has room for "
-                f"{self.model.max_model_len}, the output included",
-                param="prompt",
-                fix="shorten the prompt, or raise max_model_len if the model allows it",
-            )
-        if len(tokens) >= room:
-            raise CapacityError(
-                f"the prompt has {len(tokens)} tokens; the memory limit has room for {room}",
-                needed=len(tokens)
-                * self.cache.geometry.page_bytes
-                // self.cache.geometry.page_size,
-                free=self.cache.stats().limit_bytes,
-                fix="raise memory_limit",
-            )
+        room = room_for(tokens, self.model, self.cache)
         seed = params.seed
         if seed is None:
             seed = secrets.randbits(64) if self.config.seed is None else self.config.seed
@@ -236,21 +221,7 @@ class Runtime(CacheControl):
         self._tell(request_id)
 
     def _tokens(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            tokens = self.model.encode(prompt)
-        elif prompt and isinstance(prompt[0], Mapping):
-            tokens = self.model.encode_chat(prompt)  # type: ignore[arg-type]
-        else:
-            tokens = list(prompt)  # type: ignore[arg-type]
-        vocab = self.model.spec.vocab
-        for token in tokens:
-            if not isinstance(token, int) or not 0 <= token < vocab:
-                raise RequestError(
-                    f"prompt token {token!r} is not a number from 0 to {vocab - 1}", param="prompt"
-                )
-        if not tokens or prompt == "":
-            raise RequestError("the prompt is empty", param="prompt", fix="give some text")
-        return tokens
+        return tokens_of(prompt, self.model)
 
     # --- looking and steering ----------------------------------------------------------------
 
@@ -462,9 +433,3 @@ def _carry_out(call: _Call) -> None:
     except BaseException as error:
         call.result.set_exception(error)
         raise
-
-
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int | Mapping)):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"spi", "units"},
     {"pages", "tiers", "wrappers", "outputs", "sampling"},
     {"cache", "sched", "model", "registry", "sampler", "stream", "openmp"},
-    {"config", "offload", "request"},
+    {"config", "offload", "prompts", "request"},
     {"memory"},
     {"engine", "sizing", "storing"},
     {"prefixes", "stats"},

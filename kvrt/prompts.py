@@ -1,0 +1,87 @@
+"""What callers may ask with, made into tokens that were checked."""
+
+from collections.abc import Mapping, Sequence
+
+from kvrt.cache import KVCache
+from kvrt.errors import CapacityError, RequestError
+from kvrt.model.loader import Model
+from kvrt.tiers.names import root_key
+
+Message = Mapping[str, object]
+Prompt = str | Sequence[int] | Sequence[Message]
+"""Text, token ids, or chat messages (``{"role": "user", "content": "..."}``)."""
+
+MAX_SALT = 256
+
+
+def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or several, as several."""
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int | Mapping)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def tokens_of(prompt: Prompt, model: Model) -> list[int]:
+    """The token ids of a prompt; at least one.
+
+    Raises:
+        RequestError: it is empty, or has a token that the model does not know.
+    """
+    if isinstance(prompt, str):
+        tokens = model.encode(prompt)
+    elif prompt and isinstance(prompt[0], Mapping):
+        tokens = model.encode_chat(prompt)  # type: ignore[arg-type]
+    else:
+        tokens = list(prompt)  # type: ignore[arg-type]
+    vocab = model.spec.vocab
+    for token in tokens:
+        if not isinstance(token, int) or not 0 <= token < vocab:
+            raise RequestError(
+                f"prompt token {token!r} is not a number from 0 to {vocab - 1}", param="prompt"
+            )
+    if not tokens or prompt == "":
+        raise RequestError("the prompt is empty", param="prompt", fix="give some text")
+    return tokens
+
+
+def room_for(tokens: Sequence[int], model: Model, cache: KVCache) -> int:
+    """Tokens that a prompt and its answer can have together; more than the prompt has.
+
+    Raises:
+        RequestError: the prompt fills the context.
+        CapacityError: it fills the memory limit.
+    """
+    room = min(model.max_model_len, cache.capacity_tokens)
+    if len(tokens) >= model.max_model_len:
+        raise RequestError(
+            f"the prompt has {len(tokens)} tokens; the context has room for "
+            f"{model.max_model_len}, the output included",
+            param="prompt",
+            fix="shorten the prompt, or raise max_model_len if the model allows it",
+        )
+    if len(tokens) >= room:
+        raise CapacityError(
+            f"the prompt has {len(tokens)} tokens; the memory limit has room for {room}",
+            needed=len(tokens) * cache.geometry.page_bytes // cache.geometry.page_size,
+            free=cache.stats().limit_bytes,
+            fix="raise memory_limit",
+        )
+    return room
+
+
+def root_of(pages_of: bytes, salt: str) -> bytes:
+    """What the names of a tenant's pages begin with.
+
+    Args:
+        pages_of: the fingerprint of all pages; see `kvrt.storing.page_fingerprint`.
+
+    Raises:
+        RequestError: the salt is no printable text of at most `MAX_SALT` characters.
+    """
+    if not isinstance(salt, str) or len(salt) > MAX_SALT or not salt.isprintable():
+        raise RequestError(
+            f"cache_salt is {salt!r:.60}; it must be printable text of at most {MAX_SALT}"
+            " characters",
+            param="cache_salt",
+        )
+    return root_key(pages_of, salt)
