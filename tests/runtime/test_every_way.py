@@ -59,6 +59,7 @@ class Case:
         full: there is no free page when the prompts come, so that each one is taken from another.
         offload_write: see `RuntimeConfig`.
         prefix_cache_policy: see `RuntimeConfig`.
+        speculate: see `RuntimeConfig`.
         device: the wrapper around it.
         number: also the seed of which prompts are asked.
     """
@@ -70,6 +71,7 @@ class Case:
     full: bool
     offload_write: str
     prefix_cache_policy: str
+    speculate: str | None
     device: str
     number: int
 
@@ -215,6 +217,7 @@ AXES: dict[str, tuple[object, ...]] = {
     "full": (False, True),
     "offload_write": ("back", "through"),
     "prefix_cache_policy": ("lru", "lfu", "cost"),
+    "speculate": (None, "ngram:4"),
     "device": tuple(DEVICES),
 }
 """A field of `Case` that is an option of the runtime needs no more than its values here."""
