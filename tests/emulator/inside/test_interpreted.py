@@ -46,7 +46,8 @@ def test_tokens_after_pages_that_moved_or_were_saved_are_those_of_the_cpu_backen
         for _ in range(1 + bool(saved)):
             with Runtime(
                 tmp_path, backend=backend, load_format="dummy", seed=1, memory_limit="16MiB",
-                prefix_cache_ttl=0.0 if tiers else 300.0, preemption="move", **tiers, **saved,
+                prefix_cache_ttl=0.0 if tiers else 300.0, preemption="move",
+                **tiers, **saved,  # type: ignore[arg-type]
             ) as runtime:  # fmt: skip
                 results = runtime.generate(prompts, GREEDY)
                 if tiers:

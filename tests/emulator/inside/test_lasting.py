@@ -19,7 +19,8 @@ GREEDY = SamplingParams(max_tokens=3, ignore_eos=True)
 def make(model: Path, backend: str, **options: object) -> Runtime:
     return Runtime(
         model, backend=backend, load_format="dummy", seed=1, memory_limit=7 * MIB,
-        max_batch_tokens=64, max_running=4, debug=True, preemption="move", **options,
+        max_batch_tokens=64, max_running=4, debug=True, preemption="move",
+        **options,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
