@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,35 @@ def test_tokens_are_those_of_the_cpu_backend(tmp_path: Path, vendor: str) -> Non
             answers.append(tokens(runtime.generate(PROMPTS, GREEDY)))
         runtime.device.close()
     assert answers[0] == answers[1]
+
+
+def test_tokens_after_pages_that_moved_or_were_saved_are_those_of_the_cpu_backend(
+    tmp_path: Path, vendor: str
+) -> None:
+    """Without patience for unused pages, each is moved to the host when its request has ended."""
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    prompts = [list(range(20, 41))]
+    answers = []
+    for backend, tiers in (("cpu", {}), (vendor, {"offload": "host:16MiB"}), (vendor, {})):
+        saved = {} if tiers or backend == "cpu" else {"cache_dir": tmp_path / "saved"}
+        for _ in range(1 + bool(saved)):
+            with Runtime(
+                tmp_path, backend=backend, load_format="dummy", seed=1, memory_limit="16MiB",
+                prefix_cache_ttl=0.0 if tiers else 300.0, preemption="move",
+                **tiers, **saved,  # type: ignore[arg-type]
+            ) as runtime:  # fmt: skip
+                results = runtime.generate(prompts, GREEDY)
+                if tiers:
+                    answers.append(tokens(results))
+                    end = time.monotonic() + 20
+                    while runtime.stats().cache.cached_pages and time.monotonic() < end:
+                        time.sleep(0.01)
+                    results = runtime.generate(prompts, GREEDY)
+                    assert results[0].usage.cached_tokens == 16
+                    stats = runtime.stats().offload
+                    assert stats is not None
+                    assert stats.fetched_pages == 1
+                answers.append(tokens(results))
+            runtime.device.close()
+    assert results[0].usage.cached_tokens == 16
+    assert answers == [answers[0]] * 5
