@@ -5,13 +5,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from kvrt.sched.speculation import (
-    Drafter,
-    Drafts,
-    Guess,
-    PromptLookup,
-    StepCost,
-)
+from kvrt.sched.batching import Limits, Row, StepPlan, plan_step
+from kvrt.sched.drafting import Speculation, parents_of
+from kvrt.sched.seq import Seq
+from kvrt.sched.speculation import Drafter, Drafts, Guess, PromptLookup, StepCost
+
+from .test_batching import Clock
 
 TREE = Drafts.of([(5, 6, 7), (8, 9)])
 
@@ -158,3 +157,76 @@ def test_a_step_that_was_disturbed_does_not_mislead() -> None:
         tokens = 1 + number % 4
         cost.observe(tokens, 0.010 + 0.0001 * tokens + (number % 50 == 49))
     assert cost.worth(1) < 0.5
+
+
+# --- in a step -----------------------------------------------------------------------------------
+
+
+def decoding(clock: Clock, count: int, *branches: tuple[int, ...]) -> list[Seq]:
+    """Sequences of 6 tokens that decode, and guess that these come next."""
+    seqs = [clock.add(prompt=6, new=40) for _ in range(count)]
+    for seq in seqs:
+        seq.drafter = grown(Drafter(Fixed(*branches), 8), *branches[0])
+    clock.tick()
+    return seqs
+
+
+def planned(clock: Clock) -> StepPlan:
+    plan = plan_step(
+        clock.table, clock.running, clock.waiting, clock.limits, clock.policy, clock.step
+    )
+    return Speculation(trees=True).extend(plan, clock.limits)
+
+
+def test_drafts_stand_behind_the_last_token_and_have_their_slots() -> None:
+    clock = Clock(20, Limits(64, 8))
+    one, two = decoding(clock, 2, (1, 2, 3))
+    plan = planned(clock)
+    assert [(row.seq, row.count, row.drafts.tokens) for row in plan.rows] == [
+        (one, 4, (1, 2, 3)),
+        (two, 4, (1, 2, 3)),
+    ]
+    assert [plan.table.length(seq.id) for seq in (one, two)] == [10, 10]
+    assert parents_of(plan.rows) is None, "lines need none"
+
+
+def test_branches_give_the_batch_its_parents() -> None:
+    clock = Clock(20, Limits(64, 8))
+    seq = decoding(clock, 1, (1, 2), (3, 4))[0]
+    row = Row(seq, 6, 5, samples=True, drafts=Drafts.of([(1, 2), (3, 4)]))
+    assert parents_of([Row(seq, 0, 3, samples=False), row]) == [-1, 0, 1, -1, 0, 1, 0, 3]
+
+
+def test_drafts_take_only_the_tokens_that_are_left() -> None:
+    clock = Clock(20, Limits(12, 8))
+    decoding(clock, 2, (1, 2, 3, 4, 5, 6, 7, 8))
+    rows = planned(clock).rows
+    assert [row.count for row in rows] == [9, 3]
+    assert sum(row.count for row in rows) == 12
+
+
+def test_drafts_never_reach_beyond_the_last_token_that_may_come() -> None:
+    clock = Clock(20, Limits(64, 8))
+    seq = decoding(clock, 1, (1, 2, 3))[0]
+    for left, drafts in ((40, 3), (3, 2), (2, 1), (1, 0)):
+        seq.max_len = len(seq.tokens) + left
+        assert len(planned(clock).rows[0].drafts) == drafts
+
+
+def test_nobody_loses_a_page_for_a_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sequences hold four of five pages, and the drafts of each would need one more."""
+    monkeypatch.setattr("kvrt.sched.batching.LOOKAHEAD_TOKENS", 0)
+    clock = Clock(3, Limits(64, 8))
+    decoding(clock, 2, (1, 2, 3, 4))
+    assert clock.table.free_pages == 1
+    plan = planned(clock)
+    assert not plan.preempted
+    assert not plan.change.dropped
+    assert [len(row.drafts) for row in plan.rows] == [4, 0]
+
+
+def test_a_prompt_is_not_followed_by_drafts() -> None:
+    clock = Clock(20, Limits(4, 8))
+    seq = clock.add(prompt=9, new=40)
+    seq.drafter = grown(Drafter(Fixed((1, 2, 3)), 8), 1, 2, 3)
+    assert [len(row.drafts) for row in planned(clock).rows] == [0]
