@@ -7,6 +7,7 @@ that whatever else the machine does meets them alike. About five minutes on two 
 """
 
 import argparse
+import itertools
 import math
 import mmap
 import platform
@@ -94,29 +95,32 @@ def filled(shape: Shape, kv: KVFormat, sequences: int, context: int, layers: int
     return batch
 
 
-def turns(works: dict[KVFormat, Callable[[], object]], seconds: float) -> dict[KVFormat, float]:
-    """The fastest of each that fit, in turns, into so many seconds; at least five."""
+def turns(works: dict[KVFormat, Callable[[int], object]], seconds: float) -> dict[KVFormat, float]:
+    """The fastest call of each that fit, in turns, into so many seconds; at least five.
+
+    Calls are numbered, and short, so that some meet a machine that does nothing else.
+    """
     best = dict.fromkeys(works, math.inf)
-    stop, rounds = time.perf_counter() + seconds, 0
-    while rounds < 5 or time.perf_counter() < stop:
+    stop = time.perf_counter() + seconds
+    for number in itertools.count():
         for kv, work in works.items():
             begin = time.perf_counter()
-            work()
+            work(number)
             best[kv] = min(best[kv], time.perf_counter() - begin)
-        rounds += 1
-    return best
+        if number >= 5 and time.perf_counter() > stop:
+            return best
+    raise AssertionError
 
 
-def attended(shape: Shape, batch: AttentionBatch) -> Callable[[], None]:
-    """Attention of the batch's query tokens in every layer."""
+def attended(shape: Shape, batch: AttentionBatch) -> Callable[[int], None]:
+    """Attention of the batch's query tokens in one layer, in turn."""
     tokens = int(batch.query_start[-1])
     q = torch.randn(tokens, shape.heads, shape.head_dim)
     out, plan = torch.empty_like(q), attention.plan(batch)
     params = AttentionParams(shape.head_dim**-0.5)
 
-    def work() -> None:
-        for layer in range(batch.layout.layers):
-            attention.run(plan, layer, q, out, params)
+    def work(number: int) -> None:
+        attention.run(plan, number % batch.layout.layers, q, out, params)
 
     return work
 
@@ -130,7 +134,7 @@ def decode_seconds(shape: Shape, sequences: int, context: int) -> dict[KVFormat,
         batch = filled(shape, kv, sequences, context, layers)
         one_each = torch.arange(sequences + 1, dtype=torch.int32)
         works[kv] = attended(shape, replace(batch, query_start=one_each))
-    return {kv: best / layers for kv, best in turns(works, 2.5).items()}
+    return turns(works, 2.0)
 
 
 def prefill_seconds(shape: Shape, new: int, before: int) -> dict[KVFormat, float]:
@@ -184,6 +188,10 @@ def row(*cells: object) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
+def shown(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def head(*cells: object) -> Iterator[str]:
     yield row(*cells)
     yield row("---", *["---:"] * (len(cells) - 1))
@@ -204,7 +212,7 @@ def speeds(
 ) -> Iterator[str]:
     yield from head(f"{title} ({name}, and times as fast as float32)", *FORMATS)
     for what, seconds in measured:
-        cells = [f"{seconds[kv] * unit:.3g} ({seconds['float32'] / seconds[kv]:.2f}x)"
+        cells = [f"{shown(seconds[kv] * unit)} ({seconds['float32'] / seconds[kv]:.2f}x)"
                  for kv in FORMATS]  # fmt: skip
         yield row(what, *cells)
 
