@@ -1,5 +1,6 @@
 """A device computes what the CPU backend computes, and what transformers does."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,3 +160,40 @@ def test_sequences_that_lose_their_pages_give_the_same_tokens(
     results = tight.generate(many, params)
     assert sum(result.usage.preemptions for result in results) > 0
     assert tokens(results) == tokens(roomy.generate(many, params))
+
+
+@pytest.mark.parametrize("tiers", ["host:256MiB", "disk:{}:256MiB"])
+def test_pages_that_are_reused_moved_or_saved_give_the_same_tokens(
+    tiers: str,
+    backend: str,
+    folder_of: Callable[[str], Path],
+    make_runtime: MakeRuntime,
+    tmp_path: Path,
+) -> None:
+    """Without patience for unused pages, each leaves the device when nothing runs."""
+    folder, params = folder_of("llama-3"), SamplingParams(max_tokens=30, ignore_eos=True)
+    many = [prompt(70 + n) for n in range(12)]
+    options = {"backend": backend, "dtype": "float32", "preemption": "move"}
+    right = tokens(make_runtime(folder, **options, prefix_cache=False).generate(many, params))
+
+    reusing = make_runtime(folder, **options)
+    assert tokens(reusing.generate(many, params)) == right
+    again = reusing.generate(many, params)
+    assert tokens(again) == right
+    assert sum(result.usage.cached_tokens for result in again) > 0
+    assert reusing.save_cache(tmp_path / "saved") > 0
+
+    restored = make_runtime(folder, **options)
+    assert restored.load_cache(tmp_path / "saved") > 0
+    moving = make_runtime(
+        folder, **options, offload=tiers.format(tmp_path / "tier"), prefix_cache_ttl=0.0
+    )
+    assert tokens(moving.generate(many, params)) == right
+    end = time.monotonic() + 20
+    while moving.stats().cache.cached_pages and time.monotonic() < end:
+        time.sleep(0.01)
+    for runtime in (restored, moving):
+        assert tokens(runtime.generate(many, params)) == right
+        stats = runtime.stats().offload
+        assert stats is not None
+        assert stats.fetched_pages > 0
