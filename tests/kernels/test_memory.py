@@ -1,5 +1,7 @@
 """The kernels touch nothing beyond a sequence's tokens: the rest may not even be mapped."""
 
+import ctypes.util
+import os
 import signal
 import subprocess
 import sys
@@ -30,3 +32,16 @@ def test_unmapped_pages_slots_and_table_entries_are_never_touched(length, window
 def test_the_guards_are_real():
     one_token_more = "context_len=torch.tensor([length] -> context_len=torch.tensor([length + 200]"
     assert run(1000, 0, change=one_token_more) == -signal.SIGSEGV
+
+
+def test_working_memory_is_as_large_as_each_sequence_needs():
+    """Few rows are laid out otherwise than many, and may take more: both meet in one batch."""
+    checking = ctypes.util.find_library("c_malloc_debug")
+    if checking is None:
+        pytest.skip("the C library has no malloc that checks")
+    code = Path(__file__).with_name("scratch.py").read_text()
+    environment = os.environ | {"LD_PRELOAD": checking, "MALLOC_CHECK_": "3"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], check=False, timeout=120, env=environment, capture_output=True
+    )
+    assert ended.returncode == 0, ended.stderr.decode()[-2000:]

@@ -89,10 +89,7 @@ void compute(const Kernels& kernels, const AttentionArgs& a, int threads) {
   Plan plan;
   size_t partial_floats;
   make_plan(a, threads, plan, partial_floats);
-  int max_rows = 0;
-  for (const Unit& unit : plan.units)
-    max_rows = std::max(max_rows, (unit.task.q_end - unit.task.q_begin) * (a.heads / a.pages.kv_heads));
-  const size_t scratch_bytes = kernels.attention_scratch(a, max_rows);
+  const int group = a.heads / a.pages.kv_heads;
   float* partials = partial_floats ? static_cast<float*>(shared.get(partial_floats * sizeof(float))) : nullptr;
   std::vector<std::atomic<int>> left(partial_floats ? plan.units.size() : 0);
   for (size_t u = 0; u < left.size(); u++) left[u].store(plan.units[u].segments, std::memory_order_relaxed);
@@ -100,7 +97,8 @@ void compute(const Kernels& kernels, const AttentionArgs& a, int threads) {
   each(threads, int64_t(plan.tasks.size()), [&](int64_t i) {
     const auto [u, segment] = plan.tasks[i];
     const Unit& unit = plan.units[u];
-    void* memory = scratch.get(scratch_bytes);
+    // By this unit's own rows: few rows are laid out in another way, and can need more memory than some more do.
+    void* memory = scratch.get(kernels.attention_scratch(a, (unit.task.q_end - unit.task.q_begin) * group));
     AttentionTask task = unit.task;
     if (segment < 0) return kernels.attention(a, task, memory);
     task.segment = segment;
