@@ -10,12 +10,19 @@ import threading
 import torch
 
 from kvrt.registry import load
-from kvrt.spi import AttentionParams, KVLayout
+from kvrt.spi import AttentionBatch, AttentionParams, KVLayout
 from kvrt.testing.paged import PagedKV, fill_past
 
 CONTEXT = 80
 
 device = load("cpu").open()
+
+
+def attend(batch: AttentionBatch, q: torch.Tensor) -> None:
+    plan = device.attention.plan(batch)
+    device.attention.run(plan, 0, q, torch.empty_like(q), AttentionParams(0.1))
+
+
 for head_dim, group in itertools.product((64, 128, 256), (1, 4, 8)):
     layout = KVLayout.packed("float32", layers=1, kv_heads=1, head_dim=head_dim, page_size=16)
     with PagedKV(device, layout, 20) as paged:
@@ -25,11 +32,7 @@ for head_dim, group in itertools.product((64, 128, 256), (1, 4, 8)):
             fill_past(batch)
             q = torch.randn(few + more, group, head_dim)
 
-            def attend() -> None:
-                plan = device.attention.plan(batch)
-                device.attention.run(plan, 0, q, torch.empty_like(q), AttentionParams(0.1))
-
-            thread = threading.Thread(target=attend)
+            thread = threading.Thread(target=attend, args=(batch, q))
             thread.start()
             thread.join()
 device.close()
