@@ -264,7 +264,9 @@ def test_a_limit_on_open_files_is_an_error_of_the_call_alone(
     params = SamplingParams(max_tokens=2, ignore_eos=True)
     runtime.stream([1] * 40, params).wait()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), hard))
+    lowest_free = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
     try:
         with pytest.raises((OSError, StoreError)):
             runtime.save_cache(tmp_path / "kv")
