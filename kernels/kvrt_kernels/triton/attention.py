@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kvrt.spi import AttentionBatch, AttentionParams
+from kvrt.spi import QUANTIZATIONS, AttentionBatch, AttentionParams
 from kvrt_kernels.triton.append import append
 from kvrt_kernels.triton.configs import Tile, Tiles, config, options
 from kvrt_kernels.triton.decode import decode_kernel, merge_kernel
@@ -110,7 +110,7 @@ class TritonAttention:
             if plan.split:
                 self._scratch.require(plan.segments * floats)
         shared = self._shared(plan, layer, q, params)
-        tile = self._tile(self.config.decode, shared)
+        tile = self._tile(self.config.decode, shared, plan)
         grid = (triton.cdiv(rows, tile.block_m), min(programs, MOST), layout.kv_heads)
         decode_kernel[grid](
             q,
@@ -158,7 +158,7 @@ class TritonAttention:
     ) -> None:
         layout, work = plan.layout, plan.many
         shared = self._shared(plan, layer, q, params)
-        tile = self._tile(self.config.prefill, shared)
+        tile = self._tile(self.config.prefill, shared, plan)
         tiles = work.queries * shared["GROUP"] // tile.block_m + len(work)
         prefill_kernel[(layout.kv_heads, tiles)](
             q,
@@ -183,8 +183,10 @@ class TritonAttention:
         )
 
     @staticmethod
-    def _tile(tiles: Tiles, shared: dict[str, Any]) -> Tile:
-        return tiles[shared["DOT"].primitive_bitwidth, max(64, shared["BLOCK_D"])]
+    def _tile(tiles: Tiles, shared: dict[str, Any], plan: Plan) -> Tile:
+        head = max(64, shared["BLOCK_D"])
+        of_codes = tiles.get((8, head)) if plan.layout.format in QUANTIZATIONS else None
+        return of_codes or tiles[shared["DOT"].primitive_bitwidth, head]
 
     def _shared(self, plan: Plan, layer: int, q: Tensor, params: AttentionParams) -> dict[str, Any]:
         """The compile-time arguments that decode and prefill have in common."""

@@ -45,7 +45,10 @@ def options(warps: int, stages: int = 1) -> dict[str, Any]:
 
 
 Tiles = Mapping[tuple[int, int], Tile]
-"""By bits of a number and the head size, rounded up to 64, 128 or 256."""
+"""By bits of a number and the head size, rounded up to 64, 128 or 256.
+
+Numbers kept as codes are multiplied as those of 16 bits; to unpack them takes registers, so that
+heads of 256 may have tiles of their own, by 8 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ AMPERE = Config(
     prefill={
         (16, 64): Tile(128, 64, 8, 3, peeled=True),
         (16, 128): Tile(128, 32, 8, 3),
+        (8, 256): Tile(32, 32, 8, 2),
         (16, 256): Tile(64, 32, 8, 3, peeled=True),
         (32, 64): Tile(64, 16, 4, 2),
         (32, 128): Tile(32, 16, 8, 2),
@@ -89,6 +93,7 @@ HOPPER = Config(
     | {
         (16, 64): Tile(128, 128, 8, 3, peeled=True),
         (16, 128): Tile(128, 64, 8, 3, peeled=True),
+        (8, 256): Tile(64, 16, 8, 2),
         (16, 256): Tile(64, 64, 8, 2, peeled=True),
     },
 )
@@ -106,6 +111,7 @@ CDNA = Config(
     prefill={
         (16, 64): Tile(128, 64, 4, 1, peeled=True),
         (16, 128): Tile(128, 32, 8, 1, peeled=True),
+        (8, 256): Tile(64, 16, 8, 1),
         (16, 256): Tile(64, 32, 8, 1, peeled=True),
         (32, 64): Tile(64, 32, 4, 1),
         (32, 128): Tile(64, 32, 4, 1),
@@ -117,6 +123,7 @@ RDNA3 = Config(
     decode={
         (16, 64): Tile(16, 32, 2, 1),
         (16, 128): Tile(16, 16, 4, 1),
+        (8, 256): Tile(16, 16, 16, 1, chunk=64),
         (16, 256): Tile(16, 16, 16, 1),
         (32, 64): Tile(16, 16, 4, 1, chunk=32),
         (32, 128): Tile(16, 32, 4, 1, chunk=16),
@@ -125,6 +132,7 @@ RDNA3 = Config(
     prefill={
         (16, 64): Tile(128, 32, 8, 1),
         (16, 128): Tile(64, 16, 8, 1),
+        (8, 256): Tile(32, 16, 16, 1, chunk=64),
         (16, 256): Tile(32, 16, 16, 1),
         (32, 64): Tile(32, 16, 4, 1, chunk=32),
         (32, 128): Tile(32, 32, 8, 1, chunk=32),
@@ -136,11 +144,13 @@ RDNA4 = Config(
     decode=dict(RDNA3.decode)
     | {
         (16, 128): Tile(16, 32, 4, 1),
+        (8, 256): Tile(16, 32, 16, 1),
         (16, 256): Tile(16, 32, 8, 1),
     },
     prefill=dict(RDNA3.prefill)
     | {
         (16, 128): Tile(64, 32, 8, 1),
+        (8, 256): Tile(64, 16, 8, 1),
         (16, 256): Tile(64, 16, 8, 1),
     },
 )
