@@ -181,7 +181,9 @@ def _crowd(runtime: Runtime, first: int) -> None:
     """Cache the pages of other prompts until nothing is free, and nothing older is left."""
     pages = runtime.stats().cache.limit_bytes // runtime.stats().cache.page_bytes
     length = 4 * runtime.config.page_size
-    for n in range(-(-pages // 4)):
+    # Pages that were reused are worth more to the policy by cost, until others have come and gone.
+    turns = 4 if runtime.config.prefix_cache_policy == "cost" else 1
+    for n in range(turns * -(-pages // 4)):
         _ask(runtime, [[(first - n) % 199, n % 199] * (length // 2 + 1)], ONE)
     cache = runtime.stats().cache
     assert cache.free_pages <= cache.cached_pages // 8 + 2, "a few are evicted ahead of need"
