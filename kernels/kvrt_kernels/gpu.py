@@ -8,10 +8,11 @@ import importlib.metadata
 import importlib.util
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from kvrt.errors import BackendUnavailable
 from kvrt.spi import Bandwidth, DType, FusedOps, GraphCapture, KVFormat, Measurable, PagedAttention
@@ -19,6 +20,24 @@ from kvrt_kernels.triton._require import OLDEST
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+@contextmanager
+def forgotten(table: dict[Key, Value], key: Key) -> Iterator[Value]:
+    """Take an entry out of a table while it is given back to a driver; put it back if that fails.
+
+    In this order, since a driver may hand the same handle or address to another thread at once.
+    """
+    value = table.pop(key)
+    try:
+        yield value
+    except BaseException:
+        table[key] = value
+        raise
+
 
 DTYPES: tuple[DType, ...] = ("bfloat16", "float16", "float32")
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
-from kvrt_kernels.gpu import Place
+from kvrt_kernels.gpu import Place, forgotten
 
 from kvrt.errors import KvrtError
 from kvrt.spi import Chunk, DType, MemoryInfo, Span
@@ -51,9 +51,9 @@ class CudaMemory:
         return span
 
     def release(self, span: Span) -> None:
-        call("cuMemAddressFree", span.base, span.nbytes)
         self._bytes.pop(span.base, None)
-        del self._spans[span.base]
+        with forgotten(self._spans, span.base):
+            call("cuMemAddressFree", span.base, span.nbytes)
 
     def create(self) -> Chunk:
         handle = call("cuMemCreate", self.granularity, self._properties, 0, needed=self.granularity)
@@ -61,8 +61,8 @@ class CudaMemory:
         return Chunk(int(handle))
 
     def destroy(self, chunk: Chunk) -> None:
-        call("cuMemRelease", self._handles[chunk.handle])
-        del self._handles[chunk.handle]
+        with forgotten(self._handles, chunk.handle) as handle:
+            call("cuMemRelease", handle)
 
     def map(self, span: Span, at: int, chunk: Chunk) -> None:
         address = span.base + at
@@ -102,9 +102,9 @@ class CudaMemory:
             DeviceError: something could not be given back.
         """
         with ExitStack() as last_first:
-            for span in self._spans.values():
+            for span in list(self._spans.values()):
                 last_first.callback(self.release, span)
-            for handle in self._handles:
+            for handle in list(self._handles):
                 last_first.callback(self.destroy, Chunk(handle))
-            for address in self._mapped:
+            for address in list(self._mapped):
                 last_first.callback(self._unmap, address)

@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
-from kvrt_kernels.gpu import Place
+from kvrt_kernels.gpu import Place, forgotten
 
 from kvrt.errors import DeviceError, KvrtError, OutOfMemory
 from kvrt.spi import Chunk, DType, MemoryInfo, Span
@@ -81,10 +81,10 @@ class RocmMemory:
         return span
 
     def release(self, span: Span) -> None:
-        call("hipMemAddressFree", span.base, span.nbytes)
         self._bytes.pop(span.base, None)
-        del self._spans[span.base]
-        for been in self._been.values():
+        with forgotten(self._spans, span.base):
+            call("hipMemAddressFree", span.base, span.nbytes)
+        for been in list(self._been.values()):
             been.discard(span.base)
         with suppress(KvrtError):  # the span is released; what fails here is kept a while longer
             self._destroy_kept()
@@ -108,14 +108,24 @@ class RocmMemory:
             self._destroy(chunk.handle)
 
     def _destroy(self, handle: int) -> None:
-        call("hipMemRelease", self._handles[handle])
-        del self._handles[handle], self._been[handle]
+        with forgotten(self._been, handle), forgotten(self._handles, handle) as held:
+            call("hipMemRelease", held)
 
     def _destroy_kept(self) -> None:
         """Give back the kept chunks that no span holds any more."""
-        for handle in [kept for kept in self._kept if not self._been[kept]]:
-            self._destroy(handle)
-            self._kept.remove(handle)
+        for handle in list(self._kept):
+            try:
+                self._kept.remove(handle)
+            except ValueError:  # another thread has taken it meanwhile
+                continue
+            if self._been[handle]:
+                self._kept.append(handle)
+                continue
+            try:
+                self._destroy(handle)
+            except KvrtError:
+                self._kept.append(handle)
+                raise
 
     def map(self, span: Span, at: int, chunk: Chunk) -> None:
         address = span.base + at
@@ -192,9 +202,9 @@ class RocmMemory:
         """
         self._kept.clear()
         with ExitStack() as last_first:
-            for span in self._spans.values():
+            for span in list(self._spans.values()):
                 last_first.callback(self.release, span)
-            for handle in self._handles:
+            for handle in list(self._handles):
                 last_first.callback(self._destroy, handle)
-            for address in self._mapped:
+            for address in list(self._mapped):
                 last_first.callback(self._unmap, address)
