@@ -1,5 +1,6 @@
 """The part of `kvrt.Runtime` that is about cached prefixes."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from kvrt.prompts import Prompt, root_of
 from kvrt.sched.events import CacheEvent
 
 
-class CacheControl:
+class CacheControl(ABC):
     """What to keep of what was computed, to forget, to save, and to load.
 
     Every method waits for the engine, which does it between two steps.
@@ -19,11 +20,13 @@ class CacheControl:
     _prefixes: Prefixes
     _pages_of: bytes
 
+    @abstractmethod
     def _tokens(self, prompt: Prompt) -> list[int]:
-        raise NotImplementedError
+        """The prompt's token ids."""
 
+    @abstractmethod
     def _call(self, function: Callable[[], int]) -> int:
-        raise NotImplementedError
+        """Do something on the engine's thread, and wait for it."""
 
     def pin(self, prompt: Prompt, *, cache_salt: str = "") -> int:
         """Keep the pages that are cached of a prompt, until `unpin`, whatever else needs memory.
