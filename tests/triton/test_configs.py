@@ -34,7 +34,9 @@ def test_siblings_have_an_entry() -> None:
 @pytest.mark.parametrize("entry", CONFIGS.values(), ids=CONFIGS)
 def test_every_head_size_and_width_has_a_tile_that_segments_consist_of(entry: Config) -> None:
     for tiles in (entry.decode, entry.prefill):
-        assert set(tiles) - {(8, 256)} == set(itertools.product((16, 32), (64, 128, 256)))
+        assert {key for key in tiles if key[0] in (16, 32)} == set(
+            itertools.product((16, 32), (64, 128, 256))
+        )
         for (_, head), tile in tiles.items():
             assert entry.segment % tile.block_n == 0
             assert tile.block_m >= 16, "a matrix instruction has 16 rows"

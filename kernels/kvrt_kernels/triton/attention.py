@@ -185,8 +185,9 @@ class TritonAttention:
     @staticmethod
     def _tile(tiles: Tiles, shared: dict[str, Any], plan: Plan) -> Tile:
         head = max(64, shared["BLOCK_D"])
-        of_codes = tiles.get((8, head)) if plan.layout.format in QUANTIZATIONS else None
-        return of_codes or tiles[shared["DOT"].primitive_bitwidth, head]
+        bits = shared["DOT"].primitive_bitwidth
+        of_codes = tiles.get((bits - 8, head)) if plan.layout.format in QUANTIZATIONS else None
+        return of_codes or tiles[bits, head]
 
     def _shared(self, plan: Plan, layer: int, q: Tensor, params: AttentionParams) -> dict[str, Any]:
         """The compile-time arguments that decode and prefill have in common."""

@@ -47,8 +47,7 @@ def options(warps: int, stages: int = 1) -> dict[str, Any]:
 Tiles = Mapping[tuple[int, int], Tile]
 """By bits of a number and the head size, rounded up to 64, 128 or 256.
 
-Numbers kept as codes are multiplied as those of 16 bits; to unpack them takes registers, so that
-heads of 256 may have tiles of their own, by 8 bits."""
+To unpack codes takes registers: they may have tiles of their own, by 8 bits less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +72,14 @@ AMPERE = Config(
         (16, 128): Tile(16, 64, 4, 3),
         (16, 256): Tile(16, 32, 4, 3),
         (32, 64): Tile(16, 32, 4, 2),
+        (24, 128): Tile(16, 16, 4, 1, chunk=32),
         (32, 128): Tile(16, 32, 4, 2),
         (32, 256): Tile(16, 16, 4, 2),
     },
     prefill={
         (16, 64): Tile(128, 64, 8, 3, peeled=True),
         (16, 128): Tile(128, 32, 8, 3),
+        (8, 128): Tile(64, 32, 8, 2),
         (8, 256): Tile(32, 32, 8, 2),
         (16, 256): Tile(64, 32, 8, 3, peeled=True),
         (32, 64): Tile(64, 16, 4, 2),
@@ -89,7 +90,7 @@ AMPERE = Config(
 HOPPER = Config(
     segment=256,
     decode=AMPERE.decode,
-    prefill=dict(AMPERE.prefill)
+    prefill={key: tile for key, tile in AMPERE.prefill.items() if key != (8, 128)}
     | {
         (16, 64): Tile(128, 128, 8, 3, peeled=True),
         (16, 128): Tile(128, 64, 8, 3, peeled=True),
