@@ -68,13 +68,15 @@ def tile_table() -> str:
     head = row("kernel", "bits", "head size", *CONFIGS) + row(*["---"] * (3 + len(CONFIGS)))
     lines = []
     for kernel in ("decode", "prefill"):
-        for bits, size in next(iter(CONFIGS.values())).decode:
-            tiles = [getattr(config, kernel)[bits, size] for config in CONFIGS.values()]
-            lines.append(row(kernel, bits, size, *map(described, tiles)))
+        tables = [getattr(config, kernel) for config in CONFIGS.values()]
+        for bits, size in sorted({key for tiles in tables for key in tiles}):
+            lines.append(row(kernel, bits, size, *(described(t.get((bits, size))) for t in tables)))
     return head + "".join(lines)
 
 
-def described(tile: Tile) -> str:
+def described(tile: Tile | None) -> str:
+    if tile is None:
+        return "as others"
     more = ", peeled" * tile.peeled + f", chunk {tile.chunk}" * bool(tile.chunk)
     return f"{tile.block_m}x{tile.block_n}, {tile.warps}w, {tile.stages}s{more}"
 
