@@ -79,7 +79,9 @@ AMPERE = Config(
     prefill={
         (16, 64): Tile(128, 64, 8, 3, peeled=True),
         (16, 128): Tile(128, 32, 8, 3),
+        (8, 64): Tile(64, 64, 8, 2),
         (8, 128): Tile(64, 32, 8, 2),
+        (24, 128): Tile(32, 16, 8, 1, chunk=32),
         (8, 256): Tile(32, 32, 8, 2),
         (16, 256): Tile(64, 32, 8, 3, peeled=True),
         (32, 64): Tile(64, 16, 4, 2),
@@ -90,7 +92,7 @@ AMPERE = Config(
 HOPPER = Config(
     segment=256,
     decode=AMPERE.decode,
-    prefill={key: tile for key, tile in AMPERE.prefill.items() if key != (8, 128)}
+    prefill={key: tile for key, tile in AMPERE.prefill.items() if key[0] != 8}
     | {
         (16, 64): Tile(128, 128, 8, 3, peeled=True),
         (16, 128): Tile(128, 64, 8, 3, peeled=True),
