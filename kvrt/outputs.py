@@ -33,13 +33,20 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One of a request's `n` completions. `text` ends before a stop string."""
+    """One of a request's `n` completions; of beams, the best one first.
+
+    Args:
+        text: ends before a stop string.
+        logprobs: of each token, if they were asked for.
+        score: of a beam; see `kvrt.sched.beams`.
+    """
 
     index: int
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

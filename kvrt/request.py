@@ -17,7 +17,7 @@ from kvrt.outputs import (
 )
 from kvrt.sampler import Chosen
 from kvrt.sampling import SamplingParams
-from kvrt.sched.seq import Seq
+from kvrt.sched.beams import Beams
 
 
 class Detokenizer(Protocol):
@@ -36,6 +36,7 @@ class Output:
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
         self.finish_reason: FinishReason | None = None
+        self.score: float | None = None
         self._stop = tuple(params.stop)
         self._detokenizer = detokenizer
         self._sent = ""
@@ -86,7 +87,7 @@ class Output:
         assert self.finish_reason is not None, "an unfinished output has no completion"
         logprobs = tuple(self.logprobs) if self.logprobs else None
         return Completion(
-            self.index, self._sent, tuple(self.token_ids), self.finish_reason, logprobs
+            self.index, self._sent, tuple(self.token_ids), self.finish_reason, logprobs, self.score
         )
 
 
@@ -106,7 +107,8 @@ class Request:
         root: what the names of its pages begin with; see `kvrt.tiers.names`.
         shares: other requests may use its pages.
         drafts: tokens that may be guessed in a step, for each completion; 0: none.
-        outputs: by page-table key of the sequence that produces them.
+        outputs: by page-table key of the sequence that produces them; of beams, by their index.
+        beams: if it wants the likeliest continuations as wholes; see `kvrt.beaming`.
     """
 
     id: str
@@ -129,11 +131,12 @@ class Request:
     accepted_tokens: int = 0
     outputs: dict[int, Output] = field(default_factory=dict)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    beams: Beams | None = None
 
-    def open_output(self, seq: Seq) -> Output:
-        """Begin the completion that `seq` will produce."""
+    def open_output(self, key: int) -> Output:
+        """Begin the next completion."""
         output = Output(len(self.outputs), self.params, self.detokenizer())
-        self.outputs[seq.id] = output
+        self.outputs[key] = output
         return output
 
     @property

@@ -206,7 +206,7 @@ class Runtime(CacheControl):
                 priority=priority,
                 root=secrets.token_bytes(KEY_BYTES) if private else self._root(cache_salt),
                 shares=not private,
-                drafts=self._drafts if params.speculate is None else params.speculate,
+                drafts=self._drafts_of(params),
                 detokenizer=functools.partial(self.model.detokenizer, tokens),
                 deliver=stream.deliver,
             )
@@ -219,6 +219,12 @@ class Runtime(CacheControl):
         An id that is unknown or has ended is not an error: the answer may just have come.
         """
         self._tell(request_id)
+
+    def _drafts_of(self, params: SamplingParams) -> int:
+        """How many tokens may be guessed in a step."""
+        if params.beam_width > 1:
+            return 0
+        return self._drafts if params.speculate is None else params.speculate
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         return tokens_of(prompt, self.model)

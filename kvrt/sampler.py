@@ -76,6 +76,26 @@ def token_logprobs(logits: torch.Tensor, token: int, top: int) -> TokenLogprobs:
     return TokenLogprobs(token, float(logprobs[token]), best)
 
 
+def likeliest(
+    logits: torch.Tensor, counts: Sequence[int], tops: Sequence[int]
+) -> list[list[TokenLogprobs]]:
+    """Of each row of `logits`, float32 [rows, vocabulary], the likeliest tokens, in order.
+
+    Args:
+        counts: how many, for each row; all tokens, if there are fewer.
+        tops: how many of them each one names as the likeliest in its place.
+    """
+    most = min(max(*counts, *tops), logits.shape[-1])
+    values, ids = logits.topk(most)
+    values = values - torch.logsumexp(logits, dim=-1, keepdim=True)
+    rows = zip(ids.tolist(), values.tolist(), counts, tops, strict=True)
+    found = []
+    for tokens, logprobs, count, top in rows:
+        pairs = tuple(zip(tokens, logprobs, strict=True))
+        found.append([TokenLogprobs(t, logprob, pairs[:top]) for t, logprob in pairs[:count]])
+    return found
+
+
 def _penalize(logits: torch.Tensor, choice: Choice) -> torch.Tensor:
     params = choice.params
     scores = logits.clone()

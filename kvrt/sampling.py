@@ -11,6 +11,7 @@ MAX_STOPS = 64
 MAX_STOP_LENGTH = 1024
 MAX_COMPLETIONS = 128
 MAX_DRAFTS = 64
+MAX_BEAMS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,11 @@ class SamplingParams:
         n: so many independent completions of one prompt; they share its pages.
         speculate: at most so many tokens are guessed in a step, from what the text has said before,
             and verified; 0: none; None: as the runtime is set up. Never changes what is said.
+        beam_width: above 1, beam search: so many continuations are followed at once, and the `n`
+            likeliest as wholes are given, all at the end. It draws no tokens, guesses none, and
+            takes no stop strings; see `kvrt.sched.beams`.
+        length_penalty: of beams: their log-probability is divided by the length to this power
+            before they are compared. Above 0, longer ones are preferred.
     """
 
     max_tokens: int | None = None
@@ -56,6 +62,8 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     n: int = 1
     speculate: int | None = None
+    beam_width: int = 1
+    length_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         stop = _items("stop", [self.stop] if isinstance(self.stop, str) else self.stop)
@@ -71,6 +79,8 @@ class SamplingParams:
             _whole("max_tokens", self.max_tokens, 1, 2**31 - 1)
         _whole("top_k", self.top_k, 0, 2**31 - 1)
         _whole("n", self.n, 1, MAX_COMPLETIONS)
+        _whole("beam_width", self.beam_width, 1, MAX_BEAMS)
+        _real("length_penalty", self.length_penalty, -10.0, 10.0)
         _real("temperature", self.temperature, 0.0, 100.0)
         _real("top_p", self.top_p, 0.0, 1.0, above=True)
         _real("min_p", self.min_p, 0.0, 1.0)
@@ -94,6 +104,25 @@ class SamplingParams:
                 )
         for token in self.stop_token_ids:
             _whole("stop_token_ids", token, 0, 2**31 - 1)
+        if self.beam_width > 1:
+            self._check_beams()
+
+    def _check_beams(self) -> None:
+        if self.n > self.beam_width:
+            raise RequestError(
+                f"n is {self.n}; a beam search of width {self.beam_width} has no more to give",
+                param="n",
+                fix="make beam_width at least n",
+            )
+        reasons = {
+            "temperature": (not self.greedy, "it draws no tokens: leave temperature 0"),
+            "repetition_penalty": (self.penalized, "it knows no penalties: leave all of them out"),
+            "stop": (bool(self.stop), "it takes no stop strings: use stop_token_ids"),
+            "speculate": (bool(self.speculate), "it guesses no tokens: leave speculate out"),
+        }
+        for name, (wrong, why) in reasons.items():
+            if wrong:
+                raise RequestError(f"{name} does not go with beam search", param=name, fix=why)
 
     @property
     def greedy(self) -> bool:

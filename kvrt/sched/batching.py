@@ -157,14 +157,15 @@ def plan_step(
     preempted: list[Seq] = []
     stuck: list[Seq] = []
     while not draft.grow({seq.id: count for seq, count in wants.items()}):
-        if fetching and len(order) == 1:  # it waits for their pages
+        if fetching and _stands_with(order[0], order) == order:  # it waits for their pages
             wants.clear()
             break
-        victim = _victim(order, draft.table, reuse)
-        order.remove(victim)
-        draft.do(draft.table.keep(victim.id, reuse.keeps(victim)))
-        budget += wants.pop(victim, 0)
-        (preempted if order else stuck).append(victim)
+        victims = _victims(order, draft.table, reuse)
+        for victim in victims:
+            order.remove(victim)
+            draft.do(draft.table.keep(victim.id, reuse.keeps(victim)))
+            budget += wants.pop(victim, 0)
+        (preempted if order else stuck).extend(victims)
 
     rows = [Row(seq, seq.computed, count, count == seq.pending) for seq, count in wants.items()]
     admitted: dict[Seq, int] = {}
@@ -203,12 +204,12 @@ def plan_step(
     return StepPlan(tuple(rows), draft.change, admitted, fetches, tuple(preempted), tuple(stuck))
 
 
-def _victim(order: Sequence[Seq], table: PageTable, reuse: Reuse) -> Seq:
-    """Who loses its pages: never the one served first, unless it is alone.
+def _victims(order: Sequence[Seq], table: PageTable, reuse: Reuse) -> list[Seq]:
+    """Who loses its pages, and all that stand with it: never those served first, unless alone.
 
-    So the first one ends, and another is the first: none is preempted for ever. Of the others,
-    one of the lowest priority, preempted least often; then the one that is cheapest to bring back,
-    for each page that it alone holds.
+    So the first ones end, and others are the first: none is preempted for ever. Of the rest, one of
+    the lowest priority, preempted least often; then the one that is cheapest to bring back, for
+    each page that it alone holds.
     """
 
     def price(seq: Seq) -> tuple[int, int, float]:
@@ -216,7 +217,16 @@ def _victim(order: Sequence[Seq], table: PageTable, reuse: Reuse) -> Seq:
         cost = reuse.bring_back(seq, table.geometry.page_size) / own if own else math.inf
         return (-seq.rank[0], seq.preemptions, cost)
 
-    return min(order[1:] or order, key=price)
+    first = _stands_with(order[0], order)
+    victim = min([seq for seq in order if seq not in first] or first, key=price)
+    return _stands_with(victim, order)
+
+
+def _stands_with(seq: Seq, order: Sequence[Seq]) -> list[Seq]:
+    """The sequences that go on together with `seq`, or not at all; at least itself."""
+    if seq.together is None:
+        return [seq]
+    return [other for other in order if other.together == seq.together]
 
 
 def _rank(seq: Seq) -> tuple[int, int]:

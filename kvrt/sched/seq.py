@@ -33,6 +33,7 @@ class Seq:
         names: of its full pages, as far as anyone has asked.
         named: how many of its first pages can be found by their names.
         drafter: guesses at its next tokens, if it wants that.
+        together: sequences with the same number lose their pages together; None: it is alone.
     """
 
     id: int
@@ -52,6 +53,7 @@ class Seq:
     names: list[PageName] = field(default_factory=list)
     named: int = 0
     drafter: Drafter | None = None
+    together: int | None = None
 
     @property
     def pending(self) -> int:

@@ -1,0 +1,99 @@
+"""The sequences of an engine, and the requests they belong to."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+
+from kvrt.memory import Memory
+from kvrt.request import Request
+from kvrt.sched.drafting import Speculation
+from kvrt.sched.seq import Seq
+
+
+class Live:
+    """Sequences by what they do: wait for their turn, for pages from elsewhere, or run.
+
+    A request has one sequence when it comes, may have more later, and is gone with its last one.
+
+    Args:
+        memory: where their pages are.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.waiting: list[Seq] = []
+        self.fetching: list[Seq] = []
+        self.running: list[Seq] = []
+        self._requests: dict[int, Request] = {}  # by the id of each of its sequences
+        self._ids = itertools.count(1)
+
+    def __iter__(self) -> Iterator[Seq]:
+        return itertools.chain(self.running, self.fetching, self.waiting)
+
+    def __bool__(self) -> bool:
+        return bool(self._requests)
+
+    def __contains__(self, seq: Seq) -> bool:
+        return seq.id in self._requests
+
+    def request(self, seq: Seq) -> Request:
+        """Whose sequence it is."""
+        return self._requests[seq.id]
+
+    @property
+    def requests(self) -> list[Request]:
+        """Each once, in order of arrival."""
+        return list(dict.fromkeys(self._requests.values()))
+
+    def add(self, request: Request, step: int) -> Seq:
+        """A new request's first sequence; it waits."""
+        number = next(self._ids)
+        params = request.params
+        seq = Seq(
+            id=number,
+            tokens=list(request.prompt),
+            prompt_len=len(request.prompt),
+            max_len=request.max_len,
+            priority=request.priority,
+            arrival=number,
+            width=max(params.n, params.beam_width),
+            waiting_since=step,
+            root=request.root,
+            matches=params.prompt_logprobs is None,  # they need each prompt token's logits
+            shares=request.shares,
+            drafter=Speculation.drafter(request.drafts),
+            together=number if params.beam_width > 1 else None,
+        )
+        self._requests[seq.id] = request
+        self.waiting.append(seq)
+        return seq
+
+    def fork(self, seq: Seq) -> Seq:
+        """Another sequence that goes on from here; they share `seq`'s pages. Both run."""
+        request = self._requests[seq.id]
+        heir = replace(
+            seq,
+            id=next(self._ids),
+            tokens=list(seq.tokens),
+            names=list(seq.names),
+            width=1,
+            drafter=Speculation.drafter(request.drafts),
+        )
+        self.memory.commit(self.memory.cache.table.fork(seq.id, heir.id))
+        self._requests[heir.id] = request
+        self.running.append(heir)
+        return heir
+
+    def drop(self, seq: Seq, step: int) -> None:
+        """It has ended, with step number `step` at the latest; its pages are free then."""
+        del self._requests[seq.id]
+        for seqs in (self.running, self.fetching, self.waiting):
+            if seq in seqs:
+                seqs.remove(seq)
+        self.memory.end(seq, step)
+
+    def clear(self) -> None:
+        """Forget all; their pages stay as they are."""
+        self._requests.clear()
+        for seqs in (self.running, self.fetching, self.waiting):
+            seqs.clear()
