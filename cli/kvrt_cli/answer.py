@@ -126,6 +126,8 @@ def as_json(result: Result, params: SamplingParams) -> dict[str, Any]:
         },
         "seed": params.seed,
     }
+    if result.completions and result.completions[0].score is not None:
+        value["score"] = result.completions[0].score
     if result.completions and result.completions[0].logprobs is not None:
         value["logprobs"] = [_logprobs(entry) for entry in result.completions[0].logprobs]
     if result.prompt_logprobs is not None:
@@ -137,6 +139,7 @@ def as_json(result: Result, params: SamplingParams) -> dict[str, Any]:
                 "text": c.text,
                 "finish_reason": c.finish_reason,
                 "token_ids": list(c.token_ids),
+                **({} if c.score is None else {"score": c.score}),
             }
             for c in result.completions
         ]

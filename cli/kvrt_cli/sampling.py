@@ -64,6 +64,20 @@ sampling_options = apply(
             metavar="TEXT",
             help="Stop before this text appears; may be given several times.",
         ),
+        click.option(
+            "--beam-width",
+            type=int,
+            metavar="K",
+            help="Beam search: follow the K likeliest texts at once, and answer, at the end, with"
+            " the likeliest as a whole. Draws no tokens.",
+        ),
+        click.option(
+            "--length-penalty",
+            type=float,
+            metavar="X",
+            help="With --beam-width: a text's log-probability is divided by its length to this"
+            " power (1); more prefers longer ones.",
+        ),
         click.option("--ignore-eos", is_flag=True, help="Go on past the model's end tokens."),
     ]
 )
@@ -83,13 +97,15 @@ def resolve(
     Args:
         wishes: what the user asked for, by `SamplingParams`' names.
         model: what its author recommends. Where that is to draw tokens, temperature, top_k, top_p
-            and min_p are taken from it; the repetition penalty always is.
+            and min_p are taken from it; the repetition penalty always is. Beams take nothing.
         chat: the prompt is a conversation, so the model ends by itself.
 
     Raises:
         RequestError: a value is out of range.
     """
     params: dict[str, Any] = {} if chat else {"max_tokens": PLAIN_MAX_TOKENS}
+    if wishes.get("beam_width", 1) != 1:
+        return SamplingParams(**{**params, **wishes})
     if model.sample or ("temperature" not in wishes and any(name in wishes for name in DRAWS)):
         params["temperature"] = 1.0
     for name in FROM_MODEL if model.sample else ("repetition_penalty",):

@@ -17,7 +17,7 @@ OUTPUT = ("as_json", "no_stream", "output", "verbose", "quiet", "color", "help")
 RUN: Sections = {
     "Prompt": ("prompts", "system", "chat"),
     "Answer": ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
-               "seed", "stop", "ignore_eos", "logprobs"),
+               "seed", "stop", "ignore_eos", "beam_width", "length_penalty", "logprobs"),
     "Output": OUTPUT,
     "Model and device": MODEL,
     "KV memory": MEMORY,

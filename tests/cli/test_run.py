@@ -107,6 +107,23 @@ def test_json_has_everything_about_the_answer(kvrt: Kvrt, plain_model: str) -> N
     assert again["token_ids"] == got["token_ids"]
 
 
+def test_beams_answer_with_the_best_text_as_a_whole(
+    kvrt: Kvrt, plain_model: str, tmp_path: Path
+) -> None:
+    args = ("--ignore-eos", "--json", "--beam-width", "3")
+    got = as_object(kvrt("run", plain_model, "abc", *SHORT, *args))
+    assert len(got["token_ids"]) == 8
+    assert got["score"] < 0
+    assert got["seed"] is None
+    whole = as_object(kvrt("run", plain_model, "abc", *SHORT, *args, "--length-penalty", "0"))
+    assert whole["score"] == pytest.approx(8 * got["score"])
+    assert kvrt("run", plain_model, "abc", *SHORT, *args[::2], "3").stdout == got["text"] + "\n"
+    # What the model's author recommends is for draws.
+    sampling = {"do_sample": True, "temperature": 5.0, "repetition_penalty": 2.0}
+    drawing = str(make_model(tmp_path / "drawing", chat=False, generation=sampling))
+    assert as_object(kvrt("run", drawing, "abc", *SHORT, *args))["score"] < 0
+
+
 def test_greedy_unless_the_user_or_the_model_asks_for_draws(
     kvrt: Kvrt, plain_model: str, tmp_path: Path
 ) -> None:
