@@ -1,13 +1,11 @@
 """The part of `kvrt.Runtime` that is about cached prefixes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 
-from kvrt.engine import Engine
-from kvrt.prefixes import Prefixes
 from kvrt.prompts import Prompt, root_of
 from kvrt.sched.events import CacheEvent
+from kvrt.worker import Worker
 
 
 class CacheControl(ABC):
@@ -16,17 +14,11 @@ class CacheControl(ABC):
     Every method waits for the engine, which does it between two steps.
     """
 
-    _engine: Engine
-    _prefixes: Prefixes
-    _pages_of: bytes
+    _worker: Worker
 
     @abstractmethod
     def _tokens(self, prompt: Prompt) -> list[int]:
         """The prompt's token ids."""
-
-    @abstractmethod
-    def _call(self, function: Callable[[], int]) -> int:
-        """Do something on the engine's thread, and wait for it."""
 
     def pin(self, prompt: Prompt, *, cache_salt: str = "") -> int:
         """Keep the pages that are cached of a prompt, until `unpin`, whatever else needs memory.
@@ -35,12 +27,12 @@ class CacheControl(ABC):
             How many of the prompt's tokens that is: whole pages, of what was computed before.
         """
         root, tokens = self._root(cache_salt), self._tokens(prompt)
-        return self._call(lambda: self._prefixes.pin(root, tokens))
+        return self._worker.call(lambda: self._worker.prefixes.pin(root, tokens))
 
     def unpin(self, prompt: Prompt, *, cache_salt: str = "") -> int:
         """End all pins on pages of a prompt. Returns how many there were."""
         root, tokens = self._root(cache_salt), self._tokens(prompt)
-        return self._call(lambda: self._prefixes.unpin(root, tokens))
+        return self._worker.call(lambda: self._worker.prefixes.unpin(root, tokens))
 
     def invalidate(self, prompt: Prompt | None = None, *, cache_salt: str | None = None) -> int:
         """Forget cached pages, on the device and in every tier. Running requests keep theirs.
@@ -53,10 +45,10 @@ class CacheControl(ABC):
             How many pages were forgotten.
         """
         if prompt is None and cache_salt is None:
-            return self._call(lambda: self._prefixes.forget(None))
+            return self._worker.call(lambda: self._worker.prefixes.forget(None))
         root = self._root(cache_salt or "")
         tokens = [] if prompt is None else self._tokens(prompt)
-        return self._call(lambda: self._prefixes.forget(root, tokens))
+        return self._worker.call(lambda: self._worker.prefixes.forget(root, tokens))
 
     def save_cache(
         self,
@@ -86,7 +78,7 @@ class CacheControl(ABC):
         where = Path(folder).expanduser()
         root = None if prompt is None else self._root(cache_salt)
         tokens = [] if prompt is None else self._tokens(prompt)
-        return self._call(lambda: self._prefixes.save(where, root, tokens, compress))
+        return self._worker.call(lambda: self._worker.prefixes.save(where, root, tokens, compress))
 
     def load_cache(self, folder: str | Path) -> int:
         """Use the pages that `save_cache` wrote: each is read when a request needs it.
@@ -100,12 +92,12 @@ class CacheControl(ABC):
             StoreError: it holds no pages of this model, KV format and version of kvrt.
         """
         where = Path(folder).expanduser()
-        return self._call(lambda: self._prefixes.load(where))
+        return self._worker.call(lambda: self._worker.prefixes.load(where))
 
     def cache_events(self, since: int = 0) -> tuple[CacheEvent, ...]:
         """What became of cached pages after event number `since`; see `EventLog.since`."""
-        reuse = self._engine.memory.reuse
+        reuse = self._worker.engine.memory.reuse
         return () if reuse is None else reuse.events.since(since)
 
     def _root(self, salt: str) -> bytes:
-        return root_of(self._pages_of, salt)
+        return root_of(self._worker.pages_of, salt)

@@ -7,68 +7,32 @@
 Any thread may call it. The engine has a thread of its own; callers speak to it through a queue.
 """
 
-import contextlib
-import enum
 import functools
-import logging
-import os
-import queue
+import itertools
 import secrets
-import threading
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from kvrt.cache import KVCache, LimitChange
-from kvrt.config import Environment, RuntimeConfig, draft_limit
+from kvrt.config import RuntimeConfig, draft_limit
 from kvrt.control import CacheControl
-from kvrt.engine import Engine
-from kvrt.errors import CapacityError, ConfigError, KvrtError, RequestError
-from kvrt.memory import Memory
-from kvrt.model.loader import Model, load_model
+from kvrt.errors import CapacityError, ConfigError, RequestError
+from kvrt.model.loader import Model
 from kvrt.model.resolve import Progress
 from kvrt.outputs import Result
-from kvrt.prefixes import Prefixes
 from kvrt.prompts import Prompt, as_list, room_for, tokens_of
-from kvrt.registry import open_device
 from kvrt.request import Request, failed_result
 from kvrt.sampling import SamplingParams
-from kvrt.sched.batching import Limits
-from kvrt.sched.policy import POLICIES
-from kvrt.sizing import limit_bytes, make_cache, too_small
-from kvrt.spi import Device, DeviceInfo, DeviceOptions
+from kvrt.sizing import limit_bytes, too_small
+from kvrt.spi import Device, DeviceInfo
 from kvrt.stats import RuntimeStats, stats_of
-from kvrt.storing import make_offload, make_reuse, own_folder, page_fingerprint
 from kvrt.stream import Stream
 from kvrt.tiers.names import KEY_BYTES
-
-log = logging.getLogger(__name__)
+from kvrt.worker import Signal, Worker
 
 CLOSE_TIMEOUT_S = 10.0
-LAST_PAGE_S = 2.0
-"""When saving is to stop, the page at hand has so long."""
-
-
-class _Signal(enum.Enum):
-    """What the engine's thread is told besides requests, and the names of those to abort."""
-
-    CLOSE = enum.auto()
-    LIMIT_CHANGED = enum.auto()
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """Something to do on the engine's thread, between two steps."""
-
-    function: Callable[[], int]
-    result: "Future[int]"
-
-
-Command = Request | str | _Signal | _Call
 
 
 class Runtime(CacheControl):
@@ -107,24 +71,11 @@ class Runtime(CacheControl):
             raise ConfigError("give either a config or single options, not both")
         self.config = config
         self._drafts = draft_limit(config.speculate)
-        self._pid = os.getpid()
-        self._closed = False
-        self._broken = False
-        self._ids = iter(range(1, 2**63))
-        self._gate = threading.Lock()
-        self._ended: KvrtError | None = None  # once set, under the gate, nothing more is queued
-        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self._left = threading.Event()  # the thread has given everything back
-        opened: Future[None] = Future()
-        self._thread = threading.Thread(
-            target=self._live, args=(opened, progress), name="kvrt-engine", daemon=True
-        )
-        self._thread.start()
-        try:
-            opened.result()
-        except BaseException:
-            self._commands.put(_Signal.CLOSE)  # if only the wait ended, loading still goes on
-            raise
+        self._ids = itertools.count(1)
+        self._worker = Worker(config, progress)
+        self.device: Device = self._worker.device
+        self.model: Model = self._worker.model
+        self.cache: KVCache = self._worker.cache
 
     # --- asking ------------------------------------------------------------------------------
 
@@ -196,7 +147,7 @@ class Runtime(CacheControl):
             seed = secrets.randbits(64) if self.config.seed is None else self.config.seed
         stream = Stream(request_id or f"request-{next(self._ids)}", self.abort)
         max_new = room - len(tokens) if params.max_tokens is None else params.max_tokens
-        self._send(
+        self._worker.send(
             Request(
                 id=stream.request_id,
                 prompt=tuple(tokens),
@@ -218,7 +169,7 @@ class Runtime(CacheControl):
 
         An id that is unknown or has ended is not an error: the answer may just have come.
         """
-        self._tell(request_id)
+        self._worker.tell(request_id)
 
     def _drafts_of(self, params: SamplingParams) -> int:
         """How many tokens may be guessed in a step."""
@@ -238,10 +189,10 @@ class Runtime(CacheControl):
     @property
     def busy(self) -> bool:
         """Whether a request waits or runs."""
-        return self._engine.busy
+        return self._worker.engine.busy
 
     def stats(self) -> RuntimeStats:
-        return stats_of(self._engine, self._load_seconds)
+        return stats_of(self._worker.engine, self._worker.load_seconds)
 
     def set_memory_limit(self, limit: int | str, revision: int | None = None) -> LimitChange:
         """Change what weights and KV cache together may take, in bytes, while running.
@@ -256,7 +207,7 @@ class Runtime(CacheControl):
         if kv < self.cache.geometry.page_bytes:
             raise too_small(limit, self.model, self.cache.geometry)
         change = self.cache.set_memory_limit(kv, revision)
-        self._tell(_Signal.LIMIT_CHANGED)
+        self._worker.tell(Signal.LIMIT_CHANGED)
         return change
 
     def close(self, timeout: float = CLOSE_TIMEOUT_S) -> None:
@@ -266,20 +217,7 @@ class Runtime(CacheControl):
             timeout: seconds after which saving stops; so does an exception in the caller, such as
                 Ctrl-C. What was saved until then is whole.
         """
-        if self._closed:
-            return
-        self._closed = True
-        self._commands.put(_Signal.CLOSE)
-        # An exception in `Thread.join` makes Python before 3.13 take the thread for ended.
-        try:
-            self._left.wait(timeout)
-        finally:
-            self._prefixes.stop_saving()
-            self._left.wait(LAST_PAGE_S)
-        if self._left.is_set():
-            self._thread.join()
-        else:
-            log.error("the engine did not stop within %g s; its memory is not given back", timeout)
+        self._worker.close(timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -291,151 +229,3 @@ class Runtime(CacheControl):
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    # --- the engine's thread -----------------------------------------------------------------
-
-    def _call(self, function: Callable[[], int]) -> int:
-        """Do something on the engine's thread, and wait for it."""
-        call = _Call(function, Future())
-        self._send(call)
-        return call.result.result()
-
-    def _send(self, command: Request | _Call) -> None:
-        if os.getpid() != self._pid:
-            raise KvrtError(
-                "this runtime was made before a fork", fix="make one in the child, or use spawn"
-            )
-        with self._gate:
-            if self._ended is not None:
-                raise self._ended
-            self._commands.put(command)
-
-    def _tell(self, command: str | _Signal) -> None:
-        """Queue what is of no use to an engine that has ended."""
-        with self._gate:
-            if self._ended is None:
-                self._commands.put(command)
-
-    def _live(self, opened: "Future[None]", progress: Progress | None) -> None:
-        """All that touches the device, from opening to closing, on this one thread.
-
-        Not only because vendors' libraries like it so: an OpenMP runtime keeps a team of threads
-        for each thread that ever used it, and once there are more of them than processors it puts
-        them to sleep between any two kernels (measured: 40 % of a small model's decode speed).
-        """
-        try:
-            with contextlib.ExitStack() as stack:
-                self._open(stack, progress)
-                opened.set_result(None)
-                self._serve()
-        except BaseException as error:
-            if not opened.done():
-                opened.set_exception(error)
-            elif isinstance(error, KvrtError):  # of a device that is gone, say: callers know it
-                log.error("the device could not be closed: %s", error)
-            else:
-                raise
-        finally:
-            self._left.set()
-
-    def _open(self, stack: contextlib.ExitStack, progress: Progress | None) -> None:
-        config = self.config
-        started = time.perf_counter()
-        backend = Environment.read().backend if config.backend == "auto" else config.backend
-        self.device: Device = open_device(
-            backend,
-            config.device,
-            DeviceOptions(threads=config.threads),
-            check_layers=config.debug,
-        )
-        stack.callback(self.device.close)
-        self.model: Model = load_model(
-            config.model,
-            self.device,
-            dtype=config.dtype,
-            load_format=config.load_format,
-            max_model_len=config.max_model_len,
-            offline=config.offline,
-            revision=config.revision,
-            progress=progress,
-            seed=config.seed or 0,
-        )
-        self.cache: KVCache = make_cache(config, self.device, self.model)
-        stack.callback(self.cache.close)
-        self._pages_of = page_fingerprint(self.model, self.cache.geometry, self.device.info)
-        reuse = make_reuse(config)
-        offload = make_offload(config, self.device, self.cache, self._pages_of, reuse)
-        self._engine = Engine(
-            self.model,
-            self.device,
-            Memory(self.cache, reuse, offload),
-            Limits(config.max_batch_tokens, config.max_running),
-            POLICIES[config.policy],
-        )
-        stack.callback(self._engine.memory.close)
-        self._prefixes = Prefixes(self._engine, self._pages_of)
-        if config.cache_dir is not None:
-            folder = own_folder(config.cache_dir, self._pages_of)
-            self._prefixes.load_if_there(folder)
-            stack.callback(self._save_at_end, folder)
-        self._load_seconds = time.perf_counter() - started
-
-    def _save_at_end(self, folder: Path) -> None:
-        """After a step that failed, nobody knows which pages hold what they should."""
-        if not self._broken:
-            self._prefixes.save_what_can_be(folder)
-
-    def _serve(self) -> None:
-        engine = self._engine
-        ended = KvrtError("the runtime is closed")
-        try:
-            while self._take_commands():
-                if engine.busy:
-                    engine.step()
-        except Exception as error:
-            # Whatever it is, callers are waiting: they get it, and the runtime takes no more.
-            log.exception("the engine stopped")
-            self._broken = True
-            ended = error if isinstance(error, KvrtError) else KvrtError(f"engine: {error!r}")
-        with self._gate:
-            self._ended = ended
-        engine.abort_all(ended)
-        while not self._commands.empty():
-            command = self._commands.get()
-            if isinstance(command, _Call):
-                command.result.set_exception(ended)
-            elif isinstance(command, Request):
-                command.deliver(failed_result(command.id, command.prompt, ended))
-
-    def _take_commands(self) -> bool:
-        """Pass on what callers sent; if there is nothing to do, give memory back and wait."""
-        engine = self._engine
-        while True:
-            try:
-                command = self._commands.get_nowait()
-            except queue.Empty:
-                if engine.busy:
-                    return True
-                try:
-                    command = self._commands.get(timeout=engine.memory.rest())
-                except queue.Empty:
-                    continue
-            if command is _Signal.CLOSE:
-                return False
-            if isinstance(command, Request):
-                engine.add(command)
-            elif isinstance(command, _Call):
-                _carry_out(command)
-            elif isinstance(command, str):
-                engine.abort(command)
-
-
-def _carry_out(call: _Call) -> None:
-    """A call that fails is its caller's business, and not the engine's."""
-    try:
-        call.result.set_result(call.function())
-    except (KvrtError, OSError) as error:
-        call.result.set_exception(error)
-    except BaseException as error:
-        call.result.set_exception(error)
-        raise

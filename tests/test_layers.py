@@ -29,6 +29,7 @@ LAYERS: list[set[str]] = [
     {"answers"},
     {"engine", "sizing", "storing"},
     {"prefixes", "stats"},
+    {"worker"},
     {"control"},
     {"runtime"},
     {"__init__"},

@@ -160,7 +160,11 @@ class Mutant(NamedTuple):
 
 MUTANTS = {
     "a step ends without its fence": Mutant(
-        Engine, "step", "fence = self.device.fence()", "fence = kvrt.spi.Done()", life_of_an_engine
+        Engine,
+        "_carry_out",
+        "fence = self.device.fence()",
+        "fence = kvrt.spi.Done()",
+        life_of_an_engine,
     ),
     "memory goes when idle without a fence": Mutant(
         KVCache, "idle", "self._backing.device.fence().wait()", "pass", life_of_a_cache
