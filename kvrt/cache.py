@@ -275,9 +275,15 @@ class KVCache:
     def limit_to_held(self) -> int:
         """Lower the limit to what is held now, because the device has no more; returns its bytes.
 
+        If that much was held already, a device that has memory has nowhere to map it; then the
+        limit is what is mapped. So whoever plans and fails again and again comes to an end.
+
         For the engine's thread, after `commit` has failed.
         """
         held = min(self._backing.held_chunks, self._limit)
+        if held == self._limit:
+            self._backing.pool.drain()
+            held = max(self.geometry.min_chunks, min(len(self._backing.mapped), held - 1))
         with self._lock:
             self._set_limit(held, held * self.geometry.chunk_bytes)
         return self._limit_bytes

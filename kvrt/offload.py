@@ -237,7 +237,11 @@ class Offload:
 
     def poll(self) -> list[tuple[Seq, int]]:
         """Carry everything on. Returns the sequences whose fetch has ended, and for each how many
-        pages hold what they should: those before the first that could not be had."""
+        pages hold what they should: those before the first that could not be had.
+
+        Raises:
+            DeviceError: a copy failed.
+        """
         started = time.perf_counter()
         self._reap()
         ended = []
@@ -326,7 +330,7 @@ class Offload:
         return bool(waits or any(fetch.moving for fetch in fetches))
 
     def _advance(self, fetch: _Fetch, move: _Move) -> None:
-        if not move.ticket.done():
+        if not _arrived(move.ticket):
             return
         fetch.moving.remove(move)
         if move.read is None or (fetch.lost is not None and move.index >= fetch.lost):
@@ -417,3 +421,8 @@ class Offload:
         for entry in [entry for entry in self._abandoned if entry[1].done()]:
             self._abandoned.remove(entry)
             self._host.unpin(entry[0])
+
+
+def _arrived(ticket: Ticket) -> bool:
+    """Whether what it promises is done. Raises `DeviceError` if that failed."""
+    return ticket.done() and ticket.wait()

@@ -186,7 +186,7 @@ MUTANTS = {
         Offload, "_to_device", ", self._device.fence())", ", None)", life_of_the_tiers
     ),
     "a page is used before it is back": Mutant(
-        Offload, "_advance", "not move.ticket.done()", "False", life_of_the_tiers
+        Offload, "_advance", "not _arrived(move.ticket)", "False", life_of_the_tiers
     ),
     "a page is used while a copy that nobody wants writes to it": Mutant(
         Offload, "cancel", "move.ticket.wait()", "pass", life_of_the_tiers
