@@ -87,7 +87,8 @@ class RuntimeConfig:
             is cached at the end is added.
         preemption: what becomes of the pages of a request that has to stop for others: ``auto``
             moves them if that is cheaper than to compute them again, as measured while running;
-            ``move`` and ``recompute`` decide it.
+            ``move`` and ``recompute`` decide it. By ``move``, every page that a tier has is
+            fetched, whoever asks for it.
         speculate: ``ngram``, or ``ngram:K``: guess up to K tokens a step (10) from what the text
             has said before, and verify them together. The text stays the same. None: only for
             requests that ask for it.

@@ -28,7 +28,8 @@ class MoveCost:
     ago is taken to be less than it was, so that a way that was slow once is tried again.
 
     Args:
-        choice: ``move`` and ``recompute`` leave nothing to decide.
+        choice: ``move`` leaves nothing to decide; ``recompute`` only says what becomes of sequences
+            that were preempted.
         now: seconds of a monotonic clock.
     """
 
@@ -80,8 +81,8 @@ class MoveCost:
 
         As long as one of the two was never measured, yes: tiers are there because they are fast.
         """
-        if self.choice != "auto":
-            return self.choice == "move"
+        if self.choice == "move":
+            return True
         fetch_s = self._fetch_s
         if fetch_s is None or not self._token_s:
             return True

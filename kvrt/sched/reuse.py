@@ -130,6 +130,8 @@ class PrefixReuse:
     def stored(self, seq: Seq, matched: int) -> int:
         if self.tiers is None or not seq.matches:
             return 0
+        if seq.preemptions and self.cost.choice == "recompute":
+            return 0
         count = self.tiers.available(seq.names[matched : self._matchable(seq)])
         end = (matched + count) * self._page_size
         return count if count and self.cost.moves(count, self._page_size, end) else 0

@@ -102,9 +102,32 @@ def test_the_preempted_come_back_from_a_tier(
 def test_what_is_not_worth_fetching_is_computed(
     make_runtime: MakeRuntime, right: list[tuple[int, ...]]
 ) -> None:
-    runtime = squeezed(make_runtime, "host:32MiB", preemption="recompute")
+    runtime = squeezed(make_runtime, "host:32MiB")
+    reuse = runtime._worker.engine.memory.reuse
+    assert reuse is not None
+    reuse.cost.fetched(pages=1, seconds=3600.0)
+    reuse.cost.computed(tokens=64, context=64, seconds=0.001)
     assert tokens(runtime.generate(prompts(60, 1), LONG)) == right
     assert offloaded(runtime).saved_pages == 0
+
+
+def test_who_is_preempted_can_be_made_to_compute_again_and_nobody_else(
+    make_runtime: MakeRuntime, tmp_path: Path
+) -> None:
+    apart = [[n] * 120 for n in range(12)]
+    cold = make_runtime(prefix_cache=False)
+    right = tokens(cold.generate(apart, VERY_LONG))
+    runtime = squeezed(make_runtime, "host:64MiB", preemption="recompute", max_running=16)
+    results = runtime.generate(apart, VERY_LONG)
+    assert tokens(results) == right
+    assert sum(result.usage.preemptions for result in results) > 3
+    assert offloaded(runtime).fetched_pages == 0
+    assert runtime.generate([apart[0]], GREEDY)[0].usage.cached_tokens == 7 * PAGE
+    assert offloaded(runtime).fetched_pages == 7, "it was never preempted"
+    runtime.save_cache(tmp_path)
+    other = make_runtime(preemption="recompute")
+    other.load_cache(tmp_path)
+    assert other.generate([apart[0]], GREEDY)[0].usage.cached_tokens == 7 * PAGE
 
 
 @pytest.mark.promise("P13")
