@@ -14,7 +14,7 @@ from kvrt.pages.eviction import evict
 from kvrt.sched.reuse import PrefixReuse
 from kvrt.storing import page_format, staging
 from kvrt.tiers.disk import DiskStore
-from kvrt.tiers.names import PageName, chain
+from kvrt.tiers.names import PageName, chain, tenant_of
 from kvrt.tiers.pagefile import PageFile
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,8 @@ class Prefixes:
 
         Args:
             root: of the tenant; None: of all.
-            tokens: only what begins with the full pages of this prompt.
+            tokens: only what begins with the full pages of this prompt, or may do so: of a page
+                in a tier that has lost those before it, nobody can tell.
 
         Returns:
             How many different pages were forgotten.
@@ -85,8 +86,10 @@ class Prefixes:
         known = {*(entry.name for entry in reuse.index), *outside}
         doomed = known
         if root is not None:
-            names = list(chain(root, tokens, cache.geometry.page_size))
-            doomed = _descendants(known, names[-1] if names else None, root)
+            doomed = {name for name in known if name.tenant == tenant_of(root)}
+            if names := list(chain(root, tokens, cache.geometry.page_size)):
+                doomed -= _after(doomed, root)
+                doomed |= ({names[-1]} & known) | _after(known, names[-1].key)
         if offload is not None:
             offload.remove(doomed)
         pages = [entry.page for entry in reuse.index if entry.name in doomed]
@@ -194,13 +197,14 @@ class Prefixes:
         return written
 
 
-def _descendants(known: set[PageName], first: PageName | None, root: bytes) -> set[PageName]:
-    """Of the known pages, `first` and those that come after it; all of the root's if None."""
+def _after(known: set[PageName], key: bytes) -> set[PageName]:
+    """Of the known pages, those that come after the one with this key, with none missing between;
+    after a root, if it is that."""
     after: dict[bytes, list[PageName]] = {}
     for name in known:
         after.setdefault(name.parent, []).append(name)
-    found: set[PageName] = {first} & known if first is not None else set()
-    queue = [first.key if first is not None else root]
+    found: set[PageName] = set()
+    queue = [key]
     while queue:
         for name in after.pop(queue.pop(), ()):
             found.add(name)

@@ -21,7 +21,7 @@ from kvrt.sched.events import EventLog
 from kvrt.sched.eviction import Eviction, Worth
 from kvrt.sched.prefix import PrefixIndex
 from kvrt.sched.seq import Seq
-from kvrt.tiers.names import PageName, page_key
+from kvrt.tiers.names import PageName, page_key, tenant_of
 
 
 class Reuse(Protocol):
@@ -243,10 +243,10 @@ class PrefixReuse:
     def _names(self, seq: Seq, count: int) -> list[PageName]:
         """The names of the sequence's first `count` pages at least."""
         size, names = self._page_size, seq.names
-        parent = names[-1].key if names else seq.root
+        parent, tenant = names[-1].key if names else seq.root, tenant_of(seq.root)
         for start in range(len(names) * size, count * size, size):
             tokens = tuple(seq.tokens[start : start + size])
-            name = PageName(page_key(parent, tokens), parent, tokens)
+            name = PageName(page_key(parent, tokens), parent, tokens, tenant)
             names.append(name)
             parent = name.key
         return names[:count] if len(names) > count else names

@@ -9,7 +9,7 @@
                    0  XXH3-64 of the rest of the record, seeded by the fingerprint
                    8  turn u64: counts up with each record written; the order of age
                   16  offset u64, 24 length u64, 32 XXH3-64 of the body
-                  40  codec u32: 0 as it is, 1 zstd       44  zero
+                  40  codec u32: 0 as it is, 1 zstd       44  tenant u32, see `names`
                   48  key, 32 bytes             80  parent, 32 bytes
                  112  token ids, int32 [page size]; zeros up to a multiple of 8
         ...      record 1; a record of zeros is free
@@ -32,7 +32,7 @@ from kvrt.errors import ConfigError, StoreError
 from kvrt.tiers.blockfile import BLOCK
 from kvrt.tiers.names import KEY_BYTES, PageName
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"\x89kvrtpg\n"
 RAW, ZSTD = 0, 1
 _HEAD = struct.Struct("<8sIIQI4x32s")
@@ -95,7 +95,7 @@ class PageFormat:
             "length": ("<u8", 24),
             "body": ("<u8", 32),
             "codec": ("<u4", 40),
-            "zero": ("<u4", 44),
+            "tenant": ("<u4", 44),
             "key": ("V32", 48),
             "parent": ("V32", 80),
             "tokens": (("<i4", (self.page_size,)), _FIXED),
@@ -204,7 +204,7 @@ def pack(record: Record, form: PageFormat) -> bytes:
     row["body"], row["codec"] = record.body, record.codec
     row["key"] = np.void(record.name.key)
     row["parent"] = np.void(record.name.parent)
-    row["tokens"] = record.name.tokens
+    row["tokens"], row["tenant"] = record.name.tokens, record.name.tenant
     raw = row.tobytes()
     return _SUM.pack(_record_sum(raw, form)) + raw[_SUM.size :]
 
@@ -247,7 +247,8 @@ def scan(raw: bytes, form: PageFormat, data_bytes: int) -> Scan:
 
     # By columns: to pick rows of a structured array costs more than all the rest.
     tokens = map(tuple, table["tokens"][rows].tolist())
-    names = map(PageName, table["key"][rows].tolist(), table["parent"][rows].tolist(), tokens)
+    key, parent, tenant = (table[field][rows].tolist() for field in ("key", "parent", "tenant"))
+    names = map(PageName, key, parent, tokens, tenant)
     fields = (
         table[field][rows].tolist() for field in ("turn", "offset", "length", "body", "codec")
     )

@@ -14,7 +14,7 @@ happen, and nothing relies on it: a `PageName` equals another only if parent and
 import hashlib
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 KEY_BYTES = 32
 
@@ -27,11 +27,13 @@ class PageName:
         key: 32 bytes, `page_key` of the other two.
         parent: 32 bytes, the key of the page before it, or the root.
         tokens: ids of the page's own tokens, as many as a page has slots.
+        tenant: whose it is, by `tenant_of` its root; says which pages to forget, and no more.
     """
 
     key: bytes
     parent: bytes
     tokens: tuple[int, ...]
+    tenant: int = field(compare=False)
 
     def __hash__(self) -> int:
         return hash(self.key)  # which a bytes object computes once
@@ -53,6 +55,12 @@ def root_key(fingerprint: bytes, salt: str = "") -> bytes:
     return _digest(fingerprint, salt.encode())
 
 
+def tenant_of(root: bytes) -> int:
+    """32 bits that pages of one root share: so that they can be told when others before them are
+    gone. One in 4 billion pairs of tenants has the same."""
+    return int.from_bytes(root[:4], "little")
+
+
 def page_key(parent: bytes, tokens: Sequence[int]) -> bytes:
     """The key of the page that holds `tokens` and comes after the page `parent`."""
     return hashlib.sha256(parent + struct.pack(f"<{len(tokens)}i", *tokens)).digest()
@@ -60,11 +68,11 @@ def page_key(parent: bytes, tokens: Sequence[int]) -> bytes:
 
 def chain(root: bytes, tokens: Sequence[int], page_size: int) -> Iterator[PageName]:
     """The names of all full pages of a sequence, the first one first."""
-    parent = root
+    parent, tenant = root, tenant_of(root)
     for start in range(0, len(tokens) - page_size + 1, page_size):
         page = tuple(tokens[start : start + page_size])
         key = page_key(parent, page)
-        yield PageName(key, parent, page)
+        yield PageName(key, parent, page, tenant)
         parent = key
 
 

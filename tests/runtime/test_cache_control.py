@@ -16,7 +16,7 @@ import pytest
 from kvrt.errors import ConfigError, KvrtError, StoreError
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
-from kvrt.tiers.names import PageName
+from kvrt.tiers.names import PageName, chain
 from kvrt.tiers.pagefile import PageFile
 
 from .conftest import MakeRuntime, until
@@ -91,6 +91,31 @@ def test_what_is_forgotten_is_computed_anew(
     assert cached(runtime, PROMPT) == 10 * PAGE
     assert runtime.invalidate() == 18
     assert cached(runtime, PROMPT) == 0
+
+
+@pytest.mark.parametrize(("forgotten", "lost"), [((), 0), (PROMPT[: 4 * PAGE], 5)])
+def test_pages_on_disk_are_forgotten_also_when_one_before_them_is_lost(
+    forgotten: list[int], lost: int, make_runtime: MakeRuntime, tmp_path: Path
+) -> None:
+    def restarted() -> Runtime:
+        return make_runtime(
+            offload=f"disk:{tmp_path}:16MiB", offload_write="through", preemption="move"
+        )
+
+    first = restarted()
+    for salt in ("", "tenant"):
+        cached(first, PROMPT, cache_salt=salt)
+    root = first._root("tenant")
+    first.close()
+    runtime = restarted()
+    offload = runtime._worker.engine.memory.offload
+    assert offload is not None
+    gone = list(chain(root, PROMPT, PAGE))[lost]
+    offload.remove([gone])
+    assert runtime.invalidate(forgotten or None, cache_salt="tenant") == (6 if lost else 9)
+    cached(runtime, PROMPT[: (lost + 1) * PAGE + 1], cache_salt="tenant")
+    assert cached(runtime, PROMPT, cache_salt="tenant") == (lost + 1) * PAGE
+    assert cached(runtime, PROMPT) == 10 * PAGE, "of others, nothing is forgotten"
 
 
 def test_a_request_that_runs_keeps_its_pages_when_they_are_forgotten(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvrt.tiers import names
-from kvrt.tiers.names import PageName, chain, fingerprint, root_key
+from kvrt.tiers.names import PageName, chain, fingerprint, root_key, tenant_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,8 +20,9 @@ def test_a_key_is_the_hash_of_the_one_before_and_the_tokens() -> None:
     first, second = chain(root, [1, 2, 3, 4, 5], 2)
     assert first.key == hashlib.sha256(root + struct.pack("<2i", 1, 2)).digest()
     assert second == PageName(
-        hashlib.sha256(first.key + struct.pack("<2i", 3, 4)).digest(), first.key, (3, 4)
-    )
+        hashlib.sha256(first.key + struct.pack("<2i", 3, 4)).digest(), first.key, (3, 4), 0
+    ), "whose it is is no part of what it is"
+    assert first.tenant == second.tenant == tenant_of(root) != tenant_of(root_key(root, "a"))
 
 
 def test_only_full_pages_have_a_name() -> None:
