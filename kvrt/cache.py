@@ -214,15 +214,18 @@ class KVCache:
                 self._keep_spare(self._spare() - min(surplus, _RETURNED_AT_ONCE))
             self._window, self._least_spare = 0, self._spare()
 
+    def reclaim(self) -> None:
+        """No step is in flight: the pages that wait for the end of one are free."""
+        if retired := self._table.retired:
+            self._shrink(self._table.reclaim(max(entry.step for entry in retired)))
+
     def idle(self) -> None:
         """Nothing runs or waits: give memory back down to what is kept warm, or create up to it.
 
         Waits for the device to end what it still does. With `poison`, checks integrity.
         """
         self._backing.device.fence().wait()
-        retired = self._table.retired
-        if retired:
-            self._shrink(self._table.reclaim(max(entry.step for entry in retired)))
+        self.reclaim()
         keep = max(0, min(self._floor, self._limit) - self._needed())
         self._keep_spare(keep)
         try:

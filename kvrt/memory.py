@@ -111,7 +111,9 @@ class Memory:
     # --- giving back -------------------------------------------------------------------------
 
     def evict_over_limit(self) -> None:
-        """After the limit was lowered: give cached pages up before sequences have to stop."""
+        """No step is in flight: what waits for one is free, so that nobody has to stop for want of
+        it; nor, after the limit was lowered, for want of what is only cached."""
+        self.cache.reclaim()
         geometry = self.cache.geometry
         while self.reuse is not None and (over := self.cache.chunks_over_limit):
             pages = -(-over * geometry.chunk_bytes // geometry.page_bytes)

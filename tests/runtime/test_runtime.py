@@ -241,6 +241,22 @@ def test_two_thousand_aborts_leak_nothing(make_runtime: MakeRuntime) -> None:
     assert pages_in_use(runtime) == 0
 
 
+@pytest.mark.promise("P13")
+@pytest.mark.parametrize("prefix_cache", [False, True])
+def test_what_an_abort_frees_is_there_for_whoever_waits(
+    prefix_cache: bool, make_runtime: MakeRuntime
+) -> None:
+    """Each fits alone, and not beside the other."""
+    runtime = make_runtime(prefix_cache=prefix_cache)
+    runtime.set_memory_limit(runtime.model.weight_bytes + 2 * CHUNK)
+    for n in range(4):
+        first = runtime.stream([n] * 150, SamplingParams(max_tokens=80, ignore_eos=True))
+        next(iter(first))
+        waits = runtime.stream([9, n] * 75, SamplingParams(max_tokens=9, ignore_eos=True))
+        first.close()
+        assert waits.wait().error is None
+
+
 def test_leaving_a_stream_aborts_its_request(make_runtime: MakeRuntime) -> None:
     runtime = make_runtime()
     with runtime.stream([1, 2, 3], MANY) as stream:
