@@ -10,14 +10,10 @@ copies carry tickets, and each one begins behind the compute that was submitted 
 It belongs to the engine's thread, which calls `poll` between steps.
 """
 
-import itertools
-import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-
-import torch
 
 from kvrt.cache import KVCache
 from kvrt.pages.referrers import Row
@@ -27,14 +23,10 @@ from kvrt.spi import Device, Ticket
 from kvrt.tiers.disk import DiskStats, DiskStore, PageTicket
 from kvrt.tiers.host import HostPage, HostStats, HostStore
 from kvrt.tiers.names import PageName
-
-log = logging.getLogger(__name__)
+from kvrt.tiers.stores import Stores
 
 _WINDOW = 32
 """Pages of one sequence on their way at once: enough to keep a disk's queue full."""
-
-_CLEAN_SHARE = 8
-"""One in so many host slots is kept ready for others: its page is on disk, or it is free."""
 
 _AHEAD = 8
 """Pages read from disk at once for requests that still wait for their turn."""
@@ -121,20 +113,17 @@ class Offload:
         write_at_once: bool = False,
         write_through: bool = False,
     ) -> None:
+        self.stores = Stores(host, disk, write_at_once=write_at_once)
+        """Where pages are outside the device."""
         self.write_through = write_through
         self._device = device
         self._cache = cache
         self._host = host
         self._cost = cost
-        self._disk = disk
-        self._disks = [] if disk is None else [disk]  # all that can be read
         self._is_tier = is_tier
         self._saves = is_tier or disk is not None
-        self._write_at_once = write_at_once
         self._fetches: dict[Seq, _Fetch] = {}
-        self._writes: deque[tuple[HostPage, PageTicket]] = deque()
         self._spent = 0.0  # seconds, on fetches that have not ended
-        self._abandoned: list[tuple[HostPage, Ticket]] = []
         self._wanted: deque[PageName] = deque()
         self._ahead: list[tuple[HostPage, PageTicket]] = []
         self._saved = self._fetched = self._missed = self._dropped = 0
@@ -149,12 +138,12 @@ class Offload:
         """
         copies: list[tuple[HostPage, Ticket]] = []
         for name, page in pages if self._saves else ():
-            if self._has(name):
+            if name in self.stores:
                 continue
-            slot = self._reserve(name, _PATIENCE_S)
+            slot = self.stores.reserve(name, _PATIENCE_S)
             if slot is None and copies:  # all of the host memory may be theirs
                 self._finish(copies)
-                slot = self._reserve(name, _PATIENCE_S)
+                slot = self.stores.reserve(name, _PATIENCE_S)
             if slot is None:
                 self._dropped += 1
                 continue
@@ -163,71 +152,28 @@ class Offload:
                 (slot, self._device.copier.to_host(slot.data, self._cache.page(page), after))
             )
         self._finish(copies)
-        self._demote()
+        self.stores.demote()
 
     def _finish(self, copies: list[tuple[HostPage, Ticket]]) -> None:
         """Wait for copies to the host, whose pages can be found then."""
         for slot, ticket in copies:
             ticket.wait()
-            self._host.commit(slot)
+            self.stores.commit(slot)
             self._saved += 1
-            if self._write_at_once:
-                self._write(slot)
         copies.clear()
-
-    def _reserve(self, name: PageName, patience_s: float) -> HostPage | None:
-        """A host slot, if need be that of the oldest page, which is written to disk first."""
-        while self._host.full:
-            oldest = next(self._host.oldest(), None)
-            if oldest is not None and (
-                self._on_disk(oldest) or (not self._writes and not self._write(oldest))
-            ):
-                break  # it is on disk, or given up: the disk takes nothing
-            if not self._writes or not self._writes[0][1].wait(patience_s):
-                return None
-            written = self._writes[0][1].ok
-            self._reap()
-            if not written:
-                break
-        return self._host.reserve(name)
-
-    def _demote(self) -> None:
-        """Write the oldest pages to disk while there is still room beside them."""
-        if self._disk is None:
-            return
-        wanted = max(1, self._host.slots // _CLEAN_SHARE)
-        room = self._host.slots - len(self._host) + len(self._writes)
-        for page in list(itertools.islice(self._host.oldest(), max(0, wanted - room))):
-            if not self._on_disk(page) and not self._write(page):
-                return
-
-    def _on_disk(self, page: HostPage) -> bool:
-        return self._disk is not None and page.name in self._disk
-
-    def _write(self, page: HostPage) -> bool:
-        """Begin to write a page to disk. False: the disk, if there is one, takes nothing now."""
-        if self._disk is None:
-            return False
-        self._host.pin(page)
-        ticket = self._disk.store(page.name, page.data)
-        if ticket.done() and not ticket.ok:
-            self._host.unpin(page)
-            return False
-        self._writes.append((page, ticket))
-        return True
 
     # --- back to the device ------------------------------------------------------------------
 
     def available(self, names: Sequence[PageName]) -> int:
         """How many of the first of these pages could be fetched."""
         for count, name in enumerate(names):
-            if not self._has(name):
+            if name not in self.stores:
                 return count
         return len(names)
 
     def prefetch(self, names: Iterable[PageName]) -> None:
         """Bring pages from disk to host memory, as a request that waits will need them there."""
-        if self._is_tier and self._disks:
+        if self._is_tier:
             self._wanted.extend(name for name in names if name not in self._host)
 
     def fetch(self, seq: Seq, names: Sequence[PageName], row: Row) -> None:
@@ -243,7 +189,7 @@ class Offload:
             DeviceError: a copy failed.
         """
         started = time.perf_counter()
-        self._reap()
+        self.stores.reap()
         ended = []
         for seq, fetch in list(self._fetches.items()):
             for move in list(fetch.moving):
@@ -256,7 +202,7 @@ class Offload:
                 ended.append((seq, fetch.usable))
         self._account(started, sum(pages for _, pages in ended))
         self._read_ahead()
-        self._demote()
+        self.stores.demote()
         return ended
 
     @property
@@ -285,7 +231,7 @@ class Offload:
         fetch = self._fetches.pop(seq, None)
         for move in fetch.moving if fetch is not None else ():
             if move.read is not None:
-                self._abandoned.append((move.host, move.ticket))
+                self.stores.abandon(move.host, move.read)
             else:
                 move.ticket.wait()
                 self._host.unpin(move.host)
@@ -299,8 +245,8 @@ class Offload:
                 self._host.unpin(entry[0])
         while self._wanted and len(self._ahead) < _AHEAD:
             name = self._wanted.popleft()
-            disk = next((disk for disk in self._disks if name in disk), None)
-            host = self._reserve(name, 0.0) if disk is not None else None
+            disk = self.stores.on_disk(name)
+            host = self.stores.reserve(name, 0.0) if disk is not None else None
             if disk is not None and host is not None:
                 self._ahead.append((host, disk.fetch(name, host.data)))
 
@@ -313,8 +259,8 @@ class Offload:
                 self._host.pin(host)
                 fetch.moving.append(self._to_device(fetch, fetch.next, host))
             else:
-                disk = next((disk for disk in self._disks if name in disk), None)
-                host = self._reserve(name, 0.0) if disk is not None else None
+                disk = self.stores.on_disk(name)
+                host = self.stores.reserve(name, 0.0) if disk is not None else None
                 if disk is None or (host is None and not self._moves_something()):
                     fetch.lost = fetch.next
                 if disk is None or host is None:
@@ -326,7 +272,7 @@ class Offload:
     def _moves_something(self) -> bool:
         """Whether a host slot will come free."""
         fetches = self._fetches.values()
-        waits = self._writes or self._abandoned or self._ahead
+        waits = self.stores.busy or self._ahead
         return bool(waits or any(fetch.moving for fetch in fetches))
 
     def _advance(self, fetch: _Fetch, move: _Move) -> None:
@@ -349,54 +295,23 @@ class Offload:
         ticket = self._device.copier.to_device(target, host.data, self._device.fence())
         return _Move(index, host, ticket)
 
-    # --- the stores as a whole ---------------------------------------------------------------
-
-    def read_from(self, disk: DiskStore) -> None:
-        """Look for pages there, too. It is closed with the others."""
-        self._disks.append(disk)
-
-    def names(self) -> list[PageName]:
-        """All pages that are in a store, each once."""
-        stores = [self._host.names(), *(disk.names() for disk in self._disks)]
-        return list(dict.fromkeys(name for names in stores for name in names))
-
-    def read(self, name: PageName, into: torch.Tensor) -> bool:
-        """Copy a page's bytes to host memory, and wait for it. Returns whether it was there."""
-        host = self._host.find(name)
-        if host is not None:
-            into.copy_(host.data)
-            return True
-        for disk in self._disks:
-            if name in disk:
-                ticket = disk.fetch(name, into)
-                ticket.wait()
-                return ticket.ok
-        return False
+    # --- as a whole --------------------------------------------------------------------------
 
     def remove(self, names: Iterable[PageName]) -> None:
         """Drop pages from all stores; those on their way back do not arrive."""
         gone = set(names)
-        for name in gone:
-            self._host.remove(name)
-            for disk in self._disks:
-                disk.remove(name)
+        self.stores.remove(gone)
         for entry in [entry for entry in self._ahead if entry[0].name in gone]:
             self._ahead.remove(entry)
-            self._abandoned.append(entry)
+            self.stores.abandon(*entry)
         for fetch in self._fetches.values():
             lost = next((n for n, name in enumerate(fetch.names) if name in gone), None)
             if lost is not None:
                 fetch.lost = lost if fetch.lost is None else min(lost, fetch.lost)
 
     def stats(self) -> OffloadStats:
-        return OffloadStats(
-            self._saved,
-            self._fetched,
-            self._missed,
-            self._dropped,
-            self._host.stats(),
-            tuple(disk.stats() for disk in self._disks),
-        )
+        host, disks = self.stores.stats()
+        return OffloadStats(self._saved, self._fetched, self._missed, self._dropped, host, disks)
 
     def close(self) -> None:
         """Wait for what moves, and close the disks.
@@ -408,19 +323,7 @@ class Offload:
             for seq in list(self._fetches):
                 self.cancel(seq)
         finally:
-            for disk in self._disks:
-                disk.close()
-
-    def _has(self, name: PageName) -> bool:
-        return name in self._host or any(name in disk for disk in self._disks)
-
-    def _reap(self) -> None:
-        """Host slots that are read or written no more are free for others."""
-        while self._writes and self._writes[0][1].done():
-            self._host.unpin(self._writes.popleft()[0])
-        for entry in [entry for entry in self._abandoned if entry[1].done()]:
-            self._abandoned.remove(entry)
-            self._host.unpin(entry[0])
+            self.stores.close()
 
 
 def _arrived(ticket: Ticket) -> bool:

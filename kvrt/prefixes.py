@@ -82,7 +82,7 @@ class Prefixes:
             How many different pages were forgotten.
         """
         reuse, offload, cache = self._reuse, self._memory.offload, self._memory.cache
-        outside = offload.names() if offload is not None else []
+        outside = offload.stores.names() if offload is not None else []
         known = {*(entry.name for entry in reuse.index), *outside}
         doomed = known
         if root is not None:
@@ -151,7 +151,7 @@ class Prefixes:
         if memory.offload is None:
             host = staging(self._device, memory.cache.geometry.page_bytes)
             memory.offload = reuse.tiers = Offload(self._device, memory.cache, host, reuse.cost)
-        memory.offload.read_from(store)
+        memory.offload.stores.read_from(store)
         return len(store)
 
     def load_if_there(self, folder: Path) -> None:
@@ -189,10 +189,10 @@ class Prefixes:
                 source, after = cache.page(entry.page), self._device.fence()
                 self._device.copier.to_host(buffer, source, after).wait()
                 put(entry.name, buffer)
-        for name in offload.names() if offload is not None else ():
+        for name in offload.stores.names() if offload is not None else ():
             if name not in file and (wanted is None or name in wanted):
                 assert offload is not None
-                if offload.read(name, buffer):
+                if offload.stores.read(name, buffer):
                     put(name, buffer)
         return written
 

@@ -3,9 +3,10 @@
     names       what a page is called: a SHA-256 chain over the tokens before it
     host        slots in host memory that a device copies from and to
     disk        a thread pool over a page file; nothing in it blocks the caller
+    stores      the two as one: pages go from host memory on to disk
     pagefile    the files themselves: a tier and a snapshot are the same thing
     config      ``--offload host:8GiB,disk:PATH:64GiB``
 
-The stores move no page by themselves and know no policy but the order of last use: what goes where
-and when is the scheduler's decision.
+They know no policy but the order of last use: what leaves the device and comes back to it is the
+scheduler's decision.
 """

@@ -190,7 +190,7 @@ class Service:
         self.prefixes.forget(root, prompt)
         offload = self.engine.memory.offload
         left = {entry.name for entry in self.reuse.index}
-        left.update(offload.names() if offload is not None else ())
+        left.update(offload.stores.names() if offload is not None else ())
         if root is None:
             assert not left
         elif names := list(chain(root, prompt, self.cache.geometry.page_size)):
@@ -230,7 +230,7 @@ class Service:
         held.update(page for row in self.cache.table.cached.values() for page in row)
         assert {entry.page for entry in self.reuse.index} <= held
         if self.engine.memory.offload is not None:
-            self.engine.memory.offload._host.check_integrity()
+            self.engine.memory.offload.stores.host.check_integrity()
         for order in self.orders:
             self._check_answer(order)
 

@@ -24,6 +24,7 @@ from kvrt.sched.batching import _Draft
 from kvrt.sched.prefix import PrefixIndex
 from kvrt.sched.reuse import NoReuse, PrefixReuse
 from kvrt.tiers.blockfile import BlockFile, Bytes
+from kvrt.tiers.stores import Stores
 
 from .conftest import MakeRuntime, until
 
@@ -64,7 +65,7 @@ MUTANTS = {
     "what comes after a lost page counts as fetched": Mutant(
         Offload, "_advance", "fetch.lost = move.index", "pass"
     ),
-    "a slot is never given back": Mutant(Offload, "_reap", "self._host.unpin(entry[0])", "pass"),
+    "a slot is never given back": Mutant(Stores, "reap", "self.host.unpin(entry[0])", "pass"),
     "an ended request's fetch goes on": Mutant(Memory, "end", "self.offload.cancel(seq)", "pass"),
     "what is pinned is held by nobody": Mutant(
         Prefixes, "pin", "cache.table.attach(holder, row)", "cache.table.attach(holder, ())"
