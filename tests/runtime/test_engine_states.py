@@ -37,7 +37,11 @@ prompts = st.sampled_from(PROMPTS)
 salts = st.sampled_from(["", "", "tenant"])
 requests = st.tuples(
     st.builds(
-        Asked, prompts, n=st.sampled_from([1, 1, 1, 2, 3]), new=st.sampled_from([1, 7, 30, 60])
+        Asked,
+        prompts,
+        n=st.sampled_from([1, 1, 1, 2, 3]),
+        new=st.sampled_from([1, 7, 30, 60]),
+        beams=st.sampled_from([False, False, True]),
     ),
     st.sampled_from(["", "", "", "tenant", None]),
     st.sampled_from([0, 0, 4]),
