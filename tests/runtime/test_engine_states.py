@@ -179,7 +179,8 @@ def machine(
 @pytest.mark.promise("P13")
 @pytest.mark.promise("P15")
 @pytest.mark.parametrize(
-    ("examples", "steps"), [(24, 40), pytest.param(300, 60, marks=pytest.mark.extra)]
+    ("examples", "steps"),
+    [(24, 40), pytest.param(300, 60, marks=[pytest.mark.extra, pytest.mark.timeout(1800)])],
 )
 def test_whatever_happens_in_whatever_order_answers_are_right_and_nothing_leaks(
     examples: int, steps: int, machine: type[EngineMachine]
