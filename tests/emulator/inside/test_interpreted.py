@@ -1,6 +1,5 @@
 """Core, engine, an emulated GPU's memory and copies, and the GPU's own kernels, all in one run."""
 
-import json
 import os
 import time
 from pathlib import Path
@@ -10,7 +9,8 @@ import pytest
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.spi import FusedOps
-from tests.emulator.inside.test_runtime import CONFIG, tokens
+from tests.emulator.inside.conftest import CONFIG, make_model
+from tests.emulator.inside.test_runtime import tokens
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter"
@@ -22,7 +22,7 @@ GREEDY = SamplingParams(max_tokens=6, ignore_eos=True, temperature=0.0)
 
 
 def test_tokens_are_those_of_the_cpu_backend(tmp_path: Path, vendor: str) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    make_model(tmp_path, SMALL)
     answers = []
     for backend in (vendor, "cpu"):
         with Runtime(
@@ -38,7 +38,7 @@ def test_tokens_after_pages_that_moved_or_were_saved_are_those_of_the_cpu_backen
     tmp_path: Path, vendor: str
 ) -> None:
     """Without patience for unused pages, each is moved to the host when its request has ended."""
-    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    make_model(tmp_path, SMALL)
     prompts = [list(range(20, 41))]
     answers = []
     for backend, tiers in (("cpu", {}), (vendor, {"offload": "host:16MiB"}), (vendor, {})):

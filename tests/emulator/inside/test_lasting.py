@@ -7,10 +7,7 @@ import pytest
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from tests.emulator.inside.conftest import MIB
-from tests.emulator.inside.test_runtime import model
 from tests.emulator.library import Emulator
-
-__all__ = ["model"]
 
 PROMPTS = [[n, *range(90)] for n in range(14)]
 GREEDY = SamplingParams(max_tokens=3, ignore_eos=True)

@@ -1,6 +1,5 @@
 """A whole runtime on an emulated GPU, and what becomes of it when a call of the driver fails."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -10,30 +9,19 @@ from kvrt.errors import DeviceError, KvrtError
 from kvrt.outputs import Result
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
-from tests.emulator.inside.conftest import MIB
+from tests.emulator.inside.conftest import CONFIG, MIB, make_model
 from tests.emulator.inside.names import INVALID, LAUNCH_FAILED, OUT_OF_MEMORY
 from tests.emulator.library import Emulator
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "torch_dtype": "float32",
+WIDE = {
+    **CONFIG,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 256,
 }
-"""Wide heads: a page of 16 tokens takes 128 KiB, so a chunk is 256 tokens, and soon full."""
+"""A page of 16 tokens takes 512 KiB, so a chunk is 64 tokens, and soon full."""
 
-STEPS = 200
+STEPS = 50
 PROMPTS = [[n + 1] * (3 + 5 * n) for n in (0, 3)]
 SAMPLED = SamplingParams(max_tokens=STEPS, ignore_eos=True, n=2, seed=3, temperature=0.7)
 GREEDY = SamplingParams(max_tokens=STEPS, ignore_eos=True, temperature=0.0)
@@ -41,17 +29,21 @@ GREEDY = SamplingParams(max_tokens=STEPS, ignore_eos=True, temperature=0.0)
 Tokens = list[list[tuple[int, ...]]]
 
 
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    return folder
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("wide"), WIDE)
+
+
+@pytest.fixture(autouse=True)
+def _all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Admitted without a thought of what comes, so that pages run out."""
+    monkeypatch.setattr("kvrt.sched.batching.LOOKAHEAD_TOKENS", 0)
 
 
 def make(model: Path, backend: str) -> Runtime:
     # Less than the sequences need in the end, so that some are preempted and memory is recycled.
     return Runtime(
-        model, backend=backend, load_format="dummy", seed=1, memory_limit=7 * MIB,
+        model, backend=backend, load_format="dummy", seed=1, memory_limit=9 * MIB,
         max_batch_tokens=64, keep_warm=2 * MIB,
     )  # fmt: skip
 
@@ -83,7 +75,7 @@ def chosen(trace: list[str], most: int) -> list[int]:
     return sorted(numbers)
 
 
-def fail_each(model: Path, emulator: Emulator, numbers: list[int], right: Tokens) -> Counter[str]:
+def fail_each(wide: Path, emulator: Emulator, numbers: list[int], right: Tokens) -> Counter[str]:
     """Run once for each of those calls, which then fails. Returns how the runs ended."""
     ends: Counter[str] = Counter()
     for number in numbers:
@@ -91,7 +83,7 @@ def fail_each(model: Path, emulator: Emulator, numbers: list[int], right: Tokens
         status = OUT_OF_MEMORY if number % 2 else INVALID
         emulator.fail(number, status)
         try:
-            results, _ = run(model, emulator.name, SAMPLED)
+            results, _ = run(wide, emulator.name, SAMPLED)
         except KvrtError as error:
             ends[type(error).__name__] += 1
         else:
@@ -106,36 +98,37 @@ def fail_each(model: Path, emulator: Emulator, numbers: list[int], right: Tokens
     return ends
 
 
-def test_tokens_are_those_of_the_cpu_backend(model: Path, vendor: str) -> None:
-    here, steps = run(model, vendor, GREEDY)
-    there, _ = run(model, "cpu", GREEDY)
+def test_tokens_are_those_of_the_cpu_backend(wide: Path, vendor: str) -> None:
+    here, steps = run(wide, vendor, GREEDY)
+    there, _ = run(wide, "cpu", GREEDY)
     assert steps >= STEPS
     assert tokens(here) == tokens(there)
 
 
 def test_whichever_call_fails_nothing_is_left_and_answers_are_right_or_errors(
-    model: Path, emulator: Emulator
+    wide: Path, emulator: Emulator
 ) -> None:
-    results, steps = run(model, emulator.name, SAMPLED)
+    results, steps = run(wide, emulator.name, SAMPLED)
     assert steps >= STEPS
+    assert any(result.usage.preemptions for result in results)
     trace = emulator.trace()
-    ends = fail_each(model, emulator, chosen(trace, most=2), tokens(results))
+    ends = fail_each(wide, emulator, chosen(trace, most=2), tokens(results))
     assert ends["right"] > 0
     assert ends["DeviceError"] > 0
 
 
 @pytest.mark.extra
 @pytest.mark.timeout(3600)
-def test_every_single_call_may_fail(model: Path, emulator: Emulator) -> None:
-    results, _ = run(model, emulator.name, SAMPLED)
+def test_every_single_call_may_fail(wide: Path, emulator: Emulator) -> None:
+    results, _ = run(wide, emulator.name, SAMPLED)
     numbers = list(range(1, len(emulator.trace()) + 1))
-    fail_each(model, emulator, numbers, tokens(results))
+    fail_each(wide, emulator, numbers, tokens(results))
 
 
 def test_a_device_that_is_lost_ends_every_request_and_the_runtime_cleanly(
-    model: Path, emulator: Emulator
+    wide: Path, emulator: Emulator
 ) -> None:
-    runtime = make(model, emulator.name)
+    runtime = make(wide, emulator.name)
     stream = runtime.stream(PROMPTS[0], GREEDY)
     for _ in range(5):
         next(stream)
