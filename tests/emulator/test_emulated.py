@@ -1,6 +1,7 @@
 """The CUDA and ROCm backends, with the vendors' own bindings, on emulated drivers.
 
 An emulated driver takes the vendor's place in its whole process, so each of these runs has one.
+It takes one core: when a test asks for one vendor's run, the other vendor's begins beside it.
 """
 
 import json
@@ -8,6 +9,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,10 +35,10 @@ def _bindings(vendor: str) -> None:
         pytest.skip(reason)
 
 
-def emulated(*arguments: str, **environ: str) -> str:
-    """``python -m tests.emulator ARGUMENTS``: what it prints. Fails the test if it fails."""
+def python(*arguments: str, **environ: str) -> str:
+    """``python ARGUMENTS``: what it prints. Fails the test if it fails."""
     result = subprocess.run(
-        [sys.executable, "-m", "tests.emulator", *arguments],
+        [sys.executable, *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environ},
         capture_output=True,
@@ -47,15 +50,50 @@ def emulated(*arguments: str, **environ: str) -> str:
     return output
 
 
-def kit(*arguments: str, vendor: str, parts: tuple[str, ...] = PARTS) -> str:
+@cache
+def begun(
+    vendors: tuple[str, ...], arguments: tuple[str, ...], interpret: bool
+) -> dict[str, Future[str]]:
+    """The runs of those vendors, side by side."""
+    environ = {"TRITON_INTERPRET": "1"} if interpret else {}
+    pool = ThreadPoolExecutor(len(vendors))
+    runs = {
+        vendor: pool.submit(
+            python,
+            *("-m", "tests.emulator", vendor),
+            *(argument.format(vendor=vendor) for argument in arguments),
+            **environ,
+        )
+        for vendor in vendors
+    }
+    pool.shutdown(wait=False)
+    return runs
+
+
+def emulated(vendor: str, *arguments: str, alone: bool = False, interpret: bool = False) -> str:
+    """``python -m tests.emulator VENDOR ARGUMENTS``: what it prints. Fails the test if it fails.
+
+    Args:
+        vendor: whose driver.
+        arguments: in which ``{vendor}`` stands for it.
+        alone: the run is for this vendor only, or must have the machine for itself.
+        interpret: Triton's kernels run in its interpreter.
+    """
+    here = tuple(each for each in VENDORS if not library.unsupported(each))
+    return begun((vendor,) if alone else here, arguments, interpret)[vendor].result()
+
+
+def kit(*arguments: str, vendor: str, parts: tuple[str, ...] = PARTS, alone: bool = False) -> str:
     modules = [f"kvrt.testing.suite.test_{part}" for part in parts]
-    options = ["-q", "-p", "no:cacheprovider", "--pyargs", *modules, "--kvrt-backend", vendor]
-    return emulated(vendor, *arguments, "-m", "pytest", *options)
+    options = ["-q", "-p", "no:cacheprovider", "--pyargs", *modules]
+    return emulated(
+        vendor, *arguments, "-m", "pytest", *options, "--kvrt-backend", "{vendor}", alone=alone
+    )
 
 
-def inside(*arguments: str, vendor: str, options: tuple[str, ...] = ()) -> str:
+def inside(*arguments: str, vendor: str, options: tuple[str, ...] = (), alone: bool = False) -> str:
     run = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/emulator/inside", *options)
-    return emulated(vendor, *arguments, *run)
+    return emulated(vendor, *arguments, *run, alone=alone)
 
 
 @pytest.mark.promise("P37")
@@ -75,7 +113,7 @@ def test_the_conformance_kit_passes_when_work_is_put_off(vendor: str) -> None:
 @pytest.mark.parametrize("vendor", ["rocm"])
 def test_the_conformance_kit_passes_with_rocms_own_ways(vendor: str) -> None:
     settings = ("--set", "keeps_memory=1", "--set", "silent_map=1")
-    kit(*settings, vendor=vendor, parts=("memory", "lifecycle", "errors"))
+    kit(*settings, vendor=vendor, parts=("memory", "lifecycle", "errors"), alone=True)
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
@@ -88,7 +126,7 @@ def test_inside(vendor: str) -> None:
 def test_core_engine_memory_and_the_gpus_own_kernels_give_the_cpus_tokens(vendor: str) -> None:
     tests = "tests/emulator/inside/test_interpreted.py"
     run = ("-m", "pytest", "-q", "-p", "no:cacheprovider", tests)
-    output = emulated(vendor, "--kernels", "interpreter", *run, TRITON_INTERPRET="1")
+    output = emulated(vendor, "--kernels", "interpreter", *run, interpret=True)
     assert "2 passed" in output
 
 
@@ -105,7 +143,8 @@ def test_the_emulated_driver_keeps_the_contract(vendor: str) -> None:
 
 @pytest.mark.parametrize("vendor", VENDORS)
 def test_the_memory_benchmark_runs(vendor: str) -> None:
-    report = json.loads(emulated(vendor, "-m", "tests.bench.gpu_memory", "--backend", vendor))
+    benchmark = ("-m", "tests.bench.gpu_memory", "--backend", vendor)
+    report = json.loads(emulated(vendor, *benchmark, alone=True))
     assert 0 < report["pooled_chunk_us"] < report["new_chunk_us"]
     assert report["backend_us"].keys() == {"create", "map", "unmap", "destroy"}
 
@@ -132,9 +171,9 @@ def older(request: pytest.FixtureRequest) -> Path:
     indirect=["older"],
 )
 def test_older_bindings(vendor: str, older: Path) -> None:
-    output = kit("--binding", str(older), vendor=vendor)
+    output = kit("--binding", str(older), vendor=vendor, alone=True)
     assert "passed" in output
-    inside("--binding", str(older), vendor=vendor)
+    inside("--binding", str(older), vendor=vendor, alone=True)
 
 
 @pytest.mark.extra
