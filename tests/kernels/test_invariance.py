@@ -3,8 +3,10 @@
 Everything kvrt promises about equal output (alone, batched, chunked, preempted) rests on this.
 """
 
+import functools
 import itertools
 from dataclasses import replace
+
 from random import Random
 
 import pytest
@@ -31,9 +33,10 @@ def params(request):
     return request.param
 
 
-def prompts(heads=9, head_dim=80):
+@functools.cache
+def prompts():
     random = torch.Generator().manual_seed(5)
-    return [torch.randn(n, heads, head_dim, generator=random) for n in LENGTHS]
+    return [torch.randn(n, 9, 80, generator=random) for n in LENGTHS]
 
 
 @pytest.fixture(scope="module")
