@@ -6,7 +6,6 @@ Everything kvrt promises about equal output (alone, batched, chunked, preempted)
 import functools
 import itertools
 from dataclasses import replace
-
 from random import Random
 
 import pytest

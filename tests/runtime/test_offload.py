@@ -17,7 +17,7 @@ PAGE = 16
 CHUNK = 2 << 20
 PAGE_BYTES = 256 << 10
 GREEDY = SamplingParams(max_tokens=8, ignore_eos=True)
-LONG = SamplingParams(max_tokens=60, ignore_eos=True)
+LONG = SamplingParams(max_tokens=24, ignore_eos=True)
 VERY_LONG = SamplingParams(max_tokens=200, ignore_eos=True)
 rng = random.Random(5)
 STEMS = [[rng.randrange(199) for _ in range(150)] for _ in range(6)]
@@ -93,7 +93,7 @@ def test_the_preempted_come_back_from_a_tier(
     break_device(lambda device: Chaos(device, seed=4))
     runtime = squeezed(make_runtime, "host:64MiB", preemption="move", max_running=16)
     results = runtime.generate(prompts(12, 1), VERY_LONG)
-    assert [answer[:60] for answer in tokens(results)] == right[:12]
+    assert [answer[: LONG.max_tokens] for answer in tokens(results)] == right[:12]
     assert tokens(results) == tokens(cold.generate(prompts(12, 1), VERY_LONG))
     assert sum(result.usage.preemptions for result in results) > 3
     assert offloaded(runtime).fetched_pages > 20
