@@ -1,11 +1,13 @@
 """The engine on a device that fails, and that finishes late."""
 
+from pathlib import Path
+
 import pytest
 
 from kvrt.errors import DeviceError, KvrtError, OutOfMemory
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
-from kvrt.testing.chaos import Chaos
+from kvrt.testing.chaos import Chaos, Copies
 
 from .conftest import Break, MakeRuntime
 
@@ -13,17 +15,26 @@ PROMPTS = [[n + 1] * (20 + 13 * n) for n in range(6)]
 PARAMS = SamplingParams(max_tokens=90, ignore_eos=True, n=2, seed=3, temperature=0.7)
 
 
-def tokens(runtime: Runtime) -> list[list[tuple[int, ...]]]:
+Tokens = list[list[tuple[int, ...]]]
+
+
+def tokens(runtime: Runtime) -> Tokens:
     results = runtime.generate(PROMPTS, PARAMS)
     assert [result.error for result in results] == [None] * len(PROMPTS)
     return [[c.token_ids for c in result.completions] for result in results]
 
 
+@pytest.fixture(scope="module")
+def whole(tiny_lm: Path) -> Tokens:
+    """What is said on a device that does neither."""
+    with Runtime(tiny_lm, backend="cpu", load_format="dummy", seed=1) as runtime:
+        return tokens(runtime)
+
+
 @pytest.mark.parametrize("call", [2, 3, 4, 6])
 def test_a_device_that_runs_out_of_memory_still_answers_everything(
-    call: int, make_runtime: MakeRuntime, break_device: Break
+    call: int, make_runtime: MakeRuntime, break_device: Break, whole: Tokens
 ) -> None:
-    whole = tokens(make_runtime())
     fail = {("memory.create", n): OutOfMemory("no more") for n in range(call, 1000)}
     break_device(lambda device: Chaos(device, fail=fail))
     runtime = make_runtime(keep_warm=0)
@@ -38,16 +49,16 @@ def test_a_device_that_runs_out_of_memory_still_answers_everything(
     assert runtime.stats().cache.limit_bytes in [n * (2 << 20) for n in range(1, call)]
 
 
-@pytest.mark.parametrize("copies", ["early", "late", "mixed"])
+@pytest.mark.parametrize(
+    ("copies", "seed"), [("early", 0), *((c, s) for c in ("late", "mixed") for s in range(3))]
+)
 def test_late_copies_change_no_answer(
-    copies: str, make_runtime: MakeRuntime, break_device: Break
+    copies: Copies, seed: int, make_runtime: MakeRuntime, break_device: Break, whole: Tokens
 ) -> None:
-    whole = tokens(make_runtime())
-    for seed in range(3):
-        break_device(lambda device, seed=seed: Chaos(device, seed, copies=copies))
-        runtime = make_runtime()
-        assert tokens(runtime) == whole
-        assert runtime.stats().cache.copies > 0, "forks copy their last page"
+    break_device(lambda device: Chaos(device, seed, copies=copies))
+    runtime = make_runtime()
+    assert tokens(runtime) == whole
+    assert runtime.stats().cache.copies > 0, "forks copy their last page"
 
 
 @pytest.mark.parametrize(
