@@ -30,7 +30,7 @@ from .conftest import MakeRuntime, until
 
 CHUNK = 2 << 20
 GREEDY = SamplingParams(max_tokens=6, ignore_eos=True)
-LONGER = SamplingParams(max_tokens=30, ignore_eos=True)
+LONGER = SamplingParams(max_tokens=18, ignore_eos=True)
 
 
 class Mutant(NamedTuple):
