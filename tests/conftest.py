@@ -1,12 +1,17 @@
 """What holds for all tests."""
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
 from kvrt.openmp import wait_briefly
 
 wait_briefly()  # before any test imports torch: tests share the machine with their own subprocesses
+
+# A shell's background job ignores Ctrl-C, and so would processes that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A test says what it sets; what its user has set for runs of their own is not meant.
 for name in [name for name in os.environ if name.startswith("KVRT_")] + ["NO_COLOR", "COLUMNS"]:

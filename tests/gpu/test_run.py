@@ -1,11 +1,13 @@
 """A run goes on after a failure, keeps to its time, and leaves results whatever happens."""
 
+import contextlib
 import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -67,15 +69,22 @@ def test_what_does_not_fit_the_budget_is_left_out_and_named(out: Path) -> None:
 
 
 def test_a_step_is_ended_with_all_it_started_when_the_time_is_up(out: Path, tmp_path: Path) -> None:
-    alive = tmp_path / "alive"
-    child = f"import time; time.sleep(4); open({str(alive)!r}, 'w')"
+    number = tmp_path / "number"
+    child = f"import os, time; open({str(number)!r}, 'w').write(str(os.getpid())); time.sleep(10)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     begin = time.monotonic()
     assert run.run([python("hangs", code)], "cpu", out, 1.5, small=False) == 1
     assert time.monotonic() - begin < 3.5
     assert statuses(out) == {"hangs": "timed out"}
-    time.sleep(4)
-    assert not alive.exists()
+    until_ended(int(number.read_text()))
+
+
+def until_ended(process: int) -> None:
+    end = time.monotonic() + 5
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while psutil.Process(process).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < end, f"process {process} is still alive"
+            time.sleep(0.01)
 
 
 def test_a_step_s_json_is_kept_also_behind_warnings(out: Path) -> None:
