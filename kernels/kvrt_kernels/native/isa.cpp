@@ -23,6 +23,7 @@ namespace KVRT_ISA {
 #include "append.h"
 #include "attention_tiles.h"
 #include "attention_codes.h"
+#include "attention_rows.h"
 #include "attention.h"
 #include "linear.h"
 #include "probe.h"
