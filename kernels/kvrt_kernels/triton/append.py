@@ -14,8 +14,8 @@ from torch import Tensor
 
 from kvrt.spi import HeadNorm, Rotation
 from kvrt_kernels.triton.configs import options
+from kvrt_kernels.triton.kept import slot_stride
 from kvrt_kernels.triton.plan import Plan
-from kvrt_kernels.triton.tile import slot_stride
 
 TINY: tl.constexpr = tl.constexpr(2.0**-100)
 """Numbers below it are kept as 0."""

@@ -13,7 +13,9 @@ A sequence whose row sees but one segment needs no merging, and its result is wr
 import triton
 import triton.language as tl
 
-from kvrt_kernels.triton.tile import (
+from kvrt_kernels.triton.kept import first_key
+from kvrt_kernels.triton.tile import attend
+from kvrt_kernels.triton.work import (
     ADDRESSES,
     COLUMNS,
     CONTEXT,
@@ -24,8 +26,6 @@ from kvrt_kernels.triton.tile import (
     SLOTS,
     START,
     TRUNK,
-    attend,
-    first_key,
     load_rows,
     sequence_of,
     store_rows,

@@ -1,6 +1,6 @@
 """What the kernels of a step share, worked out on the host and sent to the device in one copy.
 
-    int64  few       [sequences with few query tokens + 1, 7]       tile.py names the columns
+    int64  few       [sequences with few query tokens + 1, 7]       work.py names the columns
     int64  many      [sequences with many query tokens + 1, 7]
     int32  slots     [tokens, 4]                                    see below
     int32  pages     [sequences, max pages]                         the page table

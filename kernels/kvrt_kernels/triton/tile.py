@@ -1,24 +1,12 @@
-"""What the attention kernels share: a tile of query rows against a range of a sequence's tokens.
-
-    work        one sequence of a step, as the host describes it     int64 [sequences + 1, COLUMNS]
-    rows        the query tokens of one sequence x the query heads of one KV head, flattened, so
-                that a few tokens fill the rows of a matrix instruction
-
-                row    0     1     2     3     4     5  ...             group = 4 query heads
-                token  0     0     0     0     1     1  ...
-                head   4h    4h+1  4h+2  4h+3  4h    4h+1 ...
+"""Attention of a tile of query rows over a range of a sequence's tokens.
 
 Softmax is kept as a running maximum, sum and weighted sum of values (Milakov & Gimelshein 2018,
 arXiv 1805.02867; Dao et al. 2022, arXiv 2205.14135), in base 2. Blocks of tokens begin at
 multiples of BLOCK_N whatever the range, so that the order of a row's additions depends on absolute
 positions only.
 
-A branch of drafts (`kvrt_kernels.tree`) is a sequence of its own, whose tokens from some position
-on, its trunk, lie in other slots than those of their positions.
-
-Keys and values that are codes with scales (`kvrt.spi.KVLayout`) are multiplied as codes in int8: a
-token's scores, and its weights, are multiplied by its scales instead. In int4 each group of a head
-has its own scale, and codes are multiplied by it when they are read.
+Keys and values that are codes in int8 are multiplied as codes: a token's scores, and its weights,
+are multiplied by its scales instead.
 
 Scores of hidden tokens are -inf, and their keys and values are not loaded: not from beyond the
 context, not from before every row's window, and not from a page that holds neither.
@@ -27,107 +15,9 @@ context, not from before every row's window, and not from a page that holds neit
 import triton
 import triton.language as tl
 
-PAGES: tl.constexpr = tl.constexpr(0)
-"""Address of the sequence's row of the page table (int32)."""
-ROW: tl.constexpr = tl.constexpr(1)
-"""First of its rows of q and out."""
-QUERIES: tl.constexpr = tl.constexpr(2)
-"""How many query tokens it brings."""
-CONTEXT: tl.constexpr = tl.constexpr(3)
-"""Its length, query tokens included."""
-START: tl.constexpr = tl.constexpr(4)
-"""Work before it: segments for decode, query tokens for prefill. The last row has the total."""
-TRUNK: tl.constexpr = tl.constexpr(5)
-"""Tokens from here on lie in other slots than their positions', if the step has TREES."""
-SLOTS: tl.constexpr = tl.constexpr(6)
-"""Address of the slot (int32) of the token at position 0, if there was one so far down."""
-COLUMNS: tl.constexpr = tl.constexpr(7)
-
-COUNTS = ["sequences", "rows", "window"]
-ADDRESSES = ["work", "scratch"]
-"""Arguments that change from step to step: not to be compiled for what they happen to be."""
+from kvrt_kernels.triton.kept import elements, per_token, scales_at, slot_stride, vectors
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def first_key(kv, head, head_stride, KV: tl.constexpr, ALIGN: tl.constexpr):
-    """The address of a head's first key, as a pointer.
-
-    An address that was a number has lost what the compiler knew of it, and would be read one
-    element at a time. ALIGN gives it back: the bytes that it is a multiple of.
-    """
-    keys = kv.to(tl.pointer_type(KV)) + head.to(tl.int64) * head_stride
-    return tl.multiple_of(keys, ALIGN)
-
-
-@triton.jit
-def sequence_of(work, sequences, wanted, GROUP: tl.constexpr, BLOCK_M: tl.constexpr):
-    """The last sequence whose work starts at or before `wanted`.
-
-    Sequence i starts at its START; if BLOCK_M is not 0, at tile ``START * GROUP // BLOCK_M + i``,
-    which leaves each sequence at least the tiles that its rows need.
-    """
-    low = 0
-    high = sequences
-    while high - low > 1:
-        middle = (low + high) // 2
-        start = tl.load(work + middle * COLUMNS + START)
-        if BLOCK_M != 0:
-            start = start * GROUP // BLOCK_M + middle
-        if start <= wanted:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-@triton.jit
-def load_rows(
-    q,
-    q_stride,
-    row,
-    token,
-    head,
-    valid,
-    DOT: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    """Query rows in DOT, [BLOCK_M, BLOCK_D]; zero where not `valid` and beyond HEAD_DIM.
-
-    With CHUNK, where they begin, [BLOCK_M]; those that are not `valid` begin where the first does.
-    """
-    at = (row + token).to(tl.int64) * q_stride + head * HEAD_DIM
-    d = tl.arange(0, BLOCK_D)
-    mask = valid[:, None]
-    if HEAD_DIM != BLOCK_D:
-        mask = mask & (d < HEAD_DIM)[None, :]
-    if CHUNK == 0:
-        rows = tl.load(q + at[:, None] + d[None, :], mask=mask, other=0.0).to(DOT)
-    else:
-        rows = q + tl.where(valid, at, row * q_stride)
-    return rows
-
-
-@triton.jit
-def store_rows(
-    out, out_stride, row, token, head, valid, x, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
-):
-    """The counterpart of `load_rows`."""
-    d = tl.arange(0, BLOCK_D)
-    at = (row + token).to(tl.int64) * out_stride + head * HEAD_DIM
-    mask = valid[:, None]
-    if HEAD_DIM != BLOCK_D:
-        mask = mask & (d < HEAD_DIM)[None, :]
-    tl.store(out + at[:, None] + d[None, :], x.to(out.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def slot_stride(KV: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """Items from one slot of a block to the next."""
-    return (HEAD_DIM + 31) // 32 * 16 if tl.uint8 == KV else HEAD_DIM
 
 
 @triton.jit
@@ -153,87 +43,16 @@ def _scores(
     PADDED: tl.constexpr = HEAD_DIM != BLOCK_D
     if CHUNK == 0:
         d = tl.arange(0, BLOCK_D)
-        keys = _numbers(k, scales, token_mask, d, HEAD_DIM, PAGE_SIZE, PADDED, MASKED)
+        keys = elements(k, scales, token_mask, d, HEAD_DIM, PAGE_SIZE, PADDED, MASKED)
         score = tl.dot(q, tl.trans(keys.to(DOT)), input_precision="ieee")
     else:
         score = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for first in range(0, BLOCK_D, CHUNK):
             d = first + tl.arange(0, CHUNK)
-            rows = _load(q, token_mask, d, HEAD_DIM, PADDED, False).to(DOT)
-            keys = _numbers(k, scales, token_mask, d, HEAD_DIM, PAGE_SIZE, PADDED, MASKED).to(DOT)
+            rows = vectors(q, token_mask, d, HEAD_DIM, PADDED, False).to(DOT)
+            keys = elements(k, scales, token_mask, d, HEAD_DIM, PAGE_SIZE, PADDED, MASKED).to(DOT)
             score = tl.dot(rows, tl.trans(keys), score, input_precision="ieee")
     return score
-
-
-@triton.jit
-def _load(x, token_mask, d, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr, MASKED: tl.constexpr):
-    """The elements d of the vectors that begin at x; zero beyond HEAD_DIM and where masked."""
-    mask = None
-    if MASKED and PADDED:
-        mask = token_mask[:, None] & (d < HEAD_DIM)[None, :]
-    elif MASKED:
-        mask = token_mask[:, None]
-    elif PADDED:
-        mask = (d < HEAD_DIM)[None, :]
-    at = x[:, None] + d[None, :]
-    return tl.load(at, mask=mask, other=0.0) if MASKED or PADDED else tl.load(at)
-
-
-@triton.jit
-def _scales(blocks, page, slot, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr):
-    """Where the first scales of slots are, if codes are kept: `blocks` is that of page 0."""
-    KV: tl.constexpr = blocks.dtype.element_ty
-    at = blocks
-    if tl.int8 == KV:
-        at = blocks + (page + PAGE_SIZE * slot_stride(KV, HEAD_DIM) + slot * 4)
-        at = at.to(tl.pointer_type(tl.float32), bitcast=True)
-    elif tl.uint8 == KV:
-        at = blocks + (page + PAGE_SIZE * slot_stride(KV, HEAD_DIM) + slot * 2)
-        at = at.to(tl.pointer_type(tl.bfloat16), bitcast=True)
-    return at
-
-
-@triton.jit
-def _per_token(at, token_mask, MASKED: tl.constexpr):
-    return tl.load(at, mask=token_mask, other=0.0) if MASKED else tl.load(at)
-
-
-@triton.jit
-def _numbers(
-    x,
-    scales,
-    token_mask,
-    d,
-    HEAD_DIM: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
-    PADDED: tl.constexpr,
-    MASKED: tl.constexpr,
-):
-    """The elements d of the slots that begin at x, zero beyond HEAD_DIM and where masked.
-
-    In int8 they are codes. `scales` are the places of the slots' first scales.
-    """
-    if x.dtype.element_ty == tl.uint8:
-        byte = d // 32 * 16 + d % 16
-        high = (d % 32 // 16 * 4).to(tl.uint8)
-        mask = None
-        if MASKED or PADDED:
-            mask = (d < HEAD_DIM)[None, :]
-            if MASKED:
-                mask = mask & token_mask[:, None]
-        at = x[:, None] + byte[None, :]
-        kept = scales[:, None] + (d // 32 * PAGE_SIZE)[None, :]
-        if MASKED or PADDED:
-            codes = tl.load(at, mask=mask, other=0)
-            scale = tl.load(kept, mask=mask, other=0.0)
-        else:
-            codes = tl.load(at)
-            scale = tl.load(kept)
-        numbers = ((codes >> high[None, :]) & 15).to(tl.float32) - 8.0
-        numbers = numbers * scale.to(tl.float32)
-    else:
-        numbers = _load(x, token_mask, d, HEAD_DIM, PADDED, MASKED)
-    return numbers
 
 
 @triton.jit
@@ -287,8 +106,8 @@ def _blocks(
         else:
             page = tl.load(pages + token // PAGE_SIZE).to(tl.int64)
         at = page * page_stride + slot % PAGE_SIZE * SLOT
-        of_keys = _scales(keys, page * page_stride, slot % PAGE_SIZE, HEAD_DIM, PAGE_SIZE)
-        of_values = _scales(values, page * page_stride, slot % PAGE_SIZE, HEAD_DIM, PAGE_SIZE)
+        of_keys = scales_at(keys, page * page_stride, slot % PAGE_SIZE, HEAD_DIM, PAGE_SIZE)
+        of_values = scales_at(values, page * page_stride, slot % PAGE_SIZE, HEAD_DIM, PAGE_SIZE)
         score = _scores(
             q,
             keys + at,
@@ -304,7 +123,7 @@ def _blocks(
             PAGE_SIZE,
         )
         if tl.int8 == KV:
-            score = score * _per_token(of_keys, there, MASKED)[None, :]
+            score = score * per_token(of_keys, there, MASKED)[None, :]
         if CAPPED:
             # tanh(x) = 1 - 2 / (exp(2 x) + 1), which is right for infinite exponentials as well.
             power = tl.exp2(score * (2 * LOG2_E * scale / softcap))
@@ -324,10 +143,10 @@ def _blocks(
         shrink = tl.exp2(top - base)
         total = total * shrink + tl.sum(weight, 1)
         if tl.int8 == KV:
-            weight = weight * _per_token(of_values, there, MASKED)[None, :]
+            weight = weight * per_token(of_values, there, MASKED)[None, :]
         d = tl.arange(0, BLOCK_D)
         PADDED: tl.constexpr = HEAD_DIM != BLOCK_D
-        v = _numbers(values + at, of_values, there, d, HEAD_DIM, PAGE_SIZE, PADDED, MASKED)
+        v = elements(values + at, of_values, there, d, HEAD_DIM, PAGE_SIZE, PADDED, MASKED)
         sums = sums * shrink[:, None]
         sums = tl.dot(weight.to(DOT), v.to(DOT), sums, input_precision="ieee")
         top = higher
@@ -368,8 +187,8 @@ def attend(
 
     Args:
         kv: the layer's and head's first key.
-        trunk: see TRUNK, if TREES.
-        slots: see SLOTS, if TREES.
+        trunk: see `work.TRUNK`, if TREES.
+        slots: see `work.SLOTS`, if TREES.
         position: of each row, [BLOCK_M].
         first_position: the lowest of them.
         begin: a multiple of BLOCK_N; blocks from here on are read.
