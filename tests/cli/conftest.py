@@ -3,7 +3,6 @@
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -83,14 +82,6 @@ def kvrt() -> Kvrt:
         return result
 
     return call
-
-
-@pytest.fixture(autouse=True)
-def _ctrl_c() -> Iterator[None]:
-    """A shell starts what runs in the background with SIGINT ignored, and children inherit that."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 ENVIRON = {**os.environ, "OMP_NUM_THREADS": "2", "TERM": "xterm", "PYTHONFAULTHANDLER": "1"}

@@ -20,8 +20,8 @@ def first_key(kv, head, head_stride, KV: tl.constexpr, ALIGN: tl.constexpr):
     return tl.multiple_of(keys, ALIGN)
 
 
-@triton.jit
-def slot_stride(KV: tl.constexpr, HEAD_DIM: tl.constexpr):
+@triton.constexpr_function
+def slot_stride(KV, HEAD_DIM):
     """Items from one slot of a block to the next."""
     return (HEAD_DIM + 31) // 32 * 16 if tl.uint8 == KV else HEAD_DIM
 
