@@ -91,7 +91,7 @@ class Engine:
         self._take_fetched()
         plan, self._planned = self._planned, None
         if plan is None:
-            self.memory.evict_over_limit()
+            self.memory.make_room()
             plan = self.speculation.extend(self._plan(self._live.running), self.limits)
             failed = self._apply(plan)
             if failed is not None:

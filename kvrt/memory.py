@@ -110,7 +110,7 @@ class Memory:
 
     # --- giving back -------------------------------------------------------------------------
 
-    def evict_over_limit(self) -> None:
+    def make_room(self) -> None:
         """No step is in flight: what waits for one is free, so that nobody has to stop for want of
         it; nor, after the limit was lowered, for want of what is only cached."""
         self.cache.reclaim()
@@ -129,7 +129,7 @@ class Memory:
             Seconds after which to ask again, since more will be given back then; None: never.
         """
         patience = None
-        self.evict_over_limit()
+        self.make_room()
         if self.reuse is not None:
             expired, patience = self.reuse.expire(self.cache.table)
             self.commit(expired)
