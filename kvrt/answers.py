@@ -14,6 +14,7 @@ from kvrt.outputs import FinishReason, TokenLogprobs
 from kvrt.request import Request
 from kvrt.sampler import Choice, Chosen, likeliest, sample, token_logprobs
 from kvrt.sched.batching import Row
+from kvrt.sched.beams import BeamSearch
 from kvrt.sched.drafting import Speculation
 from kvrt.sched.seq import Seq
 from kvrt.sched.speculation import Drafts
@@ -54,8 +55,12 @@ class Answers:
 
     def begin(self, request: Request, seq: Seq) -> None:
         """A request has come, with its first sequence."""
-        if request.params.beam_width > 1:
-            beaming.begin(request, seq, self._eos_ids)
+        params = request.params
+        request.ends = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            request.ends |= self._eos_ids
+        if params.beam_width > 1:
+            beaming.begin(request, seq)
         else:
             request.open_output(seq.id)
 
@@ -81,7 +86,7 @@ class Answers:
         picks: list[int] = []
         choices: list[Choice] = []
         receivers: list[tuple[Seq, Drafts]] = []
-        beams: list[tuple[Seq, int]] = []
+        beams: list[tuple[Seq, BeamSearch, int]] = []
         for row, positions in zip(rows, scored, strict=True):
             seq, request = row.seq, self._live.request(row.seq)
             for position in positions:
@@ -95,7 +100,7 @@ class Answers:
                 if request.beams.gathered:
                     drawn.spreads.append(seq)
                 else:
-                    beams.append((seq, at))
+                    beams.append((seq, request.beams.search, at))
                 at += 1
                 continue
             for heir in (seq, *self._fork(seq, request)):
@@ -132,14 +137,14 @@ class Answers:
         return Choice(request.params, seed, request.prompt, said)
 
     def _offers(
-        self, beams: Sequence[tuple[Seq, int]], logits: torch.Tensor
+        self, beams: Sequence[tuple[Seq, BeamSearch, int]], logits: torch.Tensor
     ) -> list[tuple[Seq, list[TokenLogprobs]]]:
-        requests = [self._live.request(seq) for seq, _ in beams]
-        counts = [r.beams.search.choices for r in requests if r.beams is not None]
-        tops = [request.params.logprobs or 0 for request in requests]
-        rows = logits[torch.tensor([at for _, at in beams], device=logits.device)]
-        offers = likeliest(rows, counts, tops)
-        return [(seq, offer) for (seq, _), offer in zip(beams, offers, strict=True)]
+        """Of beams, by the row of logits that each one has."""
+        seqs, searches, places = zip(*beams, strict=True)
+        rows = logits[torch.tensor(places, device=logits.device)]
+        tops = [self._live.request(seq).params.logprobs or 0 for seq in seqs]
+        offers = likeliest(rows, [search.choices for search in searches], tops)
+        return list(zip(seqs, offers, strict=True))
 
     # --- after it ----------------------------------------------------------------------------
 
@@ -187,11 +192,8 @@ class Answers:
         if request.first_token is None:
             request.first_token = time.perf_counter()
         seq.tokens[-1] = chosen.token_id
-        params = request.params
         ends: FinishReason | None = None
-        end_token = chosen.token_id in params.stop_token_ids or (
-            not params.ignore_eos and chosen.token_id in self._eos_ids
-        )
+        end_token = chosen.token_id in request.ends
         if end_token:
             ends = "stop"
         elif len(seq.tokens) >= seq.max_len:

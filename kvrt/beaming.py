@@ -22,12 +22,11 @@ from kvrt.sched.beams import Beams, BeamSearch, Finished
 from kvrt.sched.seq import Seq
 
 
-def begin(request: Request, seq: Seq, eos_ids: frozenset[int]) -> None:
+def begin(request: Request, seq: Seq) -> None:
     """A request that wants beams has got its first sequence."""
     params = request.params
-    ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else eos_ids)
     max_tokens = request.max_len - len(request.prompt)
-    search = BeamSearch(params.beam_width, max_tokens, ends, params.length_penalty)
+    search = BeamSearch(params.beam_width, max_tokens, request.ends, params.length_penalty)
     request.beams = Beams(search, [seq])
 
 

@@ -115,7 +115,7 @@ class Engine:
         for row in rows:
             row.seq.computed += row.count - len(row.drafts)
             self.memory.computed(row.seq)
-            if row.samples and row.seq.together is None:
+            if row.samples and row.seq.together is None:  # beams get theirs when all are computed
                 row.seq.tokens.append(UNKNOWN)
         unknown = branches or fence.done() or self.speculation.hopes(rows)
         ahead = None if unknown else self._plan_ahead()

@@ -108,6 +108,7 @@ class Request:
         shares: other requests may use its pages.
         drafts: tokens that may be guessed in a step, for each completion; 0: none.
         outputs: by page-table key of the sequence that produces them; of beams, by their index.
+        ends: tokens that end a completion.
         beams: if it wants the likeliest continuations as wholes; see `kvrt.beaming`.
     """
 
@@ -131,6 +132,7 @@ class Request:
     accepted_tokens: int = 0
     outputs: dict[int, Output] = field(default_factory=dict)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    ends: frozenset[int] = frozenset()
     beams: Beams | None = None
 
     def open_output(self, key: int) -> Output:

@@ -91,8 +91,8 @@ class BeamSearch:
     @property
     def choices(self) -> int:
         """How many of a beam's likeliest continuations `advance` needs: should all end tokens be
-        among them, there are still enough to go on."""
-        return (1 + len(self._ends)) * self.width
+        among them, and all others fall behind, there are still enough to go on."""
+        return self.width + len(self._ends)
 
     @property
     def common(self) -> int:
@@ -112,14 +112,15 @@ class BeamSearch:
         """
         ranked = sorted(
             (
-                (parent, beam.then(token))
+                (beam.total + token.logprob, parent, token)
                 for parent, (beam, offer) in enumerate(zip(self.live, offers, strict=True))
                 for token in offer
             ),
-            key=lambda entry: -entry[1].total,
+            key=lambda entry: -entry[0],
         )
         going: list[tuple[int, Beam]] = []
-        for place, (parent, beam) in enumerate(ranked):
+        for place, (_, parent, token) in enumerate(ranked):
+            beam = self.live[parent].then(token)
             if self.why_ended(beam) is None:
                 going.append((parent, beam))
             elif place < self.width:

@@ -21,7 +21,7 @@ from .test_bench_model import DTYPES, NEW, shape
 
 __all__ = ["shape"]
 
-pytestmark = pytest.mark.extra
+pytestmark = [pytest.mark.extra, pytest.mark.timeout(1200)]  # only `make bench` runs them
 
 BEAMS, ROUNDS = 4, 5
 PROMPT = list(range(100, 612))
