@@ -1,6 +1,7 @@
 """What the operating system says about this process. Linux only."""
 
 import ctypes
+import gc
 import os
 import threading
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ def physical_bytes() -> int:
     """Physical memory this process holds: its private pages and its memory files.
 
     Pages of a memory file are counted in the file, whether they are mapped or not, so that a chunk
-    that is only unmapped still counts. What malloc has kept of freed memory does not count.
+    that is only unmapped still counts. What malloc has kept of freed memory does not count, nor
+    what only waits for the garbage collector: freed between two readings, that would hide growth.
     """
+    gc.collect()
     if hasattr(_libc, "malloc_trim"):  # glibc
         _libc.malloc_trim(0)
     status = Path("/proc/self/status").read_text()
