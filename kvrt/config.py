@@ -61,9 +61,9 @@ class RuntimeConfig:
             works, else the CPU.
         device: which of the backend's devices.
         dtype: of the weights; ``auto``: the checkpoint's.
-        kv_cache_dtype: of keys and values in the cache; ``auto``: that of the weights. ``int8`` and
-            ``int4`` hold two to eight times as many tokens, at some loss of quality:
-            docs/kv-formats.md.
+        kv_cache_dtype: of keys and values in the cache; ``auto``: that of the weights. ``int8``,
+            ``int4`` and, on GPUs that have it, ``fp8`` hold two to eight times as many tokens, at
+            some loss of quality: docs/kv-formats.md.
         load_format: ``dummy`` makes random weights from config.json alone.
         max_model_len: longest prompt and output together, in tokens; None: the model's own.
         memory_limit: weights and KV cache together may take so much: bytes, or a string such as

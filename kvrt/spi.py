@@ -35,7 +35,7 @@ SPI_VERSION = 1
 DType = Literal["float32", "bfloat16", "float16"]
 """Of weights and of activations."""
 
-KVFormat = Literal["float32", "bfloat16", "float16", "int8", "int4"]
+KVFormat = Literal["float32", "bfloat16", "float16", "int8", "fp8", "int4"]
 """How keys and values are kept in pages; `KVLayout` says what each means."""
 
 ITEM_BYTES: Mapping[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -306,6 +306,7 @@ class Quantization:
 
 QUANTIZATIONS: Mapping[KVFormat, Quantization] = {
     "int8": Quantization(bits=8, group=0, scale_bytes=4),
+    "fp8": Quantization(bits=8, group=0, scale_bytes=4),
     "int4": Quantization(bits=4, group=32, scale_bytes=2),
 }
 """The formats whose pages hold scales. Their tensors are of bytes."""
@@ -334,6 +335,11 @@ class KVLayout:
     scale, a float32.
 
         scale = max |x| / 127       code = round(x / scale)
+
+    fp8: element d of a slot is byte d, a code in E4M3 (Micikevicius et al. 2022, arXiv 2209.05433;
+    torch's ``float8_e4m3fn``), whose largest number is 448, times the slot's scale, a float32.
+
+        scale = max |x| / 448       code = round_to_e4m3(x / scale)
 
     int4: elements are in groups of 32, each in 16 bytes. Byte j of a group holds element j in its
     low and element 16 + j in its high four bits, as a code from -8 to 7 with 8 added; what lies
@@ -385,7 +391,7 @@ class KVLayout:
     @property
     def storage(self) -> Literal["float32", "bfloat16", "float16", "uint8"]:
         """The dtype of the KV tensor."""
-        if self.format == "int8" or self.format == "int4":
+        if self.format == "int8" or self.format == "fp8" or self.format == "int4":
             return "uint8"
         return self.format
 

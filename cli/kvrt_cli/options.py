@@ -96,7 +96,7 @@ runtime_options = apply(
             default="auto",
             help="Of keys and values in the cache; auto: that of the weights. int8 and int4 take a"
             " quarter and an eighth of float32's memory, and a little more, at some loss of"
-            " quality.",
+            " quality; fp8 (E4M3) takes as much as int8, on GPUs that have it.",
         ),
         click.option(
             "--load-format",

@@ -55,7 +55,8 @@ def plan(batch: AttentionBatch) -> Plan:
 
     Raises:
         ContractError: a tensor has another shape or dtype than `AttentionBatch` says, or the
-            layout is one these kernels do not know (head_dim a multiple of 16 up to 256).
+            layout is one these kernels do not know (head_dim a multiple of 16 up to 256; any
+            format but fp8).
     """
     branches: tuple[Tensor, ...] = ()
     if batch.parents is not None:
@@ -67,6 +68,7 @@ def plan(batch: AttentionBatch) -> Plan:
         0 < layout.head_dim <= 256 and layout.head_dim % 16 == 0,
         f"head_dim must be a multiple of 16 up to 256, not {layout.head_dim}",
     )
+    need(layout.format in FORMAT_CODE, f"{layout.format} is not among {', '.join(FORMAT_CODE)}")
     need(layout.page_size > 0, f"page_size must be positive, not {layout.page_size}")
     for name, x, shape in (
         ("page_table", table, (table.shape[0], table.shape[-1])),

@@ -71,7 +71,7 @@ class Kernels:
     extensions: Mapping[type, object] = field(default_factory=dict)
     compute_dtypes: tuple[DType, ...] = DTYPES
     weight_dtypes: tuple[DType, ...] = DTYPES
-    kv_formats: tuple[KVFormat, ...] = (*DTYPES, "int8", "int4")
+    kv_formats: tuple[KVFormat, ...] = DTYPES
     batch_invariant: bool = False
 
 
@@ -173,6 +173,7 @@ class TorchPlace:
 
         from kvrt_kernels.graphs import DeviceGraphs
         from kvrt_kernels.triton import TritonAttention, TritonOps, require_triton
+        from kvrt_kernels.triton.configs import formats_on
 
         require_triton()
         device = self.torch_device(index)
@@ -184,7 +185,7 @@ class TorchPlace:
         }
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         dtypes = DTYPES if has_bfloat16 else DTYPES[1:]
-        return Kernels(attention, extensions, dtypes, dtypes, (*dtypes, "int8", "int4"))
+        return Kernels(attention, extensions, dtypes, dtypes, formats_on(arch, dtypes))
 
 
 class TorchLimits:

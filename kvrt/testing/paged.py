@@ -24,6 +24,7 @@ TOLERANCE: dict[KVFormat, float] = {
     "float16": 2e-3,
     "bfloat16": 1.2e-2,
     "int8": 2e-3,
+    "fp8": 2e-3,
     "int4": 2e-3,
 }
 """Allowed error of a result near 1, by the coarsest dtype on its way: a few roundings of it. What

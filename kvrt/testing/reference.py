@@ -27,7 +27,8 @@ def items(layout: KVLayout, pages: Tensor, slots: Tensor, layer: int, kv: int) -
 
 def scales(layout: KVLayout, pages: Tensor, slots: Tensor, layer: int, kv: int) -> Tensor:
     """Where their scales are: int64 [tokens, kv_heads, groups, bytes of a scale]."""
-    size = 4 if layout.format == "int8" else 2
+    assert layout.quantization is not None
+    size = layout.quantization.scale_bytes
     group = torch.arange(layout.groups) * layout.page_size * size
     slot = slots % layout.page_size * size + layout.scale_offset
     block = _blocks(layout, pages, slots, layer, kv)
@@ -81,11 +82,12 @@ def read(batch: AttentionBatch, sequence: int, layer: int, kv: int, slots: Tenso
     layout, device = batch.layout, batch.kv.device
     where = layout, batch.page_table[sequence], slots, layer, kv
     stored = batch.kv[items(*where).to(device)].cpu()
-    if layout.format not in ("int8", "int4"):
+    if layout.quantization is None:
         return stored
     scale = batch.kv[scales(*where).to(device)].cpu()
-    if layout.format == "int8":
-        return stored.view(torch.int8).double() * scale.view(torch.float32)[..., 0].double()
+    if layout.quantization.group == 0:
+        code = torch.int8 if layout.format == "int8" else torch.float8_e4m3fn
+        return stored.view(code).double() * scale.view(torch.float32)[..., 0].double()
     numbers = torch.empty((*stored.shape[:2], layout.groups, 32), dtype=torch.float64)
     for element in range(32):
         byte = stored[..., element % 16 :: 16]
@@ -101,13 +103,14 @@ def write(
     layout, device = batch.layout, batch.kv.device
     where = layout, batch.page_table[sequence], slots, layer, kv
     where_items = items(*where).to(device)
-    if layout.format not in ("int8", "int4"):
+    if layout.quantization is None:
         batch.kv[where_items] = value.to(batch.kv.dtype).to(device)
         return
     x = value.cpu().float()
-    if layout.format == "int8":
-        scale = x.abs().amax(-1, keepdim=True) / 127
-        stored = (x / scale).round().to(torch.int8)
+    if layout.quantization.group == 0:
+        scale = x.abs().amax(-1, keepdim=True) / (127 if layout.format == "int8" else 448)
+        x = x / torch.where(scale == 0, 1, scale)
+        stored = x.round().to(torch.int8) if layout.format == "int8" else x.to(torch.float8_e4m3fn)
     else:
         x = torch.cat((x, torch.zeros(*x.shape[:2], -x.shape[2] % 32)), dim=2)
         x = x.view(*x.shape[:2], layout.groups, 32)

@@ -3,7 +3,8 @@
     python -m tests.bench.formats docs/kv-formats.md
 
 writes the tables of that page anew, with machine and date. All formats of a table take turns, so
-that whatever else the machine does meets them alike. About five minutes on two cores.
+that whatever else the machine does meets them alike. About five minutes on two cores. A format that
+the CPU backend does not keep has no speed here, and the quality that plain torch gives it.
 """
 
 import argparse
@@ -21,15 +22,26 @@ from typing import get_args
 
 import psutil
 import torch
-from kvrt_kernels import append, attention, isa
+from kvrt_kernels import append, attention, isa, reference
 from torch.nn import functional
 
 from kvrt.model.loader import Model, load_model
 from kvrt.registry import open_device
-from kvrt.spi import AttentionBatch, AttentionParams, Device, KVFormat, KVLayout
+from kvrt.spi import (
+    AttentionBatch,
+    AttentionParams,
+    Device,
+    Extension,
+    FusedOps,
+    KVFormat,
+    KVLayout,
+)
+from tests.emulator.place import ReferenceAttention
 from tests.model.stepping import stepping
 
 FORMATS: tuple[KVFormat, ...] = get_args(KVFormat)
+TIMED: tuple[KVFormat, ...] = ("float32", "bfloat16", "float16", "int8", "int4")
+"""What the CPU backend keeps."""
 PAGE_SIZE = 16
 COLD_BYTES = 256 << 20  # of float32: layers take turns, so that no cache serves them
 BEGIN, END = "<!-- begin: python -m tests.bench.formats -->", "<!-- end -->"
@@ -88,10 +100,12 @@ def filled(shape: Shape, kv: KVFormat, sequences: int, context: int, layers: int
         query_start=torch.arange(sequences + 1, dtype=torch.int32) * context,
         context_len=torch.full((sequences,), context, dtype=torch.int32),
     )
-    plan = attention.plan(batch)
     numbers = torch.randn(2, sequences * context, shape.kv_heads, shape.head_dim)
     for layer in range(layers):
-        append.append(plan, layer, *numbers)
+        if kv in TIMED:
+            append.append(attention.plan(batch), layer, *numbers)
+        else:
+            reference.append(reference.plan(batch), layer, *numbers)
     return batch
 
 
@@ -130,7 +144,7 @@ def decode_seconds(shape: Shape, sequences: int, context: int) -> dict[KVFormat,
     once = token_bytes(shape, "float32") / shape.layers * sequences * context
     layers = max(1, min(shape.layers, math.ceil(COLD_BYTES / once)))
     works = {}
-    for kv in FORMATS:
+    for kv in TIMED:
         batch = filled(shape, kv, sequences, context, layers)
         one_each = torch.arange(sequences + 1, dtype=torch.int32)
         works[kv] = attended(shape, replace(batch, query_start=one_each))
@@ -140,13 +154,32 @@ def decode_seconds(shape: Shape, sequences: int, context: int) -> dict[KVFormat,
 def prefill_seconds(shape: Shape, new: int, before: int) -> dict[KVFormat, float]:
     """Seconds a layer for the last `new` tokens of a prompt."""
     works = {}
-    for kv in FORMATS:
+    for kv in TIMED:
         batch = filled(shape, kv, 1, before + new, 1)
         works[kv] = attended(shape, replace(batch, query_start=torch.tensor([0, new]).int()))
     return turns(works, 2.0)
 
 
 # --- quality ---------------------------------------------------------------------------------
+
+
+class PlainTorch:
+    """A device whose attention is plain torch, which reads every format."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.info, self.memory, self.copier = device.info, device.memory, device.copier
+        self.attention = ReferenceAttention()
+        self.fence, self.synchronize, self.close = device.fence, device.synchronize, device.close
+
+    def extension(self, kind: type[Extension]) -> Extension | None:
+        return None if issubclass(kind, FusedOps) else self._device.extension(kind)
+
+
+def device_for(kv: KVFormat) -> Device:
+    """The CPU, computing in plain torch if its kernels do not read that format."""
+    device = open_device("cpu")
+    return device if kv in TIMED else PlainTorch(device)
 
 
 def heldout_loss(model: Model, device: Device, kv: KVFormat, windows: int | None = None) -> float:
@@ -175,7 +208,11 @@ def output_error(kv: KVFormat, shape: Shape = SMALL, context: int = 2048) -> flo
         batch = replace(batch, query_start=torch.tensor([0, 1]).int())
         q = torch.randn(1, shape.heads, shape.head_dim)
         out = torch.empty_like(q)
-        attention.run(attention.plan(batch), 0, q, out, AttentionParams(shape.head_dim**-0.5))
+        params = AttentionParams(shape.head_dim**-0.5)
+        if each in TIMED:
+            attention.run(attention.plan(batch), 0, q, out, params)
+        else:
+            reference.run(reference.plan(batch), 0, q, out, params)
         results.append(out)
     got, want = results
     return float((got - want).square().mean().sqrt() / want.square().mean().sqrt())
@@ -212,16 +249,17 @@ def speeds(
 ) -> Iterator[str]:
     yield from head(f"{title} ({name}, and times as fast as float32)", *FORMATS)
     for what, seconds in measured:
-        cells = [f"{shown(seconds[kv] * unit)} ({seconds['float32'] / seconds[kv]:.2f}x)"
-                 for kv in FORMATS]  # fmt: skip
+        cells = (f"{shown(seconds[kv] * unit)} ({seconds['float32'] / seconds[kv]:.2f}x)"
+                 if kv in seconds else "" for kv in FORMATS)  # fmt: skip
         yield row(what, *cells)
 
 
 def qualities() -> Iterator[str]:
-    device = open_device("cpu")
-    model = load_model("tiny", device)
-    losses = {kv: heldout_loss(model, device, kv) for kv in FORMATS}
-    device.close()
+    losses = {}
+    for kv in FORMATS:
+        device = device_for(kv)
+        losses[kv] = heldout_loss(load_model("tiny", device), device, kv)
+        device.close()
     perplexity = {kv: math.exp(loss) for kv, loss in losses.items()}
     yield from head("quality", *FORMATS)
     yield row("held-out perplexity of tiny", *(f"{perplexity[kv]:.4f}" for kv in FORMATS))

@@ -4,8 +4,9 @@ from typing import cast
 
 from kvrt_kernels import reference
 from kvrt_kernels.dlpack import CPU, bytes_at
-from kvrt_kernels.gpu import Kernels, Software, TorchLimits
+from kvrt_kernels.gpu import DTYPES, Kernels, Software, TorchLimits
 from kvrt_kernels.tree import Lines
+from kvrt_kernels.triton.configs import formats_on
 from torch import Tensor
 
 from kvrt.spi import AttentionBatch, AttentionParams, FusedOps, Measurable
@@ -46,7 +47,12 @@ class HostPlace:
 
     def kernels(self, index: int, arch: str, multiprocessors: int) -> Kernels:
         limits = TorchLimits("cpu", lambda: None, nbytes=64 << 20, side=512)
-        return Kernels(ReferenceAttention(), {Measurable: limits}, compute_dtypes=("float32",))
+        return Kernels(
+            ReferenceAttention(),
+            {Measurable: limits},
+            compute_dtypes=("float32",),
+            kv_formats=formats_on(arch, DTYPES),
+        )
 
 
 class InterpreterPlace(HostPlace):
@@ -66,4 +72,5 @@ class InterpreterPlace(HostPlace):
             TritonAttention(arch, "cpu", multiprocessors=2),
             {FusedOps: TritonOps()},
             compute_dtypes=("float32",),
+            kv_formats=formats_on(arch, DTYPES),
         )

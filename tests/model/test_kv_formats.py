@@ -7,17 +7,16 @@ import pytest
 import torch
 
 from kvrt.model.loader import load_model
-from kvrt.registry import open_device
 from kvrt.spi import KVFormat
-from tests.bench.formats import heldout_loss
+from tests.bench.formats import device_for, heldout_loss
 
-MOST: dict[KVFormat, float] = {"bfloat16": 0.001, "int8": 0.005, "int4": 0.03}
+MOST: dict[KVFormat, float] = {"bfloat16": 0.001, "int8": 0.005, "fp8": 0.01, "int4": 0.03}
 """By how much perplexity may rise."""
 
 
 @cache
 def perplexity(kv: KVFormat, windows: int | None) -> float:
-    device = open_device("cpu")
+    device = device_for(kv)
     with torch.inference_mode():
         loss = heldout_loss(load_model("tiny", device), device, kv, windows)
     device.close()

@@ -70,7 +70,13 @@ def test_a_device_that_does_not_keep_a_format_says_which_it_keeps(tiny_lm: Path)
     assert caught.value.fix == "set kv_cache_dtype to one of float32, bfloat16, float16"
 
 
+def test_fp8_is_refused_where_a_device_does_not_have_it(tiny_lm: Path) -> None:
+    with pytest.raises(ConfigError, match="cpu cannot keep keys and values in fp8") as caught:
+        Runtime(tiny_lm, backend="cpu", load_format="dummy", kv_cache_dtype="fp8")
+    assert "int8" in caught.value.fix
+
+
 def test_an_unknown_format_is_refused_with_the_known_ones(tiny_lm: Path) -> None:
     with pytest.raises(ConfigError, match="kv_cache_dtype is 'int3'") as caught:
         Runtime(tiny_lm, kv_cache_dtype="int3")
-    assert "int8, int4" in caught.value.fix
+    assert "int8, fp8, int4" in caught.value.fix

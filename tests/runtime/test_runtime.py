@@ -193,7 +193,7 @@ def test_a_limit_lowered_while_idle_is_applied_at_once(make_runtime: MakeRuntime
     small = runtime.model.weight_bytes + 3 * CHUNK
     before = physical_bytes()
     assert runtime.set_memory_limit(small).value == "deferred"
-    wait_until_held(runtime, 3 * CHUNK, seconds=1.0)
+    wait_until_held(runtime, 3 * CHUNK)
     assert before - physical_bytes() > 4 * CHUNK
     assert runtime.set_memory_limit(small + 9 * CHUNK).value == "applied"
     wait_until_held(runtime, 8 * CHUNK)

@@ -4,9 +4,19 @@ from dataclasses import dataclass, replace
 
 import torch
 from kvrt_kernels.triton import TritonAttention, TritonOps
+from kvrt_kernels.triton.configs import formats_on
 from kvrt_kernels.triton.copy import copy_pages
 
-from kvrt.spi import AttentionBatch, AttentionParams, DType, HeadNorm, KVFormat, KVLayout, Rotation
+from kvrt.spi import (
+    QUANTIZATIONS,
+    AttentionBatch,
+    AttentionParams,
+    DType,
+    HeadNorm,
+    KVFormat,
+    KVLayout,
+    Rotation,
+)
 from tests.triton.compiled import Resources, compiling
 
 
@@ -38,8 +48,12 @@ class Case:
     def numbers(self) -> str:
         return f"{self.dtype} on {self.kv}" if self.kv else self.dtype
 
+    def runs_on(self, arch: str) -> bool:
+        """Whether a device of that architecture keeps such pages."""
+        return self.kv is None or self.kv in formats_on(arch, ())
 
-CODES: tuple[KVFormat, ...] = ("int8", "int4")
+
+CODES = tuple(QUANTIZATIONS)
 
 COMMON = [
     Case("decode"),
@@ -48,7 +62,7 @@ COMMON = [
     Case("decode", branches=True),
     Case("dense"),
     Case("decode", kv="int8"),
-    Case("prefill", kv="int8"),
+    Case("prefill", kv="fp8"),
     Case("append", special=True, kv="int4"),
 ]
 """What most models need."""

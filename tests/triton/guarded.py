@@ -10,7 +10,7 @@ import mmap
 import sys
 
 import torch
-from kvrt_interpreted import bfloat16
+from kvrt_interpreted import narrow
 from kvrt_kernels.triton import TritonAttention
 
 from kvrt.spi import AttentionBatch, AttentionParams, DType, KVLayout
@@ -57,7 +57,7 @@ def guarded(dtype: DType, length: int, queries: int, window: int, spared: int) -
 
 
 def main(length: int, window: int, spared: int) -> None:
-    bfloat16.mend()
+    narrow.mend()
     attention = TritonAttention("sm_90", "cpu", multiprocessors=1)
     for dtype in ("float32", "bfloat16"):
         for queries in (1, 20):

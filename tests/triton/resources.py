@@ -24,14 +24,14 @@ Compiled = dict[tuple[str, Case], list[Resources]]
 
 
 def compile_all(archs: Iterable[str], cases: Iterable[Case], cache: Path | None = None) -> Compiled:
-    """Compile every case for every architecture, in two processes.
+    """Compile every case for every architecture that has it, in two processes.
 
     Args:
         archs: of `TARGETS`.
         cases: of `tests.triton.cases`.
         cache: where Triton keeps what it compiled; None for its usual place.
     """
-    todo = [(arch, case) for case in cases for arch in archs]
+    todo = [(arch, case) for case in cases for arch in archs if case.runs_on(arch)]
     with ProcessPoolExecutor(2, get_context("spawn"), _cache_in, (cache,)) as pool:
         return dict(zip(todo, pool.map(compile_case, *zip(*todo, strict=True)), strict=True))
 
@@ -97,6 +97,8 @@ def resource_table(compiled: Compiled) -> str:
 
 
 def cell(kernels: list[Resources]) -> str:
+    if not kernels:
+        return "-"
     registers, shared = max(k.registers for k in kernels), max(k.shared for k in kernels)
     spilled, occupancy = max(k.spilled for k in kernels), min(k.occupancy for k in kernels)
     return f"{registers} / {-(-shared // 1024)} / {occupancy}" + f" spills {spilled}" * bool(

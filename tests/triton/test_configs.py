@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from kvrt_kernels.triton.configs import ANY, CONFIGS, SIBLINGS, Config, config
+from kvrt_kernels.triton.configs import ANY, CONFIGS, SIBLINGS, Config, config, formats_on
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,16 @@ def test_every_head_size_and_width_has_a_tile_that_segments_consist_of(entry: Co
             assert entry.segment % tile.block_n == 0
             assert tile.block_m >= 16, "a matrix instruction has 16 rows"
             assert not tile.chunk or head % tile.chunk == 0
+
+
+@pytest.mark.parametrize(
+    "arch",
+    ["sm_89", "sm_90", "sm_90a", "sm_100", "sm_120", "gfx942:sramecc+:xnack-", "gfx950", "gfx1201"],
+)
+def test_architectures_with_8_bit_floats_keep_them_in_pages(arch: str) -> None:
+    assert formats_on(arch, ("float16",)) == ("float16", "int8", "fp8", "int4")
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "gfx90a", "gfx1100", "gfx1151", ""])
+def test_the_others_do_not(arch: str) -> None:
+    assert formats_on(arch, ("bfloat16",)) == ("bfloat16", "int8", "int4")

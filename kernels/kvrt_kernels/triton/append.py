@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kvrt.spi import HeadNorm, Rotation
 from kvrt_kernels.triton.configs import options
-from kvrt_kernels.triton.kept import slot_stride
+from kvrt_kernels.triton.kept import scaled_by_token, slot_stride
 from kvrt_kernels.triton.plan import Plan
 
 TINY: tl.constexpr = tl.constexpr(2.0**-100)
@@ -73,13 +73,21 @@ def _store(
 
 
 @triton.jit
-def _rounded(x, extreme, scale, finite):
-    """Codes of x [..., elements] and what to keep as their scale [..., 1]; see `KVLayout`."""
+def _divided(x, extreme, scale, finite):
+    """Codes of x [..., elements], still to be rounded, and what to keep as their scale [..., 1].
+
+    See `KVLayout`.
+    """
     live = finite & (tl.abs(extreme) >= TINY)
     codes = tl.div_rn(x, tl.where(live, scale, 1.0) + tl.zeros_like(x))
-    # Adding 1.5 * 2^23 leaves whole numbers, rounded to even.
-    codes = tl.where(live, (codes + 12582912.0) - 12582912.0, 0.0)
+    codes = tl.where(live, codes, 0.0)
     return codes, tl.where(finite, tl.where(live, scale, 0.0), float("nan"))
+
+
+@triton.jit
+def _whole(x):
+    """Numbers below 2^22, rounded to even: adding 1.5 * 2^23 leaves no room for fractions."""
+    return (x + 12582912.0) - 12582912.0
 
 
 @triton.jit
@@ -95,15 +103,18 @@ def _store_codes(
 ):
     """Keep the heads that begin at x [BLOCK_H] in one slot of `blocks` [BLOCK_H]."""
     SLOT: tl.constexpr = slot_stride(KV, HEAD_DIM)
-    if tl.int8 == KV:
+    if scaled_by_token(KV):
+        LARGEST: tl.constexpr = 127.0 if tl.int8 == KV else 448.0
         d = tl.arange(0, BLOCK_D)
         mask = heads[:, None] & (d < HEAD_DIM)[None, :]
         numbers = tl.load(x[:, None] + d[None, :], mask=mask, other=0.0).to(tl.float32)
         finite = tl.sum(numbers * 0.0, 1, keep_dims=True) == 0.0
         largest = tl.max(tl.abs(numbers), 1, keep_dims=True)
-        scale = tl.div_rn(largest, tl.zeros_like(largest) + 127.0)
-        codes, kept = _rounded(numbers, largest, scale, finite)
-        tl.store(blocks[:, None] + slot * SLOT + d[None, :], codes.to(tl.int8), mask=mask)
+        scale = tl.div_rn(largest, tl.zeros_like(largest) + LARGEST)
+        codes, kept = _divided(numbers, largest, scale, finite)
+        if tl.int8 == KV:
+            codes = _whole(codes)
+        tl.store(blocks[:, None] + slot * SLOT + d[None, :], codes.to(KV), mask=mask)
         at = (blocks + PAGE_SIZE * SLOT + slot * 4).to(tl.pointer_type(tl.float32), bitcast=True)
         tl.store(at[:, None], kept, mask=heads[:, None])
     else:
@@ -119,10 +130,10 @@ def _store_codes(
         least = tl.minimum(tl.min(a, 2, keep_dims=True), tl.min(b, 2, keep_dims=True))
         extreme = tl.where(high > -least, high, least)
         scale = (extreme * -0.125).to(tl.bfloat16).to(tl.float32)
-        a, kept = _rounded(a, extreme, scale, finite)
-        b, kept = _rounded(b, extreme, scale, finite)
-        a = (tl.minimum(tl.maximum(a, -8.0), 7.0) + 8.0).to(tl.uint8)
-        b = (tl.minimum(tl.maximum(b, -8.0), 7.0) + 8.0).to(tl.uint8)
+        a, kept = _divided(a, extreme, scale, finite)
+        b, kept = _divided(b, extreme, scale, finite)
+        a = (tl.minimum(tl.maximum(_whole(a), -8.0), 7.0) + 8.0).to(tl.uint8)
+        b = (tl.minimum(tl.maximum(_whole(b), -8.0), 7.0) + 8.0).to(tl.uint8)
         byte = blocks[:, None, None] + slot * SLOT + (low - 16 * g[:, None])[None, :, :]
         exists = here & (32 * g < HEAD_DIM)[None, :, None]
         tl.store(byte, a | (b << 4), mask=exists & (low >= 0)[None, :, :])
@@ -191,7 +202,7 @@ def append_kernel(
         head = (block - Q_BLOCKS) * BLOCK_H + tl.arange(0, BLOCK_H)
         there = head < KV_HEADS
         blocks = kv.to(tl.pointer_type(KV)) + page * page_stride + head.to(tl.int64) * head_stride
-        CODES: tl.constexpr = tl.int8 == KV or tl.uint8 == KV
+        CODES: tl.constexpr = scaled_by_token(KV) or tl.uint8 == KV
         x = k + token * k_stride + head * HEAD_DIM
         a, b, z = _prepared(x, k_weight, c, s, eps, there, n, rest, HEAD_DIM, HALF, NORM, ROTATE)
         if NORM or ROTATE:

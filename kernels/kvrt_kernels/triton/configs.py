@@ -1,4 +1,6 @@
-"""Block sizes by architecture, chosen beforehand: no user's first request is spent on trying them.
+"""What goes by architecture: block sizes, and which pages can be read.
+
+Block sizes are chosen beforehand: no user's first request is spent on trying them.
 
 A tile is chosen by the width of the numbers that are multiplied and by the head size;
 docs/kernels.md says how the entries were found and what each of them takes.
@@ -8,6 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from kvrt.spi import DType, KVFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,3 +194,18 @@ def config(arch: str) -> Config:
     """
     name = re.sub(r"(?<=^sm_)(\d+)[a-z]$", r"\1", arch.partition(":")[0])
     return CONFIGS.get(SIBLINGS.get(name, name), ANY)
+
+
+HAS_FP8 = re.compile(r"sm_(89|9\d|1\d\d)|gfx(942|950|12)")
+"""Architectures with instructions for 8-bit floats; those of gfx942 are for another kind of them,
+and Triton converts."""
+
+
+def formats_on(arch: str, dtypes: tuple[DType, ...]) -> tuple[KVFormat, ...]:
+    """What pages may keep on a device that computes in `dtypes`.
+
+    Args:
+        arch: as its driver names it.
+        dtypes: see `kvrt.spi.DeviceInfo.compute_dtypes`.
+    """
+    return (*dtypes, "int8", *(("fp8",) if HAS_FP8.match(arch) else ()), "int4")

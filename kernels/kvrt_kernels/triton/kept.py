@@ -1,8 +1,8 @@
 """Reading keys and values as pages keep them: numbers, or codes with scales (`kvrt.spi.KVLayout`).
 
-Codes in int8 are read as codes: a token has one scale, by which sums of products may be multiplied
-instead. In int4 each group of a head has its own scale, and codes are multiplied by it when they
-are read.
+Codes in int8 and fp8 are read as codes: a token has one scale, by which sums of products may be
+multiplied instead. In int4 each group of a head has its own scale, and codes are multiplied by it
+when they are read.
 """
 
 import triton
@@ -26,6 +26,12 @@ def slot_stride(KV, HEAD_DIM):
     return (HEAD_DIM + 31) // 32 * 16 if tl.uint8 == KV else HEAD_DIM
 
 
+@triton.constexpr_function
+def scaled_by_token(KV):
+    """Whether a slot's codes have one scale."""
+    return KV in (tl.int8, tl.float8e4nv)
+
+
 @triton.jit
 def vectors(x, token_mask, d, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr, MASKED: tl.constexpr):
     """The elements d of the vectors that begin at x; zero beyond HEAD_DIM and where masked."""
@@ -45,7 +51,7 @@ def scales_at(blocks, page, slot, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexp
     """Where the first scales of slots are, if codes are kept: `blocks` is that of page 0."""
     KV: tl.constexpr = blocks.dtype.element_ty
     at = blocks
-    if tl.int8 == KV:
+    if scaled_by_token(KV):
         at = blocks + (page + PAGE_SIZE * slot_stride(KV, HEAD_DIM) + slot * 4)
         at = at.to(tl.pointer_type(tl.float32), bitcast=True)
     elif tl.uint8 == KV:
@@ -73,7 +79,7 @@ def elements(
 ):
     """The elements d of the slots that begin at x, zero beyond HEAD_DIM and where masked.
 
-    In int8 they are codes. `scales` are the places of the slots' first scales.
+    In int8 and fp8 they are codes. `scales` are the places of the slots' first scales.
     """
     if x.dtype.element_ty == tl.uint8:
         byte = d // 32 * 16 + d % 16

@@ -33,6 +33,7 @@ DTYPE: dict[KVFormat, tl.dtype] = {
     "bfloat16": tl.bfloat16,
     "float16": tl.float16,
     "int8": tl.int8,
+    "fp8": tl.float8e4nv,
     "int4": tl.uint8,
 }
 """What kernels take pages for; by it they know codes, of which two are in a byte of int4."""

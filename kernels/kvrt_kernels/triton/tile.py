@@ -5,8 +5,8 @@ arXiv 1805.02867; Dao et al. 2022, arXiv 2205.14135), in base 2. Blocks of token
 multiples of BLOCK_N whatever the range, so that the order of a row's additions depends on absolute
 positions only.
 
-Keys and values that are codes in int8 are multiplied as codes: a token's scores, and its weights,
-are multiplied by its scales instead.
+Keys and values that are codes in int8 or fp8 are multiplied as codes: a token's scores, and its
+weights, are multiplied by its scales instead.
 
 Scores of hidden tokens are -inf, and their keys and values are not loaded: not from beyond the
 context, not from before every row's window, and not from a page that holds neither.
@@ -15,7 +15,14 @@ context, not from before every row's window, and not from a page that holds neit
 import triton
 import triton.language as tl
 
-from kvrt_kernels.triton.kept import elements, per_token, scales_at, slot_stride, vectors
+from kvrt_kernels.triton.kept import (
+    elements,
+    per_token,
+    scaled_by_token,
+    scales_at,
+    slot_stride,
+    vectors,
+)
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
@@ -122,7 +129,7 @@ def _blocks(
             CHUNK,
             PAGE_SIZE,
         )
-        if tl.int8 == KV:
+        if scaled_by_token(KV):
             score = score * per_token(of_keys, there, MASKED)[None, :]
         if CAPPED:
             # tanh(x) = 1 - 2 / (exp(2 x) + 1), which is right for infinite exponentials as well.
@@ -142,7 +149,7 @@ def _blocks(
         weight = tl.exp2(score - base[:, None])
         shrink = tl.exp2(top - base)
         total = total * shrink + tl.sum(weight, 1)
-        if tl.int8 == KV:
+        if scaled_by_token(KV):
             weight = weight * per_token(of_values, there, MASKED)[None, :]
         d = tl.arange(0, BLOCK_D)
         PADDED: tl.constexpr = HEAD_DIM != BLOCK_D

@@ -40,11 +40,12 @@ def _all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvrt.sched.batching.LOOKAHEAD_TOKENS", 0)
 
 
-def make(model: Path, backend: str) -> Runtime:
+def make(model: Path, backend: str, **options: object) -> Runtime:
     # Less than the sequences need in the end, so that some are preempted and memory is recycled.
+    chosen = {"memory_limit": 9 * MIB, **options}
     return Runtime(
-        model, backend=backend, load_format="dummy", seed=1, memory_limit=9 * MIB,
-        max_batch_tokens=64, keep_warm=2 * MIB,
+        model, backend=backend, load_format="dummy", seed=1, max_batch_tokens=64,
+        keep_warm=2 * MIB, **chosen,
     )  # fmt: skip
 
 
@@ -103,6 +104,19 @@ def test_tokens_are_those_of_the_cpu_backend(wide: Path, vendor: str) -> None:
     there, _ = run(wide, "cpu", GREEDY)
     assert steps >= STEPS
     assert tokens(here) == tokens(there)
+
+
+def test_a_format_that_only_gpus_keep_survives_preemption(wide: Path, vendor: str) -> None:
+    """Its pages have a quarter of the bytes, so a limit of two chunks is as tight as nine."""
+    answers = []
+    for chunks in (3, 32):
+        runtime = make(wide, vendor, kv_cache_dtype="fp8", memory_limit=chunks * 2 * MIB)
+        results = runtime.generate(PROMPTS, SAMPLED)
+        answers.append(tokens(results))
+        assert any(result.usage.preemptions for result in results) == (chunks == 3)
+        runtime.close()
+        runtime.device.close()
+    assert answers[0] == answers[1]
 
 
 def test_whichever_call_fails_nothing_is_left_and_answers_are_right_or_errors(

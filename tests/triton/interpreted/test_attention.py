@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kvrt.spi import Device, DType
+from kvrt.spi import QUANTIZATIONS, Device, DType, KVFormat
 from kvrt.testing.paged import Case, PagedKV, attend, fill_past, mismatch, run_layers
 
 DTYPES: tuple[DType, ...] = ("float32", "bfloat16", "float16")
@@ -22,6 +22,12 @@ def check(device: Device, case: Case) -> None:
 @pytest.mark.parametrize("kv", DTYPES)
 def test_every_pair_of_dtypes_agrees(device: Device, compute: DType, kv: DType) -> None:
     check(device, replace(SMALL, compute=compute, kv=kv))
+
+
+@pytest.mark.parametrize("kv", QUANTIZATIONS)
+def test_codes_are_read_with_their_scales(device: Device, kv: KVFormat) -> None:
+    """80 elements are neither a power of 2 nor whole groups."""
+    check(device, replace(SMALL, head_dim=80, compute="bfloat16", kv=kv))
 
 
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 256])

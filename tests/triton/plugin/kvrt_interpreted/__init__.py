@@ -13,9 +13,9 @@ import kvrt_null
 from kvrt_kernels.triton import TritonAttention, TritonOps
 
 from kvrt.spi import Backend, Capability, Device, DeviceOptions, Extension, FusedOps, Probe
-from kvrt_interpreted import bfloat16
+from kvrt_interpreted import narrow
 
-bfloat16.mend()
+narrow.mend()
 
 
 class Interpreted(kvrt_null.NullDevice):
@@ -30,7 +30,7 @@ class Interpreted(kvrt_null.NullDevice):
             name="Triton's interpreter",
             arch=arch,
             capabilities=self.info.capabilities | {Capability.TREES},
-            kv_formats=(*self.info.kv_formats, "int8", "int4"),
+            kv_formats=(*self.info.kv_formats, "int8", "fp8", "int4"),
             notes=(),
         )
         self.attention = TritonAttention(arch, place, multiprocessors=2)
