@@ -80,6 +80,7 @@ def steps(backend: str, *, small: bool, native: bool) -> list[Step]:
         bench("flashinfer", 300, optional=True),
         bench("decode", 90),
         bench("prefill", 40),
+        bench("codes", 40),
         bench("one-stream", 80),
         bench("step", 30),
         bench("many", 90),

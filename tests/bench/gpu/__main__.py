@@ -1,6 +1,6 @@
 """Benchmarks of one device; each result is printed, and appended to a file as a line of JSON.
 
-    python -m tests.bench.gpu --backend cuda decode prefill memory one-stream step many
+    python -m tests.bench.gpu --backend cuda decode prefill codes memory one-stream step many
 
 Peers that are not installed or do not run are named with the reason.
 """
@@ -22,7 +22,7 @@ import torch  # noqa: E402
 
 from kvrt import registry  # noqa: E402
 from kvrt.spi import Device  # noqa: E402
-from tests.bench.gpu import attention, memory, models  # noqa: E402
+from tests.bench.gpu import attention, codes, memory, models  # noqa: E402
 from tests.bench.gpu.rows import Rows  # noqa: E402
 from tests.bench.gpu.timing import Clock  # noqa: E402
 
@@ -87,6 +87,9 @@ def main() -> int:
         ),
         "prefill": lambda: with_device(
             lambda d, c: attention.prefill(d, c, rows, small=small), backend, small=small
+        ),
+        "codes": lambda: with_device(
+            lambda d, c: codes.codes(d, c, rows, small=small), backend, small=small
         ),
         "memory": lambda: with_device(lambda d, _: memory.memory(d, rows), backend, small=small),
         "one-stream": lambda: with_clock(

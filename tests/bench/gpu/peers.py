@@ -23,19 +23,20 @@ class FlashInfer:
 
     Args:
         device: where.
+        kept: what pages keep, as it names it: ``bf16``, or ``e4m3`` without scales.
         build: compile its kernels, which takes minutes, if they are not in its cache.
 
     Raises:
         FileNotFoundError: they are not, and are not to be compiled.
     """
 
-    def __init__(self, device: torch.device, *, build: bool = False) -> None:
+    def __init__(self, device: torch.device, kept: str = "bf16", *, build: bool = False) -> None:
         import flashinfer
         from flashinfer.jit.env import FLASHINFER_JIT_DIR
 
-        if not build and not any(FLASHINFER_JIT_DIR.rglob("*batch_decode*.so")):
+        if not build and not any(FLASHINFER_JIT_DIR.rglob(f"*batch_decode*kv_{kept}*.so")):
             raise FileNotFoundError(
-                "FlashInfer's kernels are not built (ci/gpu --only bench-flashinfer)"
+                f"FlashInfer's kernels for {kept} are not built (ci/gpu --only bench-flashinfer)"
             )
         workspace = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
         self._device = device
