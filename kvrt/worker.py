@@ -2,23 +2,25 @@
 
 import contextlib
 import enum
+import functools
 import logging
 import os
 import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvrt.cache import KVCache
 from kvrt.config import Environment, RuntimeConfig
 from kvrt.engine import Engine
-from kvrt.errors import KvrtError
+from kvrt.errors import DeviceError, KvrtError
 from kvrt.memory import Memory
 from kvrt.model.loader import Model, load_model
 from kvrt.model.resolve import Progress
+from kvrt.outputs import Delta, Result
 from kvrt.prefixes import Prefixes
 from kvrt.registry import open_device
 from kvrt.request import Request, failed_result
@@ -49,7 +51,10 @@ class _Call:
     result: "Future[int]"
 
 
-_Command = Request | str | Signal | _Call
+_Question = Request | _Call
+"""Somebody waits for the answer."""
+
+_Command = _Question | str | Signal
 
 
 class Worker:
@@ -86,6 +91,7 @@ class Worker:
         self._gate = threading.Lock()
         self._ended: KvrtError | None = None  # once set, under the gate, nothing more is queued
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._unanswered: set[_Question] = set()
         self._left = threading.Event()  # the thread has given everything back
         opened: Future[None] = Future()
         self._thread = threading.Thread(
@@ -100,7 +106,7 @@ class Worker:
 
     # --- from other threads ------------------------------------------------------------------
 
-    def send(self, command: Request | _Call) -> None:
+    def send(self, question: _Question) -> None:
         """Queue what must be answered.
 
         Raises:
@@ -113,7 +119,21 @@ class Worker:
         with self._gate:
             if self._ended is not None:
                 raise self._ended
-            self._commands.put(command)
+            if isinstance(question, Request):
+                question.deliver = functools.partial(self._deliver, question, question.deliver)
+            self._unanswered.add(question)
+            self._commands.put(question)
+
+    def _deliver(
+        self, request: Request, deliver: Callable[[Delta | Result], None], event: Delta | Result
+    ) -> None:
+        if isinstance(event, Result):
+            self._answered(request)
+        deliver(event)
+
+    def _answered(self, question: _Question) -> None:
+        with self._gate:
+            self._unanswered.discard(question)
 
     def tell(self, command: str | Signal) -> None:
         """Queue what is of no use to an engine that has ended: a signal, a request to abort."""
@@ -125,7 +145,10 @@ class Worker:
         """Do something on the engine's thread, between two steps, and wait for it."""
         call = _Call(function, Future())
         self.send(call)
-        return call.result.result()
+        try:
+            return call.result.result()
+        finally:
+            self._answered(call)
 
     def close(self, timeout: float) -> None:
         """See `kvrt.Runtime.close`."""
@@ -142,7 +165,20 @@ class Worker:
         if self._left.is_set():
             self._thread.join()
         else:
-            log.error("the engine did not stop within %g s; its memory is not given back", timeout)
+            self._abandon(timeout)
+
+    def _abandon(self, timeout: float) -> None:
+        """The thread is in a call that does not return: nobody shall wait for it."""
+        error = DeviceError(
+            f"the device did not return within {timeout:g} s from what it was doing",
+            fix="end this process: the device's memory is given back with it",
+        )
+        log.error("the runtime was closed, but %s; its memory is not given back", error)
+        with self._gate:
+            self._ended = error
+            questions = list(self._unanswered)
+        for question in questions:
+            _refuse(question, error)
 
     # --- on the thread -----------------------------------------------------------------------
 
@@ -226,10 +262,8 @@ class Worker:
         engine.abort_all(ended)
         while not self._commands.empty():
             command = self._commands.get()
-            if isinstance(command, _Call):
-                command.result.set_exception(ended)
-            elif isinstance(command, Request):
-                command.deliver(failed_result(command.id, command.prompt, ended))
+            if isinstance(command, _Question):
+                _refuse(command, ended)
 
     def _take_commands(self) -> bool:
         """Pass on what callers sent; if there is nothing to do, give memory back and wait."""
@@ -256,10 +290,19 @@ class Worker:
 
 def _carry_out(call: _Call) -> None:
     """A call that fails is its caller's business, and not the engine's."""
-    try:
-        call.result.set_result(call.function())
-    except (KvrtError, OSError) as error:
-        call.result.set_exception(error)
-    except BaseException as error:
-        call.result.set_exception(error)
-        raise
+    with contextlib.suppress(InvalidStateError):  # its caller was told not to wait any longer
+        try:
+            call.result.set_result(call.function())
+        except (KvrtError, OSError) as error:
+            call.result.set_exception(error)
+        except BaseException as error:
+            call.result.set_exception(error)
+            raise
+
+
+def _refuse(question: _Question, error: KvrtError) -> None:
+    if isinstance(question, Request):
+        question.deliver(failed_result(question.id, question.prompt, error))
+    else:
+        with contextlib.suppress(InvalidStateError):  # it came just now
+            question.result.set_exception(error)

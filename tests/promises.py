@@ -36,6 +36,8 @@ PROMISES = {
     "and recomputed or moved, with the pool full, with its prefix cached, evicted and "
     "fetched from host memory or disk, restored from a snapshot, with tokens guessed in "
     "advance, and with any number of threads (native CPU kernels).",
+    "P17": "A device call that never returns blocks nobody for ever: aborts and statistics return "
+    "at once, closing within its time, and who waits for an answer then gets an error.",
     "P18": "No starvation: every request that fits finishes under any order of arrival; priorities "
     "are honoured.",
     "P19": "The padding of a recorded step writes to the null page and to nothing else.",
