@@ -3,6 +3,7 @@
 import contextlib
 import enum
 import functools
+import itertools
 import logging
 import os
 import queue
@@ -91,7 +92,8 @@ class Worker:
         self._gate = threading.Lock()
         self._ended: KvrtError | None = None  # once set, under the gate, nothing more is queued
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
-        self._unanswered: set[_Question] = set()
+        self._unanswered: dict[int, _Question] = {}
+        self._numbers = itertools.count()
         self._left = threading.Event()  # the thread has given everything back
         opened: Future[None] = Future()
         self._thread = threading.Thread(
@@ -106,8 +108,8 @@ class Worker:
 
     # --- from other threads ------------------------------------------------------------------
 
-    def send(self, question: _Question) -> None:
-        """Queue what must be answered.
+    def send(self, question: _Question) -> int:
+        """Queue what must be answered, and give it a number.
 
         Raises:
             KvrtError: the engine has ended, or is another process's.
@@ -119,21 +121,23 @@ class Worker:
         with self._gate:
             if self._ended is not None:
                 raise self._ended
+            number = next(self._numbers)
             if isinstance(question, Request):
-                question.deliver = functools.partial(self._deliver, question, question.deliver)
-            self._unanswered.add(question)
+                question.deliver = functools.partial(self._deliver, number, question.deliver)
+            self._unanswered[number] = question
             self._commands.put(question)
+        return number
 
     def _deliver(
-        self, request: Request, deliver: Callable[[Delta | Result], None], event: Delta | Result
+        self, number: int, deliver: Callable[[Delta | Result], None], event: Delta | Result
     ) -> None:
         if isinstance(event, Result):
-            self._answered(request)
+            self._answered(number)
         deliver(event)
 
-    def _answered(self, question: _Question) -> None:
+    def _answered(self, number: int) -> None:
         with self._gate:
-            self._unanswered.discard(question)
+            self._unanswered.pop(number, None)
 
     def tell(self, command: str | Signal) -> None:
         """Queue what is of no use to an engine that has ended: a signal, a request to abort."""
@@ -144,11 +148,11 @@ class Worker:
     def call(self, function: Callable[[], int]) -> int:
         """Do something on the engine's thread, between two steps, and wait for it."""
         call = _Call(function, Future())
-        self.send(call)
+        number = self.send(call)
         try:
             return call.result.result()
         finally:
-            self._answered(call)
+            self._answered(number)
 
     def close(self, timeout: float) -> None:
         """See `kvrt.Runtime.close`."""
@@ -176,7 +180,7 @@ class Worker:
         log.error("the runtime was closed, but %s; its memory is not given back", error)
         with self._gate:
             self._ended = error
-            questions = list(self._unanswered)
+            questions = list(self._unanswered.values())
         for question in questions:
             _refuse(question, error)
 
