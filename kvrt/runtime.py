@@ -213,6 +213,9 @@ class Runtime(CacheControl):
     def close(self, timeout: float = CLOSE_TIMEOUT_S) -> None:
         """Abort what runs, save to `cache_dir`, give all memory back. Safe to call twice.
 
+        It returns within its time even if the device never does: whoever waits for an answer then
+        gets a `DeviceError`, and the device's memory goes back with the process.
+
         Args:
             timeout: seconds after which saving stops; so does an exception in the caller, such as
                 Ctrl-C. What was saved until then is whole.
