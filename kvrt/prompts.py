@@ -34,10 +34,12 @@ def tokens_of(prompt: Prompt, model: Model) -> list[int]:
     else:
         tokens = list(prompt)  # type: ignore[arg-type]
     vocab = model.spec.vocab
-    for token in tokens:
+    for place, token in enumerate(tokens):
         if not isinstance(token, int) or not 0 <= token < vocab:
+            what = token if isinstance(token, int) else type(token).__name__  # no text of prompts
             raise RequestError(
-                f"prompt token {token!r} is not a number from 0 to {vocab - 1}", param="prompt"
+                f"token {place} of the prompt is {what}, not a number from 0 to {vocab - 1}",
+                param="prompt",
             )
     if not tokens or prompt == "":
         raise RequestError("the prompt is empty", param="prompt", fix="give some text")
@@ -78,10 +80,16 @@ def root_of(pages_of: bytes, salt: str) -> bytes:
     Raises:
         RequestError: the salt is no printable text of at most `MAX_SALT` characters.
     """
-    if not isinstance(salt, str) or len(salt) > MAX_SALT or not salt.isprintable():
+    wrong = ""  # a salt may be a secret
+    if not isinstance(salt, str):
+        wrong = f"is a {type(salt).__name__}"
+    elif len(salt) > MAX_SALT:
+        wrong = f"has {len(salt)} characters"
+    elif not salt.isprintable():
+        wrong = "has characters that cannot be printed"
+    if wrong:
         raise RequestError(
-            f"cache_salt is {salt!r:.60}; it must be printable text of at most {MAX_SALT}"
-            " characters",
+            f"cache_salt {wrong}; it must be printable text of at most {MAX_SALT} characters",
             param="cache_salt",
         )
     return root_key(pages_of, salt)

@@ -96,10 +96,11 @@ class SamplingParams:
                 _whole(name, getattr(self, name), 0, MAX_LOGPROBS)
         if len(stop) > MAX_STOPS:
             raise RequestError(f"stop has {len(stop)} strings, at most {MAX_STOPS}", param="stop")
-        for text in stop:
+        for place, text in enumerate(stop):
             if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_LENGTH:
+                what = f"{len(text)} characters" if isinstance(text, str) else type(text).__name__
                 raise RequestError(
-                    f"stop: {text!r:.60} is not a string of 1 to {MAX_STOP_LENGTH} characters",
+                    f"stop {place} is {what}, not a string of 1 to {MAX_STOP_LENGTH} characters",
                     param="stop",
                 )
         for token in self.stop_token_ids:
