@@ -62,6 +62,8 @@ PROMISES = {
     "choosing it fails with exit code 4 and its reason.",
     "P37": "Every backend passes the same conformance suite, which any author can run by name.",
     "P38": "`import kvrt` takes under 150 ms, loads no torch, starts no thread, touches no device.",
+    "P39": "Minutes of requests with aborts, lost callers, changing limits, pins and snapshots "
+    "leave no page, thread or descriptor behind, and memory stays where it was.",
     "P41": "Logs (at INFO and above) and errors contain no text of prompts, no stop strings and no "
     "salts.",
 }
