@@ -1,7 +1,7 @@
 """A service that is asked for minutes, by impatient clients, with memory that comes and goes.
 
 pytest -m extra tests/runtime/test_soak.py            2 minutes
-KVRT_SOAK_MINUTES=30 pytest -m extra tests/runtime/test_soak.py
+SOAK_MINUTES=30 pytest -m extra tests/runtime/test_soak.py
 """
 
 import os
@@ -18,7 +18,7 @@ from kvrt.testing.host import Resources, physical_bytes
 
 from .conftest import MakeRuntime, pages_in_use, until
 
-MINUTES = float(os.environ.get("KVRT_SOAK_MINUTES", "2"))
+MINUTES = float(os.environ.get("SOAK_MINUTES", "2"))
 CHUNK = 2 << 20
 CLIENTS = 6
 PHASES = 6
