@@ -1,6 +1,7 @@
 """A whole runtime on an emulated GPU, and what becomes of it when a call of the driver fails."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ WIDE = {
 STEPS = 50
 PROMPTS = [[n + 1] * (3 + 5 * n) for n in (0, 3)]
 SAMPLED = SamplingParams(max_tokens=STEPS, ignore_eos=True, n=2, seed=3, temperature=0.7)
+LONG = replace(SAMPLED, max_tokens=200)
+ROOM_FOR_LONG = 24 * MIB
 GREEDY = SamplingParams(max_tokens=STEPS, ignore_eos=True, temperature=0.0)
 
 Tokens = list[list[tuple[int, ...]]]
@@ -54,9 +57,11 @@ def tokens(results: list[Result]) -> Tokens:
     return [[c.token_ids for c in result.completions] for result in results]
 
 
-def run(model: Path, backend: str, params: SamplingParams) -> tuple[list[Result], int]:
+def run(
+    model: Path, backend: str, params: SamplingParams, **options: object
+) -> tuple[list[Result], int]:
     """Answer all prompts, close, and close the device again if closing it failed."""
-    runtime = make(model, backend)
+    runtime = make(model, backend, **options)
     try:
         return runtime.generate(PROMPTS, params), runtime.stats().steps
     finally:
@@ -76,7 +81,14 @@ def chosen(trace: list[str], most: int) -> list[int]:
     return sorted(numbers)
 
 
-def fail_each(wide: Path, emulator: Emulator, numbers: list[int], right: Tokens) -> Counter[str]:
+def fail_each(
+    wide: Path,
+    emulator: Emulator,
+    numbers: list[int],
+    right: Tokens,
+    params: SamplingParams = SAMPLED,
+    **options: object,
+) -> Counter[str]:
     """Run once for each of those calls, which then fails. Returns how the runs ended."""
     ends: Counter[str] = Counter()
     for number in numbers:
@@ -84,7 +96,7 @@ def fail_each(wide: Path, emulator: Emulator, numbers: list[int], right: Tokens)
         status = OUT_OF_MEMORY if number % 2 else INVALID
         emulator.fail(number, status)
         try:
-            results, _ = run(wide, emulator.name, SAMPLED)
+            results, _ = run(wide, emulator.name, params, **options)
         except KvrtError as error:
             ends[type(error).__name__] += 1
         else:
@@ -133,10 +145,12 @@ def test_whichever_call_fails_nothing_is_left_and_answers_are_right_or_errors(
 
 @pytest.mark.extra
 @pytest.mark.timeout(3600)
-def test_every_single_call_may_fail(wide: Path, emulator: Emulator) -> None:
-    results, _ = run(wide, emulator.name, SAMPLED)
+def test_every_single_call_of_200_steps_may_fail(wide: Path, emulator: Emulator) -> None:
+    results, steps = run(wide, emulator.name, LONG, memory_limit=ROOM_FOR_LONG)
+    assert steps >= 200
+    assert any(result.usage.preemptions for result in results)
     numbers = list(range(1, len(emulator.trace()) + 1))
-    fail_each(wide, emulator, numbers, tokens(results))
+    fail_each(wide, emulator, numbers, tokens(results), LONG, memory_limit=ROOM_FOR_LONG)
 
 
 def test_a_device_that_is_lost_ends_every_request_and_the_runtime_cleanly(
