@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kvrt.spi import KVLayout
+from kvrt.spi import KVFormat, KVLayout
 
 TINY = 2.0**-100
 """Numbers below it are kept as 0, so that no quotient overflows."""
+LARGEST: dict[KVFormat, float] = {"int8": 127, "fp8": 448}
+"""The largest code, where a token's head has one scale."""
 
 
 def encode(x: Tensor, layout: KVLayout) -> tuple[Tensor, Tensor]:
@@ -21,14 +23,12 @@ def encode(x: Tensor, layout: KVLayout) -> tuple[Tensor, Tensor]:
         uint8 [..., layout.slot_stride], the codes, and uint8 [..., layout.groups, scale_bytes].
     """
     x = x.float()
-    if layout.format == "int8":
+    if layout.format in LARGEST:
         largest = x.abs().amax(-1, keepdim=True)
-        codes, scale = _divided(x, largest, largest / 127)
-        return codes.round().to(torch.int8).view(torch.uint8), scale[..., None].view(torch.uint8)
-    if layout.format == "fp8":
-        largest = x.abs().amax(-1, keepdim=True)
-        codes, scale = _divided(x, largest, largest / 448)
-        return codes.to(torch.float8_e4m3fn).view(torch.uint8), scale[..., None].view(torch.uint8)
+        codes, scale = _divided(x, largest, largest / LARGEST[layout.format])
+        whole = layout.format == "int8"
+        kept = codes.round().to(torch.int8) if whole else codes.to(torch.float8_e4m3fn)
+        return kept.view(torch.uint8), scale[..., None].view(torch.uint8)
     groups = functional.pad(x, (0, 32 * layout.groups - x.shape[-1]))
     groups = groups.view(*x.shape[:-1], layout.groups, 32)
     high, low = groups.amax(-1, keepdim=True), groups.amin(-1, keepdim=True)

@@ -23,6 +23,7 @@ from typing import get_args
 import psutil
 import torch
 from kvrt_kernels import append, attention, isa, reference
+from kvrt_kernels._args import FORMAT_CODE
 from torch.nn import functional
 
 from kvrt.model.loader import Model, load_model
@@ -40,8 +41,8 @@ from tests.emulator.place import ReferenceAttention
 from tests.model.stepping import stepping
 
 FORMATS: tuple[KVFormat, ...] = get_args(KVFormat)
-TIMED: tuple[KVFormat, ...] = ("float32", "bfloat16", "float16", "int8", "int4")
-"""What the CPU backend keeps."""
+TIMED: tuple[KVFormat, ...] = tuple(FORMAT_CODE)
+"""What the CPU's kernels read."""
 PAGE_SIZE = 16
 COLD_BYTES = 256 << 20  # of float32: layers take turns, so that no cache serves them
 BEGIN, END = "<!-- begin: python -m tests.bench.formats -->", "<!-- end -->"

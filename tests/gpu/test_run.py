@@ -113,8 +113,8 @@ def test_a_gpu_s_work_is_timed_by_its_events(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     clock = Clock("cpu", small=True)
     clock.on_host = False
-    assert 0.01 < clock.seconds(lambda: time.sleep(0.01)) < 1
-    assert 0.01 < clock.back_to_back(lambda: time.sleep(0.01)) < 1
+    assert 0.01 < clock.seconds(lambda: time.sleep(0.01)) < 0.1
+    assert 0.01 < clock.back_to_back(lambda: time.sleep(0.01)) < 0.1
     assert clock.copy_bandwidth() > 1e8
 
 

@@ -184,7 +184,8 @@ def test_weights_lie_in_huge_pages_and_are_given_back(cpu: Device) -> None:
     memory = arena.allocate(40 << 20, "cpu")
     assert memory.data_ptr() % (2 << 20) == 0
     memory.fill_(1)
-    assert physical_bytes() - before > 39 << 20
+    others = 64 << 10  # pages of somebody else may have gone meanwhile
+    assert physical_bytes() - before >= (40 << 20) - others
     part = memory[:100]
     del memory
     assert int(part.sum()) == 100, "a view keeps the memory"

@@ -5,6 +5,7 @@ import random
 import threading
 import time
 
+import psutil
 import pytest
 
 from kvrt.errors import CapacityError, ConfigError, KvrtError, RequestError
@@ -157,14 +158,18 @@ def test_memory_follows_use(make_runtime: MakeRuntime) -> None:
     prompts = 64 * 150 // 16 * runtime.stats().cache.page_bytes
     runtime.generate(burst, params)  # warms everything but the cache: threads, allocator
     wait_until_held(runtime, CHUNK)
-    before = physical_bytes()
+    before, process = physical_bytes(), psutil.Process()
+    resident = process.memory_info().rss
     streams = [runtime.stream(prompt, params) for prompt in burst]
     for stream in streams:
         next(stream)
     assert physical_bytes() - before > prompts / 2, "the burst takes memory"
     assert all(len(stream.wait().token_ids) == 100 for stream in streams)
     wait_until_held(runtime, CHUNK)
+    assert abs(process.memory_info().rss - resident) < 0.05 * resident
     assert abs(physical_bytes() - before) < 0.05 * before
+    stats = runtime.stats().cache
+    assert stats.peak_mapped_bytes >= 64 * 11 * stats.page_bytes
 
 
 @pytest.mark.promise("P4")
@@ -193,7 +198,7 @@ def test_a_limit_lowered_while_idle_is_applied_at_once(make_runtime: MakeRuntime
     small = runtime.model.weight_bytes + 3 * CHUNK
     before = physical_bytes()
     assert runtime.set_memory_limit(small).value == "deferred"
-    wait_until_held(runtime, 3 * CHUNK)
+    wait_until_held(runtime, 3 * CHUNK, seconds=1.0)
     assert before - physical_bytes() > 4 * CHUNK
     assert runtime.set_memory_limit(small + 9 * CHUNK).value == "applied"
     wait_until_held(runtime, 8 * CHUNK)

@@ -147,7 +147,7 @@ def test_a_page_that_is_there_is_not_written_again(tmp_path: Path) -> None:
         assert faults.calls == before
 
 
-def test_ten_thousand_records_are_read_in_a_fraction_of_a_second(tmp_path: Path) -> None:
+def test_ten_thousand_records_are_read_in_well_under_a_tenth_of_a_second(tmp_path: Path) -> None:
     form = PageFormat(FINGERPRINT, BLOCK, PAGE_SIZE)
     page = blank(form)
     with opened(tmp_path, form) as file:
@@ -162,7 +162,7 @@ def test_ten_thousand_records_are_read_in_a_fraction_of_a_second(tmp_path: Path)
         file.close()
         return elapsed
 
-    assert min(seconds() for _ in range(5)) < 0.4
+    assert min(seconds() for _ in range(20)) < 0.1
 
 
 def test_a_compressed_page_takes_less_room(tmp_path: Path) -> None:

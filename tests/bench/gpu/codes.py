@@ -20,9 +20,9 @@ from tests.bench.gpu.pool import Pool
 from tests.bench.gpu.rows import Rows, one_line
 from tests.bench.gpu.timing import Clock
 
-CODES = "decode attention over codes, bf16 queries"
-FORMATS: tuple[KVFormat, ...] = ("bfloat16", *QUANTIZATIONS)
 HEADS = 32
+CODES = f"decode attention over codes, {HEADS}/{KV_HEADS} heads of {HEAD_DIM}"
+FORMATS: tuple[KVFormat, ...] = ("bfloat16", *QUANTIZATIONS)
 AGREEMENT = 0.15
 """Of two fp8 caches with different scales: each number is off by up to a sixteenth."""
 
