@@ -128,6 +128,8 @@ class DeviceInfo:
         kv_formats: formats that KV pages may have.
         capabilities: see `Capability`.
         notes: what a user should be told, e.g. that a slower path serves.
+        head_dims: sizes of a head that attention can do; empty: every one. A model with another
+            size is refused when it is loaded.
     """
 
     backend: str
@@ -142,6 +144,7 @@ class DeviceInfo:
     kv_formats: tuple[KVFormat, ...]
     capabilities: frozenset[Capability] = frozenset()
     notes: tuple[str, ...] = ()
+    head_dims: tuple[int, ...] = ()
 
 
 class Device(Protocol):

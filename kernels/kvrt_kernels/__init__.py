@@ -13,4 +13,7 @@ Importing this package is cheap: torch and the native module are loaded when fir
 
 from kvrt_kernels._load import isa, isas, native_available, native_error, set_isa
 
-__all__ = ["isa", "isas", "native_available", "native_error", "set_isa"]
+__all__ = ["HEAD_DIMS", "isa", "isas", "native_available", "native_error", "set_isa"]
+
+HEAD_DIMS = tuple(range(16, 257, 16))
+"""Sizes of a head that attention can do, native or in Triton; in plain torch it can do any."""

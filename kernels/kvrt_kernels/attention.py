@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kvrt.spi import AttentionBatch, AttentionParams
+from kvrt_kernels import HEAD_DIMS
 from kvrt_kernels._args import FORMAT_CODE, address, check_heads, need, threads_or_default
 from kvrt_kernels._load import native
 from kvrt_kernels.tree import lines
@@ -65,7 +66,7 @@ def plan(batch: AttentionBatch) -> Plan:
     layout = batch.layout
     table, start, length = batch.page_table, batch.query_start, batch.context_len
     need(
-        0 < layout.head_dim <= 256 and layout.head_dim % 16 == 0,
+        layout.head_dim in HEAD_DIMS,
         f"head_dim must be a multiple of 16 up to 256, not {layout.head_dim}",
     )
     need(layout.format in FORMAT_CODE, f"{layout.format} is not among {', '.join(FORMAT_CODE)}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+import kvrt_kernels
 from kvrt.errors import BackendUnavailable
 from kvrt.spi import Bandwidth, DType, FusedOps, GraphCapture, KVFormat, Measurable, PagedAttention
 from kvrt_kernels.triton._require import OLDEST
@@ -65,6 +66,7 @@ class Kernels:
         extensions: optional protocols of `kvrt.spi`, by their types.
         compute_dtypes: see `kvrt.spi.DeviceInfo`, as for the next two.
         batch_invariant: see `kvrt.spi.Capability`.
+        head_dims: see `kvrt.spi.DeviceInfo`.
     """
 
     attention: PagedAttention
@@ -73,6 +75,7 @@ class Kernels:
     weight_dtypes: tuple[DType, ...] = DTYPES
     kv_formats: tuple[KVFormat, ...] = DTYPES
     batch_invariant: bool = False
+    head_dims: tuple[int, ...] = ()
 
 
 class Place(Protocol):
@@ -185,7 +188,10 @@ class TorchPlace:
         }
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         dtypes = DTYPES if has_bfloat16 else DTYPES[1:]
-        return Kernels(attention, extensions, dtypes, dtypes, formats_on(arch, dtypes))
+        formats = formats_on(arch, dtypes)
+        return Kernels(
+            attention, extensions, dtypes, dtypes, formats, head_dims=kvrt_kernels.HEAD_DIMS
+        )
 
 
 class TorchLimits:

@@ -201,7 +201,12 @@ class CheckedAttention:
             if layout.format not in self._facts.info.kv_formats:
                 rule = f"must be one of the device's {', '.join(self._facts.info.kv_formats)}"
                 raise broken("layout.format", repr(layout.format), rule)
-            self._layout = layout, checked_layout(layout)
+            extents = checked_layout(layout)
+            sizes = self._facts.info.head_dims
+            if sizes and layout.head_dim not in sizes:
+                rule = f"must be one of the device's {', '.join(map(str, sizes))}"
+                raise broken("layout.head_dim", layout.head_dim, rule)
+            self._layout = layout, extents
         return self._layout[1]
 
 

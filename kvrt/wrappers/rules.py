@@ -48,6 +48,8 @@ class Facts:
             declared = getattr(info, field)
             if not declared or not set(declared) <= set(known):
                 raise broken(f"info.{field}", declared, f"must name some of {', '.join(known)}")
+        if not all(whole(size) and size > 0 for size in info.head_dims):
+            raise broken("info.head_dims", info.head_dims, "must be positive whole numbers")
         self.info = info
         self.compute_dtypes = frozenset(TORCH_DTYPE[name] for name in info.compute_dtypes)
         self.weight_dtypes = frozenset(TORCH_DTYPE[name] for name in info.weight_dtypes)

@@ -59,9 +59,11 @@ class CpuDevice:
             slow = f"the slow torch reference path serves: {error}; fix: {error.fix}"
             notes = (*notes, slow)
             self.attention = TorchAttention(self.memory)
+            head_dims: tuple[int, ...] = ()
             self._extensions: dict[type, object] = {Measurable: TorchLimits()}
         else:
             capabilities |= {Capability.BATCH_INVARIANT, Capability.RAGGED_GRAPHS}
+            head_dims = kvrt_kernels.HEAD_DIMS
             self.attention = native = NativeAttention(self.memory, threads)
             self._extensions = {
                 FusedOps: NativeOps(threads),
@@ -81,6 +83,7 @@ class CpuDevice:
             kv_formats=_KV_FORMATS,
             capabilities=frozenset(capabilities),
             notes=notes,
+            head_dims=head_dims,
         )
 
     def extension(self, kind: type[Extension]) -> Extension | None:

@@ -68,6 +68,7 @@ class CudaDevice:
             weight_dtypes=kernels.weight_dtypes,
             kv_formats=kernels.kv_formats,
             capabilities=frozenset(capabilities),
+            head_dims=kernels.head_dims,
         )
 
     def extension(self, kind: type[Extension]) -> Extension | None:

@@ -72,6 +72,7 @@ class RocmDevice:
             kv_formats=kernels.kv_formats,
             capabilities=frozenset(capabilities),
             notes=(NEVER_RUN, *self.memory.notes),
+            head_dims=kernels.head_dims,
         )
 
     def extension(self, kind: type[Extension]) -> Extension | None:

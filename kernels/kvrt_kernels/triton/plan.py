@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kvrt.errors import ContractError
 from kvrt.spi import AttentionBatch, KVFormat, KVLayout
+from kvrt_kernels import HEAD_DIMS
 from kvrt_kernels.tree import Lines, lines
 
 FEW = 16
@@ -111,7 +112,7 @@ class Plan:
         self.branches = batch.parents is not None
         branching = lines(batch)
         batch, layout = branching.batch, batch.layout
-        if layout.head_dim % 16 or not 16 <= layout.head_dim <= 256:
+        if layout.head_dim not in HEAD_DIMS:
             raise ContractError(
                 f"head_dim must be a multiple of 16 from 16 to 256, not {layout.head_dim}"
             )

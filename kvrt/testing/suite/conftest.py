@@ -10,6 +10,9 @@ from kvrt.spi import Backend, Capability, Device, FusedOps
 from kvrt.testing.plugin import SUBJECT
 from kvrt.testing.subject import Subject
 
+COMMON_HEAD_SIZES = (16, 32, 40, 48, 64, 72, 80, 96, 112, 128, 160, 192, 256)
+"""For a device that can do heads of every size."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # pytest prints arguments and variables of a failing test, and printing a KV tensor reads holes.
@@ -18,15 +21,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes ``compute`` or ``kv`` runs for each dtype, or format, that the
-    device declares; ``stored`` is that of weights."""
+    """A test that takes ``compute``, ``kv`` or ``head_size`` runs for each dtype, format or size
+    of a head that the device declares; ``stored`` is the dtype of weights."""
     subject = metafunc.config.stash.get(SUBJECT, None)
-    if "compute" in metafunc.fixturenames:
-        metafunc.parametrize("compute", subject.device.info.compute_dtypes if subject else [])
-    if "kv" in metafunc.fixturenames:
-        metafunc.parametrize("kv", subject.device.info.kv_formats if subject else [])
-    if "stored" in metafunc.fixturenames:
-        metafunc.parametrize("stored", subject.device.info.weight_dtypes if subject else [])
+    info = subject.device.info if subject else None
+    declared = {
+        "compute": info.compute_dtypes if info else (),
+        "kv": info.kv_formats if info else (),
+        "stored": info.weight_dtypes if info else (),
+        "head_size": (info.head_dims or COMMON_HEAD_SIZES) if info else (),
+    }
+    for name in declared.keys() & set(metafunc.fixturenames):
+        metafunc.parametrize(name, declared[name])
 
 
 def pytest_collection_modifyitems(config: pytest.Config) -> None:

@@ -43,9 +43,8 @@ def test_every_declared_dtype_agrees(
     assert_agrees(device, replace(case, compute=compute, kv=kv))
 
 
-@pytest.mark.parametrize("head_dim", [16, 64, 80, 96, 128, 256])
-def test_head_sizes(device: Device, case: Case, head_dim: int) -> None:
-    assert_agrees(device, replace(case, head_dim=head_dim, contexts=(5, 50), queries=(5, 1)))
+def test_every_size_of_a_head_agrees(device: Device, case: Case, head_size: int) -> None:
+    assert_agrees(device, replace(case, head_dim=head_size, contexts=(5, 50), queries=(5, 1)))
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (5, 5), (9, 3), (7, 1), (32, 8)])

@@ -55,6 +55,12 @@ def test_dtypes_are_known_and_listed_once(device: Device, field: str, known: obj
     assert len(set(dtypes)) == len(dtypes)
 
 
+def test_sizes_of_heads_are_positive_and_listed_once(device: Device) -> None:
+    sizes = device.info.head_dims
+    assert all(size > 0 for size in sizes)
+    assert len(set(sizes)) == len(sizes)
+
+
 def test_capabilities_are_known(device: Device) -> None:
     assert isinstance(device.info.capabilities, frozenset)
     assert all(isinstance(capability, Capability) for capability in device.info.capabilities)
