@@ -38,10 +38,10 @@ def parse_bytes(text: str, *, whole: int = 0) -> int:
 
 
 def format_bytes(nbytes: int) -> str:
-    """``1536`` as ``1.5 KiB``: three digits, the largest unit that leaves at least one."""
+    """``1536`` as ``1.5 KiB``: three digits or more, the largest unit that leaves at least one."""
     value = float(nbytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(value) < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(value) < 1023.5 or unit == "TiB":  # what is more would round to 1024
+            break
         value /= 1024
-    return f"{value:.3g} TiB"
+    return f"{value:.0f} {unit}" if unit == "B" or abs(value) >= 100 else f"{value:.3g} {unit}"
