@@ -5,6 +5,7 @@
     doctor     checks the machine and proves its devices; the checks are in `checks`
     bench      measures a whole model
 
+    streams    standard streams that are closed or cannot be written
     terminal   what goes to stdout and what to stderr, and in which colours
     options    the options that several commands share
     sampling   which sampling parameters apply

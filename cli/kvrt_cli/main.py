@@ -21,6 +21,7 @@ from kvrt_cli.bench import bench
 from kvrt_cli.doctor import doctor
 from kvrt_cli.options import color_option
 from kvrt_cli.run import run
+from kvrt_cli.streams import discard, fill_closed, replace_what_cannot_be_encoded
 from kvrt_cli.terminal import LogLines, Terminal
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -64,18 +65,22 @@ class Cli(click.Group):
         if "_KVRT_COMPLETE" in os.environ:
             super().main(args, "kvrt", "_KVRT_COMPLETE")
         terminal = Terminal()
-        _print_what_the_encoding_lacks_as_question_marks()
+        without_output = fill_closed()
+        replace_what_cannot_be_encoded()
         with _sigterm_raises(), _logging_to(terminal):
             try:
-                code = self._exit_code(list(sys.argv[1:] if args is None else args), terminal)
+                words = list(sys.argv[1:] if args is None else args)
+                code = self._exit_code(words, terminal, without_output=without_output)
             except BrokenPipeError:
-                _discard_output()
+                discard(sys.stdout, sys.stderr)
                 code = PIPE_CLOSED
         sys.exit(code)
 
-    def _exit_code(self, args: list[str], terminal: Terminal) -> int:
+    def _exit_code(self, args: list[str], terminal: Terminal, *, without_output: bool) -> int:
         try:
             terminal.debug = Environment.read().debug
+            if without_output:
+                raise ConfigError("standard output is closed", fix="discard it with >/dev/null")
             with self.make_context("kvrt", args, obj=terminal) as ctx:
                 self.invoke(ctx)
             sys.stdout.flush()
@@ -95,7 +100,8 @@ class Cli(click.Group):
             raise
         except OSError as error:
             code = _report(terminal, error, str(error), "")
-            _discard_output()  # what could not be written will not be written at exit either
+            # What could not be written will not be written at exit either.
+            discard(sys.stdout, sys.stderr)
             return code
         except Exception as error:
             cause = f"unexpected {type(error).__name__}: {error}"
@@ -121,20 +127,6 @@ def _hint(error: KvrtError, args: Sequence[str]) -> str:
 def _help_hint(args: Sequence[str]) -> str:
     command = next((arg for arg in args if arg in cli.commands), "")
     return " ".join(["see kvrt", *([command] if command else []), "--help"])
-
-
-def _discard_output() -> None:
-    """Point stdout and stderr at nothing, so that flushing them at exit cannot fail again."""
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(nothing, stream.fileno())
-    os.close(nothing)
-
-
-def _print_what_the_encoding_lacks_as_question_marks() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if reconfigure := getattr(stream, "reconfigure", None):
-            reconfigure(errors="replace")
 
 
 @contextmanager

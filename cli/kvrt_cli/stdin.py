@@ -23,7 +23,7 @@ def read_prompt(words: Sequence[str], terminal: Terminal) -> str | None:
         (``/dev/null``, or closed).
 
     Raises:
-        RequestError: the prompt is empty, or not UTF-8.
+        RequestError: the prompt is empty, or not UTF-8, or asked of an input that is closed.
     """
     said = " ".join(word for word in words if word != DASH)
     if DASH in words or _is_redirected():
@@ -40,9 +40,15 @@ def read_prompt(words: Sequence[str], terminal: Terminal) -> str | None:
 
 
 def read_stdin(terminal: Terminal) -> bytes:
-    """All of standard input."""
+    """All of standard input.
+
+    Raises:
+        RequestError: it is closed.
+    """
     if sys.stdin is None:
-        return b""
+        raise RequestError(
+            "standard input is closed", param="prompt", fix="</dev/null is one that is empty"
+        )
     if _is_silent_pipe():
         terminal.note("reading standard input until it ends; </dev/null gives none")
     return sys.stdin.buffer.read()

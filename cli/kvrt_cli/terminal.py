@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 import click
 
+from kvrt_cli.streams import discard
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -96,7 +98,10 @@ class Terminal:
     def _stderr(self, text: str, *, dim: bool = False) -> None:
         sys.stdout.flush()
         styled = click.style(text, dim=True) if dim else text
-        click.echo(styled, err=True, color=self.colored(sys.stderr))
+        try:
+            click.echo(styled, err=True, color=self.colored(sys.stderr))
+        except OSError:  # nobody can read it: that costs no answer
+            discard(sys.stderr)
 
 
 class LogLines(logging.Handler):
