@@ -5,6 +5,8 @@ tokenizer_config.json    which tokens begin and end a text; perhaps the chat tem
 chat_template.jinja      the chat template, where it has a file of its own
 """
 
+import functools
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,7 +60,11 @@ class Tokenizer:
         self.chat = _chat_template(folder, settings, self._tokens)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = frozenset(i for i, token in added.items() if token.special)
-        self._bytes = frozenset(i for token, i in ids.items() if BYTE_TOKEN.fullmatch(token))
+        self._bytes = {
+            i: int(token[3:5], 16)
+            for token, i in ids.items()
+            if BYTE_TOKEN.fullmatch(token) and self.decode([i], skip_special=False) != token
+        }
 
     @property
     def has_chat(self) -> bool:
@@ -102,17 +108,24 @@ class Tokenizer:
         """How the tokenizer writes one token, or None if there is no such id."""
         return self._tokenizer.id_to_token(id)
 
-    def is_silent(self, id: int) -> bool:
+    def is_silent(self, id: int, *, skip_special: bool = True) -> bool:
         """Whether a token has no text: a special token, or an id the tokenizer does not use."""
-        return id in self._special or self._tokenizer.id_to_token(id) is None
+        return (skip_special and id in self._special) or self._tokenizer.id_to_token(id) is None
 
-    def is_byte(self, id: int) -> bool:
-        """Whether a token is one byte of a character the vocabulary does not have."""
-        return id in self._bytes
+    def byte(self, id: int) -> int | None:
+        """The byte that a token is, of a character the vocabulary does not have; else None."""
+        return self._bytes.get(id)
 
-    def detokenizer(self, prompt: Sequence[int] = ()) -> Detokenizer:
+    @functools.cached_property
+    def word(self) -> Sequence[int]:
+        """A token that is an ordinary word, to stand before others; none if there is none."""
+        ids = self._tokenizer.get_vocab(with_added_tokens=False)
+        words = (id for token, id in ids.items() if token.isascii() and token.isalpha())
+        return list(itertools.islice((id for id in words if not self.is_silent(id)), 1))
+
+    def detokenizer(self, prompt: Sequence[int] = (), *, skip_special: bool = True) -> Detokenizer:
         """A detokenizer for one answer, which follows the tokens of `prompt`."""
-        return Detokenizer(self, prompt)
+        return Detokenizer(self, prompt, skip_special=skip_special)
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
         try:

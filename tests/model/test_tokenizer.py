@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import AutoTokenizer
 
@@ -26,11 +24,6 @@ def tokenizer(
 
 def tokenizer_with(folder: Path, kind: str = "bytes", **config: Any) -> Tokenizer:
     return Tokenizer(save_tokenizer(folder, kind, **config), VOCAB)
-
-
-def joined(tokenizer: Tokenizer, ids: list[int], prompt: list[int] = []) -> str:  # noqa: B006
-    detokenizer = tokenizer.detokenizer(prompt)
-    return "".join([*map(detokenizer.push, ids), detokenizer.flush()])
 
 
 # --- encoding ---------------------------------------------------------------------------------
@@ -63,63 +56,6 @@ def test_special_tokens_may_be_written_as_objects(tmp_path: Path) -> None:
 def test_half_a_surrogate_pair_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(RequestError, match="Unicode"):
         tokenizer.encode("a\ud800")
-
-
-# --- decoding ---------------------------------------------------------------------------------
-
-
-@settings(max_examples=400, deadline=None)
-@given(ids=st.lists(st.integers(0, VOCAB + 2), max_size=60))
-def test_pieces_of_any_tokens_join_to_the_text_of_all(tokenizer: Tokenizer, ids: list[int]) -> None:
-    assert joined(tokenizer, ids) == tokenizer.decode(ids)
-
-
-@settings(max_examples=400, deadline=None)
-@given(text=st.text(max_size=40), answer=st.text(max_size=40))
-def test_pieces_of_an_answer_join_to_what_it_adds_to_its_prompt(
-    tokenizer: Tokenizer, text: str, answer: str
-) -> None:
-    prompt, ids = tokenizer.encode(text), tokenizer.encode(answer)
-    want = tokenizer.decode(prompt + ids)[len(tokenizer.decode(prompt)) :]
-    assert joined(tokenizer, ids, prompt) == want
-
-
-@settings(max_examples=200, deadline=None)
-@given(text=st.text(min_size=1, max_size=30))
-def test_no_piece_holds_a_part_of_a_character(tokenizer: Tokenizer, text: str) -> None:
-    detokenizer = tokenizer.detokenizer()
-    pieces = [detokenizer.push(token) for token in tokenizer.encode(text)]
-    if "\ufffd" not in text:
-        assert not any("\ufffd" in piece for piece in pieces)
-
-
-def test_a_character_is_given_out_with_its_last_byte(tmp_path: Path) -> None:
-    tokenizer = tokenizer_with(tmp_path)
-    detokenizer = tokenizer.detokenizer()
-    pieces = [detokenizer.push(token) for token in tokenizer.encode("a🙂b")]
-    assert pieces == ["a", "", "", "", "🙂", "b"]
-
-
-def test_bytes_that_never_become_a_character_do_not_hold_up_what_follows(tmp_path: Path) -> None:
-    tokenizer = tokenizer_with(tmp_path)
-    half, a = tokenizer.encode("🙂")[:2], tokenizer.encode("a")
-    detokenizer = tokenizer.detokenizer()
-    assert [detokenizer.push(token) for token in [*half, *a]] == ["", "", "\ufffda"]
-    assert [detokenizer.push(token) for token in half] == ["", ""]
-    assert detokenizer.flush() == "\ufffd"
-
-
-def test_the_space_before_an_answers_first_word_is_kept(tmp_path: Path) -> None:
-    tokenizer = tokenizer_with(tmp_path, "pieces")
-    hello = tokenizer.encode("hello")[1:]
-    assert joined(tokenizer, hello) == "hello"
-    assert joined(tokenizer, hello, tokenizer.encode("a")) == " hello"
-
-
-def test_special_tokens_and_ids_without_a_token_have_no_text(tmp_path: Path) -> None:
-    tokenizer = tokenizer_with(tmp_path, "pieces")
-    a, hello = tokenizer.encode("a hello")[1:]
-    assert joined(tokenizer, [1, a, 2, 0, VOCAB + 1, hello, 2]) == "a hello"
 
 
 # --- files that do not fit --------------------------------------------------------------------
