@@ -1,6 +1,5 @@
 """How a request wants its tokens chosen. Loads no torch; the choosing is in `kvrt.sampler`."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -147,7 +146,7 @@ def _items(name: str, value: object) -> tuple[object, ...]:
 def _whole(name: str, value: object, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise RequestError(
-            f"{name} is {value!r}; it must be a whole number from {low} to {high}", param=name
+            f"{name} is {value!r:.60}; it must be a whole number from {low} to {high}", param=name
         )
 
 
@@ -155,10 +154,9 @@ def _real(name: str, value: object, low: float, high: float, *, above: bool = Fa
     ok = (
         isinstance(value, int | float)
         and not isinstance(value, bool)
-        and math.isfinite(value)
         and (low < value if above else low <= value)
         and value <= high
     )
     if not ok:
         span = f"above {low:g}, at most {high:g}" if above else f"from {low:g} to {high:g}"
-        raise RequestError(f"{name} is {value!r}; it must be a number {span}", param=name)
+        raise RequestError(f"{name} is {value!r:.60}; it must be a number {span}", param=name)
