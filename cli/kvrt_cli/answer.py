@@ -107,6 +107,7 @@ def as_json(result: Result, params: SamplingParams) -> dict[str, Any]:
     """A result, as a value for JSON; what was not asked for is left out."""
     usage, timings = result.usage, result.timings
     value: dict[str, Any] = {
+        "request_id": result.request_id,
         "text": result.text,
         "finish_reason": result.finish_reason,
         "token_ids": list(result.token_ids),

@@ -22,6 +22,9 @@ WINDOW = 4
 oldest answer is waited for, and few enough that a long file does not fill the memory."""
 
 
+REPORT = "KVRT_DEBUG=1 shows where; please report it"
+
+
 @dataclass(slots=True)
 class _Asked:
     """A line of the file, and what became of it so far: a stream, or the error it failed with."""
@@ -68,9 +71,10 @@ def answer_all(
             while flying:
                 finish()
             raise
-    failed = [asked for asked in done if asked.error is not None]
-    for asked in failed:
-        terminal.error(f"line {asked.item.line}: {asked.error}", getattr(asked.error, "fix", ""))
+    failed = [(asked.item.line, asked.error) for asked in done if asked.error is not None]
+    for line, error in failed:
+        terminal.traceback(error)
+        terminal.error(f"line {line}: {error}", error.fix)
     if verbose:
         results = [asked.stream.wait() for asked in done if asked.stream is not None]
         report(terminal, runtime, results, time.perf_counter() - started)
@@ -85,6 +89,10 @@ def _ask(runtime: "Runtime", asking: Asking, item: Item) -> _Asked:
         return _Asked(item, params, runtime.stream(prompt, params))
     except KvrtError as error:
         return _Asked(item, error=error)
+    except Exception as error:  # whatever it is, it is about this line, and the others go on
+        unexpected = KvrtError(f"unexpected {type(error).__name__}", fix=REPORT)
+        unexpected.__cause__ = error
+        return _Asked(item, error=unexpected)
 
 
 def _line(asked: _Asked) -> dict[str, Any]:

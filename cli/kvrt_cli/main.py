@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -109,8 +108,7 @@ class Cli(click.Group):
 
 
 def _report(terminal: Terminal, error: BaseException, cause: str, fix: str) -> int:
-    if terminal.debug:
-        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    terminal.traceback(error)
     terminal.error(cause, fix)
     return int(getattr(error, "exit_code", 5 if isinstance(error, MemoryError) else 1))
 

@@ -1,6 +1,9 @@
-"""The file of ``--prompts``: one prompt a line, plain or as a JSON object."""
+"""The file of ``--prompts``: a prompt a line, plain or a JSON object; or one JSON array of them."""
 
+import codecs
+import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,14 +13,33 @@ from kvrt_cli.sampling import NAMES
 from kvrt_cli.stdin import decode
 
 PROMPTS = ("prompt", "messages", "token_ids")
+KEYS = ("id", *PROMPTS, *NAMES)
+MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+NO_MARK = b"", "utf-8"
+"""Encodings by the byte-order mark a file begins with; that of UTF-32 begins with UTF-16's."""
+
+KINDS = {
+    type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "a text",
+    list: "a list", dict: "an object",
+}  # fmt: skip
+"""What JSON has, in words."""
+
+ARRAY = re.compile(r'\s*\[\s*["{]')
+"""How an array of prompts begins, so that one which is no JSON is not taken for plain text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One line of the file.
+    """One prompt of the file.
 
     Args:
-        line: its number, from 1.
+        line: its number, from 1: of the line, or of the entry of a JSON array.
         prompt: text, messages or token ids.
         wishes: sampling parameters of this line alone.
         id: what the line calls itself, a string or a number.
@@ -32,17 +54,52 @@ class Item:
 
 
 def read_items(data: bytes) -> list[Item]:
-    """The prompts of a file; empty lines are skipped. A bad line becomes an item with its error."""
-    lines = enumerate(data.split(b"\n"), start=1)
-    return [_item(number, line.removesuffix(b"\r")) for number, line in lines if line.strip()]
+    """The prompts of a file; empty lines are skipped. A bad line becomes an item with its error.
 
+    The file is UTF-8, or what its byte-order mark says.
 
-def _item(number: int, line: bytes) -> Item:
+    Raises:
+        RequestError: it begins as a JSON array and is none, or ends within a character of UTF-16.
+    """
+    mark, encoding = next((mark for mark in MARKS.items() if data.startswith(mark[0])), NO_MARK)
+    data = data.removeprefix(mark)
+    # Kept as lone surrogates until the line is known: what is no text fails its line alone.
+    how = "surrogateescape" if encoding == "utf-8" else "surrogatepass"
     try:
-        text = decode(line, "the line")
-        if not text.lstrip().startswith("{"):
-            return Item(number, text)
-        return _from_object(number, _object(text))
+        text = data.decode(encoding, how)
+    except UnicodeDecodeError:
+        text = decode(data, "the file", encoding)
+    if text.lstrip().startswith("[") and (entries := _array(data, encoding)) is not None:
+        return [_item(number, entry) for number, entry in enumerate(entries, start=1)]
+    lines = enumerate(text.split("\n"), start=1)
+    return [
+        _line(number, line.removesuffix("\r").encode(encoding, how), encoding)
+        for number, line in lines
+        if line.strip()
+    ]
+
+
+def _array(data: bytes, encoding: str) -> list[Any] | None:
+    """The entries of a file that is one JSON array; None if it is lines, the first with a [."""
+    try:
+        value = json.loads(data.decode(encoding, "replace"))
+    except (ValueError, RecursionError) as error:
+        if not ARRAY.match(data.decode(encoding, "replace")):
+            return None
+        raise RequestError(
+            f"the file begins as a JSON array, and is none: {_reason(error)}",
+            param="prompt",
+            fix='a plain prompt that begins with [" is written as {"prompt": "[\\"..."}',
+        ) from None
+    decode(data, "the file", encoding)
+    assert isinstance(value, list), "what begins with [ and is JSON is an array"
+    return value
+
+
+def _line(number: int, line: bytes, encoding: str) -> Item:
+    try:
+        text = decode(line, "the line", encoding)
+        return _item(number, _object(text) if text.lstrip().startswith("{") else text)
     except RequestError as error:
         return Item(number, error=error)
 
@@ -52,7 +109,7 @@ def _object(text: str) -> dict[str, Any]:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RequestError(
-            f"not a JSON object: {error}",
+            f"not a JSON object: {_reason(error)}",
             param="prompt",
             fix='a plain prompt that begins with "{" is written as {"prompt": "{..."}',
         ) from None
@@ -60,23 +117,41 @@ def _object(text: str) -> dict[str, Any]:
     return value
 
 
+def _reason(error: Exception) -> str:
+    """Why something is not JSON, without quoting it."""
+    if isinstance(error, json.JSONDecodeError):
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        return f"{error.msg} at {line}character {error.colno}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return "it has a number of thousands of digits"
+
+
+# --- one of them -------------------------------------------------------------------------------
+
+
+def _item(number: int, value: object) -> Item:
+    if isinstance(value, str):
+        return _from_object(number, {"prompt": value})
+    if isinstance(value, dict):
+        return _from_object(number, value)
+    error = RequestError(f"it is {_what(value)}, not a text or an object", param="prompt")
+    return Item(number, error=error)
+
+
 def _from_object(number: int, value: dict[str, Any]) -> Item:
-    name = value.pop("id", None)
+    name = value.get("id")
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
-        raise RequestError(f"id is {name!r:.60}; it must be a string or a whole number", param="id")
+        wanted = "it must be a string or a whole number"
+        return Item(number, error=RequestError(f"id is {_what(name)}; {wanted}", param="id"))
     try:
         key = _only_prompt(value)
-        prompt = value.pop(key)
-        _check_prompt(key, prompt)
-        if unknown := sorted(value.keys() - set(NAMES)):
-            raise RequestError(
-                f"unknown key {unknown[0]!r:.60}",
-                param=unknown[0],
-                fix=f"known are id, {', '.join((*PROMPTS, *NAMES))}",
-            )
+        _check_prompt(key, value[key])
+        _check_keys(value)
     except RequestError as error:
         return Item(number, id=name, error=error)
-    return Item(number, prompt, value, name)
+    wishes = {name: value[name] for name in NAMES if name in value}
+    return Item(number, value[key], wishes, name)
 
 
 def _only_prompt(value: Mapping[str, Any]) -> str:
@@ -87,6 +162,22 @@ def _only_prompt(value: Mapping[str, Any]) -> str:
             f"a line has one of {', '.join(PROMPTS)}; this has {found}", param="prompt"
         )
     return given[0]
+
+
+def _check_keys(value: Mapping[str, Any]) -> None:
+    """Refuse unknown keys. One that is no slip of a known one may be anything: it is not quoted."""
+    for place, key in enumerate(value, start=1):
+        if key in KEYS:
+            continue
+        near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.8)
+        if near:
+            raise RequestError(
+                f"unknown key {key!r}", param=near[0], fix=f"did you mean {near[0]!r}?"
+            )
+        raise RequestError(
+            f"key {place}, of {len(key)} characters, is not known",
+            fix=f"known are {', '.join(KEYS)}",
+        )
 
 
 def _check_prompt(key: str, prompt: object) -> None:
@@ -100,7 +191,16 @@ def _check_prompt(key: str, prompt: object) -> None:
         good = _is_list_of(prompt, int)
         wanted = "a list of whole numbers"
     if not good:
-        raise RequestError(f"{key} is {prompt!r:.60}; it must be {wanted}", param=key)
+        raise RequestError(f"{key} is {_what(prompt)}; it must be {wanted}", param=key)
+
+
+def _what(value: object) -> str:
+    """What a JSON value is, and no more: it may be what somebody asks."""
+    if isinstance(value, str):
+        return f"a text of {len(value)} characters"
+    if isinstance(value, list) and value:
+        return f"a list of {' and '.join(sorted({KINDS[type(entry)] for entry in value}))}"
+    return "an empty list" if value == [] else KINDS[type(value)]
 
 
 def _is_list_of(value: object, kind: type) -> bool:

@@ -54,30 +54,36 @@ def read_stdin(terminal: Terminal) -> bytes:
     return sys.stdin.buffer.read()
 
 
-def decode(data: bytes, what: str) -> str:
+def decode(data: bytes, what: str, encoding: str = "utf-8") -> str:
     """Bytes as text.
 
     Raises:
-        RequestError: they are not UTF-8; the message has the offset of the first bad byte.
+        RequestError: they do not mean any; the message has the offset of the first bad byte.
     """
     try:
-        return data.decode("utf-8")
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
+        bad = f"byte 0x{data[error.start]:02x} at offset {error.start}"
         raise RequestError(
-            f"{what} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}",
+            f"{what} is not {encoding.upper()}: {bad}",
             param="prompt",
             fix="convert it first, e.g. with iconv -f LATIN1 -t UTF-8",
         ) from None
 
 
 def valid_text(text: str, what: str) -> str:
-    """The text. Raises `RequestError` if it came from bytes that are not UTF-8."""
-    decode(os.fsencode(text) if _has_surrogates(text) else b"", what)
-    return text
+    """What the command line or the terminal gave, as the UTF-8 that it is.
+
+    Python hides bytes that the locale's encoding lacks, all beyond ASCII if that is ``C``, in lone
+    surrogates.
+
+    Raises:
+        RequestError: it is not UTF-8.
+    """
+    return decode(os.fsencode(text), what) if _has_surrogates(text) else text
 
 
 def _has_surrogates(text: str) -> bool:
-    """Python hides bytes of the command line that are not UTF-8 in lone surrogates."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 

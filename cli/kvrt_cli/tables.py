@@ -1,13 +1,13 @@
 """Rows of `kvrt bench` as Markdown, CSV or JSON. Each is printed as soon as it is measured."""
 
 import csv
-import json
 import sys
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
 from kvrt.units import format_bytes
+from kvrt_cli.jsontext import to_json
 from kvrt_cli.workload import Row
 
 # title, width, aligned to the right; wide enough for usual content, so that rows line up while
@@ -71,11 +71,11 @@ def _csv(rows: Iterator[Row]) -> None:
 
 def _json_lines(rows: Iterator[Row]) -> None:
     for row in rows:
-        print(json.dumps(_whole(row)), flush=True)
+        print(to_json(_whole(row)), flush=True)
 
 
 def _json(rows: Iterator[Row]) -> None:
-    print(json.dumps([_whole(row) for row in rows], indent=2))
+    print(to_json([_whole(row) for row in rows], indent=2))
 
 
 def _flat(row: Row) -> dict[str, Any]:

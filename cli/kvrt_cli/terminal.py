@@ -1,14 +1,15 @@
 """Where things are printed: the answer to stdout, everything else to stderr."""
 
-import json
 import logging
 import os
 import sys
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TextIO
 
 import click
 
+from kvrt_cli.jsontext import to_json
 from kvrt_cli.streams import discard
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Terminal:
     def json(self, value: object, indent: int | None = None) -> None:
         """Print a value as JSON and a newline."""
         utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-        print(json.dumps(value, ensure_ascii=not utf8, indent=indent), flush=True)
+        print(to_json(value, indent=indent, ascii_only=not utf8), flush=True)
 
     # --- stderr ------------------------------------------------------------------------------
 
@@ -94,6 +95,11 @@ class Terminal:
         self._stderr(click.style("error: ", fg="red", bold=True) + cause)
         if fix:
             self._stderr(click.style("  fix: ", fg="green") + fix)
+
+    def traceback(self, error: BaseException) -> None:
+        """Where an error comes from, for those who debug."""
+        if self.debug:
+            self._stderr("".join(traceback.format_exception(error)).rstrip())
 
     def _stderr(self, text: str, *, dim: bool = False) -> None:
         sys.stdout.flush()

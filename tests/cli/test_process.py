@@ -42,17 +42,20 @@ def test_ctrl_c_prints_what_there_is_and_exits_with_130(start: Start, plain_mode
     assert b"Traceback" not in stderr
 
 
-def test_sigterm_ends_a_batch_with_143_and_prints_every_answer_that_was_begun(
-    start: Start, plain_model: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"]
+)
+def test_a_signal_ends_a_batch_and_prints_every_answer_that_was_begun(
+    start: Start, plain_model: str, tmp_path: Path, number: int, code: int
 ) -> None:
     file = tmp_path / "prompts"
     file.write_text('{"prompt": "a", "max_tokens": 2}\nb\nc\n')
     process = start("run", plain_model, *DUMMY, *ENDLESS, "--prompts", str(file))
     assert process.stdout is not None
     first = json.loads(process.stdout.readline())
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     rest, stderr = process.communicate(timeout=30)
-    assert process.returncode == 143, stderr.decode()
+    assert process.returncode == code, stderr.decode()
     rows = [first, *map(json.loads, rest.splitlines())]
     assert [(row["line"], row["finish_reason"]) for row in rows] == [
         (1, "length"), (2, "abort"), (3, "abort"),

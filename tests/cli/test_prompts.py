@@ -1,11 +1,17 @@
 """`kvrt run --prompts`: a file of prompts as one continuous batch."""
 
+import codecs
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
+from kvrt_cli.prompts import read_items
+from kvrt_cli.sampling import NAMES
+
+from kvrt.errors import RequestError
 
 from .conftest import DUMMY, Kvrt
 
@@ -54,14 +60,14 @@ def test_a_bad_line_fails_alone_with_its_number(kvrt: Kvrt, plain_model: str) ->
         3: (b'{"prompt": "x", "temprature": 1}', "unknown key 'temprature'"),
         4: (b'{"prompt": "x", "temperature": -1}', "temperature is -1"),
         5: (b'{"prompt": "x", "stop": 5}', "stop is 5"),
-        6: (b'{"prompt": ""}', "prompt is ''"),
+        6: (b'{"prompt": ""}', "prompt is a text of 0 characters"),
         7: (b'{"id": "none"}', "this has none"),
         8: (b'{"prompt": "x", "token_ids": [1]}', "this has prompt and token_ids"),
         9: (b'{"token_ids": [1, 99999]}', "99999"),
         10: (b'{"token_ids": [true]}', "a list of whole numbers"),
         11: (b'{"messages": [{"role": "user", "content": "x"}]}', "no chat template"),
         12: (b"caf\xe9", "the line is not UTF-8: byte 0xe9 at offset 3"),
-        13: (b'{"prompt": "x", "id": {}}', "id is {}"),
+        13: (b'{"prompt": "x", "id": {}}', "id is an object"),
         14: (b'{"prompt": "' + b"x" * 300 + b'"}', "the prompt has 300 tokens"),
     }
     file = b"\n".join([b"good", *(line for line, _ in bad.values()), b'{"prompt": "good"}'])
@@ -77,7 +83,117 @@ def test_a_bad_line_fails_alone_with_its_number(kvrt: Kvrt, plain_model: str) ->
         assert "text" not in row
         assert f"error: line {number}: {row['error']['message']}" in result.stderr
     assert rows[6]["id"] == "none"
-    assert rows[2]["error"]["param"] == "temprature"
+    assert rows[2]["error"]["param"] == "temperature"
+
+
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32")
+MARKS = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}
+"""Those that Python writes without their mark."""
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_file_may_begin_with_a_byte_order_mark(encoding: str, newline: str) -> None:
+    objects = [{"prompt": "é…", "id": "a"}, {"prompt": "\u2028 is no end of a line", "id": 2}]
+    text = [json.dumps(entry, ensure_ascii=False) for entry in objects]
+    text = [text[0], "", "  ", "plain…", text[1]]
+    whole = newline.join([*text, ""])
+    data = MARKS.get(encoding, b"") + whole.encode(encoding)
+    items = read_items(data)
+    assert [(item.line, item.id, item.prompt, item.error) for item in items] == [
+        (1, "a", "é…", None),
+        (4, None, "plain…", None),
+        (5, 2, "\u2028 is no end of a line", None),
+    ]
+    # The same as one array: the entries are counted.
+    array = json.dumps(["plain…", *objects], ensure_ascii=False, indent=1).replace("\n", newline)
+    items = read_items(MARKS.get(encoding, b"") + array.encode(encoding))
+    assert [(item.line, item.id, item.prompt, item.error) for item in items] == [
+        (1, None, "plain…", None),
+        (2, "a", "é…", None),
+        (3, 2, "\u2028 is no end of a line", None),
+    ]
+
+
+def test_a_line_that_is_no_text_in_the_files_encoding_fails_alone() -> None:
+    lone = "good\n{} bad\ngood".format("\ud800").encode("utf-16", "surrogatepass")
+    latin = codecs.BOM_UTF8 + b"good\n\xe9 bad\ngood"
+    for data, cause in ((lone, "is not UTF-16-LE: byte 0x00"), (latin, "is not UTF-8: byte 0xe9")):
+        first, second, third = read_items(data)
+        assert first.prompt == third.prompt == "good"
+        assert cause in str(second.error)
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        ("ab".encode("utf-16")[:-1], "the file is not UTF-16-LE: byte 0x62 at offset 2"),
+        (b'["a", "b"', "the file begins as a JSON array, and is none: Expecting ',' delimiter"),
+        (b'[\n"a",\n{"prompt": "b"]', "Expecting ',' delimiter at line 3, character 15"),
+        (b'["a"]\n["b"]', "Extra data at line 2, character 1"),
+        (b'["' + b"\xe9" + b'"]', "the file is not UTF-8: byte 0xe9 at offset 2"),
+        (b'["a", ' + b"9" * 9999 + b"]", "it has a number of thousands of digits"),
+        (b'["a", ' + b"[" * 99999, "it is nested too deeply"),
+    ],
+)
+def test_a_file_that_is_no_list_of_prompts_is_refused_as_a_whole(data: bytes, cause: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        read_items(data)
+    assert cause in str(caught.value)
+    assert caught.value.fix
+
+
+def test_plain_text_may_begin_with_a_bracket() -> None:
+    assert [item.prompt for item in read_items(b"[INST] hi [/INST]\n[1] one")] == [
+        "[INST] hi [/INST]",
+        "[1] one",
+    ]
+    (numbers,) = read_items(b"[[1, 2]]")
+    assert "it is a list of a number, not a text or an object" in str(numbers.error)
+
+
+# Values that some parameter takes, and those that none does.
+HOSTILE = (
+    *("0", "1", "-1", "2", "0.5", "1e-45", "1e-5", "1e308", "1e400", "-1e400", "NaN", "-Infinity"),
+    *("null", "true", "false", '""', '"x"', '"\\ud800"', '"\\u0000"', "[]", "{}", "[[]]", "[0]"),
+    *('["x"]', "[null]", '{"a": 1}', '[{"role": "user", "content": "x"}]', '[{"role": 5}]'),
+    *("9" * 20, "9" * 400, "-" + "9" * 400, "9" * 5000, "[" + "9" * 400 + "]", "0." + "9" * 400),
+    *('"' + "x" * 3000 + '"', "[" * 500 + "]" * 500, "[1.5]", "[true]", "[-1]", "[99999999999]"),
+)
+KEYS = ("prompt", "messages", "token_ids", "id", *NAMES)
+
+
+def drawn_lines(draws: random.Random, count: int) -> list[str]:
+    """Objects of which one value is hostile, or two are."""
+    found = []
+    for _ in range(count):
+        value = {"prompt": '"x"', "max_tokens": "2"}
+        for key in draws.sample(KEYS, draws.choice([1, 1, 2])):
+            value[key] = draws.choice(HOSTILE)
+        found.append("{" + ", ".join(f'"{key}": {text}' for key, text in value.items()) + "}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("model", "count"),
+    [("plain", 300), ("chat", 300), pytest.param("chat", 5000, marks=pytest.mark.extra)],
+)
+def test_whatever_a_line_says_it_fails_alone_or_is_answered(
+    kvrt: Kvrt, plain_model: str, chat_model: str, model: str, count: int
+) -> None:
+    asked = drawn_lines(random.Random(count), count)
+    file = "\n".join([*asked, '{"prompt": "good", "id": "last"}']).encode()
+    name = plain_model if model == "plain" else chat_model
+    result = kvrt("run", name, *SHORT, "--max-model-len", "512", "--prompts", "-", input=file)
+    assert result.exit_code == 1, result.stderr
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in result.stdout.splitlines()]
+    assert [row["line"] for row in rows] == list(range(1, count + 2))
+    assert rows[-1]["id"] == "last"
+    assert len(rows[-1]["token_ids"]) == 12
+    for row, line in zip(rows, asked, strict=False):
+        assert ("error" in row) != ("text" in row), (line, row)
+        assert "unexpected" not in str(row.get("error")), (line, row)
+        assert len(str(row.get("error"))) < 1000, (line, row)
 
 
 def test_conversations_get_the_system_message_unless_they_bring_one(
