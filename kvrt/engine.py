@@ -31,6 +31,7 @@ from kvrt.sched.policy import Policy
 from kvrt.sched.seq import Seq
 from kvrt.spi import Capability, Device
 from kvrt.units import format_bytes
+from kvrt.wrappers.named import blaming, owner_of
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Engine:
         self.steps = 0
         self._live = Live(memory)
         self._answers = Answers(self._live, self.speculation, model.eos_ids)
+        self._owner = owner_of(device)
         self._planned: StepPlan | None = None  # and applied: what the next step runs
 
     @property
@@ -216,7 +218,8 @@ class Engine:
         batch = self.cache.batch(
             [row.seq.id for row in rows], [row.count for row in rows], parents_of(rows)
         )
-        return self.model.decoder.forward(torch.tensor(tokens), batch, torch.tensor(wanted))
+        with blaming(self._owner, "the forward pass"):
+            return self.model.decoder.forward(torch.tensor(tokens), batch, torch.tensor(wanted))
 
     def _measure(self, rows: Sequence[Row], started: float) -> None:
         """Tell how long the step took, sampling included: what its tokens would cost again."""

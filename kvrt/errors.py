@@ -129,3 +129,15 @@ class ContractError(DeviceError):
 
 class IntegrityError(KvrtError):
     """The page table, its counts, or the memory under it disagree. Always a bug."""
+
+
+LONGEST = 400
+"""Characters of a foreign exception that a message quotes; a traceback has the rest."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """A foreign exception's type, and the first line of what it says."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if len(line) > LONGEST:
+        line = line[:LONGEST] + "..."
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__

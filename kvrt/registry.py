@@ -17,14 +17,24 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from kvrt.errors import BackendUnavailable, ConfigError, KvrtError
+from kvrt.errors import (
+    BackendUnavailable,
+    ConfigError,
+    ContractError,
+    DeviceError,
+    KvrtError,
+    in_one_line,
+)
 from kvrt.spi import SPI_VERSION, Backend, Device, DeviceOptions, Probe
 
 GROUP = "kvrt.backends"
 AUTO = "auto"
+OURS = "kvrt"
+"""The distribution whose backends `AUTO` takes without a warning."""
 LAST_RESORT = "cpu"
 """The backend that `AUTO` takes only when no other can be used: every machine has one."""
 
@@ -67,14 +77,25 @@ class Candidate:
         return f"{self.distribution} {self.version}"
 
     @property
+    def owner(self) -> str:
+        """Whose fault it is, for errors that come out of a plug-in."""
+        return f"backend {self.name!r} of {self.origin}"
+
+    @property
     def available(self) -> bool:
         """True once examined, if a device can be opened."""
         return not self.error and self.probe is not None and self.probe.available
 
     @property
+    def by_name_only(self) -> bool:
+        """True once examined, if `AUTO` must not take it."""
+        return self.probe is not None and self.probe.by_name_only
+
+    @property
     def reason(self) -> str:
         """Why it is broken, or else what its probe found; empty before `examine`."""
-        return self.error or (self.probe.detail if self.probe else "")
+        detail = self.probe.detail if self.probe else ""
+        return self.error or (f"{detail}, by name only" if self.by_name_only else detail)
 
     @property
     def traceback(self) -> str:
@@ -115,13 +136,7 @@ def load(name: str, *, timeout: float = PLUGIN_SECONDS) -> Backend:
         BackendUnavailable: there is none of that name, two distributions claim it, or it is broken
             (its own exception is the cause).
     """
-    chosen = _imported(_find(name, timeout), timeout)
-    if chosen.backend is None:
-        raise BackendUnavailable(
-            f"backend {name!r} of {chosen.origin} cannot be used: {chosen.error}",
-            fix=f"reinstall or remove {chosen.distribution}",
-        ) from chosen.cause
-    return chosen.backend
+    return _loaded(name, timeout)[1]
 
 
 def open_device(
@@ -132,10 +147,15 @@ def open_device(
     check_layers: bool = True,
     timeout: float = PLUGIN_SECONDS,
 ) -> Device:
-    """Open a device, with `kvrt.wrappers.Checked` in front of it.
+    """Open a device, with `kvrt.wrappers.Checked` in front of it, and `Named` behind that.
 
-    `AUTO` takes the first of `candidates` that can be used. One it passes over is logged with its
-    reason: as a warning if it is broken or could be mended, else (no such hardware) as information.
+    A backend that is asked for by name is opened whatever its probe says: `Backend.open` looks
+    again, and knows better.
+
+    `AUTO` takes the first of `candidates` that can be used and may be taken unasked. One it passes
+    over is logged with its reason: as a warning if it is broken or could be mended, else (no such
+    hardware) as information. What it takes is logged too: as a warning if it is a plug-in of
+    others.
 
     Args:
         name: a backend's name, or `AUTO`.
@@ -148,32 +168,41 @@ def open_device(
         ConfigError: `index` is not a whole number from 0.
         BackendUnavailable: the backend is unknown or cannot be used; it lists every candidate with
             its own reason, and the nearest name.
+        DeviceError: what it opened is no device as `kvrt.spi` has it.
     """
     if not isinstance(index, int) or isinstance(index, bool) or index < 0:
         raise ConfigError(f"device index {index!r} is not a whole number from 0 on")
-    # Imports torch, which may take seconds on a cold disk: not on the plug-ins' time.
-    from kvrt.wrappers import Checked
+    import kvrt.wrappers  # imports torch, which may be slow: not on the plug-ins' time  # noqa: F401
 
     if name != AUTO:
-        opened = _opened(name, load(name, timeout=timeout), index, options)
-        return Checked(opened, layers=check_layers)
+        chosen, backend = _loaded(name, timeout)
+        return _opened(chosen, backend, index, options, check_layers)
     tried = []
     for candidate in candidates():
         seen = examine(candidate, timeout=timeout)
-        if seen.backend is not None and seen.available:
+        if seen.backend is not None and seen.available and not seen.by_name_only:
             try:
-                opened = _opened(seen.name, seen.backend, index, options)
-                return Checked(opened, layers=check_layers)
-            except BackendUnavailable as error:
+                device = _opened(seen, seen.backend, index, options, check_layers)
+            except (BackendUnavailable, DeviceError) as error:
                 seen = replace(seen, error=str(error), cause=error)
+            else:
+                _tell_choice(seen)
+                return device
         tried.append(seen)
         mendable = bool(seen.error or (seen.probe and seen.probe.fix))
         level = logging.WARNING if mendable else logging.INFO
         log.log(level, "passing over backend %s (%s): %s", seen.name, seen.origin, seen.reason)
+    fixes = [_fix_for_auto(one) for one in tried]
     raise BackendUnavailable(
         "no backend can be used on this machine" + _listing(tried),
-        fix="; ".join(c.probe.fix for c in tried if c.probe and c.probe.fix) or "reinstall kvrt",
+        fix="; ".join(filter(None, fixes)) or "reinstall kvrt",
     )
+
+
+def _fix_for_auto(passed_over: Candidate) -> str:
+    if passed_over.available and passed_over.by_name_only:
+        return f"name it: --backend {passed_over.name}"
+    return passed_over.probe.fix if passed_over.probe else ""
 
 
 # --- looking -----------------------------------------------------------------------------------
@@ -257,19 +286,56 @@ def _imported(candidate: Candidate, timeout: float) -> Candidate:
 def _broken(c: Candidate, doing: str, failure: "_PluginFailed", timeout: float) -> Candidate:
     if failure.cause is None:
         return replace(c, backend=None, error=f"{doing} did not finish in {timeout:g} s")
-    problem = traceback.format_exception_only(failure.cause)[-1].strip()
-    return replace(c, backend=None, error=f"{doing} raised {problem}", cause=failure.cause)
+    problem = f"{doing} raised {in_one_line(failure.cause)}"
+    return replace(c, backend=None, error=problem, cause=failure.cause)
 
 
-def _opened(name: str, backend: Backend, index: int, options: DeviceOptions) -> Device:
+def _loaded(name: str, timeout: float) -> tuple[Candidate, Backend]:
+    chosen = _imported(_find(name, timeout), timeout)
+    if chosen.backend is None:
+        raise BackendUnavailable(
+            f"{chosen.owner} cannot be used: {chosen.error}",
+            fix=f"reinstall or remove {chosen.distribution}",
+        ) from chosen.cause
+    return chosen, chosen.backend
+
+
+def _opened(
+    chosen: Candidate, backend: Backend, index: int, options: DeviceOptions, layers: bool
+) -> Device:
+    """A device whose arguments are checked, and whose faults name the plug-in."""
+    from kvrt.wrappers import Checked, Named
+
+    owner = chosen.owner
     try:
-        return backend.open(index, options)
+        opened = backend.open(index, options)
     except KvrtError:
         raise
     except (Exception, SystemExit) as error:
         raise BackendUnavailable(
-            f"backend {name!r} failed to open device {index}: {type(error).__name__}: {error}"
+            f"{owner} failed to open device {index}: {in_one_line(error)}"
         ) from error
+    if opened is None:
+        raise ContractError(f"{owner}: open() returned None, not a device")
+    try:
+        device = Checked(Named(opened, owner), layers=layers, owner=owner)
+        asked, info = (chosen.name, index), device.info
+        if (info.backend, info.index) != asked:
+            calls_itself = f"info calls it {info.backend!r}, {info.index!r}"
+            raise ContractError(f"{owner}: device {index} was opened, and {calls_itself}")
+    except BaseException:
+        # What it is not may include a `close`; the first fault is the one to tell.
+        with suppress(Exception):
+            opened.close()
+        raise
+    return device
+
+
+def _tell_choice(chosen: Candidate) -> None:
+    """Somebody else's plug-in may have been installed without a thought of what runs by default."""
+    level = logging.INFO if chosen.distribution == OURS else logging.WARNING
+    text = "running on backend %s (%s), since none was named and it is the first that can be used"
+    log.log(level, text, chosen.name, chosen.origin)
 
 
 class _PluginFailed(Exception):

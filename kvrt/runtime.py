@@ -219,6 +219,9 @@ class Runtime(CacheControl):
         Args:
             timeout: seconds after which saving stops; so does an exception in the caller, such as
                 Ctrl-C. What was saved until then is whole.
+
+        Raises:
+            DeviceError: the device did not give back what it had, and nothing has said so before.
         """
         self._worker.close(timeout)
 

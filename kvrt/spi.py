@@ -55,12 +55,15 @@ class Probe:
         detail: what was found ("1 device, driver 580.65") or what is missing.
         fix: the command or sentence that mends it; empty if available.
         devices: how many devices there are.
+        by_name_only: true if nobody should run on it who has not asked for it by its name, e.g.
+            because it is slow, unfinished or make-believe: ``--backend auto`` passes it over.
     """
 
     available: bool
     detail: str
     fix: str = ""
     devices: int = 0
+    by_name_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,8 @@ class Backend(Protocol):
 
     def open(self, index: int = 0, options: DeviceOptions = DeviceOptions()) -> "Device":
         """Open device `index`.
+
+        Looks again whether it can: a user who names the backend gets here without a `probe`.
 
         Raises:
             BackendUnavailable: there is no such device, or something it needs is missing.
@@ -127,7 +132,8 @@ class DeviceInfo:
         weight_dtypes: dtypes that weights may have.
         kv_formats: formats that KV pages may have.
         capabilities: see `Capability`.
-        notes: what a user should be told, e.g. that a slower path serves.
+        notes: what a user should be told, e.g. that a slower path serves. ``; fix: `` stands before
+            what mends it, if anything does.
         head_dims: sizes of a head that attention can do; empty: every one. A model with another
             size is refused when it is loaded.
     """

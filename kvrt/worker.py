@@ -17,7 +17,7 @@ from pathlib import Path
 from kvrt.cache import KVCache
 from kvrt.config import Environment, RuntimeConfig
 from kvrt.engine import Engine
-from kvrt.errors import DeviceError, KvrtError
+from kvrt.errors import DeviceError, KvrtError, in_one_line
 from kvrt.memory import Memory
 from kvrt.model.loader import Model, load_model
 from kvrt.model.resolve import Progress
@@ -95,6 +95,7 @@ class Worker:
         self._unanswered: dict[int, _Question] = {}
         self._numbers = itertools.count()
         self._left = threading.Event()  # the thread has given everything back
+        self._unclosed: KvrtError | None = None  # what came instead of that
         opened: Future[None] = Future()
         self._thread = threading.Thread(
             target=self._live, args=(opened, progress), name="kvrt-engine", daemon=True
@@ -166,10 +167,12 @@ class Worker:
         finally:
             self.prefixes.stop_saving()
             self._left.wait(LAST_PAGE_S)
-        if self._left.is_set():
-            self._thread.join()
-        else:
+        if not self._left.is_set():
             self._abandon(timeout)
+            return
+        self._thread.join()
+        if self._unclosed is not None:
+            raise self._unclosed
 
     def _abandon(self, timeout: float) -> None:
         """The thread is in a call that does not return: nobody shall wait for it."""
@@ -195,10 +198,12 @@ class Worker:
         except BaseException as error:
             if not opened.done():
                 opened.set_exception(error)
-            elif isinstance(error, KvrtError):  # of a device that is gone, say: callers know it
+            elif not isinstance(error, KvrtError):
+                raise
+            elif self._broken:  # the device is gone, say: callers know it
                 log.error("the device could not be closed: %s", error)
             else:
-                raise
+                self._unclosed = error
         finally:
             self._left.set()
 
@@ -260,7 +265,7 @@ class Worker:
             # Whatever it is, callers are waiting: they get it, and the runtime takes no more.
             log.exception("the engine stopped")
             self._broken = True
-            ended = error if isinstance(error, KvrtError) else KvrtError(f"engine: {error!r}")
+            ended = error if isinstance(error, KvrtError) else _engine_error(error)
         with self._gate:
             self._ended = ended
         engine.abort_all(ended)
@@ -290,6 +295,12 @@ class Worker:
                 _carry_out(command)
             elif isinstance(command, str):
                 engine.abort(command)
+
+
+def _engine_error(error: Exception) -> KvrtError:
+    ended = KvrtError(f"engine: {in_one_line(error)}")
+    ended.__cause__ = error
+    return ended
 
 
 def _carry_out(call: _Call) -> None:

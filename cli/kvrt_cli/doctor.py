@@ -48,7 +48,7 @@ def doctor(
     [ok]  works
     [!]   works, and is worth mending
     [x]   is broken
-    [-]   is not there, or cannot be checked
+    [-]   is not there, cannot be checked, or is only to be known
 
     Exits with 1 if something is broken.
     """
@@ -118,7 +118,8 @@ def _backend_checks(names: set[str]) -> Iterator[Check]:
     ]
     listed = [candidate for candidate in examined if wanted(candidate, "backends")]
     if listed or not names:
-        yield from contained("backends", partial(backends.backends, listed), seconds=SECONDS)
+        judge = partial(backends.backends, listed, whole=not names or "backends" in names)
+        yield from contained("backends", judge, seconds=SECONDS)
     for candidate in examined:
         if candidate.available and candidate.probe and wanted(candidate, "devices"):
             for index in range(candidate.probe.devices):

@@ -17,7 +17,7 @@ from kvrt.wrappers.copier import CheckedCopier
 from kvrt.wrappers.fused import CheckedFusedOps
 from kvrt.wrappers.graphs import CheckedGraphs
 from kvrt.wrappers.memory import CheckedMemory
-from kvrt.wrappers.rules import Facts, broken
+from kvrt.wrappers.rules import Facts
 
 
 class Checked:
@@ -33,11 +33,12 @@ class Checked:
             They cost about 30 us a layer, which is a tenth of a small model's step; kvrt's own
             decoder, tested with these checks, runs without them. The batch they all work on is
             checked in any case, by `plan`.
+        owner: whose the device is, for errors about what it gives back; see `Named`.
     """
 
-    def __init__(self, inner: Device, *, layers: bool = True) -> None:
+    def __init__(self, inner: Device, *, layers: bool = True, owner: str = "") -> None:
         self._inner = inner
-        self._facts = facts = Facts(inner.info)
+        self._facts = facts = Facts(inner.info, owner)
         self._memory = CheckedMemory(facts, inner.memory)
         self._copier = CheckedCopier(facts, self._memory, inner.copier)
         self._attention = CheckedAttention(facts, self._memory, inner.attention)
@@ -49,6 +50,11 @@ class Checked:
     @property
     def info(self) -> DeviceInfo:
         return self._facts.info
+
+    @property
+    def owner(self) -> str:
+        """Whose it is; empty if nobody said."""
+        return self._facts.owner
 
     @property
     def memory(self) -> CheckedMemory:
@@ -66,7 +72,7 @@ class Checked:
             return cast(Extension | None, found)
         if not isinstance(found, asked):
             name = asked.__name__
-            raise broken(f"extension({name})", found, f"lacks a method of {name}")
+            raise self._facts.wrong(f"extension({name})", found, f"lacks a method of {name}")
         if isinstance(found, GraphCapture):
             graphs = CheckedGraphs(self._facts, self._attention, found, self._layers)
             return cast(Extension, graphs)
@@ -76,7 +82,7 @@ class Checked:
 
     def fence(self) -> Ticket:
         self._facts.check_open("fence")
-        return self._inner.fence()
+        return self._facts.ticket("fence()", self._inner.fence())
 
     def synchronize(self) -> None:
         self._facts.check_open("synchronize")

@@ -24,9 +24,13 @@ class CheckedCopier:
         if not whole(nbytes) or nbytes <= 0:
             raise broken("nbytes", repr(nbytes), "must be a positive number of bytes")
         buffer = self._inner.host_buffer(nbytes)
-        self._check_on_host("host_buffer()", buffer)
+        if not isinstance(buffer, torch.Tensor):
+            raise self._facts.wrong("host_buffer()", repr(buffer), "must be a tensor")
+        if buffer.device.type != "cpu":
+            raise self._facts.wrong("host_buffer()", buffer, "must be in host memory")
         if buffer.dtype != torch.uint8 or buffer.shape != (nbytes,):
-            raise broken("host_buffer()", buffer, f"the device must give uint8 [{nbytes}]")
+            rule = f"the device must give uint8 [{nbytes}]"
+            raise self._facts.wrong("host_buffer()", buffer, rule)
         return buffer
 
     def to_host(self, dst: torch.Tensor, src: torch.Tensor, after: Ticket | None = None) -> Ticket:
@@ -61,7 +65,7 @@ class CheckedCopier:
             raise broken("src", src, "overlaps dst")
         if after is not None and not callable(getattr(after, "wait", None)):
             raise broken("after", after, "must be a ticket or None")
-        return copy(dst, src, after)
+        return self._facts.ticket(f"{method}()", copy(dst, src, after))
 
     def _check_on_host(self, argument: str, tensor: torch.Tensor) -> None:
         if not isinstance(tensor, torch.Tensor):

@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import torch
 
-from kvrt.errors import ContractError
 from kvrt.spi import AttentionBatch, Capability, Graph, GraphCapture
 from kvrt.wrappers.attention import CheckedAttention
-from kvrt.wrappers.rules import Facts, broken
+from kvrt.wrappers.rules import Facts, broken, whole
 
 
 class CheckedGraphs:
@@ -28,8 +27,8 @@ class CheckedGraphs:
     def size(self, tokens: int) -> int:
         self._facts.check_open("graphs.size")
         size = self._inner.size(tokens)
-        if size != 0 and size < tokens:
-            raise ContractError(f"graphs.size({tokens}) gave {size}, which is neither 0 nor enough")
+        if not whole(size) or (size != 0 and size < tokens):
+            raise self._facts.wrong(f"graphs.size({tokens})", repr(size), "is neither 0 nor enough")
         return size
 
     def capture(self, batch: AttentionBatch, record: Callable[[object], None]) -> "CheckedGraph":

@@ -98,17 +98,19 @@ class CheckedMemory:
             rule = f"must be a positive multiple of the granularity, {self._granularity}"
             raise broken("nbytes", repr(nbytes), rule)
         span = self._inner.reserve(nbytes)
+        if not isinstance(span, Span):
+            raise self._facts.wrong("reserve()", repr(span), "must be a kvrt.spi.Span")
         with self._lock:
             if span.nbytes != nbytes or span.base <= 0 or span.base % self._granularity:
                 rule = f"the device must give {nbytes} bytes, aligned to {self._granularity}"
-                raise broken("reserve()", span, rule)
+                raise self._facts.wrong("reserve()", span, rule)
             for other in self._spans.values():
                 apart = (
                     span.base + nbytes <= other.span.base
                     or other.span.base + other.span.nbytes <= span.base
                 )
                 if not apart:
-                    raise broken("reserve()", span, f"overlaps the live {other.span}")
+                    raise self._facts.wrong("reserve()", span, f"overlaps the live {other.span}")
             self._spans[span.base] = Mapping(span, self._granularity)
         return span
 
@@ -131,9 +133,11 @@ class CheckedMemory:
     def create(self) -> Chunk:
         self._facts.check_open("memory.create")
         chunk = self._inner.create()
+        if not isinstance(chunk, Chunk):
+            raise self._facts.wrong("create()", repr(chunk), "must be a kvrt.spi.Chunk")
         with self._lock:
             if chunk in self._uses:
-                raise broken("create()", chunk, "is the handle of a live chunk")
+                raise self._facts.wrong("create()", chunk, "is the handle of a live chunk")
             self._uses[chunk] = 0
         return chunk
 
@@ -194,18 +198,26 @@ class CheckedMemory:
         with self._lock:
             self._live(span)
         tensor = self._inner.tensor(span, dtype)
-        self._facts.check_on_device("tensor()", tensor)
+        wrong = self._facts.wrong
+        if not isinstance(tensor, torch.Tensor):
+            raise wrong("tensor()", repr(tensor), "must be a tensor")
+        if tensor.device != self._facts.torch_device:
+            raise wrong("tensor()", tensor, f"must be on {self._facts.torch_device}")
         if tensor.data_ptr() != span.base or tensor.shape != (span.nbytes // ITEM_BYTES[dtype],):
-            raise broken("tensor()", tensor, f"must be 1-D and cover the whole {span}")
+            raise wrong("tensor()", tensor, f"must be 1-D and cover the whole {span}")
         if tensor.dtype != TORCH_DTYPE[dtype]:
-            raise broken("tensor()", tensor, f"must have the dtype {dtype}")
+            raise wrong("tensor()", tensor, f"must have the dtype {dtype}")
         return tensor
 
     def info(self) -> MemoryInfo:
         self._facts.check_open("memory.info")
         info = self._inner.info()
+        if not isinstance(info, MemoryInfo):
+            raise self._facts.wrong("memory.info()", repr(info), "must be a kvrt.spi.MemoryInfo")
         if not (0 <= info.free <= info.total and info.chunks >= 0):
-            raise broken("memory.info()", info, "needs 0 <= free <= total and 0 <= chunks")
+            raise self._facts.wrong(
+                "memory.info()", info, "needs 0 <= free <= total and 0 <= chunks"
+            )
         return info
 
     def _live(self, span: Span) -> Mapping:

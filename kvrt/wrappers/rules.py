@@ -1,12 +1,12 @@
 """What all checks share: how a broken rule is reported, and what is known of the device."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import get_args
 
 import torch
 
-from kvrt.errors import ContractError
-from kvrt.spi import DeviceInfo, DType, KVFormat
+from kvrt.errors import ContractError, in_one_line
+from kvrt.spi import Capability, DeviceInfo, DType, KVFormat, Ticket
 
 TORCH_DTYPE: Mapping[DType, torch.dtype] = {
     "float32": torch.float32,
@@ -34,11 +34,25 @@ def whole(value: object) -> bool:
 
 
 class Facts:
-    """A device's info, in the form that checks ask for, and whether it is still open."""
+    """A device's info, in the form that checks ask for, and whether it is still open.
 
-    def __init__(self, info: DeviceInfo) -> None:
+    Args:
+        info: the device's own.
+        owner: whose fault a wrong result is, for the message; empty if nobody knows.
+    """
+
+    def __init__(self, info: DeviceInfo, owner: str = "") -> None:
+        self.owner = owner
+        if not isinstance(info, DeviceInfo):
+            raise self.wrong("info", repr(info), "must be a kvrt.spi.DeviceInfo")
         if not whole(info.granularity) or info.granularity.bit_count() != 1:
-            raise broken("info.granularity", info.granularity, "must be a power of two")
+            raise self.wrong("info.granularity", info.granularity, "must be a power of two")
+        capabilities = info.capabilities
+        if not isinstance(capabilities, Set) or not all(
+            isinstance(one, Capability) for one in capabilities
+        ):
+            rule = "must be a set of members of kvrt.spi.Capability"
+            raise self.wrong("info.capabilities", capabilities, rule)
         dtypes, formats = get_args(DType), get_args(KVFormat)
         for field, known in (
             ("compute_dtypes", dtypes),
@@ -47,14 +61,34 @@ class Facts:
         ):
             declared = getattr(info, field)
             if not declared or not set(declared) <= set(known):
-                raise broken(f"info.{field}", declared, f"must name some of {', '.join(known)}")
+                rule = f"must name some of {', '.join(known)}"
+                raise self.wrong(f"info.{field}", declared, rule)
         if not all(whole(size) and size > 0 for size in info.head_dims):
             raise broken("info.head_dims", info.head_dims, "must be positive whole numbers")
         self.info = info
         self.compute_dtypes = frozenset(TORCH_DTYPE[name] for name in info.compute_dtypes)
         self.weight_dtypes = frozenset(TORCH_DTYPE[name] for name in info.weight_dtypes)
-        self.torch_device = torch.device(info.torch_device)
+        self.torch_device = self._known_to_torch(info.torch_device)
         self.closed = False
+
+    def wrong(self, result: str, value: object, rule: str) -> ContractError:
+        """The error to raise when the device itself gave a `value` that breaks `rule`."""
+        return broken(f"{self.owner}: {result}" if self.owner else result, value, rule)
+
+    def ticket(self, result: str, ticket: Ticket) -> Ticket:
+        """The ticket a device gave, if it is one."""
+        if not callable(getattr(ticket, "wait", None)) or not callable(
+            getattr(ticket, "done", None)
+        ):
+            raise self.wrong(result, repr(ticket), "must be a ticket, with done() and wait()")
+        return ticket
+
+    def _known_to_torch(self, name: str) -> torch.device:
+        try:
+            return torch.device(name)
+        except (RuntimeError, TypeError) as error:
+            rule = f"torch knows no such device ({in_one_line(error)})"
+            raise self.wrong("info.torch_device", repr(name), rule) from error
 
     def check_open(self, method: str) -> None:
         if self.closed:

@@ -35,8 +35,8 @@ Result = TypeVar("Result")
 class Wrapper:
     """Forwards everything to `inner`. Override `around`, or put other parts in place.
 
-    `FusedOps` and `GraphCapture` are forwarded like the required parts; any other extension is
-    handed out as it is.
+    `FusedOps` and `GraphCapture` are forwarded like the required parts; any other extension, and
+    one that lacks a method, is handed out as it is.
 
     Args:
         inner: the device that does the work.
@@ -60,7 +60,8 @@ class Wrapper:
 
     def extension(self, kind: type[Extension]) -> Extension | None:
         found = self.inner.extension(kind)
-        if found is None or cast(Any, kind) not in WRAPPED:
+        asked = cast(Any, kind)
+        if asked not in WRAPPED or not isinstance(found, asked):
             return found
         return cast(Extension, WRAPPED[kind](self, found))
 

@@ -130,6 +130,15 @@ def test_broken_plugins_are_shown_and_break_nothing_else(kvrt: Kvrt, plain_model
         assert f"warning: passing over backend {name}" in auto.stderr
 
 
+@pytest.mark.usefixtures("broken_plugins")
+def test_a_backend_asked_for_alone_is_judged_alone(kvrt: Kvrt) -> None:
+    result = kvrt("doctor", "--only", "boom")
+    assert result.exit_code == 1
+    assert "[x]  cannot be used: boom" in result.stdout
+    assert "nothing can run" not in result.stdout, "others were not looked at"
+    assert "cpu" not in result.stdout
+
+
 # --- devices that break a promise --------------------------------------------------------------
 
 

@@ -56,6 +56,7 @@ def test_rocm_that_keeps_memory_is_worth_mending() -> None:
     note = found["rocm:0", "note.1"]
     assert note["mark"] == "!"
     assert "shrinks only when it is closed" in note["text"]
+    assert note["fix"] == "update ROCm"
 
 
 @pytest.mark.parametrize("vendor", NO_GPU)

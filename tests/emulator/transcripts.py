@@ -24,7 +24,7 @@ No transcript of a real GPU is here yet.
 | `[ok]` | works |
 | `[!]` | works, and is worth mending |
 | `[x]` | is broken; the exit status is then 1 |
-| `[-]` | is not there, or cannot be checked |
+| `[-]` | is not there, cannot be checked, or is only to be known |
 """
 
 

@@ -309,8 +309,49 @@ def test_auto_passes_over_what_is_broken_with_a_warning(
         "absent": logging.INFO,
         "broken": logging.WARNING,
         "fixable": logging.WARNING,
+        "cpu": logging.WARNING,  # of a plug-in, which was taken without having been named
     }
     assert "passing over backend fixable (plugin 1.0): no driver" in said
+
+
+@pytest.mark.usefixtures("alone")
+def test_auto_takes_none_that_asks_to_be_named(
+    install: Install, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(GOOD + "slow, cpu = Backend('slow', by_name_only=True), Backend('cpu')", "slow", "cpu")
+    with caplog.at_level(logging.INFO, "kvrt"):
+        auto, named = registry.open_device(), registry.open_device("slow")
+    assert (auto.info.backend, named.info.backend) == ("cpu", "slow")
+    assert "passing over backend slow (plugin 1.0): 1 device, by name only" in caplog.text
+    auto.close()
+    named.close()
+
+
+@pytest.mark.usefixtures("alone")
+def test_auto_with_none_but_one_that_asks_to_be_named_says_to_name_it(install: Install) -> None:
+    install(GOOD + "slow = Backend('slow', by_name_only=True)", "slow")
+    with pytest.raises(BackendUnavailable, match="no backend can be used") as raised:
+        registry.open_device()
+    assert raised.value.fix == "name it: --backend slow"
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_plugin_that_auto_chose_is_named_in_a_warning(
+    install: Install, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(GOOD + "mine = Backend('mine')", "mine")
+    registry.open_device("mine").close()
+    assert not caplog.records
+    registry.open_device().close()
+    (said,) = caplog.records
+    assert said.levelno == logging.WARNING
+    assert "running on backend mine (plugin 1.0)" in said.getMessage()
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_backend_that_is_named_is_opened_whatever_its_probe_says(install: Install) -> None:
+    install(GOOD + "shy = Backend('shy', available=False, detail='asleep')", "shy")
+    registry.open_device("shy").close()
 
 
 @pytest.mark.usefixtures("alone")

@@ -12,15 +12,21 @@ if TYPE_CHECKING:
 GROUP = "backends"
 
 
-def backends(examined: "Sequence[Candidate]") -> Iterator[Check]:
-    """One check for each candidate, after `kvrt.registry.examine`."""
+def backends(examined: "Sequence[Candidate]", *, whole: bool = True) -> Iterator[Check]:
+    """One check for each candidate, after `kvrt.registry.examine`.
+
+    Args:
+        whole: these are all there are; else those that were asked for, and nothing is said of the
+            others.
+    """
     for candidate in examined:
         yield _candidate(candidate)
-    if not any(candidate.available for candidate in examined):
-        yield Check(
-            GROUP, "none", Mark.BAD, "no backend can be used, so nothing can run",
-            fix="pip install --force-reinstall kvrt",
-        )  # fmt: skip
+    if any(candidate.available for candidate in examined):
+        return
+    text, fix = "no backend can be used, so nothing can run", "pip install --force-reinstall kvrt"
+    if not whole:
+        text, fix = f"cannot be used: {', '.join(one.name for one in examined)}", ""
+    yield Check(GROUP, "none", Mark.BAD, text, fix)
 
 
 def _candidate(candidate: "Candidate") -> Check:

@@ -236,7 +236,8 @@ class NullBackend:
     spi = 1
 
     def probe(self) -> Probe:
-        return Probe(available=True, detail="1 make-believe device of 256 MiB", devices=1)
+        detail = "1 make-believe device of 256 MiB"
+        return Probe(available=True, detail=detail, devices=1, by_name_only=True)
 
     def open(self, index: int = 0, options: DeviceOptions = DeviceOptions()) -> Device:
         if index != 0:
