@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -33,7 +34,17 @@ class DeviceGraph:
 class DeviceGraphs:
     """`GraphCapture` by torch's own, for the kernels of `TritonAttention` and `TritonOps`.
 
-    All graphs share one pool for what is only needed within a step: two never run at once.
+    All graphs of a device share a pool for what is only needed within a step: two never run at
+    once. They are captured on one stream, which nothing else uses:
+
+    - torch gives a pool's segments only to the stream they were taken for, so that graphs of
+      different streams would share nothing.
+    - cuBLAS keeps a workspace for each handle and stream: 32 MiB on Hopper.
+    - Destroying a graph may clear the workspaces of its stream, under the feet of other graphs
+      captured there. These are destroyed together, by who has captured them.
+
+    torch has 32 streams of a priority and hands them out in turn, so more than 32 devices opened in
+    one process do share some.
 
     Args:
         attention: the device's.
@@ -43,7 +54,9 @@ class DeviceGraphs:
     def __init__(self, attention: TritonAttention, torch_device: str) -> None:
         self._attention = attention
         self._device = torch.device(torch_device)
+        self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None
+        self._live: WeakSet[DeviceGraph] = WeakSet()
 
     def size(self, tokens: int) -> int:
         place = bisect_left(SIZES, tokens)
@@ -51,13 +64,16 @@ class DeviceGraphs:
 
     def capture(self, batch: AttentionBatch, record: Callable[[object], None]) -> DeviceGraph:
         plan = self._attention.plan_recorded(batch)
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        if not self._live:
+            self._pool = torch.cuda.graph_pool_handle()  # the old one has gone with its last graph
         recorded = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         # Relaxed: a kernel that was not launched yet is loaded now, which is no stream's work.
         with torch.cuda.graph(
-            recorded, pool=self._pool, stream=stream, capture_error_mode="relaxed"
+            recorded, pool=self._pool, stream=self._stream, capture_error_mode="relaxed"
         ):
             record(plan)
-        return DeviceGraph(self._attention, plan, recorded)
+        graph = DeviceGraph(self._attention, plan, recorded)
+        self._live.add(graph)
+        return graph

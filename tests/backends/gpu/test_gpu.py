@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -98,15 +99,16 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[object]:
             told.append("replay")
 
     @contextlib.contextmanager
-    def graph(recorded: Recorded, *, pool: str, stream: object, **_: object) -> Iterator[None]:
-        told.append(f"begin in {pool}")
+    def graph(recorded: Recorded, *, pool: str, stream: str, **_: object) -> Iterator[None]:
+        told.append(f"begin in {pool} on {stream}")
         yield
         told.append("end")
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: device)
+    pools, streams = itertools.count(1), itertools.count(1)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"stream {next(streams)}")
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: f"pool {len(told)}")
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: f"pool {next(pools)}")
     return told
 
 
@@ -118,7 +120,7 @@ def test_a_step_is_recorded_once_and_replayed_for_the_batch_it_is_given(
     batches: list[Any] = ["batch 0", "batch 1"]
     graph = graphs.capture(batches[0], lambda plan: told.append(("record", plan)))
     assert told == [
-        ("plan", "batch 0"), "begin in pool 1", ("record", "the plan"), "end",
+        ("plan", "batch 0"), "begin in pool 1 on stream 1", ("record", "the plan"), "end",
     ]  # fmt: skip
     told.clear()
     for batch in batches:
@@ -127,9 +129,24 @@ def test_a_step_is_recorded_once_and_replayed_for_the_batch_it_is_given(
         ("update", "the plan", "batch 0"), "replay",
         ("update", "the plan", "batch 1"), "replay",
     ]  # fmt: skip
-    told.clear()
-    graphs.capture(batches[1], lambda plan: None)
-    assert "begin in pool 1" in told, "graphs share their pool"
+
+
+def test_graphs_of_a_device_share_one_stream_and_one_pool_and_those_of_another_have_their_own(
+    told: list[object],
+) -> None:
+    attention: Any = Attention([])
+    one, other = (DeviceGraphs(attention, "cuda:0") for _ in range(2))
+    batch: Any = "batch"
+
+    def begin(graphs: DeviceGraphs) -> tuple[object, object]:
+        told.clear()
+        return graphs.capture(batch, lambda plan: None), told[0]
+
+    kept = [begin(one) for _ in range(3)]
+    assert [where for _, where in kept] == ["begin in pool 1 on stream 1"] * 3
+    assert begin(other)[1] == "begin in pool 2 on stream 2"
+    kept.clear()
+    assert begin(one)[1] == "begin in pool 3 on stream 1", "a pool goes with its last graph"
 
 
 def test_steps_are_padded_little_and_large_ones_are_not_recorded() -> None:
