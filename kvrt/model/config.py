@@ -1,12 +1,11 @@
 """From a Hugging Face config.json to a `ModelSpec`, with every field checked before it is used.
 
 The families differ in a few facts, which are the rows of `FAMILIES`; everything else is read from
-the file. Both spellings of the rotary embedding are understood: ``rope_theta`` with
-``rope_scaling``, and the ``rope_parameters`` of transformers 5.
+the file. A field that is missing has the default of the family's class in transformers; null means
+what it means there, and is refused where it means nothing.
 """
 
 import difflib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import cast
 
 from kvrt.errors import ModelError
 from kvrt.model.jsonfile import Fields, read_object, shown
-from kvrt.model.spec import LayerSpec, ModelSpec, RopeKind, RopeSpec
+from kvrt.model.rotary import MAX_POSITIONS, read_rope
+from kvrt.model.spec import LayerSpec, ModelSpec
 from kvrt.spi import Activation, DType
 
 # Upper limits, about ten times the largest published model: beyond them a value is damage, and
@@ -24,7 +24,9 @@ MAX_WIDTH = 1 << 20
 MAX_LAYERS = 1 << 11
 MAX_HEADS = 1 << 12
 MAX_HEAD_DIM = 1 << 11
-MAX_POSITIONS = 1 << 28
+
+DEFAULT_WINDOW = 4096
+"""Of Mistral and Qwen, where ``sliding_window`` is missing."""
 
 ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
@@ -45,20 +47,24 @@ class Family:
 
     Args:
         layers: reads the layers' windows and rotation.
+        model_type: its name where ``architectures`` names none.
         qkv_bias, o_bias: True, False, or None where ``attention_bias`` decides.
         mlp_bias: None where ``mlp_bias`` decides.
         qk_norm: query and key heads are normed.
         head_dim: the default; None is hidden_size / num_attention_heads.
+        kv_heads: the default; None is num_attention_heads, which null always is.
         tied: the default of ``tie_word_embeddings``.
         theta: the default of ``rope_theta``.
     """
 
     layers: Callable[[Fields, int], list[LayerSpec]]
+    model_type: str
     qkv_bias: bool | None = None
     o_bias: bool | None = None
     mlp_bias: bool | None = False
     qk_norm: bool = False
     head_dim: int | None = None
+    kv_heads: int | None = None
     tied: bool = False
     theta: float = 10_000.0
 
@@ -67,17 +73,23 @@ def _plain_layers(fields: Fields, count: int) -> list[LayerSpec]:
     return [LayerSpec()] * count
 
 
-def _window(fields: Fields) -> int:
-    if not fields.has("sliding_window"):
-        return 0
-    return fields.integer("sliding_window", 1, MAX_POSITIONS)
+def _window(fields: Fields, default: int) -> int:
+    """The window: `default` where the field is missing, none (0) where it is null."""
+    if "sliding_window" not in fields:
+        return default
+    return fields.integer("sliding_window", 1, MAX_POSITIONS) if fields.has("sliding_window") else 0
+
+
+def _switched_window(fields: Fields, default: int) -> int:
+    """The window, where a field of its own turns windows on."""
+    return _window(fields, default) if fields.flag("use_sliding_window", False) else 0
 
 
 def _mistral_layers(fields: Fields, count: int) -> list[LayerSpec]:
-    return [LayerSpec(window=_window(fields))] * count
+    return [LayerSpec(window=_window(fields, DEFAULT_WINDOW))] * count
 
 
-def _typed_windows(fields: Fields, count: int) -> list[int] | None:
+def _typed_windows(fields: Fields, count: int, window: int) -> list[int] | None:
     """Windows as ``layer_types`` gives them, or None if it is missing."""
     if not fields.has("layer_types"):
         return None
@@ -90,43 +102,46 @@ def _typed_windows(fields: Fields, count: int) -> list[int] | None:
                 "layer_types",
                 f"names {shown(kind)}; supported are full_attention and sliding_attention",
             )
-    window = _window(fields) if fields.flag("use_sliding_window", False) else 0
     if "sliding_attention" in types and not window:
         raise fields.error("layer_types", "has sliding_attention, but no sliding_window is in use")
     return [window if kind == "sliding_attention" else 0 for kind in types]
 
 
 def _qwen_layers(fields: Fields, count: int) -> list[LayerSpec]:
-    windows = _typed_windows(fields, count)
+    window = _switched_window(fields, DEFAULT_WINDOW)
+    windows = _typed_windows(fields, count, window)
     if windows is None:
-        window = _window(fields) if fields.flag("use_sliding_window", False) else 0
         first = fields.integer("max_window_layers", 0, MAX_LAYERS, 28)
         windows = [window if layer >= first else 0 for layer in range(count)]
     return [LayerSpec(window=window) for window in windows]
 
 
 def _smollm3_layers(fields: Fields, count: int) -> list[LayerSpec]:
+    interval = fields.integer("no_rope_layer_interval", 1, MAX_LAYERS, 4)
     if fields.has("no_rope_layers"):
         # Despite its name, a 1 in the list means that the layer is rotated.
         rotated = fields.items("no_rope_layers", int)
         if len(rotated) < count or not set(rotated) <= {0, 1}:
             raise fields.error("no_rope_layers", f"should be {count} zeros and ones")
     else:
-        interval = fields.integer("no_rope_layer_interval", 1, MAX_LAYERS, 4)
         rotated = [int((layer + 1) % interval != 0) for layer in range(count)]
-    windows = _typed_windows(fields, count)
+    window = _switched_window(fields, 0)
+    windows = _typed_windows(fields, count, window)
     if windows is None:
-        window = _window(fields) if fields.flag("use_sliding_window", False) else 0
         windows = [0 if rotated[layer] else window for layer in range(count)]
     return [LayerSpec(windows[layer], rope=bool(rotated[layer])) for layer in range(count)]
 
 
 FAMILIES: Mapping[str, Family] = {
-    "LlamaForCausalLM": Family(_plain_layers, mlp_bias=None),
-    "MistralForCausalLM": Family(_mistral_layers, qkv_bias=False, o_bias=False),
-    "Qwen2ForCausalLM": Family(_qwen_layers, qkv_bias=True, o_bias=False),
-    "Qwen3ForCausalLM": Family(_qwen_layers, qk_norm=True, head_dim=128),
-    "SmolLM3ForCausalLM": Family(_smollm3_layers, mlp_bias=None, tied=True, theta=2_000_000.0),
+    "LlamaForCausalLM": Family(_plain_layers, "llama", mlp_bias=None),
+    "MistralForCausalLM": Family(
+        _mistral_layers, "mistral", qkv_bias=False, o_bias=False, kv_heads=8
+    ),
+    "Qwen2ForCausalLM": Family(_qwen_layers, "qwen2", qkv_bias=True, o_bias=False, kv_heads=32),
+    "Qwen3ForCausalLM": Family(_qwen_layers, "qwen3", qk_norm=True, head_dim=128, kv_heads=32),
+    "SmolLM3ForCausalLM": Family(
+        _smollm3_layers, "smollm3", mlp_bias=None, kv_heads=4, tied=True, theta=2_000_000.0
+    ),
 }
 
 
@@ -152,19 +167,17 @@ def read_config(path: Path) -> ModelSpec:
     vocab = fields.integer("vocab_size", 1, MAX_VOCAB)
     hidden = fields.integer("hidden_size", 1, MAX_WIDTH)
     heads = fields.integer("num_attention_heads", 1, MAX_HEADS)
-    kv_heads = fields.integer("num_key_value_heads", 1, MAX_HEADS, heads)
+    kv_heads = _kv_heads(fields, family, heads)
     if heads % kv_heads:
         raise fields.error(
             "num_key_value_heads", f"is {kv_heads}, which does not divide {heads} query heads"
         )
     layers = family.layers(fields, fields.integer("num_hidden_layers", 1, MAX_LAYERS))
     max_positions = fields.integer("max_position_embeddings", 1, MAX_POSITIONS)
-    rope = _rope(fields, family, max_positions)
-    if rope.kind == "yarn":
-        # The field keeps the length of training; the stretched context is what the model serves.
-        stretched = int(rope.factor * rope.original_positions)
-        max_positions = min(max(max_positions, stretched), MAX_POSITIONS)
-    attention_bias = fields.flag("attention_bias", False)
+    head_dim = _head_dim(fields, family, hidden, heads)
+    rope = read_rope(fields, family.theta, head_dim, max_positions)
+    by_field = None in (family.qkv_bias, family.o_bias)
+    attention_bias = by_field and fields.flag("attention_bias", False)
     return ModelSpec(
         architecture=architecture,
         vocab=vocab,
@@ -172,9 +185,9 @@ def read_config(path: Path) -> ModelSpec:
         intermediate=fields.integer("intermediate_size", 1, MAX_WIDTH),
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=_head_dim(fields, family, hidden, heads),
+        head_dim=head_dim,
         layers=tuple(layers),
-        max_positions=max_positions,
+        max_positions=min(max(max_positions, rope.stretched_positions), MAX_POSITIONS),
         norm_eps=fields.number("rms_norm_eps", 0.0, 1.0),
         activation=_activation(fields),
         rope=rope,
@@ -190,7 +203,11 @@ def read_config(path: Path) -> ModelSpec:
 
 
 def _architecture(fields: Fields) -> str:
-    names = fields.items("architectures", str)
+    if fields.has("architectures") or not fields.has("model_type"):
+        names = fields.items("architectures", str)
+    else:
+        kind = fields.text("model_type")
+        names = [name for name, family in FAMILIES.items() if family.model_type == kind] or [kind]
     for name in names:
         if name in FAMILIES:
             return cast(str, name)
@@ -203,8 +220,14 @@ def _architecture(fields: Fields) -> str:
     )
 
 
+def _kv_heads(fields: Fields, family: Family, heads: int) -> int:
+    if "num_key_value_heads" in fields and not fields.has("num_key_value_heads"):
+        return heads
+    return fields.integer("num_key_value_heads", 1, MAX_HEADS, family.kv_heads or heads)
+
+
 def _head_dim(fields: Fields, family: Family, hidden: int, heads: int) -> int:
-    if fields.has("head_dim") or family.head_dim:
+    if fields.has("head_dim") or family.head_dim:  # null stands for the quotient, but in Qwen 3
         head_dim = fields.integer("head_dim", 1, MAX_HEAD_DIM, family.head_dim)
         if head_dim % 2:
             raise fields.error("head_dim", f"is {head_dim}, but rotation needs an even number")
@@ -226,84 +249,10 @@ def _activation(fields: Fields) -> Activation:
 
 def _dtype(fields: Fields) -> DType:
     key = "dtype" if fields.has("dtype") else "torch_dtype"
-    name = fields.text(key, "float32")
+    name = fields.text(key) if fields.has(key) else "float32"
     if name not in DTYPES:
         raise fields.error(key, f"is {shown(name)}; supported are {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-def _rope(fields: Fields, family: Family, max_positions: int) -> RopeSpec:
-    """The rotary embedding, from either spelling; what is not known is refused by name."""
-    scaling: Fields | None = None
-    for name in ("rope_parameters", "rope_scaling"):
-        if scaling is None and fields.has(name):
-            scaling = fields.section(name)
-    if scaling is not None and scaling.has("rope_theta"):
-        theta = scaling.number("rope_theta", 1.0, 1e15)
-    else:
-        theta = fields.number("rope_theta", 1.0, 1e15, family.theta)
-    for place in (fields, scaling):
-        if place is not None and place.number("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0:
-            raise place.error("partial_rotary_factor", "other than 1 is not supported")
-    if scaling is None:
-        return RopeSpec(theta)
-    key = "rope_type" if scaling.has("rope_type") else "type"
-    kind = scaling.text(key, "default")
-    if kind == "default":
-        return RopeSpec(theta)
-    if kind not in ("linear", "llama3", "yarn"):
-        raise scaling.error(
-            key, f"is {shown(kind)}; supported are default, linear, llama3 and yarn"
-        )
-    factor = scaling.number("factor", 1.0, 1e6)
-    if kind == "linear":
-        return RopeSpec(theta, "linear", factor)
-    rope = RopeSpec(
-        theta,
-        cast(RopeKind, kind),
-        factor,
-        scaling.integer("original_max_position_embeddings", 1, MAX_POSITIONS, max_positions),
-    )
-    return _llama3(scaling, rope) if kind == "llama3" else _yarn(scaling, rope)
-
-
-def _llama3(scaling: Fields, rope: RopeSpec) -> RopeSpec:
-    low = scaling.number("low_freq_factor", 1e-6, 1e6)
-    high = scaling.number("high_freq_factor", 1e-6, 1e6)
-    if high <= low:
-        raise scaling.error("high_freq_factor", f"is {high:g}; it must exceed low_freq_factor")
-    return RopeSpec(
-        rope.theta,
-        "llama3",
-        rope.factor,
-        rope.original_positions,
-        low_freq_factor=low,
-        high_freq_factor=high,
-    )
-
-
-def _yarn(scaling: Fields, rope: RopeSpec) -> RopeSpec:
-    fast = scaling.number("beta_fast", 1e-6, 1e6, 32.0)
-    slow = scaling.number("beta_slow", 1e-6, 1e6, 1.0)
-    if fast <= slow:
-        raise scaling.error("beta_fast", f"is {fast:g}; it must exceed beta_slow")
-    if rope.theta <= 1.0:
-        raise scaling.error("rope_theta", "must exceed 1 for yarn")
-    for name in ("mscale", "mscale_all_dim"):
-        if scaling.has(name):
-            raise scaling.error(name, "is not supported")
-    # Equation 22 of arXiv 2309.00071: logits are sharpened as the context is stretched.
-    sharpened = 0.1 * math.log(rope.factor) + 1.0
-    return RopeSpec(
-        rope.theta,
-        "yarn",
-        rope.factor,
-        rope.original_positions,
-        beta_fast=fast,
-        beta_slow=slow,
-        attention_factor=scaling.number("attention_factor", 1e-6, 1e6, sharpened),
-        truncate=scaling.flag("truncate", True),
-    )
 
 
 def read_token(fields: Fields, name: str, vocab: int) -> int | None:

@@ -104,8 +104,8 @@ def shown(value: object) -> str:
 class Fields:
     """The fields of one JSON object, each read with its type and range checked.
 
-    A field that is null counts as missing. A reader without a default raises `ModelError` if the
-    field is missing; every reader does if the value is not what it should be.
+    A reader without a default raises `ModelError` if the field is missing; every reader does if the
+    value is not what it should be, null included: ask `has` first where null says something.
 
     Args:
         source: the file, for errors.
@@ -118,7 +118,12 @@ class Fields:
         self._values = values
         self._prefix = prefix
 
+    def __contains__(self, name: str) -> bool:
+        """Whether the field is there, null or not."""
+        return name in self._values
+
     def has(self, name: str) -> bool:
+        """Whether the field is there and not null."""
         return self._values.get(name) is not None
 
     def error(self, name: str, reason: str, *, fix: str = "") -> ModelError:
@@ -158,6 +163,10 @@ class Fields:
             raise self._unfit(name, value, f"a list of {kind.__name__}")
         return list(value)
 
+    def holds_object(self, name: str) -> bool:
+        """Whether the field is a JSON object, so that `section` can read it."""
+        return isinstance(self._values.get(name), dict)
+
     def section(self, name: str) -> "Fields":
         value = self._get(name, None)
         if not isinstance(value, dict):
@@ -168,12 +177,12 @@ class Fields:
         return list(self._values)
 
     def _get(self, name: str, default: Any) -> Any:
-        value = self._values.get(name)
-        if value is None:
-            value = default
-        if value is None:
+        value = self._values.get(name, default)
+        if value is None and name not in self._values:
             raise self.error(name, "is missing", fix="use the config.json the model came with")
         return value
 
     def _unfit(self, name: str, value: object, expected: str) -> ModelError:
-        return self.error(name, f"is {shown(value)}; expected {expected}")
+        return self.error(
+            name, f"is {'null' if value is None else shown(value)}; expected {expected}"
+        )

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +19,8 @@ from kvrt.model.config import read_config
 from kvrt.model.decoder import Decoder
 from kvrt.model.detokenizer import Detokenizer
 from kvrt.model.generation import GenerationDefaults, read_generation
-from kvrt.model.jsonfile import read_text
 from kvrt.model.resolve import Progress, resolve
+from kvrt.model.rope import for_context
 from kvrt.model.spec import ModelSpec
 from kvrt.model.tokenizer import TOKENIZER, Tokenizer
 from kvrt.model.weights import assemble, place, weight_bytes
@@ -128,7 +128,6 @@ def load_model(
         progress=progress,
     )
     spec = read_config(folder / "config.json")
-    config = read_text(folder / "config.json").encode()
     checkpoint = None if dummy else open_checkpoint(folder, spec)
     generation = read_generation(folder, spec)
     tokenizer = None
@@ -136,6 +135,8 @@ def load_model(
         tokenizer = Tokenizer(folder, spec.vocab)
     chosen = _choose_dtype(dtype, checkpoint.dtype if checkpoint else spec.dtype, device)
     positions = _choose_length(max_model_len, spec)
+    spec = replace(spec, rope=for_context(spec.rope, spec.head_dim, positions))
+    config = repr(spec).encode()
     memory = _allocate(str(model), spec, chosen, device)
     if checkpoint is not None:
         fill(checkpoint, spec, chosen, memory)
@@ -202,7 +203,8 @@ def _choose_dtype(wanted: DType | Literal["auto"], stored: DType, device: Device
 
 def _choose_length(wanted: int | None, spec: ModelSpec) -> int:
     if wanted is None:
-        return spec.max_positions
+        # Dynamic scaling would also change short texts, so the stretched context must be asked for.
+        return spec.rope.original_positions if spec.rope.kind == "dynamic" else spec.max_positions
     if not 1 <= wanted <= spec.max_positions:
         raise ConfigError(
             f"max_model_len is {wanted}; this model's context has room for {spec.max_positions}"

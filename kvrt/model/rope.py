@@ -14,6 +14,21 @@ from kvrt.model.spec import RopeSpec
 from kvrt.spi import Rotation
 
 
+def for_context(rope: RopeSpec, head_dim: int, positions: int) -> RopeSpec:
+    """The rotation of a runtime whose longest context has `positions` tokens.
+
+    Dynamic scaling (NTK) makes the base larger as soon as a text outgrows the length of training.
+    transformers computes it anew for each length, and leaves the keys of earlier tokens as they
+    were rotated; then what a token sees depends on how its text was cut into steps. Here one base,
+    that of the longest context, serves all texts, so that keys can be cached and shared. It is as
+    trained as long as `positions` does not exceed the length of training.
+    """
+    if rope.kind != "dynamic" or positions <= rope.original_positions:
+        return rope
+    stretch = rope.factor * positions / rope.original_positions - (rope.factor - 1)
+    return RopeSpec(rope.theta * stretch ** (head_dim / (head_dim - 2)))
+
+
 def rotation_table(rope: RopeSpec, head_dim: int, positions: int, device: str) -> Rotation:
     """Cosines and sines of every position: float32 [positions, head_dim / 2] on `device`.
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from kvrt.spi import Activation, DType
 
-RopeKind = Literal["default", "linear", "llama3", "yarn"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,10 +14,11 @@ class RopeSpec:
 
     Args:
         theta: the base of the wavelengths.
-        kind: ``default`` as trained; ``linear`` positions divided by `factor`; ``llama3`` only
-            long wavelengths divided, with a smooth passage; ``yarn`` as in arXiv 2309.00071.
+        kind: ``default`` as trained; ``linear`` positions divided by `factor`; ``dynamic`` a base
+            that grows with the context (`rope.for_context`); ``llama3`` only long wavelengths
+            divided, with a smooth passage; ``yarn`` as in arXiv 2309.00071.
         factor: how much longer the context is than in training.
-        original_positions: positions in training (llama3, yarn).
+        original_positions: positions in training (all but default).
         low_freq_factor: wavelengths above original / low are divided by `factor` (llama3).
         high_freq_factor: wavelengths below original / high are kept (llama3).
         beta_fast: rotations within the original context above which a wavelength is kept (yarn).
@@ -36,6 +37,15 @@ class RopeSpec:
     beta_slow: float = 1.0
     attention_factor: float = 1.0
     truncate: bool = True
+
+    @property
+    def stretched_positions(self) -> int:
+        """The context that the stretching reaches; 0 where it says nothing of it.
+
+        With linear, dynamic and yarn, a config.json keeps the length of training, and what the
+        model serves is `factor` times that. With llama3 it has the stretched length.
+        """
+        return int(self.factor * self.original_positions) if self.kind != "llama3" else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,16 +12,18 @@ from transformers import AutoConfig
 
 from kvrt.errors import ModelError
 from kvrt.model.config import read_config
-from kvrt.model.rope import inverse_frequencies
-from kvrt.model.spec import LayerSpec, ModelSpec, RopeSpec
+from kvrt.model.rope import for_context, inverse_frequencies
+from kvrt.model.rotary import MAX_POSITIONS
+from kvrt.model.spec import LayerSpec, ModelSpec
 from tests.model.checkpoints import BASE, LLAMA3_ROPE, YARN_ROPE
 
 LLAMA: dict[str, Any] = BASE | {"architectures": ["LlamaForCausalLM"], "rope_theta": 10_000.0}
 
 
-def spec_of(folder: Path, **changes: Any) -> ModelSpec:
+def spec_of(folder: Path, *, without: str = "", **changes: Any) -> ModelSpec:
     path = folder / "config.json"
-    path.write_text(json.dumps(LLAMA | changes))
+    content = LLAMA | changes
+    path.write_text(json.dumps({key: content[key] for key in content if key != without}))
     return read_config(path)
 
 
@@ -29,17 +31,6 @@ def error_of(folder: Path, **changes: Any) -> str:
     with pytest.raises(ModelError) as caught:
         spec_of(folder, **changes)
     return str(caught.value)
-
-
-def test_defaults_are_those_of_the_architecture(tmp_path: Path) -> None:
-    spec = spec_of(tmp_path, num_key_value_heads=None, rope_theta=None)
-    assert (spec.kv_heads, spec.head_dim, spec.tied) == (4, 16, False)
-    assert spec.rope == RopeSpec(10_000.0)
-    smollm3 = spec_of(tmp_path, architectures=["SmolLM3ForCausalLM"], tie_word_embeddings=None,
-                      rope_theta=None)  # fmt: skip
-    assert smollm3.tied
-    assert smollm3.rope.theta == 2_000_000.0
-    assert spec_of(tmp_path, architectures=["Qwen3ForCausalLM"]).head_dim == 128
 
 
 def test_both_spellings_of_the_rotary_embedding_mean_the_same(tmp_path: Path) -> None:
@@ -54,6 +45,15 @@ def test_both_spellings_of_the_rotary_embedding_mean_the_same(tmp_path: Path) ->
     assert specs[0].rope.kind == "llama3"
 
 
+def test_scaling_written_beside_what_transformers_saved_counts_with_the_saved_base(
+    tmp_path: Path,
+) -> None:
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    saved = {"rope_type": "default", "rope_theta": 1e6}
+    rope = spec_of(tmp_path, without="rope_theta", rope_parameters=saved, rope_scaling=yarn).rope
+    assert (rope.kind, rope.factor, rope.theta) == ("yarn", 4.0, 1e6)
+
+
 @pytest.mark.parametrize(
     "rope",
     [
@@ -61,6 +61,7 @@ def test_both_spellings_of_the_rotary_embedding_mean_the_same(tmp_path: Path) ->
         YARN_ROPE,
         YARN_ROPE | {"beta_fast": 20.0, "beta_slow": 2.0, "truncate": False},
         YARN_ROPE | {"attention_factor": 1.25},
+        YARN_ROPE | {"mscale": 0.7, "mscale_all_dim": 1.2},
         {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 3.5},
     ],
 )
@@ -75,9 +76,43 @@ def test_frequencies_are_those_of_transformers(tmp_path: Path, rope: dict[str, A
     assert math.isclose(ours.attention_factor, factor)
 
 
-def test_yarn_serves_the_stretched_context(tmp_path: Path) -> None:
-    rope = YARN_ROPE | {"original_max_position_embeddings": 256}
-    assert spec_of(tmp_path, rope_parameters=rope).max_positions == 1024
+@pytest.mark.parametrize("positions", [1, 256, 257, 700, 1024])
+def test_dynamic_frequencies_are_those_of_transformers_for_a_text_of_the_longest_context(
+    tmp_path: Path, positions: int
+) -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    section = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
+    ours = spec_of(tmp_path, rope_parameters=section, head_dim=64).rope
+    settings = {k: v for k, v in LLAMA.items() if k not in ("architectures", "rope_theta")}
+    config = AutoConfig.for_model("llama", **settings, head_dim=64, rope_parameters=section)
+    want, _ = ROPE_INIT_FUNCTIONS["dynamic"](config, device="cpu", seq_len=positions)
+    fixed = for_context(ours, 64, positions)
+    torch.testing.assert_close(inverse_frequencies(fixed, 64), want, rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("rope", "length"),
+    [
+        (YARN_ROPE | {"original_max_position_embeddings": 256}, 1024),
+        (YARN_ROPE | {"original_max_position_embeddings": 32}, 256),
+        ({"rope_type": "linear", "factor": 3.5}, 896),
+        ({"rope_type": "dynamic", "factor": 2.0}, 512),
+        (LLAMA3_ROPE, 256),  # whose files have the stretched length
+        (YARN_ROPE | {"factor": 1e6, "original_max_position_embeddings": 1024}, MAX_POSITIONS),
+    ],
+)
+def test_the_context_is_as_long_as_the_rotation_was_stretched_to(
+    tmp_path: Path, rope: dict[str, Any], length: int
+) -> None:
+    assert spec_of(tmp_path, rope_parameters=rope).max_positions == length
+
+
+def test_model_type_tells_the_architecture_where_nothing_else_does(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, without="architectures", model_type="mistral")
+    assert (spec.architecture, spec.layers[0].window) == ("MistralForCausalLM", 4096)
+    with pytest.raises(ModelError, match="architectures names 'gpt2'"):
+        spec_of(tmp_path, architectures=None, model_type="gpt2")
 
 
 def test_windows_are_read_layer_by_layer(tmp_path: Path) -> None:
@@ -85,7 +120,7 @@ def test_windows_are_read_layer_by_layer(tmp_path: Path) -> None:
         return spec_of(tmp_path, sliding_window=9, **changes).layers
 
     full, short = LayerSpec(), LayerSpec(window=9)
-    qwen = {"architectures": ["Qwen2ForCausalLM"]}
+    qwen: dict[str, Any] = {"architectures": ["Qwen2ForCausalLM"]}
     assert layers(architectures=["MistralForCausalLM"]) == (short,) * 3
     assert layers() == (full,) * 3, "Llama has no windows"
     assert layers(**qwen) == (full,) * 3, "use_sliding_window is off"
@@ -95,7 +130,7 @@ def test_windows_are_read_layer_by_layer(tmp_path: Path) -> None:
 
 
 def test_smollm3_leaves_every_fourth_layer_without_rotation(tmp_path: Path) -> None:
-    smollm3 = {"architectures": ["SmolLM3ForCausalLM"]}
+    smollm3: dict[str, Any] = {"architectures": ["SmolLM3ForCausalLM"]}
     spec = spec_of(tmp_path, **smollm3, num_hidden_layers=8)
     assert [layer.rope for layer in spec.layers] == [True, True, True, False] * 2
     spec = spec_of(tmp_path, **smollm3, no_rope_layers=[0, 1, 1])
@@ -129,9 +164,8 @@ def test_an_unsupported_architecture_is_refused_with_the_supported_ones_and_the_
     ],
 )
 def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
-    message = error_of(tmp_path, **{field: None})
-    assert "config.json" in message
-    assert f"{field} is missing" in message
+    assert f"config.json: {field} is missing" in error_of(tmp_path, without=field)
+    assert f"config.json: {field} is null" in error_of(tmp_path, **{field: None})
 
 
 @pytest.mark.promise("P23")
@@ -171,13 +205,16 @@ def test_a_size_that_is_none_is_refused_by_name_at_once(
         ("tie_word_embeddings", {"tie_word_embeddings": 1}),
         ("quantization_config", {"quantization_config": {"quant_method": "gptq"}}),
         ("rope_scaling.rope_type", {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}),
-        ("rope_scaling.type", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+        ("rope_scaling.type", {"rope_scaling": {"type": "su", "factor": 2.0}}),
+        ("rope_scaling.rope_type", {"rope_scaling": {"rope_type": None, "type": "linear"}}),
+        ("full_attention", {"rope_parameters": {"full_attention": YARN_ROPE}}),
+        ("rope_theta", {"rope_theta": None}),
         ("rope_scaling.factor", {"rope_scaling": {"type": "linear"}}),
         ("rope_scaling.factor", {"rope_scaling": {"type": "linear", "factor": math.nan}}),
         ("rope_scaling", {"rope_scaling": 8}),
         ("low_freq_factor", {"rope_parameters": LLAMA3_ROPE | {"low_freq_factor": 9.0}}),
         ("beta_fast", {"rope_parameters": YARN_ROPE | {"beta_fast": 0.5}}),
-        ("mscale", {"rope_parameters": YARN_ROPE | {"mscale": 0.7}}),
+        ("mscale", {"rope_parameters": YARN_ROPE | {"mscale": -0.7}}),
         ("partial_rotary_factor", {"partial_rotary_factor": 0.5}),
         ("dtype", {"dtype": "float8_e4m3fn"}),
         ("eos_token_id", {"eos_token_id": [2, 10_000]}),

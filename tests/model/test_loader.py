@@ -147,6 +147,17 @@ def test_a_shorter_context_is_taken(folder: Path, cpu: Device) -> None:
     assert load_model(folder, cpu).max_model_len == 256
 
 
+def test_dynamic_scaling_changes_nothing_until_a_longer_context_is_asked_for(
+    folder: Path, cpu: Device
+) -> None:
+    write(folder / "config.json", rope_parameters={"rope_type": "dynamic", "factor": 2.0})
+    model = load_model(folder, cpu)
+    assert (model.max_model_len, model.spec.rope.theta) == (256, 10_000.0)
+    longer = load_model(folder, cpu, max_model_len=512)
+    assert (longer.max_model_len, longer.spec.rope.theta) == (512, 10_000.0 * 3 ** (16 / 14))
+    assert longer.fingerprint != model.fingerprint
+
+
 def test_an_answer_ends_at_any_token_that_any_file_names(folder: Path, cpu: Device) -> None:
     write(folder / "generation_config.json", eos_token_id=[7, 9], temperature=0.6, top_k=20)
     model = load_model(folder, cpu)

@@ -1,0 +1,121 @@
+"""The rotary embedding that a config.json describes, read as transformers reads it.
+
+It has two spellings: ``rope_theta`` beside ``rope_scaling``, and the ``rope_parameters`` of
+transformers 5. Where both are there, ``rope_scaling`` counts, which somebody added by hand.
+"""
+
+import math
+from dataclasses import replace
+from typing import cast
+
+from kvrt.model.jsonfile import Fields, shown
+from kvrt.model.spec import RopeKind, RopeSpec
+
+MAX_POSITIONS = 1 << 28
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+
+
+def read_rope(fields: Fields, default_theta: float, head_dim: int, max_positions: int) -> RopeSpec:
+    """The rotary embedding of a model; what is not known is refused by name.
+
+    Args:
+        fields: the config.json.
+        default_theta: of the family.
+        head_dim: width of a head.
+        max_positions: ``max_position_embeddings``.
+    """
+    section = _section(fields)
+    theta = _theta(fields, section, default_theta)
+    if fields.has("partial_rotary_factor"):
+        _whole_heads(fields)
+    if section is None:
+        return RopeSpec(theta)
+    if "partial_rotary_factor" in section:
+        _whole_heads(section)
+    key = "rope_type" if "rope_type" in section else "type"
+    kind = section.text(key, "default")
+    if kind not in KINDS:
+        raise section.error(key, f"is {shown(kind)}; supported are {', '.join(KINDS)}")
+    if kind == "default":
+        return RopeSpec(theta)
+    original = max_positions
+    if kind in ("llama3", "yarn"):
+        name = "original_max_position_embeddings"
+        original = section.integer(name, 1, MAX_POSITIONS, original)
+        original = fields.integer(name, 1, MAX_POSITIONS, original)  # beside, it goes before
+    if kind == "yarn" and "factor" in section and not section.has("factor"):
+        factor = max_positions / original
+    else:
+        factor = section.number("factor", 1.0, 1e6)
+    rope = RopeSpec(theta, cast(RopeKind, kind), factor, original)
+    if kind == "llama3":
+        return _llama3(section, rope)
+    if kind == "yarn":
+        return _yarn(section, rope)
+    if kind == "dynamic" and head_dim <= 2:
+        raise section.error(key, "is dynamic, which needs heads wider than 2")
+    return rope
+
+
+def _section(fields: Fields) -> Fields | None:
+    for name in ("rope_scaling", "rope_parameters"):
+        if fields.has(name) and (section := fields.section(name)).names():
+            for field in section.names():
+                if section.holds_object(field):
+                    raise section.error(field, "is a rotation of its own, which is not supported")
+            return section
+    return None
+
+
+def _theta(fields: Fields, section: Fields | None, default: float) -> float:
+    """The base, from the section that counts, or beside it.
+
+    Where that is ``rope_scaling`` and neither names a base, it is that of ``rope_parameters``, in
+    which transformers 5 saves it. transformers itself (5.23) takes its default of 10,000 then: the
+    model was trained with none such, and its text would be noise.
+    """
+    places = [place for place in (section, fields) if place is not None]
+    if fields.has("rope_parameters"):
+        places.append(fields.section("rope_parameters"))
+    place = next((place for place in places if "rope_theta" in place), fields)
+    return place.number("rope_theta", 1.0, 1e15, default)
+
+
+def _whole_heads(place: Fields) -> None:
+    if place.number("partial_rotary_factor", 0.0, 1.0) != 1.0:
+        raise place.error("partial_rotary_factor", "other than 1 is not supported")
+
+
+def _llama3(section: Fields, rope: RopeSpec) -> RopeSpec:
+    low = section.number("low_freq_factor", 1e-6, 1e6)
+    high = section.number("high_freq_factor", 1e-6, 1e6)
+    if high <= low:
+        raise section.error("high_freq_factor", f"is {high:g}; it must exceed low_freq_factor")
+    return replace(rope, low_freq_factor=low, high_freq_factor=high)
+
+
+def _yarn(section: Fields, rope: RopeSpec) -> RopeSpec:
+    def optional(name: str, low: float) -> float | None:
+        return section.number(name, low, 1e6) if section.has(name) else None
+
+    fast = optional("beta_fast", 1e-6) or 32.0
+    slow = optional("beta_slow", 1e-6) or 1.0
+    if fast <= slow:
+        raise section.error("beta_fast", f"is {fast:g}; it must exceed beta_slow")
+    if rope.theta <= 1.0:
+        raise section.error("rope_theta", "must exceed 1 for yarn")
+    sharpened = optional("attention_factor", 1e-6)
+    if sharpened is None:
+        # Equation 22 of arXiv 2309.00071: logits are sharpened as the context is stretched. The
+        # two scales count only together.
+        over, under = optional("mscale", 0.0), optional("mscale_all_dim", 0.0)
+        scales = (over, under) if over and under else (1.0, 0.0)
+        above, below = (0.1 * scale * math.log(rope.factor) + 1.0 for scale in scales)
+        sharpened = above / below
+    return replace(
+        rope,
+        beta_fast=fast,
+        beta_slow=slow,
+        attention_factor=sharpened,
+        truncate=section.flag("truncate", True),
+    )

@@ -1,0 +1,232 @@
+"""Every field of config.json that is read, present, null and missing: as transformers reads it.
+
+For each family, the file goes to transformers' own class and to `read_config`. What the class
+cannot make a model of, we refuse by the field's name; of all else we make the same model.
+"""
+
+import copy
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from kvrt.errors import ModelError
+from kvrt.model.config import FAMILIES, read_config
+from kvrt.model.rope import inverse_frequencies
+from kvrt.model.spec import ModelSpec
+
+Config = dict[str, Any]
+MODEL_TYPES = {family.model_type: name for name, family in FAMILIES.items()}
+LAYERS, HEADS, LENGTH = 6, 32, 4096
+BASE: Config = {
+    "vocab_size": 150_000,
+    "hidden_size": 1024,
+    "intermediate_size": 64,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": LENGTH,
+    "rms_norm_eps": 1e-5,
+}
+REQUIRED = {*BASE} - {"num_key_value_heads"}
+"""Sizes that the classes have defaults for. A file without them is damaged, so it is refused."""
+
+ROUNDED = ("frequencies", "sharpened")
+MIXED = ["sliding_attention", "full_attention"] * (LAYERS // 2)
+VALUES: dict[str, list[Any]] = {
+    "vocab_size": [1000],
+    "hidden_size": [2048],
+    "intermediate_size": [96],
+    "num_hidden_layers": [6],
+    "num_attention_heads": [16],
+    "num_key_value_heads": [1, HEADS],
+    "head_dim": [16, 64],
+    "max_position_embeddings": [77],
+    "rms_norm_eps": [1e-6],
+    "hidden_act": ["silu", "gelu_pytorch_tanh"],
+    "tie_word_embeddings": [True, False],
+    "attention_bias": [True, False],
+    "mlp_bias": [True, False],
+    "use_sliding_window": [True, False],
+    "sliding_window": [7],
+    "max_window_layers": [0, 3],
+    "layer_types": [["full_attention"] * LAYERS, MIXED],
+    "no_rope_layers": [[1, 0] * (LAYERS // 2)],
+    "no_rope_layer_interval": [2],
+    "bos_token_id": [3],
+    "eos_token_id": [3, [3, 4]],
+    "pad_token_id": [5, 10**9],
+    "rope_theta": [5e5],
+    "rope_scaling": [{}, {"type": "linear", "factor": 2}],
+    "rope_parameters": [{}, {"rope_type": "linear", "factor": 3.0}],
+    "partial_rotary_factor": [1.0],
+    "original_max_position_embeddings": [1024],
+}
+BESIDE: list[Config] = [
+    {"use_sliding_window": True, "max_window_layers": 2},
+    {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "no_rope_layers": [1] * LAYERS},
+]
+"""Each field is tried with these others, so that it has something to act on."""
+
+SECTION = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+IN_SECTION: dict[str, list[Any]] = {
+    "rope_type": ["default", "linear", "dynamic", "llama3", "yarn"],
+    "type": ["default", "linear", "dynamic", "yarn"],
+    "rope_theta": [5e5],
+    "factor": [1.0, 2, 8.0],
+    "original_max_position_embeddings": [512],
+    "low_freq_factor": [2.0],
+    "high_freq_factor": [8.0],
+    "attention_factor": [1.25],
+    "beta_fast": [16],
+    "beta_slow": [2.0],
+    "mscale": [0.7],
+    "mscale_all_dim": [0.9],
+    "truncate": [True, False],
+    "partial_rotary_factor": [1.0],
+}
+
+LOOSER = {
+    # The class would read null as the others do; only its check of types before that refuses it.
+    ("mistral", "num_key_value_heads", "null"),
+    # Classes that have no such field refuse null only together with some kinds of rotation.
+    ("qwen2", "head_dim", "null"),
+    ("smollm3", "head_dim", "null"),
+}
+STRICTER = {
+    # Null would be "false" here, where a missing field is "true": nobody can have meant that.
+    ("llama", "truncate", "null"),
+    # The default rotation never looks at it, the others fail.
+    ("llama", "partial_rotary_factor", "null"),
+}
+
+
+def states(name: str, values: list[Any], config: Config) -> Iterator[tuple[str, Config]]:
+    for value in values:
+        yield f"{value}", config | {name: value}
+    yield "null", config | {name: None}
+    yield "missing", {key: value for key, value in config.items() if key != name}
+
+
+def theirs(model_type: str, content: Config) -> Config:
+    """What the class makes of it, in words of our own; any exception means that it cannot."""
+    config = CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(content))
+    windows = [0] * LAYERS
+    if model_type == "mistral":
+        windows = [config.sliding_window or 0] * LAYERS
+    elif model_type != "llama":
+        types = config.layer_types
+        windows = [int(config.sliding_window) if "sliding" in kind else 0 for kind in types]
+    rotated = config.no_rope_layers if model_type == "smollm3" else [True] * LAYERS
+    biased = model_type not in ("mistral", "qwen2") and config.attention_bias
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rope = config.rope_parameters
+    if rope["rope_type"] == "default":
+        exponents = torch.arange(0, head_dim, 2).float() / head_dim
+        frequencies, sharpened = 1.0 / rope["rope_theta"] ** exponents, 1.0
+    else:
+        frequencies, sharpened = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, "cpu")
+    return {
+        "vocab": config.vocab_size,
+        "hidden": config.hidden_size,
+        "intermediate": config.intermediate_size,
+        "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+        "head_dim": head_dim,
+        "norm_eps": config.rms_norm_eps,
+        "activation": {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}[config.hidden_act],
+        "tied": config.tie_word_embeddings,
+        "qkv_bias": biased or model_type == "qwen2",
+        "o_bias": biased,
+        "mlp_bias": model_type in ("llama", "smollm3") and config.mlp_bias,
+        "windows": windows,
+        "rotated": [bool(one) for one in rotated],
+        "frequencies": frequencies.tolist(),
+        "sharpened": sharpened,
+        "bos": config.bos_token_id,
+        "eos": config.eos_token_id,
+    }
+
+
+def ours(spec: ModelSpec) -> Config:
+    fields = ("vocab", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "norm_eps",
+              "activation", "tied", "qkv_bias", "o_bias", "mlp_bias", "bos")  # fmt: skip
+    return {name: getattr(spec, name) for name in fields} | {
+        "windows": [layer.window for layer in spec.layers],
+        "rotated": [layer.rope for layer in spec.layers],
+        "frequencies": inverse_frequencies(spec.rope, spec.head_dim).tolist(),
+        "sharpened": spec.rope.attention_factor,
+        "eos": list(spec.eos) if len(spec.eos) > 1 else (*spec.eos, None)[0],
+    }
+
+
+def compare(folder: Path, model_type: str, name: str, state: str, content: Config) -> str:
+    """Empty, or what differs."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(content | {"architectures": [MODEL_TYPES[model_type]]}))
+    try:
+        want: Config | None = theirs(model_type, content)
+    except Exception:  # the class's own checks, arithmetic with None, or a missing key
+        want = None
+    if state == "missing" and name in REQUIRED:
+        want = None
+    cell = model_type, name, state
+    try:
+        got = ours(read_config(path))
+    except ModelError as error:
+        fits = (want is None or cell in STRICTER) and name in str(error)
+        return "" if fits else f"refused: {error}"
+    if want is None:
+        return "" if cell in LOOSER else f"accepted as {got}"
+    for key in ("bos", "eos"):
+        # A class's default is the id of one tokenizer, and nothing of this model has named it.
+        if content.get(f"{key}_token_id") is None:
+            want[key] = None
+    return next(
+        (
+            f"{key} is {got[key]} in place of {value}"
+            for key, value in want.items()
+            if got[key] != (pytest.approx(value, rel=1e-6) if key in ROUNDED else value)
+        ),
+        "",
+    )
+
+
+def faults(folder: Path, model_type: str, cases: Iterator[tuple[str, str, Config]]) -> list[str]:
+    return [
+        f"{name} {state} in {content}: {fault}"
+        for name, state, content in cases
+        if (fault := compare(folder, model_type, name, state, content))
+    ]
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_field_present_null_and_missing_means_what_it_means_to_transformers(
+    tmp_path: Path, model_type: str
+) -> None:
+    cases = (
+        (name, state, content)
+        for (name, values), beside in itertools.product(VALUES.items(), BESIDE)
+        for state, content in states(name, values, BASE | beside)
+    )
+    assert faults(tmp_path, model_type, cases) == []
+
+
+@pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("kind", ["default", "linear", "dynamic", "llama3", "yarn"])
+def test_every_field_of_the_rotation_means_what_it_means_to_transformers(
+    tmp_path: Path, kind: str, spelling: str
+) -> None:
+    cases = (
+        (name, state, BASE | beside | {spelling: section})
+        for name, values in IN_SECTION.items()
+        for beside in ({}, {"rope_theta": 2e4}, {"original_max_position_embeddings": 256})
+        for state, section in states(name, values, SECTION | {"rope_type": kind})
+    )
+    assert faults(tmp_path, "llama", cases) == []
