@@ -73,8 +73,8 @@ class Engine:
         """Queue a request whose prompt was checked against `capacity_tokens` and the context."""
         others = self.busy
         seq = self._live.add(request, self.steps)
-        self._answers.begin(request, seq)
-        if others:
+        self._answers.begin(request, seq, self.steps)
+        if others and seq in self._live:
             self.memory.expect(seq)
 
     def abort(self, request_id: str, reason: FinishReason = "abort") -> None:

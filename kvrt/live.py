@@ -84,12 +84,18 @@ class Live:
         self.running.append(heir)
         return heir
 
-    def drop(self, seq: Seq, step: int) -> None:
-        """It has ended, with step number `step` at the latest; its pages are free then."""
+    def drop(self, seq: Seq, step: int, *, sound: bool = True) -> None:
+        """It has ended, with step number `step` at the latest; its pages are free then.
+
+        Args:
+            sound: what its pages hold is as it should be, and may be used again.
+        """
         del self._requests[seq.id]
         for seqs in (self.running, self.fetching, self.waiting):
             if seq in seqs:
                 seqs.remove(seq)
+        if not sound:
+            self.memory.doubt(seq)
         self.memory.end(seq, step)
 
     def clear(self) -> None:

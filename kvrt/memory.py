@@ -88,6 +88,20 @@ class Memory:
         if self.reuse is not None:
             self.reuse.computed(seq, self.cache.table.pages(seq.id))
 
+    def doubt(self, seq: Seq) -> None:
+        """What the sequence computed may be wrong: of its pages, those that no other sequence has
+        are found no more, neither here nor outside."""
+        table = self.cache.table
+        if self.reuse is None or seq.id not in table:
+            return
+        row = table.pages(seq.id)
+        own = row[len(row) - table.own_pages(seq.id) :]
+        names = [entry.name for page in own if (entry := self.reuse.index.at(page)) is not None]
+        if self.offload is not None:
+            self.offload.remove(names)
+        self.reuse.dropped(own)
+        seq.named, seq.shares = 0, False
+
     def end(self, seq: Seq, step: int) -> None:
         """The sequence ends, with step number `step` at the latest. It may have no pages."""
         table = self.cache.table

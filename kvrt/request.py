@@ -68,6 +68,10 @@ class Output:
             self._held += self._detokenizer.flush()
         return self._release(reason, ())
 
+    def fail(self) -> Delta:
+        """End without another look at the text: what computed it may be what failed."""
+        return self._release("error", ())
+
     def _release(self, ends: FinishReason | None, tokens: tuple[int, ...]) -> Delta:
         keep = (
             0

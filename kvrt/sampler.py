@@ -5,6 +5,7 @@ else: not on the batch, and not on how often the request was preempted. The draw
 one number from a counter-based generator (Philox: Salmon et al. 2011) under the request's seed.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -12,8 +13,12 @@ from typing import cast
 import numpy as np
 import torch
 
+from kvrt.errors import KvrtError
 from kvrt.outputs import TokenLogprobs
 from kvrt.sampling import SamplingParams
+
+_LOWEST = torch.finfo(torch.float32).min
+"""Stands for what is lower still: neither scores nor log-probabilities are ever infinite."""
 
 _FIRST_CANDIDATES = 256  # top-p rarely keeps more; sorting a whole vocabulary costs milliseconds
 
@@ -41,59 +46,94 @@ class Chosen:
     logprobs: TokenLogprobs | None = None
 
 
-def sample(logits: torch.Tensor, choices: Sequence[Choice]) -> list[Chosen]:
-    """Choose a token for each row of `logits`, float32 [rows, vocabulary]; the logits are kept."""
-    greedy = _argmax(logits) if any(c.params.greedy for c in choices) else []
-    chosen = []
-    for row, choice in enumerate(choices):
-        params = choice.params
+class Scores:
+    """The logits of a step, and what is chosen from them.
+
+    Args:
+        logits: float32 [rows, vocabulary]; they are kept as they are.
+    """
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        self._logits = logits
+
+    def choose(self, at: int, choice: Choice) -> Chosen:
+        """The token that follows row `at`.
+
+        Raises:
+            KvrtError: the row is not made of finite numbers.
+        """
+        self.check(at)
+        params, logits = choice.params, self._logits[at]
         if params.greedy and not params.penalized:
-            token = greedy[row]
+            token = self._greedy[at]
         else:
-            scores = _penalize(logits[row], choice) if params.penalized else logits[row]
+            scores = _penalize(logits, choice) if params.penalized else logits
             token = int(scores.argmax()) if params.greedy else _draw(scores, choice)
-        logprobs = None
-        if params.logprobs is not None:
-            logprobs = token_logprobs(logits[row], token, params.logprobs)
-        chosen.append(Chosen(token, logprobs))
-    return chosen
+        if params.logprobs is None:
+            return Chosen(token)
+        return Chosen(token, token_logprobs(logits, token, params.logprobs))
 
+    def logprobs(self, at: int, token: int, top: int) -> TokenLogprobs:
+        """Of `token` in row `at`, and of the `top` likeliest. Raises as `choose`."""
+        self.check(at)
+        return token_logprobs(self._logits[at], token, top)
 
-def _argmax(logits: torch.Tensor) -> list[int]:
-    """Of each row, the first index of its largest value."""
-    if logits.device.type == "cpu":  # numpy's takes a fifteenth of the time of torch's
-        return cast(list[int], logits.numpy().argmax(axis=-1).tolist())
-    return logits.argmax(dim=-1).tolist()
+    def likeliest(
+        self, rows: Sequence[int], counts: Sequence[int], tops: Sequence[int]
+    ) -> list[list[TokenLogprobs]]:
+        """Of some rows, the likeliest tokens, in order.
+
+        Args:
+            rows: those that `check` has passed.
+            counts: how many, for each of them; all tokens, if there are fewer.
+            tops: how many of them each one names as the likeliest in its place.
+        """
+        logits = self._logits[torch.tensor(rows, device=self._logits.device)]
+        most = min(max(*counts, *tops), logits.shape[-1])
+        values, ids = logits.topk(most)
+        values = (values - torch.logsumexp(logits, dim=-1, keepdim=True)).clamp(min=_LOWEST)
+        found = []
+        for tokens, logprobs, count, top in zip(
+            ids.tolist(), values.tolist(), counts, tops, strict=True
+        ):
+            pairs = tuple(zip(tokens, logprobs, strict=True))
+            found.append([TokenLogprobs(t, logprob, pairs[:top]) for t, logprob in pairs[:count]])
+        return found
+
+    def check(self, at: int) -> None:
+        """Raises `KvrtError` if row `at` is not made of finite numbers."""
+        if self._sound[at] or bool(torch.isfinite(self._logits[at]).all()):
+            return
+        raise KvrtError(
+            "the model's scores of the next token are not finite numbers",
+            fix="its weights are damaged, too large for this dtype (try float32), or the device "
+            "computes wrongly: see kvrt doctor",
+        )
+
+    @functools.cached_property
+    def _sound(self) -> list[bool]:
+        """Of each row, whether its sum is finite, which takes a fraction of a look at each element.
+
+        The sum of finite numbers may overflow; that of others is never finite.
+        """
+        return torch.isfinite(self._logits.sum(dim=-1)).tolist()
+
+    @functools.cached_property
+    def _greedy(self) -> list[int]:
+        """Of each row, the first index of its largest value."""
+        if self._logits.device.type == "cpu":  # numpy's takes a fifteenth of the time of torch's
+            return cast(list[int], self._logits.numpy().argmax(axis=-1).tolist())
+        return self._logits.argmax(dim=-1).tolist()
 
 
 def token_logprobs(logits: torch.Tensor, token: int, top: int) -> TokenLogprobs:
-    """Of `token`, and of the `top` likeliest, under one row of logits [vocabulary]."""
+    """Of `token`, and of the `top` likeliest, under one row of finite logits [vocabulary]."""
     logprobs = torch.log_softmax(logits, dim=-1)
     best: tuple[tuple[int, float], ...] = ()
     if top:
         values, ids = logprobs.topk(min(top, logprobs.numel()))
-        best = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    return TokenLogprobs(token, float(logprobs[token]), best)
-
-
-def likeliest(
-    logits: torch.Tensor, counts: Sequence[int], tops: Sequence[int]
-) -> list[list[TokenLogprobs]]:
-    """Of each row of `logits`, float32 [rows, vocabulary], the likeliest tokens, in order.
-
-    Args:
-        counts: how many, for each row; all tokens, if there are fewer.
-        tops: how many of them each one names as the likeliest in its place.
-    """
-    most = min(max(*counts, *tops), logits.shape[-1])
-    values, ids = logits.topk(most)
-    values = values - torch.logsumexp(logits, dim=-1, keepdim=True)
-    rows = zip(ids.tolist(), values.tolist(), counts, tops, strict=True)
-    found = []
-    for tokens, logprobs, count, top in rows:
-        pairs = tuple(zip(tokens, logprobs, strict=True))
-        found.append([TokenLogprobs(t, logprob, pairs[:top]) for t, logprob in pairs[:count]])
-    return found
+        best = tuple(zip(ids.tolist(), values.clamp(min=_LOWEST).tolist(), strict=True))
+    return TokenLogprobs(token, max(float(logprobs[token]), _LOWEST), best)
 
 
 def _penalize(logits: torch.Tensor, choice: Choice) -> torch.Tensor:
@@ -109,12 +149,13 @@ def _penalize(logits: torch.Tensor, choice: Choice) -> torch.Tensor:
         ids, counts = np.unique(np.asarray(choice.output), return_counts=True)
         weight = params.presence_penalty + params.frequency_penalty * counts
         scores[torch.from_numpy(ids).to(scores.device)] -= torch.from_numpy(weight).to(scores)
-    return scores
+    return scores.clamp_(min=_LOWEST, max=-_LOWEST)
 
 
 def _draw(scores: torch.Tensor, choice: Choice) -> int:
     params = choice.params
-    scores = scores / params.temperature
+    # The likeliest token's is 0 then, which no temperature makes infinite.
+    scores = (scores - scores.max()) / params.temperature
     ids: torch.Tensor | None = None
     if 0 < params.top_k < scores.numel():
         scores, ids = scores.topk(params.top_k)

@@ -53,6 +53,8 @@ PROMISES = {
     "quickly and in bounded memory.",
     "P24": "An interrupted download resumes, and a partial snapshot is never used as complete.",
     "P25": "Loading a model never executes code from its repository and never unpickles.",
+    "P27": "No request can end the engine: what fails for one request ends that request with its "
+    "error, and its neighbours say what they say alone.",
     "P30": "Requests with different salts never share KV pages, those with the same do; a salt "
     "that is no short printable text is refused.",
     "P31": "A KV page is found by a SHA-256 chain over model, KV format, layout, salt and tokens "

@@ -1,6 +1,7 @@
 """The sampler against distributions worked out by hand."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -8,11 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvrt.errors import RequestError
-from kvrt.sampler import Choice, sample, token_logprobs
+from kvrt.sampler import Choice, Chosen, Scores, token_logprobs
 from kvrt.sampling import SamplingParams
 
 PROBS = [0.5, 0.25, 0.15, 0.07, 0.03]
 LOGITS = torch.tensor([[math.log(p) for p in PROBS]])
+
+
+def sample(logits: torch.Tensor, choices: Sequence[Choice]) -> list[Chosen]:
+    """A token for each row."""
+    scores = Scores(logits)
+    return [scores.choose(at, choice) for at, choice in enumerate(choices)]
 
 
 def draws(params: SamplingParams, count: int = 4000) -> list[int]:

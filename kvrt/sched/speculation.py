@@ -13,7 +13,7 @@ smaller model, but computing one takes time: how many are worth it depends on ho
 true before (`Drafter`) and on what a further token of a step costs (`StepCost`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -59,18 +59,19 @@ class Drafts:
             node = self.parents[node]
         return line[::-1]
 
-    def path(self, follows: Sequence[int]) -> list[int]:
+    def path(self, follows: Callable[[int], int]) -> list[int]:
         """The nodes that came true, in order.
 
         Args:
-            follows: the token drawn behind the sequence's last token, and behind each node.
+            follows: draws the token behind the sequence's last token (-1), or behind a node; asked
+                of those that came true only.
         """
         path: list[int] = []
-        last = -1
+        last, drawn = -1, follows(-1)
         for node, (token, parent) in enumerate(zip(self.tokens, self.parents, strict=True)):
-            if parent == last and token == follows[last + 1]:
+            if parent == last and token == drawn:
                 path.append(node)
-                last = node
+                last, drawn = node, follows(node)
         return path
 
 

@@ -39,7 +39,7 @@ def test_branches_become_a_tree() -> None:
 def test_the_path_goes_on_while_what_is_drawn_was_guessed(
     follows: Sequence[int], path: list[int]
 ) -> None:
-    assert TREE.path(follows) == path
+    assert TREE.path(lambda node: follows[node + 1]) == path
 
 
 # --- prompt lookup -------------------------------------------------------------------------------
