@@ -3,11 +3,14 @@
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 from kvrt.cache import KVCache
 from kvrt.config import RuntimeConfig
 from kvrt.model.loader import Model
 from kvrt.offload import Offload
 from kvrt.pages.geometry import Geometry
+from kvrt.registry import candidates
 from kvrt.sched.cost import MoveCost
 from kvrt.sched.eviction import EVICTIONS
 from kvrt.sched.reuse import PrefixReuse
@@ -29,8 +32,10 @@ def page_fingerprint(model: Model, geometry: Geometry, info: DeviceInfo) -> byte
 
     Kernels of another architecture, or of another version, add numbers in another order.
     """
-    by = f"{model.decoder.dtype} {info.backend} {info.arch} {version('kvrt')}"
-    computed = f"{model.fingerprint} {by}".encode()
+    model_parts = (model.fingerprint, model.decoder.dtype)
+    kernels = next((c.origin for c in candidates() if c.name == info.backend), "")
+    by = (info.backend, info.arch, kernels, version("kvrt"), torch.__version__)
+    computed = repr((*model_parts, *by)).encode()
     return fingerprint(computed, str(geometry.format), repr(geometry.layout))
 
 

@@ -8,10 +8,12 @@ import hashlib
 import mmap
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import xxhash
 from torch import Tensor
 
 from kvrt.errors import ModelError
@@ -27,7 +29,6 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 FLOATS: Mapping[str, DType] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 BLOCK_BYTES = 16 << 20
-SAMPLE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,11 +182,14 @@ def _matrix_dtype(
     return FLOATS["F32" if "F32" in matrices else next(iter(matrices))]
 
 
-def fill(checkpoint: Checkpoint, spec: ModelSpec, dtype: DType, arena: Tensor) -> None:
+def fill(checkpoint: Checkpoint, spec: ModelSpec, dtype: DType, arena: Tensor) -> dict[str, bytes]:
     """Copy a checkpoint into an arena, converted to the dtype each weight is kept in.
 
     Args:
         arena: uint8 [`weights.weight_bytes`], on any device.
+
+    Returns:
+        XXH3-128 of all bytes of each tensor, as the file has them: see `fingerprint`.
 
     Raises:
         ModelError: a value is not finite, or too large for `dtype`; the tensor is named.
@@ -195,11 +199,15 @@ def fill(checkpoint: Checkpoint, spec: ModelSpec, dtype: DType, arena: Tensor) -
         for weight, view in place(spec, dtype, arena)
         for part, target in _split(weight, view)
     }
-    for header in checkpoint.headers:
-        mapping = _map(header.path)
-        for name, entry in header.tensors.items():
-            if name in targets:
-                _copy(mapping, header.path, name, entry, targets[name].view(-1))
+    digests: dict[str, bytes] = {}
+    with ThreadPoolExecutor(1, "kvrt-hash") as hasher:
+        for header in checkpoint.headers:
+            mapping = _map(header.path)
+            for name, entry in header.tensors.items():
+                if name in targets:
+                    target = targets[name].view(-1)
+                    digests[name] = _copy(mapping, header.path, name, entry, target, hasher)
+    return digests
 
 
 def _split(weight: Weight, view: Tensor) -> Iterator[tuple[Part, Tensor]]:
@@ -213,20 +221,32 @@ def _map(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
-def _copy(mapping: mmap.mmap, path: Path, name: str, entry: TensorEntry, target: Tensor) -> None:
+def _copy(
+    mapping: mmap.mmap,
+    path: Path,
+    name: str,
+    entry: TensorEntry,
+    target: Tensor,
+    hasher: Executor,
+) -> bytes:
+    """Copy a tensor block by block, each of which is hashed meanwhile. Returns its digest."""
     source_dtype = getattr(torch, FLOATS[entry.dtype])
     largest = torch.finfo(target.dtype).max
+    digest = xxhash.xxh3_128()
     block = BLOCK_BYTES // source_dtype.itemsize
     for first in range(0, target.numel(), block):
         count = min(block, target.numel() - first)
         at = entry.start + first * source_dtype.itemsize
         source = torch.frombuffer(mapping, dtype=source_dtype, count=count, offset=at)
+        hashed = hasher.submit(digest.update, source.view(torch.uint8).numpy().data)
         low, high = (float(value) for value in torch.aminmax(source))
         if not max(-low, high) <= largest:  # also true of NaN
             raise _bad_value(path, name, source, str(target.dtype).removeprefix("torch."))
         target[first : first + count].copy_(source)
+        hashed.result()
         page = at - at % mmap.PAGESIZE
         mapping.madvise(mmap.MADV_DONTNEED, page, at - page + count * source_dtype.itemsize)
+    return digest.digest()
 
 
 def _bad_value(path: Path, name: str, source: Tensor, dtype: str) -> ModelError:
@@ -243,19 +263,18 @@ def _bad_value(path: Path, name: str, source: Tensor, dtype: str) -> ModelError:
     )
 
 
-def fingerprint(config: bytes, checkpoint: Checkpoint) -> str:
-    """A name for a model's exact contents: SHA-256, in hexadecimal.
+def fingerprint(checkpoint: Checkpoint, digests: Mapping[str, bytes]) -> str:
+    """A name for the exact weights of a model: SHA-256, in hexadecimal.
 
-    It covers the configuration, the headers, and the first and last 4 KiB of every tensor: two
-    models fine-tuned from one base have equal headers, but not equal values. Reading everything
-    would take seconds for each gigabyte.
+    It covers name, dtype, shape and every byte of each tensor that the model uses, and nothing of
+    how they are spread over files. Two models that were fine-tuned from one base may differ in a
+    few bytes in the middle of one tensor.
+
+    Args:
+        digests: of each tensor's bytes, from `fill`.
     """
-    digest = hashlib.sha256(config)
-    for header in checkpoint.headers:
-        digest.update(header.digest)
-        with open(header.path, "rb") as file:
-            for entry in header.tensors.values():
-                for at in (entry.start, max(entry.start, entry.end - SAMPLE_BYTES)):
-                    count = min(SAMPLE_BYTES, entry.end - at)
-                    digest.update(os.pread(file.fileno(), count, at))
+    digest = hashlib.sha256()
+    for name in sorted(digests):
+        _, entry = checkpoint.tensors[name]
+        digest.update(repr((name, entry.dtype, entry.shape, digests[name])).encode())
     return digest.hexdigest()

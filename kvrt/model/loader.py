@@ -44,7 +44,7 @@ class Model:
         tokenizer: None where dummy weights were asked for and the files have no tokenizer.
         generation: what its author recommends for sampling.
         eos_ids: the tokens that end an answer.
-        fingerprint: SHA-256 over its configuration and weights; see `checkpoint.fingerprint`.
+        fingerprint: SHA-256 over its spec, the dtype of its matrices and all bytes of its weights.
         weight_bytes: memory its weights take.
         max_model_len: the longest prompt and output together, in tokens.
     """
@@ -136,14 +136,12 @@ def load_model(
     chosen = _choose_dtype(dtype, checkpoint.dtype if checkpoint else spec.dtype, device)
     positions = _choose_length(max_model_len, spec)
     spec = replace(spec, rope=for_context(spec.rope, spec.head_dim, positions))
-    config = repr(spec).encode()
     memory = _allocate(str(model), spec, chosen, device)
     if checkpoint is not None:
-        fill(checkpoint, spec, chosen, memory)
-        name = fingerprint(config, checkpoint)
+        stored = fingerprint(checkpoint, fill(checkpoint, spec, chosen, memory))
     else:
         fill_dummy(spec, chosen, memory, seed)
-        name = hashlib.sha256(config + f"dummy {seed} {chosen}".encode()).hexdigest()
+        stored = f"dummy {seed}"
     weights = assemble(spec, chosen, memory)
     return Model(
         name=str(model),
@@ -154,7 +152,7 @@ def load_model(
         tokenizer=tokenizer,
         generation=generation,
         eos_ids=_eos_ids(generation, tokenizer),
-        fingerprint=name,
+        fingerprint=hashlib.sha256(f"{spec} {chosen} {stored}".encode()).hexdigest(),
         weight_bytes=weights.nbytes,
         max_model_len=positions,
     )

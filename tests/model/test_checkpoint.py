@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import time
 from pathlib import Path
@@ -117,14 +118,29 @@ def test_buffers_of_old_checkpoints_are_ignored(folder: Path) -> None:
     load(folder)
 
 
-def test_a_fingerprint_is_of_the_values_too(tmp_path: Path) -> None:
+def test_a_fingerprint_is_of_every_byte_and_of_no_file(tmp_path: Path) -> None:
     def of(folder: Path) -> str:
         spec = read_config(folder / "config.json")
-        return fingerprint((folder / "config.json").read_bytes(), open_checkpoint(folder, spec))
+        checkpoint = open_checkpoint(folder, spec)
+        arena = torch.empty(weight_bytes(spec, "float32"), dtype=torch.uint8)
+        return fingerprint(checkpoint, fill(checkpoint, spec, "float32", arena))
 
-    first = of(save_model(make_model("llama-2", seed=1), tmp_path / "a"))
-    assert first == of(save_model(make_model("llama-2", seed=1), tmp_path / "b"))
-    assert first != of(save_model(make_model("llama-2", seed=2), tmp_path / "c"))
+    model = make_model("llama-2")
+    folder = save_model(model, tmp_path / "a")
+    first = of(folder)
+    assert first == of(save_model(model, tmp_path / "b", shard="100KB"))
+    good = (folder / WEIGHTS).read_bytes()
+    entries, data = read_file(folder / WEIGHTS)
+    write_file(folder / WEIGHTS, json.dumps(entries) + " " * 3, data)
+    assert first == of(folder)
+    start, rng = len(good) - len(data), random.Random(0)
+    entries.pop("__metadata__", None)
+    for begin, end in (entry["data_offsets"] for entry in entries.values()):
+        for at in (begin, rng.randrange(begin // 4, end // 4) * 4, end - 4):
+            raw = bytearray(good)
+            raw[start + at] ^= 1
+            (folder / WEIGHTS).write_bytes(raw)
+            assert of(folder) != first, f"byte {at}"
 
 
 # --- what is not ------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def make_runtime(tiny_lm: Path) -> Iterator[MakeRuntime]:
             "backend": "cpu", "load_format": "dummy", "debug": True, "seed": 1,
             "memory_limit": "512MiB",  # not a share of what happens to be free
         }  # fmt: skip
-        runtime = Runtime(tiny_lm, **{**defaults, **options})
+        runtime = Runtime(**{"model": tiny_lm, **defaults, **options})  # type: ignore[arg-type]
         opened.append(runtime)
         return runtime
 

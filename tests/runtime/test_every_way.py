@@ -4,6 +4,7 @@ A case is one combination from the cross product of everything that may differ. 
 seed, 500 of them, and each first shows that what it is about has happened.
 """
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -16,7 +17,7 @@ from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.testing.chaos import Chaos
 
-from .conftest import Break, MakeRuntime
+from .conftest import CONFIG, Break, MakeRuntime
 from .test_ahead import Asynchronous
 
 CASES, DEFAULT = 500, 49
@@ -60,6 +61,10 @@ class Case:
         offload_write: see `RuntimeConfig`.
         prefix_cache_policy: see `RuntimeConfig`.
         speculate: see `RuntimeConfig`.
+        dtype: of the weights.
+        kv_cache_dtype: of the pages.
+        seed: of the weights.
+        left_by: a runtime that is another in this left the pages of the same prompts in the folder.
         device: the wrapper around it.
         number: also the seed of which prompts are asked.
     """
@@ -72,13 +77,17 @@ class Case:
     offload_write: str
     prefix_cache_policy: str
     speculate: str | None
+    dtype: str
+    kv_cache_dtype: str
+    seed: int
+    left_by: str
     device: str
     number: int
 
     @property
     def options(self) -> dict[str, object]:
         """What is an option of the runtime."""
-        here = {"way", "batch", "full", "device", "number"}
+        here = {"way", "batch", "full", "left_by", "device", "number"}
         return {name: value for name, value in asdict(self).items() if name not in here}
 
     def __str__(self) -> str:
@@ -139,6 +148,7 @@ class Ways:
         return self._spilled("host:64MiB")
 
     def fetched_from_disk(self) -> list[tuple[int, ...]]:
+        self._left_by_another()
         return self._spilled(f"disk:{self.folder}:64MiB")
 
     def restored(self) -> list[tuple[int, ...]]:
@@ -153,6 +163,27 @@ class Ways:
         assert cached > 0
         assert _fetched(runtime) > 0
         return answers
+
+    def kept_in_a_folder(self) -> list[tuple[int, ...]]:
+        self._left_by_another()
+        first = self.make(cache_dir=self.folder)
+        answers, cached, _ = _ask(first, self.prompts[:1])
+        assert cached == 0, "pages of another are not taken"
+        _ask(first, self.prompts)
+        first.close()
+        runtime = self.make(cache_dir=self.folder, preemption="move")
+        again, cached, _ = _ask(runtime, self.prompts)
+        assert cached > 0
+        assert _fetched(runtime) > 0
+        assert again[:1] == answers
+        return again
+
+    def _left_by_another(self) -> None:
+        what = self.case.left_by
+        others = [value for value in AXES.get(what, ()) if value != getattr(self.case, what)]
+        if others:
+            with self.make(cache_dir=self.folder, **{what: others[0]}) as runtime:
+                _ask(runtime, self.prompts)
 
     def _spilled(self, offload: str) -> list[tuple[int, ...]]:
         runtime = self.make(offload=offload, preemption="move")
@@ -220,6 +251,10 @@ AXES: dict[str, tuple[object, ...]] = {
     "offload_write": ("back", "through"),
     "prefix_cache_policy": ("lru", "lfu", "cost"),
     "speculate": (None, "ngram", "ngram:3"),
+    "dtype": ("float32", "bfloat16"),
+    "kv_cache_dtype": ("float32", "bfloat16"),
+    "seed": (1, 2),
+    "left_by": ("nobody", "dtype", "kv_cache_dtype", "seed"),
     "device": tuple(DEVICES),
 }
 """A field of `Case` that is an option of the runtime needs no more than its values here."""
@@ -235,18 +270,30 @@ def draw(count: int) -> list[Case]:
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_lm: Path) -> Callable[[int], tuple[int, ...]]:
-    """What the model says to a prompt, asked by itself, by a runtime that reuses nothing."""
-    known: dict[int, tuple[int, ...]] = {}
+def model_for(tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By the format of keys and values: where they take half the bytes there are twice as many
+    layers, so that a token takes `TOKEN` bytes in each."""
+    deep = tmp_path_factory.mktemp("deep")
+    layers = 2 * int(CONFIG["num_hidden_layers"])  # type: ignore[call-overload]
+    (deep / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": layers}))
+    return {"float32": tiny_lm, "bfloat16": deep}
 
-    def answer(number: int) -> tuple[int, ...]:
-        if not known:
+
+@pytest.fixture(scope="module")
+def alone(model_for: dict[str, Path]) -> Callable[[Case, int], tuple[int, ...]]:
+    """What the model says to a prompt, asked by itself, by a runtime that reuses nothing."""
+    known: dict[object, list[tuple[int, ...]]] = {}
+
+    def answer(case: Case, number: int) -> tuple[int, ...]:
+        options = {name: getattr(case, name) for name in ("dtype", "kv_cache_dtype", "seed")}
+        key = tuple(options.values())
+        if key not in known:
+            model = model_for[case.kv_cache_dtype]
             with Runtime(
-                tiny_lm, backend="cpu", load_format="dummy", seed=1, prefix_cache=False
+                model, backend="cpu", load_format="dummy", prefix_cache=False, **options
             ) as runtime:
-                for n, prompt in enumerate(PROMPTS):
-                    known[n] = _ask(runtime, [prompt])[0][0]
-        return known[number]
+                known[key] = [_ask(runtime, [prompt])[0][0] for prompt in PROMPTS]
+        return known[key][number]
 
     return answer
 
@@ -264,7 +311,8 @@ def test_every_way_says_the_same(
     case: Case,
     make_runtime: MakeRuntime,
     break_device: Break,
-    alone: Callable[[int], tuple[int, ...]],
+    model_for: dict[str, Path],
+    alone: Callable[[Case, int], tuple[int, ...]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -277,11 +325,12 @@ def test_every_way_says_the_same(
     chosen = rng.sample(range(len(PROMPTS)), count)
     if case.batch < 4:
         chosen[-1] = len(PROMPTS) - 1  # long enough to have full pages
-    right = [alone(n) for n in chosen]
+    right = [alone(case, n) for n in chosen]
     break_device(DEVICES[case.device])
 
     def make(**options: object) -> Runtime:
-        return make_runtime(**case.options, **options)
+        model = model_for[case.kv_cache_dtype]
+        return make_runtime(**{"model": model} | case.options | options)
 
     ways = Ways(case, make, [PROMPTS[n] for n in chosen], tmp_path / "pages")
     assert getattr(ways, case.way)() == right
