@@ -202,7 +202,8 @@ def open_device(
 def _fix_for_auto(passed_over: Candidate) -> str:
     if passed_over.available and passed_over.by_name_only:
         return f"name it: --backend {passed_over.name}"
-    return passed_over.probe.fix if passed_over.probe else ""
+    of_probe = passed_over.probe.fix if passed_over.probe else ""
+    return of_probe or getattr(passed_over.cause, "fix", "")
 
 
 # --- looking -----------------------------------------------------------------------------------
