@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,33 +15,40 @@ from kvrt.spi import DType, KVFormat
 from kvrt.tiers.config import parse_tiers
 from kvrt.units import MIB
 
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """The process's environment variables that kvrt honours.
+    """The process's environment variables that kvrt honours; empty is the same as not set.
 
-    Args:
-        debug: KVRT_DEBUG; errors on the command line show their traceback.
-        log_level: KVRT_LOG_LEVEL; what the command line logs to stderr.
-        backend: KVRT_BACKEND; the backend meant by "auto".
+    Each is checked when it is asked for, so that none stops a program that does not use it:
+    `ConfigError` for a value that is not allowed names those that are.
     """
 
-    debug: bool = False
-    log_level: str = "WARNING"
-    backend: str = "auto"
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
-    @classmethod
-    def read(cls, environ: Mapping[str, str] | None = None) -> "Environment":
-        """Raises `ConfigError` for a value that is not allowed, naming those that are."""
-        env = os.environ if environ is None else environ
-        level = env.get("KVRT_LOG_LEVEL", "WARNING").upper()
-        levels = ("DEBUG", "INFO", "WARNING", "ERROR")
-        if level not in levels:
-            raise ConfigError(f"KVRT_LOG_LEVEL is {level!r}", fix=f"use one of {', '.join(levels)}")
-        debug = env.get("KVRT_DEBUG", "0")
-        if debug not in ("", "0", "1"):
-            raise ConfigError(f"KVRT_DEBUG is {debug!r}", fix="use 0 or 1")
-        return cls(debug == "1", level, env.get("KVRT_BACKEND", "") or "auto")
+    @property
+    def debug(self) -> bool:
+        """KVRT_DEBUG: errors on the command line show their traceback."""
+        value = self.environ.get("KVRT_DEBUG") or "0"
+        if value not in ("0", "1"):
+            raise ConfigError(f"KVRT_DEBUG is {value!r}", fix="use 0 or 1")
+        return value == "1"
+
+    @property
+    def log_level(self) -> str:
+        """KVRT_LOG_LEVEL: what the command line logs to stderr."""
+        value = (self.environ.get("KVRT_LOG_LEVEL") or "WARNING").upper()
+        if value not in LOG_LEVELS:
+            fix = f"use one of {', '.join(LOG_LEVELS)}"
+            raise ConfigError(f"KVRT_LOG_LEVEL is {value!r}", fix=fix)
+        return value
+
+    @property
+    def backend(self) -> str:
+        """KVRT_BACKEND: the backend meant by "auto"."""
+        return self.environ.get("KVRT_BACKEND") or "auto"
 
 
 LoadFormat = Literal["auto", "dummy"]

@@ -210,7 +210,7 @@ class Worker:
     def _open(self, stack: contextlib.ExitStack, progress: Progress | None) -> None:
         config = self._config
         started = time.perf_counter()
-        backend = Environment.read().backend if config.backend == "auto" else config.backend
+        backend = Environment().backend if config.backend == "auto" else config.backend
         self.device: Device = open_device(
             backend,
             config.device,
