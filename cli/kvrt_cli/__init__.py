@@ -6,6 +6,8 @@
     bench      measures a whole model
 
     streams    standard streams that are closed or cannot be written
+    errors     what went wrong, in the words of the command line
+    naming     the model's name, and a prompt that stands in its place
     terminal   what goes to stdout and what to stderr, and in which colours
     options    the options that several commands share
     sampling   which sampling parameters apply

@@ -10,6 +10,7 @@ from kvrt.errors import KvrtError
 from kvrt.sampling import SamplingParams
 from kvrt_cli.answer import as_json, error_json, report
 from kvrt_cli.asking import Asking
+from kvrt_cli.errors import REPORT, explain_request
 from kvrt_cli.progress import line_bar
 from kvrt_cli.prompts import Item
 from kvrt_cli.terminal import Terminal
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 WINDOW = 4
 """Requests in flight, in multiples of `max_running`: enough that the batch stays full while the
 oldest answer is waited for, and few enough that a long file does not fill the memory."""
-
-
-REPORT = "KVRT_DEBUG=1 shows where; please report it"
 
 
 @dataclass(slots=True)
@@ -74,7 +72,8 @@ def answer_all(
     failed = [(asked.item.line, asked.error) for asked in done if asked.error is not None]
     for line, error in failed:
         terminal.traceback(error)
-        terminal.error(f"line {line}: {error}", error.fix)
+        cause, fix = explain_request(error)
+        terminal.error(f"line {line}: {cause}", fix)
     if verbose:
         results = [asked.stream.wait() for asked in done if asked.stream is not None]
         report(terminal, runtime, results, time.perf_counter() - started)

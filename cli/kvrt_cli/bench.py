@@ -7,6 +7,7 @@ import click
 
 from kvrt.config import RuntimeConfig
 from kvrt_cli.memory import memory_options, prefix_cache_option
+from kvrt_cli.naming import TINY, model_name
 from kvrt_cli.options import color_option, dtype, runtime_config, runtime_options
 from kvrt_cli.progress import BenchBar
 from kvrt_cli.sections import BENCH, SectionedCommand
@@ -14,7 +15,8 @@ from kvrt_cli.tables import FORMATS, write_rows
 from kvrt_cli.terminal import Terminal
 from kvrt_cli.workload import Row, Workload, measure
 
-TINY = "tiny"
+MOST = 10**7
+"""Of anything that is counted: prompts are made before they are measured."""
 
 
 def numbers(value: str, *, least: int = 1) -> tuple[int, ...]:
@@ -22,9 +24,10 @@ def numbers(value: str, *, least: int = 1) -> tuple[int, ...]:
     try:
         found = tuple(int(part) for part in value.split(","))
     except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of whole numbers: 128,512") from None
-    if min(found) < least:
-        raise click.BadParameter(f"{min(found)} is less than {least}")
+        raise click.BadParameter(f"{value!r:.60} is not a list of whole numbers: 128,512") from None
+    for number in found:
+        if not least <= number <= MOST:
+            raise click.BadParameter(f"{number} is not from {least} to {MOST}")
     return found
 
 
@@ -48,7 +51,7 @@ def dtypes(value: str) -> tuple[str, ...]:
 @click.command(
     "bench", cls=SectionedCommand, sections=BENCH, short_help="Tokens per second of a whole model."
 )
-@click.argument("model", default=TINY)
+@click.argument("model", default=TINY, type=model_name)
 @click.option(
     "-p",
     "--prompt-tokens",

@@ -14,10 +14,12 @@ import click
 
 import kvrt
 from kvrt.config import Environment
-from kvrt.errors import BackendUnavailable, ConfigError, DeviceError, KvrtError, RequestError
+from kvrt.errors import ConfigError
 from kvrt.openmp import wait_briefly
 from kvrt_cli.bench import bench
 from kvrt_cli.doctor import doctor
+from kvrt_cli.errors import explain
+from kvrt_cli.naming import NAME, TINY
 from kvrt_cli.options import color_option
 from kvrt_cli.run import run
 from kvrt_cli.streams import discard, fill_closed, replace_what_cannot_be_encoded
@@ -77,7 +79,7 @@ class Cli(click.Group):
 
     def _exit_code(self, args: list[str], terminal: Terminal, *, without_output: bool) -> int:
         try:
-            terminal.debug = Environment.read().debug
+            terminal.debug = Environment().debug
             if without_output:
                 raise ConfigError("standard output is closed", fix="discard it with >/dev/null")
             with self.make_context("kvrt", args, obj=terminal) as ctx:
@@ -89,42 +91,29 @@ class Cli(click.Group):
         except (KeyboardInterrupt, click.Abort):
             click.echo(err=True)
             return INTERRUPTED
-        except click.ClickException as error:
-            return _report(terminal, error, error.format_message(), _help_hint(args))
-        except KvrtError as error:
-            return _report(terminal, error, str(error), error.fix or _hint(error, args))
-        except MemoryError as error:
-            return _report(terminal, error, "out of memory", "close other programs")
-        except BrokenPipeError:
+        except (BrokenPipeError, SystemExit):
             raise
-        except OSError as error:
-            code = _report(terminal, error, str(error), "")
-            # What could not be written will not be written at exit either.
-            discard(sys.stdout, sys.stderr)
+        except BaseException as error:  # a library in Rust panics with an exception of its own kind
+            code = self._report(error, args, terminal)
+            if isinstance(error, OSError):
+                # What could not be written will not be written at exit either.
+                discard(sys.stdout, sys.stderr)
             return code
-        except Exception as error:
-            cause = f"unexpected {type(error).__name__}: {error}"
-            return _report(terminal, error, cause, "KVRT_DEBUG=1 shows where; please report it")
 
+    def _report(self, error: BaseException, args: Sequence[str], terminal: Terminal) -> int:
+        name = next((arg for arg in args if arg in self.commands), "")
+        hint = " ".join(["see kvrt", *([name] if name else []), "--help"])
+        terminal.traceback(error)
+        terminal.error(*explain(error, self.commands.get(name, self), hint))
+        return int(getattr(error, "exit_code", 5 if isinstance(error, MemoryError) else 1))
 
-def _report(terminal: Terminal, error: BaseException, cause: str, fix: str) -> int:
-    terminal.traceback(error)
-    terminal.error(cause, fix)
-    return int(getattr(error, "exit_code", 5 if isinstance(error, MemoryError) else 1))
-
-
-def _hint(error: KvrtError, args: Sequence[str]) -> str:
-    """Where to look, for an error that knows no fix."""
-    if isinstance(error, ConfigError | RequestError):
-        return _help_hint(args)
-    if isinstance(error, BackendUnavailable | DeviceError):
-        return "kvrt doctor -v shows what works here"
-    return ""
-
-
-def _help_hint(args: Sequence[str]) -> str:
-    command = next((arg for arg in args if arg in cli.commands), "")
-    return " ".join(["see kvrt", *([command] if command else []), "--help"])
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is named; a prompt in its place is not quoted."""
+        if not NAME.fullmatch(args[0]):
+            raise ConfigError("no such command", fix=f'{TINY} answers: kvrt run {TINY} "..."')
+        return super().resolve_command(ctx, args)
 
 
 @contextmanager
@@ -169,7 +158,7 @@ def cli() -> None:
       kvrt doctor                     what works on this machine, and how to mend the rest
       kvrt bench                      tokens per second
     """
-    logging.getLogger("kvrt").setLevel(Environment.read().log_level)
+    logging.getLogger("kvrt").setLevel(Environment().log_level)
 
 
 cli.add_command(run)

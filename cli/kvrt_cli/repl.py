@@ -1,22 +1,27 @@
 """A conversation at the terminal: ``kvrt run MODEL`` without a prompt."""
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from kvrt.errors import CapacityError, RequestError
+from kvrt.errors import CapacityError, KvrtError, RequestError
 from kvrt.units import format_bytes
 from kvrt_cli.answer import Style, about, listen, newline_after, report
 from kvrt_cli.asking import Asking
+from kvrt_cli.errors import explain_request
 from kvrt_cli.sampling import NAMES, resolve
+from kvrt_cli.stdin import valid_text
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from kvrt.runtime import Runtime
 
+CLEAR = "/clear forgets the conversation"
+COMMAND = re.compile(r"/\w{1,20}", re.ASCII)
 PROMPT, MORE, QUOTES = ">>> ", "... ", '"""'
 
 HELP = f"""\
@@ -46,12 +51,22 @@ class Repl:
         _edit_lines()
         self.terminal.note("/? for help, Ctrl-D or /bye to leave")
         while (text := self._read()) is not None:
-            if text.startswith("/"):
-                if text.split()[0] == "/bye":
-                    return
-                self._command(text)
-            elif text.strip():
-                self._answer(text)
+            if text.split()[:1] == ["/bye"]:
+                return
+            try:
+                text = valid_text(text, "the input")
+                if text.startswith("/"):
+                    self._command(text)
+                elif text.strip():
+                    self._answer(text)
+            except (RequestError, CapacityError) as error:
+                self._refuse(error)
+
+    def _refuse(self, error: KvrtError) -> None:
+        """Say why an input is not answered; the conversation stays as it was."""
+        cause, fix = explain_request(error)
+        full = isinstance(error, CapacityError) or getattr(error, "param", "") == "prompt"
+        self.terminal.error(cause, CLEAR if full and self.messages else fix)
 
     # --- reading -----------------------------------------------------------------------------
 
@@ -80,19 +95,15 @@ class Repl:
     def _answer(self, text: str) -> None:
         conversation = [*self.messages, {"role": "user", "content": text}]
         started = time.perf_counter()
-        try:
-            prompt, params = self.asking.prepare(conversation)
-            stream = self.runtime.stream(prompt, params)
-        except (RequestError, CapacityError) as error:
-            self.terminal.error(str(error), error.fix or "/clear forgets the conversation")
-            return
+        prompt, params = self.asking.prepare(conversation)
+        stream = self.runtime.stream(prompt, params)
         result, interrupt = listen(self.terminal, stream, live=self.style.stream)
         if not self.style.stream:
             self.terminal.say(result.text + newline_after(result.text))
         if isinstance(interrupt, SystemExit):
             raise interrupt
         if result.error is not None:
-            self.terminal.error(str(result.error), result.error.fix)
+            self._refuse(result.error)
         if self.style.verbose:
             report(self.terminal, self.runtime, [result], time.perf_counter() - started)
         # An answer that was stopped stays as far as the user saw it.
@@ -119,19 +130,17 @@ class Repl:
             case ["/show", "info"]:
                 self.terminal.plain(self._info())
             case _:
-                self.terminal.error(f"no such command: {text}", "/? lists them")
+                # A text that begins with a slash may be a prompt, and is not quoted.
+                named = f": {text}" if COMMAND.fullmatch(text) else ""
+                self.terminal.error(f"no such command{named}", "/? lists them")
 
     def _set_parameter(self, name: str, text: str) -> None:
-        try:
-            if name not in NAMES:
-                raise RequestError(
-                    f"there is no parameter {name!r}", fix=f"use one of {', '.join(NAMES)}"
-                )
-            wishes = {**self.asking.wishes, name: _value(text)}
-            resolve(wishes, self.asking.generation, chat=True)
-        except RequestError as error:
-            self.terminal.error(str(error), error.fix)
-            return
+        if name not in NAMES:
+            raise RequestError(
+                f"there is no parameter {name!r:.40}", fix=f"use one of {', '.join(NAMES)}"
+            )
+        wishes = {**self.asking.wishes, name: _value(text)}
+        resolve(wishes, self.asking.generation, chat=True)
         self.asking = replace(self.asking, wishes=wishes)
 
     def _info(self) -> str:

@@ -1,6 +1,5 @@
 """``kvrt run``: a model answers."""
 
-import shlex
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvrt.config import RuntimeConfig
-from kvrt.errors import ModelError, RequestError
+from kvrt.errors import RequestError
 from kvrt.sampling import SamplingParams
 from kvrt.units import format_bytes
 from kvrt_cli.answer import Style, answer
 from kvrt_cli.asking import asking
 from kvrt_cli.batch import answer_all
 from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option
+from kvrt_cli.naming import TINY, model_name
 from kvrt_cli.options import DTYPE_METAVAR, color_option, dtype, runtime_config, runtime_options
 from kvrt_cli.progress import download_bar
 from kvrt_cli.prompts import read_items
@@ -30,7 +30,6 @@ from kvrt_cli.terminal import Terminal
 if TYPE_CHECKING:
     from kvrt.runtime import Runtime
 
-TINY = "tiny"
 TINY_PROMPT = 'def read_lines(path):\n    """'
 
 SAVING_S = 3600.0
@@ -43,7 +42,7 @@ SHORT_HELP = "A model answers a prompt, a file of prompts, or you in a conversat
 
 
 @click.command("run", cls=SectionedCommand, sections=RUN, short_help=SHORT_HELP)
-@click.argument("model", required=False)
+@click.argument("model", required=False, type=model_name)
 @click.argument("prompt", nargs=-1)
 @click.option(
     "--prompts",
@@ -112,8 +111,8 @@ def run(
         return
     wishes = asked(options)
     SamplingParams(**wishes)  # bad values are refused before a model is loaded
-    _check_usage(model, prompt, prompts, wishes, as_json=options["as_json"])
-    name = model or TINY
+    _check_usage(prompt, prompts, wishes, as_json=options["as_json"])
+    name = TINY if model is None else model
     config = runtime_config(name, options)
     style = Style(not options["no_stream"], options["as_json"], options["verbose"])
     items = read_items(_read_file(prompts, terminal)) if prompts is not None else None
@@ -171,23 +170,12 @@ def _close(terminal: Terminal, runtime: "Runtime") -> None:
 
 
 def _check_usage(
-    model: str | None,
-    prompt: Sequence[str],
-    prompts: str | None,
-    wishes: dict[str, Any],
-    *,
-    as_json: bool,
+    prompt: Sequence[str], prompts: str | None, wishes: dict[str, Any], *, as_json: bool
 ) -> None:
     if prompts is not None and prompt:
         raise click.UsageError("give either a PROMPT or --prompts, not both")
     if "logprobs" in wishes and not (as_json or prompts is not None):
         raise click.UsageError("--logprobs needs --json or --prompts, where it can be shown")
-    if model is not None and any(c.isspace() for c in model) and not Path(model).exists():
-        raise ModelError(
-            f"there is no model {model!r:.60}",
-            fix="the model comes before the prompt: kvrt run tiny "
-            + shlex.join([model if len(model) <= 40 else "..."]),
-        )
 
 
 def _read_file(name: str, terminal: Terminal) -> bytes:

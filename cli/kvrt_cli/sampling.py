@@ -9,6 +9,7 @@ import click
 
 from kvrt.sampling import SamplingParams
 from kvrt_cli.options import apply
+from kvrt_cli.stdin import valid_text
 
 if TYPE_CHECKING:
     from kvrt.model.generation import GenerationDefaults
@@ -84,8 +85,14 @@ sampling_options = apply(
 
 
 def asked(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampling parameters that the user named on the command line."""
+    """The sampling parameters that the user named on the command line.
+
+    Raises:
+        RequestError: a stop string is not UTF-8.
+    """
     named = {name: options[name] for name in NAMES if options.get(name) is not None}
+    if stops := named.get("stop"):
+        named["stop"] = [valid_text(text, "--stop") for text in stops]
     return {name: value for name, value in named.items() if value != () and value is not False}
 
 

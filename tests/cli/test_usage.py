@@ -4,13 +4,17 @@ import logging
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from kvrt_cli.docs import with_options
+from kvrt_cli.errors import as_options, option_names
 from kvrt_cli.main import EPILOG, cli
+from kvrt_cli.naming import NAME, model_name
 
 import kvrt as package
+from kvrt.errors import DeviceError, ModelError
 
 from .conftest import DUMMY, Kvrt
 
@@ -56,17 +60,30 @@ def test_help_and_documentation_have_the_same_exit_codes() -> None:
         (["run", "--memory-limit", "4 apples"], 2, "'4 apples' is not a size", "--help"),
         (["run", "--dtype", "int7"], 2, "'int7' is not one of auto, float32", "--help"),
         (["run", "--max-model-len", "0"], 2, "--max-model-len", "--help"),
-        (["run", "tiny", "a", "--temp", "-1"], 2, "temperature is -1.0", "--help"),
-        (["run", "tiny", "a", "--top-p", "2"], 2, "top_p is 2.0", "--help"),
-        (["run", "tiny", "a", "--seed", "-5"], 2, "seed is -5", "--help"),
+        (["run", "tiny", "a", "--temp", "-1"], 2, "--temperature is -1.0", "--help"),
+        (["run", "tiny", "a", "--top-p", "2"], 2, "--top-p is 2.0", "--help"),
+        (["run", "tiny", "a", "--seed", "-5"], 2, "--seed is -5", "--help"),
         (["run", "tiny", "a", "--logprobs", "3"], 2, "--logprobs needs --json", "--help"),
         (["run", "tiny", "a", "--prompts", "x"], 2, "not both", "--help"),
         (["run", "--prompts", "/no/such"], 2, "/no/such: No such file", "--help"),
         (["run", "./no-such-model", "a", "--backend", "cpu"], 3, "no-such-model", "tiny"),
-        (["run", "Once upon a time"], 3, "no model 'Once upon a time'", "kvrt run tiny 'Once"),
+        (["run", "", "a"], 2, "it is empty", "--help"),
+        (["run", "Once upon a time"], 3, "no such model", 'kvrt run tiny "..."'),
+        (["Once upon a time"], 2, "no such command", 'kvrt run tiny "..."'),
+        (["run", "tiny", "--- a title"], 2, "no such option", "put -- before a prompt"),
+        (["run", "tiny", "--no-such=5"], 2, "'--no-such'", "--help"),
+        (["bench", "tiny", "Once upon a time"], 2, "too many arguments", "--help"),
+        (["bench", "tiny", "more"], 2, "too many arguments: more", "--help"),
         (["run", "tiny", "a", "--backend", "cqu"], 4, "did you mean 'cpu'", "cpu"),
-        (["run", "tiny", "a", "--device", "99", "--backend", "cpu"], 4, "99", ""),
+        (["run", "tiny", "a", "--device", "99", "--backend", "cpu"], 4, "99", "use device 0"),
+        (
+            ["run", "tiny", "a", "--kv-cache-dtype", "fp8", "--backend", "cpu"],
+            2,
+            "cpu cannot keep",
+            "set --kv-cache-dtype to one of float32",
+        ),
         (["bench", "-p", "x"], 2, "'x' is not a list of whole numbers", "--help"),
+        (["bench", "-p", "9" * 20], 2, "is not from 0 to 10000000", "--help"),
         (["bench", "-p", "0", "-n", "0"], 2, "nothing to measure", "--help"),
         (["doctor", "--only", "cuda,moon"], 2, "--only moon", "--help"),
     ],
@@ -83,6 +100,28 @@ def test_an_error_is_a_cause_and_a_fix_and_its_exit_code(
     assert "Traceback" not in result.stderr
 
 
+PROMPTS = ("x", "Write me a poem. ", "two\nlines\n", "无空格的文字", "a(b)")
+"""Repeated, and cut at every length: what somebody may ask who forgets the model."""
+
+
+@pytest.mark.parametrize("text", PROMPTS)
+def test_a_prompt_of_any_length_in_the_place_of_the_model_is_no_such_model(
+    kvrt: Kvrt, text: str
+) -> None:
+    whole = text * (5000 // len(text) + 1)
+    for length in range(1, 5001):
+        with suppress(ModelError):
+            assert NAME.fullmatch(model_name(whole[:length]))
+    for length in (2, 100, 200, 201, 254, 255, 256, 257, 4095, 4096, 5000):
+        for args in (["run"], ["run", "--backend", "cpu"], ["bench"]):
+            result = kvrt(*args, whole[:length], input=b"and more")
+            assert result.exit_code == 3, result.stderr
+            named = NAME.fullmatch(whole[:length])
+            assert result.stderr.startswith("error: model '" if named else "error: no such model")
+            assert len(result.stderr) < 400
+            assert named or whole[:length].split("\n")[0][:6] not in result.stderr
+
+
 def test_what_does_not_fit_exits_with_5(kvrt: Kvrt, plain_model: str) -> None:
     result = kvrt("run", plain_model, "a", *DUMMY, "--memory-limit", "64KiB")
     assert result.exit_code == 5
@@ -94,6 +133,7 @@ def test_a_prompt_longer_than_the_context_exits_with_2(kvrt: Kvrt, plain_model: 
     result = kvrt("run", plain_model, "a" * 50, *DUMMY, "--max-model-len", "32")
     assert result.exit_code == 2
     assert "the prompt has 50 tokens" in result.stderr
+    assert "raise --max-model-len" in result.stderr
     assert result.stdout == ""
 
 
@@ -129,6 +169,55 @@ def test_an_unexpected_exception_is_one_line_too(
     assert "error: unexpected ZeroDivisionError: somewhere deep" in result.stderr
     assert "KVRT_DEBUG=1" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "shown"),
+    [
+        (MemoryError(), 5, "error: out of memory\n  fix: close other programs\n"),
+        (RuntimeError("it broke\nException raised from here\n" + "frame\n" * 900), 1,
+         "error: unexpected RuntimeError: it broke\n  fix: KVRT_DEBUG=1 shows where"),
+        (DeviceError("x" * 8000), 1, f"error: {'x' * 600}... (KVRT_DEBUG=1 shows all of it)\n"),
+        (FileNotFoundError(2, "No such file", "x y" * 99), 1, "error: No such file\n"),
+        (FileNotFoundError(2, "No such file", "/a/b"), 1, "error: /a/b: No such file\n"),
+    ],
+)  # fmt: skip
+def test_whatever_ends_a_command_is_a_few_lines_and_its_exit_code(
+    kvrt: Kvrt, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, shown: str
+) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr("kvrt.registry.candidates", fail)
+    result = kvrt("run", "--list-devices")
+    assert result.exit_code == code
+    assert result.stderr.startswith(shown)
+    assert len(result.stderr) < 1000
+    debugged = kvrt("run", "--list-devices", env={"KVRT_DEBUG": "1"}).stderr
+    assert str(error) in debugged
+
+
+def test_a_parameter_is_called_by_its_option() -> None:
+    names = option_names(cli.commands["run"])
+    said = {
+        "seed is -1": "--seed is -1",
+        "draw without a seed": "draw without a seed",
+        "raise max_model_len, or memory_limit.": "raise --max-model-len, or --memory-limit.",
+        "speculate is 'x'": "--speculate is 'x'",
+        "/models/page_size: no such file": "/models/page_size: no such file",
+        "my_page_size": "my_page_size",
+    }
+    assert {text: as_options(text, names) for text in said} == said
+
+
+def test_an_empty_variable_is_one_that_is_not_set_and_a_bad_one_stops_only_who_uses_it(
+    kvrt: Kvrt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = dict.fromkeys(("KVRT_LOG_LEVEL", "KVRT_DEBUG", "KVRT_BACKEND"), "")
+    assert kvrt("doctor", "--only", "python", env=empty).exit_code == 0
+    for name in ("KVRT_LOG_LEVEL", "KVRT_DEBUG"):
+        monkeypatch.setenv(name, "nonsense")
+    package.Runtime("tiny").close()
 
 
 def test_colours_only_where_they_are_wanted(kvrt: Kvrt) -> None:

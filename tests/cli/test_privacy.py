@@ -1,0 +1,121 @@
+"""What somebody asks is in nothing that `kvrt` prints but the answer, whatever goes wrong."""
+
+import json
+from collections.abc import Sequence
+
+import pytest
+
+from .conftest import DUMMY, Kvrt
+
+CANARY = "xyzzy the canary sings"
+WORD = "xyzzy"
+LONG = f"{CANARY} " * 100
+LATIN = f"{CANARY}\udce9"
+"""An argument that is not UTF-8, as Python has it."""
+
+SMALL = (*DUMMY, "-n", "2", "--max-model-len", "128")
+NESTED = "[" * 400 + f'"{CANARY}"' + "]" * 400
+
+pytestmark = pytest.mark.promise("P41")
+
+
+@pytest.fixture
+def silent(kvrt: Kvrt) -> Kvrt:
+    """`kvrt`, which must fail, and must not print the canary; it logs what is to be logged."""
+
+    def call(*args: str, input: bytes = b"", env: object = None) -> object:
+        result = kvrt(*args, input=input, env={"KVRT_LOG_LEVEL": "INFO"})
+        assert result.exit_code in (1, 2, 3), (result.exit_code, result.stderr)
+        assert "error: " in result.stderr
+        assert WORD not in result.stderr
+        assert WORD not in result.stdout
+        return result
+
+    return call  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [CANARY],
+        [LONG],
+        [f"--{CANARY}"],
+        ["run", CANARY],
+        ["run", LONG],
+        ["run", LATIN],
+        ["run", f"/{CANARY}"],
+        ["run", f"{CANARY}\nand more"],
+        ["run", "MODEL", f"--{CANARY}"],
+        ["run", "MODEL", f"--- {CANARY}"],
+        ["run", "MODEL", LATIN],
+        ["run", "MODEL", LONG, *SMALL],
+        ["run", "MODEL", "x", "--system", CANARY, *SMALL],
+        ["run", "MODEL", "x", "--system", LATIN, *SMALL],
+        ["run", "MODEL", "x", "--stop", LATIN],
+        ["run", "MODEL", "x", "--stop", LONG],
+        ["run", "MODEL", "x", *["--stop", CANARY] * 65],
+        ["run", "MODEL", "x", "--stop", CANARY, "--beam-width", "2"],
+        ["bench", CANARY],
+        ["bench", "MODEL", CANARY],
+        ["doctor", CANARY],
+    ],
+)
+def test_no_argument_is_quoted(silent: Kvrt, plain_model: str, args: Sequence[str]) -> None:
+    silent(*(plain_model if arg == "MODEL" else arg for arg in args))
+
+
+@pytest.mark.parametrize("stdin", [LATIN.encode(errors="surrogateescape"), LONG.encode()])
+def test_standard_input_is_not_quoted(silent: Kvrt, plain_model: str, stdin: bytes) -> None:
+    silent("run", plain_model, *SMALL, input=stdin)
+
+
+LINES = [
+    LATIN.encode(errors="surrogateescape"),
+    LONG.encode(),
+    *(
+        json.dumps(value).encode()
+        for value in (
+            {"prompt": LONG},
+            {"prompt": [CANARY]},
+            {"prompt": {CANARY: CANARY}},
+            {"prompt": CANARY, "token_ids": [1]},
+            {"messages": CANARY},
+            {"messages": [CANARY]},
+            {"messages": [{"role": "user", "content": CANARY}]},
+            {"messages": [{CANARY: CANARY}]},
+            {"messages": [{"role": CANARY, "content": {CANARY: 1}}]},
+            {"token_ids": CANARY},
+            {"token_ids": [CANARY]},
+            {"token_ids": [1, [CANARY]]},
+            {"prompt": "x", CANARY: 1},
+            {"prompt": "x", WORD: 1},
+            {"prompt": "x", "id": [CANARY]},
+            {"prompt": "x", "stop": [[CANARY]]},
+            {"prompt": "x", "stop": [CANARY * 99]},
+            {"prompt": "x", "stop": [CANARY], "beam_width": 2},
+        )
+    ),
+    f'{{"prompt": "{CANARY}'.encode(),
+    f'{{"prompt": "x" {CANARY}}}'.encode(),
+    f'{{"prompt": "x", "stop": {NESTED}}}'.encode(),
+    f'{{"prompt": "\\ud800 {CANARY}"}}'.encode(),
+]
+FILES = [
+    f'["{CANARY}", {CANARY}]'.encode(),
+    f'["{CANARY}'.encode(),
+    f'["{CANARY}\ud800"]'.encode("utf-16", "surrogatepass"),
+    f"{CANARY}".encode("utf-16")[:-1],
+    f'[["{CANARY}"]]'.encode(),
+]
+
+
+def test_no_line_of_a_file_is_quoted(silent: Kvrt, plain_model: str) -> None:
+    result = silent("run", plain_model, *SMALL, "--prompts", "-", input=b"\n".join(LINES))
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["line"] for row in rows] == list(range(1, len(LINES) + 1))
+    assert all(row["error"]["message"] for row in rows)
+
+
+@pytest.mark.parametrize("data", FILES)
+def test_no_file_that_cannot_be_read_is_quoted(silent: Kvrt, plain_model: str, data: bytes) -> None:
+    silent("run", plain_model, *SMALL, "--prompts", "-", input=data)
