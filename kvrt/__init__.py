@@ -30,6 +30,7 @@ from kvrt.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from kvrt.config import RuntimeConfig
+    from kvrt.model.chat import Chat
     from kvrt.runtime import Runtime
     from kvrt.sched.events import CacheEvent
     from kvrt.stats import RuntimeStats
@@ -41,6 +42,7 @@ __all__ = [
     "BackendUnavailable",
     "CacheEvent",
     "CapacityError",
+    "Chat",
     "Completion",
     "ConfigError",
     "ContractError",
@@ -67,6 +69,7 @@ __all__ = [
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _LAZY = {
+    "Chat": "kvrt.model.chat",
     "Runtime": "kvrt.runtime",
     "RuntimeConfig": "kvrt.config",
     "RuntimeStats": "kvrt.stats",

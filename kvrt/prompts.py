@@ -4,19 +4,21 @@ from collections.abc import Mapping, Sequence
 
 from kvrt.cache import KVCache
 from kvrt.errors import CapacityError, RequestError
+from kvrt.model.chat import Chat
 from kvrt.model.loader import Model
+from kvrt.model.messages import Message
 from kvrt.tiers.names import root_key
 
-Message = Mapping[str, object]
-Prompt = str | Sequence[int] | Sequence[Message]
-"""Text, token ids, or chat messages (``{"role": "user", "content": "..."}``)."""
+Prompt = str | Sequence[int] | Sequence[Message] | Chat
+"""Text, token ids, chat messages (``{"role": "user", "content": "..."}``), or those with more that
+the chat template is to know."""
 
 MAX_SALT = 256
 
 
 def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt or several, as several."""
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int | Mapping)):
+    if isinstance(prompts, str | Chat) or (prompts and isinstance(prompts[0], int | Mapping)):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
 
@@ -29,7 +31,7 @@ def tokens_of(prompt: Prompt, model: Model) -> list[int]:
     """
     if isinstance(prompt, str):
         tokens = model.encode(prompt)
-    elif prompt and isinstance(prompt[0], Mapping):
+    elif isinstance(prompt, Chat) or (prompt and isinstance(prompt[0], Mapping)):
         tokens = model.encode_chat(prompt)  # type: ignore[arg-type]
     else:
         tokens = list(prompt)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """How this run puts prompts to its model: as text or in a conversation, and sampled how."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from kvrt.errors import RequestError
@@ -23,12 +23,14 @@ class Asking:
         system: the message that begins each conversation; None: none.
         wishes: sampling parameters the user named.
         generation: what the model's author recommends.
+        variables: what the chat template is to know besides the messages.
     """
 
     chat: bool
     system: str | None
     wishes: Mapping[str, Any]
     generation: "GenerationDefaults"
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
     def prepare(
         self, prompt: "Prompt", wishes: Mapping[str, Any] = {}
@@ -38,13 +40,20 @@ class Asking:
         Raises:
             RequestError: a sampling parameter is out of range.
         """
-        if isinstance(prompt, str):
-            chat = self.chat
-            asked: Prompt = self.messages([{"role": "user", "content": prompt}]) if chat else prompt
-        else:
-            chat = bool(prompt) and isinstance(prompt[0], Mapping)
-            asked = self.messages(prompt) if chat else prompt  # type: ignore[arg-type]
-        return asked, resolve({**self.wishes, **wishes}, self.generation, chat=chat)
+        from kvrt.model.chat import Chat
+
+        if isinstance(prompt, str) and self.chat:
+            prompt = [{"role": "user", "content": prompt}]
+        if isinstance(prompt, list) and prompt and isinstance(prompt[0], Mapping):
+            prompt = Chat(prompt)
+        if isinstance(prompt, Chat):
+            prompt = replace(
+                prompt,
+                messages=self.messages(prompt.messages),
+                variables={**self.variables, **prompt.variables},
+            )
+        params = {**self.wishes, **wishes}
+        return prompt, resolve(params, self.generation, chat=isinstance(prompt, Chat))
 
     def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """The conversation, with the system message in front unless it brings its own."""

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from kvrt.errors import CapacityError, ConfigError, RequestError
 from kvrt.model import arena
-from kvrt.model.chat import Message
+from kvrt.model.chat import Chat
 from kvrt.model.checkpoint import fill, fingerprint, open_checkpoint
 from kvrt.model.config import read_config
 from kvrt.model.decoder import Decoder
 from kvrt.model.detokenizer import Detokenizer
 from kvrt.model.generation import GenerationDefaults, read_generation
+from kvrt.model.messages import Message
 from kvrt.model.resolve import Progress, resolve
 from kvrt.model.rope import for_context
 from kvrt.model.spec import ModelSpec
@@ -27,6 +28,7 @@ from kvrt.model.weights import assemble, place, weight_bytes
 from kvrt.spi import Device, DType
 
 LoadFormat = Literal["auto", "dummy"]
+CHAT_OPTIONS = ("tools", "template", "continue_final_message", "add_generation_prompt")
 DUMMY_SCALE = 0.02
 DUMMY_BLOCKS = 32  # of 16 MiB, drawn before they are stored
 
@@ -65,17 +67,27 @@ class Model:
         """The token ids of a prompt. Raises `RequestError` if there is no tokenizer."""
         return self._tokenizer().encode(text)
 
-    def encode_chat(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any
-    ) -> list[int]:
-        """The token ids of a conversation. Raises `RequestError` if there is no chat template."""
-        return self._tokenizer().encode_chat(
-            messages, add_generation_prompt=add_generation_prompt, **variables
-        )
+    def encode_chat(self, messages: Sequence[Message] | Chat, **options: Any) -> list[int]:
+        """The token ids of a conversation.
 
-    def detokenizer(self, prompt: Sequence[int] = ()) -> Detokenizer | None:
+        Args:
+            options: of `Chat`, if that is not what is given; others are its ``variables``.
+
+        Raises:
+            RequestError: there is no chat template, or it does not accept the messages.
+        """
+        if not isinstance(messages, Chat):
+            own = {name: options.pop(name) for name in CHAT_OPTIONS if name in options}
+            messages = Chat(messages, **own, variables=options)
+        return self._tokenizer().encode_chat(messages)
+
+    def detokenizer(
+        self, prompt: Sequence[int] = (), *, skip_special: bool = True
+    ) -> Detokenizer | None:
         """A detokenizer for an answer to `prompt`; None if there is no tokenizer."""
-        return None if self.tokenizer is None else self.tokenizer.detokenizer(prompt)
+        if self.tokenizer is None:
+            return None
+        return self.tokenizer.detokenizer(prompt, skip_special=skip_special)
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

@@ -1,36 +1,32 @@
 """Text to token ids and back, by the files that come with a model.
 
-tokenizer.json           the tokenizer itself, run by the `tokenizers` library
-tokenizer_config.json    which tokens begin and end a text; perhaps the chat template
-chat_template.jinja      the chat template, where it has a file of its own
+tokenizer.json    the tokenizer itself, run by the `tokenizers` library
+
+What others say about it is read in `kvrt.model.added`; chat templates in `kvrt.model.chat`.
 """
 
 import functools
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 
 from kvrt.errors import ModelError, RequestError
-from kvrt.model.chat import ChatTemplate, Message
+from kvrt.model.added import add_tokens, read_side_files
+from kvrt.model.chat import Chat, read_templates
 from kvrt.model.detokenizer import Detokenizer
-from kvrt.model.jsonfile import open_regular, read_object, read_text, shown
+from kvrt.model.jsonfile import open_regular, shown
 
 TOKENIZER = "tokenizer.json"
-CONFIG = "tokenizer_config.json"
-TEMPLATE = "chat_template.jinja"
 
 TOKENIZER_LIMIT = 128 << 20
-CONFIG_LIMIT = 16 << 20
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token")
 
 
 class Tokenizer:
-    """A model's tokenizer and chat template.
+    """A model's tokenizer and chat templates.
 
     Args:
         folder: the model's folder.
@@ -53,11 +49,12 @@ class Tokenizer:
                 f" {vocab}",
                 fix="the tokenizer belongs to another model: use the files the model came with",
             )
-        settings = _read_settings(folder)
-        self._tokens = {name: text for name in SPECIAL if (text := _token(settings, name))}
+        files = read_side_files(folder)
+        add_tokens(self._tokenizer, files, vocab)
+        self.named = {name: token.content for name, token in files.named.items()}
         self.bos = self._named_id("bos_token")
         self.eos = self._named_id("eos_token")
-        self.chat = _chat_template(folder, settings, self._tokens)
+        self.chat = read_templates(folder, files.settings, self.named)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = frozenset(i for i, token in added.items() if token.special)
         self._bytes = {
@@ -82,9 +79,7 @@ class Tokenizer:
         """
         return self._encode(text, special=True)
 
-    def encode_chat(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any
-    ) -> list[int]:
+    def encode_chat(self, chat: Chat) -> list[int]:
         """The token ids of a conversation, ready for the assistant's answer.
 
         Raises:
@@ -96,9 +91,8 @@ class Tokenizer:
                 param="messages",
                 fix="give the prompt as text",
             )
-        text = self.chat.render(messages, add_generation_prompt=add_generation_prompt, **variables)
         # The template has written the special tokens itself.
-        return self._encode(text, special=False)
+        return self._encode(self.chat.render(chat), special=False)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of token ids. Bytes that are not UTF-8 become U+FFFD."""
@@ -134,7 +128,7 @@ class Tokenizer:
             raise RequestError("the prompt is not valid Unicode text", param="prompt") from None
 
     def _named_id(self, name: str) -> int | None:
-        text = self._tokens.get(name)
+        text = self.named.get(name)
         return None if text is None else self._tokenizer.token_to_id(text)
 
 
@@ -161,33 +155,3 @@ def _load(folder: Path, path: Path) -> tokenizers.Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
-
-
-def _read_settings(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    return read_object(path, CONFIG_LIMIT) if path.exists() else {}
-
-
-def _token(settings: Mapping[str, Any], name: str) -> str | None:
-    """A special token, which is written as a string or as an object with its content."""
-    value = settings.get(name)
-    if isinstance(value, Mapping):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
-def _chat_template(
-    folder: Path, settings: Mapping[str, Any], tokens: Mapping[str, str]
-) -> ChatTemplate | None:
-    path = folder / TEMPLATE
-    if path.exists():
-        return ChatTemplate(read_text(path), str(path), tokens)
-    source = settings.get("chat_template")
-    if isinstance(source, list):  # several, by name
-        named = {
-            item.get("name"): item.get("template") for item in source if isinstance(item, Mapping)
-        }
-        source = named.get("default")
-    if not isinstance(source, str):
-        return None
-    return ChatTemplate(source, str(folder / CONFIG), tokens)

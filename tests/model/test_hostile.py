@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kvrt.errors import KvrtError, ModelError, RequestError
+from kvrt.model.chat import Chat
 from kvrt.model.loader import load_model
 from kvrt.model.tokenizer import Tokenizer
 from kvrt.spi import Device
@@ -150,7 +151,7 @@ def test_a_template_cannot_leave_its_sandbox(hostile: Path, tmp_path: Path, temp
     messages = [{"role": "user", "content": "hi"}]
     with watching(hostile) as found:
         try:
-            text = tokenizer.chat.render(messages) if tokenizer.chat else ""
+            text = tokenizer.chat.render(Chat(messages)) if tokenizer.chat else ""
         except (ModelError, RequestError):
             text = ""
     assert not any(word in text for word in ("class", "<built-in", "module", "root:", "{'"))
@@ -162,4 +163,4 @@ def test_a_template_cannot_leave_its_sandbox(hostile: Path, tmp_path: Path, temp
 def test_a_template_that_tries_is_called_unsafe(hostile: Path) -> None:
     (hostile / "chat_template.jinja").write_text(TEMPLATES[0])
     with pytest.raises(KvrtError, match="not safe"):
-        Tokenizer(hostile, VOCAB).encode_chat([{"role": "user", "content": "hi"}])
+        Tokenizer(hostile, VOCAB).encode_chat(Chat([{"role": "user", "content": "hi"}]))
