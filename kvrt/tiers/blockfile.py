@@ -4,12 +4,15 @@ import errno
 import fcntl
 import mmap
 import os
+import stat
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kvrt.errors import StoreError
 
 BLOCK = 4096
 """Bytes: what O_DIRECT wants offsets, lengths and addresses to be multiples of, at most."""
@@ -25,16 +28,24 @@ class BlockFile:
     is not aligned goes through a buffer of the calling thread. A file system without O_DIRECT is
     read and written as usual, and `direct` is false then.
 
-    Raises (all methods):
-        OSError: whatever the system says.
+    Raises:
+        StoreError: it is a pipe, a device or the like, which nobody waits for.
+        OSError: whatever the system says; so do all methods.
     """
 
     def __init__(self, path: Path, *, writable: bool, direct: bool) -> None:
-        flags = os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         flags |= os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
-        self._file = os.open(path, flags, 0o600)
+        try:
+            self._file = os.open(path, flags, 0o600)
+        except OSError as error:
+            if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket; a device that is not there
+                raise _irregular(path) from None
+            raise
         self._local = threading.local()
         try:
+            if not stat.S_ISREG(self.status.st_mode):
+                raise _irregular(path)
             self.direct = direct and self._go_direct()
         except BaseException:
             self.close()
@@ -54,8 +65,12 @@ class BlockFile:
         return True
 
     @property
+    def status(self) -> os.stat_result:
+        return os.fstat(self._file)
+
+    @property
     def size(self) -> int:
-        return os.fstat(self._file).st_size
+        return self.status.st_size
 
     def read(self, into: Bytes, at: int) -> None:
         """Fill `into` from byte `at` on. Past the end of the file is an error, EIO."""
@@ -118,3 +133,9 @@ class BlockFile:
         done = 0
         while done < len(data):
             done += os.pwritev(self._file, [data[done:]], at + done)
+
+
+def _irregular(path: Path) -> StoreError:
+    return StoreError(
+        f"{path} is not a regular file", reason="denied", fix="use another folder, or delete it"
+    )

@@ -18,7 +18,8 @@ def prepare(folder: Path, *, create: bool) -> None:
     made here, and no one else's folder is written to, as its owner could.
 
     Raises:
-        StoreError: it is none, belongs to somebody else, or cannot be read or made.
+        StoreError: it is none, belongs to somebody else, can be written to by somebody else, or
+            cannot be read or made.
     """
     try:
         if create:
@@ -44,6 +45,36 @@ def prepare(folder: Path, *, create: bool) -> None:
             " could read what users of kvrt wrote",
             reason="denied",
             fix=f"use a folder of your own, or: chown -R {os.geteuid()} {folder}",
+        )
+    check_owner(folder, found)
+
+
+def check_owner(path: Path, found: os.stat_result) -> None:
+    """See that nobody else may have made the pages that are found here.
+
+    Checksums find damage, not malice: whoever can write a page decides what is answered to those
+    who use it. The administrator can do so anyway, and may hand out pages to be read.
+
+    Args:
+        path: of the folder, or a file in it.
+        found: what the system says of it.
+
+    Raises:
+        StoreError: it belongs to somebody else, or its mode lets others write to it.
+    """
+    us = os.geteuid()
+    if found.st_uid not in (us, 0):
+        raise StoreError(
+            f"{path} belongs to user {found.st_uid}, and this is user {us}: its pages could say"
+            " anything",
+            reason="denied",
+            fix=f"use a folder of your own, or, if you trust it: chown -R {us} {path}",
+        )
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise StoreError(
+            f"{path} can be written to by other users: its pages could say anything",
+            reason="denied",
+            fix=f"if you trust what is there: chmod -R go-w {path}",
         )
 
 

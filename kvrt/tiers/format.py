@@ -222,7 +222,7 @@ class Scan:
     damaged: list[int]
 
 
-def scan(raw: bytes, form: PageFormat, data_bytes: int) -> Scan:
+def scan(raw: bytes | memoryview, form: PageFormat, data_bytes: int) -> Scan:
     """Read what follows the superblock.
 
     A record that is damaged, whose body is not within the `data_bytes` of the data file, or shares

@@ -11,7 +11,7 @@ import numpy as np
 from kvrt.errors import StoreError
 from kvrt.tiers.blockfile import BLOCK, BlockFile, Bytes
 from kvrt.tiers.codec import Codec
-from kvrt.tiers.folder import FolderLock, create, prepare, refused
+from kvrt.tiers.folder import FolderLock, check_owner, create, prepare, refused
 from kvrt.tiers.format import (
     RAW,
     PageFormat,
@@ -25,7 +25,7 @@ from kvrt.tiers.format import (
     superblock,
 )
 from kvrt.tiers.names import PageName
-from kvrt.tiers.space import Space, no_space
+from kvrt.tiers.space import MOST_ROWS, Space, no_space
 
 INDEX, DATA = "kvrt-pages.index", "kvrt-pages.data"
 
@@ -84,7 +84,8 @@ class PageFile:
         head = np.empty(min(BLOCK, index.size), np.uint8)
         index.read(head, 0)
         check_superblock(head.tobytes(), form, folder / INDEX)
-        self._space = Space(form, index, data, budget, rows_for_page=2 if codec.compresses else 1)
+        rows = MOST_ROWS if codec.compresses else 1
+        self._space = Space(form, index, data, budget, rows_for_page=rows)
         self._load()
 
     @classmethod
@@ -124,6 +125,7 @@ class PageFile:
                 create(folder / INDEX, folder / DATA, superblock(form))
             for name, direct in ((INDEX, False), (DATA, True)):
                 files.append(open_file(folder / name, writable=writable, direct=direct))
+                check_owner(folder / name, files[-1].status)
             return cls(folder, form, lock, files[0], files[1], budget, codec)
         except BaseException as error:
             for file in files:
@@ -141,8 +143,8 @@ class PageFile:
     def _load(self) -> None:
         raw = np.empty(self._space.index_bytes - BLOCK, np.uint8)
         self._index.read(raw, BLOCK)
-        found = scan(raw.tobytes(), self.form, self._space.data_bytes)
-        self.damaged = len(found.damaged)
+        found = scan(raw.data, self.form, self._space.data_bytes)
+        self.damaged = len(found.damaged) + self._space.overlong
         for codec in {record.codec for record in found.records}:
             self._codec.check(codec, self.folder)
         # Of a page written twice, which only damage can bring about, the newer one counts.

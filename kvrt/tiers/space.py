@@ -12,11 +12,18 @@ from kvrt.tiers.extents import Extents
 from kvrt.tiers.format import PageFormat, Record
 from kvrt.units import MIB, format_bytes
 
+MOST_ROWS = 2
+"""Per page's worth of blocks, where bodies are compressed: to half, that is. Of those that are
+smaller yet, not all find a row, and the oldest make room."""
+
 STEP = 64 * MIB
 """By so much the data file grows: few, large allocations keep it in one piece."""
 
 FULL_FOR = 30.0
 """Seconds until a full disk is asked for more space again."""
+
+SLACK = 64 * BLOCK
+"""An index may be longer by so much than its data needs, as the data may have been cut."""
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_LIMIT = 1 << 62
@@ -33,7 +40,8 @@ class Space:
         index: the file of records.
         data: the file of bodies.
         budget: bytes that both may take; None: no limit.
-        rows_for_page: rows per page's worth of blocks: more than one, if bodies are compressed.
+        rows_for_page: rows per page's worth of blocks: more than one, if bodies are compressed; at
+            most `MOST_ROWS`.
 
     Raises:
         ConfigError: the budget is less than one page needs.
@@ -67,8 +75,11 @@ class Space:
                     fix="give more",
                 )
             self._data_limit = pages * form.page_stride
-        self.index_bytes = index.size
         self.data_bytes = data.size // BLOCK * BLOCK
+        longest = self._index_for(self.data_bytes, MOST_ROWS) + SLACK
+        self.index_bytes = min(index.size, longest)
+        self.overlong = index.size > longest
+        """The index is longer than any that belongs to such data; `shrink` cuts the rest off."""
 
     @property
     def free_bytes(self) -> int:
@@ -81,14 +92,14 @@ class Space:
         return time.monotonic() < self._full_until
 
     def shrink(self) -> None:
-        """Cut off what an older, larger budget has left beyond this one."""
+        """Cut off what an older, larger budget has left beyond this one, and what is overlong."""
         if self.data_bytes > self._data_limit:
             self._data.truncate(self._data_limit)
             self.data_bytes = self._data_limit
-        index_limit = self._index_for(self._data_limit)
-        if self.index_bytes > index_limit:
-            self._index.truncate(index_limit)
-            self.index_bytes = index_limit
+        self.index_bytes = min(self.index_bytes, self._index_for(self._data_limit))
+        if self._index.size > self.index_bytes:
+            self._index.truncate(self.index_bytes)
+            self.overlong = False
 
     def beyond(self, record: Record) -> bool:
         """Whether the record or its body is not within the budget."""
@@ -166,9 +177,9 @@ class Space:
         if blocks.runs() not in ([], [(0, self.data_bytes // BLOCK)]):
             raise IntegrityError("page file: a block is lost")
 
-    def _index_for(self, data_bytes: int) -> int:
+    def _index_for(self, data_bytes: int, rows_for_page: int | None = None) -> int:
         """Bytes of an index for so much data."""
-        rows = data_bytes // self._form.page_stride * self._rows_for_page
+        rows = data_bytes // self._form.page_stride * (rows_for_page or self._rows_for_page)
         return BLOCK + -(-rows * self._form.record_bytes // BLOCK) * BLOCK
 
     def _rows_in(self, index_bytes: int) -> int:

@@ -15,6 +15,7 @@ from kvrt.tiers.blockfile import BLOCK
 from kvrt.tiers.format import VERSION, checksum, pack, scan, superblock
 from kvrt.tiers.names import fingerprint
 from kvrt.tiers.pagefile import DATA, INDEX, PageFile
+from kvrt.tiers.space import SLACK
 
 from .pages import FORM, PAGE_SIZE, body, cached, names, opened, read
 
@@ -123,6 +124,15 @@ def noise_at_the_end(files: Files, rng: random.Random, variant: int) -> set[int]
     return set()
 
 
+def index_too_long(files: Files, rng: random.Random, variant: int) -> set[int]:
+    """By zeros, noise, or copies of what is there: more rows than there can be bodies."""
+    index = files[INDEX]
+    size = rng.randrange(SLACK, 4 * SLACK)
+    rows = bytes(index[BLOCK:])
+    index += [bytes(size), rng.randbytes(size), rows * (size // len(rows))][variant % 3]
+    return ALL if variant % 3 == 2 else set()
+
+
 def of_another_version(files: Files, rng: random.Random, variant: int) -> set[int]:
     version = rng.choice([0, VERSION - 1, VERSION + 1, VERSION + 256, 2**32 - 1])
     files[INDEX][8:12] = struct.pack("<I", version)
@@ -194,6 +204,7 @@ KINDS: list[Damage] = [
     data_shifted,
     noise,
     noise_at_the_end,
+    index_too_long,
     of_another_version,
     of_another_kind,
     records_of_another_model,
