@@ -296,7 +296,7 @@ class Answers:
     def _end_failed(self, step: int) -> None:
         """Those that failed lose their sequences, whose pages nobody shall use."""
         for request, error in self._failed.items():
-            for seq in [seq for seq in self._live if self._live.request(seq) is request]:
+            for seq in self._live.of(request):
                 self._live.drop(seq, step, sound=False)
             _tell_failed(request, error)
         self._failed.clear()

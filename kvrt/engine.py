@@ -77,9 +77,9 @@ class Engine:
         if others and seq in self._live:
             self.memory.expect(seq)
 
-    def abort(self, request_id: str, reason: FinishReason = "abort") -> None:
+    def abort(self, request: Request, reason: FinishReason = "abort") -> None:
         """End a request in whatever state it is; its pages are free when this returns."""
-        self._end([s for s in self._live if self._live.request(s).id == request_id], reason)
+        self._end(self._live.of(request), reason)
 
     def abort_all(self, error: KvrtError) -> None:
         """End every request with `error`; used when the engine cannot go on."""

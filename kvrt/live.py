@@ -25,6 +25,7 @@ class Live:
         self.fetching: list[Seq] = []
         self.running: list[Seq] = []
         self._requests: dict[int, Request] = {}  # by the id of each of its sequences
+        self._seqs: dict[Request, dict[int, Seq]] = {}  # the other way round
         self._ids = itertools.count(1)
 
     def __iter__(self) -> Iterator[Seq]:
@@ -40,10 +41,14 @@ class Live:
         """Whose sequence it is."""
         return self._requests[seq.id]
 
+    def of(self, request: Request) -> list[Seq]:
+        """A request's sequences, in order of arrival; none if it has ended."""
+        return [*self._seqs.get(request, {}).values()]
+
     @property
     def requests(self) -> list[Request]:
         """Each once, in order of arrival."""
-        return list(dict.fromkeys(self._requests.values()))
+        return [*self._seqs]
 
     def add(self, request: Request, step: int) -> Seq:
         """A new request's first sequence; it waits."""
@@ -64,7 +69,7 @@ class Live:
             drafter=Speculation.drafter(request.drafts),
             together=number if params.beam_width > 1 else None,
         )
-        self._requests[seq.id] = request
+        self._own(request, seq)
         self.waiting.append(seq)
         return seq
 
@@ -80,9 +85,13 @@ class Live:
             drafter=Speculation.drafter(request.drafts),
         )
         self.memory.commit(self.memory.cache.table.fork(seq.id, heir.id))
-        self._requests[heir.id] = request
+        self._own(request, heir)
         self.running.append(heir)
         return heir
+
+    def _own(self, request: Request, seq: Seq) -> None:
+        self._requests[seq.id] = request
+        self._seqs.setdefault(request, {})[seq.id] = seq
 
     def drop(self, seq: Seq, step: int, *, sound: bool = True) -> None:
         """It has ended, with step number `step` at the latest; its pages are free then.
@@ -90,7 +99,10 @@ class Live:
         Args:
             sound: what its pages hold is as it should be, and may be used again.
         """
-        del self._requests[seq.id]
+        request = self._requests.pop(seq.id)
+        del self._seqs[request][seq.id]
+        if not self._seqs[request]:
+            del self._seqs[request]
         for seqs in (self.running, self.fetching, self.waiting):
             if seq in seqs:
                 seqs.remove(seq)
@@ -101,5 +113,6 @@ class Live:
     def clear(self) -> None:
         """Forget all; their pages stay as they are."""
         self._requests.clear()
+        self._seqs.clear()
         for seqs in (self.running, self.fetching, self.waiting):
             seqs.clear()

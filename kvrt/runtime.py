@@ -8,8 +8,8 @@ Any thread may call it. The engine has a thread of its own; callers speak to it 
 """
 
 import functools
-import itertools
 import secrets
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -28,11 +28,9 @@ from kvrt.sampling import SamplingParams
 from kvrt.sizing import limit_bytes, too_small
 from kvrt.spi import Device, DeviceInfo
 from kvrt.stats import RuntimeStats, stats_of
-from kvrt.stream import Stream
+from kvrt.stream import Inbox, Stream
 from kvrt.tiers.names import KEY_BYTES
-from kvrt.worker import Signal, Worker
-
-CLOSE_TIMEOUT_S = 10.0
+from kvrt.worker import CLOSE_TIMEOUT_S, Signal, Worker
 
 
 class Runtime(CacheControl):
@@ -40,6 +38,10 @@ class Runtime(CacheControl):
 
     `generate` and `stream` ask; `stats` and `set_memory_limit` look and steer; the methods of
     `CacheControl` pin, forget, save, load and follow what was computed before.
+
+    A runtime that nobody holds any more, nor any of its streams, closes in the background; when the
+    program ends, each one that is open does, as by `close`. In a forked child a runtime is of no
+    use: asking is an error, and closing does nothing.
 
     Args:
         model: short for ``RuntimeConfig.model``.
@@ -71,8 +73,9 @@ class Runtime(CacheControl):
             raise ConfigError("give either a config or single options, not both")
         self.config = config
         self._drafts = draft_limit(config.speculate)
-        self._ids = itertools.count(1)
-        self._worker = Worker(config, progress)
+        self._worker = Worker(config)
+        weakref.finalize(self, self._worker.stop).atexit = False  # it has a way to end of its own
+        self._worker.open(progress)
         self.device: Device = self._worker.device
         self.model: Model = self._worker.model
         self.cache: KVCache = self._worker.cache
@@ -129,7 +132,8 @@ class Runtime(CacheControl):
         """Submit one prompt and return its stream at once.
 
         Args:
-            request_id: a name for `abort`; None: one is made.
+            request_id: a name for `abort`, which no other request has at that time; None: one is
+                made.
             priority: smaller is served first, under the priority policy.
             cache_salt: requests share KV pages only with those of the same salt: one for each
                 tenant keeps tenants apart, also in how long an answer takes.
@@ -145,9 +149,16 @@ class Runtime(CacheControl):
         seed = params.seed
         if seed is None:
             seed = secrets.randbits(64) if self.config.seed is None else self.config.seed
-        stream = Stream(request_id or f"request-{next(self._ids)}", self.abort)
         max_new = room - len(tokens) if params.max_tokens is None else params.max_tokens
-        self._worker.send(
+        number, inbox = self._worker.number(), Inbox()
+        # The stream comes first: if anything interrupts the rest, it ends the request.
+        stream = Stream(
+            request_id or f"request-{secrets.token_hex(8)}",
+            inbox,
+            functools.partial(self._abort, number),
+        )
+        self._worker.submit(
+            number,
             Request(
                 id=stream.request_id,
                 prompt=tuple(tokens),
@@ -159,8 +170,8 @@ class Runtime(CacheControl):
                 shares=not private,
                 drafts=self._drafts_of(params),
                 detokenizer=functools.partial(self.model.detokenizer, tokens),
-                deliver=stream.deliver,
-            )
+                deliver=inbox.deliver,
+            ),
         )
         return stream
 
@@ -169,7 +180,11 @@ class Runtime(CacheControl):
 
         An id that is unknown or has ended is not an error: the answer may just have come.
         """
-        self._worker.tell(request_id)
+        self._worker.abort_named(request_id)
+
+    def _abort(self, number: int) -> None:
+        """A stream's way to end its request; through it, the stream keeps the runtime open."""
+        self._worker.abort(number)
 
     def _drafts_of(self, params: SamplingParams) -> int:
         """How many tokens may be guessed in a step."""
@@ -189,7 +204,7 @@ class Runtime(CacheControl):
     @property
     def busy(self) -> bool:
         """Whether a request waits or runs."""
-        return self._worker.engine.busy
+        return self._worker.busy
 
     def stats(self) -> RuntimeStats:
         return stats_of(self._worker.engine, self._worker.load_seconds)
@@ -210,7 +225,7 @@ class Runtime(CacheControl):
         self._worker.tell(Signal.LIMIT_CHANGED)
         return change
 
-    def close(self, timeout: float = CLOSE_TIMEOUT_S) -> None:
+    def close(self, timeout: float | None = CLOSE_TIMEOUT_S) -> None:
         """Abort what runs, save to `cache_dir`, give all memory back. Safe to call twice.
 
         It returns within its time even if the device never does: whoever waits for an answer then
@@ -218,9 +233,10 @@ class Runtime(CacheControl):
 
         Args:
             timeout: seconds after which saving stops; so does an exception in the caller, such as
-                Ctrl-C. What was saved until then is whole.
+                Ctrl-C. What was saved until then is whole. None, or infinity: as long as it takes.
 
         Raises:
+            ConfigError: `timeout` is negative or no number; nothing was closed.
             DeviceError: the device did not give back what it had, and nothing has said so before.
         """
         self._worker.close(timeout)

@@ -6,33 +6,60 @@ from types import TracebackType
 from typing import Self
 
 from kvrt.outputs import Delta, Result
+from kvrt.process import Process
+
+
+class Inbox:
+    """Where the engine leaves what becomes of one request. It holds this, and never the stream: so
+    a stream that nobody holds is gone."""
+
+    def __init__(self) -> None:
+        self._events: queue.SimpleQueue[Delta | Result] = queue.SimpleQueue()
+        self.whole = False
+        """Only the result is of interest any more."""
+
+    def deliver(self, event: Delta | Result) -> None:
+        """Called by the engine, from its thread: each piece, and the result last."""
+        # Waking a caller who does not look at the pieces would take a processor from the kernels.
+        if not self.whole or isinstance(event, Result):
+            self._events.put(event)
+
+    def take(self) -> Delta | Result:
+        """The next of them; waits for it."""
+        return self._events.get()
 
 
 class Stream(Iterator[Delta]):
-    """The pieces of one request, as they come. Leaving it early, or `close`, aborts the request.
+    """The pieces of one request, as they come.
+
+    Leaving it early aborts the request: by `close`, at the end of a `with`, or when nobody holds
+    the stream any more, as behind a `for` that ended by `break`.
 
     with runtime.stream("Once upon") as stream:
         for delta in stream:
             print(delta.text, end="")
     stream.result.usage
+
+    Args:
+        request_id: the request's name.
+        inbox: where its pieces come.
+        abort: ends the request if it still lives; may be called anywhere, at any time.
     """
 
-    def __init__(self, request_id: str, abort: Callable[[str], None]) -> None:
+    def __init__(self, request_id: str, inbox: Inbox, abort: Callable[[], None]) -> None:
         self.request_id = request_id
+        self._inbox = inbox
         self._abort = abort
-        self._events: queue.SimpleQueue[Delta | Result] = queue.SimpleQueue()
+        self._process = Process()
         self._result: Result | None = None
-        self._whole = False
-
-    def deliver(self, event: Delta | Result) -> None:
-        """Called by the engine, from its thread: each piece, and the result last."""
-        # Waking a caller who does not look at the pieces would take a processor from the kernels.
-        if not self._whole or isinstance(event, Result):
-            self._events.put(event)
 
     def wait(self) -> Result:
-        """The whole, once the request has ended; pieces not taken yet are skipped."""
-        self._whole = True
+        """The whole, once the request has ended; pieces not taken yet are skipped.
+
+        Raises:
+            KvrtError: it is asked in a forked child, where the engine is not.
+        """
+        self._inbox.whole = True
         while self._result is None:
             self._next_event()
         return self._result
@@ -53,7 +80,8 @@ class Stream(Iterator[Delta]):
         raise StopIteration
 
     def _next_event(self) -> Delta | None:
-        event = self._events.get()
+        self._process.check()
+        event = self._inbox.take()
         if isinstance(event, Delta):
             return event
         self._result = event
@@ -62,7 +90,10 @@ class Stream(Iterator[Delta]):
     def close(self) -> None:
         """Abort the request unless it has ended."""
         if self._result is None:
-            self._abort(self.request_id)
+            self._abort()
+
+    def __del__(self) -> None:
+        self.close()
 
     def __enter__(self) -> Self:
         return self

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"spi", "units"},
+    {"spi", "units", "process"},
     {"pages", "tiers", "wrappers", "outputs", "sampling"},
     {"cache", "sched", "model", "registry", "sampler", "stream", "openmp"},
     {"config", "offload", "prompts", "request"},

@@ -75,12 +75,18 @@ class Decoder:
         self._graphs: DecodeGraphs | None = None
         if capture is not None and not self._in_torch:
             ragged = Capability.RAGGED_GRAPHS in device.info.capabilities
-            self._graphs = DecodeGraphs(capture, self._allocate, self._run_layers, ragged)
+            self._graphs = DecodeGraphs(capture, ragged)
         rotation = rotation_table(spec.rope, spec.head_dim, max_positions, self._torch_device)
         self._layers = [
             self._layer(layer, w, rotation)
             for layer, w in zip(spec.layers, weights.layers, strict=True)
         ]
+
+    def close(self) -> None:
+        """Give the weights back, and all that steps were computed in. It computes no more."""
+        self._graphs = self._work = None
+        self._layers = []
+        del self.weights
 
     def forward(self, tokens: Tensor, batch: AttentionBatch, logits_rows: Tensor) -> Tensor:
         """One step: store the tokens' keys and values, and compute the logits asked for.
@@ -98,7 +104,7 @@ class Decoder:
         embedded = F.embedding(tokens.to(self._torch_device), self.weights.embedding)
         if self._graphs is not None and size:
             batch = padded(batch, size)
-            graph, work = self._graphs.of_size(size, batch)
+            graph, work = self._graphs.of_size(size, batch, self._allocate, self._run_layers)
             work.x[:count].copy_(embedded)
             work.x[count:].zero_()
             graph.replay(batch)

@@ -25,22 +25,12 @@ class DecodeGraphs:
 
     Args:
         capture: the device's.
-        allocate: makes activations of so many tokens.
-        record: makes the calls of a step, for the device's plan and in these activations.
         ragged: a recorded step serves any batch; else only one token for each sequence.
     """
 
-    def __init__(
-        self,
-        capture: GraphCapture,
-        allocate: Callable[[int], Activations],
-        record: Callable[[object, Activations], None],
-        ragged: bool,
-    ) -> None:
+    def __init__(self, capture: GraphCapture, ragged: bool) -> None:
         self._ragged = ragged
         self._capture = capture
-        self._allocate = allocate
-        self._record = record
         self._work: Activations | None = None
         self._recorded: dict[int, Recorded] = {}
 
@@ -49,15 +39,26 @@ class DecodeGraphs:
         fits = self._ragged or tokens == batch.context_len.shape[0]
         return self._capture.size(tokens) if fits else 0
 
-    def of_size(self, size: int, batch: AttentionBatch) -> Recorded:
-        """The step of `size` tokens, recorded now, with `batch`, if it has not been before."""
+    def of_size(
+        self,
+        size: int,
+        batch: AttentionBatch,
+        allocate: Callable[[int], Activations],
+        record: Callable[[object, Activations], None],
+    ) -> Recorded:
+        """The step of `size` tokens, recorded now, with `batch`, if it has not been before.
+
+        Args:
+            allocate: makes activations of so many tokens.
+            record: makes the calls of a step, for the device's plan and in these activations.
+        """
         found = self._recorded.get(size)
         if found is None:
             if self._work is None or self._work.tokens < size:
                 self._recorded.clear()  # they compute in the old one
-                self._work = self._allocate(1 << (size - 1).bit_length())
+                self._work = allocate(1 << (size - 1).bit_length())
             work = self._work.first(size)
-            graph = self._capture.capture(batch, lambda plan: self._record(plan, work))
+            graph = self._capture.capture(batch, lambda plan: record(plan, work))
             found = self._recorded[size] = Recorded(graph, work)
         return found
 

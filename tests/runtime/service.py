@@ -70,12 +70,13 @@ class Order:
 
     Args:
         least_room: the fewest pages that there ever were for it.
+        request: as the engine has it.
         results: one in the end.
     """
 
     asked: Asked
-    name: str
     least_room: int
+    request: Request | None = None
     aborted: bool = False
     results: list[Result] = field(default_factory=list)
 
@@ -136,24 +137,23 @@ class Service:
 
     def submit(self, asked: Asked, salt: str | None, drafts: int) -> None:
         """`salt`: None makes it private."""
-        order = Order(asked, f"{len(self.orders)}", self.room)
+        order = Order(asked, self.room)
         self.orders.append(order)
         private = salt is None
-        self.engine.add(
-            Request(
-                id=order.name,
-                prompt=asked.prompt,
-                params=asked.params,
-                seed=1,
-                max_len=len(asked.prompt) + asked.new,
-                priority=0,
-                root=bytes([len(self.orders) % 256]) * KEY_BYTES if private else self.root(salt),
-                shares=not private,
-                drafts=0 if asked.beams else drafts,
-                detokenizer=lambda: None,
-                deliver=order.deliver,
-            )
+        order.request = Request(
+            id=f"{len(self.orders)}",
+            prompt=asked.prompt,
+            params=asked.params,
+            seed=1,
+            max_len=len(asked.prompt) + asked.new,
+            priority=0,
+            root=bytes([len(self.orders) % 256]) * KEY_BYTES if private else self.root(salt),
+            shares=not private,
+            drafts=0 if asked.beams else drafts,
+            detokenizer=lambda: None,
+            deliver=order.deliver,
         )
+        self.engine.add(order.request)
 
     def step(self) -> None:
         self.now += 0.01
@@ -170,7 +170,8 @@ class Service:
         if live:
             order = live[number % len(live)]
             order.aborted = True
-            self.engine.abort(order.name)
+            assert order.request is not None
+            self.engine.abort(order.request)
             assert order.results
 
     def set_limit(self, chunks: int) -> None:
