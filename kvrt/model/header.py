@@ -8,7 +8,6 @@ The format: https://huggingface.co/docs/safetensors. Tensors must fill the data 
 overlap and without a gap, so a file that was cut, patched or padded is noticed here.
 """
 
-import hashlib
 import math
 import os
 import struct
@@ -48,12 +47,10 @@ class Header:
     Args:
         path: the file.
         tensors: what is in it, in the order of the data.
-        digest: SHA-256 of the header's bytes.
     """
 
     path: Path
     tensors: Mapping[str, TensorEntry]
-    digest: bytes
 
 
 def read_header(path: Path) -> Header:
@@ -95,7 +92,7 @@ def read_header(path: Path) -> Header:
     tensors = {name: _entry(path, name, value, first, size) for name, value in entries.items()}
     ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
     _check_filled(path, ordered, first, size)
-    return Header(path, ordered, hashlib.sha256(prefix + raw).digest())
+    return Header(path, ordered)
 
 
 def _entry(path: Path, name: str, value: Any, first: int, size: int) -> TensorEntry:

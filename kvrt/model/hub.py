@@ -18,9 +18,9 @@ from huggingface_hub import errors, snapshot_download
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from kvrt.errors import ModelError
-from kvrt.model.checkpoint import INDEX, SINGLE, shard_names, weight_files
 from kvrt.model.config import read_config
 from kvrt.model.resolve import Progress, Want
+from kvrt.model.shards import INDEX, SINGLE, find_weights, read_index
 
 SMALL_FILES = ["*.json", "*.jinja"]
 SUBFOLDERS = ["*/*"]
@@ -45,13 +45,14 @@ def download(
     read_config(first / "config.json")
     if want == "config":
         return first
-    wanted = shard_names(first / INDEX) if (first / INDEX).exists() else [SINGLE]
+    index = first / INDEX
+    wanted = sorted(set(read_index(index).values())) if index.exists() else [SINGLE]
     # The folder of a snapshot is named for its commit: the weights come from the same one, even if
     # the branch has moved meanwhile.
     here = {name for name in wanted if (first / name).exists()}
     folder = _snapshot(repository, wanted, first.name, offline, progress)
     try:
-        for path in weight_files(folder):
+        for path in find_weights(folder).paths:
             if path.name not in here:
                 _verify(path)
     except ModelError as error:

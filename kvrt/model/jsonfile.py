@@ -1,10 +1,11 @@
 """Reading JSON that came from somewhere else: bounded, typed, and blamed on the right field."""
 
+import itertools
 import json
 import math
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,12 @@ def shown(value: object) -> str:
     """A value as an error message quotes it: on one line, and short."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def few(things: Collection[object]) -> str:
+    """The first three of some things, each as `shown`, and how many more there are."""
+    first = ", ".join(shown(thing) for thing in itertools.islice(things, 3))
+    return first + (f" and {len(things) - 3} more" if len(things) > 3 else "")
 
 
 class Fields:

@@ -14,10 +14,11 @@ from torch import Tensor
 from kvrt.errors import CapacityError, ConfigError, RequestError
 from kvrt.model import arena
 from kvrt.model.chat import Chat
-from kvrt.model.checkpoint import fill, fingerprint, open_checkpoint
+from kvrt.model.checkpoint import open_checkpoint
 from kvrt.model.config import read_config
 from kvrt.model.decoder import Decoder
 from kvrt.model.detokenizer import Detokenizer
+from kvrt.model.filling import fill, fingerprint
 from kvrt.model.generation import GenerationDefaults, read_generation
 from kvrt.model.messages import Message
 from kvrt.model.resolve import Progress, resolve
@@ -141,6 +142,8 @@ def load_model(
     )
     spec = read_config(folder / "config.json")
     checkpoint = None if dummy else open_checkpoint(folder, spec)
+    if checkpoint is not None:
+        spec = checkpoint.spec
     generation = read_generation(folder, spec)
     tokenizer = None
     if checkpoint is not None or (folder / TOKENIZER).exists():

@@ -13,8 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from kvrt.errors import ModelError
 from kvrt.model import arena
-from kvrt.model.checkpoint import BLOCK_BYTES, fill, fingerprint, open_checkpoint
+from kvrt.model.blocks import BLOCK_BYTES
+from kvrt.model.checkpoint import open_checkpoint
 from kvrt.model.config import read_config
+from kvrt.model.filling import fill, fingerprint
+from kvrt.model.shards import INDEX
 from kvrt.model.weights import Weights, assemble, weight_bytes
 from kvrt.spi import DType
 from tests.model.checkpoints import make_model, save_model
@@ -26,7 +29,7 @@ MIB = 1 << 20
 def load(folder: Path, dtype: DType | None = None) -> Weights:
     spec = read_config(folder / "config.json")
     checkpoint = open_checkpoint(folder, spec)
-    dtype = dtype or checkpoint.dtype
+    spec, dtype = checkpoint.spec, dtype or checkpoint.dtype
     memory = arena.allocate(weight_bytes(spec, dtype), "cpu")
     fill(checkpoint, spec, dtype, memory)
     return assemble(spec, dtype, memory)
@@ -112,12 +115,6 @@ def test_loading_takes_the_memory_of_the_arena_and_little_more(tmp_path: Path) -
     assert peak() - before < size + 48 * MIB
 
 
-def test_buffers_of_old_checkpoints_are_ignored(folder: Path) -> None:
-    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
-    rewrite(folder / WEIGHTS, **{name: torch.ones(8)})
-    load(folder)
-
-
 def test_a_fingerprint_is_of_every_byte_and_of_no_file(tmp_path: Path) -> None:
     def of(folder: Path) -> str:
         spec = read_config(folder / "config.json")
@@ -169,11 +166,15 @@ def test_an_index_can_only_name_safetensors_beside_it(tmp_path: Path, name: obje
     assert "weight_map" in str(error_of(folder))
 
 
-def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
+def test_a_tensor_in_two_shards_of_which_the_index_names_neither_is_refused(tmp_path: Path) -> None:
     folder = save_model(make_model("llama-2"), tmp_path, shard="100KB")
     first, second, *_ = sorted(folder.glob("*.safetensors"))
     name, tensor = next(iter(load_file(second).items()))
     rewrite(first, **{name: tensor})
+    index = folder / INDEX
+    content = json.loads(index.read_text())
+    del content["weight_map"][name]
+    index.write_text(json.dumps(content))
     assert re.search(f"{name}.*is also in", str(error_of(folder)))
 
 
@@ -192,9 +193,22 @@ def test_a_folder_without_weights_says_what_was_looked_for(tmp_path: Path) -> No
     assert "model.safetensors.index.json" in str(error_of(tmp_path))
 
 
-def test_a_tensor_that_the_model_does_not_have_is_refused(folder: Path) -> None:
-    rewrite(folder / WEIGHTS, **{"model.layers.0.self_attn.q_norm.weight": torch.ones(16)})
-    assert "q_norm" in str(error_of(folder))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.q_norm.weight",
+        "model.layers.2.self_attn.q_proj.weight_scale",
+        "model.layers.3.mlp.down_proj.weight",
+        "model.layers.1.self_attn.q_proj.lora_A.weight",
+        "model.norm.bias",
+        "lm_head.bias",
+    ],
+)
+def test_a_tensor_that_the_text_would_depend_on_is_refused(folder: Path, name: str) -> None:
+    rewrite(folder / WEIGHTS, **{name: torch.ones(16)})
+    error = error_of(folder)
+    assert name in str(error)
+    assert "config.json" in error.fix
 
 
 def test_a_value_too_large_for_the_dtype_names_the_tensor_and_the_way_out(folder: Path) -> None:

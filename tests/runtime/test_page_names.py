@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-import kvrt.model.checkpoint
+import kvrt.model.filling
 import kvrt.model.loader
 import kvrt.storing
 from kvrt.errors import StoreError
@@ -251,17 +251,17 @@ class Mutant(NamedTuple):
 
 MUTANTS = {
     "weight bytes": Mutant(
-        kvrt.model.checkpoint, "fingerprint", ", digests[name]", "", "one byte of the weights"
+        kvrt.model.filling, "fingerprint", ", digests[name]", "", "one byte of the weights"
     ),
     "most of the weight bytes": Mutant(
-        kvrt.model.checkpoint,
+        kvrt.model.filling,
         "_copy",
         "source.view(torch.uint8).numpy()",
         "source.view(torch.uint8).numpy()[:4096]",
         "one byte of the weights",
     ),
     "stored dtype": Mutant(
-        kvrt.model.checkpoint,
+        kvrt.model.filling,
         "fingerprint",
         "entry.dtype, ",
         "",
