@@ -466,6 +466,9 @@ class AttentionBatch:
     that of a batch in which its ancestors stand in line and nothing is beside them: the same bits,
     where the device is `BATCH_INVARIANT`.
 
+    The tensors on the host are the caller's again when `plan` has returned: it may change them,
+    and the device has taken what it needs.
+
     Args:
         kv: 1-D, `layout.storage`, over the whole span (`VirtualMemory.tensor`, seen as bytes for
             `uint8`).

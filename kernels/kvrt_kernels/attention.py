@@ -26,7 +26,8 @@ class Plan:
     """A batch as the native module takes it.
 
     Args:
-        batch: kept alive because its addresses are below; its branches are sequences.
+        batch: kept alive because its addresses are below, with host tensors of its own; its
+            branches are sequences.
         layer_bytes: distance between layers.
         tokens: query tokens of the whole batch.
         pages: where in a layer a page's elements are.
@@ -59,10 +60,9 @@ def plan(batch: AttentionBatch) -> Plan:
             layout is one these kernels do not know (head_dim a multiple of 16 up to 256; any
             format but fp8).
     """
-    branches: tuple[Tensor, ...] = ()
-    if batch.parents is not None:
-        found = lines(batch)
-        batch, branches = found.batch, (found.trunk, found.slots)
+    found = lines(batch)
+    branches: tuple[Tensor, ...] = () if batch.parents is None else (found.trunk, found.slots)
+    batch = found.batch
     layout = batch.layout
     table, start, length = batch.page_table, batch.query_start, batch.context_len
     need(

@@ -47,8 +47,17 @@ class Lines:
 
 def lines(batch: AttentionBatch) -> Lines:
     """The branches of a batch. Without `parents` its sequences have one each; with them, those
-    without new tokens have none."""
+    without new tokens have none.
+
+    All tensors on the host are the result's own: the caller may change the batch's at once.
+    """
     if batch.parents is None:
+        batch = replace(
+            batch,
+            page_table=batch.page_table.clone(),
+            query_start=batch.query_start.clone(),
+            context_len=batch.context_len.clone(),
+        )
         nothing = torch.empty(len(batch.context_len), 0, dtype=torch.int32)
         return Lines(batch, batch.context_len, nothing)
     parents, start = batch.parents.numpy(), batch.query_start.numpy()

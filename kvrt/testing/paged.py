@@ -1,9 +1,10 @@
 """KV pages with known content on any device, and one step of attention over them.
 
-    hole | chunk chunk | hole | chunk chunk | hole        the span
+    hole | chunk chunk | 8 GiB of hole | chunk chunk | hole | hole        the span
            ^ pages are taken from both runs, in random order; all else is NaN
 
-so that a read of a page or a slot that is not the sequence's own shows in the result.
+so that a read of a page or a slot that is not the sequence's own shows in the result. Half of the
+pages lie where 32 bits do not count the bytes, nor 31 bits the elements, nor 15 bits the pages.
 """
 
 import math
@@ -31,6 +32,9 @@ TOLERANCE: dict[KVFormat, float] = {
 is kept as codes is read by the reference, too: what remains is the rounding of q."""
 
 
+FAR = 2**33
+"""Bytes of a span before its second run: addresses cost nothing."""
+
 NAN_BYTE = 0xFF
 """What is read of such bytes is NaN in every format."""
 
@@ -50,14 +54,15 @@ class PagedKV:
         page_bytes = layout.page_bytes
         # Half of the pages in each of two runs, and room for the page that begins before the run.
         run = math.ceil((math.ceil(pages / 2) + 1) * page_bytes / granularity)
+        far = max(FAR // granularity, run + 1) + 1
         self._device = device
         self.layout = layout
-        self.span = device.memory.reserve((2 * run + 3) * granularity)
+        self.span = device.memory.reserve((far + run + 2) * granularity)
         self.tensor = kv_tensor(device.memory, self.span, layout)
         everything = self.tensor.view(torch.uint8)
         self._chunks = {}
         free: list[int] = []
-        for first in (1, run + 2):
+        for first in (1, far):
             for at in range(first * granularity, (first + run) * granularity, granularity):
                 chunk = self._chunks[at] = device.memory.create()
                 device.memory.map(self.span, at, chunk)
@@ -232,3 +237,9 @@ def mismatch(got: Tensor, want: Tensor, tolerance: float) -> str:
         where = tuple(index)
         lines.append(f"  {index}: {got[where]:.6g}, expected {want[where]:.6g}")
     return "\n".join(lines)
+
+
+def assert_agrees(device: Device, case: Case, *, seed: int = 0) -> None:
+    """That the device's result is the reference's."""
+    problem = mismatch(*attend(device, case, seed=seed), case.tolerance)
+    assert not problem, f"{case}: {problem}"

@@ -32,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "promise(number): the test keeps this promise of docs/promises.md"
     )
+    config.addinivalue_line("markers", "vital: without this, a later test could end the process")
     name = config.getoption("kvrt_backend")
     if not name:
         return

@@ -19,7 +19,7 @@ PLAIN = ("--disable-plugin-autoload", "-p", "kvrt.testing.plugin", "--assert=pla
 def _imported() -> None:
     """Import once what pytester would otherwise import again for every run."""
     for name in ("cpu", "null"):
-        registry.load(name, timeout=60)
+        registry.load(name, timeout=60).open().close()
 
 
 @pytest.fixture

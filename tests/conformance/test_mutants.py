@@ -39,3 +39,24 @@ def test_a_mutant_without_a_fault_passes(
     install(SOURCE, ["intact"])
     result = kit("--kvrt-backend", "intact")
     assert result.ret == pytest.ExitCode.OK
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (
+            "says_twice_its_granularity",
+            "less than a chunk is mapped at byte 0|must give .* aligned",
+        ),
+        ("says_half_its_granularity", "more than a chunk is mapped at byte 0"),
+        ("cuts_offsets", "nothing is mapped at byte 4294967296"),
+    ],
+)
+def test_what_would_end_the_process_is_said_before(
+    name: str, says: str, install: Callable[..., None], kit: Callable[..., pytest.RunResult]
+) -> None:
+    """The run stops there, though nobody asked for ``-x``."""
+    install(SOURCE, MUTANTS)
+    result = kit("--kvrt-backend", name, parts=("attention", "memory"))
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.re_match_lines([f".*Error: .*({says})", ".*the tests behind it could crash"])

@@ -35,9 +35,32 @@ from kvrt.testing.mutants.attention import (
     TruncatesOnAppend,
     WindowsByRow,
 )
+from kvrt.testing.mutants.batches import (
+    CapsBeforeItScales,
+    CountsOnlyThoseWithTokens,
+    CutsLongContexts,
+    CutsPageNumbers,
+    GivesTokensToThoseWithout,
+    HasEightHeadsOfAGroup,
+    IgnoresTheWindowInPrompts,
+    KeepsFullPages,
+    LosesLateRows,
+    ReadsTheBatchLate,
+    ScalesHeadsOf32Wrongly,
+    SharesAPageFromThe33rdOn,
+    SumsInBfloat16,
+    WrapsElementIndices,
+)
 from kvrt.testing.mutants.copier import (
     CopiesBeforeTheFence,
     DropsTheLastByte,
+    HasOneStagingBuffer,
+    LargeTicketsComeTrueTooEarly,
+    LateCopier,
+    LosesWhatIsBeyond,
+    LosesWhatIsBeyondAMebibyte,
+    RoundsAddressesDown,
+    TakesNoPatienceForDone,
     TicketsComeTrueTooEarly,
 )
 from kvrt.testing.mutants.fused import (
@@ -54,11 +77,16 @@ from kvrt.testing.mutants.graphs import (
     ReplaysTheRecordedBatch,
 )
 from kvrt.testing.mutants.memory import (
+    CutsOffsets,
     ForgetsToUnmap,
+    IsAlwaysFree,
     KeepsDestroyedChunks,
+    KeepsOneChunkInAThousand,
     LosesTheLastChunks,
     MapsOneChunkTooFar,
+    MapsWideSpansBackwards,
     MapsZeroes,
+    RemembersTensors,
     ReservesMemory,
 )
 from kvrt.wrappers.wrapper import (
@@ -113,12 +141,31 @@ class ClosesOnce(MutantDevice):
         super().close()
 
 
+class SaysTwiceItsGranularity(MutantDevice):
+    @property
+    def info(self) -> DeviceInfo:
+        return replace(self._info, granularity=2 * self._info.granularity)
+
+
+class SaysHalfItsGranularity(MutantDevice):
+    @property
+    def info(self) -> DeviceInfo:
+        return replace(self._info, granularity=self._info.granularity // 2)
+
+
+class SaysItHasMore(MutantDevice):
+    @property
+    def info(self) -> DeviceInfo:
+        return replace(self._info, total_bytes=1024 * self._info.total_bytes)
+
+
 @dataclass(frozen=True, slots=True)
 class Mutant:
     """A fault.
 
     Args:
-        caught_by: the file of the kit that must notice it, e.g. ``memory`` for test_memory.py.
+        caught_by: the file of the kit that must notice it, e.g. ``memory`` for test_memory.py, or
+            the test in it, e.g. ``memory::test_memory_info_adds_up``.
         fused: replaces `FusedOps`; needs a device that offers them.
         graphs: replaces `GraphCapture`, likewise.
         claims: capabilities it declares though the device may not have them.
@@ -144,11 +191,54 @@ MUTANTS: Mapping[str, Mutant] = {
     "maps_one_chunk_too_far": Mutant("memory", memory=MapsOneChunkTooFar),
     "maps_zeroes": Mutant("memory", memory=MapsZeroes),
     "reserves_memory": Mutant("memory", memory=ReservesMemory),
+    "says_twice_its_granularity": Mutant(
+        "memory::test_a_chunk_is_mapped_where_it_was_asked_to_be", device=SaysTwiceItsGranularity
+    ),
+    "says_half_its_granularity": Mutant(
+        "memory::test_a_chunk_is_mapped_where_it_was_asked_to_be", device=SaysHalfItsGranularity
+    ),
+    "maps_wide_spans_backwards": Mutant(
+        "memory::test_a_chunk_is_mapped_where_it_was_asked_to_be", memory=MapsWideSpansBackwards
+    ),
+    "cuts_offsets": Mutant(
+        "memory::test_a_chunk_is_mapped_where_it_was_asked_to_be", memory=CutsOffsets
+    ),
+    "remembers_tensors": Mutant(
+        "memory::test_a_tensor_covers_its_span_also_where_another_one_was", memory=RemembersTensors
+    ),
+    "keeps_one_chunk_in_a_thousand": Mutant(
+        "memory::test_no_chunk_of_a_thousand_is_kept", memory=KeepsOneChunkInAThousand
+    ),
+    "is_always_free": Mutant(
+        "memory::test_free_memory_falls_by_what_is_taken_and_rises_again", memory=IsAlwaysFree
+    ),
+    "says_it_has_more": Mutant("memory::test_memory_info_adds_up", device=SaysItHasMore),
     "loses_the_last_chunks": Mutant("errors", memory=LosesTheLastChunks),
     "opens_any_index": Mutant("errors", any_index=True),
     "copies_before_the_fence": Mutant("copier", copier=CopiesBeforeTheFence),
     "tickets_come_true_too_early": Mutant("copier", copier=TicketsComeTrueTooEarly),
+    "large_tickets_come_true_too_early": Mutant(
+        "copier::test_what_a_ticket_promised_is_there", copier=LargeTicketsComeTrueTooEarly
+    ),
+    "takes_no_patience_for_done": Mutant(
+        "copier::test_a_ticket_does_not_come_true_before_the_copy", copier=TakesNoPatienceForDone
+    ),
+    "has_one_staging_buffer": Mutant(
+        "copier::test_copies_in_flight_at_once_keep_their_own_bytes", copier=HasOneStagingBuffer
+    ),
+    "synchronizes_without_copies": Mutant(
+        "copier::test_synchronize_waits_for_copies", copier=LateCopier
+    ),
     "drops_the_last_byte": Mutant("copier", copier=DropsTheLastByte),
+    "loses_what_is_beyond_64_kib": Mutant(
+        "copier::test_bytes_go_to_the_device_and_come_back", copier=LosesWhatIsBeyond
+    ),
+    "loses_what_is_beyond_a_mebibyte": Mutant(
+        "copier::test_bytes_go_to_the_device_and_come_back", copier=LosesWhatIsBeyondAMebibyte
+    ),
+    "rounds_addresses_down": Mutant(
+        "copier::test_addresses_may_be_odd", copier=RoundsAddressesDown
+    ),
     "ignores_the_scale": Mutant("attention", attention=IgnoresTheScale),
     "ignores_the_window": Mutant("attention", attention=IgnoresTheWindow),
     "ignores_the_softcap": Mutant("attention", attention=IgnoresTheSoftcap),
@@ -161,6 +251,42 @@ MUTANTS: Mapping[str, Mutant] = {
     "ignores_row_strides": Mutant("attention", attention=IgnoresRowStrides),
     "truncates_on_append": Mutant("attention", attention=TruncatesOnAppend),
     "drops_the_last_token": Mutant("attention", attention=DropsTheLastToken),
+    "ignores_the_window_in_prompts": Mutant(
+        "attention::test_a_token_sees_only_its_window", attention=IgnoresTheWindowInPrompts
+    ),
+    "caps_before_it_scales": Mutant(
+        "attention::test_scores_are_capped_softly", attention=CapsBeforeItScales
+    ),
+    "cuts_page_numbers": Mutant(
+        "attention::test_every_declared_dtype_agrees", attention=CutsPageNumbers
+    ),
+    "wraps_element_indices": Mutant(
+        "attention::test_every_declared_dtype_agrees", attention=WrapsElementIndices
+    ),
+    "scales_heads_of_32_wrongly": Mutant(
+        "batches::test_every_size_of_a_head_agrees", attention=ScalesHeadsOf32Wrongly
+    ),
+    "has_eight_heads_of_a_group": Mutant(
+        "batches::test_each_query_head_reads_its_own_kv_head", attention=HasEightHeadsOfAGroup
+    ),
+    "cuts_long_contexts": Mutant("batches::test_a_very_long_context", attention=CutsLongContexts),
+    "loses_late_rows": Mutant("batches::test_a_long_prompt", attention=LosesLateRows),
+    "shares_a_page_from_the_33rd_on": Mutant(
+        "batches::test_seventy_sequences_at_once", attention=SharesAPageFromThe33rdOn
+    ),
+    "counts_only_those_with_tokens": Mutant(
+        "batches::test_sequences_may_bring_nothing", attention=CountsOnlyThoseWithTokens
+    ),
+    "gives_tokens_to_those_without": Mutant(
+        "batches::test_sequences_may_bring_nothing", attention=GivesTokensToThoseWithout
+    ),
+    "reads_the_batch_late": Mutant(
+        "batches::test_the_batch_is_the_callers_again_after_plan", attention=ReadsTheBatchLate
+    ),
+    "keeps_full_pages": Mutant(
+        "batches::test_a_page_that_holds_something_else_is_read_anew", attention=KeepsFullPages
+    ),
+    "sums_in_bfloat16": Mutant("batches::test_sums_are_taken_in_float32", attention=SumsInBfloat16),
     "ignores_branches": Mutant("trees", attention=IgnoresBranches),
     "stores_by_position": Mutant("trees", attention=StoresByPosition),
     "sees_other_branches": Mutant("trees", attention=SeesOtherBranches),

@@ -1,9 +1,12 @@
 """Faults of virtual memory."""
 
+from dataclasses import replace
+
 import torch
+from torch import Tensor
 
 from kvrt.errors import OutOfMemory
-from kvrt.spi import Chunk, Span
+from kvrt.spi import Chunk, DType, MemoryInfo, Span
 from kvrt.wrappers.wrapper import WrappedMemory
 
 
@@ -53,3 +56,69 @@ class LosesTheLastChunks(WrappedMemory):
         if self.info().free < 16 * self.device.info.granularity:
             raise OutOfMemory("no chunk left")
         return chunk
+
+
+class ElsewhereInWideSpans(WrappedMemory):
+    """Maps at `place`, if the span has more than 4 GiB."""
+
+    def map(self, span: Span, at: int, chunk: Chunk) -> None:
+        super().map(span, self._place(span, at), chunk)
+
+    def unmap(self, span: Span, at: int, chunk: Chunk) -> None:
+        super().unmap(span, self._place(span, at), chunk)
+
+    def _place(self, span: Span, at: int) -> int:
+        return self.place(span, at) if span.nbytes > 2**32 else at
+
+    def place(self, span: Span, at: int) -> int:
+        raise NotImplementedError
+
+
+class MapsWideSpansBackwards(ElsewhereInWideSpans):
+    def place(self, span: Span, at: int) -> int:
+        return span.nbytes - self.device.info.granularity - at
+
+
+class CutsOffsets(ElsewhereInWideSpans):
+    """Keeps 32 bits of them."""
+
+    def place(self, span: Span, at: int) -> int:
+        return at % 2**32
+
+
+class RemembersTensors(WrappedMemory):
+    """By their address and dtype, though another span may be there now."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self._known: dict[tuple[int, DType], Tensor] = {}
+
+    def tensor(self, span: Span, dtype: DType) -> Tensor:
+        key = span.base, dtype
+        if key not in self._known:
+            self._known[key] = super().tensor(span, dtype)
+        return self._known[key]
+
+
+class KeepsOneChunkInAThousand(WrappedMemory):
+    """And does not count it."""
+
+    kept = 0
+    destroyed = 0
+
+    def destroy(self, chunk: Chunk) -> None:
+        self.destroyed += 1
+        if self.destroyed % 1000:
+            super().destroy(chunk)
+        else:
+            self.kept += 1
+
+    def info(self) -> MemoryInfo:
+        info = super().info()
+        return replace(info, chunks=info.chunks - self.kept * self.device.info.granularity)
+
+
+class IsAlwaysFree(WrappedMemory):
+    def info(self) -> MemoryInfo:
+        info = super().info()
+        return replace(info, free=info.total)

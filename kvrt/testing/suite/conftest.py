@@ -7,6 +7,7 @@ import torch
 
 from kvrt import registry
 from kvrt.spi import Backend, Capability, Device, FusedOps
+from kvrt.testing.paged import Case
 from kvrt.testing.plugin import SUBJECT
 from kvrt.testing.subject import Subject
 
@@ -35,13 +36,30 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(name, declared[name])
 
 
-def pytest_collection_modifyitems(config: pytest.Config) -> None:
+ORDER = ("probe", "memory", "copier", "operators", "attention", "batches")
+"""What the rest needs comes first: wrong memory is then an error, and not a crash later on."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        part = item.path.stem.removeprefix("test_")
+        return ORDER.index(part) if part in ORDER else len(ORDER)
+
+    items.sort(key=place)
     if SUBJECT not in config.stash:
         installed = ", ".join(candidate.name for candidate in registry.candidates())
         raise pytest.UsageError(
             "the conformance kit needs --kvrt-backend NAME, the backend to test "
             f"(installed: {installed or 'none'})"
         )
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """End the run with a failure behind which another test could end the process."""
+    failed = call.excinfo is not None and not call.excinfo.errisinstance(pytest.skip.Exception)
+    if failed and item.get_closest_marker("vital"):
+        item.session.shouldfail = f"{item.name} failed, and the tests behind it could crash"
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +90,12 @@ def opened(subject: Subject) -> Iterator[Device]:
     device = subject.backend.open(subject.index)
     yield device
     device.close()
+
+
+@pytest.fixture
+def case(device: Device) -> Case:
+    """The default case in the device's preferred dtypes."""
+    return Case(compute=device.info.compute_dtypes[0], kv=device.info.kv_formats[0])
 
 
 @pytest.fixture

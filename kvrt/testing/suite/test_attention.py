@@ -16,6 +16,7 @@ from kvrt.testing import reference
 from kvrt.testing.paged import (
     Case,
     PagedKV,
+    assert_agrees,
     attend,
     fill_past,
     mismatch,
@@ -25,34 +26,10 @@ from kvrt.testing.paged import (
 from kvrt.wrappers.rules import TORCH_DTYPE
 
 
-@pytest.fixture
-def case(device: Device) -> Case:
-    """The default case in the device's preferred dtypes."""
-    return Case(compute=device.info.compute_dtypes[0], kv=device.info.kv_formats[0])
-
-
-def assert_agrees(device: Device, case: Case, seed: int = 0) -> None:
-    got, want = attend(device, case, seed=seed)
-    problem = mismatch(got, want, case.tolerance)
-    assert not problem, f"{case}: {problem}"
-
-
 def test_every_declared_dtype_agrees(
     device: Device, case: Case, compute: DType, kv: KVFormat
 ) -> None:
     assert_agrees(device, replace(case, compute=compute, kv=kv))
-
-
-def test_every_size_of_a_head_agrees(device: Device, case: Case, head_size: int) -> None:
-    assert_agrees(device, replace(case, head_dim=head_size, contexts=(5, 50), queries=(5, 1)))
-
-
-@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (5, 5), (9, 3), (7, 1), (32, 8)])
-def test_each_query_head_reads_its_own_kv_head(
-    device: Device, case: Case, heads: int, kv_heads: int
-) -> None:
-    grouped = replace(case, heads=heads, kv_heads=kv_heads, contexts=(33, 7), queries=(1, 7))
-    assert_agrees(device, grouped)
 
 
 @pytest.mark.parametrize("page_size", [1, 7, 16, 32, 128])
@@ -115,13 +92,6 @@ def test_decode_prefill_and_their_mixture_are_one_operator(device: Device, case:
     contexts = (1, 5, 123, 200, 129, 40, 16)
     for queries in ((1,) * 7, contexts, (1, 5, 123, 1, 17, 2, 1)):
         assert_agrees(device, replace(case, contexts=contexts, queries=queries))
-
-
-@pytest.mark.parametrize("queries", [(1,), (3,), (1, 1)])
-def test_a_long_context(device: Device, case: Case, queries: tuple[int, ...]) -> None:
-    """Long enough that a device splits it among its processors."""
-    contexts = (1501, 900)[: len(queries)]
-    assert_agrees(device, replace(case, contexts=contexts, queries=queries, layers=1, heads=4))
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.25, 1.0, 3.0, -1.0])

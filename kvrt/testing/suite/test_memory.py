@@ -1,6 +1,7 @@
 """Virtual memory: what is mapped, what it contains, and who holds the physical memory."""
 
 import gc
+import os
 import random
 import threading
 from collections.abc import Iterator
@@ -44,17 +45,47 @@ def give_back(device: Device, span: Span, mapped: dict[int, Chunk]) -> None:
     device.memory.release(span)
 
 
-def test_a_chunk_is_mapped_where_it_was_asked_to_be(device: Device, on_host: bool) -> None:
+def places(granularity: int, *, wide: bool) -> list[int]:
+    """Some byte offsets of chunks in a span; those of a wide one lie around 2^32 and 2^33."""
+    far = [border // granularity + n for border in (2**32, 2**33) for n in (-1, 0, 2)]
+    return [n * granularity for n in ((2, *sorted(set(far))) if wide else (0, 2))]
+
+
+@pytest.mark.vital
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_chunk_is_mapped_where_it_was_asked_to_be(
+    device: Device, on_host: bool, wide: bool
+) -> None:
+    """From its first byte to its last, and not one further. Nothing is touched before it is known
+    to be there."""
     granularity = device.info.granularity
-    span = device.memory.reserve(4 * granularity)
-    chunk = device.memory.create()
-    device.memory.map(span, 2 * granularity, chunk)
+    ats = places(granularity, wide=wide)
+    span = device.memory.reserve(ats[-1] + 4 * granularity)
+    mapped: dict[int, Chunk] = {}
+    for at in ats:
+        mapped[at] = device.memory.create()
+        device.memory.map(span, at, mapped[at])
     if on_host:
-        assert host.peek(span.base + 2 * granularity) is not None, "the place is not mapped"
-        assert host.peek(span.base + 3 * granularity - host.PEEK) is not None
-    part(device, span, 2 * granularity).fill_(7)
-    assert holds(device, span, 2 * granularity, 7)
-    give_back(device, span, {2 * granularity: chunk})
+        for at in ats:
+            first, last = span.base + at, span.base + at + granularity - host.PEEK
+            assert host.peek(first) is not None, f"nothing is mapped at byte {at}"
+            assert host.peek(last) is not None, f"less than a chunk is mapped at byte {at}"
+            if at + granularity not in mapped:
+                beyond = host.peek(span.base + at + granularity)
+                assert beyond is None, f"more than a chunk is mapped at byte {at}"
+    for value, at in enumerate(ats, start=1):
+        part(device, span, at).fill_(value)
+    for value, at in enumerate(ats, start=1):
+        assert holds(device, span, at, value), f"the chunk at byte {at}"
+    window = device.memory.reserve(granularity)
+    for value, (at, chunk) in enumerate(mapped.items(), start=1):
+        device.memory.unmap(span, at, chunk)
+        device.memory.map(window, 0, chunk)
+        assert holds(device, window, 0, value), f"another chunk was at byte {at}"
+        device.memory.unmap(window, 0, chunk)
+        device.memory.destroy(chunk)
+    device.memory.release(window)
+    device.memory.release(span)
 
 
 def test_an_unmapped_chunk_cannot_be_read_any_more(device: Device, on_host: bool) -> None:
@@ -94,6 +125,19 @@ def test_tensors_of_a_span_share_its_memory(device: Device, dtype: DType) -> Non
     again = device.memory.tensor(span, dtype)
     assert (again[tensor.numel() // 2 :] == 1.5).all()
     give_back(device, span, {granularity: chunk})
+
+
+def test_a_tensor_covers_its_span_also_where_another_one_was(device: Device) -> None:
+    """Addresses come again. What was remembered for the span before them is then wrong."""
+    walk, spans = random.Random(1), list[Span]()
+    for _ in range(100):
+        nbytes = walk.randint(1, 6) * device.info.granularity
+        spans.append(device.memory.reserve(nbytes))
+        assert device.memory.tensor(spans[-1], "float32").nbytes == nbytes
+        while len(spans) > walk.randint(0, 3):
+            device.memory.release(spans.pop(walk.randrange(len(spans))))
+    for span in spans:
+        device.memory.release(span)
 
 
 def test_a_chunk_keeps_its_bytes_while_it_is_not_mapped(device: Device) -> None:
@@ -215,11 +259,72 @@ def test_destroyed_chunks_are_physical_memory_given_back(device: Device, on_host
         assert device.memory.info().free - full.free > 0.5 * count * granularity
 
 
-def test_memory_info_adds_up(device: Device) -> None:
+def test_no_chunk_of_a_thousand_is_kept(device: Device, on_host: bool) -> None:
+    """Chunks come and go, and a leak shows in every round; what others take does not."""
+    granularity = device.info.granularity
+    span = device.memory.reserve(granularity)
+
+    def taken() -> int:
+        return host.physical_bytes() if on_host else -device.memory.info().free
+
+    def come_and_go(times: int) -> int:
+        """How much more memory is taken afterwards."""
+        before = taken()
+        for _ in range(times):
+            chunk = device.memory.create()
+            device.memory.map(span, 0, chunk)
+            part(device, span, 0).fill_(1)
+            device.synchronize()
+            device.memory.unmap(span, 0, chunk)
+            device.memory.destroy(chunk)
+        return taken() - before
+
+    come_and_go(10)
+    grown = [come_and_go(1100) for _ in range(2)]
+    device.memory.release(span)
+    assert min(grown) < granularity / 2, f"each 1,100 chunks left some behind: {grown} bytes"
+
+
+def test_memory_info_adds_up(device: Device, on_host: bool) -> None:
     info = device.memory.info()
     assert isinstance(info, MemoryInfo)
-    assert info.total <= device.info.total_bytes
+    assert info.total == device.info.total_bytes
     assert info.free + info.chunks <= info.total
+    if on_host:
+        assert info.total <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_free_memory_falls_by_what_is_taken_and_rises_again(device: Device) -> None:
+    """Others take and give back memory meanwhile, and a system counts late, so it may fall by
+    less than was taken; but not every time."""
+    granularity = device.info.granularity
+    count = max(2, min(256 * MIB, device.memory.info().free // 4) // granularity)
+    span = device.memory.reserve(count * granularity)
+
+    def turn() -> tuple[float, float]:
+        """By how much of what is taken free memory falls, and then rises."""
+        idle = device.memory.info().free
+        mapped: dict[int, Chunk] = {}
+        for at in range(0, span.nbytes, granularity):
+            mapped[at] = device.memory.create()
+            device.memory.map(span, at, mapped[at])
+        device.memory.tensor(span, "float32").fill_(1.0)
+        device.synchronize()
+        full = device.memory.info().free
+        for at, chunk in mapped.items():
+            device.memory.unmap(span, at, chunk)
+            device.memory.destroy(chunk)
+        return (idle - full) / span.nbytes, (device.memory.info().free - full) / span.nbytes
+
+    fell = rose = 0.0
+    for _ in range(20):
+        shares = turn()
+        fell, rose = max(fell, shares[0]), max(rose, shares[1])
+        if fell > 0.25 and rose > 0.25:
+            break
+    device.memory.release(span)
+    assert fell > 0.25, f"free fell by {fell:.2f} times what was taken, at most"
+    assert rose > 0.25, f"free rose by {rose:.2f} times what was given back, at most"
 
 
 def test_threads_may_map_beside_one_another(device: Device) -> None:
