@@ -22,6 +22,9 @@ from kvrt.sched.speculation import Drafts
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 
+_NOBODYS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""What is no fault of any request."""
+
 UNKNOWN = -1
 """Stands for a token that the step in flight will yield."""
 
@@ -284,11 +287,11 @@ class Answers:
             return
         try:
             do(*args, **kw)
-        except (DeviceError, IntegrityError, torch.AcceleratorError):
+        except (*_NOBODYS, DeviceError, IntegrityError, torch.AcceleratorError):
             raise
         except KvrtError as error:
             self._failed[request] = error
-        except Exception as error:
+        except BaseException as error:  # a panic of a tokenizer's compiled code, say
             log.exception("request %s failed", request.id)
             what = str(error).partition("\n")[0]
             self._failed[request] = KvrtError(f"engine: {type(error).__name__}: {what:.200}")
@@ -309,5 +312,7 @@ def _tell_failed(request: Request, error: KvrtError) -> None:
             if output.finish_reason is None:
                 request.deliver(output.fail())
         request.deliver(request.result(error))
-    except Exception:
+    except _NOBODYS:
+        raise
+    except BaseException:
         log.exception("the end of request %s could not be delivered", request.id)

@@ -1,11 +1,14 @@
 """What fails for one request ends that request, and neither its neighbours nor the engine."""
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from kvrt import beaming, sampler
 from kvrt.answers import Answers
@@ -15,7 +18,7 @@ from kvrt.request import Output, Request
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.sched.beams import BeamSearch
-from kvrt.stream import Stream
+from kvrt.stream import Inbox
 
 from .conftest import MakeRuntime, pages_in_use, until
 
@@ -44,9 +47,9 @@ PLACES: list[tuple[Any, str, int, dict[str, Any]]] = [
     (Output, "push", 4, PLAIN),
     (Output, "push", 7, {**DRAWN, "n": 4}),
     (Output, "push", 35, BEAMS),
-    (Stream, "deliver", 2, PLAIN),
-    (Stream, "deliver", 30, PLAIN),
-    (Stream, "deliver", 7, {**DRAWN, "n": 4}),
+    (Inbox, "deliver", 2, PLAIN),
+    (Inbox, "deliver", 30, PLAIN),
+    (Inbox, "deliver", 7, {**DRAWN, "n": 4}),
     (beaming, "begin", 1, BEAMS),
     (BeamSearch, "advance", 3, BEAMS),
     (BeamSearch, "best", 1, BEAMS),
@@ -127,6 +130,29 @@ def test_a_request_that_fails_leaves_the_others_as_they_were(
     assert {c.finish_reason for c in victim.completions} <= {"error", "length"}, "some had ended"
     until(lambda: not runtime.busy and not pages_in_use(runtime))
     runtime.cache.check_integrity()
+
+
+@pytest.mark.promise("P27")
+def test_a_panic_of_a_tokenizer_ends_the_request_whose_text_it_was(
+    tiny_lm: Path, tmp_path: Path
+) -> None:
+    """It comes out of compiled code, and is no `Exception`."""
+    words = {f"w{n}": n for n in range(198)} | {"x": 198}
+    tokenizer = json.loads(Tokenizer(WordLevel(words, unk_token="w0")).to_str())
+    tokenizer["decoder"] = {"type": "Strip", "content": "x", "start": 0, "stop": 2**62}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (tmp_path / "config.json").write_text((tiny_lm / "config.json").read_text())
+    with Runtime(
+        tmp_path, backend="cpu", load_format="dummy", seed=1, memory_limit="512MiB"
+    ) as runtime:
+        assert runtime.model.tokenizer is not None
+        with pytest.raises(BaseException, match="out of bounds") as caught:
+            runtime.model.tokenizer.decode([198])
+        assert not isinstance(caught.value, Exception)
+        victim, other = runtime.generate([[13, 198], [1, 2, 3]], SamplingParams(**PLAIN))
+        assert "out of bounds" in str(victim.error)
+        assert other.error is None
+        assert 198 not in other.token_ids
 
 
 def test_an_end_from_outside_that_fails_ends_the_request(
