@@ -44,7 +44,7 @@ class Model:
         spec: its shape.
         dtype: of its matrices in memory.
         decoder: computes logits.
-        tokenizer: None where dummy weights were asked for and the files have no tokenizer.
+        tokenizer: None where the folder has none; then prompts are token ids.
         generation: what its author recommends for sampling.
         eos_ids: the tokens that end an answer.
         fingerprint: SHA-256 over its spec, the dtype of its matrices and all bytes of its weights.
@@ -92,10 +92,15 @@ class Model:
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
+            slow = [n for n in ("tokenizer.model", "vocab.json") if (self.folder / n).exists()]
             raise RequestError(
-                f"{self.name} has no tokenizer, so it cannot take text",
+                f"this model has no {TOKENIZER}"
+                + (f", only {slow[0]} for other libraries," if slow else "")
+                + " so it cannot take text",
                 param="prompt",
-                fix=f"give token ids, or put the model's {TOKENIZER} beside its config.json",
+                fix="give token ids, or write that file once with transformers: python -c 'from"
+                f' transformers import AutoTokenizer as T; T.from_pretrained("{self.folder}")'
+                f'.save_pretrained("{self.folder}")\'',
             )
         return self.tokenizer
 
@@ -145,9 +150,7 @@ def load_model(
     if checkpoint is not None:
         spec = checkpoint.spec
     generation = read_generation(folder, spec)
-    tokenizer = None
-    if checkpoint is not None or (folder / TOKENIZER).exists():
-        tokenizer = Tokenizer(folder, spec.vocab)
+    tokenizer = Tokenizer(folder, spec.vocab) if (folder / TOKENIZER).exists() else None
     chosen = _choose_dtype(dtype, checkpoint.dtype if checkpoint else spec.dtype, device)
     positions = _choose_length(max_model_len, spec)
     spec = replace(spec, rope=for_context(spec.rope, spec.head_dim, positions))
@@ -166,7 +169,7 @@ def load_model(
         decoder=Decoder(spec, weights, device, chosen, positions),
         tokenizer=tokenizer,
         generation=generation,
-        eos_ids=_eos_ids(generation, tokenizer),
+        eos_ids=_eos_ids(generation, tokenizer, spec.vocab),
         fingerprint=hashlib.sha256(f"{spec} {chosen} {stored}".encode()).hexdigest(),
         weight_bytes=weights.nbytes,
         max_model_len=positions,
@@ -241,7 +244,11 @@ def _allocate(name: str, spec: ModelSpec, dtype: DType, device: Device) -> Tenso
     return arena.allocate(needed, device.info.torch_device)
 
 
-def _eos_ids(generation: GenerationDefaults, tokenizer: Tokenizer | None) -> frozenset[int]:
+def _eos_ids(
+    generation: GenerationDefaults, tokenizer: Tokenizer | None, vocab: int
+) -> frozenset[int]:
     """Chat models often name the end of a turn in one of the files only, so all are taken."""
-    own = {tokenizer.eos} if tokenizer is not None and tokenizer.eos is not None else set()
-    return frozenset(generation.eos) | own
+    ids = set(generation.eos)
+    if tokenizer is not None and tokenizer.eos is not None:
+        ids.add(tokenizer.eos)
+    return frozenset(id for id in ids if id < vocab)

@@ -7,6 +7,7 @@ What others say about it is read in `kvrt.model.added`; chat templates in `kvrt.
 
 import functools
 import itertools
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,11 @@ from kvrt.errors import ModelError, RequestError
 from kvrt.model.added import add_tokens, read_side_files
 from kvrt.model.chat import Chat, read_templates
 from kvrt.model.detokenizer import Detokenizer
-from kvrt.model.jsonfile import open_regular, shown
+from kvrt.model.jsonfile import few, open_regular, shown
 
 TOKENIZER = "tokenizer.json"
+
+log = logging.getLogger(__name__)
 
 TOKENIZER_LIMIT = 128 << 20
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -38,17 +41,19 @@ class Tokenizer:
 
     def __init__(self, folder: Path, vocab: int) -> None:
         path = folder / TOKENIZER
-        self._tokenizer = _load(folder, path)
+        self._tokenizer = _load(path)
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
         if not ids:
             raise ModelError(f"{path}: has no tokens")
-        token, largest = max(ids.items(), key=lambda item: item[1])
-        if largest >= vocab:
+        beyond = {id: token for token, id in ids.items() if id >= vocab}
+        if own := beyond.keys() - self._tokenizer.get_added_tokens_decoder().keys():
             raise ModelError(
-                f"{path}: token {shown(token)} has id {largest}, but the model's vocab_size is"
-                f" {vocab}",
+                f"{path}: token {shown(beyond[max(own)])} has id {max(own)}, but the model's"
+                f" vocab_size is {vocab}",
                 fix="the tokenizer belongs to another model: use the files the model came with",
             )
+        if beyond:  # a token for padding, say, which was added after the training
+            log.warning("%s: the model has no row for %s", path, few(list(beyond.values())))
         files = read_side_files(folder)
         add_tokens(self._tokenizer, files, vocab)
         self.named = {name: token.content for name, token in files.named.items()}
@@ -132,15 +137,7 @@ class Tokenizer:
         return None if text is None else self._tokenizer.token_to_id(text)
 
 
-def _load(folder: Path, path: Path) -> tokenizers.Tokenizer:
-    if not path.exists():
-        slow = [name for name in ("tokenizer.model", "vocab.json") if (folder / name).exists()]
-        found = f", only {slow[0]}, which is for other tokenizer libraries" if slow else ""
-        raise ModelError(
-            f"{folder}: has no {TOKENIZER}{found}",
-            fix="write it once with transformers: python -c 'from transformers import"
-            f' AutoTokenizer as T; T.from_pretrained("{folder}").save_pretrained("{folder}")\'',
-        )
+def _load(path: Path) -> tokenizers.Tokenizer:
     with open(open_regular(path), "rb") as file:
         data = file.read(TOKENIZER_LIMIT + 1)
     if len(data) > TOKENIZER_LIMIT:

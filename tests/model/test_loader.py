@@ -105,7 +105,7 @@ def test_dummy_weights_need_a_configuration_only_and_repeat(folder: Path, cpu: D
     assert models[0].fingerprint == models[1].fingerprint != models[2].fingerprint
     assert models[0].tokenizer is None
     assert models[0].detokenizer() is None
-    with pytest.raises(RequestError, match="no tokenizer"):
+    with pytest.raises(RequestError, match=r"no tokenizer\.json"):
         models[0].encode("hello")
     with stepping(models[0], cpu, texts=1, longest=9, kv="bfloat16") as stepper:
         text = stepper.add(range(9))
@@ -113,10 +113,24 @@ def test_dummy_weights_need_a_configuration_only_and_repeat(folder: Path, cpu: D
     assert torch.stack(text.logits).isfinite().all()
 
 
-def test_a_model_without_a_tokenizer_is_refused(folder: Path, cpu: Device) -> None:
+def test_a_model_without_a_tokenizer_takes_token_ids_and_says_how_to_get_one(
+    folder: Path, cpu: Device
+) -> None:
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(ModelError, match=r"no tokenizer\.json"):
-        load_model(folder, cpu)
+    model = load_model(folder, cpu)
+    with stepping(model, cpu, texts=1, longest=16) as stepper:
+        text = stepper.add(range(3, 9))
+        stepper.greedy([text], 4, budget=16)
+    assert len(text.tokens) == 10
+    assert model.detokenizer() is None
+    (folder / "tokenizer.model").write_bytes(b"\n")
+    for ask in (model.encode, lambda text: model.encode_chat([{"role": "user", "content": text}])):
+        with pytest.raises(
+            RequestError, match=r"no tokenizer\.json, only tokenizer\.model"
+        ) as error:
+            ask("hello")
+        assert "token ids" in error.value.fix
+        assert "save_pretrained" in error.value.fix
 
 
 def test_weights_that_do_not_fit_are_refused_before_memory_is_taken(

@@ -67,11 +67,20 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path: Path) -> 
         Tokenizer(tmp_path, 100)
 
 
-def test_a_sentencepiece_model_alone_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(b"\n")
-    with pytest.raises(ModelError, match=r"no tokenizer\.json, only tokenizer\.model") as caught:
-        Tokenizer(tmp_path, VOCAB)
-    assert "save_pretrained" in caught.value.fix
+def test_added_tokens_that_the_model_has_no_row_for_are_no_reason_to_refuse_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    pad = {"id": VOCAB, "content": "[PAD]", "special": True, "single_word": False,
+           "lstrip": False, "rstrip": False, "normalized": False}  # fmt: skip
+    content["added_tokens"].append(pad)
+    path.write_text(json.dumps(content))
+    rows = max(Tokenizer(tmp_path, VOCAB + 1)._tokenizer.get_vocab().values())
+    tokenizer = Tokenizer(tmp_path, rows)
+    assert "no row for '[PAD]'" in caplog.text
+    assert tokenizer.decode(tokenizer.encode("hello")) == "hello"
 
 
 @pytest.mark.parametrize(
