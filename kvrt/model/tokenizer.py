@@ -25,6 +25,7 @@ TOKENIZER = "tokenizer.json"
 log = logging.getLogger(__name__)
 
 TOKENIZER_LIMIT = 128 << 20
+TOKENS_FIX = "give the prompt as token ids"
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -40,7 +41,7 @@ class Tokenizer:
     """
 
     def __init__(self, folder: Path, vocab: int) -> None:
-        path = folder / TOKENIZER
+        self._path = path = folder / TOKENIZER
         self._tokenizer = _load(path)
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
         if not ids:
@@ -55,7 +56,10 @@ class Tokenizer:
         if beyond:  # a token for padding, say, which was added after the training
             log.warning("%s: the model has no row for %s", path, few(list(beyond.values())))
         files = read_side_files(folder)
-        add_tokens(self._tokenizer, files, vocab)
+        try:
+            add_tokens(self._tokenizer, files, vocab)
+        except BaseException as error:
+            raise _blamed(error, path) from None
         self.named = {name: token.content for name, token in files.named.items()}
         self.bos = self._named_id("bos_token")
         self.eos = self._named_id("eos_token")
@@ -80,7 +84,8 @@ class Tokenizer:
         transformers: ``add_bos_token`` is for tokenizers made without that file.
 
         Raises:
-            RequestError: the text holds half of a surrogate pair, so it is not Unicode.
+            RequestError: the text holds half of a surrogate pair, so it is not Unicode; or the
+                tokenizer fails on it.
         """
         return self._encode(text, special=True)
 
@@ -100,8 +105,15 @@ class Tokenizer:
         return self._encode(self.chat.render(chat), special=False)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """The text of token ids. Bytes that are not UTF-8 become U+FFFD."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+        """The text of token ids. Bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            ModelError: the tokenizer fails on them.
+        """
+        try:
+            return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+        except BaseException as error:
+            raise _blamed(error, self._path) from None
 
     def token(self, id: int) -> str | None:
         """How the tokenizer writes one token, or None if there is no such id."""
@@ -131,6 +143,12 @@ class Tokenizer:
             return self._tokenizer.encode(text, add_special_tokens=special).ids
         except (TypeError, UnicodeEncodeError):
             raise RequestError("the prompt is not valid Unicode text", param="prompt") from None
+        except BaseException as error:
+            if not _is_fault(error):
+                raise
+            raise RequestError(
+                "the model's tokenizer fails on this text", param="prompt", fix=TOKENS_FIX
+            ) from None
 
     def _named_id(self, name: str) -> int | None:
         text = self.named.get(name)
@@ -144,11 +162,25 @@ def _load(path: Path) -> tokenizers.Tokenizer:
         raise ModelError(f"{path}: is larger than the {TOKENIZER_LIMIT:,} bytes that are accepted")
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(data)
-    except Exception as error:  # the library raises plain Exception
-        raise ModelError(
-            f"{path}: is not a tokenizer: {error}", fix="download or copy the file again"
-        ) from None
+    except BaseException as error:
+        raise _blamed(error, path) from None
     # Some files carry the settings of a training run, which would cut prompts short.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _blamed(error: BaseException, path: Path) -> BaseException:
+    """The error to raise where the library does not accept a file, or panics; others stay."""
+    if isinstance(error, ModelError) or not _is_fault(error):
+        return error
+    return ModelError(
+        f"{path}: the tokenizer does not work: {' '.join(str(error).split())}",
+        fix="download or copy the file again",
+    )
+
+
+def _is_fault(error: BaseException) -> bool:
+    """Whether an error is the library's. It raises plain `Exception`, and where its own code is at
+    fault a panic, which Python does not count among those."""
+    return isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime"

@@ -117,3 +117,64 @@ def test_a_post_processor_decides_where_the_configuration_is_silent(tmp_path: Pa
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>"}))
     assert Tokenizer(tmp_path, VOCAB).encode("a")[0] == 1
+
+
+# --- a tokenizer whose own code fails -----------------------------------------------------------
+
+REGEX = {"type": "Replace", "pattern": {"Regex": "(h+)+$"}, "content": ""}
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [
+        {"SpecialToken": {"id": "no", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    ],
+    "pair": [],
+    "special_tokens": {},
+}
+CUT = {"type": "Strip", "content": "e", "start": 0, "stop": 2**62}
+
+
+def with_part(folder: Path, **part: Any) -> Path:
+    """The folder of a tokenizer in which one part is of the hostile kind."""
+    path = save_tokenizer(folder, "pieces") / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | part))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {"decoder": {"type": "Replace", "pattern": {"Regex": "(a"}, "content": "x"}},
+        {"added_tokens": [{"id": 1}]},
+    ],
+)
+def test_a_tokenizer_that_fails_at_load_is_named(tmp_path: Path, part: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match=r"tokenizer\.json: the tokenizer does not work"):
+        Tokenizer(with_part(tmp_path, **part), VOCAB)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"normalizer": REGEX},
+        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+        {"post_processor": TEMPLATE},
+    ],
+)
+def test_a_text_that_the_tokenizer_fails_on_fails_its_request(
+    tmp_path: Path, part: dict[str, Any]
+) -> None:
+    tokenizer = Tokenizer(with_part(tmp_path, **part), VOCAB)
+    with pytest.raises(RequestError, match="fails on this text") as caught:
+        tokenizer.encode("h" * 40 + "!")
+    assert caught.value.param == "prompt"
+
+
+def test_tokens_that_the_tokenizer_fails_on_raise_an_ordinary_error(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(with_part(tmp_path, decoder=CUT), VOCAB)
+    token = tokenizer.encode("e")[-1]
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
+        tokenizer.detokenizer().push(token)
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
+        tokenizer.detokenizer([token])

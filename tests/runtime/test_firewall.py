@@ -12,13 +12,14 @@ from tokenizers.models import WordLevel
 
 from kvrt import beaming, sampler
 from kvrt.answers import Answers
-from kvrt.errors import DeviceError, KvrtError
+from kvrt.errors import DeviceError, KvrtError, ModelError
 from kvrt.outputs import Result
 from kvrt.request import Output, Request
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.sched.beams import BeamSearch
 from kvrt.stream import Inbox
+from tests.model.checkpoints import VOCAB, save_tokenizer
 
 from .conftest import MakeRuntime, pages_in_use, until
 
@@ -236,3 +237,20 @@ def test_what_was_computed_for_a_request_that_failed_is_not_used_again(
     fresh = runtime.generate([prompt], SamplingParams(**PLAIN))[0]
     assert fresh.token_ids == mended.token_ids
     runtime.invalidate()
+
+
+def test_a_panic_of_the_tokenizer_ends_the_request_whose_tokens_it_is_about(
+    tmp_path: Path, tiny_lm: Path, make_runtime: MakeRuntime
+) -> None:
+    config = json.loads((tiny_lm / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": VOCAB}))
+    path = save_tokenizer(tmp_path, "pieces") / "tokenizer.json"
+    panics = {"type": "Strip", "content": "é", "start": 0, "stop": 2**62}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"decoder": panics}))
+    runtime = make_runtime(model=tmp_path)
+    (token,) = runtime.model.encode("é")[2:]
+    victim = runtime.stream([1, token], SamplingParams(max_tokens=5))
+    neighbour = runtime.stream([1, 4, 5], SamplingParams(max_tokens=20, ignore_eos=True)).wait()
+    assert isinstance(victim.wait().error, ModelError)
+    assert neighbour.error is None
+    assert len(neighbour.token_ids) == 20
