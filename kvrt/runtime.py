@@ -169,7 +169,9 @@ class Runtime(CacheControl):
                 root=secrets.token_bytes(KEY_BYTES) if private else self._root(cache_salt),
                 shares=not private,
                 drafts=self._drafts_of(params),
-                detokenizer=functools.partial(self.model.detokenizer, tokens),
+                detokenizer=functools.partial(
+                    self.model.detokenizer, tokens, skip_special=params.skip_special_tokens
+                ),
                 deliver=inbox.deliver,
             ),
         )

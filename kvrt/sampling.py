@@ -33,6 +33,8 @@ class SamplingParams:
         stop: stop when one of these strings appears; it is not part of the text.
         stop_token_ids: stop at one of these tokens, besides the model's own end tokens.
         ignore_eos: go on past the model's end tokens (for benchmarks).
+        skip_special_tokens: leave special tokens out of the text, and so out of what `stop` looks
+            at. The token that ends the answer is never part of it.
         logprobs: give the log-probability of each new token and of so many likeliest ones.
         prompt_logprobs: the same for each prompt token but the first.
         n: so many independent completions of one prompt; they share its pages.
@@ -57,6 +59,7 @@ class SamplingParams:
     stop: Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     n: int = 1
@@ -69,11 +72,11 @@ class SamplingParams:
         object.__setattr__(self, "stop", stop)
         tokens = _items("stop_token_ids", self.stop_token_ids)
         object.__setattr__(self, "stop_token_ids", tokens)
-        if not isinstance(self.ignore_eos, bool):
-            raise RequestError(
-                f"ignore_eos is {self.ignore_eos!r:.60}; it must be true or false",
-                param="ignore_eos",
-            )
+        for name in ("ignore_eos", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(
+                    f"{name} is {getattr(self, name)!r:.60}; it must be true or false", param=name
+                )
         if self.max_tokens is not None:
             _whole("max_tokens", self.max_tokens, 1, 2**31 - 1)
         _whole("top_k", self.top_k, 0, 2**31 - 1)

@@ -18,7 +18,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from kvrt.errors import ModelError
-from kvrt.model.jsonfile import read_object, shown
+from kvrt.model.jsonfile import few, read_object, shown
 
 log = logging.getLogger(__name__)
 
@@ -112,14 +112,7 @@ def add_tokens(tokenizer: tokenizers.Tokenizer, files: SideFiles, vocab: int) ->
             beyond.append(token.content)
     tokenizer.add_tokens(fitting)
     if beyond:
-        log.warning(
-            "%s: %d tokens (%s first) have no row in the model, whose vocab_size is %d: they are"
-            " read as text",
-            files.source.parent,
-            len(beyond),
-            shown(beyond[0]),
-            vocab,
-        )
+        log.warning("%s: the model has no row for %s", files.source.parent, few(beyond))
 
 
 def _in_order(files: SideFiles, there: set[str]) -> Iterator[tuple[int | None, AddedToken]]:

@@ -176,7 +176,8 @@ def _blamed(error: BaseException, path: Path) -> BaseException:
         return error
     return ModelError(
         f"{path}: the tokenizer does not work: {' '.join(str(error).split())}",
-        fix="download or copy the file again",
+        fix="download or copy the file again; if it is newer than the tokenizers library here"
+        f" ({tokenizers.__version__}), update that",
     )
 
 

@@ -145,4 +145,4 @@ def test_a_token_beyond_the_model_is_left_out_with_a_warning(
         tokenizer = Tokenizer(tmp_path, NEXT)
     assert max(tokenizer.encode("[PAD]")) < NEXT
     (record,) = caplog.records
-    assert "2 tokens ('[PAD]' first) have no row in the model" in record.getMessage()
+    assert "the model has no row for '[PAD]', '[M]'" in record.getMessage()
