@@ -5,7 +5,14 @@ from collections.abc import Mapping
 
 import click
 
-from kvrt.errors import BackendUnavailable, ConfigError, DeviceError, KvrtError, RequestError
+from kvrt.errors import (
+    BackendUnavailable,
+    ConfigError,
+    DeviceError,
+    KvrtError,
+    ModelError,
+    RequestError,
+)
 from kvrt_cli.naming import NAME
 from kvrt_cli.sampling import NAMES
 
@@ -30,7 +37,9 @@ def explain(error: BaseException, command: click.Command, hint: str) -> tuple[st
             cause, fix = _usage(error, hint)
         case KvrtError():
             names = option_names(command)
-            cause, fix = as_options(str(error), names), as_options(error.fix, names)
+            # What is wrong with a model is a field of a file, which may have an option's name.
+            cause = str(error) if isinstance(error, ModelError) else as_options(str(error), names)
+            fix = as_options(error.fix, names)
             fix = fix or _where_to_look(error, hint)
         case MemoryError():
             cause, fix = "out of memory", "close other programs"

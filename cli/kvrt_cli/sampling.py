@@ -1,12 +1,13 @@
 """Which sampling parameters apply: the user's, else the model's own, else greedy."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvrt.errors import ModelError, RequestError
 from kvrt.sampling import SamplingParams
 from kvrt_cli.options import apply
 from kvrt_cli.stdin import valid_text
@@ -109,17 +110,29 @@ def resolve(
 
     Raises:
         RequestError: a value is out of range.
+        ModelError: one that nobody asked for is.
     """
     params: dict[str, Any] = {} if chat else {"max_tokens": PLAIN_MAX_TOKENS}
     if wishes.get("beam_width", 1) != 1:
         return SamplingParams(**{**params, **wishes})
     if model.sample or ("temperature" not in wishes and any(name in wishes for name in DRAWS)):
         params["temperature"] = 1.0
-    for name in FROM_MODEL if model.sample else ("repetition_penalty",):
-        if (recommended := getattr(model, name)) is not None:
-            params[name] = recommended
+    names = FROM_MODEL if model.sample else ("repetition_penalty",)
+    params |= _recommended(model, [name for name in names if name not in wishes])
     resolved = SamplingParams(**{**params, **wishes})
     if resolved.greedy or resolved.seed is not None:
         return resolved
     # Drawn here, and not in the runtime, so that the output can name it.
     return replace(resolved, seed=secrets.randbits(32))
+
+
+def _recommended(model: "GenerationDefaults", names: Sequence[str]) -> dict[str, Any]:
+    values = {name: getattr(model, name) for name in names if getattr(model, name) is not None}
+    try:
+        SamplingParams(**values)
+    except RequestError as error:
+        raise ModelError(
+            f"the model's generation_config.json recommends something that cannot be: {error}",
+            fix="give a value yourself, which goes before, or correct the file",
+        ) from None
+    return values

@@ -43,11 +43,12 @@ def read_generation(folder: Path, spec: ModelSpec) -> GenerationDefaults:
     def number(name: str, low: float, high: float) -> float | None:
         return fields.number(name, low, high) if fields.has(name) else None
 
+    top_k = fields.integer("top_k", -1, 1 << 31) if fields.has("top_k") else None
     return GenerationDefaults(
         eos=read_tokens(fields, "eos_token_id", spec.vocab) or spec.eos,
         sample=fields.flag("do_sample") if fields.has("do_sample") else None,
         temperature=number("temperature", 0.0, 1e4),
-        top_k=fields.integer("top_k", 0, 1 << 31) if fields.has("top_k") else None,
+        top_k=None if top_k is None else max(top_k, 0),  # -1: all, as 0
         top_p=number("top_p", 0.0, 1.0),
         min_p=number("min_p", 0.0, 1.0),
         repetition_penalty=number("repetition_penalty", 1e-6, 1e6),

@@ -19,6 +19,7 @@ from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from kvrt.errors import ModelError
 from kvrt.model.config import read_config
+from kvrt.model.foreign import told_by_neighbours
 from kvrt.model.resolve import Progress, Want
 from kvrt.model.shards import INDEX, SINGLE, find_weights, read_index
 
@@ -38,7 +39,7 @@ def download(
     """The snapshot of a repository, completed if need be. See `resolve.resolve`."""
     first = _snapshot(repository, SMALL_FILES, revision, offline, progress)
     if not (first / "config.json").exists():
-        raise ModelError(
+        raise told_by_neighbours(first) or ModelError(
             f"{repository}: the repository has no config.json",
             fix="only Hugging Face checkpoints are supported; look for one in that format",
         )

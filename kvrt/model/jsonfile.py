@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kvrt.errors import ModelError
+from kvrt.model.foreign import PEEK, told_by_first_bytes
 
 LIMIT = 1 << 20
 """Bytes of JSON that are parsed: six times what a model of 400 billion parameters needs for its
@@ -21,7 +22,8 @@ def open_regular(path: Path) -> int:
 
     Raises:
         ModelError: there is no such file, it cannot be read, or it is a pipe, a device or a folder
-            (opening those could block, or never end).
+            (opening those could block, or never end); or its first bytes say that it is something
+            else, as a Git LFS pointer.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -34,6 +36,9 @@ def open_regular(path: Path) -> int:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise ModelError(f"{path}: is not a regular file")
+    if stranger := told_by_first_bytes(path, os.pread(fd, PEEK, 0)):
+        os.close(fd)
+        raise stranger
     return fd
 
 

@@ -95,8 +95,8 @@ class Model:
             slow = [n for n in ("tokenizer.model", "vocab.json") if (self.folder / n).exists()]
             raise RequestError(
                 f"this model has no {TOKENIZER}"
-                + (f", only {slow[0]} for other libraries," if slow else "")
-                + " so it cannot take text",
+                + (f", only {slow[0]} for other libraries" if slow else "")
+                + ", so it cannot take text",
                 param="prompt",
                 fix="give token ids, or write that file once with transformers: python -c 'from"
                 f' transformers import AutoTokenizer as T; T.from_pretrained("{self.folder}")'

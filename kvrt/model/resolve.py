@@ -5,15 +5,20 @@ a path           a folder in the Hugging Face layout
 owner/name       a repository of the Hugging Face hub, downloaded once
 """
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from kvrt.errors import ModelError
+from kvrt.model.foreign import told_by_neighbours
+from kvrt.model.jsonfile import open_regular
 
 BUNDLED = "tiny"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+CONFIG = "config.json"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
+NAME = re.compile(r"[\w./~@:+-]{1,200}")
 
 Progress = Callable[[int, int], None]
 """Called during a download with the bytes that are there and the bytes expected in total."""
@@ -44,21 +49,36 @@ def resolve(
     name = str(model)
     if name == BUNDLED:
         return Path(__file__).parent / "bundled" / BUNDLED
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = _path(name)
+    if path is not None and path.is_dir():
+        if not (path / CONFIG).exists() and (error := told_by_neighbours(path)):
+            raise error
         return path
-    if path.name == "config.json" and want == "config" and path.exists():
-        return path.parent
-    if path.exists():
+    if path is not None and path.exists():
+        if path.name == CONFIG and want == "config":
+            return path.parent
+        os.close(open_regular(path))  # which may say what it is
         raise ModelError(
             f"{path}: is a file, not the folder of a model",
             fix=f"give the folder, {path.parent}, if it is a Hugging Face checkpoint",
         )
     if isinstance(model, Path) or name.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name):
+        # Anything that looks like no name may be a prompt in its place, which no error quotes.
+        shown = repr(name) if NAME.fullmatch(name) else f"of {len(name)} characters"
         raise ModelError(
-            f"model {name!r}: there is no such folder, and it is not a hub id such as owner/name",
+            f"model {shown}: there is no such folder, and it is not a hub id such as owner/name",
             fix=f"give a folder, a hub id, or {BUNDLED}, the bundled model",
         )
     from kvrt.model.hub import download
 
     return download(name, want=want, revision=revision, offline=offline, progress=progress)
+
+
+def _path(name: str) -> Path | None:
+    """The path that a name is, or None if it cannot be one."""
+    try:
+        path = Path(name).expanduser()
+        path.lstat()
+    except (OSError, ValueError, RuntimeError):  # not there; too long; a NUL; nobody's home
+        return None
+    return path

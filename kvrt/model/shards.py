@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvrt.errors import ModelError
+from kvrt.model.foreign import told_by_neighbours
 from kvrt.model.jsonfile import read_object, shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 log = logging.getLogger(__name__)
 
@@ -80,16 +80,7 @@ def read_index(index: Path) -> Mapping[str, str]:
 
 
 def _no_weights(folder: Path) -> ModelError:
-    for pattern in PICKLES:
-        for path in sorted(folder.glob(pattern)):
-            return ModelError(
-                f"{path}: is a pickle, which kvrt never loads because unpickling can run code,"
-                f" and there is no {SINGLE}",
-                fix="convert it where you trust it: python -c 'from transformers import"
-                f' AutoModelForCausalLM as M; M.from_pretrained("{folder}")'
-                f'.save_pretrained("{folder}-safetensors")\'',
-            )
-    return ModelError(
+    return told_by_neighbours(folder) or ModelError(
         f"{folder}: has no {SINGLE} and no {INDEX}",
         fix="give the folder of a Hugging Face checkpoint, or --load-format dummy for random"
         " weights",

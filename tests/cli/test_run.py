@@ -146,6 +146,21 @@ def test_greedy_unless_the_user_or_the_model_asks_for_draws(
     assert ids(str(make_model(tmp_path / "calm", chat=False, generation=calm))) == greedy
 
 
+@pytest.mark.parametrize("bad", [{"top_p": 0.0}, {"temperature": 9e3}])
+def test_a_value_that_only_the_model_recommends_is_not_called_the_users(
+    kvrt: Kvrt, tmp_path: Path, bad: dict[str, float]
+) -> None:
+    sampling = {"do_sample": True, "temperature": 0.7} | bad
+    drawing = str(make_model(tmp_path / "drawing", chat=False, generation=sampling))
+    (name,) = bad
+    option = {"temperature": "--temp", "top_p": "--top-p"}[name]
+    result = kvrt("run", drawing, "abc", *SHORT)
+    assert result.exit_code == 3
+    assert "generation_config.json" in result.stderr
+    assert f"{name} is {bad[name]}" in result.stderr
+    assert kvrt("run", drawing, "abc", *SHORT, option, "0.5").exit_code == 0
+
+
 def test_stop_strings_end_the_answer_and_are_not_part_of_it(kvrt: Kvrt, plain_model: str) -> None:
     draws = ("--temp", "1", "--seed", "3", "--ignore-eos")
     args = ("run", plain_model, "Once upon", *DUMMY, "-n", "40", *draws)
