@@ -272,7 +272,7 @@ class Answers:
     def _finish(self, request: Request) -> None:
         error = None
         if any(o.finish_reason == "capacity" for o in request.outputs.values()):
-            error = CapacityError("the memory limit leaves no room to go on, even alone")
+            error = CapacityError("no memory is left to go on, even alone")
         request.deliver(request.result(error))
 
     # --- the firewall ------------------------------------------------------------------------

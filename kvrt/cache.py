@@ -177,13 +177,14 @@ class KVCache:
         seqs: Sequence[SeqId],
         query_lens: Sequence[int],
         parents: Sequence[int] | None = None,
+        contexts: Sequence[int] | None = None,
     ) -> AttentionBatch:
-        """The attention batch of sequences whose last `query_lens` tokens are new in this step.
+        """The attention batch of sequences that compute `query_lens` new tokens, and have
+        `contexts` tokens with them.
 
-        `parents`: see `kvrt.spi.AttentionBatch`.
+        `parents`: see `kvrt.spi.AttentionBatch`. `contexts`: None: all they have in the table.
 
-        Call it after `commit`: the context is a sequence's length in the table. The page table in
-        it is valid until the next call.
+        Call it after `commit`. The page table in it is valid until the next call.
         """
         table = self._table
         starts = np.zeros(len(seqs) + 1, np.int32)
@@ -193,7 +194,10 @@ class KVCache:
             layout=self.geometry.layout,
             page_table=torch.from_numpy(self._rows.select(table, seqs)),
             query_start=torch.from_numpy(starts),
-            context_len=torch.from_numpy(np.array([table.length(s) for s in seqs], np.int32)),
+            context_len=torch.tensor(
+                [table.length(s) for s in seqs] if contexts is None else contexts,
+                dtype=torch.int32,
+            ),
             parents=None if parents is None else torch.tensor(parents, dtype=torch.int32),
         )
 
@@ -289,6 +293,25 @@ class KVCache:
             held = max(self.geometry.min_chunks, min(len(self._backing.mapped), held - 1))
         with self._lock:
             self._set_limit(held, held * self.geometry.chunk_bytes)
+        return self._limit_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """Physical memory that is taken now."""
+        return self._backing.held_chunks * self.geometry.chunk_bytes
+
+    def give_spare(self) -> None:
+        """Give back all that no page needs: something else wants the device's memory."""
+        self._keep_spare(0)
+
+    def limit_below(self, held_bytes: int) -> int:
+        """Lower the limit by an eighth of what was held when the device had too little left for
+        anything else; returns its bytes. For the engine's thread."""
+        chunks = held_bytes // self.geometry.chunk_bytes
+        less = max(self.geometry.min_chunks, chunks - max(1, chunks // 8))
+        with self._lock:
+            less = min(less, self._limit)
+            self._set_limit(less, less * self.geometry.chunk_bytes)
         return self._limit_bytes
 
     @property

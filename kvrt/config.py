@@ -75,7 +75,8 @@ class RuntimeConfig:
         max_model_len: longest prompt and output together, in tokens; None: the model's own.
         memory_limit: weights and KV cache together may take so much: bytes, or a string such as
             ``4GiB`` or ``50%`` (of the device's memory). None: the weights, and for the cache what
-            the largest load can need, but at most 60 % of what is free after loading.
+            the largest load can need, but at most 60 % of what is free after loading, and never
+            the memory that the largest step computes in.
         page_size: tokens in a page.
         keep_warm: bytes of KV memory kept when idle.
         max_batch_tokens: tokens computed in one step, over all sequences.

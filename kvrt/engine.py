@@ -14,11 +14,10 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 
-import torch
-
 from kvrt import beaming
 from kvrt.answers import UNKNOWN, Answers
 from kvrt.errors import KvrtError
+from kvrt.forward import Forward, NoRoom
 from kvrt.live import Live
 from kvrt.memory import Memory
 from kvrt.model.loader import Model
@@ -26,12 +25,11 @@ from kvrt.outputs import FinishReason
 from kvrt.pages.apply import Failed
 from kvrt.request import Request
 from kvrt.sched.batching import Limits, Row, StepPlan, plan_step
-from kvrt.sched.drafting import Speculation, parents_of
+from kvrt.sched.drafting import Speculation
 from kvrt.sched.policy import Policy
 from kvrt.sched.seq import Seq
 from kvrt.spi import Capability, Device
 from kvrt.units import format_bytes
-from kvrt.wrappers.named import blaming, owner_of
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +58,7 @@ class Engine:
         self.steps = 0
         self._live = Live(memory)
         self._answers = Answers(self._live, self.speculation, model.eos_ids)
-        self._owner = owner_of(device)
+        self._forward = Forward(model, device, memory.cache)
         self._planned: StepPlan | None = None  # and applied: what the next step runs
 
     @property
@@ -103,7 +101,10 @@ class Engine:
         if not rows and self.memory.offload is not None:
             self.memory.offload.wait()
         if rows:
-            self._carry_out(rows)
+            try:
+                self._carry_out(rows)
+            except NoRoom as error:
+                self._carry_out_alone(rows, error.seq)
         self.cache.end_step(self.steps)
 
     def _carry_out(self, rows: Sequence[Row]) -> None:
@@ -111,7 +112,7 @@ class Engine:
         answers = self._answers
         scored = [answers.scored(row) for row in rows]
         started = time.perf_counter()
-        logits = self._run(rows, scored)
+        logits = self._forward.run(rows, scored)
         fence = self.device.fence()
         branches = any(answers.branches(row) for row in rows)
         for row in rows:
@@ -157,6 +158,31 @@ class Engine:
             "the device is out of memory (%s); the KV cache goes on with %s",
             failed.error, format_bytes(limit),
         )  # fmt: skip
+
+    def _carry_out_alone(self, rows: Sequence[Row], seq: Seq) -> None:
+        """The device has no memory to compute anything of a sequence beside the pages there are:
+        others give theirs back. If that does not help, the sequence ends."""
+        live, held = self._live, self.cache.held_bytes
+        request = live.request(seq)
+        others = [other for other in live.running if live.request(other) is not request]
+        self.device.fence().wait()  # of the step, a part may have been computed
+        self.memory.clear(others)
+        for other in others:
+            if other in live.running:  # it may have gone with other beams
+                self._preempt(other)
+        own = [row for row in rows if row.seq in live.running]
+        try:
+            self._carry_out(own)
+        except NoRoom as error:
+            for row in own:
+                self.memory.commit(self.cache.table.truncate(row.seq.id, row.start))
+            self._end([error.seq], "capacity")
+            return
+        limit = self.cache.limit_below(held)
+        log.warning(
+            "the device had no memory left to compute in; the KV cache goes on with %s",
+            format_bytes(limit),
+        )
 
     def _apply(self, plan: StepPlan) -> Failed | None:
         """Take the plan's pages and sequences over; if it failed, nothing has changed."""
@@ -204,22 +230,6 @@ class Engine:
         for seq in seqs:
             if seq in self._live:  # it may have ended with other beams
                 self._answers.end(seq, reason, self.steps)
-
-    def _run(self, rows: Sequence[Row], scored: Sequence[range]) -> torch.Tensor:
-        """One forward pass; of each row, logits at scored positions, at the sample, at drafts."""
-        tokens: list[int] = []
-        wanted: list[int] = []
-        for row, positions in zip(rows, scored, strict=True):
-            wanted += [len(tokens) + at - row.start for at in positions]
-            tokens += row.seq.tokens[row.start : row.start + row.count - len(row.drafts)]
-            if row.samples:
-                wanted += range(len(tokens) - 1, len(tokens) + len(row.drafts))
-            tokens += row.drafts.tokens
-        batch = self.cache.batch(
-            [row.seq.id for row in rows], [row.count for row in rows], parents_of(rows)
-        )
-        with blaming(self._owner, "the forward pass"):
-            return self.model.decoder.forward(torch.tensor(tokens), batch, torch.tensor(wanted))
 
     def _measure(self, rows: Sequence[Row], started: float) -> None:
         """Tell how long the step took, sampling included: what its tokens would cost again."""

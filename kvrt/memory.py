@@ -1,7 +1,7 @@
 """The KV memory of an engine: the pages on the device, which of them can be found again by their
 tokens, and those outside."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from kvrt.cache import KVCache
 from kvrt.offload import Offload
@@ -135,6 +135,16 @@ class Memory:
             if not evicted.dropped:
                 return
             self.commit(evicted)
+
+    def clear(self, seqs: Iterable[Seq]) -> None:
+        """Take the pages of those sequences, and all that are only cached, off the device, and give
+        the memory back. No step may be in flight."""
+        for seq in seqs:
+            kept = 0 if self.reuse is None else self.reuse.keeps(seq)
+            self.commit(self.cache.table.keep(seq.id, kept))
+        if self.reuse is not None and self.cache.table.idle_pages:
+            self.commit(evict(self.cache.table, self.cache.table.idle_pages, self.reuse.worth))
+        self.cache.give_spare()
 
     def rest(self) -> float | None:
         """Nothing runs or waits: give back memory that is not needed, and not worth keeping.

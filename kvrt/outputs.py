@@ -11,7 +11,7 @@ FinishReason = Literal["stop", "length", "abort", "capacity", "error"]
 stop       an end token, a stop token or a stop string
 length     max_tokens reached, or the context is full
 abort      the caller aborted it
-capacity   the memory limit left no room to go on, even alone
+capacity   no memory was left to go on, even alone
 error      see `Result.error`
 """
 

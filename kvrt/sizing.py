@@ -1,16 +1,21 @@
 """How much memory the KV cache may take, and the page layout that follows."""
 
+import logging
+
 from kvrt.cache import KVCache
 from kvrt.config import RuntimeConfig
 from kvrt.errors import CapacityError, ConfigError
+from kvrt.model.activations import Activations
 from kvrt.model.loader import Model
 from kvrt.pages.geometry import Geometry
-from kvrt.spi import Device
+from kvrt.spi import ITEM_BYTES, Device
 from kvrt.units import format_bytes, parse_bytes
+
+log = logging.getLogger(__name__)
 
 FREE_SHARE = 0.6
 """Of the memory that is free after loading, the cache takes at most so much if no limit is given:
-the rest is for activations, and for whoever else is on the machine."""
+the rest is for whoever else is on the machine. Room for the activations is left in any case."""
 
 
 def limit_bytes(limit: int | str, device: Device) -> int:
@@ -28,6 +33,15 @@ def too_small(limit: int | str, model: Model, geometry: Geometry) -> CapacityErr
         needed=needed,
         fix=f"give at least {format_bytes(needed)}",
     )
+
+
+def step_bytes(config: RuntimeConfig, model: Model) -> int:
+    """What the largest step computes in: activations of all its tokens, and a row of logits for
+    each sequence. Logits of prompts, and what an attention kernel keeps aside, are not counted."""
+    spec, item = model.spec, ITEM_BYTES[model.decoder.dtype]
+    activations = config.max_batch_tokens * Activations.width(spec) * item
+    rows = min(config.max_running, config.max_batch_tokens)
+    return activations + rows * spec.vocab * (item + ITEM_BYTES["float32"])
 
 
 def make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:
@@ -56,13 +70,27 @@ def make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:
     # Addresses cost nothing: reserve what the device could ever hold, so that limits can grow.
     pages = min(longest, info.total_bytes // page_bytes) + 1
     shape = geometry(max(2, pages))
+    free, step = device.memory.info().free, step_bytes(config, model)
     if config.memory_limit is None:
-        limit = min(shape.span_bytes, int(device.memory.info().free * FREE_SHARE))
+        limit = min(shape.span_bytes, int(free * FREE_SHARE), free - step)
     else:
         limit = limit_bytes(config.memory_limit, device) - model.weight_bytes
+        if min(limit, shape.span_bytes) > free - step:
+            log.warning(
+                "of %s that are free, a memory limit of %s leaves %s to compute in, and a step of"
+                " %d tokens may need %s: steps will be smaller",
+                format_bytes(free), config.memory_limit, format_bytes(max(0, free - limit)),
+                config.max_batch_tokens, format_bytes(step),
+            )  # fmt: skip
     if limit < shape.chunk_bytes * shape.chunks_of(1).stop:
         if config.memory_limit is None:
-            raise CapacityError("no memory is left for the KV cache", needed=page_bytes, free=limit)
+            raise CapacityError(
+                f"no memory is left for the KV cache: of {format_bytes(free)} that are free, a step"
+                f" of {config.max_batch_tokens} tokens may need {format_bytes(step)}",
+                needed=page_bytes + step,
+                free=free,
+                fix="lower max_batch_tokens, or take a smaller model",
+            )
         raise too_small(config.memory_limit, model, shape)
     return KVCache(
         device, shape, limit_bytes=limit, keep_warm_bytes=config.keep_warm, poison=config.debug

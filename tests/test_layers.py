@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"spi", "units", "process"},
     {"pages", "tiers", "wrappers", "outputs", "sampling"},
     {"cache", "sched", "model", "registry", "sampler", "stream", "openmp"},
-    {"config", "offload", "prompts", "request"},
+    {"config", "forward", "offload", "prompts", "request"},
     {"memory"},
     {"live"},
     {"beaming"},

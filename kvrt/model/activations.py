@@ -43,6 +43,14 @@ class Activations(NamedTuple):
             gated=tensor(spec.intermediate),
         )
 
+    @staticmethod
+    def width(spec: ModelSpec) -> int:
+        """Elements for each token, what operators in plain torch need for a moment included."""
+        heads = spec.heads + 2 * spec.kv_heads
+        kept = 2 * spec.hidden + (heads + spec.heads) * spec.head_dim + spec.intermediate
+        passing = max(spec.hidden, 2 * spec.intermediate)
+        return kept + passing
+
     @property
     def tokens(self) -> int:
         return self.x.shape[0]

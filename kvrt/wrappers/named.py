@@ -75,11 +75,26 @@ def owner_of(device: Device) -> str:
 
 def _fault(owner: str, doing: str, error: BaseException) -> KvrtError:
     message = f"{owner}: {doing} raised {in_one_line(error)}"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if _ran_out(error):
         return OutOfMemory(message)
     return DeviceError(
         message, call=doing, code=type(error).__name__, fix=f"report it to those who made {owner}"
     )
+
+
+def _ran_out(error: BaseException | None) -> bool:
+    """Whether memory was short, perhaps before something else went wrong because of it.
+
+    torch's allocator for CPUs says so in words only; what ends a graph whose recording ran out of
+    memory raises something else.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError | OutOfMemory | torch.OutOfMemoryError):
+            return True
+        if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+            return True
+        error = error.__context__
+    return False
 
 
 def _check_complete(device: Device, owner: str) -> None:

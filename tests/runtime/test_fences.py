@@ -5,7 +5,7 @@ import re
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -17,7 +17,7 @@ import kvrt
 from kvrt.cache import KVCache, LimitChange
 from kvrt.config import RuntimeConfig
 from kvrt.engine import Engine
-from kvrt.errors import ContractError
+from kvrt.errors import ContractError, OutOfMemory
 from kvrt.memory import Memory
 from kvrt.model.loader import load_model
 from kvrt.offload import Offload
@@ -36,11 +36,12 @@ from kvrt.sched.policy import POLICIES
 from kvrt.sched.reuse import PrefixReuse
 from kvrt.sched.seq import Seq
 from kvrt.sizing import make_cache
-from kvrt.spi import AttentionParams
+from kvrt.spi import AttentionParams, Device
 from kvrt.testing.chaos import Chaos
 from kvrt.tiers.host import HostStore
 from kvrt.tiers.names import chain, root_key
 from kvrt.wrappers import Checked
+from kvrt.wrappers.wrapper import Params, Result, Wrapper
 
 Life = Callable[[Chaos, Path], None]
 
@@ -63,6 +64,40 @@ def life_of_an_engine(chaos: Chaos, folder: Path) -> None:
     while engine.busy:
         engine.step()
     assert cache.stats().copies > 0
+    cache.idle()
+    cache.close()
+
+
+class Crowded(Wrapper):
+    """A device that has no memory to compute in at some calls, by their numbers from 1."""
+
+    def __init__(self, inner: Device, refused: Collection[int]) -> None:
+        super().__init__(inner)
+        self._refused = refused
+        self._plans = 0
+
+    def around(
+        self, name: str, call: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs
+    ) -> Result:
+        if name == "attention.plan":
+            self._plans += 1
+            if self._plans in self._refused:
+                raise OutOfMemory("no memory to compute in")
+        return call(*args, **kwargs)
+
+
+def life_of_a_crowded_engine(chaos: Chaos, folder: Path) -> None:
+    """Of the first step of decoding only one sequence's part can be computed; it then gives its
+    pages to the other's."""
+    device = Checked(Crowded(chaos, {2, 3, 5}))
+    model = load_model(folder, device, load_format="dummy")
+    cache = make_cache(RuntimeConfig(model=str(folder), keep_warm=0), device, model)
+    engine = Engine(model, device, Memory(cache), Limits(512, 8), POLICIES["fcfs"])
+    for number in range(2):
+        params, prompt = SamplingParams(ignore_eos=True), (number + 1,) * 40
+        engine.add(Request(f"{number}", prompt, params, 1, 45, 0, lambda: None, lambda _: None))
+    while engine.busy:
+        engine.step()
     cache.idle()
     cache.close()
 
@@ -166,6 +201,9 @@ MUTANTS = {
         "fence = kvrt.spi.Done()",
         life_of_an_engine,
     ),
+    "pages go to make room while a part of the step uses them": Mutant(
+        Engine, "_carry_out_alone", "self.device.fence().wait()", "pass", life_of_a_crowded_engine
+    ),
     "memory goes when idle without a fence": Mutant(
         KVCache, "idle", "self._backing.device.fence().wait()", "pass", life_of_a_cache
     ),
@@ -215,7 +253,9 @@ each_order = pytest.mark.parametrize("chaos", ["early", "late", "mixed"], indire
 
 
 @each_order
-@pytest.mark.parametrize("life", [life_of_an_engine, life_of_a_cache, life_of_the_tiers])
+@pytest.mark.parametrize(
+    "life", [life_of_an_engine, life_of_a_crowded_engine, life_of_a_cache, life_of_the_tiers]
+)
 def test_the_core_waits_for_the_device(life: Life, chaos: Chaos, tiny_lm: Path) -> None:
     life(chaos, tiny_lm)
     assert chaos.memory.info().chunks == 0
