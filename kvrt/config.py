@@ -1,11 +1,25 @@
 """Options of a runtime and of the process, each read and checked in one place."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from kvrt.checks import (
+    Checks,
+    Flag,
+    Folder,
+    Maybe,
+    Number,
+    Of,
+    OneOf,
+    Size,
+    Text,
+    Whole,
+    check_options,
+)
 from kvrt.errors import ConfigError
 from kvrt.sampling import MAX_DRAFTS
 from kvrt.sched.cost import Preemption
@@ -54,6 +68,8 @@ class Environment:
 LoadFormat = Literal["auto", "dummy"]
 DTypeOption = Literal["auto", DType]
 KVFormatOption = Literal["auto", KVFormat]
+MAX_THREADS = max(64, 8 * (os.cpu_count() or 1))
+"""More than a processor has any use for; with many more, OpenMP ends the process."""
 DRAFTS = 10
 """Tokens guessed in a step where speculation is on and no number is given."""
 
@@ -136,12 +152,9 @@ class RuntimeConfig:
     debug: bool = False
 
     def __post_init__(self) -> None:
-        _one_of("dtype", self.dtype, ("auto", *get_args(DType)))
-        _one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto", *get_args(KVFormat)))
-        _one_of("load_format", self.load_format, get_args(LoadFormat))
-        _one_of("policy", self.policy, get_args(PolicyName))
-        _one_of("offload_write", self.offload_write, ("back", "through"))
-        _one_of("preemption", self.preemption, get_args(Preemption))
+        given = {name: getattr(self, name) for name in OPTIONS}
+        for name, value in check_options(OPTIONS, **given).items():
+            object.__setattr__(self, name, value)
         if self.offload is not None:
             parse_tiers(self.offload)
         if not self.prefix_cache and (self.offload is not None or self.cache_dir is not None):
@@ -149,26 +162,38 @@ class RuntimeConfig:
                 "offload and cache_dir find pages by their tokens, and prefix_cache is off",
                 fix="leave prefix_cache on",
             )
-        _one_of("prefix_cache_policy", self.prefix_cache_policy, get_args(EvictionName))
-        if not isinstance(self.prefix_cache_ttl, int | float) or not self.prefix_cache_ttl >= 0:
-            raise ConfigError(
-                f"prefix_cache_ttl is {self.prefix_cache_ttl!r}; it must be seconds, at least 0",
-                fix="0 gives memory back at once, float('inf') never",
-            )
         draft_limit(self.speculate)
-        _at_least("device", self.device, 0)
-        _at_least("page_size", self.page_size, 1)
-        _at_least("keep_warm", self.keep_warm, 0)
-        _at_least("max_batch_tokens", self.max_batch_tokens, 1)
-        _at_least("max_running", self.max_running, 1)
-        if self.max_model_len is not None:
-            _at_least("max_model_len", self.max_model_len, 2)
-        if self.threads is not None:
-            _at_least("threads", self.threads, 1)
-        if isinstance(self.memory_limit, int):
-            _at_least("memory_limit", self.memory_limit, 1)
-        if self.seed is not None and not 0 <= self.seed < 2**64:
-            raise ConfigError(f"seed is {self.seed}; it must be from 0 to 2**64 - 1")
+
+
+OPTIONS: Checks = {
+    "model": Of((str, Path)),
+    "backend": Text(),
+    "device": Whole(0, 2**31 - 1),
+    "dtype": OneOf(("auto", *get_args(DType))),
+    "kv_cache_dtype": OneOf(("auto", *get_args(KVFormat))),
+    "load_format": OneOf(get_args(LoadFormat)),
+    "max_model_len": Maybe(Whole(2, 2**31 - 1)),
+    "memory_limit": Maybe(Size()),
+    "page_size": Whole(1, 1024),
+    "keep_warm": Whole(0, 2**62),
+    "max_batch_tokens": Whole(1, 2**31 - 1),
+    "max_running": Whole(1, 2**31 - 1),
+    "policy": OneOf(get_args(PolicyName)),
+    "prefix_cache": Flag(),
+    "prefix_cache_policy": OneOf(get_args(EvictionName)),
+    "prefix_cache_ttl": Number(0, math.inf),
+    "offload": Maybe(Text()),
+    "offload_write": OneOf(("back", "through")),
+    "cache_dir": Maybe(Folder()),
+    "preemption": OneOf(get_args(Preemption)),
+    "speculate": Maybe(Text()),
+    "threads": Maybe(Whole(1, MAX_THREADS)),
+    "offline": Flag(),
+    "revision": Maybe(Text()),
+    "seed": Maybe(Whole(0, 2**64 - 1)),
+    "debug": Flag(),
+}
+"""Of each field, what it may be."""
 
 
 def draft_limit(speculate: str | None) -> int:
@@ -187,13 +212,3 @@ def draft_limit(speculate: str | None) -> int:
             fix=f"use ngram, or ngram:K with K from 1 to {MAX_DRAFTS}",
         )
     return number
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}", fix=f"use one of {', '.join(allowed)}")
-
-
-def _at_least(name: str, value: object, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**62:
-        raise ConfigError(f"{name} is {value!r}; it must be a whole number, at least {low}")

@@ -3,9 +3,13 @@
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+from kvrt.checks import Checks, Folder, Maybe, Whole, check_options
 from kvrt.prompts import Prompt, root_of
 from kvrt.sched.events import CacheEvent
 from kvrt.worker import Worker
+
+SAVING: Checks = {"folder": Folder(), "compress": Maybe(Whole(-100, 22))}
+"""Of each argument, what it may be."""
 
 
 class CacheControl(ABC):
@@ -75,10 +79,11 @@ class CacheControl(ABC):
             StoreError: the folder cannot be used, or holds something else.
             OSError: the disk failed or is full; what was written before that is there.
         """
-        where = Path(folder).expanduser()
+        given = check_options(SAVING, folder=folder, compress=compress)
+        where, level = given["folder"], given["compress"]
         root = None if prompt is None else self._root(cache_salt)
         tokens = [] if prompt is None else self._tokens(prompt)
-        return self._worker.call(lambda: self._worker.prefixes.save(where, root, tokens, compress))
+        return self._worker.call(lambda: self._worker.prefixes.save(where, root, tokens, level))
 
     def load_cache(self, folder: str | Path) -> int:
         """Use the pages that `save_cache` wrote: each is read when a request needs it.
@@ -91,11 +96,12 @@ class CacheControl(ABC):
         Raises:
             StoreError: it holds no pages of this model, KV format and version of kvrt.
         """
-        where = Path(folder).expanduser()
+        where = check_options(SAVING, folder=folder)["folder"]
         return self._worker.call(lambda: self._worker.prefixes.load(where))
 
     def cache_events(self, since: int = 0) -> tuple[CacheEvent, ...]:
         """What became of cached pages after event number `since`; see `EventLog.since`."""
+        since = check_options({"since": Whole(0, 2**63 - 1)}, since=since)["since"]
         reuse = self._worker.engine.memory.reuse
         return () if reuse is None else reuse.events.since(since)
 

@@ -18,6 +18,9 @@ _PREFILL_TOKENS = 64
 _WRITING_S = 0.05
 """While idle, pages on their way to disk are looked after so often."""
 
+_LONGEST_REST_S = 3600.0
+"""Systems cannot wait for any number of seconds, but a `prefix_cache_ttl` may be any."""
+
 
 class Memory:
     """Keeps the three in step. Belongs to the engine's thread.
@@ -161,4 +164,4 @@ class Memory:
             self.offload.poll()
             patience = min(_WRITING_S, patience or _WRITING_S)
         self.cache.idle()
-        return patience
+        return None if patience is None else min(patience, _LONGEST_REST_S)

@@ -16,6 +16,17 @@ from types import TracebackType
 from typing import Self
 
 from kvrt.cache import KVCache, LimitChange
+from kvrt.checks import (
+    Checks,
+    Flag,
+    Maybe,
+    Of,
+    Size,
+    Text,
+    Whole,
+    check_options,
+    check_request,
+)
 from kvrt.config import RuntimeConfig, draft_limit
 from kvrt.control import CacheControl
 from kvrt.errors import CapacityError, ConfigError, RequestError
@@ -31,6 +42,15 @@ from kvrt.stats import RuntimeStats, stats_of
 from kvrt.stream import Inbox, Stream
 from kvrt.tiers.names import KEY_BYTES
 from kvrt.worker import CLOSE_TIMEOUT_S, Signal, Worker
+
+STREAM: Checks = {
+    "params": Maybe(Of((SamplingParams,), "kvrt.SamplingParams(max_tokens=...)")),
+    "request_id": Maybe(Text(256)),
+    "priority": Whole(-(2**63), 2**63 - 1),
+    "private": Flag(),
+}
+LIMIT: Checks = {"limit": Size(), "revision": Maybe(Whole(-(2**63), 2**63 - 1))}
+"""Of each argument, what it may be; prompts and salts are checked in `kvrt.prompts`."""
 
 
 class Runtime(CacheControl):
@@ -63,6 +83,7 @@ class Runtime(CacheControl):
         progress: Progress | None = None,
         **options: object,
     ) -> None:
+        check_options({"config": Maybe(Of((RuntimeConfig,)))}, config=config)
         if config is None:
             named = {"model": model} if model is not None else {}
             try:
@@ -100,9 +121,7 @@ class Runtime(CacheControl):
             private: each of them uses no pages of others, and leaves none.
         """
         asked = as_list(prompts)
-        wishes = [params] * len(asked) if isinstance(params, SamplingParams | None) else [*params]
-        if len(wishes) != len(asked):
-            raise ConfigError(f"{len(asked)} prompts, but {len(wishes)} sampling parameters")
+        wishes = _wishes(params, len(asked))
         streams: list[Stream | Result] = []
         try:
             for number, (prompt, wish) in enumerate(zip(asked, wishes, strict=True)):
@@ -143,6 +162,9 @@ class Runtime(CacheControl):
             RequestError: the request is bad; nothing was queued.
             CapacityError: its prompt could never fit in the memory limit.
         """
+        checked = check_request(
+            STREAM, params=params, request_id=request_id, priority=priority, private=private
+        )
         params = params or SamplingParams()
         tokens = self._tokens(prompt)
         room = room_for(tokens, self.model, self.cache)
@@ -165,7 +187,7 @@ class Runtime(CacheControl):
                 params=params,
                 seed=seed,
                 max_len=min(room, len(tokens) + max_new),
-                priority=priority,
+                priority=checked["priority"],
                 root=secrets.token_bytes(KEY_BYTES) if private else self._root(cache_salt),
                 shares=not private,
                 drafts=self._drafts_of(params),
@@ -182,6 +204,7 @@ class Runtime(CacheControl):
 
         An id that is unknown or has ended is not an error: the answer may just have come.
         """
+        check_request({"request_id": Text()}, request_id=request_id)
         self._worker.abort_named(request_id)
 
     def _abort(self, number: int) -> None:
@@ -220,10 +243,11 @@ class Runtime(CacheControl):
         Raises:
             CapacityError: the weights leave no room for a single page.
         """
-        kv = limit_bytes(limit, self.device) - self.model.weight_bytes
+        checked = check_options(LIMIT, limit=limit, revision=revision)
+        kv = limit_bytes(checked["limit"], self.device) - self.model.weight_bytes
         if kv < self.cache.geometry.page_bytes:
             raise too_small(limit, self.model, self.cache.geometry)
-        change = self.cache.set_memory_limit(kv, revision)
+        change = self.cache.set_memory_limit(kv, checked["revision"])
         self._worker.tell(Signal.LIMIT_CHANGED)
         return change
 
@@ -253,3 +277,16 @@ class Runtime(CacheControl):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _wishes(
+    params: SamplingParams | Sequence[SamplingParams] | None, count: int
+) -> Sequence[SamplingParams | None]:
+    """Each prompt's, if they are one for all or a list of as many."""
+    if isinstance(params, SamplingParams | None):
+        return [params] * count
+    if not isinstance(params, list | tuple):
+        check_request(STREAM, params=params)
+    if len(params) != count:
+        raise ConfigError(f"{count} prompts, but {len(params)} sampling parameters")
+    return params

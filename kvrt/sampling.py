@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvrt.checks import Checks, Flag, Maybe, Number, Texts, Whole, Wholes, check_request
 from kvrt.errors import RequestError
 
 MAX_LOGPROBS = 100
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 1024
+MAX_STOP_TOKENS = 1024
 MAX_COMPLETIONS = 128
 MAX_DRAFTS = 64
 MAX_BEAMS = 64
+GREEDY_BELOW = 1e-5
+"""A temperature that is lower leaves no other token any chance, in single precision."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +25,7 @@ class SamplingParams:
 
     Args:
         max_tokens: at most so many new tokens; None: as many as the context has room for.
-        temperature: divides the logits; 0 is greedy.
+        temperature: divides the logits; 0, and what is below `GREEDY_BELOW`, is greedy.
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the likeliest tokens whose probabilities reach this sum (Holtzman et al. 2020).
         min_p: keep tokens at least this fraction as likely as the likeliest.
@@ -68,45 +72,9 @@ class SamplingParams:
     length_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        stop = _items("stop", [self.stop] if isinstance(self.stop, str) else self.stop)
-        object.__setattr__(self, "stop", stop)
-        tokens = _items("stop_token_ids", self.stop_token_ids)
-        object.__setattr__(self, "stop_token_ids", tokens)
-        for name in ("ignore_eos", "skip_special_tokens"):
-            if not isinstance(getattr(self, name), bool):
-                raise RequestError(
-                    f"{name} is {getattr(self, name)!r:.60}; it must be true or false", param=name
-                )
-        if self.max_tokens is not None:
-            _whole("max_tokens", self.max_tokens, 1, 2**31 - 1)
-        _whole("top_k", self.top_k, 0, 2**31 - 1)
-        _whole("n", self.n, 1, MAX_COMPLETIONS)
-        _whole("beam_width", self.beam_width, 1, MAX_BEAMS)
-        _real("length_penalty", self.length_penalty, -10.0, 10.0)
-        _real("temperature", self.temperature, 0.0, 100.0)
-        _real("top_p", self.top_p, 0.0, 1.0, above=True)
-        _real("min_p", self.min_p, 0.0, 1.0)
-        _real("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above=True)
-        _real("presence_penalty", self.presence_penalty, -100.0, 100.0)
-        _real("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
-        if self.speculate is not None:
-            _whole("speculate", self.speculate, 0, MAX_DRAFTS)
-        if self.seed is not None:
-            _whole("seed", self.seed, 0, 2**64 - 1)
-        for name in ("logprobs", "prompt_logprobs"):
-            if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), 0, MAX_LOGPROBS)
-        if len(stop) > MAX_STOPS:
-            raise RequestError(f"stop has {len(stop)} strings, at most {MAX_STOPS}", param="stop")
-        for place, text in enumerate(stop):
-            if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_LENGTH:
-                what = f"{len(text)} characters" if isinstance(text, str) else type(text).__name__
-                raise RequestError(
-                    f"stop {place} is {what}, not a string of 1 to {MAX_STOP_LENGTH} characters",
-                    param="stop",
-                )
-        for token in self.stop_token_ids:
-            _whole("stop_token_ids", token, 0, 2**31 - 1)
+        given = {name: getattr(self, name) for name in PARAMS}
+        for name, value in check_request(PARAMS, **given).items():
+            object.__setattr__(self, name, value)
         if self.beam_width > 1:
             self._check_beams()
 
@@ -129,7 +97,7 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        return self.temperature == 0.0
+        return self.temperature < GREEDY_BELOW
 
     @property
     def penalized(self) -> bool:
@@ -140,26 +108,25 @@ class SamplingParams:
         )
 
 
-def _items(name: str, value: object) -> tuple[object, ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise RequestError(f"{name} is {value!r:.60}; it must be a list", param=name)
-    return tuple(value)
-
-
-def _whole(name: str, value: object, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise RequestError(
-            f"{name} is {value!r:.60}; it must be a whole number from {low} to {high}", param=name
-        )
-
-
-def _real(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
-    ok = (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and (low < value if above else low <= value)
-        and value <= high
-    )
-    if not ok:
-        span = f"above {low:g}, at most {high:g}" if above else f"from {low:g} to {high:g}"
-        raise RequestError(f"{name} is {value!r:.60}; it must be a number {span}", param=name)
+PARAMS: Checks = {
+    "max_tokens": Maybe(Whole(1, 2**31 - 1)),
+    "temperature": Number(0, 100),
+    "top_k": Whole(0, 2**31 - 1),
+    "top_p": Number(0, 1, above=True),
+    "min_p": Number(0, 1),
+    "repetition_penalty": Number(0.01, 100),
+    "presence_penalty": Number(-100, 100),
+    "frequency_penalty": Number(-100, 100),
+    "seed": Maybe(Whole(0, 2**64 - 1)),
+    "stop": Texts(MAX_STOPS, MAX_STOP_LENGTH),
+    "stop_token_ids": Wholes(MAX_STOP_TOKENS, 0, 2**31 - 1),
+    "ignore_eos": Flag(),
+    "skip_special_tokens": Flag(),
+    "logprobs": Maybe(Whole(0, MAX_LOGPROBS)),
+    "prompt_logprobs": Maybe(Whole(0, MAX_LOGPROBS)),
+    "n": Whole(1, MAX_COMPLETIONS),
+    "speculate": Maybe(Whole(0, MAX_DRAFTS)),
+    "beam_width": Whole(1, MAX_BEAMS),
+    "length_penalty": Number(-10, 10),
+}
+"""Of each field, what it may be."""

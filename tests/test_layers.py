@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS: list[set[str]] = [
     {"errors"},
     {"spi", "units", "process"},
+    {"checks"},
     {"pages", "tiers", "wrappers", "outputs", "sampling"},
     {"cache", "sched", "model", "registry", "sampler", "stream", "openmp"},
     {"config", "forward", "offload", "prompts", "request"},

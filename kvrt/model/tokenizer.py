@@ -61,6 +61,7 @@ class Tokenizer:
         except BaseException as error:
             raise _blamed(error, path) from None
         self.named = {name: token.content for name, token in files.named.items()}
+        self.longest = max(map(len, ids), default=1)
         self.bos = self._named_id("bos_token")
         self.eos = self._named_id("eos_token")
         self.chat = read_templates(folder, files.settings, self.named)

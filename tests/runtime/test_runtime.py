@@ -4,6 +4,7 @@ import math
 import random
 import threading
 import time
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -144,6 +145,38 @@ def test_a_bad_option_is_refused_by_name(
 ) -> None:
     with pytest.raises(ConfigError):
         make_runtime(**options)
+
+
+CALLS: dict[str, tuple[Callable[[Runtime], object], type[KvrtError]]] = {
+    "params": (lambda r: r.generate([[1]], {"max_tokens": 3}), RequestError),  # type: ignore
+    "priority": (lambda r: r.stream([1], priority="high"), RequestError),  # type: ignore
+    "request_id": (lambda r: r.stream([1], request_id=5), RequestError),  # type: ignore
+    "private": (lambda r: r.stream([1], private="no"), RequestError),  # type: ignore
+    "cache_salt": (lambda r: r.pin([1], cache_salt=b"x"), RequestError),  # type: ignore
+    "prompt": (lambda r: r.invalidate(b"x"), RequestError),  # type: ignore
+    "prompts": (lambda r: r.generate(None), RequestError),  # type: ignore
+    "limit": (lambda r: r.set_memory_limit(1.5e9), ConfigError),  # type: ignore
+    "revision": (lambda r: r.set_memory_limit("64MiB", "x"), ConfigError),  # type: ignore
+    "compress": (lambda r: r.save_cache("x", compress="a"), ConfigError),  # type: ignore
+    "folder": (lambda r: r.load_cache("~nouserxyz/a"), ConfigError),
+    "since": (lambda r: r.cache_events("x"), ConfigError),  # type: ignore
+    "config": (lambda r: Runtime(config={}), ConfigError),  # type: ignore
+}
+
+
+@pytest.mark.promise("P27")
+def test_an_argument_of_another_type_is_refused_by_its_name_and_the_engine_goes_on(
+    make_runtime: MakeRuntime,
+) -> None:
+    runtime = make_runtime(policy="priority", prefix_cache_ttl=1e10)  # beyond what systems wait
+    other = runtime.stream([1, 2], MANY)
+    for name, (call, kind) in CALLS.items():
+        with pytest.raises(kind, match=name) as caught:
+            call(runtime)
+        assert getattr(caught.value, "param", name) == name
+    assert other.wait().finish_reason == "length"
+    wait_until_idle(runtime)
+    assert runtime.generate([[1, 2]], MANY)[0].token_ids == other.result.token_ids
 
 
 # --- memory ----------------------------------------------------------------------------------

@@ -1,0 +1,148 @@
+"""Every argument that callers give is checked by a table: what is taken, and how it is refused."""
+
+import dataclasses
+import decimal
+import fractions
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kvrt import RuntimeConfig, SamplingParams
+from kvrt.checks import Checks, check_options, check_request
+from kvrt.config import OPTIONS
+from kvrt.control import SAVING
+from kvrt.errors import ConfigError, KvrtError, RequestError
+from kvrt.runtime import LIMIT, STREAM
+from kvrt.sampling import PARAMS
+
+SECRET = "my secret words"
+BAD: list[object] = [
+    math.nan, -math.inf, 1e308, -1e-300, -1.5, 1.5, 10**400, -(10**400), 2**64, -(2**80), SECRET,
+    SECRET * 400, SECRET.encode(), bytearray(b"ab"), "", b"", "\0", "~no-such-user/x", True,
+    [SECRET], [[1]], {SECRET: 1}, {1, 2}, object(), 1 + 2j, decimal.Decimal("0.5"),
+    np.float32("nan"), np.bool_(True), np.array([1, 2]), np.array([[1, 2]]), np.array([True]),
+    torch.tensor(True), torch.tensor([1.5]), [None], [True], [b"ab"], [10**400], ["a" * 1025],
+    ["a"] * 65, [""], range(10**6), "9" * 31 + "TiB", "101%", "1e9",
+]  # fmt: skip
+TABLES: dict[str, tuple[Checks, type[KvrtError]]] = {
+    "SamplingParams": (PARAMS, RequestError),
+    "RuntimeConfig": (OPTIONS, ConfigError),
+    "Runtime.stream": (STREAM, RequestError),
+    "Runtime.set_memory_limit": (LIMIT, ConfigError),
+    "Runtime.save_cache": (SAVING, ConfigError),
+}
+
+
+@pytest.mark.parametrize("kind", [SamplingParams, RuntimeConfig])
+def test_every_field_has_a_check(kind: type) -> None:
+    names = [field.name for field in dataclasses.fields(kind)]
+    assert list(TABLES[kind.__name__][0]) == names
+
+
+@pytest.mark.promise("P41")
+@pytest.mark.parametrize(
+    ("table", "name"), [(table, name) for table, (checks, _) in TABLES.items() for name in checks]
+)
+def test_a_bad_value_is_refused_by_the_name_of_its_argument_and_never_quoted(
+    table: str, name: str
+) -> None:
+    checks, kind = TABLES[table]
+    check = check_request if kind is RequestError else check_options
+    errors = []
+    for value in BAD:
+        try:
+            check(checks, **{name: value})
+        except kind as error:
+            errors.append(error)
+    assert len(errors) > len(BAD) // 2
+    for error in errors:
+        assert str(error).startswith(f"{name} ")
+        assert getattr(error, "param", name) == name
+        assert len(str(error)) < 300
+        assert SECRET not in str(error) or kind is ConfigError, "names of options are shown"
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ({"max_tokens": np.int64(3)}, {"max_tokens": 3}),
+        ({"top_k": np.uint8(4)}, {"top_k": 4}),
+        ({"n": torch.tensor(2)}, {"n": 2}),
+        ({"temperature": np.float32(0.5)}, {"temperature": 0.5}),
+        ({"temperature": np.int8(1)}, {"temperature": 1.0}),
+        ({"top_p": fractions.Fraction(1, 2)}, {"top_p": 0.5}),
+        ({"stop": "\n"}, {"stop": ("\n",)}),
+        ({"stop": ("a", "b")}, {"stop": ("a", "b")}),
+        ({"stop_token_ids": np.array([5, 6])}, {"stop_token_ids": (5, 6)}),
+        ({"stop_token_ids": torch.tensor([5, 6])}, {"stop_token_ids": (5, 6)}),
+        ({"stop_token_ids": range(3)}, {"stop_token_ids": (0, 1, 2)}),
+    ],
+    ids=repr,
+)
+def test_numbers_of_any_library_become_pythons(
+    given: dict[str, object], taken: dict[str, object]
+) -> None:
+    params = SamplingParams(**given)  # type: ignore[arg-type]
+    for name, value in taken.items():
+        found = getattr(params, name)
+        assert found == value
+        assert repr(found) == repr(value), "numpy's would show"
+
+
+def test_numbers_within_their_bounds_are_taken_and_those_just_outside_are_not() -> None:
+    bounds: dict[str, tuple[list[float], list[float]]] = {
+        "temperature": ([0.0, 5e-324, 100], [-5e-324, 100.00001]),
+        "repetition_penalty": ([0.01, 100], [0.0099, 0, 1e-300, 101]),
+        "top_p": ([5e-324, 1], [0, 1.0000001]),
+        "presence_penalty": ([-100, 100], [-101, 101]),
+        "seed": ([0, 2**64 - 1], [-1, 2**64]),
+        "stop_token_ids": ([], [-1]),
+    }
+    for name, (good, bad) in bounds.items():
+        for value in good:
+            assert getattr(SamplingParams(**{name: value}), name) == value  # type: ignore[arg-type]
+        for value in bad:
+            with pytest.raises(RequestError, match=name):
+                SamplingParams(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "fix"),
+    [
+        ({"memory_limit": 1e9}, "memory_limit is 1000000000.0", "1000000000"),
+        ({"memory_limit": "much"}, "memory_limit is 'much'; it must be a size", ""),
+        ({"dtype": "int3"}, "dtype is 'int3'", "bfloat16"),
+        ({"threads": 40_000}, "threads is 40000", ""),
+        ({"page_size": 10**6}, "page_size is 1000000", ""),
+        ({"seed": "x"}, "seed is a str", ""),
+        ({"offload": 5}, "offload is 5", ""),
+        ({"cache_dir": "~nouserxyz/a"}, "cache_dir begins with the home", ""),
+        ({"prefix_cache_ttl": math.nan}, "prefix_cache_ttl is nan", ""),
+        ({"offline": "no"}, "offline is a str", ""),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_option_is_refused_with_the_way_to_write_it(
+    options: dict[str, object], words: str, fix: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RuntimeConfig(**options)  # type: ignore[arg-type]
+    assert str(caught.value).startswith(words)
+    assert fix in caught.value.fix
+
+
+def test_options_become_what_the_runtime_works_with() -> None:
+    config = RuntimeConfig(
+        memory_limit=np.int64(10**9),  # type: ignore[arg-type]
+        cache_dir="~/pages",
+        prefix_cache_ttl=1,
+        threads=torch.tensor(2),  # type: ignore[arg-type]
+    )
+    assert type(config.memory_limit) is int
+    assert config.cache_dir == Path("~/pages").expanduser()
+    assert type(config.prefix_cache_ttl) is float
+    assert config.threads == 2
+    assert RuntimeConfig(memory_limit="50%").memory_limit == "50%"
