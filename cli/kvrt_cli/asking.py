@@ -63,31 +63,40 @@ class Asking:
 
 
 def asking(
-    runtime: "Runtime", wishes: Mapping[str, Any], *, chat: bool | None, system: str | None
+    runtime: "Runtime",
+    wishes: Mapping[str, Any],
+    *,
+    chat: bool | None,
+    system: str | None,
+    variables: Mapping[str, Any],
 ) -> Asking:
     """How `runtime`'s model is asked.
 
     Args:
         chat: use the chat template, or not; None: if the model has one.
+        system: the message that begins each conversation; None: none.
+        variables: what the chat template is to know besides the messages.
 
     Raises:
         RequestError: a conversation is wanted, and the model has no chat template.
     """
     template = has_chat(runtime)
-    if not template and (chat or system is not None):
+    needing = {"chat": bool(chat), "system": system is not None, "template-var": bool(variables)}
+    option = next((name for name, given in needing.items() if given), None)
+    if option is not None and not template:
         raise RequestError(
-            f"{runtime.config.model} has no chat template, so"
-            f" {'--chat' if chat else '--system'} cannot be used",
-            param="chat" if chat else "system",
+            f"{runtime.config.model} has no chat template, so --{option} cannot be used",
+            param=option,
             fix="leave it out: the model then continues the prompt as text",
         )
-    if chat is False and system is not None:
+    if option is not None and chat is False:
         raise RequestError(
-            "--system needs the chat template, and --no-chat leaves it out",
-            param="system",
+            f"--{option} needs the chat template, and --no-chat leaves it out",
+            param=option,
             fix="leave out one of them",
         )
-    return Asking(template if chat is None else chat, system, wishes, runtime.model.generation)
+    chat = template if chat is None else chat
+    return Asking(chat, system, wishes, runtime.model.generation, variables)
 
 
 def has_chat(runtime: "Runtime") -> bool:

@@ -1,5 +1,6 @@
 """Options that several commands share, and how they become a `RuntimeConfig`."""
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_args
@@ -46,6 +47,22 @@ def kv_format(value: str) -> str:
     if name not in KV_FORMATS:
         raise click.BadParameter(f"{value!r} is not one of {', '.join(KV_FORMATS)}")
     return name
+
+
+def template_variables(
+    context: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Any]:
+    """What several ``NAME=VALUE`` say; a VALUE that is not JSON is text."""
+    variables: dict[str, Any] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise click.BadParameter("it is NAME=VALUE, as in enable_thinking=false")
+        try:
+            variables[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            variables[name] = value
+    return variables
 
 
 def apply(options: list[Decorator[Any]]) -> Decorator[Any]:

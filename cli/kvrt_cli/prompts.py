@@ -4,16 +4,23 @@ import codecs
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvrt.errors import KvrtError, RequestError
 from kvrt_cli.sampling import NAMES
 from kvrt_cli.stdin import decode
 
+if TYPE_CHECKING:
+    from kvrt.model.chat import Chat
+    from kvrt.prompts import Prompt
+
 PROMPTS = ("prompt", "messages", "token_ids")
-KEYS = ("id", *PROMPTS, *NAMES)
+OF_CHATS = ("tools", "variables", "template", "continue_final_message", "add_generation_prompt")
+"""What a line with messages may have besides; see `kvrt.Chat`."""
+
+KEYS = ("id", *PROMPTS, *OF_CHATS, *NAMES)
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",
@@ -47,7 +54,7 @@ class Item:
     """
 
     line: int
-    prompt: str | Sequence[Mapping[str, Any]] | Sequence[int] = ""
+    prompt: "Prompt" = ""
     wishes: Mapping[str, Any] = field(default_factory=dict)
     id: str | int | None = None
     error: KvrtError | None = None
@@ -148,10 +155,21 @@ def _from_object(number: int, value: dict[str, Any]) -> Item:
         key = _only_prompt(value)
         _check_prompt(key, value[key])
         _check_keys(value)
+        prompt = _chat(value) if value.keys() & set(OF_CHATS) else value[key]
     except RequestError as error:
         return Item(number, id=name, error=error)
     wishes = {name: value[name] for name in NAMES if name in value}
-    return Item(number, value[key], wishes, name)
+    return Item(number, prompt, wishes, name)
+
+
+def _chat(value: Mapping[str, Any]) -> "Chat":
+    from kvrt.model.chat import Chat
+
+    options = {name: value[name] for name in OF_CHATS if name in value}
+    if "messages" not in value:
+        first = next(iter(options))
+        raise RequestError(f"{first} goes with messages alone", param=first)
+    return Chat(value["messages"], **options)
 
 
 def _only_prompt(value: Mapping[str, Any]) -> str:

@@ -18,7 +18,14 @@ from kvrt_cli.asking import asking
 from kvrt_cli.batch import answer_all
 from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option
 from kvrt_cli.naming import TINY, model_name
-from kvrt_cli.options import DTYPE_METAVAR, color_option, dtype, runtime_config, runtime_options
+from kvrt_cli.options import (
+    DTYPE_METAVAR,
+    color_option,
+    dtype,
+    runtime_config,
+    runtime_options,
+    template_variables,
+)
 from kvrt_cli.progress import download_bar
 from kvrt_cli.prompts import read_items
 from kvrt_cli.repl import Repl
@@ -56,6 +63,15 @@ SHORT_HELP = "A model answers a prompt, a file of prompts, or you in a conversat
     "--chat/--no-chat",
     default=None,
     help="Put the prompt through the model's chat template, or not; default: if it has one.",
+)
+@click.option(
+    "--template-var",
+    "variables",
+    multiple=True,
+    callback=template_variables,
+    metavar="NAME=VALUE",
+    help="A variable of the chat template, as in enable_thinking=false; may be given several times."
+    " VALUE is JSON, or else text.",
 )
 @sampling_options
 @click.option("--logprobs", type=int, metavar="N", help="With --json or --prompts: each token's"
@@ -121,7 +137,9 @@ def run(
         raise _no_prompt("this is not a terminal to have a conversation at")
     system = valid_text(options["system"], "--system") if options["system"] is not None else None
     with open_runtime(terminal, config) as runtime:
-        how = asking(runtime, wishes, chat=options["chat"], system=system)
+        how = asking(
+            runtime, wishes, chat=options["chat"], system=system, variables=options["variables"]
+        )
         if items is not None:
             if answer_all(terminal, runtime, how, items, verbose=style.verbose):
                 click.get_current_context().exit(1)

@@ -80,7 +80,14 @@ sampling_options = apply(
             help="With --beam-width: a text's log-probability is divided by its length to this"
             " power (1); more prefers longer ones.",
         ),
-        click.option("--ignore-eos", is_flag=True, help="Go on past the model's end tokens."),
+        click.option(
+            "--ignore-eos", is_flag=True, default=None, help="Go on past the model's end tokens."
+        ),
+        click.option(
+            "--skip-special-tokens/--no-skip-special-tokens",
+            default=None,
+            help="Leave special tokens out of the text (default), or not.",
+        ),
     ]
 )
 
@@ -94,7 +101,7 @@ def asked(options: Mapping[str, Any]) -> dict[str, Any]:
     named = {name: options[name] for name in NAMES if options.get(name) is not None}
     if stops := named.get("stop"):
         named["stop"] = [valid_text(text, "--stop") for text in stops]
-    return {name: value for name, value in named.items() if value != () and value is not False}
+    return {name: value for name, value in named.items() if value != ()}
 
 
 def resolve(

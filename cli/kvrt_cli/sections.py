@@ -15,9 +15,10 @@ SCHEDULING = ("max_batch_tokens", "max_running", "speculation")
 OUTPUT = ("as_json", "no_stream", "output", "verbose", "quiet", "color", "help")
 
 RUN: Sections = {
-    "Prompt": ("prompts", "system", "chat"),
+    "Prompt": ("prompts", "system", "chat", "variables"),
     "Answer": ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
-               "seed", "stop", "ignore_eos", "beam_width", "length_penalty", "logprobs"),
+               "seed", "stop", "ignore_eos", "skip_special_tokens", "beam_width", "length_penalty",
+               "logprobs"),
     "Output": OUTPUT,
     "Model and device": MODEL,
     "KV memory": MEMORY,

@@ -68,15 +68,17 @@ def test_a_bad_line_fails_alone_with_its_number(kvrt: Kvrt, plain_model: str) ->
         11: (b'{"messages": [{"role": "user", "content": "x"}]}', "no chat template"),
         12: (b"caf\xe9", "the line is not UTF-8: byte 0xe9 at offset 3"),
         13: (b'{"prompt": "x", "id": {}}', "id is an object"),
-        14: (b'{"prompt": "' + b"x" * 300 + b'"}', "the prompt has 300 tokens"),
+        14: (b'{"prompt": "x", "tools": []}', "tools goes with messages alone"),
+        15: (b'{"messages": [{"role": "x"}], "tools": "t"}', "tools must be a list of objects"),
+        16: (b'{"prompt": "' + b"x" * 300 + b'"}', "the prompt has 300 tokens"),
     }
     file = b"\n".join([b"good", *(line for line, _ in bad.values()), b'{"prompt": "good"}'])
     options = (*SHORT, "--max-model-len", "256", "--prompts", "-")
     result = kvrt("run", plain_model, *options, input=file)
     assert result.exit_code == 1
     rows = lines(result)
-    assert [row["line"] for row in rows] == list(range(1, 16))
-    assert rows[0]["token_ids"] == rows[14]["token_ids"] != []
+    assert [row["line"] for row in rows] == list(range(1, 18))
+    assert rows[0]["token_ids"] == rows[16]["token_ids"] != []
     for number, (_, cause) in bad.items():
         row = rows[number - 1]
         assert cause in row["error"]["message"], row

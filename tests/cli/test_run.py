@@ -1,6 +1,7 @@
 """`kvrt run` with one prompt."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -183,12 +184,49 @@ def test_the_chat_template_is_used_where_there_is_one(kvrt: Kvrt, chat_model: st
 
 
 def test_a_conversation_needs_a_chat_template(kvrt: Kvrt, plain_model: str) -> None:
-    for option in (["--chat"], ["--system", "x"]):
+    for option in (["--chat"], ["--system", "x"], ["--template-var", "a=1"]):
         result = kvrt("run", plain_model, "hi", *SHORT, *option)
         assert result.exit_code == 2
         assert f"has no chat template, so {option[0]} cannot be used" in result.stderr
     result = kvrt("run", plain_model, "hi", *SHORT, "--no-chat", "--system", "x")
     assert result.exit_code == 2
+
+
+def test_template_variables_are_json_or_text(kvrt: Kvrt, chat_model: str, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(chat_model, tmp_path / "model"))
+    template = "{{ a | tojson }}{{ b | tojson }}{{ tools | tojson }}"
+    (model / "chat_template.jinja").write_text(template)
+    line = {"messages": [{"role": "user", "content": "x"}], "tools": [{}], "variables": {"b": 1}}
+    for options, want in (
+        (("hi", "--template-var", "a=false", "--template-var", "b=no=1"), 'false"no=1"null'),
+        (("hi", "--template-var", 'a=[1, "2"]', "--template-var", "b="), '[1, "2"]""null'),
+        (("--prompts", "-", "--template-var", "a=3", "--template-var", "b=4"), "31[{}]"),
+    ):
+        output = ("--json",) if "hi" in options else ()
+        result = kvrt("run", str(model), *SHORT, *output, *options, input=json.dumps(line).encode())
+        assert as_object(result)["usage"]["prompt_tokens"] == len(want)
+    for bad in ("a", "=1", "a b=1"):
+        result = kvrt("run", str(model), "hi", *SHORT, "--template-var", bad)
+        assert result.exit_code == 2
+        assert "NAME=VALUE" in result.stderr
+
+
+def test_special_tokens_are_printed_if_asked_for(kvrt: Kvrt, chat_model: str) -> None:
+    draws = ("-n", "200", "--temp", "1", "--seed", "5", "--ignore-eos")  # some of them special
+    said = ("run", chat_model, "--no-chat", *DUMMY, *draws, "--json", "<|start|>")
+    default, without, there = (
+        as_object(kvrt(*said, *options))
+        for options in ((), ("--skip-special-tokens",), ("--no-skip-special-tokens",))
+    )
+    assert default["text"] == without["text"]
+    assert default["token_ids"] == there["token_ids"]
+    assert default["text"] != there["text"]
+    line = {"prompt": "<|start|>", "skip_special_tokens": False}
+    listed = kvrt(
+        "run", chat_model, *DUMMY, "--no-chat", *draws, "--prompts", "-",
+        input=json.dumps(line).encode(),
+    )  # fmt: skip
+    assert as_object(listed)["text"] == there["text"]
 
 
 def test_any_installed_backend_can_be_named(kvrt: Kvrt, plain_model: str) -> None:
