@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kvrt.errors import CapacityError, ConfigError, RequestError
+from kvrt.errors import CapacityError, ConfigError, ModelError, RequestError
 from kvrt.model import arena
 from kvrt.model.chat import Chat
 from kvrt.model.checkpoint import open_checkpoint
@@ -146,6 +146,7 @@ def load_model(
         progress=progress,
     )
     spec = read_config(folder / "config.json")
+    _check_shape(folder, spec, device)
     checkpoint = None if dummy else open_checkpoint(folder, spec)
     if checkpoint is not None:
         spec = checkpoint.spec
@@ -203,6 +204,16 @@ def _draw(shape: torch.Size, seed: int) -> Tensor:
     """float32 from a normal distribution. Uses no OpenMP, whose teams of threads would stay."""
     generator = torch.Generator().manual_seed(seed)
     return torch.empty(shape).normal_(0.0, DUMMY_SCALE, generator=generator)
+
+
+def _check_shape(folder: Path, spec: ModelSpec, device: Device) -> None:
+    sizes = device.info.head_dims
+    if sizes and spec.head_dim not in sizes:
+        raise ModelError(
+            f"{folder / 'config.json'}: head_dim is {spec.head_dim}, but attention on"
+            f" {device.info.backend} is made for {', '.join(map(str, sizes))}",
+            fix="load another model, or look for another backend: kvrt doctor lists them",
+        )
 
 
 def _choose_dtype(wanted: DType | Literal["auto"], stored: DType, device: Device) -> DType:

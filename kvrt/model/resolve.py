@@ -50,11 +50,11 @@ def resolve(
     if name == BUNDLED:
         return Path(__file__).parent / "bundled" / BUNDLED
     path = _path(name)
-    if path is not None and path.is_dir():
-        if not (path / CONFIG).exists() and (error := told_by_neighbours(path)):
+    if path is not None and os.path.isdir(path):
+        if not os.path.exists(path / CONFIG) and (error := told_by_neighbours(path)):
             raise error
         return path
-    if path is not None and path.exists():
+    if path is not None and os.path.exists(path):
         if path.name == CONFIG and want == "config":
             return path.parent
         os.close(open_regular(path))  # which may say what it is

@@ -133,6 +133,19 @@ def test_a_model_without_a_tokenizer_takes_token_ids_and_says_how_to_get_one(
         assert "save_pretrained" in error.value.fix
 
 
+@pytest.mark.parametrize("head_dim", [2, 8, 24, 40, 272, 512])
+def test_heads_that_the_device_cannot_do_are_refused_before_anything_is_loaded(
+    folder: Path, cpu: Device, head_dim: int
+) -> None:
+    write(folder / "config.json", head_dim=head_dim)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=rf"config\.json: head_dim is {head_dim}.*cpu.*16, 32"):
+        load_model(folder, cpu)
+    device: Any = Plain(cpu, head_dims=())  # every size
+    with pytest.raises(ModelError, match="safetensors"):
+        load_model(folder, device)
+
+
 def test_weights_that_do_not_fit_are_refused_before_memory_is_taken(
     folder: Path, cpu: Device
 ) -> None:
@@ -178,12 +191,14 @@ def test_an_answer_ends_at_any_token_that_any_file_names(folder: Path, cpu: Devi
     assert model.eos_ids == {2, 7, 9}
     assert (model.generation.temperature, model.generation.top_k) == (0.6, 20)
     assert model.generation.top_p is None
+    write(folder / "generation_config.json", top_k=-1)  # all of them, as some write it
+    assert load_model(folder, cpu).generation.top_k == 0
     (folder / "generation_config.json").unlink()
     assert load_model(folder, cpu).eos_ids == {2}
 
 
 @pytest.mark.parametrize(
-    "field", [{"eos_token_id": VOCAB}, {"temperature": "hot"}, {"top_p": 2.0}, {"top_k": -1}]
+    "field", [{"eos_token_id": VOCAB}, {"temperature": "hot"}, {"top_p": 2.0}, {"top_k": -2}]
 )
 def test_a_bad_generation_default_is_named(
     folder: Path, cpu: Device, field: dict[str, Any]
