@@ -90,7 +90,7 @@ def dtypes(value: str) -> tuple[str, ...]:
 @click.option(
     "-r",
     "--repetitions",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 10_000),
     default=5,
     show_default=True,
     metavar="N",

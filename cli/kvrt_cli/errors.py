@@ -12,6 +12,7 @@ from kvrt.errors import (
     KvrtError,
     ModelError,
     RequestError,
+    in_one_line,
 )
 from kvrt_cli.naming import NAME
 from kvrt_cli.sampling import NAMES
@@ -46,8 +47,7 @@ def explain(error: BaseException, command: click.Command, hint: str) -> tuple[st
         case OSError():
             cause, fix = _of_the_system(error), ""
         case _:
-            first = next(iter(str(error).splitlines()), "")
-            cause, fix = f"unexpected {type(error).__name__}: {first}", REPORT
+            cause, fix = f"unexpected {in_one_line(error)}", REPORT
     return shortened(cause), fix
 
 

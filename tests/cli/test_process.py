@@ -152,6 +152,35 @@ def test_a_conversation_at_a_terminal(at_terminal: At, chat_model: str) -> None:
     assert "Traceback" not in screen.text
 
 
+def test_a_conversation_outlives_what_it_cannot_answer(at_terminal: At, chat_model: str) -> None:
+    screen = at_terminal(
+        "run", chat_model, *DUMMY, "-n", "20", "--max-model-len", "200", "--color", "never"
+    )
+    screen.wait_for(">>> ")
+    refused = {
+        f"/set parameter temperature {'9' * 400}": "temperature is 999",
+        "/set parameter stop 5": "stop is ",
+        "/ set it right, please": "no such command\r\n",
+        "x" * 300: "the prompt has 318 tokens",
+    }
+    for text, cause in refused.items():
+        screen.type(f"{text}\n")
+        screen.wait_for(f"error: {cause}")
+        assert "/clear" not in screen.wait_for(">>> ")
+    # Once something was said, room can be had by forgetting it.
+    screen.type("hello\n")
+    screen.wait_for(">>> ")
+    screen.type("y" * 150 + "\n")
+    screen.wait_for("error: the prompt has")
+    assert "fix: /clear forgets the conversation" in screen.wait_for(">>> ")
+    screen.type("/clear\n")
+    screen.wait_for(">>> ")
+    screen.type("y" * 150 + "\n")
+    assert "error" not in screen.wait_for(">>> ")
+    screen.type("/bye\n")
+    assert screen.exit_code() == 0
+
+
 def test_progress_is_drawn_on_a_terminal_and_the_answers_go_where_they_should(
     at_terminal: At, plain_model: str, tmp_path: Path
 ) -> None:

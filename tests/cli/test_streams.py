@@ -1,12 +1,14 @@
 """Standard streams that are closed, cannot be written, or cannot print every character."""
 
+import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
-from .conftest import COMMAND, ENVIRON
+from .conftest import COMMAND, DUMMY, ENVIRON
 
 CLOSING = {0: "<&-", 1: ">&-", 2: "2>&-"}
 SETS = [closed for count in (1, 2, 3) for closed in combinations(CLOSING, count)]
@@ -60,3 +62,47 @@ def test_a_standard_error_that_cannot_be_written_costs_no_answer() -> None:
     done = shell("2>/dev/full", *RUN)
     assert done.returncode == 0
     assert len(done.stdout) > 10
+
+
+LOCALES = {
+    "C": {"LC_ALL": "C"},
+    "ASCII": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    "POSIX": {"LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii"},
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["ASCII", *(pytest.param(name, marks=pytest.mark.extra) for name in ("C", "POSIX"))]
+)
+def test_arguments_are_utf_8_whatever_the_locale(plain_model: str, name: str) -> None:
+    """The model knows single bytes: as many tokens as there are in UTF-8."""
+    folder = Path(plain_model).with_name("modèle")
+    if not folder.exists():
+        folder.symlink_to(plain_model)
+    args = ("run", str(folder), *DUMMY, "-n", "3", "--json")
+    asked = "caf\xe9 \U0001f336".encode()
+    plain = run(*args, asked, "--stop", "…")
+    done = run(*args, asked, "--stop", "…", env={**ENVIRON, **LOCALES[name]})
+    assert (done.returncode, plain.returncode) == (0, 0), done.stderr
+    answers = [json.loads(output) for output in (plain.stdout, done.stdout)]
+    assert answers[0]["usage"]["prompt_tokens"] == len(asked)
+    for key in ("text", "token_ids", "usage"):
+        assert answers[0][key] == answers[1][key]
+
+
+@pytest.mark.parametrize("place", ["prompt", "--system", "--stop"])
+def test_an_argument_that_is_no_text_is_refused_by_name(chat_model: str, place: str) -> None:
+    bad = b"caf\xe9"
+    words = ["x", place, bad] if place.startswith("--") else [bad]
+    done = run("run", chat_model, *DUMMY, *words)
+    assert done.returncode == 2
+    what = "the prompt" if place == "prompt" else place
+    assert f"error: {what} is not UTF-8: byte 0xe9 at offset 3\n" in done.stderr.decode()
+
+
+def run(
+    *args: str | bytes, env: Mapping[str, str] = ENVIRON
+) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run(
+        [*COMMAND, *args], stdin=subprocess.DEVNULL, capture_output=True, env=env, timeout=120
+    )
