@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
-from .conftest import DUMMY, Kvrt
+from .conftest import DUMMY, Kvrt, make_model
 
 CANARY = "xyzzy the canary sings"
 WORD = "xyzzy"
@@ -90,9 +91,14 @@ LINES = [
             {"prompt": "x", CANARY: 1},
             {"prompt": "x", WORD: 1},
             {"prompt": "x", "id": [CANARY]},
+            {"prompt": "x", "stop": {CANARY: 1}},
             {"prompt": "x", "stop": [[CANARY]]},
             {"prompt": "x", "stop": [CANARY * 99]},
             {"prompt": "x", "stop": [CANARY], "beam_width": 2},
+            {"prompt": "x", "max_tokens": CANARY},
+            {"prompt": "x", "ignore_eos": CANARY},
+            {"prompt": "x", "temperature": [CANARY]},
+            {"prompt": "x", "stop_token_ids": [CANARY]},
         )
     ),
     f'{{"prompt": "{CANARY}'.encode(),
@@ -119,3 +125,25 @@ def test_no_line_of_a_file_is_quoted(silent: Kvrt, plain_model: str) -> None:
 @pytest.mark.parametrize("data", FILES)
 def test_no_file_that_cannot_be_read_is_quoted(silent: Kvrt, plain_model: str, data: bytes) -> None:
     silent("run", plain_model, *SMALL, "--prompts", "-", input=data)
+
+
+TEMPLATES = [
+    "{{ raise_exception('no ' ~ messages[0].content) }}",
+    "{{ messages[0].content + 1 }}",
+    "{{ {}[messages[0].content] }}",
+    "{{ messages[0].content.foo.bar }}",
+    "{{ messages[0].content | tojson | int + messages[0].content }}",
+]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_what_a_chat_template_says_of_a_message_is_not_quoted(
+    silent: Kvrt, tmp_path: Path, template: str
+) -> None:
+    model = make_model(tmp_path / "model", chat=True)
+    settings = json.dumps({"chat_template": template})
+    (model / "tokenizer_config.json").write_text(settings)
+    for args in (["--", CANARY], ["x", "--system", CANARY]):
+        silent("run", str(model), *SMALL, *args)
+    lines = json.dumps({"messages": [{"role": "user", "content": CANARY}]}).encode()
+    silent("run", str(model), *SMALL, "--prompts", "-", input=lines)
