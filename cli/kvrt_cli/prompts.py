@@ -128,7 +128,7 @@ def _reason(error: Exception) -> str:
     """Why something is not JSON, without quoting it."""
     if isinstance(error, json.JSONDecodeError):
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        return f"{error.msg} at {line}character {error.colno}"
+        return f"{error.msg} ({line}character {error.colno})"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     return "it has a number of thousands of digits"

@@ -55,6 +55,7 @@ def test_a_fix_is_printed_as_it_must_be_typed(kvrt: Kvrt, monkeypatch: pytest.Mo
         "also-missing[x] >=2",
         "click>=99",
         "never-shown>=1 ; extra == 'test'",
+        "not-there>=1 ; extra == 'zstd'",
         "rich",
     ]
     monkeypatch.setattr("importlib.metadata.requires", lambda name: requirements)
@@ -66,6 +67,8 @@ def test_a_fix_is_printed_as_it_must_be_typed(kvrt: Kvrt, monkeypatch: pytest.Mo
         assert "pip install 'also-missing>=2'" in result.stdout
         assert "is older than 99 (kvrt needs it)" in result.stdout
         assert "never-shown" not in result.stdout
+        assert "no-such-library is not installed (only for the cuda backend)" in result.stdout
+        assert "not-there is not installed (only for kvrt[zstd])" in result.stdout
     assert result.exit_code == 1
     summary = "Found issues in 1 category (libraries): 2 broken, 0 worth mending."
     assert summary in kvrt("doctor", "--only", "libraries").stdout
@@ -150,7 +153,21 @@ def test_memory_that_is_not_there_is_broken_and_stops_no_other_proof(
     memory = next(check for check in checks if check.name == "memory")
     assert memory.mark is Mark.BAD
     assert "were written, but only 0 B are there" in memory.text
+    assert "report it to those who made backend 'cpu' of kvrt " in memory.fix
     assert next(checks).mark is Mark.OK
+    checks.close()
+
+
+def test_memory_that_does_not_come_back_is_said_by_what_it_was_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured = iter([0, 64 << 20, 64 << 20])
+    monkeypatch.setattr("kvrt_cli.checks.device._physical", lambda device: next(measured))
+    checks = device.prove("cpu", 0)
+    memory = next(check for check in checks if check.name == "memory")
+    assert memory.mark is Mark.BAD
+    assert "64 MiB of 64 MiB did not come back (0 chunks)" in memory.text
+    assert "by the resident memory of this process" in memory.text
     checks.close()
 
 
@@ -161,6 +178,7 @@ def test_wrong_attention_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     attention = next(check for check in checks if check.name == "attention.float32")
     assert attention.mark is Mark.BAD
     assert "attention over float32 KV is wrong" in attention.text
+    assert "backend 'cpu' of kvrt " in attention.fix
     assert "expected" in attention.details
     checks.close()
 

@@ -131,8 +131,8 @@ def test_a_line_that_is_no_text_in_the_files_encoding_fails_alone() -> None:
     [
         ("ab".encode("utf-16")[:-1], "the file is not UTF-16-LE: byte 0x62 at offset 2"),
         (b'["a", "b"', "the file begins as a JSON array, and is none: Expecting ',' delimiter"),
-        (b'[\n"a",\n{"prompt": "b"]', "Expecting ',' delimiter at line 3, character 15"),
-        (b'["a"]\n["b"]', "Extra data at line 2, character 1"),
+        (b'[\n"a",\n{"prompt": "b"]', "Expecting ',' delimiter (line 3, character 15)"),
+        (b'["a"]\n["b"]', "Extra data (line 2, character 1)"),
         (b'["' + b"\xe9" + b'"]', "the file is not UTF-8: byte 0xe9 at offset 2"),
         (b'["a", ' + b"9" * 9999 + b"]", "it has a number of thousands of digits"),
         (b'["a", ' + b"[" * 99999, "it is nested too deeply"),

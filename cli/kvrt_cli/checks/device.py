@@ -117,9 +117,14 @@ def _memory(group: str, device: Device) -> Check:
     elif taken < total // 2:
         problem = f"{format_bytes(total)} were written, but only {format_bytes(taken)} are there"
     elif left or kept > total // 4:
-        problem = f"{format_bytes(kept)} of {format_bytes(taken)} did not come back ({left} chunks)"
+        problem = (
+            f"{format_bytes(kept)} of {format_bytes(taken)} did not come back ({left} chunks),"
+            f" by {_measured(device)}"
+        )
     if problem:
-        fix = "report it, with the output of kvrt doctor -v"
+        fix = _report(device)
+        if device.info.torch_device != "cpu":
+            fix = f"run it again while no other program uses the device; if it stays, {fix}"
         return Check(group, "memory", Mark.BAD, f"memory: {problem}", fix, data=data)
     return Check(
         group, "memory", Mark.OK,
@@ -132,7 +137,7 @@ def _memory(group: str, device: Device) -> Check:
 def _physical(device: Device) -> int:
     """Physical memory in use: of this process if the device's memory is the host's, else all of it.
 
-    The operating system is asked, not the backend's own count.
+    The operating system is asked, not the backend's own count. `_measured` says it in words.
     """
     from kvrt.testing.host import physical_bytes
 
@@ -140,6 +145,18 @@ def _physical(device: Device) -> int:
         return physical_bytes()
     info = device.memory.info()
     return info.total - info.free
+
+
+def _measured(device: Device) -> str:
+    if device.info.torch_device == "cpu":
+        return "the resident memory of this process"
+    return "the free memory of the device, which other programs take and give back as well"
+
+
+def _report(device: Device) -> str:
+    from kvrt.wrappers.named import owner_of
+
+    return f"report it to those who made {owner_of(device)}, with the output of kvrt doctor -v"
 
 
 def _latency(group: str, device: Device) -> Check:
@@ -194,7 +211,7 @@ def _attention(group: str, device: Device, kv: KVFormat) -> Check:
             return Check(
                 group, name, Mark.BAD,
                 f"attention over {kv} KV is wrong: {problem.splitlines()[0]}",
-                fix="report it, with the output of kvrt doctor -v",
+                fix=_report(device),
                 details=f"{case}\n{problem}",
             )  # fmt: skip
         worst = max(worst, float((got - want).abs().max()))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import kvrt
+from kvrt.registry import GROUP as BACKENDS
 from kvrt.units import format_bytes
 from kvrt_cli.checks.check import Check, Mark
 
@@ -20,7 +21,7 @@ SETTINGS = {"KVRT_BACKEND", "KVRT_LOG_LEVEL", "KVRT_DEBUG"}
 SERVICE = re.compile(r"KVRT_(SERVICE_(HOST|PORT).*|PORT(_\d+_(TCP|UDP).*)?)")
 REQUIREMENT = re.compile(r"([\w.-]+)(?:\[.*?\])?\s*\(?(?:>=\s*([\d.]+))?")
 EXTRA = re.compile(r"extra\s*==\s*['\"]([\w-]+)")
-DEVELOPMENT = {"test"}
+FOR_DEVELOPERS = {"test", "testing"}
 VENDORS = {"0x10de": ("NVIDIA", "cuda", "CUDA"), "0x1002": ("AMD", "hip", "ROCm")}
 DISPLAYS = ("0x03", "0x12")  # PCI classes: display controllers, processing accelerators
 
@@ -51,7 +52,7 @@ def libraries() -> Iterator[Check]:
         return
     for requirement in requirements:
         needed, extra = REQUIREMENT.match(requirement), EXTRA.search(requirement)
-        if needed is not None and not (extra and extra[1] in DEVELOPMENT):
+        if needed is not None and not (extra and extra[1] in FOR_DEVELOPERS):
             yield _library(needed[1], needed[2] or "0", extra[1] if extra else "")
     yield from _torch()
 
@@ -60,7 +61,7 @@ def _library(name: str, least: str, extra: str) -> Check:
     needed = f"{name}>={least}" if least != "0" else name
     fix = f"pip install 'kvrt[{extra}]'" if extra else f"pip install '{needed}'"
     missing = Mark.SKIP if extra else Mark.BAD
-    use = f"only for the {extra} backend" if extra else "kvrt needs it"
+    use = _use(extra) if extra else "kvrt needs it"
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -69,6 +70,12 @@ def _library(name: str, least: str, extra: str) -> Check:
         text = f"{name} {version} is older than {least} ({use})"
         return Check(LIBRARIES, name, Mark.WARN if extra else Mark.BAD, text, fix)
     return Check(LIBRARIES, name, Mark.OK, f"{name} {version}", data={"version": version})
+
+
+def _use(extra: str) -> str:
+    """What an extra of kvrt is for. Those of a backend have its name."""
+    backends = {entry.name for entry in importlib.metadata.entry_points(group=BACKENDS)}
+    return f"only for the {extra} backend" if extra in backends else f"only for kvrt[{extra}]"
 
 
 def _numbers(version: str) -> tuple[int, ...]:
