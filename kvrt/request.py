@@ -18,6 +18,7 @@ from kvrt.outputs import (
 from kvrt.sampler import Chosen
 from kvrt.sampling import SamplingParams
 from kvrt.sched.beams import Beams
+from kvrt.stops import StopStrings
 
 
 class Detokenizer(Protocol):
@@ -37,7 +38,7 @@ class Output:
         self.logprobs: list[TokenLogprobs] = []
         self.finish_reason: FinishReason | None = None
         self.score: float | None = None
-        self._stop = tuple(params.stop)
+        self._stops = StopStrings(params.stop)
         self._detokenizer = detokenizer
         self._sent = ""
         self._held = ""
@@ -56,8 +57,9 @@ class Output:
             text = self._detokenizer.push(chosen.token_id) if visible else ""
             if ends is not None:
                 text += self._detokenizer.flush()
+        known = len(self._held)
         self._held += text
-        cut = min((at for s in self._stop if (at := self._held.find(s)) >= 0), default=-1)
+        cut = self._stops.find(self._held, known)
         if cut >= 0:
             self._held, ends = self._held[:cut], "stop"
         return self._release(ends, (chosen.token_id,))
@@ -73,14 +75,7 @@ class Output:
         return self._release("error", ())
 
     def _release(self, ends: FinishReason | None, tokens: tuple[int, ...]) -> Delta:
-        keep = (
-            0
-            if ends is not None
-            else max(
-                (n for s in self._stop for n in range(1, len(s)) if self._held.endswith(s[:n])),
-                default=0,
-            )
-        )
+        keep = self._stops.begun(self._held) if ends is None else 0
         at = len(self._held) - keep
         text, self._held = self._held[:at], self._held[at:]
         self._sent += text

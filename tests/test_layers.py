@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"errors"},
     {"spi", "units", "process"},
     {"checks"},
-    {"pages", "tiers", "wrappers", "outputs", "sampling"},
+    {"pages", "tiers", "wrappers", "outputs", "sampling", "stops"},
     {"cache", "sched", "model", "registry", "sampler", "stream", "openmp"},
     {"config", "forward", "offload", "prompts", "request"},
     {"memory"},

@@ -1,5 +1,8 @@
 """How a growing answer is shown: stop strings, and text that is held back."""
 
+import time
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,3 +73,69 @@ def test_the_answer_is_what_stands_before_the_first_stop_string(text: str, stop:
 def test_tokens_are_counted_even_if_their_text_is_cut() -> None:
     _, output = spoken("one two", ["two"])
     assert len(output.token_ids) == len("one two")
+
+
+class Pieces:
+    """A detokenizer whose tokens are the numbers of pieces of text."""
+
+    def __init__(self, pieces: list[str]) -> None:
+        self._pieces = pieces
+
+    def push(self, token_id: int) -> str:
+        return self._pieces[token_id]
+
+    def flush(self) -> str:
+        return ""
+
+
+def naive(pieces: list[str], stop: list[str]) -> list[tuple[str, bool]]:
+    """What comes out for each piece, and whether it is the end, as plainly as it can be said."""
+    came, held = [], ""
+    for piece in pieces:
+        held += piece
+        found = [at for s in stop if (at := held.find(s)) >= 0]
+        if found:
+            return [*came, (held[: min(found)], True)]
+        keep = max((n for s in stop for n in range(1, len(s)) if held.endswith(s[:n])), default=0)
+        came.append((held[: len(held) - keep], False))
+        held = held[len(held) - keep :]
+    return came
+
+
+@given(
+    pieces=st.lists(st.text("ab", max_size=6), min_size=1, max_size=12),
+    stop=st.lists(st.text("ab", min_size=1, max_size=9), min_size=1, max_size=6),
+)
+def test_pieces_come_as_soon_and_end_as_early_as_with_the_plain_search(
+    pieces: list[str], stop: list[str]
+) -> None:
+    output = Output(0, SamplingParams(stop=stop), Pieces(pieces))
+    came = []
+    for token in range(len(pieces)):
+        delta = output.push(Chosen(token), ends=None, visible=True)
+        came.append((delta.text, delta.finish_reason == "stop"))
+        if delta.finish_reason is not None:
+            break
+    assert came == naive(pieces, stop)
+
+
+def test_the_earliest_stop_string_in_the_text_wins_not_the_first_one_listed() -> None:
+    for stop in (["world", "lo"], ["lo", "world"], ["w", "lo wo"], ["lo wo", "w"]):
+        output = Output(0, SamplingParams(stop=stop), Pieces(["hel", "lo world"]))
+        output.push(Chosen(0), ends=None, visible=True)
+        output.push(Chosen(1), ends=None, visible=True)
+        assert output.text == "hel"
+
+
+@pytest.mark.parametrize("text", ["foo(bar) ", "aaaaaaaa"])
+def test_many_long_stop_strings_cost_little_more_than_none(text: str) -> None:
+    """Tried one by one in each length, they cost a thousand times as much."""
+    many = ["a" * 500 + "b" * n + "c" * (524 - n) for n in range(64)]
+    seconds = {}
+    for name, stop in (("none", []), ("many", many)):
+        output = Output(0, SamplingParams(stop=stop), Pieces([text]))
+        start = time.thread_time()
+        for _ in range(1000):
+            output.push(Chosen(0), ends=None, visible=True)
+        seconds[name] = time.thread_time() - start
+    assert seconds["many"] < 50 * seconds["none"]
