@@ -7,6 +7,8 @@ HF_HUB_OFFLINE, HF_ENDPOINT ...). What is added here:
 - The small files come first, so that a model kvrt cannot run is refused before its weights are
   downloaded, and a snapshot that has its weights has everything else too.
 - New weights are compared with the SHA-256 that the hub announced.
+- What is in the cache serves within seconds where the hub does not answer. The library would ask
+  for the list of a snapshot's files again and again, for half a minute, and say so each time.
 """
 
 import hashlib
@@ -14,7 +16,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import errors, snapshot_download
+from huggingface_hub import HfApi, errors, snapshot_download
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from kvrt.errors import ModelError
@@ -25,6 +27,9 @@ from kvrt.model.shards import INDEX, SINGLE, find_weights, read_index
 
 SMALL_FILES = ["*.json", "*.jinja"]
 SUBFOLDERS = ["*/*"]
+ANSWER_SECONDS = 5.0
+"""For the hub to answer, where the cache could serve as well."""
+
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -37,7 +42,11 @@ def download(
     progress: Progress | None,
 ) -> Path:
     """The snapshot of a repository, completed if need be. See `resolve.resolve`."""
-    first = _snapshot(repository, SMALL_FILES, revision, offline, progress)
+    cut_off = (
+        not offline and _is_cached(repository, revision) and not _answers(repository, revision)
+    )
+    local = offline or cut_off
+    first = _snapshot(repository, SMALL_FILES, revision, local, progress, offline)
     if not (first / "config.json").exists():
         raise told_by_neighbours(first) or ModelError(
             f"{repository}: the repository has no config.json",
@@ -51,7 +60,9 @@ def download(
     # The folder of a snapshot is named for its commit: the weights come from the same one, even if
     # the branch has moved meanwhile.
     here = {name for name in wanted if (first / name).exists()}
-    folder = _snapshot(repository, wanted, first.name, offline, progress)
+    if here == set(wanted):
+        return first
+    folder = _snapshot(repository, wanted, first.name, local, progress, offline)
     try:
         for path in find_weights(folder).paths:
             if path.name not in here:
@@ -59,6 +70,29 @@ def download(
     except ModelError as error:
         raise ModelError(f"{repository}: {error}", fix=_completing(error.fix, offline)) from None
     return folder
+
+
+def _is_cached(repository: str, revision: str | None) -> bool:
+    """Whether a snapshot is in the cache, though perhaps not all of it."""
+    try:
+        snapshot_download(
+            repository, revision=revision, allow_patterns=["config.json"], local_files_only=True
+        )
+    except Exception:  # it is not, or the name is none; the download itself will say which
+        return False
+    return True
+
+
+def _answers(repository: str, revision: str | None) -> bool:
+    """Whether the hub says something about a repository, within seconds."""
+    try:
+        HfApi().repo_info(repository, revision=revision, timeout=ANSWER_SECONDS)
+    except errors.HfHubHTTPError as error:
+        # That it is overloaded says nothing. All else comes up again when it is asked for files.
+        return error.response.status_code < 429
+    except Exception:  # no network, no such host, no answer in time
+        return False
+    return True
 
 
 def _verify(path: Path) -> None:
@@ -88,9 +122,11 @@ def _snapshot(
     repository: str,
     patterns: list[str],
     revision: str | None,
-    offline: bool,
+    local: bool,
     progress: Progress | None,
+    offline: bool,
 ) -> Path:
+    """The folder of some files at a revision; `local`: as the cache has them."""
     try:
         return Path(
             snapshot_download(
@@ -98,7 +134,7 @@ def _snapshot(
                 revision=revision,
                 allow_patterns=patterns,
                 ignore_patterns=SUBFOLDERS,
-                local_files_only=offline,
+                local_files_only=local,
                 tqdm_class=_reporting(progress),
             )
         )

@@ -24,6 +24,7 @@ class FakeHub:
         cut: name to the number of bytes after which the connection is closed, once.
         status: name to an HTTP status to answer with in place of the file.
         forged: name to content that is sent under the hash of the right one.
+        down: every answer is an error of the server.
         asked: name and first byte of each download that began.
     """
 
@@ -32,6 +33,7 @@ class FakeHub:
         self.cut: dict[str, int] = {}
         self.status: dict[str, int] = {}
         self.forged: dict[str, bytes] = {}
+        self.down = False
         self.asked: list[tuple[str, int]] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
@@ -59,7 +61,9 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             path = self.path.split("?")[0]
-            if path == f"/api/models/{REPOSITORY}/revision/main":
+            if hub.down:
+                self._send(503, b"", {})
+            elif path == f"/api/models/{REPOSITORY}/revision/main":
                 self._json({"id": REPOSITORY, "sha": COMMIT, "siblings": []})
             elif path == f"/api/models/{REPOSITORY}/tree/{COMMIT}":
                 self._json([_entry(name, data) for name, data in hub.files.items()])

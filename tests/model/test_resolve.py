@@ -1,6 +1,7 @@
 """Names of models: folders, hub ids, and the bundled one."""
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,6 +110,34 @@ def test_what_is_in_the_cache_needs_no_hub(hub: FakeHub) -> None:
     assert resolve(REPOSITORY, offline=True) == found
     assert resolve(REPOSITORY) == found
     assert hub.asked == []
+
+
+@pytest.mark.parametrize("answer", ["refused", "none", "error"])
+def test_what_is_in_the_cache_serves_at_once_where_the_hub_does_not(
+    hub: FakeHub,
+    tmp_path: Path,
+    answer: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found = resolve(REPOSITORY)
+    for listing in (tmp_path / "hub").glob("*/trees/*"):
+        listing.unlink()  # caches of older versions of the library have none
+    monkeypatch.setattr("kvrt.model.hub.ANSWER_SECONDS", 0.2)
+    caplog.clear()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1] if answer == "none" else 9
+        if answer == "error":
+            hub.down = True
+        else:
+            monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        assert resolve(REPOSITORY) == found
+        assert resolve(REPOSITORY, revision=found.name) == found
+        (found / shards(hub)[0]).unlink()
+        with pytest.raises(ModelError) as caught:
+            resolve(REPOSITORY)
+    assert "the hub cannot be reached" in str(caught.value) or "are missing" in str(caught.value)
+    assert not [record for record in caplog.records if "Retry" in record.getMessage()]
 
 
 def test_a_configuration_alone_leaves_out_the_weights(hub: FakeHub) -> None:
