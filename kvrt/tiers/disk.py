@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,10 +23,6 @@ log = logging.getLogger(__name__)
 
 THREADS = 8
 """``docs/design/tiers.md`` has the measurement."""
-
-PATIENCE_S = 5.0
-"""A read or write that has run for longer hangs in the system: nobody waits for it any more. A page
-takes milliseconds."""
 
 FAILURES = 3
 """So many writes must fail one after the other for the store to pause."""
@@ -50,8 +45,6 @@ class DiskStats:
         damaged: records and pages found that were not what was written.
         read_errors: reads that the system failed.
         write_errors: writes that the system failed.
-        hung: reads and writes that did not return, and were given up; while there are any, nothing
-            is read or written.
         paused: nothing is written for a while, because writes kept failing.
         direct: the page cache is bypassed; false where the file system cannot.
     """
@@ -68,7 +61,6 @@ class DiskStats:
     damaged: int
     read_errors: int
     write_errors: int
-    hung: int
     paused: bool
     direct: bool
 
@@ -78,18 +70,11 @@ class PageTicket(Job):
 
     Args:
         name: of the page.
-        store: the disk that does it.
     """
 
-    def __init__(self, name: PageName, store: "DiskStore", work: Callable[[Job], bool]) -> None:
+    def __init__(self, name: PageName, work: Callable[[Job], bool]) -> None:
         super().__init__(work)
         self.name = name
-        self.store = store
-
-    def overdue(self) -> bool:
-        """Whether nobody should wait for it any more. Its page's memory is in use until it is
-        done all the same."""
-        return self.runs_longer_than(PATIENCE_S) and self.store.hangs()
 
 
 class DiskStore:
@@ -101,8 +86,7 @@ class DiskStore:
 
     A disk that fails costs pages and no more: a page that cannot be written is dropped, one that
     cannot be read is a miss and removed. There is one warning an interval; `stats` counts. After
-    `FAILURES` failed writes in a row, nothing is written for `retry_after` seconds. A disk that
-    does not return from a call is as if it held nothing, and takes nothing, until it does.
+    `FAILURES` failed writes in a row, nothing is written for `retry_after` seconds.
 
     A ticket is one as in `kvrt.spi`; its `wait` never raises. Its `ok` says, once it is done,
     whether the page was stored or found.
@@ -135,7 +119,7 @@ class DiskStore:
 
     def __contains__(self, name: PageName) -> bool:
         """Whether a fetch of the page would look for it; one that is being stored is not there."""
-        return name in self._file and not self.hangs()
+        return name in self._file
 
     def __len__(self) -> int:
         return len(self._file)
@@ -143,14 +127,6 @@ class DiskStore:
     def names(self) -> list[PageName]:
         """All pages, the least recently used first."""
         return self._file.names()
-
-    def is_at(self, folder: Path) -> bool:
-        """Whether the files in that folder are those that are open here."""
-        return self._file.is_at(folder)
-
-    def refresh(self) -> None:
-        """Find what another process has written since; see `PageFile.refresh`."""
-        self._file.refresh()
 
     def store(self, name: PageName, data: "Tensor | Bytes") -> PageTicket:
         """Write a page, unless it is there.
@@ -164,21 +140,20 @@ class DiskStore:
             A ticket. Its `ok`: the page is there.
         """
         body = self._bytes(data)
-        hangs = self.hangs()
         with self._mutex:
             pending = self._pending.get(name)
             if pending is not None:
                 return pending
-            ticket = PageTicket(name, self, lambda job: self._write(job, name, body))
-            paused = time.monotonic() < self._paused_until or hangs
+            ticket = PageTicket(name, lambda job: self._write(job, name, body))
+            paused = time.monotonic() < self._paused_until
             if paused:
                 self._dropped += 1
             else:
                 self._pending[name] = ticket
         if paused:
             ticket.drop()
-        elif not self._workers.submit(ticket, urgent=False):
-            self._withdrawn(ticket)
+        else:
+            self._workers.submit(ticket, urgent=False)
         return ticket
 
     def fetch(self, name: PageName, into: "Tensor | Bytes") -> PageTicket:
@@ -193,12 +168,13 @@ class DiskStore:
             A ticket. Its `ok`: the page is in `into`; else `into` may hold anything.
         """
         body = self._bytes(into)
-        ticket = PageTicket(name, self, lambda job: self._read(name, body))
-        if name not in self or not self._workers.submit(ticket, urgent=True):
+        ticket = PageTicket(name, lambda job: self._read(name, body))
+        if name in self._file:
+            self._workers.submit(ticket, urgent=True)
+        else:
             with self._mutex:
                 self._missed += 1
-            if not ticket.done():
-                ticket.drop()
+            ticket.drop()
         return ticket
 
     def cancel(self, ticket: PageTicket) -> bool:
@@ -207,24 +183,11 @@ class DiskStore:
         If a page was to be stored twice, both callers have the same ticket.
         """
         if self._workers.withdraw(ticket):
-            self._withdrawn(ticket)
+            with self._mutex:
+                if self._pending.get(ticket.name) is ticket:
+                    del self._pending[ticket.name]
+                    self._dropped += 1
         return ticket.done()
-
-    def _withdrawn(self, ticket: PageTicket) -> None:
-        with self._mutex:
-            if self._pending.get(ticket.name) is ticket:
-                del self._pending[ticket.name]
-                self._dropped += 1
-
-    def hangs(self) -> bool:
-        """Whether a read or write does not return. Then those that wait behind it are dropped."""
-        if not self._workers.stuck(PATIENCE_S):
-            return False
-        for job in self._workers.drop_all():
-            if isinstance(job, PageTicket):
-                self._withdrawn(job)
-        self._warn("use", f"it has not answered for {PATIENCE_S:g} s")
-        return True
 
     def remove(self, name: PageName) -> bool:
         """Drop a page, and let none that is being stored now come after this.
@@ -255,7 +218,6 @@ class DiskStore:
                 damaged=self._file.damaged,
                 read_errors=self._read_errors,
                 write_errors=self._write_errors,
-                hung=self._workers.stuck(PATIENCE_S),
                 paused=time.monotonic() < self._paused_until,
                 direct=self._file.direct,
             )
@@ -265,10 +227,9 @@ class DiskStore:
 
         Returns:
             Whether nothing runs any more. If not, a thread hangs in the system, with its ticket
-            not done; then the folder stays locked until the process ends. What is known to hang is
-            not waited for.
+            not done; then the folder stays locked until the process ends.
         """
-        if not self._workers.close(0.0 if self.hangs() else timeout):
+        if not self._workers.close(timeout):
             return False
         try:
             self._file.close()
