@@ -14,6 +14,7 @@ import jinja2
 from jinja2 import nodes
 
 from kvrt.errors import ModelError, RequestError
+from kvrt.model.bounds import Excess
 from kvrt.model.jsonfile import read_text
 from kvrt.model.messages import (
     Message,
@@ -23,7 +24,7 @@ from kvrt.model.messages import (
     mark_end,
     plain,
 )
-from kvrt.model.sandbox import Refusal, sandbox
+from kvrt.model.sandbox import Refusal, Sandbox
 
 CONFIG = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
@@ -142,11 +143,11 @@ class ChatTemplate:
         self._file = file
         self._variables = dict(variables)
         try:
-            environment = sandbox()
-            tree = environment.parse(source)
+            self._sandbox = Sandbox()
+            tree = self._sandbox.read(source)
             self._takes_parts = _iterates_over_content(tree)
             self._words = {node.value for node in tree.find_all(nodes.Const)}
-            self._template = environment.from_string(tree)
+            self._template = self._sandbox.from_string(tree)
         except Exception as error:  # Python's compiler has errors of its own for what Jinja lets by
             reason = error.message if isinstance(error, jinja2.TemplateError) else None
             raise ModelError(
@@ -189,14 +190,15 @@ class ChatTemplate:
         )
         return text if end is None else cut_at_mark(text, end)
 
-    def _render(self, variables: Mapping[str, Any]) -> str:
+    def _render(self, variables: dict[str, Any]) -> str:
         # What a template raises may quote the messages, and so may what Python says of its
         # mistakes: only words that stand in the template itself are passed on.
         try:
-            return self._template.render(variables)
-        except jinja2.exceptions.SecurityError:
+            return self._sandbox.render(self._template, variables)
+        except jinja2.exceptions.SecurityError as error:
+            tried = str(error) if isinstance(error, Excess) else "it tried what is forbidden"
             raise ModelError(
-                f"{self._file}: chat template is not safe: it tried what the sandbox forbids",
+                f"{self._file}: chat template is not safe: {tried}",
                 fix="use a plain prompt, or repair the template",
             ) from None
         except Refusal as refusal:
