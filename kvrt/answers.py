@@ -39,12 +39,14 @@ class Drawn:
         beams: beams that go on, and the row of logits of each.
         offers: their likeliest continuations.
         spreads: sequences that stand for several beams, which part now.
+        scored: sequences whose prompt has its log-probabilities, and that want no more.
     """
 
     tokens: list[tuple[Seq, int, list[int], list[Chosen]]] = field(default_factory=list)
     beams: list[tuple[Seq, int]] = field(default_factory=list)
     offers: list[tuple[Seq, list[TokenLogprobs]]] = field(default_factory=list)
     spreads: list[Seq] = field(default_factory=list)
+    scored: list[Seq] = field(default_factory=list)
 
 
 class Answers:
@@ -119,6 +121,9 @@ class Answers:
         seq, drafts = row.seq, row.drafts
         if not row.samples:
             return
+        if request.params.scores_only:
+            drawn.scored.append(seq)
+            return
         if request.beams is not None:
             if request.beams.gathered:
                 drawn.spreads.append(seq)
@@ -157,7 +162,7 @@ class Answers:
         output = request.outputs[seq.id]
         seed = (request.seed + output.index) % 2**64
         said = [*output.token_ids, *drafted] if drafted else output.token_ids
-        return Choice(request.params, seed, request.prompt, said)
+        return Choice(request.params, seed, request.prompt, said, request.ends, request.bad_words)
 
     def _offers(
         self, beams: Sequence[tuple[Seq, int]], scores: Scores
@@ -176,6 +181,9 @@ class Answers:
         for seq, drafted, path, chosen in drawn.tokens:
             request = self._live.request(seq)
             self._alone(request, self._verify, request, seq, drafted, path, chosen, step)
+        for seq in drawn.scored:
+            request = self._live.request(seq)
+            self._alone(request, self._end, request, seq, "length", step)
         for seq in drawn.spreads:
             self._alone(self._live.request(seq), beaming.spread, self._live, seq)
         for seq, offered in drawn.offers:

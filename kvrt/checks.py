@@ -183,6 +183,35 @@ class Wholes:
 
 
 @dataclass(frozen=True, slots=True)
+class Biases:
+    """Numbers from `low` to `high` for at most `count` token ids, as a mapping or as pairs.
+
+    They become pairs. An id may be written in digits, since JSON has no other keys.
+    """
+
+    count: int
+    low: float
+    high: float
+
+    def __call__(self, value: object) -> tuple[tuple[int, float], ...]:
+        pairs = value.items() if isinstance(value, Mapping) else items_of(value)
+        if len(pairs) > self.count:
+            raise Wrong(f"has {len(pairs)} entries; it may have {self.count}")
+        biases: dict[int, float] = {}
+        for pair in pairs:
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise Wrong(f"has {shown(pair)}; it must have pairs of a token id and a number")
+            token, bias = pair
+            if isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < 11:
+                token = int(token)
+            try:
+                biases[Whole(0, 2**31 - 1)(token)] = Number(self.low, self.high)(bias)
+            except Wrong as wrong:
+                raise Wrong(f"has an entry that {wrong}") from None
+        return tuple(biases.items())
+
+
+@dataclass(frozen=True, slots=True)
 class Folder:
     """A path, with ``~`` for a home."""
 

@@ -10,6 +10,7 @@ from kvrt.errors import CapacityError, RequestError
 from kvrt.model.chat import Chat
 from kvrt.model.loader import Model
 from kvrt.model.messages import Message
+from kvrt.sampling import SamplingParams
 from kvrt.tiers.names import root_key
 
 
@@ -173,22 +174,42 @@ def _items(value: object, name: str) -> Sequence[Any]:
         raise RequestError(f"{name} {wrong}", param=name, fix=fix) from None
 
 
-def room_for(tokens: Sequence[int], model: Model, cache: KVCache) -> int:
-    """Tokens that a prompt and its answer can have together; more than the prompt has.
+def bad_words_of(params: SamplingParams, model: Model) -> list[list[int]]:
+    """The token ids of each word that is not to be said: as it begins a text, and as it goes on.
+
+    Raises:
+        RequestError: there is no tokenizer; or a biased token is not the model's.
+    """
+    vocab = model.spec.vocab
+    for token, _ in params.biases:
+        if token >= vocab:
+            raise RequestError(
+                f"logit_bias has token {token}; the model has those from 0 to {vocab - 1}",
+                param="logit_bias",
+            )
+    forms = [
+        form for word in params.bad_words for form in (word, f" {word.lstrip()}") if form != " "
+    ]
+    words = [model.encode(form, special=False) for form in dict.fromkeys(forms)]
+    return [word for word in words if word]
+
+
+def room_for(tokens: Sequence[int], model: Model, cache: KVCache, new: int = 1) -> int:
+    """Tokens that a prompt and its answer can have together; `new` more than the prompt has.
 
     Raises:
         RequestError: the prompt fills the context.
         CapacityError: it fills the memory limit.
     """
     room = min(model.max_model_len, cache.capacity_tokens)
-    if len(tokens) >= model.max_model_len:
+    if len(tokens) + new > model.max_model_len:
         raise RequestError(
             f"the prompt has {len(tokens)} tokens; the context has room for "
             f"{model.max_model_len}, the output included",
             param="prompt",
             fix="shorten the prompt, or raise max_model_len if the model allows it",
         )
-    if len(tokens) >= room:
+    if len(tokens) + new > room:
         raise CapacityError(
             f"the prompt has {len(tokens)} tokens; the memory limit has room for {room}",
             needed=len(tokens) * cache.geometry.page_bytes // cache.geometry.page_size,

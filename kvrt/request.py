@@ -39,6 +39,7 @@ class Output:
         self.finish_reason: FinishReason | None = None
         self.score: float | None = None
         self._stops = StopStrings(params.stop)
+        self._min_tokens = params.min_tokens
         self._detokenizer = detokenizer
         self._sent = ""
         self._held = ""
@@ -59,10 +60,11 @@ class Output:
                 text += self._detokenizer.flush()
         known = len(self._held)
         self._held += text
-        cut = self._stops.find(self._held, known)
+        looks = len(self.token_ids) >= self._min_tokens
+        cut = self._stops.find(self._held, known) if looks else -1
         if cut >= 0:
             self._held, ends = self._held[:cut], "stop"
-        return self._release(ends, (chosen.token_id,))
+        return self._release(ends, (chosen.token_id,), looks)
 
     def finish(self, reason: FinishReason) -> Delta:
         """End without a further token."""
@@ -74,8 +76,10 @@ class Output:
         """End without another look at the text: what computed it may be what failed."""
         return self._release("error", ())
 
-    def _release(self, ends: FinishReason | None, tokens: tuple[int, ...]) -> Delta:
-        keep = self._stops.begun(self._held) if ends is None else 0
+    def _release(
+        self, ends: FinishReason | None, tokens: tuple[int, ...], looks: bool = True
+    ) -> Delta:
+        keep = self._stops.begun(self._held) if looks and ends is None else 0
         at = len(self._held) - keep
         text, self._held = self._held[:at], self._held[at:]
         self._sent += text
@@ -108,6 +112,7 @@ class Request:
         drafts: tokens that may be guessed in a step, for each completion; 0: none.
         outputs: by page-table key of the sequence that produces them; of beams, by their index.
         ends: tokens that end a completion.
+        bad_words: token ids of each word that is not to be said.
         beams: if it wants the likeliest continuations as wholes; see `kvrt.beaming`.
     """
 
@@ -122,6 +127,7 @@ class Request:
     root: bytes = b""
     shares: bool = True
     drafts: int = 0
+    bad_words: Sequence[Sequence[int]] = ()
     submitted: float = field(default_factory=time.perf_counter)
     scheduled: float | None = None
     first_token: float | None = None

@@ -33,7 +33,7 @@ from kvrt.errors import CapacityError, ConfigError, RequestError
 from kvrt.model.loader import Model
 from kvrt.model.resolve import Progress
 from kvrt.outputs import Result
-from kvrt.prompts import Prompt, as_list, room_for, tokens_of
+from kvrt.prompts import Prompt, as_list, bad_words_of, room_for, tokens_of
 from kvrt.request import Request, failed_result
 from kvrt.sampling import SamplingParams
 from kvrt.sizing import limit_bytes, too_small
@@ -167,7 +167,7 @@ class Runtime(CacheControl):
         )
         params = params or SamplingParams()
         tokens = self._tokens(prompt)
-        room = room_for(tokens, self.model, self.cache)
+        room = room_for(tokens, self.model, self.cache, 0 if params.scores_only else 1)
         seed = params.seed
         if seed is None:
             seed = secrets.randbits(64) if self.config.seed is None else self.config.seed
@@ -191,6 +191,7 @@ class Runtime(CacheControl):
                 root=secrets.token_bytes(KEY_BYTES) if private else self._root(cache_salt),
                 shares=not private,
                 drafts=self._drafts_of(params),
+                bad_words=bad_words_of(params, self.model),
                 detokenizer=functools.partial(
                     self.model.detokenizer, tokens, skip_special=params.skip_special_tokens
                 ),

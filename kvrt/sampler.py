@@ -6,6 +6,7 @@ one number from a counter-based generator (Philox: Salmon et al. 2011) under the
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -13,9 +14,9 @@ from typing import cast
 import numpy as np
 import torch
 
-from kvrt.errors import KvrtError
+from kvrt.errors import KvrtError, RequestError
 from kvrt.outputs import TokenLogprobs
-from kvrt.sampling import SamplingParams
+from kvrt.sampling import BAN, SamplingParams
 
 _LOWEST = torch.finfo(torch.float32).min
 """Stands for what is lower still: neither scores nor log-probabilities are ever infinite."""
@@ -32,12 +33,16 @@ class Choice:
         seed: of the completion, already told apart from its siblings'.
         prompt: the prompt's token ids (for the repetition penalty).
         output: the token ids generated so far; their number is the position of the draw.
+        ends: the tokens that end the completion (for `SamplingParams.min_tokens`).
+        bad_words: token ids of each word that is not to be said.
     """
 
     params: SamplingParams
     seed: int
     prompt: Sequence[int]
     output: Sequence[int]
+    ends: frozenset[int] = frozenset()
+    bad_words: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +69,13 @@ class Scores:
         """
         self.check(at)
         params, logits = choice.params, self._logits[at]
-        if params.greedy and not params.penalized:
+        scores = _adjust(logits, choice)
+        if not params.greedy:
+            token = _draw(scores, choice)
+        elif scores is logits:
             token = self._greedy[at]
         else:
-            scores = _penalize(logits, choice) if params.penalized else logits
-            token = int(scores.argmax()) if params.greedy else _draw(scores, choice)
+            token = int(scores.argmax())
         if params.logprobs is None:
             return Chosen(token)
         return Chosen(token, token_logprobs(logits, token, params.logprobs))
@@ -136,9 +143,36 @@ def token_logprobs(logits: torch.Tensor, token: int, top: int) -> TokenLogprobs:
     return TokenLogprobs(token, max(float(logprobs[token]), _LOWEST), best)
 
 
+def _adjust(logits: torch.Tensor, choice: Choice) -> torch.Tensor:
+    """The scores to choose by: the logits themselves, if nothing is to be changed about them."""
+    scores = logits
+    if choice.params.penalized or choice.params.logit_bias:
+        scores = _penalize(logits, choice)
+    if banned := [token for token in _banned(choice) if token < logits.numel()]:
+        scores = scores.clone() if scores is logits else scores
+        scores[torch.tensor(banned, device=scores.device)] = -math.inf
+        if math.isinf(scores.max()):
+            raise RequestError("every token is banned", param="logit_bias", fix="ban fewer")
+    return scores
+
+
+def _banned(choice: Choice) -> list[int]:
+    params, output = choice.params, choice.output
+    banned = [token for token, bias in params.biases if bias <= BAN]
+    if len(output) < params.min_tokens:
+        banned += choice.ends
+    for *before, last in choice.bad_words:
+        if before == list(output[len(output) - len(before) :]):
+            banned.append(last)
+    return banned
+
+
 def _penalize(logits: torch.Tensor, choice: Choice) -> torch.Tensor:
     params = choice.params
     scores = logits.clone()
+    if params.logit_bias:
+        tokens, biases = zip(*params.biases, strict=True)
+        scores[torch.tensor(tokens, device=scores.device)] += torch.tensor(biases).to(scores)
     if params.repetition_penalty != 1.0:
         seen = torch.tensor(sorted({*choice.prompt, *choice.output}), device=scores.device)
         old = scores[seen]

@@ -1,14 +1,16 @@
 """The sampler against distributions worked out by hand."""
 
+import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvrt.errors import RequestError
+from kvrt.errors import KvrtError, RequestError
 from kvrt.sampler import Choice, Chosen, Scores, token_logprobs
 from kvrt.sampling import SamplingParams
 
@@ -50,6 +52,7 @@ def test_temperature_one_draws_from_the_models_distribution() -> None:
         (SamplingParams(temperature=1.0, min_p=0.29), {0, 1, 2}),
         (SamplingParams(temperature=1.0, top_k=3, top_p=0.8), {0, 1}),
         (SamplingParams(temperature=1.0, top_k=1), {0}),
+        (SamplingParams(temperature=1.0, top_k=-1), {0, 1, 2, 3, 4}),
     ],
 )
 def test_a_filter_keeps_just_the_tokens_it_should(params: SamplingParams, kept: set[int]) -> None:
@@ -90,6 +93,74 @@ def test_penalties_lower_the_scores_of_tokens_seen() -> None:
     assert greedy(SamplingParams(frequency_penalty=0.04), [], [0, 0, 0]) == 1
 
 
+def test_presence_counts_once_however_often_a_token_occurs() -> None:
+    logits = torch.tensor([[2.0, 1.9]])
+    for params, output, token in (
+        (SamplingParams(presence_penalty=0.06), [0, 0, 0], 0),
+        (SamplingParams(frequency_penalty=0.06), [0, 0, 0], 1),
+        (SamplingParams(presence_penalty=0.06, frequency_penalty=0.03), [0], 0),
+        (SamplingParams(presence_penalty=0.06, frequency_penalty=0.03), [0, 0], 1),
+    ):
+        assert sample(logits, [Choice(params, 0, [], output)])[0].token_id == token
+
+
+def test_biases_come_before_penalties_and_bans_hold_against_everything() -> None:
+    logits = torch.tensor([[2.5, -1.0, -3.0]])
+
+    def choose(output: list[int], **params: Any) -> int:
+        choice = Choice(
+            SamplingParams(**params), 0, [1], output, frozenset({0, 10**6}), [[1, 1, 0], [7, 0]]
+        )
+        return sample(logits, [choice])[0].token_id
+
+    assert choose([], logit_bias={1: 5}) == 1
+    assert choose([], logit_bias={1: 5}, repetition_penalty=2.0) == 0, "(5 - 1) / 2 is below 2.5"
+    assert choose([], logit_bias={0: -100, 1: -100}, presence_penalty=-100.0) == 2
+    assert choose([0, 0], logit_bias={0: -100}, presence_penalty=-100.0) == 1
+    assert choose([2], min_tokens=2) == 1
+    assert choose([2, 2], min_tokens=2) == 0
+    assert choose([2, 1, 1]) == 1, "the word was to end here"
+    assert choose([1]) == 0
+    for temperature in (0.0, 1.0):
+        with pytest.raises(RequestError, match="every token is banned"):
+            choose([], logit_bias={0: -100, 1: -100, 2: -100}, temperature=temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e-45, 1e-38, 1e-20, 9e-6, 1e-5, 1e-4])
+@pytest.mark.parametrize("more", [{}, {"min_p": 0.1}, {"top_p": 0.5}, {"top_k": 3}], ids=str)
+def test_the_limit_of_a_small_temperature_is_greedy(
+    temperature: float, more: dict[str, Any]
+) -> None:
+    for logits in (LOGITS, LOGITS * 1e4, LOGITS * 1e37, torch.tensor([[-3e38, 3e38, 0.0]])):
+        params = SamplingParams(temperature=temperature, seed=1, **more)
+        for seed in range(5):
+            token = sample(logits, [Choice(params, seed, [], [])])[0].token_id
+            assert token == int(logits.argmax())
+
+
+def test_no_scores_of_the_model_give_log_probabilities_that_json_cannot_say() -> None:
+    logits = torch.tensor([[3e38, -3e38, 0.0]])
+    found = Scores(logits).logprobs(0, 1, 3)
+    json.dumps([found.logprob, *found.top], allow_nan=False)
+    offers = Scores(logits).likeliest([0], [3], [3])[0]
+    json.dumps([(t.logprob, *t.top) for t in offers], allow_nan=False)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_not_finite_are_an_error_of_their_row_alone(bad: float) -> None:
+    logits = torch.randn(3, 50)
+    logits[1, 17] = bad
+    scores = Scores(logits)
+    for params in (SamplingParams(), SamplingParams(temperature=1.0), SamplingParams(logprobs=1)):
+        for row in (0, 2):
+            scores.choose(row, Choice(params, 0, [], []))
+        with pytest.raises(KvrtError, match="not finite"):
+            scores.choose(1, Choice(params, 0, [], []))
+    with pytest.raises(KvrtError, match="not finite"):
+        scores.logprobs(1, 0, 0)
+    Scores(torch.full((1, 50), 3e38)).check(0)  # their sum is not finite, but they are
+
+
 def test_logprobs_are_those_of_the_model_before_temperature() -> None:
     params = SamplingParams(temperature=0.1, logprobs=2)
     chosen = sample(LOGITS, [Choice(params, 3, [], [])])[0]
@@ -118,9 +189,9 @@ def test_any_parameters_choose_a_token_that_exists(
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("max_tokens", 0), ("max_tokens", 2**31), ("max_tokens", True), ("max_tokens", 1.5),
+        ("max_tokens", -1), ("max_tokens", 2**31), ("max_tokens", True), ("max_tokens", 1.5),
         ("temperature", -0.1), ("temperature", math.nan), ("temperature", 1e308),
-        ("top_p", 0.0), ("top_p", 1.01), ("top_k", -1), ("min_p", 2), ("n", 0), ("n", 2**31),
+        ("top_p", 0.0), ("top_p", 1.01), ("top_k", -2), ("min_p", 2), ("n", 0), ("n", 2**31),
         ("repetition_penalty", 0), ("presence_penalty", math.inf), ("frequency_penalty", "1"),
         ("seed", -1), ("seed", 2**64), ("stop", [""]), ("stop", ["a"] * 65), ("stop", [3]),
         ("stop_token_ids", [-1]), ("logprobs", 101), ("prompt_logprobs", -1),

@@ -25,6 +25,21 @@ FROM_MODEL = ("temperature", "repetition_penalty", *DRAWS)
 PLAIN_MAX_TOKENS = 256
 """Default of max_tokens without a chat template: such a model rarely ends by itself."""
 
+
+def biases(
+    context: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> tuple[tuple[str, float], ...]:
+    """What several ``ID=X`` say; `SamplingParams` checks the ids and their bounds."""
+    pairs = []
+    for text in values:
+        token, _, bias = text.partition("=")
+        try:
+            pairs.append((token, float(bias)))
+        except ValueError:
+            raise click.BadParameter("it is ID=X, as in 42=-100") from None
+    return tuple(pairs)
+
+
 sampling_options = apply(
     [
         click.option(
@@ -46,7 +61,9 @@ sampling_options = apply(
         click.option(
             "--top-p", type=float, metavar="P", help="Keep the likeliest, up to this sum."
         ),
-        click.option("--top-k", type=int, metavar="K", help="Keep the K likeliest tokens; 0: all."),
+        click.option(
+            "--top-k", type=int, metavar="K", help="Keep the K likeliest tokens; 0 or -1: all."
+        ),
         click.option(
             "--min-p",
             type=float,
@@ -58,6 +75,27 @@ sampling_options = apply(
             type=float,
             metavar="X",
             help="Above 1, makes tokens that have occurred less likely.",
+        ),
+        click.option(
+            "--min-tokens",
+            type=int,
+            metavar="TOKENS",
+            help="Neither an end token nor a stop text ends the answer before so many.",
+        ),
+        click.option(
+            "--logit-bias",
+            multiple=True,
+            metavar="ID=X",
+            callback=biases,
+            help="Add X to the score of the token with this id, -100 to 100; -100 bans it. May be"
+            " given several times.",
+        ),
+        click.option(
+            "--bad-word",
+            "bad_words",
+            multiple=True,
+            metavar="TEXT",
+            help="Never say this, as the tokenizer writes it; may be given several times.",
         ),
         click.option("--seed", type=int, metavar="N", help="Makes the draws repeatable."),
         click.option(
@@ -96,11 +134,12 @@ def asked(options: Mapping[str, Any]) -> dict[str, Any]:
     """The sampling parameters that the user named on the command line.
 
     Raises:
-        RequestError: a stop string is not UTF-8.
+        RequestError: a stop string or a bad word is not UTF-8.
     """
     named = {name: options[name] for name in NAMES if options.get(name) is not None}
-    if stops := named.get("stop"):
-        named["stop"] = [valid_text(text, "--stop") for text in stops]
+    for name, option in (("stop", "--stop"), ("bad_words", "--bad-word")):
+        if texts := named.get(name):
+            named[name] = [valid_text(text, option) for text in texts]
     return {name: value for name, value in named.items() if value != ()}
 
 

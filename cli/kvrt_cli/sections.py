@@ -16,8 +16,9 @@ OUTPUT = ("as_json", "no_stream", "output", "verbose", "quiet", "color", "help")
 
 RUN: Sections = {
     "Prompt": ("prompts", "system", "chat", "variables"),
-    "Answer": ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
-               "seed", "stop", "ignore_eos", "skip_special_tokens", "beam_width", "length_penalty",
+    "Answer": ("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p",
+               "repetition_penalty", "logit_bias", "bad_words", "seed", "stop",
+               "ignore_eos", "skip_special_tokens", "beam_width", "length_penalty",
                "logprobs"),
     "Output": OUTPUT,
     "Model and device": MODEL,

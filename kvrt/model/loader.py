@@ -64,9 +64,12 @@ class Model:
     weight_bytes: int
     max_model_len: int
 
-    def encode(self, text: str) -> list[int]:
-        """The token ids of a prompt. Raises `RequestError` if there is no tokenizer."""
-        return self._tokenizer().encode(text)
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """The token ids of a prompt; not `special`: of what stands within a text.
+
+        Raises `RequestError` if there is no tokenizer.
+        """
+        return self._tokenizer().encode(text, special=special)
 
     def encode_chat(self, messages: Sequence[Message] | Chat, **options: Any) -> list[int]:
         """The token ids of a conversation.

@@ -61,11 +61,11 @@ class Tokenizer:
         except BaseException as error:
             raise _blamed(error, path) from None
         self.named = {name: token.content for name, token in files.named.items()}
-        self.longest = max(map(len, ids), default=1)
         self.bos = self._named_id("bos_token")
         self.eos = self._named_id("eos_token")
         self.chat = read_templates(folder, files.settings, self.named)
         added = self._tokenizer.get_added_tokens_decoder()
+        self.longest = max(map(len, [*ids, *(token.content for token in added.values())]))
         self._special = frozenset(i for i, token in added.items() if token.special)
         self._bytes = {
             i: int(token[3:5], 16)
@@ -78,8 +78,8 @@ class Tokenizer:
         """Whether the model came with a chat template."""
         return self.chat is not None
 
-    def encode(self, text: str) -> list[int]:
-        """The token ids of a prompt.
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """The token ids of a prompt; not `special`: of what stands within a text.
 
         Whether a token for the beginning is put in front is said by tokenizer.json alone, as in
         transformers: ``add_bos_token`` is for tokenizers made without that file.
@@ -88,7 +88,7 @@ class Tokenizer:
             RequestError: the text holds half of a surrogate pair, so it is not Unicode; or the
                 tokenizer fails on it.
         """
-        return self._encode(text, special=True)
+        return self._encode(text, special=special)
 
     def encode_chat(self, chat: Chat) -> list[int]:
         """The token ids of a conversation, ready for the assistant's answer.

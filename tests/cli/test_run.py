@@ -172,6 +172,33 @@ def test_stop_strings_end_the_answer_and_are_not_part_of_it(kvrt: Kvrt, plain_mo
     assert got["text"] == whole[: whole.index(cut)]
 
 
+def test_what_may_be_said_is_an_option_and_a_key(
+    kvrt: Kvrt, plain_model: str, tmp_path: Path
+) -> None:
+    args = ("run", plain_model, "Once upon", *DUMMY, "-n", "12", "--ignore-eos", "--json")
+    free = as_object(kvrt(*args))
+    whole = free["token_ids"]
+    one, other = whole[2], next(token for token in whole if token != whole[2])
+    bans = ("--logit-bias", f"{one}=-100", "--logit-bias", f"{other}=-100.0")
+    got = as_object(kvrt(*args, *bans))["token_ids"]
+    assert not {one, other} & {*got}
+    assert set(as_object(kvrt(*args, "--logit-bias", f"{one}=100"))["token_ids"]) == {one}
+    word = next(letter for letter in free["text"] if letter.isascii())
+    assert word not in as_object(kvrt(*args, "--bad-word", word))["text"]
+    for wrong in ("5", "5=x", "x=5", "5=101", "-1=5"):
+        result = kvrt(*args, "--logit-bias", wrong)
+        assert result.exit_code == 2
+        assert "--logit-bias" in result.stderr
+    lines = [{"logit_bias": {str(one): -100, other: -100}}, {"max_tokens": 0, "prompt_logprobs": 1}]
+    file = tmp_path / "prompts"
+    file.write_text("\n".join(json.dumps({"prompt": "Once upon", **line}) for line in lines))
+    common = ("-n", "12", "--ignore-eos", "--prompts", str(file))
+    biased, scored = map(json.loads, kvrt("run", plain_model, *DUMMY, *common).stdout.splitlines())
+    assert biased["token_ids"] == got
+    assert (scored["text"], scored["finish_reason"]) == ("", "length")
+    assert len(scored["prompt_logprobs"]) == len("Once upon") - 1
+
+
 def test_the_chat_template_is_used_where_there_is_one(kvrt: Kvrt, chat_model: str) -> None:
     def tokens(*options: str) -> int:
         got = as_object(kvrt("run", chat_model, "hi", *SHORT, "--json", *options))

@@ -65,6 +65,9 @@ def draw(check: Check, rng: random.Random) -> Any:
         case checks.Wholes(count, low, high):
             length = rng.choice([0, 1, 2, count])
             return [rng.choice([low, high, rng.randrange(low, 4096)]) for _ in range(length)]
+        case checks.Biases(count, low, high):
+            length = rng.choice([0, 1, 2, count])
+            return {rng.randrange(4096): bounds(low, high, False, rng) for _ in range(length)}
     raise AssertionError(f"no values are known for {check}: draw some here")
 
 
