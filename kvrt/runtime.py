@@ -29,7 +29,7 @@ from kvrt.checks import (
 )
 from kvrt.config import RuntimeConfig, draft_limit
 from kvrt.control import CacheControl
-from kvrt.errors import CapacityError, ConfigError, RequestError
+from kvrt.errors import CapacityError, ConfigError, ModelError, RequestError
 from kvrt.model.loader import Model
 from kvrt.model.resolve import Progress
 from kvrt.outputs import Result
@@ -129,7 +129,7 @@ class Runtime(CacheControl):
                     streams.append(
                         self.stream(prompt, wish, cache_salt=cache_salt, private=private)
                     )
-                except (RequestError, CapacityError) as error:
+                except (RequestError, CapacityError, ModelError) as error:
                     streams.append(failed_result(f"refused-{number}", (), error))
             return [s if isinstance(s, Result) else s.wait() for s in streams]
         except BaseException:

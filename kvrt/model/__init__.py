@@ -3,10 +3,11 @@
     resolve     which folder a model's name means; downloads it if need be
     config      config.json                -> ModelSpec, a value with everything checked
     checkpoint  *.safetensors              -> Weights, in one arena on the device
-    tokenizer   tokenizer.json, templates  -> token ids and back
+    tokenizer   tokenizer.json, side files -> token ids and back
+    chat        templates, messages        -> a prompt; in `sandbox`, with the limits of `bounds`
     decoder     ModelSpec, Weights, device -> logits
     loader      all of these together      -> Model
 
 Nothing here unpickles, and nothing runs code that comes with a model: chat templates are rendered
-in Jinja's sandbox, and every other file is data.
+in Jinja's sandbox, in bounded time and memory, and every other file is data.
 """

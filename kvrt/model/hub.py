@@ -26,7 +26,8 @@ from kvrt.model.resolve import Progress, Want
 from kvrt.model.shards import INDEX, SINGLE, find_weights, read_index
 
 SMALL_FILES = ["*.json", "*.jinja"]
-SUBFOLDERS = ["*/*"]
+IN_SUBFOLDERS = ["*/*.json"]
+"""Not wanted: the same model in other formats. What else is small there are chat templates."""
 ANSWER_SECONDS = 5.0
 """For the hub to answer, where the cache could serve as well."""
 
@@ -133,7 +134,7 @@ def _snapshot(
                 repository,
                 revision=revision,
                 allow_patterns=patterns,
-                ignore_patterns=SUBFOLDERS,
+                ignore_patterns=IN_SUBFOLDERS,
                 local_files_only=local,
                 tqdm_class=_reporting(progress),
             )

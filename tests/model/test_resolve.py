@@ -97,6 +97,16 @@ def test_a_download_takes_what_is_needed_and_nothing_that_could_run(hub: FakeHub
     open_checkpoint(found, read_config(found / "config.json"))
 
 
+def test_of_subfolders_only_chat_templates_are_downloaded(hub: FakeHub) -> None:
+    template = "additional_chat_templates/tool_use.jinja"
+    hub.files[template] = b"{{ tools }}"
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "run.py"):
+        hub.files[f"original/{name}"] = b"{}"
+    found = resolve(REPOSITORY)
+    deep = {str(path.relative_to(found)) for path in found.glob("*/*")}
+    assert deep == {template}
+
+
 def test_a_download_reports_its_bytes(hub: FakeHub) -> None:
     reports: list[tuple[int, int]] = []
     resolve(REPOSITORY, progress=lambda done, total: reports.append((done, total)))

@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import AddedToken, models, pre_tokenizers
 
 import kvrt
-from kvrt.errors import RequestError
+from kvrt.errors import ModelError, RequestError
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 
@@ -18,7 +18,8 @@ WORDS = [f"w{i}" for i in range(int(str(CONFIG["vocab_size"])))]
 SPECIAL = set(WORDS[::2])
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
-    "{{ tools | length if tools else 'w0' }} {{ mood }}{% if add_generation_prompt %} w9{% endif %}"
+    "{{ tools | length if tools else 'w0' }} {{ mood }}{{ 'w1' * times if times }}"
+    "{% if add_generation_prompt %} w9{% endif %}"
 )
 HELLO = [{"role": "w1", "content": "w2 w3"}]
 FREE = SamplingParams(max_tokens=40)
@@ -88,7 +89,9 @@ def test_a_chat_brings_tools_variables_and_how_it_ends(runtime: Runtime) -> None
 
 
 def test_a_chat_that_the_template_refuses_fails_alone(runtime: Runtime) -> None:
-    good, bad = runtime.generate([kvrt.Chat(HELLO), kvrt.Chat(HELLO, template="rag")], FREE)
+    hostile = kvrt.Chat(HELLO, variables={"times": 10**9})
+    bad, worse, good = runtime.generate([kvrt.Chat(HELLO, template="rag"), hostile, HELLO], FREE)
     assert good.error is None
     assert isinstance(bad.error, RequestError)
     assert bad.error.param == "template"
+    assert isinstance(worse.error, ModelError)
