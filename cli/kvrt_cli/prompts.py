@@ -1,6 +1,5 @@
 """The file of ``--prompts``: a prompt a line, plain or a JSON object; or one JSON array of them."""
 
-import codecs
 import difflib
 import json
 import re
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvrt.errors import KvrtError, RequestError
 from kvrt_cli.sampling import NAMES
-from kvrt_cli.stdin import decode
+from kvrt_cli.stdin import decode, without_mark
 
 if TYPE_CHECKING:
     from kvrt.model.chat import Chat
@@ -21,16 +20,6 @@ OF_CHATS = ("tools", "variables", "template", "continue_final_message", "add_gen
 """What a line with messages may have besides; see `kvrt.Chat`."""
 
 KEYS = ("id", *PROMPTS, *OF_CHATS, *NAMES)
-MARKS = {
-    codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32-le",
-    codecs.BOM_UTF32_BE: "utf-32-be",
-    codecs.BOM_UTF16_LE: "utf-16-le",
-    codecs.BOM_UTF16_BE: "utf-16-be",
-}
-NO_MARK = b"", "utf-8"
-"""Encodings by the byte-order mark a file begins with; that of UTF-32 begins with UTF-16's."""
-
 KINDS = {
     type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "a text",
     list: "a list", dict: "an object",
@@ -68,8 +57,7 @@ def read_items(data: bytes) -> list[Item]:
     Raises:
         RequestError: it begins as a JSON array and is none, or ends within a character of UTF-16.
     """
-    mark, encoding = next((mark for mark in MARKS.items() if data.startswith(mark[0])), NO_MARK)
-    data = data.removeprefix(mark)
+    data, encoding = without_mark(data)
     # Kept as lone surrogates until the line is known: what is no text fails its line alone.
     how = "surrogateescape" if encoding == "utf-8" else "surrogatepass"
     try:

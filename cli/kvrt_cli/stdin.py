@@ -1,5 +1,6 @@
 """The prompt of `kvrt run`: words of the command line, standard input, or both."""
 
+import codecs
 import os
 import select
 import stat
@@ -11,6 +12,14 @@ from kvrt_cli.terminal import Terminal
 
 DASH = "-"
 PATIENCE_S = 1.0
+MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+"""Encodings by the byte-order mark a file begins with; that of UTF-32 begins with UTF-16's."""
 
 
 def read_prompt(words: Sequence[str], terminal: Terminal) -> str | None:
@@ -23,11 +32,13 @@ def read_prompt(words: Sequence[str], terminal: Terminal) -> str | None:
         (``/dev/null``, or closed).
 
     Raises:
-        RequestError: the prompt is empty, or not UTF-8, or asked of an input that is closed.
+        RequestError: the prompt is empty, or not the text its encoding says,
+            or asked of an input that is closed.
     """
     said = " ".join(word for word in words if word != DASH)
     if DASH in words or _is_redirected():
-        piped = decode(read_stdin(terminal), "standard input")
+        data, encoding = without_mark(read_stdin(terminal))
+        piped = decode(data, "standard input", encoding)
     elif words:
         piped = ""
     else:
@@ -52,6 +63,14 @@ def read_stdin(terminal: Terminal) -> bytes:
     if _is_silent_pipe():
         terminal.note("reading standard input until it ends; </dev/null gives none")
     return sys.stdin.buffer.read()
+
+
+def without_mark(data: bytes) -> tuple[bytes, str]:
+    """The bytes after the byte-order mark, and the encoding it says; without one, UTF-8."""
+    for mark, encoding in MARKS.items():
+        if data.startswith(mark):
+            return data.removeprefix(mark), encoding
+    return data, "utf-8"
 
 
 def decode(data: bytes, what: str, encoding: str = "utf-8") -> str:

@@ -52,6 +52,8 @@ def test_streamed_or_not_the_text_is_the_same(kvrt: Kvrt, plain_model: str) -> N
         (["and", "this"], b"first\n", "first\nand this"),
         (["-", "this"], b"first", "first\nthis"),
         ([], "é…".encode(), "é…"),
+        ([], "é…\n".encode("utf-8-sig"), "é…\n"),
+        (["and"], "é…".encode("utf-16"), "é…\nand"),
     ],
 )
 def test_the_prompt_is_stdin_then_the_arguments(
