@@ -3,11 +3,13 @@
 import codecs
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
+from kvrt_cli import asking
 from kvrt_cli.prompts import read_items
 from kvrt_cli.sampling import NAMES
 
@@ -196,6 +198,32 @@ def test_whatever_a_line_says_it_fails_alone_or_is_answered(
         assert ("error" in row) != ("text" in row), (line, row)
         assert "unexpected" not in str(row.get("error")), (line, row)
         assert len(str(row.get("error"))) < 1000, (line, row)
+
+
+def test_a_fault_that_nobody_expected_is_that_of_its_line(
+    kvrt: Kvrt, plain_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = asking.resolve
+
+    def fails_for_seven(wishes: Mapping[str, Any], *rest: Any, **options: Any) -> Any:
+        if wishes.get("seed") == 7:
+            raise KeyError("what was asked")
+        return resolve(wishes, *rest, **options)
+
+    monkeypatch.setattr(asking, "resolve", fails_for_seven)
+    file = b'first\n{"prompt": "second", "seed": 7, "id": "b"}\nthird'
+    result = kvrt("run", plain_model, *SHORT, "--prompts", "-", input=file)
+    assert result.exit_code == 1
+    first, second, third = lines(result)
+    assert first["text"]
+    assert third["text"]
+    assert (second["id"], second["error"]["message"]) == ("b", "unexpected KeyError")
+    assert "error: line 2: unexpected KeyError\n  fix: KVRT_DEBUG=1 shows" in result.stderr
+    assert "what was asked" not in result.stderr
+    debugged = kvrt(
+        "run", plain_model, *SHORT, "--prompts", "-", input=file, env={"KVRT_DEBUG": "1"}
+    )
+    assert "KeyError: 'what was asked'" in debugged.stderr
 
 
 def test_conversations_get_the_system_message_unless_they_bring_one(

@@ -2,11 +2,13 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
 import pytest
+from kvrt_cli.jsontext import to_json
 
 from .conftest import COMMAND, DUMMY, ENVIRON
 
@@ -49,6 +51,23 @@ def test_whatever_streams_are_closed_it_answers_or_says_why_not(
     else:
         assert done.returncode == 0, done.stderr
         assert len(done.stdout) > 10
+
+
+def test_no_file_takes_the_place_of_a_closed_stream() -> None:
+    code = (
+        "import os; from kvrt_cli.streams import fill_closed; fill_closed();"
+        "print(*(os.readlink(f'/proc/self/fd/{number}') for number in (0, 2)))"
+    )
+    line = ["sh", "-c", '"$0" -c "$1" <&- 2>&-', sys.executable, code]
+    done = subprocess.run(line, stdout=subprocess.PIPE, check=True, timeout=60)
+    assert done.stdout.split() == [b"/dev/null", b"/dev/null"]
+
+
+def test_json_has_no_number_that_is_none() -> None:
+    value = {"a": [float("nan"), (float("inf"), 1.5)], "b": {"c": -float("inf")}, "d": None}
+    assert to_json(value) == '{"a": [null, [null, 1.5]], "b": {"c": null}, "d": null}'
+    assert to_json("é") == '"\\u00e9"'
+    assert to_json("é", ascii_only=False) == '"é"'
 
 
 @pytest.mark.parametrize("args", [("run", "tiny", "-"), ("run", "tiny", "--prompts", "-")])
