@@ -10,12 +10,20 @@ it gives a `Device` with three parts:
 Everything else is optional: a device hands out further abilities through `Device.extension`. One
 that is missing may cost speed and never correctness.
 
-Rules of the house: methods are synchronous unless they return a `Ticket`. Sizes and offsets are
-bytes, strides are elements. A method raises `kvrt.errors.OutOfMemory` when the device has no
-memory left, `kvrt.errors.DeviceError` with the vendor's own name for any other failure, and
-leaves everything as it was before the call. Arguments are checked by `kvrt.wrappers.Checked`,
-which stands in front of every device, so that a backend's method can be one vendor call and one
-look at its status.
+Time. `PagedAttention.append` and `run`, `FusedOps`, `Graph.replay` and torch's own operators on the
+device's tensors are *compute*. It takes effect in the order of the calls and may be done later than
+the call returns: `Device.fence` tells when. Its tensors on the device may be changed by later
+compute, or dropped, as soon as the call has returned; a device whose torch does not reuse memory in
+the order of compute keeps them alive until then, and so it does a plan. What lies on the host is
+taken when the call returns. *Copies* are in no order but that of their tickets, and see to it that
+both of their tensors live until the ticket is done. All other methods are done when they return,
+those of memory above all: a caller unmaps what no compute and no copy can use any more.
+
+Rules of the house: sizes and offsets are bytes, strides are elements. A method raises
+`kvrt.errors.OutOfMemory` when the device has no memory left, `kvrt.errors.DeviceError` with the
+vendor's own name for any other failure, and leaves everything as it was before the call. Arguments
+are checked by `kvrt.wrappers.Checked`, which stands in front of every device, so that a backend's
+method can be one vendor call and one look at its status.
 
 ``docs/backends.md`` builds a complete small backend; ``pytest --pyargs kvrt.testing.suite
 --kvrt-backend NAME`` proves one.
@@ -72,7 +80,9 @@ class DeviceOptions:
 
     Args:
         threads: host threads for kernels that run on the host; None lets the device choose.
-        shareable: chunks can be mapped at several addresses and by other processes; may be slower.
+        shareable: chunks can be mapped at several addresses and by other processes, where the
+            device can do that; may be slower. kvrt has no call to export one yet, so all it asks
+            of a device is that everything else works as ever.
     """
 
     threads: int | None = None
@@ -94,7 +104,7 @@ class Backend(Protocol):
         """Look whether a device can be opened. Cheap (well under a second); never raises."""
 
     def open(self, index: int = 0, options: DeviceOptions = DeviceOptions()) -> "Device":
-        """Open device `index`.
+        """Open device `index`. Looks again whether it can: `probe` may not have been asked.
 
         Looks again whether it can: a user who names the backend gets here without a `probe`.
 
@@ -107,7 +117,13 @@ class Backend(Protocol):
 
 
 class Capability(enum.Enum):
-    """A fact about a device that changes what may be asked of it."""
+    """A fact about a device.
+
+    What is not declared is not asked for: a chunk is not mapped twice without ALIASING, drafts do
+    not branch without TREES, and without RAGGED_GRAPHS a recorded step is replayed only for one
+    token of each sequence. ASYNC_COPIES and BATCH_INVARIANT change nothing that kvrt does: they
+    tell users what to expect, and the kit what to test.
+    """
 
     ALIASING = "one chunk may be mapped at several addresses at once"
     ASYNC_COPIES = "copies run beside compute"
@@ -127,7 +143,9 @@ class DeviceInfo:
         arch: the instruction set or compute architecture that kernels are chosen by.
         total_bytes: physical memory of the device.
         granularity: bytes of one chunk, the unit of `VirtualMemory.map`; a power of two.
-        torch_device: the device string of its tensors, e.g. ``cuda:0``.
+        torch_device: the device string of its tensors, e.g. ``cuda:0``. Torch must know the device
+            (its own, or one registered as PrivateUse1) and have the operators of
+            `kvrt.testing.operators` there.
         compute_dtypes: dtypes that activations (q, k, v, out) may have, the preferred one first.
         weight_dtypes: dtypes that weights may have.
         kv_formats: formats that KV pages may have.
@@ -225,7 +243,12 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class MemoryInfo:
-    """Physical memory in bytes: of the device, not taken by anyone, and taken by live chunks."""
+    """Physical memory in bytes: of the device, not taken by anyone, and taken by live chunks.
+
+    `total` is `DeviceInfo.total_bytes`. Of what is free the limit of KV memory is made, so what
+    torch's tensors, other processes and mapped chunks hold is not free. What torch keeps of
+    memory that nobody uses is not free, either.
+    """
 
     total: int
     free: int
@@ -257,7 +280,10 @@ class VirtualMemory(Protocol):
         """
 
     def destroy(self, chunk: Chunk) -> None:
-        """Give an unmapped chunk's memory back to the system."""
+        """Give an unmapped chunk's memory back to the system.
+
+        Another thread may be given the same handle by `create` before this returns.
+        """
 
     def map(self, span: Span, at: int, chunk: Chunk) -> None:
         """Make `chunk` readable and writable at byte offset `at` of the span, which is a hole."""
@@ -445,7 +471,7 @@ class KVLayout:
 
 @dataclass(frozen=True, slots=True)
 class AttentionBatch:
-    """The sequences of one step; each brings one or more new ("query") tokens.
+    """The sequences of one step; each brings some new ("query") tokens, or none.
 
     Sequence `s` brings the rows ``query_start[s] : query_start[s + 1]`` of q, k, v and out. They
     are the last tokens of its context: row ``query_start[s] + i`` stands at position
@@ -466,8 +492,8 @@ class AttentionBatch:
     that of a batch in which its ancestors stand in line and nothing is beside them: the same bits,
     where the device is `BATCH_INVARIANT`.
 
-    The tensors on the host are the caller's again when `plan` has returned: it may change them,
-    and the device has taken what it needs.
+    The tensors on the host are the caller's again when `plan`, `capture` or `replay` has returned:
+    the page table is an array that is changed in place from step to step.
 
     Args:
         kv: 1-D, `layout.storage`, over the whole span (`VirtualMemory.tensor`, seen as bytes for
@@ -508,7 +534,7 @@ class PagedAttention(Protocol):
     """Causal attention of each new token over its sequence's pages.
 
     In a step: `plan` once; then for each layer `append`, then `run`. The plan is the backend's
-    own object; it is valid until the next step.
+    own object; the caller uses it until the next step, and its compute may be done after that.
     """
 
     def plan(self, batch: AttentionBatch) -> object:
