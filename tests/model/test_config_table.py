@@ -7,6 +7,8 @@ cannot make a model of, we refuse by the field's name; of all else we make the s
 import copy
 import itertools
 import json
+import math
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from kvrt.errors import ModelError
 from kvrt.model.config import FAMILIES, read_config
-from kvrt.model.rope import inverse_frequencies
+from kvrt.model.rope import for_context, inverse_frequencies
 from kvrt.model.spec import ModelSpec
 
 Config = dict[str, Any]
@@ -230,3 +232,57 @@ def test_every_field_of_the_rotation_means_what_it_means_to_transformers(
         for state, section in states(name, values, SECTION | {"rope_type": kind})
     )
     assert faults(tmp_path, "llama", cases) == []
+
+
+ODD: list[Any] = [
+    *(-1, 0, 0.0, 1, 2**31, 2**63, 10**400, 1e-300, 1e308, math.inf, -math.inf, math.nan),
+    *(True, False, "", "64", [], [None], [1, "a"], [[1]] * 6),
+    *({}, {"type": "yarn"}, {"full_attention": {}}),
+]
+
+
+def odd_configs() -> list[tuple[str, Config]]:
+    """Each field with each odd value, in a configuration that is right otherwise."""
+    base = BASE | {"num_key_value_heads": 1}
+    sections = [SECTION | {"rope_type": kind} for kind in ("linear", "dynamic", "llama3", "yarn")]
+    return [(name, base | {name: odd}) for name in VALUES for odd in ODD] + [
+        (name, base | {"rope_scaling": section | {name: odd}})
+        for name in IN_SECTION
+        for section in sections
+        for odd in ODD
+    ]
+
+
+def assert_read_or_refused(folder: Path, model_type: str, name: str, content: Config) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(content | {"architectures": [MODEL_TYPES[model_type]]}))
+    refusal = ""
+    try:
+        spec = read_config(path)
+    except ModelError as error:
+        refusal = str(error)
+    if refusal:
+        assert name in refusal, content
+        return
+    longest = for_context(spec.rope, spec.head_dim, spec.max_positions)
+    assert bool(inverse_frequencies(longest, spec.head_dim).isfinite().all()), content
+    assert math.isfinite(spec.rope.attention_factor), content
+
+
+@pytest.mark.promise("P23")
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_an_odd_value_of_any_field_is_read_or_refused_by_its_name(
+    tmp_path: Path, model_type: str
+) -> None:
+    for name, content in random.Random(model_type).sample(odd_configs(), 150):
+        assert_read_or_refused(tmp_path, model_type, name, content)
+
+
+@pytest.mark.extra
+@pytest.mark.promise("P23")
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_odd_value_of_every_field_is_read_or_refused_by_its_name(
+    tmp_path: Path, model_type: str
+) -> None:
+    for name, content in odd_configs():
+        assert_read_or_refused(tmp_path, model_type, name, content)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import random
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,30 @@ def test_a_tensor_that_the_index_does_not_list_is_read_if_needed_and_left_out_if
     change(folder / shard, {"model.layers.0.old.weight": torch.ones(2)})
     assert_same(load(folder), plain)
     assert "model.layers.0.old.weight" in one_warning(caplog)
+
+
+def test_any_assignment_gives_the_same_weights_or_is_refused_by_name(tmp_path: Path) -> None:
+    folder = save_model(make_model("llama-2"), tmp_path, shard="100KB")
+    plain, content = load(folder), index_of(folder)
+    right = content["weight_map"]
+    files = [*sorted(set(right.values())), "model-gone.safetensors"]
+    refused = 0
+    for seed in range(40):
+        rng = random.Random(seed)
+        changed = dict(right)
+        for name in rng.sample(sorted(right), rng.choice([1, 2, 5, len(right)])):
+            changed[name] = rng.choices(files, [5] * (len(files) - 1) + [1])[0]
+            if rng.random() < 0.2:
+                del changed[name]
+        changed |= {f"extra.{seed}": rng.choice(files[:-1])} if rng.random() < 0.3 else {}
+        (folder / INDEX).write_text(json.dumps(content | {"weight_map": changed}))
+        if set(changed.values()) == set(files[:-1]):
+            assert_same(load(folder), plain)
+        else:  # a file that is not there, or one that no tensor is said to be in
+            refused += 1
+            with pytest.raises(ModelError, match=r"model-gone|missing"):
+                load(folder)
+    assert 0 < refused < 30
 
 
 def test_a_single_file_beside_a_complete_index_is_left_out(
