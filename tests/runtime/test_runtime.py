@@ -89,6 +89,51 @@ def test_logprobs_of_prompt_and_answer_are_those_of_the_model(make_runtime: Make
     assert [e.logprob for e in again.prompt_logprobs[2:]] == [e.logprob for e in logprobs]
 
 
+def test_each_completion_says_what_its_own_seed_says_alone(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
+
+    def drawn(seed: int, n: int = 1) -> list[tuple[int, ...]]:
+        wish = SamplingParams(max_tokens=9, temperature=1.0, seed=seed, n=n, ignore_eos=True)
+        return [c.token_ids for c in runtime.generate([[3, 1, 4]], wish)[0].completions]
+
+    top = 2**64 - 2
+    alone = [drawn(seed % 2**64)[0] for seed in range(top, top + 4)]
+    assert drawn(top, n=4) == alone
+    assert len(set(alone)) == 4
+
+
+@pytest.mark.parametrize("chunk", [3, 512])
+def test_a_prompt_token_has_the_log_probability_that_it_has_as_an_answer(
+    chunk: int, make_runtime: MakeRuntime
+) -> None:
+    runtime = make_runtime(max_batch_tokens=chunk)
+    prompt = [9, 10, 11, 10, 9, 150, 3, 3, 7]
+    scored = runtime.generate([prompt], SamplingParams(max_tokens=1, prompt_logprobs=100))[0]
+    assert scored.prompt_logprobs is not None
+    assert [entry.token_id for entry in scored.prompt_logprobs] == prompt[1:]
+    answer = SamplingParams(max_tokens=1, logprobs=100, ignore_eos=True)
+    for place, entry in enumerate(scored.prompt_logprobs, start=1):
+        said = runtime.generate([prompt[:place]], answer)[0].completions[0].logprobs
+        assert said is not None
+        assert entry.top == said[0].top
+        assert entry.logprob == dict(entry.top).get(entry.token_id, entry.logprob)
+        assert entry.logprob <= entry.top[0][1]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_an_answer_ends_where_the_context_does(n: int, make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime(max_model_len=40)
+    for most in (None, 5, 100):
+        for length in (30, 38, 39):
+            wish = SamplingParams(max_tokens=most, n=n, ignore_eos=True)
+            result = runtime.generate([[3] * length], wish)[0]
+            room = 40 - length if most is None else min(40 - length, most)
+            assert [len(c.token_ids) for c in result.completions] == [room] * n
+            assert result.finish_reason == "length"
+    with pytest.raises(RequestError, match="40 tokens"):
+        runtime.stream([3] * 40)
+
+
 def test_one_bad_request_in_a_batch_fails_alone(make_runtime: MakeRuntime) -> None:
     runtime = make_runtime()
     results = runtime.generate([[1, 2], [], [10**9], [3]], SamplingParams(max_tokens=3))

@@ -105,6 +105,23 @@ def decoding(clock: Clock, count: int) -> list[Seq]:
     return seqs
 
 
+def test_each_of_several_completions_takes_a_place() -> None:
+    clock = Clock(200, Limits(512, 5))
+    wide = [clock.add(3, 100) for _ in range(2)]
+    for seq in wide:
+        seq.width = 3
+    assert list(clock.tick().admitted) == wide[:1], "the other has three, and two places are left"
+    narrow = clock.add(3, 100)
+    clock.waiting.remove(wide[1])
+    assert list(clock.tick().admitted) == [narrow]
+    clock.waiting.append(wide[1])
+    wide[1].width = 2
+    assert not clock.tick().admitted, "one place is left"
+    alone = Clock(200, Limits(512, 2))
+    alone.add(3, 100).width = 3
+    assert len(alone.tick().admitted) == 1, "what is alone need not fit"
+
+
 def counts(plan: StepPlan, seqs: Sequence[Seq]) -> list[int]:
     by_id = {row.seq.id: row.count for row in plan.rows}
     return [by_id.get(seq.id, 0) for seq in seqs]

@@ -133,3 +133,13 @@ def test_what_live_beams_have_in_common_is_counted() -> None:
     search.advance([[TokenLogprobs(1, -0.5), TokenLogprobs(2, -0.6)]] * 2)
     assert [beam.token_ids for beam in search.live] == [[3, 1], [3, 2]]
     assert search.common == 1
+
+
+def test_an_end_counts_only_among_the_likeliest_continuations() -> None:
+    """As many places as there are beams; the next one is one too many."""
+    search = BeamSearch(2, 10, frozenset({END, END + 1}), 1.0)
+    order = [END, 2, END + 1, 3]
+    offer = [TokenLogprobs(token, -float(place + 1)) for place, token in enumerate(order)]
+    assert search.advance([offer]) == [0, 0]
+    assert [beam.token_ids for beam in search.live] == [[2], [3]]
+    assert [found.beam.token_ids for found in search.finished] == [[END]]
