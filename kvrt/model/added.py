@@ -97,15 +97,17 @@ def add_tokens(tokenizer: tokenizers.Tokenizer, files: SideFiles, vocab: int) ->
     fitting: list[AddedToken] = []
     beyond: list[str] = []
     for id, token in _in_order(files, {token.content for token in there.values()}):
-        place = tokenizer.token_to_id(token.content)
-        if place is None:
-            place, following = following, following + 1
-        if id is not None and place != id:
-            raise ModelError(
-                f"{files.source}: token {shown(token.content)} is to have id {id}, but with"
-                f" tokenizer.json it has {place}",
-                fix="the files belong to different models: use those the model came with",
-            )
+        known = tokenizer.token_to_id(token.content)
+        place = following if known is None else known
+        following += known is None
+        if id not in (None, place):
+            wrong = f"{files.source}: token {shown(token.content)} is to have id {id}, but has"
+            if known is None:
+                raise ModelError(
+                    f"{wrong} {place}, the next after tokenizer.json",
+                    fix="the files belong to different models: use those the model came with",
+                )
+            log.warning("%s %d in tokenizer.json, which counts", wrong, known)
         if place < vocab:
             fitting.append(token)
         else:
@@ -117,9 +119,9 @@ def add_tokens(tokenizer: tokenizers.Tokenizer, files: SideFiles, vocab: int) ->
 
 def _in_order(files: SideFiles, there: set[str]) -> Iterator[tuple[int | None, AddedToken]]:
     names = {token.content for token in files.named.values()}
-    done = set(there)
+    done = {"", *there}  # a name without a token is sometimes given an empty one
     for id, token in sorted(files.numbered.items()):
-        if not files.overrides and token.content in there:
+        if not token.content or (not files.overrides and token.content in there):
             continue
         token.special = token.special or token.content in names
         done.add(token.content)

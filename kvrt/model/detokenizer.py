@@ -140,12 +140,12 @@ class Detokenizer:
         return self._tokenizer.is_silent(token, skip_special=self._skip_special)
 
     def _tail(self, prompt: Sequence[int]) -> list[int]:
-        """The last tokens of the prompt, not beginning within a run of bytes."""
+        """The last tokens of the prompt, beginning within no character unless it is long past."""
         tail: list[int] = []
         for token in reversed(prompt):
             if self._is_silent(token):
                 continue
             tail.append(token)
-            if len(tail) >= KEEP and self._tokenizer.byte(token) is None:
+            if len(tail) >= (KEEP if self._tokenizer.byte(token) is None else 4 * KEEP):
                 break
         return tail[::-1]

@@ -80,6 +80,14 @@ FOLDERS: dict[str, dict[str, Any]] = {
         "tokenizer_config.json": {"mask_token": "<a>", "pad_token": "<b>"},
         "special_tokens_map.json": {"mask_token": "<m>"},
     },
+    "ids that tokenizer.json contradicts": {
+        "tokenizer_config.json": {
+            "added_tokens_decoder": {"7": entry("</s>", special=True), "8": entry("!")}
+        }
+    },
+    "names of nothing": {
+        "tokenizer_config.json": {"pad_token": "", "mask_token": "<m>", "sep_token": None}
+    },
     "names of its own": {
         "tokenizer_config.json": {"image_token": "<|tool|>", "audio_token": "<a>"}
     },
