@@ -147,3 +147,45 @@ def test_what_a_chat_template_says_of_a_message_is_not_quoted(
         silent("run", str(model), *SMALL, *args)
     lines = json.dumps({"messages": [{"role": "user", "content": CANARY}]}).encode()
     silent("run", str(model), *SMALL, "--prompts", "-", input=lines)
+
+
+def test_nothing_said_in_a_conversation_is_quoted(
+    kvrt: Kvrt, chat_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes wrong in it, not the echo of a terminal."""
+    said = iter(
+        [
+            f"/{CANARY}",
+            f"/set system {CANARY}",
+            f"/set parameter stop {json.dumps({CANARY: 1})}",
+            f"/set parameter stop {json.dumps([CANARY * 99])}",
+            f"/set parameter temperature {CANARY}",
+            f"/set {CANARY}",
+            LATIN,
+            CANARY,
+            LONG,
+        ]
+    )
+
+    def typed(prompt: str) -> str:
+        if (text := next(said, None)) is None:
+            raise EOFError
+        return text
+
+    monkeypatch.setattr("builtins.input", typed)
+    monkeypatch.setattr("kvrt_cli.run._can_converse", lambda style: True)
+    monkeypatch.setattr("kvrt_cli.run.read_prompt", lambda words, terminal: None)
+    result = kvrt("run", chat_model, *SMALL, env={"KVRT_LOG_LEVEL": "INFO"})
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("error: ") == 7
+    assert WORD not in result.stderr
+    assert WORD not in result.stdout
+
+
+def test_nothing_is_quoted_where_all_goes_well(kvrt: Kvrt, chat_model: str, tmp_path: Path) -> None:
+    text = ("run", chat_model, CANARY, "--system", CANARY, "--stop", CANARY)
+    memory = ("--offload", "host:1MiB", "--cache-dir", str(tmp_path / "kv"), "--verbose")
+    for _ in range(2):
+        result = kvrt(*text, *memory, *DUMMY, "-n", "2", env={"KVRT_LOG_LEVEL": "INFO"})
+        assert result.exit_code == 0, result.stderr
+        assert WORD not in result.stderr
