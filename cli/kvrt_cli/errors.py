@@ -97,8 +97,12 @@ def _where_to_look(error: KvrtError, hint: str) -> str:
 
 def option_names(command: click.Command) -> dict[str, str]:
     """The options of a command, as Python calls them: ``max_model_len`` is ``--max-model-len``."""
-    options = [option for param in command.params for option in param.opts]
-    return {o[2:].replace("-", "_"): o for o in options if o.startswith("--")}
+    names: dict[str, str] = {}
+    for param in command.params:
+        for option in (opt for opt in param.opts if opt.startswith("--")):
+            names[option[2:].replace("-", "_")] = option
+            names.setdefault(param.name or "", option)  # bad_words has one option for each word
+    return names
 
 
 def as_options(text: str, names: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ from kvrt.config import RuntimeConfig
 from kvrt.errors import ConfigError
 from kvrt.spi import DType, KVFormat
 from kvrt.units import GIB, parse_bytes
+from kvrt_cli.stdin import valid_text
 from kvrt_cli.terminal import ColorMode, Terminal
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -55,7 +56,7 @@ def template_variables(
     """What several ``NAME=VALUE`` say; a VALUE that is not JSON is text."""
     variables: dict[str, Any] = {}
     for text in values:
-        name, equals, value = text.partition("=")
+        name, equals, value = valid_text(text, "--template-var").partition("=")
         if not equals or not name.isidentifier():
             raise click.BadParameter("it is NAME=VALUE, as in enable_thinking=false")
         try:

@@ -204,6 +204,7 @@ def test_a_parameter_is_called_by_its_option() -> None:
         "draw without a seed": "draw without a seed",
         "raise max_model_len, or memory_limit.": "raise --max-model-len, or --memory-limit.",
         "speculate is 'x'": "--speculate is 'x'",
+        "bad_words 0 is empty": "--bad-word 0 is empty",
         "/models/page_size: no such file": "/models/page_size: no such file",
         "my_page_size": "my_page_size",
     }
