@@ -10,7 +10,7 @@ A change is planned on values, as often as one likes; `commit` carries it out, w
 import enum
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +22,7 @@ from kvrt.pages.backing import Backing
 from kvrt.pages.change import Change
 from kvrt.pages.geometry import Geometry
 from kvrt.pages.integrity import check_table
+from kvrt.pages.limit import Limit
 from kvrt.pages.rows import PageRows
 from kvrt.pages.table import PageTable, SeqId
 from kvrt.spi import AttentionBatch, Device
@@ -63,6 +64,8 @@ class CacheStats:
         spare_bytes: the part of both that no page needs: kept for the next ones, or to be given
             back.
         limit_bytes: the limit on what it holds.
+        asked_bytes: the limit that was set; more than `limit_bytes` after the device had less,
+            until that much is tried again.
         peak_mapped_bytes: the most that was mapped so far.
         maps: chunks mapped so far.
         unmaps: chunks unmapped so far.
@@ -78,6 +81,7 @@ class CacheStats:
     pooled_bytes: int
     spare_bytes: int
     limit_bytes: int
+    asked_bytes: int
     peak_mapped_bytes: int
     maps: int
     unmaps: int
@@ -121,8 +125,7 @@ class KVCache:
         self.geometry = geometry
         self._poison = poison
         self._floor = keep_warm_bytes // geometry.chunk_bytes
-        self._limit_bytes = limit_bytes
-        self._limit = self._limit_chunks(limit_bytes)
+        self._limit = Limit(self._limit_chunks(limit_bytes), limit_bytes)
         self._revision: int | None = None
         self._lock = threading.Lock()  # over the table's replacement and the limit in it
         self._rows = PageRows()
@@ -130,7 +133,7 @@ class KVCache:
         self._least_spare = 0
         self._peak = self._maps = self._unmaps = self._copies = 0
         self._backing = Backing(device, geometry)
-        change = PageTable.empty(geometry, self._limit, scrub=poison)
+        change = PageTable.empty(geometry, self._limit.chunks, scrub=poison)
         self._table = change.table
         failed = self.commit(change)
         if failed is not None:
@@ -169,7 +172,7 @@ class KVCache:
             self._peak = max(self._peak, len(self._backing.mapped))
         with self._lock:
             # Another thread may have changed the limit since the change was planned.
-            self._table = replace(change.table, limit=self._limit, version=version + 1)
+            self._table = replace(change.table, limit=self._limit.chunks, version=version + 1)
         return None
 
     def batch(
@@ -207,9 +210,10 @@ class KVCache:
         Gives back what is above the limit, and what was spare in every step for a while.
         """
         self._shrink(self._table.reclaim(step))
+        self._ask_again(self._limit.step)
         needed, spare = self._needed(), self._spare()
-        if spare > max(0, self._limit - needed):
-            self._keep_spare(max(0, self._limit - needed))
+        if spare > max(0, self._limit.chunks - needed):
+            self._keep_spare(max(0, self._limit.chunks - needed))
         self._least_spare = min(self._least_spare, spare)
         self._window += 1
         if self._window == _WINDOW_STEPS:
@@ -230,7 +234,8 @@ class KVCache:
         """
         self._backing.device.fence().wait()
         self.reclaim()
-        keep = max(0, min(self._floor, self._limit) - self._needed())
+        self._ask_again(self._limit.restore)
+        keep = max(0, min(self._floor, self._limit.chunks) - self._needed())
         self._keep_spare(keep)
         try:
             self._backing.pool.fill(keep - self._table.warm_chunks)
@@ -252,8 +257,9 @@ class KVCache:
 
     @property
     def capacity_tokens(self) -> int:
-        """Tokens that one sequence can have if it has the cache for itself."""
-        return (self.geometry.pages_in(self._limit) - 1) * self.geometry.page_size
+        """Tokens that one sequence can have if it has the cache for itself, and the device all the
+        memory that the limit allows."""
+        return (self.geometry.pages_in(self._limit.asked_chunks) - 1) * self.geometry.page_size
 
     def set_memory_limit(self, limit_bytes: int, revision: int | None = None) -> LimitChange:
         """Change how much physical memory the cache may hold. From any thread, at any time.
@@ -275,7 +281,8 @@ class KVCache:
                 if self._revision is not None and revision <= self._revision:
                     return LimitChange.STALE
                 self._revision = revision
-            self._set_limit(chunks, limit_bytes)
+            self._limit.ask(chunks, limit_bytes)
+            self._table = self._table.with_limit(chunks)
         held = self._backing.held_chunks
         return LimitChange.APPLIED if held <= chunks else LimitChange.DEFERRED
 
@@ -283,17 +290,17 @@ class KVCache:
         """Lower the limit to what is held now, because the device has no more; returns its bytes.
 
         If that much was held already, a device that has memory has nowhere to map it; then the
-        limit is what is mapped. So whoever plans and fails again and again comes to an end.
+        limit is what is mapped. So whoever plans and fails again and again comes to an end. What
+        was asked for is tried again when some steps have ended (`kvrt.pages.limit`), or nothing
+        runs.
 
         For the engine's thread, after `commit` has failed.
         """
-        held = min(self._backing.held_chunks, self._limit)
-        if held == self._limit:
+        held = min(self._backing.held_chunks, self._limit.chunks)
+        if held == self._limit.chunks:
             self._backing.pool.drain()
             held = max(self.geometry.min_chunks, min(len(self._backing.mapped), held - 1))
-        with self._lock:
-            self._set_limit(held, held * self.geometry.chunk_bytes)
-        return self._limit_bytes
+        return self._lower(held)
 
     @property
     def held_bytes(self) -> int:
@@ -306,25 +313,35 @@ class KVCache:
 
     def limit_below(self, held_bytes: int) -> int:
         """Lower the limit by an eighth of what was held when the device had too little left for
-        anything else; returns its bytes. For the engine's thread."""
+        anything else; returns its bytes. It comes back as after `limit_to_held`. For the engine's
+        thread."""
         chunks = held_bytes // self.geometry.chunk_bytes
         less = max(self.geometry.min_chunks, chunks - max(1, chunks // 8))
+        return self._lower(min(less, self._limit.chunks))
+
+    def _lower(self, chunks: int) -> int:
         with self._lock:
-            less = min(less, self._limit)
-            self._set_limit(less, less * self.geometry.chunk_bytes)
-        return self._limit_bytes
+            self._limit.lower(chunks, chunks * self.geometry.chunk_bytes)
+            self._table = self._table.with_limit(chunks)
+        return self._limit.nbytes
+
+    def _ask_again(self, due: Callable[[], bool]) -> None:
+        """Let the limit that was asked for hold again, if it does not and that is due."""
+        with self._lock:
+            if due():
+                self._table = self._table.with_limit(self._limit.chunks)
 
     @property
     def chunks_over_limit(self) -> int:
         """Chunks with pages in use beyond the limit, after it was lowered."""
-        return max(0, self._needed() - self._limit)
+        return max(0, self._needed() - self._limit.chunks)
 
     # --- looking -----------------------------------------------------------------------------
 
     def stats(self) -> CacheStats:
         """From any thread, at any time."""
         with self._lock:
-            table, limit_bytes = self._table, self._limit_bytes
+            table, limit, asked = self._table, self._limit.nbytes, self._limit.asked_bytes
         return CacheStats(
             page_bytes=self.geometry.page_bytes,
             used_pages=table.used_pages,
@@ -334,7 +351,8 @@ class KVCache:
             mapped_bytes=len(self._backing.mapped) * self.geometry.chunk_bytes,
             pooled_bytes=len(self._backing.pool) * self.geometry.chunk_bytes,
             spare_bytes=self._spare() * self.geometry.chunk_bytes,
-            limit_bytes=limit_bytes,
+            limit_bytes=limit,
+            asked_bytes=asked,
             peak_mapped_bytes=self._peak * self.geometry.chunk_bytes,
             maps=self._maps,
             unmaps=self._unmaps,
@@ -378,10 +396,6 @@ class KVCache:
         failed = self.commit(change)
         if failed is not None:
             log.warning("cannot give memory back now: %s", failed.error)
-
-    def _set_limit(self, chunks: int, limit_bytes: int) -> None:
-        self._limit, self._limit_bytes = chunks, limit_bytes
-        self._table = self._table.with_limit(chunks)
 
     def _limit_chunks(self, limit_bytes: int) -> int:
         geometry = self.geometry

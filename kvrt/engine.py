@@ -33,6 +33,9 @@ from kvrt.units import format_bytes
 
 log = logging.getLogger(__name__)
 
+_WARN_EVERY_S = 60.0
+"""Between two warnings that the device has less memory than it may hold: it is asked again soon."""
+
 
 class Engine:
     """Runs requests on one device.
@@ -59,6 +62,7 @@ class Engine:
         self._live = Live(memory)
         self._answers = Answers(self._live, self.speculation, model.eos_ids)
         self._forward = Forward(model, device, memory.cache)
+        self._next_warning = 0.0
         self._planned: StepPlan | None = None  # and applied: what the next step runs
 
     @property
@@ -154,7 +158,12 @@ class Engine:
     def _make_do(self, failed: Failed) -> None:
         """The device has less than the limit promised: plan again with what is held."""
         limit = self.cache.limit_to_held()
-        log.warning(
+        now = time.monotonic()
+        level = logging.WARNING if now >= self._next_warning else logging.DEBUG
+        if level == logging.WARNING:
+            self._next_warning = now + _WARN_EVERY_S
+        log.log(
+            level,
             "the device is out of memory (%s); the KV cache goes on with %s",
             failed.error, format_bytes(limit),
         )  # fmt: skip

@@ -301,7 +301,17 @@ def test_a_device_with_less_memory_than_promised_lowers_the_limit(null_device: D
     assert cache.table is before
     assert cache.limit_to_held() == held(cache) == 5 * CHUNK, "with the chunk that was created"
     assert cache.table.free_pages == 1
+    stats = cache.stats()
+    assert (stats.limit_bytes, stats.asked_bytes) == (5 * CHUNK, ROOM)
     grow(cache, {"b": SIZE})
+    cache.check_integrity()
+    steps = 0
+    while cache.stats().limit_bytes < ROOM:
+        steps += 1
+        cache.end_step(steps)
+    assert steps == 32
+    grow(cache, {"b": 5 * SIZE})
+    assert held(cache) > 5 * CHUNK, "what was asked for is tried again"
     cache.check_integrity()
     cache.close()
 

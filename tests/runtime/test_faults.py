@@ -7,9 +7,11 @@ import pytest
 from kvrt.errors import DeviceError, KvrtError, OutOfMemory
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
+from kvrt.spi import Device
 from kvrt.testing.chaos import Chaos, Copies
 
-from .conftest import Break, MakeRuntime
+from .conftest import Break, MakeRuntime, until
+from .faulty import Faulty
 
 PROMPTS = [[n + 1] * (20 + 13 * n) for n in range(6)]
 PARAMS = SamplingParams(max_tokens=90, ignore_eos=True, n=2, seed=3, temperature=0.7)
@@ -46,7 +48,53 @@ def test_a_device_that_runs_out_of_memory_still_answers_everything(
         assert tokens(runtime) == whole
     runtime.cache.check_integrity()
     # What is held when it runs out; a chunk given back before that was a chunk too many.
-    assert runtime.stats().cache.limit_bytes in [n * (2 << 20) for n in range(1, call)]
+    assert runtime.stats().cache.peak_mapped_bytes in [n * (2 << 20) for n in range(1, call)]
+
+
+def test_one_chunk_that_was_refused_lowers_the_limit_for_a_while(
+    make_runtime: MakeRuntime, break_device: Break, whole: Tokens
+) -> None:
+    """And nobody needs to set it again."""
+    faulty: list[Faulty] = []
+
+    def wrap(device: Device) -> Faulty:
+        faulty.append(Faulty(device))
+        return faulty[-1]
+
+    break_device(wrap)
+    runtime = make_runtime(keep_warm=0)
+    asked = runtime.stats().cache.limit_bytes
+    until(lambda: not runtime.busy)
+    faulty[0].refused["memory.create"] = OutOfMemory("no more")
+    long = SamplingParams(max_tokens=900, ignore_eos=True)
+    first = runtime.stream([1] * 20, long)
+    other = runtime.stream([2] * 20, long)
+    until(lambda: runtime.stats().cache.limit_bytes < asked)
+    assert runtime.stats().cache.asked_bytes == asked
+    faulty[0].refused.clear()
+    until(lambda: runtime.stats().cache.limit_bytes == asked)
+    for stream in (first, other):
+        stream.close()
+        stream.wait()
+    assert tokens(runtime) == whole
+    assert runtime.stats().cache.limit_bytes == runtime.stats().cache.asked_bytes == asked
+
+
+def test_what_was_refused_is_asked_for_again_when_nothing_runs(
+    make_runtime: MakeRuntime, break_device: Break, whole: Tokens, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else a prompt that needs it would be refused, and no step would ever try."""
+    fail = {("memory.create", n): OutOfMemory("no more") for n in (2, 3, 4)}
+    break_device(lambda device: Chaos(device, fail=fail))
+    runtime = make_runtime(keep_warm=0)
+    before, asked = runtime.cache.capacity_tokens, runtime.stats().cache.limit_bytes
+    for _ in range(3):
+        runtime.generate(PROMPTS, PARAMS)
+    assert runtime.cache.capacity_tokens == before
+    until(lambda: not runtime.busy and runtime.stats().cache.limit_bytes == asked)
+    assert tokens(runtime) == whole
+    told = [record for record in caplog.records if "out of memory" in record.getMessage()]
+    assert len(told) == 1, "once a minute"
 
 
 @pytest.mark.parametrize(
