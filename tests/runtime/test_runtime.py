@@ -2,9 +2,12 @@
 
 import math
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -389,3 +392,30 @@ def test_perplexity_of_a_prompt_is_finite(make_runtime: MakeRuntime) -> None:
     assert entries is not None
     assert len(entries) == 99
     assert math.isfinite(sum(entry.logprob for entry in entries))
+
+
+UNDER_LIMIT = """
+import resource, sys
+limit = int(sys.argv[2]) << 30
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+from kvrt.runtime import Runtime
+from kvrt.sampling import SamplingParams
+with Runtime(sys.argv[1], backend="cpu", load_format="dummy", seed=1, threads=1) as runtime:
+    answers = runtime.generate([[n] * 200 for n in range(20)], SamplingParams(max_tokens=50))
+    assert [answer.error for answer in answers] == [None] * 20
+    with open("/proc/self/statm") as file:
+        print(int(file.read().split()[0]) * resource.getpagesize())
+"""
+
+
+@pytest.mark.parametrize("gib", [4, 6])
+def test_no_more_addresses_are_reserved_than_a_process_may_have(tiny_lm: Path, gib: int) -> None:
+    """As batch systems limit them (ulimit -v): whatever the machine's memory is."""
+    done = subprocess.run(
+        [sys.executable, "-c", UNDER_LIMIT, str(tiny_lm), str(gib)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < gib << 30

@@ -106,8 +106,36 @@ class _Group:
         return free
 
 
+class _Addresses:
+    """The limit on a process's addresses (``ulimit -v``), which counts what is only reserved, too.
+
+    A byte of KV memory takes two addresses: in the span where it is mapped, and at home. A third of
+    what is left is for everything else: weights, torch, the stacks of threads.
+    """
+
+    _SHARE = 3
+
+    def __init__(self, root: Path) -> None:
+        self._statm = root / "proc/self/statm"
+        limits = root / "proc/self/limits"
+        self._limit = math.inf
+        for line in limits.read_text().splitlines() if limits.exists() else ():
+            name, _, values = line.partition("Max address space")
+            if not name and values.split()[0].isdigit():
+                self._limit = int(values.split()[0])
+        self.for_memory = self.free() // self._SHARE
+        """Bytes of memory that there can be."""
+
+    def free(self) -> float:
+        if self._limit == math.inf:
+            return math.inf
+        used = int(self._statm.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        return max(0, self._limit - used)
+
+
 class HostMemory:
-    """The memory this process may use: the machine's, within the limits of its control groups.
+    """The memory this process may use: the machine's, within the limits of its control groups and
+    of its addresses.
 
     The groups that have a limit are found once; their limits and use are read anew at every call.
     """
@@ -118,7 +146,8 @@ class HostMemory:
         physical = _field(text, "MemTotal:") * 1024
         groups = [_Group(path, _NAMES[version]) for path, version in _folders(root, "memory")]
         self._groups = [group for group in groups if group.limit() < physical]
-        self._physical = physical
+        self._addresses = _Addresses(root)
+        self._physical = int(min(physical, self._addresses.for_memory))
 
     def total(self) -> int:
         """Bytes that there are."""
@@ -131,7 +160,9 @@ class HostMemory:
         as fast).
         """
         free = _field(self._meminfo.read_text(), "MemAvailable:") * 1024
-        return max(0, min([free, *(group.free(exact) for group in self._groups)]) - RESERVE_BYTES)
+        groups = (group.free(exact) for group in self._groups)
+        left = int(min([free, self._addresses.free(), *groups])) - RESERVE_BYTES
+        return max(0, min(left, self.total()))
 
 
 def _folders(root: Path, controller: str) -> Iterator[tuple[Path, int]]:

@@ -133,6 +133,28 @@ def test_the_huge_page_setting_is_the_word_in_brackets(machine):
     assert huge_pages(machine.root) == ("madvise", 2 << 20)
 
 
+def test_a_limit_on_addresses_is_one_on_memory(machine):
+    """Memory takes two addresses for each byte, and something is left for all else."""
+    machine.write(
+        "proc/self/limits",
+        "Limit  Soft  Hard  Units\nMax address space  unlimited  unlimited  bytes",
+    )
+    assert machine.memory().total() == 32 * GIB
+    machine.write(
+        "proc/self/limits", f"Max cpu time  5  5  s\nMax address space  {8 * GIB}  unlimited  bytes"
+    )
+    machine.write("proc/self/statm", f"{2 * GIB // os.sysconf('SC_PAGE_SIZE')} 9 9 9 0 9 0")
+    memory = machine.memory()
+    assert memory.total() == 2 * GIB
+    assert memory.free() == 2 * GIB
+    machine.write("proc/self/statm", f"{7 * GIB // os.sysconf('SC_PAGE_SIZE')} 9 9 9 0 9 0")
+    assert memory.total() == 2 * GIB, "what was promised at the start"
+    assert memory.free() == 1 * GIB - RESERVE_BYTES
+    machine.cgroup_v2("/")
+    machine.group("", limit=1 * GIB, used=GIB // 2)
+    assert machine.memory().total() == 1 * GIB // 3
+
+
 def test_this_machine_can_be_asked():
     memory = HostMemory()
     assert 0 < memory.free() < memory.total()
