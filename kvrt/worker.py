@@ -18,7 +18,14 @@ from pathlib import Path
 from kvrt.cache import KVCache
 from kvrt.config import Environment, RuntimeConfig
 from kvrt.engine import Engine
-from kvrt.errors import ConfigError, DeviceError, KvrtError, RequestError, in_one_line
+from kvrt.errors import (
+    ConfigError,
+    DeviceError,
+    IntegrityError,
+    KvrtError,
+    RequestError,
+    in_one_line,
+)
 from kvrt.memory import Memory
 from kvrt.model.loader import Model, load_model
 from kvrt.model.resolve import Progress
@@ -400,11 +407,12 @@ def _engine_error(error: BaseException) -> KvrtError:
 
 
 def _carry_out(call: _Call) -> None:
-    """A call that fails is its caller's business, and the engine's only if the device failed."""
+    """A call that fails is its caller's business, and the engine's only if the device failed, or
+    the page table is not what it should be."""
     with contextlib.suppress(InvalidStateError):  # its caller was told not to wait any longer
         try:
             call.result.set_result(call.function())
-        except DeviceError as error:
+        except (DeviceError, IntegrityError) as error:
             call.result.set_exception(error)
             raise
         except BaseException as error:

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kvrt.errors import ConfigError, KvrtError, StoreError
+from kvrt.errors import ConfigError, DeviceError, IntegrityError, KvrtError, StoreError
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.tiers.names import PageName, chain
@@ -130,6 +131,19 @@ def test_a_request_that_runs_keeps_its_pages_when_they_are_forgotten(
     assert stream.wait().token_ids == right
 
 
+def test_what_comes_after_forgotten_pages_is_not_kept_either(make_runtime: MakeRuntime) -> None:
+    """Nobody could find it: a page is found through those before it."""
+    runtime = make_runtime()
+    stream = runtime.stream(PROMPT[:20], SamplingParams(max_tokens=400, ignore_eos=True))
+    next(stream)
+    assert runtime.invalidate() > 0
+    next(stream)
+    assert len(stream.wait().token_ids) == 400
+    reuse = runtime.stats().reuse
+    assert reuse is not None
+    assert reuse.named_pages == 0
+
+
 def test_events_tell_what_can_be_reused(make_runtime: MakeRuntime) -> None:
     runtime = make_runtime()
     runtime.set_memory_limit(runtime.model.weight_bytes + 4 * CHUNK)
@@ -244,26 +258,57 @@ def test_a_damaged_snapshot_is_computed_and_never_believed(
     assert sum(result.usage.cached_tokens for result in results) == 0
 
 
-class Unexpected(Exception):
+class Unexpected(BaseException):
     """Of no kind that anybody foresaw."""
 
 
+def raising(fault: BaseException) -> Callable[..., int]:
+    def broken(*_: object) -> int:
+        raise fault
+
+    return broken
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [DeviceError("gone"), IntegrityError("it does not add up")],
+    ids=lambda e: type(e).__name__,
+)
 def test_a_call_that_breaks_the_engine_gets_its_error_and_so_do_all_others(
-    make_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    make_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: KvrtError
 ) -> None:
     runtime = make_runtime(cache_dir=tmp_path)
     cached(runtime, PROMPT)
-
-    def broken(*_: object) -> int:
-        raise Unexpected
-
-    monkeypatch.setattr("kvrt.prefixes.Prefixes.pin", broken)
-    with pytest.raises(Unexpected):
-        runtime.pin(PROMPT)
-    with pytest.raises(KvrtError, match="Unexpected"):
-        runtime.unpin(PROMPT)
+    monkeypatch.setattr("kvrt.prefixes.Prefixes.pin", raising(fault))
+    for call in (runtime.pin, runtime.unpin):
+        with pytest.raises(type(fault), match=str(fault)):
+            call(PROMPT)
     runtime.close()
     assert not list(tmp_path.rglob("*.data")), "nothing that a broken engine leaves is saved"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Unexpected(),
+        TypeError("a"),
+        MemoryError(),
+        OSError(5, "b"),
+        StoreError("c", reason="full"),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_a_call_that_fails_in_any_other_way_is_its_callers_alone(
+    make_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: BaseException
+) -> None:
+    runtime = make_runtime(cache_dir=tmp_path)
+    beside = runtime.stream(PROMPT, SamplingParams(max_tokens=100, ignore_eos=True))
+    monkeypatch.setattr("kvrt.prefixes.Prefixes.pin", raising(fault))
+    with pytest.raises(type(fault)):
+        runtime.pin(PROMPT)
+    assert len(beside.result.token_ids) == 100
+    runtime.close()
+    assert list(tmp_path.rglob("*.data"))
 
 
 # --- the folder of a process -----------------------------------------------------------------
