@@ -18,7 +18,7 @@ from kvrt.model.checkpoint import open_checkpoint
 from kvrt.model.config import read_config
 from kvrt.model.filling import fill, fingerprint
 from kvrt.model.shards import INDEX
-from kvrt.model.weights import Weights, assemble, weight_bytes
+from kvrt.model.weights import ALIGNMENT, Weights, assemble, place, weight_bytes
 from kvrt.spi import DType
 from tests.model.checkpoints import make_model, save_model
 from tests.model.damage import WEIGHTS, damage, read_file, write_file
@@ -140,7 +140,32 @@ def test_a_fingerprint_is_of_every_byte_and_of_no_file(tmp_path: Path) -> None:
             assert of(folder) != first, f"byte {at}"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_weight_begins_at_a_multiple_of_the_alignment(tmp_path: Path, dtype: DType) -> None:
+    odd = {"vocab_size": 197, "hidden_size": 48, "intermediate_size": 52}
+    spec = read_config(save_model(make_model("llama-biases", **odd), tmp_path) / "config.json")
+    memory = arena.allocate(weight_bytes(spec, dtype), "cpu")
+    ends = 0
+    for weight, view in place(spec, dtype, memory):
+        at = view.data_ptr() - memory.data_ptr()
+        assert at % ALIGNMENT == 0
+        assert ends <= at < ends + ALIGNMENT, weight.field
+        ends = at + view.nbytes
+    assert ends <= memory.nbytes
+
+
 # --- what is not ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beyond", [1, 8, 1 << 62])
+def test_a_header_longer_than_its_file_says_how_much_there_is(folder: Path, beyond: int) -> None:
+    path = folder / WEIGHTS
+    there = path.stat().st_size - 8
+    raw = bytearray(path.read_bytes())
+    raw[:8] = (there + beyond).to_bytes(8, "little")
+    path.write_bytes(raw)
+    error = str(error_of(folder))
+    assert f"header length is {there + beyond}, but only {there} bytes follow" in error
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:

@@ -110,6 +110,9 @@ def test_a_lower_limit_takes_effect_as_pages_come_free() -> None:
     table = table.with_limit(4)
     assert table.free_pages == 0
     assert done(table.trim(keep_warm=8)) == table, "every chunk is in use"
+    some = done(table.truncate("b", SIZE)).with_limit(6)
+    assert some.free_pages == 1, "one of the two open pages is beyond the limit"
+    assert some.grow({"c": 2 * SIZE}) == Shortage(needed=2, free=1)
     table = done(table.truncate("a", 2 * SIZE))
     assert table.grow({"c": 1}) == Shortage(needed=1, free=0), "it goes back, not to others"
     table = done(done(table.free("b")).trim(keep_warm=8))

@@ -174,6 +174,27 @@ def test_a_layers_outermost_layout_is_checked_piece_by_piece(device: Device) -> 
         device.attention.plan(beyond)
 
 
+def test_pages_within_heads_within_layers_end_where_the_next_head_begins(device: Device) -> None:
+    """[layer][head][page][k|v][slot][dim]"""
+    block = LAYOUT.block_items
+    pages = 6
+    layout = replace(
+        LAYOUT, v_offset=block, page_stride=2 * block, head_stride=2 * block * pages,
+        layer_stride=4 * block * pages,
+    )  # fmt: skip
+    span = device.memory.reserve(device.info.granularity)
+    device.memory.map(span, 0, device.memory.create())
+    kv = device.memory.tensor(span, "float32")
+
+    def plan(page: int) -> None:
+        table = ints(page).view(1, 1)
+        device.attention.plan(AttentionBatch(kv, layout, table, ints(0, 1), ints(1)))
+
+    plan(pages - 1)
+    with pytest.raises(ContractError, match=f"must be from 0 and below {pages}"):
+        plan(pages)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -170,6 +170,30 @@ def test_the_last_served_gives_its_pages_back_and_finishes_later() -> None:
     assert clock.table.used_pages == 0
 
 
+def test_who_was_preempted_before_is_spared() -> None:
+    clock = Clock(20, Limits(64, 8))
+    first, fresh, again = (clock.add(8, 100) for _ in range(3))
+    again.preemptions = 3
+    plans = [clock.tick() for _ in range(100)]
+    assert next(plan.preempted for plan in plans if plan.preempted) == (fresh,)
+    assert not first.preemptions
+
+
+@pytest.mark.parametrize(("completions", "fits"), [(1, True), (2, True), (6, False)])
+def test_a_request_is_admitted_if_all_its_completions_have_room(
+    completions: int, fits: bool
+) -> None:
+    """Of 15 pages one runs in 4; the other needs 3, and 2 more for each further completion."""
+    clock = Clock(8, Limits(256, 8))
+    running = clock.add(8, 8)
+    clock.tick()
+    other = clock.add(6, 6)
+    other.width = completions
+    plan = clock.tick()
+    assert running in clock.running
+    assert (other in plan.admitted) is fits
+
+
 def test_a_sequence_that_cannot_go_on_even_alone_is_stuck_and_said_to_be() -> None:
     clock = Clock(3, Limits(64, 8))
     seq = clock.add(10, 100)

@@ -132,6 +132,43 @@ def test_a_second_branch_is_drafted_if_it_often_was_the_right_one() -> None:
     assert not drafter.drafts(8, 0.1, trees=False).branches
 
 
+class Seldom:
+    """Has a guess only when told to, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.guess = Guess()
+
+    def propose(self, tokens: Sequence[int], limit: int) -> Guess:
+        self.looks += 1
+        return self.guess
+
+
+def looks(drafter: Drafter, proposer: Seldom, tokens: list[int], came: int, count: int) -> int:
+    """How often the proposer is asked while `count` tokens come."""
+    before = proposer.looks
+    for _ in range(count):
+        tokens.append(came)
+        drafter.observe(tokens)
+    return proposer.looks - before
+
+
+def test_after_looking_in_vain_it_looks_seldom_until_a_guess_comes_true() -> None:
+    proposer, tokens = Seldom(), [0]
+    drafter = Drafter(proposer, 8)
+    looks(drafter, proposer, tokens, 9, 200)
+    assert looks(drafter, proposer, tokens, 9, 80) <= 12
+    proposer.guess = Guess(((1, 1, 1),), 2)
+    looks(drafter, proposer, tokens, 9, 16)
+    proposer.guess = Guess()
+    looks(drafter, proposer, tokens, 9, 8)
+    assert looks(drafter, proposer, tokens, 9, 80) <= 12, "no guess has come true"
+    proposer.guess = Guess(((1, 1, 1),), 2)
+    looks(drafter, proposer, tokens, 1, 16)
+    proposer.guess = Guess()
+    assert looks(drafter, proposer, tokens, 9, 8) > 4
+
+
 def test_no_more_is_drafted_than_there_is_room_for() -> None:
     drafter = grown(Drafter(Fixed((1, 2, 3), (4, 5, 6)), 4), 1, 2, 3)
     for room in range(-1, 8):

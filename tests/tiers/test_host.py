@@ -207,6 +207,17 @@ def test_memory_is_taken_as_pages_come_and_given_back_when_they_go(copier: Copie
     assert counted.live == 0 == store.stats().held_bytes
 
 
+def test_of_two_empty_slabs_the_lower_one_stays(copier: Copier) -> None:
+    """So that what is used gathers at one end, and memory at the other can go back."""
+    store = HostStore(copier, PAGE, **slabs(3, 2))  # type: ignore[arg-type]
+    put(store, *range(6))
+    for n in (2, 3, 4, 5):
+        store.remove(NAMES[n])
+    page = store.reserve(NAMES[6])
+    assert page is not None
+    assert page.slot == 2
+
+
 def test_the_least_recently_used_page_makes_room(copier: Copier) -> None:
     store = HostStore(copier, PAGE, **slabs(1, 3))
     put(store, 0, 1, 2)

@@ -1,4 +1,4 @@
-"""The offload scheduler over a disk that fails: it goes on with what host memory holds."""
+"""The offload scheduler over host memory that is small, and a disk that fails."""
 
 import errno
 from collections.abc import Iterator
@@ -64,4 +64,15 @@ def test_pages_that_no_disk_takes_make_room_in_host_memory(
         page = host.find(name)
         assert page is not None
         assert (page.data.numpy() == body(name)).all()
+    offload.close()
+
+
+def test_more_pages_than_host_memory_holds_are_saved_at_once(device: Device) -> None:
+    """Copies on their way take all slots; the next page waits for them and is not lost."""
+    host = HostStore(device.copier, FORM.page_bytes, SLOTS * (FORM.page_bytes + BLOCK))
+    offload = Offload(device, Pages(device), host, MoveCost("auto"), None, is_tier=True)  # type: ignore
+    offload.save([(name, 1) for name in NAMES])
+    stats = offload.stats()
+    assert (stats.saved_pages, stats.dropped_pages) == (len(NAMES), 0)
+    assert host.names() == NAMES[-len(host) :]
     offload.close()

@@ -250,6 +250,25 @@ def test_where_the_file_system_cannot_bypass_the_page_cache_it_is_used(
         assert read(file, NAMES[0])
 
 
+def test_the_system_may_read_and_write_less_at_once_than_it_is_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_file, write_file = os.preadv, os.pwritev
+
+    def preadv(file: int, buffers: list[memoryview], at: int) -> int:
+        return read_file(file, [buffers[0][:BLOCK]], at)
+
+    def pwritev(file: int, buffers: list[memoryview], at: int) -> int:
+        return write_file(file, [buffers[0][:BLOCK]], at)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    for form in (FORM, ODD):
+        with opened(tmp_path / str(form.page_bytes), form) as file:
+            assert file.write(NAMES[0], body(NAMES[0], form))
+            assert read(file, NAMES[0])
+
+
 def test_a_reader_keeps_the_page_that_is_removed_under_it(tmp_path: Path) -> None:
     """The place of a page is not used again while somebody reads it."""
     file = PageFile.open(tmp_path, FORM, budget=2 * BLOCK + FORM.page_bytes + FORM.record_bytes)

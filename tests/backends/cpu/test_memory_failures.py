@@ -2,7 +2,7 @@
 
 import pytest
 from kvrt_cpu import driver, host
-from kvrt_cpu.memory import GRANULARITY, ShareableMemory, open_memory
+from kvrt_cpu.memory import GRANULARITY, ShareableMemory, _Slots, open_memory
 
 from kvrt.errors import DeviceError, OutOfMemory
 
@@ -15,6 +15,16 @@ def test_too_little_free_memory_is_typed_and_says_how_much_there_is(memory, monk
         memory.create()
     assert (error.value.needed, error.value.free) == (GRANULARITY, GRANULARITY - 1)
     assert memory.info().chunks == 0
+
+
+def test_every_place_for_a_chunk_is_given_once_the_lowest_first():
+    slots = _Slots(3)
+    assert [slots.take() for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(OutOfMemory, match=r"all .* bytes of memory are taken"):
+        slots.take()
+    slots.give(1)
+    slots.give(0)
+    assert (slots.take(), slots.live) == (0, 2)
 
 
 def test_memory_can_be_filled_to_the_end_and_used_on(memory, monkeypatch):
