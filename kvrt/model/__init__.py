@@ -2,7 +2,8 @@
 
     resolve     which folder a model's name means; downloads it if need be
     config      config.json                -> ModelSpec, a value with everything checked
-    checkpoint  *.safetensors              -> Weights, in one arena on the device
+    checkpoint  *.safetensors              -> Checkpoint: headers that agree with the model
+    filling     Checkpoint                 -> Weights, in one arena on the device
     tokenizer   tokenizer.json, side files -> token ids and back
     chat        templates, messages        -> a prompt; in `sandbox`, with the limits of `bounds`
     decoder     ModelSpec, Weights, device -> logits

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kvrt.model.header import TensorEntry
+from kvrt.model.jsonfile import open_regular
 from kvrt.spi import DType
 
 FLOATS: Mapping[str, DType] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -20,7 +21,7 @@ BLOCK_BYTES = 16 << 20
 
 def mapped(path: Path) -> mmap.mmap:
     """A file as memory."""
-    with open(path, "rb") as file:
+    with open(open_regular(path), "rb") as file:
         # A private mapping is writable, as torch wants it, and writes would not reach the file.
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 

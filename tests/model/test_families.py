@@ -91,3 +91,18 @@ def test_greedy_tokens_are_those_of_transformers_alone_and_in_a_mixed_batch_of_1
         # greedy continuation is this one.
         chosen = case.logits(text.tokens[:-1])[length - 1 :].argmax(-1).tolist()
         assert text.tokens[length:] == chosen
+
+
+@pytest.mark.parametrize(("length", "asked"), [(20, None), (32, None), (33, 33), (90, 90)])
+def test_a_text_as_long_as_the_context_is_rotated_dynamically_as_by_transformers(
+    tmp_path: Path, cpu: Device, length: int, asked: int | None
+) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
+    reference = make_model("llama-2", rope_parameters=rope, max_position_embeddings=32)
+    model = load_model(save_tokenizer(save_model(reference, tmp_path)), cpu, max_model_len=asked)
+    with stepping(model, cpu, texts=1, longest=length) as stepper:
+        text = stepper.add(prompt(length))
+        while text.left:
+            stepper.step([(text, min(16, text.left))])
+    with torch.no_grad():
+        assert_close(text.logits, reference(torch.tensor([text.tokens])).logits[0])
