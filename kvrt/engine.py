@@ -59,7 +59,7 @@ class Engine:
         self.policy = policy
         self.speculation = Speculation(trees=Capability.TREES in device.info.capabilities)
         self.steps = 0
-        self._live = Live(memory)
+        self._live = Live(memory, policy)
         self._answers = Answers(self._live, self.speculation, model.eos_ids)
         self._forward = Forward(model, device, memory.cache)
         self._next_warning = 0.0
@@ -134,13 +134,12 @@ class Engine:
         answers.take(drawn, self.steps)
         self._measure(rows, started)
 
-    def _plan(self, running: Sequence[Seq]) -> StepPlan:
+    def _plan(self, running: Iterable[Seq]) -> StepPlan:
         return plan_step(
             self.cache.table,
             running,
             self._live.waiting,
             self.limits,
-            self.policy,
             self.steps,
             self.memory.reuse,
             self._live.fetching,
@@ -204,7 +203,7 @@ class Engine:
                 self._preempt(seq)
         for seq, cached in plan.admitted.items():
             live.waiting.remove(seq)
-            (live.fetching if seq in plan.fetches else live.running).append(seq)
+            (live.fetching if seq in plan.fetches else live.running)[seq] = None
             seq.rank = self.policy.rank(seq, self.steps)
             self.memory.begin(seq, plan)
             request = live.request(seq)
@@ -217,8 +216,8 @@ class Engine:
     def _take_fetched(self) -> None:
         """Sequences whose pages came back go on behind them."""
         for seq, tokens in self.memory.fetched():
-            self._live.fetching.remove(seq)
-            self._live.running.append(seq)
+            del self._live.fetching[seq]
+            self._live.running[seq] = None
             request = self._live.request(seq)
             if not request.preemptions:
                 request.cached_tokens += tokens
@@ -229,11 +228,11 @@ class Engine:
         request.preemptions += 1
         if request.beams is not None:
             seq = beaming.gather(live, request, self.steps)
-        live.running.remove(seq)
-        live.waiting.append(seq)
+        del live.running[seq]
         seq.computed = seq.named = 0
         seq.preemptions += 1
         seq.waiting_since = self.steps
+        live.waiting.append(seq)
 
     def _end(self, seqs: Iterable[Seq], reason: FinishReason) -> None:
         for seq in seqs:

@@ -7,7 +7,9 @@ from dataclasses import replace
 from kvrt.memory import Memory
 from kvrt.request import Request
 from kvrt.sched.drafting import Speculation
+from kvrt.sched.policy import Policy
 from kvrt.sched.seq import Seq
+from kvrt.sched.waiting import Waiting
 
 
 class Live:
@@ -17,13 +19,14 @@ class Live:
 
     Args:
         memory: where their pages are.
+        policy: in which order they are to be served.
     """
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, policy: Policy) -> None:
         self.memory = memory
-        self.waiting: list[Seq] = []
-        self.fetching: list[Seq] = []
-        self.running: list[Seq] = []
+        self.waiting = Waiting(policy)
+        self.fetching: dict[Seq, None] = {}
+        self.running: dict[Seq, None] = {}
         self._requests: dict[int, Request] = {}  # by the id of each of its sequences
         self._seqs: dict[Request, dict[int, Seq]] = {}  # the other way round
         self._ids = itertools.count(1)
@@ -64,7 +67,9 @@ class Live:
             width=max(params.n, params.beam_width),
             waiting_since=step,
             root=request.root,
-            matches=params.prompt_logprobs is None,  # they need each prompt token's logits
+            names=list(request.names),
+            # Log-probabilities of a prompt need the logits of each token.
+            matches=request.shares and params.prompt_logprobs is None,
             shares=request.shares,
             drafter=Speculation.drafter(request.drafts),
             together=number if params.beam_width > 1 else None,
@@ -86,7 +91,7 @@ class Live:
         )
         self.memory.commit(self.memory.cache.table.fork(seq.id, heir.id))
         self._own(request, heir)
-        self.running.append(heir)
+        self.running[heir] = None
         return heir
 
     def _own(self, request: Request, seq: Seq) -> None:
@@ -103,9 +108,10 @@ class Live:
         del self._seqs[request][seq.id]
         if not self._seqs[request]:
             del self._seqs[request]
-        for seqs in (self.running, self.fetching, self.waiting):
-            if seq in seqs:
-                seqs.remove(seq)
+        self.running.pop(seq, None)
+        self.fetching.pop(seq, None)
+        if seq in self.waiting:
+            self.waiting.remove(seq)
         if not sound:
             self.memory.doubt(seq)
         self.memory.end(seq, step)
@@ -114,5 +120,6 @@ class Live:
         """Forget all; their pages stay as they are."""
         self._requests.clear()
         self._seqs.clear()
-        for seqs in (self.running, self.fetching, self.waiting):
-            seqs.clear()
+        self.running.clear()
+        self.fetching.clear()
+        self.waiting.clear()

@@ -19,6 +19,7 @@ from kvrt.sampler import Chosen
 from kvrt.sampling import SamplingParams
 from kvrt.sched.beams import Beams
 from kvrt.stops import StopStrings
+from kvrt.tiers.names import PageName
 
 
 class Detokenizer(Protocol):
@@ -108,6 +109,8 @@ class Request:
         detokenizer: makes one for each completion; None: the model has no tokenizer.
         deliver: called with each `Delta`, and last with the `Result`.
         root: what the names of its pages begin with; see `kvrt.tiers.names`.
+        names: of the pages it may begin with, made where nobody waits for it; those that are
+            missing are made when they are needed.
         shares: other requests may use its pages.
         drafts: tokens that may be guessed in a step, for each completion; 0: none.
         outputs: by page-table key of the sequence that produces them; of beams, by their index.
@@ -125,6 +128,7 @@ class Request:
     detokenizer: Callable[[], Detokenizer | None]
     deliver: Callable[[Delta | Result], None]
     root: bytes = b""
+    names: Sequence[PageName] = ()
     shares: bool = True
     drafts: int = 0
     bad_words: Sequence[Sequence[int]] = ()

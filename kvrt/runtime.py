@@ -40,7 +40,7 @@ from kvrt.sizing import limit_bytes, too_small
 from kvrt.spi import Device, DeviceInfo
 from kvrt.stats import RuntimeStats, stats_of
 from kvrt.stream import Inbox, Stream
-from kvrt.tiers.names import KEY_BYTES
+from kvrt.tiers.names import KEY_BYTES, chain
 from kvrt.worker import CLOSE_TIMEOUT_S, Signal, Worker
 
 STREAM: Checks = {
@@ -172,6 +172,10 @@ class Runtime(CacheControl):
         if seed is None:
             seed = secrets.randbits(64) if self.config.seed is None else self.config.seed
         max_new = room - len(tokens) if params.max_tokens is None else params.max_tokens
+        root = secrets.token_bytes(KEY_BYTES) if private else self._root(cache_salt)
+        # Here only this caller waits for it; on the engine's thread all would.
+        named = self.config.prefix_cache and not private and params.prompt_logprobs is None
+        names = chain(root, tokens[:-1], self.config.page_size) if named else ()
         number, inbox = self._worker.number(), Inbox()
         # The stream comes first: if anything interrupts the rest, it ends the request.
         stream = Stream(
@@ -188,7 +192,8 @@ class Runtime(CacheControl):
                 seed=seed,
                 max_len=min(room, len(tokens) + max_new),
                 priority=checked["priority"],
-                root=secrets.token_bytes(KEY_BYTES) if private else self._root(cache_salt),
+                root=root,
+                names=tuple(names),
                 shares=not private,
                 drafts=self._drafts_of(params),
                 bad_words=bad_words_of(params, self.model),

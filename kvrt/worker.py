@@ -45,6 +45,10 @@ log = logging.getLogger(__name__)
 CLOSE_TIMEOUT_S = 10.0
 """What saving may take when a runtime is closed, or the program ends."""
 
+INTAKE_S = 0.002
+"""Between two steps, so long requests are taken in; those that run do not wait for all that come at
+once."""
+
 LAST_PAGE_S = 2.0
 """When saving is to stop, the page at hand has so long."""
 
@@ -369,7 +373,12 @@ class Worker:
 
     def _take_commands(self) -> bool:
         """Pass on what callers sent. False: it is time to end."""
+        begun = 0.0
         while not self._stopping:
+            if not self.engine.busy:
+                begun = time.perf_counter()
+            elif time.perf_counter() > (begun := begun or time.perf_counter()) + INTAKE_S:
+                return True
             # No name is given to it, which would keep it, and its caller, through the next wait.
             if not self._obey(self._next_command()):
                 return True

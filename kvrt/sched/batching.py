@@ -13,17 +13,17 @@ Planning is pure: it returns the next page table and the ops that lead to it, an
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvrt.pages.change import Change, Shortage
 from kvrt.pages.eviction import evict
 from kvrt.pages.referrers import Row as Pages
 from kvrt.pages.table import PageTable, SeqId
-from kvrt.sched.policy import Policy
 from kvrt.sched.reuse import NoReuse, Reuse
 from kvrt.sched.seq import Seq
 from kvrt.sched.speculation import NO_DRAFTS, Drafts
+from kvrt.sched.waiting import Waiting
 
 LOOKAHEAD_TOKENS = 64
 """Admission leaves every running sequence the pages for so many more tokens, so that a newcomer
@@ -102,6 +102,8 @@ class _Draft:
 
     def still_there(self, row: Pages) -> Pages:
         """The beginning of a cached row that this change does not drop."""
+        if not self.change.dropped:
+            return row
         dropped = set(self.change.dropped)
         return tuple(itertools.takewhile(lambda page: page not in dropped, row))
 
@@ -124,15 +126,53 @@ class _Draft:
         return True
 
 
+class _Computing:
+    """The pages that sequences of the batch compute next, and others may wait for.
+
+    Args:
+        seqs: that were in the batch before; `add` those that are admitted.
+    """
+
+    def __init__(self, reuse: Reuse, seqs: Sequence[Seq], draft: _Draft) -> None:
+        self._reuse = reuse
+        self._seqs = [*seqs]
+        self._look(draft)
+
+    def _look(self, draft: _Draft) -> None:
+        self._dropped = len(draft.change.dropped)
+        self._pages: dict[int, set[bytes]] = {}  # their keys, by how many come before
+        for seq in self._seqs:
+            self._note(seq, draft)
+
+    def add(self, seq: Seq, draft: _Draft) -> None:
+        self._seqs.append(seq)
+        self._note(seq, draft)
+
+    def _note(self, seq: Seq, draft: _Draft) -> None:
+        if names := self._reuse.computing(seq):
+            there = len(draft.still_there(self._reuse.found(names)))
+            if there < len(names):
+                self._pages.setdefault(there, set()).add(names[there].key)
+
+    def awaited(self, seq: Seq, draft: _Draft) -> bool:
+        """Whether `seq` needs one of them next: it has all pages before that in common with the
+        sequence that computes it, as the key says."""
+        if len(draft.change.dropped) != self._dropped:
+            self._look(draft)  # less is there than before
+        names = seq.names
+        return seq.matches and any(
+            there < len(names) and names[there].key in keys for there, keys in self._pages.items()
+        )
+
+
 def plan_step(
     table: PageTable,
-    running: Sequence[Seq],
-    waiting: Sequence[Seq],
+    running: Iterable[Seq],
+    waiting: Waiting,
     limits: Limits,
-    policy: Policy,
     step: int,
     reuse: Reuse | None = None,
-    fetching: Sequence[Seq] = (),
+    fetching: Collection[Seq] = (),
 ) -> StepPlan:
     """Plan step number `step`. No step may be in flight: pages freed here are used at once.
 
@@ -174,10 +214,15 @@ def plan_step(
         placed = (*order, *fetching)
         spare = draft.room - sum(_pages_to_come(draft.table, seq) for seq in placed)
         places = limits.max_running - sum(seq.width for seq in placed)
-        for seq in sorted(waiting, key=lambda seq: policy.rank(seq, step)):
+        computing = _Computing(reuse, placed, draft)
+        for seq in waiting.in_order(step):
             alone = not placed and not admitted
-            cached = draft.still_there(reuse.match(seq))
-            if reuse.awaited(seq, len(cached), (*placed, *admitted)):
+            if not budget or (not alone and (spare < 0 or places < 1)):
+                break  # so it is for all that come after it
+            if computing.awaited(seq, draft):
+                continue
+            named, cached = len(seq.names), draft.still_there(reuse.match(seq))
+            if len(seq.names) > named and computing.awaited(seq, draft):
                 continue
             trial = draft.copy()
             if cached:
@@ -191,6 +236,7 @@ def plan_step(
             if more and trial.grow({seq.id: more * table.geometry.page_size}):
                 draft = trial
                 admitted[seq], fetches[seq] = start, more
+                computing.add(seq, draft)
                 continue
             count = min(len(seq.tokens) - start, budget)
             if not trial.grow({seq.id: count}):
@@ -199,6 +245,7 @@ def plan_step(
                 break
             draft = trial
             admitted[seq] = start
+            computing.add(seq, draft)
             rows.append(Row(seq, start, count, start + count == len(seq.tokens)))
             budget -= count
     return StepPlan(tuple(rows), draft.change, admitted, fetches, tuple(preempted), tuple(stuck))

@@ -33,8 +33,11 @@ class Reuse(Protocol):
     def stored(self, seq: Seq, matched: int) -> int:
         """How many pages after the `matched` ones should be fetched from outside the device."""
 
-    def awaited(self, seq: Seq, matched: int, others: Iterable[Seq]) -> bool:
-        """Whether one of `others` is computing the page that `seq` needs after `matched` ones."""
+    def found(self, names: Sequence[PageName]) -> Row:
+        """Those that are here of the pages of these names, up to the first that is not."""
+
+    def computing(self, seq: Seq) -> Sequence[PageName]:
+        """The pages of a running sequence, if others may wait for those it has not computed."""
 
     def keeps(self, seq: Seq) -> int:
         """How many of a sequence's first pages should stay cached when it loses them."""
@@ -55,8 +58,11 @@ class NoReuse:
     def stored(self, seq: Seq, matched: int) -> int:
         return 0
 
-    def awaited(self, seq: Seq, matched: int, others: Iterable[Seq]) -> bool:
-        return False
+    def found(self, names: Sequence[PageName]) -> Row:
+        return ()
+
+    def computing(self, seq: Seq) -> Sequence[PageName]:
+        return ()
 
     def keeps(self, seq: Seq) -> int:
         return 0
@@ -136,18 +142,12 @@ class PrefixReuse:
         end = (matched + count) * self._page_size
         return count if count and self.cost.moves(count, self._page_size, end) else 0
 
-    def awaited(self, seq: Seq, matched: int, others: Iterable[Seq]) -> bool:
-        if not seq.matches or matched >= len(seq.names):
-            return False
-        name = seq.names[matched]
-        return any(
-            other.pending > 1
-            and matched < len(other.names)
-            and other.names[matched] == name
-            and other.shares
-            and other.named >= other.computed // self._page_size
-            for other in others
-        )
+    def found(self, names: Sequence[PageName]) -> Row:
+        return self.index.match(names)
+
+    def computing(self, seq: Seq) -> Sequence[PageName]:
+        finds = seq.shares and seq.named >= seq.computed // self._page_size
+        return seq.names if finds and seq.pending > 1 else ()
 
     def keeps(self, seq: Seq) -> int:
         return seq.named

@@ -9,6 +9,7 @@ from kvrt.pages.table import PageTable
 from kvrt.sched.batching import Limits, StepPlan, plan_step
 from kvrt.sched.policy import POLICIES
 from kvrt.sched.seq import Seq
+from kvrt.sched.waiting import Waiting
 
 RUNNING = 256
 LIMITS = Limits(max_batch_tokens=2048, max_running=512)
@@ -31,13 +32,15 @@ def test_a_step_with_256_running(benchmark: BenchmarkFixture, waiting: int) -> N
     running = sequences(1, RUNNING, 500)
     for seq in running:
         seq.computed = len(seq.tokens) - 1
-    queue = sequences(1000, waiting, 100)
+    queue = Waiting(POLICIES["fcfs"])
+    for seq in sequences(1000, waiting, 100):
+        queue.append(seq)
     table = PageTable.empty(GEOMETRY, GEOMETRY.chunks).table
     grown = table.grow({seq.id: seq.computed for seq in running})
     assert isinstance(grown, Change)
 
     def plan() -> StepPlan:
-        return plan_step(grown.table, running, queue, LIMITS, POLICIES["fcfs"], 1)
+        return plan_step(grown.table, running, queue, LIMITS, 1)
 
     result = benchmark(plan)
     assert len(result.rows) >= RUNNING

@@ -157,7 +157,7 @@ def test_searches_that_lose_their_pages_at_any_moment_find_the_same(
 
     def plan(table: PageTable, running: Sequence[Seq], *rest: Any) -> StepPlan:
         if running and rng.random() < 0.1:
-            together = rng.choice(running).together
+            together = rng.choice([*running]).together
             victims = [seq for seq in running if seq.together == together]
             change, reuse = Change(table), rest[-2] or NoReuse()
             for seq in victims:

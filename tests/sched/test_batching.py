@@ -11,6 +11,7 @@ from kvrt.pages.table import PageTable
 from kvrt.sched.batching import Limits, StepPlan, plan_step
 from kvrt.sched.policy import AGING_STEPS, POLICIES, PolicyName
 from kvrt.sched.seq import Seq
+from kvrt.sched.waiting import Waiting
 
 PAGE = 4
 CHUNK_PAGES = 2
@@ -34,7 +35,7 @@ class Clock:
         self.policy = POLICIES[policy]
         self.step = 0
         self.running: list[Seq] = []
-        self.waiting: list[Seq] = []
+        self.waiting = Waiting(self.policy)
         self.finished: list[Seq] = []
         self.stuck: list[Seq] = []
         self.ids = 0
@@ -51,18 +52,16 @@ class Clock:
     def tick(self) -> StepPlan:
         self.step += 1
         before = self.table
-        plan = plan_step(
-            self.table, self.running, self.waiting, self.limits, self.policy, self.step
-        )
+        plan = plan_step(self.table, self.running, self.waiting, self.limits, self.step)
         assert self.table is before
         self.check(plan)
         self.table = plan.table
         for seq in plan.preempted:
             self.running.remove(seq)
-            self.waiting.append(seq)
             seq.computed = 0
             seq.preemptions += 1
             seq.waiting_since = self.step
+            self.waiting.append(seq)
         for seq in plan.admitted:
             self.waiting.remove(seq)
             self.running.append(seq)

@@ -209,9 +209,7 @@ def decoding(clock: Clock, count: int, *branches: tuple[int, ...]) -> list[Seq]:
 
 
 def planned(clock: Clock) -> StepPlan:
-    plan = plan_step(
-        clock.table, clock.running, clock.waiting, clock.limits, clock.policy, clock.step
-    )
+    plan = plan_step(clock.table, clock.running, clock.waiting, clock.limits, clock.step)
     return Speculation(trees=True).extend(plan, clock.limits)
 
 

@@ -1,0 +1,228 @@
+"""Waiting sequences are planned as if each step looked at all of them, and it does not."""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+import pytest
+
+from kvrt.pages.change import Change
+from kvrt.sched import batching
+from kvrt.sched.batching import Limits, StepPlan, plan_step
+from kvrt.sched.eviction import LeastRecentlyUsed
+from kvrt.sched.policy import AGING_STEPS, POLICIES, PolicyName
+from kvrt.sched.reuse import PrefixReuse, Reuse
+from kvrt.sched.seq import Seq
+from kvrt.sched.waiting import Waiting
+
+from .test_batching import PAGE, table_of
+
+
+class AllOfThem(Waiting):
+    """Sorts all at every step."""
+
+    def in_order(self, step: int) -> Iterator[Seq]:
+        yield from sorted(self, key=lambda seq: self._policy.rank(seq, step))
+
+
+class OneByOne(batching._Computing):
+    """Asks all of the batch for the page behind those that are there."""
+
+    yes = 0
+
+    def __init__(self, reuse: Reuse, seqs: Sequence[Seq], draft: batching._Draft) -> None:
+        self.others = [*seqs]
+        self.reuse = reuse
+
+    def add(self, seq: Seq, draft: batching._Draft) -> None:
+        self.others.append(seq)
+
+    def awaited(self, seq: Seq, draft: batching._Draft) -> bool:
+        matched = len(draft.still_there(self.reuse.match(seq)))
+        awaited = (
+            seq.matches
+            and matched < len(seq.names)
+            and any(
+                other.pending > 1
+                and matched < len(other.names)
+                and other.names[matched] == seq.names[matched]
+                and other.shares
+                and other.named >= other.computed // PAGE
+                for other in self.others
+            )
+        )
+        OneByOne.yes += awaited
+        return awaited
+
+
+class Kitchen:
+    """An engine without a device, whose sequences begin alike."""
+
+    def __init__(self, rng: random.Random, policy: PolicyName) -> None:
+        self.rng = rng
+        self.table = table_of(rng.choice([6, 9, 16]))
+        self.limits = Limits(rng.choice([6, 40, 99]), rng.choice([2, 5, 12]))
+        self.policy = POLICIES[policy]
+        self.reuse = PrefixReuse(PAGE, LeastRecentlyUsed(), now=lambda: float(self.step))
+        self.step = rng.randrange(2 * AGING_STEPS)
+        self.running: dict[Seq, None] = {}
+        self.waiting, self.all = Waiting(self.policy), AllOfThem(self.policy)
+        self.begins = [[rng.randrange(9) for _ in range(rng.randrange(45))] for _ in range(4)]
+        self.ids = 0
+        self.seen: Counter[str] = Counter()
+
+    def add(self) -> None:
+        rng = self.rng
+        begin = rng.choice(self.begins)
+        tokens = begin[: rng.choice([len(begin), rng.randrange(len(begin) + 1)])]
+        tokens = tokens + [rng.randrange(9) for _ in range(rng.randrange(1, 9))]
+        self.ids += 1
+        seq = Seq(
+            id=self.ids, tokens=tokens, prompt_len=len(tokens), priority=rng.randrange(-1, 2),
+            max_len=min(len(tokens) + rng.randrange(1, 20), 60), arrival=self.ids,
+            waiting_since=self.step, root=b"root" * 8,
+            shares=rng.random() < 0.9, matches=rng.random() < 0.9,
+        )  # fmt: skip
+        self.join(seq)
+
+    def join(self, seq: Seq) -> None:
+        self.waiting.append(seq)
+        self.all.append(seq)
+
+    def leave(self, seq: Seq) -> None:
+        self.waiting.remove(seq)
+        self.all.remove(seq)
+
+    def plan(self, waiting: Waiting) -> StepPlan:
+        return plan_step(self.table, self.running, waiting, self.limits, self.step, self.reuse)
+
+    def tick(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.step += self.rng.choice([1, 1, 1, AGING_STEPS // 3])
+        with monkeypatch.context() as patch:
+            patch.setattr(batching, "_Computing", OneByOne)
+            right = self.plan(self.all)
+        if self.rng.random() < 0.2:
+            self.plan(self.waiting)  # and drop it: plans are values
+        plan = self.plan(self.waiting)
+        assert plan == right
+        assert [*plan.admitted] == [*right.admitted]
+        self.carry_out(plan)
+
+    def carry_out(self, plan: StepPlan) -> None:
+        self.reuse.dropped(plan.change.dropped)
+        self.table = plan.table
+        for seq in plan.preempted:
+            self.seen["preempted"] += 1
+            del self.running[seq]
+            seq.computed = seq.named = 0
+            seq.preemptions += 1
+            seq.waiting_since = self.step
+            self.join(seq)
+        for seq, cached in plan.admitted.items():
+            self.seen["cached"] += bool(cached)
+            self.leave(seq)
+            self.running[seq] = None
+            seq.rank = self.policy.rank(seq, self.step)
+            seq.computed = cached
+            self.reuse.begin(seq, self.table.pages(seq.id)[: cached // PAGE])
+        for seq in plan.stuck:
+            self.end(seq)
+        for row in plan.rows:
+            seq = row.seq
+            seq.computed += row.count
+            self.reuse.computed(seq, self.table.pages(seq.id))
+            if row.samples:
+                seq.tokens.append(self.rng.randrange(9))
+                if len(seq.tokens) >= seq.max_len:
+                    self.end(seq)
+
+    def end(self, seq: Seq) -> None:
+        if seq in self.waiting:
+            self.leave(seq)
+        self.running.pop(seq, None)
+        if seq.id in self.table:
+            kept = seq.named if seq.shares else 0
+            self.reuse.end(self.table.pages(seq.id)[:kept])
+            change = self.table.keep(seq.id, kept)
+            self.reuse.dropped(change.dropped)
+            self.table = change.table
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+def test_plans_are_those_of_looking_at_all_of_them(
+    policy: PolicyName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OneByOne, "yes", 0)
+    monkeypatch.setattr(batching, "LOOKAHEAD_TOKENS", 4)  # more are admitted than there is room for
+    seen: Counter[str] = Counter()
+    for seed in range(60):
+        rng = random.Random(seed)
+        kitchen = Kitchen(rng, policy)
+        for _ in range(80):
+            for _ in range(rng.choice([0, 0, 1, 4])):
+                kitchen.add()
+            if rng.random() < 0.2 and (live := [*kitchen.running, *kitchen.waiting]):
+                kitchen.end(rng.choice(live))
+            kitchen.tick(monkeypatch)
+        seen += kitchen.seen
+    assert min(OneByOne.yes, seen["preempted"], seen["cached"]) > 30, (OneByOne.yes, seen)
+
+
+def sequence(number: int, tokens: list[int]) -> Seq:
+    return Seq(
+        id=number, tokens=tokens, prompt_len=len(tokens), max_len=len(tokens) + 9, arrival=number,
+        root=b"root" * 8,
+    )  # fmt: skip
+
+
+class Counting(PrefixReuse):
+    """Counts how many waiting sequences planning looks at."""
+
+    looks = 0
+
+    def match(self, seq: Seq) -> tuple[int, ...]:
+        self.looks += 1
+        return super().match(seq)
+
+
+@pytest.fixture
+def reuse() -> Counting:
+    return Counting(PAGE, LeastRecentlyUsed())
+
+
+def waiting_for(seqs: Iterable[Seq]) -> Waiting:
+    waiting = Waiting(POLICIES["fcfs"])
+    for seq in seqs:
+        waiting.append(seq)
+    return waiting
+
+
+def test_a_step_without_a_place_looks_at_none_that_waits(reuse: Counting) -> None:
+    running = sequence(1, [1] * 20)
+    running.computed = 19
+    table = table_of(90).grow({1: 19})
+    assert isinstance(table, Change)
+    waiting = waiting_for(sequence(n, [n] * 20) for n in range(2, 1002))
+    for limits, looks in ((Limits(1, 9), 0), (Limits(99, 1), 0), (Limits(99, 2), 1)):
+        reuse.looks = 0
+        plan = plan_step(table.table, [running], waiting, limits, 1, reuse)
+        assert len(plan.admitted) == reuse.looks == looks
+
+
+def test_those_that_wait_for_a_page_cost_no_search_for_others(reuse: Counting) -> None:
+    leader = sequence(1, [1] * 200)
+    reuse.match(leader)
+    seqs = [sequence(n, [1] * 160 + [n] * 40) for n in range(2, 1002)]
+    for seq in seqs:
+        reuse.match(seq)  # names its pages
+    waiting, table, looks = waiting_for(seqs), table_of(400), []
+    while leader.computed < 180:
+        grown = table.grow({1: 20})
+        assert isinstance(grown, Change)
+        table = grown.table
+        leader.computed += 20
+        reuse.computed(leader, table.pages(1))
+        reuse.looks = 0
+        plan = plan_step(table, [leader], waiting, Limits(1000, 3), 1, reuse)
+        looks.append((reuse.looks, len(plan.admitted)))
+    assert looks == [*[(0, 0)] * 7, (2, 2), (2, 2)]
