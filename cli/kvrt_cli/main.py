@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -28,6 +28,8 @@ from kvrt_cli.terminal import LogLines, Terminal
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 PIPE_CLOSED = 128 + signal.SIGPIPE
+CONTAINED = ("kvrt-doctor", "kvrt-plugin")
+"""Names of threads that are not waited for."""
 
 EPILOG = f"""\
 \b
@@ -169,4 +171,20 @@ cli.add_command(bench)
 def main() -> NoReturn:
     """The entry point of the script `kvrt`."""
     wait_briefly()
-    cli.main()
+    try:
+        cli.main()
+    except SystemExit as end:
+        if any(thread.name.startswith(CONTAINED) for thread in threading.enumerate()):
+            _leave_at_once(int(end.code or 0))
+        raise
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """End the process while a check still runs, or hangs, in foreign code.
+
+    Python would end its thread in the middle of native code, which aborts the process.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)

@@ -63,6 +63,26 @@ def test_a_signal_ends_a_batch_and_prints_every_answer_that_was_begun(
     assert b"Traceback" not in stderr
 
 
+@pytest.mark.parametrize(
+    "after",
+    [
+        "memory: ",
+        *(
+            pytest.param(text, marks=pytest.mark.extra)
+            for text in ("cpu:0", "over float32 KV", "over int8 KV", "a chunk of")
+        ),
+    ],
+)
+def test_sigterm_ends_the_doctor_in_the_middle_of_a_check(start: Start, after: str) -> None:
+    process = start("doctor", "--only", "cpu")
+    assert process.stdout is not None
+    while after.encode() not in (line := process.stdout.readline()):
+        assert line
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (143, b"")
+
+
 def test_a_reader_that_goes_away_ends_it_quietly(start: Start, plain_model: str) -> None:
     process = start("run", plain_model, "hello", *DUMMY, *ENDLESS, "--quiet")
     assert process.stdout is not None
