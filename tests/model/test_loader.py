@@ -197,6 +197,20 @@ def test_an_answer_ends_at_any_token_that_any_file_names(folder: Path, cpu: Devi
     assert load_model(folder, cpu).eos_ids == {2}
 
 
+def test_an_end_token_that_the_model_has_no_row_for_is_none(folder: Path, cpu: Device) -> None:
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    end = {"id": VOCAB, "content": "<end>", "special": True, "single_word": False,
+           "lstrip": False, "rstrip": False, "normalized": False}  # fmt: skip
+    unused = [f"<unused{id}>" for id in range(len(content["model"]["vocab"]), VOCAB)]
+    content["model"]["vocab"] |= {token: VOCAB - len(unused) + i for i, token in enumerate(unused)}
+    path.write_text(json.dumps(content | {"added_tokens": [*content["added_tokens"], end]}))
+    write(folder / "tokenizer_config.json", eos_token="<end>")
+    model = load_model(folder, cpu)
+    assert model.tokenizer is not None
+    assert (model.tokenizer.eos, model.eos_ids) == (VOCAB, {2})
+
+
 @pytest.mark.parametrize(
     "field", [{"eos_token_id": VOCAB}, {"temperature": "hot"}, {"top_p": 2.0}, {"top_k": -2}]
 )
