@@ -31,6 +31,9 @@ FIRST_BYTES: Sequence[tuple[bytes, str, str]] = (
 )
 PEEK = max(len(first) for first, _, _ in FIRST_BYTES)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+OF_TRAINING = ("training_args", "optimizer", "scheduler", "rng_state")
+"""What pickles beside a checkpoint are called that are no weights."""
+
 ADAPTER = "adapter_config.json"
 
 
@@ -51,10 +54,15 @@ def told_by_neighbours(folder: Path) -> ModelError | None:
             f' AutoPeftModelForCausalLM as M; M.from_pretrained("{folder}").merge_and_unload()'
             f'.save_pretrained("{folder}-merged")\'',
         )
-    for pattern in ("*.gguf", *PICKLES):
-        for path in sorted(folder.glob(pattern)):
-            if pattern == "*.gguf":
-                return told_by_first_bytes(path, b"GGUF")
+    for path in sorted(folder.glob("*.gguf")):
+        return told_by_first_bytes(path, b"GGUF")
+    inner = _model_within(folder)
+    if inner is not None:
+        return ModelError(
+            f"{folder}: is not a model's folder, but has one in it", fix=f"give {inner}"
+        )
+    for path in (path for pattern in PICKLES for path in sorted(folder.glob(pattern))):
+        if not path.name.startswith(OF_TRAINING):
             return ModelError(
                 f"{path}: is a pickle, which kvrt never loads because unpickling can run code,"
                 " and there are no safetensors",
@@ -62,9 +70,6 @@ def told_by_neighbours(folder: Path) -> ModelError | None:
                 f' AutoModelForCausalLM as M; M.from_pretrained("{folder}")'
                 f'.save_pretrained("{folder}-safetensors")\'',
             )
-    inner = _model_within(folder)
-    if inner is not None:
-        return ModelError(f"{folder}: the model is in a folder within", fix=f"give {inner}")
     return None
 
 

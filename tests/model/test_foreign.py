@@ -122,6 +122,16 @@ def test_a_folder_of_the_hubs_cache_names_its_snapshot(
     load_model(snapshot, cpu)
 
 
+def test_the_folder_of_a_training_names_the_checkpoint_in_it(
+    good: Path, tmp_path: Path, cpu: Device
+) -> None:
+    for name in ("training_args.bin", "optimizer.pt", "rng_state_0.pth"):
+        (tmp_path / name).write_bytes(b"\x80\x02")
+    assert "config.json" in str(error_of(tmp_path, cpu)), "there is no pickle of weights"
+    shutil.copytree(good, tmp_path / "checkpoint-500")
+    assert str(tmp_path / "checkpoint-500") in error_of(tmp_path, cpu).fix
+
+
 def test_a_folder_without_anything_says_what_is_missing(tmp_path: Path, cpu: Device) -> None:
     assert "config.json" in str(error_of(tmp_path, cpu))
 
