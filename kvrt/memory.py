@@ -56,13 +56,15 @@ class Memory:
     def expect(self, seq: Seq) -> None:
         """A sequence waits for its turn; others are before it."""
         if self.reuse is not None and self.offload is not None:
-            self.offload.prefetch(self.reuse.missing(seq))
+            self.offload.prefetch(seq, self.reuse.missing(seq))
 
     def begin(self, seq: Seq, plan: StepPlan) -> None:
         """A plan that admits the sequence was committed."""
         seq.computed = plan.admitted[seq]
         if self.reuse is None:
             return
+        if self.offload is not None:
+            self.offload.expect_no_more(seq)
         row = plan.table.pages(seq.id)
         first = seq.computed // self.cache.geometry.page_size
         self.reuse.begin(seq, row[:first])
@@ -108,10 +110,10 @@ class Memory:
     def end(self, seq: Seq, step: int) -> None:
         """The sequence ends, with step number `step` at the latest. It may have no pages."""
         table = self.cache.table
-        if seq.id not in table:
-            return
         if self.offload is not None:
             self.offload.cancel(seq)
+        if seq.id not in table:
+            return
         kept = seq.named if seq.shares else 0
         if self.reuse is not None:
             row = table.pages(seq.id)[:kept]

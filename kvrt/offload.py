@@ -11,7 +11,6 @@ It belongs to the engine's thread, which calls `poll` between steps.
 """
 
 import time
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +19,7 @@ from kvrt.pages.referrers import Row
 from kvrt.sched.cost import MoveCost
 from kvrt.sched.seq import Seq
 from kvrt.spi import Device, Ticket
+from kvrt.tiers.ahead import ReadAhead
 from kvrt.tiers.disk import DiskStats, DiskStore, PageTicket
 from kvrt.tiers.host import HostPage, HostStats, HostStore
 from kvrt.tiers.names import PageName
@@ -28,8 +28,8 @@ from kvrt.tiers.stores import Stores
 _WINDOW = 32
 """Pages of one sequence on their way at once: enough to keep a disk's queue full."""
 
-_AHEAD = 8
-"""Pages read from disk at once for requests that still wait for their turn."""
+_NAP_S = 0.001
+"""While a fetch waits for a host slot, and for no copy of its own."""
 
 _PATIENCE_S = 2.0
 """A disk that takes longer to write one page than this is not waited for; the page is dropped."""
@@ -124,8 +124,7 @@ class Offload:
         self._saves = is_tier or disk is not None
         self._fetches: dict[Seq, _Fetch] = {}
         self._spent = 0.0  # seconds, on fetches that have not ended
-        self._wanted: deque[PageName] = deque()
-        self._ahead: list[tuple[HostPage, PageTicket]] = []
+        self._ahead = ReadAhead(self.stores)
         self._saved = self._fetched = self._missed = self._dropped = 0
 
     # --- off the device ----------------------------------------------------------------------
@@ -171,10 +170,14 @@ class Offload:
                 return count
         return len(names)
 
-    def prefetch(self, names: Iterable[PageName]) -> None:
+    def prefetch(self, seq: Seq, names: Iterable[PageName]) -> None:
         """Bring pages from disk to host memory, as a request that waits will need them there."""
         if self._is_tier:
-            self._wanted.extend(name for name in names if name not in self._host)
+            self._ahead.want(seq, names)
+
+    def expect_no_more(self, seq: Seq) -> None:
+        """The request waits no longer: it runs, or has ended."""
+        self._ahead.forget(seq)
 
     def fetch(self, seq: Seq, names: Sequence[PageName], row: Row) -> None:
         """Begin to bring pages back for a sequence, into the pages of `row`."""
@@ -201,7 +204,7 @@ class Offload:
                 self._missed += len(fetch.names) - fetch.usable
                 ended.append((seq, fetch.usable))
         self._account(started, sum(pages for _, pages in ended))
-        self._read_ahead()
+        self._ahead.poll()
         self.stores.demote()
         return ended
 
@@ -217,6 +220,8 @@ class Offload:
             started = time.perf_counter()
             tickets[0].wait(0.01)
             self._account(started, 0)
+        elif self._fetches:
+            time.sleep(_NAP_S)
 
     def _account(self, started: float, pages: int) -> None:
         """The engine spent the time since `started` on fetches, of which so many pages ended."""
@@ -228,6 +233,7 @@ class Offload:
 
     def cancel(self, seq: Seq) -> None:
         """The sequence does not want its pages any more; nothing is written to them after this."""
+        self.expect_no_more(seq)
         fetch = self._fetches.pop(seq, None)
         for move in fetch.moving if fetch is not None else ():
             if move.read is not None:
@@ -235,20 +241,6 @@ class Offload:
             else:
                 move.ticket.wait()
                 self._host.unpin(move.host)
-
-    def _read_ahead(self) -> None:
-        for entry in [entry for entry in self._ahead if entry[1].done()]:
-            self._ahead.remove(entry)
-            if entry[1].ok:
-                self._host.commit(entry[0])
-            else:
-                self._host.unpin(entry[0])
-        while self._wanted and len(self._ahead) < _AHEAD:
-            name = self._wanted.popleft()
-            disk = self.stores.on_disk(name)
-            host = self.stores.reserve(name, 0.0) if disk is not None else None
-            if disk is not None and host is not None:
-                self._ahead.append((host, disk.fetch(name, host.data)))
 
     def _begin(self, fetch: _Fetch) -> None:
         """Start as many pages of a fetch as may move at once."""
@@ -272,21 +264,25 @@ class Offload:
     def _moves_something(self) -> bool:
         """Whether a host slot will come free."""
         fetches = self._fetches.values()
-        waits = self.stores.busy or self._ahead
+        waits = self.stores.busy or self._ahead.busy
         return bool(waits or any(fetch.moving for fetch in fetches))
 
     def _advance(self, fetch: _Fetch, move: _Move) -> None:
-        if not _arrived(move.ticket):
+        hung = move.read is not None and move.read.overdue()
+        if not hung and not _arrived(move.ticket):
             return
         fetch.moving.remove(move)
-        if move.read is None or (fetch.lost is not None and move.index >= fetch.lost):
+        if move.read is None:
             self._host.unpin(move.host)
-        elif move.read.ok:
+            return
+        wanted = fetch.lost is None or move.index < fetch.lost
+        if wanted and move.read.ok:
             self._host.pin(move.host)
             self._host.commit(move.host)
             fetch.moving.append(self._to_device(fetch, move.index, move.host))
-        else:
-            self._host.unpin(move.host)
+            return
+        self.stores.abandon(move.host, move.read)
+        if wanted:
             fetch.lost = move.index
 
     def _to_device(self, fetch: _Fetch, index: int, host: HostPage) -> _Move:
@@ -301,9 +297,7 @@ class Offload:
         """Drop pages from all stores; those on their way back do not arrive."""
         gone = set(names)
         self.stores.remove(gone)
-        for entry in [entry for entry in self._ahead if entry[0].name in gone]:
-            self._ahead.remove(entry)
-            self.stores.abandon(*entry)
+        self._ahead.remove(gone)
         for fetch in self._fetches.values():
             lost = next((n for n, name in enumerate(fetch.names) if name in gone), None)
             if lost is not None:

@@ -140,13 +140,18 @@ class Prefixes:
         self._stop_saving.set()
 
     def load(self, folder: Path) -> int:
-        """Use the pages in a folder from now on, when requests ask for them. Returns how many.
+        """Use the pages in a folder from now on, when requests ask for them. Returns how many. Of a
+        folder that is in use already, find what was added.
 
         Raises:
             StoreError: the folder holds no pages of this model, format and version.
         """
         form = page_format(self._pages_of, self._memory.cache.geometry)
         reuse, memory = self._reuse, self._memory
+        store = memory.offload.stores.opened(folder) if memory.offload is not None else None
+        if store is not None:
+            store.refresh()
+            return len(store)
         store = DiskStore(PageFile.open(folder, form, writable=False))
         if memory.offload is None:
             host = staging(self._device, memory.cache.geometry.page_bytes)
@@ -194,6 +199,8 @@ class Prefixes:
                 assert offload is not None
                 if offload.stores.read(name, buffer):
                     put(name, buffer)
+                else:
+                    buffer = self._device.copier.host_buffer(cache.geometry.page_bytes)
         return written
 
 

@@ -2,7 +2,8 @@
 
     names       what a page is called: a SHA-256 chain over the tokens before it
     host        slots in host memory that a device copies from and to
-    disk        a thread pool over a page file; nothing in it blocks the caller
+    disk        threads over a page file; nothing in it blocks the caller
+    ahead       what requests that wait will need, read before their turn
     stores      the two as one: pages go from host memory on to disk
     pagefile    the files themselves: a tier and a snapshot are the same thing
     config      ``--offload host:8GiB,disk:PATH:64GiB``

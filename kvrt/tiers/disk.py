@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,10 @@ log = logging.getLogger(__name__)
 
 THREADS = 8
 """``docs/design/tiers.md`` has the measurement."""
+
+PATIENCE_S = 5.0
+"""A read or write that has run for longer hangs in the system: nobody waits for it any more. A page
+takes milliseconds."""
 
 FAILURES = 3
 """So many writes must fail one after the other for the store to pause."""
@@ -45,6 +50,8 @@ class DiskStats:
         damaged: records and pages found that were not what was written.
         read_errors: reads that the system failed.
         write_errors: writes that the system failed.
+        hung: reads and writes that did not return, and were given up; while there are any, nothing
+            is read or written.
         paused: nothing is written for a while, because writes kept failing.
         direct: the page cache is bypassed; false where the file system cannot.
     """
@@ -61,6 +68,7 @@ class DiskStats:
     damaged: int
     read_errors: int
     write_errors: int
+    hung: int
     paused: bool
     direct: bool
 
@@ -70,11 +78,18 @@ class PageTicket(Job):
 
     Args:
         name: of the page.
+        store: the disk that does it.
     """
 
-    def __init__(self, name: PageName, work: Callable[[Job], bool]) -> None:
+    def __init__(self, name: PageName, store: "DiskStore", work: Callable[[Job], bool]) -> None:
         super().__init__(work)
         self.name = name
+        self.store = store
+
+    def overdue(self) -> bool:
+        """Whether nobody should wait for it any more. Its page's memory is in use until it is
+        done all the same."""
+        return self.runs_longer_than(PATIENCE_S) and self.store.hangs()
 
 
 class DiskStore:
@@ -86,7 +101,8 @@ class DiskStore:
 
     A disk that fails costs pages and no more: a page that cannot be written is dropped, one that
     cannot be read is a miss and removed. There is one warning an interval; `stats` counts. After
-    `FAILURES` failed writes in a row, nothing is written for `retry_after` seconds.
+    `FAILURES` failed writes in a row, nothing is written for `retry_after` seconds. A disk that
+    does not return from a call is as if it held nothing, and takes nothing, until it does.
 
     A ticket is one as in `kvrt.spi`; its `wait` never raises. Its `ok` says, once it is done,
     whether the page was stored or found.
@@ -119,7 +135,7 @@ class DiskStore:
 
     def __contains__(self, name: PageName) -> bool:
         """Whether a fetch of the page would look for it; one that is being stored is not there."""
-        return name in self._file
+        return name in self._file and not self.hangs()
 
     def __len__(self) -> int:
         return len(self._file)
@@ -127,6 +143,14 @@ class DiskStore:
     def names(self) -> list[PageName]:
         """All pages, the least recently used first."""
         return self._file.names()
+
+    def is_at(self, folder: Path) -> bool:
+        """Whether the files in that folder are those that are open here."""
+        return self._file.is_at(folder)
+
+    def refresh(self) -> None:
+        """Find what another process has written since; see `PageFile.refresh`."""
+        self._file.refresh()
 
     def store(self, name: PageName, data: "Tensor | Bytes") -> PageTicket:
         """Write a page, unless it is there.
@@ -140,20 +164,21 @@ class DiskStore:
             A ticket. Its `ok`: the page is there.
         """
         body = self._bytes(data)
+        hangs = self.hangs()
         with self._mutex:
             pending = self._pending.get(name)
             if pending is not None:
                 return pending
-            ticket = PageTicket(name, lambda job: self._write(job, name, body))
-            paused = time.monotonic() < self._paused_until
+            ticket = PageTicket(name, self, lambda job: self._write(job, name, body))
+            paused = time.monotonic() < self._paused_until or hangs
             if paused:
                 self._dropped += 1
             else:
                 self._pending[name] = ticket
         if paused:
             ticket.drop()
-        else:
-            self._workers.submit(ticket, urgent=False)
+        elif not self._workers.submit(ticket, urgent=False):
+            self._withdrawn(ticket)
         return ticket
 
     def fetch(self, name: PageName, into: "Tensor | Bytes") -> PageTicket:
@@ -168,13 +193,12 @@ class DiskStore:
             A ticket. Its `ok`: the page is in `into`; else `into` may hold anything.
         """
         body = self._bytes(into)
-        ticket = PageTicket(name, lambda job: self._read(name, body))
-        if name in self._file:
-            self._workers.submit(ticket, urgent=True)
-        else:
+        ticket = PageTicket(name, self, lambda job: self._read(name, body))
+        if name not in self or not self._workers.submit(ticket, urgent=True):
             with self._mutex:
                 self._missed += 1
-            ticket.drop()
+            if not ticket.done():
+                ticket.drop()
         return ticket
 
     def cancel(self, ticket: PageTicket) -> bool:
@@ -183,11 +207,24 @@ class DiskStore:
         If a page was to be stored twice, both callers have the same ticket.
         """
         if self._workers.withdraw(ticket):
-            with self._mutex:
-                if self._pending.get(ticket.name) is ticket:
-                    del self._pending[ticket.name]
-                    self._dropped += 1
+            self._withdrawn(ticket)
         return ticket.done()
+
+    def _withdrawn(self, ticket: PageTicket) -> None:
+        with self._mutex:
+            if self._pending.get(ticket.name) is ticket:
+                del self._pending[ticket.name]
+                self._dropped += 1
+
+    def hangs(self) -> bool:
+        """Whether a read or write does not return. Then those that wait behind it are dropped."""
+        if not self._workers.stuck(PATIENCE_S):
+            return False
+        for job in self._workers.drop_all():
+            if isinstance(job, PageTicket):
+                self._withdrawn(job)
+        self._warn("use", f"it has not answered for {PATIENCE_S:g} s")
+        return True
 
     def remove(self, name: PageName) -> bool:
         """Drop a page, and let none that is being stored now come after this.
@@ -218,6 +255,7 @@ class DiskStore:
                 damaged=self._file.damaged,
                 read_errors=self._read_errors,
                 write_errors=self._write_errors,
+                hung=self._workers.stuck(PATIENCE_S),
                 paused=time.monotonic() < self._paused_until,
                 direct=self._file.direct,
             )
@@ -227,9 +265,10 @@ class DiskStore:
 
         Returns:
             Whether nothing runs any more. If not, a thread hangs in the system, with its ticket
-            not done; then the folder stays locked until the process ends.
+            not done; then the folder stays locked until the process ends. What is known to hang is
+            not waited for.
         """
-        if not self._workers.close(timeout):
+        if not self._workers.close(0.0 if self.hangs() else timeout):
             return False
         try:
             self._file.close()

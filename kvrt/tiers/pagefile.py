@@ -1,5 +1,6 @@
 """KV pages in a folder: a disk tier, and a snapshot that survives restarts; the same files."""
 
+import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -81,12 +82,7 @@ class PageFile:
         self._dead: deque[Record] = deque()  # to be erased from the index
         self._turn = 0
         self._closed = False
-        head = np.empty(min(BLOCK, index.size), np.uint8)
-        index.read(head, 0)
-        check_superblock(head.tobytes(), form, folder / INDEX)
-        rows = MOST_ROWS if codec.compresses else 1
-        self._space = Space(form, index, data, budget, rows_for_page=rows)
-        self._load()
+        self._load(budget)
 
     @classmethod
     def open(
@@ -140,15 +136,47 @@ class PageFile:
                 raise refused(folder, error) from None
             raise
 
-    def _load(self) -> None:
+    def is_at(self, folder: Path) -> bool:
+        """Whether the files in that folder are those that are open here."""
+        try:
+            return all(
+                os.path.samestat(file.status, os.stat(folder / name))
+                for file, name in ((self._index, INDEX), (self._data, DATA))
+            )
+        except OSError:
+            return False
+
+    def refresh(self) -> None:
+        """Find what another process has written since. One that is written to here knows already.
+
+        Raises:
+            StoreError: the files cannot be used any more; what was found before still is.
+        """
+        if self._lock is not None:
+            return
+        prepare(self.folder, create=False)
+        try:
+            self._load(None)
+        except OSError as error:
+            raise refused(self.folder, error) from None
+
+    def _load(self, budget: int | None) -> None:
+        head = np.empty(min(BLOCK, self._index.size), np.uint8)
+        self._index.read(head, 0)
+        check_superblock(head.tobytes(), self.form, self.folder / INDEX)
+        rows = MOST_ROWS if self._codec.compresses else 1
+        self._space = Space(self.form, self._index, self._data, budget, rows_for_page=rows)
         raw = np.empty(self._space.index_bytes - BLOCK, np.uint8)
         self._index.read(raw, BLOCK)
         found = scan(raw.data, self.form, self._space.data_bytes)
         self.damaged = len(found.damaged) + self._space.overlong
         for codec in {record.codec for record in found.records}:
             self._codec.check(codec, self.folder)
-        # Of a page written twice, which only damage can bring about, the newer one counts.
-        self._records.update((record.name, record) for record in found.records)
+        with self._mutex:
+            for record in self._records.values():
+                record.gone = True
+            # Of a page written twice, which only damage can bring about, the newer one counts.
+            self._records = OrderedDict((record.name, record) for record in found.records)
         if found.records:
             self._turn = found.records[-1].turn
         if self._lock is not None:

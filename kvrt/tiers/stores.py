@@ -1,8 +1,10 @@
 """Everywhere that KV pages are outside a device, as one: host memory, and disks behind it."""
 
 import itertools
+import time
 from collections import deque
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvrt.tiers.disk import DiskStats, DiskStore, PageTicket
@@ -14,6 +16,13 @@ if TYPE_CHECKING:
 
 _CLEAN_SHARE = 8
 """One in so many host slots is kept ready for others: its page is on disk, or it is free."""
+
+
+_CLOSE_S = 6.0
+"""What is queued for disks has so long at the end, for all of them together."""
+
+_GLANCE_S = 0.1
+"""Between two looks at whether a disk hangs."""
 
 
 class Stores:
@@ -50,7 +59,7 @@ class Stores:
     @property
     def busy(self) -> bool:
         """Whether a slot will come free by itself."""
-        return bool(self._writes or self._abandoned)
+        return any(not ticket.overdue() for _, ticket in (*self._writes, *self._abandoned))
 
     # --- host slots --------------------------------------------------------------------------
 
@@ -67,9 +76,12 @@ class Stores:
                 self._written(oldest) or (not self._writes and not self._write(oldest))
             ):
                 break  # it is on disk, or given up: the disk takes nothing
-            if not self._writes or not self._writes[0][1].wait(patience_s):
+            if not self._writes:
                 return None
-            written = self._writes[0][1].ok
+            first = self._writes[0][1]
+            if not first.store.hangs() and not first.wait(patience_s):
+                return None
+            written = first.ok
             self.reap()
             if not written:
                 break
@@ -97,8 +109,8 @@ class Stores:
 
     def reap(self) -> None:
         """Host slots that are read or written no more are free for others."""
-        while self._writes and self._writes[0][1].done():
-            self.host.unpin(self._writes.popleft()[0])
+        while self._writes and (self._writes[0][1].done() or self._writes[0][1].overdue()):
+            self._abandoned.append(self._writes.popleft())
         for entry in [entry for entry in self._abandoned if entry[1].done()]:
             self._abandoned.remove(entry)
             self.host.unpin(entry[0])
@@ -120,6 +132,10 @@ class Stores:
 
     # --- as a whole --------------------------------------------------------------------------
 
+    def opened(self, folder: Path) -> DiskStore | None:
+        """The disk that has the files in that folder open already."""
+        return next((disk for disk in self._disks if disk.is_at(folder)), None)
+
     def read_from(self, disk: DiskStore) -> None:
         """Look for pages there, too. It is closed with the others."""
         self._disks.append(disk)
@@ -130,7 +146,8 @@ class Stores:
         return list(dict.fromkeys(name for names in stores for name in names))
 
     def read(self, name: PageName, into: "Tensor") -> bool:
-        """Copy a page's bytes to host memory, and wait for it. Returns whether it was there."""
+        """Copy a page's bytes to host memory, and wait for it. Returns whether it was there; if
+        not, `into` may yet be written to, and is of no more use."""
         host = self.host.find(name)
         if host is not None:
             into.copy_(host.data)
@@ -139,7 +156,8 @@ class Stores:
         if disk is None:
             return False
         ticket = disk.fetch(name, into)
-        ticket.wait()
+        while not ticket.wait(_GLANCE_S) and not disk.hangs():
+            pass
         return ticket.ok
 
     def remove(self, names: Iterable[PageName]) -> None:
@@ -155,5 +173,6 @@ class Stores:
 
     def close(self) -> None:
         """Close the disks."""
+        deadline = time.monotonic() + _CLOSE_S
         for disk in self._disks:
-            disk.close()
+            disk.close(max(0.0, deadline - time.monotonic()))

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from kvrt.tiers.names import PageName, chain
 from kvrt.tiers.pagefile import PageFile
 
 from .conftest import MakeRuntime, until
+from .test_offload import offloaded
 
 PAGE, CHUNK = 16, 2 << 20
 GREEDY = SamplingParams(max_tokens=6, ignore_eos=True)
@@ -260,6 +262,45 @@ def test_a_damaged_snapshot_is_computed_and_never_believed(
 
 class Unexpected(BaseException):
     """Of no kind that anybody foresaw."""
+
+
+def test_a_folder_loaded_again_and_again_costs_what_it_costs_once(
+    make_runtime: MakeRuntime, tmp_path: Path
+) -> None:
+    """And what was added meanwhile is found."""
+
+    def held() -> tuple[int, int]:
+        files = [os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()]
+        return threading.active_count(), sum(str(tmp_path) in file for file in files)
+
+    first, second = make_runtime(), make_runtime()
+    cached(first, PROMPT)
+    assert first.save_cache(tmp_path / "saved") == 10
+    assert second.load_cache(tmp_path / "saved") == 10
+    once = held()
+    (tmp_path / "link").symlink_to(tmp_path / "saved")
+    for n in range(20):
+        assert second.load_cache(tmp_path / ("saved", "link")[n % 2]) == 10
+    assert held() == once
+    assert len(offloaded(second).disks) == 1
+    assert cached(second, PROMPT) == 10 * PAGE
+    cached(first, [7] * 40)
+    assert first.save_cache(tmp_path / "saved") == 2
+    assert second.load_cache(tmp_path / "saved") == 12
+    assert cached(second, [7] * 40) == 2 * PAGE
+
+
+def test_many_folders_cost_no_threads_while_nobody_reads_them(
+    make_runtime: MakeRuntime, tmp_path: Path
+) -> None:
+    first, second = make_runtime(), make_runtime()
+    cached(first, PROMPT)
+    threads = threading.active_count()
+    for n in range(20):
+        first.save_cache(tmp_path / str(n))
+        second.load_cache(tmp_path / str(n))
+    assert threading.active_count() == threads
+    assert cached(second, PROMPT) == 10 * PAGE
 
 
 def raising(fault: BaseException) -> Callable[..., int]:

@@ -7,8 +7,9 @@ import random
 import resource
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from kvrt.outputs import Result
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.tiers.blockfile import BlockFile, Bytes
-from kvrt.tiers.pagefile import PageFile
+from kvrt.tiers.pagefile import DATA, PageFile
 from tests.tiers.pages import Faults
 
 from .conftest import MakeRuntime, until
@@ -188,6 +189,128 @@ def test_nobody_waits_for_a_disk_that_hardly_moves(
     assert serve(runtime) == right
     assert offloaded(runtime).dropped_pages > 0
     assert time.monotonic() - started < 20
+
+
+class Hanging(BlockFile):
+    """Calls for pages' bodies do not return if they are what is `stuck`."""
+
+    stuck = ""
+    free = threading.Event()
+    waiting = 0
+
+    def __init__(self, path: Path, *, writable: bool, direct: bool) -> None:
+        self._of_bodies = path.name == DATA
+        super().__init__(path, writable=writable, direct=direct)
+
+    def _pass(self, call: str) -> None:
+        if call == Hanging.stuck and self._of_bodies:
+            Hanging.waiting += 1
+            Hanging.free.wait(60)
+
+    def read(self, into: Bytes, at: int) -> None:
+        self._pass("read")
+        super().read(into, at)
+
+    def write(self, data: Bytes, at: int) -> None:
+        self._pass("write")
+        super().write(data, at)
+
+
+@pytest.fixture
+def hang(monkeypatch: pytest.MonkeyPatch, open_with: WriteDisk) -> Iterator[Callable[[str], None]]:
+    """Let calls of that kind not return from here on, until `Hanging.free` is set."""
+    monkeypatch.setattr("kvrt.tiers.disk.PATIENCE_S", 0.2)
+    monkeypatch.setattr("kvrt.offload._PATIENCE_S", 0.05)
+    monkeypatch.setattr(Hanging, "free", threading.Event())
+    open_with(Hanging)
+    monkeypatch.setattr(Hanging, "waiting", 0)
+    yield lambda call: monkeypatch.setattr(Hanging, "stuck", call)
+    Hanging.free.set()
+
+
+def test_a_read_that_does_not_return_is_given_up_and_its_pages_are_computed(
+    make_runtime: MakeRuntime,
+    right: list[tuple[int, ...]],
+    hang: Callable[[str], None],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runtime = squeezed(make_runtime, TIERS[1].format(tmp_path), preemption="move")
+    assert serve(runtime) == right
+    until(lambda: not runtime.busy)
+    hang("read")
+    assert serve(runtime) == right
+    stats = offloaded(runtime)
+    assert stats.missed_pages > 0
+    assert stats.disks[0].hung > 0
+    assert len(warnings(caplog)) == 1
+    assert runtime.stats().cache.used_pages == 0
+    assert serve(runtime) == right, "and nobody waits for it again"
+    assert offloaded(runtime).disks[0].found == stats.disks[0].found
+    Hanging.free.set()
+    until(lambda: offloaded(runtime).disks[0].hung == 0)
+    assert serve(runtime) == right
+    assert offloaded(runtime).disks[0].found > stats.disks[0].found, "it is used again"
+    until(lambda: offloaded(runtime).host.pinned == 0)
+
+
+@pytest.mark.parametrize("tiers", TIERS)
+def test_a_write_that_does_not_return_keeps_nobody_from_answering(
+    tiers: str,
+    make_runtime: MakeRuntime,
+    right: list[tuple[int, ...]],
+    hang: Callable[[str], None],
+    tmp_path: Path,
+) -> None:
+    hang("write")
+    runtime = squeezed(make_runtime, tiers.format(tmp_path), preemption="move")
+    assert serve(runtime) == right
+    until(lambda: offloaded(runtime).disks[0].hung > 0 or not offloaded(runtime).saved_pages)
+    assert serve(runtime) == right
+    assert offloaded(runtime).disks[0].stored == 0
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["given up", "just begun"])
+def test_closing_does_not_wait_for_a_disk_that_hangs(
+    known: bool,
+    make_runtime: MakeRuntime,
+    right: list[tuple[int, ...]],
+    hang: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kvrt.tiers.stores._CLOSE_S", 60.0 if known else 0.5)
+    runtime = squeezed(make_runtime, TIERS[1].format(tmp_path), preemption="move")
+    assert serve(runtime) == right
+    hang("read")
+    if known:
+        assert serve(runtime) == right
+        assert offloaded(runtime).disks[0].hung > 0
+    else:
+        monkeypatch.setattr("kvrt.tiers.disk.PATIENCE_S", 60.0)
+        streams = [runtime.stream(prompt, LONG) for prompt in prompts(COUNT, 1)]
+        until(lambda: Hanging.waiting > 0)
+        assert len(streams) == COUNT
+    runtime.close()
+    assert runtime._worker._left.is_set(), "all was given back in time"
+
+
+def test_a_snapshot_leaves_out_what_a_hanging_disk_has(
+    make_runtime: MakeRuntime, hang: Callable[[str], None], tmp_path: Path
+) -> None:
+    first = make_runtime()
+    params = SamplingParams(max_tokens=2, ignore_eos=True)
+    first.stream([1] * 80, params).wait()
+    first.save_cache(tmp_path / "old")
+    first.close()
+    runtime = make_runtime()
+    assert runtime.load_cache(tmp_path / "old") == 5
+    hang("read")
+    runtime.stream([2] * 64, params).wait()
+    assert runtime.save_cache(tmp_path / "new") == 4
+    answer = runtime.stream([1] * 80, params).wait()
+    assert answer.error is None
+    assert answer.usage.cached_tokens == 0
 
 
 FULL = """

@@ -1,7 +1,9 @@
 """The store on disk: many threads and one dictionary."""
 
 import hashlib
+import os
 import random
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -11,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from kvrt.errors import ContractError
+from kvrt.errors import ContractError, StoreError
 from kvrt.spi import Copier
 from kvrt.tiers import names as naming
 from kvrt.tiers.blockfile import BLOCK, BlockFile, Bytes
 from kvrt.tiers.disk import DiskStore, PageTicket
 from kvrt.tiers.host import HostStore
 from kvrt.tiers.names import PageName
-from kvrt.tiers.pagefile import PageFile
+from kvrt.tiers.pagefile import INDEX, PageFile
 
 from .pages import FORM, ODD, ROOT, blank, body, cached, names, opened
 
@@ -305,3 +307,86 @@ def test_pages_whose_keys_collide_are_never_mistaken(
             assert (into == body(name)).all()
             assert (page.data.numpy() == body(name)).all()
     disk.close()
+
+
+def test_what_another_process_adds_is_found_by_looking_again(tmp_path: Path) -> None:
+    with opened(tmp_path) as writer:
+        for name in NAMES[:3]:
+            writer.write(name, body(name))
+        store = DiskStore(PageFile.open(tmp_path, FORM, writable=False))
+        assert store.is_at(tmp_path)
+        for name in NAMES[3:20]:
+            writer.write(name, body(name))
+        writer.remove(NAMES[0])
+        assert len(store) == 3
+        store.refresh()
+        assert set(store.names()) == set(NAMES[1:20])
+        for name in NAMES[1:20]:
+            into = blank()
+            ticket = store.fetch(name, into)
+            assert ticket.wait(10)
+            assert ticket.ok
+            assert (into == body(name)).all()
+    os.truncate(tmp_path / INDEX, 100)
+    with pytest.raises(StoreError, match="cut off"):
+        store.refresh()
+    assert store.close()
+
+
+def test_files_that_were_replaced_are_other_files(tmp_path: Path) -> None:
+    with opened(tmp_path / "one") as writer:
+        writer.write(NAMES[0], body(NAMES[0]))
+    store = DiskStore(PageFile.open(tmp_path / "one", FORM, writable=False))
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    assert store.is_at(tmp_path / "one")
+    assert not store.is_at(tmp_path / "two")
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    assert store.is_at(tmp_path / "link")
+    shutil.rmtree(tmp_path / "one")
+    assert not store.is_at(tmp_path / "one")
+    (tmp_path / "two").rename(tmp_path / "one")
+    assert not store.is_at(tmp_path / "one")
+    assert store.close()
+
+
+def test_threads_come_with_work_and_go_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def threads() -> int:
+        return sum(thread.name == "kvrt-disk" for thread in threading.enumerate())
+
+    monkeypatch.setattr("kvrt.tiers.workers.IDLE_S", 0.05)
+    before = threads()
+    store = DiskStore(PageFile.open(tmp_path, FORM), threads=4)
+    assert threads() == before
+    for turn in range(3):
+        tickets = [store.store(name, body(name)) for name in NAMES[turn * 10 : turn * 10 + 10]]
+        assert threads() <= before + 4
+        assert all(ticket.wait(10) and ticket.ok for ticket in tickets)
+        end = time.monotonic() + 20
+        while threads() > before:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    assert store.close()
+
+
+def test_where_no_thread_can_be_had_pages_are_dropped_and_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path) as file:
+        file.write(NAMES[0], body(NAMES[0]))
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    store = DiskStore(PageFile.open(tmp_path, FORM))
+    with monkeypatch.context() as none_left:
+        none_left.setattr(threading.Thread, "start", refuse)
+        for ticket in (store.store(NAMES[1], body(NAMES[1])), store.fetch(NAMES[0], blank())):
+            assert ticket.done()
+            assert not ticket.ok
+    assert (store.stats().dropped, store.stats().missed) == (1, 1)
+    for ticket in (store.store(NAMES[1], body(NAMES[1])), store.fetch(NAMES[0], blank())):
+        assert ticket.wait(10)
+        assert ticket.ok
+    assert store.close()
