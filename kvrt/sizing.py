@@ -7,6 +7,7 @@ from kvrt.config import RuntimeConfig
 from kvrt.errors import CapacityError, ConfigError
 from kvrt.model.activations import Activations
 from kvrt.model.loader import Model
+from kvrt.model.rope import rotation_bytes
 from kvrt.pages.geometry import Geometry
 from kvrt.spi import ITEM_BYTES, Device
 from kvrt.units import format_bytes, parse_bytes
@@ -70,7 +71,9 @@ def make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:
     # Addresses cost nothing: reserve what the device could ever hold, so that limits can grow.
     pages = min(longest, info.total_bytes // page_bytes) + 1
     shape = geometry(max(2, pages))
-    free, step = device.memory.info().free, step_bytes(config, model)
+    free = device.memory.info().free
+    held = min(model.max_model_len, free // page_bytes * config.page_size)
+    step = step_bytes(config, model) + rotation_bytes(spec.head_dim, held)
     if config.memory_limit is None:
         limit = min(shape.span_bytes, int(free * FREE_SHARE), free - step)
     else:

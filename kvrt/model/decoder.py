@@ -19,7 +19,7 @@ from torch import Tensor
 from kvrt.model.activations import Activations
 from kvrt.model.graphs import DecodeGraphs, padded
 from kvrt.model.ops import PositionedPlan, TorchOps, positions_of
-from kvrt.model.rope import rotation_table
+from kvrt.model.rope import RotationTable
 from kvrt.model.spec import LayerSpec, ModelSpec
 from kvrt.model.weights import LayerWeights, Weights
 from kvrt.spi import (
@@ -76,17 +76,20 @@ class Decoder:
         if capture is not None and not self._in_torch:
             ragged = Capability.RAGGED_GRAPHS in device.info.capabilities
             self._graphs = DecodeGraphs(capture, ragged)
-        rotation = rotation_table(spec.rope, spec.head_dim, max_positions, self._torch_device)
-        self._layers = [
-            self._layer(layer, w, rotation)
-            for layer, w in zip(spec.layers, weights.layers, strict=True)
+        self._table = RotationTable(spec.rope, spec.head_dim, max_positions, self._torch_device)
+        self._layers = self._gathered()
+
+    def _gathered(self) -> list[_Layer]:
+        return [
+            self._layer(layer, w, self._table.rotation)
+            for layer, w in zip(self.spec.layers, self.weights.layers, strict=True)
         ]
 
     def close(self) -> None:
         """Give the weights back, and all that steps were computed in. It computes no more."""
         self._graphs = self._work = None
         self._layers = []
-        del self.weights
+        del self.weights, self._table
 
     def forward(self, tokens: Tensor, batch: AttentionBatch, logits_rows: Tensor) -> Tensor:
         """One step: store the tokens' keys and values, and compute the logits asked for.
@@ -100,6 +103,12 @@ class Decoder:
             float32 [rows, vocab], on the device.
         """
         count = tokens.numel()
+        longest = int(batch.context_len.max()) if count else 0
+        if longest > self._table.positions:
+            self._table.grow(longest)
+            self._layers = self._gathered()
+            if self._graphs is not None:
+                self._graphs.forget()
         size = self._graphs.size(count, batch) if self._graphs is not None else 0
         embedded = F.embedding(tokens.to(self._torch_device), self.weights.embedding)
         if self._graphs is not None and size:

@@ -34,6 +34,10 @@ class DecodeGraphs:
         self._work: Activations | None = None
         self._recorded: dict[int, Recorded] = {}
 
+    def forget(self) -> None:
+        """Record all anew: they read what is gone."""
+        self._recorded.clear()
+
     def size(self, tokens: int, batch: AttentionBatch) -> int:
         """How many tokens the step of `tokens` is recorded with; 0 if it is not to be."""
         fits = self._ragged or tokens == batch.context_len.shape[0]

@@ -29,18 +29,55 @@ def for_context(rope: RopeSpec, head_dim: int, positions: int) -> RopeSpec:
     return RopeSpec(rope.theta * stretch ** (head_dim / (head_dim - 2)))
 
 
-def rotation_table(rope: RopeSpec, head_dim: int, positions: int, device: str) -> Rotation:
-    """Cosines and sines of every position: float32 [positions, head_dim / 2] on `device`.
+BLOCK = 8192
+"""Positions that a table grows by at least. It is at most 8 MiB for so many, and few texts are
+longer; a model's own limit may be 2^28."""
+
+
+def rotation_bytes(head_dim: int, positions: int) -> int:
+    """What the table of so many positions takes."""
+    return 4 * head_dim * positions
+
+
+class RotationTable:
+    """Cosines and sines of positions, of as many as a text has had so far.
 
     Frequencies and angles are float32, as in the implementations that the supported models were
     trained with: rounding in the same places agrees with them at any position.
+
+    Args:
+        most: positions that there can ever be.
+        device: where the table is to be.
     """
-    frequencies = inverse_frequencies(rope, head_dim)
-    angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
-    return Rotation(
-        cos=angles.cos().mul_(rope.attention_factor).to(device),
-        sin=angles.sin_().mul_(rope.attention_factor).to(device),
-    )
+
+    def __init__(self, rope: RopeSpec, head_dim: int, most: int, device: str) -> None:
+        self._rope = rope
+        self._frequencies = inverse_frequencies(rope, head_dim)
+        self._most = most
+        self._device = device
+        self.rotation = self._of(0, min(most, BLOCK))
+        """float32 [positions, head_dim / 2]"""
+
+    @property
+    def positions(self) -> int:
+        """How many it has."""
+        return self.rotation.cos.shape[0]
+
+    def grow(self, positions: int) -> None:
+        """Have so many at least: twice as many as before, so that it is seldom done."""
+        blocks = -(-max(positions, 2 * self.positions) // BLOCK)
+        more = self._of(self.positions, min(blocks * BLOCK, self._most))
+        self.rotation = Rotation(
+            cos=torch.cat((self.rotation.cos, more.cos)),
+            sin=torch.cat((self.rotation.sin, more.sin)),
+        )
+
+    def _of(self, start: int, stop: int) -> Rotation:
+        angles = torch.outer(torch.arange(start, stop, dtype=torch.float32), self._frequencies)
+        return Rotation(
+            cos=angles.cos().mul_(self._rope.attention_factor).to(self._device),
+            sin=angles.sin_().mul_(self._rope.attention_factor).to(self._device),
+        )
 
 
 def inverse_frequencies(rope: RopeSpec, head_dim: int) -> Tensor:
