@@ -146,18 +146,22 @@ def test_sums_are_taken_in_float32(
     """2,000 equal weights, the first half on 0 and the rest on 1: to a sum of 16 bits, ones are
     nothing beyond 256, or 2,048."""
     length = 2000
-    case = replace(case, compute=compute, kv=kv, contexts=(length,), queries=(length,), layers=1)
+    case = replace(case, compute=compute, kv=kv, contexts=(length,), queries=(1,), layers=1)
     with PagedKV(device, case.layout, case.pages) as pages:
         batch = pages.batch([pages.take(length)], case.contexts, case.queries)
-        shape = (length, case.kv_heads, case.head_dim)
-        k = randoms(device, compute, *shape, seed=1)
-        v = torch.zeros(shape, dtype=TORCH_DTYPE[compute])
-        v[length // 2 :] = 1
-        plan = device.attention.plan(batch)
-        device.attention.append(plan, 0, k, v.to(k.device))
-        last = pages.batch([batch.page_table[0].tolist()[: case.pages]], [length], [1])
-        q = torch.zeros(1, case.heads, case.head_dim, dtype=k.dtype, device=k.device)
+        values = torch.zeros(length - 1, case.kv_heads, case.head_dim)
+        values[length // 2 :] = 1
+        for kv_side in (0, 1):
+            reference.write(batch, 0, 0, kv_side, torch.arange(length - 1), values)
+        q, k, v = (
+            torch.full((1, heads, case.head_dim), value, dtype=TORCH_DTYPE[compute]).to(
+                device.info.torch_device
+            )
+            for heads, value in ((case.heads, 0.0), (case.kv_heads, 1.0), (case.kv_heads, 1.0))
+        )
         out = torch.full_like(q, math.nan)
-        device.attention.run(device.attention.plan(last), 0, q, out, case.params)
+        plan = device.attention.plan(batch)
+        device.attention.append(plan, 0, k, v)
+        device.attention.run(plan, 0, q, out, case.params)
         device.synchronize()
         assert not mismatch(out, torch.full_like(out, 0.5), case.tolerance)
