@@ -66,10 +66,10 @@ def test_a_signal_ends_a_batch_and_prints_every_answer_that_was_begun(
 @pytest.mark.parametrize(
     "after",
     [
-        "memory: ",
+        "over float32 KV",
         *(
             pytest.param(text, marks=pytest.mark.extra)
-            for text in ("cpu:0", "over float32 KV", "over int8 KV", "a chunk of")
+            for text in ("cpu:0", "memory: ", "over int8 KV", "a chunk of")
         ),
     ],
 )
@@ -98,7 +98,7 @@ def test_a_full_disk_is_an_error_like_any_other(start: Start) -> None:
         process = start("--version", stdout=full)
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert stderr.decode().splitlines() == ["error: [Errno 28] No space left on device"]
+    assert stderr.decode().splitlines() == ["error: No space left on device"]
 
 
 def test_a_pipe_that_stays_open_is_said_to_be_waited_for(start: Start) -> None:
@@ -178,7 +178,7 @@ def test_a_conversation_outlives_what_it_cannot_answer(at_terminal: At, chat_mod
     )
     screen.wait_for(">>> ")
     refused = {
-        f"/set parameter temperature {'9' * 400}": "temperature is 999",
+        f"/set parameter temperature {'9' * 400}": "temperature is ",
         "/set parameter stop 5": "stop is ",
         "/ set it right, please": "no such command\r\n",
         "x" * 300: "the prompt has 318 tokens",
