@@ -27,7 +27,11 @@ def prepare(folder: Path, *, create: bool) -> None:
         found = folder.stat()
     except FileExistsError:
         raise StoreError(f"{folder} is not a folder", reason="denied", fix=_ELSEWHERE) from None
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if create:  # in a place such as /proc, where nothing can be made
+            raise StoreError(
+                f"{folder} cannot be made: {error.strerror}", reason="failed", fix=_ELSEWHERE
+            ) from None
         raise StoreError(
             f"{folder} is not there", reason="missing", fix="save some pages there first"
         ) from None

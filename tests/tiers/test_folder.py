@@ -104,6 +104,13 @@ def test_what_is_no_folder_is_named(tmp_path: Path) -> None:
     assert path.read_text() == "something of the user's"
 
 
+def test_a_folder_that_cannot_be_made_is_not_said_to_lack_pages() -> None:
+    error = refusal(Path("/proc/kvrt"))
+    assert error.reason == "failed"
+    assert "cannot be made" in str(error)
+    assert "another folder" in error.fix
+
+
 def test_a_name_that_no_file_can_have_is_refused() -> None:
     with pytest.raises(StoreError, match="is not a path"):
         PageFile.open(Path("a\0b"), FORM)

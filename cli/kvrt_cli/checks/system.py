@@ -129,7 +129,7 @@ def _address_space() -> Check:
         return Check(GROUP, "ulimit.as", Mark.OK, "addresses: unlimited")
     return Check(
         GROUP, "ulimit.as", Mark.WARN,
-        f"addresses are limited to {format_bytes(limit)}: reserving a KV cache may fail",
+        f"addresses are limited to {format_bytes(limit)}; on a CPU, a third can be KV memory",
         fix="ulimit -v unlimited",
         data={"bytes": limit},
     )  # fmt: skip
