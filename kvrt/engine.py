@@ -80,7 +80,12 @@ class Engine:
             self.memory.expect(seq)
 
     def abort(self, request: Request, reason: FinishReason = "abort") -> None:
-        """End a request in whatever state it is; its pages are free when this returns."""
+        """End a request in whatever state it is. Its result is delivered when this returns.
+
+        Its pages are nobody's from then on, and free for others when the next step is planned, or
+        memory is given back: until then they wait for the step that has been submitted last. A step
+        that was planned ahead runs before that, without the request's tokens.
+        """
         self._end(self._live.of(request), reason)
 
     def abort_all(self, error: KvrtError) -> None:

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from kvrt.model.graphs import padded
 from kvrt.outputs import Result
 from kvrt.sampling import SamplingParams
-from kvrt.spi import AttentionBatch, Chunk, Device, GraphCapture, Span
+from kvrt.spi import AttentionBatch, Chunk, Device, GraphCapture, KVLayout, Span
 from kvrt.wrappers.wrapper import WrappedGraph, WrappedGraphs, WrappedMemory, Wrapper
 
 from .conftest import Break, MakeRuntime
@@ -130,3 +131,23 @@ def test_padding_writes_to_the_null_page_only(
     assert any(0 in changed for _, changed, _ in device.writes), "padded"
     for _, changed, own in device.writes:
         assert changed | {0} == own | {0}
+
+
+@pytest.mark.promise("P19")
+def test_padding_is_the_first_slot_of_the_null_page() -> None:
+    layout = KVLayout.packed("float32", layers=1, kv_heads=1, head_dim=16, page_size=16)
+    batch = AttentionBatch(
+        kv=torch.empty(0),
+        layout=layout,
+        page_table=torch.tensor([[3, 4], [5, 0]], dtype=torch.int32),
+        query_start=torch.tensor([0, 1, 3], dtype=torch.int32),
+        context_len=torch.tensor([20, 9], dtype=torch.int32),
+        parents=torch.tensor([-1, -1, 0], dtype=torch.int32),
+    )
+    more = padded(batch, 6)
+    assert more.page_table.tolist() == [[3, 4], [5, 0], *[[0, 0]] * 3]
+    assert more.query_start.tolist() == [0, 1, 3, 4, 5, 6], "one token each"
+    assert more.context_len.tolist() == [20, 9, 1, 1, 1], "which sees itself alone"
+    assert more.parents is not None
+    assert more.parents.tolist() == [-1, -1, 0, -1, -1, -1]
+    assert padded(batch, 3) is batch

@@ -16,6 +16,7 @@ from kvrt.errors import CapacityError, ConfigError, DeviceError, KvrtError, Requ
 from kvrt.model.loader import Model, load_model
 from kvrt.outputs import Delta
 from kvrt.outputs import Result as Answer
+from kvrt.request import Request
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.spi import Device
@@ -140,6 +141,31 @@ def test_an_interrupted_call_ends_all_that_it_asked_for(
     with pytest.raises(KeyboardInterrupt):
         make_runtime().generate([[1, 2]] * 8, LONG)
     assert [stream.wait().finish_reason for stream in asked] == ["abort"] * 8
+
+
+@pytest.mark.promise("P13")
+def test_pages_of_a_request_that_was_aborted_are_free_when_the_next_step_is_planned(
+    make_runtime: MakeRuntime,
+) -> None:
+    runtime = make_runtime(prefix_cache=False)
+    stream = runtime.stream([1] * 300, LONG, request_id="x")
+    next(stream)
+    worker = runtime._worker
+
+    def abort() -> int:
+        request = worker._unanswered[worker._names["x"]]
+        assert isinstance(request, Request)
+        before = runtime.stats().cache
+        worker.engine.abort(request)
+        after = runtime.stats().cache
+        assert before.used_pages >= 19
+        assert (after.used_pages, after.retired_pages) == (0, before.used_pages)
+        worker.engine.memory.make_room()
+        assert runtime.stats().cache.retired_pages == 0
+        return stream._inbox._events.qsize()
+
+    assert worker.call(abort) > 0, "the result was delivered"
+    assert stream.wait().finish_reason == "abort"
 
 
 # --- the engine's thread ---------------------------------------------------------------------

@@ -1,0 +1,28 @@
+"""What a runtime may take: what it was told, weights included, or a share of what is free."""
+
+from kvrt.sizing import FREE_SHARE
+
+from .conftest import Break, MakeRuntime
+from .test_step_memory import Small
+
+CHUNK = 2 << 20
+
+
+def test_a_memory_limit_is_for_weights_and_cache_together(make_runtime: MakeRuntime) -> None:
+    weights = make_runtime().model.weight_bytes
+    for chunks in (2, 5):
+        limit = weights + chunks * CHUNK
+        assert make_runtime(memory_limit=limit).stats().cache.limit_bytes == chunks * CHUNK
+    runtime = make_runtime()
+    runtime.set_memory_limit(weights + 3 * CHUNK)
+    assert runtime.stats().cache.limit_bytes == 3 * CHUNK
+
+
+def test_without_a_limit_the_cache_takes_a_share_of_what_is_free(
+    make_runtime: MakeRuntime, break_device: Break
+) -> None:
+    free = 256 << 20
+    break_device(lambda device: Small(device, free))
+    runtime = make_runtime(memory_limit=None, max_batch_tokens=64)
+    held = runtime.stats().cache.limit_bytes
+    assert free * FREE_SHARE - CHUNK < held <= free * FREE_SHARE
