@@ -44,11 +44,12 @@ PROMISES = {
     "P20": "A page is never copied out before the compute that writes it is done, never reused "
     "before its copy is done, and never read before it has come back: tested on a device "
     "that puts copies off and keeps account of every wait.",
-    "P21": "Stored KV pages that are damaged, truncated, or of another model, format or version "
-    "are a miss, and computed again: never another page's bytes, never a wrong token, "
-    "never a crash.",
-    "P22": "A disk that is full, slow, read-only or failing costs stored KV pages and nothing "
-    "else: nobody waits, one warning an interval, and counts tell.",
+    "P21": "Stored KV pages that are damaged, truncated, or of other weights (if by one byte), "
+    "another dtype, format or version are a miss, and computed again: never another page's "
+    "bytes, never a wrong token, never a crash. What other users may have written is not read.",
+    "P22": "A disk that is full, slow, read-only, failing or hanging costs stored KV pages and "
+    "nothing else: nobody waits for it longer than seconds, one warning an interval, and counts "
+    "tell.",
     "P23": "Damaged weights or configurations give a `ModelError` that names file and field, "
     "quickly and in bounded memory.",
     "P24": "An interrupted download resumes, and a partial snapshot is never used as complete.",
