@@ -45,7 +45,7 @@ def explain(error: BaseException, command: click.Command, hint: str) -> tuple[st
         case MemoryError():
             cause, fix = "out of memory", "close other programs"
         case OSError():
-            cause, fix = _of_the_system(error), ""
+            cause, fix = of_the_system(error), ""
         case _:
             cause, fix = f"unexpected {in_one_line(error)}", REPORT
     return shortened(cause), fix
@@ -78,7 +78,7 @@ def _usage(error: click.ClickException, hint: str) -> tuple[str, str]:
     return message, hint
 
 
-def _of_the_system(error: OSError) -> str:
+def of_the_system(error: OSError) -> str:
     """An error of the system with the file's name, unless that is none but a text."""
     name = str(error.filename or "")
     return f"{name}: {error.strerror}" if NAME.fullmatch(name) else error.strerror or str(error)

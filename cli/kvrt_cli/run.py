@@ -16,6 +16,7 @@ from kvrt.units import format_bytes
 from kvrt_cli.answer import Style, answer
 from kvrt_cli.asking import asking
 from kvrt_cli.batch import answer_all
+from kvrt_cli.errors import of_the_system
 from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option
 from kvrt_cli.naming import TINY, model_name
 from kvrt_cli.options import (
@@ -202,7 +203,7 @@ def _read_file(name: str, terminal: Terminal) -> bytes:
     try:
         return Path(name).read_bytes()
     except OSError as error:
-        raise click.UsageError(f"--prompts {name}: {error.strerror}") from None
+        raise click.UsageError(f"--prompts: {of_the_system(error)}") from None
 
 
 def _can_converse(style: Style) -> bool:

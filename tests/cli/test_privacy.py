@@ -60,6 +60,8 @@ def silent(kvrt: Kvrt) -> Kvrt:
         ["run", "MODEL", "x", "--bad-word", f"{CANARY}\n" * 500, *SMALL],
         ["run", "MODEL", "x", "--template-var", CANARY],
         ["run", "MODEL", "x", "--template-var", f"v={CANARY}", *SMALL],
+        ["run", "MODEL", "--prompts", CANARY],
+        ["run", "MODEL", "--prompts", LONG],
         ["bench", CANARY],
         ["bench", "MODEL", CANARY],
         ["doctor", CANARY],
