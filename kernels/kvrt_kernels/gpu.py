@@ -8,11 +8,10 @@ import importlib.metadata
 import importlib.util
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 import kvrt_kernels
 from kvrt.errors import BackendUnavailable
@@ -21,24 +20,6 @@ from kvrt_kernels.triton._require import OLDEST
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Key = TypeVar("Key")
-Value = TypeVar("Value")
-
-
-@contextmanager
-def forgotten(table: dict[Key, Value], key: Key) -> Iterator[Value]:
-    """Take an entry out of a table while it is given back to a driver; put it back if that fails.
-
-    In this order, since a driver may hand the same handle or address to another thread at once.
-    """
-    value = table.pop(key)
-    try:
-        yield value
-    except BaseException:
-        table[key] = value
-        raise
-
 
 DTYPES: tuple[DType, ...] = ("bfloat16", "float16", "float32")
 
@@ -99,6 +80,9 @@ class Place(Protocol):
 
     def stream(self, index: int) -> int:
         """The vendor's handle of torch's current stream on that device; 0 is the default one."""
+
+    def give_back(self, index: int) -> bool:
+        """Give memory that is kept for later tensors back to the driver; whether there was any."""
 
     def kernels(self, index: int, arch: str, multiprocessors: int) -> Kernels:
         """What computes on it.
@@ -170,6 +154,13 @@ class TorchPlace:
         import torch
 
         return int(torch.cuda.current_stream(index).cuda_stream)
+
+    def give_back(self, index: int) -> bool:
+        import torch
+
+        before = torch.cuda.memory_reserved(index)
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved(index) < before
 
     def kernels(self, index: int, arch: str, multiprocessors: int) -> Kernels:
         import torch

@@ -16,6 +16,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from kvrt_kernels.driver.probe import look
+
 from tests.emulator import library
 
 STATUS = {
@@ -92,8 +94,8 @@ class Driver:
         self._prefix = {"cuda": "cu", "rocm": "hip"}[vendor]
         self.cuda = vendor == "cuda"
         self.__call__("Init", 0)
-        context = self._calls.Context(0)
-        context.use()
+        if self.cuda:
+            self("CtxSetCurrent", self("DevicePrimaryCtxRetain", 0)[1])
         self.allocation = self._calls.allocation_of(0, shareable=False)
         self.nowhere = self._calls.allocation_of(77, shareable=False)
         access = self._calls.access_by(0)
@@ -108,7 +110,9 @@ class Driver:
     def copy(self, target: int, source: int, nbytes: int, stream: Any) -> str:
         if self.cuda:
             return self("MemcpyHtoDAsync", target, source, nbytes, stream)[0]
-        return self("MemcpyAsync", target, source, nbytes, self._calls.TO_DEVICE, stream)[0]
+        return self("MemcpyAsync", target, source, nbytes, self._calls.COPIES["to device"], stream)[
+            0
+        ]
 
     def stream_and_event(self) -> tuple[Any, Any]:
         suffix = "" if self.cuda else "WithFlags"
@@ -209,7 +213,7 @@ def main() -> int:
     asked = parser.parse_args()
     if asked.library == "emulated":
         library.load(asked.vendor)
-    found = importlib.import_module(f"kvrt_{asked.vendor}.driver").look()
+    found = look(importlib.import_module(f"kvrt_{asked.vendor}.driver").VENDOR)
     if found.fix or not found.devices:
         sys.exit(f"there is no driver to ask: {found.detail}")
     report = {"library": asked.library, **compare(asked.vendor)}

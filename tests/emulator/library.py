@@ -36,7 +36,7 @@ COUNTED = (
 
 def unsupported(name: str) -> str:
     """Why the emulated driver could not be used here, in words; empty if it could."""
-    binding = importlib.import_module(f"kvrt_{name}.driver").BINDING
+    binding = importlib.import_module(f"kvrt_{name}.driver").VENDOR.binding
     try:
         importlib.metadata.version(binding)
     except importlib.metadata.PackageNotFoundError:

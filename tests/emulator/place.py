@@ -45,6 +45,9 @@ class HostPlace:
     def stream(self, index: int) -> int:
         return 0
 
+    def give_back(self, index: int) -> bool:
+        return False
+
     def kernels(self, index: int, arch: str, multiprocessors: int) -> Kernels:
         limits = TorchLimits("cpu", lambda: None, nbytes=64 << 20, side=512)
         return Kernels(

@@ -6,6 +6,7 @@ Imported only when a device is opened: importing the binding is slow, and it may
 from typing import Any
 
 from cuda.bindings import driver
+from kvrt_kernels.driver.calls import Calls, Direction, Handle, shown
 
 from kvrt.errors import DeviceError, KvrtError, OutOfMemory
 
@@ -13,6 +14,11 @@ binding: Any = driver  # which has types in some versions, and not those that ma
 RECOMMENDED = binding.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_RECOMMENDED
 NON_BLOCKING = int(binding.CUstream_flags.CU_STREAM_NON_BLOCKING)
 DISABLE_TIMING = int(binding.CUevent_flags.CU_EVENT_DISABLE_TIMING)
+COPIES: dict[Direction, str] = {
+    "to host": "cuMemcpyDtoHAsync",
+    "to device": "cuMemcpyHtoDAsync",
+    "within": "cuMemcpyDtoDAsync",
+}
 
 _RESTART = "the device must be opened anew, by another process; look at dmesg and nvidia-smi -q"
 FIXES = {
@@ -85,44 +91,114 @@ def access_by(index: int) -> Any:
 def _error(name: str, arguments: tuple[Any, ...], status: Any, needed: int) -> KvrtError:
     code = status.name
     _, text = binding.cuGetErrorString(status)
-    shown = ", ".join(map(_shown, arguments))
-    message = f"{name}({shown}) failed with {code} ({(text or b'unknown error').decode()})"
+    said = (text or b"unknown error").decode()
+    message = f"{name}({', '.join(map(shown, arguments))}) failed with {code} ({said})"
     fix = FIXES.get(code, "")
     if code == "CUDA_ERROR_OUT_OF_MEMORY":
         return OutOfMemory(message, needed=needed, fix=fix)
     return DeviceError(message, call=name, code=code, fix=fix)
 
 
-def _shown(argument: Any) -> str:
-    if isinstance(argument, int):
-        return hex(argument) if argument >= 2**32 else str(argument)
-    return type(argument).__name__
-
-
-class Context:
-    """A device's primary context, which torch uses too.
+class CudaCalls(Calls):
+    """The driver's calls for a device, in its primary context, which torch uses too.
 
     Args:
         index: the device's.
+        shareable: let chunks be exported to other processes.
     """
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, *, shareable: bool = False) -> None:
+        self._index = index
+        self._allocation = allocation_of(index, shareable=shareable)
+        self._access = [access_by(index)]
         self._device = call("cuDeviceGet", index)
-        self._handle: Any = call("cuDevicePrimaryCtxRetain", self._device)
+        self._context = int(call("cuDevicePrimaryCtxRetain", self._device))
 
     @property
-    def closed(self) -> bool:
-        return self._handle is None
+    def own(self) -> int:
+        return self._context
 
-    def use(self) -> None:
-        """Make it this thread's current one, as ``torch.cuda.set_device`` does."""
-        call("cuCtxSetCurrent", self._handle)
+    def current(self) -> int:
+        return int(call("cuCtxGetCurrent"))
 
-    def synchronize(self) -> None:
-        self.use()
-        call("cuCtxSynchronize")
+    def make_current(self, what: int) -> None:
+        call("cuCtxSetCurrent", binding.CUcontext(what))
+
+    def another(self) -> "CudaCalls":
+        return CudaCalls(self._index)
 
     def close(self) -> None:
-        if self._handle is not None:
+        if not self.closed:
             call("cuDevicePrimaryCtxRelease", self._device)
-            self._handle = None
+            self.closed = True
+
+    def synchronize(self) -> None:
+        self.here(call, "cuCtxSynchronize")
+
+    def granularity(self) -> int:
+        asked = "cuMemGetAllocationGranularity"
+        return int(self.here(call, asked, self._allocation, RECOMMENDED))
+
+    def memory_info(self) -> tuple[int, int]:
+        free, total = self.here(call, "cuMemGetInfo")
+        return int(free), int(total)
+
+    def reserve(self, nbytes: int, alignment: int) -> int:
+        reserve = "cuMemAddressReserve"
+        return int(self.here(call, reserve, nbytes, alignment, 0, 0, needed=nbytes))
+
+    def release(self, base: int, nbytes: int) -> None:
+        self.here(call, "cuMemAddressFree", base, nbytes)
+
+    def create(self, nbytes: int) -> Handle:
+        return self.here(call, "cuMemCreate", nbytes, self._allocation, 0, needed=nbytes)
+
+    def destroy(self, chunk: Handle) -> None:
+        self.here(call, "cuMemRelease", chunk)
+
+    def map(self, address: int, nbytes: int, chunk: Handle) -> None:
+        self.here(call, "cuMemMap", address, nbytes, 0, chunk, 0)
+
+    def allow(self, address: int, nbytes: int) -> None:
+        self.here(call, "cuMemSetAccess", address, nbytes, self._access, 1)
+
+    def unmap(self, address: int, nbytes: int) -> None:
+        self.here(call, "cuMemUnmap", address, nbytes)
+
+    def host_create(self, nbytes: int) -> int:
+        return int(self.here(call, "cuMemHostAlloc", nbytes, 0, needed=nbytes))
+
+    def host_destroy(self, address: int) -> None:
+        self.here(call, "cuMemFreeHost", address)
+
+    def stream_create(self) -> Handle:
+        return self.here(call, "cuStreamCreate", NON_BLOCKING)
+
+    def stream_destroy(self, stream: Handle) -> None:
+        self.here(call, "cuStreamDestroy", stream)
+
+    def stream_wait(self, stream: Handle, event: Handle) -> None:
+        self.here(call, "cuStreamWaitEvent", stream, event, 0)
+
+    def stream_synchronize(self, stream: Handle) -> None:
+        self.here(call, "cuStreamSynchronize", stream)
+
+    def copy(
+        self, direction: Direction, target: int, source: int, nbytes: int, stream: Handle
+    ) -> None:
+        self.here(call, COPIES[direction], target, source, nbytes, stream)
+
+    def event_create(self) -> Handle:
+        return self.here(call, "cuEventCreate", DISABLE_TIMING)
+
+    def event_destroy(self, event: Handle) -> None:
+        self.here(call, "cuEventDestroy", event)
+
+    def event_record(self, event: Handle, stream: Handle) -> None:
+        self.here(call, "cuEventRecord", event, stream)
+
+    def event_done(self, event: Handle) -> bool:
+        return self.here(finished, event)
+
+    def event_synchronize(self, event: Handle) -> None:
+        self.here(call, "cuEventSynchronize", event)

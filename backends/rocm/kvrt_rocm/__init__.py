@@ -1,12 +1,18 @@
-"""The ROCm backend: AMD GPUs, by hip-python and Triton kernels."""
+"""The ROCm backend: AMD GPUs, by hip-python and Triton kernels.
+
+driver    what to look for
+calls     the runtime's calls, of which `kvrt_kernels.driver` makes a device
+memory    where ROCm maps memory in ways of its own
+device    what the runtime says of a device
+"""
 
 from kvrt_kernels.dlpack import ROCM
+from kvrt_kernels.driver.backend import GpuBackend
 from kvrt_kernels.gpu import Place, TorchPlace
 
-from kvrt.errors import BackendUnavailable
-from kvrt.spi import Device, DeviceOptions, Probe
+from kvrt.spi import Device, DeviceOptions
 
-from . import driver
+from .driver import VENDOR
 
 TORCH = TorchPlace(
     "ROCm",
@@ -16,52 +22,20 @@ TORCH = TorchPlace(
 )
 
 
-class RocmBackend:
-    """See `kvrt.spi.Backend`. Importing this loads neither torch nor the driver.
+class RocmBackend(GpuBackend):
+    """See `kvrt.spi.Backend`.
 
     Args:
-        place: how torch sees the devices' memory, and what computes there.
+        place: see `GpuBackend`.
     """
 
-    name = "rocm"
-    spi = 1
-
     def __init__(self, place: Place = TORCH) -> None:
-        self._place = place
+        super().__init__(VENDOR, place, "ROCm", "update ROCm")
 
-    def probe(self) -> Probe:
-        found = driver.look()
-        if found.fix or not found.devices:
-            return Probe(False, found.detail, found.fix, found.devices)
-        software = self._place.software()
-        detail = f"{found.detail}, {software.detail}"
-        if software.fix:
-            return Probe(False, detail, software.fix, found.devices)
-        if software.version[:1] > found.version[:1]:
-            built = ".".join(map(str, software.version))
-            detail = f"{detail}: torch needs ROCm {built}"
-            return Probe(False, detail, "update ROCm", found.devices)
-        return Probe(True, detail, devices=found.devices)
+    def device(self, index: int, options: DeviceOptions, place: Place) -> Device:
+        from .device import open_device
 
-    def open(self, index: int = 0, options: DeviceOptions = DeviceOptions()) -> Device:
-        probe = self.probe()
-        if not probe.available:
-            raise BackendUnavailable(
-                f"the rocm backend cannot be used: {probe.detail}",
-                fix=probe.fix or "use --backend cpu",
-            )
-        if index >= probe.devices:
-            raise BackendUnavailable(
-                f"there is no rocm device {index}: there {_are(probe.devices)}",
-                fix=f"use a device from 0 to {probe.devices - 1}",
-            )
-        from .device import RocmDevice
-
-        return RocmDevice(index, options, self._place)
-
-
-def _are(count: int) -> str:
-    return "is 1" if count == 1 else f"are {count}"
+        return open_device(index, options, place)
 
 
 backend = RocmBackend()

@@ -9,15 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from hip import hip
+from kvrt_kernels.driver.calls import Calls, Direction, Handle, shown
 
 from kvrt.errors import DeviceError, KvrtError, OutOfMemory
 
 binding: Any = hip  # which has types in some versions, and not those that matter
 READ_WRITE = binding.hipMemAccessFlags.hipMemAccessFlagsProtReadWrite
 RECOMMENDED = binding.hipMemAllocationGranularity_flags.hipMemAllocationGranularityRecommended
-TO_HOST = binding.hipMemcpyKind.hipMemcpyDeviceToHost
-TO_DEVICE = binding.hipMemcpyKind.hipMemcpyHostToDevice
-WITHIN = binding.hipMemcpyKind.hipMemcpyDeviceToDevice
+COPIES: dict[Direction, Any] = {
+    "to host": binding.hipMemcpyKind.hipMemcpyDeviceToHost,
+    "to device": binding.hipMemcpyKind.hipMemcpyHostToDevice,
+    "within": binding.hipMemcpyKind.hipMemcpyDeviceToDevice,
+}
+CHUNK = 2 << 20
+"""Bytes of a chunk at least: the runtime may allow 4 KiB, for which a call takes as long."""
 NON_BLOCKING = int(binding.hipStreamNonBlocking)
 DISABLE_TIMING = int(binding.hipEventDisableTiming)
 
@@ -117,38 +122,115 @@ def access_by(index: int) -> Any:
 
 def _error(name: str, arguments: tuple[Any, ...], status: Any, needed: int) -> KvrtError:
     code = status.name
-    shown = ", ".join(map(_shown, arguments))
-    message = f"{name}({shown}) failed with {code}"
+    message = f"{name}({', '.join(map(shown, arguments))}) failed with {code}"
     fix = FIXES.get(code, "")
     if code == "hipErrorOutOfMemory":
         return OutOfMemory(message, needed=needed, fix=fix)
     return DeviceError(message, call=name, code=code, fix=fix)
 
 
-def _shown(argument: Any) -> str:
-    if isinstance(argument, int):
-        return hex(argument) if argument >= 2**32 else str(argument)
-    return type(argument).__name__
-
-
-class Context:
-    """A device as the runtime knows it: it has no context to hold, only a current device.
+class RocmCalls(Calls):
+    """The runtime's calls for a device. It has no context to hold, only a current device.
 
     Args:
         index: the device's.
+        shareable: let chunks be exported to other processes.
     """
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, *, shareable: bool = False) -> None:
         self._index = index
-        self.closed = False
+        self._allocation = allocation_of(index, shareable=shareable)
+        self._access = access_by(index)
 
-    def use(self) -> None:
-        """Make it this thread's current device, as ``torch.cuda.set_device`` does."""
-        call("hipSetDevice", self._index)
+    @property
+    def own(self) -> int:
+        return self._index
 
-    def synchronize(self) -> None:
-        self.use()
-        call("hipDeviceSynchronize")
+    def current(self) -> int:
+        return int(call("hipGetDevice"))
+
+    def make_current(self, what: int) -> None:
+        call("hipSetDevice", what)
+
+    def another(self) -> "RocmCalls":
+        return RocmCalls(self._index)
 
     def close(self) -> None:
         self.closed = True
+
+    def synchronize(self) -> None:
+        self.here(call, "hipDeviceSynchronize")
+
+    def granularity(self) -> int:
+        asked = "hipMemGetAllocationGranularity"
+        smallest = self.here(call, asked, self._allocation, RECOMMENDED)
+        return max(CHUNK, int(smallest))
+
+    def memory_info(self) -> tuple[int, int]:
+        free, total = self.here(call, "hipMemGetInfo")
+        return int(free), int(total)
+
+    def reserve(self, nbytes: int, alignment: int) -> int:
+        reserve = "hipMemAddressReserve"
+        return int(self.here(call, reserve, nbytes, alignment, 0, 0, needed=nbytes))
+
+    def release(self, base: int, nbytes: int) -> None:
+        self.here(call, "hipMemAddressFree", base, nbytes)
+
+    def create(self, nbytes: int) -> Handle:
+        return self.here(call, "hipMemCreate", nbytes, self._allocation, 0, needed=nbytes)
+
+    def destroy(self, chunk: Handle) -> None:
+        self.here(call, "hipMemRelease", chunk)
+
+    def map(self, address: int, nbytes: int, chunk: Handle) -> None:
+        self.here(call, "hipMemMap", address, nbytes, 0, chunk, 0)
+
+    def allow(self, address: int, nbytes: int) -> None:
+        self.here(call, "hipMemSetAccess", address, nbytes, self._access, 1)
+
+    def allowed(self, address: int) -> bool:
+        """Whether the device may read and write there. Fails where nothing is mapped."""
+        access = self.here(call, "hipMemGetAccess", self._access.location, address)
+        return bool(access == int(READ_WRITE))
+
+    def unmap(self, address: int, nbytes: int) -> None:
+        self.here(call, "hipMemUnmap", address, nbytes)
+
+    def host_create(self, nbytes: int) -> int:
+        return int(self.here(call, "hipHostMalloc", nbytes, 0, needed=nbytes))
+
+    def host_destroy(self, address: int) -> None:
+        self.here(call, "hipHostFree", address)
+
+    def stream_create(self) -> Handle:
+        return self.here(call, "hipStreamCreateWithFlags", NON_BLOCKING)
+
+    def stream_destroy(self, stream: Handle) -> None:
+        self.here(call, "hipStreamDestroy", stream)
+
+    def stream_wait(self, stream: Handle, event: Handle) -> None:
+        self.here(call, "hipStreamWaitEvent", stream, event, 0)
+
+    def stream_synchronize(self, stream: Handle) -> None:
+        self.here(call, "hipStreamSynchronize", stream)
+
+    def copy(
+        self, direction: Direction, target: int, source: int, nbytes: int, stream: Handle
+    ) -> None:
+        self.here(call, "hipMemcpyAsync", target, source, nbytes, COPIES[direction], stream)
+
+    def event_create(self) -> Handle:
+        return self.here(call, "hipEventCreateWithFlags", DISABLE_TIMING)
+
+    def event_destroy(self, event: Handle) -> None:
+        self.here(call, "hipEventDestroy", event)
+
+    def event_record(self, event: Handle, stream: Handle) -> None:
+        self.here(call, "hipEventRecord", event, stream)
+
+    def event_done(self, event: Handle) -> bool:
+        return self.here(finished, event)
+
+    def event_synchronize(self, event: Handle) -> None:
+        self.here(call, "hipEventSynchronize", event)

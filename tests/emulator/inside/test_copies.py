@@ -23,11 +23,14 @@ def bytes_of(value: int, count: int = 4096) -> torch.Tensor:
 
 def compute(device: Device, tensor: torch.Tensor, value: int) -> None:
     """Queue work on the stream that compute uses, as a kernel would be."""
-    calls = importlib.import_module(f"kvrt_{device.info.backend}.calls")
-    if device.info.backend == "cuda":
-        calls.call("cuMemsetD8Async", tensor.data_ptr(), value, tensor.nbytes, 0)
-    else:
-        calls.call("hipMemsetAsync", tensor.data_ptr(), value, tensor.nbytes, 0)
+    module = importlib.import_module(f"kvrt_{device.info.backend}.calls")
+    kind, fill = {
+        "cuda": ("CudaCalls", "cuMemsetD8Async"),
+        "rocm": ("RocmCalls", "hipMemsetAsync"),
+    }[device.info.backend]
+    calls = getattr(module, kind)(device.info.index)
+    calls.here(module.call, fill, tensor.data_ptr(), value, tensor.nbytes, 0)
+    calls.close()
 
 
 def test_a_copy_runs_when_it_is_waited_for(open_device: Open) -> None:

@@ -8,6 +8,7 @@ from kvrt.spi import Capability
 from tests.emulator.inside.conftest import MIB, Open
 from tests.emulator.inside.names import CALLS, ERRORS, INVALID, OUT_OF_MEMORY
 from tests.emulator.library import Emulator
+from tests.emulator.place import HostPlace
 
 
 @pytest.mark.parametrize("step", ["reserve", "create", "map", "access", "unmap", "release", "free"])
@@ -59,6 +60,37 @@ def test_no_memory_is_said_with_what_was_needed(
         }[step]()
     assert raised.value.needed == size
     assert raised.value.fix
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_torch_is_asked_for_what_it_keeps_before_memory_is_short(
+    returns: bool, emulator: Emulator, open_device: Open, vendor: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    asked: list[int] = []
+
+    def give_back(self: HostPlace, index: int) -> bool:
+        asked.append(index)
+        return returns
+
+    monkeypatch.setattr(HostPlace, "give_back", give_back)
+    device = open_device()
+    emulator.fail(1, OUT_OF_MEMORY, CALLS["create"][vendor])
+    if returns:
+        device.memory.create()
+    else:
+        with pytest.raises(OutOfMemory):
+            device.memory.create()
+    assert asked == [0], "once"
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("exports", [0, 1])
+def test_memory_is_asked_to_be_shareable_only_where_it_can_be(
+    exports: int, emulator: Emulator, open_device: Open
+) -> None:
+    emulator.set(exports=exports)
+    open_device(shareable=True).memory.create()
 
 
 def test_a_device_that_is_full_says_so_and_works_on(emulator: Emulator, open_device: Open) -> None:

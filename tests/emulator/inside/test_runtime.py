@@ -65,8 +65,10 @@ def run(
     try:
         return runtime.generate(PROMPTS, params), runtime.stats().steps
     finally:
-        runtime.close()
-        runtime.device.close()
+        try:
+            runtime.close()
+        finally:
+            runtime.device.close()
 
 
 def chosen(trace: list[str], most: int) -> list[int]:

@@ -10,7 +10,7 @@
 enum { MAX_FUNCTIONS = 128, NAME = 48 };
 
 #define DEFAULTS \
-    {.devices = 1, .memory = 256 << 20, .granularity = 2 << 20, .virtual_memory = 1}
+    {.devices = 1, .memory = 256 << 20, .granularity = 2 << 20, .virtual_memory = 1, .exports = 1}
 struct settings settings = DEFAULTS;
 struct accounts accounts;
 
@@ -106,6 +106,7 @@ static const struct {
     {"deferred", &settings.deferred},     {"silent_map", &settings.silent_map},
     {"keeps_memory", &settings.keeps_memory},
     {"virtual_memory", &settings.virtual_memory}, {"lose_after", &settings.lose_after},
+    {"exports", &settings.exports},       {"strict", &settings.strict},
 };
 
 static const struct {

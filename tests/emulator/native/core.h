@@ -37,6 +37,8 @@ struct settings {
     uint64_t granularity;  /* bytes */
     uint64_t version;      /* what the driver says it is; 0: the face's own */
     uint64_t virtual_memory; /* whether the devices say that they have it */
+    uint64_t exports;      /* CUDA: memory can be exported as a file descriptor */
+    uint64_t strict;       /* CUDA: all that is about memory, streams and events wants a context */
     uint64_t lose_after;   /* after that many calls the device is lost; 0: never */
     uint64_t deferred;     /* queued work runs only when somebody waits for it */
     uint64_t silent_map;   /* ROCm: a map that fails says that it succeeded */

@@ -59,6 +59,13 @@ static int ready;
         ENTER;                                                            \
         if (!current()) return emu_leave(__func__, INVALID_CONTEXT, " "); \
     } while (0)
+/* What the documentation names no context for, and a driver may yet want one. */
+#define ENTER_FOR_WORK                                                    \
+    do {                                                                  \
+        ENTER;                                                            \
+        if (settings.strict && !current())                                \
+            return emu_leave(__func__, INVALID_CONTEXT, " ");             \
+    } while (0)
 #define LEAVE(status, ...) return emu_leave(__func__, (status), __VA_ARGS__)
 
 static CUcontext current(void) {
@@ -116,7 +123,7 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
         case 75: *value = 9; break;   /* COMPUTE_CAPABILITY_MAJOR */
         case 76: *value = 0; break;   /* COMPUTE_CAPABILITY_MINOR */
         case 102: *value = (int)settings.virtual_memory; break; /* VIRTUAL_MEMORY_MANAGEMENT_... */
-        case 103: *value = 1; break; /* HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED */
+        case 103: *value = (int)settings.exports; break; /* HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED */
         default: LEAVE(INVALID_VALUE, "attribute=%d", attribute);
     }
     LEAVE(OK, "attribute=%d, device=%d", attribute, device);
@@ -184,7 +191,8 @@ int cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
 
 static int check_properties(const CUmemAllocationProp *properties) {
     if (!properties || properties->type != PINNED) return INVALID_VALUE;
-    if (properties->requested_handle_types & ~POSIX_DESCRIPTOR) return NOT_SUPPORTED;
+    int exported = settings.exports ? POSIX_DESCRIPTOR : 0;
+    if (properties->requested_handle_types & ~exported) return NOT_SUPPORTED;
     switch (properties->location.type) {
         case DEVICE: return known(properties->location.id) ? OK : INVALID_DEVICE;
         case HOST:
@@ -195,7 +203,7 @@ static int check_properties(const CUmemAllocationProp *properties) {
 
 int cuMemGetAllocationGranularity(
     size_t *granularity, const CUmemAllocationProp *properties, int option) {
-    ENTER;
+    ENTER_FOR_WORK;
     int status = option == 0 || option == 1 ? check_properties(properties) : INVALID_VALUE;
     if (!status) *granularity = settings.granularity;
     LEAVE(status, "option=%d", option);
@@ -203,7 +211,7 @@ int cuMemGetAllocationGranularity(
 
 int cuMemAddressReserve(
     CUdeviceptr *base, size_t size, size_t alignment, CUdeviceptr hint, unsigned long long flags) {
-    ENTER;
+    ENTER_FOR_WORK;
     uintptr_t start = 0;
     int status = flags ? INVALID_VALUE : memory_reserve(&start, size, alignment);
     (void)hint; /* only a wish */
@@ -212,13 +220,13 @@ int cuMemAddressReserve(
 }
 
 int cuMemAddressFree(CUdeviceptr base, size_t size) {
-    ENTER;
+    ENTER_FOR_WORK;
     LEAVE(memory_free_span(base, size), "base=%#llx, size=%zu", base, size);
 }
 
 int cuMemCreate(
     Handle *handle, size_t size, const CUmemAllocationProp *properties, unsigned long long flags) {
-    ENTER;
+    ENTER_FOR_WORK;
     uint64_t made = 0;
     int status = flags ? INVALID_VALUE : check_properties(properties);
     if (!status) status = memory_create(&made, size, properties->location.id);
@@ -227,7 +235,7 @@ int cuMemCreate(
 }
 
 int cuMemRetainAllocationHandle(Handle *handle, void *address) {
-    ENTER;
+    ENTER_FOR_WORK;
     uint64_t found = 0;
     int status = memory_retain(&found, (uintptr_t)address);
     *handle = found;
@@ -235,25 +243,25 @@ int cuMemRetainAllocationHandle(Handle *handle, void *address) {
 }
 
 int cuMemRelease(Handle handle) {
-    ENTER;
+    ENTER_FOR_WORK;
     LEAVE(memory_release(handle), "handle=%#llx", handle);
 }
 
 int cuMemMap(
     CUdeviceptr base, size_t size, size_t offset, Handle handle, unsigned long long flags) {
-    ENTER;
+    ENTER_FOR_WORK;
     int status = flags || offset ? INVALID_VALUE : memory_map(base, size, offset, handle);
     LEAVE(status, "base=%#llx, size=%zu, handle=%#llx", base, size, handle);
 }
 
 int cuMemUnmap(CUdeviceptr base, size_t size) {
-    ENTER;
+    ENTER_FOR_WORK;
     LEAVE(memory_unmap(base, size), "base=%#llx, size=%zu", base, size);
 }
 
 int cuMemSetAccess(
     CUdeviceptr base, size_t size, const CUmemAccessDesc *descriptions, size_t count) {
-    ENTER;
+    ENTER_FOR_WORK;
     int status = descriptions && count ? OK : INVALID_VALUE;
     for (size_t i = 0; i < count && !status; i++)
         status = descriptions[i].location.type != DEVICE
@@ -264,7 +272,7 @@ int cuMemSetAccess(
 }
 
 int cuMemGetAccess(unsigned long long *flags, const CUmemLocation *location, CUdeviceptr address) {
-    ENTER;
+    ENTER_FOR_WORK;
     int access = NO_ACCESS;
     int status = location->type != DEVICE ? INVALID_VALUE
                                           : memory_get_access(address, location->id, &access);
@@ -324,7 +332,7 @@ int cuStreamCreate(struct stream **stream, unsigned flags) {
 }
 
 int cuStreamDestroy_v2(struct stream *stream) {
-    ENTER;
+    ENTER_FOR_WORK;
     LEAVE(stream_destroy(stream), " ");
 }
 
@@ -350,7 +358,7 @@ int cuEventCreate(struct event **event, unsigned flags) {
 }
 
 int cuEventDestroy_v2(struct event *event) {
-    ENTER;
+    ENTER_FOR_WORK;
     LEAVE(event_destroy(event), " ");
 }
 
@@ -360,12 +368,12 @@ int cuEventRecord(struct event *event, struct stream *stream) {
 }
 
 int cuEventQuery(struct event *event) {
-    ENTER;
+    ENTER_FOR_WORK;
     LEAVE(event_query(event), " ");
 }
 
 int cuEventSynchronize(struct event *event) {
-    ENTER;
+    ENTER_FOR_WORK;
     LEAVE(event_synchronize(event), " ");
 }
 

@@ -3,54 +3,50 @@
 import threading
 from collections import deque
 from contextlib import ExitStack, suppress
-from typing import Any
 
 from torch import Tensor
 
 from kvrt.errors import KvrtError
 from kvrt.spi import Ticket
-
-from . import calls
-from .calls import Context, call
-from .pinned import PinnedMemory
-from .tickets import Events, EventTicket
+from kvrt_kernels.driver.calls import Calls, Direction, Handle
+from kvrt_kernels.driver.pinned import PinnedMemory
+from kvrt_kernels.driver.tickets import Events, EventTicket
 
 
-class RocmCopier:
+class StreamCopier:
     """See `kvrt.spi.Copier`.
 
-    The stream waits for a ticket of any ROCm device without the host; for another kind of ticket
-    the host waits, before the copy is submitted. Host memory that is not pinned will do, and then
-    the runtime may finish the copy, or a copy of it, before it returns.
+    The stream waits for a ticket of any of the vendor's devices without the host; for another kind
+    of ticket the host waits, before the copy is submitted. Host memory that is not pinned will do,
+    and then the driver may finish the copy, or a copy of it, before it returns.
 
     Args:
-        index: the device's.
-        context: the device, for the runtime.
+        calls: of the device.
         events: for the tickets.
     """
 
-    def __init__(self, index: int, context: Context, events: Events) -> None:
-        self._context = context
+    def __init__(self, calls: Calls, events: Events) -> None:
+        self._calls = calls
         self._events = events
-        self._pinned = PinnedMemory(index)
+        self._pinned = PinnedMemory(calls)
         self._flight: deque[EventTicket] = deque()
         self._lock = threading.Lock()
-        context.use()
-        self._stream: Any = call("hipStreamCreateWithFlags", calls.NON_BLOCKING)
+        self._stream: Handle = calls.stream_create()
 
     def host_buffer(self, nbytes: int) -> Tensor:
         return self._pinned.tensor(nbytes)
 
     def to_host(self, dst: Tensor, src: Tensor, after: Ticket | None = None) -> Ticket:
-        return self._copy(calls.TO_HOST, dst, src, after)
+        return self._copy("to host", dst, src, after)
 
     def to_device(self, dst: Tensor, src: Tensor, after: Ticket | None = None) -> Ticket:
-        return self._copy(calls.TO_DEVICE, dst, src, after)
+        return self._copy("to device", dst, src, after)
 
     def within(self, dst: Tensor, src: Tensor, after: Ticket | None = None) -> Ticket:
-        return self._copy(calls.WITHIN, dst, src, after)
+        return self._copy("within", dst, src, after)
 
-    def _copy(self, kind: Any, dst: Tensor, src: Tensor, after: Ticket | None) -> Ticket:
+    def _copy(self, direction: Direction, dst: Tensor, src: Tensor, after: Ticket | None) -> Ticket:
+        calls = self._calls
         if after is not None and not isinstance(after, EventTicket):
             after.wait()
             after = None
@@ -58,17 +54,14 @@ class RocmCopier:
             # Tickets keep their tensors alive, and the copier its tickets, whoever drops them.
             while self._flight and self._flight[0].done():
                 self._flight.popleft()
-            self._context.use()
             if after is not None and after.pending:
-                call("hipStreamWaitEvent", self._stream, after.event, 0)
+                calls.stream_wait(self._stream, after.event)
             try:
-                call(
-                    "hipMemcpyAsync", dst.data_ptr(), src.data_ptr(), dst.nbytes, kind, self._stream
-                )
+                calls.copy(direction, dst.data_ptr(), src.data_ptr(), dst.nbytes, self._stream)
                 ticket = self._events.record(self._stream, (dst, src))
             except KvrtError:
                 with suppress(KvrtError):  # the first failure is the one to tell
-                    call("hipStreamSynchronize", self._stream)
+                    calls.stream_synchronize(self._stream)
                 raise
             self._flight.append(ticket)
         return ticket
@@ -82,5 +75,5 @@ class RocmCopier:
 
     def _destroy_stream(self) -> None:
         if self._stream is not None:
-            call("hipStreamDestroy", self._stream)
+            self._calls.stream_destroy(self._stream)
             self._stream = None

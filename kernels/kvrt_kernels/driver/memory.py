@@ -1,75 +1,93 @@
-"""Virtual memory by the driver's own calls: cuMemAddressReserve, cuMemCreate, cuMemMap and so on.
+"""Virtual memory by a driver's own calls."""
 
-reserve  cuMemAddressReserve         release  cuMemAddressFree
-create   cuMemCreate                 destroy  cuMemRelease
-map      cuMemMap, cuMemSetAccess    unmap    cuMemUnmap
-"""
-
-from contextlib import ExitStack, suppress
-from typing import Any
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TypeVar
 
 import torch
-from kvrt_kernels.gpu import Place, forgotten
 
-from kvrt.errors import KvrtError
+from kvrt.errors import KvrtError, OutOfMemory
 from kvrt.spi import Chunk, DType, MemoryInfo, Span
+from kvrt_kernels.driver.calls import Calls, Handle
+from kvrt_kernels.gpu import Place
 
-from . import calls
-from .calls import Context, call
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
-class CudaMemory:
+@contextmanager
+def forgotten(table: dict[Key, Value], key: Key) -> Iterator[Value]:
+    """Take an entry out of a table while it is given back to a driver; put it back if that fails.
+
+    In this order, since a driver may hand the same handle or address to another thread at once.
+    """
+    value = table.pop(key)
+    try:
+        yield value
+    except BaseException:
+        table[key] = value
+        raise
+
+
+class MappedMemory:
     """See `kvrt.spi.VirtualMemory`.
 
-    Memory of this device that only this device can reach. The driver makes none of these calls
-    wait for the device: what is unmapped must not be in use any more.
+    Memory of this device that only this device can reach. What is unmapped must not be in use any
+    more: a driver need not wait for the device.
 
     Args:
         index: the device's.
-        context: its primary context.
+        calls: of the device.
         place: how torch sees its memory.
-        shareable: let chunks be exported to other processes.
     """
 
-    def __init__(self, index: int, context: Context, place: Place, *, shareable: bool) -> None:
+    notes: tuple[str, ...] = ()
+    """What a user should be told."""
+
+    def __init__(self, index: int, calls: Calls, place: Place) -> None:
         self._index = index
-        self._context = context
+        self._calls = calls
         self._place = place
-        self._properties = calls.allocation_of(index, shareable=shareable)
-        self._access = calls.access_by(index)
-        self.granularity: int = call(
-            "cuMemGetAllocationGranularity", self._properties, calls.RECOMMENDED
-        )
+        self.granularity = calls.granularity()
         self._spans: dict[int, Span] = {}
         self._bytes: dict[int, torch.Tensor] = {}  # the tensor of a span, by its base
-        self._handles: dict[int, Any] = {}
+        self._handles: dict[int, Handle] = {}
         self._mapped: set[int] = set()  # addresses
 
     def reserve(self, nbytes: int) -> Span:
-        base = int(call("cuMemAddressReserve", nbytes, self.granularity, 0, 0, needed=nbytes))
+        base = self._calls.reserve(nbytes, self.granularity)
         span = self._spans[base] = Span(base, nbytes)
         return span
 
     def release(self, span: Span) -> None:
         self._bytes.pop(span.base, None)
         with forgotten(self._spans, span.base):
-            call("cuMemAddressFree", span.base, span.nbytes)
+            self._calls.release(span.base, span.nbytes)
 
     def create(self) -> Chunk:
-        handle = call("cuMemCreate", self.granularity, self._properties, 0, needed=self.granularity)
+        try:
+            handle = self._calls.create(self.granularity)
+        except OutOfMemory:
+            # Torch may sit on memory that no tensor needs.
+            if not self._place.give_back(self._index):
+                raise
+            handle = self._calls.create(self.granularity)
         self._handles[int(handle)] = handle
         return Chunk(int(handle))
 
     def destroy(self, chunk: Chunk) -> None:
-        with forgotten(self._handles, chunk.handle) as handle:
-            call("cuMemRelease", handle)
+        self._destroy(chunk.handle)
+
+    def _destroy(self, handle: int) -> None:
+        with forgotten(self._handles, handle) as held:
+            self._calls.destroy(held)
 
     def map(self, span: Span, at: int, chunk: Chunk) -> None:
         address = span.base + at
-        call("cuMemMap", address, self.granularity, 0, self._handles[chunk.handle], 0)
+        self._calls.map(address, self.granularity, self._handles[chunk.handle])
         self._mapped.add(address)
         try:
-            call("cuMemSetAccess", address, self.granularity, [self._access], 1)
+            self._calls.allow(address, self.granularity)
         except KvrtError:
             with suppress(KvrtError):  # the first failure is the one to tell
                 self._unmap(address)
@@ -79,7 +97,7 @@ class CudaMemory:
         self._unmap(span.base + at)
 
     def _unmap(self, address: int) -> None:
-        call("cuMemUnmap", address, self.granularity)
+        self._calls.unmap(address, self.granularity)
         self._mapped.remove(address)
 
     def tensor(self, span: Span, dtype: DType) -> torch.Tensor:
@@ -91,8 +109,7 @@ class CudaMemory:
         return whole.view(kind)
 
     def info(self) -> MemoryInfo:
-        self._context.use()
-        free, total = call("cuMemGetInfo")
+        free, total = self._calls.memory_info()
         return MemoryInfo(total, free, len(self._handles) * self.granularity)
 
     def close(self) -> None:
@@ -105,6 +122,6 @@ class CudaMemory:
             for span in list(self._spans.values()):
                 last_first.callback(self.release, span)
             for handle in list(self._handles):
-                last_first.callback(self.destroy, Chunk(handle))
+                last_first.callback(self._destroy, handle)
             for address in list(self._mapped):
                 last_first.callback(self._unmap, address)

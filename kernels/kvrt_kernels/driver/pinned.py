@@ -7,8 +7,7 @@ import weakref
 import torch
 
 from kvrt.errors import KvrtError
-
-from .calls import Context, call
+from kvrt_kernels.driver.calls import Calls
 
 log = logging.getLogger(__name__)
 
@@ -18,25 +17,29 @@ Buffer = ctypes.Array[ctypes.c_uint8]
 class PinnedMemory:
     """Page-locked host memory, given back some time after the last tensor over it is gone.
 
-    The driver is never called by Python's garbage collector, which may run at any moment, also
-    while a graph is recorded: what it finds unused waits for the next call here.
+    While the device is open, the driver is never called by Python's garbage collector, which may
+    run at any moment, also while a graph is recorded: what it finds unused waits for the next call
+    here. Once the device is closed there is no such call any more, and no graph of it either: what
+    is found then is given back at once, by whoever let go of it.
+
+    Args:
+        calls: of the device.
     """
 
-    def __init__(self, index: int) -> None:
-        self._index = index
+    def __init__(self, calls: Calls) -> None:
+        self._device = calls
         self._buffers: set[int] = set()  # addresses
         self._unused: list[int] = []
-        self._context: Context | None = None
+        self._calls: Calls | None = None
         self._closed = False
 
     def tensor(self, nbytes: int) -> torch.Tensor:
         """uint8 [nbytes]."""
-        if self._context is None:
-            # Its own hold on the context, which must outlive the device while a tensor lives.
-            self._context = Context(self._index)
+        if self._calls is None:
+            # Its own hold on the device, which must outlive that of others while a tensor lives.
+            self._calls = self._device.another()
         self._free_unused()
-        self._context.use()
-        address = int(call("cuMemHostAlloc", nbytes, 0, needed=nbytes))
+        address = self._calls.host_create(nbytes)
         self._buffers.add(address)
         buffer = (ctypes.c_uint8 * nbytes).from_address(address)
         weakref.finalize(buffer, self._lost, address).atexit = False
@@ -56,8 +59,8 @@ class PinnedMemory:
                 log.warning("host memory could not be given back: %s", error)
 
     def _free_unused(self) -> None:
-        context = self._context
-        if context is None:
+        calls = self._calls
+        if calls is None:
             return
         while True:
             # Off the list first: the collector, or another thread, may come in between.
@@ -66,12 +69,11 @@ class PinnedMemory:
             except IndexError:
                 break
             try:
-                context.use()
-                call("cuMemFreeHost", address)
+                calls.host_destroy(address)
             except KvrtError:
                 self._unused.append(address)
                 raise
             self._buffers.remove(address)
         if self._closed and not self._buffers:
-            context.close()
-            self._context = None
+            calls.close()
+            self._calls = None

@@ -1,12 +1,10 @@
 """Tickets that are events of the device."""
 
 import time
-from typing import Any
 
 from torch import Tensor
 
-from . import calls
-from .calls import Context, call
+from kvrt_kernels.driver.calls import Calls, Handle
 
 FIRST_PAUSE, LONGEST_PAUSE = 20e-6, 1e-3
 """Seconds between two looks at an event, for one who waits with a timeout."""
@@ -15,32 +13,31 @@ FIRST_PAUSE, LONGEST_PAUSE = 20e-6, 1e-3
 class Events:
     """The events of a device. One is used again when nobody can ask for its ticket any more."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._all: list[Any] = []
-        self._free: list[Any] = []
+    def __init__(self, calls: Calls) -> None:
+        self.calls = calls
+        self._all: list[Handle] = []
+        self._free: list[Handle] = []
         self.closed = False
 
-    def record(self, stream: Any, keep: tuple[Tensor, ...] = ()) -> "EventTicket":
+    def record(self, stream: Handle, keep: tuple[Tensor, ...] = ()) -> "EventTicket":
         """A ticket for all work submitted to a stream so far.
 
         Args:
             keep: tensors that must live until it is done.
         """
-        self._context.use()
         try:
             event = self._free.pop()
         except IndexError:
-            event = call("hipEventCreateWithFlags", calls.DISABLE_TIMING)
+            event = self.calls.event_create()
             self._all.append(event)
         try:
-            call("hipEventRecord", event, stream)
+            self.calls.event_record(event, stream)
         except BaseException:
             self._free.append(event)
             raise
         return EventTicket(self, event, keep)
 
-    def give(self, event: Any) -> None:
+    def give(self, event: Handle) -> None:
         self._free.append(event)
 
     def close(self) -> None:
@@ -48,14 +45,14 @@ class Events:
         self.closed = True
         self._free.clear()
         while self._all:
-            call("hipEventDestroy", self._all[-1])
+            self.calls.event_destroy(self._all[-1])
             self._all.pop()
 
 
 class EventTicket:
     """See `kvrt.spi.Ticket`."""
 
-    def __init__(self, events: Events, event: Any, keep: tuple[Tensor, ...]) -> None:
+    def __init__(self, events: Events, event: Handle, keep: tuple[Tensor, ...]) -> None:
         self.event = event
         self._events = events
         self._keep = keep
@@ -67,7 +64,7 @@ class EventTicket:
         return not self._done and not self._events.closed
 
     def done(self) -> bool:
-        if not self._done and (self._events.closed or calls.finished(self.event)):
+        if not self._done and (self._events.closed or self._events.calls.event_done(self.event)):
             self._finish()
         return self._done
 
@@ -76,7 +73,7 @@ class EventTicket:
             return self._wait_until(time.monotonic() + timeout)
         if not self._done:
             if not self._events.closed:
-                call("hipEventSynchronize", self.event)
+                self._events.calls.event_synchronize(self.event)
             self._finish()
         return True
 
