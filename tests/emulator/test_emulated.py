@@ -9,11 +9,13 @@ import os
 import subprocess
 import sys
 import tempfile
+import tomllib
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.emulator import library
 
@@ -21,7 +23,8 @@ ROOT = Path(__file__).parents[2]
 VENDORS = ("cuda", "rocm")
 PARTS = ("probe", "memory", "copier", "lifecycle", "errors")
 BINDINGS = {
-    "cuda-bindings==13.0.3": "cuda",
+    "cuda-bindings==12.9.4": "cuda",  # pinned by torch's builds for CUDA 12.8
+    "cuda-bindings==13.0.3": "cuda",  # and for CUDA 13.0
     "hip-python==7.2.2.562.43": "rocm",
 }
 """Older generations of the bindings: 12 and 67 MB, so not for everyone's run."""
@@ -147,6 +150,16 @@ def test_the_memory_benchmark_runs(vendor: str) -> None:
     report = json.loads(emulated(vendor, *benchmark, alone=True))
     assert 0 < report["pooled_chunk_us"] < report["new_chunk_us"]
     assert report["backend_us"].keys() == {"create", "map", "unmap", "destroy"}
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_the_bindings_that_are_tested_are_those_that_may_be_installed(vendor: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = map(Requirement, project["optional-dependencies"][vendor])
+    wanted = {each.name: each.specifier for each in asked}
+    for tested in map(Requirement, (name for name, of in BINDINGS.items() if of == vendor)):
+        (pin,) = tested.specifier
+        assert wanted[tested.name].contains(pin.version), tested
 
 
 # --- not for everyone's run ----------------------------------------------------------------------
