@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 PROOF_CHUNKS = 32
+TRIES = 3
 TIMED_CHUNKS = 16
 FIX = "; fix: "
 """In a device's note, before what mends it. A note without is one to know and not to mend."""
@@ -42,8 +44,8 @@ def prove(backend: str, index: int) -> Generator[Check, None, None]:
         for kv in device.info.kv_formats:
             yield from _tried(group, f"attention.{kv}", partial(_attention, group, device, kv))
         yield from _tried(group, "latency", partial(_latency, group, device))
-        yield from _tried(group, "bandwidth", partial(_bandwidth, group, device))
         yield from _tried(group, "budget", partial(_budget, group, device))
+        yield from _tried(group, "bandwidth", partial(_bandwidth, group, device))
     finally:
         device.close()
 
@@ -73,13 +75,68 @@ def _about(group: str, device: Device) -> Check:
 # --- memory --------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What came of mapping chunks once.
+
+    Args:
+        wrong: the first chunk that was not read back as it was written; None if all were.
+        moved: whether a chunk kept its bytes when it was mapped elsewhere.
+        taken, kept: bytes of physical memory while they were mapped, and after all.
+        left: bytes of chunks that the device still counts.
+    """
+
+    wrong: int | None
+    moved: bool
+    taken: int
+    kept: int
+    left: int
+
+
 def _memory(group: str, device: Device) -> Check:
     """Reserve, map with holes between, write, read back, move a chunk, unmap; is it returned?"""
+    total = PROOF_CHUNKS * device.info.granularity
+    proofs = [_proof(device)]
+    # Of a device that others use too, only the whole can be asked: they may have taken some.
+    while proofs[-1].kept > total // 4 and len(proofs) < TRIES and not _in_host_memory(device):
+        proofs.append(_proof(device))
+    proof = min(proofs, key=lambda proof: (proof.wrong is None, proof.moved, proof.kept))
+    taken, kept, left = proof.taken, proof.kept, proof.left
+    data = {"written_bytes": total, "taken_bytes": taken, "kept_bytes": kept, "chunks_left": left}
+    problem = ""
+    if proof.wrong is not None:
+        problem = f"what was written to chunk {proof.wrong} was not read back"
+    elif not proof.moved:
+        problem = "a chunk lost its bytes when it was mapped elsewhere"
+    elif taken < total // 2:
+        problem = f"{format_bytes(total)} were written, but only {format_bytes(taken)} are there"
+    elif left or kept > total // 4:
+        problem = (
+            f"{format_bytes(kept)} of {format_bytes(taken)} did not come back ({left} chunks),"
+            f" by {_measured(device)}"
+        )
+    if problem:
+        fix = _report(device)
+        if not _in_host_memory(device):
+            fix = f"run it again while no other program uses the device; if it stays, {fix}"
+        return Check(group, "memory", Mark.BAD, f"memory: {problem}", fix, data=data)
+    return Check(
+        group, "memory", Mark.OK,
+        f"memory: reserved {format_bytes(2 * total)}, mapped and wrote {format_bytes(total)}, read"
+        f" it back, unmapped: {format_bytes(taken - max(kept, 0))} returned to the system",
+        data=data,
+    )  # fmt: skip
+
+
+def _proof(device: Device) -> Proof:
     import torch
 
     memory, size = device.memory, device.info.granularity
     count = size // 4
     pattern = torch.arange(count, dtype=torch.float32, device=device.info.torch_device) % 8191
+    # A library may load a kernel's code when it is first called, into memory that would count.
+    assert torch.equal(torch.empty_like(pattern).copy_(pattern + 1), pattern + 1)
+    device.synchronize()
     chunks_before, before = memory.info().chunks, _physical(device)
     span = memory.reserve(2 * PROOF_CHUNKS * size)
     chunks = [memory.create() for _ in range(PROOF_CHUNKS)]
@@ -93,7 +150,8 @@ def _memory(group: str, device: Device) -> Check:
         place(2 * number).copy_(pattern + number)
     device.synchronize()
     taken = _physical(device) - before
-    wrong = [n for n in range(PROOF_CHUNKS) if not torch.equal(place(2 * n), pattern + n)]
+    numbers = range(PROOF_CHUNKS)
+    wrong = next((n for n in numbers if not torch.equal(place(2 * n), pattern + n)), None)
     memory.unmap(span, 0, chunks[0])
     memory.map(span, size, chunks[0])
     moved = torch.equal(place(1), pattern)
@@ -104,34 +162,12 @@ def _memory(group: str, device: Device) -> Check:
         memory.destroy(chunk)
     memory.release(span)
     device.synchronize()
-    kept = _physical(device) - before
     left = memory.info().chunks - chunks_before
+    return Proof(wrong, moved, taken, _physical(device) - before, left)
 
-    total = PROOF_CHUNKS * size
-    data = {"written_bytes": total, "taken_bytes": taken, "kept_bytes": kept, "chunks_left": left}
-    problem = ""
-    if wrong:
-        problem = f"what was written to chunk {wrong[0]} was not read back"
-    elif not moved:
-        problem = "a chunk lost its bytes when it was mapped elsewhere"
-    elif taken < total // 2:
-        problem = f"{format_bytes(total)} were written, but only {format_bytes(taken)} are there"
-    elif left or kept > total // 4:
-        problem = (
-            f"{format_bytes(kept)} of {format_bytes(taken)} did not come back ({left} chunks),"
-            f" by {_measured(device)}"
-        )
-    if problem:
-        fix = _report(device)
-        if device.info.torch_device != "cpu":
-            fix = f"run it again while no other program uses the device; if it stays, {fix}"
-        return Check(group, "memory", Mark.BAD, f"memory: {problem}", fix, data=data)
-    return Check(
-        group, "memory", Mark.OK,
-        f"memory: reserved {format_bytes(2 * total)}, mapped and wrote {format_bytes(total)}, read"
-        f" it back, unmapped: {format_bytes(taken - max(kept, 0))} returned to the system",
-        data=data,
-    )  # fmt: skip
+
+def _in_host_memory(device: Device) -> bool:
+    return device.info.torch_device == "cpu"
 
 
 def _physical(device: Device) -> int:
@@ -141,14 +177,14 @@ def _physical(device: Device) -> int:
     """
     from kvrt.testing.host import physical_bytes
 
-    if device.info.torch_device == "cpu":
+    if _in_host_memory(device):
         return physical_bytes()
     info = device.memory.info()
     return info.total - info.free
 
 
 def _measured(device: Device) -> str:
-    if device.info.torch_device == "cpu":
+    if _in_host_memory(device):
         return "the resident memory of this process"
     return "the free memory of the device, which other programs take and give back as well"
 
