@@ -13,7 +13,9 @@ import argparse
 import importlib
 import json
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from kvrt_kernels.driver.probe import look
@@ -172,16 +174,13 @@ def memory(driver: Driver) -> Iterator[tuple[str, str]]:
         yield "release a chunk twice", driver("MemRelease", chunk)[0]
 
 
-def events(driver: Driver) -> Iterator[tuple[str, str]]:
-    stream, event = driver.stream_and_event()
+def events(driver: Driver, stream: Any, event: Any) -> Iterator[tuple[str, str]]:
     yield "ask for an event that was never recorded", driver("EventQuery", event)[0]
     yield "wait for an event that was never recorded", driver("EventSynchronize", event)[0]
     yield "record an event", driver("EventRecord", event, stream)[0]
     yield "let a stream wait for an event", driver("StreamWaitEvent", 0, event, 0)[0]
     yield "wait for an event", driver("EventSynchronize", event)[0]
     yield "ask for an event that has come", driver("EventQuery", event)[0]
-    driver("EventDestroy", event)
-    driver("StreamDestroy", stream)
 
 
 def expected(vendor: str) -> dict[str, str]:
@@ -189,15 +188,37 @@ def expected(vendor: str) -> dict[str, str]:
     return {name: status for name, status in wanted.items() if status is not None}
 
 
+def in_a_thread_without_a_context(driver: Driver) -> dict[str, str]:
+    """The same calls from a thread that nobody has prepared, as far as it gets."""
+    answers: dict[str, str] = {}
+    stream, event = driver.stream_and_event()
+
+    def ask() -> None:
+        for calls in (memory(driver), events(driver, stream, event)):
+            with suppress(TypeError):  # what the next call needs is not there
+                answers.update(calls)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    return answers
+
+
 def compare(vendor: str) -> dict[str, Any]:
     """The answers of the driver in this process, beside those that are expected."""
     driver, wanted = Driver(vendor), expected(vendor)
-    answers = {**dict(memory(driver)), **dict(events(driver))}
+    answers = {**dict(memory(driver)), **dict(events(driver, *driver.stream_and_event()))}
+    elsewhere = in_a_thread_without_a_context(driver)
     return {
         "vendor": vendor,
         "version": driver("DriverGetVersion")[1],
         "granularity": driver.size,
         "answers": answers,
+        "without_a_context": {
+            name: elsewhere.get(name)
+            for name, answer in answers.items()
+            if elsewhere.get(name) != answer
+        },
         "differences": {
             name: {"expected": wanted.get(name), "answer": answers.get(name)}
             for name in (*wanted, *(name for name in answers if name not in wanted))

@@ -19,6 +19,7 @@ PYTEST = ("-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", "-p",
           "-p", "pytest_benchmark.plugin", "-p", "kvrt.testing.plugin")  # fmt: skip
 """Other plug-ins of the machine are left out, and their packages' warnings are no failures here."""
 
+TESTS = "tests/gpu"
 KIT = "kvrt.testing.suite.test_"
 WORKERS = 8
 
@@ -65,22 +66,28 @@ def steps(backend: str, *, small: bool, native: bool) -> list[Step]:
     return [
         Step("install", install_command(native=native), 120, vital=True),
         Step("machine", (*machine, "machine"), 20),
-        Step("doctor", doctor, 40, json=True),
         *([Step("driver", driver, 20, json=True)] if vendor else []),
+        Step("doctor", doctor, 40, json=True),
+        Step("doctor-again", doctor, 20, json=True),
         Step(
             "kit-memory",
             (python, *PYTEST, "--pyargs",
              *kit("memory", "copier", "errors", "lifecycle", "probe", "operators")),
             60,
         ),
-        Step("tests", (python, *PYTEST, "tests/gpu", "-m", "extra", *chosen), 120),
+        Step(
+            "recorded",
+            (python, *PYTEST, f"{TESTS}/test_recorded.py", "-m", "extra", *chosen),
+            60,
+        ),
+        bench("memory", 20),
+        Step("tests", (python, *PYTEST, TESTS, "-m", "extra", *chosen), 120),
         Step(
             "kit-kernels",
             (python, *PYTEST, *workers, "--pyargs",
              *kit("attention", "batches", "fused", "graphs")),
             150,
         ),
-        bench("memory", 20),
         bench("flashinfer", 300, optional=True),
         bench("decode", 90),
         bench("prefill", 40),
