@@ -5,6 +5,7 @@ with, and the processor time it took; and last, the most memory it has had.
 """
 
 import json
+import resource
 import time
 from pathlib import Path
 
@@ -110,6 +111,9 @@ def end_of(source: str) -> str:
 
 
 def main() -> None:
+    # Where a bound is missing, this process ends, not the machine.
+    resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+    resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30))
     for name, source in {**COMPILING, **RENDERING}.items():
         start = time.process_time()
         end = end_of(source)

@@ -76,6 +76,13 @@ FOLDERS: dict[str, dict[str, Any]] = {
     "special_tokens_map.json": {
         "special_tokens_map.json": {"mask_token": "<m>", "pad_token": entry("[PAD]", rstrip=True)}
     },
+    "the map alone, under the old name": {
+        "special_tokens_map.json": {"additional_special_tokens": ["<|tool|>", "<a>"]}
+    },
+    "added_tokens.json with a token that is there": {
+        "tokenizer_config.json": {"eos_token": None},
+        "added_tokens.json": {"</s>": 2, "<a>": NEXT},
+    },
     "the map comes before the configuration": {
         "tokenizer_config.json": {"mask_token": "<a>", "pad_token": "<b>"},
         "special_tokens_map.json": {"mask_token": "<m>"},

@@ -71,6 +71,7 @@ def rendered(tokenizer: Tokenizer, messages: Any, **options: Any) -> str:
         (MESSAGES, {"tools": [{"name": "t"}], "variables": {"enable_thinking": False}}),
         (MESSAGES, {"continue_final_message": True}),
         (PARTS, {"continue_final_message": True}),
+        ([{"role": "user", "content": " Hé \n"}], {"continue_final_message": True}),
     ],
 )
 def test_templates_render_as_in_transformers(
