@@ -8,8 +8,9 @@ from kvrt.errors import CapacityError, ConfigError
 from kvrt.model.activations import Activations
 from kvrt.model.loader import Model
 from kvrt.model.rope import rotation_bytes
+from kvrt.model.spec import ModelSpec
 from kvrt.pages.geometry import Geometry
-from kvrt.spi import ITEM_BYTES, Device
+from kvrt.spi import ITEM_BYTES, Device, DeviceInfo, DType
 from kvrt.units import format_bytes, parse_bytes
 
 log = logging.getLogger(__name__)
@@ -25,12 +26,12 @@ def limit_bytes(limit: int | str, device: Device) -> int:
     return parse_bytes(limit, whole=device.info.total_bytes)
 
 
-def too_small(limit: int | str, model: Model, geometry: Geometry) -> CapacityError:
-    needed = model.weight_bytes + geometry.chunk_bytes * geometry.chunks_of(1).stop
+def too_small(limit: int | str, weights: int, geometry: Geometry) -> CapacityError:
+    needed = weights + geometry.chunk_bytes * geometry.chunks_of(1).stop
     return CapacityError(
         f"a memory limit of {limit if isinstance(limit, str) else format_bytes(limit)} is too "
-        f"small: the weights take {format_bytes(model.weight_bytes)}, and the smallest KV cache "
-        f"{format_bytes(needed - model.weight_bytes)} more",
+        f"small: the weights take {format_bytes(weights)}, and the smallest KV cache "
+        f"{format_bytes(needed - weights)} more",
         needed=needed,
         fix=f"give at least {format_bytes(needed)}",
     )
@@ -45,26 +46,48 @@ def step_bytes(config: RuntimeConfig, model: Model) -> int:
     return activations + rows * spec.vocab * (item + ITEM_BYTES["float32"])
 
 
-def make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:
-    """Size the KV cache: its page layout, the range it reserves, and how much of it may be used."""
-    info, spec = device.info, model.spec
-    kv_format = model.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+def _geometry(
+    config: RuntimeConfig, info: DeviceInfo, spec: ModelSpec, dtype: DType, pages: int = 2
+) -> Geometry:
+    kv_format = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
     if kv_format not in info.kv_formats:
         raise ConfigError(
             f"{info.backend} cannot keep keys and values in {kv_format}",
             fix=f"set kv_cache_dtype to one of {', '.join(info.kv_formats)}",
         )
+    return Geometry(
+        layers=len(spec.layers),
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        page_size=config.page_size,
+        format=kv_format,
+        chunk_bytes=info.granularity,
+        pages=pages,
+    )
+
+
+def check_room(
+    config: RuntimeConfig, device: Device, spec: ModelSpec, dtype: DType, weights: int
+) -> None:
+    """Before weights of so many bytes are loaded: a limit has room for them and a smallest cache.
+
+    Raises:
+        CapacityError: it has not.
+        ConfigError: the device does not keep keys and values as they are wanted.
+    """
+    shape = _geometry(config, device.info, spec, dtype)
+    room = shape.chunk_bytes * shape.chunks_of(1).stop
+    limit = config.memory_limit
+    if limit is not None and limit_bytes(limit, device) < weights + room:
+        raise too_small(limit, weights, shape)
+
+
+def make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:
+    """Size the KV cache: its page layout, the range it reserves, and how much of it may be used."""
+    info, spec = device.info, model.spec
 
     def geometry(pages: int) -> Geometry:
-        return Geometry(
-            layers=len(spec.layers),
-            kv_heads=spec.kv_heads,
-            head_dim=spec.head_dim,
-            page_size=config.page_size,
-            format=kv_format,
-            chunk_bytes=info.granularity,
-            pages=pages,
-        )
+        return _geometry(config, info, spec, model.dtype, pages)
 
     page_bytes = geometry(2).page_bytes
     longest = -(-model.max_model_len // config.page_size) * config.max_running
@@ -94,7 +117,7 @@ def make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:
                 free=free,
                 fix="lower max_batch_tokens, or take a smaller model",
             )
-        raise too_small(config.memory_limit, model, shape)
+        raise too_small(config.memory_limit, model.weight_bytes, shape)
     return KVCache(
         device, shape, limit_bytes=limit, keep_warm_bytes=config.keep_warm, poison=config.debug
     )

@@ -36,7 +36,7 @@ from kvrt.registry import open_device
 from kvrt.request import Request, failed_result
 from kvrt.sched.batching import Limits
 from kvrt.sched.policy import POLICIES
-from kvrt.sizing import make_cache
+from kvrt.sizing import check_room, make_cache
 from kvrt.spi import Device, DeviceOptions
 from kvrt.storing import make_offload, make_reuse, own_folder, page_fingerprint
 
@@ -320,6 +320,7 @@ class Worker:
             revision=config.revision,
             progress=progress,
             seed=config.seed or 0,
+            check_room=functools.partial(check_room, config, self.device),
         )
         stack.callback(self.model.decoder.close)
         if self._stopping:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,6 +119,7 @@ def load_model(
     offline: bool = False,
     progress: Progress | None = None,
     seed: int = 0,
+    check_room: Callable[[ModelSpec, DType, int], None] = lambda *_: None,
 ) -> Model:
     """Load a model onto a device.
 
@@ -134,6 +135,7 @@ def load_model(
         offline: download nothing.
         progress: told about the bytes of a download.
         seed: of dummy weights.
+        check_room: raises if weights of so many bytes, of this shape and dtype, are too many.
 
     Raises:
         ModelError: the model is missing, damaged or not supported.
@@ -158,6 +160,7 @@ def load_model(
     chosen = _choose_dtype(dtype, checkpoint.dtype if checkpoint else spec.dtype, device)
     positions = _choose_length(max_model_len, spec)
     spec = replace(spec, rope=for_context(spec.rope, spec.head_dim, positions))
+    check_room(spec, chosen, weight_bytes(spec, chosen))
     memory = _allocate(str(model), spec, chosen, device)
     if checkpoint is not None:
         stored = fingerprint(checkpoint, fill(checkpoint, spec, chosen, memory))

@@ -1,5 +1,9 @@
 """What a runtime may take: what it was told, weights included, or a share of what is free."""
 
+import pytest
+
+from kvrt.errors import CapacityError
+from kvrt.model import arena
 from kvrt.sizing import FREE_SHARE
 
 from .conftest import Break, MakeRuntime
@@ -26,3 +30,17 @@ def test_without_a_limit_the_cache_takes_a_share_of_what_is_free(
     runtime = make_runtime(memory_limit=None, max_batch_tokens=64)
     held = runtime.stats().cache.limit_bytes
     assert free * FREE_SHARE - CHUNK < held <= free * FREE_SHARE
+
+
+def test_a_limit_that_cannot_hold_the_weights_is_refused_before_they_are_loaded(
+    make_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither once nor often does that take memory."""
+    weights = make_runtime().model.weight_bytes
+    taken: list[int] = []
+    monkeypatch.setattr(arena, "allocate", lambda size, device: taken.append(size))
+    for limit in (1000, weights - 1, weights + CHUNK - 1):
+        with pytest.raises(CapacityError, match="the weights take") as caught:
+            make_runtime(memory_limit=limit)
+        assert caught.value.needed == weights + CHUNK
+    assert not taken
