@@ -261,7 +261,9 @@ class Runtime(CacheControl):
         """Abort what runs, save to `cache_dir`, give all memory back. Safe to call twice.
 
         It returns within its time even if the device never does: whoever waits for an answer then
-        gets a `DeviceError`, and the device's memory goes back with the process.
+        gets a `DeviceError`, and the device's memory goes back with the process. Afterwards `stats`
+        and what describes the `model` can still be asked for, its tokenizer included; its weights
+        are gone.
 
         Args:
             timeout: seconds after which saving stops; so does an exception in the caller, such as
