@@ -123,7 +123,10 @@ class Scores:
 
         The sum of finite numbers may overflow; that of others is never finite.
         """
-        return torch.isfinite(self._logits.sum(dim=-1)).tolist()
+        if self._logits.device.type != "cpu":
+            return torch.isfinite(self._logits.sum(dim=-1)).tolist()
+        with np.errstate(all="ignore"):  # one thread: torch's would take processors from kernels
+            return cast(list[bool], np.isfinite(self._logits.numpy().sum(axis=-1)).tolist())
 
     @functools.cached_property
     def _greedy(self) -> list[int]:

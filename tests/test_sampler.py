@@ -138,6 +138,12 @@ def test_the_limit_of_a_small_temperature_is_greedy(
             assert token == int(logits.argmax())
 
 
+def test_penalties_beyond_what_floats_hold_leave_the_likeliest_in_front() -> None:
+    logits = torch.tensor([[3e38, 1.0, 0.0]])
+    params = SamplingParams(temperature=1.0, repetition_penalty=0.01, min_p=0.1)
+    assert sample(logits, [Choice(params, 3, [0, 1, 2], [])])[0].token_id == 0
+
+
 def test_no_scores_of_the_model_give_log_probabilities_that_json_cannot_say() -> None:
     logits = torch.tensor([[3e38, -3e38, 0.0]])
     found = Scores(logits).logprobs(0, 1, 3)

@@ -50,6 +50,7 @@ PLACES: list[tuple[Any, str, int, dict[str, Any]]] = [
     (Inbox, "deliver", 2, PLAIN),
     (Inbox, "deliver", 30, PLAIN),
     (Inbox, "deliver", 7, {**DRAWN, "n": 4}),
+    (Inbox, "deliver", 59, {**DRAWN, "n": 2}),  # the last piece of one; the other ends as well
     (beaming, "begin", 1, BEAMS),
     (BeamSearch, "advance", 3, BEAMS),
     (BeamSearch, "best", 1, BEAMS),

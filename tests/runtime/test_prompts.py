@@ -76,6 +76,10 @@ def test_several_prompts_may_come_together_and_padding_is_no_token(
     assert asked(tiny, given) == [IDS, [8, 9]]
 
 
+def test_tensors_of_one_token_are_prompts_and_not_tokens(tiny: Runtime) -> None:
+    assert asked(tiny, [torch.tensor([8]), torch.tensor([9])]) == [[8], [9]]
+
+
 def test_a_tokenizers_output_is_a_prompt(tiny: Runtime) -> None:
     texts = ["def add(a, b):", "import os"]
     want = [tiny.model.encode(text) for text in texts]
@@ -107,6 +111,8 @@ def test_a_tokenizers_output_is_a_prompt(tiny: Runtime) -> None:
         ([5, "secret"], "token 1 of the prompt is a str"),
         ([5, None], "token 1 of the prompt is None"),
         ([5, 10**400], "bits long"),
+        ([torch.tensor(True), 5], "token 0 of the prompt is a Tensor"),
+        ([np.bool_(True), 5], "token 0 of the prompt is a bool"),
         (np.array([True, False]), "token 0 of the prompt is True"),
         (np.array([1.5]), "token 0 of the prompt is 1.5"),
         (torch.tensor(5), "is a Tensor"),

@@ -216,7 +216,7 @@ CALLS: dict[str, tuple[Callable[[Runtime], object], type[KvrtError]]] = {
 def test_an_argument_of_another_type_is_refused_by_its_name_and_the_engine_goes_on(
     make_runtime: MakeRuntime,
 ) -> None:
-    runtime = make_runtime(policy="priority", prefix_cache_ttl=1e10)  # beyond what systems wait
+    runtime = make_runtime(policy="priority")
     other = runtime.stream([1, 2], MANY)
     for name, (call, kind) in CALLS.items():
         with pytest.raises(kind, match=name) as caught:
@@ -225,6 +225,17 @@ def test_an_argument_of_another_type_is_refused_by_its_name_and_the_engine_goes_
     assert other.wait().finish_reason == "length"
     wait_until_idle(runtime)
     assert runtime.generate([[1, 2]], MANY)[0].token_ids == other.result.token_ids
+
+
+@pytest.mark.parametrize("seconds", [1e10, 1e300, math.inf])
+def test_pages_may_be_kept_for_longer_than_a_system_can_wait(
+    seconds: float, make_runtime: MakeRuntime
+) -> None:
+    runtime = make_runtime(prefix_cache_ttl=seconds)
+    for _ in range(3):
+        assert runtime.generate([[7] * 40], SamplingParams(max_tokens=2))[0].error is None
+        wait_until_idle(runtime)
+        time.sleep(0.05)  # until it waits, which is nothing that can be seen
 
 
 # --- memory ----------------------------------------------------------------------------------
