@@ -7,7 +7,7 @@ On a device that computes while the host goes on, the next step is planned while
     host      plan 1 | apply, launch 1 | plan 2 | wait, sample 1 | apply, launch 2 | plan 3 | ...
     device                   [--------- 1 ---------]                   [--------- 2 ---------]
 
-It belongs to one thread. `kvrt.worker` gives it one and speaks to it through a queue.
+It belongs to one thread. `kvrt.worker` gives it one, and `kvrt.mailbox` brings what is asked.
 """
 
 import logging

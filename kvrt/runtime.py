@@ -30,6 +30,7 @@ from kvrt.checks import (
 from kvrt.config import RuntimeConfig, draft_limit
 from kvrt.control import CacheControl
 from kvrt.errors import CapacityError, ConfigError, ModelError, RequestError
+from kvrt.mailbox import Signal
 from kvrt.model.loader import Model
 from kvrt.model.resolve import Progress
 from kvrt.outputs import Result
@@ -41,7 +42,7 @@ from kvrt.spi import Device, DeviceInfo
 from kvrt.stats import RuntimeStats, stats_of
 from kvrt.stream import Inbox, Stream
 from kvrt.tiers.names import KEY_BYTES, chain
-from kvrt.worker import CLOSE_TIMEOUT_S, Signal, Worker
+from kvrt.worker import CLOSE_TIMEOUT_S, Worker
 
 STREAM: Checks = {
     "params": Maybe(Of((SamplingParams,), "kvrt.SamplingParams(max_tokens=...)")),

@@ -1,39 +1,27 @@
-"""The engine's thread, and the queue through which all others speak to it."""
+"""The engine's thread."""
 
 import atexit
 import contextlib
-import enum
 import functools
-import itertools
 import logging
 import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass
+from concurrent.futures import Future
 from pathlib import Path
 
 from kvrt.cache import KVCache
 from kvrt.config import Environment, RuntimeConfig
 from kvrt.engine import Engine
-from kvrt.errors import (
-    ConfigError,
-    DeviceError,
-    IntegrityError,
-    KvrtError,
-    RequestError,
-    in_one_line,
-)
+from kvrt.errors import ConfigError, DeviceError, KvrtError, in_one_line
+from kvrt.mailbox import Call, Command, Mailbox, Signal, carry_out
 from kvrt.memory import Memory
 from kvrt.model.loader import Model, load_model
 from kvrt.model.resolve import Progress
-from kvrt.outputs import Delta, Result
 from kvrt.prefixes import Prefixes
-from kvrt.process import Process
 from kvrt.registry import open_device
-from kvrt.request import Request, failed_result
+from kvrt.request import Request
 from kvrt.sched.batching import Limits
 from kvrt.sched.policy import POLICIES
 from kvrt.sizing import check_room, make_cache
@@ -53,28 +41,7 @@ LAST_PAGE_S = 2.0
 """When saving is to stop, the page at hand has so long."""
 
 
-class Signal(enum.Enum):
-    """What the engine's thread is told besides requests, and the numbers of those to abort."""
-
-    CLOSE = enum.auto()
-    LIMIT_CHANGED = enum.auto()
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """Something to do on the engine's thread, between two steps."""
-
-    function: Callable[[], int]
-    result: "Future[int]"
-
-
-_Question = Request | _Call
-"""Somebody waits for the answer."""
-
-_Command = _Question | int | Signal
-
-
-class Worker:
+class Worker(Mailbox):
     """All that touches the device, from opening to closing, on one thread.
 
     Not only because vendors' libraries like it so: an OpenMP runtime keeps a team of threads for
@@ -82,7 +49,7 @@ class Worker:
     sleep between any two kernels (measured: 40 % of a small model's decode speed).
 
     `device`, `model`, `cache`, `engine` and `prefixes` are there once it is open. Other threads may
-    look at them; they act through `submit`, `abort`, `tell` and `call`.
+    look at them; they act through what it is as a `Mailbox`.
 
     It lives as long as its thread does, which keeps it, and which nothing but `stop` ends.
 
@@ -99,15 +66,9 @@ class Worker:
     load_seconds: float
 
     def __init__(self, config: RuntimeConfig) -> None:
+        super().__init__()
         self._config = config
-        self._process = Process()
         self._stopping = self._closed = self._broken = False
-        self._gate = threading.Lock()
-        self._ended: KvrtError | None = None  # once set, under the gate, nothing more is queued
-        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
-        self._unanswered: dict[int, _Question] = {}
-        self._names: dict[str, int] = {}  # of requests among them
-        self._numbers = itertools.count()
         self._left = threading.Event()  # the thread has given everything back
         self._unclosed: KvrtError | None = None  # what came instead of that
 
@@ -135,105 +96,11 @@ class Worker:
 
     # --- from other threads ------------------------------------------------------------------
 
-    @property
-    def busy(self) -> bool:
-        """Whether a request was submitted and has not ended."""
-        return bool(self._names)
-
-    def number(self) -> int:
-        """For the next request: it is known by that, before and after it was submitted."""
-        return next(self._numbers)
-
-    def submit(self, number: int, request: Request) -> None:
-        """Queue a request.
-
-        Raises:
-            KvrtError: the engine has ended, or is another process's.
-            RequestError: another request that has not ended has its name.
-        """
-        self._process.check()
-        with self._gate:
-            if request.id in self._names:
-                raise RequestError(
-                    "a request of this name has not ended yet",
-                    param="request_id",
-                    fix="give each request a name of its own, or none",
-                )
-            request.deliver = functools.partial(self._deliver, number, request.deliver)
-            self._ask(number, request)
-            self._names[request.id] = number
-
-    def _ask(self, number: int, question: _Question) -> None:
-        """Behind the gate."""
-        if self._ended is not None:
-            raise self._ended.with_traceback(None)  # those who met it before are not its business
-        self._unanswered[number] = question
-        self._commands.put(question)
-
-    def _deliver(
-        self, number: int, deliver: Callable[[Delta | Result], None], event: Delta | Result
-    ) -> None:
-        if isinstance(event, Result):
-            self._answered(number)
-        deliver(event)
-
-    def _answered(self, number: int) -> None:
-        with self._gate:
-            question = self._unanswered.pop(number, None)
-            if isinstance(question, Request):
-                del self._names[question.id]
-
-    # `abort`, `abort_named` and `stop` take no lock: the garbage collector may call them anywhere,
-    # also in a thread that is behind the gate.
-
-    def abort(self, number: int) -> None:
-        """End a request, unless it has ended, or is another process's."""
-        if number in self._unanswered and self._process.here:
-            self._commands.put(number)
-
-    def abort_named(self, name: str) -> None:
-        """As `abort`, by the name that it has until it ends.
-
-        Raises:
-            KvrtError: the engine is another process's.
-        """
-        self._process.check()
-        number = self._names.get(name)
-        if number is not None:
-            self._commands.put(number)
-
     def stop(self) -> None:
-        """Let the thread end when it has done what it is doing."""
+        """Let the thread end when it has done what it is doing. Takes no lock, as `abort`."""
         if not self._stopping and self._process.here:
             self._stopping = True
             self._commands.put(Signal.CLOSE)
-
-    def tell(self, signal: Signal) -> None:
-        """Queue what is of no use to an engine that has ended.
-
-        Raises:
-            KvrtError: the engine is another process's.
-        """
-        self._process.check()
-        if self._ended is None:
-            self._commands.put(signal)
-
-    def call(self, function: Callable[[], int]) -> int:
-        """Do something on the engine's thread, between two steps, and wait for it.
-
-        Raises:
-            KvrtError: the engine has ended, or is another process's.
-            BaseException: what the function raises.
-        """
-        self._process.check()
-        call, number = _Call(function, Future()), self.number()
-        with self._gate:
-            self._ask(number, call)
-        try:
-            return call.result.result()
-        finally:
-            self._answered(number)
-            del call  # an error in it would keep this frame, and this frame the error
 
     def close(self, timeout: float | None) -> None:
         """See `kvrt.Runtime.close`."""
@@ -266,14 +133,6 @@ class Worker:
         )
         log.error("the runtime was closed, but %s; its memory is not given back", error)
         self._refuse_all(error)
-
-    def _refuse_all(self, error: KvrtError) -> None:
-        """Whoever waits for an answer, or asks from now on, gets the error."""
-        with self._gate:
-            self._ended = error
-            questions = list(self._unanswered.values())
-        for question in questions:
-            _refuse(question, error)
 
     # --- on the thread -----------------------------------------------------------------------
 
@@ -385,7 +244,7 @@ class Worker:
                 return True
         return False
 
-    def _next_command(self) -> _Command | None:
+    def _next_command(self) -> Command | None:
         """What was sent next; None: nothing, and there is work to do. If there is none, memory is
         given back, and it waits."""
         while True:
@@ -397,12 +256,12 @@ class Worker:
             with contextlib.suppress(queue.Empty):
                 return self._commands.get(timeout=self.engine.memory.rest())
 
-    def _obey(self, command: _Command | None) -> bool:
+    def _obey(self, command: Command | None) -> bool:
         """Do it. False: there is nothing to be done."""
         if isinstance(command, Request):
             self.engine.add(command)
-        elif isinstance(command, _Call):
-            _carry_out(command)
+        elif isinstance(command, Call):
+            carry_out(command)
         elif isinstance(command, int):
             request = self._unanswered.get(command)
             if isinstance(request, Request):
@@ -414,29 +273,6 @@ def _engine_error(error: BaseException) -> KvrtError:
     ended = KvrtError(f"engine: {in_one_line(error)}")
     ended.__cause__ = error
     return ended
-
-
-def _carry_out(call: _Call) -> None:
-    """A call that fails is its caller's business, and the engine's only if the device failed, or
-    the page table is not what it should be."""
-    with contextlib.suppress(InvalidStateError):  # its caller was told not to wait any longer
-        try:
-            call.result.set_result(call.function())
-        except (DeviceError, IntegrityError) as error:
-            call.result.set_exception(error)
-            raise
-        except BaseException as error:
-            call.result.set_exception(error)
-        finally:
-            del call  # an error in it would keep this frame, and this frame the error
-
-
-def _refuse(question: _Question, error: KvrtError) -> None:
-    if isinstance(question, Request):
-        question.deliver(failed_result(question.id, question.prompt, error))
-    else:
-        with contextlib.suppress(InvalidStateError):  # it came just now
-            question.result.set_exception(error)
 
 
 def _forget_frames(error: BaseException) -> None:

@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"pages", "tiers", "wrappers", "outputs", "sampling", "stops"},
     {"cache", "sched", "model", "registry", "sampler", "stream", "openmp"},
     {"config", "forward", "offload", "prompts", "request"},
-    {"memory"},
+    {"mailbox", "memory"},
     {"live"},
     {"beaming"},
     {"answers"},
