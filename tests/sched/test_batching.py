@@ -170,9 +170,11 @@ def test_the_last_served_gives_its_pages_back_and_finishes_later() -> None:
 
 
 def test_who_was_preempted_before_is_spared() -> None:
-    clock = Clock(20, Limits(64, 8))
+    clock = Clock(30, Limits(64, 8))
     first, fresh, again = (clock.add(8, 100) for _ in range(3))
     again.preemptions = 3
+    clock.tick()
+    assert clock.running == [first, fresh, again]
     plans = [clock.tick() for _ in range(100)]
     assert next(plan.preempted for plan in plans if plan.preempted) == (fresh,)
     assert not first.preemptions

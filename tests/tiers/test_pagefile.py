@@ -264,8 +264,10 @@ def test_the_system_may_read_and_write_less_at_once_than_it_is_asked_to(
     monkeypatch.setattr(os, "preadv", preadv)
     monkeypatch.setattr(os, "pwritev", pwritev)
     for form in (FORM, ODD):
-        with opened(tmp_path / str(form.page_bytes), form) as file:
+        folder = tmp_path / str(form.page_bytes)
+        with opened(folder, form) as file:
             assert file.write(NAMES[0], body(NAMES[0], form))
+        with opened(folder, form) as file:  # with buffers of its own
             assert read(file, NAMES[0])
 
 

@@ -1,0 +1,363 @@
+"""Faults of one line, over the whole tree, and the tests that should notice each.
+
+The first table was drawn: lines by chance, and in each the fault that somebody could most likely
+make there. The second are faults that a review made and the tests of then let pass.
+
+Where one of these lines changes, so does its entry; one whose line is gone is drawn anew.
+"""
+
+from tests.mutants.run import LineMutant as M
+
+DRAWN = {
+    "a table counts free pages beyond its limit": M(
+        "kvrt.pages.placement",
+        "max(0, min(found, geometry.pages_in(limit) - self.used_pages))",
+        "max(0, found)",
+        "pages/test_placement.py",
+    ),
+    "a sequence's own tokens follow themselves": M(
+        "kvrt.sched.drafting",
+        "parents += range(-1, own - 1)",
+        "parents += range(own)",
+        "sched/test_speculation.py runtime/test_speculation.py",
+    ),
+    "the last free page is not used": M(
+        "kvrt.pages.table",
+        "if len(taken) < needed:",
+        "if len(taken) <= needed:",
+        "pages/test_table.py",
+    ),
+    "pages are free before the step that reads them has ended": M(
+        "kvrt.pages.table", "if after is None:", "if True:", "pages/test_table.py"
+    ),
+    "freed pages are scrubbed only where nobody asked": M(
+        "kvrt.pages.table",
+        "for page in pages) if self.scrub else ()",
+        "for page in pages) if not self.scrub else ()",
+        "pages/test_table.py pages/test_cache.py",
+    ),
+    "an average runs away from what was measured": M(
+        "kvrt.sched.cost", "before + _WEIGHT *", "before - _WEIGHT *", "sched/test_cost.py"
+    ),
+    "the dearer of two ways back counts": M(
+        "kvrt.sched.cost",
+        "return min(compute, tokens / page_size * fetch_s)",
+        "return max(compute, tokens / page_size * fetch_s)",
+        "sched/test_cost.py",
+    ),
+    "pages are fetched where computing is faster": M(
+        "kvrt.sched.cost",
+        "return pages * fetch_s < compute",
+        "return pages * fetch_s > compute",
+        "sched/test_cost.py",
+    ),
+    "a page file takes one block that it does not have": M(
+        "kvrt.tiers.space",
+        "self._blocks.add(at, self.data_bytes // BLOCK - at)",
+        "self._blocks.add(at, self.data_bytes // BLOCK - at + 1)",
+        "tiers/test_pagefile.py",
+    ),
+    "a record at the end of the budget is beyond it": M(
+        "kvrt.tiers.space",
+        "return end > self._data_limit",
+        "return end >= self._data_limit",
+        "tiers/test_pagefile.py",
+    ),
+    "blocks that were taken are free": M(
+        "kvrt.tiers.extents",
+        "self._counts[n] -= count",
+        "self._counts[n] -= count - 1",
+        "tiers/test_extents.py tiers/test_pagefile.py",
+    ),
+    "blocks that are free already may be freed": M(
+        "kvrt.tiers.extents",
+        "if (n > 0 and before > start) or",
+        "if (n > 0 and before > start) and",
+        "tiers/test_extents.py tiers/test_pagefile.py",
+    ),
+    "layers of one page may lie in the next": M(
+        "kvrt.wrappers.attention",
+        "pages = min(outside) // layout.page_stride if outside else 1",
+        "pages = max(outside) // layout.page_stride if outside else 1",
+        "registry/test_checked_attention.py",
+    ),
+    "elements may share a place by one": M(
+        "kvrt.wrappers.attention",
+        "if stride < reach:",
+        "if stride < reach - 1:",
+        "registry/test_checked_attention.py",
+    ),
+    "a page is found though the one before it is not": M(
+        "kvrt.sched.reuse",
+        "if depth and self.index.at(parent) is None:",
+        "if False:",
+        "runtime/test_cache_control.py",
+    ),
+    "cached tokens count beyond the prompt": M(
+        "kvrt.sched.reuse",
+        "min(len(cached) * self._page_size, seq.prompt_len)",
+        "max(len(cached) * self._page_size, seq.prompt_len)",
+        "runtime/test_prefix_reuse.py",
+    ),
+    "a page is lost though its copy would have made room": M(
+        "kvrt.offload",
+        "if slot is None and copies:",
+        "if slot is None and not copies:",
+        "tiers/test_offload.py",
+    ),
+    "the check overlooks chunks that are not mapped": M(
+        "kvrt.pages.integrity",
+        "lost = set(users) - mapped",
+        "lost = mapped - mapped",
+        "pages/test_table.py pages/test_mutants.py",
+    ),
+    "unmapped chunks count as mapped": M(
+        "kvrt.cache",
+        "self._unmaps += applied.unmaps",
+        "self._maps += applied.unmaps",
+        "pages/test_cache.py",
+    ),
+    "a full host memory evicts nobody": M(
+        "kvrt.tiers.host",
+        "victim = next(self.oldest(), None)",
+        "victim = None",
+        "tiers/test_host.py",
+    ),
+    "the slab that is kept is not the lower one": M(
+        "kvrt.tiers.host",
+        "self._drop(max(empty))",
+        "self._drop(min(empty))",
+        "tiers/test_host.py",
+    ),
+    "a guess that came true counts as vain": M(
+        "kvrt.sched.speculation",
+        "self._vain = 0 if hit else self._vain",
+        "self._vain = self._vain if hit else 0",
+        "sched/test_speculation.py",
+    ),
+    "who was preempted is preempted again": M(
+        "kvrt.sched.batching",
+        "return (-seq.rank[0], seq.preemptions, cost)",
+        "return (-seq.rank[0], -seq.preemptions, cost)",
+        "sched/test_batching.py",
+    ),
+    "the first of all may be preempted": M(
+        "kvrt.sched.batching",
+        "victim = min([seq for seq in order if seq not in first] or first, key=price)",
+        "victim = min(order, key=price)",
+        "sched/test_batching.py",
+    ),
+    "siblings need no pages of their own": M(
+        "kvrt.sched.batching",
+        "needed += (seq.width - 1) * (needed - known // size)",
+        "needed += 0",
+        "sched/test_batching.py",
+    ),
+    "weights are packed without a gap": M(
+        "kvrt.model.weights",
+        "return -(-exact // ALIGNMENT) * ALIGNMENT",
+        "return exact",
+        "model/test_checkpoint.py",
+    ),
+    "the peak is the least there ever was": M(
+        "kvrt.cache", "self._peak = max(", "self._peak = min(", "pages/test_cache.py"
+    ),
+    "heads are scaled by their size": M(
+        "kvrt.model.decoder",
+        "scale = self.spec.head_dim**-0.5",
+        "scale = 1 / self.spec.head_dim",
+        "model/test_families.py",
+    ),
+    "half of a decimal size is lost": M(
+        "kvrt.units",
+        "return int(float(match[1]) * _UNITS[match[2].lower()])",
+        "return int(float(match[1])) * _UNITS[match[2].lower()]",
+        "test_units.py cli/test_usage.py",
+    ),
+    "a mebibyte is written as 1024 KiB": M(
+        "kvrt.units", "if abs(value) < 1023.5 or", "if abs(value) <= 1024 or", "test_units.py"
+    ),
+    "long waves are divided by nothing": M(
+        "kvrt.model.rope",
+        "return (1 - kept) * frequencies / rope.factor + kept * frequencies",
+        "return (1 - kept) * frequencies + kept * frequencies / rope.factor",
+        "model/test_families.py",
+    ),
+    "the last chunk of memory is never given": M(
+        "kvrt_cpu.memory",
+        "if not self._free and self._next == self._count:",
+        "if not self._free and self._next + 1 == self._count:",
+        "backends/cpu",
+    ),
+    "chunks are shared though nobody asked": M(
+        "kvrt_cpu.memory",
+        "    if not shareable:\n        try:\n            return _prove(PrivateMemory())",
+        "    if shareable:\n        try:\n            return _prove(PrivateMemory())",
+        "backends/cpu",
+    ),
+    "a buffer that is too small is used": M(
+        "kvrt.tiers.blockfile",
+        "if buffer is None or len(buffer) < nbytes:",
+        "if buffer is None:",
+        "tiers/test_pagefile.py tiers/test_disk.py",
+    ),
+    "a short read passes for a whole one": M(
+        "kvrt.tiers.blockfile",
+        "            done += got\n",
+        "            done = len(into)\n",
+        "tiers/test_pagefile.py",
+    ),
+    "a header may be longer than its file": M(
+        "kvrt.model.header",
+        "if length > size - 8:",
+        "if length > size:",
+        "model/test_checkpoint.py",
+    ),
+    "positions of a chunk begin at its end": M(
+        "kvrt_kernels.reference",
+        "(length - start[1:])[sequence]",
+        "(length - start[:-1])[sequence]",
+        "kernels/test_attention.py",
+    ),
+    "the norm adds epsilon to the root": M(
+        "kvrt_kernels.reference",
+        "torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)",
+        "torch.rsqrt(x.square().mean(dim=-1, keepdim=True)) + eps",
+        "kernels/test_norm.py",
+    ),
+    "a value in an error is longer than it says": M(
+        "kvrt.model.jsonfile",
+        "text if len(text) <= 60 else",
+        "text if len(text) >= 60 else",
+        "model/test_jsonfile.py",
+    ),
+    "a pool keeps what it should give back": M(
+        "kvrt.pages.pool",
+        "while len(self._chunks) > count:",
+        "while len(self._chunks) > count + 1:",
+        "pages/test_cache.py pages/test_apply.py",
+    ),
+    "a store that failed is asked again at once": M(
+        "kvrt.tiers.disk",
+        "paused = time.monotonic() < self._paused_until",
+        "paused = False",
+        "tiers/test_faults.py tiers/test_disk.py",
+    ),
+    "a page that was removed comes after all": M(
+        "kvrt.tiers.disk",
+        "            self._workers.withdraw(pending)\n        if there:",
+        "            pass\n        if there:",
+        "tiers/test_disk.py tiers/test_faults.py",
+    ),
+    "a plain text has no bound of its own": M(
+        "kvrt_cli.sampling",
+        '= {} if chat else {"max_tokens": PLAIN_MAX_TOKENS}',
+        "= {}",
+        "cli/test_sampling.py",
+    ),
+    "what the author recommends wins over what the user asked": M(
+        "kvrt_cli.sampling",
+        "resolved = SamplingParams(**{**params, **wishes})",
+        "resolved = SamplingParams(**{**wishes, **params})",
+        "cli/test_sampling.py",
+    ),
+}
+
+SURVIVED = {
+    "completions of one prompt share a seed": M(
+        "kvrt.answers",
+        "seed = (request.seed + output.index) % 2**64",
+        "seed = request.seed % 2**64",
+        "runtime/test_runtime.py",
+    ),
+    "log-probabilities of a prompt are those of the token before": M(
+        "kvrt.answers",
+        "token, top = request.prompt[position + 1],",
+        "token, top = request.prompt[position],",
+        "runtime/test_runtime.py",
+    ),
+    "pages do not depend on the architecture": M(
+        "kvrt.storing",
+        "(info.backend, info.arch, kernels,",
+        "(info.backend, kernels,",
+        "runtime/test_page_names.py",
+    ),
+    "several completions count as one place": M(
+        "kvrt.sched.batching", "places -= seq.width", "places -= 1", "sched/test_batching.py"
+    ),
+    "presence is punished once for each occurrence": M(
+        "kvrt.sampler",
+        "weight = params.presence_penalty + params.frequency_penalty * counts",
+        "weight = (params.presence_penalty + params.frequency_penalty) * counts",
+        "test_sampler.py",
+    ),
+    "the first stop string of the list counts, not of the text": M(
+        "kvrt.stops",
+        "if at >= 0 and (first < 0 or at < first):",
+        "if at >= 0 and first < 0:",
+        "sched/test_output.py",
+    ),
+    "a candidate too many may end": M(
+        "kvrt.sched.beams",
+        "elif place < self.width:",
+        "elif place <= self.width:",
+        "sched/test_beams.py",
+    ),
+    "a memory limit does not count the weights": M(
+        "kvrt.sizing",
+        "limit = limit_bytes(config.memory_limit, device) - model.weight_bytes",
+        "limit = limit_bytes(config.memory_limit, device)",
+        "runtime/test_runtime.py",
+    ),
+    "what is free does not bound the cache": M(
+        "kvrt.sizing",
+        "limit = min(shape.span_bytes, int(free * FREE_SHARE), free - step)",
+        "limit = shape.span_bytes",
+        "runtime/test_runtime.py",
+    ),
+    "out of memory is like any other fault": M(
+        "kvrt_cli.main",
+        "5 if isinstance(error, MemoryError) else 1",
+        "1",
+        "cli/test_process.py cli/test_run.py",
+    ),
+    "who is interrupted leaves requests behind": M(
+        "kvrt.runtime",
+        "                if isinstance(stream, Stream):\n                    stream.close()\n",
+        "                pass\n",
+        "runtime/test_runtime.py",
+    ),
+    "a recorded step pads with one sequence too many": M(
+        "kvrt.model.graphs",
+        "torch.arange(tokens + 1, size + 1, dtype=torch.int32)",
+        "torch.arange(tokens + 1, size + 1, dtype=torch.int32).clamp(max=size - 1)",
+        "runtime/test_graphs.py",
+    ),
+    "an answer is one token longer than the context": M(
+        "kvrt.runtime",
+        "max_len=min(room, len(tokens) + max_new),",
+        "max_len=min(room + 1, len(tokens) + max_new),",
+        "runtime/test_runtime.py",
+    ),
+    "a prompt may fill the context": M(
+        "kvrt.prompts",
+        "if len(tokens) + new > model.max_model_len:",
+        "if len(tokens) > model.max_model_len:",
+        "runtime/test_runtime.py",
+    ),
+    "what is used most goes first": M(
+        "kvrt.sched.eviction",
+        "return (page.hits, page.used)",
+        "return (-page.hits, page.used)",
+        "sched/test_eviction.py",
+    ),
+    "what was worth much once stays for ever": M(
+        "kvrt.sched.eviction",
+        "self._clock = max(self._clock, page.worth[0])",
+        "pass",
+        "sched/test_eviction.py",
+    ),
+    "a forked child waits for ever": M(
+        "kvrt.process", "return os.getpid() == self._pid", "return True", "runtime/test_life.py"
+    ),
+}
