@@ -47,7 +47,7 @@ def run_tests(tests: str, mutant: LineMutant | None, seen: Path) -> bool:
     env = dict(os.environ)
     if mutant is not None:
         change = {"module": mutant.module, "old": mutant.old, "new": mutant.new, "seen": str(seen)}
-        env["KVRT_LINE_MUTANT"] = json.dumps(change)
+        env["LINE_MUTANT"] = json.dumps(change)
         env["PYTHONPATH"] = str(HOOK)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *_paths(tests)],
