@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 
-from kvrt.errors import DeviceError, IntegrityError, KvrtError, RequestError
+from kvrt.errors import IntegrityError, KvrtError, RequestError
 from kvrt.outputs import Delta, Result
 from kvrt.process import Process
 from kvrt.request import Request, failed_result
@@ -156,12 +156,12 @@ class Mailbox:
 
 
 def carry_out(call: Call) -> None:
-    """A call that fails is its caller's business, and the engine's only if the device failed, or
-    the page table is not what it should be."""
+    """A call that fails is its caller's business, and the engine's only if the page table is not
+    what it should be."""
     with contextlib.suppress(InvalidStateError):  # its caller was told not to wait any longer
         try:
             call.result.set_result(call.function())
-        except (DeviceError, IntegrityError) as error:
+        except IntegrityError as error:
             call.result.set_exception(error)
             raise
         except BaseException as error:

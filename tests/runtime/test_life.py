@@ -174,7 +174,7 @@ def test_pages_of_a_request_that_was_aborted_are_free_when_the_next_step_is_plan
 @pytest.mark.parametrize(
     "error",
     [TypeError("'<' not supported"), MemoryError(), RuntimeError("can't start new thread"),
-     CapacityError("no"), KeyboardInterrupt()],
+     CapacityError("no"), DeviceError("the device fell off the bus"), KeyboardInterrupt()],
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
 def test_what_a_call_raises_is_its_callers_alone(
@@ -191,20 +191,6 @@ def test_what_a_call_raises_is_its_callers_alone(
     assert caught.value is error
     assert neighbour.wait().finish_reason == "length"
     assert runtime.generate([[2]], SHORT)[0].error is None
-
-
-def test_a_fault_of_the_device_in_a_call_ends_the_engine(make_runtime: MakeRuntime) -> None:
-    runtime = make_runtime()
-    neighbour = runtime.stream([1], LONG)
-
-    def fail() -> int:
-        raise DeviceError("the device fell off the bus")
-
-    with pytest.raises(DeviceError):
-        runtime._worker.call(fail)
-    assert isinstance(neighbour.wait().error, DeviceError)
-    with pytest.raises(DeviceError):
-        runtime.stream([1], SHORT)
 
 
 class Panic(BaseException):
