@@ -127,9 +127,8 @@ def life_of_a_service(
         _aborts_while_pages_come_back(make_runtime, right, folder / "slow")
     with monkeypatch.context() as patched:
         real = kvrt.tiers.names.page_key
-        patched.setattr(
-            kvrt.sched.reuse, "page_key", lambda p, t: bytes([real(p, t)[0] & 1]) + bytes(31)
-        )
+        for module in (kvrt.tiers.names, kvrt.sched.reuse):  # prompts are named before they wait
+            patched.setattr(module, "page_key", lambda p, t: bytes([real(p, t)[0] & 1]) + bytes(31))
         runtime = tight(make_runtime, None)
         assert ask(runtime, PROMPTS) == right
 

@@ -273,7 +273,7 @@ def test_a_request_may_ask_for_it_or_decline_it(make_runtime: MakeRuntime) -> No
 
 @pytest.mark.parametrize("speculate", ["", "ngram:", "ngram:0", "ngram:65", "eagle", "ngram:-1", 5])
 def test_a_method_that_is_none_is_refused(speculate: object) -> None:
-    with pytest.raises(ConfigError, match=r"speculate is .*"):
+    with pytest.raises(ConfigError, match=r"speculate (is|has) "):
         Runtime("tiny", speculate=speculate)
 
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Self
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ class Later:
     def __init__(self, work: Callable[[], object]) -> None:
         self._finished = threading.Event()
         self._work = work
-        threading.Thread(target=self._run, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     def _run(self) -> None:
         time.sleep(0.05)
@@ -32,6 +34,13 @@ class Later:
 
     def wait(self, timeout: float | None = None) -> bool:
         return self._finished.wait(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """A test that failed leaves no thread that uses the device."""
+        self._thread.join()
 
 
 class Gate:
@@ -174,9 +183,10 @@ def test_a_copy_starts_after_the_ticket_it_was_given(device: Device, method: str
         source.fill_(2)
         device.fence().wait(SECONDS)
 
-    ticket: Ticket = copy(target, source, Later(write))
-    assert ticket.wait(SECONDS)
-    assert (target == 2).all(), "the copy did not wait for `after`"
+    with Later(write) as later:
+        ticket: Ticket = copy(target, source, later)
+        assert ticket.wait(SECONDS)
+        assert (target == 2).all(), "the copy did not wait for `after`"
 
 
 def test_a_copy_after_a_fence_sees_what_compute_has_stored(device: Device) -> None:
