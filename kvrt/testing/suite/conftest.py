@@ -32,8 +32,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "stored": info.weight_dtypes if info else (),
         "head_size": (info.head_dims or COMMON_HEAD_SIZES) if info else (),
     }
-    for name in declared.keys() & set(metafunc.fixturenames):
-        metafunc.parametrize(name, declared[name])
+    for name, values in declared.items():  # in the same order in every process, for pytest-xdist
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, values)
 
 
 ORDER = ("probe", "memory", "copier", "operators", "attention", "batches")
