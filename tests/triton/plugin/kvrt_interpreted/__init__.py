@@ -10,6 +10,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     raise ImportError("set TRITON_INTERPRET=1 before Python starts")
 
 import kvrt_null
+from kvrt_kernels import HEAD_DIMS
 from kvrt_kernels.triton import TritonAttention, TritonOps
 
 from kvrt.spi import Backend, Capability, Device, DeviceOptions, Extension, FusedOps, Probe
@@ -31,6 +32,7 @@ class Interpreted(kvrt_null.NullDevice):
             arch=arch,
             capabilities=self.info.capabilities | {Capability.TREES},
             kv_formats=(*self.info.kv_formats, "int8", "fp8", "int4"),
+            head_dims=HEAD_DIMS,
             notes=(),
         )
         self.attention = TritonAttention(arch, place, multiprocessors=2)
