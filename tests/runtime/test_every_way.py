@@ -19,12 +19,10 @@ from kvrt.testing.chaos import Chaos
 
 from .conftest import CONFIG, Break, MakeRuntime
 from .test_ahead import Asynchronous
+from .ways import WAYS, Ways, ask
 
 CASES, DEFAULT = 500, 49
-CHUNK, TOKEN = 2 << 20, 16 << 10
-NEW = 32
-GREEDY = SamplingParams(max_tokens=NEW, ignore_eos=True)
-ONE = SamplingParams(max_tokens=1, ignore_eos=True)
+GREEDY = SamplingParams(max_tokens=32, ignore_eos=True)
 
 
 def prompts() -> list[list[int]]:
@@ -38,6 +36,21 @@ def prompts() -> list[list[int]]:
 
 
 PROMPTS = prompts()
+
+WINDOW = 21
+"""Much shorter than most prompts, and no multiple of a page."""
+
+GROUPS: dict[str, dict[str, object]] = {
+    "full": {},
+    "window": {"architectures": ["MistralForCausalLM"], "sliding_window": WINDOW},
+    "both": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+}
+"""Models whose layers see everything, a window, or the one or the other."""
 
 DEVICES: dict[str, Callable[[Any], Any]] = {
     "plain": lambda device: device,
@@ -54,6 +67,7 @@ class Case:
 
     Args:
         way: a method of `Ways`.
+        groups: the model, as in `GROUPS`.
         batch: how many prompts are asked together.
         max_batch_tokens: prompts are computed in chunks of so many tokens at most.
         page_size: tokens in a page.
@@ -70,6 +84,7 @@ class Case:
     """
 
     way: str
+    groups: str
     batch: int
     max_batch_tokens: int
     page_size: int
@@ -87,163 +102,21 @@ class Case:
     @property
     def options(self) -> dict[str, object]:
         """What is an option of the runtime."""
-        here = {"way", "batch", "full", "left_by", "device", "number"}
+        here = {"way", "groups", "batch", "full", "left_by", "device", "number"}
         return {name: value for name, value in asdict(self).items() if name not in here}
+
+    @property
+    def another(self) -> dict[str, object]:
+        """Options of a runtime that left pages of its own; empty if there was none."""
+        others = [v for v in AXES.get(self.left_by, ()) if v != getattr(self, self.left_by)]
+        return {self.left_by: others[0]} if others else {}
 
     def __str__(self) -> str:
         return "-".join(str(getattr(self, field.name)) for field in fields(self))
 
 
-class Ways:
-    """The ways, each of which asks for the same answers.
-
-    Args:
-        case: which.
-        make: a runtime with the case's options and more.
-        prompts: that are asked.
-        folder: an empty one.
-    """
-
-    def __init__(
-        self, case: Case, make: Callable[..., Runtime], prompts: list[list[int]], folder: Path
-    ) -> None:
-        self.case = case
-        self.make = make
-        self.prompts = prompts
-        self.folder = folder
-
-    def cold(self) -> list[tuple[int, ...]]:
-        runtime = self.make(prefix_cache=False)
-        if self.case.full:
-            _limit(runtime, 4)
-        answers, cached, _ = _ask(runtime, self.prompts)
-        assert cached == 0
-        return answers
-
-    def prefix_hit(self) -> list[tuple[int, ...]]:
-        runtime = self.make()
-        self._fill(runtime, _chunks(self.prompts) + 2)
-        answers, _, _ = _ask(runtime, self.prompts)
-        again, cached, _ = _ask(runtime, self.prompts)
-        assert cached > 0
-        assert answers == again
-        return answers
-
-    def preempted_and_recomputed(self) -> list[tuple[int, ...]]:
-        runtime = self.make(preemption="recompute")
-        self._fill(runtime, 2)
-        answers, _, preemptions = _ask(runtime, self.prompts)
-        assert preemptions > 0
-        return answers
-
-    def preempted_and_moved(self) -> list[tuple[int, ...]]:
-        runtime = self.make(offload="host:64MiB", preemption="move")
-        self._fill(runtime, 2)
-        answers, _, preemptions = _ask(runtime, self.prompts)
-        assert preemptions > 0
-        assert _fetched(runtime) > 0
-        return answers
-
-    def fetched_from_host(self) -> list[tuple[int, ...]]:
-        return self._spilled("host:64MiB")
-
-    def fetched_from_disk(self) -> list[tuple[int, ...]]:
-        self._left_by_another()
-        return self._spilled(f"disk:{self.folder}:64MiB")
-
-    def restored(self) -> list[tuple[int, ...]]:
-        first = self.make()
-        _ask(first, self.prompts)
-        assert first.save_cache(self.folder, compress=random.choice([None, 3])) > 0
-        first.close()
-        runtime = self.make(preemption="move")
-        assert runtime.load_cache(self.folder) > 0
-        self._fill(runtime, 6)
-        answers, cached, _ = _ask(runtime, self.prompts)
-        assert cached > 0
-        assert _fetched(runtime) > 0
-        return answers
-
-    def kept_in_a_folder(self) -> list[tuple[int, ...]]:
-        self._left_by_another()
-        first = self.make(cache_dir=self.folder)
-        answers, cached, _ = _ask(first, self.prompts[:1])
-        assert cached == 0, "pages of another are not taken"
-        _ask(first, self.prompts)
-        first.close()
-        runtime = self.make(cache_dir=self.folder, preemption="move")
-        again, cached, _ = _ask(runtime, self.prompts)
-        assert cached > 0
-        assert _fetched(runtime) > 0
-        assert again[:1] == answers
-        return again
-
-    def _left_by_another(self) -> None:
-        what = self.case.left_by
-        others = [value for value in AXES.get(what, ()) if value != getattr(self.case, what)]
-        if others:
-            with self.make(cache_dir=self.folder, **{what: others[0]}) as runtime:
-                _ask(runtime, self.prompts)
-
-    def _spilled(self, offload: str) -> list[tuple[int, ...]]:
-        runtime = self.make(offload=offload, preemption="move")
-        _limit(runtime, 6)
-        answers, _, _ = _ask(runtime, self.prompts)
-        before = _fetched(runtime)
-        _crowd(runtime, 199)
-        again, cached, _ = _ask(runtime, self.prompts)
-        assert cached > 0
-        assert _fetched(runtime) > before
-        assert answers == again
-        return answers
-
-    def _fill(self, runtime: Runtime, chunks: int) -> None:
-        """Leave so many chunks, and if the case is about that, nothing free in them."""
-        _limit(runtime, chunks)
-        if self.case.full:
-            _crowd(runtime, 0)
-
-
-def _limit(runtime: Runtime, chunks: int) -> None:
-    runtime.set_memory_limit(runtime.model.weight_bytes + chunks * CHUNK)
-
-
-def _crowd(runtime: Runtime, first: int) -> None:
-    """Cache the pages of other prompts until nothing is free, and nothing older is left."""
-    pages = runtime.stats().cache.limit_bytes // runtime.stats().cache.page_bytes
-    length = 4 * runtime.config.page_size
-    # Pages that were reused are worth more to the policy by cost, until others have come and gone.
-    turns = 4 if runtime.config.prefix_cache_policy == "cost" else 1
-    for n in range(turns * -(-pages // 4)):
-        _ask(runtime, [[(first - n) % 199, n % 199] * (length // 2 + 1)], ONE)
-    cache = runtime.stats().cache
-    assert cache.free_pages <= cache.cached_pages // 8 + 2, "a few are evicted ahead of need"
-
-
-def _chunks(prompts: list[list[int]]) -> int:
-    return sum(len(prompt) + NEW + 64 for prompt in prompts) * TOKEN // CHUNK
-
-
-def _ask(
-    runtime: Runtime, prompts: list[list[int]], params: SamplingParams = GREEDY
-) -> tuple[list[tuple[int, ...]], int, int]:
-    """Answers; how many tokens were cached, and how often somebody was preempted."""
-    results = runtime.generate(prompts, params)
-    assert [result.error for result in results] == [None] * len(results)
-    cached = sum(result.usage.cached_tokens for result in results)
-    preemptions = sum(result.usage.preemptions for result in results)
-    return [result.token_ids for result in results], cached, preemptions
-
-
-def _fetched(runtime: Runtime) -> int:
-    stats = runtime.stats().offload
-    assert stats is not None
-    return stats.fetched_pages
-
-
-WAYS = [name for name in vars(Ways) if not name.startswith("_")]
-
 AXES: dict[str, tuple[object, ...]] = {
+    "groups": tuple(GROUPS),
     "batch": tuple(range(1, 17)),
     "max_batch_tokens": (7, 24, 96, 512),
     "page_size": (8, 16, 32),
@@ -269,30 +142,42 @@ def draw(count: int) -> list[Case]:
     ]
 
 
+ModelFor = Callable[[Case], Path]
+
+
 @pytest.fixture(scope="module")
-def model_for(tiny_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def model_for(tmp_path_factory: pytest.TempPathFactory) -> ModelFor:
     """By the format of keys and values: where they take half the bytes there are twice as many
     layers, so that a token takes `TOKEN` bytes in each."""
-    deep = tmp_path_factory.mktemp("deep")
-    layers = 2 * int(CONFIG["num_hidden_layers"])  # type: ignore[call-overload]
-    (deep / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": layers}))
-    return {"float32": tiny_lm, "bfloat16": deep}
+    known: dict[object, Path] = {}
+
+    def folder(case: Case) -> Path:
+        key = case.groups, case.kv_cache_dtype
+        if key not in known:
+            layers = {"float32": 4, "bfloat16": 8}[case.kv_cache_dtype]
+            config = CONFIG | GROUPS[case.groups] | {"num_hidden_layers": layers}
+            if "layer_types" in config:
+                config["layer_types"] = [*config["layer_types"] * layers][:layers]  # type: ignore[operator]
+            known[key] = tmp_path_factory.mktemp("model")
+            (known[key] / "config.json").write_text(json.dumps(config))
+        return known[key]
+
+    return folder
 
 
 @pytest.fixture(scope="module")
-def alone(model_for: dict[str, Path]) -> Callable[[Case, int], tuple[int, ...]]:
+def alone(model_for: ModelFor) -> Callable[[Case, int], tuple[int, ...]]:
     """What the model says to a prompt, asked by itself, by a runtime that reuses nothing."""
     known: dict[object, list[tuple[int, ...]]] = {}
 
     def answer(case: Case, number: int) -> tuple[int, ...]:
         options = {name: getattr(case, name) for name in ("dtype", "kv_cache_dtype", "seed")}
-        key = tuple(options.values())
+        key = (case.groups, *options.values())
         if key not in known:
-            model = model_for[case.kv_cache_dtype]
             with Runtime(
-                model, backend="cpu", load_format="dummy", prefix_cache=False, **options
+                model_for(case), backend="cpu", load_format="dummy", prefix_cache=False, **options
             ) as runtime:
-                known[key] = [_ask(runtime, [prompt])[0][0] for prompt in PROMPTS]
+                known[key] = [ask(runtime, [prompt], GREEDY)[0][0] for prompt in PROMPTS]
         return known[key][number]
 
     return answer
@@ -311,7 +196,7 @@ def test_every_way_says_the_same(
     case: Case,
     make_runtime: MakeRuntime,
     break_device: Break,
-    model_for: dict[str, Path],
+    model_for: ModelFor,
     alone: Callable[[Case, int], tuple[int, ...]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -329,8 +214,14 @@ def test_every_way_says_the_same(
     break_device(DEVICES[case.device])
 
     def make(**options: object) -> Runtime:
-        model = model_for[case.kv_cache_dtype]
-        return make_runtime(**{"model": model} | case.options | options)
+        return make_runtime(**{"model": model_for(case)} | case.options | options)
 
-    ways = Ways(case, make, [PROMPTS[n] for n in chosen], tmp_path / "pages")
+    ways = Ways(
+        make,
+        [PROMPTS[n] for n in chosen],
+        tmp_path / "pages",
+        GREEDY,
+        full=case.full,
+        left_by=case.another,
+    )
     assert getattr(ways, case.way)() == right
