@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import kvrt_kernels
 from kvrt.errors import BackendUnavailable
-from kvrt.spi import Bandwidth, DType, FusedOps, GraphCapture, KVFormat, Measurable, PagedAttention
+from kvrt.spi import Bandwidth, DenseOps, DType, GraphCapture, KVFormat, Measurable, PagedAttention
 from kvrt_kernels.triton._require import OLDEST
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class TorchPlace:
         device = self.torch_device(index)
         attention = TritonAttention(arch, device, multiprocessors)
         extensions: dict[type, object] = {
-            FusedOps: TritonOps(),
+            DenseOps: TritonOps(),
             GraphCapture: DeviceGraphs(attention, device),
             Measurable: TorchLimits(device, lambda: torch.cuda.synchronize(device)),
         }

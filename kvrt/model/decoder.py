@@ -26,9 +26,9 @@ from kvrt.spi import (
     AttentionBatch,
     AttentionParams,
     Capability,
+    DenseOps,
     Device,
     DType,
-    FusedOps,
     GraphCapture,
     HeadNorm,
     Rotation,
@@ -50,7 +50,7 @@ class Decoder:
     Args:
         spec: its shape.
         weights: its weights, on the device.
-        device: computes, with its own `FusedOps` if it has them and in plain torch if not.
+        device: computes, with its own `DenseOps` if it has them and in plain torch if not.
         dtype: of the weights; activations have it too if the device computes in it, and
             otherwise the dtype the device prefers.
         max_positions: the longest context that will be asked for.
@@ -67,9 +67,9 @@ class Decoder:
         self._torch_dtype: torch.dtype = getattr(torch, self.dtype)
         self._torch_device = device.info.torch_device
         self._attention = device.attention
-        fused = device.extension(FusedOps)  # type: ignore[type-abstract]
-        self._in_torch = fused is None
-        self._ops = TorchOps(device.attention) if fused is None else fused
+        dense = device.extension(DenseOps)  # type: ignore[type-abstract]
+        self._in_torch = dense is None
+        self._ops = TorchOps(device.attention) if dense is None else dense
         self._work: Activations | None = None
         capture = device.extension(GraphCapture)  # type: ignore[type-abstract]
         self._graphs: DecodeGraphs | None = None

@@ -38,10 +38,10 @@ def positions_of(batch: AttentionBatch) -> Tensor:
 
 
 class TorchOps:
-    """`kvrt.spi.FusedOps` in torch's own operators, on any device. Its plans are positioned.
+    """`kvrt.spi.DenseOps` in torch's own operators, on any device. Its plans are positioned.
 
     A weight in another dtype than the activations is converted for each product: right, but slow,
-    which is why devices that compute in float32 bring a `FusedOps` that reads 16-bit weights.
+    which is why devices that compute in float32 bring a `DenseOps` that reads 16-bit weights.
     """
 
     def __init__(self, attention: PagedAttention) -> None:

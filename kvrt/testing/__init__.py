@@ -2,7 +2,7 @@
 
 suite        the conformance kit: ``pytest --pyargs kvrt.testing.suite --kvrt-backend NAME``
 plugin       the pytest plug-in that adds ``--kvrt-backend``
-reference    paged attention and the fused operators as plain arithmetic
+reference    paged attention and the dense operators as plain arithmetic
 operators    what kvrt asks of torch on a device, an example of each
 paged        KV pages with known content on any device
 host         what the operating system says about this process

@@ -26,7 +26,7 @@ from kvrt.wrappers.wrapper import (
     Result,
     WrappedAttention,
     WrappedCopier,
-    WrappedFusedOps,
+    WrappedDenseOps,
     WrappedGraph,
     WrappedGraphs,
     WrappedMemory,
@@ -93,8 +93,8 @@ class Chaos(Wrapper):
 
     def extension(self, kind: type[Extension]) -> Extension | None:
         found: Any = super().extension(kind)
-        if isinstance(found, WrappedFusedOps):
-            return cast(Extension, _ChaosFusedOps(self, found.inner))
+        if isinstance(found, WrappedDenseOps):
+            return cast(Extension, _ChaosDenseOps(self, found.inner))
         if isinstance(found, WrappedGraphs):
             return cast(Extension, _ChaosGraphs(self, found.inner))
         return cast(Extension | None, found)
@@ -281,7 +281,7 @@ class _ChaosAttention(WrappedAttention):
         super().run(plan, layer, q, out, params)
 
 
-class _ChaosFusedOps(WrappedFusedOps):
+class _ChaosDenseOps(WrappedDenseOps):
     device: Chaos
 
     def rotate_append(

@@ -1,6 +1,6 @@
 """What kvrt asks of torch on a device, besides the device's own parts: an example of each.
 
-A device's tensors are torch's (`DeviceInfo.torch_device`). Where it offers no `FusedOps` torch
+A device's tensors are torch's (`DeviceInfo.torch_device`). Where it offers no `DenseOps` torch
 computes the layers of a model on them, and in any case embeds tokens, samples and follows beams.
 An example is given `on`, which brings a tensor of the host to where it is computed.
 """

@@ -152,7 +152,7 @@ def attention(batch: AttentionBatch, layer: int, q: Tensor, params: AttentionPar
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-    """`FusedOps.linear` in float64 on the host."""
+    """`DenseOps.linear` in float64 on the host."""
     out = x.cpu().double() @ weight.cpu().double().T
     if bias is not None:
         out = out + bias.cpu().double()
@@ -162,7 +162,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | No
 
 
 def gated_linear(x: Tensor, weight: Tensor, activation: Activation, bias: Tensor | None) -> Tensor:
-    """`FusedOps.gated_linear` in float64 on the host."""
+    """`DenseOps.gated_linear` in float64 on the host."""
     gate, up = linear(x, weight, bias, None).chunk(2, dim=1)
     if activation == "silu":
         return gate * torch.sigmoid(gate) * up
@@ -171,7 +171,7 @@ def gated_linear(x: Tensor, weight: Tensor, activation: Activation, bias: Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`FusedOps.rms_norm` in float64 on the host."""
+    """`DenseOps.rms_norm` in float64 on the host."""
     x = x.cpu().double()
     return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight.cpu().double()
 
@@ -196,7 +196,7 @@ def normed_and_rotated(
     rotation: Rotation | None,
     norm: HeadNorm | None,
 ) -> tuple[Tensor, Tensor]:
-    """What `FusedOps.rotate_append` makes of q and k, in float64 on the host."""
+    """What `DenseOps.rotate_append` makes of q and k, in float64 on the host."""
     if norm is not None:
         q, k = rms_norm(q, norm.q, norm.eps), rms_norm(k, norm.k, norm.eps)
     if rotation is not None:

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from kvrt import registry
-from kvrt.spi import Backend, Capability, Device, FusedOps, GraphCapture, Measurable
+from kvrt.spi import Backend, Capability, DenseOps, Device, GraphCapture, Measurable
 from kvrt.wrappers import Checked
 
-EXTENSIONS: tuple[Any, ...] = (FusedOps, GraphCapture, Measurable)
+EXTENSIONS: tuple[Any, ...] = (DenseOps, GraphCapture, Measurable)
 """The optional protocols that the kit knows."""
 
 

@@ -4,17 +4,17 @@ from typing import Any, cast
 
 from kvrt.spi import (
     Copier,
+    DenseOps,
     Device,
     DeviceInfo,
     Extension,
-    FusedOps,
     GraphCapture,
     PagedAttention,
     Ticket,
 )
 from kvrt.wrappers.attention import CheckedAttention, CheckedPlans
 from kvrt.wrappers.copier import CheckedCopier
-from kvrt.wrappers.fused import CheckedFusedOps
+from kvrt.wrappers.dense import CheckedDenseOps
 from kvrt.wrappers.graphs import CheckedGraphs
 from kvrt.wrappers.memory import CheckedMemory
 from kvrt.wrappers.rules import Facts
@@ -29,7 +29,7 @@ class Checked:
 
     Args:
         inner: the device that does the work.
-        layers: also check the calls of each layer: attention's `append` and `run`, and `FusedOps`.
+        layers: also check the calls of each layer: attention's `append` and `run`, and `DenseOps`.
             They cost about 30 us a layer, which is a tenth of a small model's step; kvrt's own
             decoder, tested with these checks, runs without them. The batch they all work on is
             checked in any case, by `plan`.
@@ -68,7 +68,7 @@ class Checked:
         self._facts.check_open("extension")
         found: Any = self._inner.extension(kind)
         asked = cast(Any, kind)
-        if found is None or asked not in (FusedOps, GraphCapture):
+        if found is None or asked not in (DenseOps, GraphCapture):
             return cast(Extension | None, found)
         if not isinstance(found, asked):
             name = asked.__name__
@@ -78,7 +78,7 @@ class Checked:
             return cast(Extension, graphs)
         if not self._layers:
             return cast(Extension, found)
-        return cast(Extension, CheckedFusedOps(self._facts, self._attention, found))
+        return cast(Extension, CheckedDenseOps(self._facts, self._attention, found))
 
     def fence(self) -> Ticket:
         self._facts.check_open("fence")

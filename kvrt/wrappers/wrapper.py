@@ -9,11 +9,11 @@ from kvrt.spi import (
     AttentionParams,
     Chunk,
     Copier,
+    DenseOps,
     Device,
     DeviceInfo,
     DType,
     Extension,
-    FusedOps,
     Graph,
     GraphCapture,
     HeadNorm,
@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 class Wrapper:
     """Forwards everything to `inner`. Override `around`, or put other parts in place.
 
-    `FusedOps` and `GraphCapture` are forwarded like the required parts; any other extension, and
+    `DenseOps` and `GraphCapture` are forwarded like the required parts; any other extension, and
     one that lacks a method, is handed out as it is.
 
     Args:
@@ -140,8 +140,8 @@ class WrappedAttention:
         self.device.around("attention.run", self.inner.run, plan, layer, q, out, params)
 
 
-class WrappedFusedOps:
-    def __init__(self, device: Wrapper, inner: FusedOps) -> None:
+class WrappedDenseOps:
+    def __init__(self, device: Wrapper, inner: DenseOps) -> None:
         self.device = device
         self.inner = inner
 
@@ -153,7 +153,7 @@ class WrappedFusedOps:
         residual: "Tensor | None" = None,
         out: "Tensor | None" = None,
     ) -> "Tensor":
-        return self.device.around("fused.linear", self.inner.linear, x, weight, bias, residual, out)
+        return self.device.around("dense.linear", self.inner.linear, x, weight, bias, residual, out)
 
     def gated_linear(
         self,
@@ -164,13 +164,13 @@ class WrappedFusedOps:
         out: "Tensor | None" = None,
     ) -> "Tensor":
         return self.device.around(
-            "fused.gated_linear", self.inner.gated_linear, x, weight, activation, bias, out
+            "dense.gated_linear", self.inner.gated_linear, x, weight, activation, bias, out
         )
 
     def rms_norm(
         self, x: "Tensor", weight: "Tensor", eps: float, out: "Tensor | None" = None
     ) -> "Tensor":
-        return self.device.around("fused.rms_norm", self.inner.rms_norm, x, weight, eps, out)
+        return self.device.around("dense.rms_norm", self.inner.rms_norm, x, weight, eps, out)
 
     def rotate_append(
         self,
@@ -183,7 +183,7 @@ class WrappedFusedOps:
         norm: HeadNorm | None,
     ) -> None:
         self.device.around(
-            "fused.rotate_append", self.inner.rotate_append, plan, layer, q, k, v, rotation, norm
+            "dense.rotate_append", self.inner.rotate_append, plan, layer, q, k, v, rotation, norm
         )
 
 
@@ -212,7 +212,7 @@ class WrappedGraphs:
 
 
 WRAPPED: dict[type, Callable[[Wrapper, Any], object]] = {
-    FusedOps: WrappedFusedOps,
+    DenseOps: WrappedDenseOps,
     GraphCapture: WrappedGraphs,
 }
 """What stands before the optional parts."""

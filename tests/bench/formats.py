@@ -31,9 +31,9 @@ from kvrt.registry import open_device
 from kvrt.spi import (
     AttentionBatch,
     AttentionParams,
+    DenseOps,
     Device,
     Extension,
-    FusedOps,
     KVFormat,
     KVLayout,
 )
@@ -174,7 +174,7 @@ class PlainTorch:
         self.fence, self.synchronize, self.close = device.fence, device.synchronize, device.close
 
     def extension(self, kind: type[Extension]) -> Extension | None:
-        return None if issubclass(kind, FusedOps) else self._device.extension(kind)
+        return None if issubclass(kind, DenseOps) else self._device.extension(kind)
 
 
 def device_for(kv: KVFormat) -> Device:

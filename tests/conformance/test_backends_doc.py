@@ -51,6 +51,6 @@ def test_names_on_the_page_exist() -> None:
     assert f"{len(MUTANTS)} devices with one fault each" in DOC
     for name in re.findall(r"`([A-Z]{3,}_[A-Z]+)`", DOC):
         assert name in Capability.__members__
-    for name in ("FusedOps", "Measurable", "KVLayout", "DeviceInfo"):
+    for name in ("DenseOps", "Measurable", "KVLayout", "DeviceInfo"):
         assert f"`{name}" in DOC
         assert hasattr(spi, name)

@@ -7,7 +7,7 @@ import torch
 
 from kvrt import registry
 from kvrt.errors import ContractError, OutOfMemory
-from kvrt.spi import AttentionBatch, AttentionParams, Device, FusedOps, GraphCapture, Ticket
+from kvrt.spi import AttentionBatch, AttentionParams, DenseOps, Device, GraphCapture, Ticket
 from kvrt.testing.chaos import PATIENCE, Chaos, Copies
 from kvrt.testing.paged import Case, PagedKV
 
@@ -300,10 +300,10 @@ def test_compute_waits_for_copies_whose_memory_it_uses(step: Step) -> None:
 def test_fused_operators_append_too(null: Device) -> None:
     cpu = registry.load("cpu").open()
     step = Step(cpu, "late")
-    fused = step.chaos.extension(FusedOps)  # type: ignore[type-abstract]
-    assert fused is not None
+    dense = step.chaos.extension(DenseOps)  # type: ignore[type-abstract]
+    assert dense is not None
     q, k, v = torch.zeros(1, 6, 64), torch.zeros(1, 2, 64), torch.zeros(1, 2, 64)
-    fused.rotate_append(step._plan, 0, q, k, v, None, None)
+    dense.rotate_append(step._plan, 0, q, k, v, None, None)
     with pytest.raises(ContractError, match="while compute uses them"):
         step.copy(step.other, step.table[-1])
     step.copy(step.other, step.table[0]).wait()

@@ -146,6 +146,6 @@ def test_and_twenty_times_in_a_row_under_load(run: Run) -> None:
 
 
 def test_a_late_device_says_the_same_and_the_kit_tries_all_it_is_asked_for(run: Run) -> None:
-    """Every way to sample, on a device without `FusedOps`: what torch is asked for there has an
+    """Every way to sample, on a device without `DenseOps`: what torch is asked for there has an
     example in `kvrt.testing.operators`."""
     run("-c", SAME)

@@ -20,7 +20,7 @@ from kvrt.testing.chaos import Chaos
 null = registry.load("null")
 
 class ChaosBackend:
-    spi = 1
+    spi = 2
     probe = null.probe
 
     def __init__(self, name):
@@ -36,7 +36,7 @@ early, late, mixed = map(ChaosBackend, ("early", "late", "mixed"))
 
 EXPLODES = """
 class Explodes:
-    name, spi = "explodes", 1
+    name, spi = "explodes", 2
 
     def open(self, index):
         raise ZeroDivisionError("boom")
@@ -71,7 +71,7 @@ def test_it_says_what_the_device_left_out(kit: Kit) -> None:
             "*kvrt backend null*",
             "device 0: make-believe device (none)",
             "capabilities not declared: ASYNC_COPIES, BATCH_INVARIANT, RAGGED_GRAPHS, TREES",
-            "extensions not offered: FusedOps, GraphCapture, Measurable",
+            "extensions not offered: DenseOps, GraphCapture, Measurable",
         ]
     )
 

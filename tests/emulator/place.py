@@ -9,7 +9,7 @@ from kvrt_kernels.tree import Lines
 from kvrt_kernels.triton.configs import formats_on
 from torch import Tensor
 
-from kvrt.spi import AttentionBatch, AttentionParams, FusedOps, Measurable
+from kvrt.spi import AttentionBatch, AttentionParams, DenseOps, Measurable
 
 
 class ReferenceAttention:
@@ -73,7 +73,7 @@ class InterpreterPlace(HostPlace):
         return Kernels(
             # As if it had two compute units: each program takes 20 ms.
             TritonAttention(arch, "cpu", multiprocessors=2),
-            {FusedOps: TritonOps()},
+            {DenseOps: TritonOps()},
             compute_dtypes=("float32",),
             kv_formats=formats_on(arch, DTYPES),
             head_dims=HEAD_DIMS,

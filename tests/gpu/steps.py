@@ -85,7 +85,7 @@ def steps(backend: str, *, small: bool, native: bool) -> list[Step]:
         Step(
             "kit-kernels",
             (python, *PYTEST, *workers, "--pyargs",
-             *kit("attention", "batches", "fused", "graphs")),
+             *kit("attention", "batches", "dense", "graphs")),
             150,
         ),
         bench("flashinfer", 300, optional=True),

@@ -27,7 +27,7 @@ def cpu() -> Iterator[Device]:
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[Device]:
-    """A third-party device with no fused operators."""
+    """A third-party device with no dense operators."""
     device = open_device("null", 0)
     yield device
     device.close()

@@ -30,7 +30,7 @@ def write(path: Path, **changes: Any) -> None:
 
 
 class Plain:
-    """A device without fused operators that differs from another in what it says of itself."""
+    """A device without dense operators that differs from another in what it says of itself."""
 
     def __init__(self, device: Device, *, free: int | None = None, **info: Any) -> None:
         self.info = dataclasses.replace(device.info, **info)

@@ -8,7 +8,7 @@ import torch
 
 from kvrt import registry
 from kvrt.errors import ContractError
-from kvrt.spi import AttentionBatch, AttentionParams, Device, FusedOps, HeadNorm, KVLayout, Rotation
+from kvrt.spi import AttentionBatch, AttentionParams, DenseOps, Device, HeadNorm, KVLayout, Rotation
 from kvrt.testing.paged import PagedKV, fill_past
 from kvrt.wrappers import Call, Checked, Traced
 from kvrt.wrappers.attention import checked_layout
@@ -304,13 +304,13 @@ def test_only_the_latest_plan_is_valid(device: Device, batch: AttentionBatch) ->
             device.attention.append(plan, 0, rows(5, 2, 16), rows(5, 2, 16))
 
 
-# --- fused operators ---------------------------------------------------------------------------
+# --- dense operators ---------------------------------------------------------------------------
 
 
 @pytest.fixture
-def fused(calls: list[Call]) -> Iterator[tuple[Device, FusedOps]]:
+def dense(calls: list[Call]) -> Iterator[tuple[Device, DenseOps]]:
     device = Checked(Traced(registry.load("cpu", timeout=60).open(), calls.append))
-    found = device.extension(FusedOps)  # type: ignore[type-abstract]
+    found = device.extension(DenseOps)  # type: ignore[type-abstract]
     assert found is not None
     yield device, found
     device.close()
@@ -334,14 +334,14 @@ def fused(calls: list[Call]) -> Iterator[tuple[Device, FusedOps]]:
     ],
 )
 def test_fused_operators_are_checked(
-    fused: tuple[Device, FusedOps],
+    dense: tuple[Device, DenseOps],
     calls: list[Call],
     name: str,
     arguments: tuple[object, ...],
     message: str,
 ) -> None:
     with pytest.raises(ContractError, match=message):
-        getattr(fused[1], name)(*arguments)
+        getattr(dense[1], name)(*arguments)
     assert not calls
 
 
@@ -357,13 +357,13 @@ def test_fused_operators_are_checked(
     ],
 )
 def test_rotations_and_norms_are_checked(
-    fused: tuple[Device, FusedOps],
+    dense: tuple[Device, DenseOps],
     calls: list[Call],
     rotation: Rotation | None,
     norm: HeadNorm | None,
     message: str,
 ) -> None:
-    device, operators = fused
+    device, operators = dense
     with PagedKV(device, LAYOUT, 12) as pages:
         batch = pages.batch([pages.take(9), pages.take(1)], [9, 1], [4, 1])
         plan = device.attention.plan(batch)

@@ -26,7 +26,7 @@ import kvrt_null
 from kvrt.spi import Probe
 
 class Backend:
-    spi = 1
+    spi = 2
 
     def __init__(self, name, **answer):
         self.name = name
@@ -152,7 +152,7 @@ def test_the_traceback_names_the_line_at_fault(install: Install) -> None:
     ],
 )
 def test_a_probe_that_fails_is_kept(source: str, message: str, install: Install) -> None:
-    install(f"class Bad:\n  name, spi = 'bad', 1\n  {source}\nbad = Bad()", "bad")
+    install(f"class Bad:\n  name, spi = 'bad', 2\n  {source}\nbad = Bad()", "bad")
     broken = examined("bad")
     assert message in broken.error
     assert not broken.available
@@ -163,7 +163,7 @@ HANGS = {
     "probe()": """
         import time
         class Slow:
-            name, spi = "slow", 1
+            name, spi = "slow", 2
             def probe(self): time.sleep(30)
         slow = Slow()
     """,
@@ -203,15 +203,18 @@ def test_a_hung_plugin_does_not_stop_the_program_from_ending(site: Path) -> None
 
 
 @pytest.mark.promise("P36")
-def test_a_plugin_for_another_interface_is_refused_with_both_versions(install: Install) -> None:
-    install("class New:\n  name, spi = 'new', 7\nnew = New()", "new")
-    assert examined("new").spi == 7
-    with pytest.raises(BackendUnavailable, match=f"version 7 .* version {SPI_VERSION}"):
-        registry.load("new")
+@pytest.mark.parametrize("version", [1, 7])
+def test_a_plugin_for_another_interface_is_refused_with_both_versions(
+    version: int, install: Install
+) -> None:
+    install(f"class Other:\n  name, spi = 'other', {version}\nother = Other()", "other")
+    assert examined("other").spi == version
+    with pytest.raises(BackendUnavailable, match=f"version {version} .* version {SPI_VERSION}"):
+        registry.load("other")
 
 
 def test_a_backend_goes_by_the_name_it_is_registered_under(install: Install) -> None:
-    install("class Other:\n  name, spi = 'other', 1\nmine = Other()", "mine")
+    install("class Other:\n  name, spi = 'other', 2\nmine = Other()", "mine")
     assert "calls itself 'other'" in examined("mine").error
 
 

@@ -5,7 +5,7 @@ import torch
 
 from kvrt import registry
 from kvrt.errors import OutOfMemory
-from kvrt.spi import FusedOps
+from kvrt.spi import DenseOps
 from kvrt.testing.chaos import Chaos
 from kvrt.testing.paged import Case, attend, mismatch
 from kvrt.wrappers import Call, Checked, Traced
@@ -52,8 +52,8 @@ def test_attention_and_fused_operators_are_told() -> None:
     assert not mismatch(got, want, case.tolerance)
     batch = next(call for call in calls if call.name == "attention.plan")
     assert batch.arguments == ("AttentionBatch(1 sequences, 3 tokens)",)
-    fused = device.extension(FusedOps)  # type: ignore[type-abstract]
-    assert fused is not None
-    fused.linear(torch.zeros(1, 4), torch.zeros(2, 4))
-    assert calls[-1].name == "fused.linear"
+    dense = device.extension(DenseOps)  # type: ignore[type-abstract]
+    assert dense is not None
+    dense.linear(torch.zeros(1, 4), torch.zeros(2, 4))
+    assert calls[-1].name == "dense.linear"
     device.close()

@@ -13,7 +13,7 @@ from kvrt import registry
 from kvrt.errors import DeviceError, KvrtError, OutOfMemory
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
-from kvrt.spi import Device, FusedOps, GraphCapture
+from kvrt.spi import DenseOps, Device, GraphCapture
 
 WHOSE = "backend '{name}' of plugin-{name} 1.0"
 
@@ -24,7 +24,7 @@ import torch
 from kvrt.spi import Chunk, Probe
 
 class Wrong:
-    name, spi = {name!r}, 1
+    name, spi = {name!r}, 2
 
     def probe(self):
         return Probe(True, "1 device", devices=1)
@@ -125,7 +125,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
 def use(device: Device) -> None:
     """All that the core asks of a device but its kernels."""
-    device.extension(FusedOps)  # type: ignore[type-abstract]
+    device.extension(DenseOps)  # type: ignore[type-abstract]
     device.extension(GraphCapture)  # type: ignore[type-abstract]
     device.memory.info()
     host = device.copier.host_buffer(64)

@@ -1,6 +1,6 @@
 """The kernels in Triton's interpreter, which is chosen when Triton is imported: so in a process.
 
-`interpreted/` has the tests. The conformance kit's attention and fused parts take minutes there;
+`interpreted/` has the tests. The conformance kit's attention and dense parts take minutes there;
 `ci/kernels` runs them. Each process takes one core, so two run at a time.
 """
 

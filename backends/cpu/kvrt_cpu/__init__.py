@@ -15,7 +15,7 @@ class CpuBackend:
     """See `kvrt.spi.Backend`. Importing this loads neither torch nor the kernels."""
 
     name = "cpu"
-    spi = 1
+    spi = 2
 
     def probe(self) -> Probe:
         system, machine = platform.system(), platform.machine()

@@ -9,12 +9,12 @@ import torch
 from kvrt.errors import BackendUnavailable, ConfigError
 from kvrt.spi import (
     Capability,
+    DenseOps,
     DeviceInfo,
     DeviceOptions,
     Done,
     DType,
     Extension,
-    FusedOps,
     GraphCapture,
     KVFormat,
     Measurable,
@@ -66,7 +66,7 @@ class CpuDevice:
             head_dims = kvrt_kernels.HEAD_DIMS
             self.attention = native = NativeAttention(self.memory, threads)
             self._extensions = {
-                FusedOps: NativeOps(threads),
+                DenseOps: NativeOps(threads),
                 GraphCapture: NativeGraphs(native, threads),
                 Measurable: NativeLimits(threads),
             }

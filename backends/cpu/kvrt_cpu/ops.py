@@ -10,7 +10,7 @@ from kvrt.spi import Activation, HeadNorm, Rotation
 
 
 class NativeOps:
-    """`FusedOps` over the compiled kernels, which check nothing. Activations are float32.
+    """`DenseOps` over the compiled kernels, which check nothing. Activations are float32.
 
     There is none in plain torch: without the compiled kernels a model uses torch's own operators.
     """

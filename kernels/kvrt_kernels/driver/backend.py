@@ -19,7 +19,7 @@ class GpuBackend(ABC):
         update: what to do then.
     """
 
-    spi = 1
+    spi = 2
 
     def __init__(self, vendor: Vendor, place: Place, torch_needs: str, update: str) -> None:
         self.name = vendor.backend

@@ -234,7 +234,7 @@ def rotate_append(
     rotation: Rotation | None,
     norm: HeadNorm | None,
 ) -> None:
-    """Norm and rotate q and k in place, then store k and v; see `kvrt.spi.FusedOps`."""
+    """Norm and rotate q and k in place, then store k and v; see `kvrt.spi.DenseOps`."""
     heads = 0 if rotation is None and norm is None else q.shape[1]
     _launch(plan, layer, q, heads, k, v, rotation, norm)
 

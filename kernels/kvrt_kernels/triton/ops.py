@@ -1,4 +1,4 @@
-"""The dense parts of a layer: `TritonOps` is a `kvrt.spi.FusedOps`.
+"""The dense parts of a layer: `TritonOps` is a `kvrt.spi.DenseOps`.
 
 Matrix products are the vendor's library's, by torch; Triton's part is what they leave in between.
 """
@@ -16,7 +16,7 @@ from kvrt_kernels.triton.plan import Plan
 
 
 class TritonOps:
-    """See `kvrt.spi.FusedOps`. The calls check nothing; `kvrt.wrappers.Checked` has.
+    """See `kvrt.spi.DenseOps`. The calls check nothing; `kvrt.wrappers.Checked` has.
 
     A weight of another dtype than `x` is converted in each call: keep weights in the compute
     dtype. How a product is summed is the library's choice and may depend on the number of rows.

@@ -63,7 +63,7 @@ from kvrt.testing.mutants.copier import (
     TakesNoPatienceForDone,
     TicketsComeTrueTooEarly,
 )
-from kvrt.testing.mutants.fused import (
+from kvrt.testing.mutants.dense import (
     ForgetsEpsilon,
     ForgetsOut,
     ForgetsTheBias,
@@ -92,7 +92,7 @@ from kvrt.testing.mutants.memory import (
 from kvrt.wrappers.wrapper import (
     WrappedAttention,
     WrappedCopier,
-    WrappedFusedOps,
+    WrappedDenseOps,
     WrappedGraphs,
     WrappedMemory,
     Wrapper,
@@ -108,7 +108,7 @@ class MutantDevice(Wrapper):
         self.memory = mutant.memory(self, inner.memory)
         self.copier = mutant.copier(self, inner.copier)
         self.attention = mutant.attention(self, inner.attention)
-        self._fused = mutant.fused
+        self._dense = mutant.dense
         self._graphs = mutant.graphs
         claimed = inner.info.capabilities | mutant.claims
         self._info = replace(inner.info, backend=backend.name, capabilities=claimed)
@@ -119,8 +119,8 @@ class MutantDevice(Wrapper):
 
     def extension(self, kind: type[Extension]) -> Extension | None:
         found = super().extension(kind)
-        if isinstance(found, WrappedFusedOps):
-            return self._fused(self, found.inner)  # type: ignore[return-value]
+        if isinstance(found, WrappedDenseOps):
+            return self._dense(self, found.inner)  # type: ignore[return-value]
         if isinstance(found, WrappedGraphs):
             return self._graphs(self, found.inner)  # type: ignore[return-value]
         return found
@@ -166,7 +166,7 @@ class Mutant:
     Args:
         caught_by: the file of the kit that must notice it, e.g. ``memory`` for test_memory.py, or
             the test in it, e.g. ``memory::test_memory_info_adds_up``.
-        fused: replaces `FusedOps`; needs a device that offers them.
+        dense: replaces `DenseOps`; needs a device that offers them.
         graphs: replaces `GraphCapture`, likewise.
         claims: capabilities it declares though the device may not have them.
         any_index: open() takes any index.
@@ -177,7 +177,7 @@ class Mutant:
     memory: type[WrappedMemory] = WrappedMemory
     copier: type[WrappedCopier] = WrappedCopier
     attention: type[WrappedAttention] = WrappedAttention
-    fused: type[WrappedFusedOps] = WrappedFusedOps
+    dense: type[WrappedDenseOps] = WrappedDenseOps
     graphs: type[WrappedGraphs] = WrappedGraphs
     device: type[MutantDevice] = MutantDevice
     claims: frozenset[Capability] = frozenset()
@@ -303,12 +303,12 @@ MUTANTS: Mapping[str, Mutant] = {
         attention=DependsOnTheBatch,
         claims=frozenset({Capability.BATCH_INVARIANT}),
     ),
-    "forgets_the_bias": Mutant("fused", fused=ForgetsTheBias),
-    "swaps_gate_and_up": Mutant("fused", fused=SwapsGateAndUp),
-    "forgets_epsilon": Mutant("fused", fused=ForgetsEpsilon),
-    "forgets_out": Mutant("fused", fused=ForgetsOut),
-    "norms_keys_like_queries": Mutant("fused", fused=NormsKeysLikeQueries),
-    "rotates_the_other_way": Mutant("fused", fused=RotatesTheOtherWay),
+    "forgets_the_bias": Mutant("dense", dense=ForgetsTheBias),
+    "swaps_gate_and_up": Mutant("dense", dense=SwapsGateAndUp),
+    "forgets_epsilon": Mutant("dense", dense=ForgetsEpsilon),
+    "forgets_out": Mutant("dense", dense=ForgetsOut),
+    "norms_keys_like_queries": Mutant("dense", dense=NormsKeysLikeQueries),
+    "rotates_the_other_way": Mutant("dense", dense=RotatesTheOtherWay),
     "replays_the_recorded_batch": Mutant("graphs", graphs=ReplaysTheRecordedBatch),
     "computes_while_recording": Mutant("graphs", graphs=ComputesWhileRecording),
     "records_too_few": Mutant("graphs", graphs=RecordsTooFew),
@@ -324,7 +324,7 @@ class MutantBackend:
     name: str
     inner: Backend
     mutant: Mutant
-    spi: int = 1
+    spi: int = 2
 
     def probe(self) -> Probe:
         return self.inner.probe()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kvrt import registry
-from kvrt.spi import Backend, Capability, Device, FusedOps
+from kvrt.spi import Backend, Capability, DenseOps, Device
 from kvrt.testing.paged import Case
 from kvrt.testing.plugin import SUBJECT
 from kvrt.testing.subject import Subject
@@ -100,10 +100,10 @@ def case(device: Device) -> Case:
 
 
 @pytest.fixture
-def fused(device: Device) -> FusedOps:
-    found = device.extension(FusedOps)  # type: ignore[type-abstract]
+def dense(device: Device) -> DenseOps:
+    found = device.extension(DenseOps)  # type: ignore[type-abstract]
     if found is None:
-        pytest.skip("the device does not offer FusedOps")
+        pytest.skip("the device does not offer DenseOps")
     return found
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvrt.spi import Capability, Device, DType, FusedOps, GraphCapture
+from kvrt.spi import Capability, DenseOps, Device, DType, GraphCapture
 from kvrt.testing import reference
 from kvrt.testing.paged import Case, PagedKV, fill_past, mismatch, randoms
 from kvrt.wrappers.rules import TORCH_DTYPE
@@ -116,9 +116,9 @@ def test_a_replay_makes_fused_calls_in_their_order(
     device: Device, graphs: GraphCapture, case: Case, pages: PagedKV
 ) -> None:
     """Each result is the next call's input, and the first input is another in each replay."""
-    ops = device.extension(FusedOps)  # type: ignore[type-abstract]
+    ops = device.extension(DenseOps)  # type: ignore[type-abstract]
     if ops is None:
-        pytest.skip("the device does not offer FusedOps")
+        pytest.skip("the device does not offer DenseOps")
     width = 96
     weight = randoms(device, device.info.weight_dtypes[0], 2 * width, width, seed=1) / math.sqrt(
         width

@@ -11,9 +11,9 @@ import torch
 from kvrt.spi import (
     AttentionBatch,
     Capability,
+    DenseOps,
     Device,
     DType,
-    FusedOps,
     HeadNorm,
     KVFormat,
     Rotation,
@@ -152,7 +152,7 @@ def step(
 
 def test_a_row_is_rotated_by_its_position_and_stored_by_its_row(
     device: Device,
-    fused: FusedOps,
+    dense: DenseOps,
     case: Case,
     mixed: tuple[Sequence[int], ...],
     compute: DType,
@@ -174,7 +174,7 @@ def test_a_row_is_rotated_by_its_position_and_stored_by_its_row(
             for seed, heads in enumerate((case.heads, case.kv_heads, case.kv_heads))
         )
         want_q, want_k = reference.normed_and_rotated(batch, q.clone(), k.clone(), rotation, norm)
-        fused.rotate_append(device.attention.plan(batch), 1, q, k, v, rotation, norm)
+        dense.rotate_append(device.attention.plan(batch), 1, q, k, v, rotation, norm)
         device.synchronize()
         assert not mismatch(q, want_q, TOLERANCE[compute])
         assert not mismatch(k, want_k, TOLERANCE[compute])

@@ -17,8 +17,8 @@ from kvrt.spi import (
     AttentionBatch,
     AttentionParams,
     Capability,
+    DenseOps,
     DeviceOptions,
-    FusedOps,
     KVLayout,
     Measurable,
 )
@@ -146,7 +146,7 @@ def test_aliasing_is_declared_only_where_it_was_asked_for(device):
 
 
 def test_compiled_kernels_give_fused_operators_and_batch_invariance(device):
-    assert isinstance(device.extension(FusedOps), FusedOps)
+    assert isinstance(device.extension(DenseOps), DenseOps)
     assert Capability.BATCH_INVARIANT in device.info.capabilities
     assert device.extension(int) is None
 
@@ -157,7 +157,7 @@ def test_without_compiled_kernels_the_device_says_so_and_declares_less(no_kernel
     assert "No module named" in note
     assert "reinstall" in note
     assert Capability.BATCH_INVARIANT not in device.info.capabilities
-    assert device.extension(FusedOps) is None
+    assert device.extension(DenseOps) is None
     device.close()
 
 

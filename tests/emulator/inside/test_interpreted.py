@@ -8,7 +8,7 @@ import pytest
 
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
-from kvrt.spi import FusedOps
+from kvrt.spi import DenseOps
 from tests.emulator.inside.conftest import CONFIG, make_model
 from tests.emulator.inside.test_runtime import tokens
 
@@ -28,7 +28,7 @@ def test_tokens_are_those_of_the_cpu_backend(tmp_path: Path, vendor: str) -> Non
         with Runtime(
             tmp_path, backend=backend, load_format="dummy", seed=1, memory_limit="16MiB"
         ) as runtime:
-            assert runtime.device.extension(FusedOps) is not None  # type: ignore[type-abstract]
+            assert runtime.device.extension(DenseOps) is not None  # type: ignore[type-abstract]
             answers.append(tokens(runtime.generate(PROMPTS, GREEDY)))
         runtime.device.close()
     assert answers[0] == answers[1]

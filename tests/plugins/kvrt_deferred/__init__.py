@@ -127,7 +127,7 @@ class DeferredDevice(Wrapper):
 
 class DeferredBackend:
     name = "deferred"
-    spi = 1
+    spi = 2
 
     def probe(self) -> Probe:
         return Probe(available=True, detail="1 make-believe device", devices=1)

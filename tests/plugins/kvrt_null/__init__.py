@@ -233,7 +233,7 @@ class NullDevice:
 
 class NullBackend:
     name = "null"
-    spi = 1
+    spi = 2
 
     def probe(self) -> Probe:
         detail = "1 make-believe device of 256 MiB"

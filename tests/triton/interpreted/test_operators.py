@@ -11,7 +11,7 @@ from kvrt_kernels.triton.gate import gated
 from kvrt_kernels.triton.norm import rms_norm
 
 from kvrt.errors import ContractError
-from kvrt.spi import Activation, Device, DType, FusedOps, HeadNorm, Rotation
+from kvrt.spi import Activation, DenseOps, Device, DType, HeadNorm, Rotation
 from kvrt.testing import reference
 from kvrt.testing.paged import TOLERANCE, Case, PagedKV, fill_past, mismatch, randoms
 
@@ -55,15 +55,15 @@ def test_norm_rotation_and_append(
     rotation = Rotation(angle.cos(), angle.sin()) if rotary_dim else None
     scales = [1 + 0.2 * randoms(device, "float32", head_dim, seed=seed) for seed in (5, 6)]
     norm = HeadNorm(*scales, eps=1e-6) if normed else None
-    fused = device.extension(FusedOps)
-    assert fused is not None
+    dense = device.extension(DenseOps)
+    assert dense is not None
     with PagedKV(device, case.layout, case.pages) as pages:
         batch = pages.batch([pages.take(n) for n in case.contexts], case.contexts, case.queries)
         fill_past(batch)
         qkv = randoms(device, dtype, 7, 11, head_dim, seed=1)
         q, k, v = qkv[:, :9], qkv[:, 9:10], qkv[:, 10:]
         want = reference.normed_and_rotated(batch, q.clone(), k.clone(), rotation, norm)
-        fused.rotate_append(device.attention.plan(batch), 1, q, k, v, rotation, norm)
+        dense.rotate_append(device.attention.plan(batch), 1, q, k, v, rotation, norm)
         assert not mismatch(q, want[0], TOLERANCE[dtype])
         assert not mismatch(k, want[1], TOLERANCE[dtype])
         for s in range(2):
@@ -73,8 +73,8 @@ def test_norm_rotation_and_append(
 
 
 def test_linear_adds_what_it_is_given_and_writes_where_it_is_told(device: Device) -> None:
-    fused = device.extension(FusedOps)
-    assert fused is not None
+    dense = device.extension(DenseOps)
+    assert dense is not None
     x, residual = (
         randoms(device, "float32", 5, 33, seed=1),
         randoms(device, "float32", 5, 7, seed=2),
@@ -83,7 +83,7 @@ def test_linear_adds_what_it_is_given_and_writes_where_it_is_told(device: Device
     for b in (None, bias):
         for r in (None, residual):
             out = torch.full((5, 7), math.nan)
-            assert fused.linear(x, weight, b, r, out) is out
+            assert dense.linear(x, weight, b, r, out) is out
             want = plain.linear(x, weight, b, r)
             assert not mismatch(out, want, 1e-5)
 

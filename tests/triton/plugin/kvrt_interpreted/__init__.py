@@ -13,7 +13,7 @@ import kvrt_null
 from kvrt_kernels import HEAD_DIMS
 from kvrt_kernels.triton import TritonAttention, TritonOps
 
-from kvrt.spi import Backend, Capability, Device, DeviceOptions, Extension, FusedOps, Probe
+from kvrt.spi import Backend, Capability, DenseOps, Device, DeviceOptions, Extension, Probe
 from kvrt_interpreted import narrow
 
 narrow.mend()
@@ -39,12 +39,12 @@ class Interpreted(kvrt_null.NullDevice):
         self.ops = TritonOps()
 
     def extension(self, kind: type[Extension]) -> Extension | None:
-        return self.ops if issubclass(kind, FusedOps) else None
+        return self.ops if issubclass(kind, DenseOps) else None
 
 
 class InterpretedBackend:
     name = "interpreted"
-    spi = 1
+    spi = 2
 
     def probe(self) -> Probe:
         return Probe(available=True, detail="1 interpreter", devices=1)

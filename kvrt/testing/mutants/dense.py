@@ -1,4 +1,4 @@
-"""Faults of fused operators."""
+"""Faults of dense operators."""
 
 from dataclasses import replace
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from kvrt.spi import Activation, HeadNorm, Rotation
-from kvrt.wrappers.wrapper import WrappedFusedOps
+from kvrt.wrappers.wrapper import WrappedDenseOps
 
 
-class ForgetsTheBias(WrappedFusedOps):
+class ForgetsTheBias(WrappedDenseOps):
     def linear(
         self,
         x: Tensor,
@@ -21,7 +21,7 @@ class ForgetsTheBias(WrappedFusedOps):
         return super().linear(x, weight, None, residual, out)
 
 
-class SwapsGateAndUp(WrappedFusedOps):
+class SwapsGateAndUp(WrappedDenseOps):
     def gated_linear(
         self,
         x: Tensor,
@@ -34,17 +34,17 @@ class SwapsGateAndUp(WrappedFusedOps):
         return super().gated_linear(x, torch.cat((up, gate)), activation, bias, out)
 
 
-class ForgetsEpsilon(WrappedFusedOps):
+class ForgetsEpsilon(WrappedDenseOps):
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
         return super().rms_norm(x, weight, 0.0, out)
 
 
-class ForgetsOut(WrappedFusedOps):
+class ForgetsOut(WrappedDenseOps):
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
         return super().rms_norm(x, weight, eps)
 
 
-class NormsKeysLikeQueries(WrappedFusedOps):
+class NormsKeysLikeQueries(WrappedDenseOps):
     def rotate_append(
         self,
         plan: object,
@@ -59,7 +59,7 @@ class NormsKeysLikeQueries(WrappedFusedOps):
         super().rotate_append(plan, layer, q, k, v, rotation, norm)
 
 
-class RotatesTheOtherWay(WrappedFusedOps):
+class RotatesTheOtherWay(WrappedDenseOps):
     def rotate_append(
         self,
         plan: object,

@@ -1,19 +1,19 @@
-"""Checks of the optional `FusedOps`."""
+"""Checks of the optional `DenseOps`."""
 
 import math
 from typing import get_args
 
 import torch
 
-from kvrt.spi import Activation, FusedOps, HeadNorm, Rotation
+from kvrt.spi import Activation, DenseOps, HeadNorm, Rotation
 from kvrt.wrappers.attention import CheckedAttention, CheckedPlan
 from kvrt.wrappers.rules import Facts, broken
 
 
-class CheckedFusedOps:
-    """`FusedOps` that refuses tensors its rules do not allow, in a few microseconds a call."""
+class CheckedDenseOps:
+    """`DenseOps` that refuses tensors its rules do not allow, in a few microseconds a call."""
 
-    def __init__(self, facts: Facts, attention: CheckedAttention, inner: FusedOps) -> None:
+    def __init__(self, facts: Facts, attention: CheckedAttention, inner: DenseOps) -> None:
         self._facts = facts
         self._attention = attention
         self._inner = inner
@@ -111,7 +111,7 @@ class CheckedFusedOps:
         return x.shape[0], shape[0]
 
     def _check_x(self, x: torch.Tensor) -> None:
-        self._facts.check_open("a fused operator")
+        self._facts.check_open("a dense operator")
         self._facts.check_activation("x", x)
         if x.dim() != 2:
             raise broken("x", x, "must be [tokens, in features]")

@@ -1,4 +1,4 @@
-"""The optional fused operators against plain arithmetic."""
+"""The optional dense operators against plain arithmetic."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import torch
 
-from kvrt.spi import Activation, Device, DType, FusedOps, HeadNorm, KVFormat, Rotation
+from kvrt.spi import Activation, DenseOps, Device, DType, HeadNorm, KVFormat, Rotation
 from kvrt.testing import reference
 from kvrt.testing.paged import TOLERANCE, Case, PagedKV, fill_past, mismatch, randoms
 from kvrt.wrappers.rules import TORCH_DTYPE
@@ -22,14 +22,14 @@ def weights(device: Device, dtype: DType, rows: int, width: int) -> torch.Tensor
     return values.to(TORCH_DTYPE[dtype])
 
 
-def test_linear(device: Device, fused: FusedOps, compute: DType, stored: DType) -> None:
+def test_linear(device: Device, dense: DenseOps, compute: DType, stored: DType) -> None:
     weight = weights(device, stored, 77, 123)
     bias = randoms(device, "float32", 77, seed=3)
     for tokens in TOKENS:
         x = randoms(device, compute, tokens, 123, seed=1)
         residual = randoms(device, compute, tokens, 77, seed=4)
         for b, r in ((None, None), (bias, None), (None, residual), (bias, residual)):
-            got = fused.linear(x, weight, b, r)
+            got = dense.linear(x, weight, b, r)
             assert got.dtype == x.dtype
             problem = mismatch(got, reference.linear(x, weight, b, r), TOLERANCE[compute])
             assert not problem, f"{tokens} tokens: {problem}"
@@ -37,13 +37,13 @@ def test_linear(device: Device, fused: FusedOps, compute: DType, stored: DType) 
 
 @pytest.mark.parametrize("activation", get_args(Activation))
 def test_gated_linear(
-    device: Device, fused: FusedOps, compute: DType, stored: DType, activation: Activation
+    device: Device, dense: DenseOps, compute: DType, stored: DType, activation: Activation
 ) -> None:
     weight = weights(device, stored, 2 * 45, 80)
     biases = (None, randoms(device, "float32", 2 * 45, seed=3))
     for tokens, bias in itertools.product(TOKENS, biases):
         x = randoms(device, compute, tokens, 80, seed=1)
-        got = fused.gated_linear(x, weight, activation, bias)
+        got = dense.gated_linear(x, weight, activation, bias)
         assert got.dtype == x.dtype
         want = reference.gated_linear(x, weight, activation, bias)
         problem = mismatch(got, want, TOLERANCE[compute])
@@ -51,37 +51,37 @@ def test_gated_linear(
 
 
 @pytest.mark.parametrize("width", [5, 64, 576, 1000])
-def test_rms_norm(device: Device, fused: FusedOps, compute: DType, width: int) -> None:
+def test_rms_norm(device: Device, dense: DenseOps, compute: DType, width: int) -> None:
     weight = randoms(device, "float32", width, seed=2)
     for tokens in (1, 7):
         x = randoms(device, compute, tokens, width, seed=1)
         for values, eps in ((x, 1e-5), (x * 1e-3, 1e-2), (torch.zeros_like(x), 1e-6)):
-            got = fused.rms_norm(values, weight, eps)
+            got = dense.rms_norm(values, weight, eps)
             assert got.dtype == x.dtype
             assert not mismatch(got, reference.rms_norm(values, weight, eps), TOLERANCE[compute])
 
 
-def test_rows_of_x_may_have_any_stride(device: Device, fused: FusedOps, compute: DType) -> None:
+def test_rows_of_x_may_have_any_stride(device: Device, dense: DenseOps, compute: DType) -> None:
     wide = randoms(device, compute, 9, 200, seed=1)
     x, tolerance = wide[:, 30:130], TOLERANCE[compute]
     weight = weights(device, device.info.weight_dtypes[0], 64, 100)
     norm = randoms(device, "float32", 100, seed=3)
-    assert not mismatch(fused.linear(x, weight), reference.linear(x, weight, None, None), tolerance)
+    assert not mismatch(dense.linear(x, weight), reference.linear(x, weight, None, None), tolerance)
     gated = reference.gated_linear(x, weight, "silu", None)
-    assert not mismatch(fused.gated_linear(x, weight, "silu"), gated, tolerance)
-    assert not mismatch(fused.rms_norm(x, norm, 1e-5), reference.rms_norm(x, norm, 1e-5), tolerance)
+    assert not mismatch(dense.gated_linear(x, weight, "silu"), gated, tolerance)
+    assert not mismatch(dense.rms_norm(x, norm, 1e-5), reference.rms_norm(x, norm, 1e-5), tolerance)
 
 
 def test_a_result_goes_where_it_is_asked_for(
-    device: Device, fused: FusedOps, compute: DType
+    device: Device, dense: DenseOps, compute: DType
 ) -> None:
     x = randoms(device, compute, 5, 96, seed=1)
     weight = weights(device, device.info.weight_dtypes[0], 96, 96)
     norm = randoms(device, "float32", 96, seed=3)
     calls: list[Callable[[torch.Tensor | None], torch.Tensor]] = [
-        lambda out: fused.linear(x, weight, None, None, out),
-        lambda out: fused.gated_linear(x, weight, "silu", None, out),
-        lambda out: fused.rms_norm(x, norm, 1e-5, out),
+        lambda out: dense.linear(x, weight, None, None, out),
+        lambda out: dense.gated_linear(x, weight, "silu", None, out),
+        lambda out: dense.rms_norm(x, norm, 1e-5, out),
     ]
     for call in calls:
         want = call(None)
@@ -91,13 +91,13 @@ def test_a_result_goes_where_it_is_asked_for(
 
 
 def test_a_product_may_replace_its_residual(
-    device: Device, fused: FusedOps, compute: DType
+    device: Device, dense: DenseOps, compute: DType
 ) -> None:
     x = randoms(device, compute, 7, 96, seed=1)
     residual = randoms(device, compute, 7, 64, seed=4)
     weight = weights(device, device.info.weight_dtypes[0], 64, 96)
-    want = fused.linear(x, weight, None, residual)
-    fused.linear(x, weight, None, residual, residual)
+    want = dense.linear(x, weight, None, residual)
+    dense.linear(x, weight, None, residual, residual)
     assert torch.equal(residual, want)
 
 
@@ -114,7 +114,7 @@ def angles(device: Device, positions: int, count: int) -> Rotation:
 )
 def test_rotate_append(
     device: Device,
-    fused: FusedOps,
+    dense: DenseOps,
     compute: DType,
     kv: KVFormat,
     head_dim: int,
@@ -135,7 +135,7 @@ def test_rotate_append(
         q, k, v = qkv[:, :6], qkv[:, 6:8], qkv[:, 8:]
         want_q, want_k = reference.normed_and_rotated(batch, q.clone(), k.clone(), rotation, norm)
         plan = device.attention.plan(batch)
-        fused.rotate_append(plan, 1, q, k, v, rotation, norm)
+        dense.rotate_append(plan, 1, q, k, v, rotation, norm)
         device.synchronize()
         assert not mismatch(q, want_q, TOLERANCE[compute]), "q in place"
         assert not mismatch(k, want_k, TOLERANCE[compute]), "k in place"
@@ -152,15 +152,15 @@ def test_rotate_append(
 
 @pytest.mark.usefixtures("batch_invariant")
 def test_a_row_has_the_same_bits_whatever_rows_are_beside_it(
-    device: Device, fused: FusedOps, compute: DType, stored: DType
+    device: Device, dense: DenseOps, compute: DType, stored: DType
 ) -> None:
     x = randoms(device, compute, 67, 256, seed=1)
     weight = weights(device, stored, 128, 256)
     norm = randoms(device, "float32", 256, seed=3)
     operators: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-        "linear": lambda rows: fused.linear(rows, weight),
-        "gated_linear": lambda rows: fused.gated_linear(rows, weight, "silu"),
-        "rms_norm": lambda rows: fused.rms_norm(rows, norm, 1e-5),
+        "linear": lambda rows: dense.linear(rows, weight),
+        "gated_linear": lambda rows: dense.gated_linear(rows, weight, "silu"),
+        "rms_norm": lambda rows: dense.rms_norm(rows, norm, 1e-5),
     }
     for name, operator in operators.items():
         together = operator(x)
