@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvrt.errors import ContractError
 from kvrt.spi import AttentionBatch, AttentionParams
 from kvrt_kernels import HEAD_DIMS
 from kvrt_kernels._args import FORMAT_CODE, address, check_heads, need, threads_or_default
 from kvrt_kernels._load import native
-from kvrt_kernels.tree import lines
+from kvrt_kernels.tree import lines, owned
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,7 @@ class Plan:
     """A batch as the native module takes it.
 
     Args:
-        batch: kept alive because its addresses are below, with host tensors of its own; its
-            branches are sequences.
+        batch: kept alive because its addresses are below; its branches are sequences.
         layer_bytes: distance between layers.
         tokens: query tokens of the whole batch.
         pages: where in a layer a page's elements are.
@@ -49,20 +49,27 @@ class Plan:
         return (self.format, self.kv + layer * self.layer_bytes, *self.pages, *self.sequences)
 
 
-def plan(batch: AttentionBatch) -> Plan:
+def plan(batch: AttentionBatch, *, lasting: bool = True) -> Plan:
     """Check what the layers of a step share.
 
     Page ids and lengths are trusted, as `kvrt.spi` says: an id of a page that is not mapped ends
     the process.
+
+    Args:
+        batch: of the step.
+        lasting: the caller may change the batch's tensors on the host while the plan is in use.
 
     Raises:
         ContractError: a tensor has another shape or dtype than `AttentionBatch` says, or the
             layout is one these kernels do not know (head_dim a multiple of 16 up to 256; any
             format but fp8).
     """
-    found = lines(batch)
-    branches: tuple[Tensor, ...] = () if batch.parents is None else (found.trunk, found.slots)
-    batch = found.batch
+    branches: tuple[Tensor, ...] = ()
+    if batch.parents is not None:
+        found = lines(batch)
+        batch, branches = found.batch, (found.trunk, found.slots)
+    elif lasting:
+        batch = owned(batch)
     layout = batch.layout
     table, start, length = batch.page_table, batch.query_start, batch.context_len
     need(
@@ -76,10 +83,10 @@ def plan(batch: AttentionBatch) -> Plan:
         ("query_start", start, (table.shape[0] + 1,)),
         ("context_len", length, (table.shape[0],)),
     ):
-        need(
-            x.dtype is torch.int32 and tuple(x.shape) == shape and x.is_contiguous(),
-            f"{name} must be contiguous int32 {list(shape)}, not {x.dtype} {list(x.shape)}",
-        )
+        if x.dtype is not torch.int32 or x.shape != shape or not x.is_contiguous():
+            raise ContractError(
+                f"{name} must be contiguous int32 {list(shape)}, not {x.dtype} {list(x.shape)}"
+            )
     need(
         batch.kv.dtype is getattr(torch, layout.storage),
         f"kv must be {layout.storage}, as its layout says, not {batch.kv.dtype}",

@@ -6,6 +6,7 @@ for each: half of a small operator's time.
 
 from collections.abc import Callable
 
+from kvrt.errors import ContractError
 from kvrt_kernels._args import need
 from kvrt_kernels._load import native
 from kvrt_kernels.attention import Plan
@@ -40,8 +41,8 @@ class Program:
             ContractError: it is of other pages, or has another number of tokens.
         """
         need(plan.kv == self._kv, "the batch has another kv than the recorded one")
-        need(
-            plan.tokens == self._tokens,
-            f"the batch has {plan.tokens} tokens, the recorded one {self._tokens}",
-        )
+        if plan.tokens != self._tokens:
+            raise ContractError(
+                f"the batch has {plan.tokens} tokens, the recorded one {self._tokens}"
+            )
         self._native.run(*plan.sequences, self._threads)

@@ -45,6 +45,16 @@ class Lines:
         return slots
 
 
+def owned(batch: AttentionBatch) -> AttentionBatch:
+    """A batch without branches whose tensors on the host are its own."""
+    return replace(
+        batch,
+        page_table=batch.page_table.clone(),
+        query_start=batch.query_start.clone(),
+        context_len=batch.context_len.clone(),
+    )
+
+
 def lines(batch: AttentionBatch) -> Lines:
     """The branches of a batch. Without `parents` its sequences have one each; with them, those
     without new tokens have none.
@@ -52,12 +62,7 @@ def lines(batch: AttentionBatch) -> Lines:
     All tensors on the host are the result's own: the caller may change the batch's at once.
     """
     if batch.parents is None:
-        batch = replace(
-            batch,
-            page_table=batch.page_table.clone(),
-            query_start=batch.query_start.clone(),
-            context_len=batch.context_len.clone(),
-        )
+        batch = owned(batch)
         nothing = torch.empty(len(batch.context_len), 0, dtype=torch.int32)
         return Lines(batch, batch.context_len, nothing)
     parents, start = batch.parents.numpy(), batch.query_start.numpy()

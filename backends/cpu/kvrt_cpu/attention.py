@@ -23,9 +23,9 @@ class NativeAttention:
         self._memory = memory
         self._threads = threads
 
-    def plan(self, batch: AttentionBatch) -> attention.Plan:
+    def plan(self, batch: AttentionBatch, *, lasting: bool = True) -> attention.Plan:
         self._memory.require_owner()
-        return attention.plan(batch)
+        return attention.plan(batch, lasting=lasting)
 
     def append(self, plan: object, layer: int, k: Tensor, v: Tensor) -> None:
         step = cast(attention.Plan, plan)

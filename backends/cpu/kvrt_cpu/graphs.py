@@ -21,7 +21,7 @@ class NativeGraph:
         self._program = program
 
     def replay(self, batch: AttentionBatch) -> None:
-        self._program.run(self._plans.plan(batch))
+        self._program.run(self._plans.plan(batch, lasting=False))
 
 
 class NativeGraphs:
