@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from kvrt.cache import KVCache
+from kvrt.cache import KVCache, int32
 from kvrt.errors import OutOfMemory
 from kvrt.model.loader import Model
 from kvrt.sched.batching import Row
@@ -108,7 +108,7 @@ class Forward:
         )
         with blaming(self._owner, "the forward pass"):
             forward = self._model.decoder.forward
-            return forward(torch.tensor(tokens), batch, torch.tensor(wanted))
+            return forward(int32(tokens), batch, int32(wanted))
 
     def _be_modest(self, piece: Sequence[Scored], error: OutOfMemory) -> None:
         tokens = sum(each.row.count for each in piece)

@@ -103,7 +103,7 @@ class Decoder:
             float32 [rows, vocab], on the device.
         """
         count = tokens.numel()
-        longest = int(batch.context_len.max()) if count else 0
+        longest = max(batch.context_len.tolist(), default=0)
         if longest > self._table.positions:
             self._table.grow(longest)
             self._layers = self._gathered()
@@ -115,7 +115,8 @@ class Decoder:
             batch = padded(batch, size)
             graph, work = self._graphs.of_size(size, batch, self._allocate, self._run_layers)
             work.x[:count].copy_(embedded)
-            work.x[count:].zero_()
+            if size > count:
+                work.x[count:].zero_()
             graph.replay(batch)
         else:
             work = self._activations(count)

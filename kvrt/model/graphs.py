@@ -72,7 +72,7 @@ def padded(batch: AttentionBatch, size: int) -> AttentionBatch:
 
     Their pages are page 0, to which everything may be written and from which nothing is read.
     """
-    tokens = int(batch.query_start[-1])
+    tokens = int(batch.query_start.numpy()[-1])
     more = size - tokens
     if not more:
         return batch
