@@ -109,9 +109,9 @@ def _typed_windows(fields: Fields, count: int, window: int) -> list[int] | None:
 
 def _qwen_layers(fields: Fields, count: int) -> list[LayerSpec]:
     window = _switched_window(fields, DEFAULT_WINDOW)
+    first = fields.integer("max_window_layers", 0, MAX_LAYERS, 28)
     windows = _typed_windows(fields, count, window)
     if windows is None:
-        first = fields.integer("max_window_layers", 0, MAX_LAYERS, 28)
         windows = [window if layer >= first else 0 for layer in range(count)]
     return [LayerSpec(window=window) for window in windows]
 

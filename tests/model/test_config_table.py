@@ -10,11 +10,13 @@ import json
 import math
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -26,6 +28,17 @@ from kvrt.model.spec import ModelSpec
 Config = dict[str, Any]
 MODEL_TYPES = {family.model_type: name for name, family in FAMILIES.items()}
 LAYERS, HEADS, LENGTH = 6, 32, 4096
+LOOK = 12
+TINY: Config = {
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "vocab_size": 8,
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 BASE: Config = {
     "vocab_size": 150_000,
     "hidden_size": 1024,
@@ -70,6 +83,10 @@ VALUES: dict[str, list[Any]] = {
     "partial_rotary_factor": [1.0],
     "original_max_position_embeddings": [1024],
 }
+SWITCHED = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
+WINDOWED = {"mistral": SWITCHED[:1], "qwen2": SWITCHED, "qwen3": SWITCHED, "smollm3": SWITCHED}
+"""The fields that the windows of a class come from."""
+
 BESIDE: list[Config] = [
     {"use_sliding_window": True, "max_window_layers": 2},
     {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "no_rope_layers": [1] * LAYERS},
@@ -200,6 +217,20 @@ def compare(folder: Path, model_type: str, name: str, state: str, content: Confi
     )
 
 
+def window_configs(names: tuple[str, ...]) -> Iterator[Config]:
+    """Every combination of these fields: missing, null, and with each value."""
+    for chosen in itertools.product(*([..., None, *VALUES[name]] for name in names)):
+        yield {name: v for name, v in zip(names, chosen, strict=True) if v is not ...}
+
+
+def looked_back(config: PretrainedConfig) -> list[int]:
+    """How many of `LOOK` tokens the last one looks at, in each layer of a model of transformers."""
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        given = model(torch.zeros(1, LOOK, dtype=torch.long), output_attentions=True).attentions
+    return [int((layer[0, 0, -1] > 0).sum()) for layer in given]
+
+
 def faults(folder: Path, model_type: str, cases: Iterator[tuple[str, str, Config]]) -> list[str]:
     return [
         f"{name} {state} in {content}: {fault}"
@@ -218,6 +249,29 @@ def test_every_field_present_null_and_missing_means_what_it_means_to_transformer
         for state, content in states(name, values, BASE | beside)
     )
     assert faults(tmp_path, model_type, cases) == []
+
+
+@pytest.mark.parametrize("model_type", WINDOWED)
+def test_windows_are_those_that_the_layers_of_transformers_look_back_by(
+    tmp_path: Path, model_type: str
+) -> None:
+    path = tmp_path / "config.json"
+    seen: dict[str, list[int]] = {}
+    for fields in window_configs(WINDOWED[model_type]):
+        content = BASE | TINY | fields
+        path.write_text(json.dumps(content | {"architectures": [MODEL_TYPES[model_type]]}))
+        found = wanted = None
+        with suppress(ModelError):
+            found = [min(layer.window or LOOK, LOOK) for layer in read_config(path).layers]
+        with suppress(Exception):  # the class's own checks, or arithmetic with None
+            config = CONFIG_MAPPING[model_type].from_dict(content)
+            used = [getattr(config, name, None) for name in ("sliding_window", "layer_types")]
+            key = json.dumps(used)
+            seen[key] = wanted = seen[key] if key in seen else looked_back(config)
+        off = not fields.get("use_sliding_window")
+        if model_type == "smollm3" and off and fields.get("layer_types") == MIXED:
+            wanted = None  # its class has windows here, but with flash attention it has none
+        assert found == wanted, fields
 
 
 @pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
