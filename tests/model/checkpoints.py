@@ -65,8 +65,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": 11,
         "max_window_layers": 1,
     },
+    "qwen-2-types": {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 12,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
     "qwen-2.5-yarn": {"model_type": "qwen2", "rope_parameters": YARN_ROPE},
     "qwen-3": {"model_type": "qwen3", "head_dim": 32, "tie_word_embeddings": True},
+    "qwen-3-types": {
+        "model_type": "qwen3",
+        "use_sliding_window": True,
+        "sliding_window": 9,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+    },
     "smollm-3": {
         "model_type": "smollm3",
         "num_hidden_layers": 4,
