@@ -30,10 +30,10 @@ from kvrt.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from kvrt.config import RuntimeConfig
+    from kvrt.engine.stats import RuntimeStats
+    from kvrt.kv.index.events import CacheEvent
     from kvrt.model.chat import Chat
     from kvrt.runtime import Runtime
-    from kvrt.sched.events import CacheEvent
-    from kvrt.stats import RuntimeStats
     from kvrt.stream import Stream
 
 __version__ = "0.1.0"
@@ -72,8 +72,8 @@ _LAZY = {
     "Chat": "kvrt.model.chat",
     "Runtime": "kvrt.runtime",
     "RuntimeConfig": "kvrt.config",
-    "RuntimeStats": "kvrt.stats",
-    "CacheEvent": "kvrt.sched.events",
+    "RuntimeStats": "kvrt.engine.stats",
+    "CacheEvent": "kvrt.kv.index.events",
     "Stream": "kvrt.stream",
 }
 

@@ -21,12 +21,12 @@ from kvrt.checks import (
     check_options,
 )
 from kvrt.errors import ConfigError
+from kvrt.kv.index.cost import Preemption
+from kvrt.kv.index.eviction import EvictionName
+from kvrt.kv.tiers.config import parse_tiers
 from kvrt.sampling import MAX_DRAFTS
-from kvrt.sched.cost import Preemption
-from kvrt.sched.eviction import EvictionName
 from kvrt.sched.policy import PolicyName
 from kvrt.spi import DType, KVFormat
-from kvrt.tiers.config import parse_tiers
 from kvrt.units import MIB
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")

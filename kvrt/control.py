@@ -4,9 +4,9 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from kvrt.checks import Checks, Folder, Maybe, Whole, check_options
-from kvrt.prompts import Prompt, root_of
-from kvrt.sched.events import CacheEvent
-from kvrt.worker import Worker
+from kvrt.engine.prompts import Prompt, root_of
+from kvrt.engine.worker import Worker
+from kvrt.kv.index.events import CacheEvent
 
 SAVING: Checks = {"folder": Folder(), "compress": Maybe(Whole(-100, 22))}
 """Of each argument, what it may be."""

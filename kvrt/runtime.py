@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from kvrt.cache import KVCache, LimitChange
 from kvrt.checks import (
     Checks,
     Flag,
@@ -29,20 +28,21 @@ from kvrt.checks import (
 )
 from kvrt.config import RuntimeConfig, draft_limit
 from kvrt.control import CacheControl
+from kvrt.engine.mailbox import Signal
+from kvrt.engine.prompts import Prompt, as_list, bad_words_of, room_for, tokens_of
+from kvrt.engine.request import Request, failed_result
+from kvrt.engine.sizing import limit_bytes, too_small
+from kvrt.engine.stats import RuntimeStats, stats_of
+from kvrt.engine.worker import CLOSE_TIMEOUT_S, Worker
 from kvrt.errors import CapacityError, ConfigError, ModelError, RequestError
-from kvrt.mailbox import Signal
+from kvrt.kv.cache import KVCache, LimitChange
+from kvrt.kv.tiers.names import KEY_BYTES, chain
 from kvrt.model.loader import Model
 from kvrt.model.resolve import Progress
 from kvrt.outputs import Result
-from kvrt.prompts import Prompt, as_list, bad_words_of, room_for, tokens_of
-from kvrt.request import Request, failed_result
 from kvrt.sampling import SamplingParams
-from kvrt.sizing import limit_bytes, too_small
 from kvrt.spi import Device, DeviceInfo
-from kvrt.stats import RuntimeStats, stats_of
 from kvrt.stream import Inbox, Stream
-from kvrt.tiers.names import KEY_BYTES, chain
-from kvrt.worker import CLOSE_TIMEOUT_S, Worker
 
 STREAM: Checks = {
     "params": Maybe(Of((SamplingParams,), "kvrt.SamplingParams(max_tokens=...)")),
@@ -51,7 +51,7 @@ STREAM: Checks = {
     "private": Flag(),
 }
 LIMIT: Checks = {"limit": Size(), "revision": Maybe(Whole(-(2**63), 2**63 - 1))}
-"""Of each argument, what it may be; prompts and salts are checked in `kvrt.prompts`."""
+"""Of each argument, what it may be; prompts and salts are checked in `kvrt.engine.prompts`."""
 
 
 class Runtime(CacheControl):
@@ -245,7 +245,7 @@ class Runtime(CacheControl):
         """Change what weights and KV cache together may take, in bytes, while running.
 
         What is held above it is given back at once if the engine is idle, else after each step as
-        pages come free. See `kvrt.cache.KVCache.set_memory_limit`.
+        pages come free. See `kvrt.kv.cache.KVCache.set_memory_limit`.
 
         Raises:
             CapacityError: the weights leave no room for a single page.

@@ -1,4 +1,7 @@
-"""How a request wants its tokens chosen. Loads no torch; the choosing is in `kvrt.sampler`."""
+"""How a request wants its tokens chosen. Loads no torch.
+
+The choosing is in `kvrt.engine.sampler`.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

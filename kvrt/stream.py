@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
+from kvrt.engine.process import Process
 from kvrt.outputs import Delta, Result
-from kvrt.process import Process
 
 
 class Inbox:

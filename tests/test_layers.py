@@ -19,18 +19,19 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"spi", "units", "process"},
+    {"spi", "units", "engine.process", "drafting"},
     {"checks"},
-    {"pages", "tiers", "wrappers", "outputs", "sampling", "stops"},
-    {"cache", "sched", "model", "registry", "sampler", "stream", "openmp"},
-    {"config", "forward", "offload", "prompts", "request"},
-    {"mailbox", "memory"},
-    {"live"},
-    {"beaming"},
-    {"answers"},
-    {"engine", "sizing", "storing"},
-    {"prefixes", "stats"},
-    {"worker"},
+    {"kv.pages", "kv.tiers", "kv.index.cost", "wrappers", "outputs", "sampling"},
+    {"kv.cache", "kv.seq", "model", "registry", "engine.sampler", "engine.stops", "stream"},
+    {"kv.index", "kv.offload", "openmp"},
+    {"sched"},
+    {"config", "kv.memory", "engine.forward", "engine.prompts", "engine.request"},
+    {"engine.mailbox", "engine.live"},
+    {"engine.beaming"},
+    {"engine.answers"},
+    {"engine.engine", "engine.sizing", "engine.storing"},
+    {"engine.prefixes", "engine.stats"},
+    {"engine.worker"},
     {"control"},
     {"runtime"},
     {"__init__"},
@@ -38,11 +39,14 @@ LAYERS: list[set[str]] = [
 ]
 """The parts of kvrt, the lowest first: each imports only from layers below its own."""
 
-DEVICE = {"torch", "kvrt.cache", "kvrt.wrappers", "kvrt.pages.apply", "kvrt.pages.backing"}
+DEVICE = {"torch", "kvrt.kv.cache", "kvrt.wrappers", "kvrt.kv.pages.apply", "kvrt.kv.pages.backing"}
 VALUES = [
     "sched",
+    "drafting",
+    "kv/index",
+    "kv/seq.py",
     *(
-        f"pages/{name}.py"
+        f"kv/pages/{name}.py"
         for name in ("change", "eviction", "geometry", "ops", "placement", "referrers", "table")
     ),
 ]
@@ -108,8 +112,8 @@ def within(module: str, allowed: set[str]) -> bool:
 
 def part(module: str) -> str:
     """The part of kvrt that ``kvrt.part.more`` belongs to."""
-    names = module.split(".")
-    return names[1] if len(names) > 1 and names[1] in set().union(*LAYERS) else "__init__"
+    found = [name for name in set().union(*LAYERS) if within(module, {f"kvrt.{name}"})]
+    return max(found, key=len, default="__init__")
 
 
 def rank(name: str) -> int:
@@ -119,7 +123,7 @@ def rank(name: str) -> int:
 
 
 def part_of(path: Path) -> str:
-    return path.relative_to(ROOT / "kvrt").parts[0].removesuffix(".py")
+    return part(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
 def test_imports_within_kvrt_go_down_only() -> None:
@@ -221,19 +225,19 @@ def test_these_tests_see_what_they_look_for() -> None:
     source = """
 from typing import TYPE_CHECKING
 if TYPE_CHECKING:
-    from kvrt.cache import KVCache
+    from kvrt.kv.cache import KVCache
 def late():
     "cuda is fine here"  # and cuda here
     import triton.language
     from . import sibling
-    from ..spi import Device
+    from ...spi import Device
     return torch.cuda_is("hip:0")
 """
-    assert set(imports(source, "kvrt.pages")) == {
+    assert set(imports(source, "kvrt.kv.pages")) == {
         "typing.TYPE_CHECKING",
-        "kvrt.cache.KVCache",
+        "kvrt.kv.cache.KVCache",
         "triton.language",
-        "kvrt.pages.sibling",
+        "kvrt.kv.pages.sibling",
         "kvrt.spi.Device",
     }
     assert {word for _, word in code_words(source)} & VENDORS == {"cuda", "hip"}

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvrt.engine.sampler import Choice, Chosen, Scores, token_logprobs
 from kvrt.errors import KvrtError, RequestError
-from kvrt.sampler import Choice, Chosen, Scores, token_logprobs
 from kvrt.sampling import SamplingParams
 
 PROBS = [0.5, 0.25, 0.15, 0.07, 0.03]

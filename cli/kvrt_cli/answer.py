@@ -14,7 +14,7 @@ from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from kvrt import Runtime, Stream
-    from kvrt.prompts import Prompt
+    from kvrt.engine.prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True)

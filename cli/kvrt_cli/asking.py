@@ -9,8 +9,8 @@ from kvrt.sampling import SamplingParams
 from kvrt_cli.sampling import resolve
 
 if TYPE_CHECKING:
+    from kvrt.engine.prompts import Prompt
     from kvrt.model.generation import GenerationDefaults
-    from kvrt.prompts import Prompt
     from kvrt.runtime import Runtime
 
 

@@ -6,9 +6,9 @@ from typing import Any, get_args
 import click
 
 from kvrt.errors import ConfigError
-from kvrt.sched.cost import Preemption
-from kvrt.sched.eviction import EvictionName
-from kvrt.tiers.config import parse_tiers
+from kvrt.kv.index.cost import Preemption
+from kvrt.kv.index.eviction import EvictionName
+from kvrt.kv.tiers.config import parse_tiers
 from kvrt_cli.options import Decorator, apply
 
 

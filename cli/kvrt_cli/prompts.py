@@ -12,8 +12,8 @@ from kvrt_cli.sampling import NAMES
 from kvrt_cli.stdin import decode, without_mark
 
 if TYPE_CHECKING:
+    from kvrt.engine.prompts import Prompt
     from kvrt.model.chat import Chat
-    from kvrt.prompts import Prompt
 
 PROMPTS = ("prompt", "messages", "token_ids")
 OF_CHATS = ("tools", "variables", "template", "continue_final_message", "add_generation_prompt")

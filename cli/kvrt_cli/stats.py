@@ -11,8 +11,8 @@ from kvrt.outputs import Result
 from kvrt.units import format_bytes
 
 if TYPE_CHECKING:
+    from kvrt.engine.stats import RuntimeStats
     from kvrt.runtime import Runtime
-    from kvrt.stats import RuntimeStats
 
 GIVE_BACK_S = 0.5
 """An idle runtime gives KV memory that no page needs back within this time (promise P4)."""

@@ -16,13 +16,13 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kvrt.pages.change import Change, Shortage
-from kvrt.pages.eviction import evict
-from kvrt.pages.referrers import Row as Pages
-from kvrt.pages.table import PageTable, SeqId
-from kvrt.sched.reuse import NoReuse, Reuse
-from kvrt.sched.seq import Seq
-from kvrt.sched.speculation import NO_DRAFTS, Drafts
+from kvrt.drafting.drafter import NO_DRAFTS, Drafts
+from kvrt.kv.index.reuse import NoReuse, Reuse
+from kvrt.kv.pages.change import Change, Shortage
+from kvrt.kv.pages.eviction import evict
+from kvrt.kv.pages.referrers import Row as Pages
+from kvrt.kv.pages.table import PageTable, SeqId
+from kvrt.kv.seq import Seq
 from kvrt.sched.waiting import Waiting
 
 LOOKAHEAD_TOKENS = 64

@@ -9,7 +9,7 @@ Scores are as in Wu et al. 2016 (arXiv 1609.08144, section 7) without its consta
 log-probabilities over length ** length_penalty. The search ends when its likeliest beam, as long as
 it is now, scores no better than the worst of `width` finished ones, or has `max_tokens`.
 
-Nothing here knows of devices or pages: `kvrt.beaming` does what these decisions ask for.
+Nothing here knows of devices or pages: `kvrt.engine.beaming` does what these decisions ask for.
 """
 
 import itertools
@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from kvrt.kv.seq import Seq
 from kvrt.outputs import TokenLogprobs
-from kvrt.sched.seq import Seq
 
 
 @dataclass(frozen=True, slots=True, eq=False)

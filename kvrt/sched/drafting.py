@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kvrt.pages.change import Shortage
+from kvrt.drafting.drafter import Drafter, PromptLookup, StepCost
+from kvrt.kv.pages.change import Shortage
 from kvrt.sched.batching import Limits, Row, StepPlan
-from kvrt.sched.speculation import Drafter, PromptLookup, StepCost
 
 MARGIN = 1.5
 """A draft must promise so much more than it costs: chances and costs are estimates."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Literal
 
-from kvrt.sched.seq import Rank, Seq
+from kvrt.kv.seq import Rank, Seq
 
 PolicyName = Literal["fcfs", "priority"]
 

@@ -10,8 +10,8 @@ import heapq
 import itertools
 from collections.abc import Iterator
 
+from kvrt.kv.seq import Seq
 from kvrt.sched.policy import Policy
-from kvrt.sched.seq import Seq
 
 
 class Waiting:

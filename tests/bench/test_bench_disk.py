@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from kvrt.tiers.blockfile import BLOCK, Bytes
-from kvrt.tiers.disk import DiskStore, PageTicket
-from kvrt.tiers.format import PageFormat
-from kvrt.tiers.names import PageName, chain, fingerprint, root_key
-from kvrt.tiers.pagefile import DATA, PageFile
+from kvrt.kv.tiers.blockfile import BLOCK, Bytes
+from kvrt.kv.tiers.disk import DiskStore, PageTicket
+from kvrt.kv.tiers.format import PageFormat
+from kvrt.kv.tiers.names import PageName, chain, fingerprint, root_key
+from kvrt.kv.tiers.pagefile import DATA, PageFile
 
 pytestmark = pytest.mark.extra  # it needs a disk that nobody else uses
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from kvrt.cache import KVCache
-from kvrt.pages.change import Change
-from kvrt.pages.geometry import Geometry
-from kvrt.pages.table import PageTable
+from kvrt.kv.cache import KVCache
+from kvrt.kv.pages.change import Change
+from kvrt.kv.pages.geometry import Geometry
+from kvrt.kv.pages.table import PageTable
 from kvrt.registry import open_device
 from kvrt.spi import Device
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from kvrt.kv.index.eviction import LeastRecentlyUsed
+from kvrt.kv.index.reuse import PrefixReuse
+from kvrt.kv.seq import Seq
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
-from kvrt.sched.eviction import LeastRecentlyUsed
-from kvrt.sched.reuse import PrefixReuse
-from kvrt.sched.seq import Seq
 
 from .test_bench_model import DTYPES, shape
 

@@ -3,12 +3,12 @@
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from kvrt.pages.change import Change
-from kvrt.pages.geometry import Geometry
-from kvrt.pages.table import PageTable
+from kvrt.kv.pages.change import Change
+from kvrt.kv.pages.geometry import Geometry
+from kvrt.kv.pages.table import PageTable
+from kvrt.kv.seq import Seq
 from kvrt.sched.batching import Limits, StepPlan, plan_step
 from kvrt.sched.policy import POLICIES
-from kvrt.sched.seq import Seq
 from kvrt.sched.waiting import Waiting
 
 RUNNING = 256

@@ -13,19 +13,19 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from kvrt.config import RuntimeConfig
-from kvrt.engine import Engine
+from kvrt.engine.engine import Engine
+from kvrt.engine.request import Request
+from kvrt.engine.sizing import make_cache
+from kvrt.engine.storing import make_reuse
 from kvrt.errors import KvrtError
-from kvrt.memory import Memory
+from kvrt.kv.memory import Memory
+from kvrt.kv.tiers.names import chain
 from kvrt.model.loader import load_model
 from kvrt.registry import load
-from kvrt.request import Request
 from kvrt.sampling import SamplingParams
 from kvrt.sched.batching import Limits
 from kvrt.sched.policy import POLICIES
-from kvrt.sizing import make_cache
 from kvrt.spi import DeviceOptions
-from kvrt.storing import make_reuse
-from kvrt.tiers.names import chain
 
 pytestmark = pytest.mark.extra  # minutes, so only `make bench` runs them
 

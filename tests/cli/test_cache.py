@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from kvrt.tiers.pagefile import PageFile
+from kvrt.kv.tiers.pagefile import PageFile
 
 from .conftest import DUMMY, Kvrt, Screen
 

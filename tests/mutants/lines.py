@@ -10,7 +10,7 @@ from tests.mutants.run import LineMutant as M
 
 DRAWN = {
     "a table counts free pages beyond its limit": M(
-        "kvrt.pages.placement",
+        "kvrt.kv.pages.placement",
         "max(0, min(found, geometry.pages_in(limit) - self.used_pages))",
         "max(0, found)",
         "pages/test_placement.py",
@@ -22,55 +22,55 @@ DRAWN = {
         "sched/test_speculation.py runtime/test_speculation.py",
     ),
     "the last free page is not used": M(
-        "kvrt.pages.table",
+        "kvrt.kv.pages.table",
         "if len(taken) < needed:",
         "if len(taken) <= needed:",
         "pages/test_table.py",
     ),
     "pages are free before the step that reads them has ended": M(
-        "kvrt.pages.table", "if after is None:", "if True:", "pages/test_table.py"
+        "kvrt.kv.pages.table", "if after is None:", "if True:", "pages/test_table.py"
     ),
     "freed pages are scrubbed only where nobody asked": M(
-        "kvrt.pages.table",
+        "kvrt.kv.pages.table",
         "for page in pages) if self.scrub else ()",
         "for page in pages) if not self.scrub else ()",
         "pages/test_table.py pages/test_cache.py",
     ),
     "an average runs away from what was measured": M(
-        "kvrt.sched.cost", "before + _WEIGHT *", "before - _WEIGHT *", "sched/test_cost.py"
+        "kvrt.kv.index.cost", "before + _WEIGHT *", "before - _WEIGHT *", "sched/test_cost.py"
     ),
     "the dearer of two ways back counts": M(
-        "kvrt.sched.cost",
+        "kvrt.kv.index.cost",
         "return min(compute, tokens / page_size * fetch_s)",
         "return max(compute, tokens / page_size * fetch_s)",
         "sched/test_cost.py",
     ),
     "pages are fetched where computing is faster": M(
-        "kvrt.sched.cost",
+        "kvrt.kv.index.cost",
         "return pages * fetch_s < compute",
         "return pages * fetch_s > compute",
         "sched/test_cost.py",
     ),
     "a page file takes one block that it does not have": M(
-        "kvrt.tiers.space",
+        "kvrt.kv.tiers.space",
         "self._blocks.add(at, self.data_bytes // BLOCK - at)",
         "self._blocks.add(at, self.data_bytes // BLOCK - at + 1)",
         "tiers/test_pagefile.py",
     ),
     "a record at the end of the budget is beyond it": M(
-        "kvrt.tiers.space",
+        "kvrt.kv.tiers.space",
         "return end > self._data_limit",
         "return end >= self._data_limit",
         "tiers/test_pagefile.py",
     ),
     "blocks that were taken are free": M(
-        "kvrt.tiers.extents",
+        "kvrt.kv.tiers.extents",
         "self._counts[n] -= count",
         "self._counts[n] -= count - 1",
         "tiers/test_extents.py tiers/test_pagefile.py",
     ),
     "blocks that are free already may be freed": M(
-        "kvrt.tiers.extents",
+        "kvrt.kv.tiers.extents",
         "if (n > 0 and before > start) or",
         "if (n > 0 and before > start) and",
         "tiers/test_extents.py tiers/test_pagefile.py",
@@ -88,49 +88,49 @@ DRAWN = {
         "registry/test_checked_attention.py",
     ),
     "a page is found though the one before it is not": M(
-        "kvrt.sched.reuse",
+        "kvrt.kv.index.reuse",
         "if depth and self.index.at(parent) is None:",
         "if False:",
         "runtime/test_cache_control.py",
     ),
     "cached tokens count beyond the prompt": M(
-        "kvrt.sched.reuse",
+        "kvrt.kv.index.reuse",
         "min(len(cached) * self._page_size, seq.prompt_len)",
         "max(len(cached) * self._page_size, seq.prompt_len)",
         "runtime/test_prefix_reuse.py",
     ),
     "a page is lost though its copy would have made room": M(
-        "kvrt.offload",
+        "kvrt.kv.offload",
         "if slot is None and copies:",
         "if slot is None and not copies:",
         "tiers/test_offload.py",
     ),
     "the check overlooks chunks that are not mapped": M(
-        "kvrt.pages.integrity",
+        "kvrt.kv.pages.integrity",
         "lost = set(users) - mapped",
         "lost = mapped - mapped",
         "pages/test_table.py pages/test_mutants.py",
     ),
     "unmapped chunks count as mapped": M(
-        "kvrt.cache",
+        "kvrt.kv.cache",
         "self._unmaps += applied.unmaps",
         "self._maps += applied.unmaps",
         "pages/test_cache.py",
     ),
     "a full host memory evicts nobody": M(
-        "kvrt.tiers.host",
+        "kvrt.kv.tiers.host",
         "victim = next(self.oldest(), None)",
         "victim = None",
         "tiers/test_host.py",
     ),
     "the slab that is kept is not the lower one": M(
-        "kvrt.tiers.host",
+        "kvrt.kv.tiers.host",
         "self._drop(max(empty))",
         "self._drop(min(empty))",
         "tiers/test_host.py",
     ),
     "a guess that came true counts as vain": M(
-        "kvrt.sched.speculation",
+        "kvrt.drafting.drafter",
         "self._vain = 0 if hit else self._vain",
         "self._vain = self._vain if hit else 0",
         "sched/test_speculation.py",
@@ -160,7 +160,7 @@ DRAWN = {
         "model/test_checkpoint.py",
     ),
     "the peak is the least there ever was": M(
-        "kvrt.cache", "self._peak = max(", "self._peak = min(", "pages/test_cache.py"
+        "kvrt.kv.cache", "self._peak = max(", "self._peak = min(", "pages/test_cache.py"
     ),
     "heads are scaled by their size": M(
         "kvrt.model.decoder",
@@ -196,13 +196,13 @@ DRAWN = {
         "backends/cpu",
     ),
     "a buffer that is too small is used": M(
-        "kvrt.tiers.blockfile",
+        "kvrt.kv.tiers.blockfile",
         "if buffer is None or len(buffer) < nbytes:",
         "if buffer is None:",
         "tiers/test_pagefile.py tiers/test_disk.py",
     ),
     "a short read passes for a whole one": M(
-        "kvrt.tiers.blockfile",
+        "kvrt.kv.tiers.blockfile",
         "            done += got\n",
         "            done = len(into)\n",
         "tiers/test_pagefile.py",
@@ -232,19 +232,19 @@ DRAWN = {
         "model/test_jsonfile.py",
     ),
     "a pool keeps what it should give back": M(
-        "kvrt.pages.pool",
+        "kvrt.kv.pages.pool",
         "while len(self._chunks) > count:",
         "while len(self._chunks) > count + 1:",
         "pages/test_cache.py pages/test_apply.py",
     ),
     "a store that failed is asked again at once": M(
-        "kvrt.tiers.disk",
+        "kvrt.kv.tiers.disk",
         "paused = time.monotonic() < self._paused_until",
         "paused = False",
         "tiers/test_faults.py tiers/test_disk.py",
     ),
     "a page that was removed comes after all": M(
-        "kvrt.tiers.disk",
+        "kvrt.kv.tiers.disk",
         "            self._workers.withdraw(pending)\n        if there:",
         "            pass\n        if there:",
         "tiers/test_disk.py tiers/test_faults.py",
@@ -265,19 +265,19 @@ DRAWN = {
 
 SURVIVED = {
     "completions of one prompt share a seed": M(
-        "kvrt.answers",
+        "kvrt.engine.answers",
         "seed = (request.seed + output.index) % 2**64",
         "seed = request.seed % 2**64",
         "runtime/test_runtime.py",
     ),
     "log-probabilities of a prompt are those of the token before": M(
-        "kvrt.answers",
+        "kvrt.engine.answers",
         "token, top = request.prompt[position + 1],",
         "token, top = request.prompt[position],",
         "runtime/test_runtime.py",
     ),
     "pages do not depend on the architecture": M(
-        "kvrt.storing",
+        "kvrt.engine.storing",
         "(info.backend, info.arch, kernels,",
         "(info.backend, kernels,",
         "runtime/test_page_names.py",
@@ -286,13 +286,13 @@ SURVIVED = {
         "kvrt.sched.batching", "places -= seq.width", "places -= 1", "sched/test_batching.py"
     ),
     "presence is punished once for each occurrence": M(
-        "kvrt.sampler",
+        "kvrt.engine.sampler",
         "weight = params.presence_penalty + params.frequency_penalty * counts",
         "weight = (params.presence_penalty + params.frequency_penalty) * counts",
         "test_sampler.py",
     ),
     "the first stop string of the list counts, not of the text": M(
-        "kvrt.stops",
+        "kvrt.engine.stops",
         "if at >= 0 and (first < 0 or at < first):",
         "if at >= 0 and first < 0:",
         "sched/test_output.py",
@@ -304,13 +304,13 @@ SURVIVED = {
         "sched/test_beams.py",
     ),
     "a memory limit does not count the weights": M(
-        "kvrt.sizing",
+        "kvrt.engine.sizing",
         "limit = limit_bytes(config.memory_limit, device) - model.weight_bytes",
         "limit = limit_bytes(config.memory_limit, device)",
         "runtime/test_sizing.py",
     ),
     "what is free does not bound the cache": M(
-        "kvrt.sizing",
+        "kvrt.engine.sizing",
         "limit = min(shape.span_bytes, int(free * FREE_SHARE), free - step)",
         "limit = shape.span_bytes",
         "runtime/test_sizing.py",
@@ -340,24 +340,27 @@ SURVIVED = {
         "runtime/test_runtime.py",
     ),
     "a prompt may fill the context": M(
-        "kvrt.prompts",
+        "kvrt.engine.prompts",
         "if len(tokens) + new > model.max_model_len:",
         "if len(tokens) > model.max_model_len:",
         "runtime/test_runtime.py",
     ),
     "what is used most goes first": M(
-        "kvrt.sched.eviction",
+        "kvrt.kv.index.eviction",
         "return (page.hits, page.used)",
         "return (-page.hits, page.used)",
         "sched/test_eviction.py",
     ),
     "what was worth much once stays for ever": M(
-        "kvrt.sched.eviction",
+        "kvrt.kv.index.eviction",
         "self._clock = max(self._clock, page.worth[0])",
         "pass",
         "sched/test_eviction.py",
     ),
     "a forked child waits for ever": M(
-        "kvrt.process", "return os.getpid() == self._pid", "return True", "runtime/test_life.py"
+        "kvrt.engine.process",
+        "return os.getpid() == self._pid",
+        "return True",
+        "runtime/test_life.py",
     ),
 }

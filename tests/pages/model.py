@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kvrt.cache import KVCache
-from kvrt.pages.apply import Failed
-from kvrt.pages.change import Change, Shortage
-from kvrt.pages.eviction import evict
-from kvrt.pages.geometry import Geometry
-from kvrt.pages.referrers import Referrers
-from kvrt.pages.table import PageTable
+from kvrt.kv.cache import KVCache
+from kvrt.kv.pages.apply import Failed
+from kvrt.kv.pages.change import Change, Shortage
+from kvrt.kv.pages.eviction import evict
+from kvrt.kv.pages.geometry import Geometry
+from kvrt.kv.pages.referrers import Referrers
+from kvrt.kv.pages.table import PageTable
 from kvrt.spi import Device
 
 

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from kvrt.pages.change import Change, Shortage
-from kvrt.pages.geometry import Geometry
-from kvrt.pages.integrity import check_table
-from kvrt.pages.table import PageTable
+from kvrt.kv.pages.change import Change, Shortage
+from kvrt.kv.pages.geometry import Geometry
+from kvrt.kv.pages.integrity import check_table
+from kvrt.kv.pages.table import PageTable
 
 KIB = 1024
 CHUNK = 64 * KIB

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from kvrt.errors import DeviceError, IntegrityError, OutOfMemory
-from kvrt.pages.apply import Applied, Failed, apply
-from kvrt.pages.backing import Backing
-from kvrt.pages.ops import Copy, Map, Move, Op, Scrub, Unmap
+from kvrt.kv.pages.apply import Applied, Failed, apply
+from kvrt.kv.pages.backing import Backing
+from kvrt.kv.pages.ops import Copy, Map, Move, Op, Scrub, Unmap
 from kvrt.spi import Device, KVFormat
 from kvrt.testing.chaos import Chaos
 

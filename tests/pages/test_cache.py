@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kvrt.cache import KVCache, LimitChange
 from kvrt.errors import CapacityError, ConfigError, IntegrityError, OutOfMemory
-from kvrt.pages.apply import Failed
-from kvrt.pages.change import Change
+from kvrt.kv.cache import KVCache, LimitChange
+from kvrt.kv.pages.apply import Failed
+from kvrt.kv.pages.change import Change
 from kvrt.registry import open_device
 from kvrt.spi import Device, DeviceOptions
 from kvrt.testing.chaos import Chaos

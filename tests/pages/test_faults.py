@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from kvrt.errors import DeviceError, OutOfMemory
-from kvrt.pages.apply import Failed
-from kvrt.pages.change import Change, Shortage
+from kvrt.kv.pages.apply import Failed
+from kvrt.kv.pages.change import Change, Shortage
 from kvrt.spi import Device
 from kvrt.testing.chaos import Chaos
 

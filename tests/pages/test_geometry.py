@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvrt.errors import ConfigError
-from kvrt.pages.geometry import Geometry
+from kvrt.kv.pages.geometry import Geometry
 from kvrt.spi import KVFormat
 
 from .shapes import KIB, LAYERS, shape

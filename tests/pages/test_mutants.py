@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from kvrt.errors import IntegrityError
-from kvrt.pages import referrers
-from kvrt.pages.referrers import ReferrersEvolver
+from kvrt.kv.pages import referrers
+from kvrt.kv.pages.referrers import ReferrersEvolver
 from kvrt.spi import Device
 
 from .model import Model, random_operation

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from kvrt.pages.change import Change, Shortage
-from kvrt.pages.ops import Map, Unmap
-from kvrt.pages.table import PageTable
+from kvrt.kv.pages.change import Change, Shortage
+from kvrt.kv.pages.ops import Map, Unmap
+from kvrt.kv.pages.table import PageTable
 
 from .shapes import LAYERS, SIZE, done, empty, shape
 

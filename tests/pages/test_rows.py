@@ -4,9 +4,9 @@ import random
 
 import numpy as np
 
-from kvrt.pages.change import Shortage
-from kvrt.pages.rows import PageRows
-from kvrt.pages.table import PageTable
+from kvrt.kv.pages.change import Shortage
+from kvrt.kv.pages.rows import PageRows
+from kvrt.kv.pages.table import PageTable
 
 from .shapes import shape
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from kvrt.errors import IntegrityError
-from kvrt.pages.change import Change, Shortage
-from kvrt.pages.integrity import check_table
-from kvrt.pages.ops import Copy, Map, Move, Scrub
-from kvrt.pages.referrers import Referrers
-from kvrt.pages.table import PageTable
+from kvrt.kv.pages.change import Change, Shortage
+from kvrt.kv.pages.integrity import check_table
+from kvrt.kv.pages.ops import Copy, Map, Move, Scrub
+from kvrt.kv.pages.referrers import Referrers
+from kvrt.kv.pages.table import PageTable
 
 from .shapes import SIZE, done, empty, shape
 

@@ -7,25 +7,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvrt.config import RuntimeConfig
-from kvrt.engine import Engine
+from kvrt.engine.engine import Engine
+from kvrt.engine.prefixes import Prefixes
+from kvrt.engine.request import Request
+from kvrt.engine.sizing import make_cache
+from kvrt.engine.storing import make_offload, page_fingerprint
 from kvrt.errors import OutOfMemory
-from kvrt.memory import Memory
+from kvrt.kv.index.cost import MoveCost
+from kvrt.kv.index.eviction import EVICTIONS
+from kvrt.kv.index.reuse import PrefixReuse
+from kvrt.kv.memory import Memory
+from kvrt.kv.tiers.names import KEY_BYTES, chain, root_key, tenant_of
 from kvrt.model.loader import load_model
 from kvrt.outputs import Delta, Result
-from kvrt.prefixes import Prefixes
 from kvrt.registry import load
-from kvrt.request import Request
 from kvrt.sampling import SamplingParams
 from kvrt.sched.batching import Limits
-from kvrt.sched.cost import MoveCost
-from kvrt.sched.eviction import EVICTIONS
 from kvrt.sched.policy import POLICIES
-from kvrt.sched.reuse import PrefixReuse
-from kvrt.sizing import make_cache
 from kvrt.spi import DeviceOptions
-from kvrt.storing import make_offload, page_fingerprint
 from kvrt.testing.chaos import Chaos, Copies
-from kvrt.tiers.names import KEY_BYTES, chain, root_key, tenant_of
 from kvrt.wrappers import Checked
 
 from .faulty import Faulty

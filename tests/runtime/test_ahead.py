@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kvrt.engine import Engine
+from kvrt.engine.engine import Engine
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.sched.batching import StepPlan

@@ -9,17 +9,17 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-import kvrt.engine
+import kvrt.engine.engine
 import kvrt.model.bundled as bundled
 from kvrt.errors import CapacityError, RequestError
+from kvrt.kv.index.reuse import NoReuse
+from kvrt.kv.pages.change import Change
+from kvrt.kv.pages.table import PageTable
+from kvrt.kv.seq import Seq
 from kvrt.outputs import Result
-from kvrt.pages.change import Change
-from kvrt.pages.table import PageTable
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.sched.batching import StepPlan, plan_step
-from kvrt.sched.reuse import NoReuse
-from kvrt.sched.seq import Seq
 from kvrt.testing.chaos import Chaos
 
 from .conftest import Break, MakeRuntime, pages_in_use, until
@@ -165,7 +165,7 @@ def test_searches_that_lose_their_pages_at_any_moment_find_the_same(
             return StepPlan((), change, preempted=tuple(victims))
         return plan_step(table, running, *rest)
 
-    monkeypatch.setattr(kvrt.engine, "plan_step", plan)
+    monkeypatch.setattr(kvrt.engine.engine, "plan_step", plan)
     runtime = make_runtime(**options)
     results = runtime.generate(PROMPTS, beams(4))
     assert [told(result) for result in results] == alone

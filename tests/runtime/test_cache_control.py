@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from kvrt.errors import ConfigError, DeviceError, IntegrityError, StoreError
+from kvrt.kv.tiers.names import PageName, chain
+from kvrt.kv.tiers.pagefile import PageFile
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
-from kvrt.tiers.names import PageName, chain
-from kvrt.tiers.pagefile import PageFile
 
 from .conftest import MakeRuntime, until
 from .test_offload import offloaded
@@ -316,7 +316,7 @@ def test_a_call_that_finds_the_page_table_broken_gets_its_error_and_so_do_all_ot
     fault = IntegrityError("it does not add up")
     runtime = make_runtime(cache_dir=tmp_path)
     cached(runtime, PROMPT)
-    monkeypatch.setattr("kvrt.prefixes.Prefixes.pin", raising(fault))
+    monkeypatch.setattr("kvrt.engine.prefixes.Prefixes.pin", raising(fault))
     for call in (runtime.pin, runtime.unpin):
         with pytest.raises(type(fault), match=str(fault)):
             call(PROMPT)
@@ -341,7 +341,7 @@ def test_a_call_that_fails_in_any_other_way_is_its_callers_alone(
 ) -> None:
     runtime = make_runtime(cache_dir=tmp_path)
     beside = runtime.stream(PROMPT, SamplingParams(max_tokens=100, ignore_eos=True))
-    monkeypatch.setattr("kvrt.prefixes.Prefixes.pin", raising(fault))
+    monkeypatch.setattr("kvrt.engine.prefixes.Prefixes.pin", raising(fault))
     with pytest.raises(type(fault)):
         runtime.pin(PROMPT)
     assert len(beside.result.token_ids) == 100

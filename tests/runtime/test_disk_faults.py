@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from kvrt.errors import StoreError
+from kvrt.kv.tiers.blockfile import BlockFile, Bytes
+from kvrt.kv.tiers.pagefile import DATA, PageFile
 from kvrt.outputs import Result
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
-from kvrt.tiers.blockfile import BlockFile, Bytes
-from kvrt.tiers.pagefile import DATA, PageFile
 from tests.tiers.pages import Faults
 
 from .conftest import MakeRuntime, until
@@ -182,7 +182,7 @@ def test_nobody_waits_for_a_disk_that_hardly_moves(
             time.sleep(0.2)
             super().write(data, at)
 
-    monkeypatch.setattr("kvrt.offload._PATIENCE_S", 0.01)
+    monkeypatch.setattr("kvrt.kv.offload._PATIENCE_S", 0.01)
     open_with(Slow)
     runtime = squeezed(make_runtime, TIERS[1].format(tmp_path), preemption="move")
     started = time.monotonic()
@@ -219,8 +219,8 @@ class Hanging(BlockFile):
 @pytest.fixture
 def hang(monkeypatch: pytest.MonkeyPatch, open_with: WriteDisk) -> Iterator[Callable[[str], None]]:
     """Let calls of that kind not return from here on, until `Hanging.free` is set."""
-    monkeypatch.setattr("kvrt.tiers.disk.PATIENCE_S", 0.2)
-    monkeypatch.setattr("kvrt.offload._PATIENCE_S", 0.05)
+    monkeypatch.setattr("kvrt.kv.tiers.disk.PATIENCE_S", 0.2)
+    monkeypatch.setattr("kvrt.kv.offload._PATIENCE_S", 0.05)
     monkeypatch.setattr(Hanging, "free", threading.Event())
     open_with(Hanging)
     monkeypatch.setattr(Hanging, "waiting", 0)
@@ -279,7 +279,7 @@ def test_closing_does_not_wait_for_a_disk_that_hangs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("kvrt.tiers.stores._CLOSE_S", 60.0 if known else 0.5)
+    monkeypatch.setattr("kvrt.kv.tiers.stores._CLOSE_S", 60.0 if known else 0.5)
     runtime = squeezed(make_runtime, TIERS[1].format(tmp_path), preemption="move")
     assert serve(runtime) == right
     hang("read")
@@ -287,7 +287,7 @@ def test_closing_does_not_wait_for_a_disk_that_hangs(
         assert serve(runtime) == right
         assert offloaded(runtime).disks[0].hung > 0
     else:
-        monkeypatch.setattr("kvrt.tiers.disk.PATIENCE_S", 60.0)
+        monkeypatch.setattr("kvrt.kv.tiers.disk.PATIENCE_S", 60.0)
         streams = [runtime.stream(prompt, LONG) for prompt in prompts(COUNT, 1)]
         until(lambda: Hanging.waiting > 0)
         assert len(streams) == COUNT

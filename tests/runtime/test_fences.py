@@ -14,32 +14,32 @@ import pytest
 import torch
 
 import kvrt
-from kvrt.cache import KVCache, LimitChange
 from kvrt.config import RuntimeConfig
-from kvrt.engine import Engine
+from kvrt.engine.engine import Engine
+from kvrt.engine.prefixes import Prefixes
+from kvrt.engine.request import Request
+from kvrt.engine.sizing import make_cache
 from kvrt.errors import ContractError, OutOfMemory
-from kvrt.memory import Memory
+from kvrt.kv.cache import KVCache, LimitChange
+from kvrt.kv.index.eviction import EVICTIONS
+from kvrt.kv.index.reuse import PrefixReuse
+from kvrt.kv.memory import Memory
+from kvrt.kv.offload import Offload
+from kvrt.kv.pages.backing import Backing
+from kvrt.kv.pages.change import Change
+from kvrt.kv.pages.geometry import Geometry
+from kvrt.kv.pages.referrers import Row
+from kvrt.kv.pages.table import SeqId
+from kvrt.kv.seq import Seq
+from kvrt.kv.tiers.host import HostStore
+from kvrt.kv.tiers.names import chain, root_key
 from kvrt.model.loader import load_model
-from kvrt.offload import Offload
-from kvrt.pages.backing import Backing
-from kvrt.pages.change import Change
-from kvrt.pages.geometry import Geometry
-from kvrt.pages.referrers import Row
-from kvrt.pages.table import SeqId
-from kvrt.prefixes import Prefixes
 from kvrt.registry import load
-from kvrt.request import Request
 from kvrt.sampling import SamplingParams
 from kvrt.sched.batching import Limits
-from kvrt.sched.eviction import EVICTIONS
 from kvrt.sched.policy import POLICIES
-from kvrt.sched.reuse import PrefixReuse
-from kvrt.sched.seq import Seq
-from kvrt.sizing import make_cache
 from kvrt.spi import AttentionParams, Device
 from kvrt.testing.chaos import Chaos
-from kvrt.tiers.host import HostStore
-from kvrt.tiers.names import chain, root_key
 from kvrt.wrappers import Checked
 from kvrt.wrappers.wrapper import Params, Result, Wrapper
 

@@ -10,11 +10,11 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from kvrt import beaming, sampler
-from kvrt.answers import Answers
+from kvrt.engine import beaming, sampler
+from kvrt.engine.answers import Answers
+from kvrt.engine.request import Output, Request
 from kvrt.errors import DeviceError, KvrtError, ModelError
 from kvrt.outputs import Result
-from kvrt.request import Output, Request
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.sched.beams import BeamSearch

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-import kvrt.worker
+import kvrt.engine.worker
+from kvrt.engine.request import Request
 from kvrt.errors import CapacityError, ConfigError, DeviceError, KvrtError, RequestError
 from kvrt.model.loader import Model, load_model
 from kvrt.outputs import Delta
 from kvrt.outputs import Result as Answer
-from kvrt.request import Request
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.spi import Device
@@ -272,7 +272,7 @@ def test_an_interrupted_opening_leaves_nothing_behind(
     where: str, make_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also while the exception, and so the half-made runtime, is still looked at."""
-    owner = threading.Thread if "Thread" in where else kvrt.worker.Future
+    owner = threading.Thread if "Thread" in where else kvrt.engine.worker.Future
     name = where.rpartition(".")[2]
     whole = getattr(owner, name)
 
@@ -302,7 +302,7 @@ def weights(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref]:
         loaded.append(weakref.ref(model.decoder.weights.embedding))
         return model
 
-    monkeypatch.setattr(kvrt.worker, "load_model", load)
+    monkeypatch.setattr(kvrt.engine.worker, "load_model", load)
     return loaded
 
 

@@ -8,8 +8,8 @@ import pytest
 from kvrt_cli.main import cli
 
 from kvrt.config import RuntimeConfig
+from kvrt.kv.index.eviction import EVICTIONS
 from kvrt.runtime import Runtime
-from kvrt.sched.eviction import EVICTIONS
 
 DOC = (Path(__file__).parents[2] / "docs" / "memory.md").read_text()
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", DOC, re.DOTALL | re.MULTILINE)

@@ -11,20 +11,20 @@ from typing import NamedTuple
 
 import pytest
 
-import kvrt.sched.reuse
-import kvrt.tiers.names
+import kvrt.kv.index.reuse
+import kvrt.kv.tiers.names
+from kvrt.engine.prefixes import Prefixes
 from kvrt.errors import KvrtError
-from kvrt.memory import Memory
-from kvrt.offload import Offload
-from kvrt.pages.table import Change
-from kvrt.prefixes import Prefixes
+from kvrt.kv.index.prefix import PrefixIndex
+from kvrt.kv.index.reuse import NoReuse, PrefixReuse
+from kvrt.kv.memory import Memory
+from kvrt.kv.offload import Offload
+from kvrt.kv.pages.table import Change
+from kvrt.kv.tiers.blockfile import BlockFile, Bytes
+from kvrt.kv.tiers.stores import Stores
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.sched.batching import _Draft
-from kvrt.sched.prefix import PrefixIndex
-from kvrt.sched.reuse import NoReuse, PrefixReuse
-from kvrt.tiers.blockfile import BlockFile, Bytes
-from kvrt.tiers.stores import Stores
 
 from .conftest import MakeRuntime, until
 
@@ -126,8 +126,9 @@ def life_of_a_service(
         patched.setattr(BlockFile, "read", slowly(BlockFile.read))
         _aborts_while_pages_come_back(make_runtime, right, folder / "slow")
     with monkeypatch.context() as patched:
-        real = kvrt.tiers.names.page_key
-        for module in (kvrt.tiers.names, kvrt.sched.reuse):  # prompts are named before they wait
+        real = kvrt.kv.tiers.names.page_key
+        # Prompts are named before they wait.
+        for module in (kvrt.kv.tiers.names, kvrt.kv.index.reuse):
             patched.setattr(module, "page_key", lambda p, t: bytes([real(p, t)[0] & 1]) + bytes(31))
         runtime = tight(make_runtime, None)
         assert ask(runtime, PROMPTS) == right

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kvrt.offload import OffloadStats
+from kvrt.kv.offload import OffloadStats
 from kvrt.outputs import Result
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams

@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+import kvrt.engine.storing
 import kvrt.model.filling
 import kvrt.model.loader
-import kvrt.storing
+from kvrt.engine.storing import own_folder
 from kvrt.errors import StoreError
 from kvrt.outputs import Result
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
-from kvrt.storing import own_folder
 from kvrt.wrappers.wrapper import Wrapper
 from tests.model.checkpoints import make_model, save_model, save_tokenizer
 from tests.model.damage import WEIGHTS, read_file, write_file
@@ -95,7 +95,7 @@ def another_device(**changes: object) -> Callable[[World], Options]:
 
 
 def another_version(world: World) -> Options:
-    world.patch.setattr(kvrt.storing, "version", lambda name: "0.0.1")
+    world.patch.setattr(kvrt.engine.storing, "version", lambda name: "0.0.1")
     return {}
 
 
@@ -105,9 +105,9 @@ def another_torch(world: World) -> Options:
 
 
 def kernels_of_another_version(world: World) -> Options:
-    real = kvrt.storing.candidates
+    real = kvrt.engine.storing.candidates
     renewed = [dataclasses.replace(one, version="99") for one in real()]
-    world.patch.setattr(kvrt.storing, "candidates", lambda: renewed)
+    world.patch.setattr(kvrt.engine.storing, "candidates", lambda: renewed)
     return {}
 
 
@@ -281,28 +281,30 @@ MUTANTS = {
         kvrt.model.loader, "load_model", "{spec} {chosen}", "{chosen}", "the window"
     ),
     "KV format": Mutant(
-        kvrt.storing,
+        kvrt.engine.storing,
         "page_fingerprint",
         "str(geometry.format), repr(geometry.layout)",
         '"", ""',
         "the format of keys and values",
     ),
     "backend": Mutant(
-        kvrt.storing,
+        kvrt.engine.storing,
         "page_fingerprint",
         "info.backend, info.arch, kernels, ",
         "info.arch, ",
         "the backend",
     ),
-    "arch": Mutant(kvrt.storing, "page_fingerprint", "info.arch, ", "", "the instruction set"),
+    "arch": Mutant(
+        kvrt.engine.storing, "page_fingerprint", "info.arch, ", "", "the instruction set"
+    ),
     "kernels": Mutant(
-        kvrt.storing, "page_fingerprint", "kernels, ", "", "the version of the kernels"
+        kvrt.engine.storing, "page_fingerprint", "kernels, ", "", "the version of the kernels"
     ),
     "version": Mutant(
-        kvrt.storing, "page_fingerprint", 'version("kvrt"), ', "", "the version of kvrt"
+        kvrt.engine.storing, "page_fingerprint", 'version("kvrt"), ', "", "the version of kvrt"
     ),
     "torch": Mutant(
-        kvrt.storing, "page_fingerprint", ", torch.__version__", "", "the version of torch"
+        kvrt.engine.storing, "page_fingerprint", ", torch.__version__", "", "the version of torch"
     ),
 }
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-import kvrt.tiers.names
+import kvrt.kv.tiers.names
 from kvrt.errors import RequestError
 from kvrt.outputs import Result
 from kvrt.runtime import Runtime
@@ -129,9 +129,9 @@ def test_keys_that_collide_give_no_wrong_answer(
     make_runtime: MakeRuntime, cold: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of each key only eight bits are left."""
-    real = kvrt.tiers.names.page_key
+    real = kvrt.kv.tiers.names.page_key
     monkeypatch.setattr(
-        "kvrt.sched.reuse.page_key", lambda parent, tokens: real(parent, tokens)[:1] + bytes(31)
+        "kvrt.kv.index.reuse.page_key", lambda parent, tokens: real(parent, tokens)[:1] + bytes(31)
     )
     runtime = make_runtime()
     rng = random.Random(0)

@@ -2,9 +2,9 @@
 
 import pytest
 
+from kvrt.engine.sizing import FREE_SHARE
 from kvrt.errors import CapacityError
 from kvrt.model import arena
-from kvrt.sizing import FREE_SHARE
 
 from .conftest import Break, MakeRuntime
 from .test_step_memory import Small

@@ -9,15 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvrt.engine.forward import PATIENCE, Scored, cut
+from kvrt.engine.sizing import FREE_SHARE, step_bytes
 from kvrt.errors import CapacityError, OutOfMemory
-from kvrt.forward import PATIENCE, Scored, cut
+from kvrt.kv.seq import Seq
 from kvrt.model.activations import Activations
 from kvrt.outputs import Result
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.sched.batching import Row
-from kvrt.sched.seq import Seq
-from kvrt.sizing import FREE_SHARE, step_bytes
 from kvrt.spi import AttentionBatch, Device, MemoryInfo
 from kvrt.wrappers.wrapper import Params, WrappedMemory, Wrapper
 from kvrt.wrappers.wrapper import Result as Returned

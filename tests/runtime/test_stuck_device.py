@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import kvrt.worker
+import kvrt.engine.worker
 from kvrt.errors import DeviceError
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
@@ -59,7 +59,7 @@ def device(
         return devices[0]
 
     break_device(wrapped)
-    monkeypatch.setattr(kvrt.worker, "LAST_PAGE_S", 0.1)
+    monkeypatch.setattr(kvrt.engine.worker, "LAST_PAGE_S", 0.1)
     yield devices
     devices[0].let_go.set()
     assert devices[0].closed.wait(20), "the engine's thread came to its end"

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvrt.pages.geometry import Geometry
-from kvrt.pages.table import PageTable
+from kvrt.kv.pages.geometry import Geometry
+from kvrt.kv.pages.table import PageTable
+from kvrt.kv.seq import Seq
 from kvrt.sched.batching import Limits, StepPlan, plan_step
 from kvrt.sched.policy import AGING_STEPS, POLICIES, PolicyName
-from kvrt.sched.seq import Seq
 from kvrt.sched.waiting import Waiting
 
 PAGE = 4

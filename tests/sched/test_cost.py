@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvrt.sched.cost import MoveCost, Preemption
+from kvrt.kv.index.cost import MoveCost, Preemption
 
 PAGE = 16
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from kvrt.sched.eviction import EVICTIONS, EvictionName
-from kvrt.sched.prefix import PrefixIndex
-from kvrt.tiers.names import PageName
+from kvrt.kv.index.eviction import EVICTIONS, EvictionName
+from kvrt.kv.index.prefix import PrefixIndex
+from kvrt.kv.tiers.names import PageName
 
 ROOM = 8
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvrt.request import Output
-from kvrt.sampler import Chosen
+from kvrt.engine.request import Output
+from kvrt.engine.sampler import Chosen
 from kvrt.sampling import SamplingParams
 
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from kvrt.drafting.drafter import Drafter, Drafts, Guess, PromptLookup, StepCost
+from kvrt.kv.seq import Seq
 from kvrt.sched.batching import Limits, Row, StepPlan, plan_step
 from kvrt.sched.drafting import Speculation, parents_of
-from kvrt.sched.seq import Seq
-from kvrt.sched.speculation import Drafter, Drafts, Guess, PromptLookup, StepCost
 
 from .test_batching import Clock
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import pytest
 
-from kvrt.pages.change import Change
+from kvrt.kv.index.eviction import LeastRecentlyUsed
+from kvrt.kv.index.reuse import PrefixReuse, Reuse
+from kvrt.kv.pages.change import Change
+from kvrt.kv.seq import Seq
 from kvrt.sched import batching
 from kvrt.sched.batching import Limits, StepPlan, plan_step
-from kvrt.sched.eviction import LeastRecentlyUsed
 from kvrt.sched.policy import AGING_STEPS, POLICIES, PolicyName
-from kvrt.sched.reuse import PrefixReuse, Reuse
-from kvrt.sched.seq import Seq
 from kvrt.sched.waiting import Waiting
 
 from .test_batching import PAGE, table_of

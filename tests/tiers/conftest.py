@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from kvrt.kv.tiers import space
 from kvrt.registry import open_device
 from kvrt.spi import Copier
-from kvrt.tiers import space
 
 from .pages import FORM
 

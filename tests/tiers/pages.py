@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kvrt.tiers.blockfile import BLOCK, BlockFile, Bytes
-from kvrt.tiers.format import PageFormat
-from kvrt.tiers.names import PageName, chain, fingerprint, root_key
-from kvrt.tiers.pagefile import PageFile
+from kvrt.kv.tiers.blockfile import BLOCK, BlockFile, Bytes
+from kvrt.kv.tiers.format import PageFormat
+from kvrt.kv.tiers.names import PageName, chain, fingerprint, root_key
+from kvrt.kv.tiers.pagefile import PageFile
 
 PAGE_SIZE = 4
 FINGERPRINT = fingerprint(b"weights", "float32", "2x2x4x8")

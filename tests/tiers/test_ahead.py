@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from kvrt.kv.tiers.ahead import ReadAhead
+from kvrt.kv.tiers.blockfile import BLOCK
+from kvrt.kv.tiers.disk import DiskStore
+from kvrt.kv.tiers.host import HostStore
+from kvrt.kv.tiers.pagefile import PageFile
+from kvrt.kv.tiers.stores import Stores
 from kvrt.spi import Copier
-from kvrt.tiers.ahead import ReadAhead
-from kvrt.tiers.blockfile import BLOCK
-from kvrt.tiers.disk import DiskStore
-from kvrt.tiers.host import HostStore
-from kvrt.tiers.pagefile import PageFile
-from kvrt.tiers.stores import Stores
 
 from .pages import FORM, body, cached, names, opened
 

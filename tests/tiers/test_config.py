@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kvrt.errors import ConfigError
-from kvrt.tiers.config import TierConfig, parse_tiers
+from kvrt.kv.tiers.config import TierConfig, parse_tiers
 from kvrt.units import GIB, MIB
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from kvrt.errors import StoreError
-from kvrt.tiers import space
-from kvrt.tiers.blockfile import BLOCK
-from kvrt.tiers.format import VERSION, checksum, pack, scan, superblock
-from kvrt.tiers.names import fingerprint
-from kvrt.tiers.pagefile import DATA, INDEX, PageFile
-from kvrt.tiers.space import SLACK
+from kvrt.kv.tiers import space
+from kvrt.kv.tiers.blockfile import BLOCK
+from kvrt.kv.tiers.format import VERSION, checksum, pack, scan, superblock
+from kvrt.kv.tiers.names import fingerprint
+from kvrt.kv.tiers.pagefile import DATA, INDEX, PageFile
+from kvrt.kv.tiers.space import SLACK
 
 from .pages import FORM, PAGE_SIZE, body, cached, names, opened, read
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from kvrt.errors import ContractError, StoreError
+from kvrt.kv.tiers import names as naming
+from kvrt.kv.tiers.blockfile import BLOCK, BlockFile, Bytes
+from kvrt.kv.tiers.disk import DiskStore, PageTicket
+from kvrt.kv.tiers.host import HostStore
+from kvrt.kv.tiers.names import PageName
+from kvrt.kv.tiers.pagefile import INDEX, PageFile
 from kvrt.spi import Copier
-from kvrt.tiers import names as naming
-from kvrt.tiers.blockfile import BLOCK, BlockFile, Bytes
-from kvrt.tiers.disk import DiskStore, PageTicket
-from kvrt.tiers.host import HostStore
-from kvrt.tiers.names import PageName
-from kvrt.tiers.pagefile import INDEX, PageFile
 
 from .pages import FORM, ODD, ROOT, blank, body, cached, names, opened
 
@@ -160,7 +160,7 @@ def test_fetches_come_before_stores(tmp_path: Path, gate: threading.Event) -> No
             order.append(self.name)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kvrt.tiers.disk.PageTicket", Noted)
+        patch.setattr("kvrt.kv.tiers.disk.PageTicket", Noted)
         store.store(NAMES[1], body(NAMES[1]))
         while store.stats().queued:  # the one thread has begun
             time.sleep(0.001)
@@ -355,7 +355,7 @@ def test_threads_come_with_work_and_go_without(
     def threads() -> int:
         return sum(thread.name == "kvrt-disk" for thread in threading.enumerate())
 
-    monkeypatch.setattr("kvrt.tiers.workers.IDLE_S", 0.05)
+    monkeypatch.setattr("kvrt.kv.tiers.workers.IDLE_S", 0.05)
     before = threads()
     store = DiskStore(PageFile.open(tmp_path, FORM), threads=4)
     assert threads() == before

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvrt.errors import IntegrityError
-from kvrt.tiers.extents import Extents
+from kvrt.kv.tiers.extents import Extents
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 6), st.integers(0, 9)), max_size=60))

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from kvrt.errors import StoreError
-from kvrt.tiers import space
-from kvrt.tiers.blockfile import BLOCK, BlockFile, Bytes
-from kvrt.tiers.disk import FAILURES, DiskStore
-from kvrt.tiers.pagefile import PageFile
+from kvrt.kv.tiers import space
+from kvrt.kv.tiers.blockfile import BLOCK, BlockFile, Bytes
+from kvrt.kv.tiers.disk import FAILURES, DiskStore
+from kvrt.kv.tiers.pagefile import PageFile
 
 from .pages import FORM, Faults, blank, body, cached, names, opened, read
 

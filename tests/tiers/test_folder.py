@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from kvrt.errors import StoreError
-from kvrt.tiers.folder import LOCK
-from kvrt.tiers.pagefile import DATA, INDEX, PageFile
+from kvrt.kv.tiers.folder import LOCK
+from kvrt.kv.tiers.pagefile import DATA, INDEX, PageFile
 
 from .pages import FORM, body, names, opened, read
 

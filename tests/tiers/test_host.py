@@ -17,9 +17,9 @@ from hypothesis.stateful import (
 )
 
 from kvrt.errors import ConfigError, ContractError, IntegrityError, OutOfMemory
+from kvrt.kv.tiers.host import ALIGNMENT, HostPage, HostStore
 from kvrt.registry import open_device
 from kvrt.spi import Copier
-from kvrt.tiers.host import ALIGNMENT, HostPage, HostStore
 
 from .pages import body, names
 

@@ -105,8 +105,8 @@ def kill_at_each_call(folder: str) -> None:
 
 
 def kill_at_random(folder: str) -> None:
-    from kvrt.tiers.disk import DiskStore
-    from kvrt.tiers.pagefile import PageFile
+    from kvrt.kv.tiers.disk import DiskStore
+    from kvrt.kv.tiers.pagefile import PageFile
     from tests.tiers.pages import FORM, body, names, opened, read
 
     rng = random.Random(7)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kvrt.tiers import names
-from kvrt.tiers.names import PageName, chain, fingerprint, root_key, tenant_of
+from kvrt.kv.tiers import names
+from kvrt.kv.tiers.names import PageName, chain, fingerprint, root_key, tenant_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +41,7 @@ def test_whatever_a_page_depends_on_changes_its_key() -> None:
 @pytest.mark.promise("P31")
 def test_every_process_has_the_same_names() -> None:
     code = (
-        "from kvrt.tiers.names import *\n"
+        "from kvrt.kv.tiers.names import *\n"
         "root = root_key(fingerprint(b'm', 'int8', 'l'), 'tenant')\n"
         "print([name.key.hex() for name in chain(root, range(64), 16)])"
     )

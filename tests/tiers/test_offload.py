@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvrt.offload import Offload
+from kvrt.kv.index.cost import MoveCost
+from kvrt.kv.offload import Offload
+from kvrt.kv.tiers.blockfile import BLOCK
+from kvrt.kv.tiers.disk import DiskStore
+from kvrt.kv.tiers.host import HostStore
+from kvrt.kv.tiers.pagefile import PageFile
 from kvrt.registry import open_device
-from kvrt.sched.cost import MoveCost
 from kvrt.spi import Device
-from kvrt.tiers.blockfile import BLOCK
-from kvrt.tiers.disk import DiskStore
-from kvrt.tiers.host import HostStore
-from kvrt.tiers.pagefile import PageFile
 
 from .pages import FORM, Faults, body, names
 

@@ -22,11 +22,11 @@ from hypothesis.stateful import (
 )
 
 from kvrt.errors import ConfigError, StoreError
-from kvrt.tiers import codec, space
-from kvrt.tiers.blockfile import BLOCK
-from kvrt.tiers.codec import Codec
-from kvrt.tiers.format import PageFormat
-from kvrt.tiers.pagefile import DATA, INDEX, PageFile
+from kvrt.kv.tiers import codec, space
+from kvrt.kv.tiers.blockfile import BLOCK
+from kvrt.kv.tiers.codec import Codec
+from kvrt.kv.tiers.format import PageFormat
+from kvrt.kv.tiers.pagefile import DATA, INDEX, PageFile
 
 from .pages import FINGERPRINT, FORM, ODD, PAGE_SIZE, Faults, blank, body, names, opened, read
 

@@ -276,7 +276,7 @@ def _bandwidth(group: str, device: Device) -> Check:
 
 
 def _budget(group: str, device: Device) -> Check:
-    from kvrt.sizing import FREE_SHARE
+    from kvrt.engine.sizing import FREE_SHARE
 
     free = device.memory.info().free
     budget = int(free * FREE_SHARE)

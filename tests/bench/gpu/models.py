@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from kvrt.engine import Engine
+from kvrt.engine.engine import Engine
+from kvrt.engine.request import Request
 from kvrt.errors import KvrtError
-from kvrt.memory import Memory
+from kvrt.kv.memory import Memory
 from kvrt.model.spec import ModelSpec
-from kvrt.request import Request
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.spi import ITEM_BYTES
@@ -166,11 +166,11 @@ def step_overhead(backend: str, clock: Clock, rows: Rows, *, small: bool) -> Non
     submit    the host's part of a forward pass, while the device is idle
     """
     from kvrt.config import RuntimeConfig
+    from kvrt.engine.sizing import make_cache
     from kvrt.model.loader import load_model
     from kvrt.registry import open_device
     from kvrt.sched.batching import Limits
     from kvrt.sched.policy import POLICIES
-    from kvrt.sizing import make_cache
 
     count, rounds = (4, 5) if small else (64, 100)
     case = f"{STEP_MODEL} shape, context 64 to {64 + 2 * rounds}"

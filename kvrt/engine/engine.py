@@ -1,0 +1,255 @@
+"""The engine: one model on one device, a step at a time.
+
+    step()    plan --> apply --> run --> commit
+
+On a device that computes while the host goes on, the next step is planned while this one runs:
+
+    host      plan 1 | apply, launch 1 | plan 2 | wait, sample 1 | apply, launch 2 | plan 3 | ...
+    device                   [--------- 1 ---------]                   [--------- 2 ---------]
+
+It belongs to one thread. `kvrt.engine.worker` gives it one, and `kvrt.engine.mailbox` brings what
+is asked.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+
+from kvrt.engine import beaming
+from kvrt.engine.answers import UNKNOWN, Answers
+from kvrt.engine.forward import Forward, NoRoom
+from kvrt.engine.live import Live
+from kvrt.engine.request import Request
+from kvrt.errors import KvrtError
+from kvrt.kv.memory import Memory
+from kvrt.kv.pages.apply import Failed
+from kvrt.kv.seq import Seq
+from kvrt.model.loader import Model
+from kvrt.outputs import FinishReason
+from kvrt.sched.batching import Limits, Row, StepPlan, plan_step
+from kvrt.sched.drafting import Speculation
+from kvrt.sched.policy import Policy
+from kvrt.spi import Capability, Device
+from kvrt.units import format_bytes
+
+log = logging.getLogger(__name__)
+
+_WARN_EVERY_S = 60.0
+"""Between two warnings that the device has less memory than it may hold: it is asked again soon."""
+
+
+class Engine:
+    """Runs requests on one device.
+
+    Args:
+        model: loaded for `device`.
+        device: opened by the caller, who also closes it.
+        memory: the KV memory on that device.
+        limits: of one step.
+        policy: the order of service.
+    """
+
+    def __init__(
+        self, model: Model, device: Device, memory: Memory, limits: Limits, policy: Policy
+    ) -> None:
+        self.model = model
+        self.device = device
+        self.memory = memory
+        self.cache = memory.cache
+        self.limits = limits
+        self.policy = policy
+        self.speculation = Speculation(trees=Capability.TREES in device.info.capabilities)
+        self.steps = 0
+        self._live = Live(memory, policy)
+        self._answers = Answers(self._live, self.speculation, model.eos_ids)
+        self._forward = Forward(model, device, memory.cache)
+        self._next_warning = 0.0
+        self._planned: StepPlan | None = None  # and applied: what the next step runs
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._live)
+
+    # --- what comes in -----------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Queue a request whose prompt was checked against `capacity_tokens` and the context."""
+        others = self.busy
+        seq = self._live.add(request, self.steps)
+        self._answers.begin(request, seq, self.steps)
+        if others and seq in self._live:
+            self.memory.expect(seq)
+
+    def abort(self, request: Request, reason: FinishReason = "abort") -> None:
+        """End a request in whatever state it is. Its result is delivered when this returns.
+
+        Its pages are nobody's from then on, and free for others when the next step is planned, or
+        memory is given back: until then they wait for the step that has been submitted last. A step
+        that was planned ahead runs before that, without the request's tokens.
+        """
+        self._end(self._live.of(request), reason)
+
+    def abort_all(self, error: KvrtError) -> None:
+        """End every request with `error`; used when the engine cannot go on."""
+        self._answers.fail(error)
+
+    # --- the step ----------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Plan, apply, run, commit. Does nothing if nothing waits or runs."""
+        self.steps += 1
+        self._take_fetched()
+        plan, self._planned = self._planned, None
+        if plan is None:
+            self.memory.make_room()
+            plan = self.speculation.extend(self._plan(self._live.running), self.limits)
+            failed = self._apply(plan)
+            if failed is not None:
+                self._make_do(failed)
+                return
+        rows = [row for row in plan.rows if row.seq in self._live]
+        if not rows and self.memory.offload is not None:
+            self.memory.offload.wait()
+        if rows:
+            try:
+                self._carry_out(rows)
+            except NoRoom as error:
+                self._carry_out_alone(rows, error.seq)
+        self.cache.end_step(self.steps)
+
+    def _carry_out(self, rows: Sequence[Row]) -> None:
+        """Run a batch whose pages are there, and plan the next one meanwhile, if it can be."""
+        answers = self._answers
+        scored = [answers.scored(row) for row in rows]
+        started = time.perf_counter()
+        logits = self._forward.run(rows, scored)
+        fence = self.device.fence()
+        branches = any(answers.branches(row) for row in rows)
+        for row in rows:
+            row.seq.computed += row.count - len(row.drafts)
+            self.memory.computed(row.seq)
+            if row.samples and row.seq.together is None:  # beams get theirs when all are computed
+                row.seq.tokens.append(UNKNOWN)
+        unknown = branches or fence.done() or self.speculation.hopes(rows)
+        ahead = None if unknown else self._plan_ahead()
+        drawn = answers.draw(rows, scored, logits)
+        fence.wait()
+        # If it fails there may still be enough, once what ended has given its pages back.
+        if ahead is not None and self._apply(ahead) is None:
+            self._planned = ahead
+        answers.take(drawn, self.steps)
+        self._measure(rows, started)
+
+    def _plan(self, running: Iterable[Seq]) -> StepPlan:
+        return plan_step(
+            self.cache.table,
+            running,
+            self._live.waiting,
+            self.limits,
+            self.steps,
+            self.memory.reuse,
+            self._live.fetching,
+        )
+
+    def _plan_ahead(self) -> StepPlan | None:
+        """The step after the one in flight, as far as it can be known.
+
+        Sequences may turn out to have ended: they lose their rows, and their pages, when it is so.
+        A plan that takes pages from somebody is none: what ends may leave enough.
+        """
+        plan = self._plan([s for s in self._live.running if len(s.tokens) < s.max_len])
+        return None if plan.preempted or plan.stuck else plan
+
+    def _make_do(self, failed: Failed) -> None:
+        """The device has less than the limit promised: plan again with what is held."""
+        limit = self.cache.limit_to_held()
+        now = time.monotonic()
+        level = logging.WARNING if now >= self._next_warning else logging.DEBUG
+        if level == logging.WARNING:
+            self._next_warning = now + _WARN_EVERY_S
+        log.log(
+            level,
+            "the device is out of memory (%s); the KV cache goes on with %s",
+            failed.error, format_bytes(limit),
+        )  # fmt: skip
+
+    def _carry_out_alone(self, rows: Sequence[Row], seq: Seq) -> None:
+        """The device has no memory to compute anything of a sequence beside the pages there are:
+        others give theirs back. If that does not help, the sequence ends."""
+        live, held = self._live, self.cache.held_bytes
+        request = live.request(seq)
+        others = [other for other in live.running if live.request(other) is not request]
+        self.device.fence().wait()  # of the step, a part may have been computed
+        self.memory.clear(others)
+        for other in others:
+            if other in live.running:  # it may have gone with other beams
+                self._preempt(other)
+        own = [row for row in rows if row.seq in live.running]
+        try:
+            self._carry_out(own)
+        except NoRoom as error:
+            for row in own:
+                self.memory.commit(self.cache.table.truncate(row.seq.id, row.start))
+            self._end([error.seq], "capacity")
+            return
+        limit = self.cache.limit_below(held)
+        log.warning(
+            "the device had no memory left to compute in; the KV cache goes on with %s",
+            format_bytes(limit),
+        )
+
+    def _apply(self, plan: StepPlan) -> Failed | None:
+        """Take the plan's pages and sequences over; if it failed, nothing has changed."""
+        failed = self.memory.commit(plan.change)
+        if failed is not None:
+            return failed
+        live = self._live
+        for seq in plan.preempted:
+            if seq in live.running:  # it may have gone with other beams
+                self._preempt(seq)
+        for seq, cached in plan.admitted.items():
+            live.waiting.remove(seq)
+            (live.fetching if seq in plan.fetches else live.running)[seq] = None
+            seq.rank = self.policy.rank(seq, self.steps)
+            self.memory.begin(seq, plan)
+            request = live.request(seq)
+            if request.scheduled is None:
+                request.scheduled = time.perf_counter()
+                request.cached_tokens = cached
+        self._end(plan.stuck, "capacity")
+        return None
+
+    def _take_fetched(self) -> None:
+        """Sequences whose pages came back go on behind them."""
+        for seq, tokens in self.memory.fetched():
+            del self._live.fetching[seq]
+            self._live.running[seq] = None
+            request = self._live.request(seq)
+            if not request.preemptions:
+                request.cached_tokens += tokens
+
+    def _preempt(self, seq: Seq) -> None:
+        live = self._live
+        request = live.request(seq)
+        request.preemptions += 1
+        if request.beams is not None:
+            seq = beaming.gather(live, request, self.steps)
+        del live.running[seq]
+        seq.computed = seq.named = 0
+        seq.preemptions += 1
+        seq.waiting_since = self.steps
+        live.waiting.append(seq)
+
+    def _end(self, seqs: Iterable[Seq], reason: FinishReason) -> None:
+        for seq in seqs:
+            if seq in self._live:  # it may have ended with other beams
+                self._answers.end(seq, reason, self.steps)
+
+    def _measure(self, rows: Sequence[Row], started: float) -> None:
+        """Tell how long the step took, sampling included: what its tokens would cost again."""
+        tokens = sum(row.count for row in rows)
+        context = sum(row.count * (row.start + row.count // 2) for row in rows) // tokens
+        seconds = time.perf_counter() - started
+        self.memory.measured(tokens, context, seconds)
+        if all(row.samples for row in rows):
+            self.speculation.cost.observe(tokens, seconds)

@@ -1,0 +1,123 @@
+"""How much memory the KV cache may take, and the page layout that follows."""
+
+import logging
+
+from kvrt.config import RuntimeConfig
+from kvrt.errors import CapacityError, ConfigError
+from kvrt.kv.cache import KVCache
+from kvrt.kv.pages.geometry import Geometry
+from kvrt.model.activations import Activations
+from kvrt.model.loader import Model
+from kvrt.model.rope import rotation_bytes
+from kvrt.model.spec import ModelSpec
+from kvrt.spi import ITEM_BYTES, Device, DeviceInfo, DType
+from kvrt.units import format_bytes, parse_bytes
+
+log = logging.getLogger(__name__)
+
+FREE_SHARE = 0.6
+"""Of the memory that is free after loading, the cache takes at most so much if no limit is given:
+the rest is for whoever else is on the machine. Room for the activations is left in any case."""
+
+
+def limit_bytes(limit: int | str, device: Device) -> int:
+    if isinstance(limit, int):
+        return limit
+    return parse_bytes(limit, whole=device.info.total_bytes)
+
+
+def too_small(limit: int | str, weights: int, geometry: Geometry) -> CapacityError:
+    needed = weights + geometry.chunk_bytes * geometry.chunks_of(1).stop
+    return CapacityError(
+        f"a memory limit of {limit if isinstance(limit, str) else format_bytes(limit)} is too "
+        f"small: the weights take {format_bytes(weights)}, and the smallest KV cache "
+        f"{format_bytes(needed - weights)} more",
+        needed=needed,
+        fix=f"give at least {format_bytes(needed)}",
+    )
+
+
+def step_bytes(config: RuntimeConfig, model: Model) -> int:
+    """What the largest step computes in: activations of all its tokens, and a row of logits for
+    each sequence. Logits of prompts, and what an attention kernel keeps aside, are not counted."""
+    spec, item = model.spec, ITEM_BYTES[model.decoder.dtype]
+    activations = config.max_batch_tokens * Activations.width(spec) * item
+    rows = min(config.max_running, config.max_batch_tokens)
+    return activations + rows * spec.vocab * (item + ITEM_BYTES["float32"])
+
+
+def _geometry(
+    config: RuntimeConfig, info: DeviceInfo, spec: ModelSpec, dtype: DType, pages: int = 2
+) -> Geometry:
+    kv_format = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+    if kv_format not in info.kv_formats:
+        raise ConfigError(
+            f"{info.backend} cannot keep keys and values in {kv_format}",
+            fix=f"set kv_cache_dtype to one of {', '.join(info.kv_formats)}",
+        )
+    return Geometry(
+        layers=len(spec.layers),
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        page_size=config.page_size,
+        format=kv_format,
+        chunk_bytes=info.granularity,
+        pages=pages,
+    )
+
+
+def check_room(
+    config: RuntimeConfig, device: Device, spec: ModelSpec, dtype: DType, weights: int
+) -> None:
+    """Before weights of so many bytes are loaded: a limit has room for them and a smallest cache.
+
+    Raises:
+        CapacityError: it has not.
+        ConfigError: the device does not keep keys and values as they are wanted.
+    """
+    shape = _geometry(config, device.info, spec, dtype)
+    room = shape.chunk_bytes * shape.chunks_of(1).stop
+    limit = config.memory_limit
+    if limit is not None and limit_bytes(limit, device) < weights + room:
+        raise too_small(limit, weights, shape)
+
+
+def make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:
+    """Size the KV cache: its page layout, the range it reserves, and how much of it may be used."""
+    info, spec = device.info, model.spec
+
+    def geometry(pages: int) -> Geometry:
+        return _geometry(config, info, spec, model.dtype, pages)
+
+    page_bytes = geometry(2).page_bytes
+    longest = -(-model.max_model_len // config.page_size) * config.max_running
+    # Addresses cost nothing: reserve what the device could ever hold, so that limits can grow.
+    pages = min(longest, info.total_bytes // page_bytes) + 1
+    shape = geometry(max(2, pages))
+    free = device.memory.info().free
+    held = min(model.max_model_len, free // page_bytes * config.page_size)
+    step = step_bytes(config, model) + rotation_bytes(spec.head_dim, held)
+    if config.memory_limit is None:
+        limit = min(shape.span_bytes, int(free * FREE_SHARE), free - step)
+    else:
+        limit = limit_bytes(config.memory_limit, device) - model.weight_bytes
+        if min(limit, shape.span_bytes) > free - step:
+            log.warning(
+                "of %s that are free, a memory limit of %s leaves %s to compute in, and a step of"
+                " %d tokens may need %s: steps will be smaller",
+                format_bytes(free), config.memory_limit, format_bytes(max(0, free - limit)),
+                config.max_batch_tokens, format_bytes(step),
+            )  # fmt: skip
+    if limit < shape.chunk_bytes * shape.chunks_of(1).stop:
+        if config.memory_limit is None:
+            raise CapacityError(
+                f"no memory is left for the KV cache: of {format_bytes(free)} that are free, a step"
+                f" of {config.max_batch_tokens} tokens may need {format_bytes(step)}",
+                needed=page_bytes + step,
+                free=free,
+                fix="lower max_batch_tokens, or take a smaller model",
+            )
+        raise too_small(config.memory_limit, model.weight_bytes, shape)
+    return KVCache(
+        device, shape, limit_bytes=limit, keep_warm_bytes=config.keep_warm, poison=config.debug
+    )

@@ -1,0 +1,45 @@
+"""Where a runtime stands, as one frozen value."""
+
+from dataclasses import dataclass
+
+from kvrt.engine.engine import Engine
+from kvrt.kv.cache import CacheStats
+from kvrt.kv.index.reuse import ReuseStats
+from kvrt.kv.offload import OffloadStats
+from kvrt.sched.drafting import SpeculationStats
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeStats:
+    """Where a runtime stands.
+
+    Args:
+        load_seconds: opening the device and loading the model.
+        weight_bytes: of the loaded model.
+        steps: of the engine, so far.
+        cache: the KV memory; see `kvrt.kv.cache.CacheStats`.
+        reuse: prefixes found in it; see `kvrt.kv.index.reuse.ReuseStats`.
+        speculation: guesses, and what came of them; see `kvrt.sched.drafting.SpeculationStats`.
+        offload: pages moved off the device and back; None: there is nowhere to go.
+    """
+
+    load_seconds: float
+    weight_bytes: int
+    steps: int
+    cache: CacheStats
+    reuse: ReuseStats
+    speculation: SpeculationStats
+    offload: OffloadStats | None = None
+
+
+def stats_of(engine: Engine, load_seconds: float) -> RuntimeStats:
+    memory = engine.memory
+    return RuntimeStats(
+        load_seconds,
+        engine.model.weight_bytes,
+        engine.steps,
+        memory.cache.stats(),
+        ReuseStats() if memory.reuse is None else memory.reuse.stats,
+        engine.speculation.stats,
+        None if memory.offload is None else memory.offload.stats(),
+    )

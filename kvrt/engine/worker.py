@@ -1,0 +1,310 @@
+"""The engine's thread."""
+
+import atexit
+import contextlib
+import functools
+import logging
+import queue
+import threading
+import time
+import traceback
+from concurrent.futures import Future
+from pathlib import Path
+
+from kvrt.config import Environment, RuntimeConfig
+from kvrt.engine.engine import Engine
+from kvrt.engine.mailbox import Call, Command, Mailbox, Signal, carry_out
+from kvrt.engine.prefixes import Prefixes
+from kvrt.engine.request import Request
+from kvrt.engine.sizing import check_room, make_cache
+from kvrt.engine.storing import make_offload, make_reuse, own_folder, page_fingerprint
+from kvrt.errors import ConfigError, DeviceError, KvrtError, in_one_line
+from kvrt.kv.cache import KVCache
+from kvrt.kv.memory import Memory
+from kvrt.model.loader import Model, load_model
+from kvrt.model.resolve import Progress
+from kvrt.registry import open_device
+from kvrt.sched.batching import Limits
+from kvrt.sched.policy import POLICIES
+from kvrt.spi import Device, DeviceOptions
+
+log = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S = 10.0
+"""What saving may take when a runtime is closed, or the program ends."""
+
+INTAKE_S = 0.002
+"""Between two steps, so long requests are taken in; those that run do not wait for all that come at
+once."""
+
+LAST_PAGE_S = 2.0
+"""When saving is to stop, the page at hand has so long."""
+
+
+class Worker(Mailbox):
+    """All that touches the device, from opening to closing, on one thread.
+
+    Not only because vendors' libraries like it so: an OpenMP runtime keeps a team of threads for
+    each thread that ever used it, and once there are more of them than processors it puts them to
+    sleep between any two kernels (measured: 40 % of a small model's decode speed).
+
+    `device`, `model`, `cache`, `engine` and `prefixes` are there once it is open. Other threads may
+    look at them; they act through what it is as a `Mailbox`.
+
+    It lives as long as its thread does, which keeps it, and which nothing but `stop` ends.
+
+    Args:
+        config: of the runtime.
+    """
+
+    device: Device
+    model: Model
+    cache: KVCache
+    engine: Engine
+    prefixes: Prefixes
+    pages_of: bytes
+    load_seconds: float
+
+    def __init__(self, config: RuntimeConfig) -> None:
+        super().__init__()
+        self._config = config
+        self._stopping = self._closed = self._broken = False
+        self._left = threading.Event()  # the thread has given everything back
+        self._unclosed: KvrtError | None = None  # what came instead of that
+
+    def open(self, progress: Progress | None) -> None:
+        """Start the thread, and wait until it serves.
+
+        Args:
+            progress: told about the bytes of a download.
+
+        Raises:
+            KvrtError: as `kvrt.Runtime`.
+        """
+        opened: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._live, args=(opened, progress), name="kvrt-engine", daemon=True
+        )
+        try:
+            self._thread.start()
+            opened.result()
+        except BaseException:
+            self.stop()  # if only the wait ended, loading still goes on
+            raise
+        finally:
+            del opened  # an error in it would keep this frame, and this frame the error
+
+    # --- from other threads ------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Let the thread end when it has done what it is doing. Takes no lock, as `abort`."""
+        if not self._stopping and self._process.here:
+            self._stopping = True
+            self._commands.put(Signal.CLOSE)
+
+    def close(self, timeout: float | None) -> None:
+        """See `kvrt.Runtime.close`."""
+        limit = _seconds(timeout)
+        if self._closed or not self._process.here:
+            return
+        self.stop()
+        if threading.current_thread() is self._thread:  # a finalizer that happens to run here
+            return
+        # An exception in `Thread.join` makes Python before 3.13 take the thread for ended.
+        try:
+            self._left.wait(limit)
+        finally:
+            if hasattr(self, "prefixes"):  # else it is still being opened
+                self.prefixes.stop_saving()
+            self._left.wait(LAST_PAGE_S)
+        self._closed = True
+        if not self._left.is_set():
+            self._abandon(limit)
+            return
+        self._thread.join()
+        if self._unclosed is not None:
+            raise self._unclosed
+
+    def _abandon(self, timeout: float) -> None:
+        """The thread is in a call that does not return: nobody shall wait for it."""
+        error = DeviceError(
+            f"the device did not return within {timeout:g} s from what it was doing",
+            fix="end this process: the device's memory is given back with it",
+        )
+        log.error("the runtime was closed, but %s; its memory is not given back", error)
+        self._refuse_all(error)
+
+    # --- on the thread -----------------------------------------------------------------------
+
+    def _live(self, opened: "Future[None]", progress: Progress | None) -> None:
+        _running.add(self)
+        try:
+            with contextlib.ExitStack() as stack:
+                self._open(stack, progress)
+                opened.set_result(None)
+                self._serve()
+        except BaseException as error:
+            if not opened.done():
+                _forget_frames(error)
+                opened.set_exception(error)
+            elif not isinstance(error, KvrtError):
+                raise
+            elif self._broken:  # the device is gone, say: callers know it
+                log.error("the device could not be closed: %s", error)
+            else:
+                self._unclosed = error
+        finally:
+            del opened
+            _running.discard(self)
+            self._left.set()
+
+    def _open(self, stack: contextlib.ExitStack, progress: Progress | None) -> None:
+        config = self._config
+        started = time.perf_counter()
+        backend = Environment().backend if config.backend == "auto" else config.backend
+        self.device: Device = open_device(
+            backend,
+            config.device,
+            DeviceOptions(threads=config.threads),
+            check_layers=config.debug,
+        )
+        stack.callback(self.device.close)
+        self.model: Model = load_model(
+            config.model,
+            self.device,
+            dtype=config.dtype,
+            load_format=config.load_format,
+            max_model_len=config.max_model_len,
+            offline=config.offline,
+            revision=config.revision,
+            progress=progress,
+            seed=config.seed or 0,
+            check_room=functools.partial(check_room, config, self.device),
+        )
+        stack.callback(self.model.decoder.close)
+        if self._stopping:
+            raise KvrtError("the runtime was closed while it was being opened")
+        self.cache: KVCache = make_cache(config, self.device, self.model)
+        stack.callback(self.cache.close)
+        self.pages_of = page_fingerprint(self.model, self.cache.geometry, self.device.info)
+        reuse = make_reuse(config)
+        offload = make_offload(config, self.device, self.cache, self.pages_of, reuse)
+        self.engine = Engine(
+            self.model,
+            self.device,
+            Memory(self.cache, reuse, offload),
+            Limits(config.max_batch_tokens, config.max_running),
+            POLICIES[config.policy],
+        )
+        stack.callback(self.engine.memory.close)
+        self.prefixes = Prefixes(self.engine, self.pages_of)
+        if config.cache_dir is not None:
+            folder = own_folder(config.cache_dir, self.pages_of)
+            self.prefixes.load_if_there(folder)
+            stack.callback(self._save_at_end, folder)
+        self.load_seconds = time.perf_counter() - started
+
+    def _save_at_end(self, folder: Path) -> None:
+        """After a step that failed, nobody knows which pages hold what they should."""
+        if not self._broken:
+            self.prefixes.save_what_can_be(folder)
+
+    def _serve(self) -> None:
+        engine = self.engine
+        ended = KvrtError("the runtime is closed")
+        try:
+            while self._take_commands():
+                if engine.busy:
+                    engine.step()
+        except BaseException as error:  # a panic of native code, say
+            # Whatever it is, callers are waiting: they get it, and the runtime takes no more.
+            log.exception("the engine stopped")
+            self._broken = True
+            ended = error if isinstance(error, KvrtError) else _engine_error(error)
+            _forget_frames(error)
+            error.__traceback__ = None  # nor this one
+        with self._gate:
+            self._ended = ended
+        try:
+            engine.abort_all(ended)
+        except BaseException:
+            log.exception("not every request could say how far it had come")
+        self._refuse_all(ended)
+
+    def _take_commands(self) -> bool:
+        """Pass on what callers sent. False: it is time to end."""
+        begun = 0.0
+        while not self._stopping:
+            if not self.engine.busy:
+                begun = time.perf_counter()
+            elif time.perf_counter() > (begun := begun or time.perf_counter()) + INTAKE_S:
+                return True
+            # No name is given to it, which would keep it, and its caller, through the next wait.
+            if not self._obey(self._next_command()):
+                return True
+        return False
+
+    def _next_command(self) -> Command | None:
+        """What was sent next; None: nothing, and there is work to do. If there is none, memory is
+        given back, and it waits."""
+        while True:
+            try:
+                return self._commands.get_nowait()
+            except queue.Empty:
+                if self.engine.busy:
+                    return None
+            with contextlib.suppress(queue.Empty):
+                return self._commands.get(timeout=self.engine.memory.rest())
+
+    def _obey(self, command: Command | None) -> bool:
+        """Do it. False: there is nothing to be done."""
+        if isinstance(command, Request):
+            self.engine.add(command)
+        elif isinstance(command, Call):
+            carry_out(command)
+        elif isinstance(command, int):
+            request = self._unanswered.get(command)
+            if isinstance(request, Request):
+                self.engine.abort(request)
+        return command is not None
+
+
+def _engine_error(error: BaseException) -> KvrtError:
+    ended = KvrtError(f"engine: {in_one_line(error)}")
+    ended.__cause__ = error
+    return ended
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Nothing that was at hand when it was raised lives as long as the error does."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
+
+
+def _seconds(timeout: float | None) -> float:
+    """How long to wait, as the system takes it."""
+    if timeout is None:
+        return threading.TIMEOUT_MAX
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
+        raise ConfigError(
+            f"timeout is {timeout!r:.50}; it must be a number of seconds, 0 or more",
+            fix="leave it out, or give None to wait as long as it takes",
+        )
+    return float(min(timeout, threading.TIMEOUT_MAX))
+
+
+_running: set[Worker] = set()
+
+
+@atexit.register
+def _close_all() -> None:
+    """The program ends, and no thread may be in native code by then. A forked child's does, too."""
+    for worker in _running.copy():
+        worker.stop()
+    for worker in _running.copy():
+        try:
+            worker.close(CLOSE_TIMEOUT_S)
+        except KvrtError as error:
+            log.error("a runtime could not be closed: %s", error)

@@ -1,0 +1,8 @@
+"""Which pages are found again, and which are given up first. Values: no device, no tensors.
+
+prefix      finds pages by their names
+eviction    policies: what a cached page is worth
+reuse       names the tokens of sequences, and begins others with what was computed for them
+events      pages that were named and given up, for whoever follows
+cost        whether it is cheaper to move pages or to compute them anew
+"""

@@ -1,0 +1,169 @@
+"""The KV memory of an engine: the pages on the device, which of them can be found again by their
+tokens, and those outside."""
+
+from collections.abc import Iterable, Iterator
+
+from kvrt.kv.cache import KVCache
+from kvrt.kv.index.reuse import PrefixReuse
+from kvrt.kv.offload import Offload
+from kvrt.kv.pages.apply import Failed
+from kvrt.kv.pages.change import Change
+from kvrt.kv.pages.eviction import evict
+from kvrt.kv.seq import Seq
+from kvrt.sched.batching import StepPlan
+
+_PREFILL_TOKENS = 64
+"""A step of fewer tokens says little about the speed of prefill."""
+
+_WRITING_S = 0.05
+"""While idle, pages on their way to disk are looked after so often."""
+
+_LONGEST_REST_S = 3600.0
+"""Systems cannot wait for any number of seconds, but a `prefix_cache_ttl` may be any."""
+
+
+class Memory:
+    """Keeps the three in step. Belongs to the engine's thread.
+
+    Args:
+        cache: the pages on the device.
+        reuse: finds pages that were computed before; None: each sequence computes all of its own.
+        offload: moves pages off the device and back; None: what is evicted is lost.
+    """
+
+    def __init__(
+        self, cache: KVCache, reuse: PrefixReuse | None = None, offload: Offload | None = None
+    ) -> None:
+        self.cache = cache
+        self.reuse = reuse
+        self.offload = offload
+
+    def commit(self, change: Change, *, save: bool = True) -> Failed | None:
+        """Carry a change of the page table out; pages that it drops are found no more.
+
+        Args:
+            save: those of them that are worth it are copied off the device before.
+        """
+        if save and self.offload is not None and self.reuse is not None:
+            self.offload.save(self.reuse.leaving(change.dropped))
+        failed = self.cache.commit(change)
+        if failed is None and self.reuse is not None:
+            self.reuse.dropped(change.dropped)
+        return failed
+
+    # --- the life of a sequence --------------------------------------------------------------
+
+    def expect(self, seq: Seq) -> None:
+        """A sequence waits for its turn; others are before it."""
+        if self.reuse is not None and self.offload is not None:
+            self.offload.prefetch(seq, self.reuse.missing(seq))
+
+    def begin(self, seq: Seq, plan: StepPlan) -> None:
+        """A plan that admits the sequence was committed."""
+        seq.computed = plan.admitted[seq]
+        if self.reuse is None:
+            return
+        if self.offload is not None:
+            self.offload.expect_no_more(seq)
+        row = plan.table.pages(seq.id)
+        first = seq.computed // self.cache.geometry.page_size
+        self.reuse.begin(seq, row[:first])
+        if self.offload is not None and (more := plan.fetches.get(seq, 0)):
+            last = first + more
+            self.offload.fetch(seq, seq.names[first:last], row[first:last])
+
+    def fetched(self) -> Iterator[tuple[Seq, int]]:
+        """The sequences whose pages came back, and how many tokens they need not compute."""
+        if self.offload is None or self.reuse is None:
+            return
+        for seq, pages in self.offload.poll():
+            tokens = pages * self.cache.geometry.page_size
+            seq.computed += tokens
+            self.commit(self.cache.table.truncate(seq.id, seq.computed))
+            self.reuse.computed(seq, self.cache.table.pages(seq.id))
+            yield seq, tokens
+
+    def measured(self, tokens: int, context: int, seconds: float) -> None:
+        """A step computed so many tokens, in contexts of so many on average."""
+        if self.reuse is not None and tokens >= _PREFILL_TOKENS:
+            self.reuse.cost.computed(tokens, context, seconds)
+
+    def computed(self, seq: Seq) -> None:
+        """A step computed tokens of the sequence."""
+        if self.reuse is not None:
+            self.reuse.computed(seq, self.cache.table.pages(seq.id))
+
+    def doubt(self, seq: Seq) -> None:
+        """What the sequence computed may be wrong: of its pages, those that no other sequence has
+        are found no more, neither here nor outside."""
+        table = self.cache.table
+        if self.reuse is None or seq.id not in table:
+            return
+        row = table.pages(seq.id)
+        own = row[len(row) - table.own_pages(seq.id) :]
+        names = [entry.name for page in own if (entry := self.reuse.index.at(page)) is not None]
+        if self.offload is not None:
+            self.offload.remove(names)
+        self.reuse.dropped(own)
+        seq.named, seq.shares = 0, False
+
+    def end(self, seq: Seq, step: int) -> None:
+        """The sequence ends, with step number `step` at the latest. It may have no pages."""
+        table = self.cache.table
+        if self.offload is not None:
+            self.offload.cancel(seq)
+        if seq.id not in table:
+            return
+        kept = seq.named if seq.shares else 0
+        if self.reuse is not None:
+            row = table.pages(seq.id)[:kept]
+            self.reuse.end(row)
+            if self.offload is not None and self.offload.write_through:
+                self.offload.save(self.reuse.leaving(row))
+        self.commit(table.keep(seq.id, kept, after=step), save=False)
+
+    def close(self) -> None:
+        """Close the stores. Whoever made the cache closes that."""
+        if self.offload is not None:
+            self.offload.close()
+
+    # --- giving back -------------------------------------------------------------------------
+
+    def make_room(self) -> None:
+        """No step is in flight: what waits for one is free, so that nobody has to stop for want of
+        it; nor, after the limit was lowered, for want of what is only cached."""
+        self.cache.reclaim()
+        geometry = self.cache.geometry
+        while self.reuse is not None and (over := self.cache.chunks_over_limit):
+            pages = -(-over * geometry.chunk_bytes // geometry.page_bytes)
+            evicted = evict(self.cache.table, pages, self.reuse.worth)
+            if not evicted.dropped:
+                return
+            self.commit(evicted)
+
+    def clear(self, seqs: Iterable[Seq]) -> None:
+        """Take the pages of those sequences, and all that are only cached, off the device, and give
+        the memory back. No step may be in flight."""
+        for seq in seqs:
+            kept = 0 if self.reuse is None else self.reuse.keeps(seq)
+            self.commit(self.cache.table.keep(seq.id, kept))
+        if self.reuse is not None and self.cache.table.idle_pages:
+            self.commit(evict(self.cache.table, self.cache.table.idle_pages, self.reuse.worth))
+        self.cache.give_spare()
+
+    def rest(self) -> float | None:
+        """Nothing runs or waits: give back memory that is not needed, and not worth keeping.
+
+        Returns:
+            Seconds after which to ask again, since more will be given back then; None: never.
+        """
+        patience = None
+        self.make_room()
+        if self.reuse is not None:
+            expired, patience = self.reuse.expire(self.cache.table)
+            self.commit(expired)
+        if self.offload is not None and self.offload.busy:
+            self.offload.poll()
+            patience = min(_WRITING_S, patience or _WRITING_S)
+        self.cache.idle()
+        return None if patience is None else min(patience, _LONGEST_REST_S)

@@ -1,0 +1,325 @@
+"""The offload scheduler: moves KV pages between a device and the stores outside it.
+
+    save    page -- copier --> host slot ------------> disk          before the page is reused
+    fetch   page <-- copier -- host slot <------------ disk          into pages just taken
+
+Nothing waits for a disk but a host memory that is full of pages still to be written. A page is
+reused only after its copy to the host is done, and read only after its copy to the device is: all
+copies carry tickets, and each one begins behind the compute that was submitted before it.
+
+It belongs to the engine's thread, which calls `poll` between steps.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from kvrt.kv.cache import KVCache
+from kvrt.kv.index.cost import MoveCost
+from kvrt.kv.pages.referrers import Row
+from kvrt.kv.seq import Seq
+from kvrt.kv.tiers.ahead import ReadAhead
+from kvrt.kv.tiers.disk import DiskStats, DiskStore, PageTicket
+from kvrt.kv.tiers.host import HostPage, HostStats, HostStore
+from kvrt.kv.tiers.names import PageName
+from kvrt.kv.tiers.stores import Stores
+from kvrt.spi import Device, Ticket
+
+_WINDOW = 32
+"""Pages of one sequence on their way at once: enough to keep a disk's queue full."""
+
+_NAP_S = 0.001
+"""While a fetch waits for a host slot, and for no copy of its own."""
+
+_PATIENCE_S = 2.0
+"""A disk that takes longer to write one page than this is not waited for; the page is dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class OffloadStats:
+    """Since the runtime was made.
+
+    Args:
+        saved_pages: copied off the device.
+        fetched_pages: copied back.
+        missed_pages: that were to come back, and did not: their tokens were computed.
+        dropped_pages: not saved, because no host memory came free in time.
+        host: of the host memory.
+        disks: of each folder.
+    """
+
+    saved_pages: int
+    fetched_pages: int
+    missed_pages: int
+    dropped_pages: int
+    host: HostStats
+    disks: tuple[DiskStats, ...]
+
+
+@dataclass(slots=True, eq=False)
+class _Move:
+    """One page on its way to the device: from disk to a host slot, then from there on."""
+
+    index: int
+    host: HostPage
+    ticket: Ticket
+    read: PageTicket | None = None  # the same ticket, while it is the disk's
+
+
+@dataclass(slots=True, eq=False)
+class _Fetch:
+    """The pages that one sequence waits for."""
+
+    names: Sequence[PageName]
+    row: Row
+    next: int = 0
+    moving: list[_Move] = field(default_factory=list)
+    lost: int | None = None  # the first page that cannot be had
+
+    @property
+    def ended(self) -> bool:
+        begun = self.lost is not None or self.next == len(self.names)
+        return begun and not self.moving
+
+    @property
+    def usable(self) -> int:
+        return self.next if self.lost is None else self.lost
+
+
+class Offload:
+    """See the module.
+
+    Args:
+        device: whose copier moves the pages.
+        cache: the pages.
+        host: slots that copies go through, and a tier if it is large.
+        cost: told how fast fetches were.
+        disk: where pages go that host memory has no room for; None: nowhere.
+        is_tier: pages may stay in host memory; else they only go through it.
+        write_at_once: pages go on to disk as soon as they are in host memory, not only when that
+            fills up.
+        write_through: the engine is to save the pages of a request when it ends.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        cache: KVCache,
+        host: HostStore,
+        cost: MoveCost,
+        disk: DiskStore | None = None,
+        *,
+        is_tier: bool = False,
+        write_at_once: bool = False,
+        write_through: bool = False,
+    ) -> None:
+        self.stores = Stores(host, disk, write_at_once=write_at_once)
+        """Where pages are outside the device."""
+        self.write_through = write_through
+        self._device = device
+        self._cache = cache
+        self._host = host
+        self._cost = cost
+        self._is_tier = is_tier
+        self._saves = is_tier or disk is not None
+        self._fetches: dict[Seq, _Fetch] = {}
+        self._spent = 0.0  # seconds, on fetches that have not ended
+        self._ahead = ReadAhead(self.stores)
+        self._saved = self._fetched = self._missed = self._dropped = 0
+
+    # --- off the device ----------------------------------------------------------------------
+
+    def save(self, pages: Iterable[tuple[PageName, int]]) -> None:
+        """Copy pages off the device, those that no store has. They may be reused when it returns.
+
+        Raises:
+            DeviceError: a copy failed.
+        """
+        copies: list[tuple[HostPage, Ticket]] = []
+        for name, page in pages if self._saves else ():
+            if name in self.stores:
+                continue
+            slot = self.stores.reserve(name, _PATIENCE_S)
+            if slot is None and copies:  # all of the host memory may be theirs
+                self._finish(copies)
+                slot = self.stores.reserve(name, _PATIENCE_S)
+            if slot is None:
+                self._dropped += 1
+                continue
+            after = self._device.fence()
+            copies.append(
+                (slot, self._device.copier.to_host(slot.data, self._cache.page(page), after))
+            )
+        self._finish(copies)
+        self.stores.demote()
+
+    def _finish(self, copies: list[tuple[HostPage, Ticket]]) -> None:
+        """Wait for copies to the host, whose pages can be found then."""
+        for slot, ticket in copies:
+            ticket.wait()
+            self.stores.commit(slot)
+            self._saved += 1
+        copies.clear()
+
+    # --- back to the device ------------------------------------------------------------------
+
+    def available(self, names: Sequence[PageName]) -> int:
+        """How many of the first of these pages could be fetched."""
+        for count, name in enumerate(names):
+            if name not in self.stores:
+                return count
+        return len(names)
+
+    def prefetch(self, seq: Seq, names: Iterable[PageName]) -> None:
+        """Bring pages from disk to host memory, as a request that waits will need them there."""
+        if self._is_tier:
+            self._ahead.want(seq, names)
+
+    def expect_no_more(self, seq: Seq) -> None:
+        """The request waits no longer: it runs, or has ended."""
+        self._ahead.forget(seq)
+
+    def fetch(self, seq: Seq, names: Sequence[PageName], row: Row) -> None:
+        """Begin to bring pages back for a sequence, into the pages of `row`."""
+        fetch = self._fetches[seq] = _Fetch(names, row)
+        self._begin(fetch)
+
+    def poll(self) -> list[tuple[Seq, int]]:
+        """Carry everything on. Returns the sequences whose fetch has ended, and for each how many
+        pages hold what they should: those before the first that could not be had.
+
+        Raises:
+            DeviceError: a copy failed.
+        """
+        started = time.perf_counter()
+        self.stores.reap()
+        ended = []
+        for seq, fetch in list(self._fetches.items()):
+            for move in list(fetch.moving):
+                self._advance(fetch, move)
+            self._begin(fetch)
+            if fetch.ended:
+                del self._fetches[seq]
+                self._fetched += fetch.usable
+                self._missed += len(fetch.names) - fetch.usable
+                ended.append((seq, fetch.usable))
+        self._account(started, sum(pages for _, pages in ended))
+        self._ahead.poll()
+        self.stores.demote()
+        return ended
+
+    @property
+    def busy(self) -> bool:
+        """Whether a page moves, so that `poll` has something to do."""
+        return self._moves_something() or bool(self._fetches)
+
+    def wait(self) -> None:
+        """Wait a moment for something that a fetch needs; there is nothing else to do."""
+        tickets = [move.ticket for fetch in self._fetches.values() for move in fetch.moving]
+        if tickets:
+            started = time.perf_counter()
+            tickets[0].wait(0.01)
+            self._account(started, 0)
+        elif self._fetches:
+            time.sleep(_NAP_S)
+
+    def _account(self, started: float, pages: int) -> None:
+        """The engine spent the time since `started` on fetches, of which so many pages ended."""
+        self._spent += time.perf_counter() - started
+        if pages:
+            self._cost.fetched(pages, self._spent)
+        if pages or not self._fetches:
+            self._spent = 0.0
+
+    def cancel(self, seq: Seq) -> None:
+        """The sequence does not want its pages any more; nothing is written to them after this."""
+        self.expect_no_more(seq)
+        fetch = self._fetches.pop(seq, None)
+        for move in fetch.moving if fetch is not None else ():
+            if move.read is not None:
+                self.stores.abandon(move.host, move.read)
+            else:
+                move.ticket.wait()
+                self._host.unpin(move.host)
+
+    def _begin(self, fetch: _Fetch) -> None:
+        """Start as many pages of a fetch as may move at once."""
+        while fetch.lost is None and fetch.next < len(fetch.names) and len(fetch.moving) < _WINDOW:
+            name = fetch.names[fetch.next]
+            host = self._host.find(name)
+            if host is not None:
+                self._host.pin(host)
+                fetch.moving.append(self._to_device(fetch, fetch.next, host))
+            else:
+                disk = self.stores.on_disk(name)
+                host = self.stores.reserve(name, 0.0) if disk is not None else None
+                if disk is None or (host is None and not self._moves_something()):
+                    fetch.lost = fetch.next
+                if disk is None or host is None:
+                    return
+                read = disk.fetch(name, host.data)
+                fetch.moving.append(_Move(fetch.next, host, read, read))
+            fetch.next += 1
+
+    def _moves_something(self) -> bool:
+        """Whether a host slot will come free."""
+        fetches = self._fetches.values()
+        waits = self.stores.busy or self._ahead.busy
+        return bool(waits or any(fetch.moving for fetch in fetches))
+
+    def _advance(self, fetch: _Fetch, move: _Move) -> None:
+        hung = move.read is not None and move.read.overdue()
+        if not hung and not _arrived(move.ticket):
+            return
+        fetch.moving.remove(move)
+        if move.read is None:
+            self._host.unpin(move.host)
+            return
+        wanted = fetch.lost is None or move.index < fetch.lost
+        if wanted and move.read.ok:
+            self._host.pin(move.host)
+            self._host.commit(move.host)
+            fetch.moving.append(self._to_device(fetch, move.index, move.host))
+            return
+        self.stores.abandon(move.host, move.read)
+        if wanted:
+            fetch.lost = move.index
+
+    def _to_device(self, fetch: _Fetch, index: int, host: HostPage) -> _Move:
+        target = self._cache.page(fetch.row[index])
+        # What ran before may have read what the page held then.
+        ticket = self._device.copier.to_device(target, host.data, self._device.fence())
+        return _Move(index, host, ticket)
+
+    # --- as a whole --------------------------------------------------------------------------
+
+    def remove(self, names: Iterable[PageName]) -> None:
+        """Drop pages from all stores; those on their way back do not arrive."""
+        gone = set(names)
+        self.stores.remove(gone)
+        self._ahead.remove(gone)
+        for fetch in self._fetches.values():
+            lost = next((n for n, name in enumerate(fetch.names) if name in gone), None)
+            if lost is not None:
+                fetch.lost = lost if fetch.lost is None else min(lost, fetch.lost)
+
+    def stats(self) -> OffloadStats:
+        host, disks = self.stores.stats()
+        return OffloadStats(self._saved, self._fetched, self._missed, self._dropped, host, disks)
+
+    def close(self) -> None:
+        """Wait for what moves, and close the disks.
+
+        Raises:
+            DeviceError: a copy failed. The disks are closed all the same.
+        """
+        try:
+            for seq in list(self._fetches):
+                self.cancel(seq)
+        finally:
+            self.stores.close()
+
+
+def _arrived(ticket: Ticket) -> bool:
+    """Whether what it promises is done. Raises `DeviceError` if that failed."""
+    return ticket.done() and ticket.wait()

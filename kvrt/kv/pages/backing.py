@@ -1,0 +1,124 @@
+"""The memory under a page table: the span, and the chunks mapped in it."""
+
+import torch
+from torch import Tensor
+
+from kvrt.errors import IntegrityError
+from kvrt.kv.pages.geometry import Geometry
+from kvrt.kv.pages.pool import ChunkPool
+from kvrt.spi import Chunk, Device, KVLayout, Span, VirtualMemory
+
+_NAN_BYTE = 0xFF
+"""What is read of such bytes is NaN in every format of KV pages."""
+
+
+def kv_tensor(memory: VirtualMemory, span: Span, layout: KVLayout) -> Tensor:
+    """The KV tensor over a whole span: 1-D, of `layout.storage`."""
+    if layout.storage == "uint8":
+        return memory.tensor(span, "float32").view(torch.uint8)
+    return memory.tensor(span, layout.storage)
+
+
+class Backing:
+    """Reserves the span. What it says is mapped is what the device has mapped, at any time.
+
+    Args:
+        device: where.
+        geometry: pages over chunks of the device's granularity.
+
+    Raises:
+        DeviceError: the addresses cannot be reserved.
+    """
+
+    def __init__(self, device: Device, geometry: Geometry) -> None:
+        self.device = device
+        self.geometry = geometry
+        self.pool = ChunkPool(device.memory)
+        self.span = device.memory.reserve(geometry.span_bytes)
+        try:
+            self.kv = kv_tensor(device.memory, self.span, geometry.layout)
+        except BaseException:
+            device.memory.release(self.span)
+            raise
+        self.mapped: dict[int, Chunk] = {}
+        self._bytes = self.kv.view(torch.uint8)
+        self._released = False
+
+    @property
+    def held_chunks(self) -> int:
+        """Chunks of physical memory that are taken: mapped and pooled."""
+        return len(self.mapped) + len(self.pool)
+
+    def map(self, index: int) -> None:
+        """Map a chunk from the pool. Raises `OutOfMemory` if there is none and none to be had."""
+        if index in self.mapped:
+            raise IntegrityError(f"chunk {index} is mapped already")
+        chunk = self.pool.take()
+        try:
+            self.device.memory.map(self.span, index * self.geometry.chunk_bytes, chunk)
+        except BaseException:
+            self.pool.give(chunk)
+            raise
+        self.mapped[index] = chunk
+
+    def unmap(self, index: int) -> None:
+        """Unmap a chunk, into the pool."""
+        if index not in self.mapped:
+            raise IntegrityError(f"chunk {index} is not mapped")
+        chunk = self.mapped[index]
+        self.device.memory.unmap(self.span, index * self.geometry.chunk_bytes, chunk)
+        del self.mapped[index]
+        self.pool.give(chunk)
+
+    def page(self, page: int) -> Tensor:
+        """The bytes of a page: uint8 [page_bytes], in the span's memory."""
+        start = page * self.geometry.page_bytes
+        return self._bytes[start : start + self.geometry.page_bytes]
+
+    def token(self, page: int, slot: int) -> tuple[Tensor, ...]:
+        """One token's keys and values, in the span's memory: [layers, 2, kv_heads, slot's items].
+
+        If the format has scales, theirs as well: uint8 [layers, 2, kv_heads, groups, bytes].
+        """
+        layout = self.geometry.layout
+        shape = (layout.layers, 2, layout.kv_heads)
+        strides = (layout.layer_stride, layout.v_offset, layout.head_stride)
+        first = page * layout.page_stride
+        own = layout.slot_stride
+        items = self.kv.as_strided((*shape, own), (*strides, 1), first + slot * own)
+        if layout.quantization is None:
+            return (items,)
+        size = layout.quantization.scale_bytes
+        scales = self.kv.as_strided(
+            (*shape, layout.groups, size),
+            (*strides, layout.page_size * size, 1),
+            first + layout.scale_offset + slot * size,
+        )
+        return items, scales
+
+    def chunk(self, index: int) -> Tensor:
+        """The bytes of a mapped chunk: uint8 [chunk_bytes], in the span's memory."""
+        start = index * self.geometry.chunk_bytes
+        return self._bytes[start : start + self.geometry.chunk_bytes]
+
+    def copy(self, dst: Tensor, src: Tensor) -> None:
+        """Copy after all compute so far, and before all that follows."""
+        if not dst.is_contiguous():  # a token's many small pieces: compute gathers them
+            dst.copy_(src)
+            return
+        self.device.copier.within(dst, src, after=self.device.fence()).wait()
+
+    def scrub(self, dst: Tensor) -> None:
+        """Overwrite bytes with NaN, so that whoever reads them shows."""
+        dst.fill_(_NAN_BYTE)
+
+    def release(self) -> None:
+        """Give everything back. Safe to call twice, also after it failed half-way."""
+        if self._released:
+            return
+        self.device.synchronize()
+        for index in list(self.mapped):
+            self.unmap(index)
+        self.pool.drain()
+        self.device.memory.release(self.span)
+        self._released = True

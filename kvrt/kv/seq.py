@@ -1,0 +1,64 @@
+"""The unit of scheduling: one stream of tokens with its own row in the page table."""
+
+from dataclasses import dataclass, field
+
+from kvrt.drafting.drafter import Drafter
+from kvrt.kv.tiers.names import PageName
+
+Rank = tuple[int, int]
+"""Order of service, smallest first."""
+
+
+@dataclass(slots=True, eq=False)
+class Seq:
+    """A prompt and what was generated after it. The scheduler reads it; the engine changes it.
+
+        tokens    |<------ prompt ------>|<- generated ->|
+        in pages  |<---- computed ---->|<--- pending --->|
+
+    A running sequence in decode has one pending token: the one sampled last. A preempted one has
+    lost its pages, so that all its tokens are pending again, generated ones included.
+
+    Args:
+        id: its key in the page table.
+        tokens: token ids, prompt first.
+        prompt_len: how many of them are the prompt.
+        max_len: it ends when it has so many tokens.
+        priority: smaller is served first (under the priority policy).
+        arrival: a number that grows with each submission.
+        width: so many sequences it becomes when its prompt is computed (parallel sampling).
+        root: what the names of its pages begin with; see `kvrt.kv.tiers.names`.
+        matches: it may begin with pages that were computed before.
+        shares: others may use its pages, also after it has ended.
+        names: of its full pages, as far as anyone has asked.
+        named: how many of its first pages can be found by their names.
+        drafter: guesses at its next tokens, if it wants that.
+        together: sequences with the same number lose their pages together; None: it is alone.
+    """
+
+    id: int
+    tokens: list[int]
+    prompt_len: int
+    max_len: int
+    priority: int = 0
+    arrival: int = 0
+    width: int = 1
+    computed: int = 0
+    preemptions: int = 0
+    waiting_since: int = 0
+    rank: Rank = field(default=(0, 0))
+    root: bytes = b""
+    matches: bool = True
+    shares: bool = True
+    names: list[PageName] = field(default_factory=list)
+    named: int = 0
+    drafter: Drafter | None = None
+    together: int | None = None
+
+    @property
+    def pending(self) -> int:
+        return len(self.tokens) - self.computed
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt_len

@@ -1,0 +1,83 @@
+"""Pages that come from disk to host memory before the request that needs them has its turn."""
+
+import itertools
+from collections import deque
+from collections.abc import Hashable, Iterable
+
+from kvrt.kv.tiers.disk import PageTicket
+from kvrt.kv.tiers.host import HostPage
+from kvrt.kv.tiers.names import PageName
+from kvrt.kv.tiers.stores import Stores
+
+_AT_ONCE = 8
+"""Reads for requests that only wait: enough to keep a disk busy, few beside those that are due."""
+
+
+class ReadAhead:
+    """What is wanted, by whom, and what is being read. Belongs to the engine's thread.
+
+    It remembers no more pages than host memory has slots: what comes after them would push out
+    what came before.
+
+    Args:
+        stores: where pages are, and come to.
+    """
+
+    def __init__(self, stores: Stores) -> None:
+        self._stores = stores
+        self._wanted: dict[Hashable, deque[PageName]] = {}
+        self._count = 0
+        self._reading: list[tuple[HostPage, PageTicket]] = []
+
+    def __len__(self) -> int:
+        """Pages whose reading has not begun."""
+        return self._count
+
+    @property
+    def busy(self) -> bool:
+        """Whether a read will end, and leave its slot."""
+        return bool(self._reading)
+
+    def want(self, owner: Hashable, names: Iterable[PageName]) -> None:
+        """Someone will need these pages, as far as they are not in host memory; once for each."""
+        host = self._stores.host
+        missing = (name for name in names if name not in host)
+        wanted = deque(itertools.islice(missing, host.slots - self._count))
+        if wanted:
+            self._wanted[owner] = wanted
+            self._count += len(wanted)
+
+    def forget(self, owner: Hashable) -> None:
+        """It needs them no more, or reads them itself now."""
+        self._count -= len(self._wanted.pop(owner, ()))
+
+    def poll(self) -> None:
+        """Take in what was read, and read on."""
+        for entry in self._reading[:]:
+            page, read = entry
+            if read.done() or read.overdue():
+                self._reading.remove(entry)
+                if read.ok:
+                    self._stores.host.commit(page)
+                else:
+                    self._stores.abandon(page, read)
+        while self._wanted and len(self._reading) < _AT_ONCE:
+            name = self._next()
+            disk = self._stores.on_disk(name)
+            host = self._stores.reserve(name, 0.0) if disk is not None else None
+            if disk is not None and host is not None:
+                self._reading.append((host, disk.fetch(name, host.data)))
+
+    def remove(self, names: set[PageName]) -> None:
+        """These pages are to be found no more."""
+        for entry in [entry for entry in self._reading if entry[0].name in names]:
+            self._reading.remove(entry)
+            self._stores.abandon(*entry)
+
+    def _next(self) -> PageName:
+        owner, names = next(iter(self._wanted.items()))
+        self._count -= 1
+        name = names.popleft()
+        if not names:
+            del self._wanted[owner]
+        return name
