@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 NATIVE := $(wildcard kernels/kvrt_kernels/native/*)
+PACKAGES := $(shell find kvrt backends kernels cli -name __init__.py)
 
 .PHONY: run test lint kit bench clean
 
@@ -28,7 +29,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-$(VENV)/installed: $(BIN)/python pyproject.toml CMakeLists.txt ci/constraints.txt $(NATIVE)
+$(VENV)/installed: $(BIN)/python pyproject.toml CMakeLists.txt ci/constraints.txt $(NATIVE) $(PACKAGES)
 	$(BIN)/python -m pip install -c ci/constraints.txt -e .
 	touch $@
 
