@@ -38,7 +38,7 @@ from kvrt.errors import CapacityError, ConfigError, ModelError, RequestError
 from kvrt.kv.cache import KVCache, LimitChange
 from kvrt.kv.tiers.names import KEY_BYTES, chain
 from kvrt.model.loader import Model
-from kvrt.model.resolve import Progress
+from kvrt.model.progress import Progress
 from kvrt.outputs import Result
 from kvrt.sampling import SamplingParams
 from kvrt.spi import Device, DeviceInfo

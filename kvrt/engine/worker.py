@@ -22,7 +22,7 @@ from kvrt.errors import ConfigError, DeviceError, KvrtError, in_one_line
 from kvrt.kv.cache import KVCache
 from kvrt.kv.memory import Memory
 from kvrt.model.loader import Model, load_model
-from kvrt.model.resolve import Progress
+from kvrt.model.progress import Progress
 from kvrt.registry import open_device
 from kvrt.sched.batching import Limits
 from kvrt.sched.policy import POLICIES

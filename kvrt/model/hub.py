@@ -22,7 +22,7 @@ from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from kvrt.errors import ModelError
 from kvrt.model.config import read_config
 from kvrt.model.foreign import told_by_neighbours
-from kvrt.model.resolve import Progress, Want
+from kvrt.model.progress import Progress
 from kvrt.model.shards import INDEX, SINGLE, find_weights, read_index
 
 SMALL_FILES = ["*.json", "*.jinja"]
@@ -37,12 +37,15 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 def download(
     repository: str,
     *,
-    want: Want,
+    weights: bool,
     revision: str | None,
     offline: bool,
     progress: Progress | None,
 ) -> Path:
-    """The snapshot of a repository, completed if need be. See `resolve.resolve`."""
+    """The snapshot of a repository, completed if need be; `weights`: with them.
+
+    See `kvrt.model.resolve.resolve`.
+    """
     cut_off = (
         not offline and _is_cached(repository, revision) and not _answers(repository, revision)
     )
@@ -54,7 +57,7 @@ def download(
             fix="only Hugging Face checkpoints are supported; look for one in that format",
         )
     read_config(first / "config.json")
-    if want == "config":
+    if not weights:
         return first
     index = first / INDEX
     wanted = sorted(set(read_index(index).values())) if index.exists() else [SINGLE]

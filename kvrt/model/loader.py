@@ -21,7 +21,8 @@ from kvrt.model.detokenizer import Detokenizer
 from kvrt.model.filling import fill, fingerprint
 from kvrt.model.generation import GenerationDefaults, read_generation
 from kvrt.model.messages import Message
-from kvrt.model.resolve import Progress, resolve
+from kvrt.model.progress import Progress
+from kvrt.model.resolve import resolve
 from kvrt.model.rope import for_context
 from kvrt.model.spec import ModelSpec
 from kvrt.model.tokenizer import TOKENIZER, Tokenizer

@@ -7,21 +7,18 @@ owner/name       a repository of the Hugging Face hub, downloaded once
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from kvrt.errors import ModelError
 from kvrt.model.foreign import told_by_neighbours
 from kvrt.model.jsonfile import open_regular
+from kvrt.model.progress import Progress
 
 BUNDLED = "tiny"
 CONFIG = "config.json"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 NAME = re.compile(r"[\w./~@:+-]{1,200}")
-
-Progress = Callable[[int, int], None]
-"""Called during a download with the bytes that are there and the bytes expected in total."""
 
 Want = Literal["all", "config"]
 
@@ -71,7 +68,8 @@ def resolve(
         )
     from kvrt.model.hub import download
 
-    return download(name, want=want, revision=revision, offline=offline, progress=progress)
+    weights = want == "all"
+    return download(name, weights=weights, revision=revision, offline=offline, progress=progress)
 
 
 def _path(name: str) -> Path | None:
