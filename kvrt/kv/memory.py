@@ -10,7 +10,6 @@ from kvrt.kv.pages.apply import Failed
 from kvrt.kv.pages.change import Change
 from kvrt.kv.pages.eviction import evict
 from kvrt.kv.seq import Seq
-from kvrt.sched.batching import StepPlan
 
 _PREFILL_TOKENS = 64
 """A step of fewer tokens says little about the speed of prefill."""
@@ -58,18 +57,23 @@ class Memory:
         if self.reuse is not None and self.offload is not None:
             self.offload.prefetch(seq, self.reuse.missing(seq))
 
-    def begin(self, seq: Seq, plan: StepPlan) -> None:
-        """A plan that admits the sequence was committed."""
-        seq.computed = plan.admitted[seq]
+    def begin(self, seq: Seq, cached: int, fetches: int = 0) -> None:
+        """A plan that admits the sequence was committed.
+
+        Args:
+            cached: its first tokens, which are computed.
+            fetches: pages behind them that come from outside the device first.
+        """
+        seq.computed = cached
         if self.reuse is None:
             return
         if self.offload is not None:
             self.offload.expect_no_more(seq)
-        row = plan.table.pages(seq.id)
-        first = seq.computed // self.cache.geometry.page_size
+        row = self.cache.table.pages(seq.id)
+        first = cached // self.cache.geometry.page_size
         self.reuse.begin(seq, row[:first])
-        if self.offload is not None and (more := plan.fetches.get(seq, 0)):
-            last = first + more
+        if self.offload is not None and fetches:
+            last = first + fetches
             self.offload.fetch(seq, seq.names[first:last], row[first:last])
 
     def fetched(self) -> Iterator[tuple[Seq, int]]:
