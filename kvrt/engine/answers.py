@@ -8,7 +8,7 @@ from typing import ParamSpec
 
 import torch
 
-from kvrt.drafting.drafter import Drafts
+from kvrt.drafting.drafts import Drafts
 from kvrt.engine import beaming
 from kvrt.engine.live import Live
 from kvrt.engine.request import Request
@@ -17,7 +17,7 @@ from kvrt.errors import CapacityError, DeviceError, IntegrityError, KvrtError
 from kvrt.kv.seq import Seq
 from kvrt.outputs import FinishReason, TokenLogprobs
 from kvrt.sched.batching import Row
-from kvrt.sched.drafting import Speculation
+from kvrt.sched.speculation import Speculation
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")

@@ -27,8 +27,8 @@ from kvrt.kv.seq import Seq
 from kvrt.model.loader import Model
 from kvrt.outputs import FinishReason
 from kvrt.sched.batching import Limits, Row, StepPlan, plan_step
-from kvrt.sched.drafting import Speculation
 from kvrt.sched.policy import Policy
+from kvrt.sched.speculation import Speculation
 from kvrt.spi import Capability, Device
 from kvrt.units import format_bytes
 

@@ -12,7 +12,7 @@ from kvrt.kv.cache import KVCache, int32
 from kvrt.kv.seq import Seq
 from kvrt.model.loader import Model
 from kvrt.sched.batching import Row
-from kvrt.sched.drafting import parents_of
+from kvrt.sched.speculation import parents_of
 from kvrt.spi import Device
 from kvrt.wrappers.named import blaming, owner_of
 

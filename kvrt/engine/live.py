@@ -7,8 +7,8 @@ from dataclasses import replace
 from kvrt.engine.request import Request
 from kvrt.kv.memory import Memory
 from kvrt.kv.seq import Seq
-from kvrt.sched.drafting import Speculation
 from kvrt.sched.policy import Policy
+from kvrt.sched.speculation import Speculation
 from kvrt.sched.waiting import Waiting
 
 

@@ -6,7 +6,7 @@ from kvrt.engine.engine import Engine
 from kvrt.kv.cache import CacheStats
 from kvrt.kv.index.reuse import ReuseStats
 from kvrt.kv.offload import OffloadStats
-from kvrt.sched.drafting import SpeculationStats
+from kvrt.sched.speculation import SpeculationStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class RuntimeStats:
         steps: of the engine, so far.
         cache: the KV memory; see `kvrt.kv.cache.CacheStats`.
         reuse: prefixes found in it; see `kvrt.kv.index.reuse.ReuseStats`.
-        speculation: guesses, and what came of them; see `kvrt.sched.drafting.SpeculationStats`.
+        speculation: guesses, and what came of them; see `kvrt.sched.speculation.SpeculationStats`.
         offload: pages moved off the device and back; None: there is nowhere to go.
     """
 

@@ -16,7 +16,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kvrt.drafting.drafter import NO_DRAFTS, Drafts
+from kvrt.drafting.drafts import NO_DRAFTS, Drafts
 from kvrt.kv.index.reuse import NoReuse, Reuse
 from kvrt.kv.pages.change import Change, Shortage
 from kvrt.kv.pages.eviction import evict

@@ -16,7 +16,7 @@ DRAWN = {
         "pages/test_placement.py",
     ),
     "a sequence's own tokens follow themselves": M(
-        "kvrt.sched.drafting",
+        "kvrt.sched.speculation",
         "parents += range(-1, own - 1)",
         "parents += range(own)",
         "sched/test_speculation.py runtime/test_speculation.py",

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from kvrt.drafting.drafter import Drafter, Guess, StepCost
+from kvrt.drafting.cost import StepCost
+from kvrt.drafting.drafter import Drafter
+from kvrt.drafting.lookup import Guess
 from kvrt.errors import ConfigError, RequestError
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
-from kvrt.sched.drafting import Speculation
+from kvrt.sched.speculation import Speculation
 from kvrt.spi import Capability, DeviceInfo
 from kvrt.testing.chaos import Chaos
 from kvrt.wrappers.wrapper import Wrapper

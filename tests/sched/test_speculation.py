@@ -5,10 +5,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from kvrt.drafting.drafter import Drafter, Drafts, Guess, PromptLookup, StepCost
+from kvrt.drafting.cost import StepCost
+from kvrt.drafting.drafter import Drafter
+from kvrt.drafting.drafts import Drafts
+from kvrt.drafting.lookup import Guess, PromptLookup
 from kvrt.kv.seq import Seq
 from kvrt.sched.batching import Limits, Row, StepPlan, plan_step
-from kvrt.sched.drafting import Speculation, parents_of
+from kvrt.sched.speculation import Speculation, parents_of
 
 from .test_batching import Clock
 

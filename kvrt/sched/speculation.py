@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kvrt.drafting.drafter import Drafter, PromptLookup, StepCost
+from kvrt.drafting.cost import StepCost
+from kvrt.drafting.drafter import Drafter
+from kvrt.drafting.lookup import PromptLookup
 from kvrt.kv.pages.change import Shortage
 from kvrt.sched.batching import Limits, Row, StepPlan
 
