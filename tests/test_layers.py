@@ -1,9 +1,5 @@
-"""The layers of the house: imports go down only, and only a backend knows a vendor.
-
-    cli/kvrt_cli           -> kvrt
-    backends/*/kvrt_*      -> kvrt.spi, kvrt.errors, kvrt_kernels   (never each other)
-    kernels/kvrt_kernels   -> kvrt.spi, kvrt.errors
-    kvrt                   -> itself, downwards as in LAYERS; backends are found by entry point
+"""The layers of the house, as ARCHITECTURE.md has them: imports go down only, without circles, and
+only a backend knows a vendor.
 
 Every import counts: at the top of a file, inside a function, and for type checkers only.
 """
@@ -11,33 +7,16 @@ Every import counts: at the top of a file, inside a function, and for type check
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-
-LAYERS: list[set[str]] = [
-    {"errors"},
-    {"spi", "units", "engine.process", "drafting"},
-    {"checks"},
-    {"kv.pages", "kv.tiers", "kv.index.cost", "wrappers", "outputs", "sampling"},
-    {"kv.cache", "kv.seq", "model", "registry", "engine.sampler", "engine.stops", "stream"},
-    {"kv.index", "kv.offload", "openmp"},
-    {"sched"},
-    {"config", "kv.memory", "engine.forward", "engine.prompts", "engine.request"},
-    {"engine.mailbox", "engine.live"},
-    {"engine.beaming"},
-    {"engine.answers"},
-    {"engine.engine", "engine.sizing", "engine.storing"},
-    {"engine.prefixes", "engine.stats"},
-    {"engine.worker"},
-    {"control"},
-    {"runtime"},
-    {"__init__"},
-    {"testing"},
-]
-"""The parts of kvrt, the lowest first: each imports only from layers below its own."""
+SOURCES = ("kvrt", "cli", "kernels", "backends/cpu", "backends/cuda", "backends/rocm")
+TOP_FLOOR = 12
+"""Files, at most, that a newcomer finds in ``kvrt/`` itself."""
 
 DEVICE = {"torch", "kvrt.kv.cache", "kvrt.wrappers", "kvrt.kv.pages.apply", "kvrt.kv.pages.backing"}
 VALUES = [
@@ -59,14 +38,6 @@ ONLY_IN: dict[str, str] = {
     "cuda": "backends/cuda",
     "hip": "backends/rocm",
     "pytest": "kvrt/testing",
-}
-PACKAGES = {
-    "cli": {"kvrt", "kvrt_cli"},
-    "kernels": {"kvrt.spi", "kvrt.errors", "kvrt_kernels"},
-    **{
-        f"backends/{name}": {"kvrt.spi", "kvrt.errors", "kvrt_kernels", f"kvrt_{name}"}
-        for name in ("cpu", "cuda", "rocm")
-    },
 }
 VENDORS = {
     "cuda",
@@ -100,6 +71,7 @@ def imports(source: str, package: str) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
+@cache
 def imported(path: Path) -> set[str]:
     source_root = next(p for p in path.parents if not (p / "__init__.py").exists())
     package = ".".join(path.parent.relative_to(source_root).parts)
@@ -110,33 +82,124 @@ def within(module: str, allowed: set[str]) -> bool:
     return any(module == name or module.startswith(f"{name}.") for name in allowed)
 
 
-def part(module: str) -> str:
-    """The part of kvrt that ``kvrt.part.more`` belongs to."""
-    found = [name for name in set().union(*LAYERS) if within(module, {f"kvrt.{name}"})]
-    return max(found, key=len, default="__init__")
+def module_of(path: Path) -> str:
+    root = next(p for p in path.parents if not (p / "__init__.py").exists())
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
-def rank(name: str) -> int:
-    ranks = [n for n, layer in enumerate(LAYERS) if name in layer]
-    assert ranks, f"kvrt.{name} has no place in LAYERS yet"
-    return ranks[0]
+@cache
+def graph() -> dict[str, set[str]]:
+    """Of each module of the project, the modules of the project that it imports."""
+    found = {module_of(path): path for folder in SOURCES for path in files(folder)}
+
+    def known(name: str) -> Iterator[str]:
+        while name and name not in found:
+            name = name.rpartition(".")[0]
+        if name:
+            yield name
+
+    return {
+        module: {there for name in imported(path) for there in known(name)} - {module}
+        for module, path in found.items()
+    }
 
 
-def part_of(path: Path) -> str:
-    return part(".".join(path.relative_to(ROOT).with_suffix("").parts))
+# --- what ARCHITECTURE.md says ---------------------------------------------------------------
 
 
-def test_imports_within_kvrt_go_down_only() -> None:
+def names_in(text: str) -> list[str]:
+    return re.findall(r"`([\w.]+)`", text)
+
+
+@cache
+def table() -> list[tuple[list[str], list[str]]]:
+    """Of each row of the table, from the top: the parts that it is about, and what they import."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    rows = re.findall(r"^\| (`kvrt.*?) \| .* \| (.*) \|$", text, re.MULTILINE)
+    assert rows, "ARCHITECTURE.md has lost its table"
+    return [(names_in(parts), names_in(below)) for parts, below in rows]
+
+
+def row_of(module: str) -> int:
+    """The row that a module belongs to: the one that names most of its name."""
+    found = [
+        (len(name), number)
+        for number, (parts, _) in enumerate(table())
+        for name in parts
+        if module == name or (name != "kvrt" and within(module, {name}))
+    ]
+    assert found, f"{module} has no place in ARCHITECTURE.md"
+    return max(found)[1]
+
+
+@cache
+def drawn() -> dict[int, set[int]]:
+    """The rows whose parts have boxes in the drawing, and those that arrows lead to from there."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    (drawing,) = re.findall(r"^```mermaid\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line for line in drawing.splitlines() if "subgraph" not in line]
+    boxes = re.findall(r"(\w+)\[([\w.]+).*?\]", "\n".join(lines))
+    row = {short: row_of(name) for short, name in boxes}
+    below: dict[int, set[int]] = {number: set() for number in row.values()}
+    for line in lines:
+        if "-->" in line:
+            above, others = (re.findall(r"(\w+)(?:\[.*?\])?", end) for end in line.split("-->"))
+            for short in above:
+                below[row[short]] |= {row[other] for other in others}
+    return below
+
+
+BASICS = "kvrt.errors"
+"""The first name of the row whose imports nobody lists."""
+
+
+def row_imports() -> dict[int, dict[int, str]]:
+    """The rows that each row's modules import, with an import that shows it."""
+    found: dict[int, dict[int, str]] = {number: {} for number in range(len(table()))}
+    for module, below in graph().items():
+        for there in below:
+            found[row_of(module)][row_of(there)] = f"{module} imports {there}"
+    for number, below in found.items():
+        below.pop(number, None)
+        below.pop(row_of(BASICS), None)
+    return found
+
+
+def test_a_part_imports_what_the_table_says_and_nothing_else() -> None:
     wrong = []
-    for path in files("kvrt"):
-        here = part_of(path)
-        for module in imported(path):
-            if not within(module, {"kvrt"}):
-                continue
-            there = part(module)
-            if there != here and rank(there) >= rank(here):
-                wrong.append(f"{path.relative_to(ROOT)} imports {module}")
+    for number, below in row_imports().items():
+        parts, allowed = table()[number]
+        covered = {name: [n for n in below if within(table()[n][0][0], {name})] for name in allowed}
+        wrong += [f"{parts[0]} imports nothing of {name}" for name in allowed if not covered[name]]
+        beyond = below.keys() - {n for rows in covered.values() for n in rows}
+        wrong += [f"{below[there]}, which the table does not say" for there in beyond]
     assert not wrong
+
+
+def test_the_table_goes_down() -> None:
+    wrong = [
+        below[there] for here, below in row_imports().items() for there in below if there < here
+    ]
+    assert not wrong
+
+
+def test_the_drawing_shows_the_same_imports() -> None:
+    """Each arrow is one; and along arrows, everything that a part imports can be reached."""
+    arrows, real = drawn(), row_imports()
+    assert arrows.keys() == real.keys() - {row_of(BASICS)}
+    names = [parts[0] for parts, _ in table()]
+    reached: dict[int, set[int]] = {}
+    for here in TopologicalSorter(arrows).static_order():
+        reached[here] = arrows[here].union(*(reached[there] for there in arrows[here]))
+    for here, below in real.items():
+        for there in arrows.get(here, set()) - below.keys():
+            pytest.fail(f"{names[here]} does not import {names[there]}, as an arrow says")
+        for there in below.keys() - reached.get(here, set()):
+            pytest.fail(f"{below[there]}, and no arrow leads there")
+
+
+def test_the_top_floor_of_kvrt_is_small() -> None:
+    assert len(list((ROOT / "kvrt").glob("*.py"))) <= TOP_FLOOR
 
 
 def test_kvrt_finds_backends_and_kernels_by_entry_point_and_never_by_import() -> None:
@@ -149,13 +212,15 @@ def test_kvrt_finds_backends_and_kernels_by_entry_point_and_never_by_import() ->
     assert not wrong
 
 
-@pytest.mark.parametrize("folder", PACKAGES)
-def test_other_packages_import_of_the_project_only_what_they_may(folder: str) -> None:
+@pytest.mark.parametrize("folder", [name for name in SOURCES if name not in ("kvrt", "cli")])
+def test_backends_and_kernels_import_the_contract_and_never_each_other(folder: str) -> None:
+    own = {path.name for path in (ROOT / folder).iterdir() if path.name.startswith("kvrt_")}
+    allowed = {"kvrt.spi", "kvrt.errors", "kvrt_kernels", *own}
     wrong = [
         f"{path.relative_to(ROOT)} imports {module}"
         for path in files(folder)
         for module in imported(path)
-        if module.startswith("kvrt") and not within(module, PACKAGES[folder])
+        if module.startswith("kvrt") and not within(module, allowed)
     ]
     assert not wrong
 
@@ -175,7 +240,7 @@ def test_planning_knows_neither_tensors_nor_devices(name: str) -> None:
 def test_each_outside_library_has_its_place() -> None:
     wrong = [
         f"{path.relative_to(ROOT)} imports {module}"
-        for folder in ("kvrt", *PACKAGES)
+        for folder in SOURCES
         for path in files(folder)
         for module in imported(path)
         for library, place in ONLY_IN.items()
