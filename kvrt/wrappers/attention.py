@@ -184,13 +184,15 @@ class CheckedAttention:
             bad = (pages < 0) | (pages >= limit)
             rule = f"must be from 0 and below {limit}, the pages of the span"
         else:
+            # Most often there is no hole between the lowest and the highest page at all.
+            reach = (highest - lowest) * extents.page_bytes + extents.nbytes
+            unbroken = mapping.covers(lowest * extents.page_bytes + extents.starts, reach)
+            if unbroken.all():
+                return
             bad = np.zeros(pages.shape, np.bool_)
             rule = "is not mapped: a part of it is a hole of the span"
-            reach = (highest - lowest) * extents.page_bytes + extents.nbytes
-            for start in extents.starts.tolist():
-                # Most often there is no hole between the lowest and the highest page at all.
-                if not mapping.covers(np.array([lowest * extents.page_bytes + start]), reach)[0]:
-                    bad |= ~mapping.covers(pages * extents.page_bytes + start, extents.nbytes)
+            for start in extents.starts[~unbroken].tolist():
+                bad |= ~mapping.covers(pages * extents.page_bytes + start, extents.nbytes)
         if bad.any():
             s, i = (int(index) for index in np.argwhere(used)[bad.argmax()])
             raise broken(f"page_table[{s}, {i}]", f"page {table[s, i]}", rule)
@@ -290,11 +292,11 @@ def _check_rows(
         raise broken("page_table", f"{len(table)} rows", f"there are {sequences} sequences")
     if start[0] != 0:
         raise broken("query_start[0]", start[0], "must be 0")
-    query = np.diff(start)
-    if (query < 0).any():
+    query = start[1:] - start[:-1]
+    if query.min() < 0:
         s = int((query < 0).argmax())
         raise broken(f"query_start[{s + 1}]", start[s + 1], f"is less than {start[s]} before it")
-    if (context < query).any():
+    if (context - query).min() < 0:
         s = int((context < query).argmax())
         rule = f"must include the {query[s]} tokens that the sequence brings"
         raise broken(f"context_len[{s}]", context[s], rule)

@@ -55,6 +55,7 @@ class CheckedGraph:
         self._inner = inner
         self._kv, self._layout = batch.kv.data_ptr(), batch.layout
         self._query_start = batch.query_start.clone()
+        self._tokens = int(self._query_start[-1])
 
     def replay(self, batch: AttentionBatch) -> None:
         self._facts.check_open("graph.replay")
@@ -62,9 +63,8 @@ class CheckedGraph:
         if batch.kv.data_ptr() != self._kv or batch.layout != self._layout:
             raise broken("kv", batch.kv, "must be that of the recorded batch, in the same layout")
         if _ragged(self._facts):
-            tokens = int(self._query_start[-1])
-            if int(batch.query_start[-1]) != tokens:
-                rule = f"must end with the recorded number of tokens, {tokens}"
+            if batch.query_start.numpy()[-1] != self._tokens:
+                rule = f"must end with the recorded number of tokens, {self._tokens}"
                 raise broken("query_start", batch.query_start.tolist(), rule)
         elif not torch.equal(batch.query_start, self._query_start):
             rule = f"must be as recorded, {self._query_start.tolist()}"
