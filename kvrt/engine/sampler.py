@@ -62,7 +62,7 @@ class Scores:
         self._logits = logits
         # Where they are on the host numpy looks through them: in a fraction of torch's time, and in
         # one thread, where torch's would take processors from kernels.
-        self._rows = logits.numpy() if logits.device.type == "cpu" else None
+        self._rows = logits.numpy() if logits.is_cpu else None
 
     def choose(self, at: int, choice: Choice) -> Chosen:
         """The token that follows row `at`.
@@ -124,13 +124,12 @@ class Scores:
     def _sound(self) -> list[bool]:
         """Of each row, whether it is seen at once that its numbers are finite.
 
-        The least and the largest are NaN if there is one. A sum, which takes torch one pass, is not
-        finite if one of its numbers is not; it may overflow besides.
+        Elsewhere than on the host by their sum, which takes a fraction of a look at each element:
+        that of finite numbers may overflow, and that of others is never finite.
         """
         if self._rows is None:
             return torch.isfinite(self._logits.sum(dim=-1)).tolist()
-        least, largest = self._rows.min(axis=-1), self._rows.max(axis=-1)
-        return cast(list[bool], (np.isfinite(least) & np.isfinite(largest)).tolist())
+        return cast(list[bool], np.isfinite(self._rows).all(axis=-1).tolist())
 
     @functools.cached_property
     def _greedy(self) -> list[int]:

@@ -207,7 +207,8 @@ class KVCache:
 
         Gives back what is above the limit, and what was spare in every step for a while.
         """
-        self._shrink(self._table.reclaim(step))
+        if self._table.retired:
+            self._shrink(self._table.reclaim(step))
         self._ask_again(self._limit.step)
         needed, spare = self._needed(), self._spare()
         if spare > max(0, self._limit.chunks - needed):

@@ -127,7 +127,9 @@ class Decoder:
             self._run_layers(plan, work)
         if not logits_rows.numel():
             return torch.empty(0, self.spec.vocab, device=self._torch_device)
-        x = work.x.index_select(0, logits_rows.to(self._torch_device))
+        x = work.x[:count]
+        if logits_rows.tolist() != [*range(count)]:  # a decode step asks for those of all tokens
+            x = x.index_select(0, logits_rows.to(self._torch_device))
         x = self._ops.rms_norm(x, self.weights.final_norm, self.spec.norm_eps)
         return self._ops.linear(x, self.weights.head).float()
 

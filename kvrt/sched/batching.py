@@ -210,7 +210,7 @@ def plan_step(
     rows = [Row(seq, seq.computed, count, count == seq.pending) for seq, count in wants.items()]
     admitted: dict[Seq, int] = {}
     fetches: dict[Seq, int] = {}
-    if not preempted and not stuck:
+    if waiting and not preempted and not stuck:
         placed = (*order, *fetching)
         spare = draft.room - sum(_pages_to_come(draft.table, seq) for seq in placed)
         places = limits.max_running - sum(seq.width for seq in placed)
