@@ -96,7 +96,7 @@ def plan(batch: AttentionBatch, *, lasting: bool = True) -> Plan:
         format=FORMAT_CODE[layout.format],
         kv=address(batch.kv),
         layer_bytes=layout.layer_stride * batch.kv.element_size(),
-        tokens=int(start[-1]),
+        tokens=int(start.numpy()[-1]),
         pages=(
             layout.v_offset,
             layout.page_stride,

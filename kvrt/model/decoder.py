@@ -114,9 +114,11 @@ class Decoder:
         if self._graphs is not None and size:
             batch = padded(batch, size)
             graph, work = self._graphs.of_size(size, batch, self._allocate, self._run_layers)
-            work.x[:count].copy_(embedded)
+            x = work.x
             if size > count:
-                work.x[count:].zero_()
+                x[count:].zero_()
+                x = x[:count]
+            x.copy_(embedded)
             graph.replay(batch)
         else:
             work = self._activations(count)
@@ -127,8 +129,8 @@ class Decoder:
             self._run_layers(plan, work)
         if not logits_rows.numel():
             return torch.empty(0, self.spec.vocab, device=self._torch_device)
-        x = work.x[:count]
-        if logits_rows.tolist() != [*range(count)]:  # a decode step asks for those of all tokens
+        x = work.x
+        if logits_rows.tolist() != [*range(len(x))]:  # a decode step asks for those of all tokens
             x = x.index_select(0, logits_rows.to(self._torch_device))
         x = self._ops.rms_norm(x, self.weights.final_norm, self.spec.norm_eps)
         return self._ops.linear(x, self.weights.head).float()

@@ -272,7 +272,7 @@ class CheckedPlans:
 def _host_ints(argument: str, tensor: torch.Tensor, ndim: int) -> NDArray[np.int64]:
     if not isinstance(tensor, torch.Tensor):
         raise broken(argument, repr(tensor), "must be a tensor")
-    if tensor.dtype != torch.int32 or tensor.dim() != ndim or tensor.device.type != "cpu":
+    if tensor.dtype != torch.int32 or tensor.dim() != ndim or not tensor.is_cpu:
         raise broken(argument, tensor, f"must be an int32 tensor of {ndim} dimensions on the host")
     if not tensor.is_contiguous():
         raise broken(argument, tensor, "must be contiguous")
