@@ -1,7 +1,8 @@
 """From a request to its answer: the step, what leads to it, and what becomes of its logits.
 
 prompts     what callers ask with, as tokens that were checked
-request     one request on its way, and the completions that come of it
+request     one request on its way
+output      one of its completions as it grows
 mailbox     what callers send to the engine's thread, and who waits for an answer
 worker      the engine's thread: all that touches the device, from opening to closing
 sizing      how much memory the KV cache may take

@@ -1,98 +1,15 @@
-"""A request while it lives in the engine: its sequences, and what it has said so far."""
+"""A request while it lives in the engine: what was asked, and what it has said so far."""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from kvrt.engine.sampler import Chosen
-from kvrt.engine.stops import StopStrings
+from kvrt.engine.output import Detokenizer, Output
 from kvrt.errors import KvrtError
 from kvrt.kv.tiers.names import PageName
-from kvrt.outputs import (
-    Completion,
-    Delta,
-    FinishReason,
-    Result,
-    Timings,
-    TokenLogprobs,
-    Usage,
-)
+from kvrt.outputs import Delta, Result, Timings, TokenLogprobs, Usage
 from kvrt.sampling import SamplingParams
 from kvrt.sched.beams import Beams
-
-
-class Detokenizer(Protocol):
-    """Turns tokens into text, one at a time; text comes when its characters are complete."""
-
-    def push(self, token_id: int) -> str: ...
-
-    def flush(self) -> str: ...
-
-
-class Output:
-    """One completion as it grows. Holds back text that may turn out to begin a stop string."""
-
-    def __init__(self, index: int, params: SamplingParams, detokenizer: Detokenizer | None) -> None:
-        self.index = index
-        self.token_ids: list[int] = []
-        self.logprobs: list[TokenLogprobs] = []
-        self.finish_reason: FinishReason | None = None
-        self.score: float | None = None
-        self._stops = StopStrings(params.stop)
-        self._min_tokens = params.min_tokens
-        self._detokenizer = detokenizer
-        self._sent = ""
-        self._held = ""
-
-    @property
-    def text(self) -> str:
-        return self._sent
-
-    def push(self, chosen: Chosen, *, ends: FinishReason | None, visible: bool) -> Delta:
-        """Take a token. `ends`: it is the last one; `visible`: it is part of the text."""
-        self.token_ids.append(chosen.token_id)
-        if chosen.logprobs is not None:
-            self.logprobs.append(chosen.logprobs)
-        text = ""
-        if self._detokenizer is not None:
-            text = self._detokenizer.push(chosen.token_id) if visible else ""
-            if ends is not None:
-                text += self._detokenizer.flush()
-        known = len(self._held)
-        self._held += text
-        looks = len(self.token_ids) >= self._min_tokens
-        cut = self._stops.find(self._held, known) if looks else -1
-        if cut >= 0:
-            self._held, ends = self._held[:cut], "stop"
-        return self._release(ends, (chosen.token_id,), looks)
-
-    def finish(self, reason: FinishReason) -> Delta:
-        """End without a further token."""
-        if self._detokenizer is not None:
-            self._held += self._detokenizer.flush()
-        return self._release(reason, ())
-
-    def fail(self) -> Delta:
-        """End without another look at the text: what computed it may be what failed."""
-        return self._release("error", ())
-
-    def _release(
-        self, ends: FinishReason | None, tokens: tuple[int, ...], looks: bool = True
-    ) -> Delta:
-        keep = self._stops.begun(self._held) if looks and ends is None else 0
-        at = len(self._held) - keep
-        text, self._held = self._held[:at], self._held[at:]
-        self._sent += text
-        self.finish_reason = ends
-        return Delta(self.index, text, tokens, ends)
-
-    def completion(self) -> Completion:
-        assert self.finish_reason is not None, "an unfinished output has no completion"
-        logprobs = tuple(self.logprobs) if self.logprobs else None
-        return Completion(
-            self.index, self._sent, tuple(self.token_ids), self.finish_reason, logprobs, self.score
-        )
 
 
 @dataclass(slots=True, eq=False)

@@ -12,7 +12,8 @@ from tokenizers.models import WordLevel
 
 from kvrt.engine import beaming, sampler
 from kvrt.engine.answers import Answers
-from kvrt.engine.request import Output, Request
+from kvrt.engine.output import Output
+from kvrt.engine.request import Request
 from kvrt.errors import DeviceError, KvrtError, ModelError
 from kvrt.outputs import Result
 from kvrt.runtime import Runtime

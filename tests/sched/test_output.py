@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvrt.engine.request import Output
+from kvrt.engine.output import Output
 from kvrt.engine.sampler import Chosen
 from kvrt.sampling import SamplingParams
 
