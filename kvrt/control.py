@@ -106,4 +106,4 @@ class CacheControl(ABC):
         return () if reuse is None else reuse.events.since(since)
 
     def _root(self, salt: str) -> bytes:
-        return root_of(self._worker.pages_of, salt)
+        return root_of(self._worker.fingerprint, salt)

@@ -5,8 +5,9 @@ request     one request on its way
 output      one of its completions as it grows
 mailbox     what callers send to the engine's thread, and who waits for an answer
 worker      the engine's thread: all that touches the device, from opening to closing
+assembly    a runtime's parts, made as its options say and put together
 sizing      how much memory the KV cache may take
-storing     reuse and tiers, as the options say
+fingerprint what says that two pages of the same tokens have the same bytes
 engine      plan, apply, run, commit: a step at a time
 live        the sequences there are, and the requests they belong to
 forward     one pass of the model, in pieces where memory is short

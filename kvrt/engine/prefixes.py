@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 
 from kvrt.engine.engine import Engine
-from kvrt.engine.storing import page_format, staging
+from kvrt.engine.fingerprint import page_format
 from kvrt.errors import ConfigError, StoreError
 from kvrt.kv.index.reuse import PrefixReuse
 from kvrt.kv.offload import Offload
 from kvrt.kv.pages.eviction import evict
 from kvrt.kv.tiers.disk import DiskStore
+from kvrt.kv.tiers.host import HostStore
 from kvrt.kv.tiers.names import PageName, chain, tenant_of
 from kvrt.kv.tiers.pagefile import PageFile
 
@@ -25,13 +26,13 @@ class Prefixes:
 
     Args:
         engine: whose pages.
-        pages_of: the fingerprint of all of them; see `kvrt.engine.storing.page_fingerprint`.
+        fingerprint: of all of them; see `kvrt.engine.fingerprint.page_fingerprint`.
     """
 
-    def __init__(self, engine: Engine, pages_of: bytes) -> None:
+    def __init__(self, engine: Engine, fingerprint: bytes) -> None:
         self._memory = engine.memory
         self._device = engine.device
-        self._pages_of = pages_of
+        self._fingerprint = fingerprint
         self._pinned: dict[bytes, object] = {}  # by the last page's key: its key in the page table
         self._stop_saving = threading.Event()
 
@@ -123,7 +124,7 @@ class Prefixes:
                 before is there.
             OSError: the disk failed, or is full; the same.
         """
-        form = page_format(self._pages_of, self._memory.cache.geometry)
+        form = page_format(self._fingerprint, self._memory.cache.geometry)
         wanted = None
         if root is not None:
             wanted = set(chain(root, tokens, self._memory.cache.geometry.page_size))
@@ -146,7 +147,7 @@ class Prefixes:
         Raises:
             StoreError: the folder holds no pages of this model, format and version.
         """
-        form = page_format(self._pages_of, self._memory.cache.geometry)
+        form = page_format(self._fingerprint, self._memory.cache.geometry)
         reuse, memory = self._reuse, self._memory
         store = memory.offload.stores.opened(folder) if memory.offload is not None else None
         if store is not None:
@@ -154,7 +155,8 @@ class Prefixes:
             return len(store)
         store = DiskStore(PageFile.open(folder, form, writable=False))
         if memory.offload is None:
-            host = staging(self._device, memory.cache.geometry.page_bytes)
+            page_bytes = memory.cache.geometry.page_bytes
+            host = HostStore.staging(self._device.copier, page_bytes)
             memory.offload = reuse.tiers = Offload(self._device, memory.cache, host, reuse.cost)
         memory.offload.stores.read_from(store)
         return len(store)

@@ -219,11 +219,11 @@ def room_for(tokens: Sequence[int], model: Model, cache: KVCache, new: int = 1) 
     return room
 
 
-def root_of(pages_of: bytes, salt: str) -> bytes:
+def root_of(fingerprint: bytes, salt: str) -> bytes:
     """What the names of a tenant's pages begin with.
 
     Args:
-        pages_of: the fingerprint of all pages; see `kvrt.engine.storing.page_fingerprint`.
+        fingerprint: of all pages; see `kvrt.engine.fingerprint.page_fingerprint`.
 
     Raises:
         RequestError: the salt is no printable text of at most `MAX_SALT` characters.
@@ -240,4 +240,4 @@ def root_of(pages_of: bytes, salt: str) -> bytes:
             f"cache_salt {wrong}; it must be printable text of at most {MAX_SALT} characters",
             param="cache_salt",
         )
-    return root_key(pages_of, salt)
+    return root_key(fingerprint, salt)

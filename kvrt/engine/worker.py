@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import functools
 import logging
 import queue
 import threading
@@ -11,22 +10,18 @@ import traceback
 from concurrent.futures import Future
 from pathlib import Path
 
-from kvrt.config import Environment, RuntimeConfig
+from kvrt.config import RuntimeConfig
+from kvrt.engine.assembly import assemble
 from kvrt.engine.engine import Engine
+from kvrt.engine.fingerprint import own_folder
 from kvrt.engine.mailbox import Call, Command, Mailbox, Signal, carry_out
 from kvrt.engine.prefixes import Prefixes
 from kvrt.engine.request import Request
-from kvrt.engine.sizing import check_room, make_cache
-from kvrt.engine.storing import make_offload, make_reuse, own_folder, page_fingerprint
 from kvrt.errors import ConfigError, DeviceError, KvrtError, in_one_line
 from kvrt.kv.cache import KVCache
-from kvrt.kv.memory import Memory
-from kvrt.model.loader import Model, load_model
+from kvrt.model.loader import Model
 from kvrt.model.progress import Progress
-from kvrt.registry import open_device
-from kvrt.sched.batching import Limits
-from kvrt.sched.policy import POLICIES
-from kvrt.spi import Device, DeviceOptions
+from kvrt.spi import Device
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +57,7 @@ class Worker(Mailbox):
     cache: KVCache
     engine: Engine
     prefixes: Prefixes
-    pages_of: bytes
+    fingerprint: bytes
     load_seconds: float
 
     def __init__(self, config: RuntimeConfig) -> None:
@@ -83,7 +78,7 @@ class Worker(Mailbox):
         """
         opened: Future[None] = Future()
         self._thread = threading.Thread(
-            target=self._live, args=(opened, progress), name="kvrt-engine", daemon=True
+            target=self._run, args=(opened, progress), name="kvrt-engine", daemon=True
         )
         try:
             self._thread.start()
@@ -136,7 +131,7 @@ class Worker(Mailbox):
 
     # --- on the thread -----------------------------------------------------------------------
 
-    def _live(self, opened: "Future[None]", progress: Progress | None) -> None:
+    def _run(self, opened: "Future[None]", progress: Progress | None) -> None:
         _running.add(self)
         try:
             with contextlib.ExitStack() as stack:
@@ -159,50 +154,20 @@ class Worker(Mailbox):
             self._left.set()
 
     def _open(self, stack: contextlib.ExitStack, progress: Progress | None) -> None:
-        config = self._config
         started = time.perf_counter()
-        backend = Environment().backend if config.backend == "auto" else config.backend
-        self.device: Device = open_device(
-            backend,
-            config.device,
-            DeviceOptions(threads=config.threads),
-            check_layers=config.debug,
-        )
-        stack.callback(self.device.close)
-        self.model: Model = load_model(
-            config.model,
-            self.device,
-            dtype=config.dtype,
-            load_format=config.load_format,
-            max_model_len=config.max_model_len,
-            offline=config.offline,
-            revision=config.revision,
-            progress=progress,
-            seed=config.seed or 0,
-            check_room=functools.partial(check_room, config, self.device),
-        )
-        stack.callback(self.model.decoder.close)
-        if self._stopping:
-            raise KvrtError("the runtime was closed while it was being opened")
-        self.cache: KVCache = make_cache(config, self.device, self.model)
-        stack.callback(self.cache.close)
-        self.pages_of = page_fingerprint(self.model, self.cache.geometry, self.device.info)
-        reuse = make_reuse(config)
-        offload = make_offload(config, self.device, self.cache, self.pages_of, reuse)
-        self.engine = Engine(
-            self.model,
-            self.device,
-            Memory(self.cache, reuse, offload),
-            Limits(config.max_batch_tokens, config.max_running),
-            POLICIES[config.policy],
-        )
-        stack.callback(self.engine.memory.close)
-        self.prefixes = Prefixes(self.engine, self.pages_of)
-        if config.cache_dir is not None:
-            folder = own_folder(config.cache_dir, self.pages_of)
+        made = assemble(self._config, stack, progress, self._still_wanted)
+        self.device, self.model, self.cache = made.device, made.model, made.cache
+        self.engine, self.prefixes = made.engine, made.prefixes
+        self.fingerprint = made.fingerprint
+        if self._config.cache_dir is not None:
+            folder = own_folder(self._config.cache_dir, self.fingerprint)
             self.prefixes.load_if_there(folder)
             stack.callback(self._save_at_end, folder)
         self.load_seconds = time.perf_counter() - started
+
+    def _still_wanted(self) -> None:
+        if self._stopping:
+            raise KvrtError("the runtime was closed while it was being opened")
 
     def _save_at_end(self, folder: Path) -> None:
         """After a step that failed, nobody knows which pages hold what they should."""

@@ -13,10 +13,10 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from kvrt.config import RuntimeConfig
+from kvrt.engine.assembly import make_reuse
 from kvrt.engine.engine import Engine
 from kvrt.engine.request import Request
 from kvrt.engine.sizing import make_cache
-from kvrt.engine.storing import make_reuse
 from kvrt.errors import KvrtError
 from kvrt.kv.memory import Memory
 from kvrt.kv.tiers.names import chain

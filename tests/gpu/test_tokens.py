@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-import kvrt.engine.worker
+import kvrt.engine.assembly
 from kvrt.model.loader import load_model
 from kvrt.outputs import Result
 from kvrt.registry import load
@@ -125,7 +125,7 @@ def nothing_recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def open_device(name: str, index: int, *arguments: Any, **options: Any) -> Device:
         return Checked(Eager(load(name).open(index)))
 
-    return lambda: monkeypatch.setattr(kvrt.engine.worker, "open_device", open_device)
+    return lambda: monkeypatch.setattr(kvrt.engine.assembly, "open_device", open_device)
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])

@@ -277,7 +277,7 @@ SURVIVED = {
         "runtime/test_runtime.py",
     ),
     "pages do not depend on the architecture": M(
-        "kvrt.engine.storing",
+        "kvrt.engine.fingerprint",
         "(info.backend, info.arch, kernels,",
         "(info.backend, kernels,",
         "runtime/test_page_names.py",

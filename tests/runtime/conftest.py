@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import kvrt.engine.worker
+import kvrt.engine.assembly
 from kvrt.registry import load
 from kvrt.runtime import Runtime
 from kvrt.spi import Device, DeviceOptions
@@ -73,7 +73,7 @@ def break_device(monkeypatch: pytest.MonkeyPatch) -> Break:
         def open_device(name: str, index: int, options: DeviceOptions, **_: object) -> Device:
             return Checked(wrapper(load(name).open(index, options)))
 
-        monkeypatch.setattr(kvrt.engine.worker, "open_device", open_device)
+        monkeypatch.setattr(kvrt.engine.assembly, "open_device", open_device)
 
     return put
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvrt.config import RuntimeConfig
+from kvrt.engine.assembly import make_offload
 from kvrt.engine.engine import Engine
+from kvrt.engine.fingerprint import page_fingerprint
 from kvrt.engine.prefixes import Prefixes
 from kvrt.engine.request import Request
 from kvrt.engine.sizing import make_cache
-from kvrt.engine.storing import make_offload, page_fingerprint
 from kvrt.errors import OutOfMemory
 from kvrt.kv.index.cost import MoveCost
 from kvrt.kv.index.eviction import EVICTIONS
@@ -115,7 +116,7 @@ class Service:
         self.device = Checked(self.faulty)
         self.model = load_model(config.model, self.device, load_format="dummy", seed=1)
         self.cache = make_cache(config, self.device, self.model)
-        self.pages_of = page_fingerprint(self.model, self.cache.geometry, self.device.info)
+        self.fingerprint = page_fingerprint(self.model, self.cache.geometry, self.device.info)
         self.reuse = PrefixReuse(
             config.page_size,
             EVICTIONS[config.prefix_cache_policy](),
@@ -123,7 +124,7 @@ class Service:
             TTL,
             lambda: self.now,
         )
-        offload = make_offload(config, self.device, self.cache, self.pages_of, self.reuse)
+        offload = make_offload(config, self.device, self.cache, self.fingerprint, self.reuse)
         self.engine = Engine(
             self.model,
             self.device,
@@ -131,7 +132,7 @@ class Service:
             Limits(config.max_batch_tokens, config.max_running),
             POLICIES[config.policy],
         )
-        self.prefixes = Prefixes(self.engine, self.pages_of)
+        self.prefixes = Prefixes(self.engine, self.fingerprint)
 
     # --- what can happen ---------------------------------------------------------------------
 
@@ -220,7 +221,7 @@ class Service:
     # --- what must hold ----------------------------------------------------------------------
 
     def root(self, salt: str) -> bytes:
-        return root_key(self.pages_of, salt)
+        return root_key(self.fingerprint, salt)
 
     @property
     def room(self) -> int:

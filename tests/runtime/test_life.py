@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import kvrt.engine.assembly
 import kvrt.engine.worker
 from kvrt.engine.request import Request
 from kvrt.errors import CapacityError, ConfigError, DeviceError, KvrtError, RequestError
@@ -302,7 +303,7 @@ def weights(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref]:
         loaded.append(weakref.ref(model.decoder.weights.embedding))
         return model
 
-    monkeypatch.setattr(kvrt.engine.worker, "load_model", load)
+    monkeypatch.setattr(kvrt.engine.assembly, "load_model", load)
     return loaded
 
 

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-import kvrt.engine.storing
+import kvrt.engine.fingerprint
 import kvrt.model.filling
 import kvrt.model.loader
-from kvrt.engine.storing import own_folder
+from kvrt.engine.fingerprint import own_folder
 from kvrt.errors import StoreError
 from kvrt.outputs import Result
 from kvrt.runtime import Runtime
@@ -95,7 +95,7 @@ def another_device(**changes: object) -> Callable[[World], Options]:
 
 
 def another_version(world: World) -> Options:
-    world.patch.setattr(kvrt.engine.storing, "version", lambda name: "0.0.1")
+    world.patch.setattr(kvrt.engine.fingerprint, "version", lambda name: "0.0.1")
     return {}
 
 
@@ -105,9 +105,9 @@ def another_torch(world: World) -> Options:
 
 
 def kernels_of_another_version(world: World) -> Options:
-    real = kvrt.engine.storing.candidates
+    real = kvrt.engine.fingerprint.candidates
     renewed = [dataclasses.replace(one, version="99") for one in real()]
-    world.patch.setattr(kvrt.engine.storing, "candidates", lambda: renewed)
+    world.patch.setattr(kvrt.engine.fingerprint, "candidates", lambda: renewed)
     return {}
 
 
@@ -193,7 +193,7 @@ def ask(runtime: Runtime) -> Result:
 
 def name_of(world: World, options: Options) -> bytes:
     with opened(world.folder, DTYPE | options) as runtime:
-        return runtime._worker.pages_of
+        return runtime._worker.fingerprint
 
 
 @pytest.mark.promise("P21")
@@ -224,7 +224,7 @@ def test_what_pages_do_not_depend_on_is_not_in_their_names(
     options = DTYPE | SAME[what](world)
     folder = shutil.copytree(left, tmp_path / "left")
     with opened(world.folder, options | {"cache_dir": folder}) as runtime:
-        assert folder.joinpath(own_folder(folder, runtime._worker.pages_of)).exists()
+        assert folder.joinpath(own_folder(folder, runtime._worker.fingerprint)).exists()
         assert ask(runtime).usage.cached_tokens == len(PROMPT) // 16 * 16
 
 
@@ -281,30 +281,34 @@ MUTANTS = {
         kvrt.model.loader, "load_model", "{spec} {chosen}", "{chosen}", "the window"
     ),
     "KV format": Mutant(
-        kvrt.engine.storing,
+        kvrt.engine.fingerprint,
         "page_fingerprint",
         "str(geometry.format), repr(geometry.layout)",
         '"", ""',
         "the format of keys and values",
     ),
     "backend": Mutant(
-        kvrt.engine.storing,
+        kvrt.engine.fingerprint,
         "page_fingerprint",
         "info.backend, info.arch, kernels, ",
         "info.arch, ",
         "the backend",
     ),
     "arch": Mutant(
-        kvrt.engine.storing, "page_fingerprint", "info.arch, ", "", "the instruction set"
+        kvrt.engine.fingerprint, "page_fingerprint", "info.arch, ", "", "the instruction set"
     ),
     "kernels": Mutant(
-        kvrt.engine.storing, "page_fingerprint", "kernels, ", "", "the version of the kernels"
+        kvrt.engine.fingerprint, "page_fingerprint", "kernels, ", "", "the version of the kernels"
     ),
     "version": Mutant(
-        kvrt.engine.storing, "page_fingerprint", 'version("kvrt"), ', "", "the version of kvrt"
+        kvrt.engine.fingerprint, "page_fingerprint", 'version("kvrt"), ', "", "the version of kvrt"
     ),
     "torch": Mutant(
-        kvrt.engine.storing, "page_fingerprint", ", torch.__version__", "", "the version of torch"
+        kvrt.engine.fingerprint,
+        "page_fingerprint",
+        ", torch.__version__",
+        "",
+        "the version of torch",
     ),
 }
 

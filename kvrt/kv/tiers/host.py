@@ -4,7 +4,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from kvrt.errors import ConfigError, ContractError, IntegrityError, OutOfMemory
 from kvrt.kv.tiers.names import PageName
@@ -19,6 +19,10 @@ ALIGNMENT = 4096
 
 SLAB_BYTES = 32 * MIB
 """About so much is taken at once: host memory of a device may be slow to get, as it is pinned."""
+
+STAGING_BYTES = 64 * MIB
+STAGING_PAGES = 40
+"""What only passes through host memory gets the larger of the two."""
 
 
 @dataclass(slots=True, eq=False)
@@ -109,6 +113,11 @@ class HostStore:
         self._pages: OrderedDict[PageName, HostPage] = OrderedDict()  # least recently used first
         self._unfound: set[HostPage] = set()  # being written, or removed while pinned
         self._evicted = self._refused = 0
+
+    @classmethod
+    def staging(cls, copier: Copier, page_bytes: int) -> Self:
+        """Room for what pages on their way to and from a disk go through."""
+        return cls(copier, page_bytes, max(STAGING_BYTES, STAGING_PAGES * page_bytes))
 
     def __contains__(self, name: PageName) -> bool:
         return name in self._pages

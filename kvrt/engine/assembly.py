@@ -1,0 +1,144 @@
+"""A runtime's parts, made as its options say and put together."""
+
+import functools
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from kvrt.config import Environment, RuntimeConfig
+from kvrt.engine.engine import Engine
+from kvrt.engine.fingerprint import own_folder, page_fingerprint, page_format
+from kvrt.engine.prefixes import Prefixes
+from kvrt.engine.sizing import check_room, make_cache
+from kvrt.kv.cache import KVCache
+from kvrt.kv.index.cost import MoveCost
+from kvrt.kv.index.eviction import EVICTIONS
+from kvrt.kv.index.reuse import PrefixReuse
+from kvrt.kv.memory import Memory
+from kvrt.kv.offload import Offload
+from kvrt.kv.tiers.config import parse_tiers
+from kvrt.kv.tiers.disk import DiskStore
+from kvrt.kv.tiers.host import HostStore
+from kvrt.kv.tiers.pagefile import PageFile
+from kvrt.model.loader import Model, load_model
+from kvrt.model.progress import Progress
+from kvrt.registry import open_device
+from kvrt.sched.batching import Limits
+from kvrt.sched.policy import POLICIES
+from kvrt.spi import Device, DeviceOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """The parts that callers know.
+
+    Args:
+        fingerprint: of all pages; see `page_fingerprint`.
+    """
+
+    device: Device
+    model: Model
+    cache: KVCache
+    engine: Engine
+    prefixes: Prefixes
+    fingerprint: bytes
+
+
+def assemble(
+    config: RuntimeConfig,
+    stack: ExitStack,
+    progress: Progress | None,
+    still_wanted: Callable[[], None],
+) -> Assembly:
+    """Open the device, load the model, size the KV memory.
+
+    Args:
+        stack: closes what was made, also if something that comes later fails.
+        progress: told about the bytes of a download.
+        still_wanted: asked once the model is loaded; raises if nobody waits any more.
+
+    Raises:
+        KvrtError: as `kvrt.Runtime`.
+    """
+    backend = Environment().backend if config.backend == "auto" else config.backend
+    device = open_device(
+        backend,
+        config.device,
+        DeviceOptions(threads=config.threads),
+        check_layers=config.debug,
+    )
+    stack.callback(device.close)
+    model = load_model(
+        config.model,
+        device,
+        dtype=config.dtype,
+        load_format=config.load_format,
+        max_model_len=config.max_model_len,
+        offline=config.offline,
+        revision=config.revision,
+        progress=progress,
+        seed=config.seed or 0,
+        check_room=functools.partial(check_room, config, device),
+    )
+    stack.callback(model.decoder.close)
+    still_wanted()
+    cache = make_cache(config, device, model)
+    stack.callback(cache.close)
+    fingerprint = page_fingerprint(model, cache.geometry, device.info)
+    reuse = make_reuse(config)
+    memory = Memory(cache, reuse, make_offload(config, device, cache, fingerprint, reuse))
+    stack.callback(memory.close)
+    limits = Limits(config.max_batch_tokens, config.max_running)
+    engine = Engine(model, device, memory, limits, POLICIES[config.policy])
+    return Assembly(device, model, cache, engine, Prefixes(engine, fingerprint), fingerprint)
+
+
+def make_reuse(config: RuntimeConfig) -> PrefixReuse | None:
+    """None: every request computes all of its own."""
+    if not config.prefix_cache:
+        return None
+    policy = EVICTIONS[config.prefix_cache_policy]()
+    cost = MoveCost(config.preemption)
+    return PrefixReuse(config.page_size, policy, cost, config.prefix_cache_ttl)
+
+
+def make_offload(
+    config: RuntimeConfig,
+    device: Device,
+    cache: KVCache,
+    fingerprint: bytes,
+    reuse: PrefixReuse | None,
+) -> Offload | None:
+    """None: nothing leaves the device.
+
+    Raises:
+        StoreError: a folder cannot be used.
+        ConfigError: host memory for less than one page was asked for.
+    """
+    if reuse is None or config.offload is None:
+        return None
+    tiers = parse_tiers(config.offload)
+    page_bytes = cache.geometry.page_bytes
+    is_tier = tiers.host_bytes > 0
+    if is_tier:
+        host = HostStore(device.copier, page_bytes, tiers.host_bytes)
+    else:
+        host = HostStore.staging(device.copier, page_bytes)
+    disk = None
+    if tiers.disk_path is not None:
+        folder = own_folder(tiers.disk_path, fingerprint)
+        form = page_format(fingerprint, cache.geometry)
+        disk = DiskStore(PageFile.open(folder, form, budget=tiers.disk_bytes))
+    through = config.offload_write == "through"
+    offload = Offload(
+        device,
+        cache,
+        host,
+        reuse.cost,
+        disk,
+        is_tier=is_tier,
+        write_at_once=through or not is_tier,
+        write_through=through,
+    )
+    reuse.tiers = offload
+    return offload

@@ -1,0 +1,34 @@
+"""What says that two pages of the same tokens have the same bytes, and the folders named for it."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from kvrt.kv.pages.geometry import Geometry
+from kvrt.kv.tiers.format import PageFormat
+from kvrt.kv.tiers.names import fingerprint
+from kvrt.model.loader import Model
+from kvrt.registry import candidates
+from kvrt.spi import DeviceInfo
+
+
+def page_fingerprint(model: Model, geometry: Geometry, info: DeviceInfo) -> bytes:
+    """32 bytes that are the same wherever a page of the same tokens has the same bytes.
+
+    Kernels of another architecture, or of another version, add numbers in another order.
+    """
+    model_parts = (model.fingerprint, model.decoder.dtype)
+    kernels = next((c.origin for c in candidates() if c.name == info.backend), "")
+    by = (info.backend, info.arch, kernels, version("kvrt"), torch.__version__)
+    computed = repr((*model_parts, *by)).encode()
+    return fingerprint(computed, str(geometry.format), repr(geometry.layout))
+
+
+def own_folder(folder: str | Path, fingerprint: bytes) -> Path:
+    """Where in a folder that several models may share the pages of this one are."""
+    return Path(folder).expanduser() / fingerprint.hex()[:16]
+
+
+def page_format(fingerprint: bytes, geometry: Geometry) -> PageFormat:
+    return PageFormat(fingerprint, geometry.page_bytes, geometry.page_size)
