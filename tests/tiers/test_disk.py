@@ -172,26 +172,6 @@ def test_fetches_come_before_stores(tmp_path: Path, gate: threading.Event) -> No
     assert order == [NAMES[1], NAMES[0], NAMES[2], NAMES[3]]
 
 
-def test_what_is_cancelled_is_not_begun_and_may_be_stored_again(
-    tmp_path: Path, gate: threading.Event
-) -> None:
-    store = DiskStore(PageFile.open(tmp_path, FORM, open_file=Gate), threads=1)
-    begun, queued = (store.store(name, body(name)) for name in NAMES[:2])
-    while store.stats().queued > 1:
-        time.sleep(0.001)
-    assert not store.cancel(begun)
-    assert store.cancel(queued)
-    again = store.store(NAMES[1], body(NAMES[1]))
-    gate.set()
-    assert again.wait(10)
-    assert again.ok
-    assert begun.wait(10)
-    assert begun.ok
-    assert store.cancel(begun), "there is nothing to give up any more"
-    assert NAMES[0] in store
-    store.close()
-
-
 def test_a_close_that_must_not_take_long_drops_the_rest(
     tmp_path: Path, gate: threading.Event
 ) -> None:

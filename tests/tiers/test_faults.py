@@ -222,9 +222,8 @@ def test_nobody_waits_for_a_slow_disk(tmp_path: Path) -> None:
     assert store.remove(NAMES[1])
     assert store.stats().queued > 0
     assert len(store.names()) == 1
-    assert store.cancel(stores[-1])
     assert time.monotonic() - start < slow
     assert all(ticket.wait(10) for ticket in stores + fetches)
-    assert [ticket.ok for ticket in stores] == [True] * (len(stores) - 1) + [False]
+    assert all(ticket.ok for ticket in stores)
     assert fetches[0].ok
     assert store.close()

@@ -201,15 +201,6 @@ class DiskStore:
                 ticket.drop()
         return ticket
 
-    def cancel(self, ticket: PageTicket) -> bool:
-        """Give up a store or fetch that has not begun. Returns whether its ticket is done now.
-
-        If a page was to be stored twice, both callers have the same ticket.
-        """
-        if self._workers.withdraw(ticket):
-            self._withdrawn(ticket)
-        return ticket.done()
-
     def _withdrawn(self, ticket: PageTicket) -> None:
         with self._mutex:
             if self._pending.get(ticket.name) is ticket:

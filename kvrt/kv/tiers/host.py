@@ -73,7 +73,7 @@ class HostStore:
 
     It copies nothing itself. Memory is taken a slab at a time as pages come, and given back when a
     slab is empty: low slots are used first, so that high slabs empty. One empty slab is kept
-    against taking and giving at its edge, until `trim`.
+    against taking and giving at its edge.
 
     A page that is removed while a copy still uses it is not found any more, and its slot is used
     again after the last `unpin`. Not thread-safe: it belongs to the engine's thread.
@@ -202,11 +202,6 @@ class HostStore:
     def oldest(self) -> Iterator[HostPage]:
         """Pages that could be evicted, the least recently used first. Change nothing meanwhile."""
         return (page for page in self._pages.values() if not page.pins)
-
-    def trim(self) -> None:
-        """Give the memory of the empty slab back, too."""
-        for slab in [slab for slab, used in self._used.items() if not used]:
-            self._drop(slab)
 
     def stats(self) -> HostStats:
         pinned = len(self._unfound) + sum(1 for page in self._pages.values() if page.pins)
