@@ -1,10 +1,9 @@
 """The part of `kvrt.Runtime` that is about cached prefixes."""
 
-from abc import ABC, abstractmethod
 from pathlib import Path
 
 from kvrt.checks import Checks, Folder, Maybe, Whole, check_options
-from kvrt.engine.prompts import Prompt, root_of
+from kvrt.engine.prompts import Prompt, root_of, tokens_of
 from kvrt.engine.worker import Worker
 from kvrt.kv.index.events import CacheEvent
 
@@ -12,17 +11,13 @@ SAVING: Checks = {"folder": Folder(), "compress": Maybe(Whole(-100, 22))}
 """Of each argument, what it may be."""
 
 
-class CacheControl(ABC):
+class CacheControl:
     """What to keep of what was computed, to forget, to save, and to load.
 
     Every method waits for the engine, which does it between two steps.
     """
 
     _worker: Worker
-
-    @abstractmethod
-    def _tokens(self, prompt: Prompt) -> list[int]:
-        """The prompt's token ids."""
 
     def pin(self, prompt: Prompt, *, cache_salt: str = "") -> int:
         """Keep the pages that are cached of a prompt, until `unpin`, whatever else needs memory.
@@ -104,6 +99,9 @@ class CacheControl(ABC):
         since = check_options({"since": Whole(0, 2**63 - 1)}, since=since)["since"]
         reuse = self._worker.engine.memory.reuse
         return () if reuse is None else reuse.events.since(since)
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        return tokens_of(prompt, self._worker.model)
 
     def _root(self, salt: str) -> bytes:
         return root_of(self._worker.fingerprint, salt)

@@ -29,7 +29,7 @@ from kvrt.checks import (
 from kvrt.config import RuntimeConfig, draft_limit
 from kvrt.control import CacheControl
 from kvrt.engine.mailbox import Signal
-from kvrt.engine.prompts import Prompt, as_list, bad_words_of, room_for, tokens_of
+from kvrt.engine.prompts import Prompt, as_list, bad_words_of, room_for
 from kvrt.engine.request import Request, failed_result
 from kvrt.engine.sizing import limit_bytes, too_small
 from kvrt.engine.stats import RuntimeStats, stats_of
@@ -223,9 +223,6 @@ class Runtime(CacheControl):
         if params.beam_width > 1:
             return 0
         return self._drafts if params.speculate is None else params.speculate
-
-    def _tokens(self, prompt: Prompt) -> list[int]:
-        return tokens_of(prompt, self.model)
 
     # --- looking and steering ----------------------------------------------------------------
 
