@@ -50,7 +50,7 @@ def asked(runtime: Runtime, given: Any) -> list[list[int] | str]:
         {"input_ids": torch.tensor([IDS]), "attention_mask": torch.ones(1, 3)},
         {"input_ids": [0, 0, *IDS], "attention_mask": [0, 0, 1, 1, 1]},
         [{"input_ids": np.array(IDS)}],
-        (ids for ids in [IDS]),
+        pytest.param((ids for ids in [IDS]), id="a generator"),
     ],
     ids=lambda given: repr(given)[:60],
 )
