@@ -91,6 +91,24 @@ def test_one_stream(benchmark: BenchmarkFixture, runtime: Runtime) -> None:
     )
 
 
+@pytest.mark.benchmark(group="model: a decode step of the bundled model, one thread")
+def test_a_step_whose_kernels_take_the_lesser_part(benchmark: BenchmarkFixture) -> None:
+    """Processor time of the whole process: it counts what the engine's own work costs."""
+    tokens = 400
+    params = SamplingParams(max_tokens=tokens, ignore_eos=True)
+    taken: list[float] = []
+    with Runtime("tiny", backend="cpu", threads=1, prefix_cache=False) as runtime:
+        runtime.generate("Once upon a time", params)
+
+        def run() -> None:
+            begun = time.process_time()
+            runtime.generate("Once upon a time", params)
+            taken.append((time.process_time() - begun) / tokens)
+
+        benchmark.pedantic(run, rounds=9)
+    benchmark.extra_info["processor us a step"] = f"{statistics.median(taken) * 1e6:.0f}"
+
+
 @pytest.mark.benchmark(group="model: 16 requests of 64-256 prompt + 64 new tokens")
 def test_sixteen_requests(benchmark: BenchmarkFixture, runtime: Runtime) -> None:
     ratios: list[float] = []
