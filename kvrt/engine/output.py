@@ -19,13 +19,20 @@ class Detokenizer(Protocol):
 class Output:
     """Holds back text that may turn out to begin a stop string."""
 
-    def __init__(self, index: int, params: SamplingParams, detokenizer: Detokenizer | None) -> None:
+    def __init__(
+        self,
+        index: int,
+        params: SamplingParams,
+        stops: StopStrings,
+        detokenizer: Detokenizer | None,
+    ) -> None:
         self.index = index
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
         self.finish_reason: FinishReason | None = None
         self.score: float | None = None
-        self._stops = StopStrings(params.stop)
+        self._stops = stops
+        self._state = 0
         self._min_tokens = params.min_tokens
         self._detokenizer = detokenizer
         self._sent = ""
@@ -47,11 +54,11 @@ class Output:
                 text += self._detokenizer.flush()
         known = len(self._held)
         self._held += text
-        looks = len(self.token_ids) >= self._min_tokens
-        cut = self._stops.find(self._held, known) if looks else -1
-        if cut >= 0:
-            self._held, ends = self._held[:cut], "stop"
-        return self._release(ends, (chosen.token_id,), looks)
+        if len(self.token_ids) >= self._min_tokens:
+            self._state, at = self._stops.find(self._state, text)
+            if at is not None:
+                self._held, ends = self._held[: known + at], "stop"
+        return self._release(ends, (chosen.token_id,))
 
     def finish(self, reason: FinishReason) -> Delta:
         """End without a further token."""
@@ -63,10 +70,8 @@ class Output:
         """End without another look at the text: what computed it may be what failed."""
         return self._release("error", ())
 
-    def _release(
-        self, ends: FinishReason | None, tokens: tuple[int, ...], looks: bool = True
-    ) -> Delta:
-        keep = self._stops.begun(self._held) if looks and ends is None else 0
+    def _release(self, ends: FinishReason | None, tokens: tuple[int, ...]) -> Delta:
+        keep = self._stops.begun(self._state) if ends is None else 0
         at = len(self._held) - keep
         text, self._held = self._held[:at], self._held[at:]
         self._sent += text

@@ -293,8 +293,8 @@ SURVIVED = {
     ),
     "the first stop string of the list counts, not of the text": M(
         "kvrt.engine.stops",
-        "if at >= 0 and (first < 0 or at < first):",
-        "if at >= 0 and first < 0:",
+        "if length and (first is None or end - length < first):",
+        "if length and first is None:",
         "sched/test_output.py",
     ),
     "a candidate too many may end": M(
