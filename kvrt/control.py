@@ -14,7 +14,8 @@ SAVING: Checks = {"folder": Folder(), "compress": Maybe(Whole(-100, 22))}
 class CacheControl:
     """What to keep of what was computed, to forget, to save, and to load.
 
-    Every method waits for the engine, which does it between two steps.
+    Every method waits for the engine, which does it between two steps; of saving and loading, only
+    what is no matter of the disk, and a little at a time.
     """
 
     _worker: Worker
@@ -73,12 +74,13 @@ class CacheControl:
         Raises:
             StoreError: the folder cannot be used, or holds something else.
             OSError: the disk failed or is full; what was written before that is there.
+            KvrtError: the runtime was closed meanwhile; the same.
         """
         given = check_options(SAVING, folder=folder, compress=compress)
         where, level = given["folder"], given["compress"]
         root = None if prompt is None else self._root(cache_salt)
         tokens = [] if prompt is None else self._tokens(prompt)
-        return self._worker.call(lambda: self._worker.prefixes.save(where, root, tokens, level))
+        return self._worker.snapshots.save(where, root, tokens, level)
 
     def load_cache(self, folder: str | Path) -> int:
         """Use the pages that `save_cache` wrote: each is read when a request needs it.
@@ -92,7 +94,7 @@ class CacheControl:
             StoreError: it holds no pages of this model, KV format and version of kvrt.
         """
         where = check_options(SAVING, folder=folder)["folder"]
-        return self._worker.call(lambda: self._worker.prefixes.load(where))
+        return self._worker.snapshots.load(where)
 
     def cache_events(self, since: int = 0) -> tuple[CacheEvent, ...]:
         """What became of cached pages after event number `since`; see `EventLog.since`."""

@@ -15,7 +15,8 @@ answers     what the logits of a step become, and whom it is told
 sampler     the next token of a row of logits, by seed and position
 beaming     beams, of the same logits
 stops       stop strings in text that grows
-prefixes    pin, invalidate, save and load, on the engine's thread
+prefixes    pin and invalidate, on the engine's thread
+snapshots   save and load, beside it
 stats       where a runtime stands
 process     which process something belongs to
 """

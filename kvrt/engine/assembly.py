@@ -90,7 +90,7 @@ def assemble(
     stack.callback(memory.close)
     limits = Limits(config.max_batch_tokens, config.max_running)
     engine = Engine(model, device, memory, limits, POLICIES[config.policy])
-    return Assembly(device, model, cache, engine, Prefixes(engine, fingerprint), fingerprint)
+    return Assembly(device, model, cache, engine, Prefixes(engine), fingerprint)
 
 
 def make_reuse(config: RuntimeConfig) -> PrefixReuse | None:

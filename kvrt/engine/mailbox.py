@@ -9,11 +9,14 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 from kvrt.engine.process import Process
 from kvrt.engine.request import Request, failed_result
 from kvrt.errors import IntegrityError, KvrtError, RequestError
 from kvrt.outputs import Delta, Result
+
+T = TypeVar("T")
 
 
 class Signal(enum.Enum):
@@ -27,8 +30,8 @@ class Signal(enum.Enum):
 class Call:
     """Something to do on the engine's thread, between two steps."""
 
-    function: Callable[[], int]
-    result: "Future[int]"
+    function: Callable[[], Any]
+    result: "Future[Any]"
 
 
 Question = Request | Call
@@ -127,7 +130,7 @@ class Mailbox:
         if self._ended is None:
             self._commands.put(signal)
 
-    def call(self, function: Callable[[], int]) -> int:
+    def call(self, function: Callable[[], T]) -> T:
         """Do something on the engine's thread, between two steps, and wait for it.
 
         Raises:
@@ -139,7 +142,7 @@ class Mailbox:
         with self._gate:
             self._ask(number, call)
         try:
-            return call.result.result()
+            return cast(T, call.result.result())
         finally:
             self._answered(number)
             del call  # an error in it would keep this frame, and this frame the error

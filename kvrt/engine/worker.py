@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from kvrt.config import RuntimeConfig
 from kvrt.engine.assembly import assemble
 from kvrt.engine.engine import Engine
 from kvrt.engine.fingerprint import own_folder
-from kvrt.engine.mailbox import Call, Command, Mailbox, Signal, carry_out
+from kvrt.engine.mailbox import Call, Command, Mailbox, Signal, T, carry_out
 from kvrt.engine.prefixes import Prefixes
 from kvrt.engine.request import Request
+from kvrt.engine.snapshots import Snapshots
 from kvrt.errors import ConfigError, DeviceError, KvrtError, in_one_line
 from kvrt.kv.cache import KVCache
 from kvrt.model.loader import Model
@@ -43,8 +45,8 @@ class Worker(Mailbox):
     each thread that ever used it, and once there are more of them than processors it puts them to
     sleep between any two kernels (measured: 40 % of a small model's decode speed).
 
-    `device`, `model`, `cache`, `engine` and `prefixes` are there once it is open. Other threads may
-    look at them; they act through what it is as a `Mailbox`.
+    `device`, `model`, `cache`, `engine`, `prefixes` and `snapshots` are there once it is open.
+    Other threads may look at them; they act through what it is as a `Mailbox`, and `snapshots`.
 
     It lives as long as its thread does, which keeps it, and which nothing but `stop` ends.
 
@@ -57,6 +59,7 @@ class Worker(Mailbox):
     cache: KVCache
     engine: Engine
     prefixes: Prefixes
+    snapshots: Snapshots
     fingerprint: bytes
     load_seconds: float
 
@@ -109,8 +112,8 @@ class Worker(Mailbox):
         try:
             self._left.wait(limit)
         finally:
-            if hasattr(self, "prefixes"):  # else it is still being opened
-                self.prefixes.stop_saving()
+            if hasattr(self, "snapshots"):  # else it is still being opened
+                self.snapshots.stop_saving()
             self._left.wait(LAST_PAGE_S)
         self._closed = True
         if not self._left.is_set():
@@ -128,6 +131,11 @@ class Worker(Mailbox):
         )
         log.error("the runtime was closed, but %s; its memory is not given back", error)
         self._refuse_all(error)
+
+    def _ask_thread(self, function: Callable[[], T]) -> T:
+        """As `call`; on the thread itself, at once."""
+        on_it = threading.current_thread() is self._thread
+        return function() if on_it else self.call(function)
 
     # --- on the thread -----------------------------------------------------------------------
 
@@ -159,9 +167,10 @@ class Worker(Mailbox):
         self.device, self.model, self.cache = made.device, made.model, made.cache
         self.engine, self.prefixes = made.engine, made.prefixes
         self.fingerprint = made.fingerprint
+        self.snapshots = Snapshots(made.engine, made.fingerprint, self._ask_thread)
         if self._config.cache_dir is not None:
             folder = own_folder(self._config.cache_dir, self.fingerprint)
-            self.prefixes.load_if_there(folder)
+            self.snapshots.load_if_there(folder)
             stack.callback(self._save_at_end, folder)
         self.load_seconds = time.perf_counter() - started
 
@@ -172,7 +181,7 @@ class Worker(Mailbox):
     def _save_at_end(self, folder: Path) -> None:
         """After a step that failed, nobody knows which pages hold what they should."""
         if not self._broken:
-            self.prefixes.save_what_can_be(folder)
+            self.snapshots.save_what_can_be(folder)
 
     def _serve(self) -> None:
         engine = self.engine

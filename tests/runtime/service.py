@@ -13,6 +13,7 @@ from kvrt.engine.fingerprint import page_fingerprint
 from kvrt.engine.prefixes import Prefixes
 from kvrt.engine.request import Request
 from kvrt.engine.sizing import make_cache
+from kvrt.engine.snapshots import Snapshots
 from kvrt.errors import OutOfMemory
 from kvrt.kv.index.cost import MoveCost
 from kvrt.kv.index.eviction import EVICTIONS
@@ -132,7 +133,8 @@ class Service:
             Limits(config.max_batch_tokens, config.max_running),
             POLICIES[config.policy],
         )
-        self.prefixes = Prefixes(self.engine, self.fingerprint)
+        self.prefixes = Prefixes(self.engine)
+        self.snapshots = Snapshots(self.engine, self.fingerprint, lambda function: function())
 
     # --- what can happen ---------------------------------------------------------------------
 
@@ -212,11 +214,11 @@ class Service:
 
     def save(self, number: int, salt: str | None, prompt: tuple[int, ...]) -> None:
         root = None if salt is None else self.root(salt)
-        self.prefixes.save(self.folder / f"{number}", root, prompt, None)
+        self.snapshots.save(self.folder / f"{number}", root, prompt, None)
 
     def load(self, number: int) -> None:
         if (self.folder / f"{number}").exists():
-            self.prefixes.load(self.folder / f"{number}")
+            self.snapshots.load(self.folder / f"{number}")
 
     # --- what must hold ----------------------------------------------------------------------
 

@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kvrt.errors import ConfigError, DeviceError, IntegrityError, StoreError
+from kvrt.errors import ConfigError, DeviceError, IntegrityError, KvrtError, StoreError
 from kvrt.kv.tiers.names import PageName, chain
 from kvrt.kv.tiers.pagefile import PageFile
 from kvrt.runtime import Runtime
@@ -288,6 +289,80 @@ def test_a_folder_loaded_again_and_again_costs_what_it_costs_once(
     assert first.save_cache(tmp_path / "saved") == 2
     assert second.load_cache(tmp_path / "saved") == 12
     assert cached(second, [7] * 40) == 2 * PAGE
+
+
+@pytest.mark.parametrize("call", ["open", "write", "sync"])
+def test_nobody_but_its_caller_waits_for_the_disk_of_a_snapshot(
+    call: str, make_runtime: MakeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = make_runtime()
+    right = runtime.stream(PROMPT, GREEDY).wait().token_ids
+    reached, let_go = threading.Event(), threading.Event()
+    inner = getattr(PageFile, call)
+
+    def stuck(*args: Any, **kwargs: Any) -> Any:
+        reached.set()
+        assert let_go.wait(60)
+        return inner(*args, **kwargs)
+
+    monkeypatch.setattr(PageFile, call, stuck)
+    with ThreadPoolExecutor() as threads:
+        try:
+            saving = threads.submit(runtime.save_cache, tmp_path)
+            assert reached.wait(60)
+            assert runtime.stream(PROMPT, GREEDY).wait().token_ids == right
+            loading = threads.submit(runtime.load_cache, tmp_path)
+            assert cached(runtime, [7] * 40) == 0
+            assert not saving.done()
+        finally:
+            let_go.set()
+        assert saving.result() == loading.result() == 10
+
+
+def test_what_is_forgotten_while_it_is_saved_is_not_saved_as_something_else(
+    make_runtime: MakeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pages that come next have another prompt's tokens, when their turn comes."""
+    monkeypatch.setattr("kvrt.engine.snapshots.PIECE_PAGES", 1)
+    runtime = make_runtime()
+    prompts = [[n, *PROMPT] for n in range(4)]
+    right = runtime.stream(prompts[0], GREEDY).wait().token_ids
+    write = PageFile.write
+    left = iter(range(3, 0, -1))
+
+    def forgetting(self: PageFile, name: PageName, data: np.ndarray[Any, Any]) -> bool:
+        if next(left, 0) == 1:
+            runtime.invalidate()
+            for prompt in prompts[1:]:
+                runtime.stream(prompt, GREEDY).wait()
+        return write(self, name, data)
+
+    monkeypatch.setattr(PageFile, "write", forgetting)
+    assert runtime.save_cache(tmp_path) == 3
+    other = make_runtime()
+    assert other.load_cache(tmp_path) == 3
+    result = other.stream(prompts[0], GREEDY).wait()
+    assert result.usage.cached_tokens == 3 * PAGE
+    assert result.token_ids == right
+
+
+def test_a_runtime_that_is_closed_while_it_saves_says_so_and_what_was_written_is_there(
+    make_runtime: MakeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvrt.engine.snapshots.PIECE_PAGES", 1)
+    runtime = make_runtime()
+    cached(runtime, PROMPT)
+    write = PageFile.write
+
+    def closing(self: PageFile, name: PageName, data: np.ndarray[Any, Any]) -> bool:
+        written = write(self, name, data)
+        runtime.close()
+        return written
+
+    monkeypatch.setattr(PageFile, "write", closing)
+    with pytest.raises(KvrtError, match="closed"):
+        runtime.save_cache(tmp_path)
+    assert make_runtime().load_cache(tmp_path) == 1
 
 
 def test_many_folders_cost_no_threads_while_nobody_reads_them(

@@ -16,9 +16,9 @@ import torch
 import kvrt
 from kvrt.config import RuntimeConfig
 from kvrt.engine.engine import Engine
-from kvrt.engine.prefixes import Prefixes
 from kvrt.engine.request import Request
 from kvrt.engine.sizing import make_cache
+from kvrt.engine.snapshots import Snapshots
 from kvrt.errors import ContractError, OutOfMemory
 from kvrt.kv.cache import KVCache, LimitChange
 from kvrt.kv.index.eviction import EVICTIONS
@@ -162,7 +162,8 @@ def life_of_the_tiers(chaos: Chaos, folder: Path) -> None:
     for depth, name in enumerate(names):
         assert reuse.index.add(name, row[depth], row[depth - 1] if depth else 0, depth, 0.0)
     engine = SimpleNamespace(memory=Memory(cache, reuse, offload), device=device)
-    saved = Prefixes(engine, bytes(32)).save(Path(tempfile.mkdtemp(dir=folder)), None, (), None)  # type: ignore[arg-type]
+    snapshots = Snapshots(engine, bytes(32), lambda function: function())  # type: ignore[arg-type]
+    saved = snapshots.save(Path(tempfile.mkdtemp(dir=folder)), None, (), None)
     assert saved == 2
     cache.commit(cache.table.free("a"))
     row = step({"b": 128})
@@ -230,14 +231,14 @@ MUTANTS = {
         Offload, "cancel", "move.ticket.wait()", "pass", life_of_the_tiers
     ),
     "a page is saved before it is computed": Mutant(
-        Prefixes,
-        "_write_all",
+        Snapshots,
+        "_read",
         "(entry.page), self._device.fence()",
         "(entry.page), None",
         life_of_the_tiers,
     ),
     "a page is used again before it is saved": Mutant(
-        Prefixes, "_write_all", "source, after).wait()", "source, after)", life_of_the_tiers
+        Snapshots, "_read", "source, after).wait()", "source, after)", life_of_the_tiers
     ),
 }
 

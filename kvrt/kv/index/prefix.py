@@ -37,6 +37,11 @@ class PrefixIndex:
         """The entry of a page, if it has a name."""
         return self._by_page.get(page)
 
+    def find(self, name: PageName) -> CachedPage | None:
+        """The entry of the page that holds a name."""
+        found = self._by_key.get(name.key)
+        return found if found is not None and found.name == name else None
+
     def match(self, names: Sequence[PageName]) -> Row:
         """The pages of the longest beginning of `names` that is here."""
         row: list[int] = []
