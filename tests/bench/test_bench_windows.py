@@ -1,0 +1,175 @@
+"""What keys and values take at 32,768 tokens where layers have windows, and what a token costs.
+
+    ci/bench -k windows
+
+Two shapes: Mistral-7B-v0.1's, and Gemma 3 4B's as a Qwen 3. What keys and values depend on is as it
+is there (layers, heads of keys and values, their width, windows), and all else as small as it may
+be, so that a step is little more than attention. Each is measured with its windows and, as what it
+would take without them, with all its layers full.
+
+To fill the context costs minutes of arithmetic that nobody looks at, so attention over prompts is
+left out: their keys and values are stored, and are not what they would be. Decoding is complete.
+
+Bytes are the system's: what is resident of the cache's addresses, by ``/proc/self/smaps``. Nothing
+is kept for other requests. ``times_less`` is without windows over with them; at least 7 and 5 are
+wanted.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from kvrt.runtime import Runtime
+from kvrt.sampling import SamplingParams
+from kvrt.spi import Device, Span
+from kvrt.wrappers.wrapper import Wrapper
+from tests.runtime.conftest import Break, break_device
+
+__all__ = ["break_device"]
+
+pytestmark = [pytest.mark.extra, pytest.mark.timeout(900)]  # only `make bench` runs them
+
+CONTEXT, STEPS, PREFILL = 32_768, 32, 2048
+ENDLESS = SamplingParams(max_tokens=4096, ignore_eos=True)
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "vocab_size": 512,
+    "max_position_embeddings": 2 * CONTEXT,
+    "rms_norm_eps": 1e-6,
+    "torch_dtype": "bfloat16",
+}
+MISTRAL_7B = {
+    "architectures": ["MistralForCausalLM"],
+    "num_hidden_layers": 32,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+}
+GEMMA_3_4B = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "num_hidden_layers": 34,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+}
+SIX = [*["sliding_attention"] * 5, "full_attention"]
+SHAPES: dict[str, dict[str, dict[str, Any]]] = {
+    "Mistral-7B-v0.1": {
+        "windows": MISTRAL_7B | {"sliding_window": 4096},
+        "full": MISTRAL_7B | {"sliding_window": None},
+    },
+    "Gemma-3-4B": {
+        "windows": GEMMA_3_4B
+        | {"use_sliding_window": True, "sliding_window": 1024, "layer_types": (SIX * 6)[:34]},
+        "full": GEMMA_3_4B,
+    },
+}
+
+Params = ParamSpec("Params")
+Answer = TypeVar("Answer")
+
+
+class Hurried(Wrapper):
+    """A device whose attention over more than one token computes nothing. Notes what addresses the
+    cache takes."""
+
+    def __init__(self, inner: Device) -> None:
+        super().__init__(inner)
+        self._spans: list[Span] = []
+
+    def resident_bytes(self) -> int:
+        """What the system has given to these addresses."""
+        count, here = 0, False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            word, *rest = line.split()
+            if not word.endswith(":"):
+                start = int(word.partition("-")[0], 16)
+                here = any(span.base <= start < span.base + span.nbytes for span in self._spans)
+            elif here and word == "Rss:":
+                count += int(rest[0]) << 10
+        return count
+
+    def around(
+        self, name: str, call: Callable[Params, Answer], *args: Params.args, **kwargs: Params.kwargs
+    ) -> Answer:
+        if name == "attention.run":
+            _, _, q, out, *_ = args
+            if len(q) > 1:
+                return out.zero_()
+        answer = super().around(name, call, *args, **kwargs)
+        if isinstance(answer, Span):
+            self._spans.append(answer)
+        return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Of one model, in one run.
+
+    Args:
+        held: bytes of keys and values, and of chunks that wait for some.
+        peak: the most that was mapped, while the prompt was stored.
+        step: median seconds of a decoded token.
+    """
+
+    held: int
+    peak: int
+    step: float
+
+
+def measure(folder: Path, config: dict[str, Any], break_device: Break) -> Measured:
+    opened: list[Hurried] = []
+    seconds: list[float] = []
+
+    def hurried(device: Device) -> Device:
+        opened.append(Hurried(device))
+        return opened[-1]
+
+    break_device(hurried)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(SMALL | config))
+    options = {"load_format": "dummy", "backend": "cpu", "memory_limit": "6GiB"}
+    options |= {"max_batch_tokens": PREFILL, "prefix_cache": False, "keep_warm": 0}
+    prompt = [n % 500 for n in range(CONTEXT - STEPS)]
+    with Runtime(folder, **options) as runtime, runtime.stream(prompt, ENDLESS) as answer:  # type: ignore[arg-type]
+        next(answer)
+        for _ in range(STEPS):
+            begin = time.perf_counter()
+            next(answer)
+            seconds.append(time.perf_counter() - begin)
+        resident, counted = opened[0].resident_bytes(), runtime.stats().cache
+    assert abs(resident - counted.mapped_bytes) < 8 << 20, "what it says of itself is not so"
+    return Measured(
+        resident + counted.pooled_bytes, counted.peak_mapped_bytes, statistics.median(seconds)
+    )
+
+
+@pytest.mark.benchmark(group=f"windows: keys and values at {CONTEXT:,} tokens")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_windows(
+    benchmark: BenchmarkFixture, shape: str, break_device: Break, tmp_path: Path
+) -> None:
+    found: dict[str, Measured] = {}
+
+    def run() -> None:
+        for name, config in SHAPES[shape].items():
+            found[name] = measure(tmp_path / name, config, break_device)
+
+    benchmark.pedantic(run, rounds=1)
+    windows, full = found["windows"], found["full"]
+    benchmark.extra_info.update(
+        MiB=windows.held >> 20,
+        MiB_at_most_while_stored=windows.peak >> 20,
+        MiB_without_windows=full.held >> 20,
+        times_less=round(full.held / windows.held, 2),
+        ms_a_token=round(windows.step * 1e3, 2),
+        ms_a_token_without_windows=round(full.step * 1e3, 2),
+    )
