@@ -4,7 +4,7 @@
     config      config.json                -> ModelSpec, a value with everything checked
     checkpoint  *.safetensors              -> Checkpoint: headers that agree with the model
     filling     Checkpoint                 -> Weights, in one arena on the device
-    tokenizer   tokenizer.json, side files -> token ids and back
+    tokenizer   tokenizer.json, side files -> token ids and back; in it, no `patterns` without end
     chat        templates, messages        -> a prompt; in `sandbox`, with the limits of `bounds`
     decoder     ModelSpec, Weights, device -> logits
     loader      all of these together      -> Model

@@ -19,6 +19,7 @@ from kvrt.model.added import add_tokens, read_side_files
 from kvrt.model.chat import Chat, read_templates
 from kvrt.model.detokenizer import Detokenizer
 from kvrt.model.jsonfile import few, open_regular, shown
+from kvrt.model.patterns import check_patterns
 
 TOKENIZER = "tokenizer.json"
 
@@ -161,6 +162,7 @@ def _load(path: Path) -> tokenizers.Tokenizer:
         data = file.read(TOKENIZER_LIMIT + 1)
     if len(data) > TOKENIZER_LIMIT:
         raise ModelError(f"{path}: is larger than the {TOKENIZER_LIMIT:,} bytes that are accepted")
+    check_patterns(data, path)
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(data)
     except BaseException as error:

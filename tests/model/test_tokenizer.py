@@ -171,6 +171,49 @@ def test_a_text_that_the_tokenizer_fails_on_fails_its_request(
     assert caught.value.param == "prompt"
 
 
+def calls(depth: int) -> str:
+    """A pattern that takes twice as long to compile with each level."""
+    groups = [f"(?<n{n}>\\g<n{n + 1}>\\g'n{n + 1}')" for n in range(depth)]
+    return "".join(groups) + f"(?<n{depth}>a)"
+
+
+@pytest.mark.parametrize("kind", ["pre_tokenizer", "normalizer", "decoder"])
+@pytest.mark.parametrize(
+    "spelled",
+    [{}, {"\\\\g<": "\\u005c\\u0067\\u003C", "Regex": "R\\u0065gex"}],
+    ids=["plain", "escaped"],
+)
+def test_a_pattern_that_would_take_for_ever_to_compile_is_refused(
+    tmp_path: Path, kind: str, spelled: dict[str, str]
+) -> None:
+    split = {"type": "Split", "pattern": {"Regex": calls(60)}, "behavior": "Isolated"}
+    replace = {"type": "Replace", "pattern": {"Regex": calls(60)}, "content": ""}
+    within = {
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split | {"invert": False}]},
+        "normalizer": replace,
+        "decoder": {"type": "Sequence", "decoders": [replace]},
+    }
+    path = with_part(tmp_path, **{kind: within[kind]}) / "tokenizer.json"
+    text = path.read_text()
+    for plain, escaped in spelled.items():
+        assert plain in text
+        text = text.replace(plain, escaped)
+    path.write_text(text)
+    with pytest.raises(ModelError, match="calls a group"):
+        Tokenizer(tmp_path, VOCAB)
+
+
+def test_what_only_looks_like_a_call_of_a_group_is_no_reason_to_refuse_a_tokenizer(
+    tmp_path: Path,
+) -> None:
+    pattern = {"type": "Replace", "pattern": {"Regex": r"\\g<a>|\gx"}, "content": "b"}
+    folder = with_part(tmp_path, normalizer=pattern)
+    words = json.loads((folder / "tokenizer.json").read_text())
+    words["added_tokens"].append(words["added_tokens"][-1] | {"id": VOCAB - 1, "content": r"\g<a>"})
+    (folder / "tokenizer.json").write_text(json.dumps(words))
+    assert Tokenizer(folder, VOCAB).encode(r"\g<a>")
+
+
 def test_tokens_that_the_tokenizer_fails_on_raise_an_ordinary_error(tmp_path: Path) -> None:
     tokenizer = Tokenizer(with_part(tmp_path, decoder=CUT), VOCAB)
     token = tokenizer.encode("e")[-1]
