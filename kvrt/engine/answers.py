@@ -227,7 +227,7 @@ class Answers:
         table = self._memory.cache.table
         self._memory.commit(table.pick(seq.id, start, picked, after=step))
         seq.computed += len(path)
-        self._memory.computed(seq)
+        self._memory.computed([seq])
 
     def _take(self, request: Request, seq: Seq, chosen: Chosen, step: int) -> None:
         """Append a sampled token; end the sequence if it was its last."""

@@ -127,9 +127,9 @@ class Engine:
         branches = any(answers.branches(row) for row in rows)
         for row in rows:
             row.seq.computed += row.count - len(row.drafts)
-            self.memory.computed(row.seq)
             if row.samples and row.seq.together is None:  # beams get theirs when all are computed
                 row.seq.tokens.append(UNKNOWN)
+        self.memory.computed(row.seq for row in rows)
         unknown = branches or fence.done() or self.speculation.hopes(rows)
         ahead = None if unknown else self._plan_ahead()
         drawn = answers.draw(rows, scored, logits)

@@ -1,12 +1,11 @@
 """Cached prefixes that users pin and forget. Runs on the engine's thread."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from kvrt.engine.engine import Engine
 from kvrt.errors import ConfigError
 from kvrt.kv.index.reuse import PrefixReuse
 from kvrt.kv.memory import Memory
-from kvrt.kv.pages.eviction import evict
 from kvrt.kv.tiers.names import PageName, chain, tenant_of
 
 
@@ -39,7 +38,7 @@ class Prefixes:
         cache = self._memory.cache
         names = list(chain(root, tokens, cache.geometry.page_size))
         row = self._reuse.index.match(names)
-        if row:
+        if len(row):
             key = names[len(row) - 1].key
             holder = ("pin", key)
             if key not in self._pinned:
@@ -53,9 +52,8 @@ class Prefixes:
         names = chain(root, tokens, cache.geometry.page_size)
         holders = [self._pinned.pop(name.key) for name in names if name.key in self._pinned]
         for holder in holders:
-            row = cache.table.pages(holder)
-            self._reuse.end(row)
-            self._memory.commit(cache.table.keep(holder, len(row)), save=False)
+            self._reuse.end(cache.table.row(holder))
+            self._memory.commit(cache.table.free(holder))
         return len(holders)
 
     # --- forgetting --------------------------------------------------------------------------
@@ -86,17 +84,11 @@ class Prefixes:
         pages = [entry.page for entry in reuse.index if entry.name in doomed]
         if root is None:
             reuse.clear()
-        else:
-            reuse.dropped(pages)
+        self._memory.forget(pages)
         for key, holder in list(self._pinned.items()):
-            row = cache.table.pages(holder)
-            if reuse.index.at(row[-1]) is None:
+            if reuse.index.at(cache.table.row(holder).item(-1)) is None:
                 del self._pinned[key]
-                kept = sum(reuse.index.at(page) is not None for page in row)
-                self._memory.commit(cache.table.keep(holder, kept), save=False)
-        idle = cache.table.referrers.idle
-        nameless = [page for page in _bits(idle) if reuse.index.at(page) is None]
-        self._memory.commit(evict(cache.table, len(nameless), reuse.worth, choice=1), save=False)
+                self._memory.commit(cache.table.free(holder))
         return len(doomed)
 
 
@@ -113,10 +105,3 @@ def _after(known: set[PageName], key: bytes) -> set[PageName]:
             found.add(name)
             queue.append(name.key)
     return found
-
-
-def _bits(numbers: int) -> Iterable[int]:
-    while numbers:
-        low = numbers & -numbers
-        yield low.bit_length() - 1
-        numbers ^= low

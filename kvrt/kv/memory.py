@@ -1,14 +1,13 @@
 """The KV memory of an engine: the pages on the device, which of them can be found again by their
 tokens, and those outside."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from kvrt.kv.cache import KVCache
 from kvrt.kv.index.reuse import PrefixReuse
 from kvrt.kv.offload import Offload
 from kvrt.kv.pages.apply import Failed
 from kvrt.kv.pages.change import Change
-from kvrt.kv.pages.eviction import evict
 from kvrt.kv.seq import Seq
 
 _PREFILL_TOKENS = 64
@@ -37,13 +36,10 @@ class Memory:
         self.reuse = reuse
         self.offload = offload
 
-    def commit(self, change: Change, *, save: bool = True) -> Failed | None:
-        """Carry a change of the page table out; pages that it drops are found no more.
-
-        Args:
-            save: those of them that are worth it are copied off the device before.
-        """
-        if save and self.offload is not None and self.reuse is not None:
+    def commit(self, change: Change) -> Failed | None:
+        """Carry a change of the page table out. Pages whose names it drops are found no more; those
+        of them that are worth it, and can be found until then, are copied off the device before."""
+        if self.offload is not None and self.reuse is not None:
             self.offload.save(self.reuse.leaving(change.dropped))
         failed = self.cache.commit(change)
         if failed is None and self.reuse is not None:
@@ -69,12 +65,12 @@ class Memory:
             return
         if self.offload is not None:
             self.offload.expect_no_more(seq)
-        row = self.cache.table.pages(seq.id)
+        row = self.cache.table.row(seq.id)
         first = cached // self.cache.geometry.page_size
         self.reuse.begin(seq, row[:first])
         if self.offload is not None and fetches:
             last = first + fetches
-            self.offload.fetch(seq, seq.names[first:last], row[first:last])
+            self.offload.fetch(seq, seq.names[first:last], row[first:last].tolist())
 
     def fetched(self) -> Iterator[tuple[Seq, int]]:
         """The sequences whose pages came back, and how many tokens they need not compute."""
@@ -84,7 +80,7 @@ class Memory:
             tokens = pages * self.cache.geometry.page_size
             seq.computed += tokens
             self.commit(self.cache.table.truncate(seq.id, seq.computed))
-            self.reuse.computed(seq, self.cache.table.pages(seq.id))
+            self.computed([seq])
             yield seq, tokens
 
     def measured(self, tokens: int, context: int, seconds: float) -> None:
@@ -92,24 +88,33 @@ class Memory:
         if self.reuse is not None and tokens >= _PREFILL_TOKENS:
             self.reuse.cost.computed(tokens, context, seconds)
 
-    def computed(self, seq: Seq) -> None:
-        """A step computed tokens of the sequence."""
-        if self.reuse is not None:
-            self.reuse.computed(seq, self.cache.table.pages(seq.id))
+    def computed(self, seqs: Iterable[Seq]) -> None:
+        """A step computed tokens of the sequences."""
+        if self.reuse is None:
+            return
+        table = self.cache.table
+        named = [page for seq in seqs for page in self.reuse.computed(seq, table.row(seq.id))]
+        if named:
+            self.commit(table.name(named))
 
     def doubt(self, seq: Seq) -> None:
         """What the sequence computed may be wrong: of its pages, those that no other sequence has
-        are found no more, neither here nor outside."""
+        are found no more, neither here nor outside, nor what comes after them."""
         table = self.cache.table
         if self.reuse is None or seq.id not in table:
             return
-        row = table.pages(seq.id)
-        own = row[len(row) - table.own_pages(seq.id) :]
-        names = [entry.name for page in own if (entry := self.reuse.index.at(page)) is not None]
+        row = table.row(seq.id)
+        doubted = self.reuse.index.and_after(row[table.holders.own(row)].tolist())
         if self.offload is not None:
-            self.offload.remove(names)
-        self.reuse.dropped(own)
+            self.offload.remove(entry.name for entry in doubted)
+        self.forget([entry.page for entry in doubted])
         seq.named, seq.shares = 0, False
+
+    def forget(self, pages: Sequence[int]) -> None:
+        """Pages that have names are found no more, and not saved either."""
+        if self.reuse is not None:
+            self.reuse.dropped(pages)
+            self.commit(self.cache.table.forget(pages))
 
     def end(self, seq: Seq, step: int) -> None:
         """The sequence ends, with step number `step` at the latest. It may have no pages."""
@@ -118,13 +123,12 @@ class Memory:
             self.offload.cancel(seq)
         if seq.id not in table:
             return
-        kept = seq.named if seq.shares else 0
-        if self.reuse is not None:
-            row = table.pages(seq.id)[:kept]
+        if self.reuse is not None and seq.shares:
+            row = table.row(seq.id)[: seq.named]
             self.reuse.end(row)
             if self.offload is not None and self.offload.write_through:
-                self.offload.save(self.reuse.leaving(row))
-        self.commit(table.keep(seq.id, kept, after=step), save=False)
+                self.offload.save(self.reuse.leaving(row.tolist()))
+        self.commit(table.free(seq.id, after=step))
 
     def close(self) -> None:
         """Close the stores. Whoever made the cache closes that."""
@@ -140,19 +144,16 @@ class Memory:
         geometry = self.cache.geometry
         while self.reuse is not None and (over := self.cache.chunks_over_limit):
             pages = -(-over * geometry.chunk_bytes // geometry.page_bytes)
-            evicted = evict(self.cache.table, pages, self.reuse.worth)
-            if not evicted.dropped:
+            if not self._evict(self.reuse, pages):
                 return
-            self.commit(evicted)
 
     def clear(self, seqs: Iterable[Seq]) -> None:
         """Take the pages of those sequences, and all that are only cached, off the device, and give
         the memory back. No step may be in flight."""
         for seq in seqs:
-            kept = 0 if self.reuse is None else self.reuse.keeps(seq)
-            self.commit(self.cache.table.keep(seq.id, kept))
-        if self.reuse is not None and self.cache.table.idle_pages:
-            self.commit(evict(self.cache.table, self.cache.table.idle_pages, self.reuse.worth))
+            self.commit(self.cache.table.free(seq.id))
+        if self.reuse is not None:
+            self._evict(self.reuse, self.cache.table.idle_pages)
         self.cache.give_spare()
 
     def rest(self) -> float | None:
@@ -171,3 +172,9 @@ class Memory:
             patience = min(_WRITING_S, patience or _WRITING_S)
         self.cache.idle()
         return None if patience is None else min(patience, _LONGEST_REST_S)
+
+    def _evict(self, reuse: PrefixReuse, count: int) -> bool:
+        """Give up to `count` cached pages up. Returns whether there was one."""
+        pages = reuse.in_order().take(self.cache.table, count)
+        self.commit(self.cache.table.forget(pages))
+        return bool(pages)

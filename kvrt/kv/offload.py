@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 
 from kvrt.kv.cache import KVCache
 from kvrt.kv.index.cost import MoveCost
-from kvrt.kv.pages.referrers import Row
 from kvrt.kv.seq import Seq
 from kvrt.kv.tiers.ahead import ReadAhead
 from kvrt.kv.tiers.disk import DiskStats, DiskStore, PageTicket
@@ -71,7 +70,7 @@ class _Fetch:
     """The pages that one sequence waits for."""
 
     names: Sequence[PageName]
-    row: Row
+    row: Sequence[int]
     next: int = 0
     moving: list[_Move] = field(default_factory=list)
     lost: int | None = None  # the first page that cannot be had
@@ -179,7 +178,7 @@ class Offload:
         """The request waits no longer: it runs, or has ended."""
         self._ahead.forget(seq)
 
-    def fetch(self, seq: Seq, names: Sequence[PageName], row: Row) -> None:
+    def fetch(self, seq: Seq, names: Sequence[PageName], row: Sequence[int]) -> None:
         """Begin to bring pages back for a sequence, into the pages of `row`."""
         fetch = self._fetches[seq] = _Fetch(names, row)
         self._begin(fetch)

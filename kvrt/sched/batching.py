@@ -11,16 +11,17 @@ et al., Sarathi-Serve, OSDI 2024.)
 Planning is pure: it returns the next page table and the ops that lead to it, and changes nothing.
 """
 
-import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from kvrt.drafting.drafts import NO_DRAFTS, Drafts
+from kvrt.kv.index.ends import InOrder
 from kvrt.kv.index.reuse import NoReuse, Reuse
 from kvrt.kv.pages.change import Change, Shortage
-from kvrt.kv.pages.eviction import evict
-from kvrt.kv.pages.referrers import Row as Pages
+from kvrt.kv.pages.holders import Row as Pages
 from kvrt.kv.pages.table import PageTable, SeqId
 from kvrt.kv.seq import Seq
 from kvrt.sched.waiting import Waiting
@@ -85,11 +86,15 @@ class StepPlan:
 
 
 class _Draft:
-    """A change that grows."""
+    """A change that grows.
 
-    def __init__(self, change: Change, reuse: Reuse) -> None:
+    Args:
+        cached: to evict from.
+    """
+
+    def __init__(self, change: Change, cached: InOrder) -> None:
         self.change = change
-        self._reuse = reuse
+        self._cached = cached
 
     @property
     def table(self) -> PageTable:
@@ -104,24 +109,29 @@ class _Draft:
         """The beginning of a cached row that this change does not drop."""
         if not self.change.dropped:
             return row
-        dropped = set(self.change.dropped)
-        return tuple(itertools.takewhile(lambda page: page not in dropped, row))
+        dropped = np.flatnonzero(np.isin(row, self.change.dropped))
+        return row[: dropped[0]] if len(dropped) else row
 
     def copy(self) -> "_Draft":
-        return _Draft(self.change, self._reuse)
+        return _Draft(self.change, self._cached)
 
     def do(self, change: Change) -> None:
         self.change = self.change.then(change)
+
+    def preempt(self, seq: Seq) -> None:
+        """A sequence loses its pages; those that have names stay cached."""
+        self.do(self.table.free(seq.id))
+        self._cached.look_again()
 
     def grow(self, tokens: Mapping[SeqId, int]) -> bool:
         """Grow, and evict what must go for it. False: it takes more than there is."""
         while isinstance(grown := self.table.grow(tokens), Shortage):
             missing = grown.needed - grown.free
             ahead = min(_EVICTED_AT_ONCE, self.table.idle_pages // 8)
-            evicted = evict(self.table, max(missing, ahead), self._reuse.worth)
-            if not evicted.dropped:
+            evicted = self._cached.take(self.table, max(missing, ahead))
+            if not evicted:
                 return False
-            self.do(evicted)
+            self.do(self.table.forget(evicted))
         self.do(grown)
         return True
 
@@ -193,7 +203,7 @@ def plan_step(
             wants[seq] = min(seq.pending, budget)
             budget -= wants[seq]
 
-    draft = _Draft(Change(table), reuse)
+    draft = _Draft(Change(table), reuse.in_order())
     preempted: list[Seq] = []
     stuck: list[Seq] = []
     while not draft.grow({seq.id: count for seq, count in wants.items()}):
@@ -203,7 +213,7 @@ def plan_step(
         victims = _victims(order, draft.table, reuse)
         for victim in victims:
             order.remove(victim)
-            draft.do(draft.table.keep(victim.id, reuse.keeps(victim)))
+            draft.preempt(victim)
             budget += wants.pop(victim, 0)
         (preempted if order else stuck).extend(victims)
 
@@ -225,7 +235,7 @@ def plan_step(
             if len(seq.names) > named and computing.awaited(seq, draft):
                 continue
             trial = draft.copy()
-            if cached:
+            if len(cached):
                 trial.do(trial.table.attach(seq.id, cached))
             spare -= draft.room - trial.room + _pages_to_come(trial.table, seq)
             places -= seq.width
@@ -288,4 +298,4 @@ def _pages_to_come(table: PageTable, seq: Seq) -> int:
     needed = -(-ahead // size)
     if seq.width > 1:  # its siblings share full pages of the prompt, and need their own after that
         needed += (seq.width - 1) * (needed - known // size)
-    return max(0, needed - len(table.pages(seq.id)))
+    return max(0, needed - len(table.row(seq.id)))

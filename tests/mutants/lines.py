@@ -28,7 +28,10 @@ DRAWN = {
         "pages/test_table.py",
     ),
     "pages are free before the step that reads them has ended": M(
-        "kvrt.kv.pages.table", "if after is None:", "if True:", "pages/test_table.py"
+        "kvrt.kv.pages.table",
+        "if after is None or not released:",
+        "if True:",
+        "pages/test_table.py",
     ),
     "freed pages are scrubbed only where nobody asked": M(
         "kvrt.kv.pages.table",
@@ -350,6 +353,15 @@ SURVIVED = {
         "return (page.hits, page.used)",
         "return (-page.hits, page.used)",
         "sched/test_eviction.py",
+    ),
+    "what is named may be written to": M(
+        "kvrt.kv.pages.holders",
+        "- left * _ROW == _ROW",
+        "- left * _ROW <= _ROW + _INDEX",
+        "pages/test_table.py",
+    ),
+    "what was in use when a plan began is not evicted": M(
+        "kvrt.sched.batching", "self._cached.look_again()", "pass", "sched/test_ends.py"
     ),
     "what was worth much once stays for ever": M(
         "kvrt.kv.index.eviction",

@@ -6,17 +6,18 @@ belongs to another token, or to none, is seen wherever it is.
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from kvrt.kv.cache import KVCache
 from kvrt.kv.pages.apply import Failed
 from kvrt.kv.pages.change import Change, Shortage
-from kvrt.kv.pages.eviction import evict
 from kvrt.kv.pages.geometry import Geometry
-from kvrt.kv.pages.referrers import Referrers
+from kvrt.kv.pages.holders import Holders
 from kvrt.kv.pages.table import PageTable
 from kvrt.spi import Device
 
@@ -27,12 +28,12 @@ class Oracle:
 
     Args:
         tokens: of each sequence.
-        cached: tokens in each page of a cached row.
+        named: tokens in each page that an index would hold.
         retired: step, page and tokens in it, of pages that a step in flight may read.
     """
 
     tokens: dict[int, list[int]] = field(default_factory=dict)
-    cached: dict[int, list[int]] = field(default_factory=dict)
+    named: dict[int, list[int]] = field(default_factory=dict)
     retired: list[tuple[int, int, list[int]]] = field(default_factory=list)
 
 
@@ -96,11 +97,8 @@ class Model:
     def commit(self, change: Change) -> None:
         failed = self.cache.commit(change)
         assert not isinstance(failed, Failed), failed.error
-        cached = {page for row in self.table.cached.values() for page in row}
-        lost = self.oracle.cached.keys() - cached
-        assert lost <= {*change.dropped, *self._alive()}, "a page was dropped without a word"
-        for page in lost:
-            del self.oracle.cached[page]
+        for page in change.dropped:
+            del self.oracle.named[page]
 
     def grow(self, tokens: dict[int, int]) -> bool:
         before = self.table
@@ -134,9 +132,13 @@ class Model:
         del self.oracle.tokens[seq][length:]
 
     def pick(self, seq: int, start: int, picked: list[int], *, fenced: bool) -> None:
-        """Does nothing if the sequence shares what would be written."""
+        """Does nothing if somebody else holds what would be written."""
         row, tokens = self.table.pages(seq), self.oracle.tokens[seq]
-        if any(self.table.refs(page) > 1 for page in row[start // self.geometry.page_size :]):
+        others = [page for other in self.oracle.tokens for page in self.table.pages(other)]
+        if any(
+            others.count(page) > 1 or page in self.oracle.named
+            for page in row[start // self.geometry.page_size :]
+        ):
             return
         self.commit(self.table.pick(seq, start, picked, after=self.step if fenced else None))
         self._keep_retired(seq, row)
@@ -148,24 +150,23 @@ class Model:
         self._keep_retired(seq, row)
         del self.oracle.tokens[seq]
 
-    def keep(self, seq: int, pages: int, *, fenced: bool) -> None:
+    def name(self, seq: int, pages: int) -> None:
+        """An index takes the first pages of a sequence, those that it does not hold."""
         row, tokens, size = self.table.pages(seq), self.oracle.tokens[seq], self.geometry.page_size
-        self.commit(self.table.keep(seq, pages, after=self.step if fenced else None))
-        for at, page in enumerate(row[:pages]):
-            self.oracle.cached[page] = tokens[at * size : (at + 1) * size]
-        self._keep_retired(seq, row)
-        del self.oracle.tokens[seq]
+        new = [at for at, page in enumerate(row[:pages]) if page not in self.oracle.named]
+        self.commit(self.table.name([row[at] for at in new]))
+        for at in new:
+            self.oracle.named[row[at]] = tokens[at * size : (at + 1) * size]
 
-    def attach(self, row: tuple[int, ...], pages: int) -> None:
-        """A new sequence begins with the first pages of a cached row."""
+    def attach(self, pages: list[int]) -> None:
+        """A new sequence begins with pages that have names."""
         seq = next(self._ids)
-        self.commit(self.table.attach(seq, row[:pages]))
-        self.oracle.tokens[seq] = [t for page in row[:pages] for t in self.oracle.cached[page]]
+        self.commit(self.table.attach(seq, np.array(pages, np.int32)))
+        self.oracle.tokens[seq] = [t for page in pages for t in self.oracle.named[page]]
 
-    def evict(self, count: int) -> None:
-        idle = self.table.idle_pages
-        self.commit(evict(self.table, count, lambda page: page % 7))
-        assert self.table.idle_pages == max(0, idle - count)
+    def forget(self, pages: list[int]) -> None:
+        """The index gives pages up, in use or not."""
+        self.commit(self.table.forget(pages))
 
     def replace(self, victim: int, count: int) -> None:
         """Preempt one sequence for a new one, in one change, as the scheduler does."""
@@ -205,14 +206,13 @@ class Model:
         """Free everything: nothing may be left."""
         for seq in list(self.oracle.tokens):
             self.free(seq, fenced=bool(seq % 2))
-        self.evict(self.table.idle_pages)
-        assert not self.table.cached
+        self.forget([*self.oracle.named])
         self.end_step()
         self.idle()
         self.check()
         assert self.table.used_pages == self.table.retired_pages == 0
         assert self.table.placement.used_pages == 1, "the null page"
-        assert self.table.referrers == Referrers.none()
+        assert self.table.holders == Holders.none()
 
     # --- comparing ---------------------------------------------------------------------------
 
@@ -237,12 +237,19 @@ class Model:
         assert table.retired_pages == len(self.oracle.retired)
         for _, page, tokens in self.oracle.retired:
             _compare(view[[page]], tokens)
-        cached = {page for row in table.cached.values() for page in row}
-        assert cached <= self.oracle.cached.keys()
-        for page in cached:
-            _compare(view[[page]], self.oracle.cached[page])
+        for page, tokens in self.oracle.named.items():
+            _compare(view[[page]], tokens)
+        named = self.oracle.named.keys()
+        assert sorted(named) == table.holders.named
         assert table.used_pages == len(held)
-        assert table.idle_pages == len(cached - held)
+        assert table.idle_pages == len(named - held)
+        rows = Counter(page for seq in self.oracle.tokens for page in table.pages(seq))
+        for page in held | named:
+            assert table.holders.writable(page) == (rows[page] == 1 and page not in named)
+            assert table.holders.idle(page) == (page not in held)
+        for seq in self.oracle.tokens:
+            own = sum(rows[page] == 1 for page in table.pages(seq))
+            assert table.own_pages(seq) == own
         used = 1 + table.idle_pages + table.used_pages + table.retired_pages
         blocked = self.geometry.pages - used - table.placement.open_pages
         assert blocked >= 0
@@ -265,9 +272,6 @@ class Model:
         pages, size = self.table.pages(seq), self.geometry.page_size
         for position, value in enumerate(payload, start):
             self.view[pages[position // size], :, :, :, position % size] = value
-
-    def _alive(self) -> set[int]:
-        return {page for seq in self.table.sequences for page in self.table.pages(seq)}
 
     def _keep_retired(self, seq: int, row: tuple[int, ...]) -> None:
         """Note what the pages hold that `seq` has just left, if nobody else has them."""
@@ -312,12 +316,12 @@ def random_operation(model: Model, rng: random.Random, max_limit: int) -> None:
             (1, lambda: model.plan_and_forget(one)),
         ]
         full = length // model.geometry.page_size
-        operations.append((3, lambda: model.keep(one, rng.randint(0, full), fenced=fenced)))
-    if cached := sorted(model.table.cached.values()):
-        row = rng.choice(cached)
+        operations.append((2, lambda: model.name(one, rng.randint(0, full))))
+    if named := sorted(model.oracle.named):
+        pages = rng.sample(named, rng.randint(1, len(named)))
         operations += [
-            (3, lambda: model.attach(row, rng.randint(0, len(row)))),
-            (2, lambda: model.evict(rng.randint(0, 9))),
+            (3, lambda: model.attach(pages)),
+            (4, lambda: model.forget(pages[: rng.randint(0, 9)])),
         ]
     weights = [weight for weight, _ in operations]
     rng.choices(operations, weights)[0][1]()

@@ -78,22 +78,25 @@ class CacheMachine(RuleBasedStateMachine):
         self.model.free(self.seq(data), fenced=fenced)
 
     @precondition(has_sequences)
-    @rule(data=st.data(), fenced=st.booleans())
-    def keep(self, data: st.DataObject, fenced: bool) -> None:
+    @rule(data=st.data())
+    def name(self, data: st.DataObject) -> None:
         seq = self.seq(data)
         full = len(self.model.oracle.tokens[seq]) // self.model.geometry.page_size
-        pages = data.draw(st.integers(0, full), label="pages")
-        self.model.keep(seq, pages, fenced=fenced)
+        self.model.name(seq, data.draw(st.integers(0, full), label="pages"))
 
-    @precondition(lambda self: self.model.table.cached)
+    def pages(self, data: st.DataObject) -> list[int]:
+        named = st.sampled_from(sorted(self.model.oracle.named))
+        return data.draw(st.lists(named, unique=True), label="pages")
+
+    @precondition(lambda self: self.model.oracle.named)
     @rule(data=st.data())
     def attach(self, data: st.DataObject) -> None:
-        row = data.draw(st.sampled_from(sorted(self.model.table.cached.values())), label="row")
-        self.model.attach(row, data.draw(st.integers(0, len(row)), label="pages"))
+        self.model.attach(self.pages(data))
 
-    @rule(count=st.integers(0, 9))
-    def evict(self, count: int) -> None:
-        self.model.evict(count)
+    @precondition(lambda self: self.model.oracle.named)
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject) -> None:
+        self.model.forget(self.pages(data))
 
     @precondition(has_sequences)
     @rule(data=st.data(), count=st.integers(1, 30))

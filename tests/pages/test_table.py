@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from kvrt.errors import IntegrityError
-from kvrt.kv.pages.change import Change, Shortage
+from kvrt.kv.pages.change import Change, Retired, Shortage
+from kvrt.kv.pages.holders import Holders
 from kvrt.kv.pages.integrity import check_table
 from kvrt.kv.pages.ops import Copy, Map, Move, Scrub
-from kvrt.kv.pages.referrers import Referrers
 from kvrt.kv.pages.table import PageTable
 
 from .shapes import SIZE, done, empty, shape
@@ -67,16 +68,6 @@ def test_a_negative_number_of_tokens_is_an_error() -> None:
         empty().grow({"a": -1})
 
 
-def test_pages_needed_says_what_grow_takes() -> None:
-    table = done(empty().grow({"a": 6}))
-    table = done(table.fork("a", "b"))
-    for seq in ("a", "new"):
-        for count in range(12):
-            grown = done(table.grow({seq: count}))
-            taken = grown.placement.used_pages - table.placement.used_pages
-            assert table.pages_needed(seq, count) == taken
-
-
 # --- sharing ---------------------------------------------------------------------------------
 
 
@@ -87,14 +78,57 @@ def test_a_fork_shares_all_pages_and_needs_no_op() -> None:
     forked = done(change)
     assert forked.pages("b") == table.pages("a")
     assert forked.used_pages == table.used_pages
-    assert {forked.refs(page) for page in forked.pages("a")} == {2}
-    assert forked.refs(0) == 0
+    assert forked.own_pages("a") == forked.own_pages("b") == 0
+    assert done(forked.free("a")).own_pages("b") == 3
 
 
-def test_a_fork_of_a_long_sequence_counts_at_one_page_only() -> None:
-    geometry = replace(shape("many in a chunk"), pages=1000)
-    table = done(PageTable.empty(geometry, geometry.chunks).table.grow({"a": 900 * SIZE}))
-    assert len(done(table.fork("a", "b")).referrers.counts) == 1
+def test_more_sequences_can_share_a_page_than_two_bytes_count() -> None:
+    table = done(empty().grow({0: SIZE}))
+    row, sharing = table.row(0), table.holders.evolver()
+    for _ in range(1, 1 << 15):
+        sharing.add(row)
+    rows = dict.fromkeys(range(1 << 15), row)
+    many = replace(
+        table, rows=rows, lengths=dict.fromkeys(rows, SIZE), holders=sharing.persistent()
+    )
+    check_table(done(many.free(0)))
+
+
+def test_a_named_page_is_copied_before_it_is_written_to() -> None:
+    table = done(empty().grow({"a": 3 * SIZE}))
+    row = table.pages("a")
+    table = done(done(table.name(row[:2])).truncate("a", SIZE + 1))
+    change = table.grow({"a": 1})
+    assert isinstance(change, Change)
+    assert change.ops == (Copy(row[1], done(change).pages("a")[1]),)
+    assert done(change).idle_pages == 1
+
+
+def test_named_pages_outlast_their_sequences_until_they_are_forgotten() -> None:
+    table = done(empty().grow({"a": 3 * SIZE}))
+    row = table.pages("a")
+    table = done(table.name(row[:2]))
+    assert (table.idle_pages, table.used_pages) == (0, 3)
+    cached = done(table.free("a"))
+    assert (cached.idle_pages, cached.used_pages) == (2, 0)
+    again = done(cached.attach("b", table.row("a")[:1]))
+    assert (again.pages("b"), again.length("b")) == (row[:1], SIZE)
+    assert (again.idle_pages, again.used_pages) == (1, 1)
+    change = again.forget(row[:2])
+    assert change.dropped == row[:2]
+    assert (done(change).idle_pages, done(change).used_pages) == (0, 1)
+    assert done(done(change).free("b")) == done(empty().grow({"a": 0})).free("a").table
+
+
+def test_a_name_is_given_once_and_to_pages_in_use() -> None:
+    table = done(empty().grow({"a": 2 * SIZE}))
+    row = table.pages("a")
+    named = done(table.name(row[:1]))
+    for pages in (row, [row[1], row[1] + 1]):
+        with pytest.raises(ValueError, match="not all in rows, and none is named yet"):
+            named.name(pages)
+    with pytest.raises(ValueError, match="not all named"):
+        named.forget(row)
 
 
 def test_a_shared_last_page_is_copied_by_whoever_writes_first() -> None:
@@ -113,7 +147,7 @@ def test_a_full_shared_page_is_not_copied() -> None:
     change = table.grow({"a": 1, "b": 1})
     assert isinstance(change, Change)
     assert change.ops == ()
-    assert done(change).refs(table.pages("a")[1]) == 2
+    assert done(change).pages("a")[1] == done(change).pages("b")[1]
 
 
 def test_sixteen_forks_write_to_sixteen_pages() -> None:
@@ -128,7 +162,7 @@ def test_sixteen_forks_write_to_sixteen_pages() -> None:
     for seq in range(16):
         table = done(table.free(seq))
     assert table.used_pages == 0
-    assert not table.referrers.counts
+    assert table.holders == Holders.none()
 
 
 def test_a_cut_sequence_does_not_write_into_what_others_read() -> None:
@@ -280,13 +314,20 @@ def test_the_check_finds_what_is_broken() -> None:
     table = done(done(empty("straddling").grow({"a": 10, "b": 5})).fork("a", "c"))
     placement = table.placement
     page = table.pages("b")[0]
+
+    def with_row(seq: str, *pages: int) -> PageTable:
+        return replace(table, rows={**table.rows, seq: np.array(pages, np.int32)})
+
     broken = {
-        "5 tokens and 1 pages": replace(table, rows={**table.rows, "b": (page,)}),
-        "follows page": replace(table, rows={**table.rows, "b": table.pages("a")[1:]}),
-        "referrers": replace(table, referrers=Referrers.none()),
-        "held twice": replace(table, rows={**table.rows, "b": (0, page)}),
-        "without a length": replace(table, rows={**table.rows, "x": ()}),
-        "does not exist": replace(table, rows={**table.rows, "b": (page, 10**6)}),
+        "5 tokens and 1 pages": with_row("b", page),
+        "has a page twice": with_row("b", page, page),
+        "pages are in as many rows as": replace(table, holders=Holders.none()),
+        "0 pages are cached; the table counts 1": replace(
+            table, holders=replace(table.holders, cached=1)
+        ),
+        "held twice": replace(table, retired=(Retired(1, (page,)),)),
+        "without a length": with_row("x"),
+        "does not exist": replace(table, retired=(Retired(1, (10**6,)),)),
         "not mapped": replace(table, placement=replace(placement, mapped=placement.mapped & ~2)),
         "are mapped; the table counts": replace(
             table, placement=replace(placement, mapped_chunks=1)

@@ -240,9 +240,8 @@ class Service:
         self.cache.check_integrity()
         stats = self.cache.stats()
         assert stats.mapped_bytes + stats.pooled_bytes == self.device.memory.info().chunks
-        held = {page for row in self.cache.table.rows.values() for page in row}
-        held.update(page for row in self.cache.table.cached.values() for page in row)
-        assert {entry.page for entry in self.reuse.index} <= held
+        named = self.cache.table.holders.named
+        assert sorted(entry.page for entry in self.reuse.index) == named
         if self.engine.memory.offload is not None:
             self.engine.memory.offload.stores.host.check_integrity()
         for order in self.orders:

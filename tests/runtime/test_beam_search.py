@@ -12,7 +12,6 @@ from transformers import LlamaForCausalLM
 import kvrt.engine.engine
 import kvrt.model.bundled as bundled
 from kvrt.errors import CapacityError, RequestError
-from kvrt.kv.index.reuse import NoReuse
 from kvrt.kv.pages.change import Change
 from kvrt.kv.pages.table import PageTable
 from kvrt.kv.seq import Seq
@@ -159,9 +158,9 @@ def test_searches_that_lose_their_pages_at_any_moment_find_the_same(
         if running and rng.random() < 0.1:
             together = rng.choice([*running]).together
             victims = [seq for seq in running if seq.together == together]
-            change, reuse = Change(table), rest[-2] or NoReuse()
+            change = Change(table)
             for seq in victims:
-                change = change.then(change.table.keep(seq.id, reuse.keeps(seq)))
+                change = change.then(change.table.free(seq.id))
             return StepPlan((), change, preempted=tuple(victims))
         return plan_step(table, running, *rest)
 

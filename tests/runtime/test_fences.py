@@ -28,7 +28,6 @@ from kvrt.kv.offload import Offload
 from kvrt.kv.pages.backing import Backing
 from kvrt.kv.pages.change import Change
 from kvrt.kv.pages.geometry import Geometry
-from kvrt.kv.pages.referrers import Row
 from kvrt.kv.pages.table import SeqId
 from kvrt.kv.seq import Seq
 from kvrt.kv.tiers.host import HostStore
@@ -147,7 +146,7 @@ def life_of_the_tiers(chaos: Chaos, folder: Path) -> None:
     root = root_key(bytes(32))
     names = list(chain(root, range(128), 64))
 
-    def step(tokens: dict[SeqId, int]) -> Row:
+    def step(tokens: dict[SeqId, int]) -> tuple[int, ...]:
         change = cache.table.grow(tokens)
         assert isinstance(change, Change)
         assert cache.commit(change) is None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 import kvrt.kv.index.reuse
@@ -53,7 +54,7 @@ MUTANTS = {
         PrefixIndex, "forget", "del self._by_key[entry.name.key]", "pass"
     ),
     "a plan begins with pages that it gives away": Mutant(
-        _Draft, "still_there", "page not in dropped", "True"
+        _Draft, "still_there", "row[: dropped[0]] if len(dropped) else row", "row"
     ),
     "a key is believed": Mutant(PrefixIndex, "match", " or found.name != name", ""),
     "a page is named twice": Mutant(
@@ -68,18 +69,23 @@ MUTANTS = {
     "a slot is never given back": Mutant(Stores, "reap", "self.host.unpin(entry[0])", "pass"),
     "an ended request's fetch goes on": Mutant(Memory, "end", "self.offload.cancel(seq)", "pass"),
     "what is pinned is held by nobody": Mutant(
-        Prefixes, "pin", "cache.table.attach(holder, row)", "cache.table.attach(holder, ())"
+        Prefixes, "pin", "cache.table.attach(holder, row)", "cache.table.attach(holder, row[:0])"
     ),
     "what is unpinned stays held": Mutant(
-        Prefixes,
-        "unpin",
-        "cache.table.keep(holder, len(row))",
-        "cache.table.fork(holder, 0)",
+        Prefixes, "unpin", "cache.table.free(holder)", "cache.table.fork(holder, 0)"
     ),
     "what is forgotten stays in the tiers": Mutant(
         Prefixes, "forget", "offload.remove(doomed)", "pass"
     ),
-    "what is forgotten can be found": Mutant(Prefixes, "forget", "reuse.dropped(pages)", "pass"),
+    "what is forgotten can be found": Mutant(
+        Prefixes, "forget", "self._memory.forget(pages)", "pass"
+    ),
+    "what is forgotten is saved first": Mutant(
+        Memory, "forget", "self.reuse.dropped(pages)", "pass"
+    ),
+    "a page that goes on its way lets the next one stay": Mutant(
+        PrefixIndex, "forget", "before.after -= 1", "pass"
+    ),
 }
 
 
@@ -121,7 +127,8 @@ def life_of_a_service(
     _load_and_aborts(tight(make_runtime, f"host:3MiB,disk:{folder}/tier:64MiB"), right)
     _pins_and_forgetting(tight(make_runtime, "host:16MiB"))
     _damage(make_runtime, right, folder / "saved")
-    assert _Draft(Change(None, (), (5, 7)), NoReuse()).still_there((4, 5, 6)) == (4,)  # type: ignore[arg-type]
+    draft = _Draft(Change(None, (), (5, 7)), NoReuse().in_order())  # type: ignore[arg-type]
+    assert [*draft.still_there(np.array([4, 5, 6], np.int32))] == [4]
     with monkeypatch.context() as patched:
         patched.setattr(BlockFile, "read", slowly(BlockFile.read))
         _aborts_while_pages_come_back(make_runtime, right, folder / "slow")

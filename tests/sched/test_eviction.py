@@ -35,7 +35,7 @@ class Pool:
             return None
         gone = None
         if len(self.held) == ROOM:
-            gone = min(self.held, key=self.index.worth)
+            gone = min(self.index, key=lambda entry: entry.worth).page
             self.index.forget([gone])
         name = PageName(page.to_bytes(32, "little"), bytes(32), (page,), tenant=0)
         self.index.add(name, page, 0, depth, self.now)

@@ -9,6 +9,7 @@ import pytest
 from kvrt.kv.index.eviction import LeastRecentlyUsed
 from kvrt.kv.index.reuse import PrefixReuse, Reuse
 from kvrt.kv.pages.change import Change
+from kvrt.kv.pages.holders import Row
 from kvrt.kv.seq import Seq
 from kvrt.sched import batching
 from kvrt.sched.batching import Limits, StepPlan, plan_step
@@ -124,13 +125,14 @@ class Kitchen:
             self.running[seq] = None
             seq.rank = self.policy.rank(seq, self.step)
             seq.computed = cached
-            self.reuse.begin(seq, self.table.pages(seq.id)[: cached // PAGE])
+            self.reuse.begin(seq, self.table.row(seq.id)[: cached // PAGE])
         for seq in plan.stuck:
             self.end(seq)
         for row in plan.rows:
             seq = row.seq
             seq.computed += row.count
-            self.reuse.computed(seq, self.table.pages(seq.id))
+            named = self.reuse.computed(seq, self.table.row(seq.id))
+            self.table = self.table.name(named).table
             if row.samples:
                 seq.tokens.append(self.rng.randrange(9))
                 if len(seq.tokens) >= seq.max_len:
@@ -141,11 +143,8 @@ class Kitchen:
             self.leave(seq)
         self.running.pop(seq, None)
         if seq.id in self.table:
-            kept = seq.named if seq.shares else 0
-            self.reuse.end(self.table.pages(seq.id)[:kept])
-            change = self.table.keep(seq.id, kept)
-            self.reuse.dropped(change.dropped)
-            self.table = change.table
+            self.reuse.end(self.table.row(seq.id)[: seq.named])
+            self.table = self.table.free(seq.id).table
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
@@ -180,7 +179,7 @@ class Counting(PrefixReuse):
 
     looks = 0
 
-    def match(self, seq: Seq) -> tuple[int, ...]:
+    def match(self, seq: Seq) -> Row:
         self.looks += 1
         return super().match(seq)
 
@@ -221,7 +220,7 @@ def test_those_that_wait_for_a_page_cost_no_search_for_others(reuse: Counting) -
         assert isinstance(grown, Change)
         table = grown.table
         leader.computed += 20
-        reuse.computed(leader, table.pages(1))
+        table = table.name(reuse.computed(leader, table.row(1))).table
         reuse.looks = 0
         plan = plan_step(table, [leader], waiting, Limits(1000, 3), 1, reuse)
         looks.append((reuse.looks, len(plan.admitted)))

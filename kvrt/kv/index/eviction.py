@@ -22,24 +22,26 @@ class CachedPage:
     Args:
         name: its tokens, and its place in the chain.
         page: where it is.
-        parent: the page before it; 0 if it is the first.
+        before: the page before it; None if it is the first.
         depth: how many pages come before it.
         used: when a sequence last held it, in seconds of a monotonic clock.
         hits: how many sequences began with it instead of computing it.
         worth: by the policy.
+        after: how many pages come directly after it.
     """
 
     name: PageName
     page: int
-    parent: int
+    before: "CachedPage | None"
     depth: int
     used: float
     hits: int = 0
     worth: Worth = (0.0, 0.0)
+    after: int = 0
 
 
 class Eviction(Protocol):
-    """An eviction policy. Only ends of cached rows are ever compared."""
+    """An eviction policy. Only pages after which none comes are ever compared."""
 
     def worth(self, page: CachedPage) -> Worth:
         """Of a page that has just been used."""

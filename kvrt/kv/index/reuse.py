@@ -3,7 +3,7 @@
 add       the tokens of a sequence get names          (kvrt.kv.tiers.names)
 plan      match -> attach; or wait, if somebody is just computing the next page of it
 commit    full pages of running sequences are found by their names from now on
-end       the sequence's pages stay cached, until they are evicted
+end       those of them that have names stay cached, until they are evicted
 """
 
 import math
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kvrt.kv.index.cost import MoveCost
+from kvrt.kv.index.ends import Ends, InOrder
 from kvrt.kv.index.events import EventLog
-from kvrt.kv.index.eviction import Eviction, Worth
+from kvrt.kv.index.eviction import CachedPage, Eviction
 from kvrt.kv.index.prefix import PrefixIndex
 from kvrt.kv.pages.change import Change
-from kvrt.kv.pages.eviction import evict
-from kvrt.kv.pages.referrers import Row
-from kvrt.kv.pages.table import PageTable
+from kvrt.kv.pages.holders import Row
+from kvrt.kv.pages.table import NO_PAGES, PageTable
 from kvrt.kv.seq import Seq
 from kvrt.kv.tiers.names import PageName, page_key, tenant_of
 
@@ -39,11 +39,8 @@ class Reuse(Protocol):
     def computing(self, seq: Seq) -> Sequence[PageName]:
         """The pages of a running sequence, if others may wait for those it has not computed."""
 
-    def keeps(self, seq: Seq) -> int:
-        """How many of a sequence's first pages should stay cached when it loses them."""
-
-    def worth(self, page: int) -> Worth:
-        """What a cached page is worth, to evict others first."""
+    def in_order(self) -> InOrder:
+        """The cached pages, those to evict first before others."""
 
     def bring_back(self, seq: Seq, page_size: int) -> float:
         """What it costs to preempt a sequence, to preempt others first."""
@@ -53,22 +50,19 @@ class NoReuse:
     """Nothing is ever cached."""
 
     def match(self, seq: Seq) -> Row:
-        return ()
+        return NO_PAGES
 
     def stored(self, seq: Seq, matched: int) -> int:
         return 0
 
     def found(self, names: Sequence[PageName]) -> Row:
-        return ()
+        return NO_PAGES
 
     def computing(self, seq: Seq) -> Sequence[PageName]:
         return ()
 
-    def keeps(self, seq: Seq) -> int:
-        return 0
-
-    def worth(self, page: int) -> Worth:
-        return (0.0, 0.0)
+    def in_order(self) -> InOrder:
+        return Ends().in_order()
 
     def bring_back(self, seq: Seq, page_size: int) -> float:
         return MoveCost().bring_back(seq.computed, page_size, stored=False)
@@ -130,7 +124,7 @@ class PrefixReuse:
 
     def match(self, seq: Seq) -> Row:
         if not seq.matches:
-            return ()
+            return NO_PAGES
         return self.index.match(self._names(seq, self._matchable(seq)))
 
     def stored(self, seq: Seq, matched: int) -> int:
@@ -149,11 +143,8 @@ class PrefixReuse:
         finds = seq.shares and seq.named >= seq.computed // self._page_size
         return seq.names if finds and seq.pending > 1 else ()
 
-    def keeps(self, seq: Seq) -> int:
-        return seq.named
-
-    def worth(self, page: int) -> Worth:
-        return self.index.worth(page)
+    def in_order(self) -> InOrder:
+        return self.index.in_order()
 
     def bring_back(self, seq: Seq, page_size: int) -> float:
         stored = self.tiers is not None
@@ -168,29 +159,34 @@ class PrefixReuse:
     def begin(self, seq: Seq, cached: Row) -> None:
         """A sequence was admitted, and begins with these pages."""
         seq.named = len(cached)
-        self.index.touch(cached, self._now(), hit=True)
+        self.index.touch(cached.tolist(), self._now(), hit=True)
         self._prompt_tokens += seq.prompt_len
         self._cached_tokens += min(len(cached) * self._page_size, seq.prompt_len)
 
-    def computed(self, seq: Seq, row: Row) -> None:
-        """Tokens of a sequence were computed: its full pages can be found now, if it shares."""
+    def computed(self, seq: Seq, row: Row) -> list[int]:
+        """Tokens of a sequence were computed: its full pages can be found now, if it shares.
+        Returns those of them that could not be found before."""
         full = seq.computed // self._page_size
+        pages: list[int] = []
         if full == seq.named or not seq.shares:
-            return
+            return pages
         now = self._now()
-        for depth in range(seq.named, full):
-            parent = row[depth - 1] if depth else 0
+        parent = row.item(seq.named - 1) if seq.named else 0
+        for depth, page in enumerate(row[seq.named : full].tolist(), seq.named):
             if depth and self.index.at(parent) is None:
-                return  # it is another's page that is found by that name, or it was invalidated
+                break  # it is another's page that is found by that name, or it was invalidated
             name = self._names(seq, depth + 1)[depth]
-            if not self.index.add(name, row[depth], parent, depth, now):
-                return
-            seq.named += 1
+            if not self.index.add(name, page, parent, depth, now):
+                break
             self.events.add("stored", (name,))
+            pages.append(page)
+            parent = page
+        seq.named += len(pages)
+        return pages
 
     def end(self, row: Row) -> None:
         """A sequence ends that held these pages."""
-        self.index.touch(row, self._now())
+        self.index.touch(row.tolist(), self._now())
 
     def leaving(self, pages: Iterable[int]) -> list[tuple[PageName, int]]:
         """Of pages about to be dropped, those that are cheaper to fetch later than to compute."""
@@ -214,27 +210,27 @@ class PrefixReuse:
         self.events.add("cleared", (None,))
 
     def expire(self, table: PageTable) -> tuple[Change, float | None]:
-        """Give up the idle pages that nobody used for `ttl`.
+        """Give up the idle pages that nobody used for `ttl`, nor any page after them.
 
         Returns:
             The change; and the seconds after which more will have to go, None if none is left.
         """
-        now, idle = self._now(), table.referrers.idle
-        used = [entry.used for entry in self.index if idle >> entry.page & 1]
-        kept = [since for since in used if since + self._ttl > now]
-        change = evict(table, table.idle_pages - len(kept), self._last_used, choice=1)
-        patience = min(kept) + self._ttl - now if kept and self._ttl < math.inf else None
-        return change, patience
+        if self._ttl == math.inf:
+            return Change(table), None
+        now, used = self._now(), dict[CachedPage | None, float]()
+        for entry in sorted(self.index, key=lambda entry: entry.depth, reverse=True):
+            last = used[entry] = max(entry.used, used.get(entry, -math.inf))
+            used[entry.before] = max(last, used.get(entry.before, -math.inf))
+        idle = [entry for entry in self.index if table.holders.idle(entry.page)]
+        expired = [entry.page for entry in idle if used[entry] + self._ttl <= now]
+        kept = [used[entry] for entry in idle if used[entry] + self._ttl > now]
+        return table.forget(expired), min(kept) + self._ttl - now if kept else None
 
     @property
     def stats(self) -> ReuseStats:
         return ReuseStats(
             self._prompt_tokens, self._cached_tokens, len(self.index), self._dropped_pages
         )
-
-    def _last_used(self, page: int) -> float:
-        entry = self.index.at(page)
-        return -math.inf if entry is None else entry.used
 
     def _matchable(self, seq: Seq) -> int:
         """Pages it could begin with; its last token must be computed, for what comes after it."""

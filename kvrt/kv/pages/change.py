@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvrt.kv.pages.ops import Op
-from kvrt.kv.pages.referrers import Row
 
 if TYPE_CHECKING:
     from kvrt.kv.pages.table import PageTable
@@ -17,12 +16,12 @@ class Change:
     Args:
         table: after it.
         ops: for the device.
-        dropped: pages that hold no longer what they held: free or retired, or about to be written.
+        dropped: pages that the prefix index held and holds no longer.
     """
 
     table: "PageTable"
     ops: tuple[Op, ...] = ()
-    dropped: Row = ()
+    dropped: tuple[int, ...] = ()
 
     def then(self, change: "Change") -> "Change":
         """This change and then another, which was planned on this one's table."""
@@ -47,4 +46,4 @@ class Retired:
     """Pages that nobody holds any more, but that step number `step` may still read."""
 
     step: int
-    pages: Row
+    pages: tuple[int, ...]

@@ -1,9 +1,11 @@
 """The rules that hold in every page table, checked from scratch."""
 
-from collections import Counter, defaultdict
+from collections import Counter
+
+import numpy as np
 
 from kvrt.errors import IntegrityError
-from kvrt.kv.pages.table import PageTable, SeqId
+from kvrt.kv.pages.table import PageTable
 
 
 def check_table(table: PageTable) -> None:
@@ -17,60 +19,42 @@ def check_table(table: PageTable) -> None:
 
 
 def _check_sequences(table: PageTable) -> set[int]:
-    """Rows, referrers and retired pages; returns all used pages."""
+    """Rows, holders and retired pages; returns all used pages."""
     geometry = table.geometry
-    before: dict[int, int | None] = {}
-    referrers: dict[int, set[tuple[str, SeqId]]] = defaultdict(set)
-    rows = [("sequence", seq, table.pages(seq)) for seq in table.lengths]
-    rows += [("cached row", end, row) for end, row in table.cached.items()]
-    for kind, name, row in rows:
-        for previous, page in zip((None, *row), row, strict=False):
-            _require(
-                before.setdefault(page, previous) == previous,
-                f"page {page} follows page {previous} in {kind} {name!r}, and another elsewhere",
-            )
-            if previous is not None:
-                referrers[previous].add(("page", page))
-        if row:
-            referrers[row[-1]].add((kind, name))
+    rows: Counter[int] = Counter()
     for seq, length in table.lengths.items():
+        pages = table.pages(seq)
         _require(
-            len(table.pages(seq)) == geometry.pages_for(length),
-            f"sequence {seq!r} has {length} tokens and {len(table.pages(seq))} pages",
+            len(pages) == geometry.pages_for(length),
+            f"sequence {seq!r} has {length} tokens and {len(pages)} pages",
         )
-    for end, row in table.cached.items():
-        _require(row[-1:] == (end,), f"the cached row {row} does not end in page {end}")
+        _require(len(set(pages)) == len(pages), f"sequence {seq!r} has a page twice: {pages}")
+        rows.update(pages)
     _require(set(table.rows) <= set(table.lengths), "a sequence without a length has pages")
-    _check_referrers(table, referrers)
+    held = _check_holders(table, rows)
     retired = [page for entry in table.retired for page in entry.pages]
-    used = [0, *before, *retired]
+    used = [0, *held, *retired]
     repeated = [page for page, times in Counter(used).items() if times > 1]
     _require(not repeated, f"pages {repeated} are held twice (or are the null page)")
     return set(used)
 
 
-def _check_referrers(table: PageTable, found: dict[int, set[tuple[str, SeqId]]]) -> None:
-    """Counts, and which pages are idle."""
-    counted = {page: len(by) for page, by in found.items() if len(by) > 1}
+def _check_holders(table: PageTable, rows: Counter[int]) -> set[int]:
+    """Counts, and how many pages are cached; returns the pages that are held."""
+    holders = table.holders
+    named = set(holders.named)
+    counted = {int(page): holders.counts.item(page) // 2 for page in np.flatnonzero(holders.counts)}
+    found = {page: rows[page] for page in rows.keys() | named}
     _require(
-        counted == table.referrers.counts,
-        f"shared pages have the referrers {counted}; the table says {table.referrers.counts}",
+        counted == found,
+        f"pages are in as many rows as {found}, and have names: {named}; the table says {counted}",
     )
-    alive = {page for row in table.rows.values() for page in row}
-    idle = sum(1 << page for page in found if page not in alive)
-    _require(table.referrers.idle == idle, "the idle pages are not those on record")
-    cached: dict[int, int] = {}
-    for page in alive:
-        count = sum(
-            kind == "cached row" or (kind == "page" and name not in alive)
-            for kind, name in found[page]
-        )
-        if count:
-            cached[page] = count
+    cached = sum(not rows[page] for page in named)
     _require(
-        cached == table.referrers.cached,
-        f"live pages have the cached referrers {cached}; the table says {table.referrers.cached}",
+        cached == holders.cached,
+        f"{cached} pages are cached; the table counts {holders.cached}",
     )
+    return set(found)
 
 
 def _check_chunks(table: PageTable, used: set[int]) -> None:

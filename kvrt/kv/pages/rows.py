@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kvrt.kv.pages.referrers import Row
+from kvrt.kv.pages.holders import Row
 from kvrt.kv.pages.table import PageTable, SeqId
 
 _WIDTH_STEP = 32
 """The array is this many pages wider at a time, so that it is not made anew at every page."""
+
+_NOTHING: Row = np.empty(0, np.int32)
 
 
 class PageRows:
@@ -29,11 +31,11 @@ class PageRows:
 
         The array is this object's own: the next call may change it.
         """
-        rows = [table.pages(seq) for seq in seqs]
+        rows = [table.row(seq) for seq in seqs]
         self._arrange(list(seqs), max(map(len, rows), default=0))
         for i, (row, written) in enumerate(zip(rows, self._rows, strict=True)):
             if row is not written:
-                same = len(written) if row[: len(written)] == written else 0
+                same = len(written) if np.array_equal(row[: len(written)], written) else 0
                 self._array[i, same : len(row)] = row[same:]
                 self._rows[i] = row
         return self._array
@@ -47,11 +49,12 @@ class PageRows:
         where = {seq: i for i, seq in enumerate(self._seqs)}
         kept = [(i, where[seq]) for i, seq in enumerate(seqs) if seq in where]
         array = np.zeros((len(seqs), wider), np.int32)
-        rows: list[Row] = [()] * len(seqs)
+        rows = [_NOTHING] * len(seqs)
         if kept:
             to, source = (list(side) for side in zip(*kept, strict=True))
             both = min(width, wider)
             array[to, :both] = self._array[source, :both]
             for i, j in kept:
-                rows[i] = self._rows[j][:both]
+                written = self._rows[j]
+                rows[i] = written if len(written) <= both else written[:both]
         self._seqs, self._rows, self._array = seqs, rows, array

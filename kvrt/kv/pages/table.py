@@ -1,20 +1,13 @@
 """The page table: which pages hold which sequence's tokens. An immutable value.
 
     lengths   a: 37          b: 21        c: 21          page_size 16; c was just forked from b
-    rows      a: (4, 9, 2)   b: (4, 7)    c: (4, 7)
+    rows      a: 4 9 2       b: 4 7       c: 4 7
+    holders   4: a b c       7: b c       9, 2: a        what only a holds, a may write to
 
-                   +-- 9 -- 2 -- a        page 4 has two referrers: the pages 9 and 7
-              4 ---+                      page 7 has two: the sequences b and c
-                   +-- 7 -- b, c          every other page has one
-
-Sequences share pages only as a common beginning, so that a page always follows the same page. It
-is enough to count *direct* referrers, which are the pages that follow it and the sequences that
-end in it: a fork then adds one referrer to one page, however long the sequence is, and freeing a
-sequence stops at the first page that somebody else still holds.
-
-A sequence that ends may leave its full pages *cached* (`keep`): another one can begin with them
-(`attach`) until they are given up (`kvrt.kv.pages.eviction`), from the end of a cached row towards
-its beginning. Pages that only cached rows hold are *idle*: they are what can be evicted.
+Sequences that begin alike share pages, and count as holders of each (`kvrt.kv.pages.holders`). The
+prefix index is one more holder: pages that it holds have a *name* (`name`), are not written to any
+more, and stay *cached* when their sequences have ended. Another one can begin with them (`attach`)
+until they are given up (`forget`). A page is free when nobody holds it.
 
 Every operation leaves this table as it is and returns a `Change`: the next table, and the ops that
 lead to it. To go back is to keep the old table.
@@ -25,19 +18,24 @@ a pmap takes 280 us); what is kept by chunk, and grows with the memory, is a pma
 """
 
 import itertools
-from collections.abc import Hashable, Iterable, KeysView, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Hashable, KeysView, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
 
 from kvrt.kv.pages.change import Change, Retired, Shortage
 from kvrt.kv.pages.geometry import Geometry
+from kvrt.kv.pages.holders import Holders, Row
 from kvrt.kv.pages.ops import Copy, Move, Op, Scrub
 from kvrt.kv.pages.placement import Placement
-from kvrt.kv.pages.referrers import Referrers, ReferrersEvolver, Row
 
 SeqId = Hashable
 
+NO_PAGES: Row = np.empty(0, np.int32)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class PageTable:
     """See the module. Made by `PageTable.empty`, and then by its own operations.
 
@@ -49,9 +47,8 @@ class PageTable:
         limit: mapped chunks allowed; see `with_limit`.
         scrub: each page that becomes free is overwritten (`Scrub`).
         lengths: tokens of each sequence.
-        rows: pages of each sequence, in order.
-        cached: by the last page: rows that stay although their sequence has ended.
-        referrers: who holds each page.
+        rows: pages of each sequence, in order; one that never had any has no row.
+        holders: who holds each page.
         retired: pages that wait for a step, in the order in which they were freed.
         placement: which chunks are mapped, which pages are free.
         version: of the committed table that this one was planned on; see `kvrt.kv.cache`.
@@ -62,8 +59,7 @@ class PageTable:
     scrub: bool
     lengths: dict[SeqId, int]
     rows: dict[SeqId, Row]
-    cached: dict[int, Row]
-    referrers: Referrers
+    holders: Holders
     retired: tuple[Retired, ...]
     placement: Placement
     version: int = 0
@@ -78,8 +74,16 @@ class PageTable:
         placer = Placement.empty(geometry).evolver()
         if placer.take(1, limit) != [0]:
             raise ValueError(f"a limit of {limit} chunks has no room for the null page")
-        table = cls(geometry, limit, scrub, {}, {}, {}, Referrers.none(), (), placer.persistent())
+        table = cls(geometry, limit, scrub, {}, {}, Holders.none(), (), placer.persistent())
         return Change(table, tuple(placer.ops))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PageTable) or self.rows.keys() != other.rows.keys():
+            return False
+        plain = [field.name for field in fields(self) if field.name != "rows"]
+        return all(getattr(self, name) == getattr(other, name) for name in plain) and all(
+            np.array_equal(row, other.rows[seq]) for seq, row in self.rows.items()
+        )
 
     # --- looking -----------------------------------------------------------------------------
 
@@ -94,9 +98,13 @@ class PageTable:
         """Tokens of the sequence."""
         return self.lengths.get(seq, 0)
 
-    def pages(self, seq: SeqId) -> Row:
-        """The pages that hold its tokens, in order."""
-        return self.rows.get(seq, ())
+    def row(self, seq: SeqId) -> Row:
+        """The pages that hold its tokens, in order: int32 [pages]."""
+        return self.rows.get(seq, NO_PAGES)
+
+    def pages(self, seq: SeqId) -> tuple[int, ...]:
+        """The same as numbers."""
+        return tuple(self.row(seq).tolist())
 
     @property
     def free_pages(self) -> int:
@@ -116,7 +124,7 @@ class PageTable:
     @property
     def idle_pages(self) -> int:
         """Cached pages that no sequence holds: what can be evicted."""
-        return self.referrers.idle.bit_count()
+        return self.holders.cached
 
     @property
     def mapped_chunks(self) -> int:
@@ -127,28 +135,9 @@ class PageTable:
         """Mapped chunks in which no page is used or retired."""
         return self.placement.warm.bit_count()
 
-    def refs(self, page: int) -> int:
-        """How many sequences and cached rows hold the page. Looks at all of them."""
-        rows = (*self.rows.values(), *self.cached.values())
-        return sum(page in row for row in rows)
-
     def own_pages(self, seq: SeqId) -> int:
-        """Pages that only this sequence holds."""
-        row, shared = self.pages(seq), self.referrers.counts
-        alone = itertools.takewhile(lambda page: page not in shared, reversed(row))
-        return sum(1 for _ in alone)
-
-    def pages_needed(self, seq: SeqId, new_tokens: int) -> int:
-        """Pages that `grow` would take for it alone."""
-        old = self.length(seq)
-        needed = self.geometry.pages_for(old + new_tokens) - self.geometry.pages_for(old)
-        if (
-            new_tokens
-            and old % self.geometry.page_size
-            and self.rows[seq][-1] in self.referrers.counts
-        ):
-            needed += 1
-        return needed
+        """Pages that no other sequence holds."""
+        return int(np.count_nonzero(self.holders.own(self.row(seq))))
 
     # --- changing ----------------------------------------------------------------------------
 
@@ -168,10 +157,9 @@ class PageTable:
         Raises:
             ValueError: a number of tokens is negative.
         """
-        size = self.geometry.page_size
+        size, writable = self.geometry.page_size, self.holders.writable
         lengths = self.lengths.copy()
-        shared = self.referrers.counts
-        changed: ReferrersEvolver | None = None
+        left: Counter[int] = Counter()  # last pages that sequences go on in a copy of
         wants: list[tuple[SeqId, int, bool]] = []
         needed = 0
         for seq, count in tokens.items():
@@ -181,12 +169,12 @@ class PageTable:
             lengths[seq] = old + count
             pages = (old + count + size - 1) // size - (old + size - 1) // size
             copies = False
-            if shared and count and old % size and (row := self.rows[seq])[-1] in shared:
-                copies = True
-                pages += 1
-                changed = changed or self.referrers.evolver()
-                changed.replace_last(row)
-                shared = changed.counts
+            if count and old % size:
+                last = self.rows[seq].item(-1)
+                if not writable(last, left[last] if left else 0):
+                    copies = True
+                    pages += 1
+                    left[last] += 1
             if pages:
                 wants.append((seq, pages, copies))
                 needed += pages
@@ -199,20 +187,24 @@ class PageTable:
             return Shortage(needed, len(taken))
         rows = self.rows.copy()
         ops: list[Op] = list(placer.ops)
+        new = np.array(taken, np.int32)
         at = 0
         for seq, pages, copies in wants:
-            row = rows.get(seq, ())
-            new = tuple(taken[at : at + pages])
-            at += pages
+            row = rows.get(seq, NO_PAGES)
             if copies:
-                ops.append(Copy(row[-1], new[0]))
+                ops.append(Copy(row.item(-1), taken[at]))
                 row = row[:-1]
-            rows[seq] = row + new
+            rows[seq] = np.concatenate((row, new[at : at + pages]))
+            at += pages
+        changed = self.holders.evolver()
+        changed.take(taken)
+        for page in left.elements():
+            changed.drop(np.array([page], np.int32))
         table = replace(
             self,
             lengths=lengths,
             rows=rows,
-            referrers=changed.persistent() if changed else self.referrers,
+            holders=changed.persistent(),
             placement=placer.persistent(),
         )
         return Change(table, tuple(ops))
@@ -225,7 +217,7 @@ class PageTable:
             ValueError: there is such a child already.
         """
         self._require(parent)
-        return self._begin(child, self.lengths[parent], self.pages(parent))
+        return self._begin(child, self.lengths[parent], self.row(parent))
 
     def truncate(self, seq: SeqId, length: int, after: int | None = None) -> Change:
         """Forget the tokens from position `length` on.
@@ -243,14 +235,10 @@ class PageTable:
             raise ValueError(
                 f"sequence {seq!r} has {self.lengths[seq]} tokens and cannot be cut to {length}"
             )
-        row = self.pages(seq)
+        row = self.row(seq)
         keep = self.geometry.pages_for(length)
-        cut = self._drop(
-            {**self.lengths, seq: length}, {**self.rows, seq: row[:keep]}, row, keep, after
-        )
-        if length % self.geometry.page_size:  # the rest of this page may be written anew
-            cut = replace(cut, dropped=(row[keep - 1], *cut.dropped))
-        return cut
+        rows = self.rows if keep == len(row) else {**self.rows, seq: row[:keep]}
+        return self._drop({**self.lengths, seq: length}, rows, row[keep:], after)
 
     def pick(
         self, seq: SeqId, start: int, picked: Sequence[int], after: int | None = None
@@ -267,7 +255,7 @@ class PageTable:
         Raises:
             KeyError: there is no such sequence.
             ValueError: it has not all of those slots, they are in no order, or one that would be
-                written is in a page that another sequence holds as well.
+                written is in a page that somebody else holds as well.
         """
         self._require(seq)
         ends = (start - 1, *picked, self.lengths[seq])
@@ -281,7 +269,7 @@ class PageTable:
         for to, source in enumerate(picked, start):
             if to != source:
                 moves.append(Move(row[source // size], source % size, row[to // size], to % size))
-        if moves and any(page in self.referrers.counts for page in row[start // size :]):
+        if moves and not all(map(self.holders.writable, row[start // size :])):
             raise ValueError(f"sequence {seq!r} shares pages from slot {start} on")
         cut = self.truncate(seq, start + len(picked), after)
         return replace(cut, ops=(*moves, *cut.ops))
@@ -295,39 +283,33 @@ class PageTable:
         self._require(seq)
         lengths, rows = self.lengths.copy(), self.rows.copy()
         del lengths[seq]
-        return self._drop(lengths, rows, rows.pop(seq, ()), 0, after)
+        return self._drop(lengths, rows, rows.pop(seq, NO_PAGES), after)
 
-    def keep(self, seq: SeqId, pages: int, after: int | None = None) -> Change:
-        """The sequence ends, and its first `pages` pages stay cached. `after`: see `truncate`.
+    def name(self, pages: Sequence[int]) -> Change:
+        """The prefix index holds these pages from now on, which are in rows and full.
 
         Raises:
-            KeyError: there is no such sequence.
-            ValueError: it has not so many full pages.
+            ValueError: one is in no row, or has a name already.
         """
-        self._require(seq)
-        full = self.lengths[seq] // self.geometry.page_size
-        if not 0 <= pages <= full:
-            raise ValueError(f"sequence {seq!r} has {full} full pages and cannot keep {pages}")
+        changed = self.holders.evolver()
+        changed.name(pages)
+        return Change(replace(self, holders=changed.persistent()))
+
+    def forget(self, pages: Sequence[int]) -> Change:
+        """The prefix index holds these pages no longer; those that are in no row are free.
+
+        Raises:
+            ValueError: one has no name.
+        """
         if not pages:
-            return self.free(seq, after)
-        cut = self.truncate(seq, pages * self.geometry.page_size, after)
-        table = cut.table
-        row = table.rows[seq]
-        lengths, rows, cached = table.lengths.copy(), table.rows.copy(), table.cached.copy()
-        del lengths[seq], rows[seq]
-        referrers = table.referrers.evolver()
-        for page in row[:-1]:  # what ended within this row is part of it now
-            if page in cached:
-                referrers.drop_cached(cached.pop(page))
-        if referrers.cache_live(row):
-            cached[row[-1]] = row
-        kept = replace(
-            table, lengths=lengths, rows=rows, cached=cached, referrers=referrers.persistent()
-        )
-        return Change(kept, cut.ops, cut.dropped)
+            return Change(self)
+        changed = self.holders.evolver()
+        released = changed.forget(pages)
+        freed = replace(self, holders=changed.persistent())._give(released)
+        return replace(freed, dropped=tuple(pages))
 
     def attach(self, seq: SeqId, row: Row) -> Change:
-        """A new sequence that begins with full pages, the beginning of another or a cached row.
+        """A new sequence that begins with full pages, which have names.
 
         Raises:
             ValueError: there is such a sequence already.
@@ -340,7 +322,7 @@ class PageTable:
         if not done:
             return Change(self)
         waiting = tuple(retired for retired in self.retired if retired.step > done_step)
-        return replace(self, retired=waiting).give([p for retired in done for p in retired.pages])
+        return replace(self, retired=waiting)._give([p for retired in done for p in retired.pages])
 
     def trim(self, keep_warm: int = 0) -> Change:
         """Unmap warm chunks until at most `keep_warm` are left, and the limit is kept."""
@@ -357,40 +339,31 @@ class PageTable:
             raise KeyError(f"sequence {seq!r} is not in the page table")
 
     def _drop(
-        self,
-        lengths: dict[SeqId, int],
-        rows: dict[SeqId, Row],
-        row: Row,
-        keep: int,
-        after: int | None,
+        self, lengths: dict[SeqId, int], rows: dict[SeqId, Row], left: Row, after: int | None
     ) -> Change:
-        """The change after which one sequence holds only the first `keep` pages of its `row`."""
-        referrers = self.referrers.evolver()
-        released = referrers.drop_live(row, keep)
-        table = replace(self, lengths=lengths, rows=rows, referrers=referrers.persistent())
-        if not released:
-            return Change(table)
-        if after is None:
-            given = table.give(released)
-            return replace(given, dropped=released)
-        retired = (*self.retired, Retired(after, released))
-        return Change(replace(table, retired=retired), (), released)
+        """The change after which one sequence is as in `lengths` and `rows`, and has left pages."""
+        if not len(left):
+            return Change(replace(self, lengths=lengths, rows=rows))
+        changed = self.holders.evolver()
+        released = changed.drop(left)
+        table = replace(self, lengths=lengths, rows=rows, holders=changed.persistent())
+        if after is None or not released:
+            return table._give(released)
+        return Change(replace(table, retired=(*self.retired, Retired(after, released))))
 
     def _begin(self, seq: SeqId, length: int, row: Row) -> Change:
         """A new sequence that shares `row`."""
         if seq in self.lengths:
             raise ValueError(f"sequence {seq!r} is in the page table already")
-        referrers = self.referrers
-        if row:
-            changed = referrers.evolver()
-            changed.add_live(row)
-            referrers = changed.persistent()
+        changed = self.holders.evolver()
+        changed.add(row)
         lengths, rows = {**self.lengths, seq: length}, {**self.rows, seq: row}
-        return Change(replace(self, lengths=lengths, rows=rows, referrers=referrers))
+        return Change(replace(self, lengths=lengths, rows=rows, holders=changed.persistent()))
 
-    def give(self, pages: Iterable[int]) -> Change:
-        """Make pages free that nobody holds: for the operations of a table, here and beside it."""
-        pages = tuple(pages)
+    def _give(self, pages: Sequence[int]) -> Change:
+        """Make pages free that nobody holds."""
+        if not pages:
+            return Change(self)
         placer = self.placement.evolver()
         placer.give(pages)
         scrubs = tuple(Scrub(page) for page in pages) if self.scrub else ()

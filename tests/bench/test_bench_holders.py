@@ -1,0 +1,114 @@
+"""What it costs to share, cache and give up pages: no device.
+
+    pytest tests/bench/test_bench_holders.py --benchmark-enable --benchmark-group-by=group
+
+The last tests compare small with large in one process: what looks at all there is, or at each page
+for itself, is found by them on any machine.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from kvrt.kv.index.eviction import LeastRecentlyUsed
+from kvrt.kv.index.prefix import PrefixIndex
+from kvrt.kv.pages.change import Change
+from kvrt.kv.pages.table import PageTable
+from kvrt.kv.tiers.names import PageName
+
+from .test_bench_pages import done, geometry
+
+CACHED = 40_000
+LONG = 2048
+
+
+def cached(rows: int) -> tuple[PageTable, PrefixIndex]:
+    """So many rows of two pages, each used later than the one before it."""
+    shape = geometry()
+    table = PageTable.empty(shape, shape.chunks).table
+    index = PrefixIndex(LeastRecentlyUsed())
+    table = done(table.grow(dict.fromkeys(range(rows), 2 * shape.page_size)))
+    for seq in range(rows):
+        first, second = table.pages(seq)
+        key = seq.to_bytes(4, "little")
+        index.add(PageName(key + b"1", b"", (), 0), first, 0, 0, float(seq))
+        index.add(PageName(key + b"2", key + b"1", (), 0), second, first, 1, float(seq))
+    table = table.name([page for seq in range(rows) for page in table.pages(seq)]).table
+    everything = np.concatenate([table.row(seq) for seq in range(rows)])
+    held = table.holders.evolver()
+    held.drop(everything)
+    return replace(table, lengths={}, rows={}, holders=held.persistent()), index
+
+
+def running(pages: int) -> PageTable:
+    shape = geometry()
+    table = PageTable.empty(shape, shape.chunks).table
+    table = done(table.grow(dict.fromkeys(range(255), 1000)))
+    table = done(table.grow({"long": pages * shape.page_size}))
+    return table.name(table.pages("long")).table
+
+
+@pytest.mark.benchmark(group="holders: 2,048 pages")
+def test_fork(benchmark: BenchmarkFixture) -> None:
+    benchmark(running(LONG).fork, "long", "child")
+
+
+@pytest.mark.benchmark(group="holders: 2,048 pages")
+def test_attach(benchmark: BenchmarkFixture) -> None:
+    """Limit: 50 us."""
+    table = running(LONG)
+    benchmark(done(table.free("long")).attach, "next", table.row("long"))
+
+
+@pytest.mark.benchmark(group="holders: 2,048 pages")
+def test_free_what_stays_cached(benchmark: BenchmarkFixture) -> None:
+    benchmark(running(LONG).free, "long")
+
+
+@pytest.mark.benchmark(group="holders: 2,048 pages")
+def test_name_the_next_pages_of_sixteen(benchmark: BenchmarkFixture) -> None:
+    table = running(LONG)
+    benchmark(table.name, [table.pages(seq)[0] for seq in range(16)])
+
+
+@pytest.mark.benchmark(group="holders: evict 16 of 40,000 cached rows (limit: 1 ms)")
+def test_evict(benchmark: BenchmarkFixture) -> None:
+    table, index = cached(CACHED)
+    benchmark(evict, table, index)
+
+
+def evict(table: PageTable, index: PrefixIndex) -> Change:
+    change = table.forget(index.in_order().take(table, 16))
+    assert len(change.dropped) == 16
+    return change
+
+
+def best(call: Callable[[], object]) -> float:
+    """Seconds, the least of many."""
+    times = []
+    for _ in range(30):
+        begun = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+def test_a_cache_a_hundred_times_as_large_takes_hardly_longer_to_evict_from() -> None:
+    small, large = cached(CACHED // 100), cached(CACHED)
+    assert best(lambda: evict(*large)) < 12 * best(lambda: evict(*small))
+
+
+@pytest.mark.parametrize("what", ["fork", "attach", "free"])
+def test_two_thousand_pages_are_not_counted_one_by_one(what: str) -> None:
+    def call(pages: int) -> Callable[[], Change]:
+        table = running(pages)
+        if what == "attach":
+            row, table = table.row("long"), done(table.free("long"))
+            return lambda: table.attach("next", row)
+        return lambda: table.fork("long", "next") if what == "fork" else table.free("long")
+
+    assert best(call(LONG)) < 25 * best(call(2))
