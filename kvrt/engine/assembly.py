@@ -84,7 +84,7 @@ def assemble(
     still_wanted()
     cache = make_cache(config, device, model)
     stack.callback(cache.close)
-    fingerprint = page_fingerprint(model, cache.geometry, device.info)
+    fingerprint = page_fingerprint(model, cache.layout, device.info)
     reuse = make_reuse(config)
     memory = Memory(cache, reuse, make_offload(config, device, cache, fingerprint, reuse))
     stack.callback(memory.close)

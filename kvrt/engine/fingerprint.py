@@ -10,10 +10,10 @@ from kvrt.kv.tiers.format import PageFormat
 from kvrt.kv.tiers.names import fingerprint
 from kvrt.model.loader import Model
 from kvrt.registry import candidates
-from kvrt.spi import DeviceInfo
+from kvrt.spi import DeviceInfo, KVLayout
 
 
-def page_fingerprint(model: Model, geometry: Geometry, info: DeviceInfo) -> bytes:
+def page_fingerprint(model: Model, layout: KVLayout, info: DeviceInfo) -> bytes:
     """32 bytes that are the same wherever a page of the same tokens has the same bytes.
 
     Kernels of another architecture, or of another version, add numbers in another order.
@@ -22,7 +22,7 @@ def page_fingerprint(model: Model, geometry: Geometry, info: DeviceInfo) -> byte
     kernels = next((c.origin for c in candidates() if c.name == info.backend), "")
     by = (info.backend, info.arch, kernels, version("kvrt"), torch.__version__)
     computed = repr((*model_parts, *by)).encode()
-    return fingerprint(computed, str(geometry.format), repr(geometry.layout))
+    return fingerprint(computed, str(layout.format), repr(layout))
 
 
 def own_folder(folder: str | Path, fingerprint: bytes) -> Path:

@@ -3,14 +3,14 @@
 import logging
 
 from kvrt.config import RuntimeConfig
-from kvrt.errors import CapacityError, ConfigError
-from kvrt.kv.cache import KVCache
+from kvrt.errors import CapacityError
+from kvrt.kv.cache import KVCache, geometry_of
 from kvrt.kv.pages.geometry import Geometry
 from kvrt.model.activations import Activations
 from kvrt.model.loader import Model
 from kvrt.model.rope import rotation_bytes
 from kvrt.model.spec import ModelSpec
-from kvrt.spi import ITEM_BYTES, Device, DeviceInfo, DType
+from kvrt.spi import ITEM_BYTES, Device, DType, KVLayout
 from kvrt.units import format_bytes, parse_bytes
 
 log = logging.getLogger(__name__)
@@ -46,23 +46,13 @@ def step_bytes(config: RuntimeConfig, model: Model) -> int:
     return activations + rows * spec.vocab * (item + ITEM_BYTES["float32"])
 
 
-def _geometry(
-    config: RuntimeConfig, info: DeviceInfo, spec: ModelSpec, dtype: DType, pages: int = 2
-) -> Geometry:
-    kv_format = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-    if kv_format not in info.kv_formats:
-        raise ConfigError(
-            f"{info.backend} cannot keep keys and values in {kv_format}",
-            fix=f"set kv_cache_dtype to one of {', '.join(info.kv_formats)}",
-        )
-    return Geometry(
+def _layout(config: RuntimeConfig, spec: ModelSpec, dtype: DType) -> KVLayout:
+    return KVLayout.packed(
+        dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
         layers=len(spec.layers),
         kv_heads=spec.kv_heads,
         head_dim=spec.head_dim,
         page_size=config.page_size,
-        format=kv_format,
-        chunk_bytes=info.granularity,
-        pages=pages,
     )
 
 
@@ -75,7 +65,7 @@ def check_room(
         CapacityError: it has not.
         ConfigError: the device does not keep keys and values as they are wanted.
     """
-    shape = _geometry(config, device.info, spec, dtype)
+    shape = geometry_of(_layout(config, spec, dtype), device.info, pages=2)
     room = shape.chunk_bytes * shape.chunks_of(1).stop
     limit = config.memory_limit
     if limit is not None and limit_bytes(limit, device) < weights + room:
@@ -86,14 +76,12 @@ def make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:
     """Size the KV cache: its page layout, the range it reserves, and how much of it may be used."""
     info, spec = device.info, model.spec
 
-    def geometry(pages: int) -> Geometry:
-        return _geometry(config, info, spec, model.dtype, pages)
-
-    page_bytes = geometry(2).page_bytes
+    layout = _layout(config, spec, model.dtype)
+    page_bytes = layout.page_bytes
     longest = -(-model.max_model_len // config.page_size) * config.max_running
     # Addresses cost nothing: reserve what the device could ever hold, so that limits can grow.
     pages = min(longest, info.total_bytes // page_bytes) + 1
-    shape = geometry(max(2, pages))
+    shape = geometry_of(layout, info, max(2, pages))
     free = device.memory.info().free
     held = min(model.max_model_len, free // page_bytes * config.page_size)
     step = step_bytes(config, model) + rotation_bytes(spec.head_dim, held)
@@ -119,5 +107,10 @@ def make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:
             )
         raise too_small(config.memory_limit, model.weight_bytes, shape)
     return KVCache(
-        device, shape, limit_bytes=limit, keep_warm_bytes=config.keep_warm, poison=config.debug
+        device,
+        layout,
+        shape.pages,
+        limit_bytes=limit,
+        keep_warm_bytes=config.keep_warm,
+        poison=config.debug,
     )

@@ -26,7 +26,7 @@ from kvrt.kv.pages.integrity import check_table
 from kvrt.kv.pages.limit import Limit
 from kvrt.kv.pages.rows import PageRows
 from kvrt.kv.pages.table import PageTable, SeqId
-from kvrt.spi import AttentionBatch, Device
+from kvrt.spi import AttentionBatch, Device, DeviceInfo, KVLayout
 
 log = logging.getLogger(__name__)
 
@@ -98,15 +98,15 @@ class KVCache:
 
     Args:
         device: opened by the caller, who closes it after the cache.
-        geometry: pages over chunks; the addresses of all its pages are reserved now.
+        layout: what is where in a page.
+        pages: that addresses are reserved for, the null page included.
         limit_bytes: physical memory the cache may hold, rounded down to whole chunks.
         keep_warm_bytes: memory kept when idle, so that the first pages cost nothing; rounded down.
         poison: for tests. Each page that becomes free, and each chunk that is mapped, is
             overwritten with NaN, so that whoever reads a page without having written it shows.
 
     Raises:
-        ConfigError: the device has another granularity or cannot keep that format, or a size is
-            negative.
+        ConfigError: the device cannot keep that format, or a size is negative.
         CapacityError: the limit has no room for a single page.
         OutOfMemory: the device has no memory for the null page.
     """
@@ -114,15 +114,17 @@ class KVCache:
     def __init__(
         self,
         device: Device,
-        geometry: Geometry,
+        layout: KVLayout,
+        pages: int,
         *,
         limit_bytes: int,
         keep_warm_bytes: int = 0,
         poison: bool = False,
     ) -> None:
-        _check_device(device, geometry)
+        geometry = geometry_of(layout, device.info, pages)
         if keep_warm_bytes < 0:
             raise ConfigError(f"keep_warm_bytes is {keep_warm_bytes}; it must not be negative")
+        self.layout = layout
         self.geometry = geometry
         self._poison = poison
         self._floor = keep_warm_bytes // geometry.chunk_bytes
@@ -133,7 +135,7 @@ class KVCache:
         self._window = 0  # steps since spare memory was last looked at
         self._least_spare = 0
         self._peak = self._maps = self._unmaps = self._copies = 0
-        self._backing = Backing(device, geometry)
+        self._backing = Backing(device, geometry, layout)
         change = PageTable.empty(geometry, self._limit.chunks, scrub=poison)
         self._table = change.table
         failed = self.commit(change)
@@ -195,7 +197,7 @@ class KVCache:
             contexts = [table.length(seq) for seq in seqs]
         return AttentionBatch(
             kv=self._backing.kv,
-            layout=self.geometry.layout,
+            layout=self.layout,
             page_table=torch.from_numpy(self._rows.select(table, seqs)),
             query_start=int32([0, *itertools.accumulate(query_lens)]),
             context_len=int32(contexts),
@@ -415,15 +417,15 @@ def int32(numbers: Sequence[int]) -> torch.Tensor:
     return torch.from_numpy(np.array(numbers, np.int32))
 
 
-def _check_device(device: Device, geometry: Geometry) -> None:
-    info = device.info
-    if geometry.chunk_bytes != info.granularity:
+def geometry_of(layout: KVLayout, info: DeviceInfo, pages: int) -> Geometry:
+    """So many pages of a layout over the chunks of a device.
+
+    Raises:
+        ConfigError: the device does not keep keys and values in that format.
+    """
+    if layout.format not in info.kv_formats:
         raise ConfigError(
-            f"chunk_bytes is {geometry.chunk_bytes}; the chunks of {info.backend} have"
-            f" {info.granularity} bytes"
+            f"{info.backend} cannot keep keys and values in {layout.format}",
+            fix=f"set kv_cache_dtype to one of {', '.join(info.kv_formats)}",
         )
-    if geometry.format not in info.kv_formats:
-        raise ConfigError(
-            f"{info.backend} cannot keep keys and values in {geometry.format}",
-            fix=f"use one of {', '.join(info.kv_formats)}",
-        )
+    return Geometry(layout.page_bytes, layout.page_size, info.granularity, pages)

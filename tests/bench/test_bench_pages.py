@@ -17,23 +17,20 @@ from kvrt.kv.pages.change import Change
 from kvrt.kv.pages.geometry import Geometry
 from kvrt.kv.pages.table import PageTable
 from kvrt.registry import open_device
-from kvrt.spi import Device
+from kvrt.spi import Device, KVLayout
 
 MIB = 1 << 20
 SEQUENCES = 256
+PAGES = 180_000
 STEP = dict.fromkeys(range(SEQUENCES), 1)
 
 
-def geometry(chunk_bytes: int = 2 * MIB, layers: int = 30, head_dim: int = 64) -> Geometry:
-    return Geometry(
-        layers=layers,
-        kv_heads=3,
-        head_dim=head_dim,
-        page_size=16,
-        format="bfloat16",
-        chunk_bytes=chunk_bytes,
-        pages=180_000,
-    )
+def layout(layers: int = 30, head_dim: int = 64) -> KVLayout:
+    return KVLayout.packed("bfloat16", layers=layers, kv_heads=3, head_dim=head_dim, page_size=16)
+
+
+def geometry() -> Geometry:
+    return Geometry(layout().page_bytes, 16, 2 * MIB, PAGES)
 
 
 def done(change: object) -> PageTable:
@@ -111,8 +108,7 @@ def device() -> Iterator[Device]:
 @pytest.fixture
 def cache(device: Device) -> Iterator[KVCache]:
     """Pages of 2 KiB, so that all of it is a few dozen MiB."""
-    shape = geometry(device.info.granularity, layers=1, head_dim=8)
-    cache = KVCache(device, shape, limit_bytes=128 * MIB)
+    cache = KVCache(device, layout(layers=1, head_dim=8), PAGES, limit_bytes=128 * MIB)
     for seq in range(SEQUENCES):
         assert cache.commit(cache.table.grow({seq: 1000 + seq % 16})) is None
     yield cache
@@ -153,9 +149,9 @@ def test_batch_when_one_sequence_left(benchmark: BenchmarkFixture, cache: KVCach
 def test_grow_and_free_a_sequence_of_eight_chunks(
     benchmark: BenchmarkFixture, device: Device, warm: bool
 ) -> None:
-    shape = geometry(device.info.granularity)
-    cache = KVCache(device, shape, limit_bytes=64 * MIB, keep_warm_bytes=warm * 32 * MIB)
-    tokens = 8 * device.info.granularity // shape.page_bytes * shape.page_size
+    form = layout()
+    cache = KVCache(device, form, PAGES, limit_bytes=64 * MIB, keep_warm_bytes=warm * 32 * MIB)
+    tokens = 8 * device.info.granularity // form.page_bytes * form.page_size
 
     def live() -> None:
         assert cache.commit(cache.table.grow({"a": tokens})) is None

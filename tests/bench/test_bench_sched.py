@@ -14,8 +14,7 @@ from kvrt.sched.waiting import Waiting
 RUNNING = 256
 LIMITS = Limits(max_batch_tokens=2048, max_running=512)
 GEOMETRY = Geometry(
-    layers=30, kv_heads=3, head_dim=64, page_size=16, format="bfloat16",
-    chunk_bytes=2 << 20, pages=100_000,
+    page_bytes=360 << 10, page_size=16, chunk_bytes=2 << 20, pages=100_000,
 )  # fmt: skip
 
 

@@ -16,10 +16,11 @@ import torch
 from kvrt.kv.cache import KVCache
 from kvrt.kv.pages.apply import Failed
 from kvrt.kv.pages.change import Change, Shortage
-from kvrt.kv.pages.geometry import Geometry
 from kvrt.kv.pages.holders import Holders
 from kvrt.kv.pages.table import PageTable
 from kvrt.spi import Device
+
+from .shapes import layout, shape
 
 
 @dataclass
@@ -42,37 +43,42 @@ class Model:
 
     Args:
         device: any real one.
-        geometry: pages over its chunks.
+        kind: of pages; see `shapes`.
+        chunks: that they lie over.
         limit: in chunks.
         keep_warm: in chunks.
     """
 
-    def __init__(self, device: Device, geometry: Geometry, *, limit: int, keep_warm: int) -> None:
-        self.geometry = geometry
+    def __init__(
+        self, device: Device, kind: str, *, chunks: int = 24, limit: int, keep_warm: int
+    ) -> None:
+        chunk = device.info.granularity
         self.keep_warm = keep_warm
         self.cache = KVCache(
             device,
-            geometry,
-            limit_bytes=limit * geometry.chunk_bytes,
-            keep_warm_bytes=keep_warm * geometry.chunk_bytes,
+            layout(kind, chunk_bytes=chunk),
+            shape(kind, chunks=chunks, chunk_bytes=chunk).pages,
+            limit_bytes=limit * chunk,
+            keep_warm_bytes=keep_warm * chunk,
             poison=True,
         )
+        self.geometry = geometry = self.cache.geometry
         self.oracle = Oracle()
         self.step = 0
         self.shortages = 0
         self._ids = itertools.count(1)
         self._payload = itertools.count(1)
         kv = self.cache.batch([], []).kv
-        layout = geometry.layout
+        form = self.cache.layout
         self.view = torch.as_strided(  # [page, layer, k|v, head, slot, d]
             kv,
-            (geometry.pages, layout.layers, 2, layout.kv_heads, layout.page_size, layout.head_dim),
+            (geometry.pages, form.layers, 2, form.kv_heads, form.page_size, form.head_dim),
             (
-                layout.page_stride,
-                layout.layer_stride,
-                layout.v_offset,
-                layout.head_stride,
-                layout.head_dim,
+                form.page_stride,
+                form.layer_stride,
+                form.v_offset,
+                form.head_stride,
+                form.head_dim,
                 1,
             ),
         )
@@ -221,7 +227,7 @@ class Model:
 
         `but`: a sequence whose bytes are not looked at.
         """
-        view = self.view if every_byte else self.view[..., :: self.geometry.head_dim - 1]
+        view = self.view if every_byte else self.view[..., :: self.cache.layout.head_dim - 1]
         self.cache.check_integrity()
         table = self.table
         assert set(table.sequences) == set(self.oracle.tokens)

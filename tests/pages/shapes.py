@@ -1,11 +1,10 @@
 """Pages of several sizes, small beside a chunk or larger than several, and tables of them."""
 
-from dataclasses import replace
-
 from kvrt.kv.pages.change import Change, Shortage
 from kvrt.kv.pages.geometry import Geometry
 from kvrt.kv.pages.integrity import check_table
 from kvrt.kv.pages.table import PageTable
+from kvrt.spi import KVLayout
 
 KIB = 1024
 CHUNK = 64 * KIB
@@ -17,18 +16,18 @@ LAYERS = {"many in a chunk": 1, "straddling": 5, "one chunk": 8, "larger": 20, "
 """Layers that make a page of 8, 40, 64, 160 and 128 KiB."""
 
 
-def shape(name: str = "straddling", *, chunks: int = 24, chunk_bytes: int = CHUNK) -> Geometry:
-    """A geometry over about so many chunks; its pages scale with the chunk."""
-    kind = Geometry(
-        layers=LAYERS[name],
-        kv_heads=2,
-        head_dim=128 * (chunk_bytes // CHUNK),
+def layout(name: str = "straddling", *, chunk_bytes: int = CHUNK) -> KVLayout:
+    """Of a page; it scales with the chunk."""
+    return KVLayout.packed(
+        "float32", layers=LAYERS[name], kv_heads=2, head_dim=128 * (chunk_bytes // CHUNK),
         page_size=SIZE,
-        format="float32",
-        chunk_bytes=chunk_bytes,
-        pages=2,
-    )
-    return replace(kind, pages=chunks * chunk_bytes // kind.page_bytes)
+    )  # fmt: skip
+
+
+def shape(name: str = "straddling", *, chunks: int = 24, chunk_bytes: int = CHUNK) -> Geometry:
+    """A geometry over about so many chunks."""
+    page_bytes = layout(name, chunk_bytes=chunk_bytes).page_bytes
+    return Geometry(page_bytes, SIZE, chunk_bytes, pages=chunks * chunk_bytes // page_bytes)
 
 
 def empty(kind: str = "many in a chunk", limit: int = 8) -> PageTable:

@@ -1,7 +1,6 @@
 """Ops are carried out on a device, all of them or none."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +8,12 @@ import torch
 from kvrt.errors import DeviceError, IntegrityError, OutOfMemory
 from kvrt.kv.pages.apply import Applied, Failed, apply
 from kvrt.kv.pages.backing import Backing
+from kvrt.kv.pages.geometry import Geometry
 from kvrt.kv.pages.ops import Copy, Map, Move, Op, Scrub, Unmap
-from kvrt.spi import Device, KVFormat
+from kvrt.spi import Device, KVFormat, KVLayout
 from kvrt.testing.chaos import Chaos
 
-from .shapes import shape
+from .shapes import CHUNK, SIZE, layout, shape
 
 NO_MEMORY = OutOfMemory("no more")
 BROKEN = DeviceError("broken", call="map", code="EIO")
@@ -21,7 +21,7 @@ BROKEN = DeviceError("broken", call="map", code="EIO")
 
 def opened(device: Device) -> Backing:
     """Chunks 0 and 1 are mapped; page p of 64 KiB is chunk p, and holds p + 1 in every byte."""
-    backing = Backing(device, shape("one chunk"))
+    backing = Backing(device, shape("one chunk"), layout("one chunk"))
     for index in range(2):
         backing.map(index)
         backing.page(index).fill_(index + 1)
@@ -57,11 +57,11 @@ def test_a_token_moves_with_all_that_belongs_to_it_and_nothing_else(
     format: KVFormat, null_device: Device
 ) -> None:
     """Every byte of a page that can be told to be a slot's: all layers and heads, and scales."""
-    geometry = replace(shape("one chunk"), format=format, head_dim=40)
-    backing = Backing(null_device, geometry)
+    layout = KVLayout.packed(format, layers=8, kv_heads=2, head_dim=40, page_size=SIZE)
+    geometry = Geometry(layout.page_bytes, SIZE, CHUNK, pages=64)
+    backing = Backing(null_device, geometry, layout)
     for index in range(len(geometry.chunks_of(0)) + len(geometry.chunks_of(1))):
         backing.map(index)
-    layout = geometry.layout
     for page in (0, 1):
         backing.page(page).fill_(page + 1)
     apply((Move(1, 3, 0, 2),), backing)
@@ -145,13 +145,13 @@ def test_an_op_that_makes_no_sense_is_refused_before_the_device_sees_it(backing:
 def test_the_span_is_given_back_if_it_cannot_be_a_tensor(null_device: Device) -> None:
     chaos = Chaos(null_device, fail={("memory.tensor", 1): BROKEN})
     with pytest.raises(DeviceError):
-        Backing(chaos, shape())
+        Backing(chaos, shape(), layout())
     assert chaos.calls["memory.release"] == 1
 
 
 def test_release_goes_on_where_it_failed(null_device: Device) -> None:
     chaos = Chaos(null_device, fail={("memory.unmap", 2): BROKEN, ("memory.destroy", 2): BROKEN})
-    backing = Backing(chaos, shape("one chunk"))
+    backing = Backing(chaos, shape("one chunk"), layout("one chunk"))
     for index in range(3):
         backing.map(index)
     for _ in range(2):
@@ -163,7 +163,7 @@ def test_release_goes_on_where_it_failed(null_device: Device) -> None:
 
 
 def test_the_pool_creates_ahead_and_gives_back(null_device: Device) -> None:
-    backing = Backing(null_device, shape("one chunk"))
+    backing = Backing(null_device, shape("one chunk"), layout("one chunk"))
     backing.pool.fill(3)
     assert len(backing.pool) == 3
     assert null_device.memory.info().chunks == 3 * backing.geometry.chunk_bytes

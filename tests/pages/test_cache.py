@@ -14,19 +14,19 @@ from kvrt.kv.cache import KVCache, LimitChange
 from kvrt.kv.pages.apply import Failed
 from kvrt.kv.pages.change import Change
 from kvrt.registry import open_device
-from kvrt.spi import Device, DeviceOptions
+from kvrt.spi import Device, DeviceOptions, KVLayout
 from kvrt.testing.chaos import Chaos
 from kvrt.testing.host import physical_bytes
 from kvrt.testing.paged import Case, mismatch, run_layers
 
-from .shapes import CHUNK, LAYERS, SIZE, shape
+from .shapes import CHUNK, LAYERS, SIZE, layout, shape
 
 ROOM = 16 * CHUNK
 
 
 def open_cache(device: Device, kind: str = "one chunk", **options: int) -> KVCache:
     sizes = {"limit_bytes": ROOM, **options}
-    return KVCache(device, shape(kind), poison=True, **sizes)
+    return KVCache(device, layout(kind), shape(kind).pages, poison=True, **sizes)
 
 
 def grow(cache: KVCache, tokens: dict[object, int]) -> None:
@@ -50,20 +50,21 @@ def test_a_limit_without_room_for_a_page_is_refused_with_what_it_takes(
     geometry = shape(kind)
     needed = geometry.chunks_of(1).stop * CHUNK
     with pytest.raises(CapacityError, match="no room for a single page") as caught:
-        KVCache(null_device, geometry, limit_bytes=needed - 1)
+        KVCache(null_device, layout(kind), geometry.pages, limit_bytes=needed - 1)
     assert caught.value.needed == needed
-    cache = KVCache(null_device, geometry, limit_bytes=needed)
+    cache = KVCache(null_device, layout(kind), geometry.pages, limit_bytes=needed)
     assert cache.capacity_tokens >= SIZE
     grow(cache, {"a": cache.capacity_tokens})
     cache.close()
     assert null_device.memory.info().chunks == 0
 
 
-def test_a_geometry_that_does_not_fit_the_device_is_refused(cpu_device: Device) -> None:
-    with pytest.raises(ConfigError, match="chunk_bytes is 65536"):
-        KVCache(cpu_device, shape(), limit_bytes=ROOM)
+def test_what_the_device_does_not_keep_is_refused(cpu_device: Device) -> None:
+    unknown = replace(layout(), format="int7")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="cannot keep keys and values in int7"):
+        KVCache(cpu_device, unknown, 9, limit_bytes=64 << 20)
     with pytest.raises(ConfigError, match="keep_warm_bytes is -1"):
-        KVCache(cpu_device, shape(chunk_bytes=2 << 20), limit_bytes=64 << 20, keep_warm_bytes=-1)
+        KVCache(cpu_device, layout(), 900, limit_bytes=64 << 20, keep_warm_bytes=-1)
     assert cpu_device.memory.info().chunks == 0
 
 
@@ -87,7 +88,7 @@ def test_a_batch_shows_the_table(null_device: Device) -> None:
     assert batch.page_table.is_contiguous()
     assert tuple(batch.page_table[0, :2].tolist()) == cache.table.pages("c")
     assert tuple(batch.page_table[1, :3].tolist()) == cache.table.pages("a")
-    assert batch.layout == cache.geometry.layout
+    assert batch.layout == cache.layout
     cache.close()
 
 
@@ -98,11 +99,8 @@ def test_attention_over_used_pages_never_reads_what_others_left(backend: str) ->
     """All free memory is NaN; the sequences are forked, copied, cut, and given used pages."""
     device = open_device(backend)
     case = Case(page_size=SIZE, kv_heads=2, head_dim=64, layers=3)
-    geometry = replace(
-        shape(), layers=3, head_dim=64, chunk_bytes=device.info.granularity, pages=4000
-    )
-    limit = 24 * geometry.chunk_bytes
-    cache = KVCache(device, geometry, limit_bytes=limit, poison=True)
+    form = KVLayout.packed("float32", layers=3, kv_heads=2, head_dim=64, page_size=SIZE)
+    cache = KVCache(device, form, 4000, limit_bytes=24 * device.info.granularity, poison=True)
     grow(cache, {seq: 3 + 17 * seq for seq in range(6)})
     run_layers(device, cache.batch(range(6), [cache.table.length(seq) for seq in range(6)]), case)
     assert cache.commit(cache.table.free(5)) is None
@@ -123,7 +121,7 @@ def test_attention_over_used_pages_never_reads_what_others_left(backend: str) ->
 def test_a_page_shows_nothing_of_the_sequence_that_had_it_before(null_device: Device) -> None:
     cache = open_cache(null_device, "many in a chunk")
     kv = cache.batch([], []).kv
-    layout = cache.geometry.layout
+    layout = cache.layout
     pages = kv.view(-1)[: cache.geometry.pages * layout.page_stride].view(-1, layout.page_stride)
     grow(cache, {"a": 6 * SIZE})
     first = cache.table.pages("a")
@@ -207,7 +205,8 @@ def test_the_system_has_its_memory_back_half_a_second_after_the_last_free(sharea
     device = open_device("cpu", options=DeviceOptions(shareable=shareable))
     chunk = device.info.granularity
     geometry = shape("straddling", chunks=40, chunk_bytes=chunk)
-    cache = KVCache(device, geometry, limit_bytes=32 * chunk, keep_warm_bytes=2 * chunk)
+    form = layout("straddling", chunk_bytes=chunk)
+    cache = KVCache(device, form, geometry.pages, limit_bytes=32 * chunk, keep_warm_bytes=2 * chunk)
     cache.idle()
     before = physical_bytes()
     seqs = dict.fromkeys(range(10), 4 * SIZE)

@@ -81,7 +81,7 @@ def play(
     """Run the script, give everything back. Returns the calls of the device, and what failed."""
     chaos = Chaos(device, seed=1, fail=fail)
     geometry = shape(kind, chunks=64)
-    model = Model(chaos, geometry, limit=geometry.chunks_of(18).stop, keep_warm=0)
+    model = Model(chaos, kind, chunks=64, limit=geometry.chunks_of(18).stop, keep_warm=0)
     opening = chaos.calls.copy()
     script = Script(model, copy_fails=any(call == "copier.within" for call, _ in fail))
     script.run()

@@ -35,7 +35,7 @@ class CacheMachine(RuleBasedStateMachine):
     )
     def open(self, kind: str, limit: int, keep_warm: int, seed: int) -> None:
         self.device = Chaos(open_device("null"), seed=seed)
-        self.model = Model(self.device, shape(kind), limit=limit, keep_warm=keep_warm)
+        self.model = Model(self.device, kind, limit=limit, keep_warm=keep_warm)
 
     def seq(self, data: st.DataObject) -> int:
         return data.draw(st.sampled_from(sorted(self.model.oracle.tokens)), label="sequence")
@@ -151,7 +151,7 @@ def run_random_operations(
     before = device.memory.info().chunks
     geometry = shape(kind, chunks=48, chunk_bytes=device.info.granularity)
     room = max(room, geometry.chunks_of(10).stop)
-    model = Model(device, geometry, limit=room, keep_warm=3)
+    model = Model(device, kind, chunks=48, limit=room, keep_warm=3)
     for number in range(count):
         random_operation(model, rng, room + 4)
         if number % check_each == 0:

@@ -15,7 +15,6 @@ from kvrt.kv.pages.holders import HoldersEvolver
 from kvrt.spi import Device
 
 from .model import Model, random_operation
-from .shapes import shape
 
 COUNTING = re.compile(r"^ *self\.(_counts\[.*\] = |_cached [+-]= )")
 
@@ -41,7 +40,7 @@ def without(method: str, line: int) -> Callable[..., object]:
 
 def walk(device: Device, operations: int) -> None:
     rng = random.Random(1)
-    model = Model(device, shape("straddling", chunks=48), limit=30, keep_warm=3)
+    model = Model(device, "straddling", chunks=48, limit=30, keep_warm=3)
     for _ in range(operations):
         random_operation(model, rng, 34)
         model.check()

@@ -8,7 +8,7 @@ from kvrt.kv.pages.change import Change, Shortage
 from kvrt.kv.pages.ops import Map, Unmap
 from kvrt.kv.pages.table import PageTable
 
-from .shapes import LAYERS, SIZE, done, empty, shape
+from .shapes import CHUNK, LAYERS, SIZE, done, empty, shape
 
 # --- which page ------------------------------------------------------------------------------
 
@@ -121,7 +121,7 @@ def test_a_lower_limit_takes_effect_as_pages_come_free() -> None:
 
 
 def test_warm_chunks_of_no_use_are_given_up_for_those_that_are_needed() -> None:
-    geometry = replace(shape("one chunk"), layers=24, pages=9)  # a page has three chunks
+    geometry = replace(shape("one chunk"), page_bytes=3 * CHUNK, pages=9)  # a page has three chunks
     table = done(PageTable.empty(geometry, 9).table.grow({"a": SIZE, "b": SIZE}))
     table = done(done(table.free("a")).trim())
     table = done(done(table.free("b")).trim(keep_warm=2))  # of page 2, chunks 6 and 7 are left

@@ -117,7 +117,7 @@ class Service:
         self.device = Checked(self.faulty)
         self.model = load_model(config.model, self.device, load_format="dummy", seed=1)
         self.cache = make_cache(config, self.device, self.model)
-        self.fingerprint = page_fingerprint(self.model, self.cache.geometry, self.device.info)
+        self.fingerprint = page_fingerprint(self.model, self.cache.layout, self.device.info)
         self.reuse = PrefixReuse(
             config.page_size,
             EVICTIONS[config.prefix_cache_policy](),

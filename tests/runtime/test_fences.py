@@ -27,7 +27,6 @@ from kvrt.kv.memory import Memory
 from kvrt.kv.offload import Offload
 from kvrt.kv.pages.backing import Backing
 from kvrt.kv.pages.change import Change
-from kvrt.kv.pages.geometry import Geometry
 from kvrt.kv.pages.table import SeqId
 from kvrt.kv.seq import Seq
 from kvrt.kv.tiers.host import HostStore
@@ -37,7 +36,7 @@ from kvrt.registry import load
 from kvrt.sampling import SamplingParams
 from kvrt.sched.batching import Limits
 from kvrt.sched.policy import POLICIES
-from kvrt.spi import AttentionParams, Device
+from kvrt.spi import AttentionParams, Device, KVLayout
 from kvrt.testing.chaos import Chaos
 from kvrt.wrappers import Checked
 from kvrt.wrappers.wrapper import Params, Result, Wrapper
@@ -104,11 +103,8 @@ def life_of_a_crowded_engine(chaos: Chaos, folder: Path) -> None:
 def life_of_a_cache(chaos: Chaos, folder: Path) -> None:
     """Steps follow each other without a wait between them, which only an engine would put there."""
     device = Checked(chaos)
-    geometry = Geometry(
-        layers=1, kv_heads=2, head_dim=128, page_size=64, format="float32",
-        chunk_bytes=device.info.granularity, pages=64,
-    )  # fmt: skip
-    cache = KVCache(device, geometry, limit_bytes=geometry.span_bytes)
+    layout = KVLayout.packed("float32", layers=1, kv_heads=2, head_dim=128, page_size=64)
+    cache = KVCache(device, layout, 64, limit_bytes=64 * layout.page_bytes)
 
     def step(tokens: dict[SeqId, int]) -> None:
         change = cache.table.grow(tokens)
@@ -127,7 +123,7 @@ def life_of_a_cache(chaos: Chaos, folder: Path) -> None:
     for seq in "ab":
         cache.commit(cache.table.free(seq, after=2))
     cache.idle()
-    assert cache.stats().mapped_bytes < 2 * geometry.page_bytes
+    assert cache.stats().mapped_bytes < 2 * layout.page_bytes
     step({"c": 70})
     cache.close()
 
@@ -135,13 +131,10 @@ def life_of_a_cache(chaos: Chaos, folder: Path) -> None:
 def life_of_the_tiers(chaos: Chaos, folder: Path) -> None:
     """Pages leave the device and come back between steps that nobody waits for."""
     device = Checked(chaos)
-    geometry = Geometry(
-        layers=1, kv_heads=2, head_dim=128, page_size=64, format="float32",
-        chunk_bytes=device.info.granularity, pages=64,
-    )  # fmt: skip
-    cache = KVCache(device, geometry, limit_bytes=geometry.span_bytes)
+    layout = KVLayout.packed("float32", layers=1, kv_heads=2, head_dim=128, page_size=64)
+    cache = KVCache(device, layout, 64, limit_bytes=64 * layout.page_bytes)
     reuse = PrefixReuse(64, EVICTIONS["lru"]())
-    host = HostStore(device.copier, geometry.page_bytes, 4 << 20)
+    host = HostStore(device.copier, layout.page_bytes, 4 << 20)
     offload = Offload(device, cache, host, reuse.cost, is_tier=True)
     root = root_key(bytes(32))
     names = list(chain(root, range(128), 64))

@@ -283,7 +283,7 @@ MUTANTS = {
     "KV format": Mutant(
         kvrt.engine.fingerprint,
         "page_fingerprint",
-        "str(geometry.format), repr(geometry.layout)",
+        "str(layout.format), repr(layout)",
         '"", ""',
         "the format of keys and values",
     ),

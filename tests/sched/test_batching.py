@@ -20,8 +20,7 @@ CHUNK_PAGES = 2
 def table_of(chunks: int) -> PageTable:
     """Room for ``2 * chunks - 1`` pages of 4 tokens (the null page takes one)."""
     geometry = Geometry(
-        layers=1, kv_heads=1, head_dim=8, page_size=PAGE, format="float32",
-        chunk_bytes=CHUNK_PAGES * 2 * 8 * PAGE * 4, pages=CHUNK_PAGES * chunks,
+        page_bytes=1024, page_size=PAGE, chunk_bytes=CHUNK_PAGES * 1024, pages=CHUNK_PAGES * chunks,
     )  # fmt: skip
     return PageTable.empty(geometry, chunks).table
 

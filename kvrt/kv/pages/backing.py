@@ -25,18 +25,20 @@ class Backing:
     Args:
         device: where.
         geometry: pages over chunks of the device's granularity.
+        layout: what is where in a page.
 
     Raises:
         DeviceError: the addresses cannot be reserved.
     """
 
-    def __init__(self, device: Device, geometry: Geometry) -> None:
+    def __init__(self, device: Device, geometry: Geometry, layout: KVLayout) -> None:
         self.device = device
         self.geometry = geometry
+        self.layout = layout
         self.pool = ChunkPool(device.memory)
         self.span = device.memory.reserve(geometry.span_bytes)
         try:
-            self.kv = kv_tensor(device.memory, self.span, geometry.layout)
+            self.kv = kv_tensor(device.memory, self.span, layout)
         except BaseException:
             device.memory.release(self.span)
             raise
@@ -80,7 +82,7 @@ class Backing:
 
         If the format has scales, theirs as well: uint8 [layers, 2, kv_heads, groups, bytes].
         """
-        layout = self.geometry.layout
+        layout = self.layout
         shape = (layout.layers, 2, layout.kv_heads)
         strides = (layout.layer_stride, layout.v_offset, layout.head_stride)
         first = page * layout.page_stride

@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import get_args
 
 from kvrt.errors import ConfigError
-from kvrt.spi import KVFormat, KVLayout
 
 _MAX_PAGES = 2**31 - 1
 """Page tables hand page numbers to kernels as int32."""
@@ -26,55 +24,31 @@ class Geometry:
     kernel must write for padding goes there.
 
     Args:
-        layers: layers of the model; a page holds all of them.
-        kv_heads: heads of keys and values.
-        head_dim: elements of one head.
+        page_bytes: bytes of one page.
         page_size: tokens in a page.
-        format: of keys and values.
         chunk_bytes: bytes of one chunk, `spi.DeviceInfo.granularity`.
         pages: pages in the span, the null page included.
 
     Raises:
-        ConfigError: a value is not positive, the format is unknown, or `pages` is less than two or
-            more than an int32 can number.
+        ConfigError: a value is not positive, or `pages` is less than two or more than an int32 can
+            number.
     """
 
-    layers: int
-    kv_heads: int
-    head_dim: int
+    page_bytes: int
     page_size: int
-    format: KVFormat
     chunk_bytes: int
     pages: int
 
     def __post_init__(self) -> None:
-        for name in ("layers", "kv_heads", "head_dim", "page_size", "chunk_bytes"):
+        for name in ("page_bytes", "page_size", "chunk_bytes"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; it must be a positive whole number")
-        formats = get_args(KVFormat)
-        if self.format not in formats:
-            raise ConfigError(f"format is {self.format!r}", fix=f"use one of {', '.join(formats)}")
         if not isinstance(self.pages, int) or not 2 <= self.pages <= _MAX_PAGES:
             raise ConfigError(
                 f"pages is {self.pages!r}; it must be from 2 (the null page and one to use)"
                 f" to {_MAX_PAGES}"
             )
-
-    @cached_property
-    def layout(self) -> KVLayout:
-        """``[page][layer][k|v][kv_head][slot]``, contiguous, scales included."""
-        return KVLayout.packed(
-            self.format,
-            layers=self.layers,
-            kv_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            page_size=self.page_size,
-        )
-
-    @cached_property
-    def page_bytes(self) -> int:
-        return self.layout.page_bytes
 
     @cached_property
     def chunks(self) -> int:
