@@ -7,6 +7,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import json
+import linecache
 import os
 import sys
 from collections.abc import Sequence
@@ -23,7 +24,10 @@ class _Changed(importlib.machinery.SourceFileLoader):
         source = self.get_data(self.path).decode()
         assert source.count(self.old) == 1, f"{self.path}: not there once: {self.old}"
         Path(self.seen).touch()
-        return compile(source.replace(self.old, self.new), self.path, "exec", dont_inherit=True)
+        source = source.replace(self.old, self.new)
+        # Triton compiles the text of its kernels, which it finds here; without a time, it stays.
+        linecache.cache[self.path] = (len(source), None, source.splitlines(True), self.path)
+        return compile(source, self.path, "exec", dont_inherit=True)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
