@@ -10,7 +10,12 @@ from kvrt_cli.checks import device, software, system
 from kvrt_cli.checks.check import Check, Mark, contained
 
 from kvrt.errors import DeviceError
+from kvrt.registry import load
+from kvrt.spi import Chunk, Span
 from kvrt.testing import reference
+from kvrt.testing.mutants import Mutant, MutantBackend
+from kvrt.testing.mutants.memory import KeepsDestroyedChunks, MapsZeroes
+from kvrt.wrappers.wrapper import WrappedMemory
 
 from .conftest import Kvrt
 
@@ -168,6 +173,35 @@ def test_memory_that_does_not_come_back_is_said_by_what_it_was_measured(
     assert memory.mark is Mark.BAD
     assert "64 MiB of 64 MiB did not come back (0 chunks)" in memory.text
     assert "by the resident memory of this process" in memory.text
+    checks.close()
+
+
+class OverwritesTheFirst(WrappedMemory):
+    """A chunk that is mapped beyond the second place zeroes the first."""
+
+    def map(self, span: Span, at: int, chunk: Chunk) -> None:
+        super().map(span, at, chunk)
+        if at > self.device.info.granularity:
+            self.tensor(span, "float32")[: self.device.info.granularity // 4].zero_()
+
+
+@pytest.mark.parametrize(
+    ("memory", "says"),
+    [
+        (OverwritesTheFirst, "what was written to chunk 0 was not read back"),
+        (MapsZeroes, "a chunk lost its bytes when it was mapped elsewhere"),
+        (KeepsDestroyedChunks, "did not come back (32 chunks)"),
+    ],
+)
+def test_memory_with_a_fault_is_broken(
+    memory: type[WrappedMemory], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faulty = MutantBackend("faulty", load("cpu"), Mutant("doctor", memory=memory))
+    monkeypatch.setattr("kvrt.registry.open_device", lambda name, index: faulty.open(index))
+    checks = device.prove("faulty", 0)
+    memory_check = next(check for check in checks if check.name == "memory")
+    assert memory_check.mark is Mark.BAD
+    assert says in memory_check.text
     checks.close()
 
 

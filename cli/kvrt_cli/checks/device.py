@@ -83,7 +83,7 @@ class Proof:
         wrong: the first chunk that was not read back as it was written; None if all were.
         moved: whether a chunk kept its bytes when it was mapped elsewhere.
         taken, kept: bytes of physical memory while they were mapped, and after all.
-        left: bytes of chunks that the device still counts.
+        left: chunks that the device still counts.
     """
 
     wrong: int | None
@@ -162,7 +162,7 @@ def _proof(device: Device) -> Proof:
         memory.destroy(chunk)
     memory.release(span)
     device.synchronize()
-    left = memory.info().chunks - chunks_before
+    left = (memory.info().chunks - chunks_before) // size
     return Proof(wrong, moved, taken, _physical(device) - before, left)
 
 
