@@ -12,8 +12,11 @@ import sys
 import torch
 from kvrt_interpreted import narrow
 from kvrt_kernels.triton import TritonAttention
+from kvrt_kernels.triton.append import rotate_append
+from kvrt_kernels.triton.gate import gated
+from kvrt_kernels.triton.norm import rms_norm
 
-from kvrt.spi import AttentionBatch, AttentionParams, DType, KVLayout
+from kvrt.spi import AttentionBatch, AttentionParams, DType, HeadNorm, KVLayout, Rotation
 
 OS_PAGE = mmap.PAGESIZE
 HEAD_DIM, PAGE_SIZE, PAGES = 64, 128, 12
@@ -23,6 +26,16 @@ libc = ctypes.CDLL(None, use_errno=True)
 def forbid(address: int) -> None:
     if libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(OS_PAGE), 0) != 0:
         raise OSError(ctypes.get_errno(), "mprotect")
+
+
+def at_an_end(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Random values, behind which nothing is mapped."""
+    values = torch.randn(shape).to(dtype).flatten().view(torch.uint8)
+    whole = -(-values.nbytes // OS_PAGE) * OS_PAGE
+    memory = torch.frombuffer(mmap.mmap(-1, whole + OS_PAGE), dtype=torch.uint8)
+    forbid(memory.data_ptr() + whole)
+    place = memory[whole - values.nbytes : whole]
+    return place.copy_(values).view(dtype).view(shape)
 
 
 def guarded(dtype: DType, length: int, queries: int, window: int, spared: int) -> AttentionBatch:
@@ -63,12 +76,17 @@ def main(length: int, window: int, spared: int) -> None:
         for queries in (1, 20):
             batch = guarded(dtype, length, queries, window, spared)
             plan = attention.plan(batch)
-            k, v = torch.randn(2, queries, 1, HEAD_DIM).to(batch.kv.dtype)
+            k, v = (at_an_end(queries, 1, HEAD_DIM, dtype=batch.kv.dtype) for _ in range(2))
             attention.append(plan, 0, k, v)
-            q = torch.randn(queries, 2, HEAD_DIM).to(batch.kv.dtype)
-            out = torch.empty_like(q)
+            q, out = (at_an_end(queries, 2, HEAD_DIM, dtype=batch.kv.dtype) for _ in range(2))
             attention.run(plan, 0, q, out, AttentionParams(scale=0.125, window=window))
             assert out.isfinite().all()
+            rotation = Rotation(*(at_an_end(length, HEAD_DIM // 2) for _ in range(2)))
+            scales = HeadNorm(*(at_an_end(HEAD_DIM) for _ in range(2)), eps=1e-6)
+            rotate_append(plan, 0, q, k, v, rotation, scales)
+            assert q.isfinite().all()
+    rms_norm(at_an_end(3, 1000), at_an_end(1000), 1e-5, at_an_end(3, 1000))
+    gated(at_an_end(2, 2 * 1030), "silu", at_an_end(2 * 1030), at_an_end(2, 1030))
 
 
 if __name__ == "__main__":
