@@ -64,8 +64,10 @@ Words = tuple[tuple[str, ...], bool] | tuple[tuple[str, ...]]
 
 def truncated(folder: Path, rng: random.Random) -> Words:
     data = (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(data[: rng.randrange(len(data))])
-    return ((WEIGHTS, "header length") if len(data) < 8 else (WEIGHTS,),)
+    (length,) = struct.unpack("<Q", data[:8])
+    left = rng.randrange(rng.choice([8, 8 + length, len(data)]))
+    (folder / WEIGHTS).write_bytes(data[:left])
+    return ((WEIGHTS, "header length") if left < 8 + length else (WEIGHTS,),)
 
 
 def cut_in_the_data(folder: Path, rng: random.Random) -> Words:

@@ -94,6 +94,7 @@ RENDERING = {
     "searches": BIG + "{% for i in range(99999) %}{{ 'b' * 99 in s }}{% endfor %}",
     "a search in each value": BIG + "{{ [" + "'bb' in s," * 3_000 + "1] }}",
     "a test of each item": BIG + "{{ ([s] * 4) | select('in', s) | list | length }}" * 99,
+    "a test of many items": BIG + "{{ (['bb'] * 50000) | select('in', s) | list | length }}",
     "rounding": "{{ 5 | round(-1000000000) }}",
     "lipsum": "{{ lipsum(n=2000000) }}",
     "a long date": "{{ strftime_now('%9999999d' * 1000) }}",

@@ -86,6 +86,15 @@ def test_what_templates_compute_is_the_same_as_in_transformers(reference: Any, s
     assert ChatTemplate(source, "t", {}).render(messages) == want
 
 
+def test_a_product_is_as_long_as_both_its_factors_whichever_is_first() -> None:
+    number = "{% set a = 2 ** 2047 %}{% set b = a * a %}{% set n = b * b %}"  # of 8,189 bits
+    for product in ("n * 7", "7 * n"):
+        assert ChatTemplate(number + "{{ " + product + " > n }}", "t", {}).render(HI) == "True"
+    for product in ("n * 8", "8 * n", "n * n"):
+        with pytest.raises(ModelError, match="too large numbers"):
+            ChatTemplate(number + "{{ " + product + " > n }}", "t", {}).render(HI)
+
+
 def test_what_is_allowed_grows_with_what_is_given() -> None:
     writes = "{% for m in messages %}{{ m.content }}{{ m.content | trim | upper }}{% endfor %}"
     messages = [{"role": "user", "content": "x" * 1000}] * 5000
