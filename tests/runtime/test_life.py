@@ -6,6 +6,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,33 @@ def test_a_panic_on_the_engines_thread_leaves_nobody_waiting(
         runtime.pin([1] * 20)
     runtime.close()
     assert not engines()
+
+
+def test_what_the_engine_has_not_begun_when_it_ends_is_answered(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
+    worker = runtime._worker
+    busy, go = threading.Event(), threading.Event()
+
+    def hold() -> int:
+        busy.set()
+        assert go.wait(60)
+        return 7
+
+    with ThreadPoolExecutor(2) as pool:
+        held = pool.submit(worker.call, hold)
+        assert busy.wait(60)
+        stream = runtime.stream([1], SHORT)
+        call = pool.submit(worker.call, lambda: 8)
+        until(lambda: worker._commands.qsize() == 2)
+        worker.stop()
+        go.set()
+        answer = stream.wait()
+        assert held.result() == 7
+        with pytest.raises(KvrtError, match="closed"):
+            call.result()
+    assert answer.finish_reason == "error"
+    assert "closed" in str(answer.error)
+    assert not runtime.busy
 
 
 @pytest.mark.parametrize("timeout", [0, 0.5, 1e30, float("inf"), None, 10**400])
