@@ -4,6 +4,7 @@ import dataclasses
 import decimal
 import fractions
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,19 @@ def test_a_bad_value_is_refused_by_the_name_of_its_argument_and_never_quoted(
         assert getattr(error, "param", name) == name
         assert len(str(error)) < 300
         assert SECRET not in str(error) or kind is ConfigError, "names of options are shown"
+
+
+@pytest.mark.parametrize("kind", [SamplingParams, RuntimeConfig])
+def test_whatever_a_table_refuses_is_refused_where_it_is_given(kind: type) -> None:
+    checks, error = TABLES[kind.__name__]
+    check = check_request if error is RequestError else check_options
+    for name in checks:
+        for value in BAD:
+            try:
+                check(checks, **{name: value})
+            except KvrtError as refused:
+                with pytest.raises(error, match=re.escape(str(refused))):
+                    kind(**{name: value})
 
 
 @pytest.mark.parametrize(
