@@ -176,6 +176,16 @@ def test_logprobs_are_those_of_the_model_before_temperature() -> None:
     assert token_logprobs(LOGITS[0], 4, 0).logprob == pytest.approx(math.log(0.03), rel=1e-5)
 
 
+def test_of_a_small_vocabulary_all_tokens_are_named_however_many_were_asked_for() -> None:
+    everything = [0, 1, 2, 3, 4]
+    chosen = sample(LOGITS, [Choice(SamplingParams(logprobs=100), 0, [], [])])[0]
+    assert chosen.logprobs is not None
+    assert [token for token, _ in chosen.logprobs.top] == everything
+    offers = Scores(LOGITS).likeliest([0], [7], [9])[0]
+    assert [offer.token_id for offer in offers] == everything
+    assert [[token for token, _ in offer.top] for offer in offers] == [everything] * 5
+
+
 @given(
     logits=st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40),
     temperature=st.floats(0.01, 10),

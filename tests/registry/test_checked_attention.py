@@ -8,10 +8,21 @@ import torch
 
 from kvrt import registry
 from kvrt.errors import ContractError
-from kvrt.spi import AttentionBatch, AttentionParams, DenseOps, Device, HeadNorm, KVLayout, Rotation
+from kvrt.spi import (
+    AttentionBatch,
+    AttentionParams,
+    DenseOps,
+    Device,
+    DeviceInfo,
+    HeadNorm,
+    KVFormat,
+    KVLayout,
+    Rotation,
+)
 from kvrt.testing.paged import PagedKV, fill_past
 from kvrt.wrappers import Call, Checked, Traced
 from kvrt.wrappers.attention import checked_layout
+from kvrt.wrappers.wrapper import Wrapper
 
 LAYOUT = KVLayout.packed("float32", layers=2, kv_heads=2, head_dim=16, page_size=4)
 PARAMS = AttentionParams(scale=0.25)
@@ -220,6 +231,40 @@ def test_the_layouts_dtype_is_one_of_the_devices(device: Device, batch: Attentio
     layout = replace(LAYOUT, format="int3")  # type: ignore[arg-type]
     with pytest.raises(ContractError, match=r"layout\.format = 'int3'"):
         device.attention.plan(replace(batch, layout=layout))
+
+
+class Narrow(Wrapper):
+    """Can do heads of 8 and of 64, and keeps them in float32."""
+
+    @property
+    def info(self) -> DeviceInfo:
+        return replace(self.inner.info, head_dims=(8, 64), kv_formats=("float32",))
+
+
+@pytest.mark.parametrize(
+    ("kv", "head_dim", "message"),
+    [
+        ("float32", 8, ""),
+        ("float32", 64, ""),
+        ("float32", 4, "layout.head_dim = 4: must be one of the device's 8, 64"),
+        ("float32", 16, "layout.head_dim = 16: must be one of the device's 8, 64"),
+        ("float32", 128, "layout.head_dim = 128: must be one of the device's 8, 64"),
+        ("bfloat16", 8, "layout.format = 'bfloat16': must be one of the device's float32"),
+    ],
+)
+def test_a_layout_has_a_size_and_a_format_that_the_device_names(
+    kv: KVFormat, head_dim: int, message: str
+) -> None:
+    device = Checked(Narrow(registry.load("null", timeout=60).open()))
+    layout = KVLayout.packed(kv, layers=1, kv_heads=1, head_dim=head_dim, page_size=4)
+    with PagedKV(device, layout, 2) as pages:
+        batch = pages.batch([pages.take(3)], (3,), (1,))
+        if message:
+            with pytest.raises(ContractError, match=message):
+                device.attention.plan(batch)
+        else:
+            device.attention.plan(batch)
+    device.close()
 
 
 def test_scales_are_aligned(device: Device) -> None:

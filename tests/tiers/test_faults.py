@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import resource
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from .pages import FORM, Faults, blank, body, cached, names, opened, read
 NAMES = names(8)
 BUDGET = 2 * BLOCK + 4 * (FORM.page_stride + FORM.record_bytes)
 ERRORS = [errno.EIO, errno.ENOSPC, errno.EROFS]
+FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]
+"""The disk, the user's quota of it, and what one file may have of it."""
 
 
 def change(store: DiskStore) -> None:
@@ -165,14 +168,17 @@ def on_a_full_disk(folder: Path) -> None:
 
 
 @pytest.mark.promise("P22")
-def test_a_full_disk_is_asked_again_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("full", FULL, ids=errno.errorcode.get)
+def test_a_full_disk_is_asked_again_later(
+    full: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(space, "FULL_FOR", 0.1)
     free = [4]
 
     class Filling(BlockFile):
         def allocate(self, start: int, end: int) -> None:
             if end > free[0] * FORM.page_stride:
-                raise OSError(errno.ENOSPC, "No space left on device")
+                raise OSError(full, os.strerror(full))
             super().allocate(start, end)
 
     with opened(tmp_path, open_file=Filling) as file:

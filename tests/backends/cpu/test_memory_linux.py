@@ -114,10 +114,32 @@ def test_a_forked_child_is_refused_and_does_not_cost_the_parent_its_huge_pages()
         assert result.stdout.endswith("parent: 2 True\n")
 
 
+def test_what_a_forked_child_has_put_where_the_parents_memory_is_stays_when_it_closes_the_device():
+    script = """
+        memory = KIND()
+        span = memory.reserve(GRANULARITY)
+        if (child := os.fork()) == 0:
+            libc = ctypes.CDLL(None)
+            libc.mmap.restype = ctypes.c_void_p
+            libc.mmap.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 5]
+            fixed = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x10  # MAP_FIXED
+            rights = mmap.PROT_READ | mmap.PROT_WRITE
+            assert libc.mmap(span.base, GRANULARITY, rights, fixed, 2**64 - 1, 0) == span.base
+            own = ctypes.c_uint8.from_address(span.base)
+            own.value = 7
+            memory.close()
+            os._exit(own.value)
+        print("child:", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    for kind in KINDS:
+        result = run_script(script, kind)
+        assert result.stdout == "child: 7\n", result.stderr
+
+
 def run_script(body: str, kind: str) -> subprocess.CompletedProcess[str]:
     head = "\n".join(
         [
-            "import ctypes, os, sys",
+            "import ctypes, mmap, os, sys",
             f"sys.path.insert(0, {str(Path(__file__).parent)!r})",
             "from kvrt.errors import ContractError",
             f"from kvrt_cpu.memory import GRANULARITY, {kind} as KIND",
