@@ -68,6 +68,13 @@ def test_what_the_device_does_not_keep_is_refused(cpu_device: Device) -> None:
     assert cpu_device.memory.info().chunks == 0
 
 
+def test_a_format_that_the_device_does_not_keep_is_refused(null_device: Device) -> None:
+    assert "int8" not in null_device.info.kv_formats
+    with pytest.raises(ConfigError, match="null cannot keep keys and values in int8") as caught:
+        KVCache(null_device, replace(shape(), format="int8"), limit_bytes=ROOM)
+    assert caught.value.fix == f"use one of {', '.join(null_device.info.kv_formats)}"
+
+
 def test_a_device_without_any_memory_is_an_error_and_holds_nothing(null_device: Device) -> None:
     chaos = Chaos(null_device, fail={("memory.create", 1): OutOfMemory("none")})
     with pytest.raises(OutOfMemory, match="none"):
