@@ -70,9 +70,20 @@ def test_closing_returns_memory_addresses_and_files_even_of_mapped_chunks(reside
 
 
 def test_a_closed_memory_refuses_to_be_used(memory):
+    span, chunk = memory.reserve(2 * GRANULARITY), memory.create()
+    memory.map(span, 0, chunk)
     memory.close()
-    with pytest.raises(ContractError, match="closed"):
-        memory.create()
+    for call, *args in (
+        (memory.reserve, GRANULARITY),
+        (memory.create,),
+        (memory.map, span, GRANULARITY, chunk),
+        (memory.tensor, span, "float32"),
+        (memory.unmap, span, 0, chunk),
+        (memory.destroy, chunk),
+        (memory.release, span),
+    ):
+        with pytest.raises(ContractError, match="closed"):
+            call(*args)
 
 
 # --- bytes ------------------------------------------------------------------------------------
