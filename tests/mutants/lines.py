@@ -1,7 +1,7 @@
 """Faults of one line, over the whole tree, and the tests that should notice each.
 
-The first table was drawn: lines by chance, and in each the fault that somebody could most likely
-make there. The second are faults that a review made and the tests of then let pass.
+They were drawn: lines by chance, and in each the fault that somebody could most likely make there.
+Of later draws only those are kept that the tests let pass at first: see `tests.mutants.survived`.
 
 Where one of these lines changes, so does its entry; one whose line is gone is drawn anew.
 """
@@ -263,116 +263,5 @@ DRAWN = {
         "resolved = SamplingParams(**{**params, **wishes})",
         "resolved = SamplingParams(**{**wishes, **params})",
         "cli/test_sampling.py",
-    ),
-}
-
-SURVIVED = {
-    "completions of one prompt share a seed": M(
-        "kvrt.engine.answers",
-        "seed = (request.seed + output.index) % 2**64",
-        "seed = request.seed % 2**64",
-        "runtime/test_runtime.py",
-    ),
-    "log-probabilities of a prompt are those of the token before": M(
-        "kvrt.engine.answers",
-        "token, top = request.prompt[position + 1],",
-        "token, top = request.prompt[position],",
-        "runtime/test_runtime.py",
-    ),
-    "pages do not depend on the architecture": M(
-        "kvrt.engine.fingerprint",
-        "(info.backend, info.arch, kernels,",
-        "(info.backend, kernels,",
-        "runtime/test_page_names.py",
-    ),
-    "several completions count as one place": M(
-        "kvrt.sched.batching", "places -= seq.width", "places -= 1", "sched/test_batching.py"
-    ),
-    "presence is punished once for each occurrence": M(
-        "kvrt.engine.sampler",
-        "weight = params.presence_penalty + params.frequency_penalty * counts",
-        "weight = (params.presence_penalty + params.frequency_penalty) * counts",
-        "test_sampler.py",
-    ),
-    "the first stop string of the list counts, not of the text": M(
-        "kvrt.engine.stops",
-        "if length and (first is None or end - length < first):",
-        "if length and first is None:",
-        "sched/test_output.py",
-    ),
-    "a candidate too many may end": M(
-        "kvrt.sched.beams",
-        "elif place < self.width:",
-        "elif place <= self.width:",
-        "sched/test_beams.py",
-    ),
-    "a memory limit does not count the weights": M(
-        "kvrt.engine.sizing",
-        "limit = limit_bytes(config.memory_limit, device) - model.weight_bytes",
-        "limit = limit_bytes(config.memory_limit, device)",
-        "runtime/test_sizing.py",
-    ),
-    "what is free does not bound the cache": M(
-        "kvrt.engine.sizing",
-        "limit = min(shape.span_bytes, int(free * FREE_SHARE), free - step)",
-        "limit = shape.span_bytes",
-        "runtime/test_sizing.py",
-    ),
-    "out of memory is like any other fault": M(
-        "kvrt_cli.main",
-        "5 if isinstance(error, MemoryError) else 1",
-        "1",
-        "cli/test_usage.py",
-    ),
-    "who is interrupted leaves requests behind": M(
-        "kvrt.runtime",
-        "                if isinstance(stream, Stream):\n                    stream.close()\n",
-        "                pass\n",
-        "runtime/test_life.py",
-    ),
-    "a recorded step pads with one sequence too many": M(
-        "kvrt.model.graphs",
-        "torch.arange(tokens + 1, size + 1, dtype=torch.int32)",
-        "torch.arange(tokens + 1, size + 1, dtype=torch.int32).clamp(max=size - 1)",
-        "runtime/test_graphs.py",
-    ),
-    "an answer is one token longer than the context": M(
-        "kvrt.runtime",
-        "max_len=min(room, len(tokens) + max_new),",
-        "max_len=min(room + 1, len(tokens) + max_new),",
-        "runtime/test_runtime.py",
-    ),
-    "a prompt may fill the context": M(
-        "kvrt.engine.prompts",
-        "if len(tokens) + new > model.max_model_len:",
-        "if len(tokens) > model.max_model_len:",
-        "runtime/test_runtime.py",
-    ),
-    "what is used most goes first": M(
-        "kvrt.kv.index.eviction",
-        "return (page.hits, page.used)",
-        "return (-page.hits, page.used)",
-        "sched/test_eviction.py",
-    ),
-    "what is named may be written to": M(
-        "kvrt.kv.pages.holders",
-        "- left * _ROW == _ROW",
-        "- left * _ROW <= _ROW + _INDEX",
-        "pages/test_table.py",
-    ),
-    "what was in use when a plan began is not evicted": M(
-        "kvrt.sched.batching", "self._cached.look_again()", "pass", "sched/test_ends.py"
-    ),
-    "what was worth much once stays for ever": M(
-        "kvrt.kv.index.eviction",
-        "self._clock = max(self._clock, page.worth[0])",
-        "pass",
-        "sched/test_eviction.py",
-    ),
-    "a forked child waits for ever": M(
-        "kvrt.engine.process",
-        "return os.getpid() == self._pid",
-        "return True",
-        "runtime/test_life.py",
     ),
 }

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from .lines import DRAWN, SURVIVED
+from .lines import DRAWN
 from .run import ROOT, LineMutant, run_tests
+from .survived import SURVIVED
 
 MUTANTS = DRAWN | SURVIVED
 

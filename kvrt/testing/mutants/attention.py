@@ -89,6 +89,19 @@ class ReadsPagesBackwards(MutantAttention):
         self.run_as(replace(step.batch, page_table=table), layer, q, out, params)
 
 
+class ReadsPagesByNumber(MutantAttention):
+    """In the order in which they lie in memory."""
+
+    def run_step(
+        self, step: Step, layer: int, q: Tensor, out: Tensor, params: AttentionParams
+    ) -> None:
+        table = step.batch.page_table.clone()
+        for s, length in enumerate(step.batch.context_len.tolist()):
+            pages = -(-length // step.batch.layout.page_size)
+            table[s, :pages] = table[s, :pages].sort().values
+        self.run_as(replace(step.batch, page_table=table), layer, q, out, params)
+
+
 class MissesTheLastPage(MutantAttention):
     """Reads the entry before the last one once more, where the context has just begun a page."""
 

@@ -1,0 +1,201 @@
+"""Faults of one line that the tests once let pass, and the tests that notice them now.
+
+Some a review made, others were drawn as those of `tests.mutants.lines` are.
+"""
+
+from tests.mutants.run import LineMutant as M
+
+SURVIVED = {
+    "completions of one prompt share a seed": M(
+        "kvrt.engine.answers",
+        "seed = (request.seed + output.index) % 2**64",
+        "seed = request.seed % 2**64",
+        "runtime/test_runtime.py",
+    ),
+    "log-probabilities of a prompt are those of the token before": M(
+        "kvrt.engine.answers",
+        "token, top = request.prompt[position + 1],",
+        "token, top = request.prompt[position],",
+        "runtime/test_runtime.py",
+    ),
+    "pages do not depend on the architecture": M(
+        "kvrt.engine.fingerprint",
+        "(info.backend, info.arch, kernels,",
+        "(info.backend, kernels,",
+        "runtime/test_page_names.py",
+    ),
+    "several completions count as one place": M(
+        "kvrt.sched.batching", "places -= seq.width", "places -= 1", "sched/test_batching.py"
+    ),
+    "presence is punished once for each occurrence": M(
+        "kvrt.engine.sampler",
+        "weight = params.presence_penalty + params.frequency_penalty * counts",
+        "weight = (params.presence_penalty + params.frequency_penalty) * counts",
+        "test_sampler.py",
+    ),
+    "the first stop string of the list counts, not of the text": M(
+        "kvrt.engine.stops",
+        "if length and (first is None or end - length < first):",
+        "if length and first is None:",
+        "sched/test_output.py",
+    ),
+    "a candidate too many may end": M(
+        "kvrt.sched.beams",
+        "elif place < self.width:",
+        "elif place <= self.width:",
+        "sched/test_beams.py",
+    ),
+    "a memory limit does not count the weights": M(
+        "kvrt.engine.sizing",
+        "limit = limit_bytes(config.memory_limit, device) - model.weight_bytes",
+        "limit = limit_bytes(config.memory_limit, device)",
+        "runtime/test_sizing.py",
+    ),
+    "what is free does not bound the cache": M(
+        "kvrt.engine.sizing",
+        "limit = min(shape.span_bytes, int(free * FREE_SHARE), free - step)",
+        "limit = shape.span_bytes",
+        "runtime/test_sizing.py",
+    ),
+    "out of memory is like any other fault": M(
+        "kvrt_cli.main",
+        "5 if isinstance(error, MemoryError) else 1",
+        "1",
+        "cli/test_usage.py",
+    ),
+    "who is interrupted leaves requests behind": M(
+        "kvrt.runtime",
+        "                if isinstance(stream, Stream):\n                    stream.close()\n",
+        "                pass\n",
+        "runtime/test_life.py",
+    ),
+    "a recorded step pads with one sequence too many": M(
+        "kvrt.model.graphs",
+        "torch.arange(tokens + 1, size + 1, dtype=torch.int32)",
+        "torch.arange(tokens + 1, size + 1, dtype=torch.int32).clamp(max=size - 1)",
+        "runtime/test_graphs.py",
+    ),
+    "an answer is one token longer than the context": M(
+        "kvrt.runtime",
+        "max_len=min(room, len(tokens) + max_new),",
+        "max_len=min(room + 1, len(tokens) + max_new),",
+        "runtime/test_runtime.py",
+    ),
+    "a prompt may fill the context": M(
+        "kvrt.engine.prompts",
+        "if len(tokens) + new > model.max_model_len:",
+        "if len(tokens) > model.max_model_len:",
+        "runtime/test_runtime.py",
+    ),
+    "what is used most goes first": M(
+        "kvrt.kv.index.eviction",
+        "return (page.hits, page.used)",
+        "return (-page.hits, page.used)",
+        "sched/test_eviction.py",
+    ),
+    "what is named may be written to": M(
+        "kvrt.kv.pages.holders",
+        "- left * _ROW == _ROW",
+        "- left * _ROW <= _ROW + _INDEX",
+        "pages/test_table.py",
+    ),
+    "what was in use when a plan began is not evicted": M(
+        "kvrt.sched.batching", "self._cached.look_again()", "pass", "sched/test_ends.py"
+    ),
+    "what was worth much once stays for ever": M(
+        "kvrt.kv.index.eviction",
+        "self._clock = max(self._clock, page.worth[0])",
+        "pass",
+        "sched/test_eviction.py",
+    ),
+    "a forked child waits for ever": M(
+        "kvrt.engine.process",
+        "return os.getpid() == self._pid",
+        "return True",
+        "runtime/test_life.py",
+    ),
+    "more log-probabilities than tokens are asked of a small vocabulary": M(
+        "kvrt.engine.sampler",
+        "logprobs.topk(min(top, logprobs.numel()))",
+        "logprobs.topk(top)",
+        "test_sampler.py",
+    ),
+    "what was never begun is never answered": M(
+        "kvrt.engine.mailbox",
+        "question.deliver(failed_result(question.id, question.prompt, error))",
+        "pass",
+        "runtime/test_life.py",
+    ),
+    "a quota that is used up is not like a disk that is full": M(
+        "kvrt.kv.tiers.space",
+        "{errno.ENOSPC, errno.EDQUOT, errno.EFBIG}",
+        "{errno.ENOSPC, errno.EFBIG}",
+        "tiers/test_faults.py",
+    ),
+    "queries are read beyond their end": M(
+        "kvrt_kernels.triton.work",
+        "d = tl.arange(0, BLOCK_D)\n    mask = valid[:, None]",
+        "d = tl.arange(0, BLOCK_D)\n    mask = (row + token >= 0)[:, None]",
+        "triton/test_interpreted.py::test_the_kernels_touch_nothing_but_their_own_tokens",
+    ),
+    "a file of seven bytes has a length of its header": M(
+        "kvrt.model.header",
+        "if len(prefix) < 8:\n            raise ModelError(",
+        "if len(prefix) < 8:\n            ModelError(",
+        "model/test_checkpoint.py",
+    ),
+    "no time is spent on what makes no text": M(
+        "kvrt.model.bounds",
+        "        else:\n            self.spend(0)",
+        "        else:\n            pass",
+        "model/test_template_bounds.py",
+    ),
+    "numbers grow from the right": M(
+        "kvrt.model.bounds",
+        "if left.bit_length() + right.bit_length() > BITS:",
+        "if left.bit_length() > BITS:",
+        "model/test_template_bounds.py",
+    ),
+    "the doctor believes what it reads": M(
+        "kvrt_cli.checks.device",
+        "torch.equal(place(2 * n), pattern + n)",
+        "torch.equal(place(2 * n), place(2 * n))",
+        "cli/test_doctor.py",
+    ),
+    "a forked child unmaps what is its own": M(
+        "kvrt_cpu.memory",
+        "if os.getpid() == self._pid:\n            for span",
+        "if True:\n            for span",
+        "backends/cpu/test_memory_linux.py",
+    ),
+    "memory that is closed unmaps": M(
+        "kvrt_cpu.memory",
+        "self.require_owner()\n        self._mappings.spend()\n        place",
+        "self._mappings.spend()\n        place",
+        "backends/cpu/test_memory.py",
+    ),
+    "what is empty or zero is not checked": M(
+        "kvrt.config",
+        "for name in OPTIONS}",
+        "for name in OPTIONS if getattr(self, name)}",
+        "test_arguments.py",
+    ),
+    "heads of any smaller size will do": M(
+        "kvrt.wrappers.attention",
+        "layout.head_dim not in sizes",
+        "layout.head_dim > max(sizes)",
+        "registry/test_checked_attention.py",
+    ),
+    "the kit gives pages in the order of their numbers": M(
+        "kvrt.testing.paged",
+        "for i in order.tolist()]",
+        "for i in sorted(order.tolist())]",
+        "conformance/test_mutants.py::test_the_kit_finds_the_fault[reads_pages_by_number]",
+    ),
+    "any format is kept": M(
+        "kvrt.kv.cache",
+        "if geometry.format not in info.kv_formats:",
+        "if False:",
+        "pages/test_cache.py",
+    ),
+}
