@@ -194,7 +194,7 @@ SURVIVED = {
     ),
     "any format is kept": M(
         "kvrt.kv.cache",
-        "if geometry.format not in info.kv_formats:",
+        "if layout.format not in info.kv_formats:",
         "if False:",
         "pages/test_cache.py",
     ),
