@@ -173,25 +173,22 @@ class CheckedAttention:
             s = int(needed.argmax())
             rule = f"sequence {s} has {context[s]} tokens and needs {needed[s]} pages"
             raise broken("page_table", f"[{len(table)}, {table.shape[1]}]", rule)
-        used = np.arange(table.shape[1]) < needed[:, None]  # [sequences, max pages]
-        pages = table[used]
-        if not pages.size:
-            return
-        lowest, highest = int(pages.min()), int(pages.max())
         room = mapping.span.nbytes - int(extents.starts[-1]) - extents.nbytes
         limit = min(room // extents.page_bytes + 1, extents.pages)
-        if lowest < 0 or highest >= limit:
-            bad = (pages < 0) | (pages >= limit)
-            rule = f"must be from 0 and below {limit}, the pages of the span"
-        else:
-            # Most often there is no hole between the lowest and the highest page at all.
+        if table.size:
+            # Most often no page of the table, used or not, is near a hole.
+            lowest, highest = int(table.min()), int(table.max())
             reach = (highest - lowest) * extents.page_bytes + extents.nbytes
-            unbroken = mapping.covers(lowest * extents.page_bytes + extents.starts, reach)
-            if unbroken.all():
+            starts = lowest * extents.page_bytes + extents.starts
+            if lowest >= 0 and highest < limit and mapping.covers(starts, reach).all():
                 return
-            bad = np.zeros(pages.shape, np.bool_)
+        used = np.arange(table.shape[1]) < needed[:, None]  # [sequences, max pages]
+        pages = table[used]
+        bad = (pages < 0) | (pages >= limit)
+        rule = f"must be from 0 and below {limit}, the pages of the span"
+        if not bad.any():
             rule = "is not mapped: a part of it is a hole of the span"
-            for start in extents.starts[~unbroken].tolist():
+            for start in extents.starts.tolist():
                 bad |= ~mapping.covers(pages * extents.page_bytes + start, extents.nbytes)
         if bad.any():
             s, i = (int(index) for index in np.argwhere(used)[bad.argmax()])
