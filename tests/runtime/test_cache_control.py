@@ -291,6 +291,7 @@ def test_a_folder_loaded_again_and_again_costs_what_it_costs_once(
     assert cached(second, [7] * 40) == 2 * PAGE
 
 
+@pytest.mark.promise("P22")
 @pytest.mark.parametrize("call", ["open", "write", "sync"])
 def test_nobody_but_its_caller_waits_for_the_disk_of_a_snapshot(
     call: str, make_runtime: MakeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
