@@ -249,8 +249,8 @@ class Runtime(CacheControl):
         """
         checked = check_options(LIMIT, limit=limit, revision=revision)
         kv = limit_bytes(checked["limit"], self.device) - self.model.weight_bytes
-        if kv < self.cache.geometry.page_bytes:
-            raise too_small(limit, self.model.weight_bytes, self.cache.geometry)
+        if kv < self.cache.page_bytes:
+            raise too_small(limit, self.model.weight_bytes, self.cache.min_bytes)
         change = self.cache.set_memory_limit(kv, checked["revision"])
         self._worker.tell(Signal.LIMIT_CHANGED)
         return change

@@ -99,7 +99,7 @@ def about(runtime: "Runtime") -> dict[str, Any]:
         "backend": info.backend,
         "device": f"{info.backend}:{info.index} {info.name}",
         "dtype": runtime.model.dtype,
-        "kv_dtype": runtime.cache.layout.format,
+        "kv_dtype": runtime.cache.layouts[0].format,
     }
 
 

@@ -164,7 +164,7 @@ def open_runtime(terminal: Terminal, config: RuntimeConfig) -> Iterator["Runtime
         model, info = runtime.model, runtime.device_info
         terminal.note(
             f"{model.name} ({model.spec.architecture}, {model.dtype},"
-            f" {format_bytes(model.weight_bytes)}; KV in {runtime.cache.layout.format})"
+            f" {format_bytes(model.weight_bytes)}; KV in {runtime.cache.layouts[0].format})"
             f" on {info.backend}:{info.index} {info.name}"
         )
         for note in info.notes:

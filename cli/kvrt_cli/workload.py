@@ -137,7 +137,7 @@ def _columns(runtime: "Runtime", work: Workload) -> dict[str, Any]:
         "arch": info.arch,
         "threads": config.threads or "auto",
         "dtype": model.dtype,
-        "kv_dtype": runtime.cache.layout.format,
+        "kv_dtype": runtime.cache.layouts[0].format,
         "page_size": config.page_size,
         "max_batch_tokens": config.max_batch_tokens,
         "prefix_cache": config.prefix_cache,

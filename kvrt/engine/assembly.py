@@ -84,7 +84,7 @@ def assemble(
     still_wanted()
     cache = make_cache(config, device, model)
     stack.callback(cache.close)
-    fingerprint = page_fingerprint(model, cache.layout, device.info)
+    fingerprint = page_fingerprint(model, cache.layouts[0], device.info)
     reuse = make_reuse(config)
     memory = Memory(cache, reuse, make_offload(config, device, cache, fingerprint, reuse))
     stack.callback(memory.close)
@@ -118,7 +118,7 @@ def make_offload(
     if reuse is None or config.offload is None:
         return None
     tiers = parse_tiers(config.offload)
-    page_bytes = cache.geometry.page_bytes
+    page_bytes = cache.page_bytes
     is_tier = tiers.host_bytes > 0
     if is_tier:
         host = HostStore(device.copier, page_bytes, tiers.host_bytes)
@@ -127,7 +127,7 @@ def make_offload(
     disk = None
     if tiers.disk_path is not None:
         folder = own_folder(tiers.disk_path, fingerprint)
-        form = page_format(fingerprint, cache.geometry)
+        form = page_format(fingerprint, cache.layouts[0])
         disk = DiskStore(PageFile.open(folder, form, budget=tiers.disk_bytes))
     through = config.offload_write == "through"
     offload = Offload(

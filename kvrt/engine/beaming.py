@@ -78,7 +78,7 @@ def gather(live: Live, request: Request, step: int) -> Seq:
     beams.offers.clear()
     trunk.width = len(beams.search.live)
     del trunk.tokens[trunk.prompt_len + beams.search.common :]
-    del trunk.names[(len(trunk.tokens) - 1) // live.memory.cache.geometry.page_size :]
+    del trunk.names[(len(trunk.tokens) - 1) // live.memory.cache.page_size :]
     return trunk
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from kvrt.kv.pages.geometry import Geometry
 from kvrt.kv.tiers.format import PageFormat
 from kvrt.kv.tiers.names import fingerprint
 from kvrt.model.loader import Model
@@ -30,5 +29,5 @@ def own_folder(folder: str | Path, fingerprint: bytes) -> Path:
     return Path(folder).expanduser() / fingerprint.hex()[:16]
 
 
-def page_format(fingerprint: bytes, geometry: Geometry) -> PageFormat:
-    return PageFormat(fingerprint, geometry.page_bytes, geometry.page_size)
+def page_format(fingerprint: bytes, layout: KVLayout) -> PageFormat:
+    return PageFormat(fingerprint, layout.page_bytes, layout.page_size)

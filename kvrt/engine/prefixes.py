@@ -36,20 +36,20 @@ class Prefixes:
     def pin(self, root: bytes, tokens: Sequence[int]) -> int:
         """Keep what is cached of a prompt until `unpin`. Returns how many tokens that is."""
         cache = self._memory.cache
-        names = list(chain(root, tokens, cache.geometry.page_size))
+        names = list(chain(root, tokens, cache.page_size))
         row = self._reuse.index.match(names)
         if len(row):
             key = names[len(row) - 1].key
             holder = ("pin", key)
             if key not in self._pinned:
                 self._pinned[key] = holder
-                self._memory.commit(cache.table.attach(holder, row))
-        return len(row) * cache.geometry.page_size
+                self._memory.commit(cache.table.attach(holder, (row,)))
+        return len(row) * cache.page_size
 
     def unpin(self, root: bytes, tokens: Sequence[int]) -> int:
         """Let it be evicted again. Returns how many pins on the prompt's pages there were."""
         cache = self._memory.cache
-        names = chain(root, tokens, cache.geometry.page_size)
+        names = chain(root, tokens, cache.page_size)
         holders = [self._pinned.pop(name.key) for name in names if name.key in self._pinned]
         for holder in holders:
             self._reuse.end(cache.table.row(holder))
@@ -76,7 +76,7 @@ class Prefixes:
         doomed = known
         if root is not None:
             doomed = {name for name in known if name.tenant == tenant_of(root)}
-            if names := list(chain(root, tokens, cache.geometry.page_size)):
+            if names := list(chain(root, tokens, cache.page_size)):
                 doomed -= _after(doomed, root)
                 doomed |= ({names[-1]} & known) | _after(known, names[-1].key)
         if offload is not None:

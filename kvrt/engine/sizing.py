@@ -5,7 +5,6 @@ import logging
 from kvrt.config import RuntimeConfig
 from kvrt.errors import CapacityError
 from kvrt.kv.cache import KVCache, geometry_of
-from kvrt.kv.pages.geometry import Geometry
 from kvrt.model.activations import Activations
 from kvrt.model.loader import Model
 from kvrt.model.rope import rotation_bytes
@@ -26,12 +25,12 @@ def limit_bytes(limit: int | str, device: Device) -> int:
     return parse_bytes(limit, whole=device.info.total_bytes)
 
 
-def too_small(limit: int | str, weights: int, geometry: Geometry) -> CapacityError:
-    needed = weights + geometry.chunk_bytes * geometry.chunks_of(1).stop
+def too_small(limit: int | str, weights: int, smallest: int) -> CapacityError:
+    needed = weights + smallest
     return CapacityError(
         f"a memory limit of {limit if isinstance(limit, str) else format_bytes(limit)} is too "
         f"small: the weights take {format_bytes(weights)}, and the smallest KV cache "
-        f"{format_bytes(needed - weights)} more",
+        f"{format_bytes(smallest)} more",
         needed=needed,
         fix=f"give at least {format_bytes(needed)}",
     )
@@ -69,7 +68,7 @@ def check_room(
     room = shape.chunk_bytes * shape.chunks_of(1).stop
     limit = config.memory_limit
     if limit is not None and limit_bytes(limit, device) < weights + room:
-        raise too_small(limit, weights, shape)
+        raise too_small(limit, weights, room)
 
 
 def make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:
@@ -96,7 +95,8 @@ def make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:
                 format_bytes(free), config.memory_limit, format_bytes(max(0, free - limit)),
                 config.max_batch_tokens, format_bytes(step),
             )  # fmt: skip
-    if limit < shape.chunk_bytes * shape.chunks_of(1).stop:
+    smallest = shape.chunk_bytes * shape.chunks_of(1).stop
+    if limit < smallest:
         if config.memory_limit is None:
             raise CapacityError(
                 f"no memory is left for the KV cache: of {format_bytes(free)} that are free, a step"
@@ -105,10 +105,10 @@ def make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:
                 free=free,
                 fix="lower max_batch_tokens, or take a smaller model",
             )
-        raise too_small(config.memory_limit, model.weight_bytes, shape)
+        raise too_small(config.memory_limit, model.weight_bytes, smallest)
     return KVCache(
         device,
-        layout,
+        [layout],
         shape.pages,
         limit_bytes=limit,
         keep_warm_bytes=config.keep_warm,

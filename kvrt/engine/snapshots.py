@@ -53,7 +53,7 @@ class Snapshots:
     def __init__(self, engine: Engine, fingerprint: bytes, ask: Ask) -> None:
         self._memory = engine.memory
         self._device = engine.device
-        self._form = page_format(fingerprint, engine.memory.cache.geometry)
+        self._form = page_format(fingerprint, engine.memory.cache.layouts[0])
         self._ask = ask
         self._turn = threading.Lock()
         self._stop_saving = threading.Event()
@@ -80,7 +80,7 @@ class Snapshots:
         held.sort(key=lambda entry: entry.depth)  # none before the one that it follows
         names = dict.fromkeys((*(entry.name for entry in held), *outside))
         if root is not None:
-            wanted = set(chain(root, tokens, self._memory.cache.geometry.page_size))
+            wanted = set(chain(root, tokens, self._memory.cache.page_size))
             names = {name: None for name in names if name in wanted}
         with self._turn:
             file = PageFile.open(folder, self._form, compress=compress)
@@ -103,7 +103,7 @@ class Snapshots:
         self._stop_saving.set()
 
     def _write_all(self, file: PageFile, names: deque[PageName]) -> int:
-        page_bytes = self._memory.cache.geometry.page_bytes
+        page_bytes = self._memory.cache.page_bytes
         most = min(PIECE_PAGES, PIECE_BYTES // page_bytes, len(names))
         buffers = self._ask(lambda: [self._buffer() for _ in range(max(1, most))])
         written = 0
@@ -126,7 +126,7 @@ class Snapshots:
         return [*reuse_of(self._memory).index], [] if offload is None else offload.stores.names()
 
     def _buffer(self) -> torch.Tensor:
-        return self._device.copier.host_buffer(self._memory.cache.geometry.page_bytes)
+        return self._device.copier.host_buffer(self._memory.cache.page_bytes)
 
     def _copy(
         self, names: deque[PageName], buffers: list[torch.Tensor]
@@ -191,6 +191,6 @@ class Snapshots:
         memory = self._memory
         if memory.offload is None:
             reuse = reuse_of(memory)
-            host = HostStore.staging(self._device.copier, memory.cache.geometry.page_bytes)
+            host = HostStore.staging(self._device.copier, memory.cache.page_bytes)
             memory.offload = reuse.tiers = Offload(self._device, memory.cache, host, reuse.cost)
         memory.offload.stores.read_from(store)

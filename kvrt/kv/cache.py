@@ -7,6 +7,7 @@
 A change is planned on values, as often as one likes; `commit` carries it out, wholly or not at all.
 """
 
+import bisect
 import enum
 import itertools
 import logging
@@ -23,9 +24,11 @@ from kvrt.kv.pages.backing import Backing
 from kvrt.kv.pages.change import Change
 from kvrt.kv.pages.geometry import Geometry
 from kvrt.kv.pages.integrity import check_table
+from kvrt.kv.pages.lanes import SeqId
 from kvrt.kv.pages.limit import Limit
+from kvrt.kv.pages.pool import ChunkPool
 from kvrt.kv.pages.rows import PageRows
-from kvrt.kv.pages.table import PageTable, SeqId
+from kvrt.kv.pages.table import PageTable
 from kvrt.spi import AttentionBatch, Device, DeviceInfo, KVLayout
 
 log = logging.getLogger(__name__)
@@ -55,10 +58,10 @@ class CacheStats:
     """Where a cache stands.
 
     Args:
-        page_bytes: bytes of one page.
-        used_pages: pages that sequences hold, shared ones counted once.
+        page_bytes: bytes of a page, of each group one.
+        used_pages: pages that sequences hold, of all groups, shared ones counted once.
         cached_pages: pages that no sequence holds, kept for those that begin with the same tokens.
-        free_pages: pages that can be handed out within the limit.
+        free_pages: pages, of each group, that can be handed out within the limit.
         retired_pages: pages that wait for the end of a step.
         mapped_bytes: physical memory in the span.
         pooled_bytes: physical memory created and not mapped. The cache holds both.
@@ -93,13 +96,14 @@ class KVCache:
     """Keys and values of all sequences, and the memory under them.
 
     It belongs to one thread, the engine's. Other threads may call `set_memory_limit` and `stats`,
-    and read `geometry` and `capacity_tokens`: those look at values that are replaced as a whole,
-    and call no device.
+    and read `page_size`, `page_bytes` and `capacity_tokens`: those look at values that are replaced
+    as a whole, and call no device.
 
     Args:
         device: opened by the caller, who closes it after the cache.
-        layout: what is where in a page.
-        pages: that addresses are reserved for, the null page included.
+        layouts: of each group of layers: what is where in a page. Pages of all groups hold as many
+            tokens; each group has a span of its own.
+        pages: of each group that addresses are reserved for, the null page included.
         limit_bytes: physical memory the cache may hold, rounded down to whole chunks.
         keep_warm_bytes: memory kept when idle, so that the first pages cost nothing; rounded down.
         poison: for tests. Each page that becomes free, and each chunk that is mapped, is
@@ -114,33 +118,41 @@ class KVCache:
     def __init__(
         self,
         device: Device,
-        layout: KVLayout,
+        layouts: Sequence[KVLayout],
         pages: int,
         *,
         limit_bytes: int,
         keep_warm_bytes: int = 0,
         poison: bool = False,
     ) -> None:
-        geometry = geometry_of(layout, device.info, pages)
+        self.layouts = tuple(layouts)
+        self._geometries = [geometry_of(layout, device.info, pages) for layout in layouts]
+        self._chunk_bytes = device.info.granularity
         if keep_warm_bytes < 0:
             raise ConfigError(f"keep_warm_bytes is {keep_warm_bytes}; it must not be negative")
-        self.layout = layout
-        self.geometry = geometry
         self._poison = poison
-        self._floor = keep_warm_bytes // geometry.chunk_bytes
+        self._floor = keep_warm_bytes // self._chunk_bytes
         self._limit = Limit(self._limit_chunks(limit_bytes), limit_bytes)
         self._revision: int | None = None
         self._lock = threading.Lock()  # over the table's replacement and the limit in it
-        self._rows = PageRows()
+        self._rows = [PageRows(group) for group in range(len(self.layouts))]
         self._window = 0  # steps since spare memory was last looked at
         self._least_spare = 0
         self._peak = self._maps = self._unmaps = self._copies = 0
-        self._backing = Backing(device, geometry, layout)
-        change = PageTable.empty(geometry, self._limit.chunks, scrub=poison)
+        self._device = device
+        self._pool = ChunkPool(device.memory)
+        self._backings: list[Backing] = []
+        try:
+            for geometry, layout in zip(self._geometries, self.layouts, strict=True):
+                self._backings.append(Backing(device, geometry, layout, self._pool))
+        except BaseException:
+            self.close()
+            raise
+        change = PageTable.empty(self._geometries, self._limit.chunks, scrub=poison)
         self._table = change.table
         failed = self.commit(change)
         if failed is not None:
-            self._backing.release()
+            self.close()
             raise failed.error
 
     # --- what a step does --------------------------------------------------------------------
@@ -166,13 +178,13 @@ class KVCache:
                 f" the current one is {version}"
             )
         if change.ops:
-            applied = apply(change.ops, self._backing, poison=self._poison)
+            applied = apply(change.ops, self._backings, poison=self._poison)
             if isinstance(applied, Failed):
                 return applied
             self._maps += applied.maps
             self._unmaps += applied.unmaps
             self._copies += applied.copies
-            self._peak = max(self._peak, len(self._backing.mapped))
+            self._peak = max(self._peak, self._mapped)
         with self._lock:
             # Another thread may have changed the limit since the change was planned.
             self._table = replace(change.table, limit=self._limit.chunks, version=version + 1)
@@ -184,9 +196,10 @@ class KVCache:
         query_lens: Sequence[int],
         parents: Sequence[int] | None = None,
         contexts: Sequence[int] | None = None,
+        group: int = 0,
     ) -> AttentionBatch:
         """The attention batch of sequences that compute `query_lens` new tokens, and have
-        `contexts` tokens with them.
+        `contexts` tokens with them, over the pages of one group.
 
         `parents`: see `kvrt.spi.AttentionBatch`. `contexts`: None: all they have in the table.
 
@@ -196,9 +209,9 @@ class KVCache:
         if contexts is None:
             contexts = [table.length(seq) for seq in seqs]
         return AttentionBatch(
-            kv=self._backing.kv,
-            layout=self.layout,
-            page_table=torch.from_numpy(self._rows.select(table, seqs)),
+            kv=self._backings[group].kv,
+            layout=self.layouts[group],
+            page_table=torch.from_numpy(self._rows[group].select(table, seqs)),
             query_start=int32([0, *itertools.accumulate(query_lens)]),
             context_len=int32(contexts),
             parents=None if parents is None else int32(parents),
@@ -233,13 +246,13 @@ class KVCache:
 
         Waits for the device to end what it still does. With `poison`, checks integrity.
         """
-        self._backing.device.fence().wait()
+        self._device.fence().wait()
         self.reclaim()
         self._ask_again(self._limit.restore)
         keep = max(0, min(self._floor, self._limit.chunks) - self._needed())
         self._keep_spare(keep)
         try:
-            self._backing.pool.fill(keep - self._table.warm_chunks)
+            self._pool.fill(keep - self._table.warm_chunks)
         except OutOfMemory as error:
             log.debug("cannot create chunks ahead of need: %s", error)
         self._window, self._least_spare = 0, self._spare()
@@ -248,11 +261,28 @@ class KVCache:
 
     def close(self) -> None:
         """Give all memory and addresses back. Safe to call twice."""
-        self._backing.release()
+        for backing in self._backings:
+            backing.release()
+        self._pool.drain()
 
-    def page(self, page: int) -> torch.Tensor:
+    @property
+    def page_size(self) -> int:
+        """Tokens in a page."""
+        return self.layouts[0].page_size
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes that a page's tokens take, in all groups together."""
+        return sum(layout.page_bytes for layout in self.layouts)
+
+    @property
+    def min_bytes(self) -> int:
+        """The least that it can go on with: a page of each group, and their null pages."""
+        return self._min_chunks * self._chunk_bytes
+
+    def page(self, page: int, group: int = 0) -> torch.Tensor:
         """The bytes of a page in use: uint8 [page_bytes], in the device's memory."""
-        return self._backing.page(page)
+        return self._backings[group].page(page)
 
     # --- the limit ---------------------------------------------------------------------------
 
@@ -260,7 +290,10 @@ class KVCache:
     def capacity_tokens(self) -> int:
         """Tokens that one sequence can have if it has the cache for itself, and the device all the
         memory that the limit allows."""
-        return (self.geometry.pages_in(self._limit.asked_chunks) - 1) * self.geometry.page_size
+        pages = bisect.bisect_right(
+            range(1, self._geometries[0].pages), self._limit.asked_chunks, key=self._chunks_for
+        )
+        return pages * self.page_size
 
     def set_memory_limit(self, limit_bytes: int, revision: int | None = None) -> LimitChange:
         """Change how much physical memory the cache may hold. From any thread, at any time.
@@ -284,8 +317,7 @@ class KVCache:
                 self._revision = revision
             self._limit.ask(chunks, limit_bytes)
             self._table = self._table.with_limit(chunks)
-        held = self._backing.held_chunks
-        return LimitChange.APPLIED if held <= chunks else LimitChange.DEFERRED
+        return LimitChange.APPLIED if self._held <= chunks else LimitChange.DEFERRED
 
     def limit_to_held(self) -> int:
         """Lower the limit to what is held now, because the device has no more; returns its bytes.
@@ -297,16 +329,16 @@ class KVCache:
 
         For the engine's thread, after `commit` has failed.
         """
-        held = min(self._backing.held_chunks, self._limit.chunks)
+        held = min(self._held, self._limit.chunks)
         if held == self._limit.chunks:
-            self._backing.pool.drain()
-            held = max(self.geometry.min_chunks, min(len(self._backing.mapped), held - 1))
+            self._pool.drain()
+            held = max(self._min_chunks, min(self._mapped, held - 1))
         return self._lower(held)
 
     @property
     def held_bytes(self) -> int:
         """Physical memory that is taken now."""
-        return self._backing.held_chunks * self.geometry.chunk_bytes
+        return self._held * self._chunk_bytes
 
     def give_spare(self) -> None:
         """Give back all that no page needs: something else wants the device's memory."""
@@ -316,13 +348,13 @@ class KVCache:
         """Lower the limit by an eighth of what was held when the device had too little left for
         anything else; returns its bytes. It comes back as after `limit_to_held`. For the engine's
         thread."""
-        chunks = held_bytes // self.geometry.chunk_bytes
-        less = max(self.geometry.min_chunks, chunks - max(1, chunks // 8))
+        chunks = held_bytes // self._chunk_bytes
+        less = max(self._min_chunks, chunks - max(1, chunks // 8))
         return self._lower(min(less, self._limit.chunks))
 
     def _lower(self, chunks: int) -> int:
         with self._lock:
-            self._limit.lower(chunks, chunks * self.geometry.chunk_bytes)
+            self._limit.lower(chunks, chunks * self._chunk_bytes)
             self._table = self._table.with_limit(chunks)
         return self._limit.nbytes
 
@@ -333,9 +365,9 @@ class KVCache:
                 self._table = self._table.with_limit(self._limit.chunks)
 
     @property
-    def chunks_over_limit(self) -> int:
-        """Chunks with pages in use beyond the limit, after it was lowered."""
-        return max(0, self._needed() - self._limit.chunks)
+    def bytes_over_limit(self) -> int:
+        """Bytes of chunks with pages in use beyond the limit, after it was lowered."""
+        return max(0, self._needed() - self._limit.chunks) * self._chunk_bytes
 
     # --- looking -----------------------------------------------------------------------------
 
@@ -344,17 +376,17 @@ class KVCache:
         with self._lock:
             table, limit, asked = self._table, self._limit.nbytes, self._limit.asked_bytes
         return CacheStats(
-            page_bytes=self.geometry.page_bytes,
+            page_bytes=self.page_bytes,
             used_pages=table.used_pages,
             cached_pages=table.idle_pages,
             free_pages=table.free_pages,
             retired_pages=table.retired_pages,
-            mapped_bytes=len(self._backing.mapped) * self.geometry.chunk_bytes,
-            pooled_bytes=len(self._backing.pool) * self.geometry.chunk_bytes,
-            spare_bytes=self._spare() * self.geometry.chunk_bytes,
+            mapped_bytes=self._mapped * self._chunk_bytes,
+            pooled_bytes=len(self._pool) * self._chunk_bytes,
+            spare_bytes=self._spare() * self._chunk_bytes,
             limit_bytes=limit,
             asked_bytes=asked,
-            peak_mapped_bytes=self._peak * self.geometry.chunk_bytes,
+            peak_mapped_bytes=self._peak * self._chunk_bytes,
             maps=self._maps,
             unmaps=self._unmaps,
             copies=self._copies,
@@ -367,30 +399,48 @@ class KVCache:
             IntegrityError: they disagree.
         """
         check_table(self._table)
-        backing = self._backing
-        if set(backing.mapped) != set(self._table.placement.held):
+        for backing, lane in zip(self._backings, self._table.lanes, strict=True):
+            if set(backing.mapped) != set(lane.placement.held):
+                raise IntegrityError(
+                    f"chunks {sorted(backing.mapped)} are mapped; the page table has"
+                    f" {sorted(lane.placement.held)}"
+                )
+        counted = self._device.memory.info().chunks
+        if self.held_bytes > counted:
             raise IntegrityError(
-                f"chunks {sorted(backing.mapped)} are mapped; the page table has"
-                f" {sorted(self._table.placement.held)}"
+                f"the cache holds {self.held_bytes} bytes, and the device counts {counted}"
             )
-        held = backing.held_chunks * self.geometry.chunk_bytes
-        counted = backing.device.memory.info().chunks
-        if held > counted:
-            raise IntegrityError(f"the cache holds {held} bytes, and the device counts {counted}")
 
     # --- within ------------------------------------------------------------------------------
+
+    @property
+    def _mapped(self) -> int:
+        return sum(len(backing.mapped) for backing in self._backings)
+
+    @property
+    def _held(self) -> int:
+        """Chunks of physical memory that are taken: mapped and pooled."""
+        return self._mapped + len(self._pool)
+
+    @property
+    def _min_chunks(self) -> int:
+        return self._chunks_for(1)
+
+    def _chunks_for(self, pages: int) -> int:
+        """Chunks under the null page and so many more, of each group."""
+        return sum(geometry.chunks_of(pages).stop for geometry in self._geometries)
 
     def _needed(self) -> int:
         """Chunks with a page that is used or retired."""
         return self._table.mapped_chunks - self._table.warm_chunks
 
     def _spare(self) -> int:
-        return self._table.warm_chunks + len(self._backing.pool)
+        return self._table.warm_chunks + len(self._pool)
 
     def _keep_spare(self, count: int) -> None:
         """Give spare chunks back until `count` are left. Mapped ones are kept first."""
         self._shrink(self._table.trim(count))
-        self._backing.pool.drain(max(0, count - self._table.warm_chunks))
+        self._pool.drain(max(0, count - self._table.warm_chunks))
 
     def _shrink(self, change: Change) -> None:
         """Commit what needs no memory. A system may yet refuse; then it is tried again later."""
@@ -399,15 +449,14 @@ class KVCache:
             log.warning("cannot give memory back now: %s", failed.error)
 
     def _limit_chunks(self, limit_bytes: int) -> int:
-        geometry = self.geometry
-        chunks = min(limit_bytes // geometry.chunk_bytes, geometry.chunks)
-        if chunks < geometry.min_chunks:
-            needed = geometry.min_chunks * geometry.chunk_bytes
+        most = sum(geometry.chunks for geometry in self._geometries)
+        chunks = min(limit_bytes // self._chunk_bytes, most)
+        if chunks < self._min_chunks:
             raise CapacityError(
                 f"a KV cache of {limit_bytes} bytes has no room for a single page",
-                needed=needed,
+                needed=self.min_bytes,
                 free=limit_bytes,
-                fix=f"give it at least {needed} bytes",
+                fix=f"give it at least {self.min_bytes} bytes",
             )
         return chunks
 

@@ -40,10 +40,10 @@ class Memory:
         """Carry a change of the page table out. Pages whose names it drops are found no more; those
         of them that are worth it, and can be found until then, are copied off the device before."""
         if self.offload is not None and self.reuse is not None:
-            self.offload.save(self.reuse.leaving(change.dropped))
+            self.offload.save(self.reuse.leaving(change.lost()))
         failed = self.cache.commit(change)
         if failed is None and self.reuse is not None:
-            self.reuse.dropped(change.dropped)
+            self.reuse.dropped(change.lost())
         return failed
 
     # --- the life of a sequence --------------------------------------------------------------
@@ -66,7 +66,7 @@ class Memory:
         if self.offload is not None:
             self.offload.expect_no_more(seq)
         row = self.cache.table.row(seq.id)
-        first = cached // self.cache.geometry.page_size
+        first = cached // self.cache.page_size
         self.reuse.begin(seq, row[:first])
         if self.offload is not None and fetches:
             last = first + fetches
@@ -77,7 +77,7 @@ class Memory:
         if self.offload is None or self.reuse is None:
             return
         for seq, pages in self.offload.poll():
-            tokens = pages * self.cache.geometry.page_size
+            tokens = pages * self.cache.page_size
             seq.computed += tokens
             self.commit(self.cache.table.truncate(seq.id, seq.computed))
             self.computed([seq])
@@ -95,7 +95,7 @@ class Memory:
         table = self.cache.table
         named = [page for seq in seqs for page in self.reuse.computed(seq, table.row(seq.id))]
         if named:
-            self.commit(table.name(named))
+            self.commit(table.name((tuple(named),)))
 
     def doubt(self, seq: Seq) -> None:
         """What the sequence computed may be wrong: of its pages, those that no other sequence has
@@ -104,7 +104,7 @@ class Memory:
         if self.reuse is None or seq.id not in table:
             return
         row = table.row(seq.id)
-        doubted = self.reuse.index.and_after(row[table.holders.own(row)].tolist())
+        doubted = self.reuse.index.and_after(row[table.lanes[0].holders.own(row)].tolist())
         if self.offload is not None:
             self.offload.remove(entry.name for entry in doubted)
         self.forget([entry.page for entry in doubted])
@@ -114,7 +114,7 @@ class Memory:
         """Pages that have names are found no more, and not saved either."""
         if self.reuse is not None:
             self.reuse.dropped(pages)
-            self.commit(self.cache.table.forget(pages))
+            self.commit(self.cache.table.forget((tuple(pages),)))
 
     def end(self, seq: Seq, step: int) -> None:
         """The sequence ends, with step number `step` at the latest. It may have no pages."""
@@ -141,9 +141,8 @@ class Memory:
         """No step is in flight: what waits for one is free, so that nobody has to stop for want of
         it; nor, after the limit was lowered, for want of what is only cached."""
         self.cache.reclaim()
-        geometry = self.cache.geometry
-        while self.reuse is not None and (over := self.cache.chunks_over_limit):
-            pages = -(-over * geometry.chunk_bytes // geometry.page_bytes)
+        while self.reuse is not None and (over := self.cache.bytes_over_limit):
+            pages = -(-over // self.cache.page_bytes)
             if not self._evict(self.reuse, pages):
                 return
 
@@ -176,5 +175,5 @@ class Memory:
     def _evict(self, reuse: PrefixReuse, count: int) -> bool:
         """Give up to `count` cached pages up. Returns whether there was one."""
         pages = reuse.in_order().take(self.cache.table, count)
-        self.commit(self.cache.table.forget(pages))
+        self.commit(self.cache.table.forget((tuple(pages),)))
         return bool(pages)

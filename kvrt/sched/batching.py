@@ -22,7 +22,8 @@ from kvrt.kv.index.ends import InOrder
 from kvrt.kv.index.reuse import NoReuse, Reuse
 from kvrt.kv.pages.change import Change, Shortage
 from kvrt.kv.pages.holders import Row as Pages
-from kvrt.kv.pages.table import PageTable, SeqId
+from kvrt.kv.pages.lanes import SeqId
+from kvrt.kv.pages.table import PageTable
 from kvrt.kv.seq import Seq
 from kvrt.sched.waiting import Waiting
 
@@ -102,14 +103,14 @@ class _Draft:
 
     @property
     def room(self) -> int:
-        """Pages that can be had without taking them from a sequence."""
-        return self.table.free_pages + self.table.idle_pages
+        """Bytes that can be had without taking pages from a sequence."""
+        return self.table.free_bytes + self.table.idle_bytes
 
     def still_there(self, row: Pages) -> Pages:
         """The beginning of a cached row that this change does not drop."""
         if not self.change.dropped:
             return row
-        dropped = np.flatnonzero(np.isin(row, self.change.dropped))
+        dropped = np.flatnonzero(np.isin(row, self.change.lost()))
         return row[: dropped[0]] if len(dropped) else row
 
     def copy(self) -> "_Draft":
@@ -131,7 +132,7 @@ class _Draft:
             evicted = self._cached.take(self.table, max(missing, ahead))
             if not evicted:
                 return False
-            self.do(self.table.forget(evicted))
+            self.do(self.table.forget((tuple(evicted),)))
         self.do(grown)
         return True
 
@@ -149,7 +150,7 @@ class _Computing:
         self._look(draft)
 
     def _look(self, draft: _Draft) -> None:
-        self._dropped = len(draft.change.dropped)
+        self._dropped = len(draft.change.lost())
         self._pages: dict[int, set[bytes]] = {}  # their keys, by how many come before
         for seq in self._seqs:
             self._note(seq, draft)
@@ -167,7 +168,7 @@ class _Computing:
     def awaited(self, seq: Seq, draft: _Draft) -> bool:
         """Whether `seq` needs one of them next: it has all pages before that in common with the
         sequence that computes it, as the key says."""
-        if len(draft.change.dropped) != self._dropped:
+        if len(draft.change.lost()) != self._dropped:
             self._look(draft)  # less is there than before
         names = seq.names
         return seq.matches and any(
@@ -222,7 +223,7 @@ def plan_step(
     fetches: dict[Seq, int] = {}
     if waiting and not preempted and not stuck:
         placed = (*order, *fetching)
-        spare = draft.room - sum(_pages_to_come(draft.table, seq) for seq in placed)
+        spare = draft.room - sum(_bytes_to_come(draft.table, seq) for seq in placed)
         places = limits.max_running - sum(seq.width for seq in placed)
         computing = _Computing(reuse, placed, draft)
         for seq in waiting.in_order(step):
@@ -236,14 +237,14 @@ def plan_step(
                 continue
             trial = draft.copy()
             if len(cached):
-                trial.do(trial.table.attach(seq.id, cached))
-            spare -= draft.room - trial.room + _pages_to_come(trial.table, seq)
+                trial.do(trial.table.attach(seq.id, (cached,)))
+            spare -= draft.room - trial.room + _bytes_to_come(trial.table, seq)
             places -= seq.width
             if not budget or (not alone and (spare < 0 or places < 0)):
                 break
             start = trial.table.length(seq.id)
             more = reuse.stored(seq, len(cached))
-            if more and trial.grow({seq.id: more * table.geometry.page_size}):
+            if more and trial.grow({seq.id: more * table.page_size}):
                 draft = trial
                 admitted[seq], fetches[seq] = start, more
                 computing.add(seq, draft)
@@ -270,8 +271,8 @@ def _victims(order: Sequence[Seq], table: PageTable, reuse: Reuse) -> list[Seq]:
     """
 
     def price(seq: Seq) -> tuple[int, int, float]:
-        own = table.own_pages(seq.id)
-        cost = reuse.bring_back(seq, table.geometry.page_size) / own if own else math.inf
+        own = table.own_bytes(seq.id)
+        cost = reuse.bring_back(seq, table.page_size) / own if own else math.inf
         return (-seq.rank[0], seq.preemptions, cost)
 
     first = _stands_with(order[0], order)
@@ -290,12 +291,12 @@ def _rank(seq: Seq) -> tuple[int, int]:
     return seq.rank
 
 
-def _pages_to_come(table: PageTable, seq: Seq) -> int:
-    """Pages `seq` does not hold yet, and will need for its tokens and the look-ahead."""
-    size = table.geometry.page_size
+def _bytes_to_come(table: PageTable, seq: Seq) -> int:
+    """Bytes of pages `seq` does not hold yet, and will need for its tokens and the look-ahead."""
+    size = table.page_size
     known = len(seq.tokens)
     ahead = min(known + LOOKAHEAD_TOKENS, seq.max_len)
     needed = -(-ahead // size)
     if seq.width > 1:  # its siblings share full pages of the prompt, and need their own after that
         needed += (seq.width - 1) * (needed - known // size)
-    return max(0, needed - len(table.row(seq.id)))
+    return max(0, needed - len(table.row(seq.id))) * table.page_bytes

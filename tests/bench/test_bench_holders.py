@@ -29,7 +29,7 @@ LONG = 2048
 def cached(rows: int) -> tuple[PageTable, PrefixIndex]:
     """So many rows of two pages, each used later than the one before it."""
     shape = geometry()
-    table = PageTable.empty(shape, shape.chunks).table
+    table = PageTable.empty([shape], shape.chunks).table
     index = PrefixIndex(LeastRecentlyUsed())
     table = done(table.grow(dict.fromkeys(range(rows), 2 * shape.page_size)))
     for seq in range(rows):
@@ -37,19 +37,20 @@ def cached(rows: int) -> tuple[PageTable, PrefixIndex]:
         key = seq.to_bytes(4, "little")
         index.add(PageName(key + b"1", b"", (), 0), first, 0, 0, float(seq))
         index.add(PageName(key + b"2", key + b"1", (), 0), second, first, 1, float(seq))
-    table = table.name([page for seq in range(rows) for page in table.pages(seq)]).table
+    table = table.name((tuple(page for seq in range(rows) for page in table.pages(seq)),)).table
     everything = np.concatenate([table.row(seq) for seq in range(rows)])
-    held = table.holders.evolver()
+    held = table.lanes[0].holders.evolver()
     held.drop(everything)
-    return replace(table, lengths={}, rows={}, holders=held.persistent()), index
+    lane = replace(table.lanes[0], holders=held.persistent())
+    return replace(table, lengths={}, rows={}, lanes=(lane,)), index
 
 
 def running(pages: int) -> PageTable:
     shape = geometry()
-    table = PageTable.empty(shape, shape.chunks).table
+    table = PageTable.empty([shape], shape.chunks).table
     table = done(table.grow(dict.fromkeys(range(255), 1000)))
     table = done(table.grow({"long": pages * shape.page_size}))
-    return table.name(table.pages("long")).table
+    return table.name((table.pages("long"),)).table
 
 
 @pytest.mark.benchmark(group="holders: 2,048 pages")
@@ -61,7 +62,7 @@ def test_fork(benchmark: BenchmarkFixture) -> None:
 def test_attach(benchmark: BenchmarkFixture) -> None:
     """Limit: 50 us."""
     table = running(LONG)
-    benchmark(done(table.free("long")).attach, "next", table.row("long"))
+    benchmark(done(table.free("long")).attach, "next", (table.row("long"),))
 
 
 @pytest.mark.benchmark(group="holders: 2,048 pages")
@@ -72,7 +73,7 @@ def test_free_what_stays_cached(benchmark: BenchmarkFixture) -> None:
 @pytest.mark.benchmark(group="holders: 2,048 pages")
 def test_name_the_next_pages_of_sixteen(benchmark: BenchmarkFixture) -> None:
     table = running(LONG)
-    benchmark(table.name, [table.pages(seq)[0] for seq in range(16)])
+    benchmark(table.name, (tuple(table.pages(seq)[0] for seq in range(16)),))
 
 
 @pytest.mark.benchmark(group="holders: evict 16 of 40,000 cached rows (limit: 1 ms)")
@@ -82,8 +83,8 @@ def test_evict(benchmark: BenchmarkFixture) -> None:
 
 
 def evict(table: PageTable, index: PrefixIndex) -> Change:
-    change = table.forget(index.in_order().take(table, 16))
-    assert len(change.dropped) == 16
+    change = table.forget((tuple(index.in_order().take(table, 16)),))
+    assert len(change.lost()) == 16
     return change
 
 
@@ -108,7 +109,7 @@ def test_two_thousand_pages_are_not_counted_one_by_one(what: str) -> None:
         table = running(pages)
         if what == "attach":
             row, table = table.row("long"), done(table.free("long"))
-            return lambda: table.attach("next", row)
+            return lambda: table.attach("next", (row,))
         return lambda: table.fork("long", "next") if what == "fork" else table.free("long")
 
     assert best(call(LONG)) < 25 * best(call(2))

@@ -41,7 +41,7 @@ def done(change: object) -> PageTable:
 def running(shape: Geometry, limit: int) -> PageTable:
     """Sequences in the middle of decoding: at every step, one in 16 needs a page."""
     rng = random.Random(0)
-    table = PageTable.empty(shape, limit).table
+    table = PageTable.empty([shape], limit).table
     for seq in range(SEQUENCES):
         table = done(table.grow({seq: 1000 + seq % 16}))
     for seq in rng.sample(range(SEQUENCES), 64):  # as if they had come and gone for a while
@@ -108,7 +108,7 @@ def device() -> Iterator[Device]:
 @pytest.fixture
 def cache(device: Device) -> Iterator[KVCache]:
     """Pages of 2 KiB, so that all of it is a few dozen MiB."""
-    cache = KVCache(device, layout(layers=1, head_dim=8), PAGES, limit_bytes=128 * MIB)
+    cache = KVCache(device, [layout(layers=1, head_dim=8)], PAGES, limit_bytes=128 * MIB)
     for seq in range(SEQUENCES):
         assert cache.commit(cache.table.grow({seq: 1000 + seq % 16})) is None
     yield cache
@@ -150,7 +150,7 @@ def test_grow_and_free_a_sequence_of_eight_chunks(
     benchmark: BenchmarkFixture, device: Device, warm: bool
 ) -> None:
     form = layout()
-    cache = KVCache(device, form, PAGES, limit_bytes=64 * MIB, keep_warm_bytes=warm * 32 * MIB)
+    cache = KVCache(device, [form], PAGES, limit_bytes=64 * MIB, keep_warm_bytes=warm * 32 * MIB)
     tokens = 8 * device.info.granularity // form.page_bytes * form.page_size
 
     def live() -> None:

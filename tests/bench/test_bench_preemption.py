@@ -57,7 +57,7 @@ class Load:
 
 def kv_bytes(runtime: Runtime, count: int, context: int, rounds: int) -> int:
     """What so many conversations take after so many rounds."""
-    geometry = runtime.cache.geometry
+    geometry = runtime.cache.table.lanes[0].geometry
     return count * geometry.pages_for(context + rounds * (16 + NEW)) * geometry.page_bytes
 
 
@@ -123,9 +123,9 @@ def test_all_at_once_in_a_quarter_of_the_pool(
         make(shape) as computing,
     ):
         runtimes = {"ample": ample, "moving": moving, "computing": computing}
-        pages = 16 * ample.cache.geometry.pages_for(256 + 128) // 4
+        pages = 16 * ample.cache.table.lanes[0].geometry.pages_for(256 + 128) // 4
         for runtime in (moving, computing):
-            kv = pages * runtime.cache.geometry.page_bytes
+            kv = pages * runtime.cache.page_bytes
             runtime.set_memory_limit(runtime.model.weight_bytes + kv)
 
         def run() -> None:

@@ -34,7 +34,7 @@ def test_a_step_with_256_running(benchmark: BenchmarkFixture, waiting: int) -> N
     queue = Waiting(POLICIES["fcfs"])
     for seq in sequences(1000, waiting, 100):
         queue.append(seq)
-    table = PageTable.empty(GEOMETRY, GEOMETRY.chunks).table
+    table = PageTable.empty([GEOMETRY], GEOMETRY.chunks).table
     grown = table.grow({seq.id: seq.computed for seq in running})
     assert isinstance(grown, Change)
 

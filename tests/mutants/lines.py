@@ -29,14 +29,14 @@ DRAWN = {
     ),
     "pages are free before the step that reads them has ended": M(
         "kvrt.kv.pages.table",
-        "if after is None or not released:",
+        "if after is None or not any(released):",
         "if True:",
         "pages/test_table.py",
     ),
     "freed pages are scrubbed only where nobody asked": M(
         "kvrt.kv.pages.table",
-        "for page in pages) if self.scrub else ()",
-        "for page in pages) if not self.scrub else ()",
+        "for page in own] if self.scrub else ()",
+        "for page in own] if not self.scrub else ()",
         "pages/test_table.py pages/test_cache.py",
     ),
     "an average runs away from what was measured": M(

@@ -15,7 +15,7 @@ import torch
 
 from kvrt.kv.cache import KVCache
 from kvrt.kv.pages.apply import Failed
-from kvrt.kv.pages.change import Change, Shortage
+from kvrt.kv.pages.change import Change, Pages, Shortage
 from kvrt.kv.pages.holders import Holders
 from kvrt.kv.pages.table import PageTable
 from kvrt.spi import Device
@@ -29,13 +29,17 @@ class Oracle:
 
     Args:
         tokens: of each sequence.
-        named: tokens in each page that an index would hold.
-        retired: step, page and tokens in it, of pages that a step in flight may read.
+        named: tokens in each page that an index would hold; a page of each group.
+        retired: step, group, page and tokens in it, of pages that a step in flight may read.
     """
 
     tokens: dict[int, list[int]] = field(default_factory=dict)
-    named: dict[int, list[int]] = field(default_factory=dict)
-    retired: list[tuple[int, int, list[int]]] = field(default_factory=list)
+    named: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
+    retired: list[tuple[int, int, int, list[int]]] = field(default_factory=list)
+
+
+OFFSET = 1_000_000
+"""Between the numbers of a token in two groups: float32 tells all of them apart."""
 
 
 class Model:
@@ -43,8 +47,8 @@ class Model:
 
     Args:
         device: any real one.
-        kind: of pages; see `shapes`.
-        chunks: that they lie over.
+        kind: of pages, see `shapes`; of several groups, with a plus between them.
+        chunks: that those of each group lie over.
         limit: in chunks.
         keep_warm: in chunks.
     """
@@ -53,25 +57,31 @@ class Model:
         self, device: Device, kind: str, *, chunks: int = 24, limit: int, keep_warm: int
     ) -> None:
         chunk = device.info.granularity
+        kinds = kind.split("+")
+        shapes = [shape(each, chunks=chunks, chunk_bytes=chunk) for each in kinds]
         self.keep_warm = keep_warm
         self.cache = KVCache(
             device,
-            layout(kind, chunk_bytes=chunk),
-            shape(kind, chunks=chunks, chunk_bytes=chunk).pages,
+            [layout(each, chunk_bytes=chunk) for each in kinds],
+            max(each.pages for each in shapes),
             limit_bytes=limit * chunk,
             keep_warm_bytes=keep_warm * chunk,
             poison=True,
         )
-        self.geometry = geometry = self.cache.geometry
+        self.chunk = chunk
+        self.groups = range(len(kinds))
         self.oracle = Oracle()
         self.step = 0
         self.shortages = 0
         self._ids = itertools.count(1)
         self._payload = itertools.count(1)
-        kv = self.cache.batch([], []).kv
-        form = self.cache.layout
-        self.view = torch.as_strided(  # [page, layer, k|v, head, slot, d]
-            kv,
+        self.views = [self._view(group) for group in self.groups]
+
+    def _view(self, group: int) -> torch.Tensor:
+        """[page, layer, k|v, head, slot, d]"""
+        form, geometry = self.cache.layouts[group], self.table.lanes[group].geometry
+        return torch.as_strided(
+            self.cache.batch([], [], group=group).kv,
             (geometry.pages, form.layers, 2, form.kv_heads, form.page_size, form.head_dim),
             (
                 form.page_stride,
@@ -83,6 +93,10 @@ class Model:
             ),
         )
 
+    def rows(self, seq: int) -> list[tuple[int, ...]]:
+        """Its pages in each group."""
+        return [self.table.pages(seq, group) for group in self.groups]
+
     @property
     def table(self) -> PageTable:
         return self.cache.table
@@ -91,7 +105,7 @@ class Model:
     def held(self) -> int:
         """Chunks of memory that are held."""
         stats = self.cache.stats()
-        return (stats.mapped_bytes + stats.pooled_bytes) // self.geometry.chunk_bytes
+        return (stats.mapped_bytes + stats.pooled_bytes) // self.chunk
 
     @property
     def needed(self) -> int:
@@ -103,8 +117,8 @@ class Model:
     def commit(self, change: Change) -> None:
         failed = self.cache.commit(change)
         assert not isinstance(failed, Failed), failed.error
-        for page in change.dropped:
-            del self.oracle.named[page]
+        for pages in zip(*change.dropped, strict=True):
+            del self.oracle.named[pages]
 
     def grow(self, tokens: dict[int, int]) -> bool:
         before = self.table
@@ -112,7 +126,8 @@ class Model:
         if isinstance(change, Shortage):
             self.shortages += 1
             assert self.table is before
-            assert before.free_pages <= change.free < change.needed
+            assert change.free < change.needed
+            assert before.free_pages <= change.free or len(self.groups) > 1
             return False
         self.commit(change)
         assert self.table.mapped_chunks <= max(before.limit, before.mapped_chunks)
@@ -132,47 +147,53 @@ class Model:
         self.oracle.tokens[child] = list(self.oracle.tokens[parent])
 
     def truncate(self, seq: int, length: int, *, fenced: bool) -> None:
-        row = self.table.pages(seq)
+        rows = self.rows(seq)
         self.commit(self.table.truncate(seq, length, after=self.step if fenced else None))
-        self._keep_retired(seq, row)
+        self._keep_retired(seq, rows)
         del self.oracle.tokens[seq][length:]
 
     def pick(self, seq: int, start: int, picked: list[int], *, fenced: bool) -> None:
         """Does nothing if somebody else holds what would be written."""
-        row, tokens = self.table.pages(seq), self.oracle.tokens[seq]
+        rows, tokens = self.rows(seq), self.oracle.tokens[seq]
         others = [page for other in self.oracle.tokens for page in self.table.pages(other)]
+        named = {pages[0] for pages in self.oracle.named}
         if any(
-            others.count(page) > 1 or page in self.oracle.named
-            for page in row[start // self.geometry.page_size :]
+            others.count(page) > 1 or page in named
+            for page in rows[0][start // self.cache.page_size :]
         ):
             return
         self.commit(self.table.pick(seq, start, picked, after=self.step if fenced else None))
-        self._keep_retired(seq, row)
+        self._keep_retired(seq, rows)
         tokens[start:] = [tokens[slot] for slot in picked]
 
     def free(self, seq: int, *, fenced: bool) -> None:
-        row = self.table.pages(seq)
+        rows = self.rows(seq)
         self.commit(self.table.free(seq, after=self.step if fenced else None))
-        self._keep_retired(seq, row)
+        self._keep_retired(seq, rows)
         del self.oracle.tokens[seq]
 
     def name(self, seq: int, pages: int) -> None:
         """An index takes the first pages of a sequence, those that it does not hold."""
-        row, tokens, size = self.table.pages(seq), self.oracle.tokens[seq], self.geometry.page_size
-        new = [at for at, page in enumerate(row[:pages]) if page not in self.oracle.named]
-        self.commit(self.table.name([row[at] for at in new]))
-        for at in new:
-            self.oracle.named[row[at]] = tokens[at * size : (at + 1) * size]
+        tokens, size = self.oracle.tokens[seq], self.cache.page_size
+        entries = enumerate(list(zip(*self.rows(seq), strict=True))[:pages])
+        new = [(at, entry) for at, entry in entries if entry not in self.oracle.named]
+        self.commit(self.table.name(self._by_group([entry for _, entry in new])))
+        for at, entry in new:
+            self.oracle.named[entry] = tokens[at * size : (at + 1) * size]
 
-    def attach(self, pages: list[int]) -> None:
+    def attach(self, entries: list[tuple[int, ...]]) -> None:
         """A new sequence begins with pages that have names."""
         seq = next(self._ids)
-        self.commit(self.table.attach(seq, np.array(pages, np.int32)))
-        self.oracle.tokens[seq] = [t for page in pages for t in self.oracle.named[page]]
+        rows = tuple(np.array(row, np.int32) for row in self._by_group(entries))
+        self.commit(self.table.attach(seq, rows))
+        self.oracle.tokens[seq] = [t for entry in entries for t in self.oracle.named[entry]]
 
-    def forget(self, pages: list[int]) -> None:
+    def forget(self, entries: list[tuple[int, ...]]) -> None:
         """The index gives pages up, in use or not."""
-        self.commit(self.table.forget(pages))
+        self.commit(self.table.forget(self._by_group(entries)))
+
+    def _by_group(self, entries: list[tuple[int, ...]]) -> Pages:
+        return tuple(tuple(entry[group] for entry in entries) for group in self.groups)
 
     def replace(self, victim: int, count: int) -> None:
         """Preempt one sequence for a new one, in one change, as the scheduler does."""
@@ -206,7 +227,7 @@ class Model:
         assert self.held == max(self.needed, min(self.keep_warm, self.table.limit))
 
     def set_limit(self, chunks: int) -> None:
-        self.cache.set_memory_limit(chunks * self.geometry.chunk_bytes)
+        self.cache.set_memory_limit(chunks * self.chunk)
 
     def empty(self) -> None:
         """Free everything: nothing may be left."""
@@ -217,8 +238,9 @@ class Model:
         self.idle()
         self.check()
         assert self.table.used_pages == self.table.retired_pages == 0
-        assert self.table.placement.used_pages == 1, "the null page"
-        assert self.table.holders == Holders.none()
+        for lane in self.table.lanes:
+            assert lane.placement.used_pages == 1, "the null page"
+            assert lane.holders == Holders.none()
 
     # --- comparing ---------------------------------------------------------------------------
 
@@ -227,47 +249,62 @@ class Model:
 
         `but`: a sequence whose bytes are not looked at.
         """
-        view = self.view if every_byte else self.view[..., :: self.cache.layout.head_dim - 1]
         self.cache.check_integrity()
         table = self.table
         assert set(table.sequences) == set(self.oracle.tokens)
-        held = set()
-        for seq, tokens in self.oracle.tokens.items():
-            assert table.length(seq) == len(tokens)
-            pages = table.pages(seq)
-            assert len(pages) == self.geometry.pages_for(len(tokens))
-            assert 0 not in pages
-            held.update(pages)
-            if seq != but:
-                _compare(view[list(pages)], tokens)
         assert table.retired_pages == len(self.oracle.retired)
-        for _, page, tokens in self.oracle.retired:
-            _compare(view[[page]], tokens)
-        for page, tokens in self.oracle.named.items():
-            _compare(view[[page]], tokens)
-        named = self.oracle.named.keys()
-        assert sorted(named) == table.holders.named
-        assert table.used_pages == len(held)
-        assert table.idle_pages == len(named - held)
-        rows = Counter(page for seq in self.oracle.tokens for page in table.pages(seq))
-        for page in held | named:
-            assert table.holders.writable(page) == (rows[page] == 1 and page not in named)
-            assert table.holders.idle(page) == (page not in held)
+        counts = [self._check_group(group, every_byte, but) for group in self.groups]
+        assert (table.used_pages, table.idle_pages) == tuple(map(sum, zip(*counts, strict=True)))
         for seq in self.oracle.tokens:
-            own = sum(rows[page] == 1 for page in table.pages(seq))
-            assert table.own_pages(seq) == own
-        used = 1 + table.idle_pages + table.used_pages + table.retired_pages
-        blocked = self.geometry.pages - used - table.placement.open_pages
+            assert table.own_bytes(seq) == self._own_bytes(seq)
+
+    def _check_group(self, group: int, every_byte: bool, but: int | None) -> tuple[int, int]:
+        """Returns how many pages are used, and how many are idle."""
+        lane, form = self.table.lanes[group], self.cache.layouts[group]
+        view = self.views[group] if every_byte else self.views[group][..., :: form.head_dim - 1]
+        rows: Counter[int] = Counter()
+        for seq, tokens in self.oracle.tokens.items():
+            assert self.table.length(seq) == len(tokens)
+            pages = self.table.pages(seq, group)
+            assert len(pages) == lane.geometry.pages_for(len(tokens))
+            assert 0 not in pages
+            rows.update(pages)
+            if seq != but:
+                _compare(view[list(pages)], tokens, group)
+        retired = [entry for entry in self.oracle.retired if entry[1] == group]
+        for _, _, page, tokens in retired:
+            _compare(view[[page]], tokens, group)
+        named = set()
+        for entry, tokens in self.oracle.named.items():
+            _compare(view[[entry[group]]], tokens, group)
+            named.add(entry[group])
+        assert sorted(named) == lane.holders.named
+        for page in rows.keys() | named:
+            assert lane.holders.writable(page) == (rows[page] == 1 and page not in named)
+            assert lane.holders.idle(page) == (page not in rows)
+        idle = len(named - rows.keys())
+        used = 1 + len(rows) + idle + len(retired)
+        blocked = lane.geometry.pages - used - lane.placement.open_pages
         assert blocked >= 0
-        assert table.free_pages <= table.placement.open_pages + blocked
+        assert self.table.free_pages <= lane.geometry.pages - used or len(self.groups) > 1
+        return len(rows), idle
+
+    def _own_bytes(self, seq: int) -> int:
+        total = 0
+        for group, lane in enumerate(self.table.lanes):
+            all_rows = [self.table.pages(other, group) for other in self.oracle.tokens]
+            held = Counter(page for row in all_rows for page in row)
+            own = sum(held[page] == 1 for page in self.table.pages(seq, group))
+            total += own * lane.geometry.page_bytes
+        return total
 
     def check_poison(self) -> None:
         """Every mapped page that is free is NaN throughout."""
-        placement = self.table.placement
-        for chunk, (_, free) in placement.held.items():
-            for at, page in enumerate(self.geometry.own_pages(chunk)):
-                if free >> at & 1:
-                    assert self.view[page].isnan().all(), f"page {page} is free and can be read"
+        for lane, view in zip(self.table.lanes, self.views, strict=True):
+            for chunk, (_, free) in lane.placement.held.items():
+                for at, page in enumerate(lane.geometry.own_pages(chunk)):
+                    if free >> at & 1:
+                        assert view[page].isnan().all(), f"page {page} is free and can be read"
 
     def close(self) -> None:
         self.cache.close()
@@ -275,24 +312,27 @@ class Model:
     # --- bytes -------------------------------------------------------------------------------
 
     def write(self, seq: int, start: int, payload: list[int]) -> None:
-        pages, size = self.table.pages(seq), self.geometry.page_size
-        for position, value in enumerate(payload, start):
-            self.view[pages[position // size], :, :, :, position % size] = value
+        size = self.cache.page_size
+        for group, view in enumerate(self.views):
+            pages = self.table.pages(seq, group)
+            for position, value in enumerate(payload, start):
+                view[pages[position // size], :, :, :, position % size] = value + group * OFFSET
 
-    def _keep_retired(self, seq: int, row: tuple[int, ...]) -> None:
+    def _keep_retired(self, seq: int, rows: list[tuple[int, ...]]) -> None:
         """Note what the pages hold that `seq` has just left, if nobody else has them."""
-        size, tokens = self.geometry.page_size, self.oracle.tokens[seq]
-        known = {page for _, page, _ in self.oracle.retired}
-        retired = {page for entry in self.table.retired for page in entry.pages} - known
-        for at, page in enumerate(row):
-            if page in retired:
-                content = tokens[at * size : (at + 1) * size]
-                self.oracle.retired.append((self.step, page, content))
+        size, tokens = self.cache.page_size, self.oracle.tokens[seq]
+        known = {entry[1:3] for entry in self.oracle.retired}
+        for group, row in enumerate(rows):
+            retired = {page for entry in self.table.retired for page in entry.pages[group]}
+            for at, page in enumerate(row):
+                if page in retired and (group, page) not in known:
+                    content = tokens[at * size : (at + 1) * size]
+                    self.oracle.retired.append((self.step, group, page, content))
 
 
-def _compare(pages: torch.Tensor, tokens: list[int]) -> None:
+def _compare(pages: torch.Tensor, tokens: list[int], group: int) -> None:
     """`pages`: [page, layer, k|v, head, slot, d]."""
-    found = pages.movedim(4, 1).flatten(0, 1)[: len(tokens)].flatten(1)
+    found = pages.movedim(4, 1).flatten(0, 1)[: len(tokens)].flatten(1) - group * OFFSET
     same = (found == torch.tensor(tokens, dtype=found.dtype)[:, None]).all(1)
     assert same.all(), f"token {int((~same).nonzero()[0])} of {tokens} reads otherwise"
 
@@ -300,7 +340,7 @@ def _compare(pages: torch.Tensor, tokens: list[int]) -> None:
 def random_operation(model: Model, rng: random.Random, max_limit: int) -> None:
     """One operation, chosen at random."""
     seqs = sorted(model.oracle.tokens)
-    low = model.geometry.min_chunks
+    low = model.cache.min_bytes // model.chunk
     operations: list[tuple[int, Callable[[], object]]] = [
         (4, lambda: model.add(rng.randint(0, 30))),
         (1, model.idle),
@@ -321,7 +361,7 @@ def random_operation(model: Model, rng: random.Random, max_limit: int) -> None:
             (1, lambda: model.replace(one, rng.randint(1, 30))),
             (1, lambda: model.plan_and_forget(one)),
         ]
-        full = length // model.geometry.page_size
+        full = length // model.cache.page_size
         operations.append((2, lambda: model.name(one, rng.randint(0, full))))
     if named := sorted(model.oracle.named):
         pages = rng.sample(named, rng.randint(1, len(named)))

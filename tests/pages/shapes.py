@@ -16,6 +16,16 @@ LAYERS = {"many in a chunk": 1, "straddling": 5, "one chunk": 8, "larger": 20, "
 """Layers that make a page of 8, 40, 64, 160 and 128 KiB."""
 
 
+KINDS = [*sorted(LAYERS), "straddling+many in a chunk", "larger+many in a chunk+straddling"]
+"""Of one group of layers, and of several."""
+
+
+def chunks_for(kind: str, pages: int, *, chunk_bytes: int = CHUNK) -> int:
+    """Chunks under the null page and so many more of each group."""
+    shapes = [shape(each, chunk_bytes=chunk_bytes) for each in kind.split("+")]
+    return sum(each.chunks_of(pages).stop for each in shapes)
+
+
 def layout(name: str = "straddling", *, chunk_bytes: int = CHUNK) -> KVLayout:
     """Of a page; it scales with the chunk."""
     return KVLayout.packed(
@@ -31,7 +41,7 @@ def shape(name: str = "straddling", *, chunks: int = 24, chunk_bytes: int = CHUN
 
 
 def empty(kind: str = "many in a chunk", limit: int = 8) -> PageTable:
-    return PageTable.empty(shape(kind), limit).table
+    return PageTable.empty([shape(kind)], limit).table
 
 
 def done(change: Change | Shortage) -> PageTable:

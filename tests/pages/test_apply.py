@@ -10,6 +10,7 @@ from kvrt.kv.pages.apply import Applied, Failed, apply
 from kvrt.kv.pages.backing import Backing
 from kvrt.kv.pages.geometry import Geometry
 from kvrt.kv.pages.ops import Copy, Map, Move, Op, Scrub, Unmap
+from kvrt.kv.pages.pool import ChunkPool
 from kvrt.spi import Device, KVFormat, KVLayout
 from kvrt.testing.chaos import Chaos
 
@@ -19,20 +20,29 @@ NO_MEMORY = OutOfMemory("no more")
 BROKEN = DeviceError("broken", call="map", code="EIO")
 
 
+def opened_on(device: Device) -> Backing:
+    return Backing(device, shape("one chunk"), layout("one chunk"), ChunkPool(device.memory))
+
+
 def opened(device: Device) -> Backing:
     """Chunks 0 and 1 are mapped; page p of 64 KiB is chunk p, and holds p + 1 in every byte."""
-    backing = Backing(device, shape("one chunk"), layout("one chunk"))
+    backing = opened_on(device)
     for index in range(2):
         backing.map(index)
         backing.page(index).fill_(index + 1)
     return backing
 
 
+def give_back(backing: Backing) -> None:
+    backing.release()
+    backing.pool.drain()
+
+
 @pytest.fixture
 def backing(null_device: Device) -> Iterator[Backing]:
     backing = opened(null_device)
     yield backing
-    backing.release()
+    give_back(backing)
 
 
 def content(backing: Backing) -> dict[int, int]:
@@ -47,7 +57,7 @@ def content(backing: Backing) -> dict[int, int]:
 
 def test_ops_are_carried_out_in_order_and_counted(backing: Backing) -> None:
     ops = (Map(2), Copy(0, 2), Unmap(1), Map(3), Copy(2, 3), Scrub(0))
-    assert apply(ops, backing) == Applied(maps=2, unmaps=1, copies=2)
+    assert apply(ops, [backing]) == Applied(maps=2, unmaps=1, copies=2)
     assert content(backing) == {0: 255, 2: 1, 3: 1}
     assert backing.page(0).view(torch.float32).isnan().all()
 
@@ -59,12 +69,12 @@ def test_a_token_moves_with_all_that_belongs_to_it_and_nothing_else(
     """Every byte of a page that can be told to be a slot's: all layers and heads, and scales."""
     layout = KVLayout.packed(format, layers=8, kv_heads=2, head_dim=40, page_size=SIZE)
     geometry = Geometry(layout.page_bytes, SIZE, CHUNK, pages=64)
-    backing = Backing(null_device, geometry, layout)
+    backing = Backing(null_device, geometry, layout, ChunkPool(null_device.memory))
     for index in range(len(geometry.chunks_of(0)) + len(geometry.chunks_of(1))):
         backing.map(index)
     for page in (0, 1):
         backing.page(page).fill_(page + 1)
-    apply((Move(1, 3, 0, 2),), backing)
+    apply((Move(1, 3, 0, 2),), [backing])
     for slot in range(geometry.page_size):
         for piece in backing.token(0, slot):
             assert (piece.view(torch.uint8) == (2 if slot == 2 else 1)).all()
@@ -73,7 +83,7 @@ def test_a_token_moves_with_all_that_belongs_to_it_and_nothing_else(
     scales = 0 if layout.quantization is None else layout.groups * layout.quantization.scale_bytes
     assert moved == blocks * (layout.slot_stride * layout.item_bytes + scales)
     assert (backing.page(1) == 2).all()
-    backing.release()
+    give_back(backing)
 
 
 def test_a_moved_token_is_moved_back_if_an_op_after_it_fails(backing: Backing) -> None:
@@ -81,23 +91,23 @@ def test_a_moved_token_is_moved_back_if_an_op_after_it_fails(backing: Backing) -
     before = backing.page(0).clone()
     ops: tuple[Op, ...] = (Move(1, 3, 0, 2), Unmap(1), Map(1), Map(1))
     with pytest.raises(IntegrityError, match="mapped already"):
-        apply(ops, backing)
+        apply(ops, [backing])
     assert torch.equal(backing.page(0), before)
 
 
 def test_a_mapped_chunk_is_scrubbed_if_poison_is_on(backing: Backing) -> None:
-    assert apply((Unmap(1), Map(2)), backing, poison=True) == Applied(1, 1, 0)
+    assert apply((Unmap(1), Map(2)), [backing], poison=True) == Applied(1, 1, 0)
     assert content(backing) == {0: 1, 2: 255}
 
 
 def test_an_unmapped_chunk_is_recycled(backing: Backing, null_device: Device) -> None:
-    apply((Unmap(1), Map(2), Unmap(2), Map(3)), backing)
+    apply((Unmap(1), Map(2), Unmap(2), Map(3)), [backing])
     assert null_device.memory.info().chunks == 2 * backing.geometry.chunk_bytes
     assert len(backing.pool) == 0
 
 
 def test_a_copy_reads_a_page_before_its_chunk_goes(backing: Backing) -> None:
-    assert apply((Copy(1, 0), Unmap(1), Map(5), Copy(0, 5)), backing) == Applied(1, 1, 2)
+    assert apply((Copy(1, 0), Unmap(1), Map(5), Copy(0, 5)), [backing]) == Applied(1, 1, 2)
     assert content(backing) == {0: 2, 5: 2}
 
 
@@ -122,55 +132,73 @@ def test_whatever_fails_everything_is_as_it_was(
     chaos = Chaos(null_device, fail={(call, prepared + number): error})
     backing = opened(chaos)
     if isinstance(error, OutOfMemory):
-        assert apply(OPS, backing, poison=poison) == Failed(error)
+        assert apply(OPS, [backing], poison=poison) == Failed(error)
     else:
         with pytest.raises(DeviceError) as caught:
-            apply(OPS, backing, poison=poison)
+            apply(OPS, [backing], poison=poison)
         assert caught.value is error
     assert content(backing) == {0: 1, 1: 2}
-    held = backing.held_chunks * backing.geometry.chunk_bytes
+    held = (len(backing.pool) + len(backing.mapped)) * backing.geometry.chunk_bytes
     assert null_device.memory.info().chunks == held, "a chunk was lost"
-    backing.release()
+    give_back(backing)
+    assert null_device.memory.info().chunks == 0
+
+
+@pytest.mark.parametrize("failing", range(1, 5))
+def test_ops_of_several_groups_are_undone_each_in_its_own(
+    null_device: Device, failing: int
+) -> None:
+    """The groups trade chunks: what one gives up, the other maps."""
+    chaos = Chaos(null_device, fail={("memory.map", 3 + failing): NO_MEMORY})
+    first = opened(chaos)
+    second = Backing(chaos, shape("one chunk"), layout("one chunk"), first.pool)
+    second.map(0)
+    second.page(0).fill_(7)
+    ops = (Unmap(1, 0), Map(1, 1), Copy(0, 1, 1), Map(2, 0), Unmap(0, 1), Map(5, 0), Map(6, 1))
+    assert apply(ops, [first, second], poison=True) == Failed(NO_MEMORY)
+    assert (content(first), content(second)) == ({0: 1, 1: 2}, {0: 7})
+    first.release()
+    give_back(second)
     assert null_device.memory.info().chunks == 0
 
 
 def test_an_op_that_makes_no_sense_is_refused_before_the_device_sees_it(backing: Backing) -> None:
     with pytest.raises(IntegrityError, match="chunk 1 is mapped already"):
-        apply((Map(2), Map(1)), backing)
+        apply((Map(2), Map(1)), [backing])
     with pytest.raises(IntegrityError, match="chunk 9 is not mapped"):
-        apply((Map(2), Unmap(9)), backing)
+        apply((Map(2), Unmap(9)), [backing])
     assert content(backing) == {0: 1, 1: 2}
 
 
 def test_the_span_is_given_back_if_it_cannot_be_a_tensor(null_device: Device) -> None:
     chaos = Chaos(null_device, fail={("memory.tensor", 1): BROKEN})
     with pytest.raises(DeviceError):
-        Backing(chaos, shape(), layout())
+        Backing(chaos, shape(), layout(), ChunkPool(chaos.memory))
     assert chaos.calls["memory.release"] == 1
 
 
 def test_release_goes_on_where_it_failed(null_device: Device) -> None:
     chaos = Chaos(null_device, fail={("memory.unmap", 2): BROKEN, ("memory.destroy", 2): BROKEN})
-    backing = Backing(chaos, shape("one chunk"), layout("one chunk"))
+    backing = opened_on(chaos)
     for index in range(3):
         backing.map(index)
     for _ in range(2):
         with pytest.raises(DeviceError):
-            backing.release()
-    backing.release()
-    backing.release()
+            give_back(backing)
+    give_back(backing)
+    give_back(backing)
     assert null_device.memory.info().chunks == 0
 
 
 def test_the_pool_creates_ahead_and_gives_back(null_device: Device) -> None:
-    backing = Backing(null_device, shape("one chunk"), layout("one chunk"))
+    backing = opened_on(null_device)
     backing.pool.fill(3)
     assert len(backing.pool) == 3
     assert null_device.memory.info().chunks == 3 * backing.geometry.chunk_bytes
     backing.map(0)
-    assert (len(backing.pool), backing.held_chunks) == (2, 3)
+    assert (len(backing.pool), len(backing.mapped)) == (2, 1)
     backing.pool.drain(1)
     backing.pool.fill(1)
-    assert backing.held_chunks == 2
-    backing.release()
+    assert len(backing.pool) + len(backing.mapped) == 2
+    give_back(backing)
     assert null_device.memory.info().chunks == 0

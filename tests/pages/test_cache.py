@@ -26,7 +26,7 @@ ROOM = 16 * CHUNK
 
 def open_cache(device: Device, kind: str = "one chunk", **options: int) -> KVCache:
     sizes = {"limit_bytes": ROOM, **options}
-    return KVCache(device, layout(kind), shape(kind).pages, poison=True, **sizes)
+    return KVCache(device, [layout(kind)], shape(kind).pages, poison=True, **sizes)
 
 
 def grow(cache: KVCache, tokens: dict[object, int]) -> None:
@@ -50,9 +50,9 @@ def test_a_limit_without_room_for_a_page_is_refused_with_what_it_takes(
     geometry = shape(kind)
     needed = geometry.chunks_of(1).stop * CHUNK
     with pytest.raises(CapacityError, match="no room for a single page") as caught:
-        KVCache(null_device, layout(kind), geometry.pages, limit_bytes=needed - 1)
+        KVCache(null_device, [layout(kind)], geometry.pages, limit_bytes=needed - 1)
     assert caught.value.needed == needed
-    cache = KVCache(null_device, layout(kind), geometry.pages, limit_bytes=needed)
+    cache = KVCache(null_device, [layout(kind)], geometry.pages, limit_bytes=needed)
     assert cache.capacity_tokens >= SIZE
     grow(cache, {"a": cache.capacity_tokens})
     cache.close()
@@ -62,10 +62,10 @@ def test_a_limit_without_room_for_a_page_is_refused_with_what_it_takes(
 def test_what_the_device_does_not_keep_is_refused(cpu_device: Device) -> None:
     unknown = replace(layout(), format="int7")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="cannot keep keys and values in int7") as caught:
-        KVCache(cpu_device, unknown, 9, limit_bytes=64 << 20)
+        KVCache(cpu_device, [unknown], 9, limit_bytes=64 << 20)
     assert ", ".join(cpu_device.info.kv_formats) in caught.value.fix
     with pytest.raises(ConfigError, match="keep_warm_bytes is -1"):
-        KVCache(cpu_device, layout(), 900, limit_bytes=64 << 20, keep_warm_bytes=-1)
+        KVCache(cpu_device, [layout()], 900, limit_bytes=64 << 20, keep_warm_bytes=-1)
     assert cpu_device.memory.info().chunks == 0
 
 
@@ -89,7 +89,7 @@ def test_a_batch_shows_the_table(null_device: Device) -> None:
     assert batch.page_table.is_contiguous()
     assert tuple(batch.page_table[0, :2].tolist()) == cache.table.pages("c")
     assert tuple(batch.page_table[1, :3].tolist()) == cache.table.pages("a")
-    assert batch.layout == cache.layout
+    assert batch.layout == cache.layouts[0]
     cache.close()
 
 
@@ -101,7 +101,7 @@ def test_attention_over_used_pages_never_reads_what_others_left(backend: str) ->
     device = open_device(backend)
     case = Case(page_size=SIZE, kv_heads=2, head_dim=64, layers=3)
     form = KVLayout.packed("float32", layers=3, kv_heads=2, head_dim=64, page_size=SIZE)
-    cache = KVCache(device, form, 4000, limit_bytes=24 * device.info.granularity, poison=True)
+    cache = KVCache(device, [form], 4000, limit_bytes=24 * device.info.granularity, poison=True)
     grow(cache, {seq: 3 + 17 * seq for seq in range(6)})
     run_layers(device, cache.batch(range(6), [cache.table.length(seq) for seq in range(6)]), case)
     assert cache.commit(cache.table.free(5)) is None
@@ -122,8 +122,8 @@ def test_attention_over_used_pages_never_reads_what_others_left(backend: str) ->
 def test_a_page_shows_nothing_of_the_sequence_that_had_it_before(null_device: Device) -> None:
     cache = open_cache(null_device, "many in a chunk")
     kv = cache.batch([], []).kv
-    layout = cache.layout
-    pages = kv.view(-1)[: cache.geometry.pages * layout.page_stride].view(-1, layout.page_stride)
+    layout = cache.layouts[0]
+    pages = kv.view(-1)[: shape().pages * layout.page_stride].view(-1, layout.page_stride)
     grow(cache, {"a": 6 * SIZE})
     first = cache.table.pages("a")
     pages[list(first)] = 1.0
@@ -207,7 +207,9 @@ def test_the_system_has_its_memory_back_half_a_second_after_the_last_free(sharea
     chunk = device.info.granularity
     geometry = shape("straddling", chunks=40, chunk_bytes=chunk)
     form = layout("straddling", chunk_bytes=chunk)
-    cache = KVCache(device, form, geometry.pages, limit_bytes=32 * chunk, keep_warm_bytes=2 * chunk)
+    cache = KVCache(
+        device, [form], geometry.pages, limit_bytes=32 * chunk, keep_warm_bytes=2 * chunk
+    )
     cache.idle()
     before = physical_bytes()
     seqs = dict.fromkeys(range(10), 4 * SIZE)
@@ -334,14 +336,14 @@ def test_integrity_compares_the_table_with_the_device(null_device: Device) -> No
     cache = open_cache(null_device)
     grow(cache, {"a": 2 * SIZE})
     cache.check_integrity()
-    lost = cache._backing.mapped.pop(2)
+    lost = cache._backings[0].mapped.pop(2)
     with pytest.raises(IntegrityError, match="are mapped; the page table has"):
         cache.check_integrity()
-    cache._backing.mapped[2] = lost
-    cache._backing.pool.give(lost)
+    cache._backings[0].mapped[2] = lost
+    cache._pool.give(lost)
     with pytest.raises(IntegrityError, match="the device counts"):
         cache.check_integrity()
-    cache._backing.pool.take()
+    cache._pool.take()
     cache.close()
 
 
@@ -369,7 +371,7 @@ def test_limits_and_statistics_from_other_threads(null_device: Device) -> None:
             for turn in range(10_000):
                 stats = cache.stats()
                 assert stats.mapped_bytes <= ROOM
-                assert 0 <= stats.used_pages <= cache.geometry.pages_in(16)
+                assert 0 <= stats.used_pages <= shape().pages_in(16)
                 cache.set_memory_limit((6 + (turn + number) % 10) * CHUNK)
         except BaseException as error:
             errors.append(error)

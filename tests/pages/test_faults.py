@@ -11,7 +11,7 @@ from kvrt.spi import Device
 from kvrt.testing.chaos import Chaos
 
 from .model import Model
-from .shapes import shape
+from .shapes import chunks_for
 
 
 class Script:
@@ -80,8 +80,7 @@ def play(
 ) -> tuple[Counter[str], list[str]]:
     """Run the script, give everything back. Returns the calls of the device, and what failed."""
     chaos = Chaos(device, seed=1, fail=fail)
-    geometry = shape(kind, chunks=64)
-    model = Model(chaos, kind, chunks=64, limit=geometry.chunks_of(18).stop, keep_warm=0)
+    model = Model(chaos, kind, chunks=64, limit=chunks_for(kind, 18), keep_warm=0)
     opening = chaos.calls.copy()
     script = Script(model, copy_fails=any(call == "copier.within" for call, _ in fail))
     script.run()
@@ -94,7 +93,7 @@ def play(
 
 
 @pytest.mark.promise("P3")
-@pytest.mark.parametrize("kind", ["many in a chunk", "straddling", "larger"])
+@pytest.mark.parametrize("kind", ["many in a chunk", "straddling", "larger", "straddling+larger"])
 @pytest.mark.parametrize("error", [OutOfMemory, DeviceError])
 def test_whichever_call_fails_the_old_table_stands(
     kind: str, error: type[OutOfMemory | DeviceError], null_device: Device
@@ -102,7 +101,7 @@ def test_whichever_call_fails_the_old_table_stands(
     """The script is run once for each call that it makes, which then fails."""
     calls, failed = play(null_device, kind, {})
     assert failed == []
-    opening = len(shape(kind).chunks_of(0))
+    opening = chunks_for(kind, 0)
     ways: set[str] = set()
     for name in ("memory.create", "memory.map", "memory.unmap", "copier.within"):
         before = opening if name in ("memory.create", "memory.map") else 0

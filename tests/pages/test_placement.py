@@ -18,21 +18,23 @@ def test_new_pages_come_from_the_fullest_chunk_so_that_others_empty() -> None:
     table = done(table.grow({"null chunk": 7 * SIZE, "a": 8 * SIZE, "b": 5 * SIZE, "c": 3 * SIZE}))
     table = done(table.truncate("a", 6 * SIZE))  # chunk 1 has 6 used pages, chunk 2 has 8
     table = done(table.free("b"))  # and now 3
-    assert {c for p in table.pages("c") for c in table.geometry.chunks_of(p)} == {2}
+    assert {c for p in table.pages("c") for c in table.lanes[0].geometry.chunks_of(p)} == {2}
     grown = done(table.grow({"d": 2 * SIZE}))
-    assert {c for p in grown.pages("d") for c in table.geometry.chunks_of(p)} == {1}
+    assert {c for p in grown.pages("d") for c in table.lanes[0].geometry.chunks_of(p)} == {1}
     assert done(done(table.free("c")).trim()).mapped_chunks == 2
 
 
 def test_a_page_across_two_chunks_is_used_when_both_are_mapped() -> None:
     table = empty("straddling")  # pages of 40 KiB over chunks of 64 KiB: 1 lies across 0 and 1
-    assert table.placement.open_pages == 0
+    assert table.lanes[0].placement.open_pages == 0
     change = table.grow({"a": SIZE})
     table = done(change)
     assert isinstance(change, Change)
     assert change.ops == (Map(1),)
     assert table.pages("a") == (1,)
-    assert table.placement.open_pages == 1, "page 2 lies wholly within chunk 1; 3 reaches into 2"
+    assert table.lanes[0].placement.open_pages == 1, (
+        "page 2 lies wholly within chunk 1; 3 reaches into 2"
+    )
     change = table.grow({"b": 2 * SIZE})
     assert isinstance(change, Change)
     assert change.ops == (Map(2),)
@@ -61,7 +63,7 @@ def test_a_page_larger_than_a_chunk_maps_all_of_its_chunks() -> None:
 @pytest.mark.parametrize("kind", sorted(LAYERS))
 def test_a_full_span_is_used_to_the_last_page(kind: str) -> None:
     geometry = shape(kind)
-    table = PageTable.empty(geometry, geometry.chunks).table
+    table = PageTable.empty([geometry], geometry.chunks).table
     count = table.free_pages
     assert count == geometry.pages - 1
     table = done(table.grow({"a": count * SIZE}))
@@ -78,7 +80,7 @@ def test_a_full_span_is_used_to_the_last_page(kind: str) -> None:
 @pytest.mark.parametrize("limit", [6, 7, 11])
 def test_out_of_pages_is_a_value_and_nothing_is_taken(kind: str, limit: int) -> None:
     geometry = shape(kind)
-    table = PageTable.empty(geometry, limit).table
+    table = PageTable.empty([geometry], limit).table
     room = geometry.pages_in(limit) - 1
     table = done(table.grow({"a": (room - 1) * SIZE}))
     before = replace(table)
@@ -122,7 +124,7 @@ def test_a_lower_limit_takes_effect_as_pages_come_free() -> None:
 
 def test_warm_chunks_of_no_use_are_given_up_for_those_that_are_needed() -> None:
     geometry = replace(shape("one chunk"), page_bytes=3 * CHUNK, pages=9)  # a page has three chunks
-    table = done(PageTable.empty(geometry, 9).table.grow({"a": SIZE, "b": SIZE}))
+    table = done(PageTable.empty([geometry], 9).table.grow({"a": SIZE, "b": SIZE}))
     table = done(done(table.free("a")).trim())
     table = done(done(table.free("b")).trim(keep_warm=2))  # of page 2, chunks 6 and 7 are left
     change = table.with_limit(6).grow({"c": SIZE})

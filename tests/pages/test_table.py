@@ -1,6 +1,7 @@
 """The page table as a value: what each operation returns, and in which ops."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from .shapes import SIZE, done, empty, shape
 
 def test_an_empty_table_maps_only_the_null_page() -> None:
     geometry = shape("larger")
-    change = PageTable.empty(geometry, 8)
+    change = PageTable.empty([geometry], 8)
     assert change.ops == (Map(0), Map(1), Map(2))
     assert change.table.used_pages == 0
     assert change.table.length("nobody") == 0
@@ -29,8 +30,8 @@ def test_an_empty_table_maps_only_the_null_page() -> None:
 
 def test_a_table_over_a_huge_span_costs_nothing() -> None:
     geometry = replace(shape(), pages=2**31 - 1)
-    table = PageTable.empty(geometry, geometry.chunks).table
-    assert len(table.placement.held) == 1
+    table = PageTable.empty([geometry], geometry.chunks).table
+    assert len(table.lanes[0].placement.held) == 1
     assert table.free_pages == geometry.pages - 1
     assert done(table.grow({"a": 1})).pages("a") == (1,)
 
@@ -78,26 +79,25 @@ def test_a_fork_shares_all_pages_and_needs_no_op() -> None:
     forked = done(change)
     assert forked.pages("b") == table.pages("a")
     assert forked.used_pages == table.used_pages
-    assert forked.own_pages("a") == forked.own_pages("b") == 0
-    assert done(forked.free("a")).own_pages("b") == 3
+    assert forked.own_bytes("a") == forked.own_bytes("b") == 0
+    assert done(forked.free("a")).own_bytes("b") == 3 * forked.page_bytes
 
 
 def test_more_sequences_can_share_a_page_than_two_bytes_count() -> None:
     table = done(empty().grow({0: SIZE}))
-    row, sharing = table.row(0), table.holders.evolver()
+    row, sharing = table.row(0), table.lanes[0].holders.evolver()
     for _ in range(1, 1 << 15):
         sharing.add(row)
-    rows = dict.fromkeys(range(1 << 15), row)
-    many = replace(
-        table, rows=rows, lengths=dict.fromkeys(rows, SIZE), holders=sharing.persistent()
-    )
+    rows = dict.fromkeys(range(1 << 15), (row,))
+    lane = replace(table.lanes[0], holders=sharing.persistent())
+    many = replace(table, rows=rows, lengths=dict.fromkeys(rows, SIZE), lanes=(lane,))
     check_table(done(many.free(0)))
 
 
 def test_a_named_page_is_copied_before_it_is_written_to() -> None:
     table = done(empty().grow({"a": 3 * SIZE}))
     row = table.pages("a")
-    table = done(done(table.name(row[:2])).truncate("a", SIZE + 1))
+    table = done(done(table.name((row[:2],))).truncate("a", SIZE + 1))
     change = table.grow({"a": 1})
     assert isinstance(change, Change)
     assert change.ops == (Copy(row[1], done(change).pages("a")[1]),)
@@ -107,15 +107,15 @@ def test_a_named_page_is_copied_before_it_is_written_to() -> None:
 def test_named_pages_outlast_their_sequences_until_they_are_forgotten() -> None:
     table = done(empty().grow({"a": 3 * SIZE}))
     row = table.pages("a")
-    table = done(table.name(row[:2]))
+    table = done(table.name((row[:2],)))
     assert (table.idle_pages, table.used_pages) == (0, 3)
     cached = done(table.free("a"))
     assert (cached.idle_pages, cached.used_pages) == (2, 0)
-    again = done(cached.attach("b", table.row("a")[:1]))
+    again = done(cached.attach("b", (table.row("a")[:1],)))
     assert (again.pages("b"), again.length("b")) == (row[:1], SIZE)
     assert (again.idle_pages, again.used_pages) == (1, 1)
-    change = again.forget(row[:2])
-    assert change.dropped == row[:2]
+    change = again.forget((row[:2],))
+    assert change.lost() == row[:2]
     assert (done(change).idle_pages, done(change).used_pages) == (0, 1)
     assert done(done(change).free("b")) == done(empty().grow({"a": 0})).free("a").table
 
@@ -123,12 +123,12 @@ def test_named_pages_outlast_their_sequences_until_they_are_forgotten() -> None:
 def test_a_name_is_given_once_and_to_pages_in_use() -> None:
     table = done(empty().grow({"a": 2 * SIZE}))
     row = table.pages("a")
-    named = done(table.name(row[:1]))
-    for pages in (row, [row[1], row[1] + 1]):
+    named = done(table.name((row[:1],)))
+    for pages in (row, (row[1], row[1] + 1)):
         with pytest.raises(ValueError, match="not all in rows, and none is named yet"):
-            named.name(pages)
+            named.name((pages,))
     with pytest.raises(ValueError, match="not all named"):
-        named.forget(row)
+        named.forget((row,))
 
 
 def test_a_shared_last_page_is_copied_by_whoever_writes_first() -> None:
@@ -162,7 +162,7 @@ def test_sixteen_forks_write_to_sixteen_pages() -> None:
     for seq in range(16):
         table = done(table.free(seq))
     assert table.used_pages == 0
-    assert table.holders == Holders.none()
+    assert table.lanes[0].holders == Holders.none()
 
 
 def test_a_cut_sequence_does_not_write_into_what_others_read() -> None:
@@ -261,7 +261,7 @@ def test_a_page_that_somebody_still_holds_is_not_retired() -> None:
 
 
 def test_freed_pages_are_scrubbed_when_they_become_free() -> None:
-    table = PageTable.empty(shape(), 8, scrub=True).table
+    table = PageTable.empty([shape()], 8, scrub=True).table
     table = done(table.grow({"a": 8, "b": 8}))
     first, second = (tuple(Scrub(page) for page in table.pages(seq)) for seq in "ab")
     assert table.free("a").ops == first
@@ -277,7 +277,7 @@ def test_every_operation_leaves_the_table_as_it_was() -> None:
     table = done(done(empty("straddling").grow({"a": 10, "b": 5})).fork("a", "c"))
     table = done(table.free("b", after=1))
     rows = {seq: (table.length(seq), table.pages(seq)) for seq in table.sequences}
-    placement = replace(table.placement)
+    placement = replace(table.lanes[0].placement)
     for change in (
         table.grow({"a": 9, "c": 9, "d": 1}),
         table.fork("a", "d"),
@@ -289,7 +289,7 @@ def test_every_operation_leaves_the_table_as_it_was() -> None:
         done(change)
         check_table(table)
         assert {seq: (table.length(seq), table.pages(seq)) for seq in table.sequences} == rows
-        assert table.placement == placement
+        assert table.lanes[0].placement == placement
 
 
 def test_the_same_operations_give_the_same_table() -> None:
@@ -303,7 +303,7 @@ def test_the_same_operations_give_the_same_table() -> None:
 
 @pytest.mark.promise("P1")
 def test_a_page_freed_twice_is_found_at_once() -> None:
-    placer = done(empty().grow({"a": 2 * SIZE})).placement.evolver()
+    placer = done(empty().grow({"a": 2 * SIZE})).lanes[0].placement.evolver()
     placer.give([1])
     with pytest.raises(IntegrityError, match="page 1 was freed twice"):
         placer.give([2, 1])
@@ -312,31 +312,32 @@ def test_a_page_freed_twice_is_found_at_once() -> None:
 @pytest.mark.promise("P1")
 def test_the_check_finds_what_is_broken() -> None:
     table = done(done(empty("straddling").grow({"a": 10, "b": 5})).fork("a", "c"))
-    placement = table.placement
+    placement = table.lanes[0].placement
     page = table.pages("b")[0]
 
     def with_row(seq: str, *pages: int) -> PageTable:
-        return replace(table, rows={**table.rows, seq: np.array(pages, np.int32)})
+        return replace(table, rows={**table.rows, seq: (np.array(pages, np.int32),)})
+
+    def with_lane(**changes: Any) -> PageTable:
+        return replace(table, lanes=(replace(table.lanes[0], **changes),))
 
     broken = {
         "5 tokens and 1 pages": with_row("b", page),
         "has a page twice": with_row("b", page, page),
-        "pages are in as many rows as": replace(table, holders=Holders.none()),
-        "0 pages are cached; the table counts 1": replace(
-            table, holders=replace(table.holders, cached=1)
+        "pages are in as many rows as": with_lane(holders=Holders.none()),
+        "0 pages are cached; the table counts 1": with_lane(
+            holders=replace(table.lanes[0].holders, cached=1)
         ),
-        "held twice": replace(table, retired=(Retired(1, (page,)),)),
+        "held twice": replace(table, retired=(Retired(1, ((page,),)),)),
         "without a length": with_row("x"),
-        "does not exist": replace(table, retired=(Retired(1, (10**6,)),)),
-        "not mapped": replace(table, placement=replace(placement, mapped=placement.mapped & ~2)),
-        "are mapped; the table counts": replace(
-            table, placement=replace(placement, mapped_chunks=1)
-        ),
-        "marked the other way": replace(table, placement=replace(placement, warm=1)),
-        "open pages are not": replace(table, placement=replace(placement, ready={9: 1})),
-        r"\(open, used\) pages": replace(table, placement=replace(placement, used_pages=3)),
-        r"\(used, open\) =": replace(
-            table, placement=replace(placement, held=placement.held.set(0, (1, 1)))
+        "does not exist": replace(table, retired=(Retired(1, ((10**6,),)),)),
+        "not mapped": with_lane(placement=replace(placement, mapped=placement.mapped & ~2)),
+        "are mapped; the table counts": with_lane(placement=replace(placement, mapped_chunks=1)),
+        "marked the other way": with_lane(placement=replace(placement, warm=1)),
+        "open pages are not": with_lane(placement=replace(placement, ready={9: 1})),
+        r"\(open, used\) pages": with_lane(placement=replace(placement, used_pages=3)),
+        r"\(used, open\) =": with_lane(
+            placement=replace(placement, held=placement.held.set(0, (1, 1)))
         ),
     }
     for message, wrong in broken.items():

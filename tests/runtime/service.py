@@ -117,7 +117,7 @@ class Service:
         self.device = Checked(self.faulty)
         self.model = load_model(config.model, self.device, load_format="dummy", seed=1)
         self.cache = make_cache(config, self.device, self.model)
-        self.fingerprint = page_fingerprint(self.model, self.cache.layout, self.device.info)
+        self.fingerprint = page_fingerprint(self.model, self.cache.layouts[0], self.device.info)
         self.reuse = PrefixReuse(
             config.page_size,
             EVICTIONS[config.prefix_cache_policy](),
@@ -207,7 +207,7 @@ class Service:
         left.update(offload.stores.names() if offload is not None else ())
         if root is None:
             assert not left
-        elif names := list(chain(root, prompt, self.cache.geometry.page_size)):
+        elif names := list(chain(root, prompt, self.cache.page_size)):
             assert not [name for name in left if names[-1].key in (name.key, name.parent)]
         else:
             assert not [name for name in left if name.tenant == tenant_of(root)]
@@ -233,14 +233,14 @@ class Service:
         pinned = {
             page for seq in table.sequences if isinstance(seq, tuple) for page in table.pages(seq)
         }
-        return self.cache.geometry.pages_in(limit) - 1 - len(pinned)
+        return table.lanes[0].geometry.pages_in(limit) - 1 - len(pinned)
 
     def check(self) -> None:
         """What holds after every operation."""
         self.cache.check_integrity()
         stats = self.cache.stats()
         assert stats.mapped_bytes + stats.pooled_bytes == self.device.memory.info().chunks
-        named = self.cache.table.holders.named
+        named = self.cache.table.lanes[0].holders.named
         assert sorted(entry.page for entry in self.reuse.index) == named
         if self.engine.memory.offload is not None:
             self.engine.memory.offload.stores.host.check_integrity()
@@ -255,7 +255,9 @@ class Service:
             reasons = {completion.finish_reason for completion in result.completions}
             assert reasons <= {"length", "capacity", *(["abort"] if order.aborted else [])}
             if "capacity" in reasons:
-                needed = self.cache.geometry.pages_for(len(order.asked.prompt) + order.asked.new)
+                needed = self.cache.table.lanes[0].geometry.pages_for(
+                    len(order.asked.prompt) + order.asked.new
+                )
                 together = order.asked.n if order.asked.beams else 1
                 assert together * needed > order.least_room, "there was room for it"
             if not order.asked.beams:  # the best so far may not be what the best begins with

@@ -27,7 +27,7 @@ from kvrt.kv.memory import Memory
 from kvrt.kv.offload import Offload
 from kvrt.kv.pages.backing import Backing
 from kvrt.kv.pages.change import Change
-from kvrt.kv.pages.table import SeqId
+from kvrt.kv.pages.lanes import SeqId
 from kvrt.kv.seq import Seq
 from kvrt.kv.tiers.host import HostStore
 from kvrt.kv.tiers.names import chain, root_key
@@ -104,7 +104,7 @@ def life_of_a_cache(chaos: Chaos, folder: Path) -> None:
     """Steps follow each other without a wait between them, which only an engine would put there."""
     device = Checked(chaos)
     layout = KVLayout.packed("float32", layers=1, kv_heads=2, head_dim=128, page_size=64)
-    cache = KVCache(device, layout, 64, limit_bytes=64 * layout.page_bytes)
+    cache = KVCache(device, [layout], 64, limit_bytes=64 * layout.page_bytes)
 
     def step(tokens: dict[SeqId, int]) -> None:
         change = cache.table.grow(tokens)
@@ -132,7 +132,7 @@ def life_of_the_tiers(chaos: Chaos, folder: Path) -> None:
     """Pages leave the device and come back between steps that nobody waits for."""
     device = Checked(chaos)
     layout = KVLayout.packed("float32", layers=1, kv_heads=2, head_dim=128, page_size=64)
-    cache = KVCache(device, layout, 64, limit_bytes=64 * layout.page_bytes)
+    cache = KVCache(device, [layout], 64, limit_bytes=64 * layout.page_bytes)
     reuse = PrefixReuse(64, EVICTIONS["lru"]())
     host = HostStore(device.copier, layout.page_bytes, 4 << 20)
     offload = Offload(device, cache, host, reuse.cost, is_tier=True)
@@ -198,7 +198,7 @@ MUTANTS = {
         Engine, "_carry_out_alone", "self.device.fence().wait()", "pass", life_of_a_crowded_engine
     ),
     "memory goes when idle without a fence": Mutant(
-        KVCache, "idle", "self._backing.device.fence().wait()", "pass", life_of_a_cache
+        KVCache, "idle", "self._device.fence().wait()", "pass", life_of_a_cache
     ),
     "memory goes at the end without waiting": Mutant(
         Backing, "release", "self.device.synchronize()", "pass", life_of_a_cache

@@ -59,7 +59,7 @@ def test_a_page_that_another_request_filled_is_reused(
 def test_the_formats_hold_as_many_more_tokens_as_they_say(make_runtime: MakeRuntime) -> None:
     capacity = {}
     for kv in ("float32", *FORMATS):
-        capacity[kv] = make_runtime(kv_cache_dtype=kv).cache.geometry.page_bytes
+        capacity[kv] = make_runtime(kv_cache_dtype=kv).cache.page_bytes
     assert capacity["float32"] / capacity["int8"] > 3.5
     assert capacity["float32"] / capacity["int4"] > 6
 

@@ -45,7 +45,7 @@ class Mutant(NamedTuple):
 
 MUTANTS = {
     "pages that were dropped can still be found": Mutant(
-        Memory, "commit", "self.reuse.dropped(change.dropped)", "pass"
+        Memory, "commit", "self.reuse.dropped(change.lost())", "pass"
     ),
     "the index does not let go of a page": Mutant(
         PrefixReuse, "dropped", "self.index.forget(pages)", "[]"
@@ -69,7 +69,10 @@ MUTANTS = {
     "a slot is never given back": Mutant(Stores, "reap", "self.host.unpin(entry[0])", "pass"),
     "an ended request's fetch goes on": Mutant(Memory, "end", "self.offload.cancel(seq)", "pass"),
     "what is pinned is held by nobody": Mutant(
-        Prefixes, "pin", "cache.table.attach(holder, row)", "cache.table.attach(holder, row[:0])"
+        Prefixes,
+        "pin",
+        "cache.table.attach(holder, (row,))",
+        "cache.table.attach(holder, (row[:0],))",
     ),
     "what is unpinned stays held": Mutant(
         Prefixes, "unpin", "cache.table.free(holder)", "cache.table.fork(holder, 0)"
@@ -127,7 +130,7 @@ def life_of_a_service(
     _load_and_aborts(tight(make_runtime, f"host:3MiB,disk:{folder}/tier:64MiB"), right)
     _pins_and_forgetting(tight(make_runtime, "host:16MiB"))
     _damage(make_runtime, right, folder / "saved")
-    draft = _Draft(Change(None, (), (5, 7)), NoReuse().in_order())  # type: ignore[arg-type]
+    draft = _Draft(Change(None, (), ((5, 7),)), NoReuse().in_order())  # type: ignore[arg-type]
     assert [*draft.still_there(np.array([4, 5, 6], np.int32))] == [4]
     with monkeypatch.context() as patched:
         patched.setattr(BlockFile, "read", slowly(BlockFile.read))

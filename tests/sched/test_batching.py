@@ -22,7 +22,7 @@ def table_of(chunks: int) -> PageTable:
     geometry = Geometry(
         page_bytes=1024, page_size=PAGE, chunk_bytes=CHUNK_PAGES * 1024, pages=CHUNK_PAGES * chunks,
     )  # fmt: skip
-    return PageTable.empty(geometry, chunks).table
+    return PageTable.empty([geometry], chunks).table
 
 
 class Clock:

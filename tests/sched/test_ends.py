@@ -40,7 +40,7 @@ class Forest:
         known += [self._before(entry) for entry in self.index]
         begin = [page for page in self.rng.choice(known) if self.index.at(page) is not None]
         begin = begin[: self.rng.randint(0, len(begin))]
-        self.table = self.table.attach(self.now, np.array(begin, np.int32)).table
+        self.table = self.table.attach(self.now, (np.array(begin, np.int32),)).table
         grown = self.table.grow({self.now: PAGE * self.rng.randint(0, 5)})
         if isinstance(grown, Change):
             self.table = grown.table
@@ -49,7 +49,7 @@ class Forest:
             key = self.rng.randbytes(32)
             name = PageName(key, bytes(32), (depth,), tenant=0)
             assert self.index.add(name, row[depth], row[depth - 1] if depth else 0, depth, self.now)
-        self.table = self.table.name(row[len(begin) :]).table
+        self.table = self.table.name((row[len(begin) :],)).table
         self.index.touch(row, self.now)
 
     def end(self) -> None:
@@ -58,7 +58,7 @@ class Forest:
         self.table = self.table.free(seq).table
 
     def evict(self, pages: list[int]) -> None:
-        self.table = self.table.forget(pages).table
+        self.table = self.table.forget((tuple(pages),)).table
         assert len(self.index.forget(pages)) == len(pages)
 
     @staticmethod
@@ -78,12 +78,16 @@ def looking_at_all(
     while len(taken) < count:
         left = [entry for entry in index if entry.page not in (*gone, *taken)]
         inner = {entry.before for entry in left}
-        ends = [entry for entry in left if entry not in inner and table.holders.idle(entry.page)]
+        ends = [
+            entry
+            for entry in left
+            if entry not in inner and table.lanes[0].holders.idle(entry.page)
+        ]
         if not ends:
             break
         ends.sort(key=lambda entry: (entry.worth, entry.page))
         least = ends[: min(-(-len(ends) // 4), choice)]
-        taken.append(min(least, key=lambda e: table.placement.users_beside(e.page)).page)
+        taken.append(min(least, key=lambda e: table.lanes[0].placement.users_beside(e.page)).page)
     return taken
 
 
@@ -101,7 +105,7 @@ def test_the_order_is_that_of_looking_at_all_of_them(seed: int) -> None:
             cursor = forest.index.in_order()
             first = cursor.take(forest.table, count, choice)
             assert first == looking_at_all(forest.index, forest.table, count, choice, [])
-            table = forest.table.forget(first).table
+            table = forest.table.forget((tuple(first),)).table
             second = cursor.take(table, 5, choice)
             assert second == looking_at_all(forest.index, table, 5, choice, first)
         if rng.random() < 0.3:
@@ -122,7 +126,7 @@ def decoding(
     grown = table.grow({number: seq.computed})
     assert isinstance(grown, Change)
     named = reuse.computed(seq, grown.table.row(number))
-    return seq, grown.table.name(named).table
+    return seq, grown.table.name((tuple(named),)).table
 
 
 def test_the_named_pages_of_who_is_preempted_are_what_others_get() -> None:
@@ -134,5 +138,5 @@ def test_the_named_pages_of_who_is_preempted_are_what_others_get() -> None:
     assert plan.preempted == (second,)
     assert not plan.stuck
     assert [row.seq for row in plan.rows] == [first]
-    assert len(plan.change.dropped) == 1
+    assert len(plan.change.lost()) == 1
     assert plan.table.idle_pages == 4

@@ -110,7 +110,7 @@ class Kitchen:
         self.carry_out(plan)
 
     def carry_out(self, plan: StepPlan) -> None:
-        self.reuse.dropped(plan.change.dropped)
+        self.reuse.dropped(plan.change.lost())
         self.table = plan.table
         for seq in plan.preempted:
             self.seen["preempted"] += 1
@@ -132,7 +132,7 @@ class Kitchen:
             seq = row.seq
             seq.computed += row.count
             named = self.reuse.computed(seq, self.table.row(seq.id))
-            self.table = self.table.name(named).table
+            self.table = self.table.name((tuple(named),)).table
             if row.samples:
                 seq.tokens.append(self.rng.randrange(9))
                 if len(seq.tokens) >= seq.max_len:
@@ -220,7 +220,7 @@ def test_those_that_wait_for_a_page_cost_no_search_for_others(reuse: Counting) -
         assert isinstance(grown, Change)
         table = grown.table
         leader.computed += 20
-        table = table.name(reuse.computed(leader, table.row(1))).table
+        table = table.name((tuple(reuse.computed(leader, table.row(1))),)).table
         reuse.looks = 0
         plan = plan_step(table, [leader], waiting, Limits(1000, 3), 1, reuse)
         looks.append((reuse.looks, len(plan.admitted)))

@@ -78,7 +78,7 @@ class InOrder:
             choice: among the quarter of the ends that are worth least, so many at most, the one in
                 the emptiest chunk goes, so that chunks become empty and can be given back.
         """
-        placement, window = table.placement, self._window
+        placement, window = table.lanes[0].placement, self._window
         taken: list[int] = []
         while len(taken) < count:
             self._fill(table)
@@ -87,7 +87,7 @@ class InOrder:
             least = window[: min(-(-len(window) // _SHARE), choice)]
             item = min(least, key=lambda item: placement.users_beside(item[1]))
             window.remove(item)
-            if not table.holders.idle(item[1]):  # the plan has begun a sequence with it
+            if not table.lanes[0].holders.idle(item[1]):  # the plan has begun a sequence with it
                 self._in_use.append(item)
                 continue
             taken.append(item[1])
@@ -102,7 +102,7 @@ class InOrder:
 
     def _fill(self, table: PageTable) -> None:
         """Let the window hold all ends that may be among the least."""
-        holders, window, ahead = table.holders, self._window, self._next
+        holders, window, ahead = table.lanes[0].holders, self._window, self._next
         while ahead and (len(window) < _CHOICE * _SHARE or ahead[0][0] < window[-1]):
             item, at = heapq.heappop(ahead)
             if at is not None:

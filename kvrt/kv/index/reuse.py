@@ -18,8 +18,8 @@ from kvrt.kv.index.events import EventLog
 from kvrt.kv.index.eviction import CachedPage, Eviction
 from kvrt.kv.index.prefix import PrefixIndex
 from kvrt.kv.pages.change import Change
-from kvrt.kv.pages.holders import Row
-from kvrt.kv.pages.table import NO_PAGES, PageTable
+from kvrt.kv.pages.holders import NO_PAGES, Row
+from kvrt.kv.pages.table import PageTable
 from kvrt.kv.seq import Seq
 from kvrt.kv.tiers.names import PageName, page_key, tenant_of
 
@@ -221,10 +221,10 @@ class PrefixReuse:
         for entry in sorted(self.index, key=lambda entry: entry.depth, reverse=True):
             last = used[entry] = max(entry.used, used.get(entry, -math.inf))
             used[entry.before] = max(last, used.get(entry.before, -math.inf))
-        idle = [entry for entry in self.index if table.holders.idle(entry.page)]
+        idle = [entry for entry in self.index if table.lanes[0].holders.idle(entry.page)]
         expired = [entry.page for entry in idle if used[entry] + self._ttl <= now]
         kept = [used[entry] for entry in idle if used[entry] + self._ttl > now]
-        return table.forget(expired), min(kept) + self._ttl - now if kept else None
+        return table.forget((tuple(expired),)), min(kept) + self._ttl - now if kept else None
 
     @property
     def stats(self) -> ReuseStats:

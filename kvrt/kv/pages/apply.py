@@ -27,10 +27,13 @@ class Failed:
     error: OutOfMemory
 
 
-def apply(ops: Sequence[Op], backing: Backing, *, poison: bool = False) -> Applied | Failed:
+def apply(
+    ops: Sequence[Op], backings: Sequence[Backing], *, poison: bool = False
+) -> Applied | Failed:
     """Carry out `ops` in order. If one fails, undo those before it, the last first.
 
     Args:
+        backings: of each group.
         poison: scrub each chunk that is mapped, too.
 
     Raises:
@@ -38,7 +41,7 @@ def apply(ops: Sequence[Op], backing: Backing, *, poison: bool = False) -> Appli
             it was a copy that failed, pages that these ops take from one sequence to give to
             another may be overwritten.
     """
-    transaction = _Transaction(backing, poison)
+    transaction = _Transaction(backings, poison)
     try:
         for op in ops:
             transaction.do(op)
@@ -61,12 +64,12 @@ class _Transaction:
     overwrite is kept.
     """
 
-    def __init__(self, backing: Backing, poison: bool) -> None:
-        self._backing = backing
+    def __init__(self, backings: Sequence[Backing], poison: bool) -> None:
+        self._backings = backings
         self._poison = poison
         self._undo: list[Callable[[], object]] = []
-        self._writes: list[tuple[Tensor, Tensor | None]] = []
-        self._needed: set[int] = set()
+        self._writes: list[tuple[Backing, Tensor, Tensor | None]] = []
+        self._needed: set[tuple[Backing, int]] = set()  # chunks
         self._counts = {Map: 0, Unmap: 0, Copy: 0, Move: 0, Scrub: 0}
 
     @property
@@ -74,41 +77,42 @@ class _Transaction:
         return Applied(self._counts[Map], self._counts[Unmap], self._counts[Copy])
 
     def do(self, op: Op) -> None:
-        backing = self._backing
+        backing = self._backings[op.group]
         match op:
             case Map(index):
                 backing.map(index)
                 self._undo.append(partial(backing.unmap, index))
                 if self._poison:
-                    self._later(backing.chunk(index), None, range(index, index + 1))
+                    self._later(backing, backing.chunk(index), None, range(index, index + 1))
             case Unmap(index):
-                if index in self._needed:
+                if (backing, index) in self._needed:
                     self.write(keep_old=True)
                 backing.unmap(index)
                 self._undo.append(partial(backing.map, index))
             case Copy(src, dst):
-                self._needed.update(backing.geometry.chunks_of(src))
-                self._later(backing.page(dst), backing.page(src), backing.geometry.chunks_of(dst))
+                self._needs(backing, backing.geometry.chunks_of(src))
+                under = backing.geometry.chunks_of(dst)
+                self._later(backing, backing.page(dst), backing.page(src), under)
             case Move(src, src_slot, dst, dst_slot):
-                self._needed.update(backing.geometry.chunks_of(src))
+                self._needs(backing, backing.geometry.chunks_of(src))
                 pieces = zip(
                     backing.token(dst, dst_slot), backing.token(src, src_slot), strict=True
                 )
                 for to, source in pieces:
-                    self._later(to, source, backing.geometry.chunks_of(dst))
+                    self._later(backing, to, source, backing.geometry.chunks_of(dst))
             case Scrub(page):
-                self._later(backing.page(page), None, backing.geometry.chunks_of(page))
+                self._later(backing, backing.page(page), None, backing.geometry.chunks_of(page))
         self._counts[type(op)] += 1
 
     def write(self, *, keep_old: bool) -> None:
         """Do the writes that were put off."""
-        for dst, src in self._writes:
+        for backing, dst, src in self._writes:
             if keep_old:
-                self._undo.append(partial(self._backing.copy, dst, dst.clone()))
+                self._undo.append(partial(backing.copy, dst, dst.clone()))
             if src is None:
-                self._backing.scrub(dst)
+                backing.scrub(dst)
             else:
-                self._backing.copy(dst, src)
+                backing.copy(dst, src)
         self._writes.clear()
         self._needed.clear()
 
@@ -116,6 +120,9 @@ class _Transaction:
         while self._undo:
             self._undo.pop()()
 
-    def _later(self, dst: Tensor, src: Tensor | None, chunks: range) -> None:
-        self._writes.append((dst, src))
-        self._needed.update(chunks)
+    def _later(self, backing: Backing, dst: Tensor, src: Tensor | None, chunks: range) -> None:
+        self._writes.append((backing, dst, src))
+        self._needs(backing, chunks)
+
+    def _needs(self, backing: Backing, chunks: range) -> None:
+        self._needed.update((backing, chunk) for chunk in chunks)

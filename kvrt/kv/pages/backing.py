@@ -26,16 +26,19 @@ class Backing:
         device: where.
         geometry: pages over chunks of the device's granularity.
         layout: what is where in a page.
+        pool: where chunks come from, and go to; all groups of a device share one.
 
     Raises:
         DeviceError: the addresses cannot be reserved.
     """
 
-    def __init__(self, device: Device, geometry: Geometry, layout: KVLayout) -> None:
+    def __init__(
+        self, device: Device, geometry: Geometry, layout: KVLayout, pool: ChunkPool
+    ) -> None:
         self.device = device
         self.geometry = geometry
         self.layout = layout
-        self.pool = ChunkPool(device.memory)
+        self.pool = pool
         self.span = device.memory.reserve(geometry.span_bytes)
         try:
             self.kv = kv_tensor(device.memory, self.span, layout)
@@ -45,11 +48,6 @@ class Backing:
         self.mapped: dict[int, Chunk] = {}
         self._bytes = self.kv.view(torch.uint8)
         self._released = False
-
-    @property
-    def held_chunks(self) -> int:
-        """Chunks of physical memory that are taken: mapped and pooled."""
-        return len(self.mapped) + len(self.pool)
 
     def map(self, index: int) -> None:
         """Map a chunk from the pool. Raises `OutOfMemory` if there is none and none to be had."""
@@ -115,12 +113,12 @@ class Backing:
         dst.fill_(_NAN_BYTE)
 
     def release(self) -> None:
-        """Give everything back. Safe to call twice, also after it failed half-way."""
+        """Give the addresses back, and the chunks to the pool. Safe to call twice, also after it
+        failed half-way."""
         if self._released:
             return
         self.device.synchronize()
         for index in list(self.mapped):
             self.unmap(index)
-        self.pool.drain()
         self.device.memory.release(self.span)
         self._released = True

@@ -1,5 +1,6 @@
 """What an operation of the page table gives: a change to carry out, or a shortage of pages."""
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,9 @@ from kvrt.kv.pages.ops import Op
 
 if TYPE_CHECKING:
     from kvrt.kv.pages.table import PageTable
+
+Pages = tuple[tuple[int, ...], ...]
+"""Of each group, some of its pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,16 +20,21 @@ class Change:
     Args:
         table: after it.
         ops: for the device.
-        dropped: pages that the prefix index held and holds no longer.
+        dropped: of each group, pages that the prefix index held and holds no longer.
     """
 
     table: "PageTable"
     ops: tuple[Op, ...] = ()
-    dropped: tuple[int, ...] = ()
+    dropped: Pages = ()
 
     def then(self, change: "Change") -> "Change":
         """This change and then another, which was planned on this one's table."""
-        return Change(change.table, self.ops + change.ops, self.dropped + change.dropped)
+        both = itertools.zip_longest(self.dropped, change.dropped, fillvalue=())
+        return Change(change.table, self.ops + change.ops, tuple(a + b for a, b in both))
+
+    def lost(self, group: int = 0) -> tuple[int, ...]:
+        """Of one group, the pages that were dropped."""
+        return self.dropped[group] if self.dropped else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +42,8 @@ class Shortage:
     """There are not enough pages; nothing was changed.
 
     Args:
-        needed: pages that were asked for.
-        free: pages there were.
+        needed: pages that were asked for, of a group that has not so many.
+        free: pages of it that there were.
     """
 
     needed: int
@@ -46,4 +55,4 @@ class Retired:
     """Pages that nobody holds any more, but that step number `step` may still read."""
 
     step: int
-    pages: tuple[int, ...]
+    pages: Pages

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 Row = NDArray[np.int32]
 """Pages of a sequence, in order. Never changed once it is made."""
 
+NO_PAGES: Row = np.empty(0, np.int32)
+
 _ROW, _INDEX = 2, 1
 _SMALLEST = 256
 

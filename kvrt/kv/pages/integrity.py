@@ -5,6 +5,8 @@ from collections import Counter
 import numpy as np
 
 from kvrt.errors import IntegrityError
+from kvrt.kv.pages.holders import Holders
+from kvrt.kv.pages.lanes import Lane
 from kvrt.kv.pages.table import PageTable
 
 
@@ -14,34 +16,33 @@ def check_table(table: PageTable) -> None:
     Raises:
         IntegrityError: a rule is broken; the message says which, and where.
     """
-    used = _check_sequences(table)
-    _check_chunks(table, used)
+    _require(set(table.rows) <= set(table.lengths), "a sequence without a length has pages")
+    for group, lane in enumerate(table.lanes):
+        _check_chunks(lane, _check_sequences(table, group))
 
 
-def _check_sequences(table: PageTable) -> set[int]:
+def _check_sequences(table: PageTable, group: int) -> set[int]:
     """Rows, holders and retired pages; returns all used pages."""
-    geometry = table.geometry
+    lane = table.lanes[group]
     rows: Counter[int] = Counter()
     for seq, length in table.lengths.items():
-        pages = table.pages(seq)
+        pages = table.pages(seq, group)
         _require(
-            len(pages) == geometry.pages_for(length),
+            len(pages) == lane.geometry.pages_for(length),
             f"sequence {seq!r} has {length} tokens and {len(pages)} pages",
         )
         _require(len(set(pages)) == len(pages), f"sequence {seq!r} has a page twice: {pages}")
         rows.update(pages)
-    _require(set(table.rows) <= set(table.lengths), "a sequence without a length has pages")
-    held = _check_holders(table, rows)
-    retired = [page for entry in table.retired for page in entry.pages]
+    held = _check_holders(lane.holders, rows)
+    retired = [page for entry in table.retired for page in entry.pages[group]]
     used = [0, *held, *retired]
     repeated = [page for page, times in Counter(used).items() if times > 1]
     _require(not repeated, f"pages {repeated} are held twice (or are the null page)")
     return set(used)
 
 
-def _check_holders(table: PageTable, rows: Counter[int]) -> set[int]:
+def _check_holders(holders: Holders, rows: Counter[int]) -> set[int]:
     """Counts, and how many pages are cached; returns the pages that are held."""
-    holders = table.holders
     named = set(holders.named)
     counted = {int(page): holders.counts.item(page) // 2 for page in np.flatnonzero(holders.counts)}
     found = {page: rows[page] for page in rows.keys() | named}
@@ -57,9 +58,9 @@ def _check_holders(table: PageTable, rows: Counter[int]) -> set[int]:
     return set(found)
 
 
-def _check_chunks(table: PageTable, used: set[int]) -> None:
+def _check_chunks(lane: Lane, used: set[int]) -> None:
     """What is mapped and open, and the counts of it."""
-    geometry, placement = table.geometry, table.placement
+    geometry, placement = lane.geometry, lane.placement
     mapped = {c for c in range(placement.mapped.bit_length()) if placement.mapped >> c & 1}
     users: Counter[int] = Counter()
     for page in used:

@@ -1,4 +1,7 @@
-"""What a change of the page table asks of a device: small frozen values, in order."""
+"""What a change of the page table asks of a device: small frozen values, in order.
+
+Each is about the chunks or pages of one group of layers, which have a span of their own.
+"""
 
 from dataclasses import dataclass
 
@@ -8,6 +11,7 @@ class Map:
     """Put a chunk of physical memory into the span at ``chunk_index * chunk_bytes``."""
 
     chunk_index: int
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +19,7 @@ class Unmap:
     """Take the chunk out again. None of its pages is in use; what they held is lost."""
 
     chunk_index: int
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +28,7 @@ class Copy:
 
     src_page: int
     dst_page: int
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,7 @@ class Move:
     src_slot: int
     dst_page: int
     dst_slot: int
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,7 @@ class Scrub:
     """Overwrite a page that nobody holds any more, so that nobody can read what it held."""
 
     page: int
+    group: int = 0
 
 
 Op = Map | Unmap | Copy | Move | Scrub

@@ -23,7 +23,7 @@ from pyrsistent import PMap, pmap
 
 from kvrt.errors import IntegrityError
 from kvrt.kv.pages.geometry import Geometry
-from kvrt.kv.pages.ops import Map, Unmap
+from kvrt.kv.pages.ops import Map, Op, Unmap
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,9 @@ class Placement:
         geometry = self.geometry
         return self.held[page * geometry.page_bytes // geometry.chunk_bytes][0]
 
-    def evolver(self) -> "PlacementEvolver":
-        return PlacementEvolver(self)
+    def evolver(self, group: int = 0, ops: list[Op] | None = None) -> "PlacementEvolver":
+        """`group`: whose chunks these are; `ops`: to note ops in, beside those of others."""
+        return PlacementEvolver(self, group, [] if ops is None else ops)
 
 
 class PlacementEvolver:
@@ -83,16 +84,19 @@ class PlacementEvolver:
 
     Args:
         base: stays as it is.
+        group: whose chunks these are.
+        ops: what the device has to do is added here.
     """
 
-    def __init__(self, base: Placement) -> None:
-        self.ops: list[Map | Unmap] = []
+    def __init__(self, base: Placement, group: int, ops: list[Op]) -> None:
+        self.ops = ops
+        self._group = group
         self._geometry = base.geometry
         self._mapped = base.mapped
         self._warm = base.warm
         self._held = base.held.evolver()
         self._ready = base.ready.copy()
-        self._mapped_chunks = base.mapped_chunks
+        self.mapped_chunks = base.mapped_chunks
         self._open_pages = base.open_pages
         self._used_pages = base.used_pages
 
@@ -103,10 +107,15 @@ class PlacementEvolver:
             self._warm,
             self._held.persistent(),
             self._ready,
-            self._mapped_chunks,
+            self.mapped_chunks,
             self._open_pages,
             self._used_pages,
         )
+
+    @property
+    def warm_chunks(self) -> int:
+        """Mapped chunks without a used page."""
+        return self._warm.bit_count()
 
     def take(self, count: int, limit: int) -> list[int]:
         """Take `count` pages, or as many as there are while at most `limit` chunks are mapped."""
@@ -144,8 +153,8 @@ class PlacementEvolver:
 
     def trim(self, keep_warm: int, limit: int) -> None:
         """Unmap warm chunks, the highest first, down to `keep_warm` of them and to the limit."""
-        warm = self._warm.bit_count()
-        while warm and (warm > keep_warm or self._mapped_chunks > limit):
+        warm = self.warm_chunks
+        while warm and (warm > keep_warm or self.mapped_chunks > limit):
             self._unmap(self._warm.bit_length() - 1)
             warm -= 1
 
@@ -173,18 +182,18 @@ class PlacementEvolver:
         hole = _lowest(~self._mapped)
         if hole >= self._geometry.chunks:
             return False
-        while self._mapped_chunks >= limit and self._warm >> hole:
+        while self.mapped_chunks >= limit and self._warm >> hole:
             # No page is open, so this one cannot be used without mapping more, either.
             self._unmap(self._warm.bit_length() - 1)
-        if self._mapped_chunks >= limit:
+        if self.mapped_chunks >= limit:
             return False
         self._map(hole)
         return True
 
     def _map(self, chunk: int) -> None:
-        self.ops.append(Map(chunk))
+        self.ops.append(Map(chunk, self._group))
         self._mapped |= 1 << chunk
-        self._mapped_chunks += 1
+        self.mapped_chunks += 1
         self._warm |= 1 << chunk
         self._held[chunk] = (0, 0)
         own = self._geometry.own_pages(chunk)
@@ -195,11 +204,11 @@ class PlacementEvolver:
         self._set_straddler(chunk, is_open=True)
 
     def _unmap(self, chunk: int) -> None:
-        self.ops.append(Unmap(chunk))
+        self.ops.append(Unmap(chunk, self._group))
         self._set_straddler(chunk, is_open=False)
         self._set(chunk, 0, 0)
         self._mapped ^= 1 << chunk
-        self._mapped_chunks -= 1
+        self.mapped_chunks -= 1
         self._warm ^= 1 << chunk
         del self._held[chunk]
 

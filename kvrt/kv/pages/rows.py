@@ -5,23 +5,23 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kvrt.kv.pages.holders import Row
-from kvrt.kv.pages.table import PageTable, SeqId
+from kvrt.kv.pages.holders import NO_PAGES, Row
+from kvrt.kv.pages.lanes import SeqId
+from kvrt.kv.pages.table import PageTable
 
 _WIDTH_STEP = 32
 """The array is this many pages wider at a time, so that it is not made anew at every page."""
 
-_NOTHING: Row = np.empty(0, np.int32)
-
 
 class PageRows:
-    """Rows of page numbers, one for each sequence of a batch, in its order.
+    """Rows of page numbers of one group, one for each sequence of a batch, in its order.
 
     From one decode step to the next, few sequences get a page: only those entries are written.
     When the batch's sequences change, rows that stay are moved as a whole.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, group: int = 0) -> None:
+        self._group = group
         self._seqs: list[SeqId] = []
         self._rows: list[Row] = []
         self._array: NDArray[np.int32] = np.empty((0, 0), np.int32)
@@ -31,7 +31,7 @@ class PageRows:
 
         The array is this object's own: the next call may change it.
         """
-        rows = [table.row(seq) for seq in seqs]
+        rows = [table.row(seq, self._group) for seq in seqs]
         self._arrange(list(seqs), max(map(len, rows), default=0))
         for i, (row, written) in enumerate(zip(rows, self._rows, strict=True)):
             if row is not written:
@@ -49,7 +49,7 @@ class PageRows:
         where = {seq: i for i, seq in enumerate(self._seqs)}
         kept = [(i, where[seq]) for i, seq in enumerate(seqs) if seq in where]
         array = np.zeros((len(seqs), wider), np.int32)
-        rows = [_NOTHING] * len(seqs)
+        rows = [NO_PAGES] * len(seqs)
         if kept:
             to, source = (list(side) for side in zip(*kept, strict=True))
             both = min(width, wider)

@@ -18,21 +18,17 @@ a pmap takes 280 us); what is kept by chunk, and grows with the memory, is a pma
 """
 
 import itertools
-from collections import Counter
-from collections.abc import Hashable, KeysView, Mapping, Sequence
+from collections.abc import KeysView, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from kvrt.kv.pages.change import Change, Retired, Shortage
+from kvrt.kv.pages.change import Change, Pages, Retired, Shortage
 from kvrt.kv.pages.geometry import Geometry
-from kvrt.kv.pages.holders import Holders, Row
-from kvrt.kv.pages.ops import Copy, Move, Op, Scrub
+from kvrt.kv.pages.holders import NO_PAGES, Holders, Row
+from kvrt.kv.pages.lanes import Growing, Lane, Placers, Rows, SeqId
+from kvrt.kv.pages.ops import Move, Op, Scrub
 from kvrt.kv.pages.placement import Placement
-
-SeqId = Hashable
-
-NO_PAGES: Row = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,46 +39,49 @@ class PageTable:
     pages.
 
     Args:
-        geometry: pages over chunks.
-        limit: mapped chunks allowed; see `with_limit`.
+        lanes: the pages of each group of layers.
+        limit: mapped chunks allowed, all groups together; see `with_limit`.
         scrub: each page that becomes free is overwritten (`Scrub`).
         lengths: tokens of each sequence.
-        rows: pages of each sequence, in order; one that never had any has no row.
-        holders: who holds each page.
+        rows: pages of each sequence, in order: a row for each group. One that never had any has
+            none.
         retired: pages that wait for a step, in the order in which they were freed.
-        placement: which chunks are mapped, which pages are free.
         version: of the committed table that this one was planned on; see `kvrt.kv.cache`.
     """
 
-    geometry: Geometry
+    lanes: tuple[Lane, ...]
     limit: int
     scrub: bool
     lengths: dict[SeqId, int]
-    rows: dict[SeqId, Row]
-    holders: Holders
+    rows: dict[SeqId, Rows]
     retired: tuple[Retired, ...]
-    placement: Placement
     version: int = 0
 
     @classmethod
-    def empty(cls, geometry: Geometry, limit: int, *, scrub: bool = False) -> Change:
-        """A table without sequences, in which the null page is mapped.
+    def empty(cls, groups: Sequence[Geometry], limit: int, *, scrub: bool = False) -> Change:
+        """A table without sequences, in which the null page of each group is mapped.
+
+        Args:
+            groups: of pages, each for as many tokens, over chunks of one size.
 
         Raises:
-            ValueError: not even the null page fits in `limit` chunks.
+            ValueError: not even the null pages fit in `limit` chunks, or the groups differ in the
+                tokens of a page or the size of a chunk.
         """
-        placer = Placement.empty(geometry).evolver()
-        if placer.take(1, limit) != [0]:
-            raise ValueError(f"a limit of {limit} chunks has no room for the null page")
-        table = cls(geometry, limit, scrub, {}, {}, Holders.none(), (), placer.persistent())
-        return Change(table, tuple(placer.ops))
+        if len({(each.page_size, each.chunk_bytes) for each in groups}) != 1:
+            raise ValueError("groups of pages differ in the tokens of a page or the size of chunks")
+        lanes = tuple(Lane(Placement.empty(each), Holders.none()) for each in groups)
+        placers = Placers(lanes, limit)
+        if any(placers.take(group, 1) != [0] for group in range(len(lanes))):
+            raise ValueError(f"a limit of {limit} chunks has no room for the null pages")
+        return Change(cls(placers.persistent(lanes), limit, scrub, {}, {}, ()), tuple(placers.ops))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PageTable) or self.rows.keys() != other.rows.keys():
             return False
         plain = [field.name for field in fields(self) if field.name != "rows"]
         return all(getattr(self, name) == getattr(other, name) for name in plain) and all(
-            np.array_equal(row, other.rows[seq]) for seq, row in self.rows.items()
+            all(map(np.array_equal, rows, other.rows[seq])) for seq, rows in self.rows.items()
         )
 
     # --- looking -----------------------------------------------------------------------------
@@ -98,46 +97,78 @@ class PageTable:
         """Tokens of the sequence."""
         return self.lengths.get(seq, 0)
 
-    def row(self, seq: SeqId) -> Row:
-        """The pages that hold its tokens, in order: int32 [pages]."""
-        return self.rows.get(seq, NO_PAGES)
+    @property
+    def page_size(self) -> int:
+        """Tokens in a page of any group."""
+        return self.lanes[0].geometry.page_size
 
-    def pages(self, seq: SeqId) -> tuple[int, ...]:
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page of each group."""
+        return sum(lane.geometry.page_bytes for lane in self.lanes)
+
+    def row(self, seq: SeqId, group: int = 0) -> Row:
+        """The pages that hold its tokens, in order: int32 [pages]."""
+        rows = self.rows.get(seq)
+        return NO_PAGES if rows is None else rows[group]
+
+    def pages(self, seq: SeqId, group: int = 0) -> tuple[int, ...]:
         """The same as numbers."""
-        return tuple(self.row(seq).tolist())
+        return tuple(self.row(seq, group).tolist())
 
     @property
     def free_pages(self) -> int:
-        """Pages that `grow` can certainly hand out; see `Placement.free_pages`."""
-        return self.placement.free_pages(self.limit)
+        """Pages of each group that `grow` can certainly hand out; see `Placement.free_pages`."""
+        return self.free_bytes // self.page_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of pages that can be had: `grow` knows whether they are those of the right groups,
+        and may find some more where pages straddle chunks."""
+        mapped = self.mapped_chunks
+        room = max(0, self.limit - mapped) * self.lanes[0].geometry.chunk_bytes
+        found = room
+        for lane in self.lanes:
+            alone = lane.placement.free_pages(self.limit - mapped + lane.placement.mapped_chunks)
+            found += alone * lane.geometry.page_bytes - room  # which each would have for itself
+        return max(0, found)
 
     @property
     def retired_pages(self) -> int:
         """Pages that wait for a step's end."""
-        return sum(len(retired.pages) for retired in self.retired)
+        return sum(len(pages) for retired in self.retired for pages in retired.pages)
 
     @property
     def used_pages(self) -> int:
         """Pages that sequences hold, each counted once."""
-        return self.placement.used_pages - 1 - self.retired_pages - self.idle_pages
+        used = sum(lane.placement.used_pages - 1 for lane in self.lanes)
+        return used - self.retired_pages - self.idle_pages
 
     @property
     def idle_pages(self) -> int:
         """Cached pages that no sequence holds: what can be evicted."""
-        return self.holders.cached
+        return sum(lane.holders.cached for lane in self.lanes)
+
+    @property
+    def idle_bytes(self) -> int:
+        """Their bytes."""
+        return sum(lane.holders.cached * lane.geometry.page_bytes for lane in self.lanes)
 
     @property
     def mapped_chunks(self) -> int:
-        return self.placement.mapped_chunks
+        return sum(lane.placement.mapped_chunks for lane in self.lanes)
 
     @property
     def warm_chunks(self) -> int:
         """Mapped chunks in which no page is used or retired."""
-        return self.placement.warm.bit_count()
+        return sum(lane.placement.warm.bit_count() for lane in self.lanes)
 
-    def own_pages(self, seq: SeqId) -> int:
-        """Pages that no other sequence holds."""
-        return int(np.count_nonzero(self.holders.own(self.row(seq))))
+    def own_bytes(self, seq: SeqId) -> int:
+        """Bytes of the pages that no other sequence holds."""
+        return sum(
+            int(np.count_nonzero(lane.holders.own(self.row(seq, group)))) * lane.geometry.page_bytes
+            for group, lane in enumerate(self.lanes)
+        )
 
     # --- changing ----------------------------------------------------------------------------
 
@@ -157,57 +188,35 @@ class PageTable:
         Raises:
             ValueError: a number of tokens is negative.
         """
-        size, writable = self.geometry.page_size, self.holders.writable
+        size = self.page_size
         lengths = self.lengths.copy()
-        left: Counter[int] = Counter()  # last pages that sequences go on in a copy of
-        wants: list[tuple[SeqId, int, bool]] = []
-        needed = 0
+        growing: list[Growing] = []
         for seq, count in tokens.items():
             if count < 0:
                 raise ValueError(f"sequence {seq!r} cannot grow by {count} tokens")
             old = lengths.get(seq, 0)
             lengths[seq] = old + count
             pages = (old + count + size - 1) // size - (old + size - 1) // size
-            copies = False
-            if count and old % size:
-                last = self.rows[seq].item(-1)
-                if not writable(last, left[last] if left else 0):
-                    copies = True
-                    pages += 1
-                    left[last] += 1
-            if pages:
-                wants.append((seq, pages, copies))
-                needed += pages
-        if not needed:
+            writes = bool(count and old % size)
+            if pages or writes:
+                growing.append((seq, pages, writes))
+        rows, lanes, ops = self.rows.copy(), list(self.lanes), list[Op]()
+        placers: Placers | None = None
+        for group, lane in enumerate(self.lanes):
+            wants = lane.wants(growing, rows, group)
+            if not wants:
+                continue
+            placers = placers or Placers(self.lanes, self.limit)
+            needed = sum(want.pages for want in wants)
+            taken = placers.take(group, needed)
+            if len(taken) < needed:
+                return Shortage(needed, len(taken))
+            lanes[group], copies = lane.extend(wants, rows, group, taken)
+            ops += copies
+        if placers is None:
             return Change(replace(self, lengths=lengths))
-
-        placer = self.placement.evolver()
-        taken = placer.take(needed, self.limit)
-        if len(taken) < needed:
-            return Shortage(needed, len(taken))
-        rows = self.rows.copy()
-        ops: list[Op] = list(placer.ops)
-        new = np.array(taken, np.int32)
-        at = 0
-        for seq, pages, copies in wants:
-            row = rows.get(seq, NO_PAGES)
-            if copies:
-                ops.append(Copy(row.item(-1), taken[at]))
-                row = row[:-1]
-            rows[seq] = np.concatenate((row, new[at : at + pages]))
-            at += pages
-        changed = self.holders.evolver()
-        changed.take(taken)
-        for page in left.elements():
-            changed.drop(np.array([page], np.int32))
-        table = replace(
-            self,
-            lengths=lengths,
-            rows=rows,
-            holders=changed.persistent(),
-            placement=placer.persistent(),
-        )
-        return Change(table, tuple(ops))
+        table = replace(self, lanes=placers.persistent(lanes), lengths=lengths, rows=rows)
+        return Change(table, (*placers.ops, *ops))
 
     def fork(self, parent: SeqId, child: SeqId) -> Change:
         """A new sequence with the parent's tokens; they share all pages.
@@ -217,7 +226,7 @@ class PageTable:
             ValueError: there is such a child already.
         """
         self._require(parent)
-        return self._begin(child, self.lengths[parent], self.row(parent))
+        return self._begin(child, self.lengths[parent], self.rows.get(parent))
 
     def truncate(self, seq: SeqId, length: int, after: int | None = None) -> Change:
         """Forget the tokens from position `length` on.
@@ -235,10 +244,12 @@ class PageTable:
             raise ValueError(
                 f"sequence {seq!r} has {self.lengths[seq]} tokens and cannot be cut to {length}"
             )
-        row = self.row(seq)
-        keep = self.geometry.pages_for(length)
-        rows = self.rows if keep == len(row) else {**self.rows, seq: row[:keep]}
-        return self._drop({**self.lengths, seq: length}, rows, row[keep:], after)
+        rows = self.rows.get(seq)
+        if rows is None:
+            return Change(replace(self, lengths={**self.lengths, seq: length}))
+        keep = self.lanes[0].geometry.pages_for(length)
+        kept, left = tuple(row[:keep] for row in rows), tuple(row[keep:] for row in rows)
+        return self._drop({**self.lengths, seq: length}, {**self.rows, seq: kept}, left, after)
 
     def pick(
         self, seq: SeqId, start: int, picked: Sequence[int], after: int | None = None
@@ -264,13 +275,16 @@ class PageTable:
                 f"slots {list(picked)} are not ascending from {start} to below {self.lengths[seq]},"
                 f" the length of sequence {seq!r}"
             )
-        size, row = self.geometry.page_size, self.pages(seq)
-        moves = []
-        for to, source in enumerate(picked, start):
-            if to != source:
-                moves.append(Move(row[source // size], source % size, row[to // size], to % size))
-        if moves and not all(map(self.holders.writable, row[start // size :])):
-            raise ValueError(f"sequence {seq!r} shares pages from slot {start} on")
+        size = self.page_size
+        moves: list[Op] = []
+        for group, lane in enumerate(self.lanes):
+            row = self.pages(seq, group)
+            for to, source in enumerate(picked, start):
+                if to != source:
+                    there = row[to // size], to % size
+                    moves.append(Move(row[source // size], source % size, *there, group))
+            if moves and not all(map(lane.holders.writable, row[start // size :])):
+                raise ValueError(f"sequence {seq!r} shares pages from slot {start} on")
         cut = self.truncate(seq, start + len(picked), after)
         return replace(cut, ops=(*moves, *cut.ops))
 
@@ -283,54 +297,55 @@ class PageTable:
         self._require(seq)
         lengths, rows = self.lengths.copy(), self.rows.copy()
         del lengths[seq]
-        return self._drop(lengths, rows, rows.pop(seq, NO_PAGES), after)
+        return self._drop(lengths, rows, rows.pop(seq, ()), after)
 
-    def name(self, pages: Sequence[int]) -> Change:
-        """The prefix index holds these pages from now on, which are in rows and full.
+    def name(self, pages: Pages) -> Change:
+        """The prefix index holds these pages of each group from now on, which are in rows and full.
 
         Raises:
             ValueError: one is in no row, or has a name already.
         """
-        changed = self.holders.evolver()
-        changed.name(pages)
-        return Change(replace(self, holders=changed.persistent()))
+        lanes = tuple(lane.name(own) for lane, own in zip(self.lanes, pages, strict=True))
+        return Change(replace(self, lanes=lanes))
 
-    def forget(self, pages: Sequence[int]) -> Change:
-        """The prefix index holds these pages no longer; those that are in no row are free.
+    def forget(self, pages: Pages) -> Change:
+        """The prefix index holds these pages of each group no longer; those that are in no row are
+        free.
 
         Raises:
             ValueError: one has no name.
         """
-        if not pages:
+        if not any(pages):
             return Change(self)
-        changed = self.holders.evolver()
-        released = changed.forget(pages)
-        freed = replace(self, holders=changed.persistent())._give(released)
-        return replace(freed, dropped=tuple(pages))
+        lanes, released = zip(
+            *(lane.forget(own) for lane, own in zip(self.lanes, pages, strict=True)), strict=True
+        )
+        return replace(replace(self, lanes=lanes)._give(released), dropped=pages)
 
-    def attach(self, seq: SeqId, row: Row) -> Change:
-        """A new sequence that begins with full pages, which have names.
+    def attach(self, seq: SeqId, rows: Rows) -> Change:
+        """A new sequence that begins with full pages of each group, which have names.
 
         Raises:
             ValueError: there is such a sequence already.
         """
-        return self._begin(seq, len(row) * self.geometry.page_size, row)
+        return self._begin(seq, len(rows[0]) * self.page_size, rows)
 
     def reclaim(self, done_step: int) -> Change:
         """Make the pages free that waited for steps up to `done_step`, which has ended."""
-        done = [retired for retired in self.retired if retired.step <= done_step]
+        done = [retired.pages for retired in self.retired if retired.step <= done_step]
         if not done:
             return Change(self)
         waiting = tuple(retired for retired in self.retired if retired.step > done_step)
-        return replace(self, retired=waiting)._give([p for retired in done for p in retired.pages])
+        pages = tuple(tuple(itertools.chain(*own)) for own in zip(*done, strict=True))
+        return replace(self, retired=waiting)._give(pages)
 
     def trim(self, keep_warm: int = 0) -> Change:
         """Unmap warm chunks until at most `keep_warm` are left, and the limit is kept."""
-        placer = self.placement.evolver()
-        placer.trim(keep_warm, self.limit)
-        if not placer.ops:
+        placers = Placers(self.lanes, self.limit)
+        placers.trim(keep_warm)
+        if not placers.ops:
             return Change(self)
-        return Change(replace(self, placement=placer.persistent()), tuple(placer.ops))
+        return Change(replace(self, lanes=placers.persistent(self.lanes)), tuple(placers.ops))
 
     # --- within ------------------------------------------------------------------------------
 
@@ -339,32 +354,37 @@ class PageTable:
             raise KeyError(f"sequence {seq!r} is not in the page table")
 
     def _drop(
-        self, lengths: dict[SeqId, int], rows: dict[SeqId, Row], left: Row, after: int | None
+        self, lengths: dict[SeqId, int], rows: dict[SeqId, Rows], left: Rows, after: int | None
     ) -> Change:
         """The change after which one sequence is as in `lengths` and `rows`, and has left pages."""
-        if not len(left):
-            return Change(replace(self, lengths=lengths, rows=rows))
-        changed = self.holders.evolver()
-        released = changed.drop(left)
-        table = replace(self, lengths=lengths, rows=rows, holders=changed.persistent())
-        if after is None or not released:
+        table = replace(self, lengths=lengths, rows=rows)
+        if not left or not len(left[0]):
+            return Change(table)
+        lanes, released = zip(
+            *(lane.drop(row) for lane, row in zip(self.lanes, left, strict=True)), strict=True
+        )
+        table = replace(table, lanes=lanes)
+        if after is None or not any(released):
             return table._give(released)
         return Change(replace(table, retired=(*self.retired, Retired(after, released))))
 
-    def _begin(self, seq: SeqId, length: int, row: Row) -> Change:
-        """A new sequence that shares `row`."""
+    def _begin(self, seq: SeqId, length: int, rows: Rows | None) -> Change:
+        """A new sequence that shares `rows`."""
         if seq in self.lengths:
             raise ValueError(f"sequence {seq!r} is in the page table already")
-        changed = self.holders.evolver()
-        changed.add(row)
-        lengths, rows = {**self.lengths, seq: length}, {**self.rows, seq: row}
-        return Change(replace(self, lengths=lengths, rows=rows, holders=changed.persistent()))
+        table = replace(self, lengths={**self.lengths, seq: length})
+        if rows is None:
+            return Change(table)
+        lanes = tuple(lane.add(row) for lane, row in zip(self.lanes, rows, strict=True))
+        return Change(replace(table, lanes=lanes, rows={**self.rows, seq: rows}))
 
-    def _give(self, pages: Sequence[int]) -> Change:
+    def _give(self, pages: Pages) -> Change:
         """Make pages free that nobody holds."""
-        if not pages:
+        if not any(pages):
             return Change(self)
-        placer = self.placement.evolver()
-        placer.give(pages)
-        scrubs = tuple(Scrub(page) for page in pages) if self.scrub else ()
-        return Change(replace(self, placement=placer.persistent()), scrubs)
+        placers = Placers(self.lanes, self.limit)
+        scrubs: list[Op] = []
+        for group, own in enumerate(pages):
+            placers.give(group, own)
+            scrubs += [Scrub(page, group) for page in own] if self.scrub else ()
+        return Change(replace(self, lanes=placers.persistent(self.lanes)), tuple(scrubs))

@@ -1,0 +1,182 @@
+"""The groups of layers of a table: each has pages, and a span, of its own size.
+
+    group 0   |--- page 1 ---|--- page 2 ---|--- page 3 ---|
+    group 1   |- 1 -|- 2 -|- 3 -|- 4 -|
+
+A sequence has a row of each group, and the chunks of all come out of one limit. A page of any group
+holds as many tokens. What a group has mapped and does not use, it gives up when another needs it.
+"""
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from kvrt.kv.pages.geometry import Geometry
+from kvrt.kv.pages.holders import NO_PAGES, Holders, Row
+from kvrt.kv.pages.ops import Copy, Op
+from kvrt.kv.pages.placement import Placement, PlacementEvolver
+
+SeqId = Hashable
+
+Rows = tuple[Row, ...]
+"""Of each group, a sequence's row."""
+
+Growing = tuple[SeqId, int, bool]
+"""A sequence that grows, by how many pages, and whether it writes to its last one, too."""
+
+
+class Want(NamedTuple):
+    """What one sequence takes of a group.
+
+    Args:
+        seq: which.
+        pages: how many.
+        copies: the first of them is a copy of its last one, which others hold as well.
+    """
+
+    seq: SeqId
+    pages: int
+    copies: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """What a page table knows of the pages of one group; a value.
+
+    Args:
+        placement: which chunks are mapped, which pages are free.
+        holders: who holds each page.
+    """
+
+    placement: Placement
+    holders: Holders
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.placement.geometry
+
+    def wants(
+        self, growing: Sequence[Growing], rows: Mapping[SeqId, Rows], group: int
+    ) -> list[Want]:
+        """Which of those sequences take pages of this group."""
+        writable = self.holders.writable
+        left: Counter[int] = Counter()  # last pages, by how many go on in a copy of them
+        wants = []
+        for seq, pages, writes in growing:
+            copies = False
+            if writes:
+                last = rows[seq][group].item(-1)
+                if not writable(last, left[last] if left else 0):
+                    copies = True
+                    left[last] += 1
+            if pages or copies:
+                wants.append(Want(seq, pages + copies, copies))
+        return wants
+
+    def extend(
+        self, wants: Sequence[Want], rows: dict[SeqId, Rows], group: int, taken: Sequence[int]
+    ) -> tuple["Lane", list[Copy]]:
+        """Put the pages that were taken behind the rows of one group; and the copies to make."""
+        changed, copies = self.holders.evolver(), list[Copy]()
+        changed.take(taken)
+        new, at = np.array(taken, np.int32), 0
+        for seq, pages, is_copy in wants:
+            own = rows.get(seq, ())  # a new sequence gets its rows one after the other
+            row = own[group] if group < len(own) else NO_PAGES
+            if is_copy:
+                copies.append(Copy(row.item(-1), taken[at], group))
+                changed.drop(row[-1:])
+                row = row[:-1]
+            row = np.concatenate((row, new[at : at + pages]))
+            rows[seq] = (*own[:group], row, *own[group + 1 :])
+            at += pages
+        return replace(self, holders=changed.persistent()), copies
+
+    def add(self, row: Row) -> "Lane":
+        """One more row has these pages."""
+        changed = self.holders.evolver()
+        changed.add(row)
+        return replace(self, holders=changed.persistent())
+
+    def drop(self, row: Row) -> tuple["Lane", tuple[int, ...]]:
+        """A row has these pages no longer; and those that nobody holds now."""
+        if not len(row):
+            return self, ()
+        changed = self.holders.evolver()
+        released = changed.drop(row)
+        return replace(self, holders=changed.persistent()), released
+
+    def name(self, pages: Sequence[int]) -> "Lane":
+        """The index holds these pages from now on."""
+        changed = self.holders.evolver()
+        changed.name(pages)
+        return replace(self, holders=changed.persistent())
+
+    def forget(self, pages: Sequence[int]) -> tuple["Lane", tuple[int, ...]]:
+        """The index holds these pages no longer; and those that nobody holds now."""
+        if not pages:
+            return self, ()
+        changed = self.holders.evolver()
+        released = changed.forget(pages)
+        return replace(self, holders=changed.persistent()), released
+
+
+class Placers:
+    """Changes the placements of all lanes, within one limit. Notes the ops, in their order.
+
+    Args:
+        lanes: stay as they are.
+        limit: chunks that may be mapped, all lanes together.
+    """
+
+    def __init__(self, lanes: Sequence[Lane], limit: int) -> None:
+        self.ops: list[Op] = []
+        self._limit = limit
+        self._placers = [
+            lane.placement.evolver(group, self.ops) for group, lane in enumerate(lanes)
+        ]
+
+    def persistent(self, lanes: Sequence[Lane]) -> tuple[Lane, ...]:
+        """The lanes, with what has become of their placements."""
+        return tuple(
+            replace(lane, placement=placer.persistent())
+            for lane, placer in zip(lanes, self._placers, strict=True)
+        )
+
+    def take(self, group: int, count: int) -> list[int]:
+        """Take so many pages of a group, or as many as there are."""
+        placer = self._placers[group]
+        taken = placer.take(count, self._room(placer))
+        while len(taken) < count and self._give_way(placer):
+            taken += placer.take(count - len(taken), self._room(placer))
+        return taken
+
+    def give(self, group: int, pages: Sequence[int]) -> None:
+        """Make pages that were used open again."""
+        self._placers[group].give(pages)
+
+    def trim(self, keep_warm: int) -> None:
+        """Unmap warm chunks, the highest of the last groups first, down to `keep_warm` of them and
+        to the limit."""
+        for placer in reversed(self._placers):
+            others = sum(other.warm_chunks for other in self._placers if other is not placer)
+            placer.trim(max(0, keep_warm - others), self._room(placer))
+
+    def _room(self, placer: PlacementEvolver) -> int:
+        """Chunks that it may have mapped."""
+        others = sum(other.mapped_chunks for other in self._placers if other is not placer)
+        return self._limit - others
+
+    def _give_way(self, placer: PlacementEvolver) -> bool:
+        """Unmap a warm chunk of another group than this one's. False: there is none, or that would
+        be of no use."""
+        if placer.mapped_chunks < self._room(placer):
+            return False
+        for other in reversed(self._placers):
+            if other is not placer and (warm := other.warm_chunks):
+                other.trim(warm - 1, other.mapped_chunks)
+                return True
+        return False
