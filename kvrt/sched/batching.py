@@ -223,7 +223,9 @@ def plan_step(
     fetches: dict[Seq, int] = {}
     if waiting and not preempted and not stuck:
         placed = (*order, *fetching)
-        spare = draft.room - sum(_bytes_to_come(draft.table, seq) for seq in placed)
+        size, page_bytes = table.page_size, table.page_bytes
+        to_come = sum(_pages_to_come(draft.table, seq, size) for seq in placed)
+        spare = draft.room - page_bytes * to_come
         places = limits.max_running - sum(seq.width for seq in placed)
         computing = _Computing(reuse, placed, draft)
         for seq in waiting.in_order(step):
@@ -238,13 +240,13 @@ def plan_step(
             trial = draft.copy()
             if len(cached):
                 trial.do(trial.table.attach(seq.id, (cached,)))
-            spare -= draft.room - trial.room + _bytes_to_come(trial.table, seq)
+            spare -= draft.room - trial.room + page_bytes * _pages_to_come(trial.table, seq, size)
             places -= seq.width
             if not budget or (not alone and (spare < 0 or places < 0)):
                 break
             start = trial.table.length(seq.id)
             more = reuse.stored(seq, len(cached))
-            if more and trial.grow({seq.id: more * table.page_size}):
+            if more and trial.grow({seq.id: more * size}):
                 draft = trial
                 admitted[seq], fetches[seq] = start, more
                 computing.add(seq, draft)
@@ -267,7 +269,7 @@ def _victims(order: Sequence[Seq], table: PageTable, reuse: Reuse) -> list[Seq]:
 
     So the first ones end, and others are the first: none is preempted for ever. Of the rest, one of
     the lowest priority, preempted least often; then the one that is cheapest to bring back, for
-    each page that it alone holds.
+    each byte that it alone holds.
     """
 
     def price(seq: Seq) -> tuple[int, int, float]:
@@ -291,12 +293,12 @@ def _rank(seq: Seq) -> tuple[int, int]:
     return seq.rank
 
 
-def _bytes_to_come(table: PageTable, seq: Seq) -> int:
-    """Bytes of pages `seq` does not hold yet, and will need for its tokens and the look-ahead."""
-    size = table.page_size
+def _pages_to_come(table: PageTable, seq: Seq, size: int) -> int:
+    """Pages, of `size` tokens, that `seq` does not hold yet in each group, and will need for its
+    tokens and the look-ahead."""
     known = len(seq.tokens)
     ahead = min(known + LOOKAHEAD_TOKENS, seq.max_len)
     needed = -(-ahead // size)
     if seq.width > 1:  # its siblings share full pages of the prompt, and need their own after that
         needed += (seq.width - 1) * (needed - known // size)
-    return max(0, needed - len(table.row(seq.id))) * table.page_bytes
+    return max(0, needed - len(table.row(seq.id)))

@@ -6,6 +6,7 @@ The last tests compare small with large in one process: what looks at all there 
 for itself, is found by them on any machine.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,7 @@ CACHED = 40_000
 LONG = 2048
 
 
+@functools.cache
 def cached(rows: int) -> tuple[PageTable, PrefixIndex]:
     """So many rows of two pages, each used later than the one before it."""
     shape = geometry()

@@ -1,5 +1,7 @@
 """Planning a step, with no device: what the engine's thread does before anything runs."""
 
+from dataclasses import replace
+
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -25,16 +27,20 @@ def sequences(first: int, count: int, length: int) -> list[Seq]:
     ]
 
 
-@pytest.mark.benchmark(group="scheduler: plan a step (limit: 1.5 ms)")
+@pytest.mark.benchmark(
+    group="scheduler: plan a step (limit: 1 ms with none waiting; with three groups of layers 1.5)"
+)
+@pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("waiting", [0, 64])
-def test_a_step_with_256_running(benchmark: BenchmarkFixture, waiting: int) -> None:
+def test_a_step_with_256_running(benchmark: BenchmarkFixture, waiting: int, groups: int) -> None:
     running = sequences(1, RUNNING, 500)
     for seq in running:
         seq.computed = len(seq.tokens) - 1
     queue = Waiting(POLICIES["fcfs"])
     for seq in sequences(1000, waiting, 100):
         queue.append(seq)
-    table = PageTable.empty([GEOMETRY], GEOMETRY.chunks).table
+    shapes = [replace(GEOMETRY, page_bytes=size << 10) for size in (360, 120, 24)[:groups]]
+    table = PageTable.empty(shapes, GEOMETRY.chunks).table
     grown = table.grow({seq.id: seq.computed for seq in running})
     assert isinstance(grown, Change)
 

@@ -93,6 +93,30 @@ SURVIVED = {
         "return (-page.hits, page.used)",
         "sched/test_eviction.py",
     ),
+    "ops of one group are carried out in another": M(
+        "kvrt.kv.pages.apply",
+        "backing = self._backings[op.group]",
+        "backing = self._backings[0]",
+        "pages/test_apply.py",
+    ),
+    "what one group unmaps is undone in another": M(
+        "kvrt.kv.pages.apply",
+        "partial(backing.map, index)",
+        "partial(self._backings[0].map, index)",
+        "pages/test_apply.py",
+    ),
+    "each group has the limit for itself": M(
+        "kvrt.kv.pages.lanes",
+        "return self._limit - others",
+        "return self._limit",
+        "pages/test_lanes.py",
+    ),
+    "what a group does not use it keeps from others": M(
+        "kvrt.kv.pages.lanes",
+        "if other is not placer and (warm := other.warm_chunks):",
+        "if False and (warm := other.warm_chunks):",
+        "pages/test_lanes.py",
+    ),
     "what is named may be written to": M(
         "kvrt.kv.pages.holders",
         "- left * _ROW == _ROW",

@@ -144,6 +144,14 @@ def test_whatever_fails_everything_is_as_it_was(
     assert null_device.memory.info().chunks == 0
 
 
+def test_ops_of_several_groups_meet_each_its_own(backing: Backing, null_device: Device) -> None:
+    other = Backing(null_device, shape("one chunk"), layout("one chunk"), backing.pool)
+    ops = (Map(0, 1), Scrub(0, 1), Unmap(1, 0), Map(4, 1), Copy(0, 4, 1), Map(2, 0), Copy(0, 2, 0))
+    assert apply(ops, [backing, other]) == Applied(maps=3, unmaps=1, copies=2)
+    assert (content(backing), content(other)) == ({0: 1, 2: 1}, {0: 255, 4: 255})
+    other.release()
+
+
 @pytest.mark.parametrize("failing", range(1, 5))
 def test_ops_of_several_groups_are_undone_each_in_its_own(
     null_device: Device, failing: int

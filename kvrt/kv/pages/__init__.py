@@ -4,6 +4,7 @@
     ops         Map, Unmap, Copy, Move, Scrub
     placement   which chunks are mapped, and which pages in them are free
     holders     who holds each page
+    lanes       both of each group of layers; what the groups share is the limit
     table       which pages hold which sequence's tokens; every operation gives the next table
     integrity   the rules that hold in every table
     rows        a batch's page table as a tensor, kept from step to step
@@ -11,5 +12,5 @@
     backing     the span, and the chunks mapped in it
     apply       carries ops out on a device, all of them or none
 
-The first six know nothing of devices and tensors; `kvrt.sched` plans on them.
+The first seven know nothing of devices and tensors; `kvrt.sched` plans on them.
 """

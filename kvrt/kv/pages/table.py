@@ -118,7 +118,8 @@ class PageTable:
 
     @property
     def free_pages(self) -> int:
-        """Pages of each group that `grow` can certainly hand out; see `Placement.free_pages`."""
+        """Pages of each group that can be had. If there is one group, `grow` can certainly hand
+        them out; see `Placement.free_pages`."""
         return self.free_bytes // self.page_bytes
 
     @property
@@ -126,12 +127,14 @@ class PageTable:
         """Bytes of pages that can be had: `grow` knows whether they are those of the right groups,
         and may find some more where pages straddle chunks."""
         mapped = self.mapped_chunks
-        room = max(0, self.limit - mapped) * self.lanes[0].geometry.chunk_bytes
-        found = room
+        together = max(0, self.limit - mapped) * self.lanes[0].geometry.chunk_bytes
+        alone: list[int] = []
         for lane in self.lanes:
-            alone = lane.placement.free_pages(self.limit - mapped + lane.placement.mapped_chunks)
-            found += alone * lane.geometry.page_bytes - room  # which each would have for itself
-        return max(0, found)
+            placement, page_bytes = lane.placement, lane.geometry.page_bytes
+            together += placement.open_pages * page_bytes
+            room = self.limit - mapped + placement.mapped_chunks
+            alone.append(placement.free_pages(room) * page_bytes)
+        return min(sum(alone), max(together, *alone))
 
     @property
     def retired_pages(self) -> int:
