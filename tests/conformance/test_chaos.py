@@ -75,6 +75,16 @@ def test_a_late_copy_shows_a_source_that_was_reused_too_soon(null: Device) -> No
 
 
 @pytest.mark.parametrize("copies", MODES)
+def test_a_copy_has_come_true_when_the_device_beneath_has_made_it(
+    null: Device, copies: Copies
+) -> None:
+    chaos = Chaos(Chaos(null, copies="late"), copies=copies)
+    [(target, source)] = tensors()
+    assert chaos.copier.to_host(target, source).wait()
+    assert copied(target)
+
+
+@pytest.mark.parametrize("copies", MODES)
 def test_a_ticket_comes_true_for_one_who_only_polls(null: Device, copies: Copies) -> None:
     [(target, source)] = tensors()
     ticket = Chaos(null, copies=copies).copier.to_host(target, source)

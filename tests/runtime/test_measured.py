@@ -1,0 +1,33 @@
+"""What the engine learns of the time its steps take."""
+
+import time
+
+import pytest
+
+from kvrt.sampling import SamplingParams
+
+from .conftest import MakeRuntime
+
+
+def test_each_step_is_measured_alone_with_its_tokens_and_their_context(
+    make_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = make_runtime()
+    engine = runtime._worker.engine
+    assert engine.memory.reuse is not None
+    prefills: list[tuple[int, int, float]] = []
+    steps: list[tuple[int, float]] = []
+    cost = engine.memory.reuse.cost
+    monkeypatch.setattr(cost, "computed", lambda *measured: prefills.append(measured))
+    monkeypatch.setattr(
+        engine.speculation.cost, "observe", lambda *measured: steps.append(measured)
+    )
+    begun = time.perf_counter()
+    runtime.generate([list(range(100))], SamplingParams(max_tokens=3, ignore_eos=True))
+    runtime.close()  # an answer is there before its last step was measured
+    elapsed = time.perf_counter() - begun
+    assert [measured[:2] for measured in prefills] == [(100, 50)]
+    assert [tokens for tokens, _ in steps] == [100, 1, 1]
+    assert prefills[0][2] == steps[0][1]
+    assert all(seconds > 0 for _, seconds in steps)
+    assert sum(seconds for _, seconds in steps) <= elapsed
