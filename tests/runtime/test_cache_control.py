@@ -217,6 +217,22 @@ def test_one_prompt_can_be_saved_alone(make_runtime: MakeRuntime, tmp_path: Path
     assert runtime.save_cache(tmp_path / "all") == 22
 
 
+def test_one_prompt_can_be_saved_alone_of_those_that_only_a_disk_has(
+    make_runtime: MakeRuntime, tmp_path: Path
+) -> None:
+    def restarted() -> Runtime:
+        return make_runtime(offload=f"disk:{tmp_path / 'tier'}:16MiB", offload_write="through")
+
+    first = restarted()
+    for prompt in (PROMPT, [1] * 100):
+        cached(first, prompt)
+    first.close()
+    runtime = restarted()
+    assert runtime.save_cache(tmp_path / "one", [1] * 100) == 6
+    assert runtime.save_cache(tmp_path / "one", [1] * 100) == 0
+    assert runtime.save_cache(tmp_path / "all") == 16
+
+
 @pytest.mark.promise("P21")
 def test_pages_of_another_model_or_format_are_refused_and_nothing_changes(
     make_runtime: MakeRuntime, tmp_path: Path
