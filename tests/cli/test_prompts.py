@@ -14,6 +14,7 @@ from kvrt_cli.prompts import read_items
 from kvrt_cli.sampling import NAMES
 
 from kvrt.errors import RequestError
+from kvrt.model.chat import Chat
 
 from .conftest import DUMMY, Kvrt
 
@@ -236,6 +237,23 @@ def test_conversations_get_the_system_message_unless_they_bring_one(
     rows = lines(kvrt("run", chat_model, *options, input=file.encode()))
     asked = [row["usage"]["prompt_tokens"] for row in rows]
     assert asked[0] == asked[1] == asked[2] + len("be kind") - len("own")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("add_generation_prompt", False),
+        ("continue_final_message", True),
+        ("template", ""),
+        ("tools", []),
+        ("variables", {"enable_thinking": False}),
+    ],
+)
+def test_what_a_line_says_of_its_conversation_goes_with_it(name: str, value: object) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    (item,) = read_items(json.dumps({"messages": messages, name: value, "seed": 0}).encode())
+    assert item.prompt == Chat(messages, **{name: value})
+    assert item.wishes == {"seed": 0}
 
 
 def test_more_lines_than_the_window_are_all_answered(kvrt: Kvrt, plain_model: str) -> None:
