@@ -279,6 +279,20 @@ def test_limits_of_the_machine_are_found_with_the_command_that_lifts_them(machin
         assert "sudo" in found[name].fix
 
 
+def test_control_groups_of_version_1_are_found_whatever_they_are_called(machine: Path) -> None:
+    for name, text in {
+        "proc/self/cgroup": "5:cpu,cpuacct:/user/a:b\n4:memory:/user/a:b\n1:name=systemd:/\n",
+        "sys/fs/cgroup/memory/user/a:b/memory.limit_in_bytes": "1073741824\n",
+        "sys/fs/cgroup/cpu/user/a:b/cpu.cfs_quota_us": "150000\n",
+        "sys/fs/cgroup/cpu/user/a:b/cpu.cfs_period_us": "100000\n",
+    }.items():
+        (machine / name).parent.mkdir(parents=True, exist_ok=True)
+        (machine / name).write_text(text)
+    found = {check.name: check for check in system.system(machine)}
+    assert "limit is 1 GiB" in found["memory"].text
+    assert "allows the time of 1.5" in found["cpu"].text
+
+
 def test_a_machine_that_tells_nothing_is_no_error(tmp_path: Path) -> None:
     assert {check.mark for check in system.system(tmp_path)} <= {Mark.OK, Mark.WARN}
 

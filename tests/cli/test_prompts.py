@@ -239,6 +239,12 @@ def test_conversations_get_the_system_message_unless_they_bring_one(
     assert asked[0] == asked[1] == asked[2] + len("be kind") - len("own")
 
 
+def test_log_probabilities_can_be_asked_for_of_all_lines(kvrt: Kvrt, plain_model: str) -> None:
+    options = (*DUMMY, "-n", "2", "--ignore-eos", "--logprobs", "3", "--prompts", "-")
+    rows = lines(kvrt("run", plain_model, *options, input=b'one\n{"prompt": "two"}'))
+    assert [[len(entry["top"]) for entry in row["logprobs"]] for row in rows] == [[3, 3], [3, 3]]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -54,8 +54,8 @@ def test_a_container_s_limit_counts_where_it_is_lower(machine):
 
 
 def test_the_tightest_of_the_groups_around_a_process_counts(machine):
-    machine.cgroup_v2("/users/me/job")
-    machine.group("users/me/job", limit="max", used=1 * GIB)
+    machine.cgroup_v2("/users/me/job:1")
+    machine.group("users/me/job:1", limit="max", used=1 * GIB)
     machine.group("users/me", limit=6 * GIB, used=5 * GIB)
     machine.group("users", limit=4 * GIB, used=2 * GIB)
     assert machine.memory().total() == 4 * GIB
