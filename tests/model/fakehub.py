@@ -35,6 +35,7 @@ class FakeHub:
         self.forged: dict[str, bytes] = {}
         self.down = False
         self.asked: list[tuple[str, int]] = []
+        self.paths: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
 
@@ -61,6 +62,7 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             path = self.path.split("?")[0]
+            hub.paths.append(path)
             if hub.down:
                 self._send(503, b"", {})
             elif path == f"/api/models/{REPOSITORY}/revision/main":

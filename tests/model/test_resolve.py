@@ -68,6 +68,12 @@ def test_a_name_that_means_nothing_is_refused_with_what_could_be_given(name: str
     assert "tiny" in caught.value.fix
 
 
+@pytest.mark.parametrize("name", ["~no-such-user/model", "a\0b", "x" * 5000, "/" + "x" * 5000])
+def test_a_name_that_can_be_no_path_is_refused_like_others(name: str) -> None:
+    with pytest.raises(ModelError, match="no such folder"):
+        resolve(name)
+
+
 def test_a_file_is_refused_with_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.touch()
@@ -117,7 +123,9 @@ def test_a_download_reports_its_bytes(hub: FakeHub) -> None:
 def test_what_is_in_the_cache_needs_no_hub(hub: FakeHub) -> None:
     found = resolve(REPOSITORY)
     hub.asked.clear()
+    hub.paths.clear()
     assert resolve(REPOSITORY, offline=True) == found
+    assert hub.paths == [], "nor whether it is there"
     assert resolve(REPOSITORY) == found
     assert hub.asked == []
 

@@ -222,4 +222,70 @@ SURVIVED = {
         "if False:",
         "pages/test_cache.py",
     ),
+    "one request counts as many": M(
+        "kvrt_cli.stats",
+        "many = stats.requests > 1",
+        "many = stats.requests >= 1",
+        "cli/test_stats.py",
+    ),
+    "chaos takes a copy for done that has only begun": M(
+        "kvrt.testing.chaos",
+        "copy(dst, src).wait()",
+        "copy(dst, src)",
+        "conformance/test_chaos.py",
+    ),
+    "a step is measured by two clocks": M(
+        "kvrt.engine.engine",
+        "started = time.perf_counter()",
+        "started = time.time()",
+        "runtime/test_measured.py",
+    ),
+    "what a tier has of other prompts is saved too": M(
+        "kvrt.engine.snapshots",
+        "{name: None for name in names if name in wanted}",
+        "{name: None for name in names}",
+        "runtime/test_cache_control.py",
+    ),
+    "a token's scales are taken from its codes": M(
+        "kvrt.kv.pages.backing",
+        "first + layout.scale_offset + slot * size",
+        "first + slot * size",
+        "pages/test_cache.py",
+    ),
+    "a control group has no colon in its name": M(
+        "kvrt_cli.checks.system", 'line.split(":", 2)', 'line.split(":")', "cli/test_doctor.py"
+    ),
+    "lines of a file have no log-probabilities": M(
+        "kvrt_cli.run",
+        "not (as_json or prompts is not None)",
+        "not as_json",
+        "cli/test_prompts.py",
+    ),
+    "memory that begins where other ends overlaps it": M(
+        "kvrt.wrappers.memory",
+        "or other.span.base + other.span.nbytes <= span.base",
+        "or other.span.base + other.span.nbytes < span.base",
+        "registry/test_checked_memory.py",
+    ),
+    "offline, the network is asked whether it is there": M(
+        "kvrt.model.hub",
+        "not offline and _is_cached(",
+        "_is_cached(",
+        "model/test_resolve.py",
+    ),
+    "a step is recorded each time": M(
+        "kvrt.model.graphs", "if found is None:", "if True:", "runtime/test_graphs.py"
+    ),
+    "scales are not aligned": M(
+        "kvrt.spi.layout",
+        "align = 1 if kept is None else kept.scale_bytes",
+        "align = 1",
+        "pages/test_geometry.py",
+    ),
+    "the home of somebody unknown is a path": M(
+        "kvrt.model.resolve",
+        "nobody's home\n        return None",
+        "nobody's home\n        pass",
+        "model/test_resolve.py",
+    ),
 }

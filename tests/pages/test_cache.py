@@ -14,7 +14,7 @@ from kvrt.kv.cache import KVCache, LimitChange
 from kvrt.kv.pages.apply import Failed
 from kvrt.kv.pages.change import Change
 from kvrt.registry import open_device
-from kvrt.spi import Device, DeviceOptions, KVLayout
+from kvrt.spi import Device, DeviceOptions, KVFormat, KVLayout
 from kvrt.testing.chaos import Chaos
 from kvrt.testing.host import physical_bytes
 from kvrt.testing.paged import Case, mismatch, run_layers
@@ -114,6 +114,24 @@ def test_attention_over_used_pages_never_reads_what_others_left(backend: str) ->
     assert not got.isnan().any()
     assert mismatch(got, want, case.tolerance) == ""
     assert cache.stats().copies == 1
+    cache.close()
+    device.close()
+
+
+@pytest.mark.parametrize("kv", ["float32", "bfloat16", "int8", "int4"])
+def test_the_tokens_of_a_page_share_no_element_of_it(kv: KVFormat) -> None:
+    device = open_device("cpu")
+    form = KVLayout.packed(kv, layers=3, kv_heads=2, head_dim=64, page_size=SIZE)
+    cache = KVCache(device, form, 100, limit_bytes=4 * device.info.granularity)
+    grow(cache, {"a": 3 * SIZE})
+    page, backing = cache.table.pages("a")[1], cache._backing
+    backing.page(page).zero_()
+    for slot in range(SIZE):
+        for part in backing.token(page, slot):
+            part.fill_(slot + 1)
+    items = backing.kv[page * form.page_stride : (page + 1) * form.page_stride]
+    own = sum(part.numel() for part in backing.token(page, 0))
+    assert items.long().bincount(minlength=SIZE + 1)[1:].tolist() == [own] * SIZE
     cache.close()
     device.close()
 

@@ -47,7 +47,7 @@ def test_pages_and_chunks_find_each_other_as_bytes_do(geometry: Geometry) -> Non
     format=st.sampled_from(get_args(KVFormat)),
     layers=st.integers(1, 12),
     kv_heads=st.integers(1, 2),
-    head_dim=st.sampled_from([8, 24]),
+    head_dim=st.sampled_from([5, 8, 24]),
     page_size=st.integers(1, 17),
 )
 def test_the_layout_has_no_gaps(format: KVFormat, **sizes: int) -> None:
@@ -58,6 +58,9 @@ def test_the_layout_has_no_gaps(format: KVFormat, **sizes: int) -> None:
     else:
         assert 0 <= head - layout.block_items < 64
         assert head % 64 == 0
+        align = layout.quantization.scale_bytes
+        assert layout.scale_offset % align == 0
+        assert 0 <= layout.scale_offset - layout.page_size * layout.slot_stride < align
     assert layout.v_offset == layout.kv_heads * head
     assert layout.layer_stride == 2 * layout.v_offset
     assert layout.page_stride == layout.layers * layout.layer_stride

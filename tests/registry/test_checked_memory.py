@@ -198,10 +198,10 @@ class Wrong(WrappedMemory):
         return self.answers["info"]  # type: ignore[return-value]
 
 
-def wrong(**answers: object) -> VirtualMemory:
+def wrong(changing: dict[str, object] | None = None, **answers: object) -> VirtualMemory:
     wrapper = Wrapper(registry.load("null").open())
     wrapper.memory = Wrong(wrapper, wrapper.inner.memory)
-    wrapper.memory.answers = answers
+    wrapper.memory.answers = answers if changing is None else changing
     return Checked(wrapper).memory
 
 
@@ -209,6 +209,18 @@ def wrong(**answers: object) -> VirtualMemory:
 def test_a_span_that_is_not_what_was_asked_for_is_refused(span: Span) -> None:
     with pytest.raises(ContractError, match=r"reserve\(\) = "):
         wrong(reserve=span).reserve(G)
+
+
+def test_spans_lie_side_by_side_but_share_no_chunk() -> None:
+    answers: dict[str, object] = {}
+    memory = wrong(answers)
+    for place in (8, 12, 4):
+        answers["reserve"] = Span(place * G, 4 * G)
+        memory.reserve(4 * G)
+    for place in (1, 15):
+        answers["reserve"] = Span(place * G, 4 * G)
+        with pytest.raises(ContractError, match="overlaps the live"):
+            memory.reserve(4 * G)
 
 
 def test_a_span_over_a_live_one_is_refused() -> None:

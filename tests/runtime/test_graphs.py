@@ -9,6 +9,7 @@ from kvrt.model.graphs import padded
 from kvrt.outputs import Result
 from kvrt.sampling import SamplingParams
 from kvrt.spi import AttentionBatch, Chunk, Device, GraphCapture, KVLayout, Span
+from kvrt.testing.chaos import Chaos
 from kvrt.wrappers.wrapper import WrappedGraph, WrappedGraphs, WrappedMemory, Wrapper
 
 from .conftest import Break, MakeRuntime
@@ -109,6 +110,23 @@ def test_recorded_steps_give_the_same_bits(
     for numbers in ([6], [0, 3], range(7), [2, 1]):
         asked = [PROMPTS[n] for n in numbers]
         assert said(runtime.generate(asked, PARAMS)) == [eager[n] for n in numbers]
+
+
+def test_a_step_of_a_size_is_recorded_once(make_runtime: MakeRuntime, break_device: Break) -> None:
+    opened: list[Chaos] = []
+
+    def count(device: Device) -> Chaos:
+        opened.append(Chaos(device, copies="early"))
+        return opened[-1]
+
+    break_device(count)
+    runtime = make_runtime()
+    runtime.generate(PROMPTS, PARAMS)
+    (device,) = opened
+    recorded, replayed = device.calls["graphs.capture"], device.calls["graph.replay"]
+    runtime.generate(PROMPTS, PARAMS)
+    assert device.calls["graphs.capture"] == recorded
+    assert device.calls["graph.replay"] >= replayed + 30
 
 
 @pytest.mark.promise("P19")
