@@ -8,7 +8,7 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import cache
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,7 @@ VALUES = [
     "kv/seq.py",
     *(
         f"kv/pages/{name}.py"
-        for name in ("change", "geometry", "holders", "lanes", "ops", "placement", "table")
+        for name in ("geometry", "holders", "lanes", "ops", "placement", "table")
     ),
 ]
 """What plans: on values alone, so that it is tested and replayed without a device."""
@@ -163,6 +163,13 @@ def row_imports() -> dict[int, dict[int, str]]:
         below.pop(number, None)
         below.pop(row_of(BASICS), None)
     return found
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    try:
+        TopologicalSorter(graph()).prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
 
 
 def test_a_part_imports_what_the_table_says_and_nothing_else() -> None:

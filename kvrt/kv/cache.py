@@ -21,14 +21,13 @@ import torch
 from kvrt.errors import CapacityError, ConfigError, IntegrityError, OutOfMemory
 from kvrt.kv.pages.apply import Failed, apply
 from kvrt.kv.pages.backing import Backing
-from kvrt.kv.pages.change import Change
 from kvrt.kv.pages.geometry import Geometry
 from kvrt.kv.pages.integrity import check_table
 from kvrt.kv.pages.lanes import SeqId
 from kvrt.kv.pages.limit import Limit
 from kvrt.kv.pages.pool import ChunkPool
 from kvrt.kv.pages.rows import PageRows
-from kvrt.kv.pages.table import PageTable
+from kvrt.kv.pages.table import Change, PageTable
 from kvrt.spi import AttentionBatch, Device, DeviceInfo, KVLayout
 
 log = logging.getLogger(__name__)

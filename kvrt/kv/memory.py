@@ -7,7 +7,7 @@ from kvrt.kv.cache import KVCache
 from kvrt.kv.index.reuse import PrefixReuse
 from kvrt.kv.offload import Offload
 from kvrt.kv.pages.apply import Failed
-from kvrt.kv.pages.change import Change
+from kvrt.kv.pages.table import Change
 from kvrt.kv.seq import Seq
 
 _PREFILL_TOKENS = 64

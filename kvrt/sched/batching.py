@@ -20,10 +20,9 @@ import numpy as np
 from kvrt.drafting.drafts import NO_DRAFTS, Drafts
 from kvrt.kv.index.ends import InOrder
 from kvrt.kv.index.reuse import NoReuse, Reuse
-from kvrt.kv.pages.change import Change, Shortage
 from kvrt.kv.pages.holders import Row as Pages
-from kvrt.kv.pages.lanes import SeqId
-from kvrt.kv.pages.table import PageTable
+from kvrt.kv.pages.lanes import SeqId, Shortage
+from kvrt.kv.pages.table import Change, PageTable
 from kvrt.kv.seq import Seq
 from kvrt.sched.waiting import Waiting
 

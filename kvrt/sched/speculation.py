@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from kvrt.drafting.cost import StepCost
 from kvrt.drafting.drafter import Drafter
 from kvrt.drafting.lookup import PromptLookup
-from kvrt.kv.pages.change import Shortage
+from kvrt.kv.pages.lanes import Shortage
 from kvrt.sched.batching import Limits, Row, StepPlan
 
 MARGIN = 1.5

@@ -17,8 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from kvrt.kv.index.eviction import LeastRecentlyUsed
 from kvrt.kv.index.prefix import PrefixIndex
-from kvrt.kv.pages.change import Change
-from kvrt.kv.pages.table import PageTable
+from kvrt.kv.pages.table import Change, PageTable
 from kvrt.kv.tiers.names import PageName
 
 from .test_bench_pages import done, geometry

@@ -13,9 +13,8 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from kvrt.kv.cache import KVCache
-from kvrt.kv.pages.change import Change
 from kvrt.kv.pages.geometry import Geometry
-from kvrt.kv.pages.table import PageTable
+from kvrt.kv.pages.table import Change, PageTable
 from kvrt.registry import open_device
 from kvrt.spi import Device, KVLayout
 

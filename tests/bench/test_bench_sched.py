@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from kvrt.kv.pages.change import Change
 from kvrt.kv.pages.geometry import Geometry
-from kvrt.kv.pages.table import PageTable
+from kvrt.kv.pages.table import Change, PageTable
 from kvrt.kv.seq import Seq
 from kvrt.sched.batching import Limits, StepPlan, plan_step
 from kvrt.sched.policy import POLICIES

@@ -15,9 +15,9 @@ import torch
 
 from kvrt.kv.cache import KVCache
 from kvrt.kv.pages.apply import Failed
-from kvrt.kv.pages.change import Change, Pages, Shortage
 from kvrt.kv.pages.holders import Holders
-from kvrt.kv.pages.table import PageTable
+from kvrt.kv.pages.lanes import Pages, Shortage
+from kvrt.kv.pages.table import Change, PageTable
 from kvrt.spi import Device
 
 from .shapes import layout, shape

@@ -1,9 +1,9 @@
 """Pages of several sizes, small beside a chunk or larger than several, and tables of them."""
 
-from kvrt.kv.pages.change import Change, Shortage
 from kvrt.kv.pages.geometry import Geometry
 from kvrt.kv.pages.integrity import check_table
-from kvrt.kv.pages.table import PageTable
+from kvrt.kv.pages.lanes import Shortage
+from kvrt.kv.pages.table import Change, PageTable
 from kvrt.spi import KVLayout
 
 KIB = 1024

@@ -12,7 +12,7 @@ import torch
 from kvrt.errors import CapacityError, ConfigError, IntegrityError, OutOfMemory
 from kvrt.kv.cache import KVCache, LimitChange
 from kvrt.kv.pages.apply import Failed
-from kvrt.kv.pages.change import Change
+from kvrt.kv.pages.table import Change
 from kvrt.registry import open_device
 from kvrt.spi import Device, DeviceOptions, KVFormat, KVLayout
 from kvrt.testing.chaos import Chaos

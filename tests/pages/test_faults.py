@@ -6,7 +6,8 @@ import pytest
 
 from kvrt.errors import DeviceError, OutOfMemory
 from kvrt.kv.pages.apply import Failed
-from kvrt.kv.pages.change import Change, Shortage
+from kvrt.kv.pages.lanes import Shortage
+from kvrt.kv.pages.table import Change
 from kvrt.spi import Device
 from kvrt.testing.chaos import Chaos
 

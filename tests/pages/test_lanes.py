@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from kvrt.kv.pages.change import Change, Shortage
 from kvrt.kv.pages.integrity import check_table
-from kvrt.kv.pages.lanes import Placers
+from kvrt.kv.pages.lanes import Placers, Shortage
 from kvrt.kv.pages.ops import Copy, Map, Move, Scrub, Unmap
-from kvrt.kv.pages.table import PageTable
+from kvrt.kv.pages.table import Change, PageTable
 
 from .shapes import CHUNK, SIZE, done, shape
 

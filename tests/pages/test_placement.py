@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from kvrt.kv.pages.change import Change, Shortage
+from kvrt.kv.pages.lanes import Shortage
 from kvrt.kv.pages.ops import Map, Unmap
-from kvrt.kv.pages.table import PageTable
+from kvrt.kv.pages.table import Change, PageTable
 
 from .shapes import CHUNK, LAYERS, SIZE, done, empty, shape
 

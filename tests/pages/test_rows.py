@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 
-from kvrt.kv.pages.change import Shortage
+from kvrt.kv.pages.lanes import Shortage
 from kvrt.kv.pages.rows import PageRows
 from kvrt.kv.pages.table import PageTable
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from kvrt.errors import IntegrityError
-from kvrt.kv.pages.change import Change, Retired, Shortage
 from kvrt.kv.pages.holders import Holders
 from kvrt.kv.pages.integrity import check_table
+from kvrt.kv.pages.lanes import Retired, Shortage
 from kvrt.kv.pages.ops import Copy, Map, Move, Scrub
-from kvrt.kv.pages.table import PageTable
+from kvrt.kv.pages.table import Change, PageTable
 
 from .shapes import SIZE, done, empty, shape
 

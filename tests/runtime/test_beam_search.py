@@ -12,8 +12,7 @@ from transformers import LlamaForCausalLM
 import kvrt.engine.engine
 import kvrt.model.bundled as bundled
 from kvrt.errors import CapacityError, RequestError
-from kvrt.kv.pages.change import Change
-from kvrt.kv.pages.table import PageTable
+from kvrt.kv.pages.table import Change, PageTable
 from kvrt.kv.seq import Seq
 from kvrt.outputs import Result
 from kvrt.runtime import Runtime

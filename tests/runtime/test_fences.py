@@ -26,8 +26,8 @@ from kvrt.kv.index.reuse import PrefixReuse
 from kvrt.kv.memory import Memory
 from kvrt.kv.offload import Offload
 from kvrt.kv.pages.backing import Backing
-from kvrt.kv.pages.change import Change
 from kvrt.kv.pages.lanes import SeqId
+from kvrt.kv.pages.table import Change
 from kvrt.kv.seq import Seq
 from kvrt.kv.tiers.host import HostStore
 from kvrt.kv.tiers.names import chain, root_key

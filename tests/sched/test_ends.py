@@ -9,8 +9,7 @@ import pytest
 from kvrt.kv.index.eviction import CachedPage, LeastRecentlyUsed
 from kvrt.kv.index.prefix import PrefixIndex
 from kvrt.kv.index.reuse import PrefixReuse
-from kvrt.kv.pages.change import Change
-from kvrt.kv.pages.table import PageTable
+from kvrt.kv.pages.table import Change, PageTable
 from kvrt.kv.seq import Seq
 from kvrt.kv.tiers.names import PageName
 from kvrt.sched.batching import Limits, plan_step

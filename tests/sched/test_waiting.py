@@ -8,8 +8,8 @@ import pytest
 
 from kvrt.kv.index.eviction import LeastRecentlyUsed
 from kvrt.kv.index.reuse import PrefixReuse, Reuse
-from kvrt.kv.pages.change import Change
 from kvrt.kv.pages.holders import Row
+from kvrt.kv.pages.table import Change
 from kvrt.kv.seq import Seq
 from kvrt.sched import batching
 from kvrt.sched.batching import Limits, StepPlan, plan_step

@@ -17,9 +17,8 @@ from kvrt.kv.index.ends import Ends, InOrder
 from kvrt.kv.index.events import EventLog
 from kvrt.kv.index.eviction import CachedPage, Eviction
 from kvrt.kv.index.prefix import PrefixIndex
-from kvrt.kv.pages.change import Change
 from kvrt.kv.pages.holders import NO_PAGES, Row
-from kvrt.kv.pages.table import PageTable
+from kvrt.kv.pages.table import Change, PageTable
 from kvrt.kv.seq import Seq
 from kvrt.kv.tiers.names import PageName, page_key, tenant_of
 

@@ -24,8 +24,32 @@ SeqId = Hashable
 Rows = tuple[Row, ...]
 """Of each group, a sequence's row."""
 
+Pages = tuple[tuple[int, ...], ...]
+"""Of each group, some of its pages."""
+
 Growing = tuple[SeqId, int, bool]
 """A sequence that grows, by how many pages, and whether it writes to its last one, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """There are not enough pages; nothing was changed.
+
+    Args:
+        needed: pages that were asked for, of a group that has not so many.
+        free: pages of it that there were.
+    """
+
+    needed: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """Pages that nobody holds any more, but that step number `step` may still read."""
+
+    step: int
+    pages: Pages
 
 
 class Want(NamedTuple):

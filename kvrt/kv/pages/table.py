@@ -23,12 +23,35 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from kvrt.kv.pages.change import Change, Pages, Retired, Shortage
 from kvrt.kv.pages.geometry import Geometry
 from kvrt.kv.pages.holders import NO_PAGES, Holders, Row
-from kvrt.kv.pages.lanes import Growing, Lane, Placers, Rows, SeqId
+from kvrt.kv.pages.lanes import Growing, Lane, Pages, Placers, Retired, Rows, SeqId, Shortage
 from kvrt.kv.pages.ops import Move, Op, Scrub
 from kvrt.kv.pages.placement import Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The table after an operation, and what has to be done on the device, in order.
+
+    Args:
+        table: after it.
+        ops: for the device.
+        dropped: of each group, pages that the prefix index held and holds no longer.
+    """
+
+    table: "PageTable"
+    ops: tuple[Op, ...] = ()
+    dropped: Pages = ()
+
+    def then(self, change: "Change") -> "Change":
+        """This change and then another, which was planned on this one's table."""
+        both = itertools.zip_longest(self.dropped, change.dropped, fillvalue=())
+        return Change(change.table, self.ops + change.ops, tuple(a + b for a, b in both))
+
+    def lost(self, group: int = 0) -> tuple[int, ...]:
+        """Of one group, the pages that were dropped."""
+        return self.dropped[group] if self.dropped else ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
