@@ -13,7 +13,20 @@ Importing this package is cheap: torch and the native module are loaded when fir
 
 from kvrt_kernels._load import isa, isas, native_available, native_error, set_isa
 
-__all__ = ["HEAD_DIMS", "isa", "isas", "native_available", "native_error", "set_isa"]
+__all__ = [
+    "HEAD_DIMS",
+    "TRITON_HEAD_DIMS",
+    "isa",
+    "isas",
+    "native_available",
+    "native_error",
+    "set_isa",
+]
 
-HEAD_DIMS = tuple(range(16, 257, 16))
-"""Sizes of a head that attention can do, native or in Triton; in plain torch it can do any."""
+TRITON_HEAD_DIMS = tuple(range(16, 257, 16))
+HEAD_DIMS = (*TRITON_HEAD_DIMS, 320, 384, 448, 512, 576)
+"""Sizes of a head that attention can do, native and in Triton; in plain torch it can do any.
+
+The native kernels can do as many elements as their `kMostOfHead` says. In Triton a tile of larger
+heads would not fit what a multiprocessor has of memory of its own.
+"""

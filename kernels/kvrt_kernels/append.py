@@ -21,7 +21,7 @@ def append(plan: Plan, layer: int, k: Tensor, v: Tensor, threads: int | None = N
         plan: from `attention.plan`.
         layer: index of the layer.
         k: float32 [tokens, kv_heads, head_dim]; rows may have any stride.
-        v: the same.
+        v: float32 [tokens, kv_heads, value_dim], likewise; not stored if it is k's beginning.
         threads: None for as many as torch uses.
 
     Raises:
@@ -45,15 +45,15 @@ def rotate_append(
         norm      x * weight / sqrt(mean(x^2) + eps)                          over head_dim
         rotation  (x[d], x[d + n]) -> (x[d] c - x[d + n] s, x[d + n] c + x[d] s)      0 <= d < n
 
-    with n = rotary_dim / 2 and c, s the rows of cos and sin at the token's position; dimensions
-    beyond rotary_dim stay.
+    with n = rotary_dim / 2 and c, s the token's rows of cos and sin; dimensions beyond rotary_dim
+    stay.
 
     Args:
         plan: from `attention.plan`.
         layer: index of the layer.
         q: float32 [tokens, heads, head_dim], changed in place, or None; rows may have any stride.
         k: float32 [tokens, kv_heads, head_dim], changed in place.
-        v: float32 [tokens, kv_heads, head_dim].
+        v: float32 [tokens, kv_heads, value_dim].
         rotation: None for a layer without it.
         norm: None for a layer without it.
         threads: None for as many as torch uses.
@@ -63,20 +63,20 @@ def rotate_append(
     """
     layout = plan.batch.layout
     dim = layout.head_dim
-    check_heads("k", k, dim)
-    check_heads("v", v, dim)
-    shape = (layout.kv_heads, dim)
-    need(
-        k.shape[1:] == shape and v.shape == k.shape and k.shape[0] >= plan.tokens,
-        f"k and v must be [{plan.tokens}, {layout.kv_heads}, {dim}], "
-        f"not {list(k.shape)} and {list(v.shape)}",
-    )
+    for name, x, width in (("k", k, dim), ("v", v, layout.value_dim)):
+        check_heads(name, x, width)
+        need(
+            x.shape[1] == layout.kv_heads and x.shape[0] >= plan.tokens,
+            f"{name} must be [{plan.tokens}, {layout.kv_heads}, {width}], not {list(x.shape)}",
+        )
     if q is not None:
         check_heads("q", q, dim)
         need(q.shape[0] >= plan.tokens, f"q has {q.shape[0]} rows for {plan.tokens} tokens")
     if rotation is not None:
         rot_dim = 2 * rotation.cos.shape[1]
         need(rot_dim <= dim, f"rotary_dim {rot_dim} is larger than head_dim {dim}")
+        count = rotation.cos.shape[0]
+        need(count >= plan.tokens, f"cos has {count} rows for {plan.tokens} tokens")
         check_vector("cos", rotation.cos.view(-1), rotation.cos.numel())
         check_vector("sin", rotation.sin.view(-1), rotation.cos.numel())
     if norm is not None:

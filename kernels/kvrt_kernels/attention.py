@@ -17,7 +17,14 @@ from torch import Tensor
 from kvrt.errors import ContractError
 from kvrt.spi import AttentionBatch, AttentionParams
 from kvrt_kernels import HEAD_DIMS
-from kvrt_kernels._args import FORMAT_CODE, address, check_heads, need, threads_or_default
+from kvrt_kernels._args import (
+    FORMAT_CODE,
+    address,
+    check_heads,
+    check_vector,
+    need,
+    threads_or_default,
+)
 from kvrt_kernels._load import native
 from kvrt_kernels.tree import lines, owned
 
@@ -49,7 +56,7 @@ class Plan:
         return (self.format, self.kv + layer * self.layer_bytes, *self.pages, *self.sequences)
 
 
-def plan(batch: AttentionBatch, *, lasting: bool = True) -> Plan:
+def plan(batch: AttentionBatch, *, lasting: bool = True, number: int = 0) -> Plan:
     """Check what the layers of a step share.
 
     Page ids and lengths are trusted, as `kvrt.spi` says: an id of a page that is not mapped ends
@@ -58,11 +65,12 @@ def plan(batch: AttentionBatch, *, lasting: bool = True) -> Plan:
     Args:
         batch: of the step.
         lasting: the caller may change the batch's tensors on the host while the plan is in use.
+        number: of the batch among those of a step that is recorded.
 
     Raises:
         ContractError: a tensor has another shape or dtype than `AttentionBatch` says, or the
-            layout is one these kernels do not know (head_dim a multiple of 16 up to 256; any
-            format but fp8).
+            layout is one these kernels do not know (heads of a size that is not among
+            `kvrt_kernels.HEAD_DIMS`; fp8).
     """
     branches: tuple[Tensor, ...] = ()
     if batch.parents is not None:
@@ -72,10 +80,8 @@ def plan(batch: AttentionBatch, *, lasting: bool = True) -> Plan:
         batch = owned(batch)
     layout = batch.layout
     table, start, length = batch.page_table, batch.query_start, batch.context_len
-    need(
-        layout.head_dim in HEAD_DIMS,
-        f"head_dim must be a multiple of 16 up to 256, not {layout.head_dim}",
-    )
+    for name, dim in (("head_dim", layout.head_dim), ("value_dim", layout.value_dim)):
+        need(dim in HEAD_DIMS, f"{name} must be among {HEAD_DIMS}, not {dim}")
     need(layout.format in FORMAT_CODE, f"{layout.format} is not among {', '.join(FORMAT_CODE)}")
     need(layout.page_size > 0, f"page_size must be positive, not {layout.page_size}")
     for name, x, shape in (
@@ -104,6 +110,7 @@ def plan(batch: AttentionBatch, *, lasting: bool = True) -> Plan:
             layout.page_size,
             layout.kv_heads,
             layout.head_dim,
+            layout.value_dim,
         ),
         sequences=(
             address(table),
@@ -113,6 +120,7 @@ def plan(batch: AttentionBatch, *, lasting: bool = True) -> Plan:
             table.shape[0],
             *(address(tensor) for tensor in branches or (None, None)),
             branches[1].stride(0) if branches else 0,
+            number,
         ),
         branches=branches,
     )
@@ -126,20 +134,19 @@ def run(
     params: AttentionParams,
     threads: int | None = None,
 ) -> None:
-    """Causal attention of every query token over its sequence's pages.
+    """Attention of every query token over its sequence's pages.
 
         out[i, h] = sum over t of softmax over t (cap(scale * q[i, h] . k[t, h'])) v[t, h']
 
-    where h' = h // (heads / kv_heads), t runs over the positions up to the token's own, the last
-    `params.window` of them if that is not 0, and cap(s) = softcap * tanh(s / softcap) if that is
-    not 0.
+    where h' = h // (heads / kv_heads), t runs over the positions that `params` lets the token see,
+    and cap(s) = softcap * tanh(s / softcap) if softcap is not 0.
 
     Args:
         plan: from `plan`; the tokens' own keys and values must have been appended.
         layer: index of the layer.
         q: float32 [tokens, heads, head_dim]; rows may have any stride.
-        out: float32, the same shape; written. Rows may have any stride.
-        params: scale, window, softcap.
+        out: float32 [tokens, heads, value_dim]; written. Rows may have any stride.
+        params: see `kvrt.spi.AttentionParams`.
         threads: None for as many as torch uses.
 
     Raises:
@@ -147,10 +154,13 @@ def run(
     """
     layout = plan.batch.layout
     check_heads("q", q, layout.head_dim)
-    check_heads("out", out, layout.head_dim)
+    check_heads("out", out, layout.value_dim)
     heads = q.shape[1]
     need(q.shape[0] >= plan.tokens, f"q has {q.shape[0]} rows for {plan.tokens} tokens")
-    need(out.shape == q.shape, f"out is {list(out.shape)} but q is {list(q.shape)}")
+    same = out.shape[:2] == q.shape[:2]
+    need(same, f"out is {list(out.shape)} but q is {list(q.shape)}")
+    if params.sink_logits is not None:
+        check_vector("the sinks' logits", params.sink_logits, heads)
     need(
         heads % layout.kv_heads == 0,
         f"{heads} query heads cannot share {layout.kv_heads} kv heads evenly",
@@ -172,5 +182,8 @@ def launch(
         params.scale,
         params.window,
         params.softcap,
+        params.sinks,
+        params.causal,
+        address(params.sink_logits),
         threads,
     )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kvrt.spi import KVFormat, KVLayout
+from kvrt.spi import KVFormat
 
 TINY = 2.0**-100
 """Numbers below it are kept as 0, so that no quotient overflows."""
@@ -12,25 +12,26 @@ LARGEST: dict[KVFormat, float] = {"int8": 127, "fp8": 448}
 """The largest code, where a token's head has one scale."""
 
 
-def encode(x: Tensor, layout: KVLayout) -> tuple[Tensor, Tensor]:
+def encode(x: Tensor, format: KVFormat) -> tuple[Tensor, Tensor]:
     """The bytes of heads in a quantised format.
 
     Args:
-        x: [..., head_dim].
-        layout: whose format is one of `kvrt.spi.QUANTIZATIONS`.
+        x: [..., dim].
+        format: one of `kvrt.spi.QUANTIZATIONS`.
 
     Returns:
-        uint8 [..., layout.slot_stride], the codes, and uint8 [..., layout.groups, scale_bytes].
+        uint8 [..., slot_stride], the codes, and uint8 [..., groups, scale_bytes]; see
+        `kvrt.spi.Block`.
     """
     x = x.float()
-    if layout.format in LARGEST:
+    if format in LARGEST:
         largest = x.abs().amax(-1, keepdim=True)
-        codes, scale = _divided(x, largest, largest / LARGEST[layout.format])
-        whole = layout.format == "int8"
+        codes, scale = _divided(x, largest, largest / LARGEST[format])
+        whole = format == "int8"
         kept = codes.round().to(torch.int8) if whole else codes.to(torch.float8_e4m3fn)
         return kept.view(torch.uint8), scale[..., None].view(torch.uint8)
-    groups = functional.pad(x, (0, 32 * layout.groups - x.shape[-1]))
-    groups = groups.view(*x.shape[:-1], layout.groups, 32)
+    groups = functional.pad(x, (0, -x.shape[-1] % 32))
+    groups = groups.view(*x.shape[:-1], groups.shape[-1] // 32, 32)
     high, low = groups.amax(-1, keepdim=True), groups.amin(-1, keepdim=True)
     extreme = torch.where(high > -low, high, low)
     codes, scale = _divided(groups, extreme, (extreme / -8).bfloat16().float())
@@ -39,22 +40,24 @@ def encode(x: Tensor, layout: KVLayout) -> tuple[Tensor, Tensor]:
     return packed.flatten(-2), scale.bfloat16().view(torch.uint8)
 
 
-def decode(codes: Tensor, scales: Tensor, layout: KVLayout) -> Tensor:
-    """The numbers, float32 [..., head_dim].
+def decode(codes: Tensor, scales: Tensor, format: KVFormat, dim: int) -> Tensor:
+    """The numbers, float32 [..., dim].
 
     Args:
-        codes: uint8 [..., layout.slot_stride].
-        scales: uint8 [..., layout.groups, scale_bytes], contiguous.
-        layout: whose format is one of `kvrt.spi.QUANTIZATIONS`.
+        codes: uint8 [..., slot_stride].
+        scales: uint8 [..., groups, scale_bytes], contiguous.
+        format: one of `kvrt.spi.QUANTIZATIONS`.
+        dim: elements of a head.
     """
-    if layout.format == "int8":
-        return codes.view(torch.int8) * scales.view(torch.float32)[..., 0]
-    if layout.format == "fp8":
-        return codes.view(torch.float8_e4m3fn).float() * scales.view(torch.float32)[..., 0]
-    packed = codes.reshape(*codes.shape[:-1], layout.groups, 16)
+    if format == "int8":
+        return codes.view(torch.int8)[..., :dim] * scales.view(torch.float32)[..., 0]
+    if format == "fp8":
+        numbers = codes.view(torch.float8_e4m3fn)[..., :dim].float()
+        return numbers * scales.view(torch.float32)[..., 0]
+    packed = codes.reshape(*codes.shape[:-1], codes.shape[-1] // 16, 16)[..., : scales.shape[-2], :]
     unsigned = torch.cat((packed & 15, packed >> 4), dim=-1)
     numbers = (unsigned.float() - 8) * scales.view(torch.bfloat16).float()
-    return numbers.flatten(-2)[..., : layout.head_dim]
+    return numbers.flatten(-2)[..., :dim]
 
 
 def _divided(x: Tensor, extreme: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -181,7 +181,7 @@ class TorchPlace:
         dtypes = DTYPES if has_bfloat16 else DTYPES[1:]
         formats = formats_on(arch, dtypes)
         return Kernels(
-            attention, extensions, dtypes, dtypes, formats, head_dims=kvrt_kernels.HEAD_DIMS
+            attention, extensions, dtypes, dtypes, formats, head_dims=kvrt_kernels.TRITON_HEAD_DIMS
         )
 
 

@@ -1,7 +1,7 @@
 """Steps recorded as a graph of the device, CUDA's or HIP's, by torch, and replayed in one call."""
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -17,17 +17,18 @@ by less than half, and from 48 tokens on by less than a third."""
 
 
 class DeviceGraph:
-    """`Graph` over a recorded plan, which stays where it is on the device."""
+    """`Graph` over recorded plans, which stay where they are on the device."""
 
     def __init__(
-        self, attention: TritonAttention, plan: Plan, recorded: torch.cuda.CUDAGraph
+        self, attention: TritonAttention, plans: Sequence[Plan], recorded: torch.cuda.CUDAGraph
     ) -> None:
         self._attention = attention
-        self._plan = plan
+        self._plans = plans
         self._recorded = recorded
 
-    def replay(self, batch: AttentionBatch) -> None:
-        self._attention.update(self._plan, batch)
+    def replay(self, batches: Sequence[AttentionBatch]) -> None:
+        for plan, batch in zip(self._plans, batches, strict=True):
+            self._attention.update(plan, batch)
         self._recorded.replay()
 
 
@@ -62,8 +63,10 @@ class DeviceGraphs:
         place = bisect_left(SIZES, tokens)
         return SIZES[place] if place < len(SIZES) else 0
 
-    def capture(self, batch: AttentionBatch, record: Callable[[object], None]) -> DeviceGraph:
-        plan = self._attention.plan_recorded(batch)
+    def capture(
+        self, batches: Sequence[AttentionBatch], record: Callable[[Sequence[object]], None]
+    ) -> DeviceGraph:
+        plans = [self._attention.plan_recorded(batch) for batch in batches]
         if self._stream is None:
             self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         if not self._live:
@@ -73,7 +76,7 @@ class DeviceGraphs:
         with torch.cuda.graph(
             recorded, pool=self._pool, stream=self._stream, capture_error_mode="relaxed"
         ):
-            record(plan)
-        graph = DeviceGraph(self._attention, plan, recorded)
+            record(plans)
+        graph = DeviceGraph(self._attention, plans, recorded)
         self._live.add(graph)
         return graph

@@ -4,45 +4,50 @@ The threads stay awake from the first operator to the last, instead of being sta
 for each: half of a small operator's time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kvrt.errors import ContractError
-from kvrt_kernels._args import need
 from kvrt_kernels._load import native
 from kvrt_kernels.attention import Plan
 
 
 class Program:
-    """What `record(plan)` calls of this package's operators, in the calling thread.
+    """What `record(plans)` calls of this package's operators, in the calling thread.
 
     Nothing is computed yet. The tensors that the calls name must live as long as the program, so
     each result needs a tensor of its own that it goes to.
 
     Args:
-        plan: of a batch with the number of tokens of every batch to come.
+        plans: of batches of as many tokens as all batches to come have, by their numbers.
         record: makes the calls.
         threads: how many compute.
     """
 
-    def __init__(self, plan: Plan, record: Callable[[Plan], None], threads: int) -> None:
-        self._kv, self._tokens = plan.kv, plan.tokens
+    def __init__(
+        self, plans: Sequence[Plan], record: Callable[[Sequence[Plan]], None], threads: int
+    ) -> None:
+        self._recorded = [(plan.kv, plan.tokens) for plan in plans]
         self._threads = threads
         self._native = native().Program()
         self._native.record()
         try:
-            record(plan)
+            record(plans)
         finally:
             self._native.stop()
 
-    def run(self, plan: Plan) -> None:
-        """Compute what was recorded, on what the tensors hold now, for another batch.
+    def run(self, plans: Sequence[Plan]) -> None:
+        """Compute what was recorded, on what the tensors hold now, for other batches.
 
         Raises:
-            ContractError: it is of other pages, or has another number of tokens.
+            ContractError: they are of other pages, or have another number of tokens.
         """
-        need(plan.kv == self._kv, "the batch has another kv than the recorded one")
-        if plan.tokens != self._tokens:
-            raise ContractError(
-                f"the batch has {plan.tokens} tokens, the recorded one {self._tokens}"
-            )
-        self._native.run(*plan.sequences, self._threads)
+        if len(plans) != len(self._recorded):
+            raise ContractError(f"{len(plans)} batches, and {len(self._recorded)} were recorded")
+        for plan, (kv, tokens) in zip(plans, self._recorded, strict=True):
+            if plan.kv != kv:
+                raise ContractError("the batch has another kv than the recorded one")
+            if plan.tokens != tokens:
+                raise ContractError(
+                    f"the batch has {plan.tokens} tokens, the recorded one {tokens}"
+                )
+        self._native.run([plan.sequences for plan in plans], self._threads)

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kvrt.spi import Activation, AttentionBatch, AttentionParams, HeadNorm, Rotation
+from kvrt.spi import (
+    Activation,
+    AttentionBatch,
+    AttentionParams,
+    Block,
+    HeadNorm,
+    KVLayout,
+    Rotation,
+)
 from kvrt_kernels import codes
 from kvrt_kernels.tree import Lines, lines
 
@@ -18,47 +26,54 @@ def plan(batch: AttentionBatch) -> Lines:
     return lines(batch)
 
 
-def pages(batch: AttentionBatch, layer: int) -> Tensor:
-    """One layer's slots, a view [pages, 2 (key, value), kv_heads, page_size, slot_stride]."""
-    layout = batch.layout
-    return _view(batch, layer, 0, (layout.page_size, layout.slot_stride), (layout.slot_stride, 1))
+def pages(batch: AttentionBatch, layer: int, kv: int) -> Tensor:
+    """One layer's slots of keys (0) or values (1): a view [pages, kv_heads, page_size, items]."""
+    block = _block(batch.layout, kv)
+    items = block.dim if batch.layout.quantization is None else block.slot_stride
+    return _view(batch, layer, kv, 0, (block.slot_stride, 1), (batch.layout.page_size, items))
 
 
-def scales(batch: AttentionBatch, layer: int) -> Tensor:
-    """The bytes of their scales, a view [pages, 2, kv_heads, page_size, groups, scale_bytes]."""
-    layout = batch.layout
+def scales(batch: AttentionBatch, layer: int, kv: int) -> Tensor:
+    """The bytes of their scales, a view [pages, kv_heads, page_size, groups, scale_bytes]."""
+    layout, block = batch.layout, _block(batch.layout, kv)
     assert layout.quantization is not None
     each = layout.quantization.scale_bytes
-    shape = (layout.page_size, layout.groups, each)
-    return _view(batch, layer, layout.scale_offset, shape, (each, layout.page_size * each, 1))
+    shape = (layout.page_size, block.groups, each)
+    strides = (each, layout.page_size * each, 1)
+    return _view(batch, layer, kv, block.scale_offset, strides, shape)
+
+
+def _block(layout: KVLayout, kv: int) -> Block:
+    return layout.values if kv else layout.keys
 
 
 def _view(
     batch: AttentionBatch,
     layer: int,
+    kv: int,
     offset: int,
-    shape: tuple[int, ...],
     strides: tuple[int, ...],
+    shape: tuple[int, ...],
 ) -> Tensor:
-    """What lies `offset` items into each block of a layer: a view [pages, 2, kv_heads, *shape]."""
-    layout = batch.layout
-    one = layout.v_offset + (layout.kv_heads - 1) * layout.head_stride + layout.block_items
-    begin = layer * layout.layer_stride
+    """What lies `offset` items into each block: a view [pages, kv_heads, *shape]."""
+    layout, block = batch.layout, _block(batch.layout, kv)
+    begin = layer * layout.layer_stride + kv * layout.v_offset
+    one = (layout.kv_heads - 1) * layout.head_stride + block.items
     count = (batch.kv.numel() - begin - one) // layout.page_stride + 1
     return batch.kv.as_strided(
-        (count, 2, layout.kv_heads, *shape),
-        (layout.page_stride, layout.v_offset, layout.head_stride, *strides),
+        (count, layout.kv_heads, *shape),
+        (layout.page_stride, layout.head_stride, *strides),
         batch.kv.storage_offset() + begin + offset,
     )
 
 
-def read(batch: AttentionBatch, layer: int, ids: Tensor, slots: Tensor) -> Tensor:
-    """The numbers in some slots, one of each page, float32 [pages, 2, kv_heads, head_dim]."""
-    stored = pages(batch, layer)[ids, :, :, slots]
+def read(batch: AttentionBatch, layer: int, kv: int, ids: Tensor, slots: Tensor) -> Tensor:
+    """The keys or values in some slots, one of each page, float32 [pages, kv_heads, dim]."""
+    stored = pages(batch, layer, kv)[ids, :, slots]
     if batch.layout.quantization is None:
         return stored.float()
-    kept = scales(batch, layer)[ids, :, :, slots].contiguous()
-    return codes.decode(stored, kept, batch.layout)
+    kept = scales(batch, layer, kv)[ids, :, slots].contiguous()
+    return codes.decode(stored, kept, batch.layout.format, _block(batch.layout, kv).dim)
 
 
 def run(
@@ -78,40 +93,50 @@ def run(
         count = start[s + 1] - start[s]
         if count == 0:
             continue
-        slot = plan.slots_of(s, torch.arange(length))
+        token = _seen_by_any(params, length, count)
+        slot = plan.slots_of(s, token)
         ids = batch.page_table[s, slot // size].long()
-        # [2, kv_heads, length, head_dim]
-        kv = read(batch, layer, ids, slot % size).permute(1, 2, 0, 3)
         group = q.shape[1] // layout.kv_heads
-        k, v = kv.repeat_interleave(group, dim=1)
+        k, v = (  # [heads, tokens, dim]
+            read(batch, layer, kv, ids, slot % size).transpose(0, 1).repeat_interleave(group, 0)
+            for kv in (0, 1)
+        )
         scores = q[rows].float().transpose(0, 1) @ k.transpose(1, 2) * params.scale
         if params.softcap:
             scores = params.softcap * torch.tanh(scores / params.softcap)
         position = torch.arange(length - count, length)[:, None]
-        token = torch.arange(length)[None, :]
-        hidden = token > position
+        hidden = (token > position) & params.causal
         if params.window:
-            hidden |= token <= position - params.window
+            hidden |= (token <= position - params.window) & (token >= params.sinks)
         scores = scores.masked_fill(hidden, float("-inf"))
-        out[rows] = (torch.softmax(scores, dim=-1) @ v).transpose(0, 1)
+        if params.sink_logits is not None:
+            nobody = params.sink_logits[:, None, None].expand(-1, count, 1)
+            scores = torch.cat((scores, nobody), dim=-1)
+        weights = torch.softmax(scores, dim=-1)[..., : len(token)]
+        out[rows] = (weights @ v).transpose(0, 1)
+
+
+def _seen_by_any(params: AttentionParams, length: int, count: int) -> Tensor:
+    """The positions that any of the last `count` tokens of a context sees, int64."""
+    first = max(0, length - count + 1 - params.window) if params.window else 0
+    return torch.cat((torch.arange(min(params.sinks, first)), torch.arange(first, length)))
 
 
 def append(plan: Lines, layer: int, k: Tensor, v: Tensor, threads: int | None = None) -> None:
     """See `kvrt_kernels.append.append`."""
-    batch = plan.batch
-    view, size = pages(batch, layer), batch.layout.page_size
+    batch, size = plan.batch, plan.batch.layout.page_size
     sequence, position = _positions(batch)
     slot = torch.cat(
         [plan.slots_of(s, position[sequence == s]) for s in range(len(batch.context_len))]
     )
     ids, slot = batch.page_table[sequence, slot // size].long(), slot % size
-    for side, x in enumerate((k[: len(position)], v[: len(position)])):
+    for kv, x in enumerate((k,) if batch.layout.shared else (k, v)):
+        view, new = pages(batch, layer, kv), x[: len(position)]
         if batch.layout.quantization is None:
-            view[ids, side, :, slot] = x.to(view.dtype)
+            view[ids, :, slot] = new.to(view.dtype)
         else:
-            numbers, kept = codes.encode(x, batch.layout)
-            view[ids, side, :, slot] = numbers
-            scales(batch, layer)[ids, side, :, slot] = kept
+            view[ids, :, slot], kept = codes.encode(new, batch.layout.format)
+            scales(batch, layer, kv)[ids, :, slot] = kept
 
 
 def rotate_append(
@@ -125,8 +150,7 @@ def rotate_append(
     threads: int | None = None,
 ) -> None:
     """See `kvrt_kernels.append.rotate_append`."""
-    _, position = _positions(plan.batch)
-    count = len(position)
+    count = int(plan.batch.query_start[-1])
     for x, which in ((q, "q"), (k, "k")):
         if x is None:
             continue
@@ -134,7 +158,7 @@ def rotate_append(
         if norm is not None:
             head = rms_norm(head, getattr(norm, which), norm.eps)
         if rotation is not None:
-            head = rotate(head, rotation.cos[position], rotation.sin[position])
+            head = rotate(head, rotation.cos[:count], rotation.sin[:count])
         x[:count] = head
     append(plan, layer, k, v)
 

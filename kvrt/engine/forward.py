@@ -108,7 +108,7 @@ class Forward:
         )
         with blaming(self._owner, "the forward pass"):
             forward = self._model.decoder.forward
-            return forward(int32(tokens), batch, int32(wanted))
+            return forward(int32(tokens), [batch], int32(wanted))
 
     def _be_modest(self, piece: Sequence[Scored], error: OutOfMemory) -> None:
         tokens = sum(each.row.count for each in piece)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kvrt.model.spec import ModelSpec
+from kvrt.spi import Rotation
 
 
 class Activations(NamedTuple):
@@ -21,6 +22,8 @@ class Activations(NamedTuple):
     attended: Tensor
     attended_rows: Tensor
     gated: Tensor
+    cos: Tensor
+    sin: Tensor
 
     @classmethod
     def empty(cls, spec: ModelSpec, count: int, dtype: torch.dtype, device: str) -> "Activations":
@@ -41,6 +44,8 @@ class Activations(NamedTuple):
             attended=attended,
             attended_rows=attended.view(count, -1),
             gated=tensor(spec.intermediate),
+            cos=torch.empty(count, spec.head_dim // 2, device=device),
+            sin=torch.empty(count, spec.head_dim // 2, device=device),
         )
 
     @staticmethod
@@ -48,8 +53,14 @@ class Activations(NamedTuple):
         """Elements for each token, what operators in plain torch need for a moment included."""
         heads = spec.heads + 2 * spec.kv_heads
         kept = 2 * spec.hidden + (heads + spec.heads) * spec.head_dim + spec.intermediate
+        kept += 2 * spec.head_dim  # cos and sin, float32 also where the others are of 16 bits
         passing = max(spec.hidden, 2 * spec.intermediate)
         return kept + passing
+
+    @property
+    def rotation(self) -> Rotation:
+        """The angles of each token."""
+        return Rotation(self.cos, self.sin)
 
     @property
     def tokens(self) -> int:

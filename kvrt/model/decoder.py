@@ -10,6 +10,7 @@
 Nothing it keeps outlives a step: the KV pages are the only memory, and they belong to the cache.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from kvrt.model.activations import Activations
 from kvrt.model.graphs import DecodeGraphs, padded
-from kvrt.model.ops import PositionedPlan, TorchOps, positions_of
-from kvrt.model.rope import RotationTable
+from kvrt.model.ops import TorchOps
+from kvrt.model.rope import RotationTable, positions_of
 from kvrt.model.spec import LayerSpec, ModelSpec
 from kvrt.model.weights import LayerWeights, Weights
 from kvrt.spi import (
@@ -31,16 +32,23 @@ from kvrt.spi import (
     DType,
     GraphCapture,
     HeadNorm,
-    Rotation,
 )
 
 
 class _Layer(NamedTuple):
-    """What a step needs of a layer, gathered once."""
+    """What a step needs of a layer, gathered once.
+
+    Args:
+        batch: which of the step's batches its pages are in.
+        number: which of that batch's layers it is.
+        rotates: whether its queries and keys are.
+    """
 
     weights: LayerWeights
+    batch: int
+    number: int
     attention: AttentionParams
-    rotation: Rotation | None
+    rotates: bool
     norm: HeadNorm | None
 
 
@@ -54,10 +62,18 @@ class Decoder:
         dtype: of the weights; activations have it too if the device computes in it, and
             otherwise the dtype the device prefers.
         max_positions: the longest context that will be asked for.
+        groups: the layers whose pages are in one place, for each of a step's batches; None: all
+            layers have the same.
     """
 
     def __init__(
-        self, spec: ModelSpec, weights: Weights, device: Device, dtype: DType, max_positions: int
+        self,
+        spec: ModelSpec,
+        weights: Weights,
+        device: Device,
+        dtype: DType,
+        max_positions: int,
+        groups: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.spec = spec
         self.weights = weights
@@ -68,21 +84,22 @@ class Decoder:
         self._torch_device = device.info.torch_device
         self._attention = device.attention
         dense = device.extension(DenseOps)  # type: ignore[type-abstract]
-        self._in_torch = dense is None
         self._ops = TorchOps(device.attention) if dense is None else dense
         self._work: Activations | None = None
         capture = device.extension(GraphCapture)  # type: ignore[type-abstract]
         self._graphs: DecodeGraphs | None = None
-        if capture is not None and not self._in_torch:
+        if capture is not None and dense is not None:
             ragged = Capability.RAGGED_GRAPHS in device.info.capabilities
             self._graphs = DecodeGraphs(capture, ragged)
         self._table = RotationTable(spec.rope, spec.head_dim, max_positions, self._torch_device)
-        self._layers = self._gathered()
-
-    def _gathered(self) -> list[_Layer]:
-        return [
-            self._layer(layer, w, self._table.rotation)
-            for layer, w in zip(self.spec.layers, self.weights.layers, strict=True)
+        places = {
+            layer: (batch, number)
+            for batch, layers in enumerate(groups or [range(len(spec.layers))])
+            for number, layer in enumerate(layers)
+        }
+        self._layers = [
+            self._layer(layer, w, *places[index])
+            for index, (layer, w) in enumerate(zip(spec.layers, weights.layers, strict=True))
         ]
 
     def close(self) -> None:
@@ -91,42 +108,38 @@ class Decoder:
         self._layers = []
         del self.weights, self._table
 
-    def forward(self, tokens: Tensor, batch: AttentionBatch, logits_rows: Tensor) -> Tensor:
+    def forward(
+        self, tokens: Tensor, batches: Sequence[AttentionBatch], logits_rows: Tensor
+    ) -> Tensor:
         """One step: store the tokens' keys and values, and compute the logits asked for.
 
         Args:
             tokens: int32 or int64 [tokens], on the host; all sequences, one after the other.
-            batch: where each sequence's pages are, and which of the tokens are its own.
+            batches: where each sequence's pages are, and which of the tokens are its own; one
+                batch for each of the `groups`, of the same sequences.
             logits_rows: int32 or int64 [rows], on the host; the tokens whose logits are wanted.
 
         Returns:
             float32 [rows, vocab], on the device.
         """
         count = tokens.numel()
-        longest = max(batch.context_len.tolist(), default=0)
-        if longest > self._table.positions:
-            self._table.grow(longest)
-            self._layers = self._gathered()
-            if self._graphs is not None:
-                self._graphs.forget()
-        size = self._graphs.size(count, batch) if self._graphs is not None else 0
+        size = self._graphs.size(count, batches[0]) if self._graphs is not None else 0
         embedded = F.embedding(tokens.to(self._torch_device), self.weights.embedding)
         if self._graphs is not None and size:
-            batch = padded(batch, size)
-            graph, work = self._graphs.of_size(size, batch, self._allocate, self._run_layers)
+            batches = [padded(batch, size) for batch in batches]
+            graph, work = self._graphs.of_size(size, batches, self._allocate, self._run_layers)
             x = work.x
             if size > count:
                 x[count:].zero_()
                 x = x[:count]
             x.copy_(embedded)
-            graph.replay(batch)
+            self._table.select(positions_of(batches[0]), work.rotation)
+            graph.replay(batches)
         else:
             work = self._activations(count)
             work.x.copy_(embedded)
-            plan: object = self._attention.plan(batch)
-            if self._in_torch:
-                plan = PositionedPlan(plan, positions_of(batch).to(self._torch_device))
-            self._run_layers(plan, work)
+            self._table.select(positions_of(batches[0]), work.rotation)
+            self._run_layers([*map(self._attention.plan, batches)], work)
         if not logits_rows.numel():
             return torch.empty(0, self.spec.vocab, device=self._torch_device)
         x = work.x
@@ -135,18 +148,19 @@ class Decoder:
         x = self._ops.rms_norm(x, self.weights.final_norm, self.spec.norm_eps)
         return self._ops.linear(x, self.weights.head).float()
 
-    def _run_layers(self, plan: object, work: Activations) -> None:
+    def _run_layers(self, plans: Sequence[object], work: Activations) -> None:
         """All layers, from the embedded tokens in ``work.x`` to the last layer's output there."""
         ops, eps, activation = self._ops, self.spec.norm_eps, self.spec.activation
         run = self._attention.run
-        own_plan = plan.plan if isinstance(plan, PositionedPlan) else plan
         x, normed, gated = work.x, work.normed, work.gated
         qkv, q, k, v = work.qkv, work.q, work.k, work.v
         attended, attended_rows = work.attended, work.attended_rows
-        for index, (w, attention, rotation, norm) in enumerate(self._layers):
+        rotation = work.rotation
+        for w, batch, layer, attention, rotates, norm in self._layers:
+            plan = plans[batch]
             ops.linear(ops.rms_norm(x, w.attention_norm, eps, normed), w.qkv, w.qkv_bias, None, qkv)
-            ops.rotate_append(plan, index, q, k, v, rotation, norm)
-            run(own_plan, index, q, attended, attention)
+            ops.rotate_append(plan, layer, q, k, v, rotation if rotates else None, norm)
+            run(plan, layer, q, attended, attention)
             ops.linear(attended_rows, w.o, w.o_bias, x, x)
             ops.rms_norm(x, w.mlp_norm, eps, normed)
             ops.gated_linear(normed, w.gate_up, activation, w.gate_up_bias, gated)
@@ -162,14 +176,16 @@ class Decoder:
     def _allocate(self, count: int) -> Activations:
         return Activations.empty(self.spec, count, self._torch_dtype, self._torch_device)
 
-    def _layer(self, layer: LayerSpec, w: LayerWeights, rotation: Rotation) -> _Layer:
+    def _layer(self, layer: LayerSpec, w: LayerWeights, batch: int, number: int) -> _Layer:
         norm = None
         if w.q_norm is not None and w.k_norm is not None:
             norm = HeadNorm(w.q_norm, w.k_norm, self.spec.norm_eps)
         scale = self.spec.head_dim**-0.5
         return _Layer(
             weights=w,
+            batch=batch,
+            number=number,
             attention=AttentionParams(scale, layer.window),
-            rotation=rotation if layer.rope else None,
+            rotates=layer.rope,
             norm=norm,
         )

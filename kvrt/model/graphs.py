@@ -1,6 +1,6 @@
 """Steps of few tokens, recorded once for each size and replayed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -34,10 +34,6 @@ class DecodeGraphs:
         self._work: Activations | None = None
         self._recorded: dict[int, Recorded] = {}
 
-    def forget(self) -> None:
-        """Record all anew: they read what is gone."""
-        self._recorded.clear()
-
     def size(self, tokens: int, batch: AttentionBatch) -> int:
         """How many tokens the step of `tokens` is recorded with; 0 if it is not to be."""
         fits = self._ragged or tokens == batch.context_len.shape[0]
@@ -46,15 +42,15 @@ class DecodeGraphs:
     def of_size(
         self,
         size: int,
-        batch: AttentionBatch,
+        batches: Sequence[AttentionBatch],
         allocate: Callable[[int], Activations],
-        record: Callable[[object, Activations], None],
+        record: Callable[[Sequence[object], Activations], None],
     ) -> Recorded:
-        """The step of `size` tokens, recorded now, with `batch`, if it has not been before.
+        """The step of `size` tokens, recorded now, with `batches`, if it has not been before.
 
         Args:
             allocate: makes activations of so many tokens.
-            record: makes the calls of a step, for the device's plan and in these activations.
+            record: makes the calls of a step, for the device's plans and in these activations.
         """
         found = self._recorded.get(size)
         if found is None:
@@ -62,7 +58,7 @@ class DecodeGraphs:
                 self._recorded.clear()  # they compute in the old one
                 self._work = allocate(1 << (size - 1).bit_length())
             work = self._work.first(size)
-            graph = self._capture.capture(batch, lambda plan: record(plan, work))
+            graph = self._capture.capture(batches, lambda plans: record(plans, work))
             found = self._recorded[size] = Recorded(graph, work)
         return found
 

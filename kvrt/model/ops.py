@@ -1,44 +1,14 @@
 """The dense operators of a decoder in plain torch, for devices that bring none of their own."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kvrt.spi import Activation, AttentionBatch, HeadNorm, PagedAttention, Rotation
-
-
-@dataclass(frozen=True, slots=True)
-class PositionedPlan:
-    """A device's plan, with what `TorchOps` cannot read from it.
-
-    Args:
-        plan: what `PagedAttention.plan` returned.
-        positions: int64 [tokens], on the device.
-    """
-
-    plan: object
-    positions: Tensor
-
-
-def positions_of(batch: AttentionBatch) -> Tensor:
-    """The position of each of a batch's tokens in its sequence: int64 [tokens], on the host."""
-    start = batch.query_start.long()
-    counts = start.diff()
-    first = batch.context_len - counts
-    if batch.parents is None:
-        return torch.arange(int(start[-1])) + (first - start[:-1]).repeat_interleave(counts)
-    positions: list[int] = []
-    parents = batch.parents.tolist()
-    for past, row, stop in zip(first.tolist(), start.tolist(), start[1:].tolist(), strict=False):
-        for parent in parents[row:stop]:
-            positions.append(past if parent < 0 else positions[row + parent] + 1)
-    return torch.tensor(positions, dtype=torch.int64)
+from kvrt.spi import Activation, HeadNorm, PagedAttention, Rotation
 
 
 class TorchOps:
-    """`kvrt.spi.DenseOps` in torch's own operators, on any device. Its plans are positioned.
+    """`kvrt.spi.DenseOps` in torch's own operators, on any device.
 
     A weight in another dtype than the activations is converted for each product: right, but slow,
     which is why devices that compute in float32 bring a `DenseOps` that reads 16-bit weights.
@@ -88,16 +58,15 @@ class TorchOps:
         rotation: Rotation | None,
         norm: HeadNorm | None,
     ) -> None:
-        assert isinstance(plan, PositionedPlan)
         if norm is not None:
             q.copy_(self.rms_norm(q, norm.q, norm.eps))
             k.copy_(self.rms_norm(k, norm.k, norm.eps))
         if rotation is not None:
-            cos = rotation.cos[plan.positions].unsqueeze(1)  # [tokens, 1, rotary_dim / 2]
-            sin = rotation.sin[plan.positions].unsqueeze(1)
+            cos = rotation.cos.unsqueeze(1)  # [tokens, 1, rotary_dim / 2]
+            sin = rotation.sin.unsqueeze(1)
             _rotate(q, cos, sin)
             _rotate(k, cos, sin)
-        self._attention.append(plan.plan, layer, k, v)
+        self._attention.append(plan, layer, k, v)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:

@@ -7,11 +7,13 @@ At position p, the pair (x_i, x_{i + head_dim/2}) of a head is rotated by the an
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kvrt.model.spec import RopeSpec
-from kvrt.spi import Rotation
+from kvrt.spi import AttentionBatch, Rotation
 
 
 def for_context(rope: RopeSpec, head_dim: int, positions: int) -> RopeSpec:
@@ -63,7 +65,16 @@ class RotationTable:
         """How many it has."""
         return self.rotation.cos.shape[0]
 
-    def grow(self, positions: int) -> None:
+    def select(self, positions: NDArray[np.int64], into: Rotation) -> None:
+        """Write the rows of some positions, [tokens], to `into`, which has as many rows."""
+        most = int(positions.max(initial=0)) + 1
+        if most > self.positions:
+            self._grow(most)
+        rows = torch.from_numpy(positions).to(self._device)
+        torch.index_select(self.rotation.cos, 0, rows, out=into.cos)
+        torch.index_select(self.rotation.sin, 0, rows, out=into.sin)
+
+    def _grow(self, positions: int) -> None:
         """Have so many at least: twice as many as before, so that it is seldom done."""
         blocks = -(-max(positions, 2 * self.positions) // BLOCK)
         more = self._of(self.positions, min(blocks * BLOCK, self._most))
@@ -78,6 +89,27 @@ class RotationTable:
             cos=angles.cos().mul_(self._rope.attention_factor).to(self._device),
             sin=angles.sin_().mul_(self._rope.attention_factor).to(self._device),
         )
+
+
+def positions_of(batch: AttentionBatch) -> NDArray[np.int64]:
+    """The position of each of a batch's tokens in its text, [tokens].
+
+    A token stands at the position after that of the token it follows. In line that is the one
+    before it; with `parents`, its parent, so that rows of different branches share positions.
+    """
+    start = batch.query_start.numpy()
+    counts = np.diff(start)
+    past = batch.context_len.numpy() - counts
+    if batch.parents is None:
+        positions = np.arange(start[-1], dtype=np.int64)
+        positions += np.repeat(past - start[:-1], counts)
+        return positions
+    of_rows: list[int] = []
+    parents = batch.parents.tolist()
+    for before, row, stop in zip(past.tolist(), start.tolist(), start[1:].tolist(), strict=False):
+        for parent in parents[row:stop]:
+            of_rows.append(before if parent < 0 else of_rows[row + parent] + 1)
+    return np.array(of_rows, np.int64)
 
 
 def inverse_frequencies(rope: RopeSpec, head_dim: int) -> Tensor:

@@ -42,7 +42,15 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from kvrt.spi.batch import AttentionBatch, AttentionParams
 from kvrt.spi.facts import Capability, DeviceInfo, DeviceOptions, Probe
-from kvrt.spi.layout import ITEM_BYTES, QUANTIZATIONS, DType, KVFormat, KVLayout, Quantization
+from kvrt.spi.layout import (
+    ITEM_BYTES,
+    QUANTIZATIONS,
+    Block,
+    DType,
+    KVFormat,
+    KVLayout,
+    Quantization,
+)
 from kvrt.spi.optional import (
     Activation,
     Bandwidth,
@@ -66,6 +74,7 @@ __all__ = [
     "AttentionParams",
     "Backend",
     "Bandwidth",
+    "Block",
     "Capability",
     "Chunk",
     "Copier",
@@ -279,10 +288,11 @@ class Copier(Protocol):
 
 
 class PagedAttention(Protocol):
-    """Causal attention of each new token over its sequence's pages.
+    """Attention of each new token over its sequence's pages.
 
-    In a step: `plan` once; then for each layer `append`, then `run`. The plan is the backend's
-    own object; the caller uses it until the next step, and its compute may be done after that.
+    In a step: `plan` once for all layers whose pages are in one place, or once for each such set
+    of layers; then for each layer `append`, then `run`. A plan is the backend's own object; the
+    caller uses it until the next step, and its compute may be done after that.
     """
 
     def plan(self, batch: AttentionBatch) -> object:
@@ -291,8 +301,9 @@ class PagedAttention(Protocol):
     def append(self, plan: object, layer: int, k: "Tensor", v: "Tensor") -> None:
         """Store k and v, [tokens, kv_heads, head_dim] in a compute dtype, in their slots.
 
-        A token's heads are contiguous; rows may have any stride. Rounds to nearest even, as
-        `KVLayout` says.
+        A value may have another width, `layout.value_dim`; where values are the beginning of the
+        keys, v is not looked at. A token's heads are contiguous; rows may have any stride. Rounds
+        to nearest even, as `KVLayout` says.
         """
 
     def run(
@@ -300,8 +311,9 @@ class PagedAttention(Protocol):
     ) -> None:
         """Attend: q and out are [tokens, heads, head_dim] in a compute dtype.
 
-        `heads` is a multiple of `kv_heads`; query head h reads KV head
-        ``h // (heads // kv_heads)``. Accumulates in float32. Where keys are codes, q may be taken
-        as whole numbers, too, with an error well below that of the keys. A token's heads are
-        contiguous; rows may have any stride. Needs this step's keys and values appended.
+        A head of out is as wide as a value, `layout.value_dim`. `heads` is a multiple of
+        `kv_heads`; query head h reads KV head ``h // (heads // kv_heads)``. Accumulates in float32.
+        Where keys are codes, q may be taken as whole numbers, too, with an error well below that of
+        the keys. A token's heads are contiguous; rows may have any stride. Needs this step's keys
+        and values appended.
         """

@@ -19,6 +19,11 @@ class AttentionBatch:
     ``p % page_size`` of page ``page_table[s, p // page_size]``. Entries of the page table beyond
     the context, and slots beyond it, may be anything and must not be read.
 
+    Nor is anything read that no token can see: neither pages that lie before the window of a
+    sequence's first new token (and hold none of the sinks), which have been given to others, nor
+    their entries of the page table. kvrt puts 0 there, a page that is always mapped, and `Checked`
+    insists on pages that are; a device must not notice if they are numbers of no page at all.
+
     With `parents`, which needs `Capability.TREES`, the new tokens of a sequence may branch, as
     guesses at what comes next do:
 
@@ -63,8 +68,18 @@ class AttentionParams:
         scale: multiplies the dot products of q and k.
         window: a token sees only the last `window` positions, its own included; 0 = all.
         softcap: scores become ``softcap * tanh(score / softcap)``; 0 = off.
+        sinks: besides its window a token sees the first `sinks` positions, up to its own (Xiao et
+            al. 2023, arXiv 2309.17453).
+        causal: a token sees the positions up to its own; else all of its context, without a window
+            and without `parents`.
+        sink_logits: a learned logit of each query head, float32 [heads], contiguous, on the
+            device: its exponential is one more term of the softmax's denominator, for a token that
+            has no value. It is neither scaled nor capped. None: there is none.
     """
 
     scale: float
     window: int = 0
     softcap: float = 0.0
+    sinks: int = 0
+    causal: bool = True
+    sink_logits: "Tensor | None" = None

@@ -44,16 +44,18 @@ class DeviceOptions:
 class Capability(enum.Enum):
     """A fact about a device.
 
-    Two of them change what is asked for: drafts branch only with TREES, and without RAGGED_GRAPHS a
-    recorded step is replayed only for one token of each sequence. The others are declared facts,
-    which change nothing that kvrt does. They tell users what to expect and the kit what to test;
-    without ALIASING a chunk that is mapped twice is an error.
+    Three of them change what is asked for: drafts branch only with TREES, without RAGGED_GRAPHS a
+    recorded step is replayed only for one token of each sequence, and layers whose values differ
+    from their keys in width need VALUE_WIDTHS. The others are declared facts, which change nothing
+    that kvrt does. They tell users what to expect and the kit what to test; without ALIASING a
+    chunk that is mapped twice is an error.
     """
 
     ALIASING = "one chunk may be mapped at several addresses at once"
     ASYNC_COPIES = "copies run beside compute"
     BATCH_INVARIANT = "a token's result has the same bits whatever else is in its batch"
     RAGGED_GRAPHS = "a recorded step serves any batch of as many tokens, branches included"
+    VALUE_WIDTHS = "values may be of another width than keys, or their beginning (`KVLayout`)"
     TREES = "a sequence's new tokens may branch (`AttentionBatch.parents`)"
 
 
@@ -77,8 +79,8 @@ class DeviceInfo:
         capabilities: see `Capability`.
         notes: what a user should be told, e.g. that a slower path serves. ``; fix: `` stands before
             what mends it, if anything does.
-        head_dims: sizes of a head that attention can do; empty: every one. A model with another
-            size is refused when it is loaded.
+        head_dims: sizes of a head that attention can do, of keys and of values; empty: every one.
+            A model with another size is refused when it is loaded.
     """
 
     backend: str

@@ -1,5 +1,6 @@
 """Formats: as what numbers are kept, and where the keys and values of a token are."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -40,6 +41,37 @@ _BLOCK_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """How the keys, or the values, of one head lie in one page.
+
+    Args:
+        dim: elements of a head.
+        groups: scales of one slot; 0 if the format has none.
+        slot_stride: items from one slot to the next.
+        scale_offset: items from the beginning of the block to its scales, a multiple of their size.
+        items: of the whole block, its scales included.
+    """
+
+    dim: int
+    groups: int
+    slot_stride: int
+    scale_offset: int
+    items: int
+
+
+@functools.cache
+def block_of(format: KVFormat, dim: int, page_size: int) -> Block:
+    """The block of a format, for heads of `dim` elements."""
+    kept = QUANTIZATIONS.get(format)
+    if kept is None:
+        return Block(dim, 0, dim, page_size * dim, page_size * dim)
+    groups = -(-dim // (kept.group or dim))
+    stride = groups * kept.group * kept.bits // 8 or dim
+    scales = -(-page_size * stride // kept.scale_bytes) * kept.scale_bytes
+    return Block(dim, groups, stride, scales, scales + groups * page_size * kept.scale_bytes)
+
+
+@dataclass(frozen=True, slots=True)
 class KVLayout:
     """Where the keys and values of a token are, and as what.
 
@@ -52,6 +84,11 @@ class KVLayout:
 
         slot 0 | slot 1 | ... | slot page_size - 1 | scales of group 0: slot 0, slot 1, ... | ...
         ^ block                                    ^ block + scale_offset
+
+    A key has `head_dim` elements and a value `value_dim`, so their blocks may differ (`keys`,
+    `values`). With a `v_offset` of 0 there are no blocks of values: a value is the first
+    `value_dim` elements of its key, with the key's scales (multi-head latent attention, DeepSeek-AI
+    2024, arXiv 2405.04434). Both need `Capability.VALUE_WIDTHS`.
 
     float32, bfloat16, float16: element d of a slot is item d; there are no scales.
 
@@ -88,24 +125,56 @@ class KVLayout:
     layer_stride: int
     v_offset: int
     head_stride: int
+    value_dim: int = 0
+    """As many as of a key, if it is not given."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value_dim", self.value_dim or self.head_dim)
 
     @classmethod
     def packed(
-        cls, format: KVFormat, *, layers: int, kv_heads: int, head_dim: int, page_size: int
+        cls,
+        format: KVFormat,
+        *,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        page_size: int,
+        value_dim: int = 0,
+        shared: bool = False,
     ) -> "KVLayout":
-        """``[page][layer][k|v][kv_head]`` blocks without gaps; with scales, whole cache lines."""
-        one = cls(format, layers, kv_heads, head_dim, page_size, 0, 0, 0, 0)
-        block = one.block_items
-        if one.quantization is not None:
-            block = -(-block // _BLOCK_BYTES) * _BLOCK_BYTES
-        half = kv_heads * block
+        """Blocks without gaps; with scales, whole cache lines.
+
+        ``[page][layer][k|v][kv_head]``, or ``[page][layer][kv_head][k|v]`` if `value_dim` is not
+        `head_dim`. `shared`: values are the beginning of the keys, ``[page][layer][kv_head]``.
+        """
+        one = cls(format, layers, kv_heads, head_dim, page_size, 0, 0, 0, 0, value_dim)
+        of_both = (block_of(format, dim, page_size).items for dim in (head_dim, one.value_dim))
+        align = 1 if one.quantization is None else _BLOCK_BYTES
+        keys, values = (-(-items // align) * align for items in of_both)
+        if shared:
+            head, offset, layer = keys, 0, kv_heads * keys
+        elif one.value_dim == head_dim:
+            head, offset, layer = keys, kv_heads * keys, 2 * kv_heads * keys
+        else:
+            head, offset, layer = keys + values, keys, kv_heads * (keys + values)
         return replace(
-            one,
-            page_stride=layers * 2 * half,
-            layer_stride=2 * half,
-            v_offset=half,
-            head_stride=block,
+            one, page_stride=layers * layer, layer_stride=layer, v_offset=offset, head_stride=head
         )
+
+    @property
+    def shared(self) -> bool:
+        """Values are the beginning of the keys."""
+        return self.v_offset == 0
+
+    @property
+    def keys(self) -> Block:
+        return block_of(self.format, self.head_dim, self.page_size)
+
+    @property
+    def values(self) -> Block:
+        own = block_of(self.format, self.value_dim, self.page_size)
+        return replace(self.keys, dim=own.dim, groups=own.groups) if self.shared else own
 
     @property
     def quantization(self) -> Quantization | None:
@@ -123,34 +192,6 @@ class KVLayout:
     def item_bytes(self) -> int:
         """Bytes of one item of the KV tensor."""
         return 1 if self.storage == "uint8" else ITEM_BYTES[self.storage]
-
-    @property
-    def groups(self) -> int:
-        """Scales of one slot; 0 if the format has none."""
-        kept = self.quantization
-        return 0 if kept is None else -(-self.head_dim // (kept.group or self.head_dim))
-
-    @property
-    def slot_stride(self) -> int:
-        """Items from one slot to the next."""
-        kept = self.quantization
-        if kept is None or not kept.group:
-            return self.head_dim
-        return self.groups * kept.group * kept.bits // 8
-
-    @property
-    def scale_offset(self) -> int:
-        """Items from the beginning of a block to its scales, a multiple of their size."""
-        kept = self.quantization
-        align = 1 if kept is None else kept.scale_bytes
-        return -(-self.page_size * self.slot_stride // align) * align
-
-    @property
-    def block_items(self) -> int:
-        """Items of a block, its scales included."""
-        kept = self.quantization
-        scales = 0 if kept is None else self.groups * self.page_size * kept.scale_bytes
-        return self.scale_offset + scales
 
     @property
     def page_bytes(self) -> int:

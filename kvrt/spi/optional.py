@@ -1,6 +1,6 @@
 """What a device may offer besides, through `Device.extension`: for speed and for measuring."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 class Rotation:
     """Rotary position embedding in the half-split convention (Su et al. 2021, arXiv 2104.09864).
 
+    Row i has the angles of row i of q and k. Which they are is the model's business: they follow
+    from the token's position in its text, or on its branch, and from how the model stretches it.
+
     Args:
-        cos: float32 [positions, rotary_dim / 2], contiguous, on the device.
+        cos: float32 [tokens, rotary_dim / 2], contiguous, on the device.
         sin: the same shape.
     """
 
@@ -90,18 +93,19 @@ class DenseOps(Protocol):
         rotation: Rotation | None,
         norm: HeadNorm | None,
     ) -> None:
-        """Norm and rotate q and k, in place, at their positions in the plan; then append k, v."""
+        """Norm and rotate q and k, in place; then append k, v."""
 
 
 class Graph(Protocol):
     """The calls of a step, recorded."""
 
-    def replay(self, batch: AttentionBatch) -> None:
-        """Make the recorded calls anew, on what their tensors hold now, for another batch.
+    def replay(self, batches: Sequence[AttentionBatch]) -> None:
+        """Make the recorded calls anew, on what their tensors hold now, for another step.
 
-        `batch` has the `kv` and `layout` that were recorded; its page table (of any width) and
-        contexts are its own. It has the `query_start` that was recorded and no `parents`, unless
-        the device declares `RAGGED_GRAPHS`: then it has as many tokens, and may group them anew.
+        Its batches have the `kv` and `layout` that were recorded, in the same order; their page
+        tables (of any width) and contexts are their own. They have the `query_start` that was
+        recorded and no `parents`, unless the device declares `RAGGED_GRAPHS`: then they have as
+        many tokens, and may group them anew.
         """
 
 
@@ -120,11 +124,16 @@ class GraphCapture(Protocol):
         that large is better not recorded.
         """
 
-    def capture(self, batch: AttentionBatch, record: Callable[[object], None]) -> Graph:
-        """Call `record(plan)` once, and keep the calls it makes instead of computing.
+    def capture(
+        self, batches: Sequence[AttentionBatch], record: Callable[[Sequence[object]], None]
+    ) -> Graph:
+        """Call `record(plans)` once, and keep the calls it makes instead of computing.
 
         These are calls of this device's `PagedAttention` and `DenseOps`, in the calling thread,
         and nothing else; each result goes to an `out`. The tensors must live as long as the graph.
+
+        A step has a batch, and a plan, for each set of layers whose pages are their own. All of
+        them are the same sequences: they differ in `kv`, `layout` and `page_table` alone.
         """
 
 

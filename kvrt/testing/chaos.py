@@ -1,9 +1,10 @@
 """A device that is as unpleasant as the contract allows: it fails, and it finishes late."""
 
+import itertools
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -309,10 +310,10 @@ def _appending(device: Chaos, plan: object) -> object:
 class _ChaosGraph(WrappedGraph):
     device: Chaos
 
-    def replay(self, batch: AttentionBatch) -> None:
-        for access in pages_used(batch):
+    def replay(self, batches: Sequence[AttentionBatch]) -> None:
+        for access in itertools.chain(*map(pages_used, batches)):
             self.device.hazards.compute(access)
-        super().replay(batch)
+        super().replay(batches)
 
 
 class _ChaosGraphs(WrappedGraphs):

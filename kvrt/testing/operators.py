@@ -38,9 +38,16 @@ def _mul(on: Bring, x: Tensor) -> Tensor:
     return out
 
 
+def _select(on: Bring, x: Tensor) -> Tensor:
+    out = torch.empty_like(on(x[:4]))
+    torch.index_select(on(x), 0, on(_ROWS), out=out)
+    return out
+
+
 LAYERS: Mapping[str, Example] = {
     "embedding": lambda on, x: F.embedding(on(_ROWS), on(x)),
     "index_select": lambda on, x: on(x).index_select(0, on(_ROWS)),
+    "index_select with out": _select,
     "linear": lambda on, x: F.linear(on(x), on(x)),
     "mm": lambda on, x: on(x) @ on(x).t(),
     "rms_norm": lambda on, x: F.rms_norm(on(x), (8,), on(x[0].float()).to(x.dtype), 1e-3),

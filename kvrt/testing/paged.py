@@ -9,7 +9,7 @@ pages lie where 32 bits do not count the bytes, nor 31 bits the elements, nor 15
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import torch
@@ -127,6 +127,8 @@ class Case:
         contexts: tokens of each sequence, those of this step included.
         queries: tokens each sequence brings in this step.
         scale: None for one that is not the usual ``head_dim ** -0.5``.
+        value_dim: 0: as many as of a key.
+        shared: values are the beginning of the keys.
     """
 
     contexts: tuple[int, ...] = (1, 37, 130, 16, 65)
@@ -141,11 +143,15 @@ class Case:
     scale: float | None = None
     window: int = 0
     softcap: float = 0.0
+    sinks: int = 0
+    causal: bool = True
+    value_dim: int = 0
+    shared: bool = False
 
     @property
     def params(self) -> AttentionParams:
         scale = 0.7 * self.head_dim**-0.5 if self.scale is None else self.scale
-        return AttentionParams(scale, self.window, self.softcap)
+        return AttentionParams(scale, self.window, self.softcap, self.sinks, self.causal)
 
     @property
     def layout(self) -> KVLayout:
@@ -155,6 +161,8 @@ class Case:
             kv_heads=self.kv_heads,
             head_dim=self.head_dim,
             page_size=self.page_size,
+            value_dim=self.value_dim,
+            shared=self.shared,
         )
 
     @property
@@ -176,18 +184,21 @@ def randoms(device: Device, dtype: DType, *shape: int, seed: int) -> Tensor:
 def fill_past(batch: AttentionBatch, *, seed: int = 0) -> None:
     """Random keys and values for the tokens that came before this step, in every layer."""
     generator = torch.Generator().manual_seed(seed)
-    heads, head_dim = batch.layout.kv_heads, batch.layout.head_dim
+    layout = batch.layout
     for s in range(len(batch.context_len)):
         new = reference.rows(batch, s)
         past = torch.arange(int(batch.context_len[s]) - (new.stop - new.start))
-        for layer in range(batch.layout.layers):
-            for kv in (0, 1):
-                values = torch.randn((len(past), heads, head_dim), generator=generator)
+        for layer in range(layout.layers):
+            for kv in (0,) if layout.shared else (0, 1):
+                dim = reference.side(layout, kv).dim
+                values = torch.randn((len(past), layout.kv_heads, dim), generator=generator)
                 reference.write(batch, s, layer, kv, past, values)
 
 
-def attend(device: Device, case: Case, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """The device's result and the reference's, each [layers, tokens, heads, head_dim].
+def attend(
+    device: Device, case: Case, *, seed: int = 0, sink_logits: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The device's result and the reference's, each [layers, tokens, heads, value_dim].
 
     The last tokens' keys and values are stored by the device, those before by the reference.
     """
@@ -195,29 +206,36 @@ def attend(device: Device, case: Case, *, seed: int = 0) -> tuple[Tensor, Tensor
         tables = [pages.take(length) for length in case.contexts]
         batch = pages.batch(tables, case.contexts, case.queries)
         fill_past(batch, seed=seed)
-        return run_layers(device, batch, case, seed=seed)
+        return run_layers(device, batch, case, seed=seed, sink_logits=sink_logits)
 
 
 def run_layers(
-    device: Device, batch: AttentionBatch, case: Case, *, seed: int = 0
+    device: Device,
+    batch: AttentionBatch,
+    case: Case,
+    *,
+    seed: int = 0,
+    sink_logits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Append random keys and values and attend with random queries, layer after layer."""
-    tokens = int(batch.query_start[-1])
+    tokens, value_dim = int(batch.query_start[-1]), batch.layout.value_dim
+    params = replace(case.params, sink_logits=sink_logits)
     plan = device.attention.plan(batch)
     got, want = [], []
     for layer in range(case.layers):
         k, v = (
-            randoms(device, case.compute, tokens, case.kv_heads, case.head_dim, seed=seed + i)
-            for i in (2 * layer + 1, 2 * layer + 2)
+            randoms(device, case.compute, tokens, case.kv_heads, dim, seed=seed + i)
+            for i, dim in ((2 * layer + 1, case.head_dim), (2 * layer + 2, value_dim))
         )
         q = randoms(device, case.compute, tokens, case.heads, case.head_dim, seed=seed + 100)
-        out = torch.full_like(q, math.nan)
+        nothing = torch.full((tokens, case.heads, value_dim), math.nan)
+        out = nothing.to(TORCH_DTYPE[case.compute]).to(device.info.torch_device)
         device.attention.append(plan, layer, k, v)
-        device.attention.run(plan, layer, q, out, case.params)
+        device.attention.run(plan, layer, q, out, params)
         device.synchronize()
         reference.append(batch, layer, k, v)
         got.append(out.cpu().double())
-        want.append(reference.attention(batch, layer, q, case.params))
+        want.append(reference.attention(batch, layer, q, params))
     return torch.stack(got), torch.stack(want)
 
 

@@ -7,11 +7,19 @@ host, one sequence, one row and one formula at a time. Slow, and meant to be.
 import torch
 from torch import Tensor
 
-from kvrt.spi import Activation, AttentionBatch, AttentionParams, HeadNorm, KVLayout, Rotation
+from kvrt.spi import (
+    Activation,
+    AttentionBatch,
+    AttentionParams,
+    Block,
+    HeadNorm,
+    KVLayout,
+    Rotation,
+)
 
 
 def items(layout: KVLayout, pages: Tensor, slots: Tensor, layer: int, kv: int) -> Tensor:
-    """Where tokens are: int64 [tokens, kv_heads, slot_stride], indices into the KV tensor.
+    """Where tokens are: int64 [tokens, kv_heads, items of a slot], indices into the KV tensor.
 
     Args:
         layout: the layout of the KV tensor.
@@ -21,16 +29,23 @@ def items(layout: KVLayout, pages: Tensor, slots: Tensor, layer: int, kv: int) -
         kv: 0 for keys, 1 for values.
     """
     block = _blocks(layout, pages, slots, layer, kv)
-    slot = slots % layout.page_size * layout.slot_stride
-    return block[:, :, None] + slot[:, None, None] + torch.arange(layout.slot_stride)
+    stride = side(layout, kv).slot_stride
+    count = stride if layout.quantization else side(layout, kv).dim
+    slot = slots % layout.page_size * stride
+    return block[:, :, None] + slot[:, None, None] + torch.arange(count)
+
+
+def side(layout: KVLayout, kv: int) -> Block:
+    """How keys or values lie in their blocks."""
+    return layout.values if kv else layout.keys
 
 
 def scales(layout: KVLayout, pages: Tensor, slots: Tensor, layer: int, kv: int) -> Tensor:
     """Where their scales are: int64 [tokens, kv_heads, groups, bytes of a scale]."""
     assert layout.quantization is not None
     size = layout.quantization.scale_bytes
-    group = torch.arange(layout.groups) * layout.page_size * size
-    slot = slots % layout.page_size * size + layout.scale_offset
+    group = torch.arange(side(layout, kv).groups) * layout.page_size * size
+    slot = slots % layout.page_size * size + side(layout, kv).scale_offset
     block = _blocks(layout, pages, slots, layer, kv)
     first = block[:, :, None] + slot[:, None, None] + group
     return first[..., None] + torch.arange(size)
@@ -75,7 +90,7 @@ def new_positions(batch: AttentionBatch, sequence: int) -> Tensor:
 
 
 def read(batch: AttentionBatch, sequence: int, layer: int, kv: int, slots: Tensor) -> Tensor:
-    """The stored keys or values of some tokens, [tokens, kv_heads, head_dim] on the host.
+    """The stored keys or values of some tokens, [tokens, kv_heads, dim] on the host.
 
     In the dtype of the KV tensor; float64 if they are kept as codes.
     """
@@ -87,19 +102,23 @@ def read(batch: AttentionBatch, sequence: int, layer: int, kv: int, slots: Tenso
     scale = batch.kv[scales(*where).to(device)].cpu()
     if layout.quantization.group == 0:
         code = torch.int8 if layout.format == "int8" else torch.float8_e4m3fn
-        return stored.view(code).double() * scale.view(torch.float32)[..., 0].double()
-    numbers = torch.empty((*stored.shape[:2], layout.groups, 32), dtype=torch.float64)
+        numbers = stored.view(code).double() * scale.view(torch.float32)[..., 0].double()
+        return numbers[..., : side(layout, kv).dim]
+    groups = side(layout, kv).groups
+    numbers = torch.empty((*stored.shape[:2], stored.shape[2] // 16, 32), dtype=torch.float64)
     for element in range(32):
         byte = stored[..., element % 16 :: 16]
         numbers[..., element] = (byte >> (4 * (element // 16)) & 15).double() - 8
-    numbers *= scale.view(torch.bfloat16).double()
-    return numbers.flatten(2)[..., : layout.head_dim]
+    numbers = numbers[:, :, :groups] * scale.view(torch.bfloat16).double()
+    return numbers.flatten(2)[..., : side(layout, kv).dim]
 
 
 def write(
     batch: AttentionBatch, sequence: int, layer: int, kv: int, slots: Tensor, value: Tensor
 ) -> None:
     """Store keys or values of some tokens, rounded to nearest even."""
+    if not len(slots):
+        return
     layout, device = batch.layout, batch.kv.device
     where = layout, batch.page_table[sequence], slots, layer, kv
     where_items = items(*where).to(device)
@@ -113,7 +132,7 @@ def write(
         stored = x.round().to(torch.int8) if layout.format == "int8" else x.to(torch.float8_e4m3fn)
     else:
         x = torch.cat((x, torch.zeros(*x.shape[:2], -x.shape[2] % 32)), dim=2)
-        x = x.view(*x.shape[:2], layout.groups, 32)
+        x = x.view(*x.shape[:2], x.shape[2] // 32, 32)
         most, least = x.amax(-1), x.amin(-1)
         scale = (torch.where(most > -least, most, least) / -8).bfloat16()
         code = ((x / scale.float()[..., None]).round().clamp(-8, 7) + 8).to(torch.uint8)
@@ -128,27 +147,39 @@ def append(batch: AttentionBatch, layer: int, k: Tensor, v: Tensor) -> None:
     """`PagedAttention.append`."""
     for s in range(len(batch.context_len)):
         write(batch, s, layer, 0, new_slots(batch, s), k[rows(batch, s)])
-        write(batch, s, layer, 1, new_slots(batch, s), v[rows(batch, s)])
+        if not batch.layout.shared:
+            write(batch, s, layer, 1, new_slots(batch, s), v[rows(batch, s)])
 
 
 def attention(batch: AttentionBatch, layer: int, q: Tensor, params: AttentionParams) -> Tensor:
-    """`PagedAttention.run`: float64 [tokens, heads, head_dim] on the host."""
-    out = torch.zeros(q.shape, dtype=torch.float64)
+    """`PagedAttention.run`: float64 [tokens, heads, value_dim] on the host."""
+    out = torch.zeros(*q.shape[:2], batch.layout.value_dim, dtype=torch.float64)
     group = q.shape[1] // batch.layout.kv_heads  # query head h reads KV head h // group
     for s in range(len(batch.context_len)):
-        tokens = torch.arange(int(batch.context_len[s]))
-        k, v = (
-            read(batch, s, layer, kv, tokens).double().repeat_interleave(group, dim=1)
-            for kv in (0, 1)
-        )
         queries = q[rows(batch, s)].cpu().double()
         for row in range(len(queries)):
-            seen = line(batch, s, row)[-params.window :]  # all of it if the window is 0
-            score = torch.einsum("khd,hd->hk", k[seen], queries[row]) * params.scale
+            seen = visible(batch, s, row, params)
+            k, v = (
+                read(batch, s, layer, kv, seen).double().repeat_interleave(group, dim=1)
+                for kv in (0, 1)
+            )
+            score = torch.einsum("khd,hd->hk", k, queries[row]) * params.scale
             if params.softcap:
                 score = params.softcap * torch.tanh(score / params.softcap)
-            out[rows(batch, s)][row] = torch.einsum("hk,khd->hd", score.softmax(-1), v[seen])
+            total = score.logsumexp(-1, keepdim=True)
+            if params.sink_logits is not None:
+                total = torch.logaddexp(total, params.sink_logits.cpu().double()[:, None])
+            out[rows(batch, s)][row] = torch.einsum("hk,khd->hd", (score - total).exp(), v)
     return out
+
+
+def visible(batch: AttentionBatch, sequence: int, row: int, params: AttentionParams) -> Tensor:
+    """Slots of the tokens that a new token sees, in order, int64."""
+    if not params.causal:
+        return torch.arange(int(batch.context_len[sequence]))
+    seen = line(batch, sequence, row)
+    before = len(seen) - params.window if params.window else 0  # positions before its window
+    return torch.cat((seen[: max(0, min(params.sinks, before))], seen[max(0, before) :]))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
@@ -176,31 +207,25 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight.cpu().double()
 
 
-def rotate(x: Tensor, positions: Tensor, rotation: Rotation) -> Tensor:
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotary embedding of [tokens, heads, head_dim], in float64 on the host.
 
     Dimension i of the first half of the rotated ones is paired with dimension i of the second.
     """
     x = x.cpu().double()
-    cos = rotation.cos.cpu().double()[positions][:, None]
-    sin = rotation.sin.cpu().double()[positions][:, None]
+    cos = rotation.cos.cpu().double()[:, None]
+    sin = rotation.sin.cpu().double()[:, None]
     half = cos.shape[-1]
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
 
 
 def normed_and_rotated(
-    batch: AttentionBatch,
-    q: Tensor,
-    k: Tensor,
-    rotation: Rotation | None,
-    norm: HeadNorm | None,
+    q: Tensor, k: Tensor, rotation: Rotation | None, norm: HeadNorm | None
 ) -> tuple[Tensor, Tensor]:
     """What `DenseOps.rotate_append` makes of q and k, in float64 on the host."""
     if norm is not None:
         q, k = rms_norm(q, norm.q, norm.eps), rms_norm(k, norm.k, norm.eps)
     if rotation is not None:
-        sequences = range(len(batch.context_len))
-        positions = torch.cat([new_positions(batch, s) for s in sequences])
-        q, k = rotate(q, positions, rotation), rotate(k, positions, rotation)
+        q, k = rotate(q, rotation), rotate(k, rotation)
     return q.cpu().double(), k.cpu().double()

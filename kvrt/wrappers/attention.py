@@ -29,15 +29,17 @@ class CheckedPlan:
 
     Args:
         inner: the device's own plan.
+        kv: the address of the batch's pages.
         layout: the batch's layout.
         tokens: rows of q, k, v and out.
-        positions: one more than the highest position of any row.
+        branches: whether they may branch.
     """
 
     inner: object
+    kv: int
     layout: KVLayout
     tokens: int
-    positions: int
+    branches: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,8 @@ class CheckedAttention:
         self._facts = facts
         self._memory = memory
         self._inner = inner
-        self._plan: CheckedPlan | None = None
-        self._layout: tuple[KVLayout, Extents] | None = None
+        self._plans: dict[int, CheckedPlan] = {}  # the latest ones, by the addresses of their kv
+        self._layouts: dict[int, tuple[KVLayout, Extents]] = {}  # those checked, by their ids
 
     def plan(self, batch: AttentionBatch) -> CheckedPlan:
         self._facts.check_open("attention.plan")
@@ -87,15 +89,19 @@ class CheckedAttention:
         self._check_pages(batch, extents, context, table)
 
     def adopt(self, batch: AttentionBatch, plan: object) -> CheckedPlan:
-        """Make the device's plan of a checked batch the one that calls must name."""
-        tokens, positions = int(batch.query_start[-1]), int(batch.context_len.max())
-        self._plan = CheckedPlan(plan, batch.layout, tokens, positions)
-        return self._plan
+        """Make the device's plan of a checked batch the one that calls on its pages must name."""
+        at = batch.kv.data_ptr()
+        if at not in self._plans:  # those of spans that are gone are nobody's
+            live = self._memory.mapping_at
+            self._plans = {kv: plan for kv, plan in self._plans.items() if live(kv)}
+        branches = batch.parents is not None
+        checked = CheckedPlan(plan, at, batch.layout, int(batch.query_start.numpy()[-1]), branches)
+        self._plans[at] = checked
+        return checked
 
     def append(self, plan: object, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         checked = self.check_step("attention.append", plan, layer)
-        self.check_rows("k", k, checked, checked.layout.kv_heads)
-        self.check_rows("v", v, checked, checked.layout.kv_heads)
+        self.check_kv(k, v, checked)
         if k.dtype != v.dtype:
             raise broken("v", v, f"must have the dtype of k, {k.dtype}")
         self._inner.append(checked.inner, layer, k, v)
@@ -110,45 +116,72 @@ class CheckedAttention:
     ) -> None:
         checked = self.check_step("attention.run", plan, layer)
         self.check_rows("q", q, checked, None)
-        self.check_rows("out", out, checked, q.shape[1])
+        self.check_rows("out", out, checked, q.shape[1], checked.layout.value_dim)
         if q.dtype != out.dtype:
             raise broken("out", out, f"must have the dtype of q, {q.dtype}")
+        self._check_params(params, checked, q.shape[1])
+        self._inner.run(checked.inner, layer, q, out, params)
+
+    def _check_params(self, params: AttentionParams, plan: CheckedPlan, heads: int) -> None:
         if not math.isfinite(params.scale):
             raise broken("params.scale", params.scale, "must be finite")
         if not whole(params.window) or params.window < 0:
             raise broken("params.window", repr(params.window), "must be a whole number from 0 on")
         if not 0 <= params.softcap < math.inf:
             raise broken("params.softcap", params.softcap, "must be finite and not negative")
-        self._inner.run(checked.inner, layer, q, out, params)
+        if not whole(params.sinks) or params.sinks < 0:
+            raise broken("params.sinks", repr(params.sinks), "must be a whole number from 0 on")
+        if not params.causal and (params.window or plan.branches):
+            raise broken("params.causal", False, "must be True with a window, and with parents")
+        if params.sink_logits is not None:
+            self._facts.check_vector("params.sink_logits", params.sink_logits, heads)
 
     def check_step(self, method: str, plan: object, layer: int) -> CheckedPlan:
         """The plan, if it is this step's and has that layer."""
         self._facts.check_open(method)
-        if not isinstance(plan, CheckedPlan) or plan is not self._plan:
-            raise ContractError(f"{method}: plan must be what the latest attention.plan() gave")
+        if not isinstance(plan, CheckedPlan) or plan is not self._plans.get(plan.kv):
+            raise ContractError(
+                f"{method}: plan must be what the latest attention.plan() of its pages gave"
+            )
         if not (whole(layer) and 0 <= layer < plan.layout.layers):
             rule = f"must be a whole number from 0 and below {plan.layout.layers}"
             raise broken("layer", repr(layer), rule)
         return plan
 
+    def check_kv(self, k: torch.Tensor, v: torch.Tensor, plan: CheckedPlan) -> None:
+        """Keys and values to be stored."""
+        self.check_rows("k", k, plan, plan.layout.kv_heads)
+        self.check_rows("v", v, plan, plan.layout.kv_heads, plan.layout.value_dim)
+
     def check_rows(
-        self, argument: str, tensor: torch.Tensor, plan: CheckedPlan, heads: int | None
+        self,
+        argument: str,
+        tensor: torch.Tensor,
+        plan: CheckedPlan,
+        heads: int | None,
+        dim: int | None = None,
     ) -> None:
-        """[tokens, heads, head_dim], each row contiguous; None: any multiple of the KV heads."""
+        """[tokens, heads, dim], each row contiguous.
+
+        Args:
+            heads: None: any multiple of the KV heads.
+            dim: elements of a head; None: as many as of a key.
+        """
         self._facts.check_activation(argument, tensor)
         shape = tensor.shape
         layout = plan.layout
+        dim = layout.head_dim if dim is None else dim
         if (
             len(shape) != 3
             or shape[0] != plan.tokens
-            or shape[2] != layout.head_dim
+            or shape[2] != dim
             or (shape[1] == 0 or shape[1] % layout.kv_heads if heads is None else shape[1] != heads)
         ):
             count = f"a multiple of {layout.kv_heads}" if heads is None else str(heads)
-            rule = f"must be [{plan.tokens} tokens, {count} heads, {layout.head_dim}]"
+            rule = f"must be [{plan.tokens} tokens, {count} heads, {dim}]"
             raise broken(argument, tensor, rule)
         stride = tensor.stride()
-        if stride[2] != 1 or (stride[1] != layout.head_dim and shape[1] != 1):
+        if stride[2] != 1 or (stride[1] != dim and shape[1] != 1):
             raise broken(argument, tensor, "the heads of a row must be contiguous")
 
     def _check_pages(
@@ -195,18 +228,27 @@ class CheckedAttention:
             raise broken(f"page_table[{s}, {i}]", f"page {table[s, i]}", rule)
 
     def _extents(self, layout: KVLayout) -> Extents:
-        """Where a page's elements are; checks the layout when it is another one than last time."""
-        if self._layout is None or self._layout[0] is not layout:
+        """Where a page's elements are; checks the layout when it comes for the first time."""
+        known = self._layouts.get(id(layout))
+        if known is None:
             if layout.format not in self._facts.info.kv_formats:
                 rule = f"must be one of the device's {', '.join(self._facts.info.kv_formats)}"
                 raise broken("layout.format", repr(layout.format), rule)
             extents = checked_layout(layout)
-            sizes = self._facts.info.head_dims
-            if sizes and layout.head_dim not in sizes:
+            self._check_widths(layout)
+            known = self._layouts[id(layout)] = layout, extents
+        return known[1]
+
+    def _check_widths(self, layout: KVLayout) -> None:
+        sizes = self._facts.info.head_dims
+        for name in ("head_dim", "value_dim"):
+            if sizes and getattr(layout, name) not in sizes:
                 rule = f"must be one of the device's {', '.join(map(str, sizes))}"
-                raise broken("layout.head_dim", layout.head_dim, rule)
-            self._layout = layout, extents
-        return self._layout[1]
+                raise broken(f"layout.{name}", getattr(layout, name), rule)
+        alike = layout.value_dim == layout.head_dim and not layout.shared
+        if not alike and Capability.VALUE_WIDTHS not in self._facts.info.capabilities:
+            rule = f"{self._facts.info.backend} does not declare VALUE_WIDTHS"
+            raise broken("layout.value_dim", layout.value_dim, f"must be that of keys: {rule}")
 
 
 def checked_layout(layout: KVLayout) -> Extents:
@@ -216,7 +258,7 @@ def checked_layout(layout: KVLayout) -> Extents:
         ContractError: a field is not a positive number, two elements would share a place, or scales
             would not be aligned.
     """
-    for name in ("layers", "kv_heads", "head_dim", "page_size", "page_stride"):
+    for name in ("layers", "kv_heads", "head_dim", "value_dim", "page_size", "page_stride"):
         if not whole(getattr(layout, name)) or getattr(layout, name) <= 0:
             raise broken(f"layout.{name}", repr(getattr(layout, name)), "must be positive")
     sizes = {"head_stride": layout.kv_heads, "v_offset": 2, "layer_stride": layout.layers}
@@ -229,18 +271,28 @@ def checked_layout(layout: KVLayout) -> Extents:
             if getattr(layout, name) % align:
                 rule = f"must be a multiple of {align}, the bytes of a scale"
                 raise broken(f"layout.{name}", getattr(layout, name), rule)
+    if layout.shared:
+        if layout.value_dim > layout.head_dim:
+            rule = f"must be at most {layout.head_dim}: values are the beginning of the keys"
+            raise broken("layout.value_dim", layout.value_dim, rule)
+        del sizes["v_offset"]
     axes = [(getattr(layout, name), size, name) for name, size in sizes.items() if size > 1]
     # Axes outside the page, e.g. the layers of [layer][page], leave room for only so many pages.
     outside = [stride for stride, _, _ in axes if stride > layout.page_stride]
     pages = min(outside) // layout.page_stride if outside else 1
     axes.append((layout.page_stride, pages, "page_stride"))
-    block = layout.block_items
-    reach = block  # elements from the first to the last of the axes looked at so far
+    keys, values = layout.keys.items, layout.values.items
+    block = max(keys, values)
+    side_by_side = not layout.shared and layout.v_offset == min(axes)[0]
+    reach = keys if side_by_side else block  # elements from the first to the last so far
     for stride, size, name in sorted(axes):
         if stride < reach:
             rule = f"must be {reach} or more, or elements would share a place"
             raise broken(f"layout.{name}", stride, rule)
-        reach += stride * (size - 1)
+        if name == "v_offset" and side_by_side:
+            reach = stride + values
+        else:
+            reach += stride * (size - 1)
     item, page_bytes = layout.item_bytes, layout.page_bytes
     if outside:
         return Extents(_pieces(layout), block * item, page_bytes, pages)
@@ -249,7 +301,7 @@ def checked_layout(layout: KVLayout) -> Extents:
 
 def _pieces(layout: KVLayout) -> NDArray[np.int64]:
     """Byte offsets of the blocks of each layer, key or value, and head, in ascending order."""
-    layer, kv, head = np.ogrid[: layout.layers, :2, : layout.kv_heads]
+    layer, kv, head = np.ogrid[: layout.layers, : 1 if layout.shared else 2, : layout.kv_heads]
     starts = layer * layout.layer_stride + kv * layout.v_offset + head * layout.head_stride
     return np.sort(starts.ravel()) * layout.item_bytes
 

@@ -31,7 +31,7 @@ class CheckedDenseOps:
         tokens, width = self._check_matrix(x, weight)
         self._check_out(out, x, width)
         if bias is not None:
-            self._check_vector("bias", bias, width)
+            self._facts.check_vector("bias", bias, width)
         if residual is not None:
             self._facts.check_on_device("residual", residual)
             if residual.shape != (tokens, width) or residual.dtype != x.dtype:
@@ -55,7 +55,7 @@ class CheckedDenseOps:
             rule = f"must be one of {', '.join(get_args(Activation))}"
             raise broken("activation", repr(activation), rule)
         if bias is not None:
-            self._check_vector("bias", bias, width)
+            self._facts.check_vector("bias", bias, width)
         self._check_out(out, x, width // 2)
         return self._inner.gated_linear(x, weight, activation, bias, out)
 
@@ -64,7 +64,7 @@ class CheckedDenseOps:
     ) -> torch.Tensor:
         self._check_x(x)
         self._check_out(out, x, x.shape[1])
-        self._check_vector("weight", weight, x.shape[1])
+        self._facts.check_vector("weight", weight, x.shape[1])
         if not 0 <= eps < math.inf:
             raise broken("eps", eps, "must be finite and not negative")
         return self._inner.rms_norm(x, weight, eps, out)
@@ -81,18 +81,17 @@ class CheckedDenseOps:
     ) -> None:
         checked = self._attention.check_step("rotate_append", plan, layer)
         self._attention.check_rows("q", q, checked, None)
-        self._attention.check_rows("k", k, checked, checked.layout.kv_heads)
-        self._attention.check_rows("v", v, checked, checked.layout.kv_heads)
+        self._attention.check_kv(k, v, checked)
         if not q.dtype == k.dtype == v.dtype:
             raise broken("k", k, f"q, k and v must have one dtype; q has {q.dtype}, v {v.dtype}")
         head_dim = checked.layout.head_dim
         # Most often all layers of a step rotate alike.
         if rotation is not None and (self._rotation is not rotation or self._plan is not checked):
-            self._check_rotation(rotation, checked.positions, head_dim)
+            self._check_rotation(rotation, checked.tokens, head_dim)
             self._plan, self._rotation = checked, rotation
         if norm is not None:
-            self._check_vector("norm.q", norm.q, head_dim)
-            self._check_vector("norm.k", norm.k, head_dim)
+            self._facts.check_vector("norm.q", norm.q, head_dim)
+            self._facts.check_vector("norm.k", norm.k, head_dim)
             if not 0 <= norm.eps < math.inf:
                 raise broken("norm.eps", norm.eps, "must be finite and not negative")
         self._inner.rotate_append(checked.inner, layer, q, k, v, rotation, norm)
@@ -127,25 +126,16 @@ class CheckedDenseOps:
         if out.numel() and out.data_ptr() == x.data_ptr():
             raise broken("out", out, "must not be x")
 
-    def _check_vector(self, argument: str, tensor: torch.Tensor, length: int) -> None:
-        self._facts.check_on_device(argument, tensor)
-        if tensor.shape != (length,) or tensor.dtype != torch.float32:
-            raise broken(argument, tensor, f"must be float32 [{length}]")
-        if not tensor.is_contiguous():
-            raise broken(argument, tensor, "must be contiguous")
-
-    def _check_rotation(self, rotation: Rotation, positions: int, head_dim: int) -> None:
+    def _check_rotation(self, rotation: Rotation, tokens: int, head_dim: int) -> None:
         cos, sin = rotation.cos, rotation.sin
         for name, tensor in (("rotation.cos", cos), ("rotation.sin", sin)):
             self._facts.check_on_device(name, tensor)
             if tensor.dtype != torch.float32 or tensor.dim() != 2 or not tensor.is_contiguous():
-                raise broken(
-                    name, tensor, "must be float32 [positions, rotary_dim / 2], contiguous"
-                )
+                raise broken(name, tensor, "must be float32 [tokens, rotary_dim / 2], contiguous")
         if cos.shape != sin.shape:
             raise broken("rotation.sin", sin, f"must have the shape of cos, {list(cos.shape)}")
-        if cos.shape[0] < positions or 2 * cos.shape[1] > head_dim:
-            rule = f"needs {positions} positions or more, and at most {head_dim // 2} angles"
+        if cos.shape[0] != tokens or 2 * cos.shape[1] > head_dim:
+            rule = f"must have {tokens} rows, one for each token, of at most {head_dim // 2} angles"
             raise broken("rotation.cos", cos, rule)
 
 

@@ -100,6 +100,13 @@ class Facts:
         if tensor.device != self.torch_device:
             raise broken(argument, tensor, f"must be on {self.torch_device}")
 
+    def check_vector(self, argument: str, tensor: torch.Tensor, length: int) -> None:
+        self.check_on_device(argument, tensor)
+        if tensor.shape != (length,) or tensor.dtype != torch.float32:
+            raise broken(argument, tensor, f"must be float32 [{length}]")
+        if not tensor.is_contiguous():
+            raise broken(argument, tensor, "must be contiguous")
+
     def check_activation(self, argument: str, tensor: torch.Tensor) -> None:
         self.check_on_device(argument, tensor)
         if tensor.dtype not in self.compute_dtypes:

@@ -1,6 +1,6 @@
 """A device that forwards every call to another, through one method that may be overridden."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from kvrt.spi import (
@@ -192,8 +192,8 @@ class WrappedGraph:
         self.device = device
         self.inner = inner
 
-    def replay(self, batch: AttentionBatch) -> None:
-        self.device.around("graph.replay", self.inner.replay, batch)
+    def replay(self, batches: Sequence[AttentionBatch]) -> None:
+        self.device.around("graph.replay", self.inner.replay, batches)
 
 
 class WrappedGraphs:
@@ -206,8 +206,10 @@ class WrappedGraphs:
     def size(self, tokens: int) -> int:
         return self.device.around("graphs.size", self.inner.size, tokens)
 
-    def capture(self, batch: AttentionBatch, record: Callable[[object], None]) -> Graph:
-        graph = self.device.around("graphs.capture", self.inner.capture, batch, record)
+    def capture(
+        self, batches: Sequence[AttentionBatch], record: Callable[[Sequence[object]], None]
+    ) -> Graph:
+        graph = self.device.around("graphs.capture", self.inner.capture, batches, record)
         return self.graph(self.device, graph)
 
 

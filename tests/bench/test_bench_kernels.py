@@ -191,6 +191,6 @@ def test_rotate_append(benchmark, by, dtype):
     )
     fused = torch.randn(8, HEADS + 2 * KV_HEADS, HEAD_DIM)
     q, k, v = fused.split([HEADS, KV_HEADS, KV_HEADS], dim=1)
-    angle = torch.randn(64, HEAD_DIM // 2)
+    angle = torch.randn(8, HEAD_DIM // 2)
     rotation = Rotation(angle.cos(), angle.sin())
     benchmark(lambda: operators.rotate_append(plan, 0, q, k, v, rotation, None))

@@ -1,6 +1,6 @@
 """What the chaos wrapper does, so that a test that survives it means something."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -332,11 +332,13 @@ class Recorder:
     def size(self, tokens: int) -> int:
         return 2 * tokens
 
-    def capture(self, batch: AttentionBatch, record: Callable[[object], None]) -> "Recorder":
-        record(self._device.attention.plan(batch))
+    def capture(
+        self, batches: Sequence[AttentionBatch], record: Callable[[Sequence[object]], None]
+    ) -> "Recorder":
+        record([*map(self._device.attention.plan, batches)])
         return self
 
-    def replay(self, batch: AttentionBatch) -> None:
+    def replay(self, batches: Sequence[AttentionBatch]) -> None:
         self.replayed += 1
 
 
@@ -350,12 +352,12 @@ def test_a_recorded_step_computes_when_it_is_replayed(
     assert graphs is not None
     assert graphs.size(3) == 6
 
-    def record(plan: object) -> None:
-        step.chaos.attention.append(plan, 0, torch.zeros(1, 2, 64), torch.zeros(1, 2, 64))
+    def record(plans: Sequence[object]) -> None:
+        step.chaos.attention.append(plans[0], 0, torch.zeros(1, 2, 64), torch.zeros(1, 2, 64))
 
-    graph = graphs.capture(step.batch, record)
+    graph = graphs.capture([step.batch], record)
     step.copy(step.other, step.table[-1]).wait()
-    graph.replay(step.batch)
+    graph.replay([step.batch])
     assert recorder.replayed == 1
     with pytest.raises(ContractError, match="while compute uses them"):
         step.copy(step.other, step.table[-1])

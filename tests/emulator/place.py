@@ -2,7 +2,7 @@
 
 from typing import cast
 
-from kvrt_kernels import HEAD_DIMS, reference
+from kvrt_kernels import TRITON_HEAD_DIMS, reference
 from kvrt_kernels.dlpack import CPU, bytes_at
 from kvrt_kernels.gpu import DTYPES, Kernels, Software, TorchLimits
 from kvrt_kernels.tree import Lines
@@ -76,5 +76,5 @@ class InterpreterPlace(HostPlace):
             {DenseOps: TritonOps()},
             compute_dtypes=("float32",),
             kv_formats=formats_on(arch, DTYPES),
-            head_dims=HEAD_DIMS,
+            head_dims=TRITON_HEAD_DIMS,
         )

@@ -14,8 +14,10 @@ SCALED = ["int8", "int4"]
 NOT_FINITE = [float("inf"), float("-inf"), float("nan"), -0.0]
 
 
-def tables(rot_dim, positions=400):
-    angle = torch.outer(torch.arange(positions), 10000 ** -(torch.arange(0, rot_dim, 2) / rot_dim))
+def angles(rot_dim, count):
+    """Of so many tokens, other ones for each."""
+    places = torch.arange(7, 7 + count)
+    angle = torch.outer(places, 10000 ** -(torch.arange(0, rot_dim, 2) / rot_dim))
     return Rotation(cos=angle.cos(), sin=angle.sin())
 
 
@@ -55,7 +57,7 @@ def numbers(batch, length):
     """What layer 0 keeps of the first sequence, [keys | values, tokens, kv_heads, head_dim]."""
     slot, size = torch.arange(length), batch.layout.page_size
     ids = batch.page_table[0, slot // size].long()
-    return reference.read(batch, 0, ids, slot % size).transpose(0, 1)
+    return torch.stack([reference.read(batch, 0, kv, ids, slot % size) for kv in (0, 1)])
 
 
 @pytest.mark.parametrize("dtype", SCALED)
@@ -99,9 +101,9 @@ def test_heads_are_normed_and_rotated_as_the_reference_does(isa, cache, head_dim
     fused = torch.randn(shape, generator=random)
     copy = fused.clone()
     q, k, v = fused.split([HEADS, KV_HEADS, KV_HEADS], dim=1)
-    append.rotate_append(attention.plan(batch), 0, q, k, v, tables(rot_dim), norm)
+    append.rotate_append(attention.plan(batch), 0, q, k, v, angles(rot_dim, count), norm)
     q, k, v = copy.split([HEADS, KV_HEADS, KV_HEADS], dim=1)
-    reference.rotate_append(reference.plan(other), 0, q, k, v, tables(rot_dim), norm)
+    reference.rotate_append(reference.plan(other), 0, q, k, v, angles(rot_dim, count), norm)
     torch.testing.assert_close(fused, copy, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours.kv, theirs.kv, rtol=1e-5, atol=1e-5, equal_nan=True)
 
@@ -122,13 +124,15 @@ def test_a_token_is_stored_with_the_same_bits_in_any_batch(isa, cache):
     batch = together.batch(RAGGED)
     whole = [x.clone() for x in tokens(batch, 64)]
     pieces = [x.clone() for x in whole]
-    append.rotate_append(attention.plan(batch), 0, *whole, tables(64), norm, threads=2)
+    every = angles(64, len(whole[0]))
+    append.rotate_append(attention.plan(batch), 0, *whole, every, norm, threads=2)
     row = 0
     for s, (count, length) in RAGGED.items():
         for i in range(count):
             one = alone.batch({s: (1, length - count + i + 1)})
             q, k, v = (x[row : row + 1] for x in pieces)
-            append.rotate_append(attention.plan(one), 0, q, k, v, tables(64), norm, threads=1)
+            own = Rotation(*(x[row : row + 1] for x in (every.cos, every.sin)))
+            append.rotate_append(attention.plan(one), 0, q, k, v, own, norm, threads=1)
             row += 1
     assert torch.equal(whole[0], pieces[0])
     assert same_bits(together.kv, alone.kv)
@@ -140,9 +144,10 @@ def test_tensors_of_another_shape_or_dtype_are_refused(cache):
     q, k = torch.zeros(1, 4, 64), torch.zeros(1, 2, 64)
     for arguments, words in (
         ((q, k.half(), k, None, None), "k must be float32"),
-        ((q, k, k[:, :1], None, None), "k and v must be"),
+        ((q, k, k[:, :1], None, None), "v must be"),
         ((q[:0], k, k, None, None), "q has 0 rows"),
-        ((q, k, k, tables(128), None), "rotary_dim 128"),
+        ((q, k, k, angles(128, 1), None), "rotary_dim 128"),
+        ((q, k, k, angles(64, 0), None), "cos has 0 rows for 1 tokens"),
         ((q, k, k, None, HeadNorm(torch.ones(32), torch.ones(64), 1e-6)), "weight for q"),
     ):
         with pytest.raises(ContractError, match=words):

@@ -63,6 +63,20 @@ def test_a_window_hides_older_positions(isa, cache, attend, dtype, window):
     check(cache(LENGTHS, dtype=dtype), attend, 4, AttentionParams(scale=0.125, window=window))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("window", [1, 64, 600])
+@pytest.mark.parametrize("sinks", [1, 70, 600])
+def test_sinks_are_seen_besides_the_window(isa, cache, attend, dtype, window, sinks):
+    logits = torch.tensor([0.5, -3.0, 8.0, 1.0])
+    params = AttentionParams(scale=0.125, window=window, sinks=sinks, sink_logits=logits)
+    check(cache(LENGTHS, dtype=dtype), attend, 4, params)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int4"])
+def test_a_token_may_see_its_whole_context(isa, cache, attend, dtype):
+    check(cache(LENGTHS, dtype=dtype), attend, 4, AttentionParams(scale=0.125, causal=False))
+
+
 @pytest.mark.parametrize("softcap", [0.5, 30.0])
 @pytest.mark.parametrize("window", [0, 70])
 def test_scores_are_capped(isa, cache, attend, softcap, window):
@@ -107,7 +121,7 @@ def test_a_batch_may_be_empty(cache, attend):
     ("change", "words"),
     [
         ({"head_dim": 24}, "head_dim"),
-        ({"head_dim": 512}, "head_dim"),
+        ({"head_dim": 272}, "head_dim"),
     ],
 )
 def test_a_layout_the_kernels_do_not_know_is_refused(cache, change, words):

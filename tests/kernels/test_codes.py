@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from kvrt_kernels import codes
 
-from kvrt.spi import KVFormat, KVLayout
+from kvrt.spi import KVFormat
 
 HEAD_DIM = 48
 HEADS = arrays(
@@ -16,12 +16,8 @@ HEADS = arrays(
 )
 
 
-def layout(kv: KVFormat) -> KVLayout:
-    return KVLayout.packed(kv, layers=1, kv_heads=1, head_dim=HEAD_DIM, page_size=16)
-
-
 def restored(x: torch.Tensor, kv: KVFormat) -> torch.Tensor:
-    return codes.decode(*codes.encode(x, layout(kv)), layout(kv))
+    return codes.decode(*codes.encode(x, kv), kv, HEAD_DIM)
 
 
 def test_every_finite_e4m3_number_is_kept_as_it_is() -> None:

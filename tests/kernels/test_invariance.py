@@ -19,6 +19,7 @@ PARAMS = [
     AttentionParams(scale=0.125),
     AttentionParams(scale=0.125, window=100),
     AttentionParams(scale=0.5, window=600, softcap=20.0),
+    AttentionParams(scale=0.125, window=200, sinks=530, sink_logits=torch.arange(9.0) - 4),
 ]
 
 
@@ -27,7 +28,7 @@ def paged(request, cache):
     return cache(LENGTHS, dtype=request.param, kv_heads=3, head_dim=80)
 
 
-@pytest.fixture(scope="module", params=PARAMS, ids=["plain", "window", "capped"])
+@pytest.fixture(scope="module", params=PARAMS, ids=["plain", "window", "capped", "sinks"])
 def params(request):
     return request.param
 

@@ -1,5 +1,7 @@
 """Recorded calls compute what the same calls compute one by one, to the bit."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from kvrt_kernels import append, attention, linear, norm
@@ -24,7 +26,7 @@ class Layer:
         def weight(*shape: int) -> Tensor:
             return torch.randn(shape, generator=random) * shape[-1] ** -0.5
 
-        angle = torch.rand(max(LENGTHS) + 1, HEAD_DIM // 2, generator=random)
+        angle = torch.rand(rows, HEAD_DIM // 2, generator=random)
         self.rotation = Rotation(angle.cos(), angle.sin())
         self.head_norm = HeadNorm(weight(HEAD_DIM), weight(HEAD_DIM), 1e-6)
         self.qkv_weight = weight((HEADS + 2 * KV_HEADS) * HEAD_DIM, WIDTH).to(dtype)
@@ -56,13 +58,14 @@ def test_a_program_computes_the_same_bits_for_each_batch(isa, cache, dtype, thre
     paged = cache(LENGTHS, kv_heads=KV_HEADS, head_dim=HEAD_DIM)
     layer = Layer(dtype, ROWS)
     full = {s: (1, n) for s, n in enumerate(LENGTHS)}
-    program = Program(attention.plan(paged.batch(full)), lambda p: layer.run(p, threads), threads)
+    plans = [attention.plan(paged.batch(full))]
+    program = Program(plans, lambda plans: layer.run(plans[0], threads), threads)
     # Other orders, and other contexts: what was recorded must not be looked at again.
     for number, order in enumerate(([0, 1, 2, 3, 4], [4, 2, 0, 1, 3])):
         batch = paged.batch({s: (1, max(1, LENGTHS[s] - 3 * number)) for s in order})
         x = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(number))
         results = []
-        for compute in (lambda p: layer.run(p, threads), program.run):
+        for compute in (lambda plan: layer.run(plan, threads), lambda plan: program.run([plan])):
             layer.x.copy_(x)
             compute(attention.plan(batch))
             results.append((layer.x.clone(), layer.qkv.clone(), paged.kv.clone()))
@@ -77,7 +80,7 @@ def test_nothing_is_computed_while_recording(cache):
     layer.x.fill_(1.0)
     kv = paged.kv.clone()
     batch = paged.batch({s: (1, n) for s, n in enumerate(LENGTHS)})
-    Program(attention.plan(batch), lambda plan: layer.run(plan, 2), 2)
+    Program([attention.plan(batch)], lambda plans: layer.run(plans[0], 2), 2)
     assert (layer.x == 1.0).all()
     assert torch.equal(paged.kv.nan_to_num(7.0), kv.nan_to_num(7.0))
 
@@ -85,21 +88,22 @@ def test_nothing_is_computed_while_recording(cache):
 def test_recording_ends_with_an_error(cache):
     paged = cache([5], kv_heads=KV_HEADS, head_dim=HEAD_DIM)
 
-    def fail(plan: Plan) -> None:
+    def fail(plans: Sequence[Plan]) -> None:
         raise KeyError("the caller's own")
 
     with pytest.raises(KeyError, match="own"):
-        Program(attention.plan(paged.batch({0: (1, 5)})), fail, 2)
+        Program([attention.plan(paged.batch({0: (1, 5)}))], fail, 2)
     assert norm.rms_norm(torch.ones(1, 8), torch.ones(8), 0.0).tolist() == [[1.0] * 8]
 
 
 def test_a_batch_of_another_size_or_other_pages_is_refused(cache):
     paged, other = (cache([5, 6], kv_heads=KV_HEADS, head_dim=HEAD_DIM) for _ in range(2))
     layer = Layer(torch.float32, 2)
-    program = Program(
-        attention.plan(paged.batch({0: (1, 5), 1: (1, 6)})), lambda plan: layer.run(plan, 1), 1
-    )
+    plan = attention.plan(paged.batch({0: (1, 5), 1: (1, 6)}))
+    program = Program([plan], lambda plans: layer.run(plans[0], 1), 1)
+    with pytest.raises(ContractError, match="2 batches, and 1 were recorded"):
+        program.run([plan, plan])
     with pytest.raises(ContractError, match="1 tokens, the recorded one 2"):
-        program.run(attention.plan(paged.batch({0: (1, 5)})))
+        program.run([attention.plan(paged.batch({0: (1, 5)}))])
     with pytest.raises(ContractError, match="another kv"):
-        program.run(attention.plan(other.batch({0: (1, 5), 1: (1, 6)})))
+        program.run([attention.plan(other.batch({0: (1, 5), 1: (1, 6)}))])

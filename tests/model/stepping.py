@@ -46,7 +46,7 @@ class Stepper:
         )
         tokens = [t for text, count in rows for t in text.tokens[text.done : text.done + count]]
         every = torch.arange(len(tokens))
-        logits = self.model.decoder.forward(torch.tensor(tokens), batch, every)
+        logits = self.model.decoder.forward(torch.tensor(tokens), [batch], every)
         for (text, count), part in zip(
             rows, logits.cpu().split([count for _, count in rows]), strict=True
         ):

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -12,6 +13,7 @@ from kvrt.model.rope import RotationTable, inverse_frequencies, rotation_bytes
 from kvrt.model.spec import RopeSpec
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
+from kvrt.spi import Rotation
 
 YARN = RopeSpec(1e4, "yarn", factor=4.0, original_positions=64, attention_factor=1.1)
 
@@ -24,8 +26,11 @@ def test_a_table_that_grew_is_that_of_the_whole(
     table = RotationTable(spec, 32, 200, "cpu")
     assert table.positions == 24
     for asked, has in ((25, 48), (100, 120), (190, 200)):
-        table.grow(asked)
+        some = Rotation(torch.empty(2, 16), torch.empty(2, 16))
+        table.select(np.array([asked - 1, 3]), some)
         assert table.positions == has
+        assert torch.equal(some.cos, table.rotation.cos[[asked - 1, 3]])
+        assert torch.equal(some.sin, table.rotation.sin[[asked - 1, 3]])
     angles = torch.outer(torch.arange(200.0), inverse_frequencies(spec, 32))
     assert torch.equal(table.rotation.cos, angles.cos() * spec.attention_factor)
     assert torch.equal(table.rotation.sin, angles.sin() * spec.attention_factor)
@@ -34,7 +39,7 @@ def test_a_table_that_grew_is_that_of_the_whole(
 
 
 def test_a_text_longer_than_the_table_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also in recorded steps, which were recorded with the shorter table."""
+    """Also in recorded steps, which were recorded when the table was shorter."""
     wish, said = SamplingParams(max_tokens=120, ignore_eos=True), []
     for block in (rope.BLOCK, 32):
         monkeypatch.setattr(rope, "BLOCK", block)

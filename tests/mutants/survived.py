@@ -206,8 +206,8 @@ SURVIVED = {
     ),
     "heads of any smaller size will do": M(
         "kvrt.wrappers.attention",
-        "layout.head_dim not in sizes",
-        "layout.head_dim > max(sizes)",
+        "getattr(layout, name) not in sizes",
+        "getattr(layout, name) > max(sizes)",
         "registry/test_checked_attention.py",
     ),
     "the kit gives pages in the order of their numbers": M(

@@ -80,8 +80,9 @@ def test_a_token_moves_with_all_that_belongs_to_it_and_nothing_else(
             assert (piece.view(torch.uint8) == (2 if slot == 2 else 1)).all()
     moved = int((backing.page(0) == 2).sum())
     blocks = 2 * layout.layers * layout.kv_heads
-    scales = 0 if layout.quantization is None else layout.groups * layout.quantization.scale_bytes
-    assert moved == blocks * (layout.slot_stride * layout.item_bytes + scales)
+    keys, kept = layout.keys, layout.quantization
+    scales = 0 if kept is None else keys.groups * kept.scale_bytes
+    assert moved == blocks * (keys.slot_stride * layout.item_bytes + scales)
     assert (backing.page(1) == 2).all()
     give_back(backing)
 

@@ -56,7 +56,7 @@ def test_the_layout_has_no_gaps(format: KVFormat, **sizes: int) -> None:
     if layout.quantization is None:
         assert head == layout.page_size * layout.head_dim
     else:
-        assert 0 <= head - layout.block_items < 64
+        assert 0 <= head - layout.keys.items < 64
         assert head % 64 == 0
         align = layout.quantization.scale_bytes
         assert layout.scale_offset % align == 0

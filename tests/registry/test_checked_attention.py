@@ -11,6 +11,7 @@ from kvrt.errors import ContractError
 from kvrt.spi import (
     AttentionBatch,
     AttentionParams,
+    Capability,
     DenseOps,
     Device,
     DeviceInfo,
@@ -187,7 +188,7 @@ def test_a_layers_outermost_layout_is_checked_piece_by_piece(device: Device) -> 
 
 def test_pages_within_heads_within_layers_end_where_the_next_head_begins(device: Device) -> None:
     """[layer][head][page][k|v][slot][dim]"""
-    block = LAYOUT.block_items
+    block = LAYOUT.keys.items
     pages = 6
     layout = replace(
         LAYOUT, v_offset=block, page_stride=2 * block, head_stride=2 * block * pages,
@@ -267,6 +268,37 @@ def test_a_layout_has_a_size_and_a_format_that_the_device_names(
     device.close()
 
 
+def test_values_like_no_key_need_a_device_that_declares_them() -> None:
+    inner = registry.load("null", timeout=60).open()
+    info = inner.info
+    sizes = {"layers": 2, "kv_heads": 2, "head_dim": 16, "page_size": 4}
+    narrow = KVLayout.packed("float32", **sizes, value_dim=8)
+    shared = KVLayout.packed("float32", **sizes, shared=True)
+    for layout in (narrow, shared, replace(shared, value_dim=8)):
+        checked_layout(layout)
+        for declared in (info.capabilities, info.capabilities - {Capability.VALUE_WIDTHS}):
+            inner.info = replace(info, capabilities=declared)  # type: ignore[misc]
+            device = Checked(inner)
+            with PagedKV(device, layout, 12) as pages:
+                batch = pages.batch([pages.take(9)], [9], [1])
+                if Capability.VALUE_WIDTHS in declared:
+                    device.attention.plan(batch)
+                else:
+                    with pytest.raises(ContractError, match="does not declare VALUE_WIDTHS"):
+                        device.attention.plan(batch)
+    inner.close()
+
+
+def test_values_have_their_own_place_or_are_a_part_of_their_keys() -> None:
+    sizes = {"layers": 2, "kv_heads": 2, "head_dim": 16, "page_size": 4}
+    narrow = KVLayout.packed("float32", **sizes, value_dim=8)
+    with pytest.raises(ContractError, match=r"layout\.v_offset = 63: must be 64 or more"):
+        checked_layout(replace(narrow, v_offset=63))
+    shared = KVLayout.packed("float32", **sizes, shared=True)
+    with pytest.raises(ContractError, match=r"layout\.value_dim = 17: must be at most 16"):
+        checked_layout(replace(shared, value_dim=17))
+
+
 def test_scales_are_aligned(device: Device) -> None:
     layout = KVLayout.packed("int8", layers=2, kv_heads=2, head_dim=16, page_size=4)
     checked_layout(layout)
@@ -315,6 +347,19 @@ def test_keys_and_values_have_the_batchs_shape(
         (rows(5, 4, 16), rows(5, 4, 16), AttentionParams(1.0, -1), "params.window = -1"),
         (rows(5, 4, 16), rows(5, 4, 16), AttentionParams(1.0, 0, -2.0), "params.softcap = -2"),
         (rows(5, 4, 16), rows(5, 4, 16), AttentionParams(1.0, 0, float("nan")), "softcap = nan"),
+        (rows(5, 4, 16), rows(5, 4, 16), AttentionParams(1.0, sinks=-1), "params.sinks = -1"),
+        (
+            rows(5, 4, 16),
+            rows(5, 4, 16),
+            AttentionParams(1.0, 7, causal=False),
+            "params.causal = False: must be True with a window",
+        ),
+        (
+            rows(5, 4, 16),
+            rows(5, 4, 16),
+            AttentionParams(1.0, sink_logits=rows(2)),
+            r"params.sink_logits = .*float32 \[4\]",
+        ),
     ],
 )
 def test_queries_results_and_parameters_are_checked(
@@ -341,12 +386,18 @@ def test_the_layer_is_one_of_the_layouts(
         device.attention.append(plan, layer, rows(5, 2, 16), rows(5, 2, 16))  # type: ignore[arg-type]
 
 
-def test_only_the_latest_plan_is_valid(device: Device, batch: AttentionBatch) -> None:
+def test_only_the_latest_plan_of_its_pages_is_valid(device: Device, batch: AttentionBatch) -> None:
+    k = rows(5, 2, 16)
     old = device.attention.plan(batch)
-    device.attention.plan(batch)
-    for plan in (old, None, object()):
-        with pytest.raises(ContractError, match=r"what the latest attention.plan\(\) gave"):
-            device.attention.append(plan, 0, rows(5, 2, 16), rows(5, 2, 16))
+    new = device.attention.plan(batch)
+    with PagedKV(device, LAYOUT, 12) as pages:
+        beside = pages.batch([pages.take(9), pages.take(1)], [9, 1], [4, 1])
+        other = device.attention.plan(beside)
+        for plan in (new, other):
+            device.attention.append(plan, 0, k, k)
+        for plan in (old, None, object()):
+            with pytest.raises(ContractError, match=r"what the latest attention.plan\(\) of its"):
+                device.attention.append(plan, 0, k, k)
 
 
 # --- dense operators ---------------------------------------------------------------------------
@@ -378,7 +429,7 @@ def dense(calls: list[Call]) -> Iterator[tuple[Device, DenseOps]]:
         ("rms_norm", (rows(2, 8), rows(8), float("nan")), "eps = nan"),
     ],
 )
-def test_fused_operators_are_checked(
+def test_dense_operators_are_checked(
     dense: tuple[Device, DenseOps],
     calls: list[Call],
     name: str,
@@ -393,10 +444,10 @@ def test_fused_operators_are_checked(
 @pytest.mark.parametrize(
     ("rotation", "norm", "message"),
     [
-        (Rotation(rows(8, 8), rows(8, 8)), None, "rotation.cos = .*needs 9 positions"),
-        (Rotation(rows(9, 9), rows(9, 9)), None, "rotation.cos = .*at most 8 angles"),
-        (Rotation(rows(9, 8), rows(9, 4)), None, "rotation.sin = .*the shape of cos"),
-        (Rotation(rows(9), rows(9)), None, "rotation.cos = .*float32"),
+        (Rotation(rows(6, 8), rows(6, 8)), None, "rotation.cos = .*must have 5 rows"),
+        (Rotation(rows(5, 9), rows(5, 9)), None, "rotation.cos = .*at most 8 angles"),
+        (Rotation(rows(5, 8), rows(5, 4)), None, "rotation.sin = .*the shape of cos"),
+        (Rotation(rows(5), rows(5)), None, "rotation.cos = .*float32"),
         (None, HeadNorm(rows(16), rows(8), 1e-6), "norm.k = "),
         (None, HeadNorm(rows(16), rows(16), -1.0), "norm.eps = -1"),
     ],
@@ -416,8 +467,8 @@ def test_rotations_and_norms_are_checked(
         with pytest.raises(ContractError, match=message):
             operators.rotate_append(plan, 0, q, k, v, rotation, norm)
         assert calls[-1].name == "attention.plan"
-        enough = Rotation(rows(9, 8), rows(9, 8))
-        operators.rotate_append(plan, 0, q, k, v, enough, HeadNorm(rows(16), rows(16), 1e-6))
+        angles = Rotation(rows(5, 8), rows(5, 8))
+        operators.rotate_append(plan, 0, q, k, v, angles, HeadNorm(rows(16), rows(16), 1e-6))
 
 
 def test_a_layout_is_checked_again_when_it_changes(device: Device, batch: AttentionBatch) -> None:

@@ -1,6 +1,6 @@
 """The checking wrapper lets a recorded step be replayed for batches of its own kind only."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -62,33 +62,34 @@ def batch(pages: PagedKV) -> AttentionBatch:
 
 
 @pytest.fixture
-def record(device: Device) -> Callable[[object], None]:
+def record(device: Device) -> Callable[[Sequence[object]], None]:
     x = torch.ones(2, 2, 16)
     out = torch.zeros_like(x)
 
-    def record(plan: object) -> None:
-        device.attention.append(plan, 0, x, x)
-        device.attention.run(plan, 0, x, out, AttentionParams(0.25))
+    def record(plans: Sequence[object]) -> None:
+        for plan in plans:
+            device.attention.append(plan, 0, x, x)
+            device.attention.run(plan, 0, x, out, AttentionParams(0.25))
 
     return record
 
 
 def test_another_batch_is_consistent_and_of_the_recorded_rows(
-    graphs: GraphCapture, batch: AttentionBatch, record: Callable[[object], None]
+    graphs: GraphCapture, batch: AttentionBatch, record: Callable[[Sequence[object]], None]
 ) -> None:
-    graph = graphs.capture(batch, record)
-    graph.replay(batch)
+    graph = graphs.capture([batch], record)
+    graph.replay([batch])
     regrouped = replace(batch, query_start=torch.tensor([0, 2, 2]).int())
     with pytest.raises(ContractError, match=r"query_start = \[0, 2, 2\]: .*recorded, \[0, 1, 2\]"):
-        graph.replay(regrouped)
+        graph.replay([regrouped])
     branching = replace(batch, parents=torch.tensor([-1, -1]).int())
-    for call in (graph.replay, lambda batch: graphs.capture(batch, record)):
+    for call in (graph.replay, lambda batches: graphs.capture(batches, record)):
         with pytest.raises(ContractError, match=r"parents = .*None in a recorded step"):
-            call(branching)
+            call([branching])
     too_long = replace(batch, context_len=torch.tensor([90, 1]).int())
-    for call in (graph.replay, lambda batch: graphs.capture(batch, record)):
+    for call in (graph.replay, lambda batches: graphs.capture(batches, record)):
         with pytest.raises(ContractError, match=r"page_table = .*sequence 0 has 90 tokens"):
-            call(too_long)
+            call([too_long])
 
 
 def test_where_steps_are_ragged_a_batch_needs_only_as_many_tokens() -> None:
@@ -97,10 +98,10 @@ def test_where_steps_are_ragged_a_batch_needs_only_as_many_tokens() -> None:
     assert graphs is not None
     with PagedKV(device, LAYOUT, 12) as pages:
         tables = [pages.take(9), pages.take(1)]
-        graph = graphs.capture(pages.batch(tables, [9, 1], [1, 1]), lambda plan: None)
-        graph.replay(pages.batch(tables, [9, 1], [2, 0]))
+        graph = graphs.capture([pages.batch(tables, [9, 1], [1, 1])], lambda plans: None)
+        graph.replay([pages.batch(tables, [9, 1], [2, 0])])
         with pytest.raises(ContractError, match=r"query_start = \[0, 3, 4\]: .*of tokens, 2"):
-            graph.replay(pages.batch(tables, [9, 1], [3, 1]))
+            graph.replay([pages.batch(tables, [9, 1], [3, 1])])
     device.close()
 
 
@@ -108,13 +109,35 @@ def test_another_span_is_refused(
     device: Device,
     graphs: GraphCapture,
     batch: AttentionBatch,
-    record: Callable[[object], None],
+    record: Callable[[Sequence[object]], None],
 ) -> None:
-    graph = graphs.capture(batch, record)
+    graph = graphs.capture([batch], record)
     with PagedKV(device, LAYOUT, 12) as others:
         other = others.batch([others.take(9), others.take(1)], [9, 1], [1, 1])
         with pytest.raises(ContractError, match=r"kv = .*must be that of the recorded batch"):
-            graph.replay(other)
+            graph.replay([other])
+
+
+def test_the_batches_of_a_step_are_the_same_sequences_and_as_many_as_recorded(
+    device: Device,
+    graphs: GraphCapture,
+    batch: AttentionBatch,
+    record: Callable[[Sequence[object]], None],
+) -> None:
+    with PagedKV(device, LAYOUT, 12) as others:
+        other = others.batch([others.take(9), others.take(1)], [9, 1], [1, 1])
+        graph = graphs.capture([batch, other], record)
+        graph.replay([batch, other])
+        with pytest.raises(ContractError, match=r"batches = 1: must be as many as .* 2"):
+            graph.replay([batch])
+        with pytest.raises(ContractError, match=r"kv = .*that of the recorded batch"):
+            graph.replay([other, batch])
+        shorter = replace(other, context_len=torch.tensor([8, 1]).int())
+        for call in (graph.replay, lambda batches: graphs.capture(batches, record)):
+            with pytest.raises(ContractError, match=r"batches\[1\]\.context_len = .*first batch"):
+                call([batch, shorter])
+    with pytest.raises(ContractError, match="a step has at least one"):
+        graphs.capture([], record)
 
 
 def test_a_size_that_is_too_small_is_the_devices_fault() -> None:

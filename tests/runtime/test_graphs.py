@@ -1,5 +1,6 @@
 """A decode step that is recorded and replayed gives the answers of one that is not."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -51,9 +52,10 @@ class WatchedGraph(WrappedGraph):
 
     device: "Padding"
 
-    def replay(self, batch: AttentionBatch) -> None:
+    def replay(self, batches: Sequence[AttentionBatch]) -> None:
+        (batch,) = batches
         before = self.device.content(batch.kv)
-        super().replay(batch)
+        super().replay(batches)
         after = self.device.content(batch.kv)
         item, page = batch.kv.element_size(), batch.layout.page_stride
         changed: set[int] = set()

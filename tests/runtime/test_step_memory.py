@@ -58,7 +58,7 @@ class Tight(Wrapper):
         **kwargs: Params.kwargs,
     ) -> Returned:
         if name in STEPS:
-            batch = args[0]
+            (batch,) = args[:1] if name == "attention.plan" else args[0]  # type: ignore[misc]
             assert isinstance(batch, AttentionBatch)
             if not self._fits(batch):
                 self.refused += 1

@@ -115,7 +115,7 @@ def attention(arch: str, case: Case) -> None:
         special = {"window": 1000, "softcap": 30.0} if case.special else {}
         device.run(plan, 1, q, out, AttentionParams(scale=0.1, **special))
     elif case.special:
-        angles = Rotation(*torch.empty(2, 8192, case.head_dim // 2))
+        angles = Rotation(*torch.empty(2, queries, case.head_dim // 2))
         norm = HeadNorm(*torch.empty(2, case.head_dim), eps=1e-6)
         TritonOps().rotate_append(plan, 1, q, k, v, angles, norm)
     else:

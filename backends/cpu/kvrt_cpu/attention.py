@@ -23,9 +23,11 @@ class NativeAttention:
         self._memory = memory
         self._threads = threads
 
-    def plan(self, batch: AttentionBatch, *, lasting: bool = True) -> attention.Plan:
+    def plan(
+        self, batch: AttentionBatch, *, lasting: bool = True, number: int = 0
+    ) -> attention.Plan:
         self._memory.require_owner()
-        return attention.plan(batch, lasting=lasting)
+        return attention.plan(batch, lasting=lasting, number=number)
 
     def append(self, plan: object, layer: int, k: Tensor, v: Tensor) -> None:
         step = cast(attention.Plan, plan)

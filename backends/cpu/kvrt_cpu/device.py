@@ -51,7 +51,7 @@ class CpuDevice:
         self.memory, notes = open_memory(shareable=options.shareable)
         self.copier = HostCopier(self.memory.system)
         self.attention: PagedAttention
-        capabilities = {Capability.TREES, *self.memory.capabilities}
+        capabilities = {Capability.TREES, Capability.VALUE_WIDTHS, *self.memory.capabilities}
         try:
             arch = kvrt_kernels.isa()
         except BackendUnavailable as error:

@@ -1,6 +1,6 @@
 """Steps recorded once and computed by one native call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kvrt_kernels import attention
 from kvrt_kernels.program import Program
@@ -20,8 +20,9 @@ class NativeGraph:
         self._plans = plans
         self._program = program
 
-    def replay(self, batch: AttentionBatch) -> None:
-        self._program.run(self._plans.plan(batch, lasting=False))
+    def replay(self, batches: Sequence[AttentionBatch]) -> None:
+        plan = self._plans.plan
+        self._program.run([plan(b, lasting=False, number=i) for i, b in enumerate(batches)])
 
 
 class NativeGraphs:
@@ -36,7 +37,10 @@ class NativeGraphs:
         return tokens if tokens <= MOST_TOKENS else 0
 
     def capture(
-        self, batch: AttentionBatch, record: Callable[[attention.Plan], None]
+        self,
+        batches: Sequence[AttentionBatch],
+        record: Callable[[Sequence[attention.Plan]], None],
     ) -> NativeGraph:
-        program = Program(self._plans.plan(batch), record, self._threads)
+        plans = [self._plans.plan(batch, number=i) for i, batch in enumerate(batches)]
+        program = Program(plans, record, self._threads)
         return NativeGraph(self._plans, program)

@@ -23,12 +23,12 @@ constexpr int kSegment = 512;
 // One layer of the paged cache, strides in items, which are elements, or bytes for i8 and i4:
 //
 //   kv + page * page_stride + head * head_stride       the keys of one head: slot after slot, then their scales, if any
-//   ... + v_offset                                     its values
+//   ... + v_offset                                     its values; 0: they are the first value_dim elements of its keys
 struct Pages {
   Format format;
   void* kv;
   int64_t v_offset, page_stride, head_stride;
-  int page_size, kv_heads, head_dim;
+  int page_size, kv_heads, head_dim, value_dim;
 };
 
 // A ragged batch: sequence s brings the query tokens query_start[s] .. query_start[s + 1], which are the last ones of
@@ -45,25 +45,44 @@ struct Batch {
   const int32_t* trunk;  // nullptr: no branches
   const int32_t* slots;
   int64_t slots_stride;
+  int number;  // among the batches of a recorded step
 };
 
 struct AttentionArgs {
   Pages pages;
   Batch batch;
   const float* q;  // [tokens][heads][head_dim], rows q_stride apart
-  float* out;      // [tokens][heads * head_dim], rows out_stride apart
+  float* out;      // [tokens][heads * value_dim], rows out_stride apart
   int64_t q_stride, out_stride;
   int heads;
   float scale;
   int window;     // 0: none
   float softcap;  // 0: none
+  int sinks;      // so many first positions are seen besides the window
+  bool causal;    // else a token sees its whole context
+  const float* sink_logits;  // [heads] or nullptr: added to the sum of exponentials
 };
 
+// What query tokens [begin, end) of a sequence see between them: positions [0, sinks) and [first, last).
+struct Seen {
+  int64_t sinks, first, last;
+};
+static inline Seen seen(const AttentionArgs& a, int sequence, int begin, int end) {
+  const int64_t context = a.batch.context_len[sequence];
+  const int64_t past = context - (a.batch.query_start[sequence + 1] - a.batch.query_start[sequence]);
+  const int64_t hidden = a.window ? past + end - a.window : 0;  // positions before the window of the last token
+  const int64_t first = a.window ? past + begin + 1 - a.window : 0;
+  const int64_t sinks = hidden < a.sinks ? hidden : a.sinks;
+  return {sinks > 0 ? sinks : 0, first > 0 ? first : 0, a.causal ? past + end : context};
+}
+
 // One piece of attention: the query tokens [q_begin, q_end) of a sequence (counted within its queries) for one kv head
-// and its group of query heads; over all keys (partial == nullptr) or over one segment, whose state goes to `partial`:
-// rows * head_dim accumulators, then rows maxima, then rows sums (rows = tokens * heads / kv_heads).
+// and its group of query heads; over all keys (partial == nullptr) or over one segment, of the sinks or of the others,
+// whose state goes to `partial`: rows * value_dim accumulators, then rows maxima, then rows sums (rows = tokens * heads /
+// kv_heads).
 struct AttentionTask {
   int32_t sequence, kv_head, q_begin, q_end, segment;
+  bool of_sinks;
   float* partial;
 };
 
@@ -101,7 +120,7 @@ struct AppendArgs {
   const float* q_norm;  // [head_dim] or nullptr
   const float* k_norm;
   float eps;
-  const float* cos;  // [positions][rot_dim / 2] or nullptr: no rotation
+  const float* cos;  // [tokens][rot_dim / 2] or nullptr: no rotation
   const float* sin;
   int rot_dim;
 };

@@ -29,20 +29,20 @@ static void append_tokens(const AppendArgs& a, int sequence, int token0, int tok
   const int64_t offset = a.batch.context_len[sequence] - int64_t(a.batch.query_start[sequence + 1]);
   const int half = a.rot_dim / 2;
   for (int token = token0; token < token1; token++) {
-    const int64_t position = offset + token;
-    const float* cos = a.cos ? a.cos + position * half : nullptr;
-    const float* sin = a.cos ? a.sin + position * half : nullptr;
+    const float* cos = a.cos ? a.cos + int64_t(token) * half : nullptr;
+    const float* sin = a.cos ? a.sin + int64_t(token) * half : nullptr;
     if (a.q && (cos || a.q_norm))
       for (int h = 0; h < a.heads; h++)
         prepare_head(a.q + token * a.q_stride + h * p.head_dim, p.head_dim, a.q_norm, a.eps, cos, sin, half);
-    const int64_t at = slot_of(a.batch, sequence, position);
+    const int64_t at = slot_of(a.batch, sequence, offset + token);
     T* block = static_cast<T*>(p.kv) + table[at / p.page_size] * p.page_stride;
     const int slot = int(at % p.page_size);
     for (int h = 0; h < p.kv_heads; h++, block += p.head_stride) {
       float* k = a.k + token * a.k_stride + h * p.head_dim;
       if (cos || a.k_norm) prepare_head(k, p.head_dim, a.k_norm, a.eps, cos, sin, half);
       store_head(k, block, slot, p.page_size, p.head_dim);
-      store_head(a.v + token * a.v_stride + h * p.head_dim, block + p.v_offset, slot, p.page_size, p.head_dim);
+      if (p.v_offset)
+        store_head(a.v + token * a.v_stride + h * p.value_dim, block + p.v_offset, slot, p.page_size, p.value_dim);
     }
   }
 }

@@ -19,6 +19,9 @@
 // a position outside the row's causal range or window is never added, and a tile without any position for a row leaves
 // that row's state as it is. So a token's result has the same bits alone, in a batch, in any chunk of a prompt,
 // and for any split over threads. Softmax works in powers of two, log2(e) being folded into the scale of q.
+//
+// Sinks, first positions that are seen besides a window, have segments of their own, before those of the window. They
+// end where a row's window begins.
 
 struct AttentionScratch {
   Rows rows;
@@ -32,23 +35,24 @@ struct AttentionScratch {
   const void **keys, **next_keys, **value_rows;
 
   AttentionScratch(const AttentionArgs& a, int count, Arena& arena) {
-    const int dim = a.pages.head_dim, padded = (count + 3) / 4 * 4;
+    const int dim = a.pages.head_dim, values = a.pages.value_dim, padded = (count + 3) / 4 * 4;
     rows.count = count;
     rows.dim = dim;
+    rows.values = values;
     const bool few = count <= kFewRows;
     rows.q = arena.take<float>(size_t(count) * dim * (few ? 4 : 1));
-    rows.acc = arena.take<float>(size_t(count) * dim);
-    rows.out = arena.take<float>(size_t(count) * dim);
+    rows.acc = arena.take<float>(size_t(count) * values);
+    rows.out = arena.take<float>(size_t(count) * values);
     for (float** p : {&rows.m, &rows.l, &rows.alpha, &rows.M, &rows.Lsum}) *p = arena.take<float>(padded);
     rows.begin = arena.take<int>(padded);
     rows.end = arena.take<int>(padded);
     s = arena.take<float>(size_t(padded) * kTile);
     kt = arena.take<float>(size_t(dim) * kTile);
-    vt = arena.take<float>(size_t(dim) * kTile);
+    vt = arena.take<float>(size_t(values) * kTile);
     part = few ? arena.take<float>(size_t(count) * kGroups * L) : nullptr;
     const int groups = scale_groups(a.pages.format, dim);
     key_scales = arena.take<float>(size_t(groups) * kTile);
-    value_scales = arena.take<float>(size_t(groups) * kTile);
+    value_scales = arena.take<float>(size_t(scale_groups(a.pages.format, values)) * kTile);
     factor = arena.take<float>(groups ? padded : 0);
     whole = arena.take<int32_t>(groups ? dim : 0);
     const size_t all = size_t(count) * groups * few;
@@ -61,14 +65,15 @@ struct AttentionScratch {
   }
 };
 
-// Pointers to the keys of a tile's positions. Positions outside [first, last) borrow the nearest one inside, so that
-// neither their pages nor their page-table entries are touched; their weight is zero.
+// Pointers to the keys or values of a tile's positions, `items` each, `offset` from the keys' block. Positions outside
+// [first, last) borrow the nearest one inside, so that neither their pages nor their page-table entries are touched; their
+// weight is zero.
 template <class T>
 static void locate(const AttentionArgs& a, const AttentionTask& task, int64_t tile, int64_t first, int64_t last,
-                   const T** rows) {
+                   int64_t offset, int items, const T** rows) {
   const int32_t* table = a.batch.page_table + task.sequence * a.batch.table_stride;
-  const int size = a.pages.page_size, items = Kept<T>::items(a.pages.head_dim);
-  const T* base = static_cast<const T*>(a.pages.kv) + task.kv_head * a.pages.head_stride;
+  const int size = a.pages.page_size;
+  const T* base = static_cast<const T*>(a.pages.kv) + task.kv_head * a.pages.head_stride + offset;
   const int begin = first > tile ? int(first - tile) : 0, end = last - tile < kTile ? int(last - tile) : kTile;
   int straight = end;  // tokens from here on lie in the slots of a branch
   if (a.batch.trunk && tile + end > a.batch.trunk[task.sequence]) {
@@ -103,7 +108,9 @@ static void gather_scales(const AttentionArgs& a, const AttentionTask& task, int
                           const AttentionScratch& w) {
   using Scale = typename Kept<T>::Scale;
   const int32_t* table = a.batch.page_table + task.sequence * a.batch.table_stride;
-  const int size = a.pages.page_size, groups = Kept<T>::groups(a.pages.head_dim);
+  const int size = a.pages.page_size, dim = a.pages.head_dim;
+  const int64_t to_values = a.pages.v_offset ? a.pages.v_offset + int64_t(size) * Kept<T>::items(a.pages.value_dim)
+                                             : int64_t(size) * Kept<T>::items(dim);
   const T* base = static_cast<const T*>(a.pages.kv) + task.kv_head * a.pages.head_stride;
   for (int t = begin, count; t < end; t += count) {
     const int64_t at = slot_of(a.batch, task.sequence, tile + t);
@@ -115,33 +122,44 @@ static void gather_scales(const AttentionArgs& a, const AttentionTask& task, int
       else if (t + count > trunk) count = int(trunk) - t;
     }
     const T* block = base + table[at / size] * a.pages.page_stride;
-    const T* scales = block + int64_t(size) * Kept<T>::items(a.pages.head_dim) + slot * sizeof(Scale);
-    for (int g = 0; g < groups; g++, scales += size * sizeof(Scale)) {
-      const Scale* of_keys = reinterpret_cast<const Scale*>(scales);
-      const Scale* of_values = reinterpret_cast<const Scale*>(scales + a.pages.v_offset);
-      float *k = w.key_scales + g * kTile + t, *v = w.value_scales + g * kTile + t;
-      int i = 0;
-      for (; i + L <= count; i += L) store(k + i, load(of_keys + i)), store(v + i, load(of_values + i));
-      for (; i < count; i++) k[i] = widen(of_keys[i]), v[i] = widen(of_values[i]);
-    }
+    const auto gather = [&](int64_t offset, int groups, float* to) {
+      const T* scales = block + offset + slot * sizeof(Scale);
+      for (int g = 0; g < groups; g++, scales += size * sizeof(Scale), to += kTile) {
+        const Scale* from = reinterpret_cast<const Scale*>(scales);
+        int i = 0;
+        for (; i + L <= count; i += L) store(to + t + i, load(from + i));
+        for (; i < count; i++) to[t + i] = widen(from[i]);
+      }
+    };
+    gather(int64_t(size) * Kept<T>::items(dim), Kept<T>::groups(dim), w.key_scales);
+    gather(to_values, Kept<T>::groups(a.pages.value_dim), w.value_scales);
   }
+}
+
+// What a row's values are to be multiplied by. With a sink's logit its exponential is a part of their sum.
+KVRT_INLINE float normalizer(const AttentionArgs& a, const Rows& x, int r, int head) {
+  if (!a.sink_logits) return 1.f / x.Lsum[r];
+  const float sink = a.sink_logits[head] * kLog2e, top = x.M[r] > sink ? x.M[r] : sink;
+  const v4f of = exp2(v4f{x.M[r] - top, sink - top, 0.f, 0.f});
+  return of[0] / (x.Lsum[r] * of[0] + of[1]);
 }
 
 template <class T> static void write_out(const AttentionArgs& a, const AttentionTask& task, const Rows& x) {
   const int group = a.heads / a.pages.kv_heads;
   for (int r = 0; r < x.count; r++) {
     const int64_t token = a.batch.query_start[task.sequence] + task.q_begin + r / group;
-    float* y = a.out + token * a.out_stride + int64_t(task.kv_head * group + r % group) * x.dim;
-    const float inverse = 1.f / x.Lsum[r];
-    const float* from = x.out + int64_t(r) * x.dim;
+    const int head = task.kv_head * group + r % group;
+    float* y = a.out + token * a.out_stride + int64_t(head) * x.values;
+    const float inverse = normalizer(a, x, r, head);
+    const float* from = x.out + int64_t(r) * x.values;
     int d = 0;
     if constexpr (kWide<T> != L)
-      for (; d + 2 * L <= x.dim; d += 2 * L) {
+      for (; d + 2 * L <= x.values; d += 2 * L) {
         const vf even = load(from + d) * inverse, odd = load(from + d + L) * inverse;
         store(y + d, shuffle<ZipLo>(even, odd));
         store(y + d + L, shuffle<ZipHi>(even, odd));
       }
-    for (; d < x.dim; d += L) store(y + d, load(from + d) * inverse);
+    for (; d < x.values; d += L) store(y + d, load(from + d) * inverse);
   }
 }
 
@@ -179,24 +197,31 @@ static void score_tile(const AttentionArgs& a, const AttentionScratch& w, const 
   }
 }
 
+// Whether a value lies as far from its neighbours as a key.
+template <class T> KVRT_INLINE bool alike(const Pages& p) {
+  return !p.v_offset || Kept<T>::items(p.head_dim) == Kept<T>::items(p.value_dim);
+}
+
+// Takes a tile's keys and values in; the values were located if they do not lie as the keys do.
 template <class T>
 static void attend_tile(const AttentionArgs& a, const AttentionScratch& w, const T* const* keys,
                         const T* const* next_keys, int begin, int end) {
   const Rows& x = w.rows;
+  const T** located = reinterpret_cast<const T**>(w.value_rows);
+  if (alike<T>(a.pages))
+    for (int t = 0; t < kTile; t++) located[t] = keys[t] + a.pages.v_offset;
   score_tile<T>(a, w, keys, begin, end);
   for (int r = 0; r < x.count; r += 4) softmax4(x, r, w.s + r * kTile, a.softcap);
   if constexpr (std::is_same<T, i8>::value)  // a weight's scale costs less than those of dim elements
     for (int r = 0; r < x.count; r++)
       for (int t = 0; t < kTile; t += L) store(w.s + r * kTile + t, load(w.s + r * kTile + t) * load(w.value_scales + t));
   if (std::is_same<T, float>::value || x.count <= 2 * kRows) {
-    const T** rows = reinterpret_cast<const T**>(w.value_rows);
-    for (int t = 0; t < kTile; t++) rows[t] = keys[t] + a.pages.v_offset;
-    add_values<T>(x, w.s, rows, w.value_scales, {next_keys, 0, kTile, Kept<T>::items(x.dim)});
+    add_values<T>(x, w.s, located, w.value_scales, {next_keys, 0, kTile, Kept<T>::items(x.dim)});
   } else {  // many rows: widen the values once
+    for (int t = begin; t < end; t++) widen_values(located[t], w.value_scales + t, w.vt + t * x.values, x.values);
     const float** rows = reinterpret_cast<const float**>(w.value_rows);
-    for (int t = 0; t < kTile; t++) rows[t] = w.vt + t * x.dim;
-    for (int t = begin; t < end; t++) widen_values(keys[t] + a.pages.v_offset, w.value_scales + t, w.vt + t * x.dim, x.dim);
-    add_values<float>(x, w.s, rows, nullptr, {nullptr, 0, 0, x.dim});
+    for (int t = 0; t < kTile; t++) rows[t] = w.vt + t * x.values;
+    add_values<float>(x, w.s, rows, nullptr, {nullptr, 0, 0, x.values});
   }
 }
 
@@ -237,49 +262,54 @@ static void attend(const AttentionArgs& a, const AttentionTask& task, Arena aren
   }
   for (int r = x.count; r < (x.count + 3) / 4 * 4; r++) x.begin[r] = x.end[r] = 0;
 
-  int64_t last = position + (task.q_end - task.q_begin);
-  int64_t first = a.window && position + 1 > a.window ? position + 1 - a.window : 0;
-  if (task.partial) {
-    x.acc = task.partial;
-    const int64_t from = int64_t(task.segment) * kSegment;
-    first = first > from ? first : from;
-    last = last < from + kSegment ? last : from + kSegment;
-  } else {
-    reset(x, x.M, x.Lsum, x.out);
-  }
-  reset(x, x.m, x.l, x.acc);
-
   const T** keys = reinterpret_cast<const T**>(w.keys);
   const T** next = reinterpret_cast<const T**>(w.next_keys);
-  int64_t tile = first / kTile * kTile;
-  locate(a, task, tile, first, last, keys);
-  for (; tile < last; tile += kTile) {
-    const bool more = tile + kTile < last;
-    if (more) locate(a, task, tile + kTile, first, last, next);
-    const int begin = first > tile ? int(first - tile) : 0;
-    const int end = last - tile < kTile ? int(last - tile) : kTile;
-    for (int r = 0; r < x.count; r++) {
-      const int64_t at = position + r / group - tile;  // the row's own position within the tile
-      const int64_t low = a.window ? at + 1 - a.window : 0;
-      x.begin[r] = low > 0 ? (low < kTile ? int(low) : kTile) : 0;
-      x.end[r] = at >= 0 ? (at < kTile ? int(at) + 1 : kTile) : 0;
+  const int items = Kept<T>::items(dim), value_items = Kept<T>::items(a.pages.value_dim);
+  // Positions [first, last), the sinks or the others.
+  const auto visit = [&](int64_t first, int64_t last, bool of_sinks) {
+    if (first >= last) return;
+    reset(x, x.m, x.l, x.acc);
+    int64_t tile = first / kTile * kTile;
+    locate(a, task, tile, first, last, 0, items, keys);
+    for (; tile < last; tile += kTile) {
+      const bool more = tile + kTile < last;
+      if (more) locate(a, task, tile + kTile, first, last, 0, items, next);
+      const int begin = first > tile ? int(first - tile) : 0;
+      const int end = last - tile < kTile ? int(last - tile) : kTile;
+      for (int r = 0; r < x.count; r++) {
+        const int64_t at = position + r / group - tile;  // the row's own position within the tile
+        const int64_t low = a.window ? at + 1 - a.window : 0, sinks = a.sinks - tile;
+        const int64_t from = of_sinks ? 0 : low, until = of_sinks ? (low < sinks ? low : sinks) : a.causal ? at + 1 : end;
+        x.begin[r] = from > 0 ? (from < kTile ? int(from) : kTile) : 0;
+        x.end[r] = until > 0 ? (until < kTile ? int(until) : kTile) : 0;
+      }
+      if constexpr (Kept<T>::codes) gather_scales<T>(a, task, tile, begin, end, w);
+      if (!alike<T>(a.pages))
+        locate(a, task, tile, first, last, a.pages.v_offset, value_items, reinterpret_cast<const T**>(w.value_rows));
+      attend_tile<T>(a, w, keys, more ? next : nullptr, begin, end);
+      const T** t = keys;
+      keys = next;
+      next = t;
+      if (!task.partial && ((tile + kTile) % kSegment == 0 || !more)) {
+        for (int r = 0; r < x.count; r++) merge_row(x, r, x.m[r], x.l[r], x.acc + r * x.values);
+        if (more) reset(x, x.m, x.l, x.acc);
+      }
     }
-    if constexpr (Kept<T>::codes) gather_scales<T>(a, task, tile, begin, end, w);
-    attend_tile<T>(a, w, keys, more ? next : nullptr, begin, end);
-    const T** t = keys;
-    keys = next;
-    next = t;
-    if (!task.partial && ((tile + kTile) % kSegment == 0 || !more)) {
-      for (int r = 0; r < x.count; r++) merge_row(x, r, x.m[r], x.l[r], x.acc + r * dim);
-      if (more) reset(x, x.m, x.l, x.acc);
-    }
+  };
+
+  const Seen all = seen(a, task.sequence, task.q_begin, task.q_end);
+  if (!task.partial) {
+    reset(x, x.M, x.Lsum, x.out);
+    visit(0, all.sinks, true);
+    visit(all.first, all.last, false);
+    return write_out<T>(a, task, x);
   }
-  if (task.partial) {
-    float* state = task.partial + size_t(x.count) * dim;
-    for (int r = 0; r < x.count; r++) state[r] = x.m[r], state[x.count + r] = x.l[r];
-  } else {
-    write_out<T>(a, task, x);
-  }
+  x.acc = task.partial;
+  const int64_t from = int64_t(task.segment) * kSegment, until = from + kSegment;
+  const int64_t first = task.of_sinks ? 0 : all.first, last = task.of_sinks ? all.sinks : all.last;
+  visit(first > from ? first : from, last < until ? last : until, task.of_sinks);
+  float* state = task.partial + size_t(x.count) * x.values;
+  for (int r = 0; r < x.count; r++) state[r] = x.m[r], state[x.count + r] = x.l[r];
 }
 
 static size_t attention_scratch(const AttentionArgs& a, int rows) {
@@ -306,9 +336,9 @@ static void attention_merge(const AttentionArgs& a, const AttentionTask& task, c
   const Rows& x = w.rows;
   reset(x, x.M, x.Lsum, x.out);
   for (int i = 0; i < count; i++) {
-    const float* state = partials[i] + size_t(x.count) * x.dim;
+    const float* state = partials[i] + size_t(x.count) * x.values;
     for (int r = 0; r < x.count; r++)
-      merge_row(x, r, state[r], state[x.count + r], partials[i] + size_t(r) * x.dim);
+      merge_row(x, r, state[r], state[x.count + r], partials[i] + size_t(r) * x.values);
   }
   if (a.pages.format == Format::bf16)
     write_out<bf16>(a, task, x);

@@ -5,9 +5,9 @@ constexpr float kMasked = -1e30f;
 
 // The state of a task's rows; arrays of scalars are padded to a multiple of 4 rows.
 struct Rows {
-  int count, dim;
+  int count, dim, values;       // elements of a key, and of a value
   float* q;                     // scaled; spread for a few rows, packed for many
-  float *m, *l, *alpha, *acc;   // of the current segment; acc [rows][dim]
+  float *m, *l, *alpha, *acc;   // of the current segment; acc [rows][values]
   float *M, *Lsum, *out;        // of all segments before it
   int *begin, *end;             // positions of the current tile that a row sees, within [0, kTile]
 };
@@ -87,19 +87,19 @@ static void add_strip(const Rows& x, int r, const float* s, const T* const* v, c
   }
   if (begin >= end) begin = end = kTile;  // nothing in common
   float alpha[R], one = 1.f;
-  float* acc = x.acc + r * x.dim + column;
+  float* acc = x.acc + r * x.values + column;
   const float* p = s + r * kTile;
   for (int i = 0; i < R; i++) {
     alpha[i] = x.alpha[r + i];
     const int until = x.end[r + i] < begin ? x.end[r + i] : begin;
     if (x.begin[r + i] >= until) continue;
-    values<T, 1, C>(p + i * kTile, alpha + i, v, scales, column, x.begin[r + i], until, acc + i * x.dim, x.dim, next);
+    values<T, 1, C>(p + i * kTile, alpha + i, v, scales, column, x.begin[r + i], until, acc + i * x.values, x.values, next);
     alpha[i] = 1.f;
   }
-  if (begin < end) values<T, R, C>(p, alpha, v, scales, column, begin, end, acc, x.dim, next);
+  if (begin < end) values<T, R, C>(p, alpha, v, scales, column, begin, end, acc, x.values, next);
   for (int i = 0; i < R; i++)
     if (end < x.end[r + i])
-      values<T, 1, C>(p + i * kTile, &one, v, scales, column, end, x.end[r + i], acc + i * x.dim, x.dim, next);
+      values<T, 1, C>(p + i * kTile, &one, v, scales, column, end, x.end[r + i], acc + i * x.values, x.values, next);
 }
 
 template <class T>
@@ -107,7 +107,7 @@ static void add_values(const Rows& x, const float* s, const T* const* v, const f
   int c = 0;
   const auto columns = [&](auto width) {
     constexpr int C = decltype(width)::value;
-    for (; x.dim - c >= C * L; c += C * L)
+    for (; x.values - c >= C * L; c += C * L)
       strips(x.count, [&](auto height, int r) {
         add_strip<T, decltype(height)::value, C>(x, r, s, v, scales, c, next);
       });
@@ -124,7 +124,7 @@ static void add_values(const Rows& x, const float* s, const T* const* v, const f
 // Of no positions at all.
 KVRT_INLINE void reset(const Rows& x, float* m, float* l, float* acc) {
   for (int r = 0; r < (x.count + 3) / 4 * 4; r++) m[r] = kMasked, l[r] = 0.f;
-  __builtin_memset(acc, 0, sizeof(float) * x.count * x.dim);
+  __builtin_memset(acc, 0, sizeof(float) * x.count * x.values);
 }
 
 // (M, Lsum, out) of row r takes in one segment. A segment without any position for this row has l == 0.
@@ -135,6 +135,6 @@ KVRT_INLINE void merge_row(const Rows& x, int r, float m, float l, const float* 
   const vf a = splat<vf>(scale[0]), b = splat<vf>(scale[1]);
   x.M[r] = top;
   x.Lsum[r] = fma(v4f{l, 0.f, 0.f, 0.f}, splat<v4f>(scale[1]), v4f{x.Lsum[r] * scale[0], 0.f, 0.f, 0.f})[0];
-  float* out = x.out + int64_t(r) * x.dim;
-  for (int d = 0; d < x.dim; d += L) store(out + d, fma(load(acc + d), b, load(out + d) * a));
+  float* out = x.out + int64_t(r) * x.values;
+  for (int d = 0; d < x.values; d += L) store(out + d, fma(load(acc + d), b, load(out + d) * a));
 }

@@ -1,9 +1,11 @@
 // Python face of the kernels: addresses and numbers only, so that a call costs about a microsecond. Tensors, their
 // checks and their lifetime are the business of the Python modules beside this one.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -76,20 +78,21 @@ using S = int64_t;
 
 // The arguments that say what the batch is, and those that attention and append share, in this order.
 #define KVRT_BATCH_ARGS                                                                                            \
-  A page_table, S table_stride, A query_start, A context_len, int sequences, A trunk, A slots, S slots_stride
+  A page_table, S table_stride, A query_start, A context_len, int sequences, A trunk, A slots, S slots_stride, int number
 #define KVRT_BATCH_NAMES                                                                                           \
   "page_table"_a, "table_stride"_a, "query_start"_a, "context_len"_a, "sequences"_a, "trunk"_a, "slots"_a,         \
-      "slots_stride"_a
+      "slots_stride"_a, "number"_a
 #define KVRT_CACHE_ARGS                                                                                            \
   int format, A kv, S v_offset, S page_stride, S head_stride, int page_size, int kv_heads, int head_dim,            \
-      KVRT_BATCH_ARGS
+      int value_dim, KVRT_BATCH_ARGS
 #define KVRT_CACHE_NAMES                                                                                           \
   "format"_a, "kv"_a, "v_offset"_a, "page_stride"_a, "head_stride"_a, "page_size"_a, "kv_heads"_a, "head_dim"_a,    \
-      KVRT_BATCH_NAMES
-#define KVRT_PAGES Pages{Format(format), at<void>(kv), v_offset, page_stride, head_stride, page_size, kv_heads, head_dim}
+      "value_dim"_a, KVRT_BATCH_NAMES
+#define KVRT_PAGES                                                                                                 \
+  Pages{Format(format), at<void>(kv), v_offset, page_stride, head_stride, page_size, kv_heads, head_dim, value_dim}
 #define KVRT_BATCH                                                                                                 \
   Batch{at<const int32_t>(page_table), table_stride, at<const int32_t>(query_start), at<const int32_t>(context_len), \
-        sequences, at<const int32_t>(trunk), at<const int32_t>(slots), slots_stride}
+        int(sequences), at<const int32_t>(trunk), at<const int32_t>(slots), slots_stride, int(number)}
 
 }  // namespace
 }  // namespace kvrt
@@ -104,13 +107,13 @@ NB_MODULE(_native, m) {
   m.def(
       "attention",
       [](KVRT_CACHE_ARGS, A q, S q_stride, A out, S out_stride, int heads, float scale, int window, float softcap,
-         int threads) {
+         int sinks, bool causal, A sink_logits, int threads) {
         submit(AttentionArgs{KVRT_PAGES, KVRT_BATCH, at<const float>(q), at<float>(out), q_stride, out_stride, heads,
-                             scale, window, softcap},
+                             scale, window, softcap, sinks, causal, at<const float>(sink_logits)},
                threads);
       },
       KVRT_CACHE_NAMES, "q"_a, "q_stride"_a, "out"_a, "out_stride"_a, "heads"_a, "scale"_a, "window"_a, "softcap"_a,
-      "threads"_a, release());
+      "sinks"_a, "causal"_a, "sink_logits"_a, "threads"_a, release());
 
   m.def(
       "append",
@@ -150,9 +153,15 @@ NB_MODULE(_native, m) {
            "From now on, calls in this thread are added to this program instead of being computed.")
       .def_static("stop", [] { recording = nullptr; }, "Compute calls again.")
       .def("run",
-           [](const Program& program, KVRT_BATCH_ARGS, int threads) { program.run(*chosen, KVRT_BATCH, threads); },
-           KVRT_BATCH_NAMES, "threads"_a, release(),
-           "Compute what was recorded, for another batch of as many tokens.");
+           [](const Program& program, const std::vector<std::array<S, 9>>& batches, int threads) {
+             std::vector<Batch> all;
+             for (const auto& [page_table, table_stride, query_start, context_len, sequences, trunk, slots, slots_stride,
+                               number] : batches)
+               all.push_back(KVRT_BATCH);
+             program.run(*chosen, all, threads);
+           },
+           "batches"_a, "threads"_a, release(),
+           "Compute what was recorded, for other batches of as many tokens, each the arguments of the operators above.");
 
   m.def(
       "read_bandwidth",

@@ -115,6 +115,8 @@ KVRT_INLINE void round_codes(const float* x, int count, float scale, bool live, 
   for (int d = 0; d < count; d += L) store(to + d, live ? nearest(load(x + d) / splat<vf>(scale)) : vi{});
 }
 
+constexpr int kMostOfHead = 576;  // elements
+
 KVRT_INLINE float kept_scale(float scale, bool live, bool finite) {
   return live ? scale : finite ? 0.f : __builtin_nanf("");
 }
@@ -129,7 +131,7 @@ template <> KVRT_FORCE void store_head(const float* x, i8* block, int slot, int 
   const Range range = Range::of(x, dim);
   const bool live = range.finite && range.magnitude() >= kTiny;
   const float scale = range.magnitude() / 127.f, kept = kept_scale(scale, live, range.finite);
-  int32_t codes[256];
+  int32_t codes[kMostOfHead];
   round_codes(x, dim, scale, live, codes);
   for (int d = 0; d < dim; d++) block[slot * dim + d].code = (int8_t)codes[d];
   __builtin_memcpy(block + page_size * dim + slot * 4, &kept, 4);

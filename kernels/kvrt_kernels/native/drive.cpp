@@ -25,14 +25,15 @@ constexpr int kRowsPerUnit = 126;
 
 struct Unit {
   AttentionTask task;  // over all segments
-  int first_segment, segments;
+  int sinks;           // segments of sinks, which come first
+  int first_segment, segments;  // of the others, and how many there are in all
   int64_t cost;
   int partials = -1;  // index of its first partial, if it is split
 };
 
 struct Plan {
   std::vector<Unit> units;
-  std::vector<std::pair<int32_t, int32_t>> tasks;  // unit, segment (-1: all)
+  std::vector<std::pair<int32_t, int32_t>> tasks;  // unit, which of its segments (-1: all)
   std::vector<size_t> partials;                    // offsets into the shared buffer, in floats
 };
 
@@ -45,14 +46,14 @@ void make_plan(const AttentionArgs& a, int threads, Plan& plan, size_t& partial_
   int64_t total = 0;
   for (int s = 0; s < a.batch.sequences; s++) {
     const int tokens = a.batch.query_start[s + 1] - a.batch.query_start[s];
-    const int64_t before = a.batch.context_len[s] - tokens;
     for (int q = 0; q < tokens; q += step) {
       const int q_end = std::min(tokens, q + step);
-      const int64_t last = before + q_end, first = a.window ? std::max<int64_t>(0, before + q + 1 - a.window) : 0;
-      const int first_segment = int(first / kSegment), segments = int((last - 1) / kSegment) - first_segment + 1;
-      const int64_t cost = unit_cost(last - first, (q_end - q) * group);
+      const Seen all = seen(a, s, q, q_end);
+      const int first_segment = int(all.first / kSegment), sinks = int((all.sinks + kSegment - 1) / kSegment);
+      const int segments = sinks + int((all.last - 1) / kSegment) - first_segment + 1;
+      const int64_t cost = unit_cost(all.sinks + all.last - all.first, (q_end - q) * group);
       for (int h = 0; h < a.pages.kv_heads; h++) {
-        plan.units.push_back({{s, h, q, q_end, -1, nullptr}, first_segment, segments, cost});
+        plan.units.push_back({{s, h, q, q_end, -1, false, nullptr}, sinks, first_segment, segments, cost});
         total += cost;
       }
     }
@@ -69,9 +70,9 @@ void make_plan(const AttentionArgs& a, int threads, Plan& plan, size_t& partial_
     const size_t rows = size_t(unit.task.q_end - unit.task.q_begin) * group;
     unit.partials = int(plan.partials.size());
     for (int s = 0; s < unit.segments; s++) {
-      plan.tasks.push_back({int32_t(u), unit.first_segment + s});
+      plan.tasks.push_back({int32_t(u), s});
       plan.partials.push_back(partial_floats);
-      partial_floats += (rows * (a.pages.head_dim + 2) + 15) / 16 * 16;
+      partial_floats += (rows * (a.pages.value_dim + 2) + 15) / 16 * 16;
     }
   }
   const auto cost = [&](const std::pair<int32_t, int32_t>& t) {
@@ -101,8 +102,9 @@ void compute(const Kernels& kernels, const AttentionArgs& a, int threads) {
     void* memory = scratch.get(kernels.attention_scratch(a, (unit.task.q_end - unit.task.q_begin) * group));
     AttentionTask task = unit.task;
     if (segment < 0) return kernels.attention(a, task, memory);
-    task.segment = segment;
-    task.partial = partials + plan.partials[unit.partials + segment - unit.first_segment];
+    task.of_sinks = segment < unit.sinks;
+    task.segment = task.of_sinks ? segment : unit.first_segment + segment - unit.sinks;
+    task.partial = partials + plan.partials[unit.partials + segment];
     kernels.attention(a, task, memory);
     // Whoever finishes a unit's last segment merges them, in ascending order.
     if (left[u].fetch_sub(1, std::memory_order_acq_rel) == 1) {

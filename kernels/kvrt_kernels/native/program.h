@@ -56,8 +56,8 @@ class Program {
  public:
   template <class Args> void add(const Args& args) { steps_.push_back(args); }
 
-  // Computes all that was added, in order, with `batch` in place of the recorded one.
-  void run(const Kernels& kernels, const Batch& batch, int threads) const {
+  // Computes all that was added, in order, each with the batch of its number in place of the recorded one.
+  void run(const Kernels& kernels, const std::vector<Batch>& batches, int threads) const {
     Ahead ahead(threads);
     const auto idle = [&](int thread) { return ahead(thread, threads, kernels.linear_rows); };
     Team::lead(threads, idle, [&] {
@@ -67,7 +67,7 @@ class Program {
         std::visit(
             [&](auto args) {
               if constexpr (std::is_same_v<decltype(args), AttentionArgs> || std::is_same_v<decltype(args), AppendArgs>)
-                args.batch = batch;
+                args.batch = batches[args.batch.number];
               compute(kernels, args, threads);
             },
             steps_[i]);

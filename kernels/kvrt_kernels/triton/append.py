@@ -3,9 +3,9 @@
     norm      x * weight / sqrt(mean(x^2) + eps)                              over head_dim
     rotation  (x[d], x[d + n]) -> (x[d] c - x[d + n] s, x[d + n] c + x[d] s)      0 <= d < n
 
-with n = rotary_dim / 2 and c, s the rows of cos and sin at the token's position. A head is three
-parts, its first n elements, the next n, and the rest, so that one thread has both elements of a
-pair that is rotated in place.
+with n = rotary_dim / 2 and c, s the token's rows of cos and sin. A head is three parts, its first n
+elements, the next n, and the rest, so that one thread has both elements of a pair that is rotated
+in place.
 """
 
 import triton
@@ -164,30 +164,32 @@ def append_kernel(
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    SHARED: tl.constexpr,
     HALF: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
     NORM: tl.constexpr,
     ROTATE: tl.constexpr,
 ):
     """BLOCK_H heads of one token: of q (HEADS of them, 0 if q stays as it is), or of k and v.
 
-    Grid: [tokens, blocks of q's heads + blocks of k's]. `slots` is int32 [tokens, 4]: the page,
-    the place in it and the position of each token (plan.py).
+    Grid: [tokens, blocks of q's heads + blocks of k's]. `slots` is int32 [tokens, 2]: the page of
+    each token and the place in it.
     """
     token = tl.program_id(0).to(tl.int64)
-    page = tl.load(slots + 4 * token).to(tl.int64)
-    place = tl.load(slots + 4 * token + 1)
-    position = tl.load(slots + 4 * token + 2)
+    page = tl.load(slots + 2 * token).to(tl.int64)
+    place = tl.load(slots + 2 * token + 1)
     n = tl.arange(0, BLOCK_HALF)
     rest = 2 * HALF + tl.arange(0, BLOCK_REST)
     c = tl.zeros([BLOCK_HALF], tl.float32)
     s = c
     if ROTATE:
-        angle = position.to(tl.int64) * HALF + n
+        angle = token * HALF + n
         c = tl.load(cos + angle, mask=n < HALF, other=0.0)
         s = tl.load(sin + angle, mask=n < HALF, other=0.0)
     block = tl.program_id(1)
@@ -210,14 +212,18 @@ def append_kernel(
         if CODES:
             tl.debug_barrier()  # what was stored in place is read by other threads
             _store_codes(x, blocks, place, there, KV, HEAD_DIM, PAGE_SIZE, BLOCK_D)
-            x = v + token * v_stride + head * HEAD_DIM
-            _store_codes(x, blocks + v_offset, place, there, KV, HEAD_DIM, PAGE_SIZE, BLOCK_D)
         else:
-            slot = blocks + place * HEAD_DIM
-            _store(slot, a, b, z, there, n, rest, KV, HEAD_DIM, HALF)
-            x = v + token * v_stride + head * HEAD_DIM
-            a, b, z = _prepared(x, x, c, s, eps, there, n, rest, HEAD_DIM, HALF, False, False)
-            _store(slot + v_offset, a, b, z, there, n, rest, KV, HEAD_DIM, HALF)
+            _store(blocks + place * HEAD_DIM, a, b, z, there, n, rest, KV, HEAD_DIM, HALF)
+        x = v + token * v_stride + head * VALUE_DIM
+        blocks += v_offset
+        if CODES and not SHARED:
+            _store_codes(x, blocks, place, there, KV, VALUE_DIM, PAGE_SIZE, BLOCK_V)
+        elif not SHARED:
+            d = tl.arange(0, BLOCK_V)
+            mask = there[:, None] & (d < VALUE_DIM)[None, :]
+            values = tl.load(x[:, None] + d[None, :], mask=mask, other=0.0)
+            slots_of_v = blocks + place * VALUE_DIM
+            tl.store(slots_of_v[:, None] + d[None, :], values.to(KV), mask=mask)
 
 
 def append(plan: Plan, layer: int, k: Tensor, v: Tensor) -> None:
@@ -275,12 +281,15 @@ def _launch(
         HEADS=heads,
         KV_HEADS=layout.kv_heads,
         HEAD_DIM=layout.head_dim,
+        VALUE_DIM=layout.value_dim,
+        SHARED=layout.shared,
         HALF=half,
         PAGE_SIZE=layout.page_size,
         BLOCK_H=BLOCK_H,
         BLOCK_HALF=triton.next_power_of_2(half),
         BLOCK_REST=triton.next_power_of_2(max(1, layout.head_dim - 2 * half)),
         BLOCK_D=max(32, triton.next_power_of_2(layout.head_dim)),
+        BLOCK_V=max(32, triton.next_power_of_2(layout.value_dim)),
         NORM=norm is not None,
         ROTATE=rotation is not None,
         **options(warps=4),

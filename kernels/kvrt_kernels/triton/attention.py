@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kvrt.errors import ContractError
 from kvrt.spi import QUANTIZATIONS, AttentionBatch, AttentionParams
 from kvrt_kernels.triton.append import append
 from kvrt_kernels.triton.configs import Tile, Tiles, config, options
@@ -92,6 +93,8 @@ class TritonAttention:
         self, plan: object, layer: int, q: Tensor, out: Tensor, params: AttentionParams
     ) -> None:
         step = cast(Plan, plan)
+        if params.sinks or not params.causal or params.sink_logits is not None:
+            raise ContractError("the Triton kernels know no sinks yet, and only causal attention")
         if len(step.few):
             self._few(step, layer, q, out, params)
         if len(step.many):

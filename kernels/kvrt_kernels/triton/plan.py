@@ -2,11 +2,10 @@
 
     int64  few       [sequences with few query tokens + 1, 7]       work.py names the columns
     int64  many      [sequences with many query tokens + 1, 7]
-    int32  slots     [tokens, 4]                                    see below
+    int32  slots     [tokens, 2]                                    the page, and the place in it
     int32  pages     [sequences, max pages]                         the page table
     int32  branches  [sequences, longest]                           slots, if there are any
 
-A token's slot is its page, its place in the page, and its position; the fourth number is nothing.
 Branches of drafts are sequences here.
 
 Nothing here asks the device for anything, so nothing waits for it.
@@ -20,14 +19,12 @@ from torch import Tensor
 
 from kvrt.errors import ContractError
 from kvrt.spi import AttentionBatch, KVFormat, KVLayout
-from kvrt_kernels import HEAD_DIMS
+from kvrt_kernels import TRITON_HEAD_DIMS
 from kvrt_kernels.tree import Lines, lines
 
 FEW = 16
 """Sequences with up to so many query tokens have their contexts split among programs."""
 COLUMNS = 7
-SLOT = 2
-"""Words of one token's slot."""
 WORD = 8
 DTYPE: dict[KVFormat, tl.dtype] = {
     "float32": tl.float32,
@@ -103,7 +100,7 @@ class Plan:
             after `update`; only its page table may move.
 
     Raises:
-        ContractError: a head_dim that is not a multiple of 16 from 16 to 256.
+        ContractError: a head_dim or value_dim that is not a multiple of 16 from 16 to 256.
     """
 
     def __init__(
@@ -112,10 +109,9 @@ class Plan:
         self.branches = batch.parents is not None
         branching = lines(batch)
         batch, layout = branching.batch, batch.layout
-        if layout.head_dim not in HEAD_DIMS:
-            raise ContractError(
-                f"head_dim must be a multiple of 16 from 16 to 256, not {layout.head_dim}"
-            )
+        for name, dim in (("head_dim", layout.head_dim), ("value_dim", layout.value_dim)):
+            if dim not in TRITON_HEAD_DIMS:
+                raise ContractError(f"{name} must be a multiple of 16 from 16 to 256, not {dim}")
         self.layout: KVLayout = layout
         self.kv = batch.kv
         self.dtype = DTYPE[layout.format]
@@ -131,7 +127,7 @@ class Plan:
         self.few, self.many = Work(few, queries[few]), Work(many, queries[many])
         self._many_queries = queries[many]
         tables = self.few.words + self.many.words
-        self._fixed = tables + SLOT * self.tokens
+        self._fixed = tables + self.tokens
         words = self._words(branching)
         self._home = torch.empty((1 + recorded) * words, dtype=torch.int64, device=device)
         self._away: Tensor | None = None
@@ -210,8 +206,7 @@ class Plan:
             (self.many, many, self._many_queries),
         ):
             work.describe(buffer[part], row, start, context, trunk, elsewhere, size)
-        slots = buffer[many.stop : self._fixed].view(np.int32).reshape(-1, 2 * SLOT)
+        slots = buffer[many.stop : self._fixed].view(np.int32).reshape(-1, 2)
         slots[:, 0] = table[self._sequence, slot // self.layout.page_size]
         slots[:, 1] = slot % self.layout.page_size
-        slots[:, 2] = position
         return staged

@@ -76,25 +76,27 @@ class Backing:
         return self._bytes[start : start + self.geometry.page_bytes]
 
     def token(self, page: int, slot: int) -> tuple[Tensor, ...]:
-        """One token's keys and values, in the span's memory: [layers, 2, kv_heads, slot's items].
+        """One token's keys, and its values, in the span's memory: [layers, kv_heads, slot's items].
 
-        If the format has scales, theirs as well: uint8 [layers, 2, kv_heads, groups, bytes].
+        If the format has scales, those of each as well: uint8 [layers, kv_heads, groups, bytes].
         """
         layout = self.layout
-        shape = (layout.layers, 2, layout.kv_heads)
-        strides = (layout.layer_stride, layout.v_offset, layout.head_stride)
-        first = page * layout.page_stride
-        own = layout.slot_stride
-        items = self.kv.as_strided((*shape, own), (*strides, 1), first + slot * own)
-        if layout.quantization is None:
-            return (items,)
-        size = layout.quantization.scale_bytes
-        scales = self.kv.as_strided(
-            (*shape, layout.groups, size),
-            (*strides, layout.page_size * size, 1),
-            first + layout.scale_offset + slot * size,
-        )
-        return items, scales
+        shape, strides = (layout.layers, layout.kv_heads), (layout.layer_stride, layout.head_stride)
+        blocks = (layout.keys,) if layout.shared else (layout.keys, layout.values)
+        pieces: list[Tensor] = []
+        for kv, block in enumerate(blocks):
+            first, own = page * layout.page_stride + kv * layout.v_offset, block.slot_stride
+            pieces.append(self.kv.as_strided((*shape, own), (*strides, 1), first + slot * own))
+            if layout.quantization is not None:
+                size = layout.quantization.scale_bytes
+                pieces.append(
+                    self.kv.as_strided(
+                        (*shape, block.groups, size),
+                        (*strides, layout.page_size * size, 1),
+                        first + block.scale_offset + slot * size,
+                    )
+                )
+        return tuple(pieces)
 
     def chunk(self, index: int) -> Tensor:
         """The bytes of a mapped chunk: uint8 [chunk_bytes], in the span's memory."""

@@ -76,6 +76,7 @@ from kvrt.testing.mutants.graphs import (
     ComputesWhileRecording,
     RecordsTooFew,
     ReplaysTheRecordedBatch,
+    TakesAllForTheFirst,
 )
 from kvrt.testing.mutants.memory import (
     CutsOffsets,
@@ -89,6 +90,18 @@ from kvrt.testing.mutants.memory import (
     MapsZeroes,
     RemembersTensors,
     ReservesMemory,
+)
+from kvrt.testing.mutants.seen import (
+    GivesValuesTheWidthOfKeys,
+    IgnoresSinkLogits,
+    IgnoresSinks,
+    IsAlwaysCausal,
+    KeepsASinkTooMany,
+    ReadsPagesBeforeTheWindow,
+    ScalesSinkLogits,
+    StoresValuesThatAreKeys,
+    TakesTheEndOfKeysForValues,
+    UsesEntriesBeforeTheWindow,
 )
 from kvrt.wrappers.wrapper import (
     WrappedAttention,
@@ -289,6 +302,26 @@ MUTANTS: Mapping[str, Mutant] = {
         "batches::test_a_page_that_holds_something_else_is_read_anew", attention=KeepsFullPages
     ),
     "sums_in_bfloat16": Mutant("batches::test_sums_are_taken_in_float32", attention=SumsInBfloat16),
+    "uses_entries_before_the_window": Mutant(
+        "seen::test_nothing_before_a_window_is_read", attention=UsesEntriesBeforeTheWindow
+    ),
+    "reads_pages_before_the_window": Mutant(
+        "seen::test_nothing_before_a_window_is_read", attention=ReadsPagesBeforeTheWindow
+    ),
+    "ignores_sinks": Mutant("seen", attention=IgnoresSinks),
+    "keeps_a_sink_too_many": Mutant("seen", attention=KeepsASinkTooMany),
+    "ignores_sink_logits": Mutant(
+        "seen::test_a_sinks_logit_is_in_the_denominator", attention=IgnoresSinkLogits
+    ),
+    "scales_sink_logits": Mutant(
+        "seen::test_a_sinks_logit_is_in_the_denominator", attention=ScalesSinkLogits
+    ),
+    "is_always_causal": Mutant(
+        "seen::test_without_causality_a_token_sees_all_of_its_context", attention=IsAlwaysCausal
+    ),
+    "takes_the_end_of_keys_for_values": Mutant("values", attention=TakesTheEndOfKeysForValues),
+    "stores_values_that_are_keys": Mutant("values", attention=StoresValuesThatAreKeys),
+    "gives_values_the_width_of_keys": Mutant("values", attention=GivesValuesTheWidthOfKeys),
     "ignores_branches": Mutant("trees", attention=IgnoresBranches),
     "stores_by_position": Mutant("trees", attention=StoresByPosition),
     "sees_other_branches": Mutant("trees", attention=SeesOtherBranches),
@@ -313,6 +346,9 @@ MUTANTS: Mapping[str, Mutant] = {
     "rotates_the_other_way": Mutant("dense", dense=RotatesTheOtherWay),
     "replays_the_recorded_batch": Mutant("graphs", graphs=ReplaysTheRecordedBatch),
     "computes_while_recording": Mutant("graphs", graphs=ComputesWhileRecording),
+    "takes_all_for_the_first": Mutant(
+        "graphs::test_a_step_may_have_several_batches", graphs=TakesAllForTheFirst
+    ),
     "records_too_few": Mutant("graphs", graphs=RecordsTooFew),
     "never_closes": Mutant("lifecycle", device=NeverCloses),
     "closes_once": Mutant("lifecycle", device=ClosesOnce),

@@ -101,9 +101,9 @@ def test_a_product_may_replace_its_residual(
     assert torch.equal(residual, want)
 
 
-def angles(device: Device, positions: int, count: int) -> Rotation:
-    frequency = 10000.0 ** -(torch.arange(count) / count)
-    angle = torch.arange(positions)[:, None] * frequency
+def angles(device: Device, tokens: int, count: int) -> Rotation:
+    """Other ones for each token, in no order."""
+    angle = 6.3 * torch.rand(tokens, count, generator=torch.Generator().manual_seed(7))
     place = device.info.torch_device
     return Rotation(cos=angle.cos().to(place), sin=angle.sin().to(place))
 
@@ -121,19 +121,19 @@ def test_rotate_append(
     rotated: float,
     normed: bool,
 ) -> None:
-    """Norm first, then rotation, at each token's own position; then k as it is now, and v."""
+    """Norm first, then rotation, by each token's own angles; then k as it is now, and v."""
     case = Case(head_dim=head_dim, compute=compute, kv=kv)
-    rotation = angles(device, 150, int(head_dim * rotated) // 2) if rotated else None
+    tokens = sum(case.queries)
+    rotation = angles(device, tokens, int(head_dim * rotated) // 2) if rotated else None
     scales = [1 + 0.2 * randoms(device, "float32", head_dim, seed=seed) for seed in (5, 6)]
     norm = HeadNorm(q=scales[0], k=scales[1], eps=1e-6) if normed else None
     with PagedKV(device, case.layout, case.pages) as pages:
         tables = [pages.take(length) for length in case.contexts]
         batch = pages.batch(tables, case.contexts, case.queries)
         fill_past(batch)
-        tokens = int(batch.query_start[-1])
         qkv = randoms(device, compute, tokens, case.heads + 2 * case.kv_heads, head_dim, seed=1)
         q, k, v = qkv[:, :6], qkv[:, 6:8], qkv[:, 8:]
-        want_q, want_k = reference.normed_and_rotated(batch, q.clone(), k.clone(), rotation, norm)
+        want_q, want_k = reference.normed_and_rotated(q.clone(), k.clone(), rotation, norm)
         plan = device.attention.plan(batch)
         dense.rotate_append(plan, 1, q, k, v, rotation, norm)
         device.synchronize()

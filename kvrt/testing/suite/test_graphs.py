@@ -1,7 +1,7 @@
 """Recording of a decode step: nothing is computed until it is replayed, and then for any batch."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -41,7 +41,8 @@ class Step:
         values = randoms(self._device, self._case.compute, *self._qkv.shape, seed=seed)
         self._qkv.copy_(values)
 
-    def record(self, plan: object) -> None:
+    def record(self, plans: Sequence[object]) -> None:
+        (plan,) = plans
         for layer, out in enumerate(self.out):
             self._device.attention.append(plan, layer, self.k, self.v)
             self._device.attention.run(plan, layer, self.q, out, self._case.params)
@@ -70,15 +71,49 @@ def test_a_replay_serves_each_batch_of_its_size(
         fill_past(batch, seed=number)
         step.fill(number)
         if graph is None:
-            graph = graphs.capture(batch, step.record)
+            graph = graphs.capture([batch], step.record)
             device.synchronize()
             assert all(out.isnan().all() for out in step.out), "computed while recording"
-        graph.replay(batch)
+        graph.replay([batch])
         device.synchronize()
         for layer, out in enumerate(step.out):
             reference.append(batch, layer, step.k, step.v)
             want = reference.attention(batch, layer, step.q, case.params)
             assert not mismatch(out, want, case.tolerance), f"step {number}, layer {layer}"
+
+
+def test_a_step_may_have_several_batches(
+    device: Device, graphs: GraphCapture, case: Case, pages: PagedKV
+) -> None:
+    """Of layers whose pages lie elsewhere, in another layout; each call reads its own batch's."""
+    narrow = replace(case, kv_heads=1, layers=1, page_size=7)
+    first, second = Step(device, case, 3), Step(device, narrow, 3)
+
+    def record(plans: Sequence[object]) -> None:
+        first.record(plans[:1])
+        second.record(plans[1:])
+        first.record(plans[:1])
+
+    graph = None
+    count = sum(math.ceil(length / 7) for step in STEPS for length in step)
+    with PagedKV(device, narrow.layout, count) as elsewhere:
+        for number, contexts in enumerate(STEPS):
+            batches = [
+                kept.batch([kept.take(length) for length in contexts], contexts, case.queries)
+                for kept in (pages, elsewhere)
+            ]
+            for seed, (batch, step) in enumerate(zip(batches, (first, second), strict=True)):
+                fill_past(batch, seed=number + 10 * seed)
+                step.fill(number + 10 * seed)
+            if graph is None:
+                graph = graphs.capture(batches, record)
+            graph.replay(batches)
+            device.synchronize()
+            for batch, step in zip(batches, (first, second), strict=True):
+                for layer, out in enumerate(step.out):
+                    reference.append(batch, layer, step.k, step.v)
+                    want = reference.attention(batch, layer, step.q, case.params)
+                    assert not mismatch(out, want, case.tolerance), f"step {number}, {layer}"
 
 
 @pytest.mark.parametrize("queries", [(1, 1, 1), (3,), (0, 2, 1), (2, 1)])
@@ -97,14 +132,14 @@ def test_a_ragged_replay_serves_batches_that_group_their_tokens_anew(
         pytest.skip(f"the device does not declare {needed - declared}")
     step = Step(device, case, 3)
     first = pages.batch([pages.take(length) for length in STEPS[0]], STEPS[0], case.queries)
-    graph = graphs.capture(first, step.record)
+    graph = graphs.capture([first], step.record)
     contexts = STEPS[1][: len(queries)]
     batch = pages.batch([pages.take(length) for length in contexts], contexts, queries)
     if branches:
         batch = replace(batch, parents=torch.full((3,), -1, dtype=torch.int32))
     fill_past(batch)
     step.fill(1)
-    graph.replay(batch)
+    graph.replay([batch])
     device.synchronize()
     for layer, out in enumerate(step.out):
         reference.append(batch, layer, step.k, step.v)
@@ -112,7 +147,7 @@ def test_a_ragged_replay_serves_batches_that_group_their_tokens_anew(
         assert not mismatch(out, want, case.tolerance), f"layer {layer}"
 
 
-def test_a_replay_makes_fused_calls_in_their_order(
+def test_a_replay_makes_dense_calls_in_their_order(
     device: Device, graphs: GraphCapture, case: Case, pages: PagedKV
 ) -> None:
     """Each result is the next call's input, and the first input is another in each replay."""
@@ -128,17 +163,17 @@ def test_a_replay_makes_fused_calls_in_their_order(
     x = randoms(device, case.compute, 3, width, seed=4)
     normed, gated, out = (torch.full_like(x, math.nan) for _ in range(3))
 
-    def record(plan: object) -> None:
+    def record(plans: Sequence[object]) -> None:
         ops.rms_norm(x, norm, 1e-5, normed)
         ops.gated_linear(normed, weight, "silu", None, gated)
         ops.linear(gated, weight[:width], bias, x, out)
 
     tables = [pages.take(length) for length in case.contexts]
     batch = pages.batch(tables, case.contexts, case.queries)
-    graph = graphs.capture(batch, record)
+    graph = graphs.capture([batch], record)
     for seed in (5, 6):
         x.copy_(randoms(device, case.compute, 3, width, seed=seed))
-        graph.replay(batch)
+        graph.replay([batch])
         device.synchronize()
         wants: list[tuple[Tensor, Tensor]] = [
             (normed, reference.rms_norm(x, norm, 1e-5)),
@@ -158,13 +193,13 @@ def test_a_device_computes_as_before_after_recording(
     fill_past(batch)
     step.fill(1)
 
-    def fails(plan: object) -> None:
-        step.record(plan)
+    def fails(plans: Sequence[object]) -> None:
+        step.record(plans)
         raise KeyError("the caller's own")
 
     with pytest.raises(KeyError, match="own"):
-        graphs.capture(batch, fails)
-    step.record(device.attention.plan(replace(batch)))
+        graphs.capture([batch], fails)
+    step.record([device.attention.plan(replace(batch))])
     device.synchronize()
     for layer, out in enumerate(step.out):
         want = reference.attention(batch, layer, step.q, case.params)

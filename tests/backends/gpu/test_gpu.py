@@ -118,13 +118,13 @@ def test_a_step_is_recorded_once_and_replayed_for_the_batch_it_is_given(
     attention: Any = Attention(told)
     graphs = DeviceGraphs(attention, "cuda:0")
     batches: list[Any] = ["batch 0", "batch 1"]
-    graph = graphs.capture(batches[0], lambda plan: told.append(("record", plan)))
+    graph = graphs.capture(batches[:1], lambda plans: told.append(("record", *plans)))
     assert told == [
         ("plan", "batch 0"), "begin in pool 1 on stream 1", ("record", "the plan"), "end",
     ]  # fmt: skip
     told.clear()
     for batch in batches:
-        graph.replay(batch)
+        graph.replay([batch])
     assert told == [
         ("update", "the plan", "batch 0"), "replay",
         ("update", "the plan", "batch 1"), "replay",
@@ -140,7 +140,7 @@ def test_graphs_of_a_device_share_one_stream_and_one_pool_and_those_of_another_h
 
     def begin(graphs: DeviceGraphs) -> tuple[object, object]:
         told.clear()
-        return graphs.capture(batch, lambda plan: None), told[0]
+        return graphs.capture([batch], lambda plans: None), told[0]
 
     kept = [begin(one) for _ in range(3)]
     assert [where for _, where in kept] == ["begin in pool 1 on stream 1"] * 3

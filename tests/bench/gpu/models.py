@@ -212,7 +212,7 @@ def step_overhead(backend: str, clock: Clock, rows: Rows, *, small: bool) -> Non
         tokens, every = torch.full((count,), 5), torch.arange(count)
 
         def forward() -> torch.Tensor:
-            return model.decoder.forward(tokens, batch, every)
+            return model.decoder.forward(tokens, [batch], every)
 
         on_device = clock.back_to_back(forward)
         submit = []

@@ -1,6 +1,7 @@
 """A whole backend in one file: a make-believe device of 256 MiB, in the host's memory."""
 
 import ctypes
+import itertools
 import mmap
 import os
 from errno import errorcode
@@ -141,25 +142,25 @@ class Copier:
 
 
 class Plan:
-    """For each sequence its rows, and where the keys of its tokens are in layer 0."""
+    """For each sequence its rows, its length, and its row of the page table."""
 
     def __init__(self, batch: AttentionBatch) -> None:
         self.kv, self.layout = batch.kv, batch.layout
-        self.rows: list[slice] = []
-        self.keys: list[Tensor] = []  # int64 [context, kv_heads, head_dim], elements of kv
-        page, heads, d = batch.layout.page_size, batch.layout.kv_heads, batch.layout.head_dim
-        starts = batch.query_start.tolist()
-        for s, length in enumerate(batch.context_len.tolist()):
-            position = torch.arange(length)
-            pages = batch.page_table[s].long()[position // page]
-            token = pages * batch.layout.page_stride + position % page * d
-            head = torch.arange(heads) * batch.layout.head_stride
-            self.rows.append(slice(starts[s], starts[s + 1]))
-            self.keys.append(token[:, None, None] + head[:, None] + torch.arange(d))
+        starts, lengths = batch.query_start.tolist(), batch.context_len.tolist()
+        rows = [slice(*ends) for ends in itertools.pairwise(starts)]
+        self.sequences = list(zip(rows, lengths, batch.page_table.long(), strict=True))
 
-    def elements(self, sequence: int, layer: int) -> tuple[Tensor, Tensor]:
-        keys = self.keys[sequence] + layer * self.layout.layer_stride
-        return keys, keys + self.layout.v_offset
+    def elements(self, pages: Tensor, positions: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Where keys and values are in kv: int64 [positions, kv_heads, elements of a head]."""
+        layout, slot = self.layout, positions % self.layout.page_size
+        page = pages[positions // layout.page_size] * layout.page_stride
+        head = torch.arange(layout.kv_heads) * layout.head_stride + layer * layout.layer_stride
+        blocks = page[:, None, None] + head[:, None]
+        keys, values = (
+            blocks + slot[:, None, None] * block.slot_stride + torch.arange(block.dim)
+            for block in (layout.keys, layout.values)
+        )
+        return keys, values + layout.v_offset
 
 
 class Attention:
@@ -168,30 +169,38 @@ class Attention:
 
     def append(self, plan: object, layer: int, k: Tensor, v: Tensor) -> None:
         assert isinstance(plan, Plan)
-        for s, rows in enumerate(plan.rows):
-            new = slice(len(plan.keys[s]) - (rows.stop - rows.start), None)
-            for elements, tensor in zip(plan.elements(s, layer), (k, v), strict=True):
-                plan.kv[elements[new]] = tensor[rows].to(plan.kv.dtype)
+        for rows, length, pages in plan.sequences:
+            new = torch.arange(length - (rows.stop - rows.start), length)
+            keys, values = plan.elements(pages, new, layer)
+            plan.kv[keys] = k[rows].to(plan.kv.dtype)
+            if not plan.layout.shared:
+                plan.kv[values] = v[rows].to(plan.kv.dtype)
 
     def run(
         self, plan: object, layer: int, q: Tensor, out: Tensor, params: AttentionParams
     ) -> None:
         assert isinstance(plan, Plan)
         group = q.shape[1] // plan.layout.kv_heads
-        for s, rows in enumerate(plan.rows):
+        for rows, length, pages in plan.sequences:
+            query = torch.arange(length - (rows.stop - rows.start), length)[:, None]
+            first = max(0, int(query[0]) + 1 - params.window) if params.window and len(query) else 0
+            sinks = torch.arange(min(params.sinks, first))
+            key = torch.cat((sinks, torch.arange(first, length)))
             k, v = (
                 plan.kv[elements].float().repeat_interleave(group, dim=1)
-                for elements in plan.elements(s, layer)
+                for elements in plan.elements(pages, key, layer)
             )
             scores = torch.einsum("qhd,khd->hqk", q[rows].float(), k) * params.scale
             if params.softcap:
                 scores = params.softcap * torch.tanh(scores / params.softcap)
-            key = torch.arange(len(k))
-            query = key[len(k) - scores.shape[1] :, None]
-            hidden = key > query
+            hidden = (key > query) & params.causal
             if params.window:
-                hidden |= key <= query - params.window
-            weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+                hidden |= (key <= query - params.window) & (key >= params.sinks)
+            scores = scores.masked_fill(hidden, float("-inf"))
+            if params.sink_logits is not None:
+                logits = params.sink_logits[:, None, None].expand(-1, len(query), 1)
+                scores = torch.cat((scores, logits), dim=-1)
+            weights = scores.softmax(dim=-1)[..., : len(key)]
             out[rows] = torch.einsum("hqk,khd->qhd", weights, v).to(out.dtype)
 
 
@@ -214,7 +223,7 @@ class NullDevice:
             compute_dtypes=("float32", "bfloat16", "float16"),
             weight_dtypes=("float32", "bfloat16", "float16"),
             kv_formats=("float32", "bfloat16", "float16"),
-            capabilities=frozenset({Capability.ALIASING}),
+            capabilities=frozenset({Capability.ALIASING, Capability.VALUE_WIDTHS}),
             notes=("attention is computed by torch, one sequence after the other",),
         )
 

@@ -10,7 +10,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     raise ImportError("set TRITON_INTERPRET=1 before Python starts")
 
 import kvrt_null
-from kvrt_kernels import HEAD_DIMS
+from kvrt_kernels import TRITON_HEAD_DIMS
 from kvrt_kernels.triton import TritonAttention, TritonOps
 
 from kvrt.spi import Backend, Capability, DenseOps, Device, DeviceOptions, Extension, Probe
@@ -30,9 +30,9 @@ class Interpreted(kvrt_null.NullDevice):
             backend="interpreted",
             name="Triton's interpreter",
             arch=arch,
-            capabilities=self.info.capabilities | {Capability.TREES},
+            capabilities=frozenset({Capability.ALIASING, Capability.TREES}),
             kv_formats=(*self.info.kv_formats, "int8", "fp8", "int4"),
-            head_dims=HEAD_DIMS,
+            head_dims=TRITON_HEAD_DIMS,
             notes=(),
         )
         self.attention = TritonAttention(arch, place, multiprocessors=2)
