@@ -18,12 +18,12 @@ from kvrt.spi import (
     Rotation,
 )
 from kvrt_kernels import codes
-from kvrt_kernels.tree import Lines, lines
+from kvrt_kernels.tree import Lines, lines, owned
 
 
 def plan(batch: AttentionBatch) -> Lines:
     """Nothing is to be prepared but that branches are sequences of their own."""
-    return lines(batch)
+    return lines(owned(batch))
 
 
 def pages(batch: AttentionBatch, layer: int, kv: int) -> Tensor:

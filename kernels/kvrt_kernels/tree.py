@@ -46,7 +46,7 @@ class Lines:
 
 
 def owned(batch: AttentionBatch) -> AttentionBatch:
-    """A batch without branches whose tensors on the host are its own."""
+    """The batch, with a page table and lengths of its own: for plans that outlive their call."""
     return replace(
         batch,
         page_table=batch.page_table.clone(),
@@ -56,13 +56,10 @@ def owned(batch: AttentionBatch) -> AttentionBatch:
 
 
 def lines(batch: AttentionBatch) -> Lines:
-    """The branches of a batch. Without `parents` its sequences have one each; with them, those
-    without new tokens have none.
-
-    All tensors on the host are the result's own: the caller may change the batch's at once.
+    """The branches of a batch. Without `parents` its sequences have one each, and the tensors are
+    the batch's; with them, those without new tokens have none.
     """
     if batch.parents is None:
-        batch = owned(batch)
         nothing = torch.empty(len(batch.context_len), 0, dtype=torch.int32)
         return Lines(batch, batch.context_len, nothing)
     parents, start = batch.parents.numpy(), batch.query_start.numpy()
