@@ -122,9 +122,9 @@ def test_attention_over_used_pages_never_reads_what_others_left(backend: str) ->
 def test_the_tokens_of_a_page_share_no_element_of_it(kv: KVFormat) -> None:
     device = open_device("cpu")
     form = KVLayout.packed(kv, layers=3, kv_heads=2, head_dim=64, page_size=SIZE)
-    cache = KVCache(device, form, 100, limit_bytes=4 * device.info.granularity)
+    cache = KVCache(device, [form], 100, limit_bytes=4 * device.info.granularity)
     grow(cache, {"a": 3 * SIZE})
-    page, backing = cache.table.pages("a")[1], cache._backing
+    page, backing = cache.table.pages("a")[1], cache._backings[0]
     backing.page(page).zero_()
     for slot in range(SIZE):
         for part in backing.token(page, slot):
