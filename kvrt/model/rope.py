@@ -98,11 +98,11 @@ def positions_of(batch: AttentionBatch) -> NDArray[np.int64]:
     before it; with `parents`, its parent, so that rows of different branches share positions.
     """
     start = batch.query_start.numpy()
-    counts = np.diff(start)
+    counts = start[1:] - start[:-1]
     past = batch.context_len.numpy() - counts
     if batch.parents is None:
         positions = np.arange(start[-1], dtype=np.int64)
-        positions += np.repeat(past - start[:-1], counts)
+        positions += (past - start[:-1]).repeat(counts)
         return positions
     of_rows: list[int] = []
     parents = batch.parents.tolist()
