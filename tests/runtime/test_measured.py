@@ -31,3 +31,15 @@ def test_each_step_is_measured_alone_with_its_tokens_and_their_context(
     assert prefills[0][2] == steps[0][1]
     assert all(seconds > 0 for _, seconds in steps)
     assert sum(seconds for _, seconds in steps) <= elapsed
+
+
+def test_times_are_counted_from_when_it_was_asked(make_runtime: MakeRuntime) -> None:
+    begun = time.perf_counter()
+    runtime = make_runtime()
+    assert 0 < runtime.stats().load_seconds <= time.perf_counter() - begun
+    begun = time.perf_counter()
+    params = SamplingParams(max_tokens=3, ignore_eos=True)
+    for result in runtime.generate([[1, 2], [3]], params):
+        times = result.timings
+        elapsed = time.perf_counter() - begun
+        assert 0 <= times.queued < times.first_token < times.total <= elapsed
