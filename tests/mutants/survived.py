@@ -288,4 +288,22 @@ SURVIVED = {
         "nobody's home\n        pass",
         "model/test_resolve.py",
     ),
+    "loading began when the machine did": M(
+        "kvrt.engine.worker",
+        "started = time.perf_counter()\n        made =",
+        "started = 0.0\n        made =",
+        "runtime/test_measured.py",
+    ),
+    "nothing is hoped for": M(
+        "kvrt.sched.speculation",
+        "worth = self._worth(rows)\n        return any(",
+        "worth = 1.0\n        return any(",
+        "runtime/test_ahead.py",
+    ),
+    "each sequence brings something": M(
+        "kvrt.wrappers.attention",
+        "if query.min() < 0:",
+        "if query.min() <= 0:",
+        "registry/test_checked_attention.py",
+    ),
 }

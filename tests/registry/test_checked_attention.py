@@ -234,6 +234,14 @@ def test_the_layouts_dtype_is_one_of_the_devices(device: Device, batch: Attentio
         device.attention.plan(replace(batch, layout=layout))
 
 
+@pytest.mark.parametrize("queries", [(0, 2, 3), (2, 0, 3), (2, 3, 0), (0, 0, 1)])
+def test_a_sequence_may_bring_nothing(
+    device: Device, pages: PagedKV, queries: tuple[int, ...]
+) -> None:
+    tables = [pages.take(5) for _ in queries]
+    device.attention.plan(pages.batch(tables, (5, 5, 5), queries))
+
+
 class Narrow(Wrapper):
     """Can do heads of 8 and of 64, and keeps them in float32."""
 

@@ -112,6 +112,18 @@ def test_planning_ahead_changes_no_answer(
     assert runtime.stats().cache.used_pages == 0
 
 
+def test_a_step_is_not_planned_ahead_of_what_may_be_guessed(
+    make_runtime: MakeRuntime, break_device: Break
+) -> None:
+    params = SamplingParams(max_tokens=200, ignore_eos=True, speculate=4)
+    want = make_runtime().generate([[1, 2, 3, 4] * 20], params)[0]
+    break_device(Asynchronous)
+    got = make_runtime().generate([[1, 2, 3, 4] * 20], params)[0]
+    assert got.token_ids == want.token_ids
+    assert want.usage.drafted_tokens > 0
+    assert got.usage.drafted_tokens > 0
+
+
 def test_what_is_aborted_or_stopped_while_it_is_planned_loses_its_pages(
     make_runtime: MakeRuntime, break_device: Break, ahead: Plans
 ) -> None:
