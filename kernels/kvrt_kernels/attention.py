@@ -81,8 +81,10 @@ def plan(batch: AttentionBatch, *, lasting: bool = True, number: int = 0) -> Pla
     layout = batch.layout
     table, start, length = batch.page_table, batch.query_start, batch.context_len
     for name, dim in (("head_dim", layout.head_dim), ("value_dim", layout.value_dim)):
-        need(dim in HEAD_DIMS, f"{name} must be among {HEAD_DIMS}, not {dim}")
-    need(layout.format in FORMAT_CODE, f"{layout.format} is not among {', '.join(FORMAT_CODE)}")
+        if dim not in HEAD_DIMS:
+            raise ContractError(f"{name} must be among {HEAD_DIMS}, not {dim}")
+    if layout.format not in FORMAT_CODE:
+        raise ContractError(f"{layout.format} is not among {', '.join(FORMAT_CODE)}")
     need(layout.page_size > 0, f"page_size must be positive, not {layout.page_size}")
     for name, x, shape in (
         ("page_table", table, (table.shape[0], table.shape[-1])),
@@ -93,10 +95,10 @@ def plan(batch: AttentionBatch, *, lasting: bool = True, number: int = 0) -> Pla
             raise ContractError(
                 f"{name} must be contiguous int32 {list(shape)}, not {x.dtype} {list(x.shape)}"
             )
-    need(
-        batch.kv.dtype is getattr(torch, layout.storage),
-        f"kv must be {layout.storage}, as its layout says, not {batch.kv.dtype}",
-    )
+    if batch.kv.dtype is not getattr(torch, layout.storage):
+        raise ContractError(
+            f"kv must be {layout.storage}, as its layout says, not {batch.kv.dtype}"
+        )
     return Plan(
         batch=batch,
         format=FORMAT_CODE[layout.format],
