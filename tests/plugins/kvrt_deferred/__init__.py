@@ -90,6 +90,8 @@ class Attention:
         self, plan: object, layer: int, q: Tensor, out: Tensor, params: AttentionParams
     ) -> None:
         queries, to = q.stored, out.stored
+        if params.sink_logits is not None:
+            params = replace(params, sink_logits=params.sink_logits.stored)
         COMPUTE.post(lambda: self._inner.run(plan, layer, queries, to, params))
 
 
