@@ -59,8 +59,8 @@ def test_the_layout_has_no_gaps(format: KVFormat, **sizes: int) -> None:
         assert 0 <= head - layout.keys.items < 64
         assert head % 64 == 0
         align = layout.quantization.scale_bytes
-        assert layout.scale_offset % align == 0
-        assert 0 <= layout.scale_offset - layout.page_size * layout.slot_stride < align
+        assert layout.keys.scale_offset % align == 0
+        assert 0 <= layout.keys.scale_offset - layout.page_size * layout.keys.slot_stride < align
     assert layout.v_offset == layout.kv_heads * head
     assert layout.layer_stride == 2 * layout.v_offset
     assert layout.page_stride == layout.layers * layout.layer_stride
