@@ -125,7 +125,7 @@ class Backend(Protocol):
         """Look whether a device can be opened. Cheap (well under a second); never raises."""
 
     def open(self, index: int = 0, options: DeviceOptions = DeviceOptions()) -> "Device":
-        """Open device `index`. Looks again whether it can: `probe` may not have been asked.
+        """Open device `index`.
 
         Looks again whether it can: a user who names the backend gets here without a `probe`.
 

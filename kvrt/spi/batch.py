@@ -69,7 +69,7 @@ class AttentionParams:
         window: a token sees only the last `window` positions, its own included; 0 = all.
         softcap: scores become ``softcap * tanh(score / softcap)``; 0 = off.
         sinks: besides its window a token sees the first `sinks` positions, up to its own (Xiao et
-            al. 2023, arXiv 2309.17453).
+            al. 2023, arXiv 2309.17453; but positions stay those of the text).
         causal: a token sees the positions up to its own; else all of its context, without a window
             and without `parents`.
         sink_logits: a learned logit of each query head, float32 [heads], contiguous, on the
