@@ -26,7 +26,7 @@ VALUES = [
     "kv/seq.py",
     *(
         f"kv/pages/{name}.py"
-        for name in ("geometry", "holders", "lanes", "ops", "placement", "table")
+        for name in ("geometry", "group", "holders", "lanes", "ops", "placement", "table")
     ),
 ]
 """What plans: on values alone, so that it is tested and replayed without a device."""

@@ -22,6 +22,7 @@ from kvrt.errors import CapacityError, ConfigError, IntegrityError, OutOfMemory
 from kvrt.kv.pages.apply import Failed, apply
 from kvrt.kv.pages.backing import Backing
 from kvrt.kv.pages.geometry import Geometry
+from kvrt.kv.pages.group import Group
 from kvrt.kv.pages.integrity import check_table
 from kvrt.kv.pages.lanes import SeqId
 from kvrt.kv.pages.limit import Limit
@@ -107,6 +108,8 @@ class KVCache:
         keep_warm_bytes: memory kept when idle, so that the first pages cost nothing; rounded down.
         poison: for tests. Each page that becomes free, and each chunk that is mapped, is
             overwritten with NaN, so that whoever reads a page without having written it shows.
+        windows: of each group, how far back its layers see, and how many first positions as well
+            (`kvrt.kv.pages.group.Group`): what they see no more is given up. None: all see all.
 
     Raises:
         ConfigError: the device cannot keep that format, or a size is negative.
@@ -123,10 +126,12 @@ class KVCache:
         limit_bytes: int,
         keep_warm_bytes: int = 0,
         poison: bool = False,
+        windows: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         self.layouts = tuple(layouts)
         self._geometries = [geometry_of(layout, device.info, pages) for layout in layouts]
         self._chunk_bytes = device.info.granularity
+        windows = windows or [(0, 0)] * len(self.layouts)
         if keep_warm_bytes < 0:
             raise ConfigError(f"keep_warm_bytes is {keep_warm_bytes}; it must not be negative")
         self._poison = poison
@@ -147,7 +152,14 @@ class KVCache:
         except BaseException:
             self.close()
             raise
-        change = PageTable.empty(self._geometries, self._limit.chunks, scrub=poison)
+        change = PageTable.empty(
+            [
+                Group(geometry, *window)
+                for geometry, window in zip(self._geometries, windows, strict=True)
+            ],
+            self._limit.chunks,
+            scrub=poison,
+        )
         self._table = change.table
         failed = self.commit(change)
         if failed is not None:

@@ -17,6 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from kvrt.kv.index.eviction import LeastRecentlyUsed
 from kvrt.kv.index.prefix import PrefixIndex
+from kvrt.kv.pages.group import Group
 from kvrt.kv.pages.table import Change, PageTable
 from kvrt.kv.tiers.names import PageName
 
@@ -30,7 +31,7 @@ LONG = 2048
 def cached(rows: int) -> tuple[PageTable, PrefixIndex]:
     """So many rows of two pages, each used later than the one before it."""
     shape = geometry()
-    table = PageTable.empty([shape], shape.chunks).table
+    table = PageTable.empty([Group(shape)], shape.chunks).table
     index = PrefixIndex(LeastRecentlyUsed())
     table = done(table.grow(dict.fromkeys(range(rows), 2 * shape.page_size)))
     for seq in range(rows):
@@ -48,7 +49,7 @@ def cached(rows: int) -> tuple[PageTable, PrefixIndex]:
 
 def running(pages: int) -> PageTable:
     shape = geometry()
-    table = PageTable.empty([shape], shape.chunks).table
+    table = PageTable.empty([Group(shape)], shape.chunks).table
     table = done(table.grow(dict.fromkeys(range(255), 1000)))
     table = done(table.grow({"long": pages * shape.page_size}))
     return table.name((table.pages("long"),)).table

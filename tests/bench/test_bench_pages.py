@@ -14,6 +14,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from kvrt.kv.cache import KVCache
 from kvrt.kv.pages.geometry import Geometry
+from kvrt.kv.pages.group import Group
 from kvrt.kv.pages.table import Change, PageTable
 from kvrt.registry import open_device
 from kvrt.spi import Device, KVLayout
@@ -40,7 +41,7 @@ def done(change: object) -> PageTable:
 def running(shape: Geometry, limit: int) -> PageTable:
     """Sequences in the middle of decoding: at every step, one in 16 needs a page."""
     rng = random.Random(0)
-    table = PageTable.empty([shape], limit).table
+    table = PageTable.empty([Group(shape)], limit).table
     for seq in range(SEQUENCES):
         table = done(table.grow({seq: 1000 + seq % 16}))
     for seq in rng.sample(range(SEQUENCES), 64):  # as if they had come and gone for a while

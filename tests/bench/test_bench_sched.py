@@ -6,6 +6,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from kvrt.kv.pages.geometry import Geometry
+from kvrt.kv.pages.group import Group
 from kvrt.kv.pages.table import Change, PageTable
 from kvrt.kv.seq import Seq
 from kvrt.sched.batching import Limits, StepPlan, plan_step
@@ -39,7 +40,7 @@ def test_a_step_with_256_running(benchmark: BenchmarkFixture, waiting: int, grou
     for seq in sequences(1000, waiting, 100):
         queue.append(seq)
     shapes = [replace(GEOMETRY, page_bytes=size << 10) for size in (360, 120, 24)[:groups]]
-    table = PageTable.empty(shapes, GEOMETRY.chunks).table
+    table = PageTable.empty([Group(each) for each in shapes], GEOMETRY.chunks).table
     grown = table.grow({seq.id: seq.computed for seq in running})
     assert isinstance(grown, Change)
 

@@ -93,6 +93,18 @@ SURVIVED = {
         "return (-page.hits, page.used)",
         "sched/test_eviction.py",
     ),
+    "a page of a window is given up one token too early": M(
+        "kvrt.kv.pages.group",
+        "length - self.window + 1",
+        "length - self.window + 2",
+        "pages/test_group.py",
+    ),
+    "a page before a window is given up as if drafts were true": M(
+        "kvrt.kv.pages.table",
+        "lane.leave(growing, rows, self.lengths, group)",
+        "lane.leave(growing, rows, lengths, group)",
+        "pages/test_group.py",
+    ),
     "ops of one group are carried out in another": M(
         "kvrt.kv.pages.apply",
         "backing = self._backings[op.group]",

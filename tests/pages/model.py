@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 import torch
 
 from kvrt.kv.cache import KVCache
@@ -20,7 +21,7 @@ from kvrt.kv.pages.lanes import Pages, Shortage
 from kvrt.kv.pages.table import Change, PageTable
 from kvrt.spi import Device
 
-from .shapes import layout, shape
+from .shapes import kind_and_window, layout, shape
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Model:
         self, device: Device, kind: str, *, chunks: int = 24, limit: int, keep_warm: int
     ) -> None:
         chunk = device.info.granularity
-        kinds = kind.split("+")
+        kinds, windows = zip(*map(kind_and_window, kind.split("+")), strict=True)
         shapes = [shape(each, chunks=chunks, chunk_bytes=chunk) for each in kinds]
         self.keep_warm = keep_warm
         self.cache = KVCache(
@@ -67,6 +68,7 @@ class Model:
             limit_bytes=limit * chunk,
             keep_warm_bytes=keep_warm * chunk,
             poison=True,
+            windows=windows,
         )
         self.chunk = chunk
         self.groups = range(len(kinds))
@@ -129,6 +131,9 @@ class Model:
             assert change.free < change.needed
             assert before.free_pages <= change.free or len(self.groups) > 1
             return False
+        for seq in tokens:
+            rows = [change.table.pages(seq, group) for group in self.groups]
+            assert self._has_kept(rows, before.length(seq)), "a page went too early"
         self.commit(change)
         assert self.table.mapped_chunks <= max(before.limit, before.mapped_chunks)
         for seq, count in tokens.items():
@@ -148,6 +153,10 @@ class Model:
 
     def truncate(self, seq: int, length: int, *, fenced: bool) -> None:
         rows = self.rows(seq)
+        if not self._has_kept(rows, length):
+            with pytest.raises(ValueError, match="has given up pages that"):
+                self.table.truncate(seq, length)
+            return
         self.commit(self.table.truncate(seq, length, after=self.step if fenced else None))
         self._keep_retired(seq, rows)
         del self.oracle.tokens[seq][length:]
@@ -155,6 +164,8 @@ class Model:
     def pick(self, seq: int, start: int, picked: list[int], *, fenced: bool) -> None:
         """Does nothing if somebody else holds what would be written."""
         rows, tokens = self.rows(seq), self.oracle.tokens[seq]
+        if not self._has_kept(rows, start + len(picked)) or not self._has_kept(rows, start):
+            return
         others = [page for other in self.oracle.tokens for page in self.table.pages(other)]
         named = {pages[0] for pages in self.oracle.named}
         if any(
@@ -176,7 +187,7 @@ class Model:
         """An index takes the first pages of a sequence, those that it does not hold."""
         tokens, size = self.oracle.tokens[seq], self.cache.page_size
         entries = enumerate(list(zip(*self.rows(seq), strict=True))[:pages])
-        new = [(at, entry) for at, entry in entries if entry not in self.oracle.named]
+        new = [(at, each) for at, each in entries if all(each) and each not in self.oracle.named]
         self.commit(self.table.name(self._by_group([entry for _, entry in new])))
         for at, entry in new:
             self.oracle.named[entry] = tokens[at * size : (at + 1) * size]
@@ -191,6 +202,17 @@ class Model:
     def forget(self, entries: list[tuple[int, ...]]) -> None:
         """The index gives pages up, in use or not."""
         self.commit(self.table.forget(self._by_group(entries)))
+
+    def _has_kept(self, rows: list[tuple[int, ...]], length: int) -> bool:
+        """Whether a sequence has all pages that a token at position `length` sees, or goes into."""
+        size = self.cache.page_size
+        for lane, row in zip(self.table.lanes, rows, strict=True):
+            window, sinks = lane.group.window, lane.group.sinks
+            seen = [p for p in range(length) if not window or p < sinks or p > length - window]
+            into = [length] if length % size else []
+            if not all(row[position // size] for position in seen + into):
+                return False
+        return True
 
     def _by_group(self, entries: list[tuple[int, ...]]) -> Pages:
         return tuple(tuple(entry[group] for entry in entries) for group in self.groups)
@@ -267,10 +289,12 @@ class Model:
             assert self.table.length(seq) == len(tokens)
             pages = self.table.pages(seq, group)
             assert len(pages) == lane.geometry.pages_for(len(tokens))
-            assert 0 not in pages
-            rows.update(pages)
-            if seq != but:
-                _compare(view[list(pages)], tokens, group)
+            kept = [at for at, page in enumerate(pages) if page]
+            assert kept == [*range(len(pages))] or lane.group.window
+            rows.update(page for page in pages if page)
+            for at in kept if seq != but else ():
+                size = lane.geometry.page_size
+                _compare(view[[pages[at]]], tokens[at * size : (at + 1) * size], group)
         retired = [entry for entry in self.oracle.retired if entry[1] == group]
         for _, _, page, tokens in retired:
             _compare(view[[page]], tokens, group)
@@ -293,7 +317,7 @@ class Model:
         total = 0
         for group, lane in enumerate(self.table.lanes):
             all_rows = [self.table.pages(other, group) for other in self.oracle.tokens]
-            held = Counter(page for row in all_rows for page in row)
+            held = Counter(page for row in all_rows for page in row if page)
             own = sum(held[page] == 1 for page in self.table.pages(seq, group))
             total += own * lane.geometry.page_bytes
         return total

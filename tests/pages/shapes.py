@@ -1,6 +1,9 @@
 """Pages of several sizes, small beside a chunk or larger than several, and tables of them."""
 
+import re
+
 from kvrt.kv.pages.geometry import Geometry
+from kvrt.kv.pages.group import Group
 from kvrt.kv.pages.integrity import check_table
 from kvrt.kv.pages.lanes import Shortage
 from kvrt.kv.pages.table import Change, PageTable
@@ -16,13 +19,26 @@ LAYERS = {"many in a chunk": 1, "straddling": 5, "one chunk": 8, "larger": 20, "
 """Layers that make a page of 8, 40, 64, 160 and 128 KiB."""
 
 
-KINDS = [*sorted(LAYERS), "straddling+many in a chunk", "larger+many in a chunk+straddling"]
-"""Of one group of layers, and of several."""
+KINDS = [
+    *sorted(LAYERS),
+    "straddling+many in a chunk",
+    "larger+many in a chunk+straddling",
+    "straddling 9 0",
+    "straddling+many in a chunk 1 0+one chunk 11 5",
+]
+"""Of one group of layers, and of several; some with a window, and first positions kept as well."""
+
+
+def kind_and_window(kind: str) -> tuple[str, tuple[int, int]]:
+    """Of one group."""
+    found = re.fullmatch(r"(\D+?) (\d+) (\d+)", kind)
+    return (found[1], (int(found[2]), int(found[3]))) if found else (kind, (0, 0))
 
 
 def chunks_for(kind: str, pages: int, *, chunk_bytes: int = CHUNK) -> int:
     """Chunks under the null page and so many more of each group."""
-    shapes = [shape(each, chunk_bytes=chunk_bytes) for each in kind.split("+")]
+    kinds = [kind_and_window(each)[0] for each in kind.split("+")]
+    shapes = [shape(each, chunk_bytes=chunk_bytes) for each in kinds]
     return sum(each.chunks_of(pages).stop for each in shapes)
 
 
@@ -41,7 +57,7 @@ def shape(name: str = "straddling", *, chunks: int = 24, chunk_bytes: int = CHUN
 
 
 def empty(kind: str = "many in a chunk", limit: int = 8) -> PageTable:
-    return PageTable.empty([shape(kind)], limit).table
+    return PageTable.empty([Group(shape(kind))], limit).table
 
 
 def done(change: Change | Shortage) -> PageTable:

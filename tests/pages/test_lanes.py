@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from kvrt.kv.pages.group import Group
 from kvrt.kv.pages.integrity import check_table
 from kvrt.kv.pages.lanes import Placers, Shortage
 from kvrt.kv.pages.ops import Copy, Map, Move, Scrub, Unmap
@@ -11,7 +12,7 @@ from kvrt.kv.pages.table import Change, PageTable
 
 from .shapes import CHUNK, SIZE, done, shape
 
-TWO = [shape("one chunk", chunks=64), shape("many in a chunk", chunks=64)]
+TWO = [Group(shape("one chunk", chunks=64)), Group(shape("many in a chunk", chunks=64))]
 
 
 def table_of(limit: int, *, scrub: bool = False) -> PageTable:
@@ -100,6 +101,6 @@ def test_a_shortage_in_any_group_leaves_the_table_as_it_is() -> None:
 
 def test_groups_whose_pages_hold_other_numbers_of_tokens_are_refused() -> None:
     with pytest.raises(ValueError, match="differ in the tokens of a page"):
-        PageTable.empty([TWO[0], replace(TWO[1], page_size=SIZE + 1)], 9)
+        PageTable.empty([TWO[0], Group(replace(TWO[1].geometry, page_size=SIZE + 1))], 9)
     with pytest.raises(ValueError, match="no room for the null pages"):
         PageTable.empty(TWO, 1)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from kvrt.kv.pages.group import Group
 from kvrt.kv.pages.lanes import Shortage
 from kvrt.kv.pages.ops import Map, Unmap
 from kvrt.kv.pages.table import Change, PageTable
@@ -63,7 +64,7 @@ def test_a_page_larger_than_a_chunk_maps_all_of_its_chunks() -> None:
 @pytest.mark.parametrize("kind", sorted(LAYERS))
 def test_a_full_span_is_used_to_the_last_page(kind: str) -> None:
     geometry = shape(kind)
-    table = PageTable.empty([geometry], geometry.chunks).table
+    table = PageTable.empty([Group(geometry)], geometry.chunks).table
     count = table.free_pages
     assert count == geometry.pages - 1
     table = done(table.grow({"a": count * SIZE}))
@@ -80,7 +81,7 @@ def test_a_full_span_is_used_to_the_last_page(kind: str) -> None:
 @pytest.mark.parametrize("limit", [6, 7, 11])
 def test_out_of_pages_is_a_value_and_nothing_is_taken(kind: str, limit: int) -> None:
     geometry = shape(kind)
-    table = PageTable.empty([geometry], limit).table
+    table = PageTable.empty([Group(geometry)], limit).table
     room = geometry.pages_in(limit) - 1
     table = done(table.grow({"a": (room - 1) * SIZE}))
     before = replace(table)
@@ -124,7 +125,7 @@ def test_a_lower_limit_takes_effect_as_pages_come_free() -> None:
 
 def test_warm_chunks_of_no_use_are_given_up_for_those_that_are_needed() -> None:
     geometry = replace(shape("one chunk"), page_bytes=3 * CHUNK, pages=9)  # a page has three chunks
-    table = done(PageTable.empty([geometry], 9).table.grow({"a": SIZE, "b": SIZE}))
+    table = done(PageTable.empty([Group(geometry)], 9).table.grow({"a": SIZE, "b": SIZE}))
     table = done(done(table.free("a")).trim())
     table = done(done(table.free("b")).trim(keep_warm=2))  # of page 2, chunks 6 and 7 are left
     change = table.with_limit(6).grow({"c": SIZE})

@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 
+from kvrt.kv.pages.group import Group
 from kvrt.kv.pages.lanes import Shortage
 from kvrt.kv.pages.rows import PageRows
 from kvrt.kv.pages.table import PageTable
@@ -24,7 +25,7 @@ def right(rows: PageRows, table: PageTable, seqs: list[int]) -> bool:
 def test_rows_follow_the_table_through_any_change() -> None:
     rng = random.Random(5)
     geometry = shape("many in a chunk", chunks=400)
-    table = PageTable.empty([geometry], geometry.chunks).table
+    table = PageTable.empty([Group(geometry)], geometry.chunks).table
     rows = PageRows()
     for number in range(600):
         seqs = sorted(table.sequences)
@@ -54,12 +55,12 @@ def test_rows_follow_the_table_through_any_change() -> None:
 
 
 def test_an_empty_batch_is_an_empty_array() -> None:
-    table = PageTable.empty([shape()], 4).table
+    table = PageTable.empty([Group(shape())], 4).table
     assert PageRows().select(table, []).shape[0] == 0
 
 
 def test_a_decode_step_writes_into_the_array_it_has() -> None:
-    table = PageTable.empty([shape("many in a chunk")], 24).table
+    table = PageTable.empty([Group(shape("many in a chunk"))], 24).table
     rows = PageRows()
     arrays = set()
     for _ in range(40):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kvrt.errors import IntegrityError
+from kvrt.kv.pages.group import Group
 from kvrt.kv.pages.holders import Holders
 from kvrt.kv.pages.integrity import check_table
 from kvrt.kv.pages.lanes import Retired, Shortage
@@ -20,7 +21,7 @@ from .shapes import SIZE, done, empty, shape
 
 def test_an_empty_table_maps_only_the_null_page() -> None:
     geometry = shape("larger")
-    change = PageTable.empty([geometry], 8)
+    change = PageTable.empty([Group(geometry)], 8)
     assert change.ops == (Map(0), Map(1), Map(2))
     assert change.table.used_pages == 0
     assert change.table.length("nobody") == 0
@@ -30,7 +31,7 @@ def test_an_empty_table_maps_only_the_null_page() -> None:
 
 def test_a_table_over_a_huge_span_costs_nothing() -> None:
     geometry = replace(shape(), pages=2**31 - 1)
-    table = PageTable.empty([geometry], geometry.chunks).table
+    table = PageTable.empty([Group(geometry)], geometry.chunks).table
     assert len(table.lanes[0].placement.held) == 1
     assert table.free_pages == geometry.pages - 1
     assert done(table.grow({"a": 1})).pages("a") == (1,)
@@ -261,7 +262,7 @@ def test_a_page_that_somebody_still_holds_is_not_retired() -> None:
 
 
 def test_freed_pages_are_scrubbed_when_they_become_free() -> None:
-    table = PageTable.empty([shape()], 8, scrub=True).table
+    table = PageTable.empty([Group(shape())], 8, scrub=True).table
     table = done(table.grow({"a": 8, "b": 8}))
     first, second = (tuple(Scrub(page) for page in table.pages(seq)) for seq in "ab")
     assert table.free("a").ops == first

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvrt.kv.pages.geometry import Geometry
+from kvrt.kv.pages.group import Group
 from kvrt.kv.pages.table import PageTable
 from kvrt.kv.seq import Seq
 from kvrt.sched.batching import Limits, StepPlan, plan_step
@@ -22,7 +23,7 @@ def table_of(chunks: int) -> PageTable:
     geometry = Geometry(
         page_bytes=1024, page_size=PAGE, chunk_bytes=CHUNK_PAGES * 1024, pages=CHUNK_PAGES * chunks,
     )  # fmt: skip
-    return PageTable.empty([geometry], chunks).table
+    return PageTable.empty([Group(geometry)], chunks).table
 
 
 class Clock:

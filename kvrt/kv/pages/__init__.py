@@ -1,6 +1,7 @@
 """The page table as a value, the ops that lead from one to the next, and what carries them out.
 
     geometry    how large a page is, and which chunks lie under it
+    group       layers that keep memory alike: how far back they see
     ops         Map, Unmap, Copy, Move, Scrub
     placement   which chunks are mapped, and which pages in them are free
     holders     who holds each page
@@ -12,5 +13,5 @@
     backing     the span, and the chunks mapped in it
     apply       carries ops out on a device, all of them or none
 
-The first seven know nothing of devices and tensors; `kvrt.sched` plans on them.
+The first eight know nothing of devices and tensors; `kvrt.sched` plans on them.
 """

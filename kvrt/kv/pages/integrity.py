@@ -31,8 +31,14 @@ def _check_sequences(table: PageTable, group: int) -> set[int]:
             len(pages) == lane.geometry.pages_for(length),
             f"sequence {seq!r} has {length} tokens and {len(pages)} pages",
         )
-        _require(len(set(pages)) == len(pages), f"sequence {seq!r} has a page twice: {pages}")
-        rows.update(pages)
+        for needed in lane.group.kept(length):
+            _require(
+                all(pages[needed.start : needed.stop]),
+                f"sequence {seq!r} lacks pages of {length} tokens that it needs: {pages}",
+            )
+        kept = [page for page in pages if page]
+        _require(len(set(kept)) == len(kept), f"sequence {seq!r} has a page twice: {pages}")
+        rows.update(kept)
     held = _check_holders(lane.holders, rows)
     retired = [page for entry in table.retired for page in entry.pages[group]]
     used = [0, *held, *retired]

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kvrt.kv.pages.geometry import Geometry
+from kvrt.kv.pages.group import Group
 from kvrt.kv.pages.holders import NO_PAGES, Holders, Row
 from kvrt.kv.pages.ops import Copy, Op
 from kvrt.kv.pages.placement import Placement, PlacementEvolver
@@ -71,16 +72,47 @@ class Lane:
     """What a page table knows of the pages of one group; a value.
 
     Args:
+        group: which layers, and what they keep.
         placement: which chunks are mapped, which pages are free.
         holders: who holds each page.
     """
 
+    group: Group
     placement: Placement
     holders: Holders
 
     @property
     def geometry(self) -> Geometry:
-        return self.placement.geometry
+        return self.group.geometry
+
+    def held(self, row: Row) -> Row:
+        """The pages of a row that are kept: before the window, a row is 0."""
+        return row[row > 0] if self.group.window else row
+
+    def leave(
+        self,
+        growing: Sequence[Growing],
+        rows: dict[SeqId, Rows],
+        lengths: Mapping[SeqId, int],
+        group: int,
+    ) -> tuple["Lane", tuple[int, ...]]:
+        """Of sequences that take pages to grow from `lengths`, give up those that they do not need
+        any more; and those of them that nobody holds now."""
+        if not self.group.window:
+            return self, ()
+        changed, released = self.holders.evolver(), list[int]()
+        for seq, pages, _ in growing:
+            old = lengths.get(seq, 0)
+            if not pages or not old:
+                continue
+            own = rows[seq]
+            first, window = self.group.kept(old)
+            row = own[group].copy()
+            gone = slice(first.stop, window.start)
+            released += changed.drop(self.held(row[gone]))
+            row[gone] = 0
+            rows[seq] = (*own[:group], row, *own[group + 1 :])
+        return replace(self, holders=changed.persistent()), tuple(released)
 
     def wants(
         self, growing: Sequence[Growing], rows: Mapping[SeqId, Rows], group: int
@@ -122,7 +154,7 @@ class Lane:
     def add(self, row: Row) -> "Lane":
         """One more row has these pages."""
         changed = self.holders.evolver()
-        changed.add(row)
+        changed.add(self.held(row))
         return replace(self, holders=changed.persistent())
 
     def drop(self, row: Row) -> tuple["Lane", tuple[int, ...]]:
@@ -130,7 +162,7 @@ class Lane:
         if not len(row):
             return self, ()
         changed = self.holders.evolver()
-        released = changed.drop(row)
+        released = changed.drop(self.held(row))
         return replace(self, holders=changed.persistent()), released
 
     def name(self, pages: Sequence[int]) -> "Lane":

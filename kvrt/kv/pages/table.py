@@ -23,7 +23,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from kvrt.kv.pages.geometry import Geometry
+from kvrt.kv.pages.group import Group
 from kvrt.kv.pages.holders import NO_PAGES, Holders, Row
 from kvrt.kv.pages.lanes import Growing, Lane, Pages, Placers, Retired, Rows, SeqId, Shortage
 from kvrt.kv.pages.ops import Move, Op, Scrub
@@ -81,19 +81,20 @@ class PageTable:
     version: int = 0
 
     @classmethod
-    def empty(cls, groups: Sequence[Geometry], limit: int, *, scrub: bool = False) -> Change:
+    def empty(cls, groups: Sequence[Group], limit: int, *, scrub: bool = False) -> Change:
         """A table without sequences, in which the null page of each group is mapped.
 
         Args:
-            groups: of pages, each for as many tokens, over chunks of one size.
+            groups: with pages for as many tokens, over chunks of one size.
 
         Raises:
             ValueError: not even the null pages fit in `limit` chunks, or the groups differ in the
                 tokens of a page or the size of a chunk.
         """
-        if len({(each.page_size, each.chunk_bytes) for each in groups}) != 1:
+        shapes = [each.geometry for each in groups]
+        if len({(shape.page_size, shape.chunk_bytes) for shape in shapes}) != 1:
             raise ValueError("groups of pages differ in the tokens of a page or the size of chunks")
-        lanes = tuple(Lane(Placement.empty(each), Holders.none()) for each in groups)
+        lanes = tuple(Lane(each, Placement.empty(each.geometry), Holders.none()) for each in groups)
         placers = Placers(lanes, limit)
         if any(placers.take(group, 1) != [0] for group in range(len(lanes))):
             raise ValueError(f"a limit of {limit} chunks has no room for the null pages")
@@ -131,7 +132,7 @@ class PageTable:
         return sum(lane.geometry.page_bytes for lane in self.lanes)
 
     def row(self, seq: SeqId, group: int = 0) -> Row:
-        """The pages that hold its tokens, in order: int32 [pages]."""
+        """The pages that hold its tokens, in order, 0 for those it has given up: int32 [pages]."""
         rows = self.rows.get(seq)
         return NO_PAGES if rows is None else rows[group]
 
@@ -192,7 +193,8 @@ class PageTable:
     def own_bytes(self, seq: SeqId) -> int:
         """Bytes of the pages that no other sequence holds."""
         return sum(
-            int(np.count_nonzero(lane.holders.own(self.row(seq, group)))) * lane.geometry.page_bytes
+            int(np.count_nonzero(lane.holders.own(lane.held(self.row(seq, group)))))
+            * lane.geometry.page_bytes
             for group, lane in enumerate(self.lanes)
         )
 
@@ -210,6 +212,8 @@ class PageTable:
         """Make room for so many more tokens of each sequence; a new one begins at length 0.
 
         A last page that is shared and not full is copied first, since the new tokens go into it.
+        Of groups with a window, a sequence that takes a page gives up those which tokens from its
+        old length on do not need: not from its new one, since some of the new tokens may be drafts.
 
         Raises:
             ValueError: a number of tokens is negative.
@@ -229,10 +233,14 @@ class PageTable:
         rows, lanes, ops = self.rows.copy(), list(self.lanes), list[Op]()
         placers: Placers | None = None
         for group, lane in enumerate(self.lanes):
+            lane, left = lane.leave(growing, rows, self.lengths, group)
             wants = lane.wants(growing, rows, group)
             if not wants:
                 continue
             placers = placers or Placers(self.lanes, self.limit)
+            placers.give(group, left)
+            if self.scrub:  # before their chunks may go for others
+                placers.ops += [Scrub(page, group) for page in left]
             needed = sum(want.pages for want in wants)
             taken = placers.take(group, needed)
             if len(taken) < needed:
@@ -263,7 +271,8 @@ class PageTable:
 
         Raises:
             KeyError: there is no such sequence.
-            ValueError: it is not that long, or `length` is negative.
+            ValueError: it is not that long, or `length` is negative, or so far before its end that
+                it has given up pages of layers with a window which it would need again.
         """
         self._require(seq)
         if not 0 <= length <= self.lengths[seq]:
@@ -273,6 +282,9 @@ class PageTable:
         rows = self.rows.get(seq)
         if rows is None:
             return Change(replace(self, lengths={**self.lengths, seq: length}))
+        for lane, row in zip(self.lanes, rows, strict=True):
+            if not all(row[pages.start : pages.stop].all() for pages in lane.group.kept(length)):
+                raise ValueError(f"sequence {seq!r} has given up pages that {length} tokens need")
         keep = self.lanes[0].geometry.pages_for(length)
         kept, left = tuple(row[:keep] for row in rows), tuple(row[keep:] for row in rows)
         return self._drop({**self.lengths, seq: length}, {**self.rows, seq: kept}, left, after)

@@ -1,0 +1,34 @@
+"""A group of layers: they keep memory alike, in pages of one size."""
+
+from dataclasses import dataclass
+
+from kvrt.kv.pages.geometry import Geometry
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What a page table knows of some layers.
+
+        pages      0     1     2     3     4     5         page_size 4, window 9, sinks 3
+        kept       #                 #     #     #         of a sequence of 21 tokens: the token at
+        positions  0-3               12-15       20        position 21 sees those from 13 on
+
+    Args:
+        geometry: their pages, over chunks.
+        window: a token sees only the last `window` positions, its own included; 0: all.
+        sinks: first positions that are seen as well.
+    """
+
+    geometry: Geometry
+    window: int = 0
+    sinks: int = 0
+
+    def kept(self, length: int) -> tuple[range, range]:
+        """The pages that tokens from position `length` on need of those before it: some of the
+        first ones, and all from one on."""
+        geometry = self.geometry
+        end = geometry.pages_for(length)
+        if not self.window:
+            return range(0), range(end)
+        first = max(0, length - self.window + 1) // geometry.page_size
+        return range(min(geometry.pages_for(self.sinks), first)), range(first, end)
