@@ -70,6 +70,16 @@ const char* name(Format format) {
   return format == Format::i8 ? "i8" : format == Format::i4 ? "i4" : name(Dtype(int(format)));
 }
 
+// What a token sees, and how scores become weights.
+struct Sight {
+  int window = 0;
+  float softcap = 0;
+  int sinks = 0;
+  bool causal = true;
+  bool learned = false;  // a logit of each head in the denominator
+  int shared = 0;        // values are so many first elements of the keys; 0: their own
+};
+
 struct Paged {
   static constexpr int kv_heads = 2, page_size = 16;
   Format format;
@@ -77,7 +87,7 @@ struct Paged {
   int groups, items, block;  // of a head: its scales, the items of a slot, and of a page's slots and scales
   std::vector<char> kv;
   std::vector<int32_t> table;
-  std::vector<float> q, k, v;
+  std::vector<float> q, k, v, logits;
 
   Paged(Format format, int heads, int dim, int tokens)
       : format(format), heads(heads), dim(dim), tokens(tokens), pages((tokens + page_size - 1) / page_size) {
@@ -92,11 +102,12 @@ struct Paged {
     k = normals(size_t(tokens) * kv_heads * dim);
     v = normals(size_t(tokens) * kv_heads * dim);
     q = normals(size_t(tokens) * heads * dim);
+    logits = normals(heads);
     const int32_t start[2] = {0, tokens}, context = tokens;
     const int64_t row = kv_heads * dim;
     if (codes(format)) {
-      compute(kernels, AppendArgs{layout(), {table.data(), pages, start, &context, 1, nullptr, nullptr, 0}, nullptr, k.data(), v.data(), 0,
-                                  row, row, 0, nullptr, nullptr, 0, nullptr, nullptr, 0}, 2);
+      compute(kernels, AppendArgs{layout(), {table.data(), pages, start, &context, 1, nullptr, nullptr, 0, 0}, nullptr, k.data(), v.data(),
+                                  0, row, row, 0, nullptr, nullptr, 0, nullptr, nullptr, 0}, 2);
       return;
     }
     for (int t = 0; t < tokens; t++)
@@ -111,9 +122,9 @@ struct Paged {
   size_t begin(int side, int t, int h) const {
     return ((size_t(table[t / page_size]) * 2 + side) * kv_heads + h) * block;
   }
-  Pages layout() const {
-    return {format, const_cast<char*>(kv.data()), kv_heads * block, 2 * kv_heads * block, block, page_size, kv_heads,
-            dim};
+  Pages layout(int shared = 0) const {
+    return {format, const_cast<char*>(kv.data()), shared ? 0 : kv_heads * block, 2 * kv_heads * block, block, page_size,
+            kv_heads, dim, shared ? shared : dim};
   }
 
   // An element as stored.
@@ -151,68 +162,77 @@ struct Paged {
   }
 
   // The last `count` of the first `length` tokens; row 0 of the result is the first of them.
-  std::vector<float> run(int count, int length, int window, float softcap, int threads) const {
-    std::vector<float> out(size_t(count) * heads * dim);
+  std::vector<float> run(int count, int length, const Sight& sight, int threads) const {
+    const Pages layout = this->layout(sight.shared);
+    std::vector<float> out(size_t(count) * heads * layout.value_dim);
     const int32_t start[2] = {0, count}, context = length;
     const int64_t row = int64_t(heads) * dim;
-    const AttentionArgs a{layout(),
-                          {table.data(), pages, start, &context, 1, nullptr, nullptr, 0},
+    const AttentionArgs a{layout,
+                          {table.data(), pages, start, &context, 1, nullptr, nullptr, 0, 0},
                           q.data() + (length - count) * row,
                           out.data(),
                           row,
-                          row,
+                          int64_t(heads) * layout.value_dim,
                           heads,
-                          softcap ? 1.f : 1.f / std::sqrt(float(dim)),
-                          window,
-                          softcap};
+                          sight.softcap ? 1.f : 1.f / std::sqrt(float(dim)),
+                          sight.window,
+                          sight.softcap,
+                          sight.sinks,
+                          sight.causal,
+                          sight.learned ? logits.data() : nullptr};
     compute(kernels, a, threads);
     return out;
   }
 
-  double expected(int position, int head, int d, int window, float softcap) const {
-    const int h = head / (heads / kv_heads), first = window ? std::max(0, position + 1 - window) : 0;
-    double top = -1e300, sum = 0, value = 0;
-    std::vector<double> score;
-    for (int t = first; t <= position; t++) {
+  double expected(int position, int head, int d, const Sight& sight) const {
+    const int h = head / (heads / kv_heads), last = sight.causal ? position : tokens - 1;
+    const auto seen = [&](int t) { return !sight.window || t > position - sight.window || t < sight.sinks; };
+    double top = sight.learned ? double(logits[head]) : -1e300;
+    std::vector<double> score(last + 1);
+    for (int t = 0; t <= last; t++) {
       double s = 0;
       for (int i = 0; i < dim; i++)
         s += double(q[(size_t(position) * heads + head) * dim + i]) * at(0, t, h, i);
-      s = softcap ? softcap * std::tanh(s / softcap) : s / std::sqrt(double(dim));
-      score.push_back(s);
-      top = std::max(top, s);
+      score[t] = sight.softcap ? sight.softcap * std::tanh(s / sight.softcap) : s / std::sqrt(double(dim));
+      if (seen(t)) top = std::max(top, score[t]);
     }
-    for (int t = first; t <= position; t++) {
-      const double w = std::exp(score[t - first] - top);
+    double sum = sight.learned ? std::exp(logits[head] - top) : 0, value = 0;
+    for (int t = 0; t <= last; t++) {
+      if (!seen(t)) continue;
+      const double w = std::exp(score[t] - top);
       sum += w;
-      value += w * at(1, t, h, d);
+      value += w * at(sight.shared ? 0 : 1, t, h, d);
     }
     return value / sum;
   }
 };
 
-void check_attention(Format format, int heads, int dim, int tokens, int window, float softcap) {
+void check_attention(Format format, int heads, int dim, int tokens, const Sight& sight = {}) {
   const Paged paged(format, heads, dim, tokens);
-  const std::vector<float> whole = paged.run(tokens, tokens, window, softcap, 1);
+  const std::vector<float> whole = paged.run(tokens, tokens, sight, 1);
+  const int wide = sight.shared ? sight.shared : dim;
   double error = 0;
   for (int position = tokens - 1; position >= 0; position -= 1 + tokens / 5)
     for (int head = 0; head < heads; head++)
-      for (int d = 0; d < dim; d += 5)
-        error = std::max(error, std::fabs(paged.expected(position, head, d, window, softcap) -
-                                          whole[(size_t(position) * heads + head) * dim + d]));
-  char what[99];
-  std::snprintf(what, sizeof what, "attention %s heads %d/2 of %d, %d tokens, window %d, softcap %g", name(format),
-                heads, dim, tokens, window, softcap);
+      for (int d = 0; d < wide; d += 5)
+        error = std::max(error, std::fabs(paged.expected(position, head, d, sight) -
+                                          whole[(size_t(position) * heads + head) * wide + d]));
+  char what[160];
+  std::snprintf(what, sizeof what, "attention %s heads %d/2 of %d, %d tokens, window %d, softcap %g, sinks %d%s%s%s",
+                name(format), heads, dim, tokens, sight.window, sight.softcap, sight.sinks,
+                sight.causal ? "" : ", not causal", sight.learned ? ", learned logits" : "",
+                sight.shared ? ", values in keys" : "");
   report(error < (codes(format) ? 4e-3 : 2e-5), what, error);
   if (codes(format)) {  // 4 bits end at 7 on one side, and their scales have but 8 binary digits
     const double most = paged.rounding();
     report(most < (format == Format::i8 ? 0.5001 : 1.04), "    rounding", most);
   }
   // The same bits for a single token, for a chunk, and split over threads.
-  const size_t row = size_t(heads) * dim * sizeof(float);
+  const size_t row = size_t(heads) * wide * sizeof(float);
   bool same = true;
   for (int count : {1, 2, 7, tokens / 2}) {
-    const std::vector<float> part = paged.run(count, tokens, window, softcap, 3);
-    same = same && !std::memcmp(part.data(), whole.data() + size_t(tokens - count) * heads * dim, row * count);
+    const std::vector<float> part = paged.run(count, tokens, sight, 3);
+    same = same && !std::memcmp(part.data(), whole.data() + size_t(tokens - count) * heads * wide, row * count);
   }
   report(same, "    bits", 0);
 }
@@ -238,7 +258,7 @@ void check_linear(Dtype dtype, int n, int k) {
     again.y = replayed.data();
     Program program;
     for (int i = 0; i < 3; i++) program.add(again);
-    program.run(kernels, Batch{}, 3);
+    program.run(kernels, {}, 3);
     same = same && !std::memcmp(y.data(), replayed.data(), y.size() * sizeof(float));
     if (whole.empty()) {
       whole = y;
@@ -294,12 +314,12 @@ void check_append(Dtype dtype) {
   const int dim = 48, half = 16, position = 21;
   std::vector<float> k = normals(2 * dim), q = normals(3 * dim);
   const std::vector<float> v = normals(2 * dim), old_k = k, old_q = q, weight = normals(dim);
-  const std::vector<float> cos = normals(half * (position + 1)), sin = normals(half * (position + 1));
+  const std::vector<float> cos = normals(half), sin = normals(half);
   const int64_t side = 2 * 16 * dim;
   std::vector<char> kv(4 * 2 * side * item(dtype));
   const int32_t table[2] = {3, 2}, start[2] = {0, 1}, context = position + 1;
-  const Pages pages{Format(int(dtype)), kv.data(), side, 2 * side, 16 * dim, 16, 2, dim};
-  const Batch batch{table, 2, start, &context, 1, nullptr, nullptr, 0};
+  const Pages pages{Format(int(dtype)), kv.data(), side, 2 * side, 16 * dim, 16, 2, dim, dim};
+  const Batch batch{table, 2, start, &context, 1, nullptr, nullptr, 0, 0};
   const AppendArgs a{pages,  batch,         q.data(),      k.data(), v.data(),   3 * dim,    2 * dim, 2 * dim,
                      3,      weight.data(), weight.data(), 1e-6f,    cos.data(), sin.data(), 2 * half};
   compute(kernels, a, 1);
@@ -311,7 +331,7 @@ void check_append(Dtype dtype) {
       for (int d = 0; d < dim; d++) sum += std::pow(double(before[h * dim + d]), 2);
       for (int d = 0; d < dim; d++) x[d] = before[h * dim + d] / std::sqrt(sum / dim + 1e-6) * weight[d];
       for (int d = 0; d < half; d++) {
-        const double c = cos[position * half + d], s = sin[position * half + d], a = x[d], b = x[d + half];
+        const double c = cos[d], s = sin[d], a = x[d], b = x[d + half];
         x[d] = a * c - b * s;
         x[d + half] = b * c + a * s;
       }
@@ -336,10 +356,13 @@ void check_append(Dtype dtype) {
 
 int main() {
   for (Format format : {Format::f32, Format::bf16, Format::f16, Format::i8, Format::i4}) {
-    check_attention(format, 8, 64, 150, 0, 0);
-    check_attention(format, 18, 48, 70, 0, 0);
-    check_attention(format, 2, 128, 600, 0, 0);
-    check_attention(format, 6, 80, 130, 70, 5);
+    check_attention(format, 8, 64, 150);
+    check_attention(format, 18, 48, 70);
+    check_attention(format, 2, 128, 600);
+    check_attention(format, 6, 80, 130, {70, 5});
+    check_attention(format, 4, 64, 700, {90, 0, 5, true, true});
+    check_attention(format, 4, 64, 600, {0, 0, 0, false});
+    if (!codes(format)) check_attention(format, 8, 96, 150, {0, 0, 0, true, false, 64});
   }
   for (Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f16}) {
     check_linear(dtype, 37, 100);
