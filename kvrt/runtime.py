@@ -34,7 +34,7 @@ from kvrt.engine.request import Request, failed_result
 from kvrt.engine.sizing import limit_bytes, too_small
 from kvrt.engine.stats import RuntimeStats, stats_of
 from kvrt.engine.worker import CLOSE_TIMEOUT_S, Worker
-from kvrt.errors import CapacityError, ConfigError, ModelError, RequestError
+from kvrt.errors import CapacityError, ConfigError, KvrtError, ModelError, RequestError
 from kvrt.kv.cache import KVCache, LimitChange
 from kvrt.kv.tiers.names import KEY_BYTES, chain
 from kvrt.model.loader import Model
@@ -114,12 +114,16 @@ class Runtime(CacheControl):
     ) -> list[Result]:
         """Answer prompts as one continuous batch; results come in the order of the prompts.
 
-        A request that is bad or fails has its error in `Result.error`, and the others go on.
-        An exception in the caller, such as Ctrl-C, aborts all of them.
+        A request that is bad or fails has its error in `Result.error`, and the others go on. If the
+        runtime ends meanwhile, those that have no answer yet have its error. An exception in the
+        caller, such as Ctrl-C, aborts all of them.
 
         Args:
             cache_salt: with whom they share KV pages; see `stream`.
             private: each of them uses no pages of others, and leaves none.
+
+        Raises:
+            KvrtError: the runtime had ended before.
         """
         asked = as_list(prompts)
         wishes = _wishes(params, len(asked))
@@ -130,7 +134,10 @@ class Runtime(CacheControl):
                     streams.append(
                         self.stream(prompt, wish, cache_salt=cache_salt, private=private)
                     )
-                except (RequestError, CapacityError, ModelError) as error:
+                except KvrtError as error:
+                    about_it = isinstance(error, RequestError | CapacityError | ModelError)
+                    if not about_it and not any(isinstance(s, Stream) for s in streams):
+                        raise
                     streams.append(failed_result(f"refused-{number}", (), error))
             return [s if isinstance(s, Result) else s.wait() for s in streams]
         except BaseException:

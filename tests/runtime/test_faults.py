@@ -1,6 +1,7 @@
 """The engine on a device that fails, and that finishes late."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,6 +9,7 @@ from kvrt.errors import DeviceError, KvrtError, OutOfMemory
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.spi import Device
+from kvrt.stream import Stream
 from kvrt.testing.chaos import Chaos, Copies
 
 from .conftest import Break, MakeRuntime, until
@@ -124,3 +126,31 @@ def test_a_device_that_breaks_ends_every_request_with_its_error(
     with pytest.raises(KvrtError, match="fell off the bus"):
         runtime.stream([1])
     runtime.close()
+
+
+def test_a_device_may_break_while_prompts_are_still_being_handed_in(
+    make_runtime: MakeRuntime, break_device: Break, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = DeviceError("the device fell off the bus", call="run", code="EIO")
+    break_device(lambda device: Chaos(device, fail={("attention.plan", 1): broken}))
+    runtime = make_runtime()
+    ask, streams = runtime.stream, list[Stream]()
+
+    def late(*args: Any, **kwargs: Any) -> Stream:
+        if streams:
+            streams[-1].wait()
+        streams.append(ask(*args, **kwargs))
+        return streams[-1]
+
+    monkeypatch.setattr(runtime, "stream", late)
+    results = runtime.generate([*PROMPTS, "no text"], PARAMS)
+    errors = [result.error for result in results]
+    answered = errors.index(broken)
+    assert errors == [None] * answered + [broken] * (len(PROMPTS) - answered) + [errors[-1]]
+    assert answered < len(PROMPTS) - 1, "some were not handed in yet"
+    assert errors[-1] is not None
+    streams.clear()
+    with pytest.raises(KvrtError, match="fell off the bus"):
+        runtime.generate(PROMPTS, PARAMS)
+    with pytest.raises(KvrtError, match="fell off the bus"):
+        runtime.generate([[], *PROMPTS], PARAMS)
