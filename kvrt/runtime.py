@@ -135,9 +135,9 @@ class Runtime(CacheControl):
                         self.stream(prompt, wish, cache_salt=cache_salt, private=private)
                     )
                 except KvrtError as error:
-                    about_it = isinstance(error, RequestError | CapacityError | ModelError)
-                    if not about_it and not any(isinstance(s, Stream) for s in streams):
-                        raise
+                    refused = isinstance(error, RequestError | CapacityError | ModelError)
+                    if not refused and not any(isinstance(s, Stream) for s in streams):
+                        raise  # there are no answers to lose
                     streams.append(failed_result(f"refused-{number}", (), error))
             return [s if isinstance(s, Result) else s.wait() for s in streams]
         except BaseException:
