@@ -85,7 +85,7 @@ def assemble(
     cache = make_cache(config, device, model)
     stack.callback(cache.close)
     fingerprint = page_fingerprint(model, cache.layouts[0], device.info)
-    reuse = make_reuse(config)
+    reuse = make_reuse(config, cache)
     memory = Memory(cache, reuse, make_offload(config, device, cache, fingerprint, reuse))
     stack.callback(memory.close)
     limits = Limits(config.max_batch_tokens, config.max_running)
@@ -93,13 +93,13 @@ def assemble(
     return Assembly(device, model, cache, engine, Prefixes(engine), fingerprint)
 
 
-def make_reuse(config: RuntimeConfig) -> PrefixReuse | None:
+def make_reuse(config: RuntimeConfig, cache: KVCache) -> PrefixReuse | None:
     """None: every request computes all of its own."""
     if not config.prefix_cache:
         return None
     policy = EVICTIONS[config.prefix_cache_policy]()
     cost = MoveCost(config.preemption)
-    return PrefixReuse(config.page_size, policy, cost, config.prefix_cache_ttl)
+    return PrefixReuse(cache.table.groups, policy, cost, config.prefix_cache_ttl)
 
 
 def make_offload(

@@ -6,6 +6,7 @@ from kvrt.engine.engine import Engine
 from kvrt.errors import ConfigError
 from kvrt.kv.index.reuse import PrefixReuse
 from kvrt.kv.memory import Memory
+from kvrt.kv.pages.lanes import SeqId
 from kvrt.kv.tiers.names import PageName, chain, tenant_of
 
 
@@ -25,7 +26,7 @@ class Prefixes:
 
     def __init__(self, engine: Engine) -> None:
         self._memory = engine.memory
-        self._pinned: dict[bytes, object] = {}  # by the last page's key: its key in the page table
+        self._pinned: dict[PageName, SeqId] = {}  # by the last page: its key in the page table
 
     @property
     def _reuse(self) -> PrefixReuse:
@@ -37,24 +38,23 @@ class Prefixes:
         """Keep what is cached of a prompt until `unpin`. Returns how many tokens that is."""
         cache = self._memory.cache
         names = list(chain(root, tokens, cache.page_size))
-        row = self._reuse.index.match(names)
-        if len(row):
-            key = names[len(row) - 1].key
-            holder = ("pin", key)
-            if key not in self._pinned:
-                self._pinned[key] = holder
-                self._memory.commit(cache.table.attach(holder, (row,)))
-        return len(row) * cache.page_size
+        rows = self._reuse.index.match(names)
+        pages = len(rows[0])
+        if pages and (last := names[pages - 1]) not in self._pinned:
+            holder = self._pinned[last] = ("pin", last.key)
+            self._memory.commit(cache.table.attach(holder, rows))
+        return pages * cache.page_size
 
     def unpin(self, root: bytes, tokens: Sequence[int]) -> int:
         """Let it be evicted again. Returns how many pins on the prompt's pages there were."""
         cache = self._memory.cache
-        names = chain(root, tokens, cache.page_size)
-        holders = [self._pinned.pop(name.key) for name in names if name.key in self._pinned]
-        for holder in holders:
-            self._reuse.end(cache.table.row(holder))
+        names = list(chain(root, tokens, cache.page_size))
+        pinned = [pages for pages, last in enumerate(names, 1) if last in self._pinned]
+        for pages in pinned:
+            holder = self._pinned.pop(names[pages - 1])
+            self._reuse.unpinned(cache.table.rows_of(holder))
             self._memory.commit(cache.table.free(holder))
-        return len(holders)
+        return len(pinned)
 
     # --- forgetting --------------------------------------------------------------------------
 
@@ -81,15 +81,17 @@ class Prefixes:
                 doomed |= ({names[-1]} & known) | _after(known, names[-1].key)
         if offload is not None:
             offload.remove(doomed)
-        pages = [entry.page for entry in reuse.index if entry.name in doomed]
+        entries = [entry for entry in reuse.index if entry.name in doomed]
+        links = {entry.name for entry in entries if not any(entry.pages)}.difference(outside)
+        pages = reuse.index.pages_of(entries)
         if root is None:
             reuse.clear()
         self._memory.forget(pages)
-        for key, holder in list(self._pinned.items()):
-            if reuse.index.at(cache.table.row(holder).item(-1)) is None:
-                del self._pinned[key]
+        for last, holder in list(self._pinned.items()):
+            if reuse.index.find(last) is None:
+                del self._pinned[last]
                 self._memory.commit(cache.table.free(holder))
-        return len(doomed)
+        return len(doomed - links)
 
 
 def _after(known: set[PageName], key: bytes) -> set[PageName]:

@@ -145,7 +145,7 @@ class Snapshots:
     def _read(self, name: PageName, into: torch.Tensor) -> bool:
         entry = reuse_of(self._memory).index.find(name)
         if entry is not None:
-            source, after = self._memory.cache.page(entry.page), self._device.fence()
+            source, after = self._memory.cache.page(entry.pages[0]), self._device.fence()
             self._device.copier.to_host(into, source, after).wait()
             return True
         offload = self._memory.offload

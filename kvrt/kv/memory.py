@@ -1,12 +1,14 @@
 """The KV memory of an engine: the pages on the device, which of them can be found again by their
 tokens, and those outside."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator
 
 from kvrt.kv.cache import KVCache
 from kvrt.kv.index.reuse import PrefixReuse
 from kvrt.kv.offload import Offload
 from kvrt.kv.pages.apply import Failed
+from kvrt.kv.pages.lanes import Pages
 from kvrt.kv.pages.table import Change
 from kvrt.kv.seq import Seq
 
@@ -43,7 +45,7 @@ class Memory:
             self.offload.save(self.reuse.leaving(change.lost()))
         failed = self.cache.commit(change)
         if failed is None and self.reuse is not None:
-            self.reuse.dropped(change.lost())
+            self.reuse.dropped(change.dropped)
         return failed
 
     # --- the life of a sequence --------------------------------------------------------------
@@ -65,12 +67,12 @@ class Memory:
             return
         if self.offload is not None:
             self.offload.expect_no_more(seq)
-        row = self.cache.table.row(seq.id)
+        rows = self.cache.table.rows_of(seq.id)
         first = cached // self.cache.page_size
-        self.reuse.begin(seq, row[:first])
+        self.reuse.begin(seq, tuple(row[:first] for row in rows))
         if self.offload is not None and fetches:
             last = first + fetches
-            self.offload.fetch(seq, seq.names[first:last], row[first:last].tolist())
+            self.offload.fetch(seq, seq.names[first:last], rows[0][first:last].tolist())
 
     def fetched(self) -> Iterator[tuple[Seq, int]]:
         """The sequences whose pages came back, and how many tokens they need not compute."""
@@ -93,9 +95,10 @@ class Memory:
         if self.reuse is None:
             return
         table = self.cache.table
-        named = [page for seq in seqs for page in self.reuse.computed(seq, table.row(seq.id))]
-        if named:
-            self.commit(table.name((tuple(named),)))
+        named = [self.reuse.computed(seq, table.rows_of(seq.id)) for seq in seqs]
+        if any(named):
+            own = zip(*filter(None, named), strict=True)
+            self.commit(table.name(tuple(tuple(itertools.chain(*pages)) for pages in own)))
 
     def doubt(self, seq: Seq) -> None:
         """What the sequence computed may be wrong: of its pages, those that no other sequence has
@@ -103,18 +106,25 @@ class Memory:
         table = self.cache.table
         if self.reuse is None or seq.id not in table:
             return
-        row = table.row(seq.id)
-        doubted = self.reuse.index.and_after(row[table.lanes[0].holders.own(row)].tolist())
+        index = self.reuse.index
+        own = (
+            index.at(page, group)
+            for group, (lane, row) in enumerate(
+                zip(table.lanes, table.rows_of(seq.id), strict=True)
+            )
+            for page in row[lane.holders.own(row)].tolist()
+        )
+        doubted = index.and_after(entry for entry in own if entry is not None)
         if self.offload is not None:
             self.offload.remove(entry.name for entry in doubted)
-        self.forget([entry.page for entry in doubted])
+        self.forget(index.pages_of(doubted))
         seq.named, seq.shares = 0, False
 
-    def forget(self, pages: Sequence[int]) -> None:
-        """Pages that have names are found no more, and not saved either."""
+    def forget(self, pages: Pages) -> None:
+        """Pages of each group that have names are found no more, and not saved either."""
         if self.reuse is not None:
             self.reuse.dropped(pages)
-            self.commit(self.cache.table.forget((tuple(pages),)))
+            self.commit(self.cache.table.forget(pages))
 
     def end(self, seq: Seq, step: int) -> None:
         """The sequence ends, with step number `step` at the latest. It may have no pages."""
@@ -124,10 +134,10 @@ class Memory:
         if seq.id not in table:
             return
         if self.reuse is not None and seq.shares:
-            row = table.row(seq.id)[: seq.named]
-            self.reuse.end(row)
+            rows = tuple(row[: seq.named] for row in table.rows_of(seq.id))
+            self.reuse.end(seq, rows)
             if self.offload is not None and self.offload.write_through:
-                self.offload.save(self.reuse.leaving(row.tolist()))
+                self.offload.save(self.reuse.leaving(rows[0].tolist()))
         self.commit(table.free(seq.id, after=step))
 
     def close(self) -> None:
@@ -142,8 +152,7 @@ class Memory:
         it; nor, after the limit was lowered, for want of what is only cached."""
         self.cache.reclaim()
         while self.reuse is not None and (over := self.cache.bytes_over_limit):
-            pages = -(-over // self.cache.page_bytes)
-            if not self._evict(self.reuse, pages):
+            if not self._evict(self.reuse, over):
                 return
 
     def clear(self, seqs: Iterable[Seq]) -> None:
@@ -152,7 +161,7 @@ class Memory:
         for seq in seqs:
             self.commit(self.cache.table.free(seq.id))
         if self.reuse is not None:
-            self._evict(self.reuse, self.cache.table.idle_pages)
+            self._evict(self.reuse, self.cache.table.idle_bytes)
         self.cache.give_spare()
 
     def rest(self) -> float | None:
@@ -172,8 +181,8 @@ class Memory:
         self.cache.idle()
         return None if patience is None else min(patience, _LONGEST_REST_S)
 
-    def _evict(self, reuse: PrefixReuse, count: int) -> bool:
-        """Give up to `count` cached pages up. Returns whether there was one."""
-        pages = reuse.in_order().take(self.cache.table, count)
-        self.commit(self.cache.table.forget((tuple(pages),)))
-        return bool(pages)
+    def _evict(self, reuse: PrefixReuse, nbytes: int) -> bool:
+        """Give up so many bytes of cached pages, if there are. Returns whether there were any."""
+        pages = reuse.in_order().take(self.cache.table, nbytes)
+        self.commit(self.cache.table.forget(pages))
+        return any(pages)

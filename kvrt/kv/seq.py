@@ -32,6 +32,7 @@ class Seq:
         shares: others may use its pages, also after it has ended.
         names: of its full pages, as far as anyone has asked.
         named: how many of its first pages can be found by their names.
+        last_named: the prefix index's entry of the last of them.
         drafter: guesses at its next tokens, if it wants that.
         together: sequences with the same number lose their pages together; None: it is alone.
     """
@@ -52,6 +53,7 @@ class Seq:
     shares: bool = True
     names: list[PageName] = field(default_factory=list)
     named: int = 0
+    last_named: object = None
     drafter: Drafter | None = None
     together: int | None = None
 

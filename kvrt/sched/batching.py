@@ -15,13 +15,10 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from kvrt.drafting.drafts import NO_DRAFTS, Drafts
 from kvrt.kv.index.ends import InOrder
 from kvrt.kv.index.reuse import NoReuse, Reuse
-from kvrt.kv.pages.holders import Row as Pages
-from kvrt.kv.pages.lanes import SeqId, Shortage
+from kvrt.kv.pages.lanes import Pages, SeqId, Shortage
 from kvrt.kv.pages.table import Change, PageTable
 from kvrt.kv.seq import Seq
 from kvrt.sched.waiting import Waiting
@@ -105,12 +102,10 @@ class _Draft:
         """Bytes that can be had without taking pages from a sequence."""
         return self.table.free_bytes + self.table.idle_bytes
 
-    def still_there(self, row: Pages) -> Pages:
-        """The beginning of a cached row that this change does not drop."""
-        if not self.change.dropped:
-            return row
-        dropped = np.flatnonzero(np.isin(row, self.change.lost()))
-        return row[: dropped[0]] if len(dropped) else row
+    @property
+    def dropped(self) -> Pages:
+        """Of each group, cached pages that are given up."""
+        return self.change.dropped
 
     def copy(self) -> "_Draft":
         return _Draft(self.change, self._cached)
@@ -128,10 +123,11 @@ class _Draft:
         while isinstance(grown := self.table.grow(tokens), Shortage):
             missing = grown.needed - grown.free
             ahead = min(_EVICTED_AT_ONCE, self.table.idle_pages // 8)
-            evicted = self._cached.take(self.table, max(missing, ahead))
-            if not evicted:
+            page_bytes = self.table.lanes[grown.group].geometry.page_bytes
+            evicted = self._cached.take(self.table, max(missing, ahead) * page_bytes)
+            if not any(evicted):
                 return False
-            self.do(self.table.forget((tuple(evicted),)))
+            self.do(self.table.forget(evicted))
         self.do(grown)
         return True
 
@@ -149,7 +145,7 @@ class _Computing:
         self._look(draft)
 
     def _look(self, draft: _Draft) -> None:
-        self._dropped = len(draft.change.lost())
+        self._dropped = draft.dropped
         self._pages: dict[int, set[bytes]] = {}  # their keys, by how many come before
         for seq in self._seqs:
             self._note(seq, draft)
@@ -160,14 +156,14 @@ class _Computing:
 
     def _note(self, seq: Seq, draft: _Draft) -> None:
         if names := self._reuse.computing(seq):
-            there = len(draft.still_there(self._reuse.found(names)))
+            there = self._reuse.found(names, draft.dropped)
             if there < len(names):
                 self._pages.setdefault(there, set()).add(names[there].key)
 
     def awaited(self, seq: Seq, draft: _Draft) -> bool:
         """Whether `seq` needs one of them next: it has all pages before that in common with the
         sequence that computes it, as the key says."""
-        if len(draft.change.lost()) != self._dropped:
+        if draft.dropped != self._dropped:
             self._look(draft)  # less is there than before
         names = seq.names
         return seq.matches and any(
@@ -222,9 +218,8 @@ def plan_step(
     fetches: dict[Seq, int] = {}
     if waiting and not preempted and not stuck:
         placed = (*order, *fetching)
-        size, page_bytes = table.page_size, table.page_bytes
-        to_come = sum(_pages_to_come(draft.table, seq, size) for seq in placed)
-        spare = draft.room - page_bytes * to_come
+        at_once = limits.max_batch_tokens
+        spare = draft.room - sum(_bytes_to_come(draft.table, seq, at_once) for seq in placed)
         places = limits.max_running - sum(seq.width for seq in placed)
         computing = _Computing(reuse, placed, draft)
         for seq in waiting.in_order(step):
@@ -233,19 +228,20 @@ def plan_step(
                 break  # so it is for all that come after it
             if computing.awaited(seq, draft):
                 continue
-            named, cached = len(seq.names), draft.still_there(reuse.match(seq))
+            named, cached = len(seq.names), reuse.match(seq, draft.dropped)
             if len(seq.names) > named and computing.awaited(seq, draft):
                 continue
             trial = draft.copy()
-            if len(cached):
-                trial.do(trial.table.attach(seq.id, (cached,)))
-            spare -= draft.room - trial.room + page_bytes * _pages_to_come(trial.table, seq, size)
+            matched = len(cached[0]) if cached else 0
+            if matched:
+                trial.do(trial.table.attach(seq.id, cached))
+            spare -= draft.room - trial.room + _bytes_to_come(trial.table, seq, at_once)
             places -= seq.width
             if not budget or (not alone and (spare < 0 or places < 0)):
                 break
             start = trial.table.length(seq.id)
-            more = reuse.stored(seq, len(cached))
-            if more and trial.grow({seq.id: more * size}):
+            more = reuse.stored(seq, matched)
+            if more and trial.grow({seq.id: more * table.page_size}):
                 draft = trial
                 admitted[seq], fetches[seq] = start, more
                 computing.add(seq, draft)
@@ -292,12 +288,21 @@ def _rank(seq: Seq) -> tuple[int, int]:
     return seq.rank
 
 
-def _pages_to_come(table: PageTable, seq: Seq, size: int) -> int:
-    """Pages, of `size` tokens, that `seq` does not hold yet in each group, and will need for its
-    tokens and the look-ahead."""
-    known = len(seq.tokens)
+def _bytes_to_come(table: PageTable, seq: Seq, at_once: int) -> int:
+    """Bytes of the pages that `seq` does not hold yet, and will need for its tokens and the
+    look-ahead.
+
+    Args:
+        at_once: tokens that a step computes, at most.
+    """
+    known, size = len(seq.tokens), table.page_size
     ahead = min(known + LOOKAHEAD_TOKENS, seq.max_len)
-    needed = -(-ahead // size)
-    if seq.width > 1:  # its siblings share full pages of the prompt, and need their own after that
-        needed += (seq.width - 1) * (needed - known // size)
-    return max(0, needed - len(table.row(seq.id)))
+    step = max(1, min(known - table.length(seq.id), at_once))
+    total = 0
+    for lane, row in zip(table.lanes, table.rows_of(seq.id), strict=True):
+        needed = lane.group.most(ahead, step)
+        if seq.width > 1:  # siblings share full pages of the prompt, and need their own after that
+            own = lane.geometry.pages_for(ahead) - known // size
+            needed += (seq.width - 1) * min(needed, own)
+        total += max(0, needed - len(lane.held(row))) * lane.geometry.page_bytes
+    return total

@@ -32,13 +32,13 @@ def cached(rows: int) -> tuple[PageTable, PrefixIndex]:
     """So many rows of two pages, each used later than the one before it."""
     shape = geometry()
     table = PageTable.empty([Group(shape)], shape.chunks).table
-    index = PrefixIndex(LeastRecentlyUsed())
+    index = PrefixIndex(LeastRecentlyUsed(), [Group(shape)])
     table = done(table.grow(dict.fromkeys(range(rows), 2 * shape.page_size)))
     for seq in range(rows):
         first, second = table.pages(seq)
         key = seq.to_bytes(4, "little")
-        index.add(PageName(key + b"1", b"", (), 0), first, 0, 0, float(seq))
-        index.add(PageName(key + b"2", key + b"1", (), 0), second, first, 1, float(seq))
+        before = index.add(PageName(key + b"1", b"", (), 0), (first,), None, 0, float(seq))
+        index.add(PageName(key + b"2", key + b"1", (), 0), (second,), before, 1, float(seq))
     table = table.name((tuple(page for seq in range(rows) for page in table.pages(seq)),)).table
     everything = np.concatenate([table.row(seq) for seq in range(rows)])
     held = table.lanes[0].holders.evolver()
@@ -85,7 +85,7 @@ def test_evict(benchmark: BenchmarkFixture) -> None:
 
 
 def evict(table: PageTable, index: PrefixIndex) -> Change:
-    change = table.forget((tuple(index.in_order().take(table, 16)),))
+    change = table.forget(index.in_order().take(table, 16 * table.page_bytes))
     assert len(change.lost()) == 16
     return change
 

@@ -16,11 +16,13 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from kvrt.kv.index.eviction import LeastRecentlyUsed
 from kvrt.kv.index.reuse import PrefixReuse
+from kvrt.kv.pages.group import Group
 from kvrt.kv.seq import Seq
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 
 from .test_bench_model import DTYPES, shape
+from .test_bench_pages import geometry
 
 __all__ = ["shape"]
 
@@ -100,14 +102,14 @@ def test_lookup(benchmark: BenchmarkFixture) -> None:
     def seq() -> Seq:
         return Seq(id=1, tokens=list(tokens), prompt_len=len(tokens), max_len=9000, root=bytes(32))
 
-    reuse = PrefixReuse(16, LeastRecentlyUsed())
+    reuse = PrefixReuse([Group(geometry())], LeastRecentlyUsed())
     first = seq()
     first.computed = 8000
     row = np.arange(1, 501, dtype=np.int32)
-    reuse.computed(first, row)
+    reuse.computed(first, (row,))
 
     def look_up(asked: Seq) -> None:
-        assert np.array_equal(reuse.match(asked), row)
+        assert np.array_equal(reuse.match(asked)[0], row)
 
     benchmark.pedantic(look_up, setup=lambda: ((seq(),), {}), rounds=30)
     benchmark.extra_info.update(ms_per_1000_tokens=round(benchmark.stats.stats.median * 1e3 / 8, 4))

@@ -43,7 +43,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         cache = make_cache(config, device, model)
         stack.callback(cache.close)
         limits = Limits(config.max_batch_tokens, config.max_running)
-        memory = Memory(cache, make_reuse(config))
+        memory = Memory(cache, make_reuse(config, cache))
         yield Engine(model, device, memory, limits, POLICIES[request.param])
 
 

@@ -92,14 +92,14 @@ DRAWN = {
     ),
     "a page is found though the one before it is not": M(
         "kvrt.kv.index.reuse",
-        "if depth and self.index.at(parent) is None:",
+        "if start and (before is None or self.index.find(before.name) is not before):",
         "if False:",
         "runtime/test_cache_control.py",
     ),
     "cached tokens count beyond the prompt": M(
         "kvrt.kv.index.reuse",
-        "min(len(cached) * self._page_size, seq.prompt_len)",
-        "max(len(cached) * self._page_size, seq.prompt_len)",
+        "min(pages * self._page_size, seq.prompt_len)",
+        "max(pages * self._page_size, seq.prompt_len)",
         "runtime/test_prefix_reuse.py",
     ),
     "a page is lost though its copy would have made room": M(
@@ -152,7 +152,7 @@ DRAWN = {
     ),
     "siblings need no pages of their own": M(
         "kvrt.sched.batching",
-        "needed += (seq.width - 1) * (needed - known // size)",
+        "needed += (seq.width - 1) * min(needed, own)",
         "needed += 0",
         "sched/test_batching.py",
     ),

@@ -37,6 +37,31 @@ def test_what_is_kept_is_what_any_later_token_sees(
     assert not set(first) & set(rest)
 
 
+@given(
+    window=st.integers(1, 30), sinks=st.integers(0, 12),
+    steps=st.lists(st.integers(1, 9), min_size=1, max_size=60),
+)  # fmt: skip
+def test_a_sequence_never_has_more_pages_than_is_said(
+    window: int, sinks: int, steps: list[int]
+) -> None:
+    group = Group(shape("many in a chunk", chunks=99), window, sinks)
+    table = PageTable.empty([group], 99).table
+    for count in steps:
+        table = done(table.grow({"a": count}))
+        assert table.used_pages <= group.most(table.length("a"), max(steps))
+
+
+def test_what_is_said_that_a_sequence_has_at_most_some_have() -> None:
+    group = Group(shape("many in a chunk", chunks=99), window=10, sinks=3)
+    table = PageTable.empty([group], 99).table
+    most = 0
+    for count in [2, *[7] * 40]:
+        table = done(table.grow({"a": count}))
+        most = max(most, table.used_pages)
+    assert most == group.most(table.length("a"), 7)
+    assert Group(shape()).most(9 * SIZE, 7) == 9
+
+
 def grown(table: PageTable, count: int, times: int) -> PageTable:
     for _ in range(times):
         table = done(table.grow({"a": count}))

@@ -119,7 +119,7 @@ class Service:
         self.cache = make_cache(config, self.device, self.model)
         self.fingerprint = page_fingerprint(self.model, self.cache.layouts[0], self.device.info)
         self.reuse = PrefixReuse(
-            config.page_size,
+            self.cache.table.groups,
             EVICTIONS[config.prefix_cache_policy](),
             MoveCost(config.preemption),
             TTL,
@@ -240,8 +240,9 @@ class Service:
         self.cache.check_integrity()
         stats = self.cache.stats()
         assert stats.mapped_bytes + stats.pooled_bytes == self.device.memory.info().chunks
-        named = self.cache.table.lanes[0].holders.named
-        assert sorted(entry.page for entry in self.reuse.index) == named
+        for group, lane in enumerate(self.cache.table.lanes):
+            indexed = [entry.pages[group] for entry in self.reuse.index if entry.pages[group]]
+            assert sorted(indexed) == lane.holders.named
         if self.engine.memory.offload is not None:
             self.engine.memory.offload.stores.host.check_integrity()
         for order in self.orders:

@@ -133,7 +133,7 @@ def life_of_the_tiers(chaos: Chaos, folder: Path) -> None:
     device = Checked(chaos)
     layout = KVLayout.packed("float32", layers=1, kv_heads=2, head_dim=128, page_size=64)
     cache = KVCache(device, [layout], 64, limit_bytes=64 * layout.page_bytes)
-    reuse = PrefixReuse(64, EVICTIONS["lru"]())
+    reuse = PrefixReuse(cache.table.groups, EVICTIONS["lru"]())
     host = HostStore(device.copier, layout.page_bytes, 4 << 20)
     offload = Offload(device, cache, host, reuse.cost, is_tier=True)
     root = root_key(bytes(32))
@@ -151,8 +151,10 @@ def life_of_the_tiers(chaos: Chaos, folder: Path) -> None:
         return cache.table.pages(*tokens)
 
     row = step({"a": 128})
+    before = None
     for depth, name in enumerate(names):
-        assert reuse.index.add(name, row[depth], row[depth - 1] if depth else 0, depth, 0.0)
+        before = reuse.index.add(name, (row[depth],), before, depth, 0.0)
+        assert before is not None
     engine = SimpleNamespace(memory=Memory(cache, reuse, offload), device=device)
     snapshots = Snapshots(engine, bytes(32), lambda function: function())  # type: ignore[arg-type]
     saved = snapshots.save(Path(tempfile.mkdtemp(dir=folder)), None, (), None)
@@ -225,8 +227,8 @@ MUTANTS = {
     "a page is saved before it is computed": Mutant(
         Snapshots,
         "_read",
-        "(entry.page), self._device.fence()",
-        "(entry.page), None",
+        "(entry.pages[0]), self._device.fence()",
+        "(entry.pages[0]), None",
         life_of_the_tiers,
     ),
     "a page is used again before it is saved": Mutant(

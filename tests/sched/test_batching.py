@@ -10,6 +10,7 @@ from kvrt.kv.pages.geometry import Geometry
 from kvrt.kv.pages.group import Group
 from kvrt.kv.pages.table import PageTable
 from kvrt.kv.seq import Seq
+from kvrt.sched import batching
 from kvrt.sched.batching import Limits, StepPlan, plan_step
 from kvrt.sched.policy import AGING_STEPS, POLICIES, PolicyName
 from kvrt.sched.waiting import Waiting
@@ -18,19 +19,42 @@ PAGE = 4
 CHUNK_PAGES = 2
 
 
-def table_of(chunks: int) -> PageTable:
-    """Room for ``2 * chunks - 1`` pages of 4 tokens (the null page takes one)."""
-    geometry = Geometry(
-        page_bytes=1024, page_size=PAGE, chunk_bytes=CHUNK_PAGES * 1024, pages=CHUNK_PAGES * chunks,
-    )  # fmt: skip
-    return PageTable.empty([Group(geometry)], chunks).table
+Windows = tuple[tuple[int, int], ...]
+"""Of groups of layers: the window, 0 for none, and the first positions that are seen as well."""
+
+GROUPS: dict[str, Windows] = {
+    "full": ((0, 0),),
+    "window": ((9, 0),),
+    "full and window": ((0, 0), (6, 0)),
+    "full and window with sinks": ((0, 0), (11, 5)),
+    "two windows": ((14, 0), (5, 2)),
+    "window between two full": ((0, 0), (10, 0), (0, 0)),
+}
+
+
+def table_of(chunks: int, windows: Windows = GROUPS["full"]) -> PageTable:
+    """Room for ``2 * chunks - 1`` pages of 4 tokens (the null page takes one), of the first group;
+    twice as many of the second."""
+    groups = []
+    for at, window in enumerate(windows):
+        page_bytes = 1024 >> at % 2
+        pages = CHUNK_PAGES * chunks * 1024 // page_bytes
+        geometry = Geometry(page_bytes, PAGE, chunk_bytes=CHUNK_PAGES * 1024, pages=pages)
+        groups.append(Group(geometry, *window))
+    return PageTable.empty(groups, chunks).table
 
 
 class Clock:
     """An engine without a device: what the engine does with a plan, and nothing else."""
 
-    def __init__(self, chunks: int, limits: Limits, policy: PolicyName = "fcfs") -> None:
-        self.table = table_of(chunks)
+    def __init__(
+        self,
+        chunks: int,
+        limits: Limits,
+        policy: PolicyName = "fcfs",
+        windows: Windows = GROUPS["full"],
+    ) -> None:
+        self.table = table_of(chunks, windows)
         self.limits = limits
         self.policy = POLICIES[policy]
         self.step = 0
@@ -215,6 +239,22 @@ def test_admission_leaves_the_running_ones_room_to_go_on() -> None:
     assert clock.waiting, "35 pages hold one of 30 and not also one of 16 beside it"
 
 
+def test_a_sequence_with_a_window_is_left_no_more_room_than_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 15 pages each needs 5 for a window of 8 tokens and 8 that are computed at once, and 3 when
+    it brings a token a step."""
+    monkeypatch.setattr(batching, "LOOKAHEAD_TOKENS", 1000)
+    clock = Clock(8, Limits(8, 8), windows=((8, 0),))
+    seqs = [clock.add(8, 200) for _ in range(6)]
+    for _ in range(20):
+        clock.tick()
+    assert clock.running == seqs[:4]
+    clock.run(2000)
+    assert clock.finished == seqs
+    assert not any(seq.preemptions for seq in seqs)
+
+
 def test_urgent_ones_go_first_and_waiting_raises_the_others() -> None:
     clock = Clock(100, Limits(8, 1), "priority")
     low = clock.add(4, 2, priority=3)
@@ -245,6 +285,7 @@ def test_urgent_ones_go_first_and_waiting_raises_the_others() -> None:
     places=st.integers(1, 8),
     policy=st.sampled_from(["fcfs", "priority"]),
     chunks=st.integers(6, 12),
+    groups=st.sampled_from([*GROUPS]),
 )
 def test_every_request_that_fits_finishes_under_any_arrivals(
     arrivals: list[tuple[int, int, int, int]],
@@ -252,8 +293,10 @@ def test_every_request_that_fits_finishes_under_any_arrivals(
     places: int,
     policy: PolicyName,
     chunks: int,
+    groups: str,
 ) -> None:
-    clock = Clock(chunks, Limits(tokens, places), policy)
+    windows = GROUPS[groups]
+    clock = Clock(chunks * len(windows), Limits(tokens, places), policy, windows)
     bound = 200
     for wait, prompt, new, priority in arrivals:
         for _ in range(wait):

@@ -1,116 +1,110 @@
-"""What is given up of an index is what looking at all of its ends for each page would choose."""
+"""What is given up of an index is what looking at all of it for each page would choose, and what is
+found afterwards is what is there."""
 
 import random
-from dataclasses import dataclass, field
+from collections import Counter
 
-import numpy as np
 import pytest
 
 from kvrt.kv.index.eviction import CachedPage, LeastRecentlyUsed
 from kvrt.kv.index.prefix import PrefixIndex
 from kvrt.kv.index.reuse import PrefixReuse
+from kvrt.kv.pages.lanes import Pages
 from kvrt.kv.pages.table import Change, PageTable
 from kvrt.kv.seq import Seq
-from kvrt.kv.tiers.names import PageName
 from kvrt.sched.batching import Limits, plan_step
 from kvrt.sched.policy import POLICIES
 from kvrt.sched.waiting import Waiting
 
-from .test_batching import PAGE, table_of
+from .forest import Forest
+from .test_batching import GROUPS, PAGE, Windows, table_of
 
-
-@dataclass
-class Forest:
-    """An index of rows that begin alike, and the table with its pages; some rows are in use.
-
-    Args:
-        rng: what comes and goes.
-    """
-
-    rng: random.Random
-    table: PageTable = field(default_factory=lambda: table_of(100))
-    index: PrefixIndex = field(default_factory=lambda: PrefixIndex(LeastRecentlyUsed()))
-    now: int = 0
-
-    def row(self) -> None:
-        """A sequence begins with some of another's pages, gets pages of its own, and may end."""
-        self.now += 1
-        known = [[]] + [list(self.table.pages(seq)) for seq in self.table.sequences]
-        known += [self._before(entry) for entry in self.index]
-        begin = [page for page in self.rng.choice(known) if self.index.at(page) is not None]
-        begin = begin[: self.rng.randint(0, len(begin))]
-        self.table = self.table.attach(self.now, (np.array(begin, np.int32),)).table
-        grown = self.table.grow({self.now: PAGE * self.rng.randint(0, 5)})
-        if isinstance(grown, Change):
-            self.table = grown.table
-        row = self.table.pages(self.now)
-        for depth in range(len(begin), len(row)):
-            key = self.rng.randbytes(32)
-            name = PageName(key, bytes(32), (depth,), tenant=0)
-            assert self.index.add(name, row[depth], row[depth - 1] if depth else 0, depth, self.now)
-        self.table = self.table.name((row[len(begin) :],)).table
-        self.index.touch(row, self.now)
-
-    def end(self) -> None:
-        seq = self.rng.choice([*self.table.sequences])
-        self.index.touch(self.table.pages(seq), self.now)
-        self.table = self.table.free(seq).table
-
-    def evict(self, pages: list[int]) -> None:
-        self.table = self.table.forget((tuple(pages),)).table
-        assert len(self.index.forget(pages)) == len(pages)
-
-    @staticmethod
-    def _before(entry: CachedPage) -> list[int]:
-        row = [entry.page]
-        while entry.before is not None:
-            entry = entry.before
-            row.insert(0, entry.page)
-        return row
+Gone = set[tuple[CachedPage, int]]
 
 
 def looking_at_all(
-    index: PrefixIndex, table: PageTable, count: int, choice: int, gone: list[int]
-) -> list[int]:
-    """The same, page by page; those that are `gone` went before."""
-    taken: list[int] = []
-    while len(taken) < count:
-        left = [entry for entry in index if entry.page not in (*gone, *taken)]
-        inner = {entry.before for entry in left}
-        ends = [
-            entry
-            for entry in left
-            if entry not in inner and table.lanes[0].holders.idle(entry.page)
-        ]
-        if not ends:
+    index: PrefixIndex, table: PageTable, nbytes: int, choice: int, gone: Gone
+) -> Pages:
+    """The same, one after the other; what is `gone` went before, and what goes is added to it."""
+    known = {item[4:]: item[:4] for item in index._ends._heap if index._ends._is_right(item)}
+    full = next((at for at, group in enumerate(table.groups) if not group.window), None)
+    taken: list[list[int]] = [[] for _ in table.lanes]
+    found = 0
+    while found < nbytes:
+        inner = {entry.before for entry in index if (entry, full) not in gone}
+        offered = []
+        for entry in index:
+            for group, page in enumerate(entry.pages):
+                windowed = table.groups[group].window > 0
+                if not page or (entry, group) in gone or not (windowed or group == full):
+                    continue
+                if not table.lanes[group].holders.idle(page) or (not windowed and entry in inner):
+                    continue
+                end = (entry.worth, True, page, -1)
+                offered.append((known.get((entry, group), end), entry, group))
+        if not offered:
             break
-        ends.sort(key=lambda entry: (entry.worth, entry.page))
-        least = ends[: min(-(-len(ends) // 4), choice)]
-        taken.append(min(least, key=lambda e: table.lanes[0].placement.users_beside(e.page)).page)
-    return taken
+        offered.sort(key=lambda offer: offer[0])
+        least = offered[: min(-(-len(offered) // 4), choice)]
+        _, entry, group = min(least, key=lambda offer: beside(table, offer[1].pages, offer[2]))
+        for each in range(len(table.lanes)) if group == full else (group,):
+            page = entry.pages[each]
+            if page and (entry, each) not in gone:
+                gone.add((entry, each))
+                taken[each].append(page)
+                lane = table.lanes[each]
+                found += lane.holders.idle(page) * lane.geometry.page_bytes
+    return tuple(map(tuple, taken))
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_the_order_is_that_of_looking_at_all_of_them(seed: int) -> None:
-    rng = random.Random(seed)
-    forest = Forest(rng)
+def beside(table: PageTable, pages: tuple[int, ...], group: int) -> int:
+    lane = table.lanes[group]
+    return lane.placement.users_beside(pages[group]) * lane.geometry.page_bytes
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_the_order_is_that_of_looking_at_all_of_them(groups: str) -> None:
     evicted = 0
-    for _ in range(120):
-        forest.row()
-        if rng.random() < 0.9:
-            forest.end()
-        for choice in (1, 8):
-            count = rng.choice([0, 1, 3, 16, 200])
-            cursor = forest.index.in_order()
-            first = cursor.take(forest.table, count, choice)
-            assert first == looking_at_all(forest.index, forest.table, count, choice, [])
-            table = forest.table.forget((tuple(first),)).table
-            second = cursor.take(table, 5, choice)
-            assert second == looking_at_all(forest.index, table, 5, choice, first)
-        if rng.random() < 0.3:
-            evicted += len(first)
-            forest.evict(first)
+    for seed in range(3):
+        rng = random.Random(seed)
+        forest = Forest(rng, GROUPS[groups])
+        for _ in range(80):
+            forest.step()
+            for choice in (1, 8):
+                nbytes = rng.choice([0, 1, 3, 16, 200]) * 512
+                gone: Gone = set()
+                cursor = forest.reuse.in_order()
+                first = cursor.take(forest.table, nbytes, choice)
+                assert first == looking_at_all(forest.index, forest.table, nbytes, choice, gone)
+                table = forest.table.forget(first).table
+                second = cursor.take(table, 2560, choice)
+                assert second == looking_at_all(forest.index, table, 2560, choice, gone)
+            if rng.random() < 0.2:
+                evicted += sum(map(len, forest.evict(rng.choice([1, 4, 20]) * 512)))
     assert evicted > 100
+
+
+@pytest.mark.parametrize("windows", [*GROUPS.values(), ((1, 0), (0, 0))])
+def test_what_is_found_is_what_each_group_has(windows: Windows) -> None:
+    seen: Counter[str] = Counter()
+    for seed in range(4):
+        forest = Forest(random.Random(seed), windows, chunks=40)
+        for step in range(75):
+            forest.step()
+            if forest.rng.random() < 0.2:
+                forest.evict(forest.rng.choice([1, 3, 8]) * 512)
+            if step % 3 == 0:
+                forest.check()
+        seen += forest.seen
+        for seq in [*forest.seqs]:
+            forest.end(seq)
+        forest.evict(forest.table.idle_bytes)
+        forest.check()
+        assert forest.table.used_pages == forest.table.idle_pages == len([*forest.index]) == 0
+    assert min(seen["hit"], seen["evicted"]) > 30, seen
+    if windows != GROUPS["full"]:
+        assert seen["links"] > 10, seen
+        assert seen["filled"] > (10 if windows in GROUPS.values() else 2), seen
 
 
 def decoding(
@@ -124,13 +118,14 @@ def decoding(
     )  # fmt: skip
     grown = table.grow({number: seq.computed})
     assert isinstance(grown, Change)
-    named = reuse.computed(seq, grown.table.row(number))
-    return seq, grown.table.name((tuple(named),)).table
+    named = reuse.computed(seq, grown.table.rows_of(number))
+    return seq, grown.table.name(named).table
 
 
 def test_the_named_pages_of_who_is_preempted_are_what_others_get() -> None:
-    reuse = PrefixReuse(PAGE, LeastRecentlyUsed(), now=lambda: 0.0)
-    first, table = decoding(reuse, table_of(5), 1, 4)
+    table = table_of(5)
+    reuse = PrefixReuse(table.groups, LeastRecentlyUsed(), now=lambda: 0.0)
+    first, table = decoding(reuse, table, 1, 4)
     second, table = decoding(reuse, table, 2, 5)
     assert table.free_pages == 0
     plan = plan_step(table, [first, second], Waiting(POLICIES["fcfs"]), Limits(9, 9), 1, reuse)

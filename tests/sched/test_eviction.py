@@ -9,6 +9,8 @@ from kvrt.kv.index.eviction import EVICTIONS, EvictionName
 from kvrt.kv.index.prefix import PrefixIndex
 from kvrt.kv.tiers.names import PageName
 
+from .test_batching import table_of
+
 ROOM = 8
 
 
@@ -20,25 +22,27 @@ class Pool:
     """
 
     def __init__(self, policy: EvictionName) -> None:
-        self.index = PrefixIndex(EVICTIONS[policy]())
+        self.index = PrefixIndex(EVICTIONS[policy](), table_of(1).groups)
         self.now = 0.0
 
     @property
     def held(self) -> set[int]:
-        return {entry.page for entry in self.index}
+        return {entry.pages[0] for entry in self.index}
 
     def use(self, page: int, depth: int = 0) -> int | None:
         """Use a page, which comes if it is not there. Returns which one went for it."""
         self.now += 1
         if page in self.held:
-            self.index.touch([page], self.now, hit=True)
+            entry = self.index.at(page)
+            assert entry is not None
+            self.index.touch(entry, (), self.now, hit=True)
             return None
         gone = None
         if len(self.held) == ROOM:
-            gone = min(self.index, key=lambda entry: entry.worth).page
-            self.index.forget([gone])
+            gone = min(self.index, key=lambda entry: entry.worth).pages[0]
+            self.index.forget(((gone,),))
         name = PageName(page.to_bytes(32, "little"), bytes(32), (page,), tenant=0)
-        self.index.add(name, page, 0, depth, self.now)
+        self.index.add(name, (page,), None, depth, self.now)
         return gone
 
 

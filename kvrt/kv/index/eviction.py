@@ -17,11 +17,14 @@ takes a small model as long as its products."""
 
 @dataclass(slots=True, eq=False)
 class CachedPage:
-    """A full page whose tokens are known, held by a sequence or only cached.
+    """A full page of tokens that are known, held by a sequence or only cached.
+
+    Where a group of layers has given it up, others may still have it, or pages after it: then it
+    stays as the link between them, since a page is only believed after the one before it.
 
     Args:
         name: its tokens, and its place in the chain.
-        page: where it is.
+        pages: where it is, in each group of layers; 0: not there.
         before: the page before it; None if it is the first.
         depth: how many pages come before it.
         used: when a sequence last held it, in seconds of a monotonic clock.
@@ -31,7 +34,7 @@ class CachedPage:
     """
 
     name: PageName
-    page: int
+    pages: tuple[int, ...]
     before: "CachedPage | None"
     depth: int
     used: float
@@ -41,13 +44,13 @@ class CachedPage:
 
 
 class Eviction(Protocol):
-    """An eviction policy. Only pages after which none comes are ever compared."""
+    """An eviction policy."""
 
     def worth(self, page: CachedPage) -> Worth:
         """Of a page that has just been used."""
 
     def evicted(self, page: CachedPage) -> None:
-        """The page was given up."""
+        """The page was given up, in all groups."""
 
 
 class LeastRecentlyUsed:

@@ -1,4 +1,4 @@
-"""Which page holds which tokens: finds the pages of a prefix that was computed before."""
+"""Which pages hold which tokens: finds the pages of a prefix that was computed before."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -6,7 +6,9 @@ import numpy as np
 
 from kvrt.kv.index.ends import Ends, InOrder
 from kvrt.kv.index.eviction import CachedPage, Eviction
+from kvrt.kv.pages.group import Group
 from kvrt.kv.pages.holders import Row
+from kvrt.kv.pages.lanes import Pages, Rows
 from kvrt.kv.tiers.names import PageName
 
 
@@ -15,95 +17,121 @@ class PrefixIndex:
 
         names    (root, t0..t15)   (k0, t16..t31)        page 9 is found by its key k1 only after
                        |                  |              page 4 was found by k0: a key of SHA-256
-        pages          4  <---parent----  9              is not trusted, tokens and parent are seen
+        group 0        4  <---before----  9              is not trusted, tokens and page before are
+        group 1        0                  2              seen; of group 1, page 4's tokens are gone
+
+    A sequence resumes at a *border* between pages, where each group has all that it needs
+    (`Group.kept`): one that sees everything needs all pages before it, one with a window the last
+    ones. So groups with a window may give up any page, the others only one after which none comes.
 
     The index is a holder of its pages beside the sequences that have them, and the table says which
-    those are (`PageTable.name`). So its owner keeps the two in step: `add` when a page is computed,
-    `forget` when it is given up.
+    those are (`PageTable.name`). So its owner keeps the two in step: `add` and `fill` when a page
+    is computed, `forget` when it is given up.
 
     Args:
         policy: says what a page is worth when memory is needed.
+        groups: of layers.
     """
 
-    def __init__(self, policy: Eviction) -> None:
+    def __init__(self, policy: Eviction, groups: Sequence[Group]) -> None:
         self._policy = policy
+        self._groups = tuple(groups)
+        self._full = [at for at, group in enumerate(groups) if not group.window]
+        self.windowed = [at for at, group in enumerate(groups) if group.window]
+        """The groups whose layers have a window."""
         self._by_key: dict[bytes, CachedPage] = {}
-        self._by_page: dict[int, CachedPage] = {}
-        self._ends = Ends()
+        self._by_page: list[dict[int, CachedPage]] = [{} for _ in groups]
+        self._ends = Ends(self._full[0] if self._full else None)
 
     def __len__(self) -> int:
-        return len(self._by_page)
+        """Pages of all groups."""
+        return sum(map(len, self._by_page))
 
     def __iter__(self) -> Iterator[CachedPage]:
-        return iter(self._by_page.values())
+        """Also those that are but links."""
+        return iter(self._by_key.values())
 
-    def at(self, page: int) -> CachedPage | None:
+    # --- looking -----------------------------------------------------------------------------
+
+    def at(self, page: int, group: int = 0) -> CachedPage | None:
         """The entry of a page, if it has a name."""
-        return self._by_page.get(page)
+        return self._by_page[group].get(page)
 
     def find(self, name: PageName) -> CachedPage | None:
-        """The entry of the page that holds a name."""
+        """The entry with a name; whether it comes after the right ones is not seen."""
         found = self._by_key.get(name.key)
         return found if found is not None and found.name == name else None
 
-    def match(self, names: Sequence[PageName]) -> Row:
-        """The pages of the longest beginning of `names` that is here."""
-        row: list[int] = []
+    def chain(self, names: Iterable[PageName]) -> list[CachedPage]:
+        """The entries of the longest beginning of `names` that is here."""
+        entries: list[CachedPage] = []
         before: CachedPage | None = None
         for name in names:
             found = self._by_key.get(name.key)
             if found is None or found.before is not before or found.name != name:
                 break
             before = found
-            row.append(found.page)
-        return np.fromiter(row, np.int32, len(row))
+            entries.append(found)
+        return entries
 
-    def add(self, name: PageName, page: int, parent: int, depth: int, now: float) -> bool:
-        """`page`, which comes after the page `parent`, holds `name` now. False: another page does,
-        or another name has this key."""
-        if name.key in self._by_key:
-            return False
-        before = self._by_page.get(parent)
-        entry = CachedPage(name, page, before, depth, now)
-        entry.worth = self._policy.worth(entry)
-        self._by_key[name.key] = self._by_page[page] = entry
-        self._ends.add(entry)
-        if before is not None:
-            before.after += 1
-            self._ends.discard(before)
-        return True
+    def last(self, rows: Rows) -> CachedPage | None:
+        """The entry of the last page of each of `rows`, if one of them has a name."""
+        if not rows or not len(rows[0]):
+            return None
+        pages = enumerate(row.item(-1) for row in rows)
+        return next((at for group, page in pages if (at := self.at(page, group))), None)
 
-    def touch(self, pages: Iterable[int], now: float, *, hit: bool = False) -> None:
-        """Pages are used now; `hit`: by somebody who did not compute them."""
-        for page in pages:
-            entry = self._by_page.get(page)
-            if entry is not None:
-                entry.used = now
-                entry.hits += hit
-                entry.worth = self._policy.worth(entry)
-                if not entry.after:
-                    self._ends.add(entry)
+    def match(self, names: Sequence[PageName], without: Pages = ()) -> Rows:
+        """The pages that a sequence can begin with: a row for each group up to the last border at
+        which all groups can resume, 0 where a group needs none.
 
-    def forget(self, pages: Iterable[int]) -> list[PageName]:
-        """Pages hold no longer what they held. Returns the names that are lost."""
-        lost = []
-        for page in pages:
-            entry = self._by_page.pop(page, None)
-            if entry is not None:
-                del self._by_key[entry.name.key]
-                self._ends.discard(entry)
-                before = entry.before
-                if before is not None:
-                    before.after -= 1
-                    if not before.after and self._by_page.get(before.page) is before:
-                        self._ends.add(before)
-                self._policy.evicted(entry)
-                lost.append(entry.name)
-        return lost
+        Args:
+            names: of its own pages.
+            without: of each group, pages that are as if they were not here.
+        """
+        entries = self.chain(names)
+        rows = [
+            np.fromiter([entry.pages[group] for entry in entries], np.int32, len(entries))
+            for group in range(len(self._groups))
+        ]
+        for row, gone in zip(rows, without, strict=False):
+            if gone:
+                row[np.isin(row, gone)] = 0
+        border = len(entries)
+        while (lacking := self._lacking(rows, border)) is not None:
+            border = lacking  # a border between the two would need that page as well
+        for group in self.windowed:
+            first, window = self._groups[group].kept(border * self._groups[0].geometry.page_size)
+            rows[group][first.stop : window.start] = 0
+        return tuple(row[:border] for row in rows)
 
-    def and_after(self, pages: Iterable[int]) -> set[CachedPage]:
-        """Those of the pages that have names, and all that come after them. Looks at all pages."""
-        found = {entry for page in pages if (entry := self._by_page.get(page)) is not None}
+    def _lacking(self, rows: Sequence[Row], border: int) -> int | None:
+        """The first page that some group needs at a border and that is not here."""
+        length = border * self._groups[0].geometry.page_size
+        for group, row in zip(self._groups, rows, strict=True):
+            for needed in group.kept(length):
+                part = row[needed.start : needed.stop]
+                if not part.all():
+                    return needed.start + int(part.argmin())
+        return None
+
+    def pages_of(self, entries: Iterable[CachedPage]) -> Pages:
+        """Of each group, the pages of some entries."""
+        columns = zip(*(entry.pages for entry in entries), strict=True)
+        pages = tuple(tuple(filter(None, column)) for column in columns)
+        return pages or ((),) * len(self._groups)
+
+    def has_before(self, entry: CachedPage | None, pages: Sequence[int]) -> bool:
+        """Whether a page may follow `entry` that is in a row with `pages` before it.
+
+        In groups without a window it must be the same row: else pages could only be given up after
+        those that somebody else holds.
+        """
+        return entry is None or all(entry.pages[group] == pages[group] for group in self._full)
+
+    def and_after(self, entries: Iterable[CachedPage]) -> set[CachedPage]:
+        """Those, and all that come after them. Looks at all entries."""
+        found = {*entries}
         for entry in sorted(self, key=lambda entry: entry.depth):
             if entry.before in found:
                 found.add(entry)
@@ -112,3 +140,93 @@ class PrefixIndex:
     def in_order(self) -> InOrder:
         """The pages to give up first, for as long as the index stays as it is."""
         return self._ends.in_order()
+
+    # --- changing ----------------------------------------------------------------------------
+
+    def add(
+        self,
+        name: PageName,
+        pages: Sequence[int],
+        before: CachedPage | None,
+        depth: int,
+        now: float,
+    ) -> CachedPage | None:
+        """`pages`, of each group one, which come after an entry, hold `name` now. None: another
+        entry has this key."""
+        if name.key in self._by_key:
+            return None
+        entry = CachedPage(name, (0,) * len(pages), before, depth, now)
+        entry.worth = self._policy.worth(entry)
+        self._by_key[name.key] = entry
+        if before is not None:
+            before.after += 1
+            self._ends.discard(before)
+        self._put(entry, pages)
+        self._ends.add(entry)
+        return entry
+
+    def fill(self, entry: CachedPage, pages: Sequence[int]) -> tuple[int, ...]:
+        """Of `pages`, of each group one, which hold what the entry does, take those of groups with
+        a window that have given it up. Returns them, 0 where none was taken."""
+        taken = [0] * len(pages)
+        for group in self.windowed:
+            if not entry.pages[group]:
+                taken[group] = pages[group]
+        self._put(entry, taken)
+        return tuple(taken)
+
+    def _put(self, entry: CachedPage, pages: Sequence[int]) -> None:
+        entry.pages = tuple(map(max, entry.pages, pages))
+        for group, page in enumerate(pages):
+            if page:
+                self._by_page[group][page] = entry
+        for group in self.windowed:
+            if pages[group]:
+                self._ends.add(entry, group)
+
+    def touch(self, last: CachedPage | None, rows: Rows, now: float, *, hit: bool = False) -> None:
+        """The entries of rows up to `last` are used now; `hit`: by somebody who did not compute
+        them. Of groups with a window, the pages that are in the rows."""
+        while last is not None and self.find(last.name) is not last:
+            last = last.before  # it was forgotten
+        held = [(group, rows[group].tolist()) for group in self.windowed]
+        entry = last
+        while entry is not None:
+            entry.used = now
+            entry.hits += hit
+            entry.worth = self._policy.worth(entry)
+            for group, row in held:
+                if entry.pages[group] and entry.pages[group] == row[entry.depth]:
+                    self._ends.add(entry, group)
+            entry = entry.before
+        if last is not None and not last.after:
+            self._ends.add(last)
+
+    def forget(self, pages: Pages) -> list[PageName]:
+        """Pages of each group hold no longer what they held. Returns the names of which no group
+        has a page now."""
+        lost = []
+        for group, own in enumerate(pages):
+            for page in own:
+                entry = self._by_page[group].pop(page, None)
+                if entry is None:
+                    continue
+                entry.pages = (*entry.pages[:group], 0, *entry.pages[group + 1 :])
+                self._ends.discard(entry, group)
+                if not any(entry.pages):
+                    self._policy.evicted(entry)
+                    lost.append(entry.name)
+                    self.drop_links(entry)
+        return lost
+
+    def drop_links(self, entry: CachedPage | None) -> None:
+        """An entry that links nothing goes, and so do those before it."""
+        while entry is not None and not entry.after:
+            if any(entry.pages):
+                self._ends.add(entry)
+                return
+            del self._by_key[entry.name.key]
+            self._ends.discard(entry)
+            entry = entry.before
+            if entry is not None:
+                entry.after -= 1

@@ -17,7 +17,8 @@ from kvrt.kv.index.ends import Ends, InOrder
 from kvrt.kv.index.events import EventLog
 from kvrt.kv.index.eviction import CachedPage, Eviction
 from kvrt.kv.index.prefix import PrefixIndex
-from kvrt.kv.pages.holders import NO_PAGES, Row
+from kvrt.kv.pages.group import Group
+from kvrt.kv.pages.lanes import Pages, Rows
 from kvrt.kv.pages.table import Change, PageTable
 from kvrt.kv.seq import Seq
 from kvrt.kv.tiers.names import PageName, page_key, tenant_of
@@ -26,14 +27,19 @@ from kvrt.kv.tiers.names import PageName, page_key, tenant_of
 class Reuse(Protocol):
     """What planning asks about cached pages."""
 
-    def match(self, seq: Seq) -> Row:
-        """Pages that a waiting sequence can begin with; never all of its tokens."""
+    def match(self, seq: Seq, without: Pages = ()) -> Rows:
+        """Rows that a waiting sequence can begin with, one of each group; never all of its tokens.
+        Empty: no pages of any.
+
+        Args:
+            without: of each group, pages that the plan gives up.
+        """
 
     def stored(self, seq: Seq, matched: int) -> int:
         """How many pages after the `matched` ones should be fetched from outside the device."""
 
-    def found(self, names: Sequence[PageName]) -> Row:
-        """Those that are here of the pages of these names, up to the first that is not."""
+    def found(self, names: Sequence[PageName], without: Pages = ()) -> int:
+        """How many pages of these names a sequence could begin with."""
 
     def computing(self, seq: Seq) -> Sequence[PageName]:
         """The pages of a running sequence, if others may wait for those it has not computed."""
@@ -48,14 +54,14 @@ class Reuse(Protocol):
 class NoReuse:
     """Nothing is ever cached."""
 
-    def match(self, seq: Seq) -> Row:
-        return NO_PAGES
+    def match(self, seq: Seq, without: Pages = ()) -> Rows:
+        return ()
 
     def stored(self, seq: Seq, matched: int) -> int:
         return 0
 
-    def found(self, names: Sequence[PageName]) -> Row:
-        return NO_PAGES
+    def found(self, names: Sequence[PageName], without: Pages = ()) -> int:
+        return 0
 
     def computing(self, seq: Seq) -> Sequence[PageName]:
         return ()
@@ -95,7 +101,7 @@ class PrefixReuse:
     """Names the tokens of sequences, and finds pages by them. Belongs to the engine's thread.
 
     Args:
-        page_size: tokens in a page.
+        groups: of layers, whose pages are of as many tokens.
         policy: which pages to evict first.
         cost: whether to fetch pages or to compute them.
         ttl: seconds after which an unused page is not worth its memory while nothing runs.
@@ -104,27 +110,27 @@ class PrefixReuse:
 
     def __init__(
         self,
-        page_size: int,
+        groups: Sequence[Group],
         policy: Eviction,
         cost: MoveCost | None = None,
         ttl: float = math.inf,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.index = PrefixIndex(policy)
+        self.index = PrefixIndex(policy, groups)
         self.events = EventLog()
         self.cost = cost or MoveCost()
         self.tiers: Tiers | None = None
         self._ttl = ttl
-        self._page_size = page_size
+        self._page_size = groups[0].geometry.page_size
         self._prompt_tokens = self._cached_tokens = self._dropped_pages = 0
         self._now = now
 
     # --- what planning asks ------------------------------------------------------------------
 
-    def match(self, seq: Seq) -> Row:
+    def match(self, seq: Seq, without: Pages = ()) -> Rows:
         if not seq.matches:
-            return NO_PAGES
-        return self.index.match(self._names(seq, self._matchable(seq)))
+            return ()
+        return self.index.match(self._names(seq, self._matchable(seq)), without)
 
     def stored(self, seq: Seq, matched: int) -> int:
         if self.tiers is None or not seq.matches:
@@ -135,8 +141,8 @@ class PrefixReuse:
         end = (matched + count) * self._page_size
         return count if count and self.cost.moves(count, self._page_size, end) else 0
 
-    def found(self, names: Sequence[PageName]) -> Row:
-        return self.index.match(names)
+    def found(self, names: Sequence[PageName], without: Pages = ()) -> int:
+        return len(self.index.match(names, without)[0])
 
     def computing(self, seq: Seq) -> Sequence[PageName]:
         finds = seq.shares and seq.named >= seq.computed // self._page_size
@@ -151,61 +157,84 @@ class PrefixReuse:
 
     def missing(self, seq: Seq) -> list[PageName]:
         """The pages that a waiting sequence would begin with and that are not on the device."""
-        return seq.names[len(self.match(seq)) : self._matchable(seq)] if seq.matches else []
+        if not seq.matches:
+            return []
+        return seq.names[len(self.match(seq)[0]) : self._matchable(seq)]
 
     # --- what the engine tells ---------------------------------------------------------------
 
-    def begin(self, seq: Seq, cached: Row) -> None:
+    def begin(self, seq: Seq, cached: Rows) -> None:
         """A sequence was admitted, and begins with these pages."""
-        seq.named = len(cached)
-        self.index.touch(cached.tolist(), self._now(), hit=True)
+        pages = len(cached[0]) if cached else 0
+        seq.named, seq.last_named = pages, self.index.last(cached)
+        self.index.touch(self._last(seq), cached, self._now(), hit=True)
         self._prompt_tokens += seq.prompt_len
-        self._cached_tokens += min(len(cached) * self._page_size, seq.prompt_len)
+        self._cached_tokens += min(pages * self._page_size, seq.prompt_len)
 
-    def computed(self, seq: Seq, row: Row) -> list[int]:
+    def computed(self, seq: Seq, rows: Rows) -> Pages:
         """Tokens of a sequence were computed: its full pages can be found now, if it shares.
-        Returns those of them that could not be found before."""
-        full = seq.computed // self._page_size
-        pages: list[int] = []
-        if full == seq.named or not seq.shares:
-            return pages
-        now = self._now()
-        parent = row.item(seq.named - 1) if seq.named else 0
-        for depth, page in enumerate(row[seq.named : full].tolist(), seq.named):
-            if depth and self.index.at(parent) is None:
-                break  # it is another's page that is found by that name, or it was invalidated
-            name = self._names(seq, depth + 1)[depth]
-            if not self.index.add(name, page, parent, depth, now):
+        Returns those of each group that could not be found before; empty: none."""
+        full, start = seq.computed // self._page_size, seq.named
+        if full == start or not seq.shares:
+            return ()
+        before = self._last(seq)
+        if start and (before is None or self.index.find(before.name) is not before):
+            return ()  # it was forgotten
+        now, names = self._now(), self._names(seq, full)
+        last = tuple(row.item(start - 1) for row in rows) if start else ()
+        named: list[tuple[int, ...]] = []
+        for own in zip(*(row[start:full].tolist() for row in rows), strict=True):
+            name = names[seq.named]
+            entry = self.index.find(name)
+            if entry is None:
+                if not self.index.has_before(before, last):
+                    break
+                entry, taken = self.index.add(name, own, before, seq.named, now), own
+                if entry is None:
+                    break  # another name has its key
+            elif self.index.windowed and entry.before is before:
+                taken = self.index.fill(entry, own)
+            else:
                 break
-            self.events.add("stored", (name,))
-            pages.append(page)
-            parent = page
-        seq.named += len(pages)
-        return pages
+            if any(taken) and entry.pages == taken:
+                self.events.add("stored", (name,))
+            named.append(taken)
+            seq.named += 1
+            seq.last_named = before = entry
+            last = own
+        if before is not None and not any(before.pages):
+            self.index.drop_links(before)
+        return tuple(tuple(filter(None, pages)) for pages in zip(*named, strict=True))
 
-    def end(self, row: Row) -> None:
+    def end(self, seq: Seq, rows: Rows) -> None:
         """A sequence ends that held these pages."""
-        self.index.touch(row.tolist(), self._now())
+        self.index.touch(self._last(seq), rows, self._now())
+
+    def unpinned(self, rows: Rows) -> None:
+        """Nobody in particular held these pages."""
+        self.index.touch(self.index.last(rows), rows, self._now())
 
     def leaving(self, pages: Iterable[int]) -> list[tuple[PageName, int]]:
-        """Of pages about to be dropped, those that are cheaper to fetch later than to compute."""
+        """Of pages of the first group about to be dropped, those that are cheaper to fetch later
+        than to compute."""
         size = self._page_size
-        entries = [entry for page in pages if (entry := self.index.at(page)) is not None]
+        found = [(page, entry) for page in pages if (entry := self.index.at(page)) is not None]
         return [
-            (entry.name, entry.page)
-            for entry in entries
+            (entry.name, page)
+            for page, entry in found
             if self.cost.moves(1, size, (entry.depth + 1) * size)
         ]
 
-    def dropped(self, pages: Iterable[int]) -> None:
-        """Pages hold no longer what they held."""
-        names = self.index.forget(pages)
-        self._dropped_pages += len(names)
-        self.events.add("removed", names)
+    def dropped(self, pages: Pages) -> None:
+        """Pages of each group hold no longer what they held."""
+        before = len(self.index)
+        self.events.add("removed", self.index.forget(pages))
+        self._dropped_pages += before - len(self.index)
 
     def clear(self) -> None:
         """No page can be found any more."""
-        self._dropped_pages += len(self.index.forget([entry.page for entry in self.index]))
+        self._dropped_pages += len(self.index)
+        self.index.forget(self.index.pages_of([*self.index]))
         self.events.add("cleared", (None,))
 
     def expire(self, table: PageTable) -> tuple[Change, float | None]:
@@ -220,16 +249,22 @@ class PrefixReuse:
         for entry in sorted(self.index, key=lambda entry: entry.depth, reverse=True):
             last = used[entry] = max(entry.used, used.get(entry, -math.inf))
             used[entry.before] = max(last, used.get(entry.before, -math.inf))
-        idle = [entry for entry in self.index if table.lanes[0].holders.idle(entry.page)]
-        expired = [entry.page for entry in idle if used[entry] + self._ttl <= now]
+        idle = [entry for entry in self.index if _idle(entry, table)]
+        expired = [entry for entry in idle if used[entry] + self._ttl <= now]
         kept = [used[entry] for entry in idle if used[entry] + self._ttl > now]
-        return table.forget((tuple(expired),)), min(kept) + self._ttl - now if kept else None
+        change = table.forget(self.index.pages_of(expired))
+        return change, min(kept) + self._ttl - now if kept else None
 
     @property
     def stats(self) -> ReuseStats:
         return ReuseStats(
             self._prompt_tokens, self._cached_tokens, len(self.index), self._dropped_pages
         )
+
+    def _last(self, seq: Seq) -> CachedPage | None:
+        """The entry of the last of its pages that can be found."""
+        last = seq.last_named if seq.named else None
+        return last if isinstance(last, CachedPage) else None
 
     def _matchable(self, seq: Seq) -> int:
         """Pages it could begin with; its last token must be computed, for what comes after it."""
@@ -245,3 +280,10 @@ class PrefixReuse:
             names.append(name)
             parent = name.key
         return names[:count] if len(names) > count else names
+
+
+def _idle(entry: CachedPage, table: PageTable) -> bool:
+    """It has pages, and no sequence holds one of them."""
+    return any(entry.pages) and all(
+        lane.holders.idle(page) for lane, page in zip(table.lanes, entry.pages, strict=True) if page
+    )

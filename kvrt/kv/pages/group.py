@@ -32,3 +32,13 @@ class Group:
             return range(0), range(end)
         first = max(0, length - self.window + 1) // geometry.page_size
         return range(min(geometry.pages_for(self.sinks), first)), range(first, end)
+
+    def most(self, length: int, step: int) -> int:
+        """Pages that a sequence has at most until it is so long, if it grows by up to `step` tokens
+        at once."""
+        geometry = self.geometry
+        pages = geometry.pages_for(length)
+        if not self.window:
+            return pages
+        seen = geometry.pages_for(self.window - 1 + step) + 1
+        return min(pages, geometry.pages_for(self.sinks) + seen)

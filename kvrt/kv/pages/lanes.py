@@ -39,10 +39,12 @@ class Shortage:
     Args:
         needed: pages that were asked for, of a group that has not so many.
         free: pages of it that there were.
+        group: which.
     """
 
     needed: int
     free: int
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,11 @@ class PageTable:
         return self.lanes[0].geometry.page_size
 
     @property
+    def groups(self) -> list[Group]:
+        """Of layers."""
+        return [lane.group for lane in self.lanes]
+
+    @property
     def page_bytes(self) -> int:
         """Bytes of a page of each group."""
         return sum(lane.geometry.page_bytes for lane in self.lanes)
@@ -135,6 +140,10 @@ class PageTable:
         """The pages that hold its tokens, in order, 0 for those it has given up: int32 [pages]."""
         rows = self.rows.get(seq)
         return NO_PAGES if rows is None else rows[group]
+
+    def rows_of(self, seq: SeqId) -> Rows:
+        """Its row of each group."""
+        return self.rows.get(seq) or (NO_PAGES,) * len(self.lanes)
 
     def pages(self, seq: SeqId, group: int = 0) -> tuple[int, ...]:
         """The same as numbers."""
@@ -244,7 +253,7 @@ class PageTable:
             needed = sum(want.pages for want in wants)
             taken = placers.take(group, needed)
             if len(taken) < needed:
-                return Shortage(needed, len(taken))
+                return Shortage(needed, len(taken), group)
             lanes[group], copies = lane.extend(wants, rows, group, taken)
             ops += copies
         if placers is None:

@@ -1,0 +1,157 @@
+"""What becomes of cached pages of layers with a window, told on a single conversation."""
+
+import pytest
+
+from kvrt.kv.index.eviction import EVICTIONS, EvictionName
+from kvrt.kv.index.reuse import PrefixReuse
+from kvrt.kv.pages.table import Change
+from kvrt.kv.seq import Seq
+
+from .test_batching import PAGE, Windows, table_of
+
+FULL_AND_WINDOW = ((0, 0), (2 * PAGE, 0))
+WINDOW = ((2 * PAGE, 0),)
+
+
+class Talk:
+    """Sequences that compute a page a step, one after the other.
+
+    Args:
+        windows: of the groups.
+        policy: of eviction.
+    """
+
+    def __init__(self, windows: Windows, policy: EvictionName = "lru") -> None:
+        self.table = table_of(60, windows)
+        self.now = 0.0
+        self.reuse = PrefixReuse(
+            self.table.groups, EVICTIONS[policy](), ttl=100.0, now=lambda: self.now
+        )
+        self.ids = 0
+
+    def begin(self, tokens: list[int]) -> Seq:
+        self.ids += 1
+        seq = Seq(self.ids, [*tokens, 0], len(tokens), 999, root=b"root" * 8)
+        rows = self.reuse.match(seq)
+        self.table = self.table.attach(seq.id, rows).table
+        seq.computed = len(rows[0]) * PAGE
+        self.reuse.begin(seq, rows)
+        return seq
+
+    def go_on(self, seq: Seq) -> None:
+        while seq.computed < len(seq.tokens) - 1:
+            self.now += 1
+            grown = self.table.grow({seq.id: PAGE})
+            assert isinstance(grown, Change)
+            self.table = grown.table
+            seq.computed += PAGE
+            if named := self.reuse.computed(seq, self.table.rows_of(seq.id)):
+                self.table = self.table.name(named).table
+
+    def end(self, seq: Seq) -> None:
+        self.now += 1
+        self.reuse.end(seq, self.table.rows_of(seq.id))
+        self.table = self.table.free(seq.id).table
+
+    def say(self, tokens: list[int]) -> int:
+        """From its beginning to its end. Returns how many tokens were there already."""
+        seq = self.begin(tokens)
+        cached = seq.computed
+        self.go_on(seq)
+        self.end(seq)
+        return cached
+
+    def evict(self, pages: int) -> list[tuple[int, int]]:
+        """So many pages, one after the other. Returns, of each, its group and its depth."""
+        gone = []
+        for _ in range(pages):
+            taken = self.reuse.in_order().take(self.table, 1, choice=1)
+            for group, own in enumerate(taken):
+                for page in own:
+                    entry = self.reuse.index.at(page, group)
+                    assert entry is not None
+                    gone.append((group, entry.depth))
+            self.table = self.table.forget(taken).table
+            self.reuse.dropped(taken)
+        return gone
+
+
+def said(pages: int, last: int = 1) -> list[int]:
+    return [*range(100, 100 + (pages - 1) * PAGE), *[last] * PAGE]
+
+
+@pytest.mark.parametrize("policy", EVICTIONS)
+@pytest.mark.parametrize("windows", [FULL_AND_WINDOW, WINDOW])
+def test_a_conversation_goes_on_when_all_is_gone_but_its_last_window(
+    windows: Windows, policy: EvictionName
+) -> None:
+    talk = Talk(windows, policy)
+    talk.say(said(12))
+    group = len(windows) - 1
+    assert talk.evict(10) == [(group, depth) for depth in range(10)]
+    assert talk.say([*said(12), *range(PAGE)]) == 12 * PAGE
+
+
+@pytest.mark.parametrize("policy", ["lru", "lfu"])
+def test_what_a_window_left_long_ago_goes_before_what_others_used_since(
+    policy: EvictionName,
+) -> None:
+    talk = Talk(FULL_AND_WINDOW, policy)
+    first = talk.begin(said(12))
+    talk.go_on(first)
+    talk.say([7] * 3 * PAGE)
+    talk.end(first)
+    assert talk.evict(9) == [(1, depth) for depth in range(9)]
+
+
+def test_what_a_window_left_is_computed_once_more_and_found_from_then_on() -> None:
+    talk = Talk(FULL_AND_WINDOW)
+    first = talk.begin(said(12))
+    talk.go_on(first)
+    talk.evict(8)
+    stem = said(12)[: 6 * PAGE]
+    assert talk.say([*stem, *[1] * PAGE]) == 0, "no window is whole there"
+    assert talk.say([*stem, *[2] * PAGE]) == 6 * PAGE
+    talk.end(first)
+
+
+def test_the_last_page_goes_with_its_window() -> None:
+    talk = Talk(FULL_AND_WINDOW)
+    talk.say(said(3))
+    assert talk.evict(4) == [(1, 0), (1, 1), (1, 2), (0, 2)]
+    talk = Talk(FULL_AND_WINDOW)
+    talk.say(said(3))
+    talk.end(talk.begin(said(3, last=2)))  # uses what both have in common
+    assert talk.evict(2) == [(1, 2), (0, 2)]
+
+
+def test_pages_that_are_unused_go_in_all_groups_and_leave_no_links() -> None:
+    for windows in (FULL_AND_WINDOW, WINDOW):
+        talk = Talk(windows)
+        talk.say(said(8))
+        talk.evict(3)
+        change, patience = talk.reuse.expire(talk.table)
+        assert patience == 100.0
+        assert not any(change.dropped)
+        talk.now += 100.0
+        change, patience = talk.reuse.expire(talk.table)
+        assert patience is None
+        talk.reuse.dropped(change.dropped)
+        assert change.table.idle_pages == len([*talk.reuse.index]) == 0
+
+
+def test_a_page_is_said_to_be_gone_when_no_group_has_it_and_to_be_there_again() -> None:
+    talk = Talk(WINDOW)
+    first = talk.begin(said(4))
+    talk.go_on(first)
+    talk.evict(1)
+    assert talk.say(said(4)) == 4 * PAGE, "it needs that one no more"
+    talk.say(said(4)[:PAGE])
+    events = [(event.kind, event.name) for event in talk.reuse.events.since(0)]
+    names = first.names
+    stored = [("stored", name) for name in names]
+    assert events == [*stored, ("removed", names[0]), ("stored", names[0])]
+    talk = Talk(FULL_AND_WINDOW)
+    talk.say(said(4))
+    talk.evict(4)
+    assert [event.kind for event in talk.reuse.events.since(0)] == ["stored"] * 4
