@@ -106,18 +106,10 @@ class Memory:
         table = self.cache.table
         if self.reuse is None or seq.id not in table:
             return
-        index = self.reuse.index
-        own = (
-            index.at(page, group)
-            for group, (lane, row) in enumerate(
-                zip(table.lanes, table.rows_of(seq.id), strict=True)
-            )
-            for page in row[lane.holders.own(row)].tolist()
-        )
-        doubted = index.and_after(entry for entry in own if entry is not None)
+        doubted = self.reuse.only_of(seq, table)
         if self.offload is not None:
             self.offload.remove(entry.name for entry in doubted)
-        self.forget(index.pages_of(doubted))
+        self.forget(self.reuse.index.pages_of(doubted))
         seq.named, seq.shares = 0, False
 
     def forget(self, pages: Pages) -> None:

@@ -129,6 +129,18 @@ SURVIVED = {
         "pass",
         "sched/test_ends.py",
     ),
+    "what only one sequence computed is not doubted with it": M(
+        "kvrt.kv.index.reuse",
+        "return self.index.and_after(found)",
+        "return set()",
+        "pages/test_memory.py",
+    ),
+    "pages of all groups get the names of the first": M(
+        "kvrt.kv.memory",
+        "self.commit(table.name(tuple(tuple(itertools.chain(*pages)) for pages in own)))",
+        "self.commit(table.name((tuple(itertools.chain(*next(own))),) * len(table.lanes)))",
+        "pages/test_memory.py",
+    ),
     "links stay when nothing is linked": M(
         "kvrt.kv.index.prefix",
         "self.drop_links(entry)",

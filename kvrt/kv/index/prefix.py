@@ -39,9 +39,12 @@ class PrefixIndex:
         self._full = [at for at, group in enumerate(groups) if not group.window]
         self.windowed = [at for at, group in enumerate(groups) if group.window]
         """The groups whose layers have a window."""
+        self.deciding = self._full[:1] or self.windowed
+        """The groups that have pages of all that can be found; one is enough of those that see
+        everything, since they have the same."""
         self._by_key: dict[bytes, CachedPage] = {}
         self._by_page: list[dict[int, CachedPage]] = [{} for _ in groups]
-        self._ends = Ends(self._full[0] if self._full else None)
+        self._ends = Ends(next(iter(self._full), None))
 
     def __len__(self) -> int:
         """Pages of all groups."""

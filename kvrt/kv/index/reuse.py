@@ -210,6 +210,18 @@ class PrefixReuse:
         """A sequence ends that held these pages."""
         self.index.touch(self._last(seq), rows, self._now())
 
+    def only_of(self, seq: Seq, table: PageTable) -> set[CachedPage]:
+        """What can be found of a sequence and is in no other's row, and all that comes after."""
+        found, rows, entry = list[CachedPage](), table.rows_of(seq.id), self._last(seq)
+        while entry is not None:
+            for group in self.index.deciding:
+                page, row = entry.pages[group], rows[group][entry.depth : entry.depth + 1]
+                holders = table.lanes[group].holders
+                if page and (holders.idle(page) or (page == row and holders.own(row))):
+                    found.append(entry)
+            entry = entry.before
+        return self.index.and_after(found)
+
     def unpinned(self, rows: Rows) -> None:
         """Nobody in particular held these pages."""
         self.index.touch(self.index.last(rows), rows, self._now())
