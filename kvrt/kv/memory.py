@@ -46,6 +46,7 @@ class Memory:
         failed = self.cache.commit(change)
         if failed is None and self.reuse is not None:
             self.reuse.dropped(change.dropped)
+            self.reuse.idled(change.idled)
         return failed
 
     # --- the life of a sequence --------------------------------------------------------------
@@ -126,10 +127,9 @@ class Memory:
         if seq.id not in table:
             return
         if self.reuse is not None and seq.shares:
-            rows = tuple(row[: seq.named] for row in table.rows_of(seq.id))
-            self.reuse.end(seq, rows)
+            self.reuse.end(seq)
             if self.offload is not None and self.offload.write_through:
-                self.offload.save(self.reuse.leaving(rows[0].tolist()))
+                self.offload.save(self.reuse.leaving(table.row(seq.id)[: seq.named].tolist()))
         self.commit(table.free(seq.id, after=step))
 
     def close(self) -> None:

@@ -86,12 +86,14 @@ class _Draft:
     """A change that grows.
 
     Args:
-        cached: to evict from.
+        reuse: what is cached.
+        cached: to evict from; None: all of it.
     """
 
-    def __init__(self, change: Change, cached: InOrder) -> None:
+    def __init__(self, change: Change, reuse: Reuse, cached: InOrder | None = None) -> None:
         self.change = change
-        self._cached = cached
+        self._reuse = reuse
+        self._cached = cached or reuse.in_order()
 
     @property
     def table(self) -> PageTable:
@@ -108,15 +110,14 @@ class _Draft:
         return self.change.dropped
 
     def copy(self) -> "_Draft":
-        return _Draft(self.change, self._cached)
+        return _Draft(self.change, self._reuse, self._cached)
 
     def do(self, change: Change) -> None:
         self.change = self.change.then(change)
 
     def preempt(self, seq: Seq) -> None:
         """A sequence loses its pages; those that have names stay cached."""
-        self.do(self.table.free(seq.id))
-        self._cached.look_again()
+        self._lose(self.table.free(seq.id))
 
     def grow(self, tokens: Mapping[SeqId, int]) -> bool:
         """Grow, and evict what must go for it. False: it takes more than there is."""
@@ -125,11 +126,26 @@ class _Draft:
             ahead = min(_EVICTED_AT_ONCE, self.table.idle_pages // 8)
             page_bytes = self.table.lanes[grown.group].geometry.page_bytes
             evicted = self._cached.take(self.table, max(missing, ahead) * page_bytes)
-            if not any(evicted):
+            if any(evicted):
+                self.do(self.table.forget(evicted))
+            elif not self._leave(tokens):
                 return False
-            self.do(self.table.forget(evicted))
         self.do(grown)
         return True
+
+    def _leave(self, seqs: Iterable[SeqId]) -> bool:
+        """Let sequences leave the named pages before their windows, so that these can be evicted.
+        False: there are none."""
+        left = self.table.leave(seqs)
+        if left.table.used_pages == self.table.used_pages:
+            return False
+        self._lose(left)
+        return True
+
+    def _lose(self, change: Change) -> None:
+        """Sequences lose pages; those that have names can be evicted."""
+        self.do(change)
+        self._cached.look_again(self._reuse.entries_of(change.idled))
 
 
 class _Computing:
@@ -199,7 +215,7 @@ def plan_step(
             wants[seq] = min(seq.pending, budget)
             budget -= wants[seq]
 
-    draft = _Draft(Change(table), reuse.in_order())
+    draft = _Draft(Change(table), reuse)
     preempted: list[Seq] = []
     stuck: list[Seq] = []
     while not draft.grow({seq.id: count for seq, count in wants.items()}):

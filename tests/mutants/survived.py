@@ -153,11 +153,26 @@ SURVIVED = {
         "for each, page in [(group, entry.pages[group])]:",
         "sched/test_ends.py",
     ),
-    "what a window held last is worth no more than what it held before": M(
+    "what a window left is worth what it was when it was computed": M(
         "kvrt.kv.index.prefix",
-        "if entry.pages[group] and entry.pages[group] == row[entry.depth]:",
-        "if entry.pages[group]:",
+        "self._use(entry, now)\n            self._ends.add(entry, group)",
+        "self._ends.add(entry, group)",
         "sched/test_windows.py",
+    ),
+    "pages that a window has left are not given up": M(
+        "kvrt.kv.memory", "self.reuse.idled(change.idled)", "pass", "pages/test_memory.py"
+    ),
+    "named pages before a window cannot be had": M(
+        "kvrt.sched.batching",
+        "elif not self._leave(tokens):",
+        "else:",
+        "sched/test_windows.py",
+    ),
+    "a plan begins with what it evicts": M(
+        "kvrt.sched.batching",
+        "reuse.match(seq, draft.dropped)",
+        "reuse.match(seq)",
+        "sched/test_waiting.py",
     ),
     "a window needs all pages": M(
         "kvrt.sched.batching",
@@ -179,8 +194,8 @@ SURVIVED = {
     ),
     "a page before a window is given up as if drafts were true": M(
         "kvrt.kv.pages.table",
-        "lane.leave(growing, rows, self.lengths, group)",
-        "lane.leave(growing, rows, lengths, group)",
+        "lane, left, idle = lane.leave(growing, rows, self.lengths, group)",
+        "lane, left, idle = lane.leave(growing, rows, lengths, group)",
         "pages/test_group.py",
     ),
     "ops of one group are carried out in another": M(
@@ -214,7 +229,10 @@ SURVIVED = {
         "pages/test_table.py",
     ),
     "what was in use when a plan began is not evicted": M(
-        "kvrt.sched.batching", "self._cached.look_again()", "pass", "sched/test_ends.py"
+        "kvrt.sched.batching",
+        "self._cached.look_again(self._reuse.entries_of(change.idled))",
+        "pass",
+        "sched/test_ends.py",
     ),
     "what was worth much once stays for ever": M(
         "kvrt.kv.index.eviction",

@@ -94,7 +94,9 @@ def test_what_is_kept_warm_is_counted_over_all_groups() -> None:
 def test_a_shortage_in_any_group_leaves_the_table_as_it_is() -> None:
     table = done(table_of(10).grow({"a": 7 * SIZE}))
     before = table.lanes
-    assert table.grow({"a": SIZE}) == Shortage(needed=1, free=0, group=1), "one chunk is left of two"
+    assert table.grow({"a": SIZE}) == Shortage(needed=1, free=0, group=1), (
+        "one chunk is left of two"
+    )
     assert table.lanes is before
     check_table(table)
 

@@ -83,6 +83,7 @@ class Forest:
             self.evict(2 * self.table.page_bytes)
             return
         self.table = grown.table
+        self.reuse.idled(grown.idled)
         for holds, row in zip(self._holds, self.table.rows_of(seq.id), strict=True):
             for at in range(begun // PAGE, len(row)):
                 holds[row.item(at)] = tuple(seq.tokens[: (at + 1) * PAGE])
@@ -93,9 +94,10 @@ class Forest:
         self.seen["filled"] += any(all(entry.pages) for entry in lacking)
 
     def end(self, seq: Seq) -> None:
-        rows = self.table.rows_of(seq.id)
-        self.reuse.end(seq, rows)
-        self.table = self.table.free(seq.id).table
+        self.reuse.end(seq)
+        change = self.table.free(seq.id)
+        self.table = change.table
+        self.reuse.idled(change.idled)
         del self.seqs[seq]
 
     def evict(self, nbytes: int) -> Pages:

@@ -35,7 +35,7 @@ class Pool:
         if page in self.held:
             entry = self.index.at(page)
             assert entry is not None
-            self.index.touch(entry, (), self.now, hit=True)
+            self.index.touch(entry, self.now, hit=True)
             return None
         gone = None
         if len(self.held) == ROOM:

@@ -119,6 +119,7 @@ class Kitchen:
 
     def carry_out(self, plan: StepPlan) -> None:
         self.reuse.dropped(plan.change.dropped)
+        self.reuse.idled(plan.change.idled)
         self.table = plan.table
         check_table(self.table)
         for seq in plan.preempted:
@@ -153,9 +154,10 @@ class Kitchen:
             self.leave(seq)
         self.running.pop(seq, None)
         if seq.id in self.table:
-            rows = tuple(row[: seq.named] for row in self.table.rows_of(seq.id))
-            self.reuse.end(seq, rows)
-            self.table = self.table.free(seq.id).table
+            self.reuse.end(seq)
+            change = self.table.free(seq.id)
+            self.table = change.table
+            self.reuse.idled(change.idled)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,9 @@ from kvrt.kv.index.eviction import EVICTIONS, EvictionName
 from kvrt.kv.index.reuse import PrefixReuse
 from kvrt.kv.pages.table import Change
 from kvrt.kv.seq import Seq
+from kvrt.sched.batching import Limits, plan_step
+from kvrt.sched.policy import POLICIES
+from kvrt.sched.waiting import Waiting
 
 from .test_batching import PAGE, Windows, table_of
 
@@ -38,20 +41,23 @@ class Talk:
         self.reuse.begin(seq, rows)
         return seq
 
-    def go_on(self, seq: Seq) -> None:
-        while seq.computed < len(seq.tokens) - 1:
+    def go_on(self, seq: Seq, pages: int = 99) -> None:
+        while seq.computed < min(len(seq.tokens) - 1, pages * PAGE):
             self.now += 1
             grown = self.table.grow({seq.id: PAGE})
             assert isinstance(grown, Change)
             self.table = grown.table
+            self.reuse.idled(grown.idled)
             seq.computed += PAGE
             if named := self.reuse.computed(seq, self.table.rows_of(seq.id)):
                 self.table = self.table.name(named).table
 
     def end(self, seq: Seq) -> None:
         self.now += 1
-        self.reuse.end(seq, self.table.rows_of(seq.id))
-        self.table = self.table.free(seq.id).table
+        self.reuse.end(seq)
+        change = self.table.free(seq.id)
+        self.table = change.table
+        self.reuse.idled(change.idled)
 
     def say(self, tokens: list[int]) -> int:
         """From its beginning to its end. Returns how many tokens were there already."""
@@ -90,6 +96,19 @@ def test_a_conversation_goes_on_when_all_is_gone_but_its_last_window(
     group = len(windows) - 1
     assert talk.evict(10) == [(group, depth) for depth in range(10)]
     assert talk.say([*said(12), *range(PAGE)]) == 12 * PAGE
+
+
+def test_what_a_window_left_a_moment_ago_was_used_a_moment_ago() -> None:
+    talk = Talk(FULL_AND_WINDOW)
+    first = talk.begin(said(12))
+    talk.go_on(first, pages=3)
+    talk.say([7] * 12 * PAGE)
+    talk.go_on(first, pages=4)
+    assert talk.table.pages(first.id, 1)[0] == 0
+    talk.evict(12)
+    entry = talk.reuse.index.find(first.names[0])
+    assert entry is not None
+    assert entry.pages[1]
 
 
 @pytest.mark.parametrize("policy", ["lru", "lfu"])
@@ -155,3 +174,25 @@ def test_a_page_is_said_to_be_gone_when_no_group_has_it_and_to_be_there_again() 
     talk.say(said(4))
     talk.evict(4)
     assert [event.kind for event in talk.reuse.events.since(0)] == ["stored"] * 4
+
+
+def test_a_sequence_goes_on_in_as_many_pages_as_it_needs_though_all_of_them_are_named() -> None:
+    """Of 5 pages it needs 5: for a window of two, and two that are computed at once."""
+    table = table_of(3, WINDOW)
+    reuse = PrefixReuse(table.groups, EVICTIONS["lru"](), now=lambda: 0.0)
+    seq = Seq(1, [1] * 50 * PAGE, 0, 999, root=b"root" * 8)
+    assert table.groups[0].most(len(seq.tokens), 2 * PAGE) == table.free_pages == 5
+    running, waiting = list[Seq](), Waiting(POLICIES["fcfs"])
+    waiting.append(seq)
+    for step in range(25):
+        plan = plan_step(table, running, waiting, Limits(2 * PAGE, 1), step, reuse)
+        assert not plan.stuck
+        for row in plan.rows:
+            row.seq.computed += row.count
+        reuse.dropped(plan.change.dropped)
+        reuse.idled(plan.change.idled)
+        table = plan.table.name(reuse.computed(seq, plan.table.rows_of(1))).table
+        if not running:
+            waiting.remove(seq)
+            running.append(seq)
+    assert seq.computed == seq.named * PAGE == 50 * PAGE

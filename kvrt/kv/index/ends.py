@@ -2,12 +2,14 @@
 
 A page is of no use without those before it that its layers see. Where they see everything, what is
 given up is always an *end*, after which none comes, and all groups give it up; then the page before
-it is an end, and competes with the others. Layers with a window give up any page.
+it is an end, and competes with the others. Layers with a window give up any page that no sequence
+holds.
 """
 
 import bisect
 import heapq
 import itertools
+from collections.abc import Iterable
 
 from kvrt.kv.index.eviction import CachedPage, Worth
 from kvrt.kv.pages.lanes import Pages
@@ -39,7 +41,8 @@ class Ends:
         self._numbers = itertools.count()
 
     def add(self, entry: CachedPage, group: int | None = None) -> None:
-        """It is an end, or has a page in a `group` with a window; or is worth another amount."""
+        """It is an end, or has an idle page in a `group` with a window; or is worth another
+        amount."""
         if (place := self._full if group is None else group) is None:
             return
         is_end = group is None
@@ -51,7 +54,7 @@ class Ends:
             heapq.heapify(self._heap)
 
     def discard(self, entry: CachedPage, group: int | None = None) -> None:
-        """It is no end, or has no page in a `group`."""
+        """It is no end, or has no idle page in a `group`."""
         place = self._full if group is None else group
         if place is not None:
             self._right.pop((entry, place), None)
@@ -87,6 +90,7 @@ class InOrder:
         self._in_use: list[_Item] = []
         self._after: dict[CachedPage, int] = {}  # how many of those that come after each went
         self._gone: set[tuple[CachedPage, int]] = set()
+        self._numbers = itertools.count(-1, -1)
         self._push(0)
 
     def take(self, table: PageTable, nbytes: int, choice: int = _CHOICE) -> Pages:
@@ -111,6 +115,8 @@ class InOrder:
                 break
             item = min(window[: min(-(-len(window) // _SHARE), choice)], key=beside)
             window.remove(item)
+            if item[4:] in self._gone:
+                continue
             if not _idle(table, item):  # the plan has begun a sequence with it
                 self._in_use.append(item)
                 continue
@@ -120,11 +126,18 @@ class InOrder:
                 found += lane.holders.idle(page) * lane.geometry.page_bytes
         return tuple(map(tuple, taken))
 
-    def look_again(self) -> None:
-        """Sequences of the plan have lost their pages: what was in use may be idle now."""
+    def look_again(self, idled: Iterable[tuple[CachedPage, int]]) -> None:
+        """Sequences of the plan have left pages: what was in use may be idle now.
+
+        Args:
+            idled: entries, and groups with a window of which a page is idle now.
+        """
         for item in self._in_use:
             heapq.heappush(self._next, (item, None))
         self._in_use.clear()
+        for entry, group in idled:
+            item = (entry.worth, False, entry.depth, next(self._numbers), entry, group)
+            heapq.heappush(self._next, (item, None))
 
     def _give_up(self, item: _Item) -> list[tuple[int, int]]:
         """The pages that go with it, each with its group."""
@@ -143,7 +156,8 @@ class InOrder:
         if before is not None:  # perhaps it is an end now
             went = self._after[before] = self._after.get(before, 0) + 1
             if went == before.after:
-                end = (before.worth, True, before.pages[group], -1, before, group)
+                number = next(self._numbers)
+                end = (before.worth, True, before.pages[group], number, before, group)
                 heapq.heappush(self._next, (end, None))
         return pages
 

@@ -118,6 +118,13 @@ class PrefixIndex:
                     return needed.start + int(part.argmin())
         return None
 
+    def entries_of(self, pages: Pages) -> Iterator[tuple[CachedPage, int]]:
+        """Of pages of each group, the entries of those that have a name, and the group."""
+        for group, own in enumerate(pages):
+            for page in own:
+                if (entry := self.at(page, group)) is not None:
+                    yield entry, group
+
     def pages_of(self, entries: Iterable[CachedPage]) -> Pages:
         """Of each group, the pages of some entries."""
         columns = zip(*(entry.pages for entry in entries), strict=True)
@@ -183,27 +190,35 @@ class PrefixIndex:
         for group, page in enumerate(pages):
             if page:
                 self._by_page[group][page] = entry
-        for group in self.windowed:
-            if pages[group]:
-                self._ends.add(entry, group)
 
-    def touch(self, last: CachedPage | None, rows: Rows, now: float, *, hit: bool = False) -> None:
-        """The entries of rows up to `last` are used now; `hit`: by somebody who did not compute
-        them. Of groups with a window, the pages that are in the rows."""
+    def touch(self, last: CachedPage | None, now: float, *, hit: bool = False) -> None:
+        """The entries up to `last` are used now; `hit`: by somebody who did not compute them."""
         while last is not None and self.find(last.name) is not last:
             last = last.before  # it was forgotten
-        held = [(group, rows[group].tolist()) for group in self.windowed]
         entry = last
         while entry is not None:
-            entry.used = now
-            entry.hits += hit
-            entry.worth = self._policy.worth(entry)
-            for group, row in held:
-                if entry.pages[group] and entry.pages[group] == row[entry.depth]:
-                    self._ends.add(entry, group)
+            self._use(entry, now, hit=hit)
             entry = entry.before
         if last is not None and not last.after:
             self._ends.add(last)
+
+    def hold(self, rows: Rows) -> None:
+        """A sequence has these pages: those of groups with a window are not to be given up."""
+        for group in self.windowed:
+            for entry in map(self._by_page[group].get, rows[group].tolist()):
+                if entry is not None:
+                    self._ends.discard(entry, group)
+
+    def idle(self, pages: Pages, now: float) -> None:
+        """No sequence has these pages any more, of each group with a window."""
+        for entry, group in self.entries_of(pages):
+            self._use(entry, now)
+            self._ends.add(entry, group)
+
+    def _use(self, entry: CachedPage, now: float, *, hit: bool = False) -> None:
+        entry.used = now
+        entry.hits += hit
+        entry.worth = self._policy.worth(entry)
 
     def forget(self, pages: Pages) -> list[PageName]:
         """Pages of each group hold no longer what they held. Returns the names of which no group

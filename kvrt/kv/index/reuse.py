@@ -47,6 +47,9 @@ class Reuse(Protocol):
     def in_order(self) -> InOrder:
         """The cached pages, those to evict first before others."""
 
+    def entries_of(self, pages: Pages) -> Iterable[tuple[CachedPage, int]]:
+        """What they are in that order, of each with its group."""
+
     def bring_back(self, seq: Seq, page_size: int) -> float:
         """What it costs to preempt a sequence, to preempt others first."""
 
@@ -68,6 +71,9 @@ class NoReuse:
 
     def in_order(self) -> InOrder:
         return Ends().in_order()
+
+    def entries_of(self, pages: Pages) -> Iterable[tuple[CachedPage, int]]:
+        return ()
 
     def bring_back(self, seq: Seq, page_size: int) -> float:
         return MoveCost().bring_back(seq.computed, page_size, stored=False)
@@ -151,6 +157,9 @@ class PrefixReuse:
     def in_order(self) -> InOrder:
         return self.index.in_order()
 
+    def entries_of(self, pages: Pages) -> Iterable[tuple[CachedPage, int]]:
+        return self.index.entries_of(pages)
+
     def bring_back(self, seq: Seq, page_size: int) -> float:
         stored = self.tiers is not None
         return self.cost.bring_back(seq.computed, page_size, stored=stored)
@@ -167,7 +176,9 @@ class PrefixReuse:
         """A sequence was admitted, and begins with these pages."""
         pages = len(cached[0]) if cached else 0
         seq.named, seq.last_named = pages, self.index.last(cached)
-        self.index.touch(self._last(seq), cached, self._now(), hit=True)
+        self.index.touch(self._last(seq), self._now(), hit=True)
+        if cached:
+            self.index.hold(cached)
         self._prompt_tokens += seq.prompt_len
         self._cached_tokens += min(pages * self._page_size, seq.prompt_len)
 
@@ -206,9 +217,9 @@ class PrefixReuse:
             self.index.drop_links(before)
         return tuple(tuple(filter(None, pages)) for pages in zip(*named, strict=True))
 
-    def end(self, seq: Seq, rows: Rows) -> None:
-        """A sequence ends that held these pages."""
-        self.index.touch(self._last(seq), rows, self._now())
+    def end(self, seq: Seq) -> None:
+        """A sequence ends."""
+        self.index.touch(self._last(seq), self._now())
 
     def only_of(self, seq: Seq, table: PageTable) -> set[CachedPage]:
         """What can be found of a sequence and is in no other's row, and all that comes after."""
@@ -224,7 +235,7 @@ class PrefixReuse:
 
     def unpinned(self, rows: Rows) -> None:
         """Nobody in particular held these pages."""
-        self.index.touch(self.index.last(rows), rows, self._now())
+        self.index.touch(self.index.last(rows), self._now())
 
     def leaving(self, pages: Iterable[int]) -> list[tuple[PageName, int]]:
         """Of pages of the first group about to be dropped, those that are cheaper to fetch later
@@ -242,6 +253,10 @@ class PrefixReuse:
         before = len(self.index)
         self.events.add("removed", self.index.forget(pages))
         self._dropped_pages += before - len(self.index)
+
+    def idled(self, pages: Pages) -> None:
+        """Pages of each group with a window are in no row any more (`Change.idled`)."""
+        self.index.idle(pages, self._now())
 
     def clear(self) -> None:
         """No page can be found any more."""

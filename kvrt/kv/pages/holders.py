@@ -106,6 +106,10 @@ class HoldersEvolver:
         self._counts[row] = left
         return tuple(row[left == 0].tolist())
 
+    def idle(self, row: Row) -> tuple[int, ...]:
+        """Those of the pages that the index alone holds."""
+        return tuple(row[self._counts[row] == _INDEX].tolist())
+
     def name(self, pages: Sequence[int]) -> None:
         """The index holds these pages from now on. They are in rows.
 

@@ -97,12 +97,12 @@ class Lane:
         rows: dict[SeqId, Rows],
         lengths: Mapping[SeqId, int],
         group: int,
-    ) -> tuple["Lane", tuple[int, ...]]:
+    ) -> "Left":
         """Of sequences that take pages to grow from `lengths`, give up those that they do not need
-        any more; and those of them that nobody holds now."""
+        any more."""
         if not self.group.window:
-            return self, ()
-        changed, released = self.holders.evolver(), list[int]()
+            return Left(self)
+        changed, released, idle = self.holders.evolver(), list[int](), list[int]()
         for seq, pages, _ in growing:
             old = lengths.get(seq, 0)
             if not pages or not old:
@@ -111,10 +111,13 @@ class Lane:
             first, window = self.group.kept(old)
             row = own[group].copy()
             gone = slice(first.stop, window.start)
-            released += changed.drop(self.held(row[gone]))
+            given = self.held(row[gone])
+            released += changed.drop(given)
+            idle += changed.idle(given)
             row[gone] = 0
             rows[seq] = (*own[:group], row, *own[group + 1 :])
-        return replace(self, holders=changed.persistent()), tuple(released)
+        lane = replace(self, holders=changed.persistent())
+        return Left(lane, tuple(released), tuple(idle))
 
     def wants(
         self, growing: Sequence[Growing], rows: Mapping[SeqId, Rows], group: int
@@ -159,13 +162,14 @@ class Lane:
         changed.add(self.held(row))
         return replace(self, holders=changed.persistent())
 
-    def drop(self, row: Row) -> tuple["Lane", tuple[int, ...]]:
-        """A row has these pages no longer; and those that nobody holds now."""
+    def drop(self, row: Row) -> "Left":
+        """A row has these pages no longer."""
         if not len(row):
-            return self, ()
-        changed = self.holders.evolver()
-        released = changed.drop(self.held(row))
-        return replace(self, holders=changed.persistent()), released
+            return Left(self)
+        changed, held = self.holders.evolver(), self.held(row)
+        released = changed.drop(held)
+        idle = changed.idle(held) if self.group.window else ()
+        return Left(replace(self, holders=changed.persistent()), released, idle)
 
     def name(self, pages: Sequence[int]) -> "Lane":
         """The index holds these pages from now on."""
@@ -180,6 +184,20 @@ class Lane:
         changed = self.holders.evolver()
         released = changed.forget(pages)
         return replace(self, holders=changed.persistent()), released
+
+
+class Left(NamedTuple):
+    """What is when rows have left pages of a group.
+
+    Args:
+        lane: the next one.
+        released: those of them that nobody holds now.
+        idle: those that the index alone holds now, of a group with a window.
+    """
+
+    lane: Lane
+    released: tuple[int, ...] = ()
+    idle: tuple[int, ...] = ()
 
 
 class Placers:

@@ -18,7 +18,7 @@ a pmap takes 280 us); what is kept by chunk, and grows with the memory, is a pma
 """
 
 import itertools
-from collections.abc import KeysView, Mapping, Sequence
+from collections.abc import Iterable, KeysView, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -38,16 +38,20 @@ class Change:
         table: after it.
         ops: for the device.
         dropped: of each group, pages that the prefix index held and holds no longer.
+        idled: of each group with a window, pages that were in rows and that the prefix index alone
+            holds now.
     """
 
     table: "PageTable"
     ops: tuple[Op, ...] = ()
     dropped: Pages = ()
+    idled: Pages = ()
 
     def then(self, change: "Change") -> "Change":
         """This change and then another, which was planned on this one's table."""
-        both = itertools.zip_longest(self.dropped, change.dropped, fillvalue=())
-        return Change(change.table, self.ops + change.ops, tuple(a + b for a, b in both))
+        dropped = _both(self.dropped, change.dropped)
+        idled = _both(self.idled, change.idled)
+        return Change(change.table, self.ops + change.ops, dropped, idled)
 
     def lost(self, group: int = 0) -> tuple[int, ...]:
         """Of one group, the pages that were dropped."""
@@ -241,8 +245,10 @@ class PageTable:
                 growing.append((seq, pages, writes))
         rows, lanes, ops = self.rows.copy(), list(self.lanes), list[Op]()
         placers: Placers | None = None
+        idled: list[tuple[int, ...]] = []
         for group, lane in enumerate(self.lanes):
-            lane, left = lane.leave(growing, rows, self.lengths, group)
+            lane, left, idle = lane.leave(growing, rows, self.lengths, group)
+            idled.append(idle)
             wants = lane.wants(growing, rows, group)
             if not wants:
                 continue
@@ -259,7 +265,17 @@ class PageTable:
         if placers is None:
             return Change(replace(self, lengths=lengths))
         table = replace(self, lanes=placers.persistent(lanes), lengths=lengths, rows=rows)
-        return Change(table, (*placers.ops, *ops))
+        return Change(table, (*placers.ops, *ops), idled=tuple(idled))
+
+    def leave(self, seqs: Iterable[SeqId]) -> Change:
+        """Give up what sequences do not need any more to grow; `grow` does that as well."""
+        growing = [(seq, 1, False) for seq in seqs if seq in self.rows]
+        rows = self.rows.copy()
+        left = [
+            lane.leave(growing, rows, self.lengths, group) for group, lane in enumerate(self.lanes)
+        ]
+        lanes, released, idled = zip(*left, strict=True)
+        return replace(replace(self, lanes=lanes, rows=rows)._give(released), idled=idled)
 
     def fork(self, parent: SeqId, child: SeqId) -> Change:
         """A new sequence with the parent's tokens; they share all pages.
@@ -407,13 +423,14 @@ class PageTable:
         table = replace(self, lengths=lengths, rows=rows)
         if not left or not len(left[0]):
             return Change(table)
-        lanes, released = zip(
+        lanes, released, idled = zip(
             *(lane.drop(row) for lane, row in zip(self.lanes, left, strict=True)), strict=True
         )
         table = replace(table, lanes=lanes)
         if after is None or not any(released):
-            return table._give(released)
-        return Change(replace(table, retired=(*self.retired, Retired(after, released))))
+            return replace(table._give(released), idled=idled)
+        table = replace(table, retired=(*self.retired, Retired(after, released)))
+        return Change(table, idled=idled)
 
     def _begin(self, seq: SeqId, length: int, rows: Rows | None) -> Change:
         """A new sequence that shares `rows`."""
@@ -435,3 +452,7 @@ class PageTable:
             placers.give(group, own)
             scrubs += [Scrub(page, group) for page in own] if self.scrub else ()
         return Change(replace(self, lanes=placers.persistent(self.lanes)), tuple(scrubs))
+
+
+def _both(first: Pages, then: Pages) -> Pages:
+    return tuple(a + b for a, b in itertools.zip_longest(first, then, fillvalue=()))
