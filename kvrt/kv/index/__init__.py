@@ -1,7 +1,7 @@
 """Which pages are found again, and which are given up first. Values: no device, no tensors.
 
 prefix      finds pages by their names
-ends        pages after which none comes, those of least worth first
+ends        what can be given up, that of least worth first
 eviction    policies: what a cached page is worth
 reuse       names the tokens of sequences, and begins others with what was computed for them
 events      pages that were named and given up, for whoever follows
