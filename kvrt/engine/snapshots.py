@@ -144,7 +144,7 @@ class Snapshots:
 
     def _read(self, name: PageName, into: torch.Tensor) -> bool:
         entry = reuse_of(self._memory).index.find(name)
-        if entry is not None:
+        if entry is not None and entry.pages[0]:
             source, after = self._memory.cache.page(entry.pages[0]), self._device.fence()
             self._device.copier.to_host(into, source, after).wait()
             return True

@@ -311,14 +311,16 @@ def _bytes_to_come(table: PageTable, seq: Seq, at_once: int) -> int:
     Args:
         at_once: tokens that a step computes, at most.
     """
-    known, size = len(seq.tokens), table.page_size
+    known = len(seq.tokens)
     ahead = min(known + LOOKAHEAD_TOKENS, seq.max_len)
     step = max(1, min(known - table.length(seq.id), at_once))
     total = 0
     for lane, row in zip(table.lanes, table.rows_of(seq.id), strict=True):
+        geometry = lane.geometry
         needed = lane.group.most(ahead, step)
         if seq.width > 1:  # siblings share full pages of the prompt, and need their own after that
-            own = lane.geometry.pages_for(ahead) - known // size
+            own = geometry.pages_for(ahead) - known // geometry.page_size
             needed += (seq.width - 1) * min(needed, own)
-        total += max(0, needed - len(lane.held(row))) * lane.geometry.page_bytes
+        if needed > (held := len(lane.held(row))):
+            total += (needed - held) * geometry.page_bytes
     return total

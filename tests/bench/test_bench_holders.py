@@ -7,6 +7,7 @@ for itself, is found by them on any machine.
 """
 
 import functools
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,8 +18,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from kvrt.kv.index.eviction import LeastRecentlyUsed
 from kvrt.kv.index.prefix import PrefixIndex
+from kvrt.kv.index.reuse import PrefixReuse
 from kvrt.kv.pages.group import Group
 from kvrt.kv.pages.table import Change, PageTable
+from kvrt.kv.seq import Seq
 from kvrt.kv.tiers.names import PageName
 
 from .test_bench_pages import done, geometry
@@ -84,9 +87,9 @@ def test_evict(benchmark: BenchmarkFixture) -> None:
     benchmark(evict, table, index)
 
 
-def evict(table: PageTable, index: PrefixIndex) -> Change:
+def evict(table: PageTable, index: PrefixIndex | PrefixReuse) -> Change:
     change = table.forget(index.in_order().take(table, 16 * table.page_bytes))
-    assert len(change.lost()) == 16
+    assert sum(map(len, change.dropped)) == 16 * len(table.lanes)
     return change
 
 
@@ -103,6 +106,30 @@ def best(call: Callable[[], object]) -> float:
 def test_a_cache_a_hundred_times_as_large_takes_hardly_longer_to_evict_from() -> None:
     small, large = cached(CACHED // 100), cached(CACHED)
     assert best(lambda: evict(*large)) < 12 * best(lambda: evict(*small))
+
+
+def beside_running(window: int) -> tuple[PageTable, PrefixReuse]:
+    """A few cached rows that were used later than those of 64 sequences, which run."""
+    shape = geometry()
+    table = PageTable.empty([Group(shape), Group(shape, window)], shape.chunks).table
+    now = itertools.count()
+    reuse = PrefixReuse(table.groups, LeastRecentlyUsed(), now=lambda: float(next(now)))
+    for number in range(68):
+        length = 1024 + shape.page_size
+        seq = Seq(number, [number] * length, length, 9999, computed=length, root=bytes(32))
+        table = done(table.grow({number: length}))
+        table = table.name(reuse.computed(seq, table.rows_of(number))).table
+        if number >= 64:
+            reuse.end(seq)
+            change = table.free(number)
+            table = change.table
+            reuse.idled(change.idled)
+    return table, reuse
+
+
+def test_what_running_sequences_have_in_their_windows_is_not_looked_at_to_evict() -> None:
+    small, large = beside_running(16), beside_running(1024)
+    assert best(lambda: evict(*small)) > best(lambda: evict(*large)) / 12
 
 
 @pytest.mark.parametrize("what", ["fork", "attach", "free"])

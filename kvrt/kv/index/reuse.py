@@ -93,8 +93,8 @@ class ReuseStats:
     Args:
         prompt_tokens: of all sequences that began to run, those that began anew included.
         cached_tokens: how many of them were not computed, because their pages were there.
-        named_pages: pages that can be found by their tokens now.
-        dropped_pages: pages that could be found and were given up.
+        named_pages: pages that can be found by their tokens now, of all groups of layers.
+        dropped_pages: pages that could be found and were given up, of all groups.
     """
 
     prompt_tokens: int = 0
@@ -234,7 +234,7 @@ class PrefixReuse:
         return self.index.and_after(found)
 
     def unpinned(self, rows: Rows) -> None:
-        """Nobody in particular held these pages."""
+        """A pin held these pages until now."""
         self.index.touch(self.index.last(rows), self._now())
 
     def leaving(self, pages: Iterable[int]) -> list[tuple[PageName, int]]:
