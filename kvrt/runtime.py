@@ -35,7 +35,8 @@ from kvrt.engine.sizing import limit_bytes, too_small
 from kvrt.engine.stats import RuntimeStats, stats_of
 from kvrt.engine.worker import CLOSE_TIMEOUT_S, Worker
 from kvrt.errors import CapacityError, ConfigError, KvrtError, ModelError, RequestError
-from kvrt.kv.cache import KVCache, LimitChange
+from kvrt.kv.cache import KVCache
+from kvrt.kv.limit import LimitChange
 from kvrt.kv.tiers.names import KEY_BYTES, chain
 from kvrt.model.loader import Model
 from kvrt.model.progress import Progress

@@ -18,7 +18,7 @@ SOURCES = ("kvrt", "cli", "kernels", "backends/cpu", "backends/cuda", "backends/
 TOP_FLOOR = 12
 """Files, at most, that a newcomer finds in ``kvrt/`` itself."""
 
-DEVICE = {"torch", "kvrt.kv.cache", "kvrt.wrappers", "kvrt.kv.pages.apply", "kvrt.kv.pages.backing"}
+DEVICE = {"torch", "kvrt.kv.cache", "kvrt.wrappers", "kvrt.executor.apply", "kvrt.executor.backing"}
 VALUES = [
     "sched",
     "drafting",

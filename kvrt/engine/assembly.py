@@ -10,6 +10,7 @@ from kvrt.engine.engine import Engine
 from kvrt.engine.fingerprint import own_folder, page_fingerprint, page_format
 from kvrt.engine.prefixes import Prefixes
 from kvrt.engine.sizing import check_room, make_cache
+from kvrt.executor.interface import PageMemory
 from kvrt.kv.cache import KVCache
 from kvrt.kv.index.cost import MoveCost
 from kvrt.kv.index.eviction import EVICTIONS
@@ -82,14 +83,14 @@ def assemble(
     )
     stack.callback(model.decoder.close)
     still_wanted()
-    cache = make_cache(config, device, model)
+    executor, cache = make_cache(config, device, model)
     stack.callback(cache.close)
     fingerprint = page_fingerprint(model, cache.layouts[0], device.info)
     reuse = make_reuse(config, cache)
-    memory = Memory(cache, reuse, make_offload(config, device, cache, fingerprint, reuse))
+    memory = Memory(cache, reuse, make_offload(config, executor, fingerprint, reuse))
     stack.callback(memory.close)
     limits = Limits(config.max_batch_tokens, config.max_running)
-    engine = Engine(model, device, memory, limits, POLICIES[config.policy])
+    engine = Engine(model, executor, memory, limits, POLICIES[config.policy])
     return Assembly(device, model, cache, engine, Prefixes(engine), fingerprint)
 
 
@@ -104,8 +105,7 @@ def make_reuse(config: RuntimeConfig, cache: KVCache) -> PrefixReuse | None:
 
 def make_offload(
     config: RuntimeConfig,
-    device: Device,
-    cache: KVCache,
+    executor: PageMemory,
     fingerprint: bytes,
     reuse: PrefixReuse | None,
 ) -> Offload | None:
@@ -118,21 +118,20 @@ def make_offload(
     if reuse is None or config.offload is None:
         return None
     tiers = parse_tiers(config.offload)
-    page_bytes = cache.page_bytes
+    (layout,) = executor.layouts
     is_tier = tiers.host_bytes > 0
     if is_tier:
-        host = HostStore(device.copier, page_bytes, tiers.host_bytes)
+        host = HostStore(executor, layout.page_bytes, tiers.host_bytes)
     else:
-        host = HostStore.staging(device.copier, page_bytes)
+        host = HostStore.staging(executor, layout.page_bytes)
     disk = None
     if tiers.disk_path is not None:
         folder = own_folder(tiers.disk_path, fingerprint)
-        form = page_format(fingerprint, cache.layouts[0])
+        form = page_format(fingerprint, layout)
         disk = DiskStore(PageFile.open(folder, form, budget=tiers.disk_bytes))
     through = config.offload_write == "through"
     offload = Offload(
-        device,
-        cache,
+        executor,
         host,
         reuse.cost,
         disk,

@@ -21,15 +21,15 @@ from kvrt.engine.forward import Forward, NoRoom
 from kvrt.engine.live import Live
 from kvrt.engine.request import Request
 from kvrt.errors import KvrtError
+from kvrt.executor.interface import Executor, Failed
 from kvrt.kv.memory import Memory
-from kvrt.kv.pages.apply import Failed
 from kvrt.kv.seq import Seq
 from kvrt.model.loader import Model
 from kvrt.outputs import FinishReason
 from kvrt.sched.batching import Limits, Row, StepPlan, plan_step
 from kvrt.sched.policy import Policy
 from kvrt.sched.speculation import Speculation
-from kvrt.spi import Capability, Device
+from kvrt.spi import Capability
 from kvrt.units import format_bytes
 
 log = logging.getLogger(__name__)
@@ -42,27 +42,27 @@ class Engine:
     """Runs requests on one device.
 
     Args:
-        model: loaded for `device`.
-        device: opened by the caller, who also closes it.
-        memory: the KV memory on that device.
+        model: what is asked of it beside its passes: its vocabulary and ends.
+        executor: runs it. Whoever made it closes it.
+        memory: the KV memory in that executor.
         limits: of one step.
         policy: the order of service.
     """
 
     def __init__(
-        self, model: Model, device: Device, memory: Memory, limits: Limits, policy: Policy
+        self, model: Model, executor: Executor, memory: Memory, limits: Limits, policy: Policy
     ) -> None:
         self.model = model
-        self.device = device
+        self.executor = executor
         self.memory = memory
         self.cache = memory.cache
         self.limits = limits
         self.policy = policy
-        self.speculation = Speculation(trees=Capability.TREES in device.info.capabilities)
+        self.speculation = Speculation(trees=Capability.TREES in executor.info.capabilities)
         self.steps = 0
         self._live = Live(memory, policy)
         self._answers = Answers(self._live, self.speculation, model.eos_ids)
-        self._forward = Forward(model, device, memory.cache)
+        self._forward = Forward(executor, memory.cache)
         self._next_warning = 0.0
         self._planned: StepPlan | None = None  # and applied: what the next step runs
 
@@ -122,8 +122,7 @@ class Engine:
         answers = self._answers
         scored = [answers.scored(row) for row in rows]
         started = time.perf_counter()
-        logits = self._forward.run(rows, scored)
-        fence = self.device.fence()
+        logits, fence = self._forward.run(rows, scored)
         branches = any(answers.branches(row) for row in rows)
         for row in rows:
             row.seq.computed += row.count - len(row.drafts)
@@ -179,7 +178,7 @@ class Engine:
         live, held = self._live, self.cache.held_bytes
         request = live.request(seq)
         others = [other for other in live.running if live.request(other) is not request]
-        self.device.fence().wait()  # of the step, a part may have been computed
+        self.executor.finish()  # of the step, a part may have been computed
         self.memory.clear(others)
         for other in others:
             if other in live.running:  # it may have gone with other beams

@@ -8,13 +8,11 @@ from typing import NamedTuple
 import torch
 
 from kvrt.errors import OutOfMemory
-from kvrt.kv.cache import KVCache, int32
+from kvrt.executor.interface import Executor, Running
+from kvrt.kv.cache import KVCache
 from kvrt.kv.seq import Seq
-from kvrt.model.loader import Model
 from kvrt.sched.batching import Row
 from kvrt.sched.speculation import parents_of
-from kvrt.spi import Device
-from kvrt.wrappers.named import blaming, owner_of
 
 log = logging.getLogger(__name__)
 
@@ -52,19 +50,17 @@ class Forward:
     them are done, and what a piece has stored is stored again where it is repeated.
 
     Args:
-        model: loaded for `device`.
-        device: whose fault it is when the pass fails.
-        cache: the KV pages.
+        executor: computes.
+        cache: the KV pages in it.
     """
 
-    def __init__(self, model: Model, device: Device, cache: KVCache) -> None:
-        self._model = model
+    def __init__(self, executor: Executor, cache: KVCache) -> None:
+        self._executor = executor
         self._cache = cache
-        self._owner = owner_of(device)
         self._most = WITHOUT_END
         self._calm = 0
 
-    def run(self, rows: Sequence[Row], scored: Sequence[range]) -> torch.Tensor:
+    def run(self, rows: Sequence[Row], scored: Sequence[range]) -> Running:
         """Of each row, logits at scored positions, at the sample, at drafts: float32 [_, vocab].
 
         Raises:
@@ -72,7 +68,7 @@ class Forward:
             DeviceError: the pass failed.
         """
         left = [Scored(row, positions) for row, positions in zip(rows, scored, strict=True)]
-        done: list[torch.Tensor] = []
+        done: list[Running] = []
         tried_again = False
         self._be_bold()
         while left:
@@ -88,9 +84,11 @@ class Forward:
                 self._be_modest(piece, error)
             else:
                 left = rest
-        return done[0] if len(done) == 1 else torch.cat(done)
+        if len(done) == 1:
+            return done[0]
+        return Running(torch.cat([each.logits for each in done]), done[-1].fence)
 
-    def _pass(self, piece: Sequence[Scored]) -> torch.Tensor:
+    def _pass(self, piece: Sequence[Scored]) -> Running:
         tokens: list[int] = []
         wanted: list[int] = []
         rows = [each.row for each in piece]
@@ -100,15 +98,15 @@ class Forward:
             if row.samples:
                 wanted += range(len(tokens) - 1, len(tokens) + len(row.drafts))
             tokens += row.drafts.tokens
-        batch = self._cache.batch(
+        step = self._cache.step(
             [row.seq.id for row in rows],
             [row.count for row in rows],
-            parents_of(rows),
-            [row.start + row.count for row in rows],
+            tokens,
+            wanted,
+            parents=parents_of(rows),
+            contexts=[row.start + row.count for row in rows],
         )
-        with blaming(self._owner, "the forward pass"):
-            forward = self._model.decoder.forward
-            return forward(int32(tokens), [batch], int32(wanted))
+        return self._executor.launch(step)
 
     def _be_modest(self, piece: Sequence[Scored], error: OutOfMemory) -> None:
         tokens = sum(each.row.count for each in piece)

@@ -4,7 +4,9 @@ import logging
 
 from kvrt.config import RuntimeConfig
 from kvrt.errors import CapacityError
-from kvrt.kv.cache import KVCache, geometry_of
+from kvrt.executor.backing import geometry_of
+from kvrt.executor.local import LocalExecutor
+from kvrt.kv.cache import KVCache
 from kvrt.model.activations import Activations
 from kvrt.model.loader import Model
 from kvrt.model.rope import rotation_bytes
@@ -71,8 +73,14 @@ def check_room(
         raise too_small(limit, weights, room)
 
 
-def make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:
-    """Size the KV cache: its page layout, the range it reserves, and how much of it may be used."""
+def make_cache(
+    config: RuntimeConfig, device: Device, model: Model
+) -> tuple[LocalExecutor, KVCache]:
+    """Size the KV cache: its page layout, the range it reserves, and how much of it may be used.
+
+    Returns:
+        What runs the model over its pages, and the cache that keeps them, which closes it.
+    """
     info, spec = device.info, model.spec
 
     layout = _layout(config, spec, model.dtype)
@@ -106,11 +114,7 @@ def make_cache(config: RuntimeConfig, device: Device, model: Model) -> KVCache:
                 fix="lower max_batch_tokens, or take a smaller model",
             )
         raise too_small(config.memory_limit, model.weight_bytes, smallest)
-    return KVCache(
-        device,
-        [layout],
-        shape.pages,
-        limit_bytes=limit,
-        keep_warm_bytes=config.keep_warm,
-        poison=config.debug,
+    executor = LocalExecutor(
+        device, [layout], shape.pages, model.decoder.forward, poison=config.debug
     )
+    return executor, KVCache(executor, limit_bytes=limit, keep_warm_bytes=config.keep_warm)

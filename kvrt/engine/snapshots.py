@@ -18,6 +18,7 @@ from kvrt.engine.engine import Engine
 from kvrt.engine.fingerprint import page_format
 from kvrt.engine.prefixes import reuse_of
 from kvrt.errors import StoreError
+from kvrt.executor.interface import Save
 from kvrt.kv.index.eviction import CachedPage
 from kvrt.kv.offload import Offload
 from kvrt.kv.tiers.disk import DiskStore
@@ -52,7 +53,7 @@ class Snapshots:
 
     def __init__(self, engine: Engine, fingerprint: bytes, ask: Ask) -> None:
         self._memory = engine.memory
-        self._device = engine.device
+        self._executor = engine.executor
         self._form = page_format(fingerprint, engine.memory.cache.layouts[0])
         self._ask = ask
         self._turn = threading.Lock()
@@ -126,7 +127,7 @@ class Snapshots:
         return [*reuse_of(self._memory).index], [] if offload is None else offload.stores.names()
 
     def _buffer(self) -> torch.Tensor:
-        return self._device.copier.host_buffer(self._memory.cache.page_bytes)
+        return self._executor.host_buffer(self._memory.cache.page_bytes)
 
     def _copy(
         self, names: deque[PageName], buffers: list[torch.Tensor]
@@ -145,8 +146,8 @@ class Snapshots:
     def _read(self, name: PageName, into: torch.Tensor) -> bool:
         entry = reuse_of(self._memory).index.find(name)
         if entry is not None and entry.pages[0]:
-            source, after = self._memory.cache.page(entry.pages[0]), self._device.fence()
-            self._device.copier.to_host(into, source, after).wait()
+            (ticket,) = self._executor.copies([Save(entry.pages[0], into)])
+            ticket.wait()
             return True
         offload = self._memory.offload
         return offload is not None and offload.stores.read(name, into)
@@ -191,6 +192,6 @@ class Snapshots:
         memory = self._memory
         if memory.offload is None:
             reuse = reuse_of(memory)
-            host = HostStore.staging(self._device.copier, memory.cache.page_bytes)
-            memory.offload = reuse.tiers = Offload(self._device, memory.cache, host, reuse.cost)
+            host = HostStore.staging(self._executor, memory.cache.page_bytes)
+            memory.offload = reuse.tiers = Offload(self._executor, host, reuse.cost)
         memory.offload.stores.read_from(store)

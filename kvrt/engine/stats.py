@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from kvrt.engine.engine import Engine
-from kvrt.kv.cache import CacheStats
 from kvrt.kv.index.reuse import ReuseStats
 from kvrt.kv.offload import OffloadStats
+from kvrt.kv.stats import CacheStats
 from kvrt.sched.speculation import SpeculationStats
 
 
@@ -17,7 +17,7 @@ class RuntimeStats:
         load_seconds: opening the device and loading the model.
         weight_bytes: of the loaded model.
         steps: of the engine, so far.
-        cache: the KV memory; see `kvrt.kv.cache.CacheStats`.
+        cache: the KV memory; see `kvrt.kv.stats.CacheStats`.
         reuse: prefixes found in it; see `kvrt.kv.index.reuse.ReuseStats`.
         speculation: guesses, and what came of them; see `kvrt.sched.speculation.SpeculationStats`.
         offload: pages moved off the device and back; None: there is nowhere to go.

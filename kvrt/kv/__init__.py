@@ -1,10 +1,13 @@
 """The memory of keys and values: on the device, and outside it.
 
-pages       the page table as a value, and what carries its changes out
+pages       the page table as a value
 index       which pages are found again by their tokens, and which are given up first
 tiers       pages outside the device: in host memory, on disk
 seq         one sequence: its tokens, and how far they are computed
-cache       the pages on the device, and their limit
+cache       the page table, kept in step with the pages of an executor
+limit       how much memory they may take
+spare       how much of it is kept that no page needs
+stats       where the cache stands
 offload     moves pages between the device and the tiers
 memory      keeps all of them in step: what the engine sees
 """

@@ -4,10 +4,10 @@ tokens, and those outside."""
 import itertools
 from collections.abc import Iterable, Iterator
 
+from kvrt.executor.interface import Failed
 from kvrt.kv.cache import KVCache
 from kvrt.kv.index.reuse import PrefixReuse
 from kvrt.kv.offload import Offload
-from kvrt.kv.pages.apply import Failed
 from kvrt.kv.pages.lanes import Pages
 from kvrt.kv.pages.table import Change
 from kvrt.kv.seq import Seq

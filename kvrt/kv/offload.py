@@ -1,7 +1,7 @@
 """The offload scheduler: moves KV pages between a device and the stores outside it.
 
-    save    page -- copier --> host slot ------------> disk          before the page is reused
-    fetch   page <-- copier -- host slot <------------ disk          into pages just taken
+    save    page -- executor --> host slot ------------> disk          before the page is reused
+    fetch   page <-- executor -- host slot <------------ disk          into pages just taken
 
 Nothing waits for a disk but a host memory that is full of pages still to be written. A page is
 reused only after its copy to the host is done, and read only after its copy to the device is: all
@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from kvrt.kv.cache import KVCache
+from kvrt.executor.interface import Fetch, PageMemory, Save
 from kvrt.kv.index.cost import MoveCost
 from kvrt.kv.seq import Seq
 from kvrt.kv.tiers.ahead import ReadAhead
@@ -22,7 +22,7 @@ from kvrt.kv.tiers.disk import DiskStats, DiskStore, PageTicket
 from kvrt.kv.tiers.host import HostPage, HostStats, HostStore
 from kvrt.kv.tiers.names import PageName
 from kvrt.kv.tiers.stores import Stores
-from kvrt.spi import Device, Ticket
+from kvrt.spi import Ticket
 
 _WINDOW = 32
 """Pages of one sequence on their way at once: enough to keep a disk's queue full."""
@@ -89,8 +89,7 @@ class Offload:
     """See the module.
 
     Args:
-        device: whose copier moves the pages.
-        cache: the pages.
+        executor: whose pages they are, and who moves them.
         host: slots that copies go through, and a tier if it is large.
         cost: told how fast fetches were.
         disk: where pages go that host memory has no room for; None: nowhere.
@@ -102,8 +101,7 @@ class Offload:
 
     def __init__(
         self,
-        device: Device,
-        cache: KVCache,
+        executor: PageMemory,
         host: HostStore,
         cost: MoveCost,
         disk: DiskStore | None = None,
@@ -115,8 +113,7 @@ class Offload:
         self.stores = Stores(host, disk, write_at_once=write_at_once)
         """Where pages are outside the device."""
         self.write_through = write_through
-        self._device = device
-        self._cache = cache
+        self._executor = executor
         self._host = host
         self._cost = cost
         self._is_tier = is_tier
@@ -145,10 +142,8 @@ class Offload:
             if slot is None:
                 self._dropped += 1
                 continue
-            after = self._device.fence()
-            copies.append(
-                (slot, self._device.copier.to_host(slot.data, self._cache.page(page), after))
-            )
+            (ticket,) = self._executor.copies([Save(page, slot.data)])
+            copies.append((slot, ticket))
         self._finish(copies)
         self.stores.demote()
 
@@ -285,9 +280,8 @@ class Offload:
             fetch.lost = move.index
 
     def _to_device(self, fetch: _Fetch, index: int, host: HostPage) -> _Move:
-        target = self._cache.page(fetch.row[index])
-        # What ran before may have read what the page held then.
-        ticket = self._device.copier.to_device(target, host.data, self._device.fence())
+        # What ran before may have read what the page held then: it begins behind that.
+        (ticket,) = self._executor.copies([Fetch(fetch.row[index], host.data)])
         return _Move(index, host, ticket)
 
     # --- as a whole --------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from kvrt.kv.pages.backing import kv_tensor
+from kvrt.executor.backing import kv_tensor
 from kvrt.spi import AttentionBatch, AttentionParams, Device, DType, KVFormat, KVLayout
 from kvrt.testing import reference
 from kvrt.wrappers.rules import TORCH_DTYPE

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from kvrt.executor.local import LocalPages
 from kvrt.kv.cache import KVCache
 from kvrt.kv.pages.geometry import Geometry
 from kvrt.kv.pages.group import Group
@@ -108,7 +109,9 @@ def device() -> Iterator[Device]:
 @pytest.fixture
 def cache(device: Device) -> Iterator[KVCache]:
     """Pages of 2 KiB, so that all of it is a few dozen MiB."""
-    cache = KVCache(device, [layout(layers=1, head_dim=8)], PAGES, limit_bytes=128 * MIB)
+    cache = KVCache(
+        LocalPages(device, [layout(layers=1, head_dim=8)], PAGES), limit_bytes=128 * MIB
+    )
     for seq in range(SEQUENCES):
         assert cache.commit(cache.table.grow({seq: 1000 + seq % 16})) is None
     yield cache
@@ -122,7 +125,7 @@ def test_plan_commit_and_batch(benchmark: BenchmarkFixture, cache: KVCache) -> N
 
     def step() -> None:
         assert cache.commit(cache.table.grow(STEP)) is None
-        cache.batch(seqs, ones)
+        cache.step(seqs, ones)
         cache.end_step(next(steps))
 
     benchmark.pedantic(step, rounds=500, warmup_rounds=10)
@@ -130,7 +133,7 @@ def test_plan_commit_and_batch(benchmark: BenchmarkFixture, cache: KVCache) -> N
 
 @pytest.mark.benchmark(group="KV cache: decode step of 256")
 def test_batch_of_the_same_sequences(benchmark: BenchmarkFixture, cache: KVCache) -> None:
-    benchmark(cache.batch, list(range(SEQUENCES)), [1] * SEQUENCES)
+    benchmark(cache.step, list(range(SEQUENCES)), [1] * SEQUENCES)
 
 
 @pytest.mark.benchmark(group="KV cache: decode step of 256")
@@ -139,7 +142,7 @@ def test_batch_when_one_sequence_left(benchmark: BenchmarkFixture, cache: KVCach
 
     def batch() -> None:
         gone = next(turns) % SEQUENCES
-        cache.batch([seq for seq in range(SEQUENCES) if seq != gone], [1] * (SEQUENCES - 1))
+        cache.step([seq for seq in range(SEQUENCES) if seq != gone], [1] * (SEQUENCES - 1))
 
     benchmark(batch)
 
@@ -150,7 +153,11 @@ def test_grow_and_free_a_sequence_of_eight_chunks(
     benchmark: BenchmarkFixture, device: Device, warm: bool
 ) -> None:
     form = layout()
-    cache = KVCache(device, [form], PAGES, limit_bytes=64 * MIB, keep_warm_bytes=warm * 32 * MIB)
+    cache = KVCache(
+        LocalPages(device, [form], PAGES),
+        limit_bytes=64 * MIB,
+        keep_warm_bytes=warm * 32 * MIB,
+    )
     tokens = 8 * device.info.granularity // form.page_bytes * form.page_size
 
     def live() -> None:

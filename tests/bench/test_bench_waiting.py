@@ -40,11 +40,11 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         device = load("cpu").open(0, DeviceOptions(threads=1))
         stack.callback(device.close)
         model = load_model("tiny", device)
-        cache = make_cache(config, device, model)
+        executor, cache = make_cache(config, device, model)
         stack.callback(cache.close)
         limits = Limits(config.max_batch_tokens, config.max_running)
         memory = Memory(cache, make_reuse(config, cache))
-        yield Engine(model, device, memory, limits, POLICIES[request.param])
+        yield Engine(model, executor, memory, limits, POLICIES[request.param])
 
 
 def asked(prompt: list[int], new: int) -> Request:

@@ -114,10 +114,10 @@ DRAWN = {
         "lost = mapped - mapped",
         "pages/test_table.py pages/test_mutants.py",
     ),
-    "unmapped chunks count as mapped": M(
-        "kvrt.kv.cache",
-        "self._unmaps += applied.unmaps",
-        "self._maps += applied.unmaps",
+    "unmapped chunks are not counted": M(
+        "kvrt.executor.local",
+        "unmaps=before.unmaps + applied.unmaps",
+        "unmaps=before.unmaps",
         "pages/test_cache.py",
     ),
     "a full host memory evicts nobody": M(
@@ -163,7 +163,10 @@ DRAWN = {
         "model/test_checkpoint.py",
     ),
     "the peak is the least there ever was": M(
-        "kvrt.kv.cache", "self._peak = max(", "self._peak = min(", "pages/test_cache.py"
+        "kvrt.executor.local",
+        "peak_mapped_chunks=max(",
+        "peak_mapped_chunks=min(",
+        "pages/test_cache.py",
     ),
     "heads are scaled by their size": M(
         "kvrt.model.decoder",
@@ -235,7 +238,7 @@ DRAWN = {
         "model/test_jsonfile.py",
     ),
     "a pool keeps what it should give back": M(
-        "kvrt.kv.pages.pool",
+        "kvrt.executor.pool",
         "while len(self._chunks) > count:",
         "while len(self._chunks) > count + 1:",
         "pages/test_cache.py pages/test_apply.py",

@@ -199,13 +199,13 @@ SURVIVED = {
         "pages/test_group.py",
     ),
     "ops of one group are carried out in another": M(
-        "kvrt.kv.pages.apply",
+        "kvrt.executor.apply",
         "backing = self._backings[op.group]",
         "backing = self._backings[0]",
         "pages/test_apply.py",
     ),
     "what one group unmaps is undone in another": M(
-        "kvrt.kv.pages.apply",
+        "kvrt.executor.apply",
         "partial(backing.map, index)",
         "partial(self._backings[0].map, index)",
         "pages/test_apply.py",
@@ -325,7 +325,7 @@ SURVIVED = {
         "conformance/test_mutants.py::test_the_kit_finds_the_fault[reads_pages_by_number]",
     ),
     "any format is kept": M(
-        "kvrt.kv.cache",
+        "kvrt.executor.backing",
         "if layout.format not in info.kv_formats:",
         "if False:",
         "pages/test_cache.py",
@@ -355,7 +355,7 @@ SURVIVED = {
         "runtime/test_cache_control.py",
     ),
     "a token's scales are taken from its codes": M(
-        "kvrt.kv.pages.backing",
+        "kvrt.executor.backing",
         "first + block.scale_offset + slot * size",
         "first + slot * size",
         "pages/test_cache.py",

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from kvrt.executor.interface import Failed
+from kvrt.executor.local import LocalPages
 from kvrt.kv.cache import KVCache
-from kvrt.kv.pages.apply import Failed
 from kvrt.kv.pages.holders import Holders
 from kvrt.kv.pages.lanes import Pages, Shortage
 from kvrt.kv.pages.table import Change, PageTable
@@ -61,13 +62,16 @@ class Model:
         kinds, windows = zip(*map(kind_and_window, kind.split("+")), strict=True)
         shapes = [shape(each, chunks=chunks, chunk_bytes=chunk) for each in kinds]
         self.keep_warm = keep_warm
-        self.cache = KVCache(
+        self.pages = LocalPages(
             device,
             [layout(each, chunk_bytes=chunk) for each in kinds],
             max(each.pages for each in shapes),
+            poison=True,
+        )
+        self.cache = KVCache(
+            self.pages,
             limit_bytes=limit * chunk,
             keep_warm_bytes=keep_warm * chunk,
-            poison=True,
             windows=windows,
         )
         self.chunk = chunk
@@ -83,7 +87,7 @@ class Model:
         """[page, layer, k|v, head, slot, d]"""
         form, geometry = self.cache.layouts[group], self.table.lanes[group].geometry
         return torch.as_strided(
-            self.cache.batch([], [], group=group).kv,
+            self.pages.batches(self.cache.step([], []))[group].kv,
             (geometry.pages, form.layers, 2, form.kv_heads, form.page_size, form.head_dim),
             (
                 form.page_stride,

@@ -1,16 +1,17 @@
 """Ops are carried out on a device, all of them or none."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 
 from kvrt.errors import DeviceError, IntegrityError, OutOfMemory
-from kvrt.kv.pages.apply import Applied, Failed, apply
-from kvrt.kv.pages.backing import Backing
+from kvrt.executor.apply import Attempt
+from kvrt.executor.backing import Backing
+from kvrt.executor.interface import Applied, Failed
+from kvrt.executor.pool import ChunkPool
 from kvrt.kv.pages.geometry import Geometry
 from kvrt.kv.pages.ops import Copy, Map, Move, Op, Scrub, Unmap
-from kvrt.kv.pages.pool import ChunkPool
 from kvrt.spi import Device, KVFormat, KVLayout
 from kvrt.testing.chaos import Chaos
 
@@ -18,6 +19,13 @@ from .shapes import CHUNK, SIZE, layout, shape
 
 NO_MEMORY = OutOfMemory("no more")
 BROKEN = DeviceError("broken", call="map", code="EIO")
+
+
+def apply(
+    ops: Sequence[Op], backings: Sequence[Backing], *, poison: bool = False
+) -> Applied | Failed:
+    attempt = Attempt.of(ops, backings, poison=poison)
+    return attempt if isinstance(attempt, Failed) else attempt.settle()
 
 
 def opened_on(device: Device) -> Backing:

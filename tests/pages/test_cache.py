@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from kvrt.errors import CapacityError, ConfigError, IntegrityError, OutOfMemory
-from kvrt.kv.cache import KVCache, LimitChange
-from kvrt.kv.pages.apply import Failed
+from kvrt.executor.interface import Failed
+from kvrt.executor.local import LocalPages
+from kvrt.kv.cache import KVCache
+from kvrt.kv.limit import LimitChange
 from kvrt.kv.pages.table import Change
 from kvrt.registry import open_device
 from kvrt.spi import Device, DeviceOptions, KVFormat, KVLayout
@@ -25,8 +27,15 @@ ROOM = 16 * CHUNK
 
 
 def open_cache(device: Device, kind: str = "one chunk", **options: int) -> KVCache:
-    sizes = {"limit_bytes": ROOM, **options}
-    return KVCache(device, [layout(kind)], shape(kind).pages, poison=True, **sizes)
+    return open_pages(device, kind, **options)[1]
+
+
+def open_pages(
+    device: Device, kind: str = "one chunk", **options: int
+) -> tuple[LocalPages, KVCache]:
+    """The pages as well."""
+    pages = LocalPages(device, [layout(kind)], shape(kind).pages, poison=True)
+    return pages, KVCache(pages, **{"limit_bytes": ROOM, **options})
 
 
 def grow(cache: KVCache, tokens: dict[object, int]) -> None:
@@ -50,9 +59,9 @@ def test_a_limit_without_room_for_a_page_is_refused_with_what_it_takes(
     geometry = shape(kind)
     needed = geometry.chunks_of(1).stop * CHUNK
     with pytest.raises(CapacityError, match="no room for a single page") as caught:
-        KVCache(null_device, [layout(kind)], geometry.pages, limit_bytes=needed - 1)
+        open_cache(null_device, kind, limit_bytes=needed - 1)
     assert caught.value.needed == needed
-    cache = KVCache(null_device, [layout(kind)], geometry.pages, limit_bytes=needed)
+    cache = open_cache(null_device, kind, limit_bytes=needed)
     assert cache.capacity_tokens >= SIZE
     grow(cache, {"a": cache.capacity_tokens})
     cache.close()
@@ -62,10 +71,10 @@ def test_a_limit_without_room_for_a_page_is_refused_with_what_it_takes(
 def test_what_the_device_does_not_keep_is_refused(cpu_device: Device) -> None:
     unknown = replace(layout(), format="int7")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="cannot keep keys and values in int7") as caught:
-        KVCache(cpu_device, [unknown], 9, limit_bytes=64 << 20)
+        LocalPages(cpu_device, [unknown], 9)
     assert ", ".join(cpu_device.info.kv_formats) in caught.value.fix
     with pytest.raises(ConfigError, match="keep_warm_bytes is -1"):
-        KVCache(cpu_device, [layout()], 900, limit_bytes=64 << 20, keep_warm_bytes=-1)
+        open_cache(cpu_device, limit_bytes=64 << 20, keep_warm_bytes=-1)
     assert cpu_device.memory.info().chunks == 0
 
 
@@ -80,9 +89,9 @@ def test_a_device_without_any_memory_is_an_error_and_holds_nothing(null_device: 
 
 
 def test_a_batch_shows_the_table(null_device: Device) -> None:
-    cache = open_cache(null_device, "many in a chunk")
+    pages, cache = open_pages(null_device, "many in a chunk")
     grow(cache, {"a": 9, "b": 3, "c": 5})
-    batch = cache.batch(["c", "a"], [5, 1])
+    (batch,) = pages.batches(cache.step(["c", "a"], [5, 1]))
     assert batch.query_start.tolist() == [0, 5, 6]
     assert batch.context_len.tolist() == [5, 9]
     assert batch.page_table.dtype == batch.context_len.dtype == torch.int32
@@ -101,15 +110,17 @@ def test_attention_over_used_pages_never_reads_what_others_left(backend: str) ->
     device = open_device(backend)
     case = Case(page_size=SIZE, kv_heads=2, head_dim=64, layers=3)
     form = KVLayout.packed("float32", layers=3, kv_heads=2, head_dim=64, page_size=SIZE)
-    cache = KVCache(device, [form], 4000, limit_bytes=24 * device.info.granularity, poison=True)
+    pages = LocalPages(device, [form], 4000, poison=True)
+    cache = KVCache(pages, limit_bytes=24 * device.info.granularity)
     grow(cache, {seq: 3 + 17 * seq for seq in range(6)})
-    run_layers(device, cache.batch(range(6), [cache.table.length(seq) for seq in range(6)]), case)
+    (batch,) = pages.batches(cache.step(range(6), [cache.table.length(seq) for seq in range(6)]))
+    run_layers(device, batch, case)
     assert cache.commit(cache.table.free(5)) is None
     assert cache.commit(cache.table.truncate(3, 9)) is None
     assert cache.commit(cache.table.fork(4, 40)) is None
     grow(cache, {0: 30, 1: 1, 2: 5, 3: 1, 4: 1, 40: 1, 7: 23})
     seqs, queries = [7, 0, 40, 1, 2, 3, 4], [23, 30, 1, 1, 5, 1, 1]
-    batch = cache.batch(seqs, queries)
+    (batch,) = pages.batches(cache.step(seqs, queries))
     got, want = run_layers(device, batch, case)
     assert not got.isnan().any()
     assert mismatch(got, want, case.tolerance) == ""
@@ -122,9 +133,10 @@ def test_attention_over_used_pages_never_reads_what_others_left(backend: str) ->
 def test_the_tokens_of_a_page_share_no_element_of_it(kv: KVFormat) -> None:
     device = open_device("cpu")
     form = KVLayout.packed(kv, layers=3, kv_heads=2, head_dim=64, page_size=SIZE)
-    cache = KVCache(device, [form], 100, limit_bytes=4 * device.info.granularity)
+    pages = LocalPages(device, [form], 100)
+    cache = KVCache(pages, limit_bytes=4 * device.info.granularity)
     grow(cache, {"a": 3 * SIZE})
-    page, backing = cache.table.pages("a")[1], cache._backings[0]
+    page, backing = cache.table.pages("a")[1], pages._backings[0]
     backing.page(page).zero_()
     for slot in range(SIZE):
         for part in backing.token(page, slot):
@@ -138,8 +150,8 @@ def test_the_tokens_of_a_page_share_no_element_of_it(kv: KVFormat) -> None:
 
 @pytest.mark.promise("P6")
 def test_a_page_shows_nothing_of_the_sequence_that_had_it_before(null_device: Device) -> None:
-    cache = open_cache(null_device, "many in a chunk")
-    kv = cache.batch([], []).kv
+    memory, cache = open_pages(null_device, "many in a chunk")
+    kv = memory.batches(cache.step([], []))[0].kv
     layout = cache.layouts[0]
     pages = kv.view(-1)[: shape().pages * layout.page_stride].view(-1, layout.page_stride)
     grow(cache, {"a": 6 * SIZE})
@@ -225,9 +237,8 @@ def test_the_system_has_its_memory_back_half_a_second_after_the_last_free(sharea
     chunk = device.info.granularity
     geometry = shape("straddling", chunks=40, chunk_bytes=chunk)
     form = layout("straddling", chunk_bytes=chunk)
-    cache = KVCache(
-        device, [form], geometry.pages, limit_bytes=32 * chunk, keep_warm_bytes=2 * chunk
-    )
+    pages = LocalPages(device, [form], geometry.pages)
+    cache = KVCache(pages, limit_bytes=32 * chunk, keep_warm_bytes=2 * chunk)
     cache.idle()
     before = physical_bytes()
     seqs = dict.fromkeys(range(10), 4 * SIZE)
@@ -351,17 +362,17 @@ def test_a_plan_on_an_old_table_is_refused(null_device: Device) -> None:
 
 
 def test_integrity_compares_the_table_with_the_device(null_device: Device) -> None:
-    cache = open_cache(null_device)
+    pages, cache = open_pages(null_device)
     grow(cache, {"a": 2 * SIZE})
     cache.check_integrity()
-    lost = cache._backings[0].mapped.pop(2)
+    lost = pages._backings[0].mapped.pop(2)
     with pytest.raises(IntegrityError, match="are mapped; the page table has"):
         cache.check_integrity()
-    cache._backings[0].mapped[2] = lost
-    cache._pool.give(lost)
+    pages._backings[0].mapped[2] = lost
+    pages._pool.give(lost)
     with pytest.raises(IntegrityError, match="the device counts"):
         cache.check_integrity()
-    cache._pool.take()
+    pages._pool.take()
     cache.close()
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from kvrt.errors import DeviceError, OutOfMemory
-from kvrt.kv.pages.apply import Failed
+from kvrt.executor.interface import Failed
 from kvrt.kv.pages.lanes import Shortage
 from kvrt.kv.pages.table import Change
 from kvrt.spi import Device

@@ -1,6 +1,6 @@
 """A limit that a device could not keep is lowered, and comes back."""
 
-from kvrt.kv.pages.limit import Limit
+from kvrt.kv.limit import Limit
 
 CHUNK = 100
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kvrt.engine.prefixes import Prefixes
+from kvrt.executor.local import LocalPages
 from kvrt.kv.cache import KVCache
 from kvrt.kv.index.eviction import EVICTIONS
 from kvrt.kv.index.reuse import PrefixReuse
@@ -41,14 +42,8 @@ class Life:
         kinds, windows = zip(*map(kind_and_window, kind.split("+")), strict=True)
         self.rng, self.kind = rng, kind
         self.now, self.step, self.ids = 0.0, 0, 0
-        self.cache = KVCache(
-            device,
-            [layout(each) for each in kinds],
-            200,
-            limit_bytes=chunks_for(kind, 40) * CHUNK,
-            poison=True,
-            windows=windows,
-        )
+        self.pages = LocalPages(device, [layout(each) for each in kinds], 200, poison=True)
+        self.cache = KVCache(self.pages, limit_bytes=chunks_for(kind, 40) * CHUNK, windows=windows)
         self.reuse = PrefixReuse(
             self.cache.table.groups, EVICTIONS["lru"](), ttl=TTL, now=lambda: self.now
         )
@@ -142,7 +137,7 @@ class Life:
         for group, lane in enumerate(self.cache.table.lanes):
             row = self.cache.table.row(seq.id, group)
             for page in lane.held(row[lane.holders.own(row)]).tolist():
-                self.cache.page(page, group).fill_(0xFF)
+                self.pages.page(page, group).fill_(0xFF)
         self.memory.doubt(seq)
         self.end(seq)
 
@@ -182,7 +177,7 @@ class Life:
 
     def _slot(self, group: int, page: int, slot: int) -> torch.Tensor:
         form = self.cache.layouts[group]
-        whole = self.cache.page(page, group).view(torch.float32)
+        whole = self.pages.page(page, group).view(torch.float32)
         shape = (form.layers, 2, form.kv_heads, form.head_dim)
         strides = (form.layer_stride, form.v_offset, form.head_stride, 1)
         return torch.as_strided(

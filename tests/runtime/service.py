@@ -116,7 +116,7 @@ class Service:
         )
         self.device = Checked(self.faulty)
         self.model = load_model(config.model, self.device, load_format="dummy", seed=1)
-        self.cache = make_cache(config, self.device, self.model)
+        self.executor, self.cache = make_cache(config, self.device, self.model)
         self.fingerprint = page_fingerprint(self.model, self.cache.layouts[0], self.device.info)
         self.reuse = PrefixReuse(
             self.cache.table.groups,
@@ -125,10 +125,10 @@ class Service:
             TTL,
             lambda: self.now,
         )
-        offload = make_offload(config, self.device, self.cache, self.fingerprint, self.reuse)
+        offload = make_offload(config, self.executor, self.fingerprint, self.reuse)
         self.engine = Engine(
             self.model,
-            self.device,
+            self.executor,
             Memory(self.cache, self.reuse, offload),
             Limits(config.max_batch_tokens, config.max_running),
             POLICIES[config.policy],

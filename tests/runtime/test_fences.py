@@ -20,12 +20,14 @@ from kvrt.engine.request import Request
 from kvrt.engine.sizing import make_cache
 from kvrt.engine.snapshots import Snapshots
 from kvrt.errors import ContractError, OutOfMemory
-from kvrt.kv.cache import KVCache, LimitChange
+from kvrt.executor.backing import Backing
+from kvrt.executor.local import LocalExecutor, LocalPages
+from kvrt.kv.cache import KVCache
 from kvrt.kv.index.eviction import EVICTIONS
 from kvrt.kv.index.reuse import PrefixReuse
+from kvrt.kv.limit import LimitChange
 from kvrt.kv.memory import Memory
 from kvrt.kv.offload import Offload
-from kvrt.kv.pages.backing import Backing
 from kvrt.kv.pages.lanes import SeqId
 from kvrt.kv.pages.table import Change
 from kvrt.kv.seq import Seq
@@ -48,8 +50,9 @@ def life_of_an_engine(chaos: Chaos, folder: Path) -> None:
     """Two requests fork and decode; the limit is lowered just before the first of them ends."""
     device = Checked(chaos)
     model = load_model(folder, device, load_format="dummy")
-    cache = make_cache(RuntimeConfig(model=str(folder), keep_warm=0), device, model)
-    engine = Engine(model, device, Memory(cache), Limits(512, 8), POLICIES["fcfs"])
+    config = RuntimeConfig(model=str(folder), keep_warm=0)
+    executor, cache = make_cache(config, device, model)
+    engine = Engine(model, executor, Memory(cache), Limits(512, 8), POLICIES["fcfs"])
     for number, length in enumerate((10, 20)):
         prompt = (number + 1,) * 40
         params = SamplingParams(n=2, seed=1, temperature=1.0, ignore_eos=True)
@@ -89,8 +92,9 @@ def life_of_a_crowded_engine(chaos: Chaos, folder: Path) -> None:
     pages to the other's."""
     device = Checked(Crowded(chaos, {2, 3, 5}))
     model = load_model(folder, device, load_format="dummy")
-    cache = make_cache(RuntimeConfig(model=str(folder), keep_warm=0), device, model)
-    engine = Engine(model, device, Memory(cache), Limits(512, 8), POLICIES["fcfs"])
+    config = RuntimeConfig(model=str(folder), keep_warm=0)
+    executor, cache = make_cache(config, device, model)
+    engine = Engine(model, executor, Memory(cache), Limits(512, 8), POLICIES["fcfs"])
     for number in range(2):
         params, prompt = SamplingParams(ignore_eos=True), (number + 1,) * 40
         engine.add(Request(f"{number}", prompt, params, 1, 45, 0, lambda: None, lambda _: None))
@@ -104,13 +108,14 @@ def life_of_a_cache(chaos: Chaos, folder: Path) -> None:
     """Steps follow each other without a wait between them, which only an engine would put there."""
     device = Checked(chaos)
     layout = KVLayout.packed("float32", layers=1, kv_heads=2, head_dim=128, page_size=64)
-    cache = KVCache(device, [layout], 64, limit_bytes=64 * layout.page_bytes)
+    pages = LocalPages(device, [layout], 64)
+    cache = KVCache(pages, limit_bytes=64 * layout.page_bytes)
 
     def step(tokens: dict[SeqId, int]) -> None:
         change = cache.table.grow(tokens)
         assert isinstance(change, Change)
         assert cache.commit(change) is None
-        batch = cache.batch(list(tokens), list(tokens.values()))
+        (batch,) = pages.batches(cache.step(list(tokens), list(tokens.values())))
         q, k, v, out = (torch.ones(sum(tokens.values()), 2, 128) for _ in range(4))
         plan = device.attention.plan(batch)
         device.attention.append(plan, 0, k, v)
@@ -132,10 +137,11 @@ def life_of_the_tiers(chaos: Chaos, folder: Path) -> None:
     """Pages leave the device and come back between steps that nobody waits for."""
     device = Checked(chaos)
     layout = KVLayout.packed("float32", layers=1, kv_heads=2, head_dim=128, page_size=64)
-    cache = KVCache(device, [layout], 64, limit_bytes=64 * layout.page_bytes)
+    pages = LocalPages(device, [layout], 64)
+    cache = KVCache(pages, limit_bytes=64 * layout.page_bytes)
     reuse = PrefixReuse(cache.table.groups, EVICTIONS["lru"]())
-    host = HostStore(device.copier, layout.page_bytes, 4 << 20)
-    offload = Offload(device, cache, host, reuse.cost, is_tier=True)
+    host = HostStore(pages, layout.page_bytes, 4 << 20)
+    offload = Offload(pages, host, reuse.cost, is_tier=True)
     root = root_key(bytes(32))
     names = list(chain(root, range(128), 64))
 
@@ -143,7 +149,7 @@ def life_of_the_tiers(chaos: Chaos, folder: Path) -> None:
         change = cache.table.grow(tokens)
         assert isinstance(change, Change)
         assert cache.commit(change) is None
-        batch = cache.batch(list(tokens), list(tokens.values()))
+        (batch,) = pages.batches(cache.step(list(tokens), list(tokens.values())))
         q, k, v, out = (torch.ones(sum(tokens.values()), 2, 128) for _ in range(4))
         plan = device.attention.plan(batch)
         device.attention.append(plan, 0, k, v)
@@ -155,7 +161,7 @@ def life_of_the_tiers(chaos: Chaos, folder: Path) -> None:
     for depth, name in enumerate(names):
         before = reuse.index.add(name, (row[depth],), before, depth, 0.0)
         assert before is not None
-    engine = SimpleNamespace(memory=Memory(cache, reuse, offload), device=device)
+    engine = SimpleNamespace(memory=Memory(cache, reuse, offload), executor=pages)
     snapshots = Snapshots(engine, bytes(32), lambda function: function())  # type: ignore[arg-type]
     saved = snapshots.save(Path(tempfile.mkdtemp(dir=folder)), None, (), None)
     assert saved == 2
@@ -190,17 +196,20 @@ class Mutant(NamedTuple):
 
 MUTANTS = {
     "a step ends without its fence": Mutant(
-        Engine,
-        "_carry_out",
-        "fence = self.device.fence()",
-        "fence = kvrt.spi.Done()",
+        LocalExecutor,
+        "launch",
+        "Running(logits, self._device.fence())",
+        "Running(logits, kvrt.spi.Done())",
         life_of_an_engine,
     ),
     "pages go to make room while a part of the step uses them": Mutant(
-        Engine, "_carry_out_alone", "self.device.fence().wait()", "pass", life_of_a_crowded_engine
+        Engine, "_carry_out_alone", "self.executor.finish()", "pass", life_of_a_crowded_engine
     ),
     "memory goes when idle without a fence": Mutant(
-        KVCache, "idle", "self._device.fence().wait()", "pass", life_of_a_cache
+        KVCache, "idle", "self._executor.finish()", "pass", life_of_a_cache
+    ),
+    "nobody waits for what was launched": Mutant(
+        LocalPages, "finish", "self._device.fence().wait()", "pass", life_of_a_cache
     ),
     "memory goes at the end without waiting": Mutant(
         Backing, "release", "self.device.synchronize()", "pass", life_of_a_cache
@@ -209,14 +218,21 @@ MUTANTS = {
         Backing, "copy", "after=self.device.fence()", "after=None", life_of_a_cache
     ),
     "compute does not wait for a copy": Mutant(Backing, "copy", ".wait()", "", life_of_an_engine),
+    "pages leave and come back beside compute": Mutant(
+        LocalPages,
+        "copies",
+        "self._device.copier, self._device.fence()",
+        "self._device.copier, None",
+        life_of_the_tiers,
+    ),
     "a page leaves before it is computed": Mutant(
-        Offload, "save", "after = self._device.fence()", "after = None", life_of_the_tiers
+        LocalPages, "copies", "move.group), after)", "move.group), None)", life_of_the_tiers
+    ),
+    "a page comes back while it is still used": Mutant(
+        LocalPages, "copies", "move.host, after)", "move.host, None)", life_of_the_tiers
     ),
     "a page is used again before it has left": Mutant(
         Offload, "_finish", "ticket.wait()", "pass", life_of_the_tiers
-    ),
-    "a page comes back while it is still used": Mutant(
-        Offload, "_to_device", ", self._device.fence())", ", None)", life_of_the_tiers
     ),
     "a page is used before it is back": Mutant(
         Offload, "_advance", "not _arrived(move.ticket)", "False", life_of_the_tiers
@@ -224,15 +240,8 @@ MUTANTS = {
     "a page is used while a copy that nobody wants writes to it": Mutant(
         Offload, "cancel", "move.ticket.wait()", "pass", life_of_the_tiers
     ),
-    "a page is saved before it is computed": Mutant(
-        Snapshots,
-        "_read",
-        "(entry.pages[0]), self._device.fence()",
-        "(entry.pages[0]), None",
-        life_of_the_tiers,
-    ),
     "a page is used again before it is saved": Mutant(
-        Snapshots, "_read", "source, after).wait()", "source, after)", life_of_the_tiers
+        Snapshots, "_read", "ticket.wait()", "pass", life_of_the_tiers
     ),
 }
 
@@ -274,7 +283,7 @@ def test_a_wait_that_is_missing_is_found(
 
 def test_every_fence_of_the_core_has_its_mutant() -> None:
     root = Path(kvrt.__file__).parent
-    waits = re.compile(r"\.(?:fence|synchronize)\(\)")
+    waits = re.compile(r"\.(?:fence|synchronize|finish)\(\)")
     found = [
         f"{path.relative_to(root)}: {line.strip()}"
         for path in sorted(root.rglob("*.py"))

@@ -4,11 +4,10 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from kvrt.errors import ConfigError, ContractError, IntegrityError, OutOfMemory
 from kvrt.kv.tiers.names import PageName
-from kvrt.spi import Copier
 from kvrt.units import MIB, format_bytes
 
 if TYPE_CHECKING:
@@ -23,6 +22,13 @@ SLAB_BYTES = 32 * MIB
 STAGING_BYTES = 64 * MIB
 STAGING_PAGES = 40
 """What only passes through host memory gets the larger of the two."""
+
+
+class Buffers(Protocol):
+    """Where host memory comes from: an executor, or a device's copier."""
+
+    def host_buffer(self, nbytes: int) -> "Tensor":
+        """See `kvrt.spi.Copier.host_buffer`."""
 
 
 @dataclass(slots=True, eq=False)
@@ -79,7 +85,7 @@ class HostStore:
     again after the last `unpin`. Not thread-safe: it belongs to the engine's thread.
 
     Args:
-        copier: of the device, for `spi.Copier.host_buffer`.
+        buffers: where memory comes from that a device copies from and to.
         page_bytes: bytes of one page.
         budget: bytes it may take from the system.
         slab_bytes: about how much to take at once.
@@ -89,10 +95,10 @@ class HostStore:
     """
 
     def __init__(
-        self, copier: Copier, page_bytes: int, budget: int, *, slab_bytes: int = SLAB_BYTES
+        self, buffers: Buffers, page_bytes: int, budget: int, *, slab_bytes: int = SLAB_BYTES
     ) -> None:
         self.page_bytes = page_bytes
-        self._copier = copier
+        self._buffers = buffers
         self._budget = budget
         self._stride = -(-page_bytes // ALIGNMENT) * ALIGNMENT
         # Slabs of equal size that fill the budget; each has room to align its first slot.
@@ -115,9 +121,9 @@ class HostStore:
         self._evicted = self._refused = 0
 
     @classmethod
-    def staging(cls, copier: Copier, page_bytes: int) -> Self:
+    def staging(cls, buffers: Buffers, page_bytes: int) -> Self:
         """Room for what pages on their way to and from a disk go through."""
-        return cls(copier, page_bytes, max(STAGING_BYTES, STAGING_PAGES * page_bytes))
+        return cls(buffers, page_bytes, max(STAGING_BYTES, STAGING_PAGES * page_bytes))
 
     def __contains__(self, name: PageName) -> bool:
         return name in self._pages
@@ -257,7 +263,7 @@ class HostStore:
         if (len(self._slabs) + 1) * self._slab_bytes > self._budget:
             return False
         try:
-            slab_memory = self._copier.host_buffer(self._slab_bytes)
+            slab_memory = self._buffers.host_buffer(self._slab_bytes)
         except OutOfMemory:
             return False
         slab = next(n for n in range(len(self._slabs) + 1) if n not in self._slabs)

@@ -182,8 +182,8 @@ def step_overhead(backend: str, clock: Clock, rows: Rows, *, small: bool) -> Non
         device = open_device(backend, 0, check_layers=False)  # as a runtime does
         model = load_model(folder, device, dtype="bfloat16", load_format="dummy",
                            max_model_len=ROOM)  # fmt: skip
-        cache = make_cache(config, device, model)
-        engine = Engine(model, device, Memory(cache), Limits(8192, count), POLICIES["fcfs"])
+        executor, cache = make_cache(config, device, model)
+        engine = Engine(model, executor, Memory(cache), Limits(8192, count), POLICIES["fcfs"])
         params = SamplingParams(max_tokens=3 * rounds + 16, ignore_eos=True)
         for n, prompt in enumerate(prompts_of(count, 64, 64, model.spec.vocab)):
             engine.add(
@@ -208,11 +208,11 @@ def step_overhead(backend: str, clock: Clock, rows: Rows, *, small: bool) -> Non
             times.append(time.perf_counter() - begin)
         step = sorted(times)[rounds // 2]
         sequences = list(range(1, count + 1))
-        batch = cache.batch(sequences, [1] * count)
+        batches = executor.batches(cache.step(sequences, [1] * count))
         tokens, every = torch.full((count,), 5), torch.arange(count)
 
         def forward() -> torch.Tensor:
-            return model.decoder.forward(tokens, [batch], every)
+            return model.decoder.forward(tokens, batches, every)
 
         on_device = clock.back_to_back(forward)
         submit = []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvrt.errors import OutOfMemory
-from kvrt.kv.pages.backing import kv_tensor
+from kvrt.executor.backing import kv_tensor
 from kvrt.spi import AttentionBatch, Device, KVFormat, KVLayout
 
 FILLED_AT_ONCE = 1 << 28  # elements

@@ -1,15 +1,29 @@
-"""The memory under a page table: the span, and the chunks mapped in it."""
+"""The memory under the pages of a group: the span, and the chunks mapped in it."""
 
 import torch
 from torch import Tensor
 
-from kvrt.errors import IntegrityError
+from kvrt.errors import ConfigError, IntegrityError
+from kvrt.executor.pool import ChunkPool
 from kvrt.kv.pages.geometry import Geometry
-from kvrt.kv.pages.pool import ChunkPool
-from kvrt.spi import Chunk, Device, KVLayout, Span, VirtualMemory
+from kvrt.spi import Chunk, Device, DeviceInfo, KVLayout, Span, VirtualMemory
 
 _NAN_BYTE = 0xFF
 """What is read of such bytes is NaN in every format of KV pages."""
+
+
+def geometry_of(layout: KVLayout, info: DeviceInfo, pages: int) -> Geometry:
+    """So many pages of a layout over the chunks of a device.
+
+    Raises:
+        ConfigError: the device does not keep keys and values in that format.
+    """
+    if layout.format not in info.kv_formats:
+        raise ConfigError(
+            f"{info.backend} cannot keep keys and values in {layout.format}",
+            fix=f"set kv_cache_dtype to one of {', '.join(info.kv_formats)}",
+        )
+    return Geometry(layout.page_bytes, layout.page_size, info.granularity, pages)
 
 
 def kv_tensor(memory: VirtualMemory, span: Span, layout: KVLayout) -> Tensor:
