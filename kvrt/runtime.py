@@ -256,7 +256,7 @@ class Runtime(CacheControl):
             CapacityError: the weights leave no room for a single page.
         """
         checked = check_options(LIMIT, limit=limit, revision=revision)
-        kv = limit_bytes(checked["limit"], self.device) - self.model.weight_bytes
+        kv = limit_bytes(checked["limit"], self.device_info) - self.model.weight_bytes
         if kv < self.cache.page_bytes:
             raise too_small(limit, self.model.weight_bytes, self.cache.min_bytes)
         change = self.cache.set_memory_limit(kv, checked["revision"])

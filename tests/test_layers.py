@@ -13,23 +13,34 @@ from pathlib import Path
 
 import pytest
 
+from kvrt import spi
+
 ROOT = Path(__file__).parents[1]
 SOURCES = ("kvrt", "cli", "kernels", "backends/cpu", "backends/cuda", "backends/rocm")
 TOP_FLOOR = 12
 """Files, at most, that a newcomer finds in ``kvrt/`` itself."""
 
-DEVICE = {"torch", "kvrt.kv.cache", "kvrt.wrappers", "kvrt.executor.apply", "kvrt.executor.backing"}
-VALUES = [
-    "sched",
-    "drafting",
-    "kv/index",
-    "kv/seq.py",
-    *(
-        f"kv/pages/{name}.py"
-        for name in ("geometry", "group", "holders", "lanes", "ops", "placement", "table")
-    ),
-]
+DEVICE = {"torch", "kvrt.kv.cache", "kvrt.wrappers", "kvrt.executor"}
+VALUES = ["sched", "drafting", "kv/index", "kv/pages", "kv/seq.py", "kv/limit.py", "kv/spare.py"]
 """What plans: on values alone, so that it is tested and replayed without a device."""
+
+TOUCH = {
+    "kvrt.spi",
+    "kvrt.registry",
+    "kvrt.wrappers",
+    "kvrt.testing",
+    "kvrt.model",
+    "kvrt.executor",
+}
+"""What calls devices: the executor, the model that it runs, and what makes or tries a device."""
+
+PROTOCOLS = {name for name in spi.__all__ if getattr(getattr(spi, name), "_is_protocol", False)} - {
+    "Ticket"
+}
+"""What a backend implements."""
+
+OPEN = {"kvrt.engine.assembly", "kvrt.engine.sizing", "kvrt.engine.worker", "kvrt.runtime"}
+"""What opens a device, asks how much memory it has before there is an executor, and hands it on."""
 
 ONLY_IN: dict[str, str] = {
     "click": "cli",
@@ -244,6 +255,41 @@ def test_planning_knows_neither_tensors_nor_devices(name: str) -> None:
     assert not wrong
 
 
+def touches(source: str) -> Iterator[str]:
+    """What a file reads of devices, however it came by one: their parts, and their methods."""
+    members = [name for name in vars(spi.Device) if not name.startswith("_")]
+    parts = {name for name in members if isinstance(vars(spi.Device)[name], property)}
+    calls = {name for name in members if name not in parts} - {"close"}
+    memory = {name for name in vars(spi.VirtualMemory) if not name.startswith("_")} - {"info"}
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Attribute(attr=name) if name in parts - {"info", "memory"}:
+                yield f"{name} in line {node.lineno}"
+            case ast.Call(func=ast.Attribute(attr=name)) if name in calls:
+                yield f"{name}() in line {node.lineno}"
+            case ast.Attribute(value=ast.Attribute(attr="memory"), attr=name) if name in memory:
+                yield f"memory.{name} in line {node.lineno}"
+
+
+def test_only_the_executor_touches_a_device() -> None:
+    """Everything above it works on values, and calls it. (A ticket is what it gives back.)"""
+    wrong = []
+    for path in files("kvrt"):
+        if within(module := module_of(path), TOUCH):
+            continue
+        wrong += [f"{module}: {found}" for found in touches(path.read_text())]
+        if module not in OPEN:
+            kinds = {f"kvrt.spi.{name}" for name in PROTOCOLS} | {"kvrt.registry.open_device"}
+            wrong += [f"{module} imports {name}" for name in imported(path) & kinds]
+    assert not wrong
+
+
+def test_the_kv_memory_above_the_executor_knows_no_tensors() -> None:
+    paths = [path for path in files("kvrt/kv") if path.parent.name != "tiers"]
+    wrong = [path.name for path in paths for name in imported(path) if within(name, {"torch"})]
+    assert not wrong
+
+
 def test_each_outside_library_has_its_place() -> None:
     wrong = [
         f"{path.relative_to(ROOT)} imports {module}"
@@ -304,6 +350,9 @@ def late():
     from . import sibling
     from ...spi import Device
     return torch.cuda_is("hip:0")
+def touching(self):
+    self.engine.memory.commit(self.tensor.device, self.running.fence, self.file.close())
+    self.memory.info(), self.it.memory.create(), self.it.fence().wait(), self.it.copier
 """
     assert set(imports(source, "kvrt.kv.pages")) == {
         "typing.TYPE_CHECKING",
@@ -313,3 +362,6 @@ def late():
         "kvrt.spi.Device",
     }
     assert {word for _, word in code_words(source)} & VENDORS == {"cuda", "hip"}
+    found = ["copier in line 13", "fence() in line 13", "memory.create in line 13"]
+    assert sorted(touches(source)) == found
+    assert "Device" in PROTOCOLS

@@ -11,7 +11,7 @@ from kvrt.model.activations import Activations
 from kvrt.model.loader import Model
 from kvrt.model.rope import rotation_bytes
 from kvrt.model.spec import ModelSpec
-from kvrt.spi import ITEM_BYTES, Device, DType, KVLayout
+from kvrt.spi import ITEM_BYTES, Device, DeviceInfo, DType, KVLayout
 from kvrt.units import format_bytes, parse_bytes
 
 log = logging.getLogger(__name__)
@@ -21,10 +21,10 @@ FREE_SHARE = 0.6
 the rest is for whoever else is on the machine. Room for the activations is left in any case."""
 
 
-def limit_bytes(limit: int | str, device: Device) -> int:
+def limit_bytes(limit: int | str, info: DeviceInfo) -> int:
     if isinstance(limit, int):
         return limit
-    return parse_bytes(limit, whole=device.info.total_bytes)
+    return parse_bytes(limit, whole=info.total_bytes)
 
 
 def too_small(limit: int | str, weights: int, smallest: int) -> CapacityError:
@@ -69,7 +69,7 @@ def check_room(
     shape = geometry_of(_layout(config, spec, dtype), device.info, pages=2)
     room = shape.chunk_bytes * shape.chunks_of(1).stop
     limit = config.memory_limit
-    if limit is not None and limit_bytes(limit, device) < weights + room:
+    if limit is not None and limit_bytes(limit, device.info) < weights + room:
         raise too_small(limit, weights, room)
 
 
@@ -95,7 +95,7 @@ def make_cache(
     if config.memory_limit is None:
         limit = min(shape.span_bytes, int(free * FREE_SHARE), free - step)
     else:
-        limit = limit_bytes(config.memory_limit, device) - model.weight_bytes
+        limit = limit_bytes(config.memory_limit, info) - model.weight_bytes
         if min(limit, shape.span_bytes) > free - step:
             log.warning(
                 "of %s that are free, a memory limit of %s leaves %s to compute in, and a step of"

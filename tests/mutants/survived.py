@@ -47,8 +47,8 @@ SURVIVED = {
     ),
     "a memory limit does not count the weights": M(
         "kvrt.engine.sizing",
-        "limit = limit_bytes(config.memory_limit, device) - model.weight_bytes",
-        "limit = limit_bytes(config.memory_limit, device)",
+        "limit = limit_bytes(config.memory_limit, info) - model.weight_bytes",
+        "limit = limit_bytes(config.memory_limit, info)",
         "runtime/test_sizing.py",
     ),
     "what is free does not bound the cache": M(

@@ -12,6 +12,7 @@ from kvrt.executor.interface import Applied, Failed
 from kvrt.executor.pool import ChunkPool
 from kvrt.kv.pages.geometry import Geometry
 from kvrt.kv.pages.ops import Copy, Map, Move, Op, Scrub, Unmap
+from kvrt.registry import open_device
 from kvrt.spi import Device, KVFormat, KVLayout
 from kvrt.testing.chaos import Chaos
 
@@ -177,6 +178,31 @@ def test_ops_of_several_groups_are_undone_each_in_its_own(
     first.release()
     give_back(second)
     assert null_device.memory.info().chunks == 0
+
+
+@pytest.mark.promise("P3")
+@pytest.mark.parametrize("failing", range(1, 5))
+@pytest.mark.parametrize("poison", [False, True])
+def test_what_one_worker_did_is_undone_if_another_cannot(
+    null_device: Device, failing: int, poison: bool
+) -> None:
+    """Two workers are given the same ops; each holds its undo until both have said yes."""
+    there = open_device("null")
+    chaos = Chaos(there, fail={("memory.map", 2 + failing): NO_MEMORY})
+    here, other = opened(null_device), opened(chaos)
+    attempt = Attempt.of(OPS, [here], poison=poison)
+    assert isinstance(attempt, Attempt)
+    assert Attempt.of(OPS, [other], poison=poison) == Failed(NO_MEMORY)
+    attempt.undo()
+    assert content(here) == content(other) == {0: 1, 1: 2}
+    both = [Attempt.of(OPS, [backing], poison=poison) for backing in (here, other)]
+    assert [each.settle() for each in both if isinstance(each, Attempt)] == [Applied(4, 2, 2)] * 2
+    for backing in (here, other):
+        filled = content(backing)
+        assert filled.keys() == {0, 3, 4, 5}
+        assert (filled[0], filled[3]) == (1, 255)
+        give_back(backing)
+    there.close()
 
 
 def test_an_op_that_makes_no_sense_is_refused_before_the_device_sees_it(backing: Backing) -> None:
