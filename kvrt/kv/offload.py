@@ -131,29 +131,31 @@ class Offload:
         Raises:
             DeviceError: a copy failed.
         """
-        copies: list[tuple[HostPage, Ticket]] = []
+        saves: list[tuple[HostPage, Save]] = []
         for name, page in pages if self._saves else ():
             if name in self.stores:
                 continue
             slot = self.stores.reserve(name, _PATIENCE_S)
-            if slot is None and copies:  # all of the host memory may be theirs
-                self._finish(copies)
+            if slot is None and saves:  # all of the host memory may be theirs
+                self._carry_out(saves)
                 slot = self.stores.reserve(name, _PATIENCE_S)
             if slot is None:
                 self._dropped += 1
                 continue
-            (ticket,) = self._executor.copies([Save(page, slot.data)])
-            copies.append((slot, ticket))
-        self._finish(copies)
+            saves.append((slot, Save(page, slot.data)))
+        self._carry_out(saves)
         self.stores.demote()
 
-    def _finish(self, copies: list[tuple[HostPage, Ticket]]) -> None:
-        """Wait for copies to the host, whose pages can be found then."""
-        for slot, ticket in copies:
+    def _carry_out(self, saves: list[tuple[HostPage, Save]]) -> None:
+        """Copy to the host, and wait for it: the pages can be found there then."""
+        if not saves:
+            return
+        tickets = self._executor.copies([save for _, save in saves])
+        for (slot, _), ticket in zip(saves, tickets, strict=True):
             ticket.wait()
             self.stores.commit(slot)
-            self._saved += 1
-        copies.clear()
+        self._saved += len(saves)
+        saves.clear()
 
     # --- back to the device ------------------------------------------------------------------
 

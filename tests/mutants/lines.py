@@ -104,8 +104,8 @@ DRAWN = {
     ),
     "a page is lost though its copy would have made room": M(
         "kvrt.kv.offload",
-        "if slot is None and copies:",
-        "if slot is None and not copies:",
+        "if slot is None and saves:",
+        "if slot is None and not saves:",
         "tiers/test_offload.py",
     ),
     "the check overlooks chunks that are not mapped": M(

@@ -232,7 +232,7 @@ MUTANTS = {
         LocalPages, "copies", "move.host, after)", "move.host, None)", life_of_the_tiers
     ),
     "a page is used again before it has left": Mutant(
-        Offload, "_finish", "ticket.wait()", "pass", life_of_the_tiers
+        Offload, "_carry_out", "ticket.wait()", "pass", life_of_the_tiers
     ),
     "a page is used before it is back": Mutant(
         Offload, "_advance", "not _arrived(move.ticket)", "False", life_of_the_tiers
