@@ -67,13 +67,13 @@ class Fetch:
 PageCopy = Save | Fetch
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Step:
-    """One forward pass over several sequences: int32 arrays, the next call may change `pages`.
+class Step(NamedTuple):
+    """One forward pass over several sequences, as int32 arrays.
 
     Args:
         pages: of each group, [sequences, at least the most pages]: each sequence's row of page
-            numbers; what is behind its tokens may be anything.
+            numbers; what is behind its tokens may be anything. Whoever made the step may change
+            them for the next.
         query_start: [sequences + 1]; see `kvrt.spi.AttentionBatch`.
         context_len: [sequences]; the same.
         parents: [tokens], or None; the same.

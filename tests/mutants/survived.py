@@ -198,6 +198,37 @@ SURVIVED = {
         "lane, left, idle = lane.leave(growing, rows, lengths, group)",
         "pages/test_group.py",
     ),
+    "bytes are written before all workers have said yes": M(
+        "kvrt.executor.apply",
+        "return attempt._guarded(lambda: attempt._begin(ops)) or attempt",
+        "return attempt._guarded(lambda: (attempt._begin(ops), attempt._write(keep_old=False))[1])"
+        " or attempt",
+        "pages/test_apply.py",
+    ),
+    "a step gives back all that was spare": M(
+        "kvrt.kv.spare",
+        "keep - min(surplus, _RETURNED_AT_ONCE)",
+        "keep - surplus",
+        "pages/test_spare.py",
+    ),
+    "a late revision of a limit is taken": M(
+        "kvrt.kv.limit",
+        "revision <= self._revision:",
+        "revision < self._revision:",
+        "pages/test_cache.py",
+    ),
+    "a group attends over the pages of another": M(
+        "kvrt.executor.local",
+        "for backing, pages in zip(self._backings, step.pages, strict=True)",
+        "for backing, pages in zip(self._backings, step.pages[::-1], strict=True)",
+        "pages/test_executor.py",
+    ),
+    "a page of one group is saved from another": M(
+        "kvrt.executor.local",
+        "self.page(move.page, move.group), after)",
+        "self.page(move.page), after)",
+        "pages/test_executor.py",
+    ),
     "ops of one group are carried out in another": M(
         "kvrt.executor.apply",
         "backing = self._backings[op.group]",
