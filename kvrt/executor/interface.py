@@ -1,15 +1,14 @@
 """What the engine and the KV memory ask of an executor, and the values that they hand it.
 
-    page table, limit, prefix index, batches, offload                                   values
-    ----------------------------------------------------------------------------------------------
-    commit   map, unmap, copy: all of the ops, or none        \\
-    copies   pages to host memory and back                      PageMemory  \\
-    fill     chunks ahead of need, and back                   /               Executor
-    launch   one forward pass                                                /
+    page table, limit, prefix index, batches, offload         values
+    ------------------------------------------------------------------------------
+    commit    map, unmap, copy: all of the ops, or none       PageMemory, Executor
+    copies    pages to host memory, and back                  PageMemory, Executor
+    launch    one forward pass                                            Executor
 
-Everything is planned on values above the line, by one thread, without asking a device. Below it the
-same values could be given to several workers, each with a part of the model, since none holds
-anything of a device but host memory: ops, chunks and pages are numbers, a step is arrays.
+Above the line, one thread plans on values and asks no device. Below it, the same values could be
+given to several workers, each with a part of the model: ops are numbers of chunks and pages, a step
+is arrays. Host memory alone is a tensor, since disks read and write it.
 """
 
 from collections.abc import Collection, Sequence
