@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from kvrt import RuntimeConfig, SamplingParams
-from kvrt.checks import Checks, check_options, check_request
-from kvrt.config import OPTIONS
+from kvrt.checks import Checks, Maybe, Number, Whole, check_options, check_request
+from kvrt.config import MAX_THREADS, OPTIONS
 from kvrt.control import SAVING
 from kvrt.errors import ConfigError, KvrtError, RequestError
 from kvrt.runtime import LIMIT, STREAM
@@ -121,6 +121,68 @@ def test_numbers_within_their_bounds_are_taken_and_those_just_outside_are_not() 
         for value in bad:
             with pytest.raises(RequestError, match=name):
                 SamplingParams(**{name: value})  # type: ignore[arg-type]
+
+
+INT32, INT64 = 2**31 - 1, 2**63 - 1
+RANGES: dict[str, dict[str, tuple[float, float]]] = {
+    "SamplingParams": {
+        "max_tokens": (0, INT32), "min_tokens": (0, INT32), "temperature": (0, 100),
+        "top_k": (-1, INT32), "top_p": (5e-324, 1), "min_p": (0, 1),
+        "repetition_penalty": (0.01, 100), "presence_penalty": (-100, 100),
+        "frequency_penalty": (-100, 100), "seed": (0, 2**64 - 1), "logprobs": (0, 100),
+        "prompt_logprobs": (0, 100), "n": (1, 128), "speculate": (0, 64), "beam_width": (1, 64),
+        "length_penalty": (-10, 10),
+    },
+    "RuntimeConfig": {
+        "device": (0, INT32), "max_model_len": (2, INT32), "page_size": (1, 1024),
+        "keep_warm": (0, 2**62), "max_batch_tokens": (1, INT32), "max_running": (1, INT32),
+        "prefix_cache_ttl": (0, math.inf), "threads": (1, MAX_THREADS), "seed": (0, 2**64 - 1),
+    },
+    "Runtime.stream": {"priority": (-INT64 - 1, INT64)},
+    "Runtime.set_memory_limit": {"revision": (-INT64 - 1, INT64)},
+    "Runtime.save_cache": {"compress": (-100, 22)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_number_is_taken_within_its_range_and_refused_beyond_either_end(table: str) -> None:
+    checks, kind = TABLES[table]
+    check = check_request if kind is RequestError else check_options
+    inner = {name: each.check if isinstance(each, Maybe) else each for name, each in checks.items()}
+    ranged = {name: each for name, each in inner.items() if isinstance(each, Whole | Number)}
+    assert ranged.keys() == RANGES[table].keys()
+    for name, (low, high) in RANGES[table].items():
+        for good in (low, high):
+            assert check(checks, **{name: good})[name] == good
+        whole = isinstance(ranged[name], Whole)
+        below = low - 1 if whole else math.nextafter(low, -math.inf)
+        above = high + 1 if whole else math.nextafter(high, math.inf)
+        for bad in {below, above} - {math.inf}:
+            with pytest.raises(kind, match=name):
+                check(checks, **{name: bad})
+
+
+def test_lists_and_texts_are_as_long_as_they_may_be_and_no_longer() -> None:
+    most: dict[str, list[object]] = {
+        "stop": ["a" * 1024, ["a"] * 64],
+        "bad_words": ["a" * 1024, ["a"] * 64],
+        "stop_token_ids": [range(INT32 - 1023, INT32 + 1)],
+        "logit_bias": [{n: -100.0 + n % 201 for n in range(1024)}, [("2147483647", 1.0)]],
+    }
+    for name, values in most.items():
+        for value in values:
+            assert check_request(PARAMS, **{name: value})[name]
+    for name, value in {
+        "stop": ["a"] * 65, "bad_words": "a" * 1025, "stop_token_ids": range(1025),
+        "logit_bias": dict.fromkeys(range(1025), 1.0),
+    }.items():  # fmt: skip
+        with pytest.raises(RequestError, match=name):
+            check_request(PARAMS, **{name: value})
+    for size in (1, 2**62 - 1, "1B"):
+        assert check_options(LIMIT, limit=size)["limit"] == size
+    for size in (0, 2**62):
+        with pytest.raises(ConfigError, match="limit"):
+            check_options(LIMIT, limit=size)
 
 
 @pytest.mark.parametrize(
