@@ -5,8 +5,10 @@ import io
 import json
 
 import pytest
+from kvrt_cli.workload import Row, Workload
 
 from .conftest import DUMMY, Kvrt
+from .test_stats import FIRST, SECOND
 
 QUICK = (*DUMMY, "-r", "2", "--quiet")
 
@@ -73,3 +75,63 @@ def test_rows_are_printed_as_soon_as_they_are_measured(
     result = kvrt("bench", plain_model, *QUICK, *options)
     assert result.exit_code == 2
     assert "pp8" in result.stdout
+
+
+@pytest.mark.parametrize(("more", "cached"), [((), 2 * 32), (("--no-warmup",), 32)])
+def test_what_warms_up_is_not_counted_and_columns_are_those_of_the_test(
+    kvrt: Kvrt, plain_model: str, more: tuple[str, ...], cached: int
+) -> None:
+    """A prompt of 33 tokens begins with two pages that any run before it has computed."""
+    options = ("-p", "33", "-n", "0", "-b", "1", "--prefix-cache", "--threads", "2", *more)
+    result = kvrt("bench", plain_model, *QUICK, *options, "-o", "jsonl")
+    assert result.exit_code == 0, result.stderr
+    (row,) = map(json.loads, result.stdout.splitlines())
+    assert (row["cached_tokens"], row["preemptions"]) == (cached, 0)
+    assert (row["n_prompt"], row["n_gen"], row["batch"], row["test"]) == (33, 0, 1, "pp33")
+    assert (row["page_size"], row["max_batch_tokens"], row["threads"]) == (16, 512, 2)
+    assert (row["kv_dtype"], row["prefix_cache"], row["offload"]) == ("float32", True, "none")
+    assert row["kv_peak_bytes"] > 0
+    assert row["weight_bytes"] > 4 * 258 * 64
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("-p", "0", "-n", "0"), "nothing to measure"),
+        (("-p", "1,x"), "'1,x' is not a list of whole numbers"),
+        (("-p", "-1"), "-1 is not from 0 to 10000000"),
+        (("-b", "0"), "0 is not from 1 to 10000000"),
+        (("-n", "10000001"), "10000001 is not from 0 to 10000000"),
+        (("-pg", "8"), "'8' is not two numbers"),
+    ],
+)
+def test_tests_that_make_no_sense_are_refused(
+    kvrt: Kvrt, plain_model: str, options: tuple[str, ...], said: str
+) -> None:
+    result = kvrt("bench", plain_model, *QUICK, *options)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_a_test_of_a_benchmark_counts_the_tokens_of_its_name() -> None:
+    assert [Workload(8, 0, 1).name, Workload(0, 4, 1).name] == ["pp8", "tg4"]
+    assert Workload(8, 0, 3).rate([FIRST] * 3, 2.0) == 8 * 3 / 2.0
+    assert Workload(8, 4, 3).rate([FIRST] * 3, 2.0) == (8 + 4) * 3 / 2.0
+    assert Workload(0, 4, 2).rate([FIRST, SECOND], 99.0) == 4 / (5 - 3) + 4 / (2 - 1)
+    asked = [Workload(8, 0, 1), Workload(8, 4, 1), Workload(0, 4, 1)]
+    assert [work.params.max_tokens for work in asked] == [1, 4, 5], (
+        "after a first token that is not"
+    )
+    assert all(work.params.ignore_eos for work in asked)
+    prompts = Workload(8, 0, 3).prompts(97)
+    assert prompts == Workload(8, 0, 3).prompts(97)
+    assert len({tuple(prompt) for prompt in prompts}) == 3
+    assert {len(prompt) for prompt in prompts} == {8}
+    assert all(0 <= token < 97 for prompt in prompts for token in prompt)
+    assert [len(prompt) for prompt in Workload(0, 4, 2).prompts(97)] == [1, 1]
+
+
+def test_samples_have_a_mean_a_median_and_a_deviation() -> None:
+    row = Row({}, (1.0, 2.0, 6.0))
+    assert (row.mean, row.median, row.deviation) == (3.0, 2.0, pytest.approx(7.0**0.5))
+    assert Row({}, (4.0,)).deviation == 0
