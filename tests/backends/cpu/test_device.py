@@ -1,3 +1,4 @@
+import itertools
 import os
 import platform
 import subprocess
@@ -8,6 +9,7 @@ import kvrt_kernels
 import pytest
 import torch
 from kvrt_cpu import host
+from kvrt_cpu.measure import TorchLimits
 from kvrt_kernels import _load
 
 from kvrt.errors import BackendUnavailable, ConfigError, ContractError
@@ -211,6 +213,14 @@ def test_the_machine_s_limits_can_be_measured(kernels, request):
     device.close()
     assert 1e8 < bandwidth.read_bytes_per_s < 1e13
     assert 1e8 < bandwidth.flops_per_s < 1e15
+
+
+def test_without_compiled_kernels_limits_are_of_a_sum_and_of_a_product(monkeypatch):
+    """By a clock that each takes half a second."""
+    now = itertools.count(0.0, 0.5)
+    monkeypatch.setattr("kvrt_cpu.measure.time.perf_counter", lambda: next(now))
+    limits = TorchLimits().measure()
+    assert (limits.read_bytes_per_s, limits.flops_per_s) == (4 * (64 << 20) / 0.5, 2**31 / 0.5)
 
 
 # --- life -------------------------------------------------------------------------------------

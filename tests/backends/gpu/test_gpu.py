@@ -72,6 +72,16 @@ def test_limits_are_measured_with_the_device_awaited() -> None:
     assert len(waits) >= 20
 
 
+def test_a_copy_counts_each_byte_twice_and_a_product_each_of_its_two_operations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a clock that every copy and every product takes half a second."""
+    now = itertools.count(0.0, 0.5)
+    monkeypatch.setattr("kvrt_kernels.gpu.time.perf_counter", lambda: next(now))
+    limits = TorchLimits("cpu", lambda: None, nbytes=1 << 20, side=16).measure()
+    assert (limits.read_bytes_per_s, limits.flops_per_s) == (2 * (1 << 20) / 0.5, 2 * 16**3 / 0.5)
+
+
 # --- recorded steps ------------------------------------------------------------------------------
 
 

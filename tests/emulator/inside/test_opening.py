@@ -1,16 +1,20 @@
 """What stands in the way of opening a device, and what closing gives back."""
 
 import contextlib
+import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
+from kvrt_kernels.gpu import Kernels
 
 from kvrt import registry
 from kvrt.errors import BackendUnavailable, DeviceError
+from kvrt.spi import Capability
 from tests.emulator.inside.conftest import Open
 from tests.emulator.inside.names import CALLS, INVALID, LAUNCH_FAILED
 from tests.emulator.library import Emulator
+from tests.emulator.place import HostPlace
 
 NO_DEVICE = 100
 
@@ -41,6 +45,36 @@ def test_a_driver_that_is_too_old_is_said_with_what_is_needed(
     with pytest.raises(BackendUnavailable, match=r"(11\.8|5\.7): too old") as raised:
         registry.load(vendor).open()
     assert "update" in raised.value.fix
+
+
+@pytest.mark.parametrize("invariant", [False, True])
+def test_a_device_is_what_its_driver_says_and_can_do_what_its_kernels_can(
+    vendor: str, *, invariant: bool
+) -> None:
+    asked = []
+
+    class Asked(HostPlace):
+        def kernels(self, index: int, arch: str, multiprocessors: int) -> Kernels:
+            asked.append((index, arch, multiprocessors))
+            found = super().kernels(index, arch, multiprocessors)
+            return replace(
+                found, head_dims=(64, 96), weight_dtypes=("float16",), batch_invariant=invariant
+            )
+
+    backend = type(importlib.import_module(f"kvrt_{vendor}").backend)(Asked())
+    device = backend.open()
+    info = device.info
+    told = {"cuda": ("sm_90", 132), "rocm": ("gfx942", 304)}[vendor]
+    assert asked == [(0, *told)]
+    assert (info.backend, info.index, info.name) == (vendor, 0, "Emulated GPU in host memory")
+    assert info.arch == told[0]
+    assert info.total_bytes == device.memory.info().total
+    assert (info.head_dims, info.weight_dtypes) == ((64, 96), ("float16",))
+    assert (info.compute_dtypes, "fp8" in info.kv_formats) == (("float32",), True)
+    can = {Capability.ASYNC_COPIES, Capability.TREES}
+    can |= {Capability.ALIASING} if vendor == "cuda" else set()
+    assert info.capabilities == can | ({Capability.BATCH_INVARIANT} if invariant else set())
+    device.close()
 
 
 def test_every_call_of_opening_may_fail(emulator: Emulator, open_device: Open) -> None:
