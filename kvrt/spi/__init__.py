@@ -6,6 +6,7 @@ are values that these take and give, and what is optional:
     batch      what attention is asked: the sequences of a step, and what differs between layers
     facts      what a backend says of itself and of its devices
     layout     formats: as what numbers are kept, and where a token's keys and values are
+    matrices   formats of weights that are kept as codes; `kvrt.spi.plain` reads and writes them
     optional   what a device may offer besides: dense operators, recorded steps, its own limits
 
 A backend is an object with a name, found through the entry-point group ``kvrt.backends``. Opened,
@@ -51,6 +52,7 @@ from kvrt.spi.layout import (
     KVLayout,
     Quantization,
 )
+from kvrt.spi.matrices import Matrices, Matrix, WeightFormat
 from kvrt.spi.optional import (
     Activation,
     Bandwidth,
@@ -59,6 +61,7 @@ from kvrt.spi.optional import (
     GraphCapture,
     HeadNorm,
     Measurable,
+    PackedMatrices,
     Rotation,
 )
 
@@ -90,8 +93,11 @@ __all__ = [
     "HeadNorm",
     "KVFormat",
     "KVLayout",
+    "Matrices",
+    "Matrix",
     "Measurable",
     "MemoryInfo",
+    "PackedMatrices",
     "PagedAttention",
     "Probe",
     "Quantization",
@@ -99,6 +105,7 @@ __all__ = [
     "Span",
     "Ticket",
     "VirtualMemory",
+    "WeightFormat",
 ]
 
 SPI_VERSION = 2

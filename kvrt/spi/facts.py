@@ -35,10 +35,13 @@ class DeviceOptions:
         shareable: chunks can be mapped at several addresses and by other processes, where the
             device can do that; may be slower. kvrt has no call to export one yet, so all it asks
             of a device is that everything else works as ever.
+        exact: multiply packed weights with activations as they are, and not rounded to codes of 8
+            bits (`PackedMatrices.rounds`); may be slower.
     """
 
     threads: int | None = None
     shareable: bool = False
+    exact: bool = False
 
 
 class Capability(enum.Enum):

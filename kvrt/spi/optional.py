@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from kvrt.spi.batch import AttentionBatch
+from kvrt.spi.matrices import Matrices, Matrix, WeightFormat
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,6 +95,74 @@ class DenseOps(Protocol):
         norm: HeadNorm | None,
     ) -> None:
         """Norm and rotate q and k, in place; then append k, v."""
+
+
+@runtime_checkable
+class PackedMatrices(Protocol):
+    """Products with weights that stay the codes they are in a file.
+
+    `Matrices` are one or more, stacked by rows. x, biases, residual and out are as in
+    `DenseOps`, whose other operators stand beside these. Sums are taken in float32, and their order
+    is part of the operator: it depends on nothing but the format and the shape. A weight's value is
+    exactly what `WeightFormat` says.
+
+    A device may round activations, too, to multiply whole numbers: `rounds` says for which formats.
+    Then each 32 elements of a row of x, one after the other, are first made into codes,
+
+        code = round(x * (127 / max |x|))       x = code * (max |x| / 127)
+
+    in float32 arithmetic, rounded to nearest even; where max |x| is below 2^-100, they are 0; where
+    one of them is not finite, the row of the result is NaN.
+    """
+
+    def multiplies(self, format: WeightFormat) -> bool:
+        """Whether there are products for a format. The caller unpacks what is in others."""
+
+    def rounds(self, format: WeightFormat) -> bool:
+        """Whether products with a format round x to codes of 8 bits. Not if opened as `exact`."""
+
+    def nbytes(self, format: WeightFormat, out: int, width: int) -> int:
+        """Bytes of a matrix as `pack` lays it out; about as many as in the plain form."""
+
+    def pack(self, format: WeightFormat, plain: "Tensor", width: int, into: "Tensor") -> Matrix:
+        """Lay a matrix out for this device's products.
+
+        Args:
+            plain: uint8 [out, row_bytes], in host memory: the plain form of `WeightFormat`.
+            width: elements of a row; the format `fits` it.
+            into: uint8 [nbytes], on the device, at a multiple of 128 bytes; the matrix's `data`.
+        """
+
+    def rows(self, matrix: Matrix, indices: "Tensor", out: "Tensor") -> "Tensor":
+        """Write rows of a matrix, exactly but for the dtype of `out`, and return it.
+
+        Args:
+            indices: int32 or int64 [rows], on the device, each from 0 to below `matrix.out`.
+            out: [rows, width] in a compute dtype, contiguous.
+        """
+
+    def linear(
+        self,
+        x: "Tensor",
+        weight: Matrices,
+        bias: "Tensor | None" = None,
+        residual: "Tensor | None" = None,
+        out: "Tensor | None" = None,
+    ) -> "Tensor":
+        """``x @ weight.T (+ bias) (+ residual)``. `out` may be `residual`."""
+
+    def gated_linear(
+        self,
+        x: "Tensor",
+        weight: Matrices,
+        activation: Activation,
+        bias: "Tensor | None" = None,
+        out: "Tensor | None" = None,
+    ) -> "Tensor":
+        """``act(x @ gate.T) * (x @ up.T)``, likewise.
+
+        `weight` is one matrix, gate's rows and then up's, or two, gate and up, of equal shape.
+        """
 
 
 class Graph(Protocol):

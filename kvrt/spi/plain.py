@@ -1,0 +1,160 @@
+"""The plain form of packed weights, as `kvrt.spi.WeightFormat` defines it, written and read.
+
+For what makes it of a file's bytes, and for `PackedMatrices.pack`, which reads it. Needs torch, and
+is imported by its own name.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvrt.spi import WeightFormat
+from kvrt.spi.matrices import Offset, Scale, Section, TwoLevel, planes
+
+FLOATS = {"float32": torch.float32, "float16": torch.float16}
+
+
+def plain_rows(
+    format: WeightFormat,
+    codes: Tensor,
+    scales: Tensor,
+    *,
+    scale_factors: Tensor | None = None,
+    offsets: Tensor | None = None,
+    offset_factors: Tensor | None = None,
+) -> Tensor:
+    """Rows of a matrix in the plain form.
+
+    Args:
+        format: of the rows.
+        codes: uint8 [rows, width], each below 2^bits.
+        scales: [rows, groups]; uint8, or float16 or float32 where the format has these.
+        scale_factors: float16 [rows, blocks], where scales are `TwoLevel`.
+        offsets: [rows, groups], likewise.
+        offset_factors: float16 [rows, blocks], likewise.
+
+    Returns:
+        uint8 [rows, row_bytes].
+    """
+    rows, width = codes.shape
+    plain = torch.zeros(rows, format.row_bytes(width), dtype=torch.uint8)
+    at = format.sections(width)
+    _put_whole(plain, at.codes, format.bits, codes)
+    _put(plain, at.scales, format.scale, scales)
+    _put(plain, at.scale_factors, "float16", scale_factors)
+    _put(plain, at.offsets, format.offset, offsets)
+    _put(plain, at.offset_factors, "float16", offset_factors)
+    return plain
+
+
+def unpack(format: WeightFormat, plain: Tensor, width: int) -> Tensor:
+    """The values of rows in the plain form: float32 [rows, width].
+
+    Args:
+        plain: uint8 [rows, row_bytes].
+    """
+    scale, offset = scales(format, plain, width), offsets(format, plain, width)
+    grouped = codes(format, plain, width).view(*scale.shape, -1)
+    if format.table:
+        values = torch.tensor(format.table, dtype=torch.float32)[grouped.int()]
+    elif format.codes == "e4m3":
+        values = grouped.view(torch.float8_e4m3fn).float()
+    else:
+        values = grouped.float() - format.zero
+    if offset is not None and format.offset == "zeros":
+        values -= offset[..., None]
+    values *= scale[..., None]
+    if offset is not None and format.offset != "zeros":
+        values += offset[..., None]
+    return values.view(len(plain), width)
+
+
+def codes(format: WeightFormat, plain: Tensor, width: int) -> Tensor:
+    """The codes of rows in the plain form: uint8 [rows, width]."""
+    return _whole(plain, format.sections(width).codes, format.bits)
+
+
+def scales(format: WeightFormat, plain: Tensor, width: int) -> Tensor:
+    """The scales of each row's groups: float32 [rows, groups]."""
+    at = format.sections(width)
+    return _numbers(plain, at.scales, at.scale_factors, format.scale)
+
+
+def offsets(format: WeightFormat, plain: Tensor, width: int) -> Tensor | None:
+    """The offsets or zeros of each row's groups: float32 [rows, groups]; None without them."""
+    if format.offset == "none":
+        return None
+    at = format.sections(width)
+    return _numbers(plain, at.offsets, at.offset_factors, format.offset)
+
+
+def finite_rows(format: WeightFormat, plain: Tensor, width: int) -> Tensor:
+    """Which rows have only finite values: bool [rows].
+
+    Scales, offsets and codes of E4M3 may be none, and a product of scale and code too large.
+    """
+    largest = max(map(abs, format.table)) if format.table else 1 << format.bits
+    finite = (scales(format, plain, width) * largest).isfinite().all(1)
+    if format.codes == "e4m3":
+        numbers = codes(format, plain, width).view(torch.float8_e4m3fn)
+        finite &= numbers.float().isfinite().all(1)
+    offset = offsets(format, plain, width)
+    return finite if offset is None else finite & offset.isfinite().all(1)
+
+
+def _numbers(plain: Tensor, at: Section, factors: Section, kind: Scale | Offset) -> Tensor:
+    if isinstance(kind, TwoLevel):
+        whole = _whole(plain, at, kind.bits).float() - kind.zero
+        factor = _stored(plain, factors, torch.float16).float()
+        return (whole.view(*factor.shape, -1) * factor[..., None]).view(whole.shape)
+    if kind == "zeros":
+        return _whole(plain, at, 8).float()
+    if kind == "e8m0":
+        return (2.0 ** (_whole(plain, at, 8).double() - 128)).float()
+    if kind == "e4m3":
+        return _stored(plain, at, torch.float8_e4m3fn).float() / 2
+    return _stored(plain, at, FLOATS[kind]).float()
+
+
+def _stored(plain: Tensor, at: Section, dtype: torch.dtype) -> Tensor:
+    return plain[:, at.start : at.end].view(dtype)
+
+
+def _whole(plain: Tensor, at: Section, bits: int) -> Tensor:
+    """Whole numbers of `bits` bits: uint8 [rows, numbers]."""
+    numbers = torch.zeros(len(plain), at.numbers, dtype=torch.uint8)
+    for low, width, start, end in _planes(at, bits):
+        shifts = torch.arange(0, 8, width, dtype=torch.uint8)
+        parts = (plain[:, start:end, None] >> shifts) & ((1 << width) - 1)
+        numbers |= parts.flatten(1)[:, : at.numbers] << low
+    return numbers
+
+
+def _put_whole(plain: Tensor, at: Section, bits: int, numbers: Tensor) -> None:
+    for low, width, start, end in _planes(at, bits):
+        parts = torch.zeros(len(plain), (end - start) * 8 // width, dtype=torch.uint8)
+        parts[:, : at.numbers] = (numbers >> low) & ((1 << width) - 1)
+        shifts = torch.arange(0, 8, width, dtype=torch.uint8)
+        in_bytes = parts.view(len(plain), end - start, 8 // width) << shifts
+        plain[:, start:end] = in_bytes.sum(-1, dtype=torch.uint8)
+
+
+def _planes(at: Section, bits: int) -> Iterator[tuple[int, int, int, int]]:
+    """Of each plane its lowest bit, its width, and its bytes in a row."""
+    low, start = 0, at.start
+    for width in planes(bits):
+        end = start + -(-at.numbers * width // 8)
+        yield low, width, start, end
+        low, start = low + width, end
+
+
+def _put(plain: Tensor, at: Section, kind: Scale | Offset, numbers: Tensor | None) -> None:
+    if numbers is None:
+        assert not at.numbers
+    elif isinstance(kind, TwoLevel):
+        _put_whole(plain, at, kind.bits, numbers)
+    else:
+        stored: Any = numbers.to(FLOATS.get(kind, torch.uint8)).contiguous()
+        plain[:, at.start : at.end] = stored.view(torch.uint8)
