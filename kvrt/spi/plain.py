@@ -56,7 +56,7 @@ def unpack(format: WeightFormat, plain: Tensor, width: int) -> Tensor:
         plain: uint8 [rows, row_bytes].
     """
     scale, offset = scales(format, plain, width), offsets(format, plain, width)
-    grouped = codes(format, plain, width).view(*scale.shape, -1)
+    grouped = codes(format, plain, width).view(*scale.shape, width // scale.shape[1])
     if format.table:
         values = torch.tensor(format.table, dtype=torch.float32)[grouped.int()]
     elif format.codes == "e4m3":
@@ -108,7 +108,8 @@ def _numbers(plain: Tensor, at: Section, factors: Section, kind: Scale | Offset)
     if isinstance(kind, TwoLevel):
         whole = _whole(plain, at, kind.bits).float() - kind.zero
         factor = _stored(plain, factors, torch.float16).float()
-        return (whole.view(*factor.shape, -1) * factor[..., None]).view(whole.shape)
+        in_block = whole.shape[1] // factor.shape[1]
+        return (whole.view(*factor.shape, in_block) * factor[..., None]).view(whole.shape)
     if kind == "zeros":
         return _whole(plain, at, 8).float()
     if kind == "e8m0":

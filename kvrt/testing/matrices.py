@@ -2,7 +2,7 @@
 
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -13,6 +13,73 @@ from kvrt.spi import WeightFormat
 from kvrt.spi.matrices import Offset, Scale, TwoLevel
 
 Floats = NDArray[np.float32]
+
+_SIX = TwoLevel(6)
+_FOUR_BIT_TABLE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+FORMATS: Mapping[str, WeightFormat] = {
+    format.name: format
+    for format in (
+        WeightFormat("q4_0", 4, 32, "float16", zero=8),
+        WeightFormat("q4_1", 4, 32, "float16", offset="float16"),
+        WeightFormat("q5_0", 5, 32, "float16", zero=16),
+        WeightFormat("q5_1", 5, 32, "float16", offset="float16"),
+        WeightFormat("q8_0", 8, 32, "float16", zero=128),
+        WeightFormat("q2_k", 2, 16, TwoLevel(4), offset=TwoLevel(4)),
+        WeightFormat("q3_k", 3, 16, TwoLevel(6, 32), zero=4),
+        WeightFormat("q4_k", 4, 32, _SIX, offset=_SIX),
+        WeightFormat("q5_k", 5, 32, _SIX, offset=_SIX),
+        WeightFormat("q6_k", 6, 16, TwoLevel(8, 128), zero=32),
+        WeightFormat("iq4_nl", 4, 32, "float16", table=_FOUR_BIT_TABLE),
+        WeightFormat("iq4_xs", 4, 32, TwoLevel(6, 32), table=_FOUR_BIT_TABLE),
+        WeightFormat("tq2_0", 2, 256, "float16", zero=1),
+        WeightFormat("mxfp4", 4, 32, "e8m0", table=(0, 1, 2, 3, 4, 6, 8, 12, *range(0, -8, -1))),
+        WeightFormat("nvfp4", 4, 16, "e4m3", table=(0, 1, 2, 3, 4, 6, 8, 12, *range(0, -8, -1))),
+        WeightFormat("int4 by 64", 4, 64, "float32", offset="zeros"),
+        WeightFormat("int4 by 128", 4, 128, "float32", zero=8),
+        WeightFormat("int8 by row", 8, 0, "float32", zero=128),
+        WeightFormat("fp8 by 128", 8, 128, "float32", codes="e4m3"),
+    )
+}
+"""Formats of every kind, for tests."""
+
+
+def random_rows(format: WeightFormat, rows: int, width: int, seed: int) -> Tensor:
+    """Rows in the plain form, of a size that keeps products of `width` elements near 1.
+
+    Every number of scales and codes is as likely as any other.
+    """
+    rng = np.random.default_rng(seed)
+    plain = rng.integers(0, 256, (rows, format.row_bytes(width)), dtype=np.uint8)
+    at, groups = format.sections(width), width // (format.group or width)
+    largest = max(map(abs, format.table)) if format.table else 2**format.bits
+    largest = 448 if format.codes == "e4m3" else largest
+    for kind, numbers, factors, most in (
+        (format.scale, at.scales, at.scale_factors, largest),
+        (format.offset, at.offsets, at.offset_factors, 1),
+    ):
+        size = 4 / width**0.5 / most
+        if isinstance(kind, TwoLevel):
+            size /= 2**kind.bits
+        elif kind == "zeros":
+            plain[:, numbers.start : numbers.end] %= 2**format.bits
+        elif kind == "e8m0":  # a power of two near the size
+            power = rng.integers(-2, 2, (rows, groups)) + round(math.log2(size)) + 128
+            plain[:, numbers.start : numbers.end] = power
+        elif kind == "e4m3":  # from 2^-9 on, and no number above
+            plain[:, numbers.start : numbers.end] %= 40
+        for section, stored in (
+            (factors, np.float16),
+            (numbers, {"float16": np.float16, "float32": np.float32}.get(str(kind))),
+        ):
+            if stored is not None and section.numbers:
+                random = rng.uniform(-size, size, (rows, section.numbers)).astype(stored)
+                plain[:, section.start : section.end] = random.view(np.uint8)
+    if format.codes == "e4m3":  # 127 and 255 are no numbers
+        codes = plain[:, at.codes.start : at.codes.end]
+        codes[codes & 127 == 127] = 0
+    for section, behind in zip(at, (*(later.start for later in at[1:]), None), strict=True):
+        plain[:, section.end : behind] = 0
+    return torch.from_numpy(plain)
 
 
 def values(format: WeightFormat, plain: Tensor, width: int) -> Tensor:

@@ -201,6 +201,16 @@ def gated_linear(x: Tensor, weight: Tensor, activation: Activation, bias: Tensor
     return 0.5 * gate * (1 + torch.tanh((2 / torch.pi) ** 0.5 * cubic)) * up
 
 
+def as_codes(x: Tensor) -> Tensor:
+    """x as `PackedMatrices` may round it, in float64 on the host; the rounding is in float32."""
+    blocks = x.cpu().float().view(len(x), -1, 32)
+    most = blocks.abs().amax(-1, keepdim=True)
+    codes = (blocks * (127 / most)).round().double()
+    values = torch.where(most < 2.0**-100, 0.0, codes * (most / 127).double()).view(x.shape)
+    values[~x.cpu().isfinite().all(-1)] = torch.nan
+    return values
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`DenseOps.rms_norm` in float64 on the host."""
     x = x.cpu().double()

@@ -6,10 +6,18 @@ from typing import Any
 import torch
 
 from kvrt import registry
-from kvrt.spi import Backend, Capability, DenseOps, Device, GraphCapture, Measurable
+from kvrt.spi import (
+    Backend,
+    Capability,
+    DenseOps,
+    Device,
+    GraphCapture,
+    Measurable,
+    PackedMatrices,
+)
 from kvrt.wrappers import Checked
 
-EXTENSIONS: tuple[Any, ...] = (DenseOps, GraphCapture, Measurable)
+EXTENSIONS: tuple[Any, ...] = (DenseOps, GraphCapture, Measurable, PackedMatrices)
 """The optional protocols that the kit knows."""
 
 

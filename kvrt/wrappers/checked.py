@@ -9,6 +9,7 @@ from kvrt.spi import (
     DeviceInfo,
     Extension,
     GraphCapture,
+    PackedMatrices,
     PagedAttention,
     Ticket,
 )
@@ -17,6 +18,7 @@ from kvrt.wrappers.copier import CheckedCopier
 from kvrt.wrappers.dense import CheckedDenseOps
 from kvrt.wrappers.graphs import CheckedGraphs
 from kvrt.wrappers.memory import CheckedMemory
+from kvrt.wrappers.packed import CheckedPackedMatrices
 from kvrt.wrappers.rules import Facts
 
 
@@ -68,7 +70,7 @@ class Checked:
         self._facts.check_open("extension")
         found: Any = self._inner.extension(kind)
         asked = cast(Any, kind)
-        if found is None or asked not in (DenseOps, GraphCapture):
+        if found is None or asked not in (DenseOps, GraphCapture, PackedMatrices):
             return cast(Extension | None, found)
         if not isinstance(found, asked):
             name = asked.__name__
@@ -78,6 +80,8 @@ class Checked:
             return cast(Extension, graphs)
         if not self._layers:
             return cast(Extension, found)
+        if isinstance(found, PackedMatrices):
+            return cast(Extension, CheckedPackedMatrices(self._facts, found))
         return cast(Extension, CheckedDenseOps(self._facts, self._attention, found))
 
     def fence(self) -> Ticket:

@@ -28,16 +28,8 @@ class CheckedDenseOps:
         residual: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        tokens, width = self._check_matrix(x, weight)
-        self._check_out(out, x, width)
-        if bias is not None:
-            self._facts.check_vector("bias", bias, width)
-        if residual is not None:
-            self._facts.check_on_device("residual", residual)
-            if residual.shape != (tokens, width) or residual.dtype != x.dtype:
-                rule = f"must be [{tokens}, {width}] in the dtype of x, {x.dtype}"
-                raise broken("residual", residual, rule)
-            _check_last_contiguous("residual", residual)
+        width = self._check_matrix(x, weight)
+        check_product(self._facts, x, width, bias, residual, out)
         return self._inner.linear(x, weight, bias, residual, out)
 
     def gated_linear(
@@ -48,22 +40,20 @@ class CheckedDenseOps:
         bias: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        _, width = self._check_matrix(x, weight)
+        width = self._check_matrix(x, weight)
         if width % 2:
             raise broken("weight", weight, "needs as many rows for gate as for up")
-        if activation not in get_args(Activation):
-            rule = f"must be one of {', '.join(get_args(Activation))}"
-            raise broken("activation", repr(activation), rule)
+        check_activation(activation)
         if bias is not None:
             self._facts.check_vector("bias", bias, width)
-        self._check_out(out, x, width // 2)
+        check_product(self._facts, x, width // 2, None, None, out)
         return self._inner.gated_linear(x, weight, activation, bias, out)
 
     def rms_norm(
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        self._check_x(x)
-        self._check_out(out, x, x.shape[1])
+        check_x(self._facts, x)
+        check_product(self._facts, x, x.shape[1], None, None, out)
         self._facts.check_vector("weight", weight, x.shape[1])
         if not 0 <= eps < math.inf:
             raise broken("eps", eps, "must be finite and not negative")
@@ -96,9 +86,9 @@ class CheckedDenseOps:
                 raise broken("norm.eps", norm.eps, "must be finite and not negative")
         self._inner.rotate_append(checked.inner, layer, q, k, v, rotation, norm)
 
-    def _check_matrix(self, x: torch.Tensor, weight: torch.Tensor) -> tuple[int, int]:
-        """Tokens and out features of ``x @ weight.T``."""
-        self._check_x(x)
+    def _check_matrix(self, x: torch.Tensor, weight: torch.Tensor) -> int:
+        """Out features of ``x @ weight.T``."""
+        check_x(self._facts, x)
         self._facts.check_on_device("weight", weight)
         shape = weight.shape
         if len(shape) != 2 or shape[1] != x.shape[1] or not weight.is_contiguous():
@@ -107,24 +97,7 @@ class CheckedDenseOps:
         if weight.dtype not in self._facts.weight_dtypes:
             rule = f"must have one of the dtypes {', '.join(self._facts.info.weight_dtypes)}"
             raise broken("weight", weight, rule)
-        return x.shape[0], shape[0]
-
-    def _check_x(self, x: torch.Tensor) -> None:
-        self._facts.check_open("a dense operator")
-        self._facts.check_activation("x", x)
-        if x.dim() != 2:
-            raise broken("x", x, "must be [tokens, in features]")
-        _check_last_contiguous("x", x)
-
-    def _check_out(self, out: torch.Tensor | None, x: torch.Tensor, width: int) -> None:
-        if out is None:
-            return
-        self._facts.check_on_device("out", out)
-        if out.shape != (x.shape[0], width) or out.dtype != x.dtype or not out.is_contiguous():
-            rule = f"must be [{x.shape[0]}, {width}] in the dtype of x, {x.dtype}, contiguous"
-            raise broken("out", out, rule)
-        if out.numel() and out.data_ptr() == x.data_ptr():
-            raise broken("out", out, "must not be x")
+        return shape[0]
 
     def _check_rotation(self, rotation: Rotation, tokens: int, head_dim: int) -> None:
         cos, sin = rotation.cos, rotation.sin
@@ -137,6 +110,47 @@ class CheckedDenseOps:
         if cos.shape[0] != tokens or 2 * cos.shape[1] > head_dim:
             rule = f"must have {tokens} rows, one for each token, of at most {head_dim // 2} angles"
             raise broken("rotation.cos", cos, rule)
+
+
+def check_x(facts: Facts, x: torch.Tensor) -> None:
+    """The rows that a product or a norm takes."""
+    facts.check_open("a dense operator")
+    facts.check_activation("x", x)
+    if x.dim() != 2:
+        raise broken("x", x, "must be [tokens, in features]")
+    _check_last_contiguous("x", x)
+
+
+def check_product(
+    facts: Facts,
+    x: torch.Tensor,
+    width: int,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    out: torch.Tensor | None,
+) -> None:
+    """What is added to rows of `width` features that are made of x, and where they go."""
+    shape = (x.shape[0], width)
+    of_x = f"must be {list(shape)} in the dtype of x, {x.dtype}"
+    if bias is not None:
+        facts.check_vector("bias", bias, width)
+    if residual is not None:
+        facts.check_on_device("residual", residual)
+        if residual.shape != shape or residual.dtype != x.dtype:
+            raise broken("residual", residual, of_x)
+        _check_last_contiguous("residual", residual)
+    if out is not None:
+        facts.check_on_device("out", out)
+        if out.shape != shape or out.dtype != x.dtype or not out.is_contiguous():
+            raise broken("out", out, f"{of_x}, contiguous")
+        if out.numel() and out.data_ptr() == x.data_ptr():
+            raise broken("out", out, "must not be x")
+
+
+def check_activation(activation: Activation) -> None:
+    if activation not in get_args(Activation):
+        rule = f"must be one of {', '.join(get_args(Activation))}"
+        raise broken("activation", repr(activation), rule)
 
 
 def _check_last_contiguous(argument: str, tensor: torch.Tensor) -> None:

@@ -17,12 +17,16 @@ from kvrt.spi import (
     Graph,
     GraphCapture,
     HeadNorm,
+    Matrices,
+    Matrix,
     MemoryInfo,
+    PackedMatrices,
     PagedAttention,
     Rotation,
     Span,
     Ticket,
     VirtualMemory,
+    WeightFormat,
 )
 
 if TYPE_CHECKING:
@@ -35,8 +39,8 @@ Result = TypeVar("Result")
 class Wrapper:
     """Forwards everything to `inner`. Override `around`, or put other parts in place.
 
-    `DenseOps` and `GraphCapture` are forwarded like the required parts; any other extension, and
-    one that lacks a method, is handed out as it is.
+    `DenseOps`, `PackedMatrices` and `GraphCapture` are forwarded like the required parts; any other
+    extension, and one that lacks a method, is handed out as it is.
 
     Args:
         inner: the device that does the work.
@@ -187,6 +191,51 @@ class WrappedDenseOps:
         )
 
 
+class WrappedPackedMatrices:
+    def __init__(self, device: Wrapper, inner: PackedMatrices) -> None:
+        self.device = device
+        self.inner = inner
+
+    def multiplies(self, format: WeightFormat) -> bool:
+        return self.device.around("packed.multiplies", self.inner.multiplies, format)
+
+    def rounds(self, format: WeightFormat) -> bool:
+        return self.device.around("packed.rounds", self.inner.rounds, format)
+
+    def nbytes(self, format: WeightFormat, out: int, width: int) -> int:
+        return self.device.around("packed.nbytes", self.inner.nbytes, format, out, width)
+
+    def pack(self, format: WeightFormat, plain: "Tensor", width: int, into: "Tensor") -> Matrix:
+        return self.device.around("packed.pack", self.inner.pack, format, plain, width, into)
+
+    def rows(self, matrix: Matrix, indices: "Tensor", out: "Tensor") -> "Tensor":
+        return self.device.around("packed.rows", self.inner.rows, matrix, indices, out)
+
+    def linear(
+        self,
+        x: "Tensor",
+        weight: Matrices,
+        bias: "Tensor | None" = None,
+        residual: "Tensor | None" = None,
+        out: "Tensor | None" = None,
+    ) -> "Tensor":
+        return self.device.around(
+            "packed.linear", self.inner.linear, x, weight, bias, residual, out
+        )
+
+    def gated_linear(
+        self,
+        x: "Tensor",
+        weight: Matrices,
+        activation: Activation,
+        bias: "Tensor | None" = None,
+        out: "Tensor | None" = None,
+    ) -> "Tensor":
+        return self.device.around(
+            "packed.gated_linear", self.inner.gated_linear, x, weight, activation, bias, out
+        )
+
+
 class WrappedGraph:
     def __init__(self, device: Wrapper, inner: Graph) -> None:
         self.device = device
@@ -216,5 +265,6 @@ class WrappedGraphs:
 WRAPPED: dict[type, Callable[[Wrapper, Any], object]] = {
     DenseOps: WrappedDenseOps,
     GraphCapture: WrappedGraphs,
+    PackedMatrices: WrappedPackedMatrices,
 }
 """What stands before the optional parts."""

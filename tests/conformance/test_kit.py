@@ -34,6 +34,13 @@ class ChaosBackend:
 early, late, mixed = map(ChaosBackend, ("early", "late", "mixed"))
 """
 
+PACKS = """
+from kvrt import registry
+from kvrt.testing.packing import PackingBackend
+
+packs = PackingBackend("packs", registry.load("null"))
+"""
+
 EXPLODES = """
 class Explodes:
     name, spi = "explodes", 2
@@ -64,6 +71,16 @@ def test_it_passes_for_a_device_that_delays_within_the_rules(
     assert result.ret == pytest.ExitCode.OK
 
 
+@pytest.mark.promise("P37")
+def test_it_passes_for_a_device_that_packs_weights_in_every_way(
+    install: Callable[..., None], kit: Kit
+) -> None:
+    install(PACKS, ["packs"])
+    result = kit("--kvrt-backend", "packs", parts=("packed",))
+    assert result.ret == pytest.ExitCode.OK
+    assert result.parseoutcomes()["passed"] > 100
+
+
 def test_it_says_what_the_device_left_out(kit: Kit) -> None:
     result = kit("--kvrt-backend", "null", parts=("probe",))
     result.stdout.fnmatch_lines(
@@ -71,7 +88,7 @@ def test_it_says_what_the_device_left_out(kit: Kit) -> None:
             "*kvrt backend null*",
             "device 0: make-believe device (none)",
             "capabilities not declared: ASYNC_COPIES, BATCH_INVARIANT, RAGGED_GRAPHS, TREES",
-            "extensions not offered: DenseOps, GraphCapture, Measurable",
+            "extensions not offered: DenseOps, GraphCapture, Measurable, PackedMatrices",
         ]
     )
 

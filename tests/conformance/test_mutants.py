@@ -11,12 +11,16 @@ pytest_plugins = ["pytester"]
 SOURCE = """
 from kvrt import registry
 from kvrt.testing.mutants import MUTANTS, Mutant, MutantBackend
+from kvrt.testing.packing import PackingBackend
 
 for name, mutant in MUTANTS.items():
     part = mutant.caught_by.partition("::")[0]
     on_cpu = mutant.codes or part in ("dense", "graphs", "trees")
     base = "cpu" if on_cpu else "null"
-    globals()[name] = MutantBackend(name, registry.load(base), mutant)
+    inner = registry.load(base)
+    if part == "packed":
+        inner = PackingBackend(name, inner)
+    globals()[name] = MutantBackend(name, inner, mutant)
 intact = MutantBackend("intact", registry.load("null"), Mutant("nobody"))
 """
 

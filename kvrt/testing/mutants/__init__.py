@@ -91,6 +91,22 @@ from kvrt.testing.mutants.memory import (
     RemembersTensors,
     ReservesMemory,
 )
+from kvrt.testing.mutants.packed import (
+    ForgetsOffsets,
+    ForgetsTheHighBits,
+    ForgetsTheLastBlock,
+    GathersTheNextRow,
+    HidesWhatIsNotFinite,
+    PacksLate,
+    RoundsGatheredRows,
+    RoundsWholeRows,
+    SharesTheFirstScale,
+    SwapsPackedGateAndUp,
+    SwapsTheNibblesOfCodes,
+    SwapsThePackedRows,
+    TakesTheFirstForAll,
+    TakesTwiceTheMemory,
+)
 from kvrt.testing.mutants.seen import (
     GivesValuesTheWidthOfKeys,
     IgnoresSinkLogits,
@@ -109,6 +125,7 @@ from kvrt.wrappers.wrapper import (
     WrappedDenseOps,
     WrappedGraphs,
     WrappedMemory,
+    WrappedPackedMatrices,
     Wrapper,
 )
 
@@ -124,6 +141,7 @@ class MutantDevice(Wrapper):
         self.attention = mutant.attention(self, inner.attention)
         self._dense = mutant.dense
         self._graphs = mutant.graphs
+        self._packed = mutant.packed
         claimed = inner.info.capabilities | mutant.claims
         self._info = replace(inner.info, backend=backend.name, capabilities=claimed)
 
@@ -137,6 +155,8 @@ class MutantDevice(Wrapper):
             return self._dense(self, found.inner)  # type: ignore[return-value]
         if isinstance(found, WrappedGraphs):
             return self._graphs(self, found.inner)  # type: ignore[return-value]
+        if isinstance(found, WrappedPackedMatrices):
+            return self._packed(self, found.inner)  # type: ignore[return-value]
         return found
 
 
@@ -182,6 +202,7 @@ class Mutant:
             the test in it, e.g. ``memory::test_memory_info_adds_up``.
         dense: replaces `DenseOps`; needs a device that offers them.
         graphs: replaces `GraphCapture`, likewise.
+        packed: replaces `PackedMatrices`, likewise.
         claims: capabilities it declares though the device may not have them.
         any_index: open() takes any index.
         codes: needs a device that keeps int8 and int4.
@@ -193,6 +214,7 @@ class Mutant:
     attention: type[WrappedAttention] = WrappedAttention
     dense: type[WrappedDenseOps] = WrappedDenseOps
     graphs: type[WrappedGraphs] = WrappedGraphs
+    packed: type[WrappedPackedMatrices] = WrappedPackedMatrices
     device: type[MutantDevice] = MutantDevice
     claims: frozenset[Capability] = frozenset()
     any_index: bool = False
@@ -350,6 +372,28 @@ MUTANTS: Mapping[str, Mutant] = {
         "graphs::test_a_step_may_have_several_batches", graphs=TakesAllForTheFirst
     ),
     "records_too_few": Mutant("graphs", graphs=RecordsTooFew),
+    "swaps_the_nibbles_of_codes": Mutant("packed::test_linear", packed=SwapsTheNibblesOfCodes),
+    "forgets_the_high_bits": Mutant("packed::test_linear", packed=ForgetsTheHighBits),
+    "forgets_offsets": Mutant("packed::test_linear", packed=ForgetsOffsets),
+    "shares_the_first_scale": Mutant("packed::test_linear", packed=SharesTheFirstScale),
+    "swaps_the_packed_rows": Mutant("packed::test_linear", packed=SwapsThePackedRows),
+    "packs_late": Mutant("packed::test_linear", packed=PacksLate),
+    "takes_the_first_for_all": Mutant(
+        "packed::test_a_weight_may_be_of_several_formats", packed=TakesTheFirstForAll
+    ),
+    "rounds_whole_rows": Mutant(
+        "packed::test_scales_may_be_of_any_sign_and_size", packed=RoundsWholeRows
+    ),
+    "hides_what_is_not_finite": Mutant(
+        "packed::test_what_is_not_finite_stays_in_its_row", packed=HidesWhatIsNotFinite
+    ),
+    "forgets_the_last_block": Mutant("packed::test_linear", packed=ForgetsTheLastBlock),
+    "swaps_packed_gate_and_up": Mutant("packed::test_gated_linear", packed=SwapsPackedGateAndUp),
+    "gathers_the_next_row": Mutant("packed::test_rows_are_exact", packed=GathersTheNextRow),
+    "rounds_gathered_rows": Mutant("packed::test_rows_are_exact", packed=RoundsGatheredRows),
+    "takes_twice_the_memory": Mutant(
+        "packed::test_a_packed_matrix_is_about_as_large_as_before", packed=TakesTwiceTheMemory
+    ),
     "never_closes": Mutant("lifecycle", device=NeverCloses),
     "closes_once": Mutant("lifecycle", device=ClosesOnce),
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kvrt import registry
-from kvrt.spi import Backend, Capability, DenseOps, Device
+from kvrt.spi import Backend, Capability, DenseOps, Device, PackedMatrices
 from kvrt.testing.paged import Case
 from kvrt.testing.plugin import SUBJECT
 from kvrt.testing.subject import Subject
@@ -104,6 +104,14 @@ def dense(device: Device) -> DenseOps:
     found = device.extension(DenseOps)  # type: ignore[type-abstract]
     if found is None:
         pytest.skip("the device does not offer DenseOps")
+    return found
+
+
+@pytest.fixture
+def packed(device: Device) -> PackedMatrices:
+    found = device.extension(PackedMatrices)  # type: ignore[type-abstract]
+    if found is None:
+        pytest.skip("the device does not offer PackedMatrices")
     return found
 
 
