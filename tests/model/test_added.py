@@ -13,7 +13,15 @@ from kvrt.model.tokenizer import Tokenizer
 from tests.model.checkpoints import VOCAB, byte_tokenizer, save_tokenizer
 
 NEXT = byte_tokenizer().get_vocab_size()
-TEXTS = ["<|tool|>", "a <|tool|>b", "<a> <|tool|> <b>", " <b>x", "é[PAD]<m>", '<s></s>!"#<unk>']
+TEXTS = [
+    "<|tool|>",
+    "a <|tool|>b",
+    "<a> <|tool|> <b>",
+    " <b>x",
+    "é[PAD]<m>",
+    '<s></s>!"#<unk>',
+    "<A><|TOOL|>[pad]<M>",
+]
 
 
 def entry(content: str, **flags: bool) -> dict[str, Any]:
@@ -112,9 +120,15 @@ def write(folder: Path, files: dict[str, Any]) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("normalizer", [None, {"type": "Lowercase"}], ids=["as written", "lower"])
 @pytest.mark.parametrize("name", FOLDERS)
-def test_tokens_of_side_files_are_those_of_transformers(tmp_path: Path, name: str) -> None:
-    ours = Tokenizer(write(tmp_path, FOLDERS[name]), VOCAB)
+def test_tokens_of_side_files_are_those_of_transformers(
+    tmp_path: Path, name: str, normalizer: object
+) -> None:
+    """Before or after a text is normalized: which of the two is a flag of each token."""
+    whole = write(tmp_path, FOLDERS[name]) / "tokenizer.json"
+    whole.write_text(json.dumps({**json.loads(whole.read_text()), "normalizer": normalizer}))
+    ours = Tokenizer(tmp_path, VOCAB)
     reference = AutoTokenizer.from_pretrained(tmp_path)
     for text in TEXTS:
         ids = reference(text)["input_ids"]
