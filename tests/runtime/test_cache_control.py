@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvrt.errors import ConfigError, DeviceError, IntegrityError, KvrtError, StoreError
+from kvrt.errors import (
+    ConfigError,
+    DeviceError,
+    IntegrityError,
+    KvrtError,
+    OutOfMemory,
+    StoreError,
+)
 from kvrt.kv.tiers.names import PageName, chain
 from kvrt.kv.tiers.pagefile import PageFile
 from kvrt.runtime import Runtime
@@ -305,6 +312,23 @@ def test_a_folder_loaded_again_and_again_costs_what_it_costs_once(
     assert first.save_cache(tmp_path / "saved") == 2
     assert second.load_cache(tmp_path / "saved") == 12
     assert cached(second, [7] * 40) == 2 * PAGE
+
+
+def test_a_folder_that_cannot_be_read_for_want_of_memory_is_let_go_and_can_be_loaded_later(
+    make_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first, second = make_runtime(), make_runtime()
+    cached(first, PROMPT)
+    first.save_cache(tmp_path)
+    threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as scarce:
+        staging = raising(OutOfMemory("no host memory"))
+        scarce.setattr("kvrt.kv.tiers.host.HostStore.staging", staging)
+        with pytest.raises(OutOfMemory, match="no host memory"):
+            second.load_cache(tmp_path)
+    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == (threads, files)
+    assert second.load_cache(tmp_path) == 10
+    assert cached(second, PROMPT) == 10 * PAGE
 
 
 @pytest.mark.promise("P22")
