@@ -68,6 +68,19 @@ def test_what_is_pinned_stays_whatever_else_needs_memory(make_runtime: MakeRunti
     assert runtime.stats().cache.used_pages == 0
 
 
+def test_what_is_pinned_stays_when_what_is_only_cached_is_long_unused(
+    make_runtime: MakeRuntime,
+) -> None:
+    runtime = make_runtime(prefix_cache_ttl=0.3)
+    until(lambda: cached(runtime, PROMPT) + runtime.pin(PROMPT) >= 10 * PAGE)
+    cached(runtime, [7] * 40)
+    until(lambda: runtime.stats().cache.cached_pages == 0)
+    assert cached(runtime, PROMPT) == 10 * PAGE
+    runtime.unpin(PROMPT)
+    until(lambda: runtime.stats().cache.cached_pages == 0)
+    assert cached(runtime, PROMPT) == 0
+
+
 def test_a_pin_ends_when_its_pages_are_forgotten_and_can_be_made_anew(
     make_runtime: MakeRuntime,
 ) -> None:
