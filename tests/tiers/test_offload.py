@@ -1,6 +1,7 @@
 """The offload scheduler over host memory that is small, and a disk that fails."""
 
 import errno
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from kvrt.executor.local import LocalPages
 from kvrt.kv.index.cost import MoveCost
 from kvrt.kv.offload import Offload
 from kvrt.kv.pages.ops import Map
+from kvrt.kv.seq import Seq
 from kvrt.kv.tiers.blockfile import BLOCK
 from kvrt.kv.tiers.disk import DiskStore
 from kvrt.kv.tiers.host import HostStore
@@ -76,4 +78,55 @@ def test_more_pages_than_host_memory_holds_are_saved_at_once(pages: LocalPages) 
     stats = offload.stats()
     assert (stats.saved_pages, stats.dropped_pages) == (len(NAMES), 0)
     assert host.names() == NAMES[-len(host) :]
+    offload.close()
+
+
+def test_the_oldest_pages_are_on_disk_before_host_memory_is_full(
+    tmp_path: Path, pages: LocalPages
+) -> None:
+    """An eighth of the slots are free, or hold what the disk has too."""
+    disk = DiskStore(PageFile.open(tmp_path, FORM))
+    host = HostStore(pages, FORM.page_bytes, 16 * (FORM.page_bytes + BLOCK))
+    offload = Offload(pages, host, MoveCost("auto"), disk, is_tier=True)
+    most = host.slots
+    found = []
+    for name in (many := names(most)):
+        offload.save([(name, 1)])
+        while offload.busy:
+            offload.poll()
+        found.append(len(disk.names()))
+    assert most // 8 > 1
+    assert found == [max(0, most // 8 - (most - n)) for n in range(1, most + 1)]
+    assert disk.names() == many[: most // 8]
+    assert len(host) == most
+    offload.close()
+
+
+def test_fetches_cost_the_time_that_the_engine_spends_on_them(
+    pages: LocalPages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+
+    class Told(MoveCost):
+        def fetched(self, pages: int, seconds: float) -> None:
+            told.append((pages, seconds))
+
+    host = HostStore(pages, FORM.page_bytes, SLOTS * (FORM.page_bytes + BLOCK))
+    offload = Offload(pages, host, Told("auto"), None, is_tier=True)
+    offload.save([(name, 1) for name in NAMES[:SLOTS]])
+    clock = itertools.count()
+    monkeypatch.setattr("kvrt.kv.offload.time.perf_counter", lambda: float(next(clock)))
+    for seqs in ([3], [1, 2]):
+        for count in seqs:
+            seq = Seq(count, [], 0, 99)
+            offload.fetch(seq, NAMES[:count], [1] * count)
+        for _ in range(3):  # nothing is left to do after the first, and that costs nothing
+            offload.poll()
+    assert told == [(3, 1.0), (1 + 2, 1.0)]
+    assert (offload.stats().fetched_pages, offload.stats().missed_pages) == (6, 0)
+    offload.fetch(Seq(9, [], 0, 99), [NAMES[0], NAMES[-1], NAMES[1]], [1, 2, 3])
+    offload.wait()
+    assert [pages for _, pages in offload.poll()] == [1]
+    assert told[-1] == (1, 2.0), "the wait is the engine's time, too"
+    assert (offload.stats().fetched_pages, offload.stats().missed_pages) == (7, 2)
     offload.close()
