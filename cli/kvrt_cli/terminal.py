@@ -52,6 +52,7 @@ class Terminal:
             file=stream,
             force_terminal=True if self.color == "always" else None,
             color_system=system if self.colored(stream) else None,
+            no_color=not self.colored(stream),  # else it asks NO_COLOR itself
             markup=False,
             emoji=False,
             highlight=False,
