@@ -84,6 +84,43 @@ def test_a_text_that_grows_is_looked_up_as_if_it_had_come_at_once() -> None:
         assert growing.propose(tokens, 6) == guess(tokens, 6)
 
 
+def agreeing(tokens: list[int], place: int) -> int:
+    """How many of the eight tokens before a place are those at the end."""
+    count = 0
+    while count < min(8, place) and tokens[place - count - 1] == tokens[-count - 1]:
+        count += 1
+    return count
+
+
+def continued(tokens: list[int], place: int, limit: int) -> tuple[int, ...]:
+    line = list(tokens)
+    for at in range(place, place + limit):
+        line.append(line[at])
+    return tuple(line[len(tokens) :])
+
+
+@pytest.mark.parametrize("letters", [2, 3, 5])
+def test_a_guess_is_what_looking_at_the_latest_places_finds(letters: int) -> None:
+    """Eight of them, each where the last two tokens stood before."""
+    choose, tokens, branched = random.Random(letters), [0], 0
+    for _ in range(300):
+        tokens.append(choose.randrange(letters))
+        ends = [at for at in range(2, len(tokens)) if tokens[at - 2 : at] == tokens[-2:]]
+        match = {at: agreeing(tokens, at) for at in reversed(ends[-8:])}
+        found = guess(tokens, 5)
+        if not match:
+            assert found == Guess()
+            continue
+        best = max(match, key=lambda at: match[at])  # the latest of equal ones
+        assert (found.branches[0], found.match) == (continued(tokens, best, 5), match[best])
+        others = {at: match[at] for at in match if tokens[at] != tokens[best]}
+        second = [at for at in others if others[at] == max(others.values())]
+        assert set(found.branches[1:]) <= {continued(tokens, at, 5) for at in second}
+        assert len(found.branches) == 1 + bool(second)
+        branched += bool(second)
+    assert branched > 30
+
+
 def test_a_long_prompt_is_indexed_in_pieces() -> None:
     tokens = [*range(10_000), 7, 8]
     lookup = PromptLookup()
@@ -123,6 +160,35 @@ def test_guesses_that_come_true_grow_and_those_that_do_not_end() -> None:
     assert len(grown(Drafter(Fixed(line), 8), 9).drafts(8, 0.2, trees=True)) == 0
     half = grown(grown(Drafter(Fixed(line), 8), 9), *line)
     assert len(half.drafts(8, 0.2, trees=True)) == 8, "also of those that were not drafted"
+
+
+@pytest.mark.parametrize("match", [2, 4, 8])
+def test_as_many_are_drafted_as_are_likely_enough_by_what_came_true(match: int) -> None:
+    """A mean of the latest, for each number of tokens that agree before a guess."""
+    line, choose = (1, 2, 3, 4, 5, 6), random.Random(match)
+    drafter, tokens = Drafter(Fixed(line, match=match), 8), [0]
+    true = [0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6]
+    drafter.observe(tokens)
+    lengths = set()
+    for _ in range(200):
+        hits = choose.choice([0, 1, 2, 6])
+        came = [*line[:hits], 9][:6]
+        tokens += came
+        drafter.observe(tokens)
+        for at, token in enumerate(came):
+            kind = min(match - 2 + at, 6)
+            true[kind] += 0.15 * ((token == line[at]) - true[kind])
+        chances = [true[min(match - 2 + at, 6)] for at in range(6)]
+        together = [1.0]
+        for chance in chances:
+            together.append(together[-1] * chance)
+        for count in range(1, 7):  # worth exactly what the last of so many is
+            drafts = drafter.drafts(8, together[count], trees=False)
+            assert drafts.tokens == line[:count]
+            fewer = drafter.drafts(8, (together[count - 1] + together[count]) / 2, trees=False)
+            assert fewer.tokens == line[: count - 1]
+        lengths.add(len(drafter.drafts(8, 0.25, trees=False).tokens))
+    assert len(lengths) > 2
 
 
 def test_a_second_branch_is_drafted_if_it_often_was_the_right_one() -> None:
@@ -189,6 +255,20 @@ def test_the_cost_of_a_token_is_learnt_from_steps_of_several_sizes() -> None:
         for tokens in (1, 4, 9):
             cost.observe(tokens, 0.001 * tokens)
     assert cost.worth(1) > 0.7, "each token costs as much as the first"
+
+
+@pytest.mark.parametrize(("base", "each"), [(0.010, 0.001), (0.002, 0.0005)])
+def test_a_token_pays_if_it_is_likelier_than_its_share_of_the_step(
+    base: float, each: float
+) -> None:
+    cost = StepCost()
+    assert [cost.worth(tokens) for tokens in (1, 8)] == [pytest.approx(1 / 9), 0.5]
+    for _ in range(100):
+        for tokens in (1, 4, 9, 16):
+            cost.observe(tokens, base + each * tokens)
+    for tokens in (1, 2, 6):
+        share = each * tokens / (base + each * tokens)
+        assert cost.worth(tokens) == pytest.approx(share, rel=0.05)
 
 
 def test_a_step_that_was_disturbed_does_not_mislead() -> None:
