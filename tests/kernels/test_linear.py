@@ -81,6 +81,8 @@ def test_tensors_of_another_shape_or_dtype_are_refused():
         (lambda: linear.linear(x, w.t()), "weight must be"),
         (lambda: linear.linear(x, w, torch.zeros(5)), "bias"),
         (lambda: linear.linear(x, w, None, torch.zeros(1, 6)), "residual has 1 rows"),
+        (lambda: linear.linear(x, w, None, torch.zeros(2, 5)), "residual must be"),
+        (lambda: linear.linear(x, w, None, torch.zeros(2, 6).double()), "residual must be"),
         (lambda: linear.gated_linear(x, w[:5], "silu"), "not even"),
         (lambda: linear.gated_linear(x, w, "relu"), "no activation 'relu'"),
         (lambda: linear.gated_linear(x, w, "silu", torch.zeros(3)), "bias"),

@@ -1,6 +1,6 @@
 """The checking wrapper refuses batches and tensors that attention must never see."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -446,6 +446,55 @@ def test_dense_operators_are_checked(
 ) -> None:
     with pytest.raises(ContractError, match=message):
         getattr(dense[1], name)(*arguments)
+    assert not calls
+
+
+SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
+    "linear": {"x": (2, 8), "weight": (4, 8), "bias": (4,), "residual": (2, 4), "out": (2, 4)},
+    "gated_linear": {"x": (2, 8), "weight": (4, 8), "bias": (4,), "out": (2, 2)},
+    "rms_norm": {"x": (2, 8), "weight": (8,), "out": (2, 8)},
+}
+OTHERS: dict[str, dict[str, object]] = {
+    "gated_linear": {"activation": "silu"},
+    "rms_norm": {"eps": 0},
+}
+DAMAGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "elsewhere": lambda tensor: tensor.to("meta"),
+    "of another dtype": lambda tensor: tensor.double(),
+    "of one dimension more": lambda tensor: tensor[None],
+    "longer": lambda tensor: rows(tensor.shape[0] + 2, *tensor.shape[1:]),
+    "wider": lambda tensor: rows(*tensor.shape[:-1], tensor.shape[-1] + 2),
+    "with gaps": lambda tensor: rows(*tensor.shape, 2)[..., 0],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    ("name", "argument"), [(name, argument) for name, of in SHAPES.items() for argument in of]
+)
+def test_each_tensor_of_a_dense_operator_is_checked_in_every_way(
+    dense: tuple[Device, DenseOps], calls: list[Call], name: str, argument: str, damage: str
+) -> None:
+    good = {each: rows(*shape) for each, shape in SHAPES[name].items()}
+    call, others = getattr(dense[1], name), OTHERS.get(name, {})
+    assert call(**good, **others) is good["out"]
+    calls.clear()
+    damaged = DAMAGES[damage](good[argument])
+    # Where a width is the wrong one, or a number of rows, it may be that of what stands beside it.
+    words = " = " if damage in ("longer", "wider") else f"{argument} = "
+    with pytest.raises(ContractError, match=words):
+        call(**good | {argument: damaged}, **others)
+    assert not calls
+
+
+def test_a_dense_operator_does_not_write_over_what_it_reads(
+    dense: tuple[Device, DenseOps], calls: list[Call]
+) -> None:
+    x = rows(8, 8)
+    for name in ("linear", "rms_norm"):
+        weight = rows(8, 8) if name == "linear" else rows(8)
+        with pytest.raises(ContractError, match=r"out = .*must not be x"):
+            getattr(dense[1], name)(x=x, weight=weight, out=x, **OTHERS.get(name, {}))
     assert not calls
 
 
