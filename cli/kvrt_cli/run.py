@@ -110,8 +110,8 @@ def run(
 ) -> None:
     """A model answers.
 
-    MODEL is the directory of a Hugging Face checkpoint, a hub id such as owner/name, or tiny, the
-    bundled model, which is also what no MODEL means.
+    MODEL is the directory of a Hugging Face checkpoint, a GGUF file, a hub id such as owner/name,
+    or tiny, the bundled model, which is also what no MODEL means.
 
     The PROMPT comes from the arguments, from standard input if that is a pipe or a file (or if
     PROMPT is -), or from both: standard input first, then a newline, then the arguments. Without

@@ -53,15 +53,15 @@ def fill(checkpoint: Checkpoint, spec: ModelSpec, dtype: DType, arena: Tensor) -
             mapping = mapped(path)
             for name in names:
                 entry, target = checkpoint.tensors[name][1], targets[name].view(-1)
-                digests[name], odd = _copy(mapping, path, name, entry, target, hasher)
+                digests[name], odd = _copy(mapping, path, entry, target, hasher)
                 if odd and (name != EMBEDDING or spec.tied):
                     raise ModelError(
-                        f"{path}: tensor {shown(name)}: has values that are not finite",
+                        f"{path}: tensor {shown(entry.name)}: has values that are not finite",
                         fix="the file is damaged or the training failed: download it again, or"
                         " tell its author",
                     )
                 if odd:  # only the requests that have these tokens meet them
-                    log.warning("%s: %s is not finite in rows %s", path, name, few(odd))
+                    log.warning("%s: %s is not finite in rows %s", path, entry.name, few(odd))
     return digests
 
 
@@ -73,7 +73,6 @@ def _split(weight: Weight, view: Tensor) -> Iterator[tuple[Part, Tensor]]:
 def _copy(
     mapping: mmap.mmap,
     path: Path,
-    name: str,
     entry: TensorEntry,
     target: Tensor,
     hasher: Executor,
@@ -87,18 +86,28 @@ def _copy(
     digest = xxhash.xxh3_128()
     odd: set[int] = set()
     at = 0
-    for source in blocks(mapping, entry, BLOCK_BYTES // target.itemsize):
-        hashed = hasher.submit(digest.update, source.view(torch.uint8).numpy().data)
-        low, high = (float(value) for value in torch.aminmax(source))
-        if not max(-low, high) <= largest:  # also true of NaN
-            finite = source.isfinite()
-            _check_range(path, name, source[finite], target.dtype)
-            indices = finite.logical_not().nonzero()[:, 0] + at
-            odd.update(torch.unique(indices // entry.shape[-1]).tolist())
-        target[at : at + source.numel()].copy_(source)
-        at += source.numel()
+    for raw, pieces in blocks(mapping, entry, BLOCK_BYTES // target.itemsize):
+        hashed = hasher.submit(digest.update, raw.numpy().data)
+        for source in pieces:
+            low, high = (float(value) for value in torch.aminmax(source))
+            if not max(-low, high) <= largest:  # also true of NaN
+                finite = source.isfinite()
+                _check_range(path, entry.name, source[finite], target.dtype)
+                indices = finite.logical_not().nonzero()[:, 0] + at
+                odd.update(torch.unique(indices // entry.shape[-1]).tolist())
+            target[at : at + source.numel()].copy_(source)
+            at += source.numel()
         hashed.result()
+    if entry.paired:
+        _part_pairs(target, entry)
     return digest.digest(), sorted(odd)
+
+
+def _part_pairs(target: Tensor, entry: TensorEntry) -> None:
+    """Put the rows of each head in their order: first those of the pairs' first halves."""
+    for head in target.view(entry.paired, -1):
+        pairs = head.view(-1, 2, entry.shape[1] if len(entry.shape) == 2 else 1)
+        head.copy_(pairs.transpose(0, 1).reshape(-1))
 
 
 def _check_range(path: Path, name: str, values: Tensor, dtype: torch.dtype) -> None:
@@ -124,5 +133,5 @@ def fingerprint(checkpoint: Checkpoint, digests: Mapping[str, bytes]) -> str:
     digest = hashlib.sha256()
     for name in sorted(digests):
         _, entry = checkpoint.tensors[name]
-        digest.update(repr((name, entry.dtype, entry.shape, digests[name])).encode())
+        digest.update(repr((name, entry.dtype, entry.shape, entry.paired, digests[name])).encode())
     return digest.hexdigest()

@@ -18,8 +18,8 @@ FIRST_BYTES: Sequence[tuple[bytes, str, str]] = (
     ),
     (
         b"GGUF",
-        "is a GGUF file, which kvrt does not read",
-        "give the folder or hub id of the safetensors checkpoint that it was made from",
+        "is a GGUF file, not what its name says",
+        "give the GGUF file itself as the model",
     ),
     (b"<!DOCTYPE html", "is a web page", "download the file itself, not the page that shows it"),
     (b"<html", "is a web page", "download the file itself, not the page that shows it"),
@@ -54,8 +54,6 @@ def told_by_neighbours(folder: Path) -> ModelError | None:
             f' AutoPeftModelForCausalLM as M; M.from_pretrained("{folder}").merge_and_unload()'
             f'.save_pretrained("{folder}-merged")\'',
         )
-    for path in sorted(folder.glob("*.gguf")):
-        return told_by_first_bytes(path, b"GGUF")
     inner = _model_within(folder)
     if inner is not None:
         return ModelError(

@@ -32,12 +32,23 @@ DAMAGED = "the file is damaged: download or copy it again"
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """A tensor in a file: its element type as the format names it, and its bytes in the file."""
+    """A tensor in a file.
 
+    Args:
+        name: as the file has it.
+        dtype: its element type, as the format names it.
+        shape: rows first.
+        start, end: its bytes in the file.
+        paired: heads of which each has its rows in pairs, (i, i + head_dim/2) beside each other;
+            0: all rows are in their order.
+    """
+
+    name: str
     dtype: str
     shape: tuple[int, ...]
     start: int
     end: int
+    paired: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +145,7 @@ def _entry(path: Path, name: str, value: Any, first: int, size: int) -> TensorEn
             f" data_offsets span {end - begin}",
             fix=DAMAGED,
         )
-    return TensorEntry(dtype, shape, first + begin, first + end)
+    return TensorEntry(name, dtype, shape, first + begin, first + end)
 
 
 def _sizes(where: str, field: str, value: Any) -> tuple[int, ...]:

@@ -17,8 +17,11 @@ LIMIT = 1 << 20
 list of tensors. A megabyte of hostile JSON becomes less than 64 MB of Python objects."""
 
 
-def open_regular(path: Path) -> int:
+def open_regular(path: Path, *, expected: bytes = b"") -> int:
     """A file descriptor of a regular file, for reading.
+
+    Args:
+        expected: first bytes that make it no stranger here.
 
     Raises:
         ModelError: there is no such file, it cannot be read, or it is a pipe, a device or a folder
@@ -36,7 +39,9 @@ def open_regular(path: Path) -> int:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise ModelError(f"{path}: is not a regular file")
-    if stranger := told_by_first_bytes(path, os.pread(fd, PEEK, 0)):
+    first = os.pread(fd, PEEK, 0)
+    known = expected and first.startswith(expected)
+    if not known and (stranger := told_by_first_bytes(path, first)):
         os.close(fd)
         raise stranger
     return fd
@@ -123,12 +128,21 @@ class Fields:
         source: the file, for errors.
         values: the object.
         prefix: where in the file the object is, e.g. ``rope_scaling.``
+        missing: what to do where a field is missing.
     """
 
-    def __init__(self, source: str, values: Mapping[str, Any], prefix: str = "") -> None:
+    def __init__(
+        self,
+        source: str,
+        values: Mapping[str, Any],
+        prefix: str = "",
+        *,
+        missing: str = "use the config.json the model came with",
+    ) -> None:
         self._source = source
         self._values = values
         self._prefix = prefix
+        self._missing = missing
 
     def __contains__(self, name: str) -> bool:
         """Whether the field is there, null or not."""
@@ -179,6 +193,10 @@ class Fields:
         """Whether the field is a JSON object, so that `section` can read it."""
         return isinstance(self._values.get(name), dict)
 
+    def holds_list(self, name: str) -> bool:
+        """Whether the field is a list, so that `items` can read it."""
+        return isinstance(self._values.get(name), list)
+
     def section(self, name: str) -> "Fields":
         value = self._get(name, None)
         if not isinstance(value, dict):
@@ -191,7 +209,7 @@ class Fields:
     def _get(self, name: str, default: Any) -> Any:
         value = self._values.get(name, default)
         if value is None and name not in self._values:
-            raise self.error(name, "is missing", fix="use the config.json the model came with")
+            raise self.error(name, "is missing", fix=self._missing)
         return value
 
     def _unfit(self, name: str, value: object, expected: str) -> ModelError:

@@ -14,16 +14,15 @@ from torch import Tensor
 from kvrt.errors import CapacityError, ConfigError, ModelError, RequestError
 from kvrt.model import arena
 from kvrt.model.chat import Chat
-from kvrt.model.checkpoint import open_checkpoint
-from kvrt.model.config import read_config
 from kvrt.model.decoder import Decoder
 from kvrt.model.detokenizer import Detokenizer
 from kvrt.model.filling import fill, fingerprint
-from kvrt.model.generation import GenerationDefaults, read_generation
+from kvrt.model.generation import GenerationDefaults
 from kvrt.model.messages import Message
 from kvrt.model.progress import Progress
 from kvrt.model.resolve import resolve
 from kvrt.model.rope import for_context
+from kvrt.model.source import Source, open_source
 from kvrt.model.spec import ModelSpec
 from kvrt.model.tokenizer import TOKENIZER, Tokenizer
 from kvrt.model.weights import assemble, place, weight_bytes
@@ -41,11 +40,11 @@ class Model:
 
     Args:
         name: what was asked for.
-        folder: where its files are.
+        path: its folder, or its GGUF file.
         spec: its shape.
         dtype: of its matrices in memory.
         decoder: computes logits.
-        tokenizer: None where the folder has none; then prompts are token ids.
+        tokenizer: None where it has none; then prompts are token ids.
         generation: what its author recommends for sampling.
         eos_ids: the tokens that end an answer.
         fingerprint: SHA-256 over its spec, the dtype of its matrices and all bytes of its weights.
@@ -54,7 +53,7 @@ class Model:
     """
 
     name: str
-    folder: Path
+    path: Path
     spec: ModelSpec
     dtype: DType
     decoder: Decoder
@@ -96,17 +95,27 @@ class Model:
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
-            slow = [n for n in ("tokenizer.model", "vocab.json") if (self.folder / n).exists()]
-            raise RequestError(
-                f"this model has no {TOKENIZER}"
-                + (f", only {slow[0]} for other libraries" if slow else "")
-                + ", so it cannot take text",
-                param="prompt",
-                fix="give token ids, or write that file once with transformers: python -c 'from"
-                f' transformers import AutoTokenizer as T; T.from_pretrained("{self.folder}")'
-                f'.save_pretrained("{self.folder}")\'',
-            )
+            raise _no_tokenizer(self.path)
         return self.tokenizer
+
+
+def _no_tokenizer(path: Path) -> RequestError:
+    if not path.is_dir():
+        return RequestError(
+            f"{path.name} has no tokenizer in it, so it cannot take text",
+            param="prompt",
+            fix="give token ids, or take another file of the model",
+        )
+    slow = [name for name in ("tokenizer.model", "vocab.json") if (path / name).exists()]
+    return RequestError(
+        f"this model has no {TOKENIZER}"
+        + (f", only {slow[0]} for other libraries" if slow else "")
+        + ", so it cannot take text",
+        param="prompt",
+        fix="give token ids, or write that file once with transformers: python -c 'from"
+        f' transformers import AutoTokenizer as T; T.from_pretrained("{path}")'
+        f'.save_pretrained("{path}")\'',
+    )
 
 
 def load_model(
@@ -127,7 +136,7 @@ def load_model(
     Everything that can be checked is checked before memory is taken.
 
     Args:
-        model: a folder, a hub id, or ``tiny``; see `resolve`.
+        model: a folder, a GGUF file, a hub id, or ``tiny``; see `resolve`.
         dtype: of the matrices; ``auto`` is the checkpoint's, or float32 if the device cannot use
             that for weights.
         load_format: ``dummy`` needs only a config.json, and makes random weights.
@@ -144,20 +153,21 @@ def load_model(
         CapacityError: its weights do not fit in the device's free memory.
     """
     dummy = load_format == "dummy"
-    folder = resolve(
+    place = resolve(
         model,
         want="config" if dummy else "all",
         revision=revision,
         offline=offline,
         progress=progress,
     )
-    spec = read_config(folder / "config.json")
-    _check_shape(folder, spec, device)
-    checkpoint = None if dummy else open_checkpoint(folder, spec)
+    source = open_source(place)
+    spec = source.spec
+    _check_shape(source, device)
+    checkpoint = None if dummy else source.checkpoint()
     if checkpoint is not None:
         spec = checkpoint.spec
-    generation = read_generation(folder, spec)
-    tokenizer = Tokenizer(folder, spec.vocab) if (folder / TOKENIZER).exists() else None
+    generation = source.generation(spec)
+    tokenizer = source.tokenizer(spec)
     chosen = _choose_dtype(dtype, checkpoint.dtype if checkpoint else spec.dtype, device)
     positions = _choose_length(max_model_len, spec)
     spec = replace(spec, rope=for_context(spec.rope, spec.head_dim, positions))
@@ -171,7 +181,7 @@ def load_model(
     weights = assemble(spec, chosen, memory)
     return Model(
         name=str(model),
-        folder=folder,
+        path=source.path,
         spec=spec,
         dtype=chosen,
         decoder=Decoder(spec, weights, device, chosen, positions),
@@ -213,11 +223,11 @@ def _draw(shape: torch.Size, seed: int) -> Tensor:
     return torch.empty(shape).normal_(0.0, DUMMY_SCALE, generator=generator)
 
 
-def _check_shape(folder: Path, spec: ModelSpec, device: Device) -> None:
-    sizes = device.info.head_dims
-    if sizes and spec.head_dim not in sizes:
+def _check_shape(source: Source, device: Device) -> None:
+    sizes, head_dim = device.info.head_dims, source.spec.head_dim
+    if sizes and head_dim not in sizes:
         raise ModelError(
-            f"{folder / 'config.json'}: head_dim is {spec.head_dim}, but attention on"
+            f"{source.shape}: head_dim is {head_dim}, but attention on"
             f" {device.info.backend} is made for {', '.join(map(str, sizes))}",
             fix="load another model, or look for another backend: kvrt doctor lists them",
         )

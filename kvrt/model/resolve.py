@@ -1,7 +1,7 @@
 """Which folder a model's name means.
 
 tiny             the bundled model
-a path           a folder in the Hugging Face layout
+a path           a GGUF file, or a folder: in the Hugging Face layout, or with one GGUF model in it
 owner/name       a repository of the Hugging Face hub, downloaded once
 """
 
@@ -12,6 +12,8 @@ from typing import Literal
 
 from kvrt.errors import ModelError
 from kvrt.model.foreign import told_by_neighbours
+from kvrt.model.gguf.choice import file_within
+from kvrt.model.gguf.header import MAGIC
 from kvrt.model.jsonfile import open_regular
 from kvrt.model.progress import Progress
 
@@ -31,7 +33,7 @@ def resolve(
     offline: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """The folder of a model; downloads it if it is a hub id that is not here yet.
+    """The folder or GGUF file of a model; downloads it if it is a hub id that is not here yet.
 
     Args:
         model: a path, a hub id, or ``tiny``. What exists as a folder is a path, except ``tiny``.
@@ -48,13 +50,19 @@ def resolve(
         return Path(__file__).parent / "bundled" / BUNDLED
     path = _path(name)
     if path is not None and os.path.isdir(path):
+        if (file := file_within(path)) is not None:
+            return file
         if not os.path.exists(path / CONFIG) and (error := told_by_neighbours(path)):
             raise error
         return path
     if path is not None and os.path.exists(path):
         if path.name == CONFIG and want == "config":
             return path.parent
-        os.close(open_regular(path))  # which may say what it is
+        fd = open_regular(path, expected=MAGIC)  # which may say what it is
+        first = os.pread(fd, len(MAGIC), 0)
+        os.close(fd)
+        if first == MAGIC:
+            return path
         raise ModelError(
             f"{path}: is a file, not the folder of a model",
             fix=f"give the folder, {path.parent}, if it is a Hugging Face checkpoint",
@@ -63,8 +71,9 @@ def resolve(
         # Anything that looks like no name may be a prompt in its place, which no error quotes.
         shown = repr(name) if NAME.fullmatch(name) else f"of {len(name)} characters"
         raise ModelError(
-            f"model {shown}: there is no such folder, and it is not a hub id such as owner/name",
-            fix=f"give a folder, a hub id, or {BUNDLED}, the bundled model",
+            f"model {shown}: there is no such folder or file, and it is not a hub id such as"
+            " owner/name",
+            fix=f"give a folder, a GGUF file, a hub id, or {BUNDLED}, the bundled model",
         )
     from kvrt.model.hub import download
 

@@ -117,6 +117,8 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int) -> Tensor:
     frequencies = 1.0 / _wavelengths(rope, head_dim)
     if rope.kind == "linear":
         return frequencies / rope.factor
+    if rope.kind == "listed":
+        return frequencies / torch.tensor(rope.divisors)
     if rope.kind == "llama3":
         return _llama3(rope, frequencies)
     if rope.kind == "yarn":

@@ -5,7 +5,7 @@ from typing import Literal
 
 from kvrt.spi import Activation, DType
 
-RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "listed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,8 @@ class RopeSpec:
         theta: the base of the wavelengths.
         kind: ``default`` as trained; ``linear`` positions divided by `factor`; ``dynamic`` a base
             that grows with the context (`rope.for_context`); ``llama3`` only long wavelengths
-            divided, with a smooth passage; ``yarn`` as in arXiv 2309.00071.
+            divided, with a smooth passage; ``yarn`` as in arXiv 2309.00071; ``listed`` each
+            frequency divided by its own number, of `divisors`.
         factor: how much longer the context is than in training.
         original_positions: positions in training (all but default).
         low_freq_factor: wavelengths above original / low are divided by `factor` (llama3).
@@ -25,6 +26,7 @@ class RopeSpec:
         beta_slow: rotations below which a wavelength is divided by `factor` (yarn).
         attention_factor: multiplies cos and sin (yarn).
         truncate: round the ends of yarn's ramp to whole dimensions.
+        divisors: one for each pair of a head (listed).
     """
 
     theta: float
@@ -37,15 +39,17 @@ class RopeSpec:
     beta_slow: float = 1.0
     attention_factor: float = 1.0
     truncate: bool = True
+    divisors: tuple[float, ...] = ()
 
     @property
     def stretched_positions(self) -> int:
         """The context that the stretching reaches; 0 where it says nothing of it.
 
         With linear, dynamic and yarn, a config.json keeps the length of training, and what the
-        model serves is `factor` times that. With llama3 it has the stretched length.
+        model serves is `factor` times that. With llama3 and listed it has the stretched length.
         """
-        return int(self.factor * self.original_positions) if self.kind != "llama3" else 0
+        stretched = self.kind not in ("llama3", "listed")
+        return int(self.factor * self.original_positions) if stretched else 0
 
 
 @dataclass(frozen=True, slots=True)

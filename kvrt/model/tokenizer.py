@@ -9,14 +9,14 @@ import functools
 import itertools
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
 
 from kvrt.errors import ModelError, RequestError
 from kvrt.model.added import add_tokens, read_side_files
-from kvrt.model.chat import Chat, read_templates
+from kvrt.model.chat import Chat, ChatTemplates, read_templates
 from kvrt.model.detokenizer import Detokenizer
 from kvrt.model.jsonfile import few, open_regular, shown
 from kvrt.model.patterns import check_patterns
@@ -34,38 +34,30 @@ class Tokenizer:
     """A model's tokenizer and chat templates.
 
     Args:
-        folder: the model's folder.
-        vocab: rows of the model's embedding.
+        path: the file it was read from, for errors.
+        tokenizer: the library's.
+        named: special tokens by names such as ``bos_token``.
+        chat: the model's chat templates, if it has any.
 
     Raises:
-        ModelError: a file is missing or damaged, or the tokenizer has ids the model does not.
+        ModelError: the library fails on it.
     """
 
-    def __init__(self, folder: Path, vocab: int) -> None:
-        self._path = path = folder / TOKENIZER
-        self._tokenizer = _load(path)
-        ids = self._tokenizer.get_vocab(with_added_tokens=True)
-        if not ids:
-            raise ModelError(f"{path}: has no tokens")
-        beyond = {id: token for token, id in ids.items() if id >= vocab}
-        if own := beyond.keys() - self._tokenizer.get_added_tokens_decoder().keys():
-            raise ModelError(
-                f"{path}: token {shown(beyond[max(own)])} has id {max(own)}, but the model's"
-                f" vocab_size is {vocab}",
-                fix="the tokenizer belongs to another model: use the files the model came with",
-            )
-        if beyond:  # a token for padding, say, which was added after the training
-            log.warning("%s: the model has no row for %s", path, few(list(beyond.values())))
-        files = read_side_files(folder)
-        try:
-            add_tokens(self._tokenizer, files, vocab)
-        except BaseException as error:
-            raise _blamed(error, path) from None
-        self.named = {name: token.content for name, token in files.named.items()}
+    def __init__(
+        self,
+        path: Path,
+        tokenizer: tokenizers.Tokenizer,
+        named: Mapping[str, str],
+        chat: ChatTemplates | None,
+    ) -> None:
+        self._path = path
+        self._tokenizer = tokenizer
+        self.named = named
+        self.chat = chat
         self.bos = self._named_id("bos_token")
         self.eos = self._named_id("eos_token")
-        self.chat = read_templates(folder, files.settings, self.named)
-        added = self._tokenizer.get_added_tokens_decoder()
+        ids = tokenizer.get_vocab(with_added_tokens=True)
+        added = tokenizer.get_added_tokens_decoder()
         self.longest = max(map(len, [*ids, *(token.content for token in added.values())]))
         self._special = frozenset(i for i, token in added.items() if token.special)
         self._bytes = {
@@ -115,7 +107,7 @@ class Tokenizer:
         try:
             return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
         except BaseException as error:
-            raise _blamed(error, self._path) from None
+            raise blamed(error, self._path) from None
 
     def token(self, id: int) -> str | None:
         """How the tokenizer writes one token, or None if there is no such id."""
@@ -157,6 +149,43 @@ class Tokenizer:
         return None if text is None else self._tokenizer.token_to_id(text)
 
 
+def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
+    """The tokenizer in a model's folder.
+
+    Args:
+        vocab: rows of the model's embedding.
+
+    Raises:
+        ModelError: a file is missing or damaged, or the tokenizer has ids the model does not.
+    """
+    path = folder / TOKENIZER
+    tokenizer = _load(path)
+    check_ids(tokenizer, path, vocab)
+    files = read_side_files(folder)
+    try:
+        add_tokens(tokenizer, files, vocab)
+    except BaseException as error:
+        raise blamed(error, path) from None
+    named = {name: token.content for name, token in files.named.items()}
+    return Tokenizer(path, tokenizer, named, read_templates(folder, files.settings, named))
+
+
+def check_ids(tokenizer: tokenizers.Tokenizer, path: Path, vocab: int) -> None:
+    """Refuse a tokenizer with no tokens, or with ids that the model has no row for."""
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    if not ids:
+        raise ModelError(f"{path}: has no tokens")
+    beyond = {id: token for token, id in ids.items() if id >= vocab}
+    if own := beyond.keys() - tokenizer.get_added_tokens_decoder().keys():
+        raise ModelError(
+            f"{path}: token {shown(beyond[max(own)])} has id {max(own)}, but the model's"
+            f" vocab_size is {vocab}",
+            fix="the tokenizer belongs to another model: use the files the model came with",
+        )
+    if beyond:  # a token for padding, say, which was added after the training
+        log.warning("%s: the model has no row for %s", path, few(list(beyond.values())))
+
+
 def _load(path: Path) -> tokenizers.Tokenizer:
     with open(open_regular(path), "rb") as file:
         data = file.read(TOKENIZER_LIMIT + 1)
@@ -166,14 +195,14 @@ def _load(path: Path) -> tokenizers.Tokenizer:
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(data)
     except BaseException as error:
-        raise _blamed(error, path) from None
+        raise blamed(error, path) from None
     # Some files carry the settings of a training run, which would cut prompts short.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
-def _blamed(error: BaseException, path: Path) -> BaseException:
+def blamed(error: BaseException, path: Path) -> BaseException:
     """The error to raise where the library does not accept a file, or panics; others stay."""
     if isinstance(error, ModelError) or not _is_fault(error):
         return error

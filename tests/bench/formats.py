@@ -185,7 +185,7 @@ def device_for(kv: KVFormat) -> Device:
 
 def heldout_loss(model: Model, device: Device, kv: KVFormat, windows: int | None = None) -> float:
     """Nats a token on the bundled model's held-out text, by the protocol of its README."""
-    text = (model.folder / "heldout.txt").read_text(encoding="utf-8")
+    text = (model.path / "heldout.txt").read_text(encoding="utf-8")
     ids = model.encode(text)
     length, total, count = model.max_model_len, 0.0, 0
     for begin in list(range(0, len(ids) - 1, length))[:windows]:

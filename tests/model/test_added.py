@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from kvrt.errors import ModelError
-from kvrt.model.tokenizer import Tokenizer
+from kvrt.model.tokenizer import read_tokenizer
 from tests.model.checkpoints import VOCAB, byte_tokenizer, save_tokenizer
 
 NEXT = byte_tokenizer().get_vocab_size()
@@ -128,7 +128,7 @@ def test_tokens_of_side_files_are_those_of_transformers(
     """Before or after a text is normalized: which of the two is a flag of each token."""
     whole = write(tmp_path, FOLDERS[name]) / "tokenizer.json"
     whole.write_text(json.dumps({**json.loads(whole.read_text()), "normalizer": normalizer}))
-    ours = Tokenizer(tmp_path, VOCAB)
+    ours = read_tokenizer(tmp_path, VOCAB)
     reference = AutoTokenizer.from_pretrained(tmp_path)
     for text in TEXTS:
         ids = reference(text)["input_ids"]
@@ -156,14 +156,14 @@ def test_tokens_of_side_files_are_those_of_transformers(
 )
 def test_a_damaged_side_file_is_refused(tmp_path: Path, files: dict[str, Any], file: str) -> None:
     with pytest.raises(ModelError, match=file.replace(".", r"\.")):
-        Tokenizer(write(tmp_path, files), VOCAB)
+        read_tokenizer(write(tmp_path, files), VOCAB)
 
 
 def test_a_token_that_cannot_have_its_id_is_refused(tmp_path: Path) -> None:
     for number in (5, NEXT + 1):
         write(tmp_path, {"added_tokens.json": {"<a>": number}})
         with pytest.raises(ModelError, match=rf"added_tokens\.json: token '<a>' .* id {number}"):
-            Tokenizer(tmp_path, VOCAB)
+            read_tokenizer(tmp_path, VOCAB)
 
 
 def test_a_token_beyond_the_model_is_left_out_with_a_warning(
@@ -171,7 +171,7 @@ def test_a_token_beyond_the_model_is_left_out_with_a_warning(
 ) -> None:
     write(tmp_path, {"tokenizer_config.json": {"pad_token": "[PAD]", "mask_token": "[M]"}})
     with caplog.at_level(logging.WARNING, "kvrt"):
-        tokenizer = Tokenizer(tmp_path, NEXT)
+        tokenizer = read_tokenizer(tmp_path, NEXT)
     assert max(tokenizer.encode("[PAD]")) < NEXT
     (record,) = caplog.records
     assert "the model has no row for '[PAD]', '[M]'" in record.getMessage()

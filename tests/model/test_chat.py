@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 import kvrt
 from kvrt.errors import ModelError, RequestError
 from kvrt.model.chat import Chat, ChatTemplate
-from kvrt.model.tokenizer import Tokenizer
+from kvrt.model.tokenizer import Tokenizer, read_tokenizer
 from tests.model.checkpoints import VOCAB, save_tokenizer
 
 TEMPLATES = {
@@ -52,7 +52,7 @@ CANARY = "xyzzy-canary"
 
 
 def tokenizer_with(folder: Path, kind: str = "bytes", **config: Any) -> Tokenizer:
-    return Tokenizer(save_tokenizer(folder, kind, **config), VOCAB)
+    return read_tokenizer(save_tokenizer(folder, kind, **config), VOCAB)
 
 
 def rendered(tokenizer: Tokenizer, messages: Any, **options: Any) -> str:
@@ -161,7 +161,7 @@ def test_a_template_that_cannot_be_compiled_is_refused_when_the_model_is_loaded(
 ) -> None:
     (tmp_path / "chat_template.jinja").write_text(source)
     with pytest.raises(ModelError, match=r"chat_template\.jinja: chat template is not valid"):
-        Tokenizer(save_tokenizer(tmp_path), VOCAB)
+        read_tokenizer(save_tokenizer(tmp_path), VOCAB)
 
 
 def test_chat_without_a_template_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from kvrt.model.detokenizer import KEEP, Detokenizer
 from kvrt.model.resolve import resolve
-from kvrt.model.tokenizer import Tokenizer
+from kvrt.model.tokenizer import Tokenizer, read_tokenizer
 from tests.model.checkpoints import byte_tokenizer, piece_tokenizer
 
 BAD = "\ufffd"
@@ -101,7 +101,7 @@ def make_kind(folder: Path, name: str) -> Kind:
     tokenizer.add_tokens([AddedToken(BAD, normalized=False)])
     bad = tokenizer.token_to_id(BAD)
     assert bad is not None
-    return Kind(Tokenizer(folder, ROWS), tokenizer, bad)
+    return Kind(read_tokenizer(folder, ROWS), tokenizer, bad)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -223,7 +223,7 @@ def test_a_token_that_only_looks_like_a_byte_is_its_own_text(tmp_path: Path) -> 
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["<0x41>"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    ours = Tokenizer(tmp_path, ROWS)
+    ours = read_tokenizer(tmp_path, ROWS)
     assert joined(ours, ours.encode("a<0x41>")) == "a<0x41>"
 
 

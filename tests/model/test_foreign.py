@@ -60,19 +60,14 @@ def test_a_file_that_is_something_else_is_named_with_what_it_is(
 
 
 def test_a_file_given_in_place_of_its_folder_says_what_it_is(tmp_path: Path, cpu: Device) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(CONTENTS["GGUF"])
-    assert "is a GGUF file" in str(error_of(path, cpu))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(POINTER)
+    assert "Git LFS" in str(error_of(path, cpu))
     path.write_bytes(b"something")
     assert "is a file, not the folder" in str(error_of(path, cpu))
 
 
 # --- folders ------------------------------------------------------------------------------------
-
-
-def gguf(folder: Path) -> str:
-    (folder / "model-Q4_K_M.gguf").write_bytes(CONTENTS["GGUF"])
-    return "model-Q4_K_M.gguf: is a GGUF file"
 
 
 def adapter(folder: Path) -> str:
@@ -87,7 +82,7 @@ def pickle(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("with_config", [False, True])
-@pytest.mark.parametrize("fill", [gguf, adapter, pickle])
+@pytest.mark.parametrize("fill", [adapter, pickle])
 def test_a_folder_of_something_else_says_what_it_has(
     folder: Path, fill: Callable[[Path], str], with_config: bool, cpu: Device
 ) -> None:
@@ -102,7 +97,6 @@ def test_a_folder_of_something_else_says_what_it_has(
 
 def test_a_model_with_an_adapter_beside_it_is_a_model(folder: Path, cpu: Device) -> None:
     adapter(folder)
-    gguf(folder)
     load_model(folder, cpu)
 
 

@@ -13,7 +13,7 @@ import pytest
 from kvrt.errors import KvrtError, ModelError, RequestError
 from kvrt.model.chat import Chat
 from kvrt.model.loader import load_model
-from kvrt.model.tokenizer import Tokenizer
+from kvrt.model.tokenizer import read_tokenizer
 from kvrt.spi import Device
 from tests.model.checkpoints import VOCAB, make_model, save_model, save_tokenizer
 
@@ -147,7 +147,7 @@ TEMPLATES = [
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_template_cannot_leave_its_sandbox(hostile: Path, tmp_path: Path, template: str) -> None:
     (hostile / "chat_template.jinja").write_text(template.replace("BOOM", str(tmp_path / "boom")))
-    tokenizer = Tokenizer(hostile, VOCAB)
+    tokenizer = read_tokenizer(hostile, VOCAB)
     messages = [{"role": "user", "content": "hi"}]
     with watching(hostile) as found:
         try:
@@ -163,4 +163,4 @@ def test_a_template_cannot_leave_its_sandbox(hostile: Path, tmp_path: Path, temp
 def test_a_template_that_tries_is_called_unsafe(hostile: Path) -> None:
     (hostile / "chat_template.jinja").write_text(TEMPLATES[0])
     with pytest.raises(KvrtError, match="not safe"):
-        Tokenizer(hostile, VOCAB).encode_chat(Chat([{"role": "user", "content": "hi"}]))
+        read_tokenizer(hostile, VOCAB).encode_chat(Chat([{"role": "user", "content": "hi"}]))

@@ -9,7 +9,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 from kvrt.errors import ModelError, RequestError
-from kvrt.model.tokenizer import Tokenizer
+from kvrt.model.tokenizer import Tokenizer, read_tokenizer
 from tests.model.checkpoints import VOCAB, byte_tokenizer, save_tokenizer
 
 KINDS = ("bytes", "pieces")
@@ -19,11 +19,11 @@ KINDS = ("bytes", "pieces")
 def tokenizer(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Tokenizer:
-    return Tokenizer(save_tokenizer(tmp_path_factory.mktemp("t"), request.param), VOCAB)
+    return read_tokenizer(save_tokenizer(tmp_path_factory.mktemp("t"), request.param), VOCAB)
 
 
 def tokenizer_with(folder: Path, kind: str = "bytes", **config: Any) -> Tokenizer:
-    return Tokenizer(save_tokenizer(folder, kind, **config), VOCAB)
+    return read_tokenizer(save_tokenizer(folder, kind, **config), VOCAB)
 
 
 # --- encoding ---------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def test_settings_of_a_training_run_do_not_cut_prompts(tmp_path: Path) -> None:
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=16)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert len(Tokenizer(tmp_path, VOCAB).encode("a longer text")) == len("a longer text")
+    assert len(read_tokenizer(tmp_path, VOCAB).encode("a longer text")) == len("a longer text")
 
 
 def test_special_tokens_may_be_written_as_objects(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_half_a_surrogate_pair_is_refused(tokenizer: Tokenizer) -> None:
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path: Path) -> None:
     save_tokenizer(tmp_path)
     with pytest.raises(ModelError, match=r"tokenizer\.json.*vocab_size is 100"):
-        Tokenizer(tmp_path, 100)
+        read_tokenizer(tmp_path, 100)
 
 
 def test_added_tokens_that_the_model_has_no_row_for_are_no_reason_to_refuse_it(
@@ -77,8 +77,8 @@ def test_added_tokens_that_the_model_has_no_row_for_are_no_reason_to_refuse_it(
            "lstrip": False, "rstrip": False, "normalized": False}  # fmt: skip
     content["added_tokens"].append(pad)
     path.write_text(json.dumps(content))
-    rows = max(Tokenizer(tmp_path, VOCAB + 1)._tokenizer.get_vocab().values())
-    tokenizer = Tokenizer(tmp_path, rows)
+    rows = max(read_tokenizer(tmp_path, VOCAB + 1)._tokenizer.get_vocab().values())
+    tokenizer = read_tokenizer(tmp_path, rows)
     assert "no row for '[PAD]'" in caplog.text
     assert tokenizer.decode(tokenizer.encode("hello")) == "hello"
 
@@ -99,14 +99,14 @@ def test_added_tokens_that_the_model_has_no_row_for_are_no_reason_to_refuse_it(
 def test_a_damaged_tokenizer_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(ModelError, match=r"tokenizer\.json"):
-        Tokenizer(tmp_path, VOCAB)
+        read_tokenizer(tmp_path, VOCAB)
 
 
 def test_a_damaged_tokenizer_config_is_refused(tmp_path: Path) -> None:
     save_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(ModelError, match=r"tokenizer_config\.json"):
-        Tokenizer(tmp_path, VOCAB)
+        read_tokenizer(tmp_path, VOCAB)
 
 
 def test_a_post_processor_decides_where_the_configuration_is_silent(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_post_processor_decides_where_the_configuration_is_silent(tmp_path: Pa
     )
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>"}))
-    assert Tokenizer(tmp_path, VOCAB).encode("a")[0] == 1
+    assert read_tokenizer(tmp_path, VOCAB).encode("a")[0] == 1
 
 
 # --- a tokenizer whose own code fails -----------------------------------------------------------
@@ -151,7 +151,7 @@ def with_part(folder: Path, **part: Any) -> Path:
 )
 def test_a_tokenizer_that_fails_at_load_is_named(tmp_path: Path, part: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match=r"tokenizer\.json: the tokenizer does not work"):
-        Tokenizer(with_part(tmp_path, **part), VOCAB)
+        read_tokenizer(with_part(tmp_path, **part), VOCAB)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_tokenizer_that_fails_at_load_is_named(tmp_path: Path, part: dict[str,
 def test_a_text_that_the_tokenizer_fails_on_fails_its_request(
     tmp_path: Path, part: dict[str, Any]
 ) -> None:
-    tokenizer = Tokenizer(with_part(tmp_path, **part), VOCAB)
+    tokenizer = read_tokenizer(with_part(tmp_path, **part), VOCAB)
     with pytest.raises(RequestError, match="fails on this text") as caught:
         tokenizer.encode("h" * 40 + "!")
     assert caught.value.param == "prompt"
@@ -200,7 +200,7 @@ def test_a_pattern_that_would_take_for_ever_to_compile_is_refused(
         text = text.replace(plain, escaped)
     path.write_text(text)
     with pytest.raises(ModelError, match="calls a group"):
-        Tokenizer(tmp_path, VOCAB)
+        read_tokenizer(tmp_path, VOCAB)
 
 
 def test_what_only_looks_like_a_call_of_a_group_is_no_reason_to_refuse_a_tokenizer(
@@ -211,11 +211,11 @@ def test_what_only_looks_like_a_call_of_a_group_is_no_reason_to_refuse_a_tokeniz
     words = json.loads((folder / "tokenizer.json").read_text())
     words["added_tokens"].append(words["added_tokens"][-1] | {"id": VOCAB - 1, "content": r"\g<a>"})
     (folder / "tokenizer.json").write_text(json.dumps(words))
-    assert Tokenizer(folder, VOCAB).encode(r"\g<a>")
+    assert read_tokenizer(folder, VOCAB).encode(r"\g<a>")
 
 
 def test_tokens_that_the_tokenizer_fails_on_raise_an_ordinary_error(tmp_path: Path) -> None:
-    tokenizer = Tokenizer(with_part(tmp_path, decoder=CUT), VOCAB)
+    tokenizer = read_tokenizer(with_part(tmp_path, decoder=CUT), VOCAB)
     token = tokenizer.encode("e")[-1]
     with pytest.raises(ModelError, match=r"tokenizer\.json"):
         tokenizer.detokenizer().push(token)

@@ -256,8 +256,8 @@ MUTANTS = {
     "most of the weight bytes": Mutant(
         kvrt.model.filling,
         "_copy",
-        "source.view(torch.uint8).numpy()",
-        "source.view(torch.uint8).numpy()[:4096]",
+        "raw.numpy()",
+        "raw.numpy()[:4096]",
         "one byte of the weights",
     ),
     "stored dtype": Mutant(

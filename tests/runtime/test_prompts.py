@@ -83,7 +83,7 @@ def test_tensors_of_one_token_are_prompts_and_not_tokens(tiny: Runtime) -> None:
 def test_a_tokenizers_output_is_a_prompt(tiny: Runtime) -> None:
     texts = ["def add(a, b):", "import os"]
     want = [tiny.model.encode(text) for text in texts]
-    folder = tiny.model.folder
+    folder = tiny.model.path
     library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     library.enable_padding(pad_id=0)
     assert asked(tiny, library.encode(texts[0])) == want[:1]

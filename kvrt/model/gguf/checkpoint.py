@@ -1,0 +1,90 @@
+"""A GGUF file's tensors, checked against the model before any memory is taken."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+from kvrt.errors import ModelError
+from kvrt.model.blocks import FLOATS, READABLE
+from kvrt.model.checkpoint import Checkpoint, Tensors
+from kvrt.model.gguf.files import GGUF
+from kvrt.model.gguf.names import ROPE_DIVISORS, gguf_name
+from kvrt.model.gguf.spec import ARCHITECTURES
+from kvrt.model.jsonfile import shown
+from kvrt.model.spec import ModelSpec
+from kvrt.model.weights import Part, weights_of
+from kvrt.spi import DType
+
+UNPACKED: DType = "bfloat16"
+"""What packed weights become where nothing else is asked for: half the bytes of float32. It rounds
+them, which changes the texts less than the packing did."""
+
+log = logging.getLogger(__name__)
+
+
+def open_checkpoint(gguf: GGUF, spec: ModelSpec) -> Checkpoint:
+    """The tensors of a model, found in a GGUF file. Reads headers only.
+
+    Raises:
+        ModelError: a tensor is missing, is not of the shape and type the model needs, or is one
+            that the model would compute with and kvrt does not know.
+    """
+    parts = {part.name: part for weight in weights_of(spec) for part in weight.parts}
+    names = {gguf_name(name): name for name in parts}
+    for name in sorted(gguf.tensors.keys() - names.keys() - {ROPE_DIVISORS}):
+        raise ModelError(
+            f"{gguf.tensors[name][0]}: tensor {shown(name)} is not part of a {spec.architecture}"
+            " as kvrt computes it",
+            fix="look for a newer kvrt, or take another file of the model",
+        )
+    tensors: Tensors = {}
+    for own, name in names.items():
+        _check_tensor(gguf, own, parts[name])
+        path, entry = gguf.tensors[own]
+        tensors[name] = path, replace(entry, paired=_paired_heads(name, spec))
+    return Checkpoint(spec, tensors, _matrix_dtype(gguf, parts, tensors))
+
+
+def _check_tensor(gguf: GGUF, name: str, part: Part) -> None:
+    if name not in gguf.tensors:
+        raise ModelError(
+            f"{gguf.path}: tensor {shown(name)} is missing",
+            fix="the file is not a whole model: download it again, or take another",
+        )
+    path, entry = gguf.tensors[name]
+    if entry.dtype not in READABLE:
+        raise ModelError(
+            f"{path}: tensor {shown(name)}: type is {entry.dtype}; supported are"
+            f" {', '.join(READABLE)}",
+            fix="take a file of the model in another quantisation, such as Q4_K_M or Q8_0",
+        )
+    if entry.shape != part.shape:
+        raise ModelError(
+            f"{path}: tensor {shown(name)}: sizes make it {list(entry.shape)}, but the keys make"
+            f" it {list(part.shape)}",
+            fix="the file is damaged or was made wrongly: take another",
+        )
+
+
+def _paired_heads(name: str, spec: ModelSpec) -> int:
+    """Of how many heads a tensor has the rows in pairs."""
+    if not ARCHITECTURES[spec.architecture].paired:
+        return 0
+    return {"q_proj": spec.heads, "k_proj": spec.kv_heads}.get(name.split(".")[-2], 0)
+
+
+def _matrix_dtype(gguf: GGUF, parts: Mapping[str, Part], tensors: Tensors) -> DType:
+    """The dtype of most of the matrices' numbers, of packed ones what they become."""
+    sizes: Counter[DType] = Counter()
+    packed: Counter[str] = Counter()
+    for name, part in parts.items():
+        if len(part.shape) == 2:
+            dtype = tensors[name][1].dtype
+            sizes[FLOATS.get(dtype, UNPACKED)] += part.numel
+            if dtype not in FLOATS:
+                packed[dtype] += 1
+    if packed:
+        kinds = ", ".join(f"{count} {dtype}" for dtype, count in packed.most_common())
+        log.info("%s: packed matrices (%s) are unpacked as they are loaded", gguf.path, kinds)
+    return sizes.most_common(1)[0][0]

@@ -1,0 +1,234 @@
+"""From the keys of a GGUF file to a `ModelSpec`, with every key checked before it is used.
+
+What a key does not say, as whether projections have biases, is said by which tensors there are.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kvrt.errors import ModelError
+from kvrt.model.config import (
+    MAX_HEAD_DIM,
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_VOCAB,
+    MAX_WIDTH,
+    read_token,
+)
+from kvrt.model.gguf.files import GGUF
+from kvrt.model.gguf.names import ROPE_DIVISORS
+from kvrt.model.jsonfile import Fields, shown
+from kvrt.model.rotary import MAX_POSITIONS
+from kvrt.model.spec import LayerSpec, ModelSpec, RopeSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What the name of an architecture says that no key does.
+
+    Args:
+        paired: rows of queries and keys are in pairs, (i, i + head_dim/2) beside each other.
+        qk_norm: query and key heads are normed.
+        unrotated: every so many layers, one has no rotation; 0: all have.
+    """
+
+    paired: bool = False
+    qk_norm: bool = False
+    unrotated: int = 0
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "llama": Architecture(paired=True),
+    "qwen2": Architecture(),
+    "qwen3": Architecture(qk_norm=True),
+    "smollm3": Architecture(paired=True, unrotated=4),
+}
+
+
+def architecture_of(gguf: GGUF) -> str:
+    """The name of a file's architecture.
+
+    Raises:
+        ModelError: kvrt does not support it; the message lists what it does.
+    """
+    fields = gguf.fields()
+    name = fields.text("general.architecture")
+    if name not in ARCHITECTURES:
+        raise fields.error(
+            "general.architecture",
+            f"is {shown(name)}, which is not supported; supported are " + ", ".join(ARCHITECTURES),
+        )
+    return name
+
+
+def read_spec(gguf: GGUF) -> ModelSpec:
+    """The model that a GGUF file describes.
+
+    Raises:
+        ModelError: the architecture is not supported, a key is missing or out of range, or the file
+            has no weights. The message names the key.
+    """
+    name = architecture_of(gguf)
+    architecture = ARCHITECTURES[name]
+    fields = gguf.fields(f"{name}.")
+    if not gguf.tensors:
+        raise ModelError(
+            f"{gguf.path}: holds a vocabulary only, no tensors", fix="give a file that has weights"
+        )
+    if fields.has("expert_count") and fields.integer("expert_count", 0, MAX_WIDTH):
+        raise fields.error(
+            "expert_count", "says that layers are mixtures of experts, which is not supported"
+        )
+    layers = fields.integer("block_count", 1, MAX_LAYERS)
+    hidden = fields.integer("embedding_length", 1, MAX_WIDTH)
+    heads = _same(fields, "attention.head_count", layers, MAX_HEADS)
+    kv_heads = _same(fields, "attention.head_count_kv", layers, MAX_HEADS, heads)
+    if heads % kv_heads:
+        raise fields.error(
+            "attention.head_count_kv", f"is {kv_heads}, which does not divide {heads} query heads"
+        )
+    head_dim = _head_dim(fields, hidden, heads)
+    positions = fields.integer("context_length", 1, MAX_POSITIONS)
+    rope = _rope(gguf, fields, head_dim, positions)
+    vocab = _vocab(gguf, fields)
+    tokens = gguf.fields("tokenizer.ggml.")
+    eos = [read_token(tokens, key, vocab) for key in ("eos_token_id", "eot_token_id")]
+    return ModelSpec(
+        architecture=name,
+        vocab=vocab,
+        hidden=hidden,
+        intermediate=_same(fields, "feed_forward_length", layers, MAX_WIDTH),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        layers=_layers(fields, architecture, layers, positions),
+        max_positions=min(max(positions, rope.stretched_positions), MAX_POSITIONS),
+        norm_eps=fields.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
+        activation="silu",
+        rope=rope,
+        tied="output.weight" not in gguf.tensors,
+        qkv_bias="blk.0.attn_q.bias" in gguf.tensors,
+        o_bias="blk.0.attn_output.bias" in gguf.tensors,
+        mlp_bias="blk.0.ffn_down.bias" in gguf.tensors,
+        qk_norm=architecture.qk_norm,
+        bos=read_token(tokens, "bos_token_id", vocab),
+        eos=tuple(dict.fromkeys(token for token in eos if token is not None)),
+    )
+
+
+def _same(fields: Fields, name: str, layers: int, most: int, default: int | None = None) -> int:
+    """A number for all layers, which some files give for each."""
+    if not fields.holds_list(name):
+        return fields.integer(name, 1, most, default)
+    numbers = fields.items(name, int)
+    if len(numbers) != layers or len(set(numbers)) != 1:
+        raise fields.error(
+            name, f"is {shown(numbers)}; layers of different sizes are not supported"
+        )
+    if not 1 <= numbers[0] <= most:
+        raise fields.error(name, f"has {numbers[0]}; expected 1 to {most}")
+    return int(numbers[0])
+
+
+def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
+    if not fields.has("attention.key_length") and hidden % heads:
+        raise fields.error(
+            "attention.head_count", f"is {heads}, which does not split {hidden} evenly"
+        )
+    head_dim = fields.integer("attention.key_length", 2, MAX_HEAD_DIM, hidden // heads)
+    if head_dim % 2:
+        raise fields.error("attention.key_length", f"is {head_dim}; rotation needs an even number")
+    for name, what in (
+        ("attention.value_length", "values of another width than keys"),
+        ("rope.dimension_count", "rotation of a part of each head"),
+    ):
+        if (other := fields.integer(name, 1, MAX_HEAD_DIM, head_dim)) != head_dim:
+            raise fields.error(
+                name, f"is {other}, but keys have {head_dim}: {what} is not supported"
+            )
+    return head_dim
+
+
+def _vocab(gguf: GGUF, fields: Fields) -> int:
+    if "token_embd.weight" not in gguf.tensors:
+        raise ModelError(
+            f"{gguf.path}: tensor 'token_embd.weight' is missing",
+            fix="the file is not a whole model: download it again",
+        )
+    rows = gguf.tensors["token_embd.weight"][1].shape[0]
+    vocab = fields.integer("vocab_size", 1, MAX_VOCAB, rows)
+    if vocab != rows:
+        raise fields.error("vocab_size", f"is {vocab}, but the embedding has {rows} rows")
+    return vocab
+
+
+def _layers(
+    fields: Fields, architecture: Architecture, count: int, positions: int
+) -> tuple[LayerSpec, ...]:
+    window = fields.integer("attention.sliding_window", 0, MAX_POSITIONS, 0)
+    if fields.has("attention.sliding_window_pattern"):
+        raise fields.error("attention.sliding_window_pattern", "is not supported")
+    every = architecture.unrotated
+    return tuple(
+        LayerSpec(
+            window=window if window < positions else 0,
+            rope=not every or (layer + 1) % every != 0,
+        )
+        for layer in range(count)
+    )
+
+
+def _rope(gguf: GGUF, fields: Fields, head_dim: int, positions: int) -> RopeSpec:
+    theta = fields.number("rope.freq_base", 1.0, 1e15, 10_000.0)
+    kind = fields.text("rope.scaling.type", "none")
+    if ROPE_DIVISORS in gguf.tensors:
+        if kind != "none":
+            raise fields.error("rope.scaling.type", f"is {shown(kind)} beside {ROPE_DIVISORS}")
+        return RopeSpec(theta, "listed", divisors=_divisors(gguf, head_dim))
+    if kind == "none":
+        if fields.number("rope.scale_linear", 0.0, 1e6, 1.0) not in (0.0, 1.0):
+            raise fields.error("rope.scale_linear", "is not supported")
+        return RopeSpec(theta)
+    if kind not in ("linear", "yarn"):
+        raise fields.error(
+            "rope.scaling.type", f"is {shown(kind)}; supported are none, linear, yarn"
+        )
+    factor = fields.number("rope.scaling.factor", 1.0, 1e6)
+    original = fields.integer("rope.scaling.original_context_length", 1, MAX_POSITIONS, positions)
+    if kind == "linear":
+        return RopeSpec(theta, "linear", factor, original)
+    if theta <= 1.0:
+        raise fields.error("rope.freq_base", "must exceed 1 for yarn")
+    if fields.number("rope.scaling.yarn_log_multiplier", -1e6, 1e6, 0.0):
+        raise fields.error("rope.scaling.yarn_log_multiplier", "is not supported")
+    fast = fields.number("rope.scaling.yarn_beta_fast", 1e-6, 1e6, 32.0)
+    slow = fields.number("rope.scaling.yarn_beta_slow", 1e-6, 1e6, 1.0)
+    if fast <= slow:
+        raise fields.error("rope.scaling.yarn_beta_fast", f"is {fast:g}; it must exceed {slow:g}")
+    sharpened = fields.number("rope.scaling.attn_factor", 1e-6, 1e6, 1.0)
+    return RopeSpec(
+        theta,
+        "yarn",
+        factor,
+        original,
+        beta_fast=fast,
+        beta_slow=slow,
+        # Equation 22 of arXiv 2309.00071: logits are sharpened as the context is stretched.
+        attention_factor=sharpened * (0.1 * math.log(factor) + 1.0),
+    )
+
+
+def _divisors(gguf: GGUF, head_dim: int) -> tuple[float, ...]:
+    path, entry = gguf.tensors[ROPE_DIVISORS]
+    where = f"{path}: tensor {shown(ROPE_DIVISORS)}"
+    if entry.dtype != "F32" or entry.shape != (head_dim // 2,):
+        raise ModelError(
+            f"{where}: is {entry.dtype} {list(entry.shape)}; expected F32 [{head_dim // 2}]"
+        )
+    with open(path, "rb") as file:
+        file.seek(entry.start)
+        values = memoryview(file.read(entry.end - entry.start)).cast("f").tolist()
+    if not all(math.isfinite(value) and value > 0 for value in values):
+        raise ModelError(f"{where}: has values that are not positive numbers")
+    return tuple(values)

@@ -1,0 +1,219 @@
+"""The tokenizer in a GGUF file, built for the `tokenizers` library.
+
+tokenizer.ggml.model        gpt2: byte-pair encoding of bytes; llama: SentencePiece with scores
+tokenizer.ggml.tokens       by id; .token_type: what each is; .merges, or .scores
+tokenizer.ggml.pre          how text is cut before (gpt2): see `kvrt.model.gguf.splits`
+tokenizer.ggml.*_token_id   which token begins a text, ends it, ...
+tokenizer.chat_template     and others as tokenizer.chat_template.NAME
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+from kvrt.model.chat import DEFAULT, ChatTemplate, ChatTemplates
+from kvrt.model.gguf.files import AGAIN, GGUF
+from kvrt.model.gguf.splits import SPLITS
+from kvrt.model.jsonfile import Fields, shown
+from kvrt.model.tokenizer import Tokenizer, blamed
+
+NORMAL, UNKNOWN, CONTROL, ADDED, UNUSED, BYTE = range(1, 7)
+"""What ``tokenizer.ggml.token_type`` says of a token."""
+
+NAMES: Mapping[str, str] = {
+    "bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token",
+    "seperator": "sep_token", "cls": "cls_token", "mask": "mask_token",
+}  # fmt: skip
+"""Tokens with a name: as the keys spell them, and as chat templates do."""
+
+TEMPLATE = "tokenizer.chat_template"
+SPACE = "▁"
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The tokens of a file.
+
+    Args:
+        fields: the keys under ``tokenizer.ggml.``
+        tokens: by id; no two are alike.
+        types: what each is.
+    """
+
+    fields: Fields
+    tokens: Sequence[str]
+    types: Sequence[int]
+
+    @property
+    def ids(self) -> dict[str, int]:
+        return {token: id for id, token in enumerate(self.tokens)}
+
+    def text(self, name: str) -> str | None:
+        """The token that ``name_token_id`` gives the id of."""
+        key = f"{name}_token_id"
+        if not self.fields.has(key):
+            return None
+        return self.tokens[self.fields.integer(key, 0, len(self.tokens) - 1)]
+
+
+def read_tokenizer(gguf: GGUF, vocab: int) -> Tokenizer | None:
+    """The tokenizer in a file; None if it has none.
+
+    Args:
+        vocab: rows of the model's embedding.
+
+    Raises:
+        ModelError: the tokenizer is damaged or of a kind that kvrt does not know. The message names
+            the key.
+    """
+    fields = gguf.fields("tokenizer.ggml.")
+    if not fields.has("model"):
+        return None
+    kind = fields.text("model")
+    if kind not in KINDS:
+        raise fields.error(
+            "model",
+            f"is {shown(kind)}, which is not supported; supported are {', '.join(KINDS)}",
+            fix="give the safetensors checkpoint that the file was made from",
+        )
+    words = _vocabulary(fields, vocab)
+    try:
+        tokenizer = KINDS[kind](words)
+        _add_tokens(tokenizer, words)
+    except BaseException as error:
+        raise blamed(error, gguf.path) from None
+    named = {name: token for key, name in NAMES.items() if (token := words.text(key)) is not None}
+    return Tokenizer(gguf.path, tokenizer, named, _templates(gguf, named))
+
+
+def _vocabulary(fields: Fields, vocab: int) -> Vocabulary:
+    tokens = fields.items("tokens", str)
+    if not 0 < len(tokens) <= vocab:
+        raise fields.error("tokens", f"has {len(tokens)} tokens, but the embedding {vocab} rows")
+    types = fields.items("token_type", int, [NORMAL] * len(tokens))
+    if len(types) != len(tokens):
+        raise fields.error("token_type", f"has {len(types)} items for {len(tokens)} tokens")
+    if len(set(tokens)) < len(tokens):
+        seen: set[str] = set()
+        twice = next(token for token in tokens if token in seen or seen.add(token))  # type: ignore[func-returns-value]
+        raise fields.error("tokens", f"has {shown(twice)} twice", fix=AGAIN)
+    return Vocabulary(fields, tokens, types)
+
+
+# --- kinds of tokenizers -------------------------------------------------------------------------
+
+
+def _byte_pairs(words: Vocabulary) -> tokenizers.Tokenizer:
+    fields = words.fields
+    if not fields.has("pre"):
+        raise fields.error("pre", "is missing: it names how text is cut", fix=AGAIN)
+    name = fields.text("pre")
+    if name not in SPLITS:
+        raise fields.error(
+            "pre",
+            f"is {shown(name)}, a way to cut text that kvrt does not know; it knows"
+            f" {', '.join(SPLITS)}",
+            fix="give the safetensors checkpoint that the file was made from",
+        )
+    split = SPLITS[name]
+    merges = [_pair(fields, merge) for merge in fields.items("merges", str)]
+    tokenizer = tokenizers.Tokenizer(models.BPE(words.ids, merges, ignore_merges=split.whole))
+    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in split.patterns]
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, to_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    _frame(tokenizer, words, begins=split.begins)
+    return tokenizer
+
+
+def _pair(fields: Fields, merge: str) -> tuple[str, str]:
+    # A token may begin with the space that stands between the two, in some old vocabularies.
+    left, space, right = merge[:1], *merge[1:].partition(" ")[1:]
+    if not space:
+        raise fields.error("merges", f"has {shown(merge)}, which is no pair", fix=AGAIN)
+    return left + merge[1:].partition(" ")[0], right
+
+
+def _pieces(words: Vocabulary) -> tokenizers.Tokenizer:
+    """SentencePiece: of all neighbours that make a token, those whose token scores most are joined
+    first. A list of merges in the order of the scores says the same."""
+    fields = words.fields
+    scores = fields.items("scores", float)
+    if len(scores) != len(words.tokens):
+        raise fields.error("scores", f"has {len(scores)} items for {len(words.tokens)} tokens")
+    ids = words.ids
+    unknown = words.text("unknown")
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(
+            ids, _merges(words, ids, scores), unk_token=unknown, fuse_unk=True, byte_fallback=True
+        )
+    )
+    prefix = fields.flag("add_space_prefix", True)
+    prepend = [normalizers.Prepend(SPACE)] if prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(" ", SPACE)])
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    _frame(tokenizer, words, begins=True)
+    return tokenizer
+
+
+def _merges(
+    words: Vocabulary, ids: Mapping[str, int], scores: Sequence[float]
+) -> list[tuple[str, str]]:
+    """Every two tokens that make a third, in the order of its score; equal ones by their ids."""
+    joined = [NORMAL, ADDED, UNUSED]
+    ranked: list[tuple[float, int, int, str, str]] = []
+    for id, token in enumerate(words.tokens):
+        if words.types[id] in joined:
+            for at in range(1, len(token)):
+                left, right = token[:at], token[at:]
+                if left in ids and right in ids:
+                    ranked.append((-scores[id], ids[left], ids[right], left, right))
+    ranked.sort()
+    return [(left, right) for *_, left, right in ranked]
+
+
+def _frame(tokenizer: tokenizers.Tokenizer, words: Vocabulary, *, begins: bool) -> None:
+    """Put the token for the beginning before a text and that for the end behind it, if they go
+    there; `begins`: where no key says so of the first."""
+    bos, eos = words.text("bos"), words.text("eos")
+    before = bos if bos and words.fields.flag("add_bos_token", begins) else None
+    after = eos if eos and words.fields.flag("add_eos_token", False) else None
+    ids = words.ids
+    if before or after:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[token for token in (before, "$A", after) if token],
+            special_tokens=[(token, ids[token]) for token in {before, after} if token],
+        )
+
+
+KINDS = {"gpt2": _byte_pairs, "llama": _pieces}
+
+
+def _add_tokens(tokenizer: tokenizers.Tokenizer, words: Vocabulary) -> None:
+    """Tokens that no text is cut through, nor merged into."""
+    tokenizer.add_tokens(
+        [
+            AddedToken(token, special=kind == CONTROL, normalized=False)
+            for token, kind in zip(words.tokens, words.types, strict=True)
+            if kind in (CONTROL, ADDED) and token
+        ]
+    )
+
+
+# --- chat templates ------------------------------------------------------------------------------
+
+
+def _templates(gguf: GGUF, named: Mapping[str, str]) -> ChatTemplates | None:
+    fields = gguf.fields()
+    templates: dict[str, ChatTemplate] = {}
+    for key in fields.names():
+        if key == TEMPLATE or key.startswith(f"{TEMPLATE}."):
+            name = key.removeprefix(TEMPLATE).removeprefix(".") or DEFAULT
+            source = fields.text(key)
+            templates[name] = ChatTemplate(source, f"{gguf.path}: {key}", named)
+    return ChatTemplates(templates) if templates else None

@@ -1,0 +1,68 @@
+"""What a model is read from: a folder in the Hugging Face layout, or a GGUF file."""
+
+from pathlib import Path
+from typing import Protocol
+
+from kvrt.model import checkpoint, tokenizer
+from kvrt.model.checkpoint import Checkpoint
+from kvrt.model.config import read_config
+from kvrt.model.generation import GenerationDefaults, read_generation
+from kvrt.model.gguf.source import GGUFSource
+from kvrt.model.spec import ModelSpec
+from kvrt.model.tokenizer import TOKENIZER, Tokenizer
+
+
+class Source(Protocol):
+    """Where a model is, and what is there.
+
+    Args:
+        path: its folder or file.
+        shape: the file that says its shape, for errors.
+        spec: its shape, as that file has it.
+    """
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def shape(self) -> Path: ...
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    def checkpoint(self) -> Checkpoint:
+        """Its weights, with their headers checked."""
+
+    def generation(self, spec: ModelSpec) -> GenerationDefaults:
+        """What its author recommends for sampling."""
+
+    def tokenizer(self, spec: ModelSpec) -> Tokenizer | None:
+        """Its tokenizer, if it has one that kvrt reads."""
+
+
+class Folder:
+    """A folder in the Hugging Face layout."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shape = path / "config.json"
+        self.spec = read_config(self.shape)
+
+    def checkpoint(self) -> Checkpoint:
+        return checkpoint.open_checkpoint(self.path, self.spec)
+
+    def generation(self, spec: ModelSpec) -> GenerationDefaults:
+        return read_generation(self.path, spec)
+
+    def tokenizer(self, spec: ModelSpec) -> Tokenizer | None:
+        there = (self.path / TOKENIZER).exists()
+        return tokenizer.read_tokenizer(self.path, spec.vocab) if there else None
+
+
+def open_source(path: Path) -> Source:
+    """What is at a path: a GGUF file, or the folder of a checkpoint.
+
+    Raises:
+        ModelError: it is damaged, or of no model that kvrt supports.
+    """
+    return Folder(path) if path.is_dir() else GGUFSource(path)

@@ -1,0 +1,159 @@
+"""Writes GGUF files: of any keys and tensors, and of the tiny models of `checkpoints`."""
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from tokenizers.pre_tokenizers import ByteLevel
+
+from kvrt.model.gguf.names import gguf_name
+from kvrt.model.gguf.types import TYPES
+from kvrt.model.rope import inverse_frequencies
+from kvrt.model.spec import RopeSpec
+
+NUMBERS = {kind.name: number for number, kind in TYPES.items()}
+SCALARS = {np.uint8: 0, np.int8: 1, np.uint16: 2, np.int16: 3, np.uint32: 4, np.int32: 5,
+           np.float32: 6, np.uint64: 10, np.int64: 11, np.float64: 12}  # fmt: skip
+
+Tensor = tuple[str, Sequence[int], bytes]
+"""The name of its type, its shape with rows first, its bytes."""
+
+
+def string(text: str) -> bytes:
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def value(item: Any) -> bytes:
+    """A key's value with its type: as Python's types say, integers as u32, floats as f32."""
+    if isinstance(item, bool):
+        return struct.pack("<IB", 7, item)
+    if isinstance(item, str):
+        return struct.pack("<I", 8) + string(item)
+    if isinstance(item, int):
+        return struct.pack("<II", 4, item) if item >= 0 else struct.pack("<Ii", 5, item)
+    if isinstance(item, float):
+        return struct.pack("<If", 6, item)
+    if isinstance(item, np.ndarray):
+        return struct.pack("<IIQ", 9, SCALARS[item.dtype.type], item.size) + item.tobytes()
+    if item and isinstance(item[0], str):
+        return struct.pack("<IIQ", 9, 8, len(item)) + b"".join(map(string, item))
+    kind = np.float32 if item and isinstance(item[0], float) else np.int32
+    return value(np.array(item, kind))
+
+
+def write_gguf(
+    path: Path,
+    keys: Mapping[str, Any],
+    tensors: Mapping[str, Tensor] | None = None,
+    *,
+    version: int = 3,
+) -> Path:
+    """Write a file. A value that is `bytes` is written as it is, with its type."""
+    tensors = tensors or {}
+    alignment = keys.get("general.alignment", 32)
+    head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(keys))
+    for key, item in keys.items():
+        head += string(key) + (item if isinstance(item, bytes) else value(item))
+    data = b""
+    for name, (kind, shape, raw) in tensors.items():
+        head += string(name) + struct.pack("<I", len(shape))
+        head += struct.pack(f"<{len(shape)}Q", *reversed(shape))
+        head += struct.pack("<IQ", NUMBERS[kind], len(data))
+        data += raw + bytes(-len(raw) % alignment)
+    path.write_bytes(head + bytes(-len(head) % alignment) + data)
+    return path
+
+
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
+                 "smollm3": "smollm3"}  # fmt: skip
+PAIRED = ("llama", "smollm3")
+
+
+def keys_of(folder: Path) -> dict[str, Any]:
+    """The keys of the model whose config.json is in a folder."""
+    config = json.loads((folder / "config.json").read_text())
+    arch = ARCHITECTURES[config["model_type"]]
+    rope = config["rope_parameters"]
+    keys: dict[str, Any] = {
+        "block_count": config["num_hidden_layers"],
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"],
+        "feed_forward_length": config["intermediate_size"],
+        "attention.head_count": config["num_attention_heads"],
+        "attention.head_count_kv": config["num_key_value_heads"],
+        "attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        "rope.freq_base": float(rope["rope_theta"]),
+    }
+    if config.get("head_dim"):
+        keys |= {f"attention.{part}_length": config["head_dim"] for part in ("key", "value")}
+    if config.get("sliding_window") and config["model_type"] == "mistral":
+        keys["attention.sliding_window"] = config["sliding_window"]
+    if rope["rope_type"] in ("linear", "yarn"):
+        keys["rope.scaling.type"] = rope["rope_type"]
+        keys["rope.scaling.factor"] = rope["factor"]
+    if rope["rope_type"] == "yarn":
+        original = rope["original_max_position_embeddings"]
+        keys["rope.scaling.original_context_length"] = original
+    general = {"general.architecture": arch, "general.type": "model"}
+    return general | {f"{arch}.{key}": item for key, item in keys.items()}
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of the checkpoint in a folder, named and ordered as in a GGUF file: float32."""
+    config = json.loads((folder / "config.json").read_text())
+    arch, rope = ARCHITECTURES[config["model_type"]], config["rope_parameters"]
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        part = name.split(".")[-2]
+        if arch in PAIRED and part in heads:
+            rows = tensor.view(heads[part], 2, -1, *tensor.shape[1:])
+            tensor = rows.transpose(1, 2).reshape(tensor.shape)
+        tensors[gguf_name(name)] = tensor.float()
+    if rope["rope_type"] == "llama3":
+        head_dim = config.get("head_dim") or config["hidden_size"] // heads["q_proj"]
+        scaled = RopeSpec(
+            rope["rope_theta"], "llama3", rope["factor"], rope["original_max_position_embeddings"],
+            low_freq_factor=rope["low_freq_factor"], high_freq_factor=rope["high_freq_factor"],
+        )  # fmt: skip
+        plain = inverse_frequencies(RopeSpec(rope["rope_theta"]), head_dim)
+        tensors["rope_freqs.weight"] = plain / inverse_frequencies(scaled, head_dim)
+    return tensors
+
+
+def tokenizer_keys() -> dict[str, Any]:
+    """The keys of a tokenizer of at most `VOCAB` tokens: bytes, and a few pairs of them."""
+    pairs = ["h e", "l l", "he ll", "hell o", "Ġ hello"]
+    joined = [pair.replace(" ", "") for pair in pairs]
+    tokens = ["<unk>", "<s>", "</s>", *sorted(ByteLevel.alphabet()), *joined]
+    keys = {
+        "model": "gpt2",
+        "pre": "gpt-2",
+        "tokens": tokens,
+        "token_type": [2, 3, 3, *[1] * (len(tokens) - 3)],
+        "merges": pairs,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    return {f"tokenizer.ggml.{key}": item for key, item in keys.items()}
+
+
+def pack(tensor: torch.Tensor, kind: str) -> Tensor:
+    """A tensor in a float type; one-dimensional ones are F32 in any file."""
+    kind = "F32" if tensor.dim() == 1 else kind
+    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind]
+    raw = tensor.to(dtype).contiguous().view(torch.uint8).numpy().tobytes()
+    return kind, tuple(tensor.shape), raw
+
+
+def save_gguf(folder: Path, path: Path, kind: str = "F32", **keys: Any) -> Path:
+    """The checkpoint in a folder as a GGUF file; `keys`: with ``__`` for dots."""
+    tensors = {name: pack(tensor, kind) for name, tensor in tensors_of(folder).items()}
+    more = {name.replace("__", "."): item for name, item in keys.items()}
+    return write_gguf(path, keys_of(folder) | more, tensors)
