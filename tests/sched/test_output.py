@@ -132,6 +132,38 @@ LONG = ["ab" * 450 + chr(300 + n) for n in range(64)]
 SHORT = [chr(ord("a") + n % 8) + chr(ord("a") + n // 8) + "!" for n in range(64)]
 
 
+class Incomplete(Letters):
+    """It always has a part of a character left."""
+
+    def flush(self) -> str:
+        return "\ufffd"
+
+
+def test_however_an_answer_ends_what_was_held_back_is_said() -> None:
+    def begun() -> Output:
+        output = Output(0, SamplingParams(), StopStrings(["abc"]), Incomplete())
+        assert output.push(Chosen(ord("a")), ends=None, visible=True).text == ""
+        return output
+
+    last = begun().push(Chosen(ord("b")), ends="length", visible=True)
+    assert (last.text, last.token_ids, last.finish_reason) == ("ab\ufffd", (ord("b"),), "length")
+    last = begun().push(Chosen(ord("b")), ends="stop", visible=False)
+    assert (last.text, last.token_ids, last.finish_reason) == ("a\ufffd", (ord("b"),), "stop")
+    output = begun()
+    last = output.finish("abort")
+    assert (last.text, last.token_ids, last.finish_reason) == ("a\ufffd", (), "abort")
+    assert (output.completion().text, output.completion().token_ids) == ("a\ufffd", (ord("a"),))
+    last = begun().fail()
+    assert (last.text, last.token_ids, last.finish_reason) == ("a", (), "error")
+
+
+def test_stop_strings_are_not_looked_for_before_there_are_enough_tokens() -> None:
+    output = Output(0, SamplingParams(min_tokens=3), StopStrings(["a"]), Letters())
+    deltas = [output.push(Chosen(ord("a")), ends=None, visible=True) for _ in range(3)]
+    assert [delta.finish_reason for delta in deltas] == [None, None, "stop"]
+    assert output.text == "aa"
+
+
 @pytest.mark.parametrize("text", ["foo(bar) ", "abababab", "aaaaaaaa"])
 @pytest.mark.parametrize("many", [LONG, SHORT], ids=["long", "short"])
 def test_many_stop_strings_cost_little_more_than_none(many: list[str], text: str) -> None:
