@@ -2,10 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import Result
+from kvrt_cli.answer import as_json
+
+from kvrt import RequestError, SamplingParams
+from kvrt.outputs import Completion, Timings, TokenLogprobs, Usage
+from kvrt.outputs import Result as Answered
 
 from .conftest import DUMMY, Kvrt, make_model
 
@@ -108,6 +114,42 @@ def test_json_has_everything_about_the_answer(kvrt: Kvrt, plain_model: str) -> N
     # The seed was made up, and named, so that the draws can be had again.
     again = as_object(kvrt("run", plain_model, "abc", *SHORT, *args, "--seed", str(got["seed"])))
     assert again["token_ids"] == got["token_ids"]
+
+
+def test_each_number_of_an_answer_is_where_its_name_says() -> None:
+    first = Completion(0, "one", (4, 5), "length", (TokenLogprobs(4, -0.5, ((4, -0.5),)),), -1.5)
+    second = Completion(1, "two", (6,), "stop", score=-2.5)
+    result = Answered(
+        "name", (1, 2, 3), (first, second), Usage(3, 7, 1, 2, 6, 5),
+        Timings(queued=0.1234567, first_token=0.2, total=0.3),
+        prompt_logprobs=(TokenLogprobs(2, -0.25),),
+        error=RequestError("it was wrong", param="prompt", fix="mend it"),
+    )  # fmt: skip
+    assert as_json(result, SamplingParams(seed=9)) == {
+        "request_id": "name", "text": "one", "finish_reason": "length", "token_ids": [4, 5],
+        "usage": {
+            "prompt_tokens": 3, "completion_tokens": 7, "total_tokens": 10, "cached_tokens": 2,
+            "preemptions": 1, "drafted_tokens": 6, "accepted_tokens": 5,
+        },
+        "timings": {"queued_s": 0.123457, "first_token_s": 0.2, "total_s": 0.3},
+        "seed": 9,
+        "score": -1.5,
+        "logprobs": [{"token_id": 4, "logprob": -0.5, "top": [[4, -0.5]]}],
+        "prompt_logprobs": [{"token_id": 2, "logprob": -0.25, "top": []}],
+        "completions": [
+            {"index": 0, "text": "one", "finish_reason": "length", "token_ids": [4, 5],
+             "score": -1.5},
+            {"index": 1, "text": "two", "finish_reason": "stop", "token_ids": [6], "score": -2.5},
+        ],
+        "error": {"type": "RequestError", "message": "it was wrong", "param": "prompt",
+                  "fix": "mend it"},
+    }  # fmt: skip
+    plain = replace(
+        result, completions=(Completion(0, "", (), "length"),), prompt_logprobs=None, error=None
+    )
+    assert list(as_json(plain, SamplingParams())) == [
+        "request_id", "text", "finish_reason", "token_ids", "usage", "timings", "seed",
+    ]  # fmt: skip
 
 
 def test_beams_answer_with_the_best_text_as_a_whole(
