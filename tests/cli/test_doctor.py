@@ -1,9 +1,12 @@
 """`kvrt doctor`."""
 
+import importlib.metadata
 import json
 import resource
 import threading
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from kvrt_cli.checks.check import Check, Mark, contained
 
 from kvrt.errors import DeviceError
 from kvrt.registry import load
-from kvrt.spi import Chunk, Span
+from kvrt.spi import Chunk, Device, Span
 from kvrt.testing import reference
 from kvrt.testing.mutants import Mutant, MutantBackend
 from kvrt.testing.mutants.memory import KeepsDestroyedChunks, MapsZeroes
@@ -89,6 +92,83 @@ def test_strict_fails_for_what_is_worth_mending(kvrt: Kvrt) -> None:
     assert "KVRT_PORT" not in result.stdout
     assert "[ok] KVRT_BACKEND=cpu" in result.stdout
     assert kvrt("doctor", "--only", "environment", "--strict", env=env).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("environ", "folder", "told"),
+    [
+        ({}, "{home}/.cache/huggingface/hub", "token not set"),
+        ({"XDG_CACHE_HOME": "/x"}, "/x/huggingface/hub", "token not set"),
+        ({"HF_HOME": "/h", "XDG_CACHE_HOME": "/x"}, "/h/hub", "token not set"),
+        ({"HF_HUB_CACHE": "/c", "HF_HOME": "/h", "HF_TOKEN": "t"}, "/c", "token set"),
+        ({"HF_HOME": "{home}", "HF_HUB_OFFLINE": "1"}, "{home}/hub", "token set, offline"),
+        ({"HF_HUB_OFFLINE": "0"}, "{home}/.cache/huggingface/hub", "token not set"),
+    ],
+)
+def test_it_is_said_where_downloads_go_and_with_which_rights(
+    environ: dict[str, str], folder: str, told: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    (tmp_path / "token").write_text("secret")
+    asked = {name: value.format(home=tmp_path) for name, value in environ.items()}
+    (check,) = software.environment(asked)
+    assert check.mark is Mark.OK
+    assert check.data["folder"] == folder.format(home=tmp_path)
+    assert check.text.startswith(f"downloads go to {check.data['folder']}, ")
+    assert check.text.endswith(f"; {told}")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    (check,) = software.environment(asked)
+    assert (check.mark, check.fix) == (
+        Mark.WARN,
+        "export HF_HOME=FOLDER, with a folder of yours",
+    )
+
+
+def test_libraries_are_those_that_are_required_and_not_for_developers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = {"numpy": "2.1.0", "torch": "2.4.1+cpu", "rich": "13.10", "old": "1.9", "older": "1.9"}
+
+    def version(name: str) -> str:
+        if name not in there:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return there[name]
+
+    required = [
+        "numpy>=1.26", "torch>=2.4.1", "rich>=13.9", "old (>=1.10)", "gone",
+        "pytest; extra == 'test'", "older>=2; extra == 'more'",
+        "binding[all]>=12; extra == 'cuda'",
+    ]  # fmt: skip
+    monkeypatch.setattr("importlib.metadata.version", version)
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: required)
+    found = {c.name: (c.mark, c.text, c.fix) for c in software.libraries() if "." not in c.name}
+    assert found == {
+        "numpy": (Mark.OK, "numpy 2.1.0", ""),
+        "torch": (Mark.OK, "torch 2.4.1+cpu", ""),
+        "rich": (Mark.OK, "rich 13.10", ""),
+        "old": (
+            Mark.BAD, "old 1.9 is older than 1.10 (kvrt needs it)", "pip install 'old>=1.10'",
+        ),
+        "gone": (Mark.BAD, "gone is not installed (kvrt needs it)", "pip install 'gone'"),
+        "older": (
+            Mark.WARN, "older 1.9 is older than 2 (only for kvrt[more])",
+            "pip install 'kvrt[more]'",
+        ),
+        "binding": (
+            Mark.SKIP, "binding is not installed (only for the cuda backend)",
+            "pip install 'kvrt[cuda]'",
+        ),
+    }  # fmt: skip
+
+
+def test_a_kvrt_that_is_not_installed_is_told_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    def requires(name: str) -> list[str]:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.requires", requires)
+    (check,) = software.libraries()
+    assert (check.mark, check.fix) == (Mark.BAD, "pip install -e .")
 
 
 # --- broken plug-ins ---------------------------------------------------------------------------
@@ -204,6 +284,37 @@ def test_memory_with_a_fault_is_broken(
     assert memory_check.mark is Mark.BAD
     assert says in memory_check.text
     checks.close()
+
+
+def test_a_device_that_cannot_be_opened_is_told_of_and_nothing_is_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(name: str, index: int) -> Device:
+        raise DeviceError("no luck", fix="try another")
+
+    monkeypatch.setattr("kvrt.registry.open_device", refuse)
+    (check,) = device.prove("cpu", 3)
+    assert (check.group, check.name, check.mark) == ("cpu:3", "open", Mark.BAD)
+    assert (check.text, check.fix) == ("open: DeviceError: no luck", "try another")
+
+
+def test_a_note_of_a_device_is_to_be_mended_if_it_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = load("cpu").open()
+    noted = SimpleNamespace(
+        info=replace(opened.info, notes=("it is slow; fix: buy another", "it is old")),
+        memory=opened.memory, extension=lambda _: None, close=opened.close,
+    )  # fmt: skip
+    monkeypatch.setattr("kvrt.registry.open_device", lambda name, index: noted)
+    found = {check.name: check for check in device.prove("cpu", 0)}
+    assert (found["note.0"].mark, found["note.0"].fix) == (Mark.WARN, "buy another")
+    assert found["note.0"].text == "it is slow"
+    assert (found["note.1"].mark, found["note.1"].fix) == (Mark.SKIP, "")
+    assert found["bandwidth"].mark is Mark.SKIP
+    free = found["budget"].data["free_bytes"]
+    assert found["budget"].data["budget_bytes"] == int(0.6 * free)
+    assert found["attention.float32"].mark is Mark.BAD, "it has none, and the rest goes on"
+    assert "AttributeError" in found["attention.float32"].text
+    assert found["latency"].mark is Mark.OK
 
 
 def test_wrong_attention_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:

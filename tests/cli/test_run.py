@@ -10,8 +10,10 @@ from click.testing import Result
 from kvrt_cli.answer import as_json
 
 from kvrt import RequestError, SamplingParams
+from kvrt.errors import DeviceError
 from kvrt.outputs import Completion, Timings, TokenLogprobs, Usage
 from kvrt.outputs import Result as Answered
+from kvrt.spi import Device
 
 from .conftest import DUMMY, Kvrt, make_model
 
@@ -316,3 +318,15 @@ def test_devices_are_listed(kvrt: Kvrt) -> None:
     cpu = next(device for device in listed if device["backend"] == "cpu")
     assert cpu["total_bytes"] > 0
     assert "float32" in cpu["dtypes"]
+
+
+def test_a_device_that_cannot_be_opened_is_said_beside_the_list(
+    kvrt: Kvrt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str, index: int) -> Device:
+        raise DeviceError(f"no luck with {name}")
+
+    monkeypatch.setattr("kvrt.registry.open_device", refuse)
+    result = kvrt("run", "--list-devices", "--json")
+    assert (result.exit_code, json.loads(result.stdout)) == (0, [])
+    assert "warning: cpu:0: no luck with cpu" in result.stderr
