@@ -4,7 +4,7 @@ import inspect
 import random
 import sys
 import textwrap
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -133,8 +133,9 @@ def life_of_a_service(
     _damage(make_runtime, right, folder / "saved")
     _plans_that_give_pages_up()
     with monkeypatch.context() as patched:
-        patched.setattr(BlockFile, "read", slowly(BlockFile.read))
-        _aborts_while_pages_come_back(make_runtime, right, folder / "slow")
+        reads = HeldReads()
+        patched.setattr(BlockFile, "read", reads.held(BlockFile.read))
+        _aborts_while_pages_come_back(make_runtime, right, folder / "slow", reads)
     with monkeypatch.context() as patched:
         real = kvrt.kv.tiers.names.page_key
         # Prompts are named before they wait.
@@ -171,22 +172,37 @@ def _load_and_aborts(runtime: Runtime, right: Answers) -> None:
     until(lambda: not pinned(runtime), seconds=3)
 
 
-def slowly(read: Callable[..., None]) -> Callable[..., None]:
-    def later(file: BlockFile, into: Bytes, at: int) -> None:
-        time.sleep(0.005)
-        read(file, into, at)
+class HeldReads:
+    """Reads of a disk, which can be made to wait."""
 
-    return later
+    def __init__(self) -> None:
+        self.begun, self.free = threading.Event(), threading.Event()
+        self.free.set()
+
+    def held(self, read: Callable[..., None]) -> Callable[..., None]:
+        def later(file: BlockFile, into: Bytes, at: int) -> None:
+            self.begun.set()
+            assert self.free.wait(60)
+            read(file, into, at)
+
+        return later
 
 
-def _aborts_while_pages_come_back(make_runtime: MakeRuntime, right: Answers, folder: Path) -> None:
+def _aborts_while_pages_come_back(
+    make_runtime: MakeRuntime, right: Answers, folder: Path, reads: HeldReads
+) -> None:
     runtime = tight(make_runtime, f"host:3MiB,disk:{folder}:64MiB")
     ask(runtime, PROMPTS[:12], GREEDY)
     for n in range(4):
+        reads.begun.clear()
+        reads.free.clear()
         streams = [runtime.stream([*stem, n], LONGER) for stem in STEMS]
-        time.sleep(0.01)
+        began = reads.begun.wait(60)
         for stream in streams:
             stream.close()
+        runtime.unpin(STEMS[0])  # which is answered behind the aborts
+        reads.free.set()
+        assert began
         assert ask(runtime, PROMPTS[n : n + 4]) == right[n : n + 4]
     until(lambda: not pinned(runtime), seconds=3)
 
