@@ -110,8 +110,8 @@ def run(
 ) -> None:
     """A model answers.
 
-    MODEL is the directory of a Hugging Face checkpoint, a GGUF file, a hub id such as owner/name,
-    or tiny, the bundled model, which is also what no MODEL means.
+    MODEL is the directory of a Hugging Face checkpoint, a GGUF file, a hub id such as owner/name or
+    owner/name:Q4_K_M, or tiny, the bundled model, which is also what no MODEL means.
 
     The PROMPT comes from the arguments, from standard input if that is a pipe or a file (or if
     PROMPT is -), or from both: standard input first, then a newline, then the arguments. Without
@@ -167,7 +167,7 @@ def open_runtime(terminal: Terminal, config: RuntimeConfig) -> Iterator["Runtime
             f" {format_bytes(model.weight_bytes)}; KV in {runtime.cache.layouts[0].format})"
             f" on {info.backend}:{info.index} {info.name}"
         )
-        for note in info.notes:
+        for note in (*info.notes, *model.notes):
             terminal.note(note)
         yield runtime
     finally:

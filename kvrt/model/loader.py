@@ -50,6 +50,7 @@ class Model:
         fingerprint: SHA-256 over its spec, the dtype of its matrices and all bytes of its weights.
         weight_bytes: memory its weights take.
         max_model_len: the longest prompt and output together, in tokens.
+        notes: what a user may want to know of how it was loaded.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Model:
     fingerprint: str
     weight_bytes: int
     max_model_len: int
+    notes: tuple[str, ...] = ()
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """The token ids of a prompt; not `special`: of what stands within a text.
@@ -191,6 +193,7 @@ def load_model(
         fingerprint=hashlib.sha256(f"{spec} {chosen} {stored}".encode()).hexdigest(),
         weight_bytes=weights.nbytes,
         max_model_len=positions,
+        notes=checkpoint.notes if checkpoint is not None else (),
     )
 
 

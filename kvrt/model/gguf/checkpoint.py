@@ -1,8 +1,7 @@
 """A GGUF file's tensors, checked against the model before any memory is taken."""
 
-import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from kvrt.errors import ModelError
@@ -15,12 +14,11 @@ from kvrt.model.jsonfile import shown
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights import Part, weights_of
 from kvrt.spi import DType
+from kvrt.units import format_bytes
 
 UNPACKED: DType = "bfloat16"
 """What packed weights become where nothing else is asked for: half the bytes of float32. It rounds
 them, which changes the texts less than the packing did."""
-
-log = logging.getLogger(__name__)
 
 
 def open_checkpoint(gguf: GGUF, spec: ModelSpec) -> Checkpoint:
@@ -43,7 +41,10 @@ def open_checkpoint(gguf: GGUF, spec: ModelSpec) -> Checkpoint:
         _check_tensor(gguf, own, parts[name])
         path, entry = gguf.tensors[own]
         tensors[name] = path, replace(entry, paired=_paired_heads(name, spec))
-    return Checkpoint(spec, tensors, _matrix_dtype(gguf, parts, tensors))
+    matrices = {name: part for name, part in parts.items() if len(part.shape) == 2}
+    return Checkpoint(
+        spec, tensors, _matrix_dtype(matrices, tensors), tuple(_notes(matrices, tensors))
+    )
 
 
 def _check_tensor(gguf: GGUF, name: str, part: Part) -> None:
@@ -74,17 +75,19 @@ def _paired_heads(name: str, spec: ModelSpec) -> int:
     return {"q_proj": spec.heads, "k_proj": spec.kv_heads}.get(name.split(".")[-2], 0)
 
 
-def _matrix_dtype(gguf: GGUF, parts: Mapping[str, Part], tensors: Tensors) -> DType:
-    """The dtype of most of the matrices' numbers, of packed ones what they become."""
+def _matrix_dtype(matrices: Mapping[str, Part], tensors: Tensors) -> DType:
+    """The dtype of most of the numbers; of packed ones, what they become."""
     sizes: Counter[DType] = Counter()
-    packed: Counter[str] = Counter()
-    for name, part in parts.items():
-        if len(part.shape) == 2:
-            dtype = tensors[name][1].dtype
-            sizes[FLOATS.get(dtype, UNPACKED)] += part.numel
-            if dtype not in FLOATS:
-                packed[dtype] += 1
+    for name, part in matrices.items():
+        sizes[FLOATS.get(tensors[name][1].dtype, UNPACKED)] += part.numel
+    return sizes.most_common(1)[0][0]
+
+
+def _notes(matrices: Mapping[str, Part], tensors: Tensors) -> Iterator[str]:
+    packed = Counter(
+        tensors[name][1].dtype for name in matrices if tensors[name][1].dtype not in FLOATS
+    )
     if packed:
         kinds = ", ".join(f"{count} {dtype}" for dtype, count in packed.most_common())
-        log.info("%s: packed matrices (%s) are unpacked as they are loaded", gguf.path, kinds)
-    return sizes.most_common(1)[0][0]
+        size = sum(tensors[name][1].end - tensors[name][1].start for name in matrices)
+        yield f"packed matrices of {format_bytes(size)} ({kinds}) are unpacked as they are loaded"
