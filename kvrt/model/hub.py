@@ -7,12 +7,15 @@ HF_HUB_OFFLINE, HF_ENDPOINT ...). What is added here:
 - The small files come first, so that a model kvrt cannot run is refused before its weights are
   downloaded, and a snapshot that has its weights has everything else too.
 - New weights are compared with the SHA-256 that the hub announced.
+- Of a repository of GGUF files, the one that is meant is chosen by its name.
 - What is in the cache serves within seconds where the hub does not answer. The library would ask
   for the list of a snapshot's files again and again, for half a minute, and say so each time.
 """
 
 import hashlib
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,11 @@ from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from kvrt.errors import ModelError
 from kvrt.model.config import read_config
 from kvrt.model.foreign import told_by_neighbours
+from kvrt.model.gguf.choice import choose
 from kvrt.model.progress import Progress
 from kvrt.model.shards import INDEX, SINGLE, find_weights, read_index
 
+CONFIG = "config.json"
 SMALL_FILES = ["*.json", "*.jinja"]
 IN_SUBFOLDERS = ["*/*.json"]
 """Not wanted: the same model in other formats. What else is small there are chat templates."""
@@ -38,12 +43,14 @@ def download(
     repository: str,
     *,
     weights: bool,
+    quantization: str | None,
     revision: str | None,
     offline: bool,
     progress: Progress | None,
 ) -> Path:
     """The snapshot of a repository, completed if need be; `weights`: with them.
 
+    Where a `quantization` is named, or there are no safetensors, it is a GGUF file in the snapshot.
     See `kvrt.model.resolve.resolve`.
     """
     cut_off = (
@@ -51,36 +58,69 @@ def download(
     )
     local = offline or cut_off
     first = _snapshot(repository, SMALL_FILES, revision, local, progress, offline)
-    if not (first / "config.json").exists():
+    if quantization is None and (first / CONFIG).exists():
+        read_config(first / CONFIG)
+        if not weights:
+            return first
+        index = first / INDEX
+        wanted = sorted(set(read_index(index).values())) if index.exists() else [SINGLE]
+        new = _fetch(repository, wanted, first, local, progress, offline)
+        if index.exists() or (first / SINGLE).exists() or not _gguf_names(repository, first, local):
+            _check(repository, first, new, offline)
+            return first
+    names = _gguf_names(repository, first, local)
+    if not names and quantization is None:
         raise told_by_neighbours(first) or ModelError(
-            f"{repository}: the repository has no config.json",
-            fix="only Hugging Face checkpoints are supported; look for one in that format",
+            f"{repository}: the repository has no config.json and no GGUF file",
+            fix="look for a repository with safetensors or GGUF files",
         )
-    read_config(first / "config.json")
-    if not weights:
-        return first
-    index = first / INDEX
-    wanted = sorted(set(read_index(index).values())) if index.exists() else [SINGLE]
-    # The folder of a snapshot is named for its commit: the weights come from the same one, even if
-    # the branch has moved meanwhile.
-    here = {name for name in wanted if (first / name).exists()}
-    if here == set(wanted):
-        return first
-    folder = _snapshot(repository, wanted, first.name, local, progress, offline)
+    wanted = choose(repository, names, quantization)
+    for name in _fetch(repository, wanted, first, local, progress, offline):
+        _verify(first / name)
+    return first / wanted[0]
+
+
+def _fetch(
+    repository: str,
+    wanted: Sequence[str],
+    snapshot: Path,
+    local: bool,
+    progress: Progress | None,
+    offline: bool,
+) -> list[str]:
+    """Download those of some files that a snapshot lacks; returns which those are."""
+    new = [name for name in wanted if not (snapshot / name).exists()]
+    if new:
+        # The folder of a snapshot is named for its commit: the weights come from the same one, even
+        # if the branch has moved meanwhile.
+        _snapshot(repository, new, snapshot.name, local, progress, offline)
+    return new
+
+
+def _check(repository: str, snapshot: Path, new: Sequence[str], offline: bool) -> None:
+    """Refuse a snapshot whose weights are not complete, or are not what the hub announced."""
     try:
-        for path in find_weights(folder).paths:
-            if path.name not in here:
+        for path in find_weights(snapshot).paths:
+            if path.name in new:
                 _verify(path)
     except ModelError as error:
         raise ModelError(f"{repository}: {error}", fix=_completing(error.fix, offline)) from None
-    return folder
+
+
+def _gguf_names(repository: str, snapshot: Path, local: bool) -> Sequence[str]:
+    """The GGUF files of a repository; `local`: those that are in the cache."""
+    if local:
+        return [str(path.relative_to(snapshot)) for path in snapshot.rglob("*.gguf")]
+    with _told(repository, snapshot.name, offline=False):
+        entries = HfApi().list_repo_tree(repository, recursive=True, revision=snapshot.name)
+        return [entry.path for entry in entries if entry.path.endswith(".gguf")]
 
 
 def _is_cached(repository: str, revision: str | None) -> bool:
     """Whether a snapshot is in the cache, though perhaps not all of it."""
     try:
         snapshot_download(
-            repository, revision=revision, allow_patterns=["config.json"], local_files_only=True
+            repository, revision=revision, allow_patterns=[CONFIG], local_files_only=True
         )
     except Exception:  # it is not, or the name is none; the download itself will say which
         return False
@@ -131,7 +171,7 @@ def _snapshot(
     offline: bool,
 ) -> Path:
     """The folder of some files at a revision; `local`: as the cache has them."""
-    try:
+    with _told(repository, revision, offline):
         return Path(
             snapshot_download(
                 repository,
@@ -142,6 +182,13 @@ def _snapshot(
                 tqdm_class=_reporting(progress),
             )
         )
+
+
+@contextmanager
+def _told(repository: str, revision: str | None, offline: bool) -> Iterator[None]:
+    """What the library raises, told as kvrt tells of a model."""
+    try:
+        yield
     except errors.GatedRepoError as error:
         raise ModelError(
             f"{repository}: access to this repository must be granted to you",

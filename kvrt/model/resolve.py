@@ -3,6 +3,7 @@
 tiny             the bundled model
 a path           a GGUF file, or a folder: in the Hugging Face layout, or with one GGUF model in it
 owner/name       a repository of the Hugging Face hub, downloaded once
+owner/name:Q8_0  ... of GGUF files, of which that in this quantisation
 """
 
 import os
@@ -19,7 +20,7 @@ from kvrt.model.progress import Progress
 
 BUNDLED = "tiny"
 CONFIG = "config.json"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})(?::([\w.-]{1,96}))?", re.ASCII)
 NAME = re.compile(r"[\w./~@:+-]{1,200}")
 
 Want = Literal["all", "config"]
@@ -67,7 +68,8 @@ def resolve(
             f"{path}: is a file, not the folder of a model",
             fix=f"give the folder, {path.parent}, if it is a Hugging Face checkpoint",
         )
-    if isinstance(model, Path) or name.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name):
+    hub_id = None if name.startswith((".", "/", "~")) else HUB_ID.fullmatch(name)
+    if isinstance(model, Path) or hub_id is None:
         # Anything that looks like no name may be a prompt in its place, which no error quotes.
         shown = repr(name) if NAME.fullmatch(name) else f"of {len(name)} characters"
         raise ModelError(
@@ -77,8 +79,14 @@ def resolve(
         )
     from kvrt.model.hub import download
 
-    weights = want == "all"
-    return download(name, weights=weights, revision=revision, offline=offline, progress=progress)
+    return download(
+        hub_id[1],
+        weights=want == "all",
+        quantization=hub_id[2],
+        revision=revision,
+        offline=offline,
+        progress=progress,
+    )
 
 
 def _path(name: str) -> Path | None:

@@ -119,7 +119,7 @@ def _entry(name: str, data: bytes) -> dict[str, Any]:
 
 def _is_large(name: str) -> bool:
     """Large files are known by their SHA-256, others by a hash of git's."""
-    return name.endswith(".safetensors")
+    return name.endswith((".safetensors", ".gguf"))
 
 
 def _digest(data: bytes) -> str:

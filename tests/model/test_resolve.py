@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from kvrt.errors import ModelError
 from kvrt.model.checkpoint import open_checkpoint
 from kvrt.model.config import read_config
+from kvrt.model.gguf.choice import choose
 from kvrt.model.resolve import resolve
 from tests.model.checkpoints import make_model, save_model, save_tokenizer
 from tests.model.fakehub import REPOSITORY, FakeHub
@@ -42,6 +43,19 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         # What has arrived is kept in whole pieces of this size.
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
         yield hub
+
+
+@pytest.fixture
+def gguf_hub(hub: FakeHub) -> FakeHub:
+    """The hub, whose repository has GGUF files in their place."""
+    names = ("model-Q4_K_M.gguf", "model-Q8_0.gguf", "BF16/model-BF16-00001-of-00002.gguf",
+             "BF16/model-BF16-00002-of-00002.gguf", "mmproj-model-f16.gguf")  # fmt: skip
+    hub.files = {"README.md": b"#", **{name: b"GGUF" + name.encode() for name in names}}
+    return hub
+
+
+def downloads(hub: FakeHub) -> set[str]:
+    return {name for name, _ in hub.asked if name.endswith(".gguf")}
 
 
 def shards(hub: FakeHub) -> list[str]:
@@ -251,3 +265,90 @@ def test_a_hub_that_cannot_be_reached_is_refused(
         resolve(REPOSITORY)
     with pytest.raises(ModelError, match="--offline forbids"):
         resolve(REPOSITORY, offline=True)
+
+
+# --- repositories of GGUF files -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tag", "files"),
+    [
+        ("", {"model-Q4_K_M.gguf"}),
+        (":Q4_K_M", {"model-Q4_K_M.gguf"}),
+        (":q8_0", {"model-Q8_0.gguf"}),
+        (":BF16", {f"BF16/model-BF16-0000{n}-of-00002.gguf" for n in (1, 2)}),
+    ],
+)
+def test_the_gguf_file_of_a_quantisation_is_downloaded_and_no_other(
+    gguf_hub: FakeHub, tag: str, files: set[str]
+) -> None:
+    found = resolve(REPOSITORY + tag)
+    assert downloads(gguf_hub) == files
+    assert found.read_bytes() == gguf_hub.files[min(files)]
+    gguf_hub.asked.clear()
+    assert resolve(REPOSITORY + tag) == found
+    assert resolve(REPOSITORY + tag, offline=True) == found
+    gguf_hub.down = True
+    assert resolve(REPOSITORY + tag) == found
+    assert gguf_hub.asked == []
+
+
+def test_a_quantisation_that_is_not_there_is_told_with_those_that_are(gguf_hub: FakeHub) -> None:
+    with pytest.raises(ModelError, match="no GGUF model Q5_K_M, but") as caught:
+        resolve(f"{REPOSITORY}:Q5_K_M")
+    assert "model-Q8_0.gguf" in str(caught.value)
+    assert "mmproj" not in str(caught.value)
+    assert downloads(gguf_hub) == set()
+
+
+def test_what_was_not_downloaded_cannot_be_had_offline(gguf_hub: FakeHub) -> None:
+    resolve(f"{REPOSITORY}:Q8_0")
+    with pytest.raises(ModelError, match="model-Q8_0"):
+        resolve(f"{REPOSITORY}:Q4_K_M", offline=True)
+
+
+def test_a_gguf_file_that_arrived_wrongly_is_deleted(gguf_hub: FakeHub) -> None:
+    right = gguf_hub.files["model-Q8_0.gguf"]
+    gguf_hub.forged["model-Q8_0.gguf"] = bytes(len(right))
+    with pytest.raises(ModelError, match="another SHA-256"):
+        resolve(f"{REPOSITORY}:Q8_0")
+    gguf_hub.forged.clear()
+    assert resolve(f"{REPOSITORY}:Q8_0").read_bytes() == right
+
+
+def test_gguf_files_beside_a_config_are_taken_where_there_are_no_safetensors(
+    gguf_hub: FakeHub, folder: Path
+) -> None:
+    gguf_hub.files["config.json"] = (folder / "config.json").read_bytes()
+    assert resolve(REPOSITORY).name == "model-Q4_K_M.gguf"
+
+
+def test_safetensors_go_before_gguf_files_of_the_same_repository(
+    hub: FakeHub,
+) -> None:
+    hub.files["model-Q8_0.gguf"] = b"GGUF"
+    assert resolve(REPOSITORY).is_dir()
+    assert resolve(f"{REPOSITORY}:Q8_0").name == "model-Q8_0.gguf"
+
+
+@pytest.mark.parametrize(
+    ("tag", "names", "want"),
+    [
+        ("Q4_K", ["a-Q4_K_M.gguf", "a-Q4_K.gguf"], "a-Q4_K.gguf"),
+        ("Q4_K_M", ["a-UD-Q4_K_M.gguf", "a-Q4_K_M.gguf"], "a-Q4_K_M.gguf"),
+        ("UD-Q4_K_M", ["a-UD-Q4_K_M.gguf", "a-Q4_K_M.gguf"], "a-UD-Q4_K_M.gguf"),
+        ("f16", ["a.F16.gguf", "a.BF16.gguf"], "a.F16.gguf"),
+        (None, ["a-Q8_0.gguf", "a-Q2_K.gguf"], "a-Q8_0.gguf"),
+        (None, ["a-IQ2_M.gguf"], "a-IQ2_M.gguf"),
+    ],
+)
+def test_a_quantisation_is_a_word_of_a_files_name(
+    tag: str | None, names: list[str], want: str
+) -> None:
+    assert choose("a/b", names, tag) == [want]
+    assert choose("a/b", names[::-1], tag) == [want]
+
+
+def test_two_files_that_may_be_meant_are_both_named() -> None:
+    with pytest.raises(ModelError, match=r"has 2 GGUF models: 'a-Q2_K.gguf', 'b-Q2_K.gguf'"):
+        choose("a/b", ["a-Q2_K.gguf", "b-Q2_K.gguf"], "Q2_K")
