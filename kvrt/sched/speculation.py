@@ -72,7 +72,7 @@ class Speculation:
             drafts = drafter.drafts(room, worth, trees=self._trees)
             if not drafts:
                 continue
-            grown = change.table.grow({row.seq.id: len(drafts)})
+            grown = change.table.grow({row.seq.id: len(drafts)}, {row.seq.id: row.start})
             if isinstance(grown, Shortage):
                 continue
             change = change.then(grown)

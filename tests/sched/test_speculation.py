@@ -343,6 +343,19 @@ def test_nobody_loses_a_page_for_a_guess(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [len(row.drafts) for row in plan.rows] == [4, 0]
 
 
+@pytest.mark.parametrize("window", range(1, 10))
+def test_pages_for_drafts_are_not_those_that_the_token_before_them_sees(window: int) -> None:
+    clock = Clock(20, Limits(64, 8), windows=((window, 0),))
+    decoding(clock, 1, (1, 2, 3, 4, 5))
+    (group,) = clock.table.groups
+    while clock.running:
+        plan = planned(clock)
+        for row in plan.rows:
+            _, seen = group.kept(row.start)
+            assert all(plan.table.pages(row.seq.id)[seen.start : seen.stop])
+        clock.tick()
+
+
 def test_a_prompt_is_not_followed_by_drafts() -> None:
     clock = Clock(20, Limits(4, 8))
     seq = clock.add(prompt=9, new=40)

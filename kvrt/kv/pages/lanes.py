@@ -95,20 +95,20 @@ class Lane:
         self,
         growing: Sequence[Growing],
         rows: dict[SeqId, Rows],
-        lengths: Mapping[SeqId, int],
+        computed: Mapping[SeqId, int],
         group: int,
     ) -> "Left":
-        """Of sequences that take pages to grow from `lengths`, give up those that they do not need
-        any more."""
+        """Of sequences that take pages, give up those that tokens which are not `computed` do not
+        see."""
         if not self.group.window:
             return Left(self)
         changed, released, idle = self.holders.evolver(), list[int](), list[int]()
         for seq, pages, _ in growing:
-            old = lengths.get(seq, 0)
-            if not pages or not old:
+            done = computed.get(seq, 0)
+            if not pages or not done:
                 continue
             own = rows[seq]
-            first, window = self.group.kept(old)
+            first, window = self.group.kept(done)
             row = own[group].copy()
             gone = slice(first.stop, window.start)
             given = self.held(row[gone])

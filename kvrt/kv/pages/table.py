@@ -221,12 +221,18 @@ class PageTable:
         """
         return replace(self, limit=chunks)
 
-    def grow(self, tokens: Mapping[SeqId, int]) -> Change | Shortage:
+    def grow(
+        self, tokens: Mapping[SeqId, int], computed: Mapping[SeqId, int] | None = None
+    ) -> Change | Shortage:
         """Make room for so many more tokens of each sequence; a new one begins at length 0.
 
         A last page that is shared and not full is copied first, since the new tokens go into it.
-        Of groups with a window, a sequence that takes a page gives up those which tokens from its
-        old length on do not need: not from its new one, since some of the new tokens may be drafts.
+        Of groups with a window, a sequence that takes a page gives up those which tokens that are
+        not computed yet do not see.
+
+        Args:
+            computed: how many of each sequence's tokens are; None: all that it had before. Not one
+                more, since some of the new tokens may be drafts.
 
         Raises:
             ValueError: a number of tokens is negative.
@@ -246,8 +252,9 @@ class PageTable:
         rows, lanes, ops = self.rows.copy(), list(self.lanes), list[Op]()
         placers: Placers | None = None
         idled: list[tuple[int, ...]] = []
+        computed = self.lengths if computed is None else computed
         for group, lane in enumerate(self.lanes):
-            lane, left, idle = lane.leave(growing, rows, self.lengths, group)
+            lane, left, idle = lane.leave(growing, rows, computed, group)
             idled.append(idle)
             wants = lane.wants(growing, rows, group)
             if not wants:
