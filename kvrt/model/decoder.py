@@ -11,7 +11,7 @@ Nothing it keeps outlives a step: the KV pages are the only memory, and they bel
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kvrt.model.activations import Activations
 from kvrt.model.graphs import DecodeGraphs, padded
-from kvrt.model.ops import TorchOps
+from kvrt.model.ops import MixedOps, TorchOps
 from kvrt.model.rope import RotationTable, positions_of
 from kvrt.model.spec import LayerSpec, ModelSpec
 from kvrt.model.weights import LayerWeights, Weights
@@ -32,6 +32,7 @@ from kvrt.spi import (
     DType,
     GraphCapture,
     HeadNorm,
+    PackedMatrices,
 )
 
 
@@ -58,7 +59,8 @@ class Decoder:
     Args:
         spec: its shape.
         weights: its weights, on the device.
-        device: computes, with its own `DenseOps` if it has them and in plain torch if not.
+        device: computes, with its own `DenseOps` if it has them and in plain torch if not. Weights
+            that are codes need its `PackedMatrices`.
         dtype: of the weights; activations have it too if the device computes in it, and
             otherwise the dtype the device prefers.
         max_positions: the longest context that will be asked for.
@@ -84,7 +86,12 @@ class Decoder:
         self._torch_device = device.info.torch_device
         self._attention = device.attention
         dense = device.extension(DenseOps)  # type: ignore[type-abstract]
-        self._ops = TorchOps(device.attention) if dense is None else dense
+        ops = TorchOps(device.attention) if dense is None else dense
+        self._packed = device.extension(PackedMatrices)  # type: ignore[type-abstract]
+        # Without weights that are codes, no call needs to look what its weight is.
+        self._ops = cast(MixedOps, ops)
+        if self._packed is not None and weights.packed:
+            self._ops = MixedOps(ops, self._packed)
         self._work: Activations | None = None
         capture = device.extension(GraphCapture)  # type: ignore[type-abstract]
         self._graphs: DecodeGraphs | None = None
@@ -124,7 +131,7 @@ class Decoder:
         """
         count = tokens.numel()
         size = self._graphs.size(count, batches[0]) if self._graphs is not None else 0
-        embedded = F.embedding(tokens.to(self._torch_device), self.weights.embedding)
+        tokens = tokens.to(self._torch_device)
         if self._graphs is not None and size:
             batches = [padded(batch, size) for batch in batches]
             graph, work = self._graphs.of_size(size, batches, self._allocate, self._run_layers)
@@ -132,12 +139,12 @@ class Decoder:
             if size > count:
                 x[count:].zero_()
                 x = x[:count]
-            x.copy_(embedded)
+            self._embed(tokens, x)
             self._table.select(positions_of(batches[0]), work.rotation)
             graph.replay(batches)
         else:
             work = self._activations(count)
-            work.x.copy_(embedded)
+            self._embed(tokens, work.x)
             self._table.select(positions_of(batches[0]), work.rotation)
             self._run_layers([*map(self._attention.plan, batches)], work)
         if not logits_rows.numel():
@@ -147,6 +154,14 @@ class Decoder:
             x = x.index_select(0, logits_rows.to(self._torch_device))
         x = self._ops.rms_norm(x, self.weights.final_norm, self.spec.norm_eps)
         return self._ops.linear(x, self.weights.head).float()
+
+    def _embed(self, tokens: Tensor, x: Tensor) -> None:
+        embedding = self.weights.embedding
+        if isinstance(embedding, Tensor):
+            x.copy_(F.embedding(tokens, embedding))
+        else:
+            assert self._packed is not None
+            self._packed.rows(embedding[0], tokens, x)
 
     def _run_layers(self, plans: Sequence[object], work: Activations) -> None:
         """All layers, from the embedded tokens in ``work.x`` to the last layer's output there."""

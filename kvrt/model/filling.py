@@ -7,7 +7,7 @@ finite, and hashed.
 import hashlib
 import logging
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,14 +21,21 @@ from kvrt.model.checkpoint import EMBEDDING, Checkpoint
 from kvrt.model.header import TensorEntry
 from kvrt.model.jsonfile import few, shown
 from kvrt.model.spec import ModelSpec
-from kvrt.model.weights import Part, Weight, place
+from kvrt.model.targets import Codes, Target, targets_of
+from kvrt.model.weights import NOTHING_PACKED, Packing, place
 from kvrt.spi import DType
 
 log = logging.getLogger(__name__)
 
 
-def fill(checkpoint: Checkpoint, spec: ModelSpec, dtype: DType, arena: Tensor) -> dict[str, bytes]:
-    """Copy a checkpoint into an arena, converted to the dtype each weight is kept in.
+def fill(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    dtype: DType,
+    arena: Tensor,
+    packing: Packing = NOTHING_PACKED,
+) -> dict[str, bytes]:
+    """Copy a checkpoint into an arena, converted to what each weight is kept as.
 
     Args:
         arena: uint8 [`weights.weight_bytes`], on any device.
@@ -41,8 +48,8 @@ def fill(checkpoint: Checkpoint, spec: ModelSpec, dtype: DType, arena: Tensor) -
     """
     targets = {
         part.name: target
-        for weight, view in place(spec, dtype, arena)
-        for part, target in _split(weight, view)
+        for weight, view in place(spec, dtype, arena, packing)
+        for part, target in targets_of(weight, view, packing)
     }
     by_file: dict[Path, list[str]] = {}
     for name, (path, _) in sorted(checkpoint.tensors.items(), key=lambda item: item[1][1].start):
@@ -52,9 +59,9 @@ def fill(checkpoint: Checkpoint, spec: ModelSpec, dtype: DType, arena: Tensor) -
         for path, names in by_file.items():
             mapping = mapped(path)
             for name in names:
-                entry, target = checkpoint.tensors[name][1], targets[name].view(-1)
+                entry, target = checkpoint.tensors[name][1], targets[name]
                 digests[name], odd = _copy(mapping, path, entry, target, hasher)
-                if odd and (name != EMBEDDING or spec.tied):
+                if odd and (name != EMBEDDING or spec.tied or isinstance(target, Codes)):
                     raise ModelError(
                         f"{path}: tensor {shown(entry.name)}: has values that are not finite",
                         fix="the file is damaged or the training failed: download it again, or"
@@ -65,16 +72,11 @@ def fill(checkpoint: Checkpoint, spec: ModelSpec, dtype: DType, arena: Tensor) -
     return digests
 
 
-def _split(weight: Weight, view: Tensor) -> Iterator[tuple[Part, Tensor]]:
-    rows = [part.shape[0] for part in weight.parts]
-    return zip(weight.parts, torch.split(view, rows), strict=True)
-
-
 def _copy(
     mapping: mmap.mmap,
     path: Path,
     entry: TensorEntry,
-    target: Tensor,
+    target: Target,
     hasher: Executor,
 ) -> tuple[bytes, list[int]]:
     """Copy a tensor block by block, each of which is hashed meanwhile.
@@ -82,40 +84,31 @@ def _copy(
     Returns:
         Its digest, and the rows that have a value which is not finite.
     """
-    largest = torch.finfo(target.dtype).max
     digest = xxhash.xxh3_128()
     odd: set[int] = set()
-    at = 0
-    for raw, pieces in blocks(mapping, entry, BLOCK_BYTES // target.itemsize):
+    at, width = 0, entry.shape[-1]
+    for raw, pieces in blocks(mapping, entry, max(1, BLOCK_BYTES // 4 // width) * width):
         hashed = hasher.submit(digest.update, raw.numpy().data)
         for source in pieces:
             low, high = (float(value) for value in torch.aminmax(source))
-            if not max(-low, high) <= largest:  # also true of NaN
+            if not max(-low, high) <= target.largest:  # also true of NaN
                 finite = source.isfinite()
-                _check_range(path, entry.name, source[finite], target.dtype)
+                _check_range(path, entry.name, source[finite], target)
                 indices = finite.logical_not().nonzero()[:, 0] + at
-                odd.update(torch.unique(indices // entry.shape[-1]).tolist())
-            target[at : at + source.numel()].copy_(source)
+                odd.update(torch.unique(indices // width).tolist())
+            target.put(source)
             at += source.numel()
         hashed.result()
-    if entry.paired:
-        _part_pairs(target, entry)
+    target.finish(entry.paired)
     return digest.digest(), sorted(odd)
 
 
-def _part_pairs(target: Tensor, entry: TensorEntry) -> None:
-    """Put the rows of each head in their order: first those of the pairs' first halves."""
-    for head in target.view(entry.paired, -1):
-        pairs = head.view(-1, 2, entry.shape[1] if len(entry.shape) == 2 else 1)
-        head.copy_(pairs.transpose(0, 1).reshape(-1))
-
-
-def _check_range(path: Path, name: str, values: Tensor, dtype: torch.dtype) -> None:
+def _check_range(path: Path, name: str, values: Tensor, target: Target) -> None:
     largest = float(values.abs().max()) if values.numel() else 0.0
-    if largest > torch.finfo(dtype).max:
+    if largest > target.largest:
         raise ModelError(
             f"{path}: tensor {shown(name)}: has the value {largest:g}, too large for"
-            f" {str(dtype).removeprefix('torch.')}",
+            f" {target.kept_as}",
             fix="load it with --dtype bfloat16 or float32",
         )
 

@@ -1,14 +1,12 @@
 """From a model's name to a model that is ready to run."""
 
 import hashlib
-import os
+import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from kvrt.errors import CapacityError, ConfigError, ModelError, RequestError
@@ -16,22 +14,25 @@ from kvrt.model import arena
 from kvrt.model.chat import Chat
 from kvrt.model.decoder import Decoder
 from kvrt.model.detokenizer import Detokenizer
+from kvrt.model.dummy import fill_dummy
 from kvrt.model.filling import fill, fingerprint
 from kvrt.model.generation import GenerationDefaults
+from kvrt.model.jsonfile import few
 from kvrt.model.messages import Message
+from kvrt.model.packed.quantize import Quantize, formats_for, matrices_of
 from kvrt.model.progress import Progress
 from kvrt.model.resolve import resolve
 from kvrt.model.rope import for_context
 from kvrt.model.source import Source, open_source
 from kvrt.model.spec import ModelSpec
 from kvrt.model.tokenizer import TOKENIZER, Tokenizer
-from kvrt.model.weights import assemble, place, weight_bytes
-from kvrt.spi import Device, DType
+from kvrt.model.weights import NOTHING_PACKED, Packing, assemble, weight_bytes
+from kvrt.spi import Device, DType, PackedMatrices
 
 LoadFormat = Literal["auto", "dummy"]
+log = logging.getLogger(__name__)
+
 CHAT_OPTIONS = ("tools", "template", "continue_final_message", "add_generation_prompt")
-DUMMY_SCALE = 0.02
-DUMMY_BLOCKS = 32  # of 16 MiB, drawn before they are stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,8 @@ class Model:
         tokenizer: None where it has none; then prompts are token ids.
         generation: what its author recommends for sampling.
         eos_ids: the tokens that end an answer.
-        fingerprint: SHA-256 over its spec, the dtype of its matrices and all bytes of its weights.
+        fingerprint: SHA-256 over its spec, as what its matrices are kept and multiplied, and all
+            bytes of its weights.
         weight_bytes: memory its weights take.
         max_model_len: the longest prompt and output together, in tokens.
         notes: what a user may want to know of how it was loaded.
@@ -126,6 +128,7 @@ def load_model(
     *,
     dtype: DType | Literal["auto"] = "auto",
     load_format: LoadFormat = "auto",
+    quantize: Quantize | None = None,
     max_model_len: int | None = None,
     revision: str | None = None,
     offline: bool = False,
@@ -142,6 +145,7 @@ def load_model(
         dtype: of the matrices; ``auto`` is the checkpoint's, or float32 if the device cannot use
             that for weights.
         load_format: ``dummy`` needs only a config.json, and makes random weights.
+        quantize: make the matrices into codes of so many bits, which the device multiplies.
         max_model_len: the longest context that will be asked for; None is the model's own limit.
         revision: branch, tag or commit of a hub id.
         offline: download nothing.
@@ -151,7 +155,7 @@ def load_model(
 
     Raises:
         ModelError: the model is missing, damaged or not supported.
-        ConfigError: `dtype` or `max_model_len` cannot be used here.
+        ConfigError: `dtype`, `quantize` or `max_model_len` cannot be used here.
         CapacityError: its weights do not fit in the device's free memory.
     """
     dummy = load_format == "dummy"
@@ -173,14 +177,17 @@ def load_model(
     chosen = _choose_dtype(dtype, checkpoint.dtype if checkpoint else spec.dtype, device)
     positions = _choose_length(max_model_len, spec)
     spec = replace(spec, rope=for_context(spec.rope, spec.head_dim, positions))
-    check_room(spec, chosen, weight_bytes(spec, chosen))
-    memory = _allocate(str(model), spec, chosen, device)
+    packing = _choose_packing(quantize, spec, device)
+    needed = weight_bytes(spec, chosen, packing)
+    check_room(spec, chosen, needed)
+    memory = _allocate(str(model), needed, chosen, device)
     if checkpoint is not None:
-        stored = fingerprint(checkpoint, fill(checkpoint, spec, chosen, memory))
+        digests = fill(checkpoint, spec, chosen, memory, packing)
+        stored = fingerprint(checkpoint, digests)
     else:
-        fill_dummy(spec, chosen, memory, seed)
+        fill_dummy(spec, chosen, memory, seed, packing)
         stored = f"dummy {seed}"
-    weights = assemble(spec, chosen, memory)
+    weights = assemble(spec, chosen, memory, packing)
     return Model(
         name=str(model),
         path=source.path,
@@ -190,40 +197,13 @@ def load_model(
         tokenizer=tokenizer,
         generation=generation,
         eos_ids=_eos_ids(generation, tokenizer, spec.vocab),
-        fingerprint=hashlib.sha256(f"{spec} {chosen} {stored}".encode()).hexdigest(),
+        fingerprint=hashlib.sha256(
+            f"{spec} {chosen} {stored} {packing.description}".encode()
+        ).hexdigest(),
         weight_bytes=weights.nbytes,
         max_model_len=positions,
         notes=checkpoint.notes if checkpoint is not None else (),
     )
-
-
-def fill_dummy(spec: ModelSpec, dtype: DType, memory: Tensor, seed: int) -> None:
-    """Random weights: matrices from a normal distribution, norms 1, biases 0.
-
-    Made on the host, so that a seed gives the same weights on every device; by all processors, as
-    one takes 5 ns for each number.
-    """
-    blocks: list[Tensor] = []
-    for weight, view in place(spec, dtype, memory):
-        if weight.is_matrix:
-            blocks += torch.split(view, max(1, (1 << 22) // view.shape[1]))
-        else:
-            view.fill_(1.0 if weight.is_norm else 0.0)
-    generator = torch.Generator().manual_seed(seed)
-    seeds = torch.randint(2**31, (len(blocks),), generator=generator).tolist()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for some in range(0, len(blocks), DUMMY_BLOCKS):
-            part = blocks[some : some + DUMMY_BLOCKS]
-            shapes = [block.shape for block in part]
-            drawn = pool.map(_draw, shapes, seeds[some : some + DUMMY_BLOCKS])
-            for block, numbers in zip(part, drawn, strict=True):
-                block.copy_(numbers)
-
-
-def _draw(shape: torch.Size, seed: int) -> Tensor:
-    """float32 from a normal distribution. Uses no OpenMP, whose teams of threads would stay."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.empty(shape).normal_(0.0, DUMMY_SCALE, generator=generator)
 
 
 def _check_shape(source: Source, device: Device) -> None:
@@ -261,8 +241,28 @@ def _choose_length(wanted: int | None, spec: ModelSpec) -> int:
     return wanted
 
 
-def _allocate(name: str, spec: ModelSpec, dtype: DType, device: Device) -> Tensor:
-    needed, free = weight_bytes(spec, dtype), device.memory.info().free
+def _choose_packing(quantize: Quantize | None, spec: ModelSpec, device: Device) -> Packing:
+    if quantize is None:
+        return NOTHING_PACKED
+    products = device.extension(PackedMatrices)  # type: ignore[type-abstract]
+    formats = formats_for(spec, quantize)
+    if products is None or not all(map(products.multiplies, formats.values())):
+        raise ConfigError(
+            f"quantize {quantize}: {device.info.backend} has no products with such weights",
+            fix="leave it out, or use another backend: kvrt doctor lists them",
+        )
+    left = [part.name for part in matrices_of(spec) if part.name not in formats]
+    if left:
+        log.warning(
+            "quantize %s: kept as floats, as their rows are no multiple of 32: %s",
+            quantize,
+            few(left),
+        )
+    return Packing(formats, products)
+
+
+def _allocate(name: str, needed: int, dtype: DType, device: Device) -> Tensor:
+    free = device.memory.info().free
     if needed > free:
         raise CapacityError(
             f"the weights of {name} take {needed:,} bytes in {dtype}, but {device.info.name} has"

@@ -1,10 +1,20 @@
-"""The dense operators of a decoder in plain torch, for devices that bring none of their own."""
+"""The operators of a decoder: in plain torch, for devices that bring none of their own, and for
+weights some of which stay codes.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kvrt.spi import Activation, HeadNorm, PagedAttention, Rotation
+from kvrt.spi import (
+    Activation,
+    DenseOps,
+    HeadNorm,
+    Matrices,
+    PackedMatrices,
+    PagedAttention,
+    Rotation,
+)
 
 
 class TorchOps:
@@ -67,6 +77,45 @@ class TorchOps:
             _rotate(q, cos, sin)
             _rotate(k, cos, sin)
         self._attention.append(plan, layer, k, v)
+
+
+class MixedOps:
+    """The operators of a model whose weights are floats or codes.
+
+    Args:
+        dense: for weights that are floats, and everything else.
+        packed: for weights that are codes.
+    """
+
+    def __init__(self, dense: DenseOps, packed: PackedMatrices) -> None:
+        self._dense = dense
+        self._packed = packed
+        self.rms_norm = dense.rms_norm
+        self.rotate_append = dense.rotate_append
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor | Matrices,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        if isinstance(weight, tuple):
+            return self._packed.linear(x, weight, bias, residual, out)
+        return self._dense.linear(x, weight, bias, residual, out)
+
+    def gated_linear(
+        self,
+        x: Tensor,
+        weight: Tensor | Matrices,
+        activation: Activation,
+        bias: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        if isinstance(weight, tuple):
+            return self._packed.gated_linear(x, weight, activation, bias, out)
+        return self._dense.gated_linear(x, weight, activation, bias, out)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:

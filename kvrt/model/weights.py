@@ -8,16 +8,17 @@ products: q, k and v; the attention's output; gate and up; down.
     gate_up   [2 * intermediate, hidden]                       gate's rows, then up's
     down      [hidden, intermediate]
 
-Matrices have the dtype the model is loaded in. Norm weights and biases are float32 always: they
-are thousandths of the bytes, and every kernel adds and scales in float32.
+Matrices have the dtype the model is loaded in, or stay the codes that they are in the checkpoint
+(`Packing`). Norm weights and biases are float32 always: they are thousandths of the bytes, and
+every kernel adds and scales in float32.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from kvrt.model.spec import ModelSpec
-from kvrt.spi import ITEM_BYTES, DType
+from kvrt.spi import ITEM_BYTES, DType, Matrices, Matrix, PackedMatrices, WeightFormat
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,11 +65,34 @@ class Weight:
     def shape(self) -> tuple[int, ...]:
         return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
 
-    def nbytes(self, dtype: DType) -> int:
-        """Bytes in the arena, up to the next weight's address."""
-        item = ITEM_BYTES[dtype if self.is_matrix else "float32"]
-        exact = item * sum(part.numel for part in self.parts)
-        return -(-exact // ALIGNMENT) * ALIGNMENT
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Which weights stay codes, and what multiplies them.
+
+    Args:
+        formats: of tensors of the checkpoint, by name. A weight stays codes if all its parts do.
+        products: the device's; None if there are no formats.
+    """
+
+    formats: Mapping[str, WeightFormat] = field(default_factory=dict)
+    products: PackedMatrices | None = None
+
+    def formats_of(self, weight: Weight) -> tuple[WeightFormat, ...]:
+        """Those of a weight's parts; none if it is kept as floats."""
+        formats = [self.formats.get(part.name) for part in weight.parts]
+        found = tuple(format for format in formats if format is not None)
+        return found if len(found) == len(formats) else ()
+
+    @property
+    def description(self) -> str:
+        """As what each tensor is kept, and how it is multiplied."""
+        kept = sorted(self.formats.items())
+        return repr([(*one, self.products and self.products.rounds(one[1])) for one in kept])
+
+
+NOTHING_PACKED = Packing()
+"""Everything is kept as floats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +100,11 @@ class LayerWeights:
     """The weights of one layer, as views of the arena. See the module for their shapes."""
 
     attention_norm: "Tensor"
-    qkv: "Tensor"
-    o: "Tensor"
+    qkv: "Tensor | Matrices"
+    o: "Tensor | Matrices"
     mlp_norm: "Tensor"
-    gate_up: "Tensor"
-    down: "Tensor"
+    gate_up: "Tensor | Matrices"
+    down: "Tensor | Matrices"
     q_norm: "Tensor | None" = None
     k_norm: "Tensor | None" = None
     qkv_bias: "Tensor | None" = None
@@ -101,11 +125,19 @@ class Weights:
         nbytes: bytes of the arena.
     """
 
-    embedding: "Tensor"
+    embedding: "Tensor | Matrices"
     layers: tuple[LayerWeights, ...]
     final_norm: "Tensor"
-    head: "Tensor"
+    head: "Tensor | Matrices"
     nbytes: int
+
+    @property
+    def packed(self) -> bool:
+        """Whether any stays codes."""
+        every = [self.embedding, self.head]
+        for layer in self.layers:
+            every += (layer.qkv, layer.o, layer.gate_up, layer.down)
+        return any(isinstance(weight, tuple) for weight in every)
 
 
 def weights_of(spec: ModelSpec) -> Iterator[Weight]:
@@ -148,13 +180,19 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
         yield Weight(None, "head", (Part("lm_head.weight", (spec.vocab, hidden)),))
 
 
-def weight_bytes(spec: ModelSpec, dtype: DType) -> int:
+def weight_bytes(spec: ModelSpec, dtype: DType, packing: Packing = NOTHING_PACKED) -> int:
     """Bytes that a model's weights take in memory."""
-    return sum(weight.nbytes(dtype) for weight in weights_of(spec))
+    return sum(
+        _aligned(nbytes)
+        for weight in weights_of(spec)
+        for nbytes in _piece_bytes(weight, dtype, packing)
+    )
 
 
-def place(spec: ModelSpec, dtype: DType, arena: "Tensor") -> Iterator[tuple[Weight, "Tensor"]]:
-    """Each weight with its view of the arena.
+def place(
+    spec: ModelSpec, dtype: DType, arena: "Tensor", packing: Packing = NOTHING_PACKED
+) -> Iterator[tuple[Weight, "Tensor | Matrices"]]:
+    """Each weight with its view of the arena, or the matrices that it consists of there.
 
     Args:
         arena: uint8 [`weight_bytes`], on any device.
@@ -163,18 +201,47 @@ def place(spec: ModelSpec, dtype: DType, arena: "Tensor") -> Iterator[tuple[Weig
 
     at = 0
     for weight in weights_of(spec):
-        kind = getattr(torch, dtype if weight.is_matrix else "float32")
-        numel = sum(part.numel for part in weight.parts)
-        view = arena[at : at + numel * kind.itemsize].view(kind)
-        yield weight, view.view(weight.shape)
-        at += weight.nbytes(dtype)
+        pieces: list[Tensor] = []
+        for nbytes in _piece_bytes(weight, dtype, packing):
+            pieces.append(arena[at : at + nbytes])
+            at += _aligned(nbytes)
+        formats = packing.formats_of(weight)
+        if formats:
+            yield (
+                weight,
+                tuple(
+                    Matrix(format, piece, *part.shape)
+                    for format, piece, part in zip(formats, pieces, weight.parts, strict=True)
+                ),
+            )
+        else:
+            kind = getattr(torch, dtype if weight.is_matrix else "float32")
+            yield weight, pieces[0].view(kind).view(weight.shape)
 
 
-def assemble(spec: ModelSpec, dtype: DType, arena: "Tensor") -> Weights:
+def _piece_bytes(weight: Weight, dtype: DType, packing: Packing) -> list[int]:
+    """Bytes of what a weight consists of in the arena: its matrices, or one block of floats."""
+    if formats := packing.formats_of(weight):
+        assert packing.products is not None
+        return [
+            packing.products.nbytes(format, *part.shape)
+            for format, part in zip(formats, weight.parts, strict=True)
+        ]
+    item = ITEM_BYTES[dtype if weight.is_matrix else "float32"]
+    return [item * sum(part.numel for part in weight.parts)]
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def assemble(
+    spec: ModelSpec, dtype: DType, arena: "Tensor", packing: Packing = NOTHING_PACKED
+) -> Weights:
     """The weights in an arena that has been filled."""
-    model: dict[str, Tensor] = {}
-    layers: list[dict[str, Tensor]] = [{} for _ in spec.layers]
-    for weight, view in place(spec, dtype, arena):
+    model: dict[str, Any] = {}
+    layers: list[dict[str, Any]] = [{} for _ in spec.layers]
+    for weight, view in place(spec, dtype, arena, packing):
         (model if weight.layer is None else layers[weight.layer])[weight.field] = view
     return Weights(
         embedding=model["embedding"],

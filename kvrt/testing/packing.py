@@ -16,6 +16,7 @@ from kvrt.spi import (
     Device,
     DeviceOptions,
     Extension,
+    GraphCapture,
     Matrices,
     Matrix,
     PackedMatrices,
@@ -120,8 +121,11 @@ class PackingDevice(Wrapper):
         self._matrices = TorchMatrices(exact)
 
     def extension(self, kind: type[Extension]) -> Extension | None:
-        if kind is cast(type, PackedMatrices):
+        asked = cast(type, kind)
+        if asked is PackedMatrices:
             return cast(Extension, self._matrices)
+        if asked is GraphCapture:  # it would not record these products
+            return None
         return super().extension(kind)
 
 

@@ -158,8 +158,8 @@ DRAWN = {
     ),
     "weights are packed without a gap": M(
         "kvrt.model.weights",
-        "return -(-exact // ALIGNMENT) * ALIGNMENT",
-        "return exact",
+        "return -(-nbytes // ALIGNMENT) * ALIGNMENT",
+        "return nbytes",
         "model/test_checkpoint.py",
     ),
     "the peak is the least there ever was": M(

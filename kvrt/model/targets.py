@@ -1,0 +1,101 @@
+"""Where the numbers of a checkpoint's tensor go, and as what they are kept there."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from kvrt.model.packed.quantize import LARGEST, quantized
+from kvrt.model.weights import Packing, Part, Weight
+from kvrt.spi import Matrices, Matrix, PackedMatrices
+
+
+class Floats:
+    """They are kept as floats.
+
+    Args:
+        view: of the arena, contiguous.
+    """
+
+    def __init__(self, view: Tensor) -> None:
+        self._view = view
+        self._at = 0
+        self.kept_as = str(view.dtype).removeprefix("torch.")
+        self.largest = torch.finfo(view.dtype).max
+
+    def put(self, source: Tensor) -> None:
+        """The numbers that come next."""
+        end = self._at + source.numel()
+        self._view.view(-1)[self._at : end].copy_(source)
+        self._at = end
+
+    def finish(self, paired: int = 0) -> None:
+        """All have come.
+
+        Args:
+            paired: of how many heads the rows are in pairs, and are to be parted; see `parted`.
+        """
+        if paired:
+            for head in self._view.view(paired, -1, *self._view.shape[1:]):
+                head.copy_(parted(head, 1))
+
+
+class Codes:
+    """They are made into codes.
+
+    Args:
+        matrix: its place in the arena.
+        products: what lays it out there.
+    """
+
+    def __init__(self, matrix: Matrix, products: PackedMatrices) -> None:
+        self._matrix, self._products = matrix, products
+        self._plain = torch.empty(0, dtype=torch.uint8)
+        self._rest = torch.empty(0)
+        self._row = 0
+        self.kept_as = matrix.format.name
+        self.largest = LARGEST
+
+    def put(self, source: Tensor) -> None:
+        """The numbers that come next."""
+        width = self._matrix.width
+        source = torch.cat((self._rest, source)) if self._rest.numel() else source
+        whole = source.numel() // width * width
+        self._rest = source[whole:].clone()
+        self._add(quantized(source[:whole].view(-1, width)))
+
+    def _add(self, rows: Tensor) -> None:
+        if not self._plain.numel():
+            self._plain = rows.new_empty(self._matrix.out, rows.shape[1])
+        end = self._row + len(rows)
+        self._plain[self._row : end] = rows
+        self._row = end
+
+    def finish(self, paired: int = 0) -> None:
+        """All have come; see `Floats.finish`. Lays the matrix out."""
+        matrix, plain = self._matrix, self._plain
+        if paired:
+            plain = parted(plain, paired)
+        self._products.pack(matrix.format, plain, matrix.width, matrix.data)
+        self._plain = torch.empty(0, dtype=torch.uint8)
+
+
+def parted(rows: Tensor, heads: int) -> Tensor:
+    """Rows of which each head's are in pairs, (i, i + half) beside each other, in their order."""
+    pairs = rows.view(heads, -1, 2, *rows.shape[1:])
+    return pairs.transpose(1, 2).reshape(rows.shape)
+
+
+Target = Floats | Codes
+
+
+def targets_of(
+    weight: Weight, view: Tensor | Matrices, packing: Packing
+) -> Iterator[tuple[Part, Target]]:
+    """The parts of a weight, with where they go in its place (`weights.place`)."""
+    if isinstance(view, Tensor):
+        views = torch.split(view, [part.shape[0] for part in weight.parts])
+        return zip(weight.parts, map(Floats, views), strict=True)
+    assert packing.products is not None
+    codes = [Codes(matrix, packing.products) for matrix in view]
+    return zip(weight.parts, codes, strict=True)

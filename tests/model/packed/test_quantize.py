@@ -1,0 +1,186 @@
+"""Float weights made into codes at load: their bits, what models compute of them, refusals."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, quants
+from safetensors.torch import load_file, save_file
+
+from kvrt import registry
+from kvrt.errors import ConfigError, ModelError
+from kvrt.model.loader import Model, load_model
+from kvrt.model.packed.ggml import TYPES, to_plain
+from kvrt.model.packed.quantize import INT8, quantized
+from kvrt.spi import Device, Matrix
+from kvrt.spi.plain import unpack
+from kvrt.testing.packing import PackingDevice
+from kvrt.wrappers import Checked
+from tests.model.checkpoints import make_model, save_model
+from tests.model.stepping import stepping
+
+WEIGHTS = "model.safetensors"
+FAMILIES = ("llama-3", "llama-biases", "qwen-3", "mistral")
+
+
+def test_int8_has_the_bits_of_the_reference_quantiser() -> None:
+    values = torch.randn(40, 256, generator=torch.Generator().manual_seed(0))
+    values[1] = 0
+    values[2] *= 1e-6
+    values[3] = values[3].sign() * 63.5  # halves of codes
+    values[3, ::32] = 127
+    values[4] *= 1e4
+    blocks = quants.quantize(values.numpy(), GGMLQuantizationType.Q8_0)
+    want = to_plain(TYPES["Q8_0"], torch.from_numpy(np.ascontiguousarray(blocks)).view(-1), 256)
+    assert torch.equal(quantized(values), want)
+
+
+@pytest.fixture(params=["null", "cpu"])
+def base(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def opened(base: str, *, exact: bool) -> Device:
+    return Checked(PackingDevice(registry.load(base, timeout=60).open(), exact=exact))
+
+
+@pytest.fixture
+def device(base: str) -> Iterator[Device]:
+    device = opened(base, exact=True)
+    yield device
+    device.close()
+
+
+def logits_of(model: Model, device: Device) -> torch.Tensor:
+    """Of a text, in two chunks and then token by token."""
+    tokens = list(range(3, 40))
+    with stepping(model, device, texts=1, longest=48) as stepper:
+        text = stepper.add(tokens)
+        for count in (20, 13, 1, 1, 1, 1):
+            stepper.step([(text, count)])
+    return torch.stack(text.logits)
+
+
+def dequantised(folder: Path, to: Path) -> Path:
+    """The same model whose matrices are the values of its codes."""
+    to.mkdir()
+    (to / "config.json").write_text((folder / "config.json").read_text())
+    tensors = load_file(folder / WEIGHTS)
+    for name, tensor in tensors.items():
+        if tensor.dim() == 2:
+            tensors[name] = unpack(INT8, quantized(tensor), tensor.shape[1])
+    save_file(tensors, to / WEIGHTS)
+    return to
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_computes_with_the_values_of_its_codes(
+    family: str, base: str, device: Device, tmp_path: Path
+) -> None:
+    folder = save_model(make_model(family), tmp_path / "floats")
+    model = load_model(folder, device, quantize="int8")
+    exact = load_model(dequantised(folder, tmp_path / "values"), device)
+    got, want = logits_of(model, device), logits_of(exact, device)
+    assert torch.allclose(got, want, rtol=1e-4, atol=1e-5)
+    rounding = opened(base, exact=False)
+    rounded = logits_of(load_model(folder, rounding, quantize="int8"), rounding)
+    rounding.close()
+    assert not torch.equal(rounded, got)
+    assert (rounded - want).square().mean() < 0.1**2 * want.square().mean()
+
+
+def test_the_bundled_model_hardly_notices() -> None:
+    """Kullback-Leibler divergence of the next token's distribution, in nats, over a text."""
+    text = Path(__file__).read_text()[:1200]
+    found = {}
+    for quantize, exact in ((None, True), ("int8", True), ("int8", False)):
+        device = opened("cpu", exact=exact)
+        model = load_model("tiny", device, quantize=quantize)
+        tokens = model.encode(text)
+        with stepping(model, device, texts=1, longest=len(tokens)) as stepper:
+            one = stepper.add(tokens)
+            stepper.step([(one, len(tokens))])
+        found[quantize, exact] = torch.stack(one.logits).log_softmax(-1)
+        device.close()
+    true = found[None, True]
+    for codes, most in ((("int8", True), 2e-4), (("int8", False), 4e-3)):
+        divergence = (true.exp() * (true - found[codes])).sum(-1).mean()
+        assert 0 < divergence < most
+
+
+def test_matrices_are_as_small_as_their_codes_and_a_tied_head_is_one_copy(
+    device: Device, tmp_path: Path
+) -> None:
+    folder = save_model(make_model("llama-3"), tmp_path)
+    model = load_model(folder, device, quantize="int8")
+    weights = model.decoder.weights
+    assert weights.head is weights.embedding
+    in_file = load_file(folder / WEIGHTS).values()
+    matrices = sum(tensor.numel() for tensor in in_file if tensor.dim() == 2)
+    vectors = sum(tensor.numel() for tensor in in_file if tensor.dim() == 1)
+    assert model.weight_bytes < 1.1 * (matrices * 34 / 32 + 4 * vectors) + 4096
+    for layer in weights.layers:
+        for weight in (layer.qkv, layer.o, layer.gate_up, layer.down):
+            assert isinstance(weight, tuple)
+            assert all(isinstance(matrix, Matrix) for matrix in weight)
+
+
+def test_a_device_without_such_products_refuses(cpu: Device, plain: Device, tmp_path: Path) -> None:
+    folder = save_model(make_model("llama-3"), tmp_path)
+    with pytest.raises(ConfigError, match="quantize int8: null has no products with such weights"):
+        load_model(folder, plain, quantize="int8")
+
+
+def test_rows_that_are_no_whole_groups_stay_floats(
+    device: Device, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save_model(make_model("smollm-2"), tmp_path)  # 48 wide
+    model = load_model(folder, device, quantize="int8")
+    assert isinstance(model.decoder.weights.layers[0].qkv, torch.Tensor)
+    assert isinstance(model.decoder.weights.layers[0].down, tuple)
+    assert "rows are no multiple of 32" in caplog.text
+    assert torch.equal(logits_of(model, device), logits_of(model, device))
+
+
+def test_what_is_computed_with_is_in_the_fingerprint(base: str, tmp_path: Path) -> None:
+    folder = save_model(make_model("llama-3"), tmp_path)
+    found = set()
+    for exact in (True, False):
+        device = opened(base, exact=exact)
+        found.add(load_model(folder, device, quantize="int8").fingerprint)
+        found.add(load_model(folder, device).fingerprint)
+        device.close()
+    assert len(found) == 3
+
+
+def test_random_weights_can_be_codes(device: Device, tmp_path: Path) -> None:
+    folder = save_model(make_model("llama-3"), tmp_path)
+    options: dict[str, Any] = {"load_format": "dummy", "quantize": "int8"}
+    one, other = (load_model(folder, device, seed=seed, **options) for seed in (1, 2))
+    again = load_model(folder, device, seed=1, **options)
+    logits = [logits_of(model, device) for model in (one, other, again)]
+    assert torch.equal(logits[0], logits[2])
+    assert not torch.equal(logits[0], logits[1])
+    assert logits[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("model.layers.1.mlp.up_proj.weight", float("nan"), "not finite"),
+        ("model.embed_tokens.weight", float("inf"), "not finite"),
+        ("model.layers.1.mlp.down_proj.weight", 1e30, r"value 1e\+30, too large for q8_0"),
+    ],
+)
+def test_a_value_that_no_code_can_be_is_refused(
+    device: Device, tmp_path: Path, name: str, value: float, says: str
+) -> None:
+    folder = save_model(make_model("llama-2"), tmp_path)
+    tensors = load_file(folder / WEIGHTS)
+    tensors[name][7, 5] = value
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(ModelError, match=f"{name}.*{says}"):
+        load_model(folder, device, quantize="int8")
