@@ -1,5 +1,6 @@
 """The KV memory of several groups of layers: whatever comes, sequences find their own tokens."""
 
+import math
 import random
 import zlib
 from collections import Counter
@@ -36,16 +37,17 @@ class Life:
         device: a real one.
         kind: of groups; see `shapes`.
         rng: what happens.
+        ttl: of cached pages, in steps.
     """
 
-    def __init__(self, device: Device, kind: str, rng: random.Random) -> None:
+    def __init__(self, device: Device, kind: str, rng: random.Random, ttl: float = TTL) -> None:
         kinds, windows = zip(*map(kind_and_window, kind.split("+")), strict=True)
         self.rng, self.kind = rng, kind
         self.now, self.step, self.ids = 0.0, 0, 0
         self.pages = LocalPages(device, [layout(each) for each in kinds], 200, poison=True)
         self.cache = KVCache(self.pages, limit_bytes=chunks_for(kind, 40) * CHUNK, windows=windows)
         self.reuse = PrefixReuse(
-            self.cache.table.groups, EVICTIONS["lru"](), ttl=TTL, now=lambda: self.now
+            self.cache.table.groups, EVICTIONS["lru"](), ttl=ttl, now=lambda: self.now
         )
         self.memory = Memory(self.cache, self.reuse)
         self.prefixes = Prefixes(SimpleNamespace(memory=self.memory))  # type: ignore[arg-type]
@@ -221,3 +223,37 @@ def test_sequences_read_what_was_computed_of_their_tokens(null_device: Device, k
         seen += life.seen
     assert min(seen[what] for what in WHATEVER) > 0, seen
     assert seen["cached"] > 20, seen
+
+
+@pytest.mark.parametrize("ttl", [TTL, 1e9, math.inf])
+def test_memory_that_rests_says_when_it_will_have_more_to_give_back(
+    null_device: Device, ttl: float
+) -> None:
+    life = Life(null_device, "many in a chunk 0 0", random.Random(1), ttl)
+    assert life.memory.rest() is None, "nothing is cached"
+    life.add()
+    while [*life.running, *life.waiting]:
+        life.go_on()
+    assert life.cache.stats().cached_pages > 0
+    ended, life.now = life.now, life.now + 4
+    soon = life.memory.rest()
+    longest = 3600.0  # that a system can wait for
+    assert soon == (None if ttl == math.inf else min(ttl - 4, longest))
+    life.now = ended + ttl
+    assert life.memory.rest() is None
+    left = life.cache.stats().cached_pages
+    assert left == len([*life.reuse.index])
+    assert (left == 0) == (ttl < math.inf)
+    life.cache.close()
+
+
+def test_steps_of_few_tokens_say_nothing_about_the_speed_of_prefill(null_device: Device) -> None:
+    life = Life(null_device, "many in a chunk 0 0", random.Random(1))
+    cost = life.reuse.cost
+    unknown = cost.bring_back(10, SIZE, stored=False)
+    life.memory.measured(63, 100, 6.3)
+    assert cost.bring_back(10, SIZE, stored=False) == unknown
+    life.memory.measured(64, 100, 6.4)
+    assert cost.bring_back(10, SIZE, stored=False) == pytest.approx(1.0)
+    Memory(life.cache).measured(64, 100, 6.4)  # that finds nothing again, and forgets it
+    life.cache.close()
