@@ -72,6 +72,8 @@ def test_a_correct_step_passes(device: Device, batch: AttentionBatch) -> None:
         ({"query_start": [0, 4, 5]}, "query_start = .*must be a tensor"),
         ({"context_len": ints(3, 1)}, r"context_len\[0\] = 3: must include the 4 tokens"),
         ({"context_len": ints(9, 0)}, r"context_len\[1\] = 0: must include the 1 tokens"),
+        ({"context_len": ints(4, 0)}, r"context_len\[1\] = 0: must include the 1 tokens"),
+        ({"query_start": ints(0, 0, -1)}, r"query_start\[2\] = -1: is less than 0 before it"),
         ({"context_len": ints(90, 1)}, r"page_table = \[2, 5\]: sequence 0 has 90 tokens and"),
         ({"context_len": ints(9)}, "query_start = .*1 sequences need 2 entries"),
         ({"context_len": ints()}, "a batch has at least one sequence"),
@@ -526,6 +528,31 @@ def test_rotations_and_norms_are_checked(
         assert calls[-1].name == "attention.plan"
         angles = Rotation(rows(5, 8), rows(5, 8))
         operators.rotate_append(plan, 0, q, k, v, angles, HeadNorm(rows(16), rows(16), 1e-6))
+
+
+class Wide(Wrapper):
+    """A device that says that it computes in either dtype."""
+
+    @property
+    def info(self) -> DeviceInfo:
+        return replace(super().info, compute_dtypes=("float32", "bfloat16"))
+
+
+@pytest.mark.parametrize("other", range(3))
+def test_queries_keys_and_values_have_one_dtype(other: int) -> None:
+    device = Checked(Wide(registry.load("cpu").open()))
+    operators = device.extension(DenseOps)  # type: ignore[type-abstract]
+    assert operators is not None
+    with PagedKV(device, LAYOUT, 12) as pages:
+        batch = pages.batch([pages.take(9), pages.take(1)], [9, 1], [4, 1])
+        plan = device.attention.plan(batch)
+        q, k, v = (
+            rows(5, heads, 16, dtype=torch.bfloat16 if at == other else torch.float32)
+            for at, heads in enumerate((4, 2, 2))
+        )
+        with pytest.raises(ContractError, match="dtype"):
+            operators.rotate_append(plan, 0, q, k, v, None, None)
+    device.close()
 
 
 def test_a_layout_is_checked_again_when_it_changes(device: Device, batch: AttentionBatch) -> None:

@@ -158,3 +158,22 @@ def test_a_size_that_is_too_small_is_the_devices_fault() -> None:
     device.close()
     with pytest.raises(ContractError, match="close"):
         graphs.size(1)
+
+
+@pytest.mark.parametrize(
+    ("size", "right"), [(0, True), (8, True), (9, True), (7, False), (8.0, False), (None, False)]
+)
+def test_a_size_of_a_recorded_step_is_none_or_enough(size: object, right: bool) -> None:
+    class Sized(Wrapper):
+        def around(self, name: str, call: Any, *args: Any, **kwargs: Any) -> Any:
+            return size if name == "graphs.size" else call(*args, **kwargs)
+
+    device = Checked(Sized(registry.load("cpu").open()))
+    graphs = device.extension(GraphCapture)  # type: ignore[type-abstract]
+    assert graphs is not None
+    if right:
+        assert graphs.size(8) == size
+    else:
+        with pytest.raises(ContractError, match=r"graphs.size\(8\) = .*is neither 0 nor enough"):
+            graphs.size(8)
+    device.close()

@@ -66,6 +66,20 @@ OPENING: dict[str, Row] = {
         "device.info = replace(device.info, capabilities=frozenset({'ALIASING'}))",
         "must be a set of members of kvrt.spi.Capability",
     ),
+    "no_dtypes": (
+        "device.info = replace(device.info, compute_dtypes=())",
+        "info.compute_dtypes = (): must name some of",
+    ),
+    "odd_weights": (
+        "device.info = replace(device.info, weight_dtypes=('float32', 'int3'))",
+        "info.weight_dtypes = ('float32', 'int3'): must name some of",
+    ),
+    "odd_formats": (
+        "device.info = replace(device.info, kv_formats=('int3',))",
+        "info.kv_formats = ('int3',): must name some of",
+    ),
+    "no_granularity": ("device.info = replace(device.info, granularity=0)", "a power of two"),
+    "granularity_true": ("device.info = replace(device.info, granularity=True)", "power of two"),
     "no_such_torch": (
         "device.info = replace(device.info, torch_device='mychip:0')",
         "info.torch_device = 'mychip:0': torch knows no such device",
@@ -83,6 +97,34 @@ USE: dict[str, Row] = {
     "tensor_list": ("device.memory.tensor = gives([1, 2])", "tensor() = [1, 2]: must be a tensor"),
     "memory_info": ("device.memory.info = gives((1, 2, 3))", "must be a kvrt.spi.MemoryInfo"),
     "no_buffer": ("device.copier.host_buffer = gives(None)", "host_buffer() = None: must be a"),
+    "buffer_elsewhere": (
+        "device.copier.host_buffer = gives(torch.empty(64, dtype=torch.uint8, device='meta'))",
+        "must be in host memory",
+    ),
+    "buffer_short": (
+        "device.copier.host_buffer = gives(torch.empty(63, dtype=torch.uint8))",
+        "the device must give uint8 [64]",
+    ),
+    "buffer_words": (
+        "device.copier.host_buffer = gives(torch.empty(64))",
+        "the device must give uint8 [64]",
+    ),
+    "tensor_elsewhere": (
+        "device.memory.tensor = gives(torch.empty(64, device='meta'))",
+        "tensor() = float32 [64] with strides [1] on meta: must be on cpu",
+    ),
+    "tensor_far": (
+        "real = device.memory.tensor; device.memory.tensor = lambda *a: real(*a).clone()",
+        "must be 1-D and cover the whole",
+    ),
+    "tensor_short": (
+        "real = device.memory.tensor; device.memory.tensor = lambda *a: real(*a)[:-1]",
+        "must be 1-D and cover the whole",
+    ),
+    "tensor_ints": (
+        "real = device.memory.tensor; device.memory.tensor = lambda *a: real(*a).view(torch.int32)",
+        "must have the dtype float32",
+    ),
     "copy_none": ("device.copier.to_host = gives(None)", "copier.to_host() = None: must be a tick"),
     "fence_none": ("device.fence = gives(None)", "fence() = None: must be a ticket"),
     "sync_raises": ("device.synchronize = raises(KeyError('x'))", "synchronize() raised KeyError"),
