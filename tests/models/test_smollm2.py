@@ -1,0 +1,110 @@
+"""SmolLM2-135M-Instruct, as people have it: a GGUF file in Q4_1 and Q8_0, with its tokenizer.
+
+Texts of two right engines may part where two tokens are about as likely, so what is compared are
+the log-probabilities of all tokens at every place.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+import kvrt
+from kvrt.model.loader import Model, load_model
+from kvrt.registry import open_device
+from kvrt.spi import Device, DType
+from tests.model.stepping import stepping
+from tests.models.real import ROOT, SMOLLM, here, reference
+
+pytestmark = pytest.mark.extra
+
+LENGTH = 512
+KL: dict[DType, float] = {"float32": 1e-9, "bfloat16": 3e-3}
+"""Nats a token, at most. Rounding to bfloat16 costs 0.0014."""
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[Device]:
+    device = open_device("cpu", 0)
+    yield device
+    device.close()
+
+
+@pytest.fixture(scope="module")
+def path() -> Path:
+    return here(SMOLLM)
+
+
+@pytest.fixture(scope="module")
+def judge(path: Path) -> LlamaForCausalLM:
+    return reference(path)
+
+
+def text(model: Model) -> list[int]:
+    ids = model.encode((ROOT / "docs" / "memory.md").read_text())
+    return ids[:LENGTH]
+
+
+def logits(model: Model, device: Device, ids: list[int]) -> Tensor:
+    kv = "float32" if model.dtype == "float32" else "bfloat16"
+    with stepping(model, device, texts=1, longest=len(ids), kv=kv) as stepper:
+        row = stepper.add(ids)
+        while row.left:
+            stepper.step([(row, min(128, row.left))])
+    return torch.stack(row.logits)
+
+
+@pytest.mark.parametrize("dtype", KL)
+def test_the_probabilities_are_those_of_the_unpacked_weights(
+    path: Path, judge: LlamaForCausalLM, device: Device, dtype: DType
+) -> None:
+    model = load_model(path, device, dtype=dtype)
+    ids = text(model)
+    with torch.no_grad():
+        want = judge(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    got = logits(model, device, ids).double().log_softmax(-1)
+    divergence = float((want.exp() * (want - got)).sum(-1).mean())
+    agreement = float((want.argmax(-1) == got.argmax(-1)).double().mean())
+    print(f"{dtype}: KL {divergence:.3g} nats a token, same first token {agreement:.2%}")
+    assert divergence < KL[dtype]
+
+
+def test_the_text_is_that_of_the_unpacked_weights(path: Path, judge: LlamaForCausalLM) -> None:
+    with kvrt.Runtime(path, dtype="float32") as runtime:
+        for prompt in ("The capital of France is", "def fibonacci(n):"):
+            ids = runtime.model.encode(prompt)
+            (result,) = runtime.generate(
+                [prompt], kvrt.SamplingParams(max_tokens=48, temperature=0)
+            )
+            with torch.no_grad():
+                chosen = judge(torch.tensor([ids + list(result.token_ids)])).logits[0].argmax(-1)
+            assert list(result.token_ids) == chosen[len(ids) - 1 : -1].tolist()
+
+
+def test_it_answers_a_question(path: Path) -> None:
+    with kvrt.Runtime(path) as runtime:
+        question = kvrt.Chat([{"role": "user", "content": "Why is the sky blue?"}])
+        (answer,) = runtime.generate([question], kvrt.SamplingParams(max_tokens=60, temperature=0))
+    assert "scatter" in answer.text
+
+
+IDS = {
+    "Hello, we can use": [19556, 28, 392, 416, 722],
+    "The capital of France is": [504, 3575, 282, 4649, 314],
+    "Hello world! 123": [19556, 905, 17, 216, 33, 34, 35],
+    "\n 51": [3805, 37, 33],
+    "  multiple   spaces": [216, 2701, 256, 5600],
+}
+"""As llama.cpp has them; transformers, reading the file, joins the digits to what is before."""
+
+
+def test_ids_are_those_that_the_model_was_trained_with(path: Path, device: Device) -> None:
+    model = load_model(path, device, load_format="dummy")
+    for words, ids in IDS.items():
+        assert model.encode(words) == ids, words
+    everything = (ROOT / "README.md").read_text() + "é漢字🙂\r\n\t"
+    assert model.tokenizer is not None
+    assert model.tokenizer.decode(model.encode(everything)) == everything
