@@ -79,7 +79,7 @@ class RuntimeConfig:
     """How a `kvrt.Runtime` is set up. Checked when made: a bad value is a `ConfigError`.
 
     Args:
-        model: a directory, a hub id, or ``tiny``, the bundled model.
+        model: a directory, a GGUF file, a hub id, or ``tiny``, the bundled model.
         backend: a backend's name, or ``auto``: KVRT_BACKEND, else the first accelerator that
             works, else the CPU.
         device: which of the backend's devices.

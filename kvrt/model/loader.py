@@ -280,6 +280,6 @@ def _eos_ids(
 ) -> frozenset[int]:
     """Chat models often name the end of a turn in one of the files only, so all are taken."""
     ids = set(generation.eos)
-    if tokenizer is not None and tokenizer.eos is not None:
-        ids.add(tokenizer.eos)
+    if tokenizer is not None:
+        ids |= tokenizer.ends
     return frozenset(id for id in ids if id < vocab)

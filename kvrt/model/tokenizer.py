@@ -38,6 +38,7 @@ class Tokenizer:
         tokenizer: the library's.
         named: special tokens by names such as ``bos_token``.
         chat: the model's chat templates, if it has any.
+        ends: tokens that end an answer, beside the one that is named.
 
     Raises:
         ModelError: the library fails on it.
@@ -49,6 +50,8 @@ class Tokenizer:
         tokenizer: tokenizers.Tokenizer,
         named: Mapping[str, str],
         chat: ChatTemplates | None,
+        *,
+        ends: frozenset[int] = frozenset(),
     ) -> None:
         self._path = path
         self._tokenizer = tokenizer
@@ -56,6 +59,7 @@ class Tokenizer:
         self.chat = chat
         self.bos = self._named_id("bos_token")
         self.eos = self._named_id("eos_token")
+        self.ends = ends if self.eos is None else ends | {self.eos}
         ids = tokenizer.get_vocab(with_added_tokens=True)
         added = tokenizer.get_added_tokens_decoder()
         self.longest = max(map(len, [*ids, *(token.content for token in added.values())]))

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import quantize
 from safetensors.torch import load_file
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -75,11 +77,16 @@ ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3"
 PAIRED = ("llama", "smollm3")
 
 
+def rope_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    plain = {"rope_type": "default", "rope_theta": config.get("rope_theta")}
+    return config.get("rope_parameters") or plain
+
+
 def keys_of(folder: Path) -> dict[str, Any]:
     """The keys of the model whose config.json is in a folder."""
     config = json.loads((folder / "config.json").read_text())
     arch = ARCHITECTURES[config["model_type"]]
-    rope = config["rope_parameters"]
+    rope = rope_of(config)
     keys: dict[str, Any] = {
         "block_count": config["num_hidden_layers"],
         "context_length": config["max_position_embeddings"],
@@ -107,7 +114,7 @@ def keys_of(folder: Path) -> dict[str, Any]:
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of the checkpoint in a folder, named and ordered as in a GGUF file: float32."""
     config = json.loads((folder / "config.json").read_text())
-    arch, rope = ARCHITECTURES[config["model_type"]], config["rope_parameters"]
+    arch, rope = ARCHITECTURES[config["model_type"]], rope_of(config)
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
@@ -144,9 +151,45 @@ def tokenizer_keys() -> dict[str, Any]:
     return {f"tokenizer.ggml.{key}": item for key, item in keys.items()}
 
 
+def piece_keys() -> dict[str, Any]:
+    """The keys of a SentencePiece tokenizer of at most `VOCAB` tokens."""
+    words = ["▁", "a", "e", "h", "l", "o", "▁a", "he", "ll", "hell", "hello", "▁hello"]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    keys = {
+        "model": "llama",
+        "tokens": tokens,
+        "scores": [0.0] * 259 + [-float(at) for at in range(len(words))],
+        "token_type": [2, 3, 3, *[6] * 256, *[1] * len(words)],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "unknown_token_id": 0,
+    }
+    return {f"tokenizer.ggml.{key}": item for key, item in keys.items()}
+
+
+def converted_tokenizer(file: Path) -> dict[str, Any]:
+    """The keys of a byte-pair tokenizer that cuts text as GPT-2 does, by its tokenizer.json."""
+    content = json.loads(file.read_text())
+    vocab: dict[str, int] = content["model"]["vocab"]
+    tokens = sorted(vocab, key=vocab.__getitem__)
+    special = {token["content"] for token in content["added_tokens"]}
+    keys = {
+        "model": "gpt2",
+        "pre": "gpt-2",
+        "tokens": tokens,
+        "token_type": [3 if token in special else 1 for token in tokens],
+        "merges": [" ".join(pair) for pair in content["model"]["merges"]],
+        "eos_token_id": 0,
+    }
+    return {f"tokenizer.ggml.{key}": item for key, item in keys.items()}
+
+
 def pack(tensor: torch.Tensor, kind: str) -> Tensor:
-    """A tensor in a float type; one-dimensional ones are F32 in any file."""
+    """A tensor in a type; one-dimensional ones are F32 in any file."""
     kind = "F32" if tensor.dim() == 1 else kind
+    if kind.startswith("Q"):
+        raw = quantize(tensor.numpy(), GGMLQuantizationType[kind]).tobytes()
+        return kind, tuple(tensor.shape), raw
     dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind]
     raw = tensor.to(dtype).contiguous().view(torch.uint8).numpy().tobytes()
     return kind, tuple(tensor.shape), raw

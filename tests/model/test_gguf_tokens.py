@@ -1,7 +1,6 @@
 """Tokenizers in GGUF files: the ids, texts and templates that the model was trained with."""
 
 import itertools
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from kvrt.model.gguf.splits import SPLITS
 from kvrt.model.gguf.tokens import read_tokenizer
 from kvrt.model.resolve import resolve
 from kvrt.model.tokenizer import Tokenizer
-from tests.model.ggufs import tokenizer_keys, write_gguf
+from tests.model.ggufs import converted_tokenizer, tokenizer_keys, write_gguf
 
 ROOT = Path(__file__).parents[2]
 PREFIX = "tokenizer.ggml."
@@ -46,19 +45,9 @@ def error_of(path: Path, **changes: Any) -> ModelError:
 
 def test_the_ids_are_those_of_the_tokenizer_that_the_file_was_made_from(tmp_path: Path) -> None:
     file = resolve("tiny") / "tokenizer.json"
-    model, reference = (
-        json.loads(file.read_text())["model"],
-        tokenizers.Tokenizer.from_file(str(file)),
-    )
-    words = sorted(model["vocab"], key=model["vocab"].__getitem__)
-    given = opened(
-        tmp_path,
-        tokens=words,
-        token_type=[3 if word.startswith("<|") else 1 for word in words],
-        merges=[" ".join(pair) for pair in model["merges"]],
-        bos_token_id=None,
-        eos_token_id=0,
-    )
+    reference = tokenizers.Tokenizer.from_file(str(file))
+    given = opened(tmp_path, **{name.removeprefix(PREFIX): item for name, item in
+                                converted_tokenizer(file).items()}, bos_token_id=None)  # fmt: skip
     for name in ("README.md", "ARCHITECTURE.md", "kvrt/model/gguf/splits.py"):
         text = (ROOT / name).read_text()
         ids = given.encode(text)
@@ -213,6 +202,31 @@ def test_control_tokens_are_special_and_added_ones_are_text(tmp_path: Path) -> N
     assert (tokenizer.bos, tokenizer.eos) == (1, 2)
 
 
+def test_an_answer_ends_at_the_end_of_a_turn_though_the_keys_name_another_token(
+    tmp_path: Path,
+) -> None:
+    keys = tokenizer_keys()
+    tokens = [*keys[PREFIX + "tokens"], "<|eot_id|>", "<|end|>"]
+    types = [*keys[PREFIX + "token_type"], 3, 1]
+    tokenizer = opened(tmp_path, tokens=tokens, token_type=types)
+    assert tokenizer.ends == {2, tokens.index("<|eot_id|>")}
+
+
+@pytest.mark.promise("P25")
+def test_a_chat_template_runs_in_the_sandbox(tmp_path: Path) -> None:
+    keys = {
+        "general.architecture": "llama",
+        **tokenizer_keys(),
+        "tokenizer.chat_template": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    }
+    tokenizer = read_tokenizer(open_gguf(write_gguf(tmp_path / "t.gguf", keys)), 300)
+    assert tokenizer is not None
+    with pytest.raises(
+        ModelError, match=r"t\.gguf: tokenizer\.chat_template: chat template is not"
+    ):
+        tokenizer.encode_chat(Chat([{"role": "user", "content": "hi"}]))
+
+
 def test_chat_templates_are_found_by_name_and_see_the_special_tokens(tmp_path: Path) -> None:
     keys = {
         "general.architecture": "llama",
@@ -241,6 +255,8 @@ def test_chat_templates_are_found_by_name_and_see_the_special_tokens(tmp_path: P
         ({"merges": ["no such"]}, "no"),
         ({"bos_token_id": 1 << 30}, "tokenizer.ggml.bos_token_id is"),
         ({"add_bos_token": 7}, "tokenizer.ggml.add_bos_token is 7"),
+        ({"tokens": ["a" * 1025], "token_type": [1]}, "tokenizer.ggml.tokens has one of 1025"),
+        ({"tokens": ["a" * 65, "b" * 65], "token_type": [1, 1]}, "and 130 in all"),
         (pieces(["a"], [0.0]) | {"scores": [0.0]}, "tokenizer.ggml.scores has 1"),
     ],
 )

@@ -34,7 +34,7 @@ ALIGNMENT = "general.alignment"
 # within a second.
 MAX_KEYS = 1 << 14
 MAX_TENSORS = 1 << 16
-MAX_STRINGS = 1 << 22
+MAX_STRINGS = 1 << 21
 """Strings in all arrays together: tokens and merges."""
 MAX_NAME = 1 << 10
 

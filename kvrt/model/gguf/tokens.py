@@ -30,6 +30,14 @@ NAMES: Mapping[str, str] = {
 
 TEMPLATE = "tokenizer.chat_template"
 SPACE = "▁"
+MAX_LENGTH, MEAN_LENGTH = 1 << 10, 1 << 6
+"""Characters of tokens. Published vocabularies have runs of 256, and 7 on the mean; what is built
+of them takes time by the square of the longest."""
+
+ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>",
+        "<|end_of_text|>")  # fmt: skip
+"""Control tokens that end an answer wherever they are. Keys name one of them only, and in files of
+chat models often that which ends a text, not a turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +47,14 @@ class Vocabulary:
     Args:
         fields: the keys under ``tokenizer.ggml.``
         tokens: by id; no two are alike.
+        ids: by token.
         types: what each is.
     """
 
     fields: Fields
     tokens: Sequence[str]
+    ids: dict[str, int]
     types: Sequence[int]
-
-    @property
-    def ids(self) -> dict[str, int]:
-        return {token: id for id, token in enumerate(self.tokens)}
 
     def text(self, name: str) -> str | None:
         """The token that ``name_token_id`` gives the id of."""
@@ -85,7 +91,14 @@ def read_tokenizer(gguf: GGUF, vocab: int) -> Tokenizer | None:
     except BaseException as error:
         raise blamed(error, gguf.path) from None
     named = {name: token for key, name in NAMES.items() if (token := words.text(key)) is not None}
-    return Tokenizer(gguf.path, tokenizer, named, _templates(gguf, named))
+    ends = {id for token in ENDS if (id := words.ids.get(token, -1)) >= 0}
+    return Tokenizer(
+        gguf.path,
+        tokenizer,
+        named,
+        _templates(gguf, named),
+        ends=frozenset(id for id in ends if words.types[id] == CONTROL),
+    )
 
 
 def _vocabulary(fields: Fields, vocab: int) -> Vocabulary:
@@ -95,11 +108,18 @@ def _vocabulary(fields: Fields, vocab: int) -> Vocabulary:
     types = fields.items("token_type", int, [NORMAL] * len(tokens))
     if len(types) != len(tokens):
         raise fields.error("token_type", f"has {len(types)} items for {len(tokens)} tokens")
-    if len(set(tokens)) < len(tokens):
-        seen: set[str] = set()
-        twice = next(token for token in tokens if token in seen or seen.add(token))  # type: ignore[func-returns-value]
+    ids = {token: id for id, token in enumerate(tokens)}
+    if len(ids) < len(tokens):
+        twice = next(token for id, token in enumerate(tokens) if ids[token] != id)
         raise fields.error("tokens", f"has {shown(twice)} twice", fix=AGAIN)
-    return Vocabulary(fields, tokens, types)
+    longest, total = max(map(len, tokens)), sum(map(len, tokens))
+    if longest > MAX_LENGTH or total > MEAN_LENGTH * len(tokens):
+        raise fields.error(
+            "tokens",
+            f"has one of {longest} characters, and {total} in all; at most {MAX_LENGTH} and"
+            f" {MEAN_LENGTH} a token are accepted",
+        )
+    return Vocabulary(fields, tokens, ids, types)
 
 
 # --- kinds of tokenizers -------------------------------------------------------------------------
@@ -129,11 +149,10 @@ def _byte_pairs(words: Vocabulary) -> tokenizers.Tokenizer:
 
 
 def _pair(fields: Fields, merge: str) -> tuple[str, str]:
-    # A token may begin with the space that stands between the two, in some old vocabularies.
-    left, space, right = merge[:1], *merge[1:].partition(" ")[1:]
-    if not space:
+    at = merge.find(" ", 1)  # a token may begin with a space, in some old vocabularies
+    if at < 0:
         raise fields.error("merges", f"has {shown(merge)}, which is no pair", fix=AGAIN)
-    return left + merge[1:].partition(" ")[0], right
+    return merge[:at], merge[at + 1 :]
 
 
 def _pieces(words: Vocabulary) -> tokenizers.Tokenizer:
@@ -143,12 +162,10 @@ def _pieces(words: Vocabulary) -> tokenizers.Tokenizer:
     scores = fields.items("scores", float)
     if len(scores) != len(words.tokens):
         raise fields.error("scores", f"has {len(scores)} items for {len(words.tokens)} tokens")
-    ids = words.ids
+    merges = _merges(words, scores)
     unknown = words.text("unknown")
     tokenizer = tokenizers.Tokenizer(
-        models.BPE(
-            ids, _merges(words, ids, scores), unk_token=unknown, fuse_unk=True, byte_fallback=True
-        )
+        models.BPE(words.ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     )
     prefix = fields.flag("add_space_prefix", True)
     prepend = [normalizers.Prepend(SPACE)] if prefix else []
@@ -161,11 +178,9 @@ def _pieces(words: Vocabulary) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _merges(
-    words: Vocabulary, ids: Mapping[str, int], scores: Sequence[float]
-) -> list[tuple[str, str]]:
+def _merges(words: Vocabulary, scores: Sequence[float]) -> list[tuple[str, str]]:
     """Every two tokens that make a third, in the order of its score; equal ones by their ids."""
-    joined = [NORMAL, ADDED, UNUSED]
+    ids, joined = words.ids, (NORMAL, ADDED, UNUSED)
     ranked: list[tuple[float, int, int, str, str]] = []
     for id, token in enumerate(words.tokens):
         if words.types[id] in joined:
@@ -183,11 +198,10 @@ def _frame(tokenizer: tokenizers.Tokenizer, words: Vocabulary, *, begins: bool) 
     bos, eos = words.text("bos"), words.text("eos")
     before = bos if bos and words.fields.flag("add_bos_token", begins) else None
     after = eos if eos and words.fields.flag("add_eos_token", False) else None
-    ids = words.ids
     if before or after:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=[token for token in (before, "$A", after) if token],
-            special_tokens=[(token, ids[token]) for token in {before, after} if token],
+            special_tokens=[(token, words.ids[token]) for token in {before, after} if token],
         )
 
 
