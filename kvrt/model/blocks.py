@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from kvrt.model.gguf.types import BY_NAME, ElementType
-from kvrt.model.gguf.unpack import UNPACK
 from kvrt.model.header import TensorEntry
 from kvrt.model.jsonfile import open_regular
+from kvrt.model.packed import ggml
 from kvrt.spi import DType
 
 FLOATS: Mapping[str, DType] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-READABLE = (*FLOATS, *UNPACK)
+READABLE = (*FLOATS, *ggml.TYPES)
 """Element types whose numbers `blocks` can give."""
 
 BLOCK_BYTES = 16 << 20
@@ -59,7 +59,7 @@ def _numbers(raw: Tensor, kind: ElementType) -> Iterator[Tensor]:
         yield raw.view(getattr(torch, FLOATS[kind.name]))
     else:
         for piece in torch.split(raw.view(-1, kind.nbytes), PIECE // kind.numbers):
-            yield UNPACK[kind.name](piece).flatten()
+            yield ggml.unpack(ggml.TYPES[kind.name], piece)
 
 
 def are_equal(left: tuple[Path, TensorEntry], right: tuple[Path, TensorEntry]) -> bool:

@@ -43,13 +43,11 @@ class Checkpoint:
         spec: the model, as the files have it: an output matrix of its own is not tied.
         tensors: each of the model's tensors, with the file it is in.
         dtype: of the matrices; of packed ones, what they become.
-        notes: what a user may want to know of them.
     """
 
     spec: ModelSpec
     tensors: Tensors
     dtype: DType
-    notes: tuple[str, ...] = ()
 
 
 def open_checkpoint(folder: Path, spec: ModelSpec) -> Checkpoint:

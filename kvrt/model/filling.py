@@ -7,7 +7,7 @@ finite, and hashed.
 import hashlib
 import logging
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -86,21 +86,38 @@ def _copy(
     """
     digest = xxhash.xxh3_128()
     odd: set[int] = set()
-    at, width = 0, entry.shape[-1]
-    for raw, pieces in blocks(mapping, entry, max(1, BLOCK_BYTES // 4 // width) * width):
+    row, width = 0, entry.shape[-1]
+    rows = max(1, BLOCK_BYTES // 4 // width)
+    for raw, pieces in blocks(mapping, entry, rows * width):
         hashed = hasher.submit(digest.update, raw.numpy().data)
-        for source in pieces:
-            low, high = (float(value) for value in torch.aminmax(source))
-            if not max(-low, high) <= target.largest:  # also true of NaN
-                finite = source.isfinite()
-                _check_range(path, entry.name, source[finite], target)
-                indices = finite.logical_not().nonzero()[:, 0] + at
-                odd.update(torch.unique(indices // width).tolist())
-            target.put(source)
-            at += source.numel()
+        if isinstance(target, Codes) and target.stays(entry.dtype):
+            finite = target.put_blocks(entry.dtype, raw)
+            odd.update((finite.logical_not().nonzero()[:, 0] + row).tolist())
+        else:
+            odd.update(_put(path, entry, pieces, target, row * width))
         hashed.result()
+        row += rows
     target.finish(entry.paired)
     return digest.digest(), sorted(odd)
+
+
+def _put(
+    path: Path, entry: TensorEntry, pieces: Iterable[Tensor], target: Target, at: int
+) -> Iterator[int]:
+    """Put numbers, of which the first is number `at` of the tensor.
+
+    Yields:
+        The rows that have a value which is not finite.
+    """
+    for source in pieces:
+        low, high = (float(value) for value in torch.aminmax(source))
+        if not max(-low, high) <= target.largest:  # also true of NaN
+            finite = source.isfinite()
+            _check_range(path, entry.name, source[finite], target)
+            indices = finite.logical_not().nonzero()[:, 0] + at
+            yield from torch.unique(indices // entry.shape[-1]).tolist()
+        target.put(source)
+        at += source.numel()
 
 
 def _check_range(path: Path, name: str, values: Tensor, target: Target) -> None:

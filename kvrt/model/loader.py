@@ -1,7 +1,6 @@
 """From a model's name to a model that is ready to run."""
 
 import hashlib
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,21 +16,19 @@ from kvrt.model.detokenizer import Detokenizer
 from kvrt.model.dummy import fill_dummy
 from kvrt.model.filling import fill, fingerprint
 from kvrt.model.generation import GenerationDefaults
-from kvrt.model.jsonfile import few
 from kvrt.model.messages import Message
-from kvrt.model.packed.quantize import Quantize, formats_for, matrices_of
+from kvrt.model.packed.choice import as_stored, notes_on, quantizing
+from kvrt.model.packed.quantize import Quantize
 from kvrt.model.progress import Progress
 from kvrt.model.resolve import resolve
 from kvrt.model.rope import for_context
 from kvrt.model.source import Source, open_source
 from kvrt.model.spec import ModelSpec
 from kvrt.model.tokenizer import TOKENIZER, Tokenizer
-from kvrt.model.weights import NOTHING_PACKED, Packing, assemble, weight_bytes
-from kvrt.spi import Device, DType, PackedMatrices
+from kvrt.model.weights import NOTHING_PACKED, assemble, weight_bytes
+from kvrt.spi import Device, DType
 
 LoadFormat = Literal["auto", "dummy"]
-log = logging.getLogger(__name__)
-
 CHAT_OPTIONS = ("tools", "template", "continue_final_message", "add_generation_prompt")
 
 
@@ -143,7 +140,8 @@ def load_model(
     Args:
         model: a folder, a GGUF file, a hub id, or ``tiny``; see `resolve`.
         dtype: of the matrices; ``auto`` is the checkpoint's, or float32 if the device cannot use
-            that for weights.
+            that for weights. With ``auto``, those that are codes stay so where the device
+            multiplies them; otherwise they are unpacked.
         load_format: ``dummy`` needs only a config.json, and makes random weights.
         quantize: make the matrices into codes of so many bits, which the device multiplies.
         max_model_len: the longest context that will be asked for; None is the model's own limit.
@@ -177,7 +175,11 @@ def load_model(
     chosen = _choose_dtype(dtype, checkpoint.dtype if checkpoint else spec.dtype, device)
     positions = _choose_length(max_model_len, spec)
     spec = replace(spec, rope=for_context(spec.rope, spec.head_dim, positions))
-    packing = _choose_packing(quantize, spec, device)
+    packing = NOTHING_PACKED
+    if quantize is not None:
+        packing = quantizing(quantize, spec, device)
+    elif checkpoint is not None and dtype == "auto":
+        packing = as_stored(checkpoint, device)
     needed = weight_bytes(spec, chosen, packing)
     check_room(spec, chosen, needed)
     memory = _allocate(str(model), needed, chosen, device)
@@ -202,7 +204,7 @@ def load_model(
         ).hexdigest(),
         weight_bytes=weights.nbytes,
         max_model_len=positions,
-        notes=checkpoint.notes if checkpoint is not None else (),
+        notes=() if checkpoint is None else tuple(notes_on(checkpoint, packing.formats)),
     )
 
 
@@ -239,26 +241,6 @@ def _choose_length(wanted: int | None, spec: ModelSpec) -> int:
             fix=f"give a number from 1 to {spec.max_positions}",
         )
     return wanted
-
-
-def _choose_packing(quantize: Quantize | None, spec: ModelSpec, device: Device) -> Packing:
-    if quantize is None:
-        return NOTHING_PACKED
-    products = device.extension(PackedMatrices)  # type: ignore[type-abstract]
-    formats = formats_for(spec, quantize)
-    if products is None or not all(map(products.multiplies, formats.values())):
-        raise ConfigError(
-            f"quantize {quantize}: {device.info.backend} has no products with such weights",
-            fix="leave it out, or use another backend: kvrt doctor lists them",
-        )
-    left = [part.name for part in matrices_of(spec) if part.name not in formats]
-    if left:
-        log.warning(
-            "quantize %s: kept as floats, as their rows are no multiple of 32: %s",
-            quantize,
-            few(left),
-        )
-    return Packing(formats, products)
 
 
 def _allocate(name: str, needed: int, dtype: DType, device: Device) -> Tensor:

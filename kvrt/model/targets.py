@@ -5,9 +5,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from kvrt.model.packed.ggml import TYPES, to_plain
 from kvrt.model.packed.quantize import LARGEST, quantized
 from kvrt.model.weights import Packing, Part, Weight
 from kvrt.spi import Matrices, Matrix, PackedMatrices
+from kvrt.spi.plain import finite_rows
 
 
 class Floats:
@@ -63,6 +65,21 @@ class Codes:
         whole = source.numel() // width * width
         self._rest = source[whole:].clone()
         self._add(quantized(source[:whole].view(-1, width)))
+
+    def stays(self, dtype: str) -> bool:
+        """Whether blocks of one of ggml's types are kept as they are."""
+        return dtype in TYPES and TYPES[dtype].format == self._matrix.format
+
+    def put_blocks(self, dtype: str, raw: Tensor) -> Tensor:
+        """The blocks that come next, uint8 of whole rows.
+
+        Returns:
+            Which of the rows have only finite values: bool [rows].
+        """
+        format, width = self._matrix.format, self._matrix.width
+        rows = to_plain(TYPES[dtype], raw, width)
+        self._add(rows)
+        return finite_rows(format, rows, width)
 
     def _add(self, rows: Tensor) -> None:
         if not self._plain.numel():

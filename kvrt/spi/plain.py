@@ -56,19 +56,39 @@ def unpack(format: WeightFormat, plain: Tensor, width: int) -> Tensor:
         plain: uint8 [rows, row_bytes].
     """
     scale, offset = scales(format, plain, width), offsets(format, plain, width)
-    grouped = codes(format, plain, width).view(*scale.shape, width // scale.shape[1])
+    return _values(format, codes(format, plain, width), scale, offset)
+
+
+def values_of(
+    format: WeightFormat,
+    codes: Tensor,
+    scales: Tensor,
+    scale_factors: Tensor | None = None,
+    offsets: Tensor | None = None,
+    offset_factors: Tensor | None = None,
+) -> Tensor:
+    """The values of what `plain_rows` takes: float32 [rows, width]."""
+    scale = _meant(format.scale, scales, scale_factors)
+    offset = None if offsets is None else _meant(format.offset, offsets, offset_factors)
+    return _values(format, codes, scale, offset)
+
+
+def _values(format: WeightFormat, codes: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+    grouped = codes.view(*scale.shape, codes.shape[1] // scale.shape[1])
     if format.table:
         values = torch.tensor(format.table, dtype=torch.float32)[grouped.int()]
     elif format.codes == "e4m3":
         values = grouped.view(torch.float8_e4m3fn).float()
     else:
-        values = grouped.float() - format.zero
+        values = grouped.float()
+        if format.zero:
+            values -= format.zero
     if offset is not None and format.offset == "zeros":
         values -= offset[..., None]
     values *= scale[..., None]
     if offset is not None and format.offset != "zeros":
         values += offset[..., None]
-    return values.view(len(plain), width)
+    return values.view(codes.shape)
 
 
 def codes(format: WeightFormat, plain: Tensor, width: int) -> Tensor:
@@ -106,17 +126,24 @@ def finite_rows(format: WeightFormat, plain: Tensor, width: int) -> Tensor:
 
 def _numbers(plain: Tensor, at: Section, factors: Section, kind: Scale | Offset) -> Tensor:
     if isinstance(kind, TwoLevel):
-        whole = _whole(plain, at, kind.bits).float() - kind.zero
-        factor = _stored(plain, factors, torch.float16).float()
-        in_block = whole.shape[1] // factor.shape[1]
-        return (whole.view(*factor.shape, in_block) * factor[..., None]).view(whole.shape)
-    if kind == "zeros":
-        return _whole(plain, at, 8).float()
+        factor = _stored(plain, factors, torch.float16)
+        return _meant(kind, _whole(plain, at, kind.bits), factor)
+    return _meant(kind, _stored(plain, at, FLOATS.get(kind, torch.uint8)), None)
+
+
+def _meant(kind: Scale | Offset, stored: Tensor, factors: Tensor | None) -> Tensor:
+    """The scales or offsets that are stored so: float32 [rows, groups]."""
+    if isinstance(kind, TwoLevel):
+        assert factors is not None
+        whole = stored.float() - kind.zero
+        in_block = whole.shape[1] // factors.shape[1]
+        by_block = whole.view(*factors.shape, in_block) * factors.float()[..., None]
+        return by_block.view(whole.shape)
     if kind == "e8m0":
-        return (2.0 ** (_whole(plain, at, 8).double() - 128)).float()
+        return (2.0 ** (stored.double() - 128)).float()
     if kind == "e4m3":
-        return _stored(plain, at, torch.float8_e4m3fn).float() / 2
-    return _stored(plain, at, FLOATS[kind]).float()
+        return stored.view(torch.float8_e4m3fn).float() / 2
+    return stored.float()
 
 
 def _stored(plain: Tensor, at: Section, dtype: torch.dtype) -> Tensor:
@@ -125,21 +152,23 @@ def _stored(plain: Tensor, at: Section, dtype: torch.dtype) -> Tensor:
 
 def _whole(plain: Tensor, at: Section, bits: int) -> Tensor:
     """Whole numbers of `bits` bits: uint8 [rows, numbers]."""
-    numbers = torch.zeros(len(plain), at.numbers, dtype=torch.uint8)
+    numbers: Tensor | None = None
     for low, width, start, end in _planes(at, bits):
-        shifts = torch.arange(0, 8, width, dtype=torch.uint8)
-        parts = (plain[:, start:end, None] >> shifts) & ((1 << width) - 1)
-        numbers |= parts.flatten(1)[:, : at.numbers] << low
-    return numbers
+        plane, mask = plain[:, start:end], (1 << width) - 1
+        parts = torch.stack([plane >> shift & mask for shift in range(0, 8, width)], 2)
+        parts = parts.flatten(1)[:, : at.numbers]
+        numbers = parts if numbers is None else numbers | parts << low
+    assert numbers is not None
+    return numbers.contiguous()
 
 
 def _put_whole(plain: Tensor, at: Section, bits: int, numbers: Tensor) -> None:
-    for low, width, start, end in _planes(at, bits):
-        parts = torch.zeros(len(plain), (end - start) * 8 // width, dtype=torch.uint8)
-        parts[:, : at.numbers] = (numbers >> low) & ((1 << width) - 1)
-        shifts = torch.arange(0, 8, width, dtype=torch.uint8)
-        in_bytes = parts.view(len(plain), end - start, 8 // width) << shifts
-        plain[:, start:end] = in_bytes.sum(-1, dtype=torch.uint8)
+    for low, width, start, _ in _planes(at, bits):
+        parts = numbers >> low & ((1 << width) - 1)
+        in_byte = 8 // width
+        for place in range(in_byte):
+            some = parts[:, place::in_byte] << place * width
+            plain[:, start : start + some.shape[1]] |= some
 
 
 def _planes(at: Section, bits: int) -> Iterator[tuple[int, int, int, int]]:

@@ -1,7 +1,7 @@
 """A GGUF file's tensors, checked against the model before any memory is taken."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from kvrt.errors import ModelError
@@ -14,11 +14,10 @@ from kvrt.model.jsonfile import shown
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights import Part, weights_of
 from kvrt.spi import DType
-from kvrt.units import format_bytes
 
 UNPACKED: DType = "bfloat16"
-"""What packed weights become where nothing else is asked for: half the bytes of float32. It rounds
-them, which changes the texts less than the packing did."""
+"""What packed weights become where they do not stay codes and nothing else is asked for: half the
+bytes of float32. It rounds them, which changes the texts less than the packing did."""
 
 
 def open_checkpoint(gguf: GGUF, spec: ModelSpec) -> Checkpoint:
@@ -42,9 +41,7 @@ def open_checkpoint(gguf: GGUF, spec: ModelSpec) -> Checkpoint:
         path, entry = gguf.tensors[own]
         tensors[name] = path, replace(entry, paired=_paired_heads(name, spec))
     matrices = {name: part for name, part in parts.items() if len(part.shape) == 2}
-    return Checkpoint(
-        spec, tensors, _matrix_dtype(matrices, tensors), tuple(_notes(matrices, tensors))
-    )
+    return Checkpoint(spec, tensors, _matrix_dtype(matrices, tensors))
 
 
 def _check_tensor(gguf: GGUF, name: str, part: Part) -> None:
@@ -81,13 +78,3 @@ def _matrix_dtype(matrices: Mapping[str, Part], tensors: Tensors) -> DType:
     for name, part in matrices.items():
         sizes[FLOATS.get(tensors[name][1].dtype, UNPACKED)] += part.numel
     return sizes.most_common(1)[0][0]
-
-
-def _notes(matrices: Mapping[str, Part], tensors: Tensors) -> Iterator[str]:
-    packed = Counter(
-        tensors[name][1].dtype for name in matrices if tensors[name][1].dtype not in FLOATS
-    )
-    if packed:
-        kinds = ", ".join(f"{count} {dtype}" for dtype, count in packed.most_common())
-        size = sum(tensors[name][1].end - tensors[name][1].start for name in matrices)
-        yield f"packed matrices of {format_bytes(size)} ({kinds}) are unpacked as they are loaded"

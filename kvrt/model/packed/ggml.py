@@ -13,14 +13,14 @@ from torch import Tensor
 
 from kvrt.spi import WeightFormat
 from kvrt.spi.matrices import TwoLevel
-from kvrt.spi.plain import plain_rows
+from kvrt.spi.plain import plain_rows, values_of
 
 IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 """Twice the numbers of the 4-bit floating-point format (OCP Microscaling Formats 1.0)."""
 
-AT_ONCE = 1 << 22
-"""Elements, about, that are made into the plain form at once: some copies of them are alive."""
+AT_ONCE = 1 << 18
+"""Elements, about, that are made into the plain form at once. They stay in a processor's caches."""
 
 
 class Block(NamedTuple):
@@ -72,6 +72,15 @@ def to_plain(kind: BlockType, raw: Tensor, width: int) -> Tensor:
     return torch.cat([_rows(kind, some) for some in torch.split(blocks, rows)])
 
 
+def unpack(kind: BlockType, raw: Tensor) -> Tensor:
+    """The values of blocks, bit for bit those of ggml's own functions: float32 [elements].
+
+    Args:
+        raw: uint8 [bytes], whole blocks as the file has them.
+    """
+    return values_of(kind.format, *kind.read(raw.view(-1, kind.nbytes))).view(-1)
+
+
 def _rows(kind: BlockType, blocks: Tensor) -> Tensor:
     held = kind.read(blocks.flatten(0, 1))
     by_row = (None if part is None else part.reshape(len(blocks), -1) for part in held)
@@ -102,9 +111,9 @@ def _bits(packed: Tensor, width: int, run: int) -> Tensor:
     The first run is in the low bits of `run` bytes, the next above it, and so on; then come the
     next `run` bytes. uint8 [blocks, numbers].
     """
-    shifts = torch.arange(0, 8, width, dtype=torch.uint8)[:, None]
-    runs = packed.reshape(len(packed), -1, 1, run) >> shifts
-    return (runs & ((1 << width) - 1)).flatten(1)
+    runs = packed.reshape(len(packed), -1, run)
+    mask = (1 << width) - 1
+    return torch.stack([runs >> shift & mask for shift in range(0, 8, width)], 2).flatten(1)
 
 
 def _bits_in_order(packed: Tensor, width: int) -> Tensor:

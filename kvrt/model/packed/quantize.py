@@ -1,6 +1,6 @@
 """Float weights made into codes at load."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kvrt.model.packed.ggml import TYPES
 from kvrt.model.spec import ModelSpec
-from kvrt.model.weights import Part, weights_of
+from kvrt.model.weights import weights_of
 from kvrt.spi import WeightFormat
 from kvrt.spi.plain import plain_rows
 
@@ -20,20 +20,14 @@ LARGEST = 65504.0 * 127
 """Beyond it a scale is no float16."""
 
 
-def matrices_of(spec: ModelSpec) -> Iterator[Part]:
-    """The tensors that are matrices."""
-    for weight in weights_of(spec):
-        if weight.is_matrix:
-            yield from weight.parts
-
-
 def formats_for(spec: ModelSpec, quantize: Quantize) -> Mapping[str, WeightFormat]:
     """Of the tensors that are quantised, by name: all matrices whose rows are whole groups."""
     formats = {"int8": INT8}
     return {
         part.name: formats[quantize]
-        for part in matrices_of(spec)
-        if formats[quantize].fits(part.shape[1])
+        for weight in weights_of(spec)
+        for part in weight.parts
+        if weight.is_matrix and formats[quantize].fits(part.shape[1])
     }
 
 

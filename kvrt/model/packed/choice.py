@@ -1,0 +1,74 @@
+"""Which weights stay codes: those that a device multiplies."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from kvrt.errors import ConfigError
+from kvrt.model.checkpoint import Checkpoint
+from kvrt.model.jsonfile import few
+from kvrt.model.packed.ggml import TYPES
+from kvrt.model.packed.quantize import Quantize, formats_for
+from kvrt.model.spec import ModelSpec
+from kvrt.model.weights import NOTHING_PACKED, Packing, weights_of
+from kvrt.spi import Device, PackedMatrices, WeightFormat
+from kvrt.units import format_bytes
+
+log = logging.getLogger(__name__)
+
+
+def quantizing(quantize: Quantize, spec: ModelSpec, device: Device) -> Packing:
+    """Every matrix made into codes.
+
+    Raises:
+        ConfigError: the device does not multiply them.
+    """
+    products = device.extension(PackedMatrices)  # type: ignore[type-abstract]
+    formats = formats_for(spec, quantize)
+    if products is None or not all(map(products.multiplies, formats.values())):
+        raise ConfigError(
+            f"quantize {quantize}: {device.info.backend} has no products with such weights",
+            fix="leave it out, or use another backend: kvrt doctor lists them",
+        )
+    packing = _whole_weights(spec, Packing(formats, products))
+    left = [weight.parts[0].name for weight in weights_of(spec) if weight.is_matrix]
+    if left := [name for name in left if name not in packing.formats]:
+        log.warning("rows are no multiple of 32, so these are kept as floats: %s", few(left))
+    return packing
+
+
+def as_stored(checkpoint: Checkpoint, device: Device) -> Packing:
+    """The matrices that are codes in the checkpoint, as far as the device multiplies them."""
+    products = device.extension(PackedMatrices)  # type: ignore[type-abstract]
+    if products is None:
+        return NOTHING_PACKED
+    stored = {
+        name: TYPES[entry.dtype].format
+        for name, (_, entry) in checkpoint.tensors.items()
+        if entry.dtype in TYPES
+    }
+    formats = {name: kept for name, kept in stored.items() if products.multiplies(kept)}
+    return _whole_weights(checkpoint.spec, Packing(formats, products))
+
+
+def _whole_weights(spec: ModelSpec, packing: Packing) -> Packing:
+    """Without parts of weights that are kept as floats for another part's sake."""
+    formats: dict[str, WeightFormat] = {}
+    for weight in weights_of(spec):
+        found = packing.formats_of(weight)
+        formats.update(zip((part.name for part in weight.parts), found, strict=False))
+    return Packing(formats, packing.products) if formats else NOTHING_PACKED
+
+
+def notes_on(checkpoint: Checkpoint, kept: Mapping[str, WeightFormat]) -> Iterator[str]:
+    """What a user may want to know of packed weights: how many do not stay what they are."""
+    entries = [
+        entry
+        for name, (_, entry) in checkpoint.tensors.items()
+        if entry.dtype in TYPES and name not in kept
+    ]
+    if entries:
+        counts = Counter(entry.dtype for entry in entries).most_common()
+        kinds = ", ".join(f"{count} {dtype}" for dtype, count in counts)
+        size = format_bytes(sum(entry.end - entry.start for entry in entries))
+        yield f"packed matrices of {size} ({kinds}) are unpacked as they are loaded"
