@@ -118,16 +118,15 @@ def make_offload(
     if reuse is None or config.offload is None:
         return None
     tiers = parse_tiers(config.offload)
-    (layout,) = executor.layouts
+    form = page_format(fingerprint, executor.layouts)
     is_tier = tiers.host_bytes > 0
     if is_tier:
-        host = HostStore(executor, layout.page_bytes, tiers.host_bytes)
+        host = HostStore(executor, form.sizes, tiers.host_bytes)
     else:
-        host = HostStore.staging(executor, layout.page_bytes)
+        host = HostStore.staging(executor, form.sizes)
     disk = None
     if tiers.disk_path is not None:
         folder = own_folder(tiers.disk_path, fingerprint)
-        form = page_format(fingerprint, layout)
         disk = DiskStore(PageFile.open(folder, form, budget=tiers.disk_bytes))
     through = config.offload_write == "through"
     offload = Offload(

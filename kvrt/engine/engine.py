@@ -210,7 +210,7 @@ class Engine:
             live.waiting.remove(seq)
             (live.fetching if seq in plan.fetches else live.running)[seq] = None
             seq.rank = self.policy.rank(seq, self.steps)
-            self.memory.begin(seq, cached, plan.fetches.get(seq, 0))
+            self.memory.begin(seq, cached, plan.fetches.get(seq))
             request = live.request(seq)
             if request.scheduled is None:
                 request.scheduled = time.perf_counter()

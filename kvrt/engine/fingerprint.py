@@ -1,5 +1,6 @@
 """What says that two pages of the same tokens have the same bytes, and the folders named for it."""
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,5 +30,7 @@ def own_folder(folder: str | Path, fingerprint: bytes) -> Path:
     return Path(folder).expanduser() / fingerprint.hex()[:16]
 
 
-def page_format(fingerprint: bytes, layout: KVLayout) -> PageFormat:
-    return PageFormat(fingerprint, layout.page_bytes, layout.page_size)
+def page_format(fingerprint: bytes, layouts: Sequence[KVLayout]) -> PageFormat:
+    """What pages in folders have in common, of all groups of layers."""
+    sizes = tuple(layout.page_bytes for layout in layouts)
+    return PageFormat(fingerprint, sizes, layouts[0].page_size)

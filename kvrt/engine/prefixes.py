@@ -71,7 +71,7 @@ class Prefixes:
             How many different pages were forgotten.
         """
         reuse, offload, cache = self._reuse, self._memory.offload, self._memory.cache
-        outside = offload.stores.names() if offload is not None else []
+        outside = {name.page for name in offload.stores.names()} if offload is not None else set()
         known = {*(entry.name for entry in reuse.index), *outside}
         doomed = known
         if root is not None:

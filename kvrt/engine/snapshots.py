@@ -23,7 +23,7 @@ from kvrt.kv.index.eviction import CachedPage
 from kvrt.kv.offload import Offload
 from kvrt.kv.tiers.disk import DiskStore
 from kvrt.kv.tiers.host import HostStore
-from kvrt.kv.tiers.names import PageName, chain
+from kvrt.kv.tiers.names import StoredName, chain
 from kvrt.kv.tiers.pagefile import PageFile
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Snapshots:
     def __init__(self, engine: Engine, fingerprint: bytes, ask: Ask) -> None:
         self._memory = engine.memory
         self._executor = engine.executor
-        self._form = page_format(fingerprint, engine.memory.cache.layouts[0])
+        self._form = page_format(fingerprint, engine.memory.cache.layouts)
         self._ask = ask
         self._turn = threading.Lock()
         self._stop_saving = threading.Event()
@@ -79,10 +79,16 @@ class Snapshots:
         """
         held, outside = self._ask(self._there)
         held.sort(key=lambda entry: entry.depth)  # none before the one that it follows
-        names = dict.fromkeys((*(entry.name for entry in held), *outside))
+        here = (
+            StoredName(entry.name, group)
+            for entry in held
+            for group, page in enumerate(entry.pages)
+            if page
+        )
+        names = dict.fromkeys((*here, *outside))
         if root is not None:
             wanted = set(chain(root, tokens, self._memory.cache.page_size))
-            names = {name: None for name in names if name in wanted}
+            names = {name: None for name in names if name.page in wanted}
         with self._turn:
             file = PageFile.open(folder, self._form, compress=compress)
             try:
@@ -103,9 +109,8 @@ class Snapshots:
         """Save no more pages, now and later."""
         self._stop_saving.set()
 
-    def _write_all(self, file: PageFile, names: deque[PageName]) -> int:
-        page_bytes = self._memory.cache.page_bytes
-        most = min(PIECE_PAGES, PIECE_BYTES // page_bytes, len(names))
+    def _write_all(self, file: PageFile, names: deque[StoredName]) -> int:
+        most = min(PIECE_PAGES, PIECE_BYTES // max(self._form.sizes), len(names))
         buffers = self._ask(lambda: [self._buffer() for _ in range(max(1, most))])
         written = 0
         while names:
@@ -121,32 +126,33 @@ class Snapshots:
 
     # --- on the engine's thread --------------------------------------------------------------
 
-    def _there(self) -> tuple[list[CachedPage], list[PageName]]:
+    def _there(self) -> tuple[list[CachedPage], list[StoredName]]:
         """The cached pages on the device, and those in tiers."""
         offload = self._memory.offload
         return [*reuse_of(self._memory).index], [] if offload is None else offload.stores.names()
 
     def _buffer(self) -> torch.Tensor:
-        return self._executor.host_buffer(self._memory.cache.page_bytes)
+        return self._executor.host_buffer(max(self._form.sizes))
 
     def _copy(
-        self, names: deque[PageName], buffers: list[torch.Tensor]
-    ) -> list[tuple[PageName, torch.Tensor]]:
+        self, names: deque[StoredName], buffers: list[torch.Tensor]
+    ) -> list[tuple[StoredName, torch.Tensor]]:
         """Copies of the next few pages, in `buffers`; of those that are still there."""
         begun = time.perf_counter()
-        copied: list[tuple[PageName, torch.Tensor]] = []
+        copied: list[tuple[StoredName, torch.Tensor]] = []
         while names and len(copied) < len(buffers) and time.perf_counter() < begun + PIECE_S:
-            name, buffer = names.popleft(), buffers[len(copied)]
-            if self._read(name, buffer):
-                copied.append((name, buffer))
+            name = names.popleft()
+            page = buffers[len(copied)][: self._form.sizes[name.group]]
+            if self._read(name, page):
+                copied.append((name, page))
             else:  # a disk may yet write to it
                 buffers[len(copied)] = self._buffer()
         return copied
 
-    def _read(self, name: PageName, into: torch.Tensor) -> bool:
-        entry = reuse_of(self._memory).index.find(name)
-        if entry is not None and entry.pages[0]:
-            (ticket,) = self._executor.copies([Save(entry.pages[0], into)])
+    def _read(self, name: StoredName, into: torch.Tensor) -> bool:
+        entry = reuse_of(self._memory).index.find(name.page)
+        if entry is not None and (page := entry.pages[name.group]):
+            (ticket,) = self._executor.copies([Save(page, into, name.group)])
             ticket.wait()
             return True
         offload = self._memory.offload
@@ -192,6 +198,6 @@ class Snapshots:
         memory = self._memory
         if memory.offload is None:
             reuse = reuse_of(memory)
-            host = HostStore.staging(self._executor, memory.cache.page_bytes)
+            host = HostStore.staging(self._executor, self._form.sizes)
             memory.offload = reuse.tiers = Offload(self._executor, host, reuse.cost)
         memory.offload.stores.read_from(store)

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator
 
 from kvrt.executor.interface import Failed
 from kvrt.kv.cache import KVCache
+from kvrt.kv.index.outside import Fetches
 from kvrt.kv.index.reuse import PrefixReuse
 from kvrt.kv.offload import Offload
+from kvrt.kv.pages.group import last_border
 from kvrt.kv.pages.lanes import Pages
 from kvrt.kv.pages.table import Change
 from kvrt.kv.seq import Seq
@@ -42,7 +44,7 @@ class Memory:
         """Carry a change of the page table out. Pages whose names it drops are found no more; those
         of them that are worth it, and can be found until then, are copied off the device before."""
         if self.offload is not None and self.reuse is not None:
-            self.offload.save(self.reuse.leaving(change.lost()))
+            self.offload.save(self.reuse.leaving(change.dropped))
         failed = self.cache.commit(change)
         if failed is None and self.reuse is not None:
             self.reuse.dropped(change.dropped)
@@ -56,12 +58,12 @@ class Memory:
         if self.reuse is not None and self.offload is not None:
             self.offload.prefetch(seq, self.reuse.missing(seq))
 
-    def begin(self, seq: Seq, cached: int, fetches: int = 0) -> None:
+    def begin(self, seq: Seq, cached: int, fetches: Fetches | None = None) -> None:
         """A plan that admits the sequence was committed.
 
         Args:
             cached: its first tokens, which are computed.
-            fetches: pages behind them that come from outside the device first.
+            fetches: what comes from outside the device first.
         """
         seq.computed = cached
         if self.reuse is None:
@@ -69,20 +71,26 @@ class Memory:
         if self.offload is not None:
             self.offload.expect_no_more(seq)
         rows = self.cache.table.rows_of(seq.id)
-        first = cached // self.cache.page_size
-        self.reuse.begin(seq, tuple(row[:first] for row in rows))
-        if self.offload is not None and fetches:
-            last = first + fetches
-            self.offload.fetch(seq, seq.names[first:last], rows[0][first:last].tolist())
+        self.reuse.begin(seq, rows, cached // self.cache.page_size)
+        if self.offload is not None and fetches is not None:
+            coming = fetches.names(seq.names)
+            pages = [rows[name.group].item(at) for at, name in coming]
+            self.offload.fetch(seq, [name for _, name in coming], pages)
 
     def fetched(self) -> Iterator[tuple[Seq, int]]:
-        """The sequences whose pages came back, and how many tokens they need not compute."""
+        """The sequences whose pages came back, and how many tokens they need not compute: all up to
+        the last border at which each group of layers has what it needs."""
         if self.offload is None or self.reuse is None:
             return
-        for seq, pages in self.offload.poll():
-            tokens = pages * self.cache.page_size
+        for seq, lost in self.offload.poll():
+            table, size = self.cache.table, self.cache.page_size
+            rows = [row.copy() for row in table.rows_of(seq.id)]
+            for group, page in lost:
+                rows[group][rows[group] == page] = 0
+            border = last_border(table.groups, rows, len(rows[0]))
+            tokens = border * size - seq.computed
             seq.computed += tokens
-            self.commit(self.cache.table.truncate(seq.id, seq.computed))
+            self.commit(table.truncate(seq.id, seq.computed))
             self.computed([seq])
             yield seq, tokens
 
@@ -129,7 +137,9 @@ class Memory:
         if self.reuse is not None and seq.shares:
             self.reuse.end(seq)
             if self.offload is not None and self.offload.write_through:
-                self.offload.save(self.reuse.leaving(table.row(seq.id)[: seq.named].tolist()))
+                rows = (row[: seq.named] for row in table.rows_of(seq.id))
+                named = tuple(tuple(row[row > 0].tolist()) for row in rows)
+                self.offload.save(self.reuse.leaving(named))
         self.commit(table.free(seq.id, after=step))
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from kvrt.kv.seq import Seq
 from kvrt.kv.tiers.ahead import ReadAhead
 from kvrt.kv.tiers.disk import DiskStats, DiskStore, PageTicket
 from kvrt.kv.tiers.host import HostPage, HostStats, HostStore
-from kvrt.kv.tiers.names import PageName
+from kvrt.kv.tiers.names import PageName, StoredName
 from kvrt.kv.tiers.stores import Stores
 from kvrt.spi import Ticket
 
@@ -67,10 +67,10 @@ class _Move:
 
 @dataclass(slots=True, eq=False)
 class _Fetch:
-    """The pages that one sequence waits for."""
+    """The pages that one sequence waits for; without one, those before it may be of use."""
 
-    names: Sequence[PageName]
-    row: Sequence[int]
+    names: Sequence[StoredName]
+    pages: Sequence[int]
     next: int = 0
     moving: list[_Move] = field(default_factory=list)
     lost: int | None = None  # the first page that cannot be had
@@ -82,6 +82,7 @@ class _Fetch:
 
     @property
     def usable(self) -> int:
+        """How many of the first pages hold what they should."""
         return self.next if self.lost is None else self.lost
 
 
@@ -125,7 +126,7 @@ class Offload:
 
     # --- off the device ----------------------------------------------------------------------
 
-    def save(self, pages: Iterable[tuple[PageName, int]]) -> None:
+    def save(self, pages: Iterable[tuple[StoredName, int]]) -> None:
         """Copy pages off the device, those that no store has. They may be reused when it returns.
 
         Raises:
@@ -142,7 +143,7 @@ class Offload:
             if slot is None:
                 self._dropped += 1
                 continue
-            saves.append((slot, Save(page, slot.data)))
+            saves.append((slot, Save(page, slot.data, name.group)))
         self._carry_out(saves)
         self.stores.demote()
 
@@ -159,14 +160,11 @@ class Offload:
 
     # --- back to the device ------------------------------------------------------------------
 
-    def available(self, names: Sequence[PageName]) -> int:
-        """How many of the first of these pages could be fetched."""
-        for count, name in enumerate(names):
-            if name not in self.stores:
-                return count
-        return len(names)
+    def __contains__(self, name: StoredName) -> bool:
+        """Whether the page could be fetched."""
+        return name in self.stores
 
-    def prefetch(self, seq: Seq, names: Iterable[PageName]) -> None:
+    def prefetch(self, seq: Seq, names: Iterable[StoredName]) -> None:
         """Bring pages from disk to host memory, as a request that waits will need them there."""
         if self._is_tier:
             self._ahead.want(seq, names)
@@ -175,21 +173,23 @@ class Offload:
         """The request waits no longer: it runs, or has ended."""
         self._ahead.forget(seq)
 
-    def fetch(self, seq: Seq, names: Sequence[PageName], row: Sequence[int]) -> None:
-        """Begin to bring pages back for a sequence, into the pages of `row`."""
-        fetch = self._fetches[seq] = _Fetch(names, row)
+    def fetch(self, seq: Seq, names: Sequence[StoredName], pages: Sequence[int]) -> None:
+        """Begin to bring pages back for a sequence, those of its first tokens first, into `pages`
+        of their groups."""
+        fetch = self._fetches[seq] = _Fetch(names, pages)
         self._begin(fetch)
 
-    def poll(self) -> list[tuple[Seq, int]]:
-        """Carry everything on. Returns the sequences whose fetch has ended, and for each how many
-        pages hold what they should: those before the first that could not be had.
+    def poll(self) -> list[tuple[Seq, list[tuple[int, int]]]]:
+        """Carry everything on. Returns the sequences whose fetch has ended, and for each the pages,
+        each after its group, that do not hold what they should: the first one that could not be
+        had, and all that were to come after it.
 
         Raises:
             DeviceError: a copy failed.
         """
         started = time.perf_counter()
         self.stores.reap()
-        ended = []
+        ended, nbytes = [], 0
         for seq, fetch in list(self._fetches.items()):
             for move in list(fetch.moving):
                 self._advance(fetch, move)
@@ -198,8 +198,11 @@ class Offload:
                 del self._fetches[seq]
                 self._fetched += fetch.usable
                 self._missed += len(fetch.names) - fetch.usable
-                ended.append((seq, fetch.usable))
-        self._account(started, sum(pages for _, pages in ended))
+                groups = [name.group for name in fetch.names]
+                nbytes += sum(self._host.sizes[group] for group in groups[: fetch.usable])
+                pages = list(zip(groups, fetch.pages, strict=True))
+                ended.append((seq, pages[fetch.usable :]))
+        self._account(started, nbytes)
         self._ahead.poll()
         self.stores.demote()
         return ended
@@ -219,12 +222,12 @@ class Offload:
         elif self._fetches:
             time.sleep(_NAP_S)
 
-    def _account(self, started: float, pages: int) -> None:
-        """The engine spent the time since `started` on fetches, of which so many pages ended."""
+    def _account(self, started: float, nbytes: int) -> None:
+        """The engine spent the time since `started` on fetches, of which so much has ended."""
         self._spent += time.perf_counter() - started
-        if pages:
-            self._cost.fetched(pages, self._spent)
-        if pages or not self._fetches:
+        if nbytes:
+            self._cost.fetched(nbytes, self._spent)
+        if nbytes or not self._fetches:
             self._spent = 0.0
 
     def cancel(self, seq: Seq) -> None:
@@ -283,18 +286,19 @@ class Offload:
 
     def _to_device(self, fetch: _Fetch, index: int, host: HostPage) -> _Move:
         # What ran before may have read what the page held then: it begins behind that.
-        (ticket,) = self._executor.copies([Fetch(fetch.row[index], host.data)])
+        move = Fetch(fetch.pages[index], host.data, fetch.names[index].group)
+        (ticket,) = self._executor.copies([move])
         return _Move(index, host, ticket)
 
     # --- as a whole --------------------------------------------------------------------------
 
-    def remove(self, names: Iterable[PageName]) -> None:
-        """Drop pages from all stores; those on their way back do not arrive."""
-        gone = set(names)
+    def remove(self, pages: Iterable[PageName]) -> None:
+        """Drop the pages of all groups from all stores; those on their way back do not arrive."""
+        gone = set(pages)
         self.stores.remove(gone)
         self._ahead.remove(gone)
         for fetch in self._fetches.values():
-            lost = next((n for n, name in enumerate(fetch.names) if name in gone), None)
+            lost = next((n for n, name in enumerate(fetch.names) if name.page in gone), None)
             if lost is not None:
                 fetch.lost = lost if fetch.lost is None else min(lost, fetch.lost)
 

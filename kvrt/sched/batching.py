@@ -12,11 +12,12 @@ Planning is pure: it returns the next page table and the ops that lead to it, an
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvrt.drafting.drafts import NO_DRAFTS, Drafts
 from kvrt.kv.index.ends import InOrder
+from kvrt.kv.index.outside import Fetches
 from kvrt.kv.index.reuse import NoReuse, Reuse
 from kvrt.kv.pages.lanes import Pages, SeqId, Shortage
 from kvrt.kv.pages.table import Change, PageTable
@@ -63,8 +64,7 @@ class StepPlan:
         rows: the batch; a sequence stands in it at most once.
         change: leads to the page table in which the step runs.
         admitted: waiting sequences that start to run, and how many tokens they need not compute.
-        fetches: those of them that wait for pages from outside the device first, and how many:
-            the last ones they have in the page table.
+        fetches: those of them that wait for pages from outside the device first, and which.
         preempted: running sequences that lost their pages, to wait again.
         stuck: sequences that cannot go on even alone: there is no page left to give them.
     """
@@ -72,7 +72,7 @@ class StepPlan:
     rows: tuple[Row, ...]
     change: Change
     admitted: Mapping[Seq, int] = field(default_factory=dict)
-    fetches: Mapping[Seq, int] = field(default_factory=dict)
+    fetches: Mapping[Seq, Fetches] = field(default_factory=dict)
     preempted: tuple[Seq, ...] = ()
     stuck: tuple[Seq, ...] = ()
 
@@ -121,14 +121,26 @@ class _Draft:
 
     def grow(self, tokens: Mapping[SeqId, int]) -> bool:
         """Grow, and evict what must go for it. False: it takes more than there is."""
-        while isinstance(grown := self.table.grow(tokens), Shortage):
+        return self._take(lambda table: table.grow(tokens), tokens)
+
+    def fetch(self, seq: SeqId, fetches: Fetches) -> bool:
+        """Begin a sequence with pages that are there, and new ones for those that come, as `grow`
+        does."""
+        self.do(self.table.attach(seq, fetches.rows))
+        return self._take(lambda table: table.fill(seq, fetches.border, fetches.places))
+
+    def _take(
+        self, pages: Callable[[PageTable], Change | Shortage], leaving: Iterable[SeqId] = ()
+    ) -> bool:
+        """Take pages, and evict what must go for it; at last those that sequences can leave."""
+        while isinstance(grown := pages(self.table), Shortage):
             missing = grown.needed - grown.free
             ahead = min(_EVICTED_AT_ONCE, self.table.idle_pages // 8)
             page_bytes = self.table.lanes[grown.group].geometry.page_bytes
             evicted = self._cached.take(self.table, max(missing, ahead) * page_bytes)
             if any(evicted):
                 self.do(self.table.forget(evicted))
-            elif not self._leave(tokens):
+            elif not self._leave(leaving):
                 return False
         self.do(grown)
         return True
@@ -231,7 +243,7 @@ def plan_step(
 
     rows = [Row(seq, seq.computed, count, count == seq.pending) for seq, count in wants.items()]
     admitted: dict[Seq, int] = {}
-    fetches: dict[Seq, int] = {}
+    fetches: dict[Seq, Fetches] = {}
     if waiting and not preempted and not stuck:
         placed = (*order, *fetching)
         at_once = limits.max_batch_tokens
@@ -256,10 +268,10 @@ def plan_step(
             if not budget or (not alone and (spare < 0 or places < 0)):
                 break
             start = trial.table.length(seq.id)
-            more = reuse.stored(seq, matched)
-            if more and trial.grow({seq.id: more * table.page_size}):
-                draft = trial
-                admitted[seq], fetches[seq] = start, more
+            outside, resumed = reuse.stored(seq, matched, draft.dropped), draft.copy()
+            if outside is not None and resumed.fetch(seq.id, outside):
+                draft = resumed
+                admitted[seq], fetches[seq] = start, outside
                 computing.add(seq, draft)
                 continue
             count = min(len(seq.tokens) - start, budget)
@@ -285,7 +297,7 @@ def _victims(order: Sequence[Seq], table: PageTable, reuse: Reuse) -> list[Seq]:
 
     def price(seq: Seq) -> tuple[int, int, float]:
         own = table.own_bytes(seq.id)
-        cost = reuse.bring_back(seq, table.page_size) / own if own else math.inf
+        cost = reuse.bring_back(seq, table.held_bytes(seq.id)) / own if own else math.inf
         return (-seq.rank[0], seq.preemptions, cost)
 
     first = _stands_with(order[0], order)

@@ -44,14 +44,14 @@ DRAWN = {
     ),
     "the dearer of two ways back counts": M(
         "kvrt.kv.index.cost",
-        "return min(compute, tokens / page_size * fetch_s)",
-        "return max(compute, tokens / page_size * fetch_s)",
+        "return min(compute, nbytes * fetch_s)",
+        "return max(compute, nbytes * fetch_s)",
         "sched/test_cost.py",
     ),
     "pages are fetched where computing is faster": M(
         "kvrt.kv.index.cost",
-        "return pages * fetch_s < compute",
-        "return pages * fetch_s > compute",
+        "return nbytes * fetch_s < self._seconds",
+        "return nbytes * fetch_s > self._seconds",
         "sched/test_cost.py",
     ),
     "a page file takes one block that it does not have": M(
@@ -122,9 +122,51 @@ DRAWN = {
     ),
     "a full host memory evicts nobody": M(
         "kvrt.kv.tiers.host",
-        "victim = next(self.oldest(), None)",
-        "victim = None",
+        "victims = self._victims(group)",
+        "victims = None",
         "tiers/test_host.py",
+    ),
+    "each group has the budget of host memory for itself": M(
+        "kvrt.kv.tiers.host",
+        "* self._slab_bytes <= self._budget",
+        "* self._slab_bytes <= self._budget * len(self.sizes)",
+        "tiers/test_host.py",
+    ),
+    "what goes for a page of another size leaves its frame in use": M(
+        "kvrt.kv.tiers.host",
+        "return [*page.frame.pages]",
+        "return [page]",
+        "tiers/test_host.py",
+    ),
+    "a file does not say whose pages it has": M(
+        "kvrt.kv.tiers.format",
+        'page, row["group"] = record.name',
+        "page, _ = record.name",
+        "tiers/test_pagefile.py",
+    ),
+    "a sequence resumes where a group has no page outside": M(
+        "kvrt.kv.index.outside",
+        "for each, group in enumerate(groups)\n            if group.window",
+        "for each, group in enumerate(groups[:1])\n            if group.window",
+        "sched/test_outside.py",
+    ),
+    "what a sequence can resume with in any case is not held": M(
+        "kvrt.kv.index.outside",
+        "for part in group.kept(start * size):",
+        "for part in ():",
+        "sched/test_outside.py",
+    ),
+    "a failed fetch resumes each group at a border of its own": M(
+        "kvrt.kv.memory",
+        "border = last_border(table.groups, rows, len(rows[0]))",
+        "border = last_border(table.groups[:1], rows[:1], len(rows[0]))",
+        "tiers/test_life.py",
+    ),
+    "of a window nothing is worth a copy": M(
+        "kvrt.kv.index.prefix",
+        "if last.after != 1 or last.next is None:",
+        "if last.after > 1:",
+        "sched/test_windows.py",
     ),
     "the slab that is kept is not the lower one": M(
         "kvrt.kv.tiers.host",

@@ -94,13 +94,13 @@ SURVIVED = {
         "sched/test_eviction.py",
     ),
     "a match ignores a group": M(
-        "kvrt.kv.index.prefix",
-        "for group, row in zip(self._groups, rows, strict=True):",
-        "for group, row in zip(self._groups[:1], rows[:1], strict=True):",
+        "kvrt.kv.pages.group",
+        "for group, row in zip(groups, rows, strict=True):",
+        "for group, row in zip(groups[:1], rows[:1], strict=True):",
         "sched/test_ends.py",
     ),
     "a match ignores first positions": M(
-        "kvrt.kv.index.prefix",
+        "kvrt.kv.pages.group",
         "for needed in group.kept(length):",
         "for needed in group.kept(length)[1:]:",
         "sched/test_ends.py",
@@ -164,7 +164,7 @@ SURVIVED = {
     ),
     "named pages before a window cannot be had": M(
         "kvrt.sched.batching",
-        "elif not self._leave(tokens):",
+        "elif not self._leave(leaving):",
         "else:",
         "sched/test_windows.py",
     ),
@@ -194,7 +194,7 @@ SURVIVED = {
     ),
     "a page before a window is given up as if drafts were true": M(
         "kvrt.kv.pages.table",
-        "lane, left, idle = lane.leave(growing, rows, self.lengths, group)",
+        "lane, left, idle = lane.leave(growing, rows, computed, group)",
         "lane, left, idle = lane.leave(growing, rows, lengths, group)",
         "pages/test_group.py",
     ),
@@ -381,7 +381,7 @@ SURVIVED = {
     ),
     "what a tier has of other prompts is saved too": M(
         "kvrt.engine.snapshots",
-        "{name: None for name in names if name in wanted}",
+        "{name: None for name in names if name.page in wanted}",
         "{name: None for name in names}",
         "runtime/test_cache_control.py",
     ),

@@ -204,7 +204,8 @@ class Service:
         self.prefixes.forget(root, prompt)
         offload = self.engine.memory.offload
         left = {entry.name for entry in self.reuse.index}
-        left.update(offload.stores.names() if offload is not None else ())
+        if offload is not None:
+            left.update(name.page for name in offload.stores.names())
         if root is None:
             assert not left
         elif names := list(chain(root, prompt, self.cache.page_size)):

@@ -24,7 +24,7 @@ from kvrt.errors import (
     OutOfMemory,
     StoreError,
 )
-from kvrt.kv.tiers.names import PageName, chain
+from kvrt.kv.tiers.names import StoredName, chain
 from kvrt.kv.tiers.pagefile import PageFile
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
@@ -384,7 +384,7 @@ def test_what_is_forgotten_while_it_is_saved_is_not_saved_as_something_else(
     write = PageFile.write
     left = iter(range(3, 0, -1))
 
-    def forgetting(self: PageFile, name: PageName, data: np.ndarray[Any, Any]) -> bool:
+    def forgetting(self: PageFile, name: StoredName, data: np.ndarray[Any, Any]) -> bool:
         if next(left, 0) == 1:
             runtime.invalidate()
             for prompt in prompts[1:]:
@@ -408,7 +408,7 @@ def test_a_runtime_that_is_closed_while_it_saves_says_so_and_what_was_written_is
     cached(runtime, PROMPT)
     write = PageFile.write
 
-    def closing(self: PageFile, name: PageName, data: np.ndarray[Any, Any]) -> bool:
+    def closing(self: PageFile, name: StoredName, data: np.ndarray[Any, Any]) -> bool:
         written = write(self, name, data)
         runtime.close()
         return written
@@ -500,7 +500,7 @@ def test_closing_in_time_is_worth_more_than_saving_all(
 ) -> None:
     write = PageFile.write
 
-    def slow(self: PageFile, name: PageName, data: np.ndarray[Any, Any]) -> bool:
+    def slow(self: PageFile, name: StoredName, data: np.ndarray[Any, Any]) -> bool:
         time.sleep(0.2)
         return write(self, name, data)
 

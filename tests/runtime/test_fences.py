@@ -32,7 +32,7 @@ from kvrt.kv.pages.lanes import SeqId
 from kvrt.kv.pages.table import Change
 from kvrt.kv.seq import Seq
 from kvrt.kv.tiers.host import HostStore
-from kvrt.kv.tiers.names import chain, root_key
+from kvrt.kv.tiers.names import StoredName, chain, root_key
 from kvrt.model.loader import load_model
 from kvrt.registry import load
 from kvrt.sampling import SamplingParams
@@ -140,7 +140,7 @@ def life_of_the_tiers(chaos: Chaos, folder: Path) -> None:
     pages = LocalPages(device, [layout], 64)
     cache = KVCache(pages, limit_bytes=64 * layout.page_bytes)
     reuse = PrefixReuse(cache.table.groups, EVICTIONS["lru"]())
-    host = HostStore(pages, layout.page_bytes, 4 << 20)
+    host = HostStore(pages, [layout.page_bytes], 4 << 20)
     offload = Offload(pages, host, reuse.cost, is_tier=True)
     root = root_key(bytes(32))
     names = list(chain(root, range(128), 64))
@@ -167,16 +167,17 @@ def life_of_the_tiers(chaos: Chaos, folder: Path) -> None:
     assert saved == 2
     cache.commit(cache.table.free("a"))
     row = step({"b": 128})
-    offload.save(zip(names, row, strict=True))
+    stored = [StoredName(name) for name in names]
+    offload.save(zip(stored, row, strict=True))
     cache.commit(cache.table.free("b"))
     row = step({"c": 128})
     seq = Seq(1, [], 0, 0)
-    offload.fetch(seq, names, row)
+    offload.fetch(seq, stored, row)
     while not (ended := offload.poll()):
         pass
-    assert ended == [(seq, 2)]
+    assert ended == [(seq, [])]
     step({"c": 1})
-    offload.fetch(seq, names, row)
+    offload.fetch(seq, stored, row)
     offload.cancel(seq)
     step({"c": 1})
     offload.close()

@@ -55,14 +55,14 @@ MUTANTS = {
         PrefixIndex, "drop_links", "del self._by_key[entry.name.key]", "pass"
     ),
     "a plan begins with pages that it gives away": Mutant(
-        PrefixIndex, "match", "row[np.isin(row, gone)] = 0", "pass"
+        PrefixIndex, "there", "row[np.isin(row, gone)] = 0", "pass"
     ),
     "a key is believed": Mutant(PrefixIndex, "chain", " or found.name != name", ""),
     "a page is named twice": Mutant(
         PrefixIndex, "add", "if name.key in self._by_key:", "if False:"
     ),
     "a lost page counts as fetched": Mutant(
-        Memory, "fetched", "tokens = pages *", "tokens = len(seq.names) *"
+        Memory, "fetched", "rows[group][rows[group] == page] = 0", "pass"
     ),
     "what comes after a lost page counts as fetched": Mutant(
         Offload, "_advance", "fetch.lost = move.index", "pass"

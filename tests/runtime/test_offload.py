@@ -105,7 +105,7 @@ def test_what_is_not_worth_fetching_is_computed(
     runtime = squeezed(make_runtime, "host:32MiB")
     reuse = runtime._worker.engine.memory.reuse
     assert reuse is not None
-    reuse.cost.fetched(pages=1, seconds=3600.0)
+    reuse.cost.fetched(nbytes=1, seconds=3600.0)
     reuse.cost.computed(tokens=64, context=64, seconds=0.001)
     assert tokens(runtime.generate(prompts(60, 1), LONG)) == right
     assert offloaded(runtime).saved_pages == 0

@@ -70,7 +70,7 @@ class Forest:
         rows = self.reuse.match(seq)
         self.table = self.table.attach(seq.id, rows).table
         seq.computed = len(rows[0]) * PAGE
-        self.reuse.begin(seq, rows)
+        self.reuse.begin(seq, rows, len(rows[0]))
         self.seen["hit"] += bool(seq.computed)
         self.seqs[seq] = None
 

@@ -136,7 +136,7 @@ class Kitchen:
             seq.rank = self.policy.rank(seq, self.step)
             seq.computed = cached
             rows = self.table.rows_of(seq.id)
-            self.reuse.begin(seq, tuple(row[: cached // PAGE] for row in rows))
+            self.reuse.begin(seq, rows, cached // PAGE)
         for seq in plan.stuck:
             self.end(seq)
         for row in plan.rows:

@@ -38,7 +38,7 @@ class Talk:
         rows = self.reuse.match(seq)
         self.table = self.table.attach(seq.id, rows).table
         seq.computed = len(rows[0]) * PAGE
-        self.reuse.begin(seq, rows)
+        self.reuse.begin(seq, rows, len(rows[0]))
         return seq
 
     def go_on(self, seq: Seq, pages: int = 99) -> None:
@@ -174,6 +174,26 @@ def test_a_page_is_said_to_be_gone_when_no_group_has_it_and_to_be_there_again() 
     talk.say(said(4))
     talk.evict(4)
     assert [event.kind for event in talk.reuse.events.since(0)] == ["stored"] * 4
+
+
+@pytest.mark.parametrize("windows", [FULL_AND_WINDOW, WINDOW])
+def test_of_a_window_only_what_somebody_may_resume_with_is_worth_a_copy(windows: Windows) -> None:
+    """Where a row ends, and where several go on differently: what is needed there."""
+    talk = Talk(windows)
+    talk.say(said(12))
+    talk.say([*said(12)[: 7 * PAGE], *[2] * 5 * PAGE])
+    leaving = talk.reuse.leaving(talk.reuse.index.pages_of([*talk.reuse.index]))
+    depths = {
+        group: sorted(
+            entry.depth
+            for name, page in leaving
+            if name.group == group and (entry := talk.reuse.index.at(page, group)) is not None
+        )
+        for group in range(len(windows))
+    }
+    window, full = len(windows) - 1, 0
+    assert depths[window] == [5, 6, 10, 10, 11, 11]
+    assert windows == WINDOW or depths[full] == sorted([*range(12), *range(7, 12)])
 
 
 def test_a_sequence_goes_on_in_as_many_pages_as_it_needs_though_all_of_them_are_named() -> None:

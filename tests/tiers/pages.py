@@ -1,6 +1,7 @@
 """Pages whose bytes follow from their names, so that any wrong byte is seen; files that fail."""
 
 import errno
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,40 +12,45 @@ import numpy as np
 
 from kvrt.kv.tiers.blockfile import BLOCK, BlockFile, Bytes
 from kvrt.kv.tiers.format import PageFormat
-from kvrt.kv.tiers.names import PageName, chain, fingerprint, root_key
+from kvrt.kv.tiers.names import StoredName, chain, fingerprint, root_key
 from kvrt.kv.tiers.pagefile import PageFile
 
 PAGE_SIZE = 4
 FINGERPRINT = fingerprint(b"weights", "float32", "2x2x4x8")
 ROOT = root_key(FINGERPRINT)
-FORM = PageFormat(FINGERPRINT, 2 * BLOCK, PAGE_SIZE)
-ODD = PageFormat(FINGERPRINT, 5000, PAGE_SIZE)  # no multiple of a block
+PAGE_BYTES = 2 * BLOCK
+FORM = PageFormat(FINGERPRINT, (PAGE_BYTES,), PAGE_SIZE)
+ODD = PageFormat(FINGERPRINT, (5000,), PAGE_SIZE)  # no multiple of a block
+SEVERAL = PageFormat(FINGERPRINT, (PAGE_BYTES, 5 * BLOCK, 1000), PAGE_SIZE)
 
 
-def names(count: int, seed: int = 0) -> list[PageName]:
-    """The pages of one sequence."""
+def names(count: int, seed: int = 0, groups: int = 1) -> list[StoredName]:
+    """The pages of one sequence, those of all groups of layers one after the other."""
     tokens = np.random.default_rng(seed).integers(0, 50_000, count * PAGE_SIZE).tolist()
-    return list(chain(ROOT, tokens, PAGE_SIZE))
+    return [
+        StoredName(*n) for n in itertools.product(chain(ROOT, tokens, PAGE_SIZE), range(groups))
+    ]
 
 
 @cache
-def body(name: PageName, form: PageFormat = FORM) -> Bytes:
+def body(name: StoredName, form: PageFormat = FORM) -> Bytes:
     """The page that has this name; most of it is zeros, so that zstd has something to do."""
-    seed = [*name.key, *name.parent, *(token & 0xFFFFFFFF for token in name.tokens)]
-    page = np.zeros(form.page_bytes, np.uint8)
-    some = form.page_bytes // 4
-    page[-some:] = np.random.default_rng(seed).integers(0, 256, some, np.uint8)
-    page.flags.writeable = False
-    return page
+    page, group = name
+    seed = [*page.key, *page.parent, *(token & 0xFFFFFFFF for token in page.tokens), group]
+    data = np.zeros(form.sizes[group], np.uint8)
+    some = form.sizes[group] // 4
+    data[-some:] = np.random.default_rng(seed).integers(0, 256, some, np.uint8)
+    data.flags.writeable = False
+    return data
 
 
-def blank(form: PageFormat = FORM) -> Bytes:
-    return np.full(form.page_bytes, 0xDE, np.uint8)
+def blank(form: PageFormat = FORM, group: int = 0) -> Bytes:
+    return np.full(form.sizes[group], 0xDE, np.uint8)
 
 
-def read(file: PageFile, name: PageName) -> bool:
+def read(file: PageFile, name: StoredName) -> bool:
     """Whether the page is there; if it is, it has the right bytes."""
-    into = blank(file.form)
+    into = blank(file.form, name.group)
     found = file.read(name, into)
     if found:
         assert (into == body(name, file.form)).all(), "a wrong page"

@@ -13,7 +13,7 @@ from kvrt.kv.tiers.pagefile import PageFile
 from kvrt.kv.tiers.stores import Stores
 from kvrt.spi import Copier
 
-from .pages import FORM, body, cached, names, opened
+from .pages import FORM, PAGE_BYTES, body, cached, names, opened
 
 NAMES = names(60)
 SLOTS = 20
@@ -26,7 +26,7 @@ def stores(tmp_path: Path, copier: Copier) -> Iterator[Stores]:
         for name in NAMES:
             file.write(name, body(name))
     disk = DiskStore(PageFile.open(tmp_path, FORM, open_file=cached))
-    host = HostStore(copier, FORM.page_bytes, SLOTS * FORM.page_bytes + 2 * BLOCK)
+    host = HostStore(copier, [PAGE_BYTES], SLOTS * PAGE_BYTES + 2 * BLOCK)
     stores = Stores(host, disk, write_at_once=False)
     yield stores
     stores.close()
@@ -51,9 +51,9 @@ def test_no_more_is_remembered_than_there_is_room_for(stores: Stores) -> None:
     ahead = ReadAhead(stores)
     for owner in range(5000):
         ahead.want(owner, NAMES)
-    assert len(ahead) == stores.host.slots < len(NAMES)
+    assert len(ahead) == SLOTS < len(NAMES)
     carry_on(ahead)
-    first = set(NAMES[: stores.host.slots])
+    first = set(NAMES[:SLOTS])
     assert set(stores.host.names()) == first, "the first who came is served first"
     assert stores.host.stats().evicted == 0
 
@@ -68,4 +68,4 @@ def test_what_nobody_wants_any_more_is_not_read(stores: Stores) -> None:
     carry_on(ahead)
     assert set(stores.host.names()) == set(NAMES[:4])
     ahead.want("later", NAMES[10:50])
-    assert len(ahead) == stores.host.slots, "and leaves its room to others"
+    assert len(ahead) == SLOTS, "and leaves its room to others"

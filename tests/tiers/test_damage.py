@@ -17,7 +17,7 @@ from kvrt.kv.tiers.names import fingerprint
 from kvrt.kv.tiers.pagefile import DATA, INDEX, PageFile
 from kvrt.kv.tiers.space import SLACK
 
-from .pages import FORM, PAGE_SIZE, body, cached, names, opened, read
+from .pages import FORM, PAGE_BYTES, PAGE_SIZE, body, cached, names, opened, read
 
 NAMES = names(10)
 ALL = set(range(len(NAMES)))
@@ -144,9 +144,10 @@ def of_another_kind(files: Files, rng: random.Random, variant: int) -> set[int]:
     """Whole, but of another model or layout; its records would be believed by themselves."""
     other = [
         dataclasses.replace(FORM, fingerprint=fingerprint(rng.randbytes(4), "float32", "")),
-        dataclasses.replace(FORM, page_bytes=FORM.page_bytes + rng.choice([-BLOCK, 1, BLOCK])),
+        dataclasses.replace(FORM, sizes=(PAGE_BYTES + rng.choice([-BLOCK, 1, BLOCK]),)),
+        dataclasses.replace(FORM, sizes=(PAGE_BYTES, rng.choice([1, BLOCK, PAGE_BYTES]))),
         dataclasses.replace(FORM, page_size=PAGE_SIZE + rng.choice([-1, 1, 4])),
-    ][variant % 3]
+    ][variant % 4]
     files[INDEX][:BLOCK] = superblock(other)
     return ALL
 

@@ -18,11 +18,11 @@ from kvrt.kv.tiers import names as naming
 from kvrt.kv.tiers.blockfile import BLOCK, BlockFile, Bytes
 from kvrt.kv.tiers.disk import DiskStore, PageTicket
 from kvrt.kv.tiers.host import HostStore
-from kvrt.kv.tiers.names import PageName
+from kvrt.kv.tiers.names import StoredName
 from kvrt.kv.tiers.pagefile import INDEX, PageFile
 from kvrt.spi import Copier
 
-from .pages import FORM, ODD, ROOT, blank, body, cached, names, opened
+from .pages import FORM, ODD, PAGE_BYTES, ROOT, blank, body, cached, names, opened
 
 NAMES = names(40)
 
@@ -60,11 +60,11 @@ def test_tensors_of_any_type_and_shape_are_bytes(store: DiskStore, dtype: torch.
 @pytest.mark.parametrize(
     "data",
     [
-        np.zeros(FORM.page_bytes - 1, np.uint8),
-        np.zeros(2 * FORM.page_bytes, np.uint8)[::2],
-        torch.zeros(FORM.page_bytes),
-        torch.zeros(2 * FORM.page_bytes, dtype=torch.uint8)[::2],
-        torch.zeros(FORM.page_bytes, dtype=torch.uint8, device="meta"),
+        np.zeros(PAGE_BYTES - 1, np.uint8),
+        np.zeros(2 * PAGE_BYTES, np.uint8)[::2],
+        torch.zeros(PAGE_BYTES),
+        torch.zeros(2 * PAGE_BYTES, dtype=torch.uint8)[::2],
+        torch.zeros(PAGE_BYTES, dtype=torch.uint8, device="meta"),
     ],
     ids=["short", "strided", "long", "strided tensor", "not on the host"],
 )
@@ -105,7 +105,7 @@ class Gate(BlockFile):
     open = threading.Event()
 
     def write(self, data: Bytes, at: int) -> None:
-        if len(data) == FORM.page_bytes:
+        if len(data) == PAGE_BYTES:
             assert self.open.wait(10)
         super().write(data, at)
 
@@ -152,7 +152,7 @@ def test_fetches_come_before_stores(tmp_path: Path, gate: threading.Event) -> No
     with opened(tmp_path) as file:
         file.write(NAMES[0], body(NAMES[0]))
     store = DiskStore(PageFile.open(tmp_path, FORM, open_file=Gate), threads=1)
-    order: list[PageName] = []
+    order: list[StoredName] = []
 
     class Noted(PageTicket):
         def run(self) -> None:
@@ -261,13 +261,13 @@ def test_pages_whose_keys_collide_are_never_mistaken(
     monkeypatch.setattr(naming, "page_key", short)
     rng = random.Random(0)
     many = [
-        name
+        StoredName(name)
         for _ in range(200)
         for name in naming.chain(ROOT, [rng.randrange(9000) for _ in range(12)], 4)
     ]
-    assert len({name.key for name in many}) <= 256 < 500 < len(set(many))
+    assert len({name.page.key for name in many}) <= 256 < 500 < len(set(many))
     stored = many[::2]
-    host = HostStore(copier, FORM.page_bytes, 1 << 24)
+    host = HostStore(copier, [PAGE_BYTES], 1 << 24)
     disk = DiskStore(PageFile.open(tmp_path, FORM, open_file=cached))
     for name in stored:
         disk.store(name, body(name))

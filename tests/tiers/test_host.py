@@ -1,7 +1,9 @@
 """Pages in host memory equal a dictionary; memory is taken as needed and given back."""
 
 import gc
+import random
 import weakref
+from collections import Counter
 
 import pytest
 import torch
@@ -17,15 +19,22 @@ from hypothesis.stateful import (
 )
 
 from kvrt.errors import ConfigError, ContractError, IntegrityError, OutOfMemory
+from kvrt.kv.tiers.format import PageFormat
 from kvrt.kv.tiers.host import ALIGNMENT, HostPage, HostStore
 from kvrt.registry import open_device
 from kvrt.spi import Copier
 
-from .pages import body, names
+from .pages import FINGERPRINT, PAGE_SIZE, body, names
 
 PAGE = 5000
 STRIDE = 2 * ALIGNMENT
 NAMES = names(16)
+SIZES = {
+    "one group": [PAGE],
+    "a small one": [PAGE, 3 * STRIDE],
+    "nearly as large": [3 * STRIDE, PAGE, 5000 + STRIDE],
+}
+"""Of pages of each group. In the last one, frames are larger than any page, or much is lost."""
 
 
 class Counted:
@@ -51,18 +60,23 @@ class Counted:
         self.live -= nbytes
 
 
-def slabs(count: int, pages: int) -> dict[str, int]:
-    """A budget of so many slabs of so many pages."""
-    slab = pages * STRIDE + ALIGNMENT
+def slabs(count: int, frames: int, frame: int = STRIDE) -> dict[str, int]:
+    """A budget of so many slabs of so many frames."""
+    slab = frames * frame + ALIGNMENT
     return {"budget": count * slab, "slab_bytes": slab}
 
 
+def right_body(page: HostPage) -> torch.Tensor:
+    form = PageFormat(FINGERPRINT, (30_000,) * (page.name.group + 1), PAGE_SIZE)
+    return torch.from_numpy(body(page.name, form)[-len(page.data) :].copy())
+
+
 def fill(page: HostPage) -> None:
-    page.data.copy_(torch.from_numpy(body(page.name)[:PAGE].copy()))
+    page.data.copy_(right_body(page))
 
 
 def right(page: HostPage) -> bool:
-    return bool((page.data.numpy() == body(page.name)[:PAGE]).all())
+    return torch.equal(page.data, right_body(page))
 
 
 def put(store: HostStore, *which: int) -> None:
@@ -76,18 +90,36 @@ def put(store: HostStore, *which: int) -> None:
 class HostMachine(RuleBasedStateMachine):
     """The model: the pages that are found, the oldest first; those that are written; pins."""
 
-    @initialize(count=st.integers(1, 3), pages=st.integers(1, 4))
-    def begin(self, count: int, pages: int) -> None:
+    @initialize(count=st.integers(1, 3), frames=st.integers(1, 4), kind=st.sampled_from([*SIZES]))
+    def begin(self, count: int, frames: int, kind: str) -> None:
         self.copier = Counted(open_device("null").copier)
-        self.store = HostStore(self.copier, PAGE, **slabs(count, pages))  # type: ignore[arg-type]
-        self.slots, self.slab = count * pages, pages * STRIDE + ALIGNMENT
+        strides = [-(-size // ALIGNMENT) * ALIGNMENT for size in SIZES[kind]]
+        self.frame = max(strides) * (2 if kind == "nearly as large" else 1)
+        budget = slabs(count, frames, self.frame)
+        self.store = HostStore(self.copier, SIZES[kind], **budget)  # type: ignore[arg-type]
+        self.frames = count * frames
+        assert self.store.capacity <= budget["budget"]
+        self.in_frame = [self.frame // stride for stride in strides]
+        rng = random.Random(kind)
+        self.names = [name._replace(group=rng.randrange(len(strides))) for name in NAMES]
         self.there: dict[int, HostPage] = {}
         self.writing: list[HostPage] = []
         self.pins: list[HostPage] = []
 
-    def in_use(self) -> int:
-        gone = {id(page) for page in self.pins} - {id(page) for page in self.there.values()}
-        return len(self.there) + len(self.writing) + len(gone)
+    def framed(self) -> Counter[tuple[int, int]]:
+        """The frames in use, each with its group, and how many pages are in it."""
+        pages = {id(page): page for page in (*self.there.values(), *self.writing, *self.pins)}
+        return Counter((page.frame.number, page.name.group) for page in pages.values())
+
+    def going(self, group: int) -> list[int]:
+        """What makes room for a page of a group: the oldest that can, with all in its frame."""
+        pinned = {page.frame.number for page in (*self.pins, *self.writing)}
+        for n, page in self.there.items():
+            if page.name.group == group and page not in self.pins:
+                return [n]
+            if page.name.group != group and page.frame.number not in pinned:
+                return [m for m, other in self.there.items() if other.frame is page.frame]
+        return []
 
     @rule(n=st.integers(0, len(NAMES) - 1))
     def put(self, n: int) -> None:
@@ -98,16 +130,23 @@ class HostMachine(RuleBasedStateMachine):
 
     @rule(n=st.integers(0, len(NAMES) - 1))
     def reserve(self, n: int) -> None:
-        evictable = [m for m, page in self.there.items() if page not in self.pins]
-        full = self.in_use() == self.slots
-        page = self.store.reserve(NAMES[n])
-        if n in self.there or (full and not evictable):
+        name, framed = self.names[n], self.framed()
+        full = len(framed) == self.frames and not any(
+            group == name.group and count < self.in_frame[group]
+            for (_, group), count in framed.items()
+        )
+        going = self.going(name.group) if full else []
+        seen = self.store.in_the_way(name.group)
+        assert (seen is None) == (full and not going)
+        assert {page.name for page in seen or ()} == {self.names[m] for m in going}
+        page = self.store.reserve(name)
+        if n in self.there or (full and not going):
             assert page is None
             return
         assert page is not None
-        if full:
-            del self.there[evictable[0]]
-        assert page.data.shape == (PAGE,)
+        for m in going:
+            del self.there[m]
+        assert page.data.shape == (self.store.sizes[name.group],)
         assert page.data.data_ptr() % ALIGNMENT == 0
         fill(page)
         self.writing.append(page)
@@ -121,13 +160,13 @@ class HostMachine(RuleBasedStateMachine):
         assert right(page)
         if done:
             self.store.commit(page)
-            self.there.setdefault(NAMES.index(page.name), page)
+            self.there.setdefault(self.names.index(page.name), page)
         else:
             self.store.unpin(page)
 
     @rule(n=st.integers(0, len(NAMES) - 1))
     def find(self, n: int) -> None:
-        page = self.store.find(NAMES[n])
+        page = self.store.find(self.names[n])
         assert page is self.there.get(n)
         if page is not None:
             self.there[n] = self.there.pop(n)
@@ -150,18 +189,18 @@ class HostMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def remove(self, data: st.DataObject) -> None:
         n = data.draw(st.sampled_from(list(self.there)))
-        assert self.store.remove(NAMES[n])
-        assert not self.store.remove(NAMES[n])
+        assert self.store.remove(self.names[n])
+        assert not self.store.remove(self.names[n])
         del self.there[n]
 
     @invariant()
     def equal(self) -> None:
         self.store.check_integrity()
-        assert [page.name for page in self.store._pages.values()] == [NAMES[n] for n in self.there]
+        assert self.store.names() == [self.names[n] for n in self.there]
         assert all(right(page) for page in [*self.there.values(), *self.writing, *self.pins])
         stats = self.store.stats()
         assert stats.pages == len(self.store) == len(self.there)
-        assert stats.used_bytes == self.in_use() * STRIDE
+        assert stats.used_bytes == len(self.framed()) * self.frame
         assert stats.held_bytes <= stats.budget_bytes
         # Slots that the test still has hold their slab, too.
         assert self.copier.live >= stats.held_bytes
@@ -171,13 +210,13 @@ class HostMachine(RuleBasedStateMachine):
 
 def test_any_order_of_operations_equals_a_dictionary() -> None:
     run_state_machine_as_test(
-        HostMachine, settings=settings(max_examples=80, stateful_step_count=40)
+        HostMachine, settings=settings(max_examples=100, stateful_step_count=40)
     )
 
 
 def test_memory_is_taken_as_pages_come_and_given_back_when_they_go(copier: Copier) -> None:
     counted = Counted(copier)
-    store = HostStore(counted, PAGE, **slabs(3, 2))  # type: ignore[arg-type]
+    store = HostStore(counted, [PAGE], **slabs(3, 2))  # type: ignore[arg-type]
     slab = 2 * STRIDE + ALIGNMENT
     assert counted.live == 0
     put(store, 0, 1)
@@ -199,17 +238,17 @@ def test_memory_is_taken_as_pages_come_and_given_back_when_they_go(copier: Copie
 
 def test_of_two_empty_slabs_the_lower_one_stays(copier: Copier) -> None:
     """So that what is used gathers at one end, and memory at the other can go back."""
-    store = HostStore(copier, PAGE, **slabs(3, 2))  # type: ignore[arg-type]
+    store = HostStore(copier, [PAGE], **slabs(3, 2))  # type: ignore[arg-type]
     put(store, *range(6))
     for n in (2, 3, 4, 5):
         store.remove(NAMES[n])
     page = store.reserve(NAMES[6])
     assert page is not None
-    assert page.slot == 2
+    assert page.frame.number == 2
 
 
 def test_the_least_recently_used_page_makes_room(copier: Copier) -> None:
-    store = HostStore(copier, PAGE, **slabs(1, 3))
+    store = HostStore(copier, [PAGE], **slabs(1, 3))
     put(store, 0, 1, 2)
     assert store.find(NAMES[0])
     assert [page.name for page in store.oldest()] == [NAMES[1], NAMES[2], NAMES[0]]
@@ -219,7 +258,7 @@ def test_the_least_recently_used_page_makes_room(copier: Copier) -> None:
 
 
 def test_a_page_is_found_only_once_it_is_written(copier: Copier) -> None:
-    store = HostStore(copier, PAGE, **slabs(1, 3))
+    store = HostStore(copier, [PAGE], **slabs(1, 3))
     page = store.reserve(NAMES[0])
     assert page is not None
     assert store.find(NAMES[0]) is None
@@ -230,7 +269,7 @@ def test_a_page_is_found_only_once_it_is_written(copier: Copier) -> None:
 
 
 def test_of_two_copies_of_a_page_the_first_one_counts(copier: Copier) -> None:
-    store = HostStore(copier, PAGE, **slabs(1, 3))
+    store = HostStore(copier, [PAGE], **slabs(1, 3))
     first, second = store.reserve(NAMES[0]), store.reserve(NAMES[0])
     assert first
     assert second
@@ -240,8 +279,27 @@ def test_of_two_copies_of_a_page_the_first_one_counts(copier: Copier) -> None:
     assert store.stats().used_bytes == STRIDE
 
 
+def test_one_budget_serves_pages_of_all_sizes(copier: Copier) -> None:
+    """What one group took and nobody used since, another gets, down to the last frame."""
+    large, small = 3 * STRIDE, PAGE
+    store = HostStore(copier, [large, small], **slabs(2, 2, 3 * STRIDE))
+    many = names(20, groups=2)
+    for name in many[::2]:
+        page = store.reserve(name)
+        assert page
+        store.commit(page)
+    assert store.names() == many[32::2], "four of the large ones"
+    for name in many[1::2]:
+        page = store.reserve(name)
+        assert page
+        store.commit(page)
+    assert store.names() == many[-23::2], "or twelve of the small ones"
+    stats = store.stats()
+    assert stats.held_bytes <= stats.budget_bytes == 2 * (2 * 3 * STRIDE + ALIGNMENT)
+
+
 def test_where_everything_is_pinned_there_is_no_room(copier: Copier) -> None:
-    store = HostStore(copier, PAGE, **slabs(1, 1))
+    store = HostStore(copier, [PAGE], **slabs(1, 1))
     page = store.reserve(NAMES[0])
     assert page is not None
     assert store.reserve(NAMES[1]) is None
@@ -252,7 +310,7 @@ def test_where_everything_is_pinned_there_is_no_room(copier: Copier) -> None:
 
 def test_where_the_system_has_no_memory_older_pages_make_room(copier: Copier) -> None:
     counted = Counted(copier)
-    store = HostStore(counted, PAGE, **slabs(4, 1))  # type: ignore[arg-type]
+    store = HostStore(counted, [PAGE], **slabs(4, 1))  # type: ignore[arg-type]
     put(store, 0, 1)
     counted.empty = True
     put(store, 2)
@@ -265,7 +323,7 @@ def test_where_the_system_has_no_memory_older_pages_make_room(copier: Copier) ->
 def test_the_budget_is_used_to_the_last_slab(copier: Copier) -> None:
     """A budget between two numbers of slabs makes slabs smaller; little is left over."""
     budget = 10 * STRIDE
-    store = HostStore(copier, PAGE, budget, slab_bytes=4 * STRIDE)
+    store = HostStore(copier, [PAGE], budget, slab_bytes=4 * STRIDE)
     put(store, *range(9))
     assert store.stats().evicted <= 1
     assert store.stats().held_bytes <= budget
@@ -273,11 +331,11 @@ def test_the_budget_is_used_to_the_last_slab(copier: Copier) -> None:
 
 def test_a_budget_of_less_than_a_page_is_refused(copier: Copier) -> None:
     with pytest.raises(ConfigError, match="less than one page"):
-        HostStore(copier, PAGE, PAGE)
+        HostStore(copier, [PAGE], PAGE)
 
 
 def test_what_breaks_the_protocol_is_an_error(copier: Copier) -> None:
-    store = HostStore(copier, PAGE, **slabs(1, 3))
+    store = HostStore(copier, [PAGE], **slabs(1, 3))
     page = store.reserve(NAMES[0])
     assert page is not None
     store.commit(page)
@@ -291,8 +349,8 @@ def test_what_breaks_the_protocol_is_an_error(copier: Copier) -> None:
 
 
 def test_the_check_finds_a_slot_that_is_used_twice(copier: Copier) -> None:
-    store = HostStore(copier, PAGE, **slabs(1, 3))
+    store = HostStore(copier, [PAGE], **slabs(1, 3))
     put(store, 0, 1)
-    store._pages[NAMES[0]].slot = store._pages[NAMES[1]].slot
+    store._pages[NAMES[0]].frame = store._pages[NAMES[1]].frame
     with pytest.raises(IntegrityError, match="slot"):
         store.check_integrity()

@@ -20,7 +20,7 @@ from kvrt.kv.tiers.pagefile import PageFile
 from kvrt.registry import open_device
 from kvrt.spi import Device, KVLayout
 
-from .pages import FORM, PAGE_SIZE, Faults, body, names
+from .pages import FORM, PAGE_BYTES, PAGE_SIZE, Faults, body, names
 
 NAMES = names(20)
 SLOTS = 5
@@ -39,7 +39,7 @@ def pages(device: Device) -> Iterator[LocalPages]:
     layout = KVLayout.packed(
         "float32", layers=1, kv_heads=1, head_dim=1024 // PAGE_SIZE, page_size=PAGE_SIZE
     )
-    assert layout.page_bytes == FORM.page_bytes
+    assert layout.page_bytes == PAGE_BYTES
     pages = LocalPages(device, [layout], 8)
     pages.commit([Map(0)])
     yield pages
@@ -55,7 +55,7 @@ def test_pages_that_no_disk_takes_make_room_in_host_memory(
     faults = Faults(error=error)
     disk = DiskStore(PageFile.open(tmp_path, FORM, open_file=faults))
     faults.at, faults.lasting = faults.calls, True
-    host = HostStore(pages, FORM.page_bytes, SLOTS * (FORM.page_bytes + BLOCK))
+    host = HostStore(pages, [PAGE_BYTES], SLOTS * (PAGE_BYTES + BLOCK))
     offload = Offload(pages, host, MoveCost("auto"), disk, is_tier=True)
     for name in NAMES:
         pages.page(1).copy_(torch.from_numpy(body(name).copy()))
@@ -72,7 +72,7 @@ def test_pages_that_no_disk_takes_make_room_in_host_memory(
 
 def test_more_pages_than_host_memory_holds_are_saved_at_once(pages: LocalPages) -> None:
     """Copies on their way take all slots; the next page waits for them and is not lost."""
-    host = HostStore(pages, FORM.page_bytes, SLOTS * (FORM.page_bytes + BLOCK))
+    host = HostStore(pages, [PAGE_BYTES], SLOTS * (PAGE_BYTES + BLOCK))
     offload = Offload(pages, host, MoveCost("auto"), None, is_tier=True)
     offload.save([(name, 1) for name in NAMES])
     stats = offload.stats()
@@ -86,9 +86,9 @@ def test_the_oldest_pages_are_on_disk_before_host_memory_is_full(
 ) -> None:
     """An eighth of the slots are free, or hold what the disk has too."""
     disk = DiskStore(PageFile.open(tmp_path, FORM))
-    host = HostStore(pages, FORM.page_bytes, 16 * (FORM.page_bytes + BLOCK))
+    host = HostStore(pages, [PAGE_BYTES], 16 * (PAGE_BYTES + BLOCK))
     offload = Offload(pages, host, MoveCost("auto"), disk, is_tier=True)
-    most = host.slots
+    most = host.capacity // PAGE_BYTES
     found = []
     for name in (many := names(most)):
         offload.save([(name, 1)])
@@ -108,10 +108,10 @@ def test_fetches_cost_the_time_that_the_engine_spends_on_them(
     told = []
 
     class Told(MoveCost):
-        def fetched(self, pages: int, seconds: float) -> None:
-            told.append((pages, seconds))
+        def fetched(self, nbytes: int, seconds: float) -> None:
+            told.append((nbytes / PAGE_BYTES, seconds))
 
-    host = HostStore(pages, FORM.page_bytes, SLOTS * (FORM.page_bytes + BLOCK))
+    host = HostStore(pages, [PAGE_BYTES], SLOTS * (PAGE_BYTES + BLOCK))
     offload = Offload(pages, host, Told("auto"), None, is_tier=True)
     offload.save([(name, 1) for name in NAMES[:SLOTS]])
     clock = itertools.count()
@@ -126,7 +126,7 @@ def test_fetches_cost_the_time_that_the_engine_spends_on_them(
     assert (offload.stats().fetched_pages, offload.stats().missed_pages) == (6, 0)
     offload.fetch(Seq(9, [], 0, 99), [NAMES[0], NAMES[-1], NAMES[1]], [1, 2, 3])
     offload.wait()
-    assert [pages for _, pages in offload.poll()] == [1]
+    assert [lost for _, lost in offload.poll()] == [[(0, 2), (0, 3)]]
     assert told[-1] == (1, 2.0), "the wait is the engine's time, too"
     assert (offload.stats().fetched_pages, offload.stats().missed_pages) == (7, 2)
     offload.close()

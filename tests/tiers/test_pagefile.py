@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import random
 import shutil
 import tempfile
 import time
@@ -28,7 +29,20 @@ from kvrt.kv.tiers.codec import Codec
 from kvrt.kv.tiers.format import PageFormat
 from kvrt.kv.tiers.pagefile import DATA, INDEX, PageFile
 
-from .pages import FINGERPRINT, FORM, ODD, PAGE_SIZE, Faults, blank, body, names, opened, read
+from .pages import (
+    FINGERPRINT,
+    FORM,
+    ODD,
+    PAGE_BYTES,
+    PAGE_SIZE,
+    SEVERAL,
+    Faults,
+    blank,
+    body,
+    names,
+    opened,
+    read,
+)
 
 NAMES = names(24)
 
@@ -36,12 +50,12 @@ NAMES = names(24)
 class FileMachine(RuleBasedStateMachine):
     """The model is the list of names that must be there, the least recently used first.
 
-    Compressed pages may be evicted a little earlier, as they must find a gap of their size; of
-    them it is only known that nothing else than what was written is there.
+    Compressed pages, and those of several groups of layers, may be evicted a little earlier, as
+    they must find a gap of their size; of them it is only known that the oldest went.
     """
 
     @initialize(
-        form=st.sampled_from([FORM, ODD]),
+        form=st.sampled_from([FORM, ODD, SEVERAL]),
         pages=st.integers(1, 9),
         compress=st.sampled_from([None, None, 1]),
         step=st.integers(1, 4),
@@ -50,6 +64,10 @@ class FileMachine(RuleBasedStateMachine):
         space.STEP = step * form.page_stride
         self.folder = Path(tempfile.mkdtemp())
         self.form, self.compress = form, compress
+        self.gaps = bool(compress) or len(form.sizes) > 1
+        rng = random.Random(0)
+        groups = range(len(form.sizes))
+        self.names = [name._replace(group=rng.choice(groups)) for name in NAMES]
         self.there: list[int] = []
         self.written: list[int] = []  # in the order of writing
         self.resize(pages)
@@ -57,6 +75,7 @@ class FileMachine(RuleBasedStateMachine):
 
     def resize(self, pages: int) -> None:
         rows = 2 if self.compress else 1
+        rows *= -(-self.form.page_stride // self.form.least_stride)
         self.pages = pages
         self.budget = 2 * BLOCK + pages * (self.form.page_stride + rows * self.form.record_bytes)
 
@@ -67,26 +86,29 @@ class FileMachine(RuleBasedStateMachine):
 
     @rule(n=st.integers(0, len(NAMES) - 1))
     def write(self, n: int) -> None:
-        assert self.file.write(NAMES[n], body(NAMES[n], self.form))
+        assert self.file.write(self.names[n], body(self.names[n], self.form))
         if n in self.there:
             self.there.remove(n)
         else:
             self.written = [m for m in self.written if m != n] + [n]
         self.there.append(n)
-        if self.compress:
-            self.there = [m for m in self.there if NAMES[m] in self.file]
-        self.there = self.there[-self.pages * (2 if self.compress else 1) :]
+        if self.gaps:
+            kept = sum(self.names[m] in self.file for m in self.there)
+            assert kept
+            self.there = self.there[-kept:]
+        if len(self.form.sizes) == 1:
+            self.there = self.there[-self.pages * (2 if self.compress else 1) :]
 
     @rule(n=st.integers(0, len(NAMES) - 1))
     def read(self, n: int) -> None:
-        assert read(self.file, NAMES[n]) == (n in self.there)
+        assert read(self.file, self.names[n]) == (n in self.there)
         if n in self.there:
             self.there.remove(n)
             self.there.append(n)
 
     @rule(n=st.integers(0, len(NAMES) - 1))
     def remove(self, n: int) -> None:
-        assert self.file.remove(NAMES[n]) == (n in self.there)
+        assert self.file.remove(self.names[n]) == (n in self.there)
         if n in self.there:
             self.there.remove(n)
 
@@ -101,21 +123,21 @@ class FileMachine(RuleBasedStateMachine):
         self.file.close()
         self.resize(pages)
         self.open()
-        assert {NAMES[n] for n in self.there} >= set(self.file.names())
-        self.there = [n for n in self.written if NAMES[n] in self.file]
+        assert {self.names[n] for n in self.there} >= set(self.file.names())
+        self.there = [n for n in self.written if self.names[n] in self.file]
 
     @precondition(lambda self: self.there)
     @rule()
     def read_by_another(self) -> None:
         """Who only reads sees what is there, and changes nothing."""
         with opened(self.folder, self.form, writable=False) as other:
-            assert all(read(other, NAMES[n]) for n in self.there)
-            assert not other.write(NAMES[0], body(NAMES[0], self.form)) or 0 in self.there
+            assert all(read(other, self.names[n]) for n in self.there)
+            assert not other.write(self.names[0], body(self.names[0], self.form)) or 0 in self.there
 
     @invariant()
     def equal(self) -> None:
         self.file.check_integrity()
-        assert self.file.names() == [NAMES[n] for n in self.there]
+        assert self.file.names() == [self.names[n] for n in self.there]
         assert len(self.file) == len(self.there)
         assert self.file.used_bytes <= self.file.held_bytes <= self.budget
         on_disk = sum(os.stat(self.folder / name).st_size for name in (INDEX, DATA))
@@ -124,7 +146,7 @@ class FileMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "file"):
-            for n, name in enumerate(NAMES):
+            for n, name in enumerate(self.names):
                 assert read(self.file, name) == (n in self.there)
             self.file.close()
             shutil.rmtree(self.folder)
@@ -148,7 +170,7 @@ def test_a_page_that_is_there_is_not_written_again(tmp_path: Path) -> None:
 
 
 def test_ten_thousand_records_are_read_in_well_under_a_tenth_of_a_second(tmp_path: Path) -> None:
-    form = PageFormat(FINGERPRINT, BLOCK, PAGE_SIZE)
+    form = PageFormat(FINGERPRINT, (BLOCK,), PAGE_SIZE)
     page = blank(form)
     with opened(tmp_path, form) as file:
         for name in names(10_000):
@@ -178,13 +200,13 @@ def test_a_compressed_page_takes_less_room(tmp_path: Path) -> None:
 
 
 def test_a_page_that_compression_would_make_larger_is_stored_as_it_is(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, FORM.page_bytes, np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, PAGE_BYTES, np.uint8)
     with opened(tmp_path, compress=19) as file:
         assert file.write(NAMES[0], noise)
         into = blank()
         assert file.read(NAMES[0], into)
         assert (into == noise).all()
-        assert file.used_bytes == FORM.page_bytes
+        assert file.used_bytes == PAGE_BYTES
 
 
 def test_compression_that_is_not_installed_is_named(
@@ -220,7 +242,7 @@ def test_a_level_that_zstd_does_not_have_is_refused(tmp_path: Path, level: int) 
 
 def test_a_budget_of_less_than_a_page_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="less than one page"):
-        PageFile.open(tmp_path, FORM, budget=FORM.page_bytes)
+        PageFile.open(tmp_path, FORM, budget=PAGE_BYTES)
 
 
 @pytest.mark.parametrize("refusing", ["the flag", "the first read"])
@@ -264,7 +286,7 @@ def test_the_system_may_read_and_write_less_at_once_than_it_is_asked_to(
     monkeypatch.setattr(os, "preadv", preadv)
     monkeypatch.setattr(os, "pwritev", pwritev)
     for form in (FORM, ODD):
-        folder = tmp_path / str(form.page_bytes)
+        folder = tmp_path / str(form.sizes[0])
         with opened(folder, form) as file:
             assert file.write(NAMES[0], body(NAMES[0], form))
         with opened(folder, form) as file:  # with buffers of its own
@@ -273,7 +295,7 @@ def test_the_system_may_read_and_write_less_at_once_than_it_is_asked_to(
 
 def test_a_reader_keeps_the_page_that_is_removed_under_it(tmp_path: Path) -> None:
     """The place of a page is not used again while somebody reads it."""
-    file = PageFile.open(tmp_path, FORM, budget=2 * BLOCK + FORM.page_bytes + FORM.record_bytes)
+    file = PageFile.open(tmp_path, FORM, budget=2 * BLOCK + PAGE_BYTES + FORM.record_bytes)
     first, second = NAMES[:2]
     assert file.write(first, body(first))
     real = file._data.read

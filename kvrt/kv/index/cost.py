@@ -39,45 +39,45 @@ class MoveCost:
         self.choice: Preemption = choice
         self._now = now
         self._token_s: dict[int, float] = {}  # by class of context
-        self._page_s: float | None = None
-        self._page_at = 0.0
+        self._byte_s: float | None = None
+        self._byte_at = 0.0
 
     def computed(self, tokens: int, context: int, seconds: float) -> None:
         """A step computed so many tokens, in contexts of about so many."""
         key = context.bit_length()
         self._token_s[key] = _mean(self._token_s.get(key), seconds / tokens)
 
-    def fetched(self, pages: int, seconds: float) -> None:
-        """So many pages came back from a tier; it took the engine so long."""
-        self._page_s = _mean(self._fetch_s, seconds / pages)
-        self._page_at = self._now()
+    def fetched(self, nbytes: int, seconds: float) -> None:
+        """So many bytes of pages came back from a tier; it took the engine so long."""
+        self._byte_s = _mean(self._fetch_s, seconds / nbytes)
+        self._byte_at = self._now()
 
     @property
     def _fetch_s(self) -> float | None:
-        """Seconds a page; None: never measured."""
-        if self._page_s is None:
+        """Seconds a byte; None: never measured."""
+        if self._byte_s is None:
             return None
-        age = self._now() - self._page_at
-        return self._page_s * math.exp2(-age / _HALF_LIFE_S)
+        age = self._now() - self._byte_at
+        return self._byte_s * math.exp2(-age / _HALF_LIFE_S)
 
-    def bring_back(self, tokens: int, page_size: int, *, stored: bool) -> float:
+    def bring_back(self, tokens: int, nbytes: int, *, stored: bool) -> float:
         """Seconds until a sequence that loses its pages is where it was, by the cheaper way.
 
         As long as nothing was measured, in units of a token without context.
 
         Args:
             tokens: that it has computed.
-            page_size: tokens in a page.
-            stored: its pages can be moved.
+            nbytes: of its pages.
+            stored: they can be moved.
         """
         compute = tokens * self._seconds_per_token(tokens // 2)
         fetch_s = self._fetch_s
         if stored and fetch_s is not None and self.choice != "recompute":
-            return min(compute, tokens / page_size * fetch_s)
+            return min(compute, nbytes * fetch_s)
         return compute
 
-    def moves(self, pages: int, page_size: int, end: int) -> bool:
-        """Whether to fetch the last `pages` pages of a context of `end` tokens.
+    def moves(self, nbytes: int, tokens: int, end: int) -> bool:
+        """Whether to fetch `nbytes` of pages for the last `tokens` of a context of `end` tokens.
 
         As long as one of the two was never measured, yes: tiers are there because they are fast.
         """
@@ -86,8 +86,7 @@ class MoveCost:
         fetch_s = self._fetch_s
         if fetch_s is None or not self._token_s:
             return True
-        compute = self._seconds_per_token(end - pages * page_size // 2) * pages * page_size
-        return pages * fetch_s < compute
+        return nbytes * fetch_s < self._seconds_per_token(end - tokens // 2) * tokens
 
     def _seconds_per_token(self, context: int) -> float:
         if not self._token_s:

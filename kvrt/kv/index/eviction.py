@@ -31,6 +31,7 @@ class CachedPage:
         hits: how many sequences began with it instead of computing it.
         worth: by the policy.
         after: how many pages come directly after it.
+        next: the one of them that came last; None: it has gone.
     """
 
     name: PageName
@@ -41,6 +42,7 @@ class CachedPage:
     hits: int = 0
     worth: Worth = (0.0, 0.0)
     after: int = 0
+    next: "CachedPage | None" = None
 
 
 class Eviction(Protocol):

@@ -6,8 +6,7 @@ import numpy as np
 
 from kvrt.kv.index.ends import Ends, InOrder
 from kvrt.kv.index.eviction import CachedPage, Eviction
-from kvrt.kv.pages.group import Group
-from kvrt.kv.pages.holders import Row
+from kvrt.kv.pages.group import Group, last_border
 from kvrt.kv.pages.lanes import Pages, Rows
 from kvrt.kv.tiers.names import PageName
 
@@ -92,31 +91,39 @@ class PrefixIndex:
             names: of its own pages.
             without: of each group, pages that are as if they were not here.
         """
-        entries = self.chain(names)
-        rows = [
-            np.fromiter([entry.pages[group] for entry in entries], np.int32, len(entries))
-            for group in range(len(self._groups))
-        ]
-        for row, gone in zip(rows, without, strict=False):
-            if gone:
-                row[np.isin(row, gone)] = 0
-        border = len(entries)
-        while (lacking := self._lacking(rows, border)) is not None:
-            border = lacking  # a border between the two would need that page as well
+        rows = self.there(names, without)
+        border = last_border(self._groups, rows, len(rows[0]))
         for group in self.windowed:
             first, window = self._groups[group].kept(border * self._groups[0].geometry.page_size)
             rows[group][first.stop : window.start] = 0
         return tuple(row[:border] for row in rows)
 
-    def _lacking(self, rows: Sequence[Row], border: int) -> int | None:
-        """The first page that some group needs at a border and that is not here."""
-        length = border * self._groups[0].geometry.page_size
-        for group, row in zip(self._groups, rows, strict=True):
-            for needed in group.kept(length):
-                part = row[needed.start : needed.stop]
-                if not part.all():
-                    return needed.start + int(part.argmin())
-        return None
+    def there(self, names: Sequence[PageName], without: Pages = ()) -> Rows:
+        """Of each group, the pages that are here of the longest beginning of `names` that has
+        entries; 0 where there is none. The arguments are those of `match`."""
+        entries = self.chain(names)
+        rows = tuple(
+            np.fromiter([entry.pages[group] for entry in entries], np.int32, len(entries))
+            for group in range(len(self._groups))
+        )
+        for row, gone in zip(rows, without, strict=False):
+            if gone:
+                row[np.isin(row, gone)] = 0
+        return rows
+
+    def resumed_near(self, entry: CachedPage, group: int) -> bool:
+        """Whether a sequence would need this page at a border where one is likely to resume: where
+        a row ends, or several go on differently."""
+        layers = self._groups[group]
+        pages_for = layers.geometry.pages_for
+        if not layers.window or entry.depth < pages_for(layers.sinks):
+            return True
+        last = entry
+        for _ in range(pages_for(layers.window - 1)):
+            if last.after != 1 or last.next is None:
+                return True
+            last = last.next
+        return False
 
     def entries_of(self, pages: Pages) -> Iterator[tuple[CachedPage, int]]:
         """Of pages of each group, the entries of those that have a name, and the group."""
@@ -170,6 +177,7 @@ class PrefixIndex:
         self._by_key[name.key] = entry
         if before is not None:
             before.after += 1
+            before.next = entry
             self._ends.discard(before)
         self._put(entry, pages)
         self._ends.add(entry)
@@ -245,6 +253,7 @@ class PrefixIndex:
                 return
             del self._by_key[entry.name.key]
             self._ends.discard(entry)
-            entry = entry.before
+            gone, entry = entry, entry.before
             if entry is not None:
                 entry.after -= 1
+                entry.next = None if entry.next is gone else entry.next

@@ -7,6 +7,7 @@ end       those of them that have names stay cached, until they are evicted
 """
 
 import math
+import operator
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from kvrt.kv.index.cost import MoveCost
 from kvrt.kv.index.ends import Ends, InOrder
 from kvrt.kv.index.events import EventLog
 from kvrt.kv.index.eviction import CachedPage, Eviction
+from kvrt.kv.index.outside import Fetches, fetches
 from kvrt.kv.index.prefix import PrefixIndex
 from kvrt.kv.pages.group import Group
 from kvrt.kv.pages.lanes import Pages, Rows
 from kvrt.kv.pages.table import Change, PageTable
 from kvrt.kv.seq import Seq
-from kvrt.kv.tiers.names import PageName, page_key, tenant_of
+from kvrt.kv.tiers.names import PageName, StoredName, page_key, tenant_of
 
 
 class Reuse(Protocol):
@@ -35,8 +37,9 @@ class Reuse(Protocol):
             without: of each group, pages that the plan gives up.
         """
 
-    def stored(self, seq: Seq, matched: int) -> int:
-        """How many pages after the `matched` ones should be fetched from outside the device."""
+    def stored(self, seq: Seq, matched: int, without: Pages = ()) -> Fetches | None:
+        """The pages that should be fetched from outside the device, for the sequence to resume
+        behind the `matched` ones; None: none should. `without`: as in `match`."""
 
     def found(self, names: Sequence[PageName], without: Pages = ()) -> int:
         """How many pages of these names a sequence could begin with."""
@@ -50,8 +53,9 @@ class Reuse(Protocol):
     def entries_of(self, pages: Pages) -> Iterable[tuple[CachedPage, int]]:
         """What they are in that order, of each with its group."""
 
-    def bring_back(self, seq: Seq, page_size: int) -> float:
-        """What it costs to preempt a sequence, to preempt others first."""
+    def bring_back(self, seq: Seq, nbytes: int) -> float:
+        """What it costs to preempt a sequence that has pages of so many bytes, to preempt others
+        first."""
 
 
 class NoReuse:
@@ -60,8 +64,8 @@ class NoReuse:
     def match(self, seq: Seq, without: Pages = ()) -> Rows:
         return ()
 
-    def stored(self, seq: Seq, matched: int) -> int:
-        return 0
+    def stored(self, seq: Seq, matched: int, without: Pages = ()) -> Fetches | None:
+        return None
 
     def found(self, names: Sequence[PageName], without: Pages = ()) -> int:
         return 0
@@ -75,15 +79,15 @@ class NoReuse:
     def entries_of(self, pages: Pages) -> Iterable[tuple[CachedPage, int]]:
         return ()
 
-    def bring_back(self, seq: Seq, page_size: int) -> float:
-        return MoveCost().bring_back(seq.computed, page_size, stored=False)
+    def bring_back(self, seq: Seq, nbytes: int) -> float:
+        return MoveCost().bring_back(seq.computed, nbytes, stored=False)
 
 
 class Tiers(Protocol):
     """Where pages are outside the device; `kvrt.kv.offload.Offload` is one."""
 
-    def available(self, names: Sequence[PageName]) -> int:
-        """How many of the first of these pages could be fetched."""
+    def __contains__(self, name: StoredName) -> bool:
+        """Whether the page could be fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,7 @@ class PrefixReuse:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.index = PrefixIndex(policy, groups)
+        self._groups = tuple(groups)
         self.events = EventLog()
         self.cost = cost or MoveCost()
         self.tiers: Tiers | None = None
@@ -138,14 +143,25 @@ class PrefixReuse:
             return ()
         return self.index.match(self._names(seq, self._matchable(seq)), without)
 
-    def stored(self, seq: Seq, matched: int) -> int:
-        if self.tiers is None or not seq.matches:
-            return 0
+    def stored(self, seq: Seq, matched: int, without: Pages = ()) -> Fetches | None:
         if seq.preemptions and self.cost.choice == "recompute":
-            return 0
-        count = self.tiers.available(seq.names[matched : self._matchable(seq)])
-        end = (matched + count) * self._page_size
-        return count if count and self.cost.moves(count, self._page_size, end) else 0
+            return None
+        found = self._outside(seq, matched, without)
+        if found is None:
+            return None
+        sizes = [group.geometry.page_bytes for group in self._groups]
+        nbytes = sum(map(operator.mul, sizes, map(len, found.places)))
+        tokens = (found.border - matched) * self._page_size
+        end = found.border * self._page_size
+        return found if self.cost.moves(nbytes, tokens, end) else None
+
+    def _outside(self, seq: Seq, matched: int, without: Pages = ()) -> Fetches | None:
+        """What could be fetched."""
+        if self.tiers is None or not seq.matches:
+            return None
+        names = self._names(seq, self._matchable(seq))
+        rows = self.index.there(names, without)
+        return fetches(self._groups, names, rows, matched, self.tiers.__contains__)
 
     def found(self, names: Sequence[PageName], without: Pages = ()) -> int:
         return len(self.index.match(names, without)[0])
@@ -160,25 +176,24 @@ class PrefixReuse:
     def entries_of(self, pages: Pages) -> Iterable[tuple[CachedPage, int]]:
         return self.index.entries_of(pages)
 
-    def bring_back(self, seq: Seq, page_size: int) -> float:
+    def bring_back(self, seq: Seq, nbytes: int) -> float:
         stored = self.tiers is not None
-        return self.cost.bring_back(seq.computed, page_size, stored=stored)
+        return self.cost.bring_back(seq.computed, nbytes, stored=stored)
 
-    def missing(self, seq: Seq) -> list[PageName]:
+    def missing(self, seq: Seq) -> list[StoredName]:
         """The pages that a waiting sequence would begin with and that are not on the device."""
-        if not seq.matches:
-            return []
-        return seq.names[len(self.match(seq)[0]) : self._matchable(seq)]
+        cached = self.match(seq)
+        found = self._outside(seq, len(cached[0])) if cached else None
+        return [] if found is None else [name for _, name in found.names(seq.names)]
 
     # --- what the engine tells ---------------------------------------------------------------
 
-    def begin(self, seq: Seq, cached: Rows) -> None:
-        """A sequence was admitted, and begins with these pages."""
-        pages = len(cached[0]) if cached else 0
-        seq.named, seq.last_named = pages, self.index.last(cached)
+    def begin(self, seq: Seq, rows: Rows, pages: int) -> None:
+        """A sequence was admitted, and begins with so many pages. Those behind them in its `rows`
+        come from outside the device, or are needed when they have come."""
+        seq.named, seq.last_named = pages, self.index.last(tuple(row[:pages] for row in rows))
         self.index.touch(self._last(seq), self._now(), hit=True)
-        if cached:
-            self.index.hold(cached)
+        self.index.hold(rows)
         self._prompt_tokens += seq.prompt_len
         self._cached_tokens += min(pages * self._page_size, seq.prompt_len)
 
@@ -237,15 +252,17 @@ class PrefixReuse:
         """A pin held these pages until now."""
         self.index.touch(self.index.last(rows), self._now())
 
-    def leaving(self, pages: Iterable[int]) -> list[tuple[PageName, int]]:
-        """Of pages of the first group about to be dropped, those that are cheaper to fetch later
-        than to compute."""
+    def leaving(self, pages: Pages) -> list[tuple[StoredName, int]]:
+        """Of pages of each group about to be dropped, those that somebody may resume with, and
+        that are cheaper to fetch then than to compute."""
         size = self._page_size
-        found = [(page, entry) for page in pages if (entry := self.index.at(page)) is not None]
         return [
-            (entry.name, page)
-            for page, entry in found
-            if self.cost.moves(1, size, (entry.depth + 1) * size)
+            (StoredName(entry.name, group), entry.pages[group])
+            for entry, group in self.index.entries_of(pages)
+            if self.index.resumed_near(entry, group)
+            and self.cost.moves(
+                self._groups[group].geometry.page_bytes, size, (entry.depth + 1) * size
+            )
         ]
 
     def dropped(self, pages: Pages) -> None:

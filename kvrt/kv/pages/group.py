@@ -1,8 +1,10 @@
 """A group of layers: they keep memory alike, in pages of one size."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvrt.kv.pages.geometry import Geometry
+from kvrt.kv.pages.holders import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +44,27 @@ class Group:
             return pages
         seen = geometry.pages_for(self.window - 1 + step) + 1
         return min(pages, geometry.pages_for(self.sinks) + seen)
+
+
+def last_border(groups: Sequence[Group], rows: Sequence[Row], border: int) -> int:
+    """The last border between pages, up to a `border`, at which all groups have what they need.
+
+    Args:
+        groups: of layers.
+        rows: of each group, 0 where a page is not there.
+        border: pages that come before it.
+    """
+    while (lacking := _lacking(groups, rows, border)) is not None:
+        border = lacking  # a border between the two would need that page as well
+    return border
+
+
+def _lacking(groups: Sequence[Group], rows: Sequence[Row], border: int) -> int | None:
+    """The first page that some group needs at a border and that is not there."""
+    length = border * groups[0].geometry.page_size
+    for group, row in zip(groups, rows, strict=True):
+        for needed in group.kept(length):
+            part = row[needed.start : needed.stop]
+            if not part.all():
+                return needed.start + int(part.argmin())
+    return None

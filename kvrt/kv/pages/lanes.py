@@ -156,6 +156,19 @@ class Lane:
             at += pages
         return replace(self, holders=changed.persistent()), copies
 
+    def fill(
+        self, row: Row, pages: int, places: Sequence[int], taken: Sequence[int]
+    ) -> tuple["Lane", Row]:
+        """Put the pages that were taken in these places of a row, so many pages long then."""
+        longer = np.zeros(pages, np.int32)
+        longer[: len(row)] = row
+        if not taken:
+            return self, longer
+        longer[list(places)] = taken
+        changed = self.holders.evolver()
+        changed.take(taken)
+        return replace(self, holders=changed.persistent()), longer
+
     def add(self, row: Row) -> "Lane":
         """One more row has these pages."""
         changed = self.holders.evolver()

@@ -211,6 +211,13 @@ class PageTable:
             for group, lane in enumerate(self.lanes)
         )
 
+    def held_bytes(self, seq: SeqId) -> int:
+        """Bytes of all pages that it holds."""
+        return sum(
+            len(lane.held(row)) * lane.geometry.page_bytes
+            for lane, row in zip(self.lanes, self.rows_of(seq), strict=True)
+        )
+
     # --- changing ----------------------------------------------------------------------------
 
     def with_limit(self, chunks: int) -> "PageTable":
@@ -399,6 +406,24 @@ class PageTable:
             ValueError: there is such a sequence already.
         """
         return self._begin(seq, len(rows[0]) * self.page_size, rows)
+
+    def fill(self, seq: SeqId, pages: int, places: Pages) -> Change | Shortage:
+        """Let a sequence have so many full pages of tokens, whose keys and values come from
+        elsewhere: new pages in these places of each group, where it has none."""
+        placers, lanes, rows = Placers(self.lanes, self.limit), list(self.lanes), list[Row]()
+        for group, (row, at) in enumerate(zip(self.rows_of(seq), places, strict=True)):
+            taken = placers.take(group, len(at))
+            if len(taken) < len(at):
+                return Shortage(len(at), len(taken), group)
+            lanes[group], row = lanes[group].fill(row, pages, at, taken)
+            rows.append(row)
+        table = replace(
+            self,
+            lanes=placers.persistent(lanes),
+            lengths={**self.lengths, seq: pages * self.page_size},
+            rows={**self.rows, seq: tuple(rows)},
+        )
+        return Change(table, tuple(placers.ops))
 
     def reclaim(self, done_step: int) -> Change:
         """Make the pages free that waited for steps up to `done_step`, which has ended."""

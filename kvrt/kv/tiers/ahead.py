@@ -1,12 +1,11 @@
 """Pages that come from disk to host memory before the request that needs them has its turn."""
 
-import itertools
 from collections import deque
 from collections.abc import Hashable, Iterable
 
 from kvrt.kv.tiers.disk import PageTicket
 from kvrt.kv.tiers.host import HostPage
-from kvrt.kv.tiers.names import PageName
+from kvrt.kv.tiers.names import PageName, StoredName
 from kvrt.kv.tiers.stores import Stores
 
 _AT_ONCE = 8
@@ -16,7 +15,7 @@ _AT_ONCE = 8
 class ReadAhead:
     """What is wanted, by whom, and what is being read. Belongs to the engine's thread.
 
-    It remembers no more pages than host memory has slots: what comes after them would push out
+    It remembers no more pages than host memory has room for: what comes after them would push out
     what came before.
 
     Args:
@@ -25,31 +24,36 @@ class ReadAhead:
 
     def __init__(self, stores: Stores) -> None:
         self._stores = stores
-        self._wanted: dict[Hashable, deque[PageName]] = {}
-        self._count = 0
+        self._wanted: dict[Hashable, deque[StoredName]] = {}
+        self._bytes = 0  # of host memory that they will take
         self._reading: list[tuple[HostPage, PageTicket]] = []
 
     def __len__(self) -> int:
         """Pages whose reading has not begun."""
-        return self._count
+        return sum(map(len, self._wanted.values()))
 
     @property
     def busy(self) -> bool:
         """Whether a read will end, and leave its slot."""
         return bool(self._reading)
 
-    def want(self, owner: Hashable, names: Iterable[PageName]) -> None:
+    def want(self, owner: Hashable, names: Iterable[StoredName]) -> None:
         """Someone will need these pages, as far as they are not in host memory; once for each."""
         host = self._stores.host
-        missing = (name for name in names if name not in host)
-        wanted = deque(itertools.islice(missing, host.slots - self._count))
+        wanted = deque[StoredName]()
+        for name in names:
+            if name not in host:
+                if self._bytes + (share := host.share(name.group)) > host.capacity:
+                    break
+                wanted.append(name)
+                self._bytes += share
         if wanted:
             self._wanted[owner] = wanted
-            self._count += len(wanted)
 
     def forget(self, owner: Hashable) -> None:
         """It needs them no more, or reads them itself now."""
-        self._count -= len(self._wanted.pop(owner, ()))
+        for name in self._wanted.pop(owner, ()):
+            self._bytes -= self._stores.host.share(name.group)
 
     def poll(self) -> None:
         """Take in what was read, and read on."""
@@ -68,16 +72,16 @@ class ReadAhead:
             if disk is not None and host is not None:
                 self._reading.append((host, disk.fetch(name, host.data)))
 
-    def remove(self, names: set[PageName]) -> None:
-        """These pages are to be found no more."""
-        for entry in [entry for entry in self._reading if entry[0].name in names]:
+    def remove(self, pages: set[PageName]) -> None:
+        """These pages, of any group, are to be found no more."""
+        for entry in [entry for entry in self._reading if entry[0].name.page in pages]:
             self._reading.remove(entry)
             self._stores.abandon(*entry)
 
-    def _next(self) -> PageName:
+    def _next(self) -> StoredName:
         owner, names = next(iter(self._wanted.items()))
-        self._count -= 1
         name = names.popleft()
+        self._bytes -= self._stores.host.share(name.group)
         if not names:
             del self._wanted[owner]
         return name

@@ -13,7 +13,7 @@ import numpy as np
 
 from kvrt.errors import ContractError
 from kvrt.kv.tiers.blockfile import Bytes
-from kvrt.kv.tiers.names import PageName
+from kvrt.kv.tiers.names import StoredName
 from kvrt.kv.tiers.pagefile import PageFile
 from kvrt.kv.tiers.workers import Job, Workers
 
@@ -81,7 +81,7 @@ class PageTicket(Job):
         store: the disk that does it.
     """
 
-    def __init__(self, name: PageName, store: "DiskStore", work: Callable[[Job], bool]) -> None:
+    def __init__(self, name: StoredName, store: "DiskStore", work: Callable[[Job], bool]) -> None:
         super().__init__(work)
         self.name = name
         self.store = store
@@ -126,21 +126,21 @@ class DiskStore:
         self._retry_after = retry_after
         self._warn_every = warn_every
         self._mutex = threading.Lock()
-        self._pending: dict[PageName, PageTicket] = {}  # being stored
+        self._pending: dict[StoredName, PageTicket] = {}  # being stored
         self._paused_until = self._next_warning = 0.0
         self._failures = 0  # of writes, in a row
         self._stored = self._found = self._missed = self._dropped = 0
         self._read_errors = self._write_errors = 0
         self._workers = Workers(threads, "kvrt-disk")
 
-    def __contains__(self, name: PageName) -> bool:
+    def __contains__(self, name: StoredName) -> bool:
         """Whether a fetch of the page would look for it; one that is being stored is not there."""
         return name in self._file and not self.hangs()
 
     def __len__(self) -> int:
         return len(self._file)
 
-    def names(self) -> list[PageName]:
+    def names(self) -> list[StoredName]:
         """All pages, the least recently used first."""
         return self._file.names()
 
@@ -152,18 +152,19 @@ class DiskStore:
         """Find what another process has written since; see `PageFile.refresh`."""
         self._file.refresh()
 
-    def store(self, name: PageName, data: "Tensor | Bytes") -> PageTicket:
+    def store(self, name: StoredName, data: "Tensor | Bytes") -> PageTicket:
         """Write a page, unless it is there.
 
         Args:
             name: of the page.
-            data: page_bytes bytes in host memory, contiguous; must not change until the ticket is
-                done. If the address is a multiple of 4096, the disk reads it without a copy.
+            data: the bytes of a page of its group, contiguous and in host memory; must not change
+                until the ticket is done. If the address is a multiple of 4096, the disk reads it
+                without a copy.
 
         Returns:
             A ticket. Its `ok`: the page is there.
         """
-        body = self._bytes(data)
+        body = self._bytes(name, data)
         hangs = self.hangs()
         with self._mutex:
             pending = self._pending.get(name)
@@ -181,18 +182,18 @@ class DiskStore:
             self._withdrawn(ticket)
         return ticket
 
-    def fetch(self, name: PageName, into: "Tensor | Bytes") -> PageTicket:
+    def fetch(self, name: StoredName, into: "Tensor | Bytes") -> PageTicket:
         """Read a page.
 
         Args:
             name: of the page.
-            into: page_bytes bytes in host memory, contiguous; nobody may use them until the ticket
+            into: as many bytes in host memory, contiguous; nobody may use them until the ticket
                 is done. Aligned as in `store`, it is written without a copy.
 
         Returns:
             A ticket. Its `ok`: the page is in `into`; else `into` may hold anything.
         """
-        body = self._bytes(into)
+        body = self._bytes(name, into)
         ticket = PageTicket(name, self, lambda job: self._read(name, body))
         if name not in self or not self._workers.submit(ticket, urgent=True):
             with self._mutex:
@@ -217,7 +218,7 @@ class DiskStore:
         self._warn("use", f"it has not answered for {PATIENCE_S:g} s")
         return True
 
-    def remove(self, name: PageName) -> bool:
+    def remove(self, name: StoredName) -> bool:
         """Drop a page, and let none that is being stored now come after this.
 
         Returns whether it was there.
@@ -269,7 +270,7 @@ class DiskStore:
 
     # --- in the threads ---------------------------------------------------------------------
 
-    def _write(self, job: Job, name: PageName, body: Bytes) -> bool:
+    def _write(self, job: Job, name: StoredName, body: Bytes) -> bool:
         failure: OSError | None = None
         there = False
         try:
@@ -293,7 +294,7 @@ class DiskStore:
             self._warn("write", failure)
         return there
 
-    def _read(self, name: PageName, body: Bytes) -> bool:
+    def _read(self, name: StoredName, body: Bytes) -> bool:
         failure: OSError | None = None
         found = False
         damaged = self._file.damaged
@@ -338,8 +339,8 @@ class DiskStore:
             self._warn_every,
         )
 
-    def _bytes(self, data: "Tensor | Bytes") -> Bytes:
-        """The same memory as uint8 [page_bytes]."""
+    def _bytes(self, name: StoredName, data: "Tensor | Bytes") -> Bytes:
+        """The same memory as uint8, of the size of the group's pages."""
         if isinstance(data, np.ndarray):
             flat = data.reshape(-1).view(np.uint8) if data.flags.c_contiguous else None
         else:
@@ -347,8 +348,6 @@ class DiskStore:
             flat = data.view(-1).view(sys.modules["torch"].uint8).numpy() if usable else None
         if flat is None:
             raise ContractError("a page must be contiguous and in host memory")
-        if flat.nbytes != self._file.form.page_bytes:
-            raise ContractError(
-                f"{flat.nbytes} bytes are no page of {self._file.form.page_bytes} bytes"
-            )
+        if flat.nbytes != (size := self._file.form.sizes[name.group]):
+            raise ContractError(f"{flat.nbytes} bytes are no page of {size} bytes")
         return flat

@@ -3,13 +3,15 @@
     kvrt-pages.index
         0        superblock, 4096 bytes
                    0  magic "\\x89kvrtpg\\n"      8  version u32     12  record bytes u32
-                  16  page bytes u64            24  page size u32  28  zero
-                  32  fingerprint, 32 bytes     64  zero ...     4088  XXH3-64 of all before it
+                  16  page bytes u64            24  page size u32  28  further groups u32
+                  32  fingerprint, 32 bytes     64  page bytes u64 of each further group, zero ...
+                4088  XXH3-64 of all before it
         4096     record 0
                    0  XXH3-64 of the rest of the record, seeded by the fingerprint
                    8  turn u64: counts up with each record written; the order of age
                   16  offset u64, 24 length u64, 32 XXH3-64 of the body
-                  40  codec u32: 0 as it is, 1 zstd       44  tenant u32, see `names`
+                  40  codec u16: 0 as it is, 1 zstd       42  group of layers u16
+                  44  tenant u32, see `names`
                   48  key, 32 bytes             80  parent, 32 bytes
                  112  token ids, int32 [page size]; zeros up to a multiple of 8
         ...      record 1; a record of zeros is free
@@ -30,14 +32,15 @@ import xxhash
 
 from kvrt.errors import ConfigError, StoreError
 from kvrt.kv.tiers.blockfile import BLOCK
-from kvrt.kv.tiers.names import KEY_BYTES, PageName
+from kvrt.kv.tiers.names import KEY_BYTES, PageName, StoredName
 
 VERSION = 2
 MAGIC = b"\x89kvrtpg\n"
 RAW, ZSTD = 0, 1
-_HEAD = struct.Struct("<8sIIQI4x32s")
+_HEAD = struct.Struct("<8sIIQII32s")
 _SUM = struct.Struct("<Q")
 _FIXED = 112
+_MOST_GROUPS = 1 + (BLOCK - _SUM.size - _HEAD.size) // 8
 
 
 @dataclass(frozen=True)
@@ -46,24 +49,27 @@ class PageFormat:
 
     Args:
         fingerprint: 32 bytes, see `names.fingerprint`.
-        page_bytes: bytes of a page's keys and values.
-        page_size: tokens of a page.
+        sizes: of each group of layers, bytes of a page's keys and values.
+        page_size: tokens of a page, of any group.
 
     Raises:
         ConfigError: one of these is not possible.
     """
 
     fingerprint: bytes
-    page_bytes: int
+    sizes: tuple[int, ...]
     page_size: int
 
     def __post_init__(self) -> None:
         if len(self.fingerprint) != KEY_BYTES:
             raise ConfigError(f"fingerprint has {len(self.fingerprint)} bytes; it must have 32")
-        if self.page_bytes < 1 or self.page_size < 1:
-            raise ConfigError(
-                f"a page of {self.page_size} tokens in {self.page_bytes} bytes is not possible"
-            )
+        if not 0 < len(self.sizes) <= _MOST_GROUPS:
+            raise ConfigError(f"pages of {len(self.sizes)} groups of layers are not possible")
+        for size in self.sizes:
+            if size < 1 or self.page_size < 1:
+                raise ConfigError(
+                    f"a page of {self.page_size} tokens in {size} bytes is not possible"
+                )
 
     @cached_property
     def record_bytes(self) -> int:
@@ -71,15 +77,20 @@ class PageFormat:
 
     @cached_property
     def page_stride(self) -> int:
-        """Bytes of whole blocks that hold a page."""
-        return -(-self.page_bytes // BLOCK) * BLOCK
+        """Bytes of whole blocks that hold any page."""
+        return max(map(_whole_blocks, self.sizes))
 
     @cached_property
-    def grain(self) -> int:
-        """What compressed bodies are rounded up to: 1/16 of a page, so that one that goes often
-        leaves a hole that fits another.
+    def least_stride(self) -> int:
+        """Bytes of whole blocks that the smallest page takes."""
+        return min(map(_whole_blocks, self.sizes))
+
+    @cached_property
+    def grains(self) -> tuple[int, ...]:
+        """What compressed bodies of each group are rounded up to: 1/16 of a page, so that one that
+        goes often leaves a hole that fits another.
         """
-        return -(-self.page_bytes // 16 // BLOCK) * BLOCK or BLOCK
+        return tuple(_whole_blocks(-(-size // 16)) for size in self.sizes)
 
     @cached_property
     def seed(self) -> int:
@@ -94,7 +105,8 @@ class PageFormat:
             "offset": ("<u8", 16),
             "length": ("<u8", 24),
             "body": ("<u8", 32),
-            "codec": ("<u4", 40),
+            "codec": ("<u2", 40),
+            "group": ("<u2", 42),
             "tenant": ("<u4", 44),
             "key": ("V32", 48),
             "parent": ("V32", 80),
@@ -115,7 +127,7 @@ class Record:
     """Where a page's body is.
 
     Args:
-        name: of the page.
+        name: of the page, and whose it is.
         row: which record of the index.
         turn: its place in the order of age.
         offset: of the body in the data file, a multiple of 4096.
@@ -127,7 +139,7 @@ class Record:
         gone: it cannot be found any more.
     """
 
-    name: PageName
+    name: StoredName
     row: int
     turn: int
     offset: int
@@ -139,9 +151,9 @@ class Record:
     gone: bool = False
 
 
-def blocks_for(length: int, codec: int, form: PageFormat) -> int:
+def blocks_for(length: int, codec: int, form: PageFormat, group: int) -> int:
     """Blocks to set aside for a body."""
-    grain = form.grain if codec == ZSTD else BLOCK
+    grain = form.grains[group] if codec == ZSTD else BLOCK
     return -(-length // grain) * grain // BLOCK
 
 
@@ -151,9 +163,10 @@ def checksum(data: memoryview | bytes) -> int:
 
 
 def superblock(form: PageFormat) -> bytes:
-    head = _HEAD.pack(
-        MAGIC, VERSION, form.record_bytes, form.page_bytes, form.page_size, form.fingerprint
-    )
+    first, *others = form.sizes
+    counts = (form.page_size, len(others))
+    head = _HEAD.pack(MAGIC, VERSION, form.record_bytes, first, *counts, form.fingerprint)
+    head += struct.pack(f"<{len(others)}Q", *others)
     head = head.ljust(BLOCK - _SUM.size, b"\0")
     return head + _SUM.pack(checksum(head))
 
@@ -169,7 +182,7 @@ def check_superblock(raw: bytes, form: PageFormat, path: object) -> None:
         raise StoreError(f"{path} is cut off within its header", reason="damaged", fix=fix)
     if raw[: len(MAGIC)] != MAGIC:
         raise StoreError(f"{path} was not written by kvrt", reason="foreign", fix=fix)
-    _, version, record_bytes, page_bytes, page_size, fingerprint = _HEAD.unpack_from(raw)
+    _, version, record_bytes, first, page_size, others, fingerprint = _HEAD.unpack_from(raw)
     if len(raw) < BLOCK:
         raise StoreError(f"{path} is cut off within its header", reason="damaged", fix=fix)
     if version != VERSION:
@@ -181,18 +194,19 @@ def check_superblock(raw: bytes, form: PageFormat, path: object) -> None:
     head, (found,) = raw[: BLOCK - _SUM.size], _SUM.unpack(raw[BLOCK - _SUM.size : BLOCK])
     if found != checksum(head):
         raise StoreError(f"{path} has a damaged header", reason="damaged", fix=fix)
+    others = min(others, _MOST_GROUPS - 1)
+    sizes = (first, *struct.unpack_from(f"<{others}Q", raw, _HEAD.size))
     if fingerprint != form.fingerprint:
+        groups = "" if len(sizes) == len(form.sizes) else (
+            f": {len(sizes)} groups of layers keep memory alike there, and {len(form.sizes)} here"
+        )  # fmt: skip
         raise StoreError(
-            f"{path} has pages of another model or KV format", reason="foreign", fix=fix
+            f"{path} has pages of another model or KV format{groups}", reason="foreign", fix=fix
         )
-    if (record_bytes, page_bytes, page_size) != (
-        form.record_bytes,
-        form.page_bytes,
-        form.page_size,
-    ):
+    if (record_bytes, sizes, page_size) != (form.record_bytes, form.sizes, form.page_size):
         raise StoreError(
-            f"{path} has pages of {page_size} tokens in {page_bytes} bytes, not of"
-            f" {form.page_size} in {form.page_bytes}",
+            f"{path} has pages of {page_size} tokens in {_listed(sizes)} bytes, not of"
+            f" {form.page_size} in {_listed(form.sizes)}",
             reason="foreign",
             fix=fix,
         )
@@ -202,9 +216,9 @@ def pack(record: Record, form: PageFormat) -> bytes:
     row = np.zeros(1, form.record)
     row["turn"], row["offset"], row["length"] = record.turn, record.offset, record.length
     row["body"], row["codec"] = record.body, record.codec
-    row["key"] = np.void(record.name.key)
-    row["parent"] = np.void(record.name.parent)
-    row["tokens"], row["tenant"] = record.name.tokens, record.name.tenant
+    page, row["group"] = record.name
+    row["key"], row["parent"] = np.void(page.key), np.void(page.parent)
+    row["tokens"], row["tenant"] = page.tokens, page.tenant
     raw = row.tobytes()
     return _SUM.pack(_record_sum(raw, form)) + raw[_SUM.size :]
 
@@ -234,11 +248,14 @@ def scan(raw: bytes | memoryview, form: PageFormat, data_bytes: int) -> Scan:
     sums = [_record_sum(raw[row * size : (row + 1) * size], form) for row in used.tolist()]
     rows = used[table["sum"][used] == np.array(sums, "<u8")]
 
-    offset, length, codec = (table[field][rows] for field in ("offset", "length", "codec"))
-    grain = np.where(codec == ZSTD, form.grain, BLOCK).astype("<u8")
+    fields = ("offset", "length", "codec", "group")
+    offset, length, codec, group = (table[field][rows] for field in fields)
+    known = np.minimum(group, len(form.sizes) - 1)
+    size, grains = np.array(form.sizes, "<u8")[known], np.array(form.grains, "<u8")[known]
+    grain = np.where(codec == ZSTD, grains, BLOCK).astype("<u8")
     nbytes = (length + grain - np.uint64(1)) // grain * grain
-    fits = (length > 0) & (length <= form.page_bytes) & (offset % BLOCK == 0)
-    fits &= (codec == ZSTD) | ((codec == RAW) & (length == form.page_bytes))
+    fits = (group == known) & (length > 0) & (length <= size) & (offset % BLOCK == 0)
+    fits &= (codec == ZSTD) | ((codec == RAW) & (length == size))
     fits &= (offset < data_bytes) & (offset + nbytes <= data_bytes)
     at = np.flatnonzero(fits)
     at = at[_alone(offset[at], nbytes[at])]
@@ -248,12 +265,19 @@ def scan(raw: bytes | memoryview, form: PageFormat, data_bytes: int) -> Scan:
     # By columns: to pick rows of a structured array costs more than all the rest.
     tokens = map(tuple, table["tokens"][rows].tolist())
     key, parent, tenant = (table[field][rows].tolist() for field in ("key", "parent", "tenant"))
-    names = map(PageName, key, parent, tokens, tenant)
-    fields = (
-        table[field][rows].tolist() for field in ("turn", "offset", "length", "body", "codec")
-    )
-    records = list(map(Record, names, rows.tolist(), *fields, blocks.tolist()))
+    pages = map(PageName, key, parent, tokens, tenant)
+    names = map(StoredName, pages, table["group"][rows].tolist())
+    rest = (table[field][rows].tolist() for field in ("turn", "offset", "length", "body", "codec"))
+    records = list(map(Record, names, rows.tolist(), *rest, blocks.tolist()))
     return Scan(records, np.setdiff1d(used, rows).tolist())
+
+
+def _whole_blocks(nbytes: int) -> int:
+    return -(-nbytes // BLOCK) * BLOCK
+
+
+def _listed(sizes: tuple[int, ...]) -> str:
+    return " and ".join(map(str, sizes))
 
 
 def _alone(offset: np.ndarray, nbytes: np.ndarray) -> np.ndarray:

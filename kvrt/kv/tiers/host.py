@@ -2,12 +2,12 @@
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, Self
 
 from kvrt.errors import ConfigError, ContractError, IntegrityError, OutOfMemory
-from kvrt.kv.tiers.names import PageName
+from kvrt.kv.tiers.names import StoredName
 from kvrt.units import MIB, format_bytes
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ STAGING_BYTES = 64 * MIB
 STAGING_PAGES = 40
 """What only passes through host memory gets the larger of the two."""
 
+_WASTE = 8
+"""Less than one in so many bytes of a frame is lost, whatever pages are in it."""
+
 
 class Buffers(Protocol):
     """Where host memory comes from: an executor, or a device's copier."""
@@ -32,16 +35,36 @@ class Buffers(Protocol):
 
 
 @dataclass(slots=True, eq=False)
+class _Frame:
+    """Memory for pages of one size.
+
+    Args:
+        number: its place in the slabs.
+        group: whose pages are in it.
+        free: heap of its slots without a page.
+        pages: that are in it.
+    """
+
+    number: int
+    group: int
+    free: list[int]
+    pages: set["HostPage"] = field(default_factory=set)
+
+
+@dataclass(slots=True, eq=False)
 class HostPage:
     """One page in host memory: pinned while a copy writes or reads it.
 
     Args:
         name: of the page.
-        data: uint8 [page_bytes], contiguous, its address a multiple of 4096.
+        data: uint8, of the size of its group's pages, contiguous, its address a multiple of 4096.
+        frame: where it is.
+        slot: where in the frame.
     """
 
-    name: PageName
+    name: StoredName
     data: "Tensor" = field(repr=False)
+    frame: _Frame
     slot: int
     pins: int = 1
     written: bool = False
@@ -54,7 +77,7 @@ class HostStats:
     Args:
         pages: pages that can be found.
         pinned: pages that a copy writes or reads.
-        used_bytes: of slots in use.
+        used_bytes: of frames in use.
         held_bytes: of memory taken from the system.
         budget_bytes: what it may hold.
         evicted: pages dropped to make room.
@@ -71,14 +94,22 @@ class HostStats:
 
 
 class HostStore:
-    """Slots of one page each, in slabs of a device's own host memory, up to a byte budget.
+    """Pages in slabs of a device's own host memory, up to a byte budget.
 
         reserve --> [ written by a copy ] -- commit --> [ found ] -- remove, or evicted --> free
                         pinned                |  unpin       ^  pin while a copy reads it
                                               +-- dropped
 
+        slab    |---- frame 0 ----|---- frame 1 ----|---- frame 2 ----|
+                |  a large page   | small | small | | small |       | |
+
+    Pages of all groups of layers share the budget, and one order of use. Memory is divided into
+    frames for the largest page, each for the pages of one group, as many as it has room for; an
+    empty one is for any. What makes room is the least recently used page: if a page of another
+    size is to come, with all that are in its frame.
+
     It copies nothing itself. Memory is taken a slab at a time as pages come, and given back when a
-    slab is empty: low slots are used first, so that high slabs empty. One empty slab is kept
+    slab is empty: low frames are used first, so that high slabs empty. One empty slab is kept
     against taking and giving at its edge.
 
     A page that is removed while a copy still uses it is not found any more, and its slot is used
@@ -86,7 +117,7 @@ class HostStore:
 
     Args:
         buffers: where memory comes from that a device copies from and to.
-        page_bytes: bytes of one page.
+        sizes: of each group, bytes of one page.
         budget: bytes it may take from the system.
         slab_bytes: about how much to take at once.
 
@@ -95,49 +126,65 @@ class HostStore:
     """
 
     def __init__(
-        self, buffers: Buffers, page_bytes: int, budget: int, *, slab_bytes: int = SLAB_BYTES
+        self, buffers: Buffers, sizes: Sequence[int], budget: int, *, slab_bytes: int = SLAB_BYTES
     ) -> None:
-        self.page_bytes = page_bytes
+        self.sizes = tuple(sizes)
         self._buffers = buffers
         self._budget = budget
-        self._stride = -(-page_bytes // ALIGNMENT) * ALIGNMENT
-        # Slabs of equal size that fill the budget; each has room to align its first slot.
+        self._strides = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
+        self.frame_bytes = _frame_bytes(self._strides, budget)
+        """What is taken at once for pages of a group."""
+        self._in_frame = [self.frame_bytes // stride for stride in self._strides]
+        # Slabs of equal size that fill the budget; each has room to align its first frame.
         slabs = -(-budget // slab_bytes)
-        self._slab_slots = max(1, (budget // slabs - ALIGNMENT) // self._stride)
-        self._slab_bytes = self._slab_slots * self._stride + ALIGNMENT
+        self._slab_frames = max(1, (budget // slabs - ALIGNMENT) // self.frame_bytes)
+        self._slab_bytes = self._slab_frames * self.frame_bytes + ALIGNMENT
         if self._slab_bytes > budget:
             raise ConfigError(
                 f"host memory for pages: {format_bytes(budget)} is less than one page of"
-                f" {format_bytes(page_bytes)}",
+                f" {format_bytes(max(sizes))}",
                 fix=f"give at least {format_bytes(self._slab_bytes)}",
             )
-        self.slots = slabs * self._slab_slots
-        """Pages that it can hold."""
+        self.capacity = slabs * self._slab_frames * self.frame_bytes
+        """Bytes of pages that it can hold."""
         self._slabs: dict[int, Tensor] = {}
-        self._used: dict[int, int] = {}  # slots in use of each slab
-        self._free: list[int] = []  # heap of slots in the slabs that are there
-        self._pages: OrderedDict[PageName, HostPage] = OrderedDict()  # least recently used first
+        self._used: dict[int, int] = {}  # frames in use of each slab
+        self._free: list[int] = []  # heap of empty frames in the slabs that are there
+        self._frames: dict[int, _Frame] = {}  # that are not empty
+        self._open: list[set[int]] = [set() for _ in sizes]  # of each group, those with free slots
+        self._pages: OrderedDict[StoredName, HostPage] = OrderedDict()  # least recently used first
         self._unfound: set[HostPage] = set()  # being written, or removed while pinned
         self._evicted = self._refused = 0
 
     @classmethod
-    def staging(cls, buffers: Buffers, page_bytes: int) -> Self:
+    def staging(cls, buffers: Buffers, sizes: Sequence[int]) -> Self:
         """Room for what pages on their way to and from a disk go through."""
-        return cls(buffers, page_bytes, max(STAGING_BYTES, STAGING_PAGES * page_bytes))
+        return cls(buffers, sizes, max(STAGING_BYTES, STAGING_PAGES * max(sizes)))
 
-    def __contains__(self, name: PageName) -> bool:
+    def __contains__(self, name: StoredName) -> bool:
         return name in self._pages
 
     def __len__(self) -> int:
         return len(self._pages)
 
-    @property
-    def full(self) -> bool:
-        """Every slot is used, so that the next page takes the place of another."""
-        return len(self._pages) + len(self._unfound) >= self.slots
+    def share(self, group: int) -> int:
+        """Bytes of `capacity` that a page of the group takes."""
+        return self.frame_bytes // self._in_frame[group]
 
-    def reserve(self, name: PageName) -> HostPage | None:
-        """A pinned slot to copy the page into; the least recently used pages make room for it.
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of `capacity` in use."""
+        return len(self._frames) * self.frame_bytes
+
+    def in_the_way(self, group: int) -> list[HostPage] | None:
+        """What goes when a page of the group comes: nothing while there is room. None: everything
+        is pinned."""
+        if self._open[group] or self._free or self._may_grow():
+            return []
+        return self._victims(group) or None
+
+    def reserve(self, name: StoredName) -> HostPage | None:
+        """A pinned slot to copy the page into; what is `in_the_way` makes room for it.
 
         It is found after `commit`. If the copy is given up, `unpin` it instead.
 
@@ -147,11 +194,15 @@ class HostStore:
         """
         if name in self._pages:
             return None
-        slot = self._take()
-        if slot is None:
+        frame = self._take(name.group)
+        if frame is None:
             self._refused += 1
             return None
-        page = HostPage(name, self._data(slot), slot)
+        slot = heapq.heappop(frame.free)
+        if not frame.free:
+            self._open[name.group].discard(frame.number)
+        page = HostPage(name, self._data(frame, slot), frame, slot)
+        frame.pages.add(page)
         self._unfound.add(page)
         return page
 
@@ -161,14 +212,16 @@ class HostStore:
         If another copy of the same page was faster, this one is dropped.
         """
         if page not in self._unfound or page.written:
-            raise ContractError(f"commit of a page that is not reserved: slot {page.slot}")
+            raise ContractError(
+                f"commit of a page that is not reserved: {page.name.page.key.hex()[:8]}"
+            )
         page.written = True
         if page.name not in self._pages:
             self._unfound.discard(page)
             self._pages[page.name] = page
         self.unpin(page)
 
-    def find(self, name: PageName) -> HostPage | None:
+    def find(self, name: StoredName) -> HostPage | None:
         """The page, which counts as used now; None if it is not there or not yet written."""
         page = self._pages.get(name)
         if page is not None:
@@ -178,19 +231,21 @@ class HostStore:
     def pin(self, page: HostPage) -> None:
         """Keep the page's bytes in place until `unpin`. Counts."""
         if page.pins == 0 and self._pages.get(page.name) is not page:
-            raise ContractError(f"pin of a page that is gone: slot {page.slot}")
+            raise ContractError(f"pin of a page that is gone: {page.name.page.key.hex()[:8]}")
         page.pins += 1
 
     def unpin(self, page: HostPage) -> None:
         """One copy is done with the page."""
         if page.pins == 0:
-            raise ContractError(f"unpin of a page that is not pinned: slot {page.slot}")
+            raise ContractError(
+                f"unpin of a page that is not pinned: {page.name.page.key.hex()[:8]}"
+            )
         page.pins -= 1
         if page.pins == 0 and page in self._unfound:
             self._unfound.discard(page)
-            self._give(page.slot)
+            self._give(page)
 
-    def remove(self, name: PageName) -> bool:
+    def remove(self, name: StoredName) -> bool:
         """Drop the page. Returns whether it was there."""
         page = self._pages.pop(name, None)
         if page is None:
@@ -198,10 +253,10 @@ class HostStore:
         if page.pins:
             self._unfound.add(page)
         else:
-            self._give(page.slot)
+            self._give(page)
         return True
 
-    def names(self) -> list[PageName]:
+    def names(self) -> list[StoredName]:
         """All pages that can be found, the least recently used first."""
         return list(self._pages)
 
@@ -214,7 +269,7 @@ class HostStore:
         return HostStats(
             pages=len(self._pages),
             pinned=pinned,
-            used_bytes=(len(self._pages) + len(self._unfound)) * self._stride,
+            used_bytes=self.used_bytes,
             held_bytes=len(self._slabs) * self._slab_bytes,
             budget_bytes=self._budget,
             evicted=self._evicted,
@@ -222,36 +277,75 @@ class HostStore:
         )
 
     def check_integrity(self) -> None:
-        """Raises `IntegrityError` if slots, pages and slabs disagree."""
-        live = [*self._pages.values(), *self._unfound]
-        slots = [page.slot for page in live] + self._free
-        if sorted(slots) != sorted(
-            slab * self._slab_slots + n for slab in self._slabs for n in range(self._slab_slots)
+        """Raises `IntegrityError` if pages, frames and slabs disagree."""
+        live = {*self._pages.values(), *self._unfound}
+        for frame in self._frames.values():
+            slots = [page.slot for page in frame.pages] + frame.free
+            if sorted(slots) != list(range(self._in_frame[frame.group])) or not frame.pages:
+                raise IntegrityError(
+                    f"host pages: frame {frame.number} lost a slot, or has it twice"
+                )
+            if bool(frame.free) != (frame.number in self._open[frame.group]):
+                raise IntegrityError(f"host pages: frame {frame.number} is not known to have room")
+            if any(page.frame is not frame for page in frame.pages):
+                raise IntegrityError(f"host pages: a slot of frame {frame.number} is another's")
+            if any(page.name.group != frame.group for page in frame.pages):
+                raise IntegrityError(f"host pages: frame {frame.number} has pages of two groups")
+        framed = [page for frame in self._frames.values() for page in frame.pages]
+        if len(framed) != len(live) or live != {*framed}:
+            raise IntegrityError("host pages: a page has no slot, or a slot has no page")
+        frames = [*self._frames, *self._free]
+        if sorted(frames) != sorted(
+            slab * self._slab_frames + n for slab in self._slabs for n in range(self._slab_frames)
         ):
-            raise IntegrityError("host pages: a slot is lost, used twice, or of no slab")
+            raise IntegrityError("host pages: a frame is lost, used twice, or of no slab")
         for slab, used in self._used.items():
-            if used != sum(1 for page in live if page.slot // self._slab_slots == slab):
-                raise IntegrityError(f"host pages: slab {slab} does not count {used} slots in use")
+            if used != sum(1 for number in self._frames if number // self._slab_frames == slab):
+                raise IntegrityError(f"host pages: slab {slab} does not count {used} frames in use")
         if any(not page.pins for page in self._unfound):
             raise IntegrityError("host pages: a page that nobody can find or uses has a slot")
 
-    # --- slots ------------------------------------------------------------------------------
+    # --- frames ------------------------------------------------------------------------------
 
-    def _take(self) -> int | None:
-        """A free slot: of a slab that is there, of a new one, or of an evicted page."""
-        if not self._free and not self._grow():
-            victim = next(self.oldest(), None)
-            if victim is None:
+    def _victims(self, group: int) -> list[HostPage]:
+        """The pages after whose removal there is a slot for one of the group; none if all are
+        pinned."""
+        for page in self.oldest():
+            if page.name.group == group:
+                return [page]
+            if not any(other.pins for other in page.frame.pages):
+                return [*page.frame.pages]
+        return []
+
+    def _take(self, group: int) -> _Frame | None:
+        """A frame with a free slot: one that has pages of the group, an empty one, of a new slab,
+        or after what is least recently used was evicted."""
+        if not self._open[group] and not self._free and not self._grow():
+            victims = self._victims(group)
+            if not victims:
                 return None
-            self._evicted += 1
-            self.remove(victim.name)
-        slot = heapq.heappop(self._free)
-        self._used[slot // self._slab_slots] += 1
-        return slot
+            self._evicted += len(victims)
+            for page in victims:
+                self.remove(page.name)
+        if self._open[group]:
+            return self._frames[min(self._open[group])]
+        number = heapq.heappop(self._free)
+        frame = self._frames[number] = _Frame(number, group, [*range(self._in_frame[group])])
+        self._open[group].add(number)
+        self._used[number // self._slab_frames] += 1
+        return frame
 
-    def _give(self, slot: int) -> None:
-        heapq.heappush(self._free, slot)
-        slab = slot // self._slab_slots
+    def _give(self, page: HostPage) -> None:
+        frame = page.frame
+        frame.pages.discard(page)
+        heapq.heappush(frame.free, page.slot)
+        self._open[frame.group].add(frame.number)
+        if frame.pages:
+            return
+        del self._frames[frame.number]
+        self._open[frame.group].discard(frame.number)
+        heapq.heappush(self._free, frame.number)
+        slab = frame.number // self._slab_frames
         self._used[slab] -= 1
         if not self._used[slab]:
             # The lower one of two empty slabs stays.
@@ -259,8 +353,11 @@ class HostStore:
             if len(empty) > 1:
                 self._drop(max(empty))
 
+    def _may_grow(self) -> bool:
+        return (len(self._slabs) + 1) * self._slab_bytes <= self._budget
+
     def _grow(self) -> bool:
-        if (len(self._slabs) + 1) * self._slab_bytes > self._budget:
+        if not self._may_grow():
             return False
         try:
             slab_memory = self._buffers.host_buffer(self._slab_bytes)
@@ -269,16 +366,25 @@ class HostStore:
         slab = next(n for n in range(len(self._slabs) + 1) if n not in self._slabs)
         self._slabs[slab] = slab_memory[-slab_memory.data_ptr() % ALIGNMENT :]
         self._used[slab] = 0
-        for slot in range(slab * self._slab_slots, (slab + 1) * self._slab_slots):
-            heapq.heappush(self._free, slot)
+        for frame in range(slab * self._slab_frames, (slab + 1) * self._slab_frames):
+            heapq.heappush(self._free, frame)
         return True
 
     def _drop(self, slab: int) -> None:
         del self._slabs[slab], self._used[slab]
-        self._free = [slot for slot in self._free if slot // self._slab_slots != slab]
+        self._free = [frame for frame in self._free if frame // self._slab_frames != slab]
         heapq.heapify(self._free)
 
-    def _data(self, slot: int) -> "Tensor":
-        slab, index = divmod(slot, self._slab_slots)
-        start = index * self._stride
-        return self._slabs[slab][start : start + self.page_bytes]
+    def _data(self, frame: _Frame, slot: int) -> "Tensor":
+        slab, index = divmod(frame.number, self._slab_frames)
+        start = index * self.frame_bytes + slot * self._strides[frame.group]
+        return self._slabs[slab][start : start + self.sizes[frame.group]]
+
+
+def _frame_bytes(strides: Sequence[int], budget: int) -> int:
+    """The largest page, or as few of them as pages of all sizes fill nearly."""
+    largest = max(strides)
+    for frame in range(largest, min(_WASTE * largest, budget - ALIGNMENT) + 1, largest):
+        if all(frame % stride * _WASTE < frame for stride in strides):
+            return frame
+    return largest

@@ -15,6 +15,7 @@ import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 KEY_BYTES = 32
 
@@ -37,6 +38,18 @@ class PageName:
 
     def __hash__(self) -> int:
         return hash(self.key)  # which a bytes object computes once
+
+
+class StoredName(NamedTuple):
+    """What a page is called outside the device, where each group of layers has one of a name.
+
+    Args:
+        page: of its tokens.
+        group: whose keys and values of them it holds.
+    """
+
+    page: PageName
+    group: int = 0
 
 
 def fingerprint(model: bytes, kv_format: str, layout: str) -> bytes:

@@ -25,7 +25,7 @@ from kvrt.kv.tiers.format import (
     scan,
     superblock,
 )
-from kvrt.kv.tiers.names import PageName
+from kvrt.kv.tiers.names import StoredName
 from kvrt.kv.tiers.space import MOST_ROWS, Space, no_space
 
 INDEX, DATA = "kvrt-pages.index", "kvrt-pages.data"
@@ -78,7 +78,7 @@ class PageFile:
         self._data = data
         self._codec = codec
         self._mutex = threading.Lock()  # never held over a call to the system
-        self._records: OrderedDict[PageName, Record] = OrderedDict()  # least recently used first
+        self._records: OrderedDict[StoredName, Record] = OrderedDict()  # least recently used first
         self._dead: deque[Record] = deque()  # to be erased from the index
         self._turn = 0
         self._closed = False
@@ -209,25 +209,26 @@ class PageFile:
         """Bytes on disk of pages' bodies."""
         return self._space.data_bytes - self._space.free_bytes
 
-    def __contains__(self, name: PageName) -> bool:
+    def __contains__(self, name: StoredName) -> bool:
         return name in self._records
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def names(self) -> list[PageName]:
+    def names(self) -> list[StoredName]:
         """All pages, the least recently used first."""
         with self._mutex:
             return list(self._records)
 
     # --- pages ------------------------------------------------------------------------------
 
-    def read(self, name: PageName, into: Bytes) -> bool:
+    def read(self, name: StoredName, into: Bytes) -> bool:
         """Read a page, which counts as used now.
 
         Args:
             name: of the page.
-            into: uint8 [page_bytes]; if the result is false it may hold anything.
+            into: uint8, of the size of its group's pages; if the result is false it may hold
+                anything.
 
         Returns:
             Whether the page is in `into`. One that is damaged is not, and it is removed.
@@ -263,12 +264,12 @@ class PageFile:
         self._data.read(body, record.offset)
         return checksum(body.data) == record.body and self._codec.decompress(body, into)
 
-    def write(self, name: PageName, data: Bytes) -> bool:
+    def write(self, name: StoredName, data: Bytes) -> bool:
         """Write a page, unless it is there already.
 
         Args:
             name: of the page.
-            data: uint8 [page_bytes].
+            data: uint8, of the size of its group's pages.
 
         Returns:
             Whether it is there now. It is not if the budget has no room that could be made, or
@@ -284,7 +285,7 @@ class PageFile:
                 self._records.move_to_end(name)
                 return True
         codec, body = self._codec.compress(data)
-        blocks = blocks_for(len(body), codec, self.form)
+        blocks = blocks_for(len(body), codec, self.form, name.group)
         place = self._place(blocks)
         if place is None:
             return False
@@ -308,7 +309,7 @@ class PageFile:
                 self._records[name] = record
         return True
 
-    def forget(self, name: PageName) -> bool:
+    def forget(self, name: StoredName) -> bool:
         """Remove a page from memory only; `sweep` removes it from the disk.
 
         Returns whether it was there. A thread that reads it meanwhile still gets the page.
@@ -320,7 +321,7 @@ class PageFile:
             self._forget(record)
             return True
 
-    def remove(self, name: PageName) -> bool:
+    def remove(self, name: StoredName) -> bool:
         """Remove a page. Returns whether it was there. Its bytes stay until they are written over.
 
         Raises:

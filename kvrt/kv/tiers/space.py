@@ -40,8 +40,8 @@ class Space:
         index: the file of records.
         data: the file of bodies.
         budget: bytes that both may take; None: no limit.
-        rows_for_page: rows per page's worth of blocks: more than one, if bodies are compressed; at
-            most `MOST_ROWS`.
+        rows_for_page: rows per worth of blocks of the smallest page: more than one, if bodies are
+            compressed; at most `MOST_ROWS`.
 
     Raises:
         ConfigError: the budget is less than one page needs.
@@ -67,11 +67,12 @@ class Space:
         self._full_until = 0.0
         if budget is not None:
             # 2 blocks: the superblock, and the rounding of the index.
-            pages = (budget - 2 * BLOCK) // (form.page_stride + rows_for_page * form.record_bytes)
+            rows = -(-form.page_stride // form.least_stride) * rows_for_page
+            pages = (budget - 2 * BLOCK) // (form.page_stride + rows * form.record_bytes)
             if pages < 1:
                 raise ConfigError(
                     f"{format_bytes(budget)} on disk are less than one page of"
-                    f" {format_bytes(form.page_bytes)} needs",
+                    f" {format_bytes(max(form.sizes))} needs",
                     fix="give more",
                 )
             self._data_limit = pages * form.page_stride
@@ -179,7 +180,7 @@ class Space:
 
     def _index_for(self, data_bytes: int, rows_for_page: int | None = None) -> int:
         """Bytes of an index for so much data."""
-        rows = data_bytes // self._form.page_stride * (rows_for_page or self._rows_for_page)
+        rows = data_bytes // self._form.least_stride * (rows_for_page or self._rows_for_page)
         return BLOCK + -(-rows * self._form.record_bytes // BLOCK) * BLOCK
 
     def _rows_in(self, index_bytes: int) -> int:

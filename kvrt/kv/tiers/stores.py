@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from kvrt.kv.tiers.disk import DiskStats, DiskStore, PageTicket
 from kvrt.kv.tiers.host import HostPage, HostStats, HostStore
-from kvrt.kv.tiers.names import PageName
+from kvrt.kv.tiers.names import PageName, StoredName
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _CLEAN_SHARE = 8
-"""One in so many host slots is kept ready for others: its page is on disk, or it is free."""
+"""One in so many bytes of host memory is kept ready for others: what is there is on disk, too."""
 
 
 _CLOSE_S = 6.0
@@ -49,10 +49,10 @@ class Stores:
         self._writes: deque[tuple[HostPage, PageTicket]] = deque()
         self._abandoned: list[tuple[HostPage, PageTicket]] = []
 
-    def __contains__(self, name: PageName) -> bool:
+    def __contains__(self, name: StoredName) -> bool:
         return name in self.host or self.on_disk(name) is not None
 
-    def on_disk(self, name: PageName) -> DiskStore | None:
+    def on_disk(self, name: StoredName) -> DiskStore | None:
         """A disk that has the page."""
         return next((disk for disk in self._disks if name in disk), None)
 
@@ -63,19 +63,19 @@ class Stores:
 
     # --- host slots --------------------------------------------------------------------------
 
-    def reserve(self, name: PageName, patience_s: float) -> HostPage | None:
-        """A host slot, if need be that of the oldest page, which is written to disk first.
+    def reserve(self, name: StoredName, patience_s: float) -> HostPage | None:
+        """A host slot, if need be in place of the oldest pages, which are written to disk first.
 
         Args:
             name: of the page that is to be copied there; then `commit` it, or unpin it.
             patience_s: seconds that the disk has for one page.
         """
-        while self.host.full:
-            oldest = next(self.host.oldest(), None)
-            if oldest is not None and (
-                self._written(oldest) or (not self._writes and not self._write(oldest))
+        while (going := self.host.in_the_way(name.group)) != []:
+            unwritten = [page for page in going or () if not self._written(page)]
+            if going and (
+                not unwritten or (not self._writes and not all(map(self._write, unwritten)))
             ):
-                break  # it is on disk, or given up: the disk takes nothing
+                break  # they are on disk, or given up: the disk takes nothing
             if not self._writes:
                 return None
             first = self._writes[0][1]
@@ -101,11 +101,15 @@ class Stores:
         """Write the oldest pages to disk while there is still room beside them."""
         if self._disk is None:
             return
-        wanted = max(1, self.host.slots // _CLEAN_SHARE)
-        room = self.host.slots - len(self.host) + len(self._writes)
-        for page in list(itertools.islice(self.host.oldest(), max(0, wanted - room))):
-            if not self._written(page) and not self._write(page):
+        host = self.host
+        frames = host.capacity // host.frame_bytes
+        wanted = max(1, frames // _CLEAN_SHARE) * host.frame_bytes
+        room = host.capacity - host.used_bytes
+        room += sum(host.share(page.name.group) for page, _ in self._writes)
+        for page in host.oldest():
+            if room >= wanted or (not self._written(page) and not self._write(page)):
                 return
+            room += host.share(page.name.group)
 
     def reap(self) -> None:
         """Host slots that are read or written no more are free for others."""
@@ -140,12 +144,12 @@ class Stores:
         """Look for pages there, too. It is closed with the others."""
         self._disks.append(disk)
 
-    def names(self) -> list[PageName]:
+    def names(self) -> list[StoredName]:
         """All pages that are in a store, each once."""
         stores = [self.host.names(), *(disk.names() for disk in self._disks)]
         return list(dict.fromkeys(name for names in stores for name in names))
 
-    def read(self, name: PageName, into: "Tensor") -> bool:
+    def read(self, name: StoredName, into: "Tensor") -> bool:
         """Copy a page's bytes to host memory, and wait for it. Returns whether it was there; if
         not, `into` may yet be written to, and is of no more use."""
         host = self.host.find(name)
@@ -160,12 +164,12 @@ class Stores:
             pass
         return ticket.ok
 
-    def remove(self, names: Iterable[PageName]) -> None:
-        """Drop pages from all stores."""
-        for name in names:
-            self.host.remove(name)
+    def remove(self, pages: Iterable[PageName]) -> None:
+        """Drop the pages of all groups from all stores."""
+        for name in itertools.product(pages, range(len(self.host.sizes))):
+            self.host.remove(StoredName(*name))
             for disk in self._disks:
-                disk.remove(name)
+                disk.remove(StoredName(*name))
 
     def stats(self) -> tuple[HostStats, tuple[DiskStats, ...]]:
         """Of host memory, and of each disk."""
