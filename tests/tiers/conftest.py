@@ -6,7 +6,7 @@ import pytest
 
 from kvrt.kv.tiers import space
 from kvrt.registry import open_device
-from kvrt.spi import Copier
+from kvrt.spi import Copier, Device
 
 from .pages import FORM
 
@@ -18,7 +18,12 @@ def files_grow_by_a_few_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def copier() -> Iterator[Copier]:
+def null_device() -> Iterator[Device]:
     device = open_device("null")
-    yield device.copier
+    yield device
     device.close()
+
+
+@pytest.fixture
+def copier(null_device: Device) -> Copier:
+    return null_device.copier

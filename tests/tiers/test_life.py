@@ -1,0 +1,117 @@
+"""KV memory of several groups of layers with tiers that are small and fail: whatever comes, and
+whatever does not come back, sequences find their own tokens."""
+
+import errno
+import os
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from kvrt.executor.local import LocalPages
+from kvrt.kv.index.reuse import PrefixReuse
+from kvrt.kv.offload import Offload
+from kvrt.kv.tiers.disk import DiskStore
+from kvrt.kv.tiers.format import PageFormat
+from kvrt.kv.tiers.host import ALIGNMENT, HostStore
+from kvrt.kv.tiers.pagefile import DATA, PageFile
+from kvrt.spi import Device
+from tests.pages.life import Life
+from tests.pages.shapes import SIZE
+
+from .pages import FINGERPRINT, Faults
+
+KINDS = [
+    "straddling",
+    "straddling+many in a chunk 9 0",
+    "many in a chunk+one chunk 11 5",
+    "straddling 14 0+many in a chunk 5 2",
+    "many in a chunk+straddling 6 0+one chunk 10 3",
+]
+
+
+class Tiers:
+    """Host memory for a few pages of each group, and a disk behind it that fails now and then.
+
+    Args:
+        folder: of the disk; None: there is none.
+        rng: when it fails.
+        seen: counts that.
+    """
+
+    def __init__(self, folder: Path | None, rng: random.Random, seen: Counter[str]) -> None:
+        self.folder, self.rng, self.seen = folder, rng, seen
+        self.faults = Faults()
+
+    def __call__(self, pages: LocalPages, reuse: PrefixReuse) -> Offload:
+        sizes = tuple(layout.page_bytes for layout in pages.layouts)
+        frames = 12 if self.folder is None else 5
+        self.host = HostStore(
+            pages, sizes, frames * max(sizes) + ALIGNMENT, slab_bytes=4 * max(sizes)
+        )
+        disk = None
+        if self.folder is not None:
+            form = PageFormat(FINGERPRINT, sizes, SIZE)
+            file = PageFile.open(self.folder, form, budget=60 * sum(sizes), open_file=self.faults)
+            disk = DiskStore(file, threads=2, retry_after=0.0, warn_every=0.0)
+        reuse.cost.choice = "move"
+        return Offload(pages, self.host, reuse.cost, disk, is_tier=True)
+
+    def trouble(self) -> None:
+        """A call fails soon, a byte on the disk changes, or a page is gone from host memory."""
+        what = self.rng.choice(["fail", "flip", "lose"])
+        self.seen[what] += 1
+        if what == "lose":
+            if names := self.host.names():
+                self.host.remove(self.rng.choice(names))
+        elif what == "fail":
+            self.faults.at = self.faults.calls + self.rng.randrange(3)
+            self.faults.error = self.rng.choice([errno.EIO, errno.ENOSPC])
+        elif self.folder is not None and (size := os.stat(self.folder / DATA).st_size):
+            with (self.folder / DATA).open("r+b") as file:
+                file.seek(self.rng.randrange(size))
+                file.write(b"\xa5" * 50_000)
+
+
+@pytest.mark.promise("P20", "P22")
+@pytest.mark.parametrize("where", ["host", "host and disk"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_sequences_read_what_was_computed_of_their_tokens(
+    null_device: Device, kind: str, where: str, tmp_path: Path
+) -> None:
+    seen: Counter[str] = Counter()
+    for seed in range(3):
+        rng = random.Random(seed)
+        folder = None if where == "host" else tmp_path / f"{seed}"
+        tiers = Tiers(folder, rng, seen)
+        life = Life(null_device, kind, rng, tiers, limit=24)
+        for _ in range(80):
+            if len(life.waiting) < 3:
+                life.add()
+            life.go_on()
+            assert life.offload is not None
+            if rng.random() < 0.5:
+                life.offload.wait()
+            if rng.random() < 0.15:
+                life.something()
+            if rng.random() < 0.3:
+                tiers.trouble()
+            if rng.random() < 0.05 and life.fetching:
+                life.end(rng.choice([*life.fetching]))
+                seen["ended while it came"] += 1
+            life.check()
+            tiers.host.check_integrity()
+            if not life.step % 5:
+                life.check_bytes()
+        for seq in [*life.running, *life.fetching, *life.waiting]:
+            life.end(seq)
+        life.prefixes.forget(None)
+        life.memory.rest()
+        assert life.cache.stats().cached_pages == life.cache.stats().used_pages == 0
+        stats = life.offload.stats()
+        seen += life.seen
+        seen.update(saved=stats.saved_pages, back=stats.fetched_pages, missed=stats.missed_pages)
+        life.memory.close()
+        life.cache.close()
+    assert min(seen[what] for what in ("cached", "fetched", "back", "saved")) > 0, seen
