@@ -136,7 +136,7 @@ DRAWN = {
         "kvrt.kv.tiers.host",
         "return [*page.frame.pages]",
         "return [page]",
-        "tiers/test_host.py",
+        "tiers/test_host.py::test_one_budget_serves_pages_of_all_sizes",
     ),
     "a file does not say whose pages it has": M(
         "kvrt.kv.tiers.format",
@@ -160,7 +160,7 @@ DRAWN = {
         "kvrt.kv.memory",
         "border = last_border(table.groups, rows, len(rows[0]))",
         "border = last_border(table.groups[:1], rows[:1], len(rows[0]))",
-        "tiers/test_life.py",
+        "tiers/test_life.py::test_a_fetch_that_fails_at_any_page_goes_on_where_all_groups_can",
     ),
     "of a window nothing is worth a copy": M(
         "kvrt.kv.index.prefix",

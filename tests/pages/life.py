@@ -93,6 +93,7 @@ class Life:
         self.step, self.now = self.step + 1, self.now + 1
         for seq, tokens in self.memory.fetched():
             self.seen["fetched"] += bool(tokens)
+            self.seen["tokens back"] += tokens
             self.running[seq] = self.fetching.pop(seq)
         plan = self._plan()
         assert self.memory.commit(plan.change) is None

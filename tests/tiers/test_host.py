@@ -283,17 +283,20 @@ def test_one_budget_serves_pages_of_all_sizes(copier: Copier) -> None:
     """What one group took and nobody used since, another gets, down to the last frame."""
     large, small = 3 * STRIDE, PAGE
     store = HostStore(copier, [large, small], **slabs(2, 2, 3 * STRIDE))
-    many = names(20, groups=2)
-    for name in many[::2]:
-        page = store.reserve(name)
-        assert page
-        store.commit(page)
-    assert store.names() == many[32::2], "four of the large ones"
-    for name in many[1::2]:
-        page = store.reserve(name)
-        assert page
-        store.commit(page)
-    assert store.names() == many[-23::2], "or twelve of the small ones"
+    many = names(30, groups=2)
+
+    def put_all(group: int, start: int, stop: int) -> None:
+        for name in many[2 * start + group : 2 * stop : 2]:
+            page = store.reserve(name)
+            assert page
+            store.commit(page)
+
+    put_all(0, 0, 20)
+    assert store.names() == many[32:40:2], "four of the large ones"
+    put_all(1, 8, 20)
+    assert store.names() == many[17:40:2], "or twelve of the small ones"
+    put_all(0, 20, 22)
+    assert store.names() == [*many[29:40:2], *many[40:44:2]], "or some of each"
     stats = store.stats()
     assert stats.held_bytes <= stats.budget_bytes == 2 * (2 * 3 * STRIDE + ALIGNMENT)
 

@@ -12,12 +12,13 @@ import pytest
 from kvrt.executor.local import LocalPages
 from kvrt.kv.index.reuse import PrefixReuse
 from kvrt.kv.offload import Offload
+from kvrt.kv.seq import Seq
 from kvrt.kv.tiers.disk import DiskStore
 from kvrt.kv.tiers.format import PageFormat
 from kvrt.kv.tiers.host import ALIGNMENT, HostStore
 from kvrt.kv.tiers.pagefile import DATA, PageFile
 from kvrt.spi import Device
-from tests.pages.life import Life
+from tests.pages.life import ROOT, Life
 from tests.pages.shapes import SIZE
 
 from .pages import FINGERPRINT, Faults
@@ -38,10 +39,18 @@ class Tiers:
         folder: of the disk; None: there is none.
         rng: when it fails.
         seen: counts that.
+        at_once: pages go on to the disk at once.
     """
 
-    def __init__(self, folder: Path | None, rng: random.Random, seen: Counter[str]) -> None:
-        self.folder, self.rng, self.seen = folder, rng, seen
+    def __init__(
+        self,
+        folder: Path | None,
+        rng: random.Random,
+        seen: Counter[str],
+        *,
+        at_once: bool = False,
+    ) -> None:
+        self.folder, self.rng, self.seen, self.at_once = folder, rng, seen, at_once
         self.faults = Faults()
 
     def __call__(self, pages: LocalPages, reuse: PrefixReuse) -> Offload:
@@ -54,9 +63,9 @@ class Tiers:
         if self.folder is not None:
             form = PageFormat(FINGERPRINT, sizes, SIZE)
             file = PageFile.open(self.folder, form, budget=60 * sum(sizes), open_file=self.faults)
-            disk = DiskStore(file, threads=2, retry_after=0.0, warn_every=0.0)
+            disk = DiskStore(file, threads=1, retry_after=0.0, warn_every=0.0)
         reuse.cost.choice = "move"
-        return Offload(pages, self.host, reuse.cost, disk, is_tier=True)
+        return Offload(pages, self.host, reuse.cost, disk, is_tier=True, write_at_once=self.at_once)
 
     def trouble(self) -> None:
         """A call fails soon, a byte on the disk changes, or a page is gone from host memory."""
@@ -115,3 +124,55 @@ def test_sequences_read_what_was_computed_of_their_tokens(
         life.memory.close()
         life.cache.close()
     assert min(seen[what] for what in ("cached", "fetched", "back", "saved")) > 0, seen
+
+
+@pytest.mark.promise("P22")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fetch_that_fails_at_any_page_goes_on_where_all_groups_can(
+    null_device: Device, kind: str, tmp_path: Path
+) -> None:
+    """All of a prompt is on disk only, and the disk fails at each of its reads in turn."""
+    rng = random.Random(1)
+    tiers = Tiers(tmp_path, rng, Counter(), at_once=True)
+    life = Life(null_device, kind, rng, tiers)
+    pages, groups = 10, life.cache.table.groups
+    prompt = [rng.randrange(3) for _ in range(pages * SIZE + 1)]
+
+    def needed(border: int) -> set[tuple[int, int]]:
+        return {
+            (at, group)
+            for group, layers in enumerate(groups)
+            for part in layers.kept(border * SIZE)
+            for at in part
+        }
+
+    tell(life, tiers, prompt)
+    coming = sorted(needed(pages))
+    for failing in range(len(coming) + 1):
+        tiers.faults.at = tiers.faults.calls + failing
+        back = tell(life, tiers, prompt)
+        there = {*coming[:failing]}
+        assert back == SIZE * max(b for b in range(pages + 1) if needed(b) <= there)
+    life.memory.close()
+    life.cache.close()
+
+
+def tell(life: Life, tiers: Tiers, prompt: list[int]) -> int:
+    """A sequence from its beginning to its end; then all of it is on disk, and nowhere else.
+    Returns how many of its tokens came from there."""
+    assert life.offload is not None
+    before = life.seen["tokens back"]
+    life.ids += 1
+    seq = Seq(life.ids, [*prompt], len(prompt), len(prompt) + 1, arrival=life.ids, root=ROOT)
+    life.waiting.append(seq)
+    while seq in life.waiting or seq in life.fetching or seq in life.running:
+        life.go_on()
+        life.offload.wait()
+    tiers.faults.at = None
+    life.check_bytes()
+    life.memory.clear(())
+    while life.offload.busy:
+        life.offload.poll()
+    for name in tiers.host.names():
+        tiers.host.remove(name)
+    return life.seen["tokens back"] - before
