@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +53,7 @@ class Codes:
 
     def __init__(self, matrix: Matrix, products: PackedMatrices) -> None:
         self._matrix, self._products = matrix, products
-        self._plain = torch.empty(0, dtype=torch.uint8)
+        self._plain = np.empty((0, 0), np.uint8)
         self._rest = torch.empty(0)
         self._row = 0
         self.kept_as = matrix.format.name
@@ -82,19 +83,19 @@ class Codes:
         return finite_rows(format, rows, width)
 
     def _add(self, rows: Tensor) -> None:
-        if not self._plain.numel():
-            self._plain = rows.new_empty(self._matrix.out, rows.shape[1])
+        if not self._plain.size:
+            self._plain = np.empty((self._matrix.out, rows.shape[1]), np.uint8)
         end = self._row + len(rows)
-        self._plain[self._row : end] = rows
+        self._plain[self._row : end] = rows.numpy()  # which wakes no other threads
         self._row = end
 
     def finish(self, paired: int = 0) -> None:
         """All have come; see `Floats.finish`. Lays the matrix out."""
-        matrix, plain = self._matrix, self._plain
+        matrix, plain = self._matrix, torch.from_numpy(self._plain)
         if paired:
             plain = parted(plain, paired)
         self._products.pack(matrix.format, plain, matrix.width, matrix.data)
-        self._plain = torch.empty(0, dtype=torch.uint8)
+        self._plain = np.empty((0, 0), np.uint8)
 
 
 def parted(rows: Tensor, heads: int) -> Tensor:

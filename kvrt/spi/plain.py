@@ -7,6 +7,7 @@ is imported by its own name.
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +40,7 @@ def plain_rows(
         uint8 [rows, row_bytes].
     """
     rows, width = codes.shape
-    plain = torch.zeros(rows, format.row_bytes(width), dtype=torch.uint8)
+    plain = torch.from_numpy(np.zeros((rows, format.row_bytes(width)), np.uint8))
     at = format.sections(width)
     _put_whole(plain, at.codes, format.bits, codes)
     _put(plain, at.scales, format.scale, scales)
@@ -163,12 +164,14 @@ def _whole(plain: Tensor, at: Section, bits: int) -> Tensor:
 
 
 def _put_whole(plain: Tensor, at: Section, bits: int, numbers: Tensor) -> None:
+    # In numpy, which wakes no other threads for it.
+    rows, given = plain.numpy(), numbers.numpy()
     for low, width, start, _ in _planes(at, bits):
-        parts = numbers >> low & ((1 << width) - 1)
+        parts = given >> low & ((1 << width) - 1)
         in_byte = 8 // width
         for place in range(in_byte):
             some = parts[:, place::in_byte] << place * width
-            plain[:, start : start + some.shape[1]] |= some
+            rows[:, start : start + some.shape[1]] |= some
 
 
 def _planes(at: Section, bits: int) -> Iterator[tuple[int, int, int, int]]:

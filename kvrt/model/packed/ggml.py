@@ -6,14 +6,18 @@ types. The plain form has the same numbers, of the same bits, in order.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kvrt.spi import WeightFormat
 from kvrt.spi.matrices import TwoLevel
 from kvrt.spi.plain import plain_rows, values_of
+
+Array = NDArray[Any]
 
 IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
@@ -34,11 +38,11 @@ class Block(NamedTuple):
         offset_factors: float16 [blocks, 1].
     """
 
-    codes: Tensor
-    scales: Tensor
-    scale_factors: Tensor | None = None
-    offsets: Tensor | None = None
-    offset_factors: Tensor | None = None
+    codes: Array
+    scales: Array
+    scale_factors: Array | None = None
+    offsets: Array | None = None
+    offset_factors: Array | None = None
 
 
 class BlockType(NamedTuple):
@@ -48,13 +52,13 @@ class BlockType(NamedTuple):
         elements: of a block; a row consists of whole blocks.
         nbytes: of a block.
         format: what holds it without loss.
-        read: what a uint8 tensor [blocks, nbytes] holds.
+        read: what a uint8 array [blocks, nbytes] holds.
     """
 
     elements: int
     nbytes: int
     format: WeightFormat
-    read: Callable[[Tensor], Block]
+    read: Callable[[Array], Block]
 
 
 def to_plain(kind: BlockType, raw: Tensor, width: int) -> Tensor:
@@ -68,8 +72,11 @@ def to_plain(kind: BlockType, raw: Tensor, width: int) -> Tensor:
         uint8 [rows, row_bytes].
     """
     blocks = raw.view(-1, width // kind.elements, kind.nbytes)
-    rows = max(1, AT_ONCE // width)
-    return torch.cat([_rows(kind, some) for some in torch.split(blocks, rows)])
+    plain = np.empty((len(blocks), kind.format.row_bytes(width)), np.uint8)
+    step = max(1, AT_ONCE // width)
+    for row in range(0, len(blocks), step):
+        plain[row : row + step] = _rows(kind, blocks[row : row + step]).numpy()
+    return torch.from_numpy(plain)
 
 
 def unpack(kind: BlockType, raw: Tensor) -> Tensor:
@@ -78,15 +85,12 @@ def unpack(kind: BlockType, raw: Tensor) -> Tensor:
     Args:
         raw: uint8 [bytes], whole blocks as the file has them.
     """
-    return values_of(kind.format, *kind.read(raw.view(-1, kind.nbytes))).view(-1)
+    parts = _read(kind, raw.view(-1, 1, kind.nbytes))
+    return values_of(kind.format, *parts).view(-1)
 
 
 def _rows(kind: BlockType, blocks: Tensor) -> Tensor:
-    held = kind.read(blocks.flatten(0, 1))
-    by_row = (None if part is None else part.reshape(len(blocks), -1) for part in held)
-    codes, scales, scale_factors, offsets, offset_factors = by_row
-    assert codes is not None
-    assert scales is not None
+    codes, scales, scale_factors, offsets, offset_factors = _read(kind, blocks)
     return plain_rows(
         kind.format,
         codes,
@@ -97,15 +101,26 @@ def _rows(kind: BlockType, blocks: Tensor) -> Tensor:
     )
 
 
+Parts = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+def _read(kind: BlockType, blocks: Tensor) -> Parts:
+    """What rows of blocks hold, by row. In numpy, whose operators wake no other threads."""
+    rows = len(blocks)
+    held = kind.read(blocks.flatten(0, 1).numpy())
+    parts = [None if part is None else torch.from_numpy(part.reshape(rows, -1)) for part in held]
+    return cast(Parts, tuple(parts))
+
+
 # --- reading blocks. `b`: uint8 [blocks, bytes of a block] ----------------------------------------
 
 
-def _half(blocks: Tensor, at: int) -> Tensor:
+def _half(blocks: Array, at: int) -> Array:
     """The float16 at a byte of each block, [blocks, 1]."""
-    return blocks[:, at : at + 2].contiguous().view(torch.float16)
+    return blocks[:, at : at + 2].copy().view(np.float16)
 
 
-def _bits(packed: Tensor, width: int, run: int) -> Tensor:
+def _bits(packed: Array, width: int, run: int) -> Array:
     """Numbers of `width` bits, where bytes hold those of the same place in several runs.
 
     The first run is in the low bits of `run` bytes, the next above it, and so on; then come the
@@ -113,86 +128,89 @@ def _bits(packed: Tensor, width: int, run: int) -> Tensor:
     """
     runs = packed.reshape(len(packed), -1, run)
     mask = (1 << width) - 1
-    return torch.stack([runs >> shift & mask for shift in range(0, 8, width)], 2).flatten(1)
+    parts = [runs >> shift & mask for shift in range(0, 8, width)]
+    return np.stack(parts, axis=2).reshape(len(packed), -1)
 
 
-def _bits_in_order(packed: Tensor, width: int) -> Tensor:
+def _bits_in_order(packed: Array, width: int) -> Array:
     """Numbers of `width` bits in order from the lowest bits on."""
     return _bits(packed, width, 1)
 
 
-def _q4_0(b: Tensor) -> Block:
+def _q4_0(b: Array) -> Block:
     return Block(_bits(b[:, 2:], 4, 16), _half(b, 0))
 
 
-def _q4_1(b: Tensor) -> Block:
+def _q4_1(b: Array) -> Block:
     return Block(_bits(b[:, 4:], 4, 16), _half(b, 0), offsets=_half(b, 2))
 
 
-def _q5_0(b: Tensor) -> Block:
+def _q5_0(b: Array) -> Block:
     return Block(_bits(b[:, 6:], 4, 16) | _bits_in_order(b[:, 2:6], 1) << 4, _half(b, 0))
 
 
-def _q5_1(b: Tensor) -> Block:
+def _q5_1(b: Array) -> Block:
     codes = _bits(b[:, 8:], 4, 16) | _bits_in_order(b[:, 4:8], 1) << 4
     return Block(codes, _half(b, 0), offsets=_half(b, 2))
 
 
-def _q8_0(b: Tensor) -> Block:
+def _q8_0(b: Array) -> Block:
     return Block(b[:, 2:] ^ 128, _half(b, 0))
 
 
-def _q2_k(b: Tensor) -> Block:
+def _q2_k(b: Array) -> Block:
     scales, minima = b[:, :16] & 15, b[:, :16] >> 4
     return Block(_bits(b[:, 16:80], 2, 32), scales, _half(b, 80), minima, -_half(b, 82))
 
 
-def _q3_k(b: Tensor) -> Block:
+def _q3_k(b: Array) -> Block:
     codes = _bits(b[:, 32:96], 2, 32) | _bits(b[:, :32], 1, 32) << 2
     scales = _bits(b[:, 96:104], 4, 8) | _bits(b[:, 104:108], 2, 4) << 4
     return Block(codes, scales, _half(b, 108))
 
 
-def _scales_and_minima(packed: Tensor) -> tuple[Tensor, Tensor]:
+def _scales_and_minima(packed: Array) -> tuple[Array, Array]:
     """Eight of each, of six bits, in 12 bytes."""
-    first, second, third = torch.split(packed, 4, 1)
-    scales = torch.cat((first & 63, third & 15 | (first >> 6) << 4), 1)
-    minima = torch.cat((second & 63, third >> 4 | (second >> 6) << 4), 1)
+    first, second, third = np.split(packed, 3, axis=1)
+    scales = np.concatenate((first & 63, third & 15 | (first >> 6) << 4), axis=1)
+    minima = np.concatenate((second & 63, third >> 4 | (second >> 6) << 4), axis=1)
     return scales, minima
 
 
-def _q4_k(b: Tensor) -> Block:
+def _q4_k(b: Array) -> Block:
     scales, minima = _scales_and_minima(b[:, 4:16])
     return Block(_bits(b[:, 16:], 4, 32), scales, _half(b, 0), minima, -_half(b, 2))
 
 
-def _q5_k(b: Tensor) -> Block:
+def _q5_k(b: Array) -> Block:
     scales, minima = _scales_and_minima(b[:, 4:16])
     codes = _bits(b[:, 48:], 4, 32) | _bits(b[:, 16:48], 1, 32) << 4
     return Block(codes, scales, _half(b, 0), minima, -_half(b, 2))
 
 
-def _q6_k(b: Tensor) -> Block:
+def _q6_k(b: Array) -> Block:
     codes = _bits(b[:, :128], 4, 64) | _bits(b[:, 128:192], 2, 32) << 4
     return Block(codes, b[:, 192:208] ^ 128, _half(b, 208))
 
 
-def _iq4_xs(b: Tensor) -> Block:
+def _iq4_xs(b: Array) -> Block:
     scales = _bits_in_order(b[:, 4:8], 4) | _bits_in_order(b[:, 2:4], 2) << 4
     return Block(_bits(b[:, 8:], 4, 16), scales, _half(b, 0))
 
 
-def _tq2_0(b: Tensor) -> Block:
+def _tq2_0(b: Array) -> Block:
     return Block(_bits(b[:, :64], 2, 32), _half(b, 64))
 
 
-def _mxfp4(b: Tensor) -> Block:
+def _mxfp4(b: Array) -> Block:
     return Block(_bits(b[:, 1:], 4, 16), b[:, :1])
 
 
-def _nvfp4(b: Tensor) -> Block:
+def _nvfp4(b: Array) -> Block:
     scales = b[:, :4] & 127
-    scales = torch.where(b[:, :4] == 127, 0, scales)  # as ggml reads it, of which 127 is no number
+    scales = np.where(b[:, :4] == 127, 0, scales).astype(
+        np.uint8
+    )  # as ggml reads it, of which 127 is no number
     return Block(_bits(b[:, 4:], 4, 8), scales)
 
 
