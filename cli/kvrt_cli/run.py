@@ -167,6 +167,8 @@ def open_runtime(terminal: Terminal, config: RuntimeConfig) -> Iterator["Runtime
             f" {format_bytes(model.weight_bytes)}; KV in {runtime.cache.layouts[0].format})"
             f" on {info.backend}:{info.index} {info.name}"
         )
+        if model.path.is_file() and model.path.name not in model.name:
+            terminal.note(f"its GGUF file is {model.path}")
         for note in (*info.notes, *model.notes):
             terminal.note(note)
         yield runtime
