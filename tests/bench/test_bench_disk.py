@@ -23,7 +23,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from kvrt.kv.tiers.blockfile import BLOCK, Bytes
 from kvrt.kv.tiers.disk import DiskStore, PageTicket
 from kvrt.kv.tiers.format import PageFormat
-from kvrt.kv.tiers.names import PageName, chain, fingerprint, root_key
+from kvrt.kv.tiers.names import StoredName, chain, fingerprint, root_key
 from kvrt.kv.tiers.pagefile import DATA, PageFile
 
 pytestmark = pytest.mark.extra  # it needs a disk that nobody else uses
@@ -40,9 +40,10 @@ class Bench:
 
     def __init__(self, folder: Path, page_bytes: int) -> None:
         self.folder = folder
-        self.form = PageFormat(FINGERPRINT, page_bytes, 16)
+        self.form = PageFormat(FINGERPRINT, (page_bytes,), 16)
         count = TOTAL // page_bytes
-        self.names = list(chain(root_key(FINGERPRINT), range(16 * count), 16))
+        tokens = range(16 * count)
+        self.names = [StoredName(name) for name in chain(root_key(FINGERPRINT), tokens, 16)]
         memory = np.frombuffer(mmap.mmap(-1, MEMORY), np.uint8)
         memory[:] = np.random.default_rng(0).integers(0, 256, MEMORY, np.uint8)
         self.pieces = [memory[at : at + PIECE] for at in range(0, MEMORY, PIECE)]
@@ -152,13 +153,13 @@ def _record(benchmark: BenchmarkFixture, bench: Bench, rates: list[float], verb:
 
 @pytest.mark.benchmark(group="disk: open a folder")
 def test_open_ten_thousand_pages(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
-    form = PageFormat(FINGERPRINT, BLOCK, 16)
+    form = PageFormat(FINGERPRINT, (BLOCK,), 16)
     file = PageFile.open(tmp_path, form)
-    for name in chain(root_key(FINGERPRINT), range(160_000), 16):
+    for name in map(StoredName, chain(root_key(FINGERPRINT), range(160_000), 16)):
         file.write(name, np.zeros(BLOCK, np.uint8))
     file.close()
 
-    def look() -> list[PageName]:
+    def look() -> list[StoredName]:
         file = PageFile.open(tmp_path, form, writable=False)
         file.close()
         return file.names()
