@@ -22,9 +22,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from kvrt.kv.tiers.blockfile import BLOCK, Bytes
 from kvrt.kv.tiers.disk import DiskStore, PageTicket
+from kvrt.kv.tiers.files import DATA
 from kvrt.kv.tiers.format import PageFormat
 from kvrt.kv.tiers.names import StoredName, chain, fingerprint, root_key
-from kvrt.kv.tiers.pagefile import DATA, PageFile
+from kvrt.kv.tiers.pagefile import PageFile
 
 pytestmark = pytest.mark.extra  # it needs a disk that nobody else uses
 

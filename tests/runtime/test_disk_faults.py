@@ -17,7 +17,8 @@ import pytest
 
 from kvrt.errors import StoreError
 from kvrt.kv.tiers.blockfile import BlockFile, Bytes
-from kvrt.kv.tiers.pagefile import DATA, PageFile
+from kvrt.kv.tiers.files import DATA
+from kvrt.kv.tiers.pagefile import PageFile
 from kvrt.outputs import Result
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams

@@ -12,9 +12,10 @@ import pytest
 from kvrt.errors import StoreError
 from kvrt.kv.tiers import space
 from kvrt.kv.tiers.blockfile import BLOCK
+from kvrt.kv.tiers.files import DATA, INDEX
 from kvrt.kv.tiers.format import VERSION, checksum, pack, scan, superblock
 from kvrt.kv.tiers.names import fingerprint
-from kvrt.kv.tiers.pagefile import DATA, INDEX, PageFile
+from kvrt.kv.tiers.pagefile import PageFile
 from kvrt.kv.tiers.space import SLACK
 
 from .pages import FORM, PAGE_BYTES, PAGE_SIZE, body, cached, names, opened, read

@@ -17,9 +17,10 @@ from kvrt.errors import ContractError, StoreError
 from kvrt.kv.tiers import names as naming
 from kvrt.kv.tiers.blockfile import BLOCK, BlockFile, Bytes
 from kvrt.kv.tiers.disk import DiskStore, PageTicket
+from kvrt.kv.tiers.files import INDEX
 from kvrt.kv.tiers.host import HostStore
 from kvrt.kv.tiers.names import StoredName
-from kvrt.kv.tiers.pagefile import INDEX, PageFile
+from kvrt.kv.tiers.pagefile import PageFile
 from kvrt.spi import Copier
 
 from .pages import FORM, ODD, PAGE_BYTES, ROOT, blank, body, cached, names, opened

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from kvrt.errors import StoreError
+from kvrt.kv.tiers.files import DATA, INDEX
 from kvrt.kv.tiers.folder import LOCK
-from kvrt.kv.tiers.pagefile import DATA, INDEX, PageFile
+from kvrt.kv.tiers.pagefile import PageFile
 
 from .pages import FORM, body, names, opened, read
 

@@ -14,9 +14,10 @@ from kvrt.kv.index.reuse import PrefixReuse
 from kvrt.kv.offload import Offload
 from kvrt.kv.seq import Seq
 from kvrt.kv.tiers.disk import DiskStore
+from kvrt.kv.tiers.files import DATA
 from kvrt.kv.tiers.format import PageFormat
 from kvrt.kv.tiers.host import ALIGNMENT, HostStore
-from kvrt.kv.tiers.pagefile import DATA, PageFile
+from kvrt.kv.tiers.pagefile import PageFile
 from kvrt.spi import Device
 from tests.pages.life import ROOT, Life
 from tests.pages.shapes import SIZE

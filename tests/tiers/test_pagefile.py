@@ -26,8 +26,9 @@ from kvrt.errors import ConfigError, StoreError
 from kvrt.kv.tiers import codec, space
 from kvrt.kv.tiers.blockfile import BLOCK
 from kvrt.kv.tiers.codec import Codec
+from kvrt.kv.tiers.files import DATA, INDEX
 from kvrt.kv.tiers.format import PageFormat
-from kvrt.kv.tiers.pagefile import DATA, INDEX, PageFile
+from kvrt.kv.tiers.pagefile import PageFile
 
 from .pages import (
     FINGERPRINT,
@@ -298,16 +299,16 @@ def test_a_reader_keeps_the_page_that_is_removed_under_it(tmp_path: Path) -> Non
     file = PageFile.open(tmp_path, FORM, budget=2 * BLOCK + PAGE_BYTES + FORM.record_bytes)
     first, second = NAMES[:2]
     assert file.write(first, body(first))
-    real = file._data.read
+    real = file._files.data.read
 
     def slow(into: np.ndarray, at: int) -> None:
         assert file.remove(first)
         assert not file.write(second, body(second)), "there was no room but under the reader"
         real(into, at)
 
-    file._data.read = slow  # type: ignore[method-assign]
+    file._files.data.read = slow  # type: ignore[method-assign]
     assert read(file, first)
-    file._data.read = real  # type: ignore[method-assign]
+    file._files.data.read = real  # type: ignore[method-assign]
     assert first not in file
     assert file.write(second, body(second))
     assert read(file, second)

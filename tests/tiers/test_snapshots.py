@@ -10,8 +10,8 @@ import pytest
 from kvrt.engine.snapshots import Snapshots
 from kvrt.errors import StoreError
 from kvrt.kv.seq import Seq
+from kvrt.kv.tiers.files import INDEX
 from kvrt.kv.tiers.names import fingerprint
-from kvrt.kv.tiers.pagefile import INDEX
 from kvrt.spi import Device
 from tests.pages.life import ROOT, Life
 from tests.pages.shapes import SIZE

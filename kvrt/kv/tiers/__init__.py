@@ -5,7 +5,8 @@
     disk        threads over a page file; nothing in it blocks the caller
     ahead       what requests that wait will need, read before their turn
     stores      the two as one: pages go from host memory on to disk
-    pagefile    the files themselves: a tier and a snapshot are the same thing
+    pagefile    pages in two files: a tier and a snapshot are the same thing
+    files       the two, open, and the right to write to them
     config      ``--offload host:8GiB,disk:PATH:64GiB``
 
 They know no policy but the order of last use: what leaves the device and comes back to it is the

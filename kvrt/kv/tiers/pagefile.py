@@ -1,6 +1,5 @@
 """KV pages in a folder: a disk tier, and a snapshot that survives restarts; the same files."""
 
-import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -9,10 +8,10 @@ from typing import Self
 
 import numpy as np
 
-from kvrt.errors import StoreError
 from kvrt.kv.tiers.blockfile import BLOCK, BlockFile, Bytes
 from kvrt.kv.tiers.codec import Codec
-from kvrt.kv.tiers.folder import FolderLock, check_owner, create, prepare, refused
+from kvrt.kv.tiers.files import INDEX, PageFiles, as_store_errors
+from kvrt.kv.tiers.folder import prepare
 from kvrt.kv.tiers.format import (
     RAW,
     PageFormat,
@@ -27,8 +26,6 @@ from kvrt.kv.tiers.format import (
 )
 from kvrt.kv.tiers.names import StoredName
 from kvrt.kv.tiers.space import MOST_ROWS, Space, no_space
-
-INDEX, DATA = "kvrt-pages.index", "kvrt-pages.data"
 
 
 class PageFile:
@@ -48,34 +45,26 @@ class PageFile:
     never wait for the disk.
 
     Args:
-        folder: where the two files are.
         form: what all its pages have in common.
-        lock: the right to write; None: it is only read.
-        index: the open index.
-        data: the open bodies.
+        files: open; they are its own from then on.
         budget: bytes that both files may take together; None: as many as there are.
         codec: how new bodies are written, and written ones read.
     """
 
     def __init__(
         self,
-        folder: Path,
         form: PageFormat,
-        lock: FolderLock | None,
-        index: BlockFile,
-        data: BlockFile,
+        files: PageFiles,
         budget: int | None,
         codec: Codec,
     ) -> None:
-        self.folder = folder
+        self.folder = files.folder
         self.form = form
         self.damaged = 0
         """Records and bodies found that were not what was written."""
         self.evicted = 0
         """Pages that made room for others."""
-        self._lock = lock
-        self._index = index
-        self._data = data
+        self._files = files
         self._codec = codec
         self._mutex = threading.Lock()  # never held over a call to the system
         self._records: OrderedDict[StoredName, Record] = OrderedDict()  # least recently used first
@@ -113,38 +102,18 @@ class PageFile:
             ConfigError: `compress` is given and zstandard is not installed.
         """
         codec = Codec(compress)
-        prepare(folder, create=writable)
-        lock = FolderLock(folder) if writable else None
-        files: list[BlockFile] = []
+        head = superblock(form)
+        files = PageFiles.open(folder, head, writable=writable, open_file=open_file)
         try:
-            if writable:
-                create(folder / INDEX, folder / DATA, superblock(form))
-            for name, direct in ((INDEX, False), (DATA, True)):
-                files.append(open_file(folder / name, writable=writable, direct=direct))
-                check_owner(folder / name, files[-1].status)
-            return cls(folder, form, lock, files[0], files[1], budget, codec)
-        except BaseException as error:
-            for file in files:
-                file.close()
-            if lock is not None:
-                lock.release()
-            if isinstance(error, FileNotFoundError):
-                raise StoreError(
-                    f"{folder} has no KV pages", reason="missing", fix="save some there first"
-                ) from None
-            if isinstance(error, OSError):
-                raise refused(folder, error) from None
+            with as_store_errors(folder):
+                return cls(form, files, budget, codec)
+        except BaseException:
+            files.close()
             raise
 
     def is_at(self, folder: Path) -> bool:
         """Whether the files in that folder are those that are open here."""
-        try:
-            return all(
-                os.path.samestat(file.status, os.stat(folder / name))
-                for file, name in ((self._index, INDEX), (self._data, DATA))
-            )
-        except OSError:
-            return False
+        return self._files.are_at(folder)
 
     def refresh(self) -> None:
         """Find what another process has written since. One that is written to here knows already.
@@ -152,22 +121,22 @@ class PageFile:
         Raises:
             StoreError: the files cannot be used any more; what was found before still is.
         """
-        if self._lock is not None:
+        if self._files.lock is not None:
             return
         prepare(self.folder, create=False)
-        try:
+        with as_store_errors(self.folder):
             self._load(None)
-        except OSError as error:
-            raise refused(self.folder, error) from None
 
     def _load(self, budget: int | None) -> None:
-        head = np.empty(min(BLOCK, self._index.size), np.uint8)
-        self._index.read(head, 0)
+        head = np.empty(min(BLOCK, self._files.index.size), np.uint8)
+        self._files.index.read(head, 0)
         check_superblock(head.tobytes(), self.form, self.folder / INDEX)
         rows = MOST_ROWS if self._codec.compresses else 1
-        self._space = Space(self.form, self._index, self._data, budget, rows_for_page=rows)
+        self._space = Space(
+            self.form, self._files.index, self._files.data, budget, rows_for_page=rows
+        )
         raw = np.empty(self._space.index_bytes - BLOCK, np.uint8)
-        self._index.read(raw, BLOCK)
+        self._files.index.read(raw, BLOCK)
         found = scan(raw.data, self.form, self._space.data_bytes)
         self.damaged = len(found.damaged) + self._space.overlong
         for codec in {record.codec for record in found.records}:
@@ -179,7 +148,7 @@ class PageFile:
             self._records = OrderedDict((record.name, record) for record in found.records)
         if found.records:
             self._turn = found.records[-1].turn
-        if self._lock is not None:
+        if self._files.lock is not None:
             self._clean(found)
         self._space.occupy(self._records.values())
 
@@ -197,7 +166,7 @@ class PageFile:
     @property
     def direct(self) -> bool:
         """Whether bodies bypass the page cache."""
-        return self._data.direct
+        return self._files.data.direct
 
     @property
     def held_bytes(self) -> int:
@@ -258,10 +227,10 @@ class PageFile:
 
     def _read_body(self, record: Record, into: Bytes) -> bool:
         if record.codec == RAW:
-            self._data.read(into, record.offset)
+            self._files.data.read(into, record.offset)
             return checksum(into.data) == record.body
         body = np.empty(record.length, np.uint8)
-        self._data.read(body, record.offset)
+        self._files.data.read(body, record.offset)
         return checksum(body.data) == record.body and self._codec.decompress(body, into)
 
     def write(self, name: StoredName, data: Bytes) -> bool:
@@ -278,7 +247,7 @@ class PageFile:
         Raises:
             OSError: the disk could not write it; it is not there.
         """
-        if self._lock is None:
+        if self._files.lock is None:
             return False
         with self._mutex:
             if name in self._records:
@@ -297,7 +266,7 @@ class PageFile:
             name, row, turn, first * BLOCK, len(body), checksum(body.data), codec, blocks
         )
         try:
-            self._data.write(body, record.offset)
+            self._files.data.write(body, record.offset)
             self._write_row(row, pack(record, self.form))
         except BaseException:
             self._dead.append(record)
@@ -338,7 +307,7 @@ class PageFile:
             OSError: the disk could not erase a record. Its place is used again nevertheless:
                 the record then tells of another body's blocks, and is not believed.
         """
-        while self._dead and self._lock is not None:
+        while self._dead and self._files.lock is not None:
             try:
                 record = self._dead.popleft()
             except IndexError:  # another thread was faster
@@ -354,8 +323,7 @@ class PageFile:
         Raises:
             OSError: the disk could not do it.
         """
-        self._data.sync()
-        self._index.sync()
+        self._files.sync()
 
     def close(self) -> None:
         """Let others have the folder. Safe to call twice; nothing else may be called after it."""
@@ -364,10 +332,7 @@ class PageFile:
                 self._closed = True
                 self.sweep()
         finally:
-            self._data.close()
-            self._index.close()
-            if self._lock is not None:
-                self._lock.release()
+            self._files.close()
 
     def check_integrity(self) -> None:
         """Raises `IntegrityError` if the records and their places disagree; for idle times."""
@@ -384,7 +349,7 @@ class PageFile:
             self._dead.append(record)
 
     def _write_row(self, row: int, raw: bytes) -> None:
-        self._index.write(np.frombuffer(raw, np.uint8), BLOCK + row * self.form.record_bytes)
+        self._files.index.write(np.frombuffer(raw, np.uint8), BLOCK + row * self.form.record_bytes)
 
     def _place(self, blocks: int) -> tuple[int, int] | None:
         """A free row and so many free blocks; None if everything is being read.
