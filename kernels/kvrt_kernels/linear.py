@@ -1,7 +1,7 @@
 """Matrix products with row-major weights: at memory speed for a few rows, blocked for many.
 
 A row's result has the same bits for any number of rows beside it and any number of threads
-(native/linear.h says why).
+(native/linear_lanes.h says why).
 """
 
 from typing import Final

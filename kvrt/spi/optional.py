@@ -51,8 +51,9 @@ class DenseOps(Protocol):
 
     `x` is [tokens, in features] in a compute dtype; its last dimension is contiguous, rows may
     have any stride. Weights are [out features, in features], contiguous, in any of the device's
-    `weight_dtypes`; norm weights and biases are float32. A result is written to `out` and that is
-    returned, if it is given: contiguous, of the result's shape and dtype, and not `x`. Else the
+    `weight_dtypes`; norm weights and biases are float32. Before it is multiplied with weights of
+    bfloat16, `x` may be rounded to that, all of it or none. A result is written to `out` and that
+    is returned, if it is given: contiguous, of the result's shape and dtype, and not `x`. Else the
     result is a new tensor.
     """
 

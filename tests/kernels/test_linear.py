@@ -1,13 +1,34 @@
 """The native matrix products compute what the reference defines, in one order for any batch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import kvrt_kernels
 import pytest
 import torch
 from kvrt_kernels import linear, reference
+from torch.nn.functional import pad
 
 from kvrt.errors import ContractError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHAPES = [(1, 1), (5, 123), (64, 64), (123, 96), (96, 1024), (17, 1025), (40, 2304), (200, 1056)]
+
+
+ROUNDING = ("x86-64-v4-amx", "x86-64-v4-bf16")
+"""Those that multiply activations rounded to bfloat16 with weights of bfloat16."""
+
+
+def factor(x, w, isa):
+    return x.bfloat16().float() if isa in ROUNDING and w.dtype is torch.bfloat16 else x
+
+
+@contextmanager
+def using(isa: str) -> Iterator[None]:
+    before = kvrt_kernels.isa()
+    kvrt_kernels.set_isa(isa)
+    yield
+    kvrt_kernels.set_isa(before)
 
 
 def make(rows, out_features, in_features, dtype, seed=0):
@@ -24,7 +45,7 @@ def test_products_of_odd_shapes_equal_the_reference(isa, dtype, out_features, in
         x, w = make(rows, out_features, in_features, dtype)
         bias, residual = torch.randn(out_features), torch.randn(rows, out_features)
         got = linear.linear(x, w, bias, residual)
-        want = reference.linear(x, w, bias, residual)
+        want = reference.linear(factor(x, w, isa), w, bias, residual)
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
@@ -36,7 +57,7 @@ def test_gated_products_equal_the_reference(isa, dtype, activation):
         x *= 10  # far into both tails of the activation
         for bias in (None, torch.randn(2 * out_features)):
             got = linear.gated_linear(x, w, activation, bias)
-            want = reference.gated_linear(x, w, activation, bias)
+            want = reference.gated_linear(factor(x, w, isa), w, activation, bias)
             # Values reach 400; gate and up, up to 40, each carry an error of some 1e-5.
             torch.testing.assert_close(got, want, rtol=2e-5, atol=5e-4)
 
@@ -58,6 +79,37 @@ def test_a_row_has_the_same_bits_in_any_batch(isa, dtype, out_features, in_featu
             )
 
 
+def test_pairs_of_bfloat16_give_the_bits_of_float32_arithmetic_on_rounded_activations():
+    """So those of one instruction set can be had with the other, by rounding before."""
+    if "x86-64-v4-bf16" not in kvrt_kernels.isas():
+        pytest.skip("x86-64-v4-bf16 never ran: this processor has no AVX512-BF16")
+    for out_features, in_features in SHAPES:
+        x, w = make(40, out_features, in_features, "bfloat16")
+        with using("x86-64-v4-bf16"):
+            got = linear.linear(x, w)
+        with using("x86-64-v4"):
+            assert torch.equal(got, linear.linear(x.bfloat16().float(), w))
+
+
+def test_tiles_of_amx_add_in_the_order_that_is_written_down():
+    """Products of bfloat16 are exact in float32: an addition of theirs is the fused one."""
+    if "x86-64-v4-amx" not in kvrt_kernels.isas():
+        pytest.skip("x86-64-v4-amx never ran: this processor has no AMX")
+    for out_features, in_features in SHAPES:
+        x, w = make(40, out_features, in_features, "bfloat16")
+        with using("x86-64-v4-amx"):
+            got = linear.linear(x, w)
+        left, right = (pad(m.float(), (0, -in_features % 32)) for m in (x.bfloat16(), w))
+        want = torch.zeros(40, out_features)
+        for step in range(0, left.shape[1], 32):
+            even, odd = torch.zeros(2, 40, out_features)
+            for i in range(step, step + 32, 2):
+                even += left[:, i, None] * right[:, i]
+                odd += left[:, i + 1, None] * right[:, i + 1]
+            want += even + odd
+        assert torch.equal(got, want)
+
+
 def test_rows_of_x_and_residual_may_be_slices():
     x, w = make(7, 33, 100, "bfloat16")
     wide, residual = torch.randn(7, 130), torch.randn(7, 50)
@@ -69,7 +121,11 @@ def test_rows_of_x_and_residual_may_be_slices():
 def test_empty_products_are_empty_or_zero():
     assert linear.linear(torch.zeros(0, 16), torch.zeros(8, 16)).shape == (0, 8)
     assert linear.linear(torch.zeros(3, 16), torch.zeros(0, 16)).shape == (3, 0)
-    assert linear.linear(torch.zeros(3, 0), torch.zeros(2, 0)).tolist() == [[0, 0]] * 3
+    for dtype in DTYPES.values():
+        assert (
+            linear.linear(torch.zeros(3, 0), torch.zeros(2, 0, dtype=dtype)).tolist()
+            == [[0, 0]] * 3
+        )
 
 
 def test_tensors_of_another_shape_or_dtype_are_refused():

@@ -125,6 +125,13 @@ struct AppendArgs {
   int rot_dim;
 };
 
+// How the kernel for a product divides its work.
+struct LinearShape {
+  int columns;            // so many outputs are computed at a time
+  int group;              // so many rows of x are packed together: blocks of rows begin at multiples of it
+  int64_t packed_stride;  // 32-bit words of a row of the packed activations; 0: `x` can be used as it is
+};
+
 // All functions of the table work on the calling thread, in `scratch` (64-byte aligned, as large as the matching
 // *_scratch function says), and write only the outputs of the piece they are given.
 struct Kernels {
@@ -135,9 +142,7 @@ struct Kernels {
   void (*attention_merge)(const AttentionArgs&, const AttentionTask&, const float* const* partials, int count,
                           void* scratch);
 
-  int linear_rows;  // output columns are computed this many at a time
-  // Row stride of the packed activations, or 0 if `x` can be used as it is.
-  int64_t (*linear_packed_stride)(const LinearArgs&);
+  LinearShape (*linear_shape)(const LinearArgs&);
   void (*linear_pack)(const LinearArgs&, int m0, int m1, float* packed);
   size_t (*linear_scratch)(const LinearArgs&, int rows, int columns);
   void (*linear)(const LinearArgs&, const float* x, int64_t x_stride, int m0, int m1, int n0, int n1, void* scratch);

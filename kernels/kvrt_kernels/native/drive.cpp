@@ -123,15 +123,17 @@ void compute(const Kernels& kernels, const LinearArgs& a, int threads) {
   // A unit of work is a block of up to 96 rows, so that they stay in the second-level cache while W passes by, times some
   // columns: the fewest if there is one block of rows, as runs of units are computed as one; else up to 96.
   constexpr int64_t kMaxRows = 96, kMaxColumns = 96, kMaxColumnsOfFew = 256;
-  const int64_t least = kernels.linear_rows, blocks = (a.m + kMaxRows - 1) / kMaxRows;
-  const int64_t rows = (a.m + blocks - 1) / blocks, most = rows <= 16 ? kMaxColumnsOfFew : kMaxColumns;
+  const LinearShape shape = kernels.linear_shape(a);
+  const int64_t least = shape.columns, groups = (a.m + shape.group - 1) / shape.group;
+  const int64_t blocks = (a.m + kMaxRows - 1) / kMaxRows, rows = (groups + blocks - 1) / blocks * shape.group;
+  const int64_t most = rows <= 16 ? kMaxColumnsOfFew : kMaxColumns;
   int64_t columns = blocks == 1 ? least : std::min(most, a.n * blocks / (8 * threads));
   columns = std::max<int64_t>(1, columns / least) * least;
 
   const float* x = a.x;
   int64_t x_stride = a.x_stride;
-  if (const int64_t stride = kernels.linear_packed_stride(a)) {
-    float* packed = static_cast<float*>(shared.get(sizeof(float) * a.m * stride));
+  if (const int64_t stride = shape.packed_stride) {
+    float* packed = static_cast<float*>(shared.get(sizeof(float) * groups * shape.group * stride));
     if (a.m <= 16)  // starting the other threads would take longer
       kernels.linear_pack(a, 0, a.m, packed);
     else

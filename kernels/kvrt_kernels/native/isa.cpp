@@ -25,15 +25,18 @@ namespace KVRT_ISA {
 #include "attention_codes.h"
 #include "attention_rows.h"
 #include "attention.h"
+#include "linear_lanes.h"
+#if defined(__AMX_BF16__)
+#include "linear_amx.h"
+#endif
 #include "linear.h"
 #include "probe.h"
 // clang-format on
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    KVRT_ISA_NAME,       attention_scratch,    attention, attention_merge, kOut, linear_packed_stride,
-    linear_pack,         linear_scratch,       linear,    rms_norm,        append, read,
-    fma_rounds,
+    KVRT_ISA_NAME, attention_scratch, attention, attention_merge, linear_shape, linear_pack,
+    linear_scratch, linear, rms_norm, append, read, fma_rounds,
 };
 
 }  // namespace KVRT_ISA

@@ -18,10 +18,10 @@ class Ahead {
   void aim(const LinearArgs* next) { next_.store(next, std::memory_order_relaxed); }
 
   // A little of it, for one of the threads; false if there is nothing left to ask for.
-  bool operator()(int thread, int threads, int columns) {
+  bool operator()(const Kernels& kernels, int thread, int threads) {
     const LinearArgs* next = next_.load(std::memory_order_relaxed);
     Cursor& cursor = cursors_[thread];
-    if (next != cursor.of) cursor = start(next, thread, threads, columns);
+    if (next != cursor.of) cursor = next ? start(*next, kernels, thread, threads) : Cursor{};
     for (int i = 0; i < kLines && cursor.done < cursor.bytes; i++, cursor.done += 64)
       for (const char* part : {cursor.first, cursor.second})
         if (part) __builtin_prefetch(part + cursor.done, 0, 2);
@@ -39,13 +39,13 @@ class Ahead {
   };
 
   // The part that runs() gives the thread first.
-  static Cursor start(const LinearArgs* next, int thread, int threads, int columns) {
-    if (!next) return {};
-    const int64_t units = (next->n + columns - 1) / columns, row = next->k * (next->dtype == Dtype::f32 ? 4 : 2);
+  static Cursor start(const LinearArgs& next, const Kernels& kernels, int thread, int threads) {
+    const int64_t columns = kernels.linear_shape(next).columns, row = next.k * (next.dtype == Dtype::f32 ? 4 : 2);
+    const int64_t units = (next.n + columns - 1) / columns;
     const int64_t begin = units * thread / threads * columns, end = units * (thread + 1) / threads * columns;
-    const char* first = static_cast<const char*>(next->w) + begin * row;
-    const char* second = next->gate == Gate::none ? nullptr : first + next->n * row;
-    return {next, first, second, std::min(kBytes, (end - begin) * row), 0};
+    const char* first = static_cast<const char*>(next.w) + begin * row;
+    const char* second = next.gate == Gate::none ? nullptr : first + next.n * row;
+    return {&next, first, second, std::min(kBytes, (end - begin) * row), 0};
   }
 
   std::atomic<const LinearArgs*> next_{nullptr};
@@ -59,7 +59,7 @@ class Program {
   // Computes all that was added, in order, each with the batch of its number in place of the recorded one.
   void run(const Kernels& kernels, const std::vector<Batch>& batches, int threads) const {
     Ahead ahead(threads);
-    const auto idle = [&](int thread) { return ahead(thread, threads, kernels.linear_rows); };
+    const auto idle = [&](int thread) { return ahead(kernels, thread, threads); };
     Team::lead(threads, idle, [&] {
       for (size_t i = 0, product = 0; i < steps_.size(); i++) {
         while (product < steps_.size() && (product <= i || !std::get_if<LinearArgs>(&steps_[product]))) product++;

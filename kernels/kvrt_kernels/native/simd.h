@@ -133,6 +133,14 @@ KVRT_INLINE vf load(const f16* p) {
 KVRT_INLINE vf low_half(vf words) { return (vf)((vu)words << 16); }
 KVRT_INLINE vf high_half(vf words) { return (vf)((vu)words & 0xffff0000u); }
 
+#if defined(__AVX512BF16__)
+// The elements of a and then of b as bf16, to nearest, ties to even; subnormals become zero.
+KVRT_INLINE vf to_bf16(vf a, vf b) { return (vf)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a); }
+
+// c plus, in each 32-bit word, the product of the higher bf16 and then that of the lower; float32, subnormals are zero.
+KVRT_INLINE vf dot2(vf a, vf b, vf c) { return (vf)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b); }
+#endif
+
 KVRT_INLINE void narrow(float* p, float x) { *p = x; }
 KVRT_INLINE void narrow(bf16* p, float x) {  // to nearest, ties to even
   uint32_t u;
