@@ -47,6 +47,7 @@ Exit codes:
 \b
 Environment:
   KVRT_BACKEND    the backend that "auto" means
+  KVRT_ISA        the instruction set of the CPU kernels
   KVRT_LOG_LEVEL  DEBUG, INFO, WARNING (the default) or ERROR
   KVRT_DEBUG=1    errors show their traceback
   NO_COLOR        no colours

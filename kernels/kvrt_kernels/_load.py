@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import os
 from types import ModuleType
 from typing import cast
 
@@ -16,9 +17,21 @@ def _load() -> ModuleType | str:
     # other way round torch would be given the system's, which may be older than it needs.
     importlib.import_module("torch")
     try:
-        return importlib.import_module("kvrt_kernels._native")
+        module = importlib.import_module("kvrt_kernels._native")
     except ImportError as error:
         return str(error)
+    if asked := os.environ.get("KVRT_ISA"):
+        _choose(module, asked, f"KVRT_ISA is {asked!r}, which")
+    return module
+
+
+def _choose(module: ModuleType, name: str, what: str) -> None:
+    if name not in module.isas():
+        raise ConfigError(
+            f"{what} does not run on this machine",
+            fix=f"choose one of: {', '.join(module.isas())}",
+        )
+    module.set_isa(name)
 
 
 def native_available() -> bool:
@@ -37,6 +50,7 @@ def native() -> ModuleType:
 
     Raises:
         BackendUnavailable: it was not built, or does not load.
+        ConfigError: KVRT_ISA names an instruction set that this machine does not run.
     """
     found = _load()
     if isinstance(found, ModuleType):
@@ -45,12 +59,16 @@ def native() -> ModuleType:
 
 
 def isa() -> str:
-    """The instruction set in use: x86-64-v4, x86-64-v3, x86-64 or neon."""
+    """The instruction set in use: KVRT_ISA of the environment, else the first of `isas`."""
     return cast(str, native().isa())
 
 
 def isas() -> tuple[str, ...]:
-    """The instruction sets that run on this machine, the fastest first."""
+    """The instruction sets that run on this machine, the fastest first.
+
+    Of x86-64-v4-amx, x86-64-v4-bf16, x86-64-v4, x86-64-v3 and x86-64, or neon. The first two round
+    activations to bfloat16 before they multiply them with weights of bfloat16.
+    """
     return tuple(native().isas())
 
 
@@ -60,9 +78,4 @@ def set_isa(name: str) -> None:
     Raises:
         ConfigError: this machine does not run it.
     """
-    if name not in isas():
-        raise ConfigError(
-            f"instruction set {name!r} does not run on this machine",
-            fix=f"choose one of: {', '.join(isas())}",
-        )
-    native().set_isa(name)
+    _choose(native(), name, f"instruction set {name!r}")

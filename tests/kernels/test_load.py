@@ -1,7 +1,10 @@
 """Finding the compiled module, and choosing an instruction set."""
 
+import platform
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import kvrt_kernels
 import pytest
@@ -35,6 +38,7 @@ def test_an_unknown_instruction_set_is_refused_with_those_there_are():
 def test_without_the_compiled_module_the_reason_is_told_and_the_reference_serves():
     code = """
 import sys
+from pathlib import Path
 sys.modules["kvrt_kernels._native"] = None
 import kvrt_kernels, torch
 from kvrt.errors import BackendUnavailable
@@ -57,3 +61,37 @@ def test_the_machines_limits_are_plausible():
     found = limits.measure(nbytes=8 << 20, passes=2)
     assert 1e8 < found.read_bytes_per_s < 1e13
     assert 1e8 < found.flops_per_s < 1e14
+
+
+def test_the_environment_chooses_an_instruction_set(monkeypatch):
+    show = "import kvrt_kernels; print(kvrt_kernels.isa())"
+    monkeypatch.setenv("KVRT_ISA", "")
+    assert python(show).strip() == kvrt_kernels.isas()[0]
+    monkeypatch.setenv("KVRT_ISA", kvrt_kernels.isas()[-1])
+    assert python(show).strip() == kvrt_kernels.isas()[-1]
+
+
+def test_a_bad_choice_of_the_environment_is_named_with_those_there_are(monkeypatch):
+    monkeypatch.setenv("KVRT_ISA", "sparc")
+    code = """
+import kvrt_kernels
+from kvrt.errors import ConfigError
+try:
+    kvrt_kernels.isa()
+except ConfigError as error:
+    print(error, "|", error.fix)
+"""
+    message, fix = python(code).strip().split(" | ")
+    assert message == "KVRT_ISA is 'sparc', which does not run on this machine"
+    assert all(name in fix for name in kvrt_kernels.isas())
+
+
+def test_every_build_runs_on_this_processor():
+    """The others' tests all pass without them; this says which were never seen to run."""
+    root = Path(__file__).parents[2]
+    built = re.findall(r"kvrt_isa\((x86-64[^\s)]*)", (root / "CMakeLists.txt").read_text())
+    if platform.machine() == "aarch64":
+        built = ["neon"]
+    assert set(kvrt_kernels.isas()) <= set(built)
+    if missing := set(built) - set(kvrt_kernels.isas()):
+        pytest.skip(f"never ran here: {', '.join(sorted(missing))}")
