@@ -166,9 +166,11 @@ class Model:
         del self.oracle.tokens[seq][length:]
 
     def pick(self, seq: int, start: int, picked: list[int], *, fenced: bool) -> None:
-        """Does nothing if somebody else holds what would be written."""
+        """Does nothing if somebody else holds what would be written, or nobody does."""
         rows, tokens = self.rows(seq), self.oracle.tokens[seq]
         if not self._has_kept(rows, start + len(picked)) or not self._has_kept(rows, start):
+            return
+        if not all(all(row[start // self.cache.page_size :]) for row in rows):
             return
         others = [page for other in self.oracle.tokens for page in self.table.pages(other)]
         named = {pages[0] for pages in self.oracle.named}
@@ -202,6 +204,23 @@ class Model:
         rows = tuple(np.array(row, np.int32) for row in self._by_group(entries))
         self.commit(self.table.attach(seq, rows))
         self.oracle.tokens[seq] = [t for entry in entries for t in self.oracle.named[entry]]
+
+    def fetch(self, entries: list[tuple[int, ...]], more: int) -> None:
+        """A new sequence begins with pages that have names, and more that come from elsewhere: of
+        each group those that it needs then."""
+        size, seq, here = self.cache.page_size, next(self._ids), len(entries)
+        rows = tuple(np.array(row, np.int32) for row in self._by_group(entries))
+        attached = self.table.attach(seq, rows)
+        kept = [lane.group.kept((here + more) * size) for lane in self.table.lanes]
+        places = tuple(tuple(at for p in parts for at in p if at >= here) for parts in kept)
+        filled = attached.table.fill(seq, here + more, places)
+        if isinstance(filled, Shortage):
+            self.shortages += 1
+            return
+        self.commit(attached.then(filled))
+        new = list(itertools.islice(self._payload, more * size))
+        self.oracle.tokens[seq] = [t for entry in entries for t in self.oracle.named[entry]] + new
+        self.write(seq, here * size, new)
 
     def forget(self, entries: list[tuple[int, ...]]) -> None:
         """The index gives pages up, in use or not."""
@@ -344,6 +363,8 @@ class Model:
         for group, view in enumerate(self.views):
             pages = self.table.pages(seq, group)
             for position, value in enumerate(payload, start):
+                if not pages[position // size]:
+                    continue  # before the window
                 view[pages[position // size], :, :, :, position % size] = value + group * OFFSET
 
     def _keep_retired(self, seq: int, rows: list[tuple[int, ...]]) -> None:
@@ -396,6 +417,7 @@ def random_operation(model: Model, rng: random.Random, max_limit: int) -> None:
         operations += [
             (3, lambda: model.attach(pages)),
             (4, lambda: model.forget(pages[: rng.randint(0, 9)])),
+            (2, lambda: model.fetch(pages[: rng.randint(0, 9)], rng.randint(0, 9))),
         ]
     weights = [weight for weight, _ in operations]
     rng.choices(operations, weights)[0][1]()

@@ -95,6 +95,11 @@ class CacheMachine(RuleBasedStateMachine):
         self.model.attach(self.entries(data))
 
     @precondition(lambda self: self.model.oracle.named)
+    @rule(data=st.data(), more=st.integers(0, 5))
+    def fetch(self, data: st.DataObject, more: int) -> None:
+        self.model.fetch(self.entries(data), more)
+
+    @precondition(lambda self: self.model.oracle.named)
     @rule(data=st.data())
     def forget(self, data: st.DataObject) -> None:
         self.model.forget(self.entries(data))
