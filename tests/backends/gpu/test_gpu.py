@@ -82,6 +82,21 @@ def test_a_copy_counts_each_byte_twice_and_a_product_each_of_its_two_operations(
     assert (limits.read_bytes_per_s, limits.flops_per_s) == (2 * (1 << 20) / 0.5, 2 * 16**3 / 0.5)
 
 
+def test_what_is_measured_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, real = [], torch.empty_like
+
+    def empty_like(tensor: torch.Tensor) -> torch.Tensor:
+        made.append(real(tensor).zero_())
+        return made[-1]
+
+    monkeypatch.setattr(torch, "empty_like", empty_like)
+    TorchLimits("cpu", lambda: None, nbytes=1 << 20, side=16).measure()
+    copied, product = made
+    assert (copied.shape, product.shape) == ((1 << 20,), (16, 16))
+    assert (copied == 1).all()
+    assert (product == 16).all()
+
+
 # --- recorded steps ------------------------------------------------------------------------------
 
 
