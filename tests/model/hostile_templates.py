@@ -102,13 +102,13 @@ RENDERING = {
 }
 
 
-def end_of(source: str) -> str:
-    """The error that a template ends with; "" if it is rendered."""
+def end_of(source: str) -> tuple[str, str]:
+    """The error that a template ends with, and what it says; "" if it is rendered."""
     try:
         ChatTemplate(source, "file", {}).render([{"role": "user", "content": "hi"}])
     except (ModelError, RequestError) as error:
-        return type(error).__name__
-    return ""
+        return type(error).__name__, str(error)
+    return "", ""
 
 
 def main() -> None:
@@ -117,8 +117,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30))
     for name, source in {**COMPILING, **RENDERING}.items():
         start = time.process_time()
-        end = end_of(source)
-        print(json.dumps({"name": name, "end": end, "seconds": time.process_time() - start}))
+        end, said = end_of(source)
+        spent = time.process_time() - start
+        print(json.dumps({"name": name, "end": end, "said": said, "seconds": spent}))
     # Of this program alone; what getrusage says begins with the process it was forked from.
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     print(json.dumps({"kilobytes": int(status["VmHWM"].split()[0])}))
