@@ -91,6 +91,28 @@ def test_a_bad_line_fails_alone_with_its_number(kvrt: Kvrt, plain_model: str) ->
     assert rows[2]["error"]["param"] == "temperature"
 
 
+@pytest.mark.parametrize("key", ["prompt", "messages", "token_ids"])
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("null", "null"), ("true", "true or false"), ("5", "a number"), ("1.5", "a number"),
+        ("{}", "an object"), ('""', "a text of 0 characters"), ('"my secret"', "a text of 9 char"),
+        ("[]", "an empty list"), ("[null]", "a list of null"), ('["a", 1, 2]', "a list of a number"),
+        ("[[]]", "a list of a list"), ("[{}, true]", "a list of an object and true or false"),
+    ],
+)  # fmt: skip
+def test_what_is_no_prompt_is_told_by_its_kind_and_not_quoted(
+    key: str, value: str, told: str
+) -> None:
+    if key == "prompt" and "secret" in value:
+        return  # that is one
+    (item,) = read_items(f'{{"{key}": {value}}}'.encode())
+    assert isinstance(item.error, RequestError)
+    assert str(item.error).startswith(f"{key} is {told}")
+    assert "secret" not in str(item.error)
+    assert item.error.param == key
+
+
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32")
 MARKS = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}
 """Those that Python writes without their mark."""

@@ -265,3 +265,14 @@ def test_every_option_stands_in_a_section_of_the_help_and_in_one_only(kvrt: Kvrt
             for option in parameter.opts if parameter.opts[0].startswith("-") else ():
                 found = re.findall(rf"^  (?:-\S+, )*{option}(?![-\w])", text, re.MULTILINE)
                 assert len(found) == 1, (option, found)
+
+
+def test_after_ctrl_c_the_next_prompt_of_a_shell_begins_a_line(
+    kvrt: Kvrt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kvrt_cli.run.read_prompt", interrupted)
+    result = kvrt("run", "tiny", "a")
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "\n")

@@ -258,6 +258,8 @@ def test_chat_templates_are_found_by_name_and_see_the_special_tokens(tmp_path: P
         ({"tokens": ["a" * 1025], "token_type": [1]}, "tokenizer.ggml.tokens has one of 1025"),
         ({"tokens": ["a" * 65, "b" * 65], "token_type": [1, 1]}, "and 130 in all"),
         (pieces(["a"], [0.0]) | {"scores": [0.0]}, "tokenizer.ggml.scores has 1"),
+        (pieces(["a"], [0.0]) | {"scores": [0.0] * 300}, "tokenizer.ggml.scores has 300"),
+        (pieces(["a"], [0.0]) | {"token_type": [1] * 300}, "tokenizer.ggml.token_type has 300"),
     ],
 )
 def test_a_tokenizer_that_does_not_fit_together_is_refused_by_key(

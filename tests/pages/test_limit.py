@@ -55,3 +55,12 @@ def test_a_limit_that_is_set_is_the_limit() -> None:
     limit.lower(2, 200)
     assert steps_until_restored(limit) == 32
     assert limit.chunks == 7
+
+
+def test_changes_that_come_late_are_ignored_whatever_their_numbers_are() -> None:
+    limit = Limit(50, 5000)
+    asked = [(0, True), (0, False), (-1, False), (None, True), (0, False), (3, True), (2, False)]
+    for at, (revision, taken) in enumerate(asked):
+        assert limit.ask(10 + at, 100 * at, revision) == taken
+        assert (limit.chunks == 10 + at) == taken
+    assert Limit(50, 5000).ask(10, 1000, -5), "the first of all"

@@ -201,6 +201,30 @@ def test_a_second_branch_is_drafted_if_it_often_was_the_right_one() -> None:
     assert not drafter.drafts(8, 0.1, trees=False).branches
 
 
+@pytest.mark.parametrize(
+    ("came", "drafted"),
+    [
+        ([(1, 5), (9,)], False),  # its second token, where the first one was the other branch's
+        ([(1, 9), (4,)], True),
+        ([(4,), (9,)], True),
+        ([(9,), (1,)], False),
+    ],
+    ids=str,
+)
+def test_a_second_branch_was_right_if_its_first_token_came(
+    came: list[tuple[int, ...]], drafted: bool
+) -> None:
+    drafter, tokens = Drafter(Fixed((1, 2, 3), (4, 5, 6)), 8), [0]
+    drafter.observe(tokens)
+    for _ in range(40):
+        for each in came:
+            tokens += each
+            drafter.observe(tokens)
+    tokens += [1]  # whatever was last, the first branch is drafted
+    drafter.observe(tokens)
+    assert drafter.drafts(8, 0.15, trees=True).branches == drafted
+
+
 class Seldom:
     """Has a guess only when told to, and counts how often it is asked."""
 
