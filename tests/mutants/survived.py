@@ -445,4 +445,115 @@ SURVIVED = {
         "if query.min() <= 0:",
         "registry/test_checked_attention.py",
     ),
+    "what is cached expires though it is pinned": M(
+        "kvrt.kv.index.reuse",
+        "return any(entry.pages) and all(",
+        "return any(entry.pages) or all(",
+        "runtime/test_cache_control.py",
+    ),
+    "nothing is written to disk before host memory is full": M(
+        "kvrt.kv.tiers.stores",
+        "if not self._written(page) and not self._write(page):",
+        "if True:",
+        "tiers/test_offload.py",
+    ),
+    "a folder that could not be loaded counts as loaded": M(
+        "kvrt.engine.snapshots",
+        "store.close(0.0)\n                raise",
+        "store.close(0.0)",
+        "runtime/test_cache_control.py",
+    ),
+    "half a character at the end of an answer is lost": M(
+        "kvrt.engine.output",
+        "            self._held += self._detokenizer.flush()",
+        "            pass",
+        "sched/test_output.py",
+    ),
+    "special tokens are found in a text that was changed": M(
+        "kvrt.model.added",
+        "normalized=text not in known",
+        "normalized=text in known",
+        "model/test_added.py",
+    ),
+    "a token that just pays is not guessed": M(
+        "kvrt.drafting.drafter",
+        "if chance < worth:",
+        "if chance <= worth:",
+        "sched/test_speculation.py",
+    ),
+    "colours are for those who did not ask for them": M(
+        "kvrt_cli.terminal",
+        'if self.color == "auto":',
+        'if self.color != "auto":',
+        "cli/test_terminal.py",
+    ),
+    "results may be anywhere": M(
+        "kvrt.wrappers.dense",
+        'facts.check_on_device("out", out)',
+        "pass",
+        "registry/test_checked_attention.py",
+    ),
+    "a residual has any width": M(
+        "kvrt_kernels.linear",
+        'check_rows("residual", residual, out_features)',
+        "pass",
+        "kernels/test_linear.py",
+    ),
+    "more tokens are asked for than there are numbers": M(
+        "kvrt.sampling",
+        '"min_tokens": Whole(0, 2**31 - 1)',
+        '"min_tokens": Whole(0, 2**31 + 1)',
+        "test_arguments.py",
+    ),
+    "after ctrl-c the shell goes on in the middle of a line": M(
+        "kvrt_cli.main", "click.echo(err=True)", "pass", "cli/test_usage.py"
+    ),
+    "a copy that is measured copies nothing": M(
+        "kvrt_kernels.gpu",
+        "target.copy_(source)",
+        "target.copy_(target)",
+        "backends/gpu/test_gpu.py",
+    ),
+    "the end of a file is waited for": M(
+        "kvrt.kv.tiers.blockfile", "if got == 0:", "if got < 0:", "tiers/test_blockfile.py"
+    ),
+    "numbers may be made into any number of bytes": M(
+        "kvrt.model.bounds",
+        'if isinstance(owner, int) and name == "to_bytes":',
+        "if False:",
+        "model/test_template_bounds.py",
+    ),
+    "attention has one thread": M(
+        "kvrt_cpu.device",
+        "NativeAttention(self.memory, threads)",
+        "NativeAttention(self.memory, 1)",
+        "backends/cpu/test_device.py",
+    ),
+    "there are more scores than tokens": M(
+        "kvrt.model.gguf.tokens",
+        "if len(scores) != len(words.tokens):",
+        "if len(scores) < len(words.tokens):",
+        "model/test_gguf_tokens.py",
+    ),
+    "revision zero is none": M(
+        "kvrt.kv.limit", "if revision is not None:", "if revision:", "pages/test_limit.py"
+    ),
+    "a branch was right if any of its tokens was": M(
+        "kvrt.drafting.drafter",
+        "if at == 0 and len(guesses) > 1:",
+        "if len(guesses) > 1:",
+        "sched/test_speculation.py",
+    ),
+    "the doctor blames other programs for a CPU's memory": M(
+        "kvrt_cli.checks.device",
+        "        if not _in_host_memory(device):\n            fix =",
+        "        if _in_host_memory(device):\n            fix =",
+        "cli/test_doctor.py",
+    ),
+    "an empty list is a list of nothing": M(
+        "kvrt_cli.prompts",
+        "if isinstance(value, list) and value:",
+        "if isinstance(value, list):",
+        "cli/test_prompts.py",
+    ),
 }
