@@ -22,6 +22,7 @@ from tests.emulator import library
 ROOT = Path(__file__).parents[2]
 VENDORS = ("cuda", "rocm")
 PARTS = ("probe", "memory", "copier", "lifecycle", "errors")
+SEEN = ("seen", "values")
 BINDINGS = {
     "cuda-bindings==12.9.4": "cuda",  # pinned by torch's builds for CUDA 12.8
     "cuda-bindings==13.0.3": "cuda",  # and for CUDA 13.0
@@ -86,12 +87,17 @@ def emulated(vendor: str, *arguments: str, alone: bool = False, interpret: bool 
     return begun((vendor,) if alone else here, arguments, interpret)[vendor].result()
 
 
-def kit(*arguments: str, vendor: str, parts: tuple[str, ...] = PARTS, alone: bool = False) -> str:
+def kit(
+    *arguments: str,
+    vendor: str,
+    parts: tuple[str, ...] = PARTS,
+    alone: bool = False,
+    interpret: bool = False,
+) -> str:
     modules = [f"kvrt.testing.suite.test_{part}" for part in parts]
-    options = ["-q", "-p", "no:cacheprovider", "--pyargs", *modules]
-    return emulated(
-        vendor, *arguments, "-m", "pytest", *options, "--kvrt-backend", "{vendor}", alone=alone
-    )
+    run = ("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "--pyargs", *modules)
+    chosen = ("--kvrt-backend", "{vendor}")
+    return emulated(vendor, *arguments, *run, *chosen, alone=alone, interpret=interpret)
 
 
 def inside(*arguments: str, vendor: str, options: tuple[str, ...] = (), alone: bool = False) -> str:
@@ -117,6 +123,12 @@ def test_the_conformance_kit_passes_when_work_is_put_off(vendor: str) -> None:
 def test_the_conformance_kit_passes_with_rocms_own_ways(vendor: str) -> None:
     settings = ("--set", "keeps_memory=1", "--set", "silent_map=1")
     kit(*settings, vendor=vendor, parts=("memory", "lifecycle", "errors"), alone=True)
+
+
+@pytest.mark.promise("P37")
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_the_conformance_kits_sinks_whole_contexts_and_widths_of_values_pass(vendor: str) -> None:
+    assert "does not declare VALUE_WIDTHS" not in kit(vendor=vendor, parts=SEEN)
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
@@ -187,6 +199,12 @@ def test_older_bindings(vendor: str, older: Path) -> None:
     output = kit("--binding", str(older), vendor=vendor, alone=True)
     assert "passed" in output
     inside("--binding", str(older), vendor=vendor, alone=True)
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_the_gpus_own_kernels_pass_the_same_parts_of_the_kit(vendor: str) -> None:
+    kit("--kernels", "interpreter", vendor=vendor, parts=SEEN, interpret=True)
 
 
 @pytest.mark.extra

@@ -28,9 +28,13 @@ class Case:
         what: ``decode``, ``prefill``, ``append`` or ``dense``.
         head_dim: size of a head.
         dtype: of activations, pages and weights.
-        special: with a window and a soft-cap, or with every option there is.
+        special: with a window, sinks and, without branches, a soft-cap; or with every option there
+            is.
         branches: of a step with branches.
         kv: of pages, if it is not `dtype`.
+        causal: a token sees those before it only.
+        value_dim: size of a value; 0: as of a key.
+        shared: values are the beginning of the keys.
     """
 
     what: str
@@ -39,10 +43,14 @@ class Case:
     special: bool = False
     branches: bool = False
     kv: KVFormat | None = None
+    causal: bool = True
+    value_dim: int = 0
+    shared: bool = False
 
     def __str__(self) -> str:
         options = " special" * self.special + " branches" * self.branches
-        return f"{self.what} {self.numbers} {self.head_dim}{options}"
+        options += " whole" * (not self.causal) + f" values {self.value_dim}" * bool(self.value_dim)
+        return f"{self.what} {self.numbers} {self.head_dim}{options}{' shared' * self.shared}"
 
     @property
     def numbers(self) -> str:
@@ -87,6 +95,14 @@ ALL = [
     ),
     *(Case(what, dtype="float32", kv=kv) for what in ("decode", "prefill") for kv in CODES),
     *(Case(what, special=True, kv=kv) for what in ("decode", "prefill", "append") for kv in CODES),
+    *(Case(what, causal=False) for what in ("decode", "prefill")),
+    *(
+        Case(what, value_dim=64, shared=shared)
+        for what in ("decode", "prefill")
+        for shared in (False, True)
+    ),
+    Case("append", value_dim=64),
+    Case("append", value_dim=64, shared=True),
     Case("dense"),
     Case("dense", dtype="float32"),
 ]
@@ -109,11 +125,16 @@ def attention(arch: str, case: Case) -> None:
         parents = torch.arange(-1, queries - 1, dtype=torch.int32)
         batch = replace(batch, parents=parents)
     plan = device.plan(batch)
-    q, out = torch.empty(2, queries, heads, case.head_dim, dtype=dtype)
-    k, v = torch.empty(2, queries, kv_heads, case.head_dim, dtype=dtype)
+    values = case.value_dim or case.head_dim
+    q, k = (torch.empty(queries, n, case.head_dim, dtype=dtype) for n in (heads, kv_heads))
+    out, v = (torch.empty(queries, n, values, dtype=dtype) for n in (heads, kv_heads))
     if case.what != "append":
-        special = {"window": 1000, "softcap": 30.0} if case.special else {}
-        device.run(plan, 1, q, out, AttentionParams(scale=0.1, **special))
+        params = AttentionParams(scale=0.1, causal=case.causal)
+        if case.special:
+            logits = torch.empty(heads)
+            cap = 0.0 if case.branches else 30.0
+            params = AttentionParams(0.1, 1000, cap, sinks=4, sink_logits=logits)
+        device.run(plan, 1, q, out, params)
     elif case.special:
         angles = Rotation(*torch.empty(2, queries, case.head_dim // 2))
         norm = HeadNorm(*torch.empty(2, case.head_dim), eps=1e-6)
@@ -131,6 +152,8 @@ def step(case: Case, kv_heads: int, queries: int) -> AttentionBatch:
         kv_heads=kv_heads,
         head_dim=case.head_dim,
         page_size=page_size,
+        value_dim=case.value_dim,
+        shared=case.shared,
     )
     return AttentionBatch(
         kv=torch.empty(64, dtype=getattr(torch, layout.storage)),

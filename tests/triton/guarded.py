@@ -1,6 +1,6 @@
 """Runs the kernels where everything they must not touch is unmapped; see test_interpreted.py.
 
-python guarded.py LENGTH WINDOW [too-few-pages]      exits 0, or dies of SIGSEGV
+python guarded.py LENGTH WINDOW SINKS [too-few-pages]      exits 0, or dies of SIGSEGV
 
 The layout is that of `tests/kernels/guarded.py`: slots of a whole page of the operating system.
 """
@@ -38,7 +38,9 @@ def at_an_end(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return place.copy_(values).view(dtype).view(shape)
 
 
-def guarded(dtype: DType, length: int, queries: int, window: int, spared: int) -> AttentionBatch:
+def guarded(
+    dtype: DType, length: int, queries: int, params: AttentionParams, spared: int
+) -> AttentionBatch:
     """One sequence; what it does not see is not mapped, nor are its last `spared` pages."""
     kind = getattr(torch, dtype)
     head = PAGE_SIZE * HEAD_DIM
@@ -47,11 +49,12 @@ def guarded(dtype: DType, length: int, queries: int, window: int, spared: int) -
     kv.normal_()
     used = -(-length // PAGE_SIZE)
     order = [(5 * i + 2) % PAGES for i in range(used)]
-    first = max(0, length - queries + 1 - window) if window else 0
+    first = max(0, length - queries + 1 - params.window) if params.window else 0
     last = (used - spared) * PAGE_SIZE
+    seen = {*range(min(params.sinks, length)), *range(first, min(length, last))}
     keep = {
         (kv.data_ptr() + at * kind.itemsize) // OS_PAGE
-        for position in range(first, min(length, last))
+        for position in seen
         for part in (0, head)
         for at in [order[position // PAGE_SIZE] * layout.page_stride + part
                    + position % PAGE_SIZE * HEAD_DIM]
@@ -69,17 +72,18 @@ def guarded(dtype: DType, length: int, queries: int, window: int, spared: int) -
     )
 
 
-def main(length: int, window: int, spared: int) -> None:
+def main(length: int, window: int, sinks: int, spared: int) -> None:
     narrow.mend()
+    params = AttentionParams(scale=0.125, window=window, sinks=sinks)
     attention = TritonAttention("sm_90", "cpu", multiprocessors=1)
     for dtype in ("float32", "bfloat16"):
         for queries in (1, 20):
-            batch = guarded(dtype, length, queries, window, spared)
+            batch = guarded(dtype, length, queries, params, spared)
             plan = attention.plan(batch)
             k, v = (at_an_end(queries, 1, HEAD_DIM, dtype=batch.kv.dtype) for _ in range(2))
             attention.append(plan, 0, k, v)
             q, out = (at_an_end(queries, 2, HEAD_DIM, dtype=batch.kv.dtype) for _ in range(2))
-            attention.run(plan, 0, q, out, AttentionParams(scale=0.125, window=window))
+            attention.run(plan, 0, q, out, params)
             assert out.isfinite().all()
             rotation = Rotation(*(at_an_end(length, HEAD_DIM // 2) for _ in range(2)))
             scales = HeadNorm(*(at_an_end(HEAD_DIM) for _ in range(2)), eps=1e-6)
@@ -90,4 +94,4 @@ def main(length: int, window: int, spared: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), spared=len(sys.argv) - 3)
+    main(*map(int, sys.argv[1:4]), spared=len(sys.argv) - 4)

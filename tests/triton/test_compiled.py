@@ -11,6 +11,8 @@ from tests.triton.resources import BEGIN, Compiled, compile_all, page, sources
 ROOT = Path(__file__).parents[2]
 SOME = ("sm_90", "gfx942", "gfx1100")
 """One of each kind: the rest, and every tile, are compiled by ``-m extra``."""
+SPILLED = {("sm_100", Case("prefill", value_dim=64, shared=True)): 24}
+"""Bytes that may be: docs/kernels.md says why."""
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def problems(compiled: Compiled) -> list[str]:
         f"{kernel.name} for {case} on {arch}: {kernel}"
         for (arch, case), kernels in compiled.items()
         for kernel in kernels
-        if kernel.spilled or kernel.shared > shared_limit(arch)
+        if kernel.spilled > SPILLED.get((arch, case), 0) or kernel.shared > shared_limit(arch)
     ]
 
 

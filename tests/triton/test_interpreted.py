@@ -16,8 +16,8 @@ import pytest
 
 HERE = Path(__file__).parent
 PARTS = ("attention", "operators", "steps")
-GUARDED = ((129, 0), (640, 0), (257, 20))
-"""Lengths of a context, and windows."""
+GUARDED = ((129, 0, 0), (640, 0, 0), (257, 20, 0), (640, 20, 3), (640, 20, 130))
+"""Lengths of a context, windows, and sinks."""
 
 Done = subprocess.CompletedProcess[str]
 
@@ -44,7 +44,7 @@ def runs() -> Iterator[dict[object, Future[Done]]]:
         for part in PARTS
     }
     asked |= {case: (guarded, *map(str, case)) for case in GUARDED}
-    asked["too few pages"] = (guarded, "129", "0", "too-few-pages")
+    asked["too few pages"] = (guarded, "129", "0", "0", "too-few-pages")
     pool = ThreadPoolExecutor(2)
     yield {name: pool.submit(interpreted, *arguments) for name, arguments in asked.items()}
     pool.shutdown(cancel_futures=True)
@@ -62,9 +62,9 @@ def test_in_the_interpreter_the_kernels_agree_with_plain_arithmetic(
 
 @pytest.mark.parametrize("case", GUARDED, ids=str)
 def test_the_kernels_touch_nothing_but_their_own_tokens(
-    case: tuple[int, int], runs: dict[object, Future[Done]]
+    case: tuple[int, int, int], runs: dict[object, Future[Done]]
 ) -> None:
-    """Everything else is not mapped: other pages, slots beyond the context or before the window."""
+    """All else is not mapped: other pages, slots beyond the context, or before the window."""
     done = runs[case].result()
     assert done.returncode == 0, done.stderr
 

@@ -71,7 +71,8 @@ class GpuDevice:
         self._calls: Calls = calls
         self.attention = kernels.attention
         self._extensions = kernels.extensions
-        capabilities = {*about.capabilities, Capability.ASYNC_COPIES, Capability.TREES}
+        capabilities = {*about.capabilities, Capability.ASYNC_COPIES}
+        capabilities |= {Capability.TREES, Capability.VALUE_WIDTHS}
         if kernels.batch_invariant:
             capabilities.add(Capability.BATCH_INVARIANT)
         self.info = DeviceInfo(

@@ -7,7 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kvrt.errors import ContractError
 from kvrt.spi import QUANTIZATIONS, AttentionBatch, AttentionParams
 from kvrt_kernels.triton.append import append
 from kvrt_kernels.triton.configs import Tile, Tiles, config, options
@@ -93,8 +92,6 @@ class TritonAttention:
         self, plan: object, layer: int, q: Tensor, out: Tensor, params: AttentionParams
     ) -> None:
         step = cast(Plan, plan)
-        if params.sinks or not params.causal or params.sink_logits is not None:
-            raise ContractError("the Triton kernels know no sinks yet, and only causal attention")
         if len(step.few):
             self._few(step, layer, q, out, params)
         if len(step.many):
@@ -104,7 +101,7 @@ class TritonAttention:
         layout, work = plan.layout, plan.few
         group = q.shape[1] // layout.kv_heads
         rows = work.longest * group
-        floats = layout.kv_heads * rows * (layout.head_dim + 1)
+        floats = layout.kv_heads * rows * (layout.value_dim + 1)
         if plan.recorded:
             plan.floats_per_segment = max(plan.floats_per_segment, floats)
             programs = max(1, ROUNDS * self._multiprocessors // layout.kv_heads)
@@ -129,6 +126,8 @@ class TritonAttention:
             len(work),
             rows,
             params.window,
+            params.sinks,
+            params.sink_logits,
             params.scale,
             params.softcap,
             SEGMENT=self.config.segment,
@@ -147,12 +146,15 @@ class TritonAttention:
                 len(work),
                 rows,
                 params.window,
+                params.sinks,
+                params.sink_logits,
                 GROUP=group,
-                HEAD_DIM=layout.head_dim,
+                VALUE_DIM=layout.value_dim,
                 SEGMENT=self.config.segment,
-                BLOCK_D=shared["BLOCK_D"],
+                BLOCK_V=shared["BLOCK_V"],
                 BLOCK_S=MERGED,
                 WINDOWED=shared["WINDOWED"],
+                SINKS=shared["SINKS"],
                 **options(warps=4),
             )
 
@@ -175,6 +177,8 @@ class TritonAttention:
             layout.v_offset,
             len(work),
             params.window,
+            params.sinks,
+            params.sink_logits,
             params.scale,
             params.softcap,
             BLOCK_M=tile.block_m,
@@ -187,7 +191,7 @@ class TritonAttention:
 
     @staticmethod
     def _tile(tiles: Tiles, shared: dict[str, Any], plan: Plan) -> Tile:
-        head = max(64, shared["BLOCK_D"])
+        head = max(64, shared["BLOCK_D"], shared["BLOCK_V"])
         bits = shared["DOT"].primitive_bitwidth
         of_codes = tiles.get((bits - 8, head)) if plan.layout.format in QUANTIZATIONS else None
         return of_codes or tiles[bits, head]
@@ -202,9 +206,14 @@ class TritonAttention:
             "DOT": _product_dtype(plan, q),
             "GROUP": q.shape[1] // layout.kv_heads,
             "HEAD_DIM": layout.head_dim,
+            "VALUE_DIM": layout.value_dim,
+            "SHARED": layout.shared,
             "PAGE_SIZE": layout.page_size,
             "BLOCK_D": triton.next_power_of_2(layout.head_dim),
+            "BLOCK_V": triton.next_power_of_2(layout.value_dim),
+            "CAUSAL": params.causal,
             "WINDOWED": params.window > 0,
+            "SINKS": params.window > 0 and params.sinks > 0,
             "CAPPED": params.softcap > 0,
             "TREES": plan.branches,
         }

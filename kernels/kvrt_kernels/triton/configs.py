@@ -104,7 +104,11 @@ HOPPER = Config(
         (16, 256): Tile(64, 64, 8, 2, peeled=True),
     },
 )
-BLACKWELL = HOPPER
+BLACKWELL = Config(
+    segment=256,
+    decode=HOPPER.decode,
+    prefill=dict(HOPPER.prefill) | {(32, 128): Tile(32, 16, 8, 2, chunk=64)},
+)
 CDNA = Config(
     segment=256,
     decode={
@@ -159,6 +163,7 @@ RDNA4 = Config(
         (16, 128): Tile(64, 32, 8, 1),
         (8, 256): Tile(64, 16, 8, 1),
         (16, 256): Tile(64, 16, 8, 1),
+        (32, 256): Tile(32, 16, 8, 1, chunk=16),
     },
 )
 

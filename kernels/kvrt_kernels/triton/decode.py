@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from kvrt_kernels.triton.kept import first_key
-from kvrt_kernels.triton.tile import attend
+from kvrt_kernels.triton.tile import LOG2_E, attend, beside_sinks, share_of_sink
 from kvrt_kernels.triton.work import (
     ADDRESSES,
     COLUMNS,
@@ -32,6 +32,12 @@ from kvrt_kernels.triton.work import (
 )
 
 
+@triton.jit
+def _first(low, sink_end, SEGMENT: tl.constexpr):
+    """The first segment that any row sees: that of the sinks, if there are any."""
+    return tl.where(sink_end > 0, 0, low // SEGMENT)
+
+
 @triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=ADDRESSES)
 def decode_kernel(
     q,
@@ -47,6 +53,8 @@ def decode_kernel(
     sequences,
     rows,
     window,
+    sinks,
+    sink_logits,
     scale,
     softcap,
     KV: tl.constexpr,
@@ -54,26 +62,31 @@ def decode_kernel(
     DOT: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    SHARED: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     SEGMENT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
     CHUNK: tl.constexpr,
+    CAUSAL: tl.constexpr,
     WINDOWED: tl.constexpr,
+    SINKS: tl.constexpr,
     CAPPED: tl.constexpr,
     TREES: tl.constexpr,
 ):
     """One segment of one sequence, for one KV head and one tile of rows; then the next.
 
     Grid: [tiles of rows, any number, kv_heads]. The scratch has, for each segment, KV head and
-    row, the values [HEAD_DIM] and, behind all of those, the logarithms; both float32.
+    row, the values [VALUE_DIM] and, behind all of those, the logarithms; both float32.
     """
     head = tl.program_id(2).to(tl.int64)
     heads = tl.num_programs(2).to(tl.int64)
     segments = tl.load(work + sequences * COLUMNS + START).to(tl.int32)
     r = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    d = tl.arange(0, BLOCK_D)
+    d = tl.arange(0, BLOCK_V)
     keys = first_key(kv, head, head_stride, KV, ALIGN)
     for item in range(tl.program_id(1), segments, tl.num_programs(1)):
         this = work + sequence_of(work, sequences, item, GROUP, 0) * COLUMNS
@@ -92,10 +105,16 @@ def decode_kernel(
         if WINDOWED:
             low = tl.maximum(0, past + 1 - window)
         begin = tl.maximum(segment * SEGMENT, low // BLOCK_N * BLOCK_N)
+        sink_end = 0
+        if SINKS:
+            sink_end = tl.minimum(sinks, low)
+            begin = tl.maximum(begin, tl.cdiv(sink_end, BLOCK_N) * BLOCK_N)
         end = tl.minimum((segment + 1) * SEGMENT, context)
         valid = r < queries * GROUP
-        some = tl.program_id(0) * BLOCK_M < queries * GROUP
-        if some & (begin < end) & (end > low):
+        some = (begin < end) & (end > low)
+        if SINKS:
+            some = some | (segment * SEGMENT < sink_end)
+        if (tl.program_id(0) * BLOCK_M < queries * GROUP) & some:
             token = r // GROUP
             of_head = head * GROUP + r % GROUP
             x = load_rows(q, q_stride, row, token, of_head, valid, DOT, HEAD_DIM, BLOCK_D, CHUNK)
@@ -109,33 +128,43 @@ def decode_kernel(
                 v_offset,
                 past + token,
                 past,
+                segment * SEGMENT,
+                tl.minimum(sink_end, end),
                 begin,
                 end,
                 low,
                 end,
                 window,
+                sinks,
                 scale,
                 softcap,
                 DOT,
                 HEAD_DIM,
+                VALUE_DIM,
+                SHARED,
                 PAGE_SIZE,
                 BLOCK_M,
                 BLOCK_N,
                 BLOCK_D,
+                BLOCK_V,
                 CHUNK,
+                CAUSAL,
                 WINDOWED,
+                SINKS,
                 CAPPED,
                 TREES,
                 False,
             )
-            if low // SEGMENT == (context - 1) // SEGMENT:
-                store_rows(out, out_stride, row, token, of_head, valid, x, HEAD_DIM, BLOCK_D)
+            if _first(low, sink_end, SEGMENT) == (context - 1) // SEGMENT:
+                if sink_logits is not None:
+                    x = beside_sinks(x, log, sink_logits, of_head, valid)
+                store_rows(out, out_stride, row, token, of_head, valid, x, VALUE_DIM, BLOCK_V)
             else:
                 sums = tl.load(scratch).to(tl.pointer_type(tl.float32))
                 at = (item * heads + head) * rows + r
-                mask = valid[:, None] & (d < HEAD_DIM)[None, :]
-                tl.store(sums + at[:, None] * HEAD_DIM + d[None, :], x, mask=mask)
-                logs = sums + segments * heads * rows * HEAD_DIM
+                mask = valid[:, None] & (d < VALUE_DIM)[None, :]
+                tl.store(sums + at[:, None] * VALUE_DIM + d[None, :], x, mask=mask)
+                logs = sums + segments * heads * rows * VALUE_DIM
                 tl.store(logs + at, log, mask=valid)
 
 
@@ -148,12 +177,15 @@ def merge_kernel(
     sequences,
     rows,
     window,
+    sinks,
+    sink_logits,
     GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
     SEGMENT: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
     BLOCK_S: tl.constexpr,
     WINDOWED: tl.constexpr,
+    SINKS: tl.constexpr,
 ):
     """One row of one sequence: its segments, BLOCK_S at a time, in ascending order.
 
@@ -168,24 +200,29 @@ def merge_kernel(
     low = 0
     if WINDOWED:
         low = tl.maximum(0, context - queries + 1 - window)
-    first = low // SEGMENT
+    sink_end = 0
+    if SINKS:
+        sink_end = tl.minimum(sinks, low)
+    first = _first(low, sink_end, SEGMENT)
     stop = tl.cdiv(context, SEGMENT)
     if (r < queries * GROUP) & (stop - first > 1):
         sums = tl.load(scratch).to(tl.pointer_type(tl.float32))
         segments = tl.load(work + sequences * COLUMNS + START)
-        logs = sums + segments * heads * rows * HEAD_DIM
+        logs = sums + segments * heads * rows * VALUE_DIM
         start = tl.load(this + START)
-        d = tl.arange(0, BLOCK_D)
+        d = tl.arange(0, BLOCK_V)
         top = float("-inf")
         total = 0.0
-        x = tl.zeros([BLOCK_D], tl.float32)
+        x = tl.zeros([BLOCK_V], tl.float32)
         for block in range(first // BLOCK_S * BLOCK_S, stop, BLOCK_S):
             s = block + tl.arange(0, BLOCK_S)
-            there = (s >= first) & (s < stop)
+            there = (s >= low // SEGMENT) & (s < stop)
+            if SINKS:
+                there = there | (s < tl.cdiv(sink_end, SEGMENT))
             at = ((start + s) * heads + head) * rows + r
             log = tl.load(logs + at, mask=there, other=float("-inf"))
-            mask = there[:, None] & (d < HEAD_DIM)[None, :]
-            part = tl.load(sums + at[:, None] * HEAD_DIM + d[None, :], mask=mask, other=0.0)
+            mask = there[:, None] & (d < VALUE_DIM)[None, :]
+            part = tl.load(sums + at[:, None] * VALUE_DIM + d[None, :], mask=mask, other=0.0)
             higher = tl.maximum(top, tl.max(log, 0))
             base = tl.where(higher == float("-inf"), 0.0, higher)
             weight = tl.exp2(log - base)
@@ -194,5 +231,8 @@ def merge_kernel(
             x = x * shrink + tl.sum(part * weight[:, None], 0)
             top = higher
         row = tl.load(this + ROW) + r // GROUP
-        at = row * out_stride + (head * GROUP + r % GROUP) * HEAD_DIM
-        tl.store(out + at + d, (x / total).to(out.dtype.element_ty), mask=d < HEAD_DIM)
+        of_head = head * GROUP + r % GROUP
+        if sink_logits is not None:
+            total += share_of_sink(tl.load(sink_logits + of_head) * LOG2_E, top)
+        at = row * out_stride + of_head * VALUE_DIM
+        tl.store(out + at + d, (x / total).to(out.dtype.element_ty), mask=d < VALUE_DIM)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from kvrt_kernels.triton.kept import first_key
-from kvrt_kernels.triton.tile import attend
+from kvrt_kernels.triton.tile import attend, beside_sinks
 from kvrt_kernels.triton.work import (
     ADDRESSES,
     COLUMNS,
@@ -39,6 +39,8 @@ def prefill_kernel(
     v_offset,
     sequences,
     window,
+    sinks,
+    sink_logits,
     scale,
     softcap,
     KV: tl.constexpr,
@@ -46,12 +48,17 @@ def prefill_kernel(
     DOT: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    SHARED: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
     CHUNK: tl.constexpr,
+    CAUSAL: tl.constexpr,
     WINDOWED: tl.constexpr,
+    SINKS: tl.constexpr,
     CAPPED: tl.constexpr,
     TREES: tl.constexpr,
     PEELED: tl.constexpr,
@@ -86,9 +93,16 @@ def prefill_kernel(
         low = 0
         if WINDOWED:
             low = tl.maximum(0, first_position + 1 - window)
-        end = tl.minimum(past + (first_row + BLOCK_M - 1) // GROUP + 1, context)
+        begin = low // BLOCK_N * BLOCK_N
+        sink_end = 0
+        if SINKS:
+            sink_end = tl.minimum(sinks, low)
+            begin = tl.maximum(begin, tl.cdiv(sink_end, BLOCK_N) * BLOCK_N)
+        end = context
+        if CAUSAL:
+            end = tl.minimum(past + (first_row + BLOCK_M - 1) // GROUP + 1, context)
         x = load_rows(q, q_stride, row, token, of_head, valid, DOT, HEAD_DIM, BLOCK_D, CHUNK)
-        x, _ = attend(
+        x, log = attend(
             x,
             first_key(kv, head, head_stride, KV, ALIGN),
             pages,
@@ -98,23 +112,33 @@ def prefill_kernel(
             v_offset,
             past + token,
             first_position,
-            low // BLOCK_N * BLOCK_N,
+            0,
+            sink_end,
+            begin,
             end,
             low,
             end,
             window,
+            sinks,
             scale,
             softcap,
             DOT,
             HEAD_DIM,
+            VALUE_DIM,
+            SHARED,
             PAGE_SIZE,
             BLOCK_M,
             BLOCK_N,
             BLOCK_D,
+            BLOCK_V,
             CHUNK,
+            CAUSAL,
             WINDOWED,
+            SINKS,
             CAPPED,
             TREES,
             PEELED,
         )
-        store_rows(out, out_stride, row, token, of_head, valid, x, HEAD_DIM, BLOCK_D)
+        if sink_logits is not None:
+            x = beside_sinks(x, log, sink_logits, of_head, valid)
+        store_rows(out, out_stride, row, token, of_head, valid, x, VALUE_DIM, BLOCK_V)

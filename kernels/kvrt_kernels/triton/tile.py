@@ -9,7 +9,8 @@ Keys and values that are codes in int8 or fp8 are multiplied as codes: a token's
 weights, are multiplied by its scales instead.
 
 Scores of hidden tokens are -inf, and their keys and values are not loaded: not from beyond the
-context, not from before every row's window, and not from a page that holds neither.
+context, not from before every row's window unless they are sinks, and not from a page that holds
+none of them.
 """
 
 import triton
@@ -76,31 +77,50 @@ def _blocks(
     page_stride,
     position,
     begin,
+    proper,
+    gap,
     end,
     low,
     high,
     window,
+    sinks,
     scale,
     softcap,
     DOT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    SHARED: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
     CHUNK: tl.constexpr,
+    CAUSAL: tl.constexpr,
     WINDOWED: tl.constexpr,
+    SINKS: tl.constexpr,
     CAPPED: tl.constexpr,
     TREES: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Blocks ``begin : end`` of tokens; without MASKED every row sees every token of them."""
+    """Blocks ``begin : end`` of tokens; without MASKED every row sees every token of them.
+
+    With SINKS those before `proper` stand for blocks of sinks, which lie `gap` tokens before.
+    """
     n = tl.arange(0, BLOCK_N)
     KV: tl.constexpr = keys.dtype.element_ty
     SLOT: tl.constexpr = slot_stride(KV, HEAD_DIM)
-    for first in range(begin, end, BLOCK_N):
+    VALUES: tl.constexpr = HEAD_DIM if SHARED else VALUE_DIM  # as which they are kept
+    VALUE_SLOT: tl.constexpr = slot_stride(KV, VALUES)
+    for at in range(begin, end, BLOCK_N):
+        first = at
+        if SINKS:
+            first = tl.where(at < proper, at - gap, at)
         token = first + n
-        there = (token >= low) & (token < high)
+        there = token >= low
+        if SINKS:
+            there = there | (token < sinks)
+        there = there & (token < high)
         slot = token
         if TREES:
             slot = tl.minimum(token, high - 1)
@@ -112,12 +132,12 @@ def _blocks(
             page = tl.load(pages + token // PAGE_SIZE, mask=there, other=0).to(tl.int64)
         else:
             page = tl.load(pages + token // PAGE_SIZE).to(tl.int64)
-        at = page * page_stride + slot % PAGE_SIZE * SLOT
+        key = page * page_stride + slot % PAGE_SIZE * SLOT
         of_keys = scales_at(keys, page * page_stride, slot % PAGE_SIZE, HEAD_DIM, PAGE_SIZE)
-        of_values = scales_at(values, page * page_stride, slot % PAGE_SIZE, HEAD_DIM, PAGE_SIZE)
+        of_values = scales_at(values, page * page_stride, slot % PAGE_SIZE, VALUES, PAGE_SIZE)
         score = _scores(
             q,
-            keys + at,
+            keys + key,
             of_keys,
             there,
             DOT,
@@ -138,10 +158,15 @@ def _blocks(
         else:
             score = score * (scale * LOG2_E)
         if MASKED:
-            seen = token[None, :] <= position[:, None]
+            seen = (token < high)[None, :]
             if WINDOWED:
-                seen = seen & (token[None, :] > position[:, None] - window)
-            score = tl.where(seen & (token < high)[None, :], score, float("-inf"))
+                near = token[None, :] > position[:, None] - window
+                if SINKS:
+                    near = near | (token < sinks)[None, :]
+                seen = near & seen
+            if CAUSAL:
+                seen = (token[None, :] <= position[:, None]) & seen
+            score = tl.where(seen, score, float("-inf"))
         higher = tl.maximum(top, tl.max(score, 1))
         base = higher
         if MASKED:  # of a row that has seen nothing yet, 0 stands in for -inf - -inf
@@ -151,9 +176,10 @@ def _blocks(
         total = total * shrink + tl.sum(weight, 1)
         if scaled_by_token(KV):
             weight = weight * per_token(of_values, there, MASKED)[None, :]
-        d = tl.arange(0, BLOCK_D)
-        PADDED: tl.constexpr = HEAD_DIM != BLOCK_D
-        v = elements(values + at, of_values, there, d, HEAD_DIM, PAGE_SIZE, PADDED, MASKED)
+        d = tl.arange(0, BLOCK_V)
+        PADDED: tl.constexpr = VALUE_DIM != BLOCK_V
+        value = page * page_stride + slot % PAGE_SIZE * VALUE_SLOT
+        v = elements(values + value, of_values, there, d, VALUE_DIM, PAGE_SIZE, PADDED, MASKED)
         sums = sums * shrink[:, None]
         sums = tl.dot(weight.to(DOT), v.to(DOT), sums, input_precision="ieee")
         top = higher
@@ -171,21 +197,29 @@ def attend(
     v_offset,
     position,
     first_position,
+    sink_begin,
+    sink_end,
     begin,
     end,
     low,
     high,
     window,
+    sinks,
     scale,
     softcap,
     DOT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    SHARED: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
     CHUNK: tl.constexpr,
+    CAUSAL: tl.constexpr,
     WINDOWED: tl.constexpr,
+    SINKS: tl.constexpr,
     CAPPED: tl.constexpr,
     TREES: tl.constexpr,
     PEELED: tl.constexpr,
@@ -198,25 +232,34 @@ def attend(
         slots: see `work.SLOTS`, if TREES.
         position: of each row, [BLOCK_M].
         first_position: the lowest of them.
-        begin: a multiple of BLOCK_N; blocks from here on are read.
+        sink_begin: a multiple of BLOCK_N; blocks from here to `sink_end` are read first, if SINKS.
+        begin: a multiple of BLOCK_N, behind those; blocks from here on are read.
         end: tokens from here on are not.
-        low: the first token that any row sees.
+        low: the first token that any row sees, but for sinks.
         high: one more than the last token that any row sees, at most the context.
         window: rows see this many tokens, if WINDOWED.
+        sinks: and this many first ones, if SINKS, which needs WINDOWED.
         PEELED: blocks that every row sees in full have a loop of their own, without masks. It
             saves time where there are many rows, and takes registers.
 
     Returns:
-        The normalised values, float32 [BLOCK_M, BLOCK_D], and the base 2 logarithm of the sum of
+        The normalised values, float32 [BLOCK_M, BLOCK_V], and the base 2 logarithm of the sum of
         the exponentials, float32 [BLOCK_M]: 0 and -inf for a row that sees none of the tokens.
     """
-    sums = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    sums = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     values = kv + v_offset
-    seen_by_all = begin
+    first = begin
+    gap = 0
+    if SINKS:  # in the same loop: one of their own would take registers
+        first = begin - tl.cdiv(tl.maximum(0, sink_end - sink_begin), BLOCK_N) * BLOCK_N
+        gap = first - sink_begin
+        end = tl.maximum(begin, end)
+    seen_by_all = first
     if PEELED and not WINDOWED:
-        seen_by_all = tl.maximum(begin, tl.minimum(first_position + 1, end) // BLOCK_N * BLOCK_N)
+        by_all = tl.minimum(first_position + 1, end) if CAUSAL else end
+        seen_by_all = tl.maximum(begin, by_all // BLOCK_N * BLOCK_N)
         sums, total, top = _blocks(
             sums,
             total,
@@ -230,20 +273,28 @@ def attend(
             page_stride,
             position,
             begin,
+            begin,
+            0,
             seen_by_all,
             low,
             high,
             window,
+            sinks,
             scale,
             softcap,
             DOT,
             HEAD_DIM,
+            VALUE_DIM,
+            SHARED,
             PAGE_SIZE,
             BLOCK_M,
             BLOCK_N,
             BLOCK_D,
+            BLOCK_V,
             CHUNK,
+            CAUSAL,
             WINDOWED,
+            SINKS,
             CAPPED,
             TREES,
             False,
@@ -261,20 +312,28 @@ def attend(
         page_stride,
         position,
         seen_by_all,
+        begin,
+        gap,
         end,
         low,
         high,
         window,
+        sinks,
         scale,
         softcap,
         DOT,
         HEAD_DIM,
+        VALUE_DIM,
+        SHARED,
         PAGE_SIZE,
         BLOCK_M,
         BLOCK_N,
         BLOCK_D,
+        BLOCK_V,
         CHUNK,
+        CAUSAL,
         WINDOWED,
+        SINKS,
         CAPPED,
         TREES,
         True,
@@ -282,3 +341,16 @@ def attend(
     some = total > 0
     safe = tl.where(some, total, 1.0)
     return sums / safe[:, None], tl.where(some, top + tl.log2(safe), float("-inf"))
+
+
+@triton.jit
+def beside_sinks(x, log, logits, head, valid):
+    """Values that `attend` has normalised, with a sink's logit in the denominator as well."""
+    sink = tl.load(logits + head, mask=valid, other=0.0) * LOG2_E
+    return x / (1 + share_of_sink(sink, log))[:, None]
+
+
+@triton.jit
+def share_of_sink(sink, log):
+    """A sink's exponential, as a multiple of that of `log`: what is beyond 2^126 is 2^126."""
+    return tl.exp2(tl.minimum(sink - log, 126.0))

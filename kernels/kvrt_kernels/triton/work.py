@@ -31,7 +31,7 @@ SLOTS: tl.constexpr = tl.constexpr(6)
 """Address of the slot (int32) of the token at position 0, if there was one so far down."""
 COLUMNS: tl.constexpr = tl.constexpr(7)
 
-COUNTS = ["sequences", "rows", "window"]
+COUNTS = ["sequences", "rows", "window", "sinks"]
 ADDRESSES = ["work", "scratch"]
 """Arguments that change from step to step: not to be compiled for what they happen to be."""
 
@@ -88,12 +88,12 @@ def load_rows(
 
 @triton.jit
 def store_rows(
-    out, out_stride, row, token, head, valid, x, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
+    out, out_stride, row, token, head, valid, x, VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr
 ):
-    """The counterpart of `load_rows`."""
-    d = tl.arange(0, BLOCK_D)
-    at = (row + token).to(tl.int64) * out_stride + head * HEAD_DIM
+    """The counterpart of `load_rows`, for values."""
+    d = tl.arange(0, BLOCK_V)
+    at = (row + token).to(tl.int64) * out_stride + head * VALUE_DIM
     mask = valid[:, None]
-    if HEAD_DIM != BLOCK_D:
-        mask = mask & (d < HEAD_DIM)[None, :]
+    if VALUE_DIM != BLOCK_V:
+        mask = mask & (d < VALUE_DIM)[None, :]
     tl.store(out + at[:, None] + d[None, :], x.to(out.dtype.element_ty), mask=mask)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kvrt.spi import QUANTIZATIONS, Device, DType, KVFormat
-from kvrt.testing.paged import Case, PagedKV, attend, fill_past, mismatch, run_layers
+from kvrt.testing.paged import Case, PagedKV, attend, fill_past, mismatch, randoms, run_layers
 
 DTYPES: tuple[DType, ...] = ("float32", "bfloat16", "float16")
 SMALL = Case(contexts=(1, 37, 65), queries=(1, 1, 19), layers=1, heads=4)
@@ -60,6 +60,37 @@ def test_few_and_many_query_tokens_after_a_long_context(device: Device, queries:
 @pytest.mark.parametrize("window", [1, 16, 17, 250])
 def test_windows_within_and_across_segments(device: Device, window: int) -> None:
     check(device, replace(SMALL, contexts=(300, 40), queries=(3, 19), window=window))
+
+
+@pytest.mark.parametrize("sinks", [1, 17, 300])
+def test_the_first_positions_are_seen_besides_a_window(device: Device, sinks: int) -> None:
+    """Within a block and a segment and beyond, with segments between them and the window or not."""
+    check(device, replace(SMALL, contexts=(800, 330), queries=(3, 19), window=20, sinks=sinks))
+
+
+@pytest.mark.parametrize("window", [0, 20])
+def test_a_sinks_logit_is_in_the_denominator(device: Device, window: int) -> None:
+    """Of sequences in one segment, in several, and with many tokens."""
+    case = replace(SMALL, contexts=(37, 600, 65), window=window, sinks=window // 5, softcap=3.0)
+    logits = 4 * randoms(device, "float32", case.heads, seed=8)
+    assert not mismatch(*attend(device, case, sink_logits=logits), case.tolerance)
+
+
+def test_without_causality_a_token_sees_all_of_its_context(device: Device) -> None:
+    check(device, replace(SMALL, contexts=(300, 70), queries=(16, 50), causal=False))
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "value_dim", "shared"),
+    [(64, 32, False), (48, 128, False), (64, 48, True), (48, 48, True)],
+)
+@pytest.mark.parametrize("kv", ["float32", "int4"])
+def test_values_have_a_width_of_their_own_or_are_the_beginning_of_the_keys(
+    device: Device, head_dim: int, value_dim: int, shared: bool, kv: KVFormat
+) -> None:
+    """Contexts in one segment and in two, and many tokens."""
+    case = replace(SMALL, contexts=(20, 300, 30), head_dim=head_dim, value_dim=value_dim, kv=kv)
+    check(device, replace(case, shared=shared, heads=2))
 
 
 def test_window_softcap_and_scale_together(device: Device) -> None:

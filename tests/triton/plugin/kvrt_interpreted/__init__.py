@@ -30,7 +30,7 @@ class Interpreted(kvrt_null.NullDevice):
             backend="interpreted",
             name="Triton's interpreter",
             arch=arch,
-            capabilities=frozenset({Capability.ALIASING, Capability.TREES}),
+            capabilities=self.info.capabilities | {Capability.TREES},
             kv_formats=(*self.info.kv_formats, "int8", "fp8", "int4"),
             head_dims=TRITON_HEAD_DIMS,
             notes=(),
