@@ -439,6 +439,18 @@ SURVIVED = {
         "worth = 1.0\n        return any(",
         "runtime/test_ahead.py",
     ),
+    "a copy within the device is said to come from the host": M(
+        "kvrt_kernels.driver.copier",
+        'self._copy("within", dst, src, after)',
+        'self._copy("to device", dst, src, after)',
+        "emulator/test_emulated.py::test_inside",
+    ),
+    "a tensor's description is never freed": M(
+        "kvrt_kernels.dlpack",
+        "managed.deleter = ctypes.cast(_libc.free, ctypes.c_void_p)",
+        "managed.deleter = None",
+        "backends/gpu/test_gpu.py",
+    ),
     "each sequence brings something": M(
         "kvrt.wrappers.attention",
         "if query.min() < 0:",

@@ -19,6 +19,13 @@ CALLS = {
     "wait": {"cuda": "cuStreamWaitEvent", "rocm": "hipStreamWaitEvent"},
 }
 
+COPIES = {
+    "to_host": {"cuda": "cuMemcpyDtoHAsync", "rocm": "hipMemcpyAsync(.* kind=2)"},
+    "to_device": {"cuda": "cuMemcpyHtoDAsync", "rocm": "hipMemcpyAsync(.* kind=1)"},
+    "within": {"cuda": "cuMemcpyDtoDAsync", "rocm": "hipMemcpyAsync(.* kind=3)"},
+}
+"""How the trace shows a copy: ROCm has one call, and the numbers of `hipMemcpyKind`."""
+
 ERRORS = {
     1: {"cuda": "CUDA_ERROR_INVALID_VALUE", "rocm": "hipErrorInvalidValue"},
     2: {"cuda": "CUDA_ERROR_OUT_OF_MEMORY", "rocm": "hipErrorOutOfMemory"},

@@ -1,6 +1,7 @@
 """Copies and tickets on an emulated driver that runs work only when somebody waits for it."""
 
 import importlib
+import re
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from kvrt.errors import DeviceError
 from kvrt.spi import Device
 from tests.emulator.inside.conftest import MIB, Open
-from tests.emulator.inside.names import CALLS, INVALID, LAUNCH_FAILED
+from tests.emulator.inside.names import CALLS, COPIES, INVALID, LAUNCH_FAILED
 from tests.emulator.library import Emulator
 
 
@@ -40,6 +41,18 @@ def test_a_copy_runs_when_it_is_waited_for(open_device: Open) -> None:
     assert (there == 0).all(), "the stream ran too early for this test to mean anything"
     assert device.copier.to_host(back, there, ticket).wait()
     assert (back == 3).all()
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_a_copy_says_which_way_it_goes(
+    way: str, open_device: Open, emulator: Emulator, vendor: str
+) -> None:
+    """Emulated memory is the host's, so bytes arrive whatever is said; a GPU's may not."""
+    copier = open_device().copier
+    assert getattr(copier, way)(bytes_of(0), bytes_of(1)).wait()
+    copies = [line for line in emulator.trace() if "emcpy" in line]
+    assert len(copies) == 1
+    assert re.match(COPIES[way][vendor], copies[0]), copies
 
 
 def test_a_copy_after_a_fence_waits_for_compute(open_device: Open) -> None:
