@@ -18,6 +18,9 @@ from tests.gpu.steps import MACHINE, ROWS, Step, environment, reset
 from tests.gpu.wheels import ROOT, commit
 
 LONGEST_S = 1800
+PATIENCE = 3
+"""A step may take so many times what it is expected to: one that hangs leaves the others time."""
+
 SHOWN = {"passed": 2, "failed": 40, "timed out": 40}
 """Lines of a step's output that are printed; the log has all."""
 
@@ -58,7 +61,8 @@ def run(chosen: list[Step], backend: str, out: Path, budget: float | None, *, sm
             continue
         print(f"=== {step.name}", flush=True)
         before = len(rows())
-        outcome = execute(step, LONGEST_S if left is None else left, log)
+        limit = LONGEST_S if left is None else min(left, PATIENCE * step.seconds)
+        outcome = execute(step, limit, log)
         if measured := rows()[before:]:
             outcome.summary = of_rows(measured)
         outcomes.append(outcome)

@@ -1,6 +1,5 @@
 """What a run consists of: each step one command, so that one that fails or hangs stops no other."""
 
-import importlib.util
 import os
 import shutil
 import sys
@@ -49,7 +48,7 @@ def steps(backend: str, *, small: bool, native: bool) -> list[Step]:
     """All steps for a backend, in order: what is most wanted comes first."""
     python = str(PYTHON)
     chosen = ("--kvrt-backend", backend)
-    workers = ("-p", "xdist.plugin", "-n", str(WORKERS)) if _has("xdist") and not small else ()
+    workers = () if small else ("-p", "xdist.plugin", "-n", str(WORKERS))
 
     def kit(*names: str) -> tuple[str, ...]:
         return (*(KIT + name for name in names), *chosen)
@@ -64,11 +63,10 @@ def steps(backend: str, *, small: bool, native: bool) -> list[Step]:
     driver = (python, "-m", "tests.emulator.contract", backend, "--library", "real")
     vendor = backend in VENDORS
     return [
-        Step("install", install_command(native=native), 120, vital=True),
+        Step("install", install_command(native=native), 120 if native else 40, vital=True),
         Step("machine", (*machine, "machine"), 20),
         *([Step("driver", driver, 20, json=True)] if vendor else []),
         Step("doctor", doctor, 40, json=True),
-        Step("doctor-again", doctor, 20, json=True),
         Step(
             "kit-memory",
             (python, *PYTEST, "--pyargs",
@@ -80,14 +78,20 @@ def steps(backend: str, *, small: bool, native: bool) -> list[Step]:
             (python, *PYTEST, f"{TESTS}/test_recorded.py", "-m", "extra", *chosen),
             60,
         ),
-        bench("memory", 20),
-        Step("tests", (python, *PYTEST, TESTS, "-m", "extra", *chosen), 120),
         Step(
             "kit-kernels",
             (python, *PYTEST, *workers, "--pyargs",
              *kit("attention", "batches", "dense", "graphs")),
             150,
         ),
+        Step(
+            "kit-seen",
+            (python, *PYTEST, *workers, "--pyargs", *kit("seen", "trees", "values")),
+            90,
+        ),
+        Step("tests", (python, *PYTEST, TESTS, "-m", "extra", *chosen), 120),
+        Step("doctor-again", doctor, 20, json=True),
+        bench("memory", 20),
         bench("flashinfer", 300, optional=True),
         bench("decode", 90),
         bench("prefill", 40),
@@ -101,10 +105,6 @@ def steps(backend: str, *, small: bool, native: bool) -> list[Step]:
 def install_command(*, native: bool) -> tuple[str, ...]:
     """Runs before there is a virtual environment, by `tests.gpu.install`."""
     return (sys.executable, "-m", "tests.gpu.install", *(() if native else ("--no-native",)))
-
-
-def _has(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
 
 
 def environment() -> dict[str, str]:

@@ -11,6 +11,7 @@ import psutil
 import pytest
 import torch
 
+import kvrt.testing.suite
 from tests.bench.gpu.timing import Clock
 from tests.gpu import report, run, steps, wheels
 from tests.gpu.steps import Step
@@ -23,6 +24,9 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(module, "ROWS", tmp_path / "rows.jsonl")
         monkeypatch.setattr(module, "MACHINE", tmp_path / "machine.json")
     return tmp_path / "out"
+
+
+ALL = steps.steps("cuda", small=False, native=True)
 
 
 def python(name: str, code: str, seconds: int = 0, **options: Any) -> Step:
@@ -73,10 +77,16 @@ def test_a_step_is_ended_with_all_it_started_when_the_time_is_up(out: Path, tmp_
     child = f"import os, time; open({str(number)!r}, 'w').write(str(os.getpid())); time.sleep(10)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     begin = time.monotonic()
-    assert run.run([python("hangs", code)], "cpu", out, 1.5, small=False) == 1
+    assert run.run([python("hangs", code, 1)], "cpu", out, 1.5, small=False) == 1
     assert time.monotonic() - begin < 3.5
     assert statuses(out) == {"hangs": "timed out"}
     until_ended(int(number.read_text()))
+
+
+def test_a_step_that_hangs_leaves_the_others_their_time(out: Path) -> None:
+    chosen = [python("hangs", "import time; time.sleep(60)", 1), python("good", "", 20)]
+    assert run.run(chosen, "cpu", out, 50, small=False) == 1
+    assert statuses(out) == {"hangs": "timed out", "good": "passed"}
 
 
 def until_ended(process: int) -> None:
@@ -170,3 +180,16 @@ def test_every_benchmark_that_a_step_names_is_there() -> None:
     named = [name.removeprefix("bench-") for name in steps.step_names("cuda") if "bench" in name]
     assert named
     assert all(f'"{name}": lambda' in text for name in named)
+
+
+def test_every_part_of_the_conformance_kit_is_in_a_step() -> None:
+    run_by_a_step = [part for step in ALL for part in step.command if part.startswith(steps.KIT)]
+    parts = [path.stem for path in Path(kvrt.testing.suite.__file__).parent.glob("test_*.py")]
+    assert sorted(run_by_a_step) == sorted(f"kvrt.testing.suite.{part}" for part in parts)
+
+
+def test_a_run_of_570_seconds_has_room_for_all_of_the_kit_on_a_gpu_that_has_compiled_nothing() -> (
+    None
+):
+    last = max(i for i, step in enumerate(ALL) if "kit" in step.name)
+    assert sum(step.seconds for step in ALL[: last + 1]) <= 570
