@@ -220,6 +220,26 @@ def test_a_key_out_of_range_is_refused_by_name(
     assert words in str(error_of(save_gguf(folder, tmp_path / "x.gguf", **{key: value}), cpu))
 
 
+@pytest.mark.parametrize(("window", "want"), [(13, 13), (255, 255), (256, 0), (4096, 0)])
+def test_a_window_as_long_as_the_context_is_none(
+    folder: Path, tmp_path: Path, window: int, want: int, cpu: Device
+) -> None:
+    keys = {"llama.attention.sliding_window": window}
+    spec = load_model(save_gguf(folder, tmp_path / "x.gguf", **keys), cpu).spec
+    assert {layer.window for layer in spec.layers} == {want}
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_frequency_is_divided_by_a_positive_number(
+    folder: Path, tmp_path: Path, bad: float, cpu: Device
+) -> None:
+    divisors = torch.ones(8)
+    divisors[3] = bad
+    tensors = plain(folder) | {"rope_freqs.weight": pack(divisors, "F32")}
+    error = error_of(write_gguf(tmp_path / "x.gguf", keys_of(folder), tensors), cpu)
+    assert "tensor 'rope_freqs.weight': has values that are not positive" in str(error)
+
+
 @pytest.mark.parametrize("per_layer", [True, False])
 def test_a_number_may_be_given_for_each_layer(
     folder: Path, tmp_path: Path, per_layer: bool, cpu: Device
@@ -256,6 +276,7 @@ def test_what_the_author_recommends_is_read(folder: Path, tmp_path: Path, cpu: D
             "general.sampling.top_p": 0.75, "tokenizer.ggml.eos_token_id": 2,
             "tokenizer.ggml.eot_token_id": 5}  # fmt: skip
     model = load_model(save_gguf(folder, tmp_path / "x.gguf", **keys), cpu)
+    assert model.generation.sample
     assert (model.generation.temperature, model.generation.top_k) == (0.5, 20)
     assert model.generation.top_p == 0.75
     assert model.eos_ids == {2, 5}
@@ -298,6 +319,9 @@ def test_a_split_that_is_not_whole_names_what_is_missing(
     third.rename(second)
     write_gguf(third, {"split.no": 2, "split.count": 3})
     assert "split.no is 2, but the file's name makes it 1" in str(error_of(first, cpu, second))
+    write_gguf(second, {"split.no": 1, "split.count": 3})
+    write_gguf(third, {"split.no": 2, "split.count": 3})
+    assert "split.tensors.count is" in str(error_of(first, cpu))
 
 
 def test_a_folder_with_one_gguf_model_is_that_model(

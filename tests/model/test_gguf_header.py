@@ -64,6 +64,7 @@ def test_every_kind_of_value_is_read(tmp_path: Path, version: int) -> None:
     values: dict[str, Any] = {
         "flag": True, "text": "é ▁", "empty": "", "count": 7, "less": -7, "part": 0.5,
         "large": struct.pack("<IQ", 10, 2**64 - 1), "double": struct.pack("<Id", 12, 0.1),
+        "flags": struct.pack("<IIQ3B", 9, 7, 3, 0, 1, 1),
         "words": ["a", "", "ß"], "none": np.array([], np.int32),
         **{
             f"array of {kind.__name__}": np.array([0, 1, 100], kind)
@@ -72,7 +73,7 @@ def test_every_kind_of_value_is_read(tmp_path: Path, version: int) -> None:
         },
     }  # fmt: skip
     header = read_header(write_gguf(tmp_path / "x.gguf", values, {"t": TENSOR}, version=version))
-    want = values | {"large": 2**64 - 1, "double": 0.1}
+    want = values | {"large": 2**64 - 1, "double": 0.1, "flags": [False, True, True]}
     for key, value in want.items():
         assert header.keys[key] == (value.tolist() if isinstance(value, np.ndarray) else value), key
     assert header.tensors["t"].shape == (4,)
@@ -147,7 +148,7 @@ TENSORS: dict[str, tuple[bytes, str]] = {
     "2^32 - 1 dimensions": (string("t") + struct.pack("<I", 2**32 - 1), "dimensions is"),
     "an unknown type": (info("t", 4, kind=77), "tensor 't': type is 77"),
     "a type that was removed": (info("t", 32, kind=4), "tensor 't': type is 4"),
-    "a row that is no whole block": (info("t", 48, kind=2), "blocks of 32"),
+    "a row that is no whole block": (info("t", 48, 64, kind=2), "blocks of 32"),
     "an offset of 2^63": (info("t", 4, offset=2**63), "gap"),
     "an odd offset": (info("t", 4, offset=4), "no multiple"),
     "data beyond the end": (info("t", 400), "cut short"),
@@ -201,15 +202,19 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("P23")
-def test_a_file_that_was_cut_is_refused_wherever(tmp_path: Path) -> None:
-    keys = {"word": "text", "words": ["a", "", "three"], "number": 1, "flag": True,
-            "numbers": np.arange(5, dtype=np.uint16), "last": ["x"]}  # fmt: skip
-    path = write_gguf(tmp_path / "x.gguf", keys, {"a": TENSOR, "b": ("F32", (2, 4), bytes(32))})
-    data, end = path.read_bytes(), read_header(path).tensors["b"].end
-    for length in range(end):
+@pytest.mark.parametrize("last", ["xyz", ["xyz"], np.full(3, 0xFFFF, np.uint16), 0xFFFFFFFF])
+@pytest.mark.parametrize("tensors", [{"a": TENSOR, "b": ("F32", (2, 4), b"x" * 32)}, {}])
+def test_a_file_that_was_cut_is_refused_wherever(
+    tmp_path: Path, tensors: dict[str, Any], last: Any
+) -> None:
+    keys = {"word": "text", "words": ["a", "", "three"], "flag": True, "last": last}
+    path = write_gguf(tmp_path / "x.gguf", keys, tensors)
+    data = path.read_bytes().rstrip(b"\0")  # up to the last byte that means something
+    for length in range(len(data)):
         path.write_bytes(data[:length])
-        assert error_of(path)
-    path.write_bytes(data[:end])
+        with pytest.raises(ModelError, match=r"x\.gguf"):
+            read_header(path)
+    path.write_bytes(data)
     read_header(path)
 
 

@@ -97,6 +97,14 @@ def test_a_token_is_taken_whole_where_the_model_does_that(tmp_path: Path) -> Non
     assert len(opened(tmp_path, pre="qwen2", **changes).encode("hold")) == 4
 
 
+def test_nothing_else_cuts_a_text_than_what_the_file_names(tmp_path: Path) -> None:
+    keys = tokenizer_keys()
+    tokens, merges = [*keys[PREFIX + "tokens"], "(h"], [*keys[PREFIX + "merges"], "( h"]
+    changes = {"tokens": tokens, "token_type": [1] * len(tokens), "merges": merges}
+    assert len(opened(tmp_path, pre="qwen2", **changes).encode("(h")) == 1
+    assert len(opened(tmp_path, pre="gpt-2", **changes).encode("(h")) == 2
+
+
 def test_an_unknown_way_to_cut_text_is_refused_with_the_ways_known(tmp_path: Path) -> None:
     error = error_of(tmp_path, pre="next-year")
     assert "tokenizer.ggml.pre is 'next-year'" in str(error)

@@ -29,9 +29,11 @@ class GGUFSource:
             return fields.number(name, low, high) if fields.has(name) else None
 
         top_k = fields.integer("top_k", -1, 1 << 31) if fields.has("top_k") else None
+        temperature = number("temp", 0.0, 1e4)
         return GenerationDefaults(
             eos=spec.eos,
-            temperature=number("temp", 0.0, 1e4),
+            sample=None if temperature is None else temperature > 0,
+            temperature=temperature,
             top_k=None if top_k is None else max(top_k, 0),  # -1: all, as 0
             top_p=number("top_p", 0.0, 1.0),
             min_p=number("min_p", 0.0, 1.0),
