@@ -5,7 +5,6 @@ is imported by its own name.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -189,5 +188,5 @@ def _put(plain: Tensor, at: Section, kind: Scale | Offset, numbers: Tensor | Non
     elif isinstance(kind, TwoLevel):
         _put_whole(plain, at, kind.bits, numbers)
     else:
-        stored: Any = numbers.to(FLOATS.get(kind, torch.uint8)).contiguous()
-        plain[:, at.start : at.end] = stored.view(torch.uint8)
+        stored = numbers.to(FLOATS.get(kind, torch.uint8)).contiguous().flatten()
+        plain[:, at.start : at.end] = stored.view(torch.uint8).view(len(plain), -1)

@@ -1,0 +1,287 @@
+"""How Hugging Face checkpoints keep quantised matrices: which tensors, and what they hold.
+
+A matrix ``X.weight`` of [out, in] is kept as several tensors, by the method that config.json names.
+Its values are ``scale * (code - zero)``, where `group` elements of a row share scale and zero.
+
+    gptq                X.qweight  int32 [in * bits / 32, out], codes along in, lowest bits first
+                        X.qzeros   int32 [groups, out * bits / 32], along out; less 1, unless v2
+                        X.scales  [groups, out];  X.g_idx  int32 [in], the group of each column
+                        (Frantar et al. 2022, arXiv 2210.17323; AutoGPTQ, GPTQModel)
+    awq                 X.qweight  int32 [in, out / 8], codes along out; the eight of a word,
+                        lowest bits first, are numbers 0, 2, 4, 6, 1, 3, 5, 7
+                        X.qzeros  int32 [groups, out / 8], likewise;  X.scales  [groups, out]
+                        (Lin et al. 2023, arXiv 2306.00978)
+    compressed-tensors
+      pack-quantized    X.weight_packed  int32 [out, in * bits / 32], codes with half their range
+                        added;  X.weight_scale  [out, groups];  X.weight_zero_point, packed along
+                        out;  X.weight_g_idx  [in], the group of each column
+      int-quantized     X.weight  int8;  X.weight_scale  [out, groups];  X.weight_zero_point  int8
+      float-quantized   X.weight  E4M3;  X.weight_scale  of each row, of all, or of blocks
+    fp8                 X.weight  E4M3;  X.weight_scale_inv  [out / block, in / block]
+
+Activations that a method would have rounded as well are not: kvrt multiplies them as it does all.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from kvrt.spi import WeightFormat
+from kvrt.spi.matrices import Scale
+from kvrt.spi.plain import plain_rows
+
+FLOATS = ("F16", "BF16", "F32")
+
+
+class Wanted(NamedTuple):
+    """A tensor that a matrix is kept as: what it may be, and whether it may be missing."""
+
+    dtypes: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    optional: bool = False
+
+
+class Held(NamedTuple):
+    """What the tensors of a matrix hold.
+
+    Args:
+        codes: uint8 [out, in].
+        scales: float [out, groups].
+        zeros: uint8 [out, groups]; None: those of the format.
+        group_of: int64 [in], the group of each column; None: they are in order.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None = None
+    group_of: Tensor | None = None
+
+
+class Method(Protocol):
+    """A way to keep a matrix."""
+
+    @property
+    def ordered(self) -> bool:
+        """Whether columns may be in another order than that of their groups."""
+
+    @property
+    def first(self) -> str:
+        """The end of the name of the tensor that has the codes."""
+
+    def wanted(self, out: int, width: int) -> Mapping[str, Wanted]:
+        """The tensors of a matrix, by the ends of their names."""
+
+    def format(self, scales: str) -> WeightFormat:
+        """What holds it without loss, if its columns are in order, with scales of such a dtype."""
+
+    def read(self, tensors: Mapping[str, Tensor]) -> Held:
+        """What the tensors hold, by the ends of their names."""
+
+
+@dataclass(frozen=True, slots=True)
+class GPTQ:
+    """See the module.
+
+    Args:
+        bits: 2, 4 or 8.
+        group: 0: a whole row.
+        less_one: zeros are stored less 1, modulo 2^bits.
+        ordered: columns may be in another order than that of their groups (``desc_act``).
+    """
+
+    bits: int
+    group: int
+    less_one: bool = True
+    ordered: bool = False
+    first: str = "qweight"
+
+    def wanted(self, out: int, width: int) -> Mapping[str, Wanted]:
+        groups = width // (self.group or width)
+        return {
+            "qweight": Wanted(("I32",), ((width * self.bits // 32, out),)),
+            "qzeros": Wanted(("I32",), ((groups, out * self.bits // 32),)),
+            "scales": Wanted(FLOATS, ((groups, out),)),
+            "g_idx": Wanted(("I32", "I64"), ((width,),), optional=True),
+        }
+
+    def format(self, scales: str) -> WeightFormat:
+        return _format(self.bits, self.group, scales, symmetric=False)
+
+    def read(self, tensors: Mapping[str, Tensor]) -> Held:
+        codes = _numbers(tensors["qweight"].T, self.bits)
+        zeros = _numbers(tensors["qzeros"], self.bits)
+        if self.less_one:
+            zeros = (zeros + 1) & ((1 << self.bits) - 1)
+        group_of = tensors["g_idx"].long() if "g_idx" in tensors else None
+        return Held(codes, tensors["scales"].T, zeros.T, group_of)
+
+
+@dataclass(frozen=True, slots=True)
+class AWQ:
+    """See the module."""
+
+    group: int
+    ordered: bool = False
+    first: str = "qweight"
+
+    def wanted(self, out: int, width: int) -> Mapping[str, Wanted]:
+        groups = width // (self.group or width)
+        return {
+            "qweight": Wanted(("I32",), ((width, out // 8),)),
+            "qzeros": Wanted(("I32",), ((groups, out // 8),)),
+            "scales": Wanted(FLOATS, ((groups, out),)),
+        }
+
+    def format(self, scales: str) -> WeightFormat:
+        return _format(4, self.group, scales, symmetric=False)
+
+    def read(self, tensors: Mapping[str, Tensor]) -> Held:
+        codes, zeros = (_in_order(tensors[name]).T for name in ("qweight", "qzeros"))
+        return Held(codes, tensors["scales"].T, zeros)
+
+
+@dataclass(frozen=True, slots=True)
+class PackQuantized:
+    """See the module, and `GPTQ`."""
+
+    bits: int
+    group: int
+    symmetric: bool
+    ordered: bool = False
+    first: str = "weight_packed"
+
+    def wanted(self, out: int, width: int) -> Mapping[str, Wanted]:
+        groups = width // (self.group or width)
+        wanted = {
+            "weight_packed": Wanted(("I32",), ((out, -(-width * self.bits // 32)),)),
+            "weight_scale": Wanted(FLOATS, ((out, groups),)),
+            "weight_shape": Wanted(("I64", "I32"), ((2,),), optional=True),
+            "weight_g_idx": Wanted(("I32", "I64"), ((width,),), optional=True),
+        }
+        if not self.symmetric:
+            shape = (-(-out * self.bits // 32), groups)
+            wanted["weight_zero_point"] = Wanted(("I32",), (shape,))
+        return wanted
+
+    def format(self, scales: str) -> WeightFormat:
+        return _format(self.bits, self.group, scales, self.symmetric)
+
+    def read(self, tensors: Mapping[str, Tensor]) -> Held:
+        scales = tensors["weight_scale"]
+        width = int(tensors["weight_shape"][1]) if "weight_shape" in tensors else None
+        codes = _numbers(tensors["weight_packed"], self.bits)[:, :width]
+        zeros = None
+        if not self.symmetric:
+            zeros = _numbers(tensors["weight_zero_point"].T, self.bits).T[: len(scales)]
+        group_of = tensors["weight_g_idx"].long() if "weight_g_idx" in tensors else None
+        return Held(codes, scales, zeros, group_of)
+
+
+@dataclass(frozen=True, slots=True)
+class IntQuantized:
+    """See the module."""
+
+    group: int
+    symmetric: bool
+    ordered: bool = False
+    first: str = "weight"
+
+    def wanted(self, out: int, width: int) -> Mapping[str, Wanted]:
+        groups = width // (self.group or width)
+        wanted = {
+            "weight": Wanted(("I8",), ((out, width),)),
+            "weight_scale": Wanted(FLOATS, ((out, groups),)),
+        }
+        if not self.symmetric:
+            wanted["weight_zero_point"] = Wanted(("I8",), ((out, groups),))
+        return wanted
+
+    def format(self, scales: str) -> WeightFormat:
+        return _format(8, self.group, scales, self.symmetric)
+
+    def read(self, tensors: Mapping[str, Tensor]) -> Held:
+        codes = tensors["weight"].view(torch.uint8) ^ 128
+        zeros = None if self.symmetric else tensors["weight_zero_point"].view(torch.uint8) ^ 128
+        return Held(codes, tensors["weight_scale"], zeros)
+
+
+@dataclass(frozen=True, slots=True)
+class Float8:
+    """See the module.
+
+    Args:
+        scale: the end of the name of the tensor of scales.
+        block: rows and columns that share a scale; 0: all of them.
+    """
+
+    scale: str
+    block: tuple[int, int]
+    ordered: bool = False
+    first: str = "weight"
+
+    def wanted(self, out: int, width: int) -> Mapping[str, Wanted]:
+        rows, columns = self.block
+        shape = (-(-out // (rows or out)), -(-width // (columns or width)))
+        shapes = (shape, (), (1,)) if shape == (1, 1) else (shape, shape[:1])[: 1 + (columns == 0)]
+        return {
+            "weight": Wanted(("F8_E4M3",), ((out, width),)),
+            self.scale: Wanted(FLOATS, shapes),
+            "input_scale": Wanted(FLOATS, ((), (1,)), optional=True),
+        }
+
+    def format(self, scales: str) -> WeightFormat:
+        columns = self.block[1]
+        name = f"fp8 by {columns}" if columns else "fp8 by row"
+        return WeightFormat(name, 8, columns, "float32", codes="e4m3")
+
+    def read(self, tensors: Mapping[str, Tensor]) -> Held:
+        codes, scales = tensors["weight"].view(torch.uint8), tensors[self.scale].float()
+        out, rows = len(codes), self.block[0] or len(codes)
+        scales = scales.view(-(-out // rows), -1)
+        return Held(codes, scales.repeat_interleave(rows, 0)[:out])
+
+
+def plain_of(format: WeightFormat, held: Held) -> Tensor:
+    """The plain form of what is held, whose columns are in the order of their groups."""
+    return plain_rows(format, held.codes, held.scales, offsets=held.zeros)
+
+
+def values_of(format: WeightFormat, held: Held) -> Tensor:
+    """The values of what is held, columns being in any order, or groups not whole: [out, in]."""
+    width = held.codes.shape[1]
+    group_of = held.group_of
+    if group_of is None:
+        group_of = torch.arange(width) // (format.group or width)
+    if format.codes == "e4m3":
+        numbers = held.codes.view(torch.float8_e4m3fn).float()
+    else:
+        zeros = format.zero if held.zeros is None else held.zeros.float()[:, group_of]
+        numbers = held.codes.float() - zeros
+    return numbers * held.scales.float()[:, group_of]
+
+
+def _format(bits: int, group: int, scales: str, symmetric: bool) -> WeightFormat:
+    """Of codes with a zero of their own for each group, or with the middle of their range."""
+    name = f"int{bits} by {group}" if group else f"int{bits} by row"
+    kept: Scale = "float16" if scales == "F16" else "float32"
+    if symmetric:
+        return WeightFormat(name, bits, group, kept, zero=1 << bits - 1)
+    return WeightFormat(name, bits, group, kept, offset="zeros")
+
+
+def _numbers(words: Tensor, bits: int) -> Tensor:
+    """The whole numbers in words of 32 bits, lowest first: uint8 [rows, numbers]."""
+    # The bytes of a word are in the same order, on the machines that kvrt runs on.
+    in_bytes = words.contiguous().view(torch.uint8)
+    mask = (1 << bits) - 1
+    parts = [in_bytes >> shift & mask for shift in range(0, 8, bits)]
+    return torch.stack(parts, 2).flatten(1)
+
+
+def _in_order(words: Tensor) -> Tensor:
+    """The eight numbers of AWQ's words, in order: uint8 [rows, numbers]."""
+    stored = _numbers(words, 4).view(len(words), -1, 8)
+    return stored[..., [0, 4, 1, 5, 2, 6, 3, 7]].flatten(1)
