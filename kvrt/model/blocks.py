@@ -34,6 +34,15 @@ def mapped(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
+def read_bytes(path: Path, entry: TensorEntry) -> Tensor:
+    """All bytes of a tensor, copied: uint8 [bytes]."""
+    mapping = mapped(path)
+    raw = torch.frombuffer(
+        mapping, dtype=torch.uint8, count=entry.end - entry.start, offset=entry.start
+    )
+    return raw.clone()
+
+
 def blocks(
     mapping: mmap.mmap, entry: TensorEntry, count: int
 ) -> Iterator[tuple[Tensor, Iterator[Tensor]]]:

@@ -6,14 +6,16 @@ The checks read headers only, which costs milliseconds; `filling` then copies th
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kvrt.errors import ModelError
 from kvrt.model.blocks import FLOATS, are_equal
-from kvrt.model.header import Header, TensorEntry, read_header
+from kvrt.model.header import Header, TensorEntry, Tensors, read_header
 from kvrt.model.jsonfile import few, shown
+from kvrt.model.packed.methods import Method
+from kvrt.model.packed.tensors import find_matrices
 from kvrt.model.shards import find_weights
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights import Part, weights_of
@@ -30,8 +32,6 @@ BUFFERS = (".rotary_emb.inv_freq",)
 PREFIX = "model."
 PREFIXED = ("embed_tokens.", "layers.", "norm.")
 
-Tensors = dict[str, tuple[Path, TensorEntry]]
-
 log = logging.getLogger(__name__)
 
 
@@ -43,18 +43,25 @@ class Checkpoint:
         spec: the model, as the files have it: an output matrix of its own is not tied.
         tensors: each of the model's tensors, with the file it is in.
         dtype: of the matrices; of packed ones, what they become.
+        method: how matrices are kept that are several tensors each.
+        matrices: of each of those its tensors' names, by their ends; see `Method`.
     """
 
     spec: ModelSpec
     tensors: Tensors
     dtype: DType
+    method: Method | None = None
+    matrices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
-def open_checkpoint(folder: Path, spec: ModelSpec) -> Checkpoint:
+def open_checkpoint(folder: Path, spec: ModelSpec, method: Method | None = None) -> Checkpoint:
     """Find a model's weights and check every header.
 
     Reads no tensor, but where config.json ties the output matrix to the embedding and the files
     have both: these two are compared, and the stored matrix is used if it is another.
+
+    Args:
+        method: how matrices are quantised, if they are.
 
     Raises:
         ModelError: there are no safetensors, a file or a tensor is missing, damaged, or not of the
@@ -69,14 +76,16 @@ def open_checkpoint(folder: Path, spec: ModelSpec) -> Checkpoint:
         unlisted = {_prefixed(name) for name in unlisted}
     if spec.tied and HEAD in tensors:
         untied = replace(spec, tied=False)
-        _expected(folder, untied, tensors)
+        _expected(folder, untied, tensors, {})
         if are_equal(tensors[HEAD], tensors[EMBEDDING]):
             del tensors[HEAD]
         else:
             log.warning("%s: %s differs from the embedding, and is used", tensors[HEAD][0], HEAD)
             spec = untied
-    expected = _expected(folder, spec, tensors)
-    left = tensors.keys() - expected.keys()
+    matrices = {} if method is None else find_matrices(folder, spec, method, tensors)
+    expected = _expected(folder, spec, tensors, matrices)
+    needed = {*expected, *(name for parts in matrices.values() for name in parts.values())}
+    left = tensors.keys() - needed
     for name in sorted(left - unlisted):
         if COMPUTES.fullmatch(name):
             raise ModelError(
@@ -88,8 +97,9 @@ def open_checkpoint(folder: Path, spec: ModelSpec) -> Checkpoint:
         log.warning(
             "%s: tensors that the model does not need are left out: %s", folder, few(sorted(left))
         )
-    chosen = {name: tensors[name] for name in expected}
-    return Checkpoint(spec, chosen, _matrix_dtype(folder, expected, chosen))
+    chosen = {name: tensors[name] for name in sorted(needed)}
+    dtype = _matrix_dtype(folder, expected, chosen, spec.dtype)
+    return Checkpoint(spec, chosen, dtype, method if matrices else None, matrices)
 
 
 def _by_name(headers: Sequence[Header], assigned: Mapping[str, str]) -> Tensors:
@@ -117,9 +127,16 @@ def _prefixed(name: str) -> str:
     return PREFIX + name if name.startswith(PREFIXED) else name
 
 
-def _expected(folder: Path, spec: ModelSpec, tensors: Tensors) -> dict[str, Part]:
-    """The tensors that a model needs, which were found to be there."""
-    expected = {part.name: part for weight in weights_of(spec) for part in weight.parts}
+def _expected(
+    folder: Path, spec: ModelSpec, tensors: Tensors, matrices: Container[str]
+) -> dict[str, Part]:
+    """The tensors that a model needs, which were found to be there; without quantised matrices."""
+    expected = {
+        part.name: part
+        for weight in weights_of(spec)
+        for part in weight.parts
+        if part.name not in matrices
+    }
     for part in expected.values():
         _check_tensor(folder, part, tensors)
     return expected
@@ -148,12 +165,16 @@ def _check_tensor(folder: Path, part: Part, tensors: Tensors) -> None:
         )
 
 
-def _matrix_dtype(folder: Path, expected: Mapping[str, Part], tensors: Tensors) -> DType:
+def _matrix_dtype(
+    folder: Path, expected: Mapping[str, Part], tensors: Tensors, otherwise: DType
+) -> DType:
     """The dtype of the matrices: float32 if any has it, else that of most of the bytes."""
     sizes: Counter[str] = Counter()
     for name, part in expected.items():
         if len(part.shape) == 2:
             sizes[tensors[name][1].dtype] += part.numel
+    if not sizes:
+        return otherwise
     chosen = "F32" if "F32" in sizes else sizes.most_common(1)[0][0]
     if {"F16", "BF16"} <= sizes.keys() and chosen != "F32":
         log.warning("%s: has matrices of both F16 and BF16; all become %s", folder, chosen)

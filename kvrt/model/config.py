@@ -158,12 +158,6 @@ def read_config(path: Path) -> ModelSpec:
     fields = Fields(str(path), read_object(path))
     architecture = _architecture(fields)
     family = FAMILIES[architecture]
-    if fields.has("quantization_config"):
-        raise fields.error(
-            "quantization_config",
-            "says that the weights are quantised, which is not supported",
-            fix="use the model's float32, bfloat16 or float16 checkpoint",
-        )
     vocab = fields.integer("vocab_size", 1, MAX_VOCAB)
     hidden = fields.integer("hidden_size", 1, MAX_WIDTH)
     heads = fields.integer("num_attention_heads", 1, MAX_HEADS)

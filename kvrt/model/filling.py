@@ -16,14 +16,17 @@ import xxhash
 from torch import Tensor
 
 from kvrt.errors import ModelError
-from kvrt.model.blocks import BLOCK_BYTES, blocks, mapped
+from kvrt.model.blocks import BLOCK_BYTES, blocks, mapped, read_bytes
 from kvrt.model.checkpoint import EMBEDDING, Checkpoint
 from kvrt.model.header import TensorEntry
 from kvrt.model.jsonfile import few, shown
+from kvrt.model.packed.methods import Method, plain_of, values_of
+from kvrt.model.packed.tensors import format_of, read_matrix
 from kvrt.model.spec import ModelSpec
 from kvrt.model.targets import Codes, Target, targets_of
 from kvrt.model.weights import NOTHING_PACKED, Packing, place
 from kvrt.spi import DType
+from kvrt.spi.plain import finite_rows
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +54,11 @@ def fill(
         for weight, view in place(spec, dtype, arena, packing)
         for part, target in targets_of(weight, view, packing)
     }
+    parts = {name for names in checkpoint.matrices.values() for name in names.values()}
     by_file: dict[Path, list[str]] = {}
     for name, (path, _) in sorted(checkpoint.tensors.items(), key=lambda item: item[1][1].start):
-        by_file.setdefault(path, []).append(name)
+        if name not in parts:
+            by_file.setdefault(path, []).append(name)
     digests: dict[str, bytes] = {}
     with ThreadPoolExecutor(1, "kvrt-hash") as hasher:
         for path, names in by_file.items():
@@ -62,13 +67,49 @@ def fill(
                 entry, target = checkpoint.tensors[name][1], targets[name]
                 digests[name], odd = _copy(mapping, path, entry, target, hasher)
                 if odd and (name != EMBEDDING or spec.tied or isinstance(target, Codes)):
-                    raise ModelError(
-                        f"{path}: tensor {shown(entry.name)}: has values that are not finite",
-                        fix="the file is damaged or the training failed: download it again, or"
-                        " tell its author",
-                    )
+                    raise _not_finite(path, entry.name)
                 if odd:  # only the requests that have these tokens meet them
                     log.warning("%s: %s is not finite in rows %s", path, entry.name, few(odd))
+    if checkpoint.method is not None:
+        for name, ends in checkpoint.matrices.items():
+            digests |= _copy_matrix(checkpoint, checkpoint.method, ends, targets[name])
+    return digests
+
+
+def _not_finite(path: Path, name: str) -> ModelError:
+    return ModelError(
+        f"{path}: tensor {shown(name)}: has values that are not finite",
+        fix="the file is damaged or the training failed: download it again, or tell its author",
+    )
+
+
+def _copy_matrix(
+    checkpoint: Checkpoint, method: Method, ends: Mapping[str, str], target: Target
+) -> dict[str, bytes]:
+    """Copy a matrix that is several tensors, and give the digests of these."""
+    digests: dict[str, bytes] = {}
+
+    def read(name: str) -> Tensor:
+        path, entry = checkpoint.tensors[name]
+        raw = read_bytes(path, entry)
+        digests[name] = xxhash.xxh3_128(raw.numpy().data).digest()
+        return raw
+
+    held = read_matrix(method, ends, checkpoint.tensors, read)
+    format = format_of(method, ends, checkpoint.tensors)
+    where = checkpoint.tensors[ends[method.first]][0], ends[method.first]
+    if isinstance(target, Codes) and target.format == format:
+        plain = plain_of(format, held)
+        target.put_rows(plain)
+        finite = bool(finite_rows(format, plain, held.codes.shape[1]).all())
+    else:
+        values = values_of(format, held)
+        finite = bool(values.isfinite().all())
+        _check_range(*where, values[values.isfinite()], target)
+        target.put(values.flatten())
+    if not finite:
+        raise _not_finite(*where)
+    target.finish()
     return digests
 
 
@@ -144,4 +185,6 @@ def fingerprint(checkpoint: Checkpoint, digests: Mapping[str, bytes]) -> str:
     for name in sorted(digests):
         _, entry = checkpoint.tensors[name]
         digest.update(repr((name, entry.dtype, entry.shape, entry.paired, digests[name])).encode())
+    if checkpoint.method is not None:
+        digest.update(repr(checkpoint.method).encode())
     return digest.hexdigest()

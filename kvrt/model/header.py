@@ -51,6 +51,10 @@ class TensorEntry:
     paired: int = 0
 
 
+Tensors = dict[str, tuple[Path, TensorEntry]]
+"""By name, in which file each is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """A checked header.

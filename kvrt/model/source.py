@@ -8,6 +8,8 @@ from kvrt.model.checkpoint import Checkpoint
 from kvrt.model.config import read_config
 from kvrt.model.generation import GenerationDefaults, read_generation
 from kvrt.model.gguf.source import GGUFSource
+from kvrt.model.jsonfile import Fields, read_object
+from kvrt.model.packed.config import read_method
 from kvrt.model.spec import ModelSpec
 from kvrt.model.tokenizer import TOKENIZER, Tokenizer
 
@@ -47,9 +49,10 @@ class Folder:
         self.path = path
         self.shape = path / "config.json"
         self.spec = read_config(self.shape)
+        self._method = read_method(Fields(str(self.shape), read_object(self.shape)))
 
     def checkpoint(self) -> Checkpoint:
-        return checkpoint.open_checkpoint(self.path, self.spec)
+        return checkpoint.open_checkpoint(self.path, self.spec, self._method)
 
     def generation(self, spec: ModelSpec) -> GenerationDefaults:
         return read_generation(self.path, spec)

@@ -53,6 +53,7 @@ class Codes:
 
     def __init__(self, matrix: Matrix, products: PackedMatrices) -> None:
         self._matrix, self._products = matrix, products
+        self.format = matrix.format
         self._plain = np.empty((0, 0), np.uint8)
         self._rest = torch.empty(0)
         self._row = 0
@@ -65,11 +66,11 @@ class Codes:
         source = torch.cat((self._rest, source)) if self._rest.numel() else source
         whole = source.numel() // width * width
         self._rest = source[whole:].clone()
-        self._add(quantized(source[:whole].view(-1, width)))
+        self.put_rows(quantized(source[:whole].view(-1, width)))
 
     def stays(self, dtype: str) -> bool:
         """Whether blocks of one of ggml's types are kept as they are."""
-        return dtype in TYPES and TYPES[dtype].format == self._matrix.format
+        return dtype in TYPES and TYPES[dtype].format == self.format
 
     def put_blocks(self, dtype: str, raw: Tensor) -> Tensor:
         """The blocks that come next, uint8 of whole rows.
@@ -77,12 +78,13 @@ class Codes:
         Returns:
             Which of the rows have only finite values: bool [rows].
         """
-        format, width = self._matrix.format, self._matrix.width
+        width = self._matrix.width
         rows = to_plain(TYPES[dtype], raw, width)
-        self._add(rows)
-        return finite_rows(format, rows, width)
+        self.put_rows(rows)
+        return finite_rows(self.format, rows, width)
 
-    def _add(self, rows: Tensor) -> None:
+    def put_rows(self, rows: Tensor) -> None:
+        """The rows that come next, in the plain form."""
         if not self._plain.size:
             self._plain = np.empty((self._matrix.out, rows.shape[1]), np.uint8)
         end = self._row + len(rows)

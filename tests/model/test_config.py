@@ -203,7 +203,6 @@ def test_a_size_that_is_none_is_refused_by_name_at_once(
         ("head_dim", {"head_dim": 17}),
         ("hidden_act", {"hidden_act": "relu"}),
         ("tie_word_embeddings", {"tie_word_embeddings": 1}),
-        ("quantization_config", {"quantization_config": {"quant_method": "gptq"}}),
         ("rope_scaling.rope_type", {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}),
         ("rope_scaling.type", {"rope_scaling": {"type": "su", "factor": 2.0}}),
         ("rope_scaling.rope_type", {"rope_scaling": {"rope_type": None, "type": "linear"}}),

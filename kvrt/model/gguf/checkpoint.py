@@ -6,10 +6,11 @@ from dataclasses import replace
 
 from kvrt.errors import ModelError
 from kvrt.model.blocks import FLOATS, READABLE
-from kvrt.model.checkpoint import Checkpoint, Tensors
+from kvrt.model.checkpoint import Checkpoint
 from kvrt.model.gguf.files import GGUF
 from kvrt.model.gguf.names import ROPE_DIVISORS, gguf_name
 from kvrt.model.gguf.spec import ARCHITECTURES
+from kvrt.model.header import Tensors
 from kvrt.model.jsonfile import shown
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights import Part, weights_of

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 
 from kvrt.errors import ConfigError
 from kvrt.model.checkpoint import Checkpoint
+from kvrt.model.header import TensorEntry
 from kvrt.model.jsonfile import few
 from kvrt.model.packed.ggml import TYPES
 from kvrt.model.packed.quantize import Quantize, formats_for
+from kvrt.model.packed.tensors import format_of
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights import NOTHING_PACKED, Packing, weights_of
 from kvrt.spi import Device, PackedMatrices, WeightFormat
@@ -47,6 +49,15 @@ def as_stored(checkpoint: Checkpoint, device: Device) -> Packing:
         for name, (_, entry) in checkpoint.tensors.items()
         if entry.dtype in TYPES
     }
+    method = checkpoint.method
+    if method is not None and not method.ordered:
+        for weight in weights_of(checkpoint.spec):
+            for part in weight.parts:
+                if part.name in checkpoint.matrices:
+                    ends = checkpoint.matrices[part.name]
+                    format = format_of(method, ends, checkpoint.tensors)
+                    if format.fits(part.shape[1]):
+                        stored[part.name] = format
     formats = {name: kept for name, kept in stored.items() if products.multiplies(kept)}
     return _whole_weights(checkpoint.spec, Packing(formats, products))
 
@@ -62,13 +73,24 @@ def _whole_weights(spec: ModelSpec, packing: Packing) -> Packing:
 
 def notes_on(checkpoint: Checkpoint, kept: Mapping[str, WeightFormat]) -> Iterator[str]:
     """What a user may want to know of packed weights: how many do not stay what they are."""
-    entries = [
-        entry
-        for name, (_, entry) in checkpoint.tensors.items()
-        if entry.dtype in TYPES and name not in kept
-    ]
-    if entries:
-        counts = Counter(entry.dtype for entry in entries).most_common()
-        kinds = ", ".join(f"{count} {dtype}" for dtype, count in counts)
-        size = format_bytes(sum(entry.end - entry.start for entry in entries))
+    counts: Counter[str] = Counter()
+    nbytes = 0
+    for name, entries in _packed(checkpoint).items():
+        if name not in kept:
+            kind = entries[0].dtype if entries[0].dtype in TYPES else "quantised"
+            counts[kind] += 1
+            nbytes += sum(entry.end - entry.start for entry in entries)
+    if counts:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+        size = format_bytes(nbytes)
         yield f"packed matrices of {size} ({kinds}) are unpacked as they are loaded"
+
+
+def _packed(checkpoint: Checkpoint) -> dict[str, list[TensorEntry]]:
+    """The matrices that are codes, and the tensors that they are."""
+    found = {
+        name: [entry] for name, (_, entry) in checkpoint.tensors.items() if entry.dtype in TYPES
+    }
+    for name, ends in checkpoint.matrices.items():
+        found[name] = [checkpoint.tensors[each][1] for each in ends.values()]
+    return found

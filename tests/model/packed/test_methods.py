@@ -19,6 +19,7 @@ from kvrt.model.packed.methods import (
 from kvrt.spi.plain import unpack
 
 OUT, WIDTH = 48, 256
+Shape = tuple[int, int]
 Made = tuple[dict[str, Tensor], Tensor]
 """The tensors of a matrix, and its values."""
 
@@ -35,19 +36,23 @@ def random_words(*shape: int) -> Tensor:
 
 
 def random_scales(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
-    return (torch.rand(shape) * 0.1 - 0.05).to(dtype)
+    """Of few bits, so that they are as exact in any dtype, and 32 times smaller."""
+    return (torch.randint(-200, 200, shape) / 2**12).to(dtype)
 
 
-def gptq(bits: int, group: int, *, less_one: bool, ordered: bool) -> tuple[Method, Made]:
-    groups = WIDTH // (group or WIDTH)
-    qweight, qzeros = random_words(WIDTH * bits // 32, OUT), random_words(groups, OUT * bits // 32)
-    scales = random_scales(groups, OUT)
-    group_of = torch.arange(WIDTH) // (group or WIDTH)
+def gptq(
+    shape: Shape, bits: int, group: int, *, less_one: bool = True, ordered: bool = False
+) -> tuple[Method, Made]:
+    out, width = shape
+    groups = width // (group or width)
+    qweight, qzeros = random_words(width * bits // 32, out), random_words(groups, out * bits // 32)
+    scales = random_scales(groups, out)
+    group_of = torch.arange(width) // (group or width)
     if ordered:
-        group_of = group_of[torch.randperm(WIDTH)]
-    values = torch.empty(OUT, WIDTH)
-    for o in range(OUT):
-        for i in range(WIDTH):
+        group_of = group_of[torch.randperm(width)]
+    values = torch.empty(out, width)
+    for o in range(out):
+        for i in range(width):
             g = int(group_of[i])
             zero = bits_of(qzeros[g], o, bits)
             zero = (zero + 1) % 2**bits if less_one else zero
@@ -57,39 +62,41 @@ def gptq(bits: int, group: int, *, less_one: bool, ordered: bool) -> tuple[Metho
     return GPTQ(bits, group, less_one, ordered), (tensors, values)
 
 
-def awq() -> tuple[Method, Made]:
-    groups = WIDTH // 128
-    qweight, qzeros = random_words(WIDTH, OUT // 8), random_words(groups, OUT // 8)
-    scales = random_scales(groups, OUT)
+def awq(shape: Shape, group: int) -> tuple[Method, Made]:
+    out, width = shape
+    groups = width // group
+    qweight, qzeros = random_words(width, out // 8), random_words(groups, out // 8)
+    scales = random_scales(groups, out)
     place = {0: 0, 2: 1, 4: 2, 6: 3, 1: 4, 3: 5, 5: 6, 7: 7}  # of each of eight in its word
-    values = torch.empty(OUT, WIDTH)
-    for o in range(OUT):
-        for i in range(WIDTH):
+    values = torch.empty(out, width)
+    for o in range(out):
+        for i in range(width):
             code = bits_of(qweight[i, o // 8 : o // 8 + 1], place[o % 8], 4)
-            zero = bits_of(qzeros[i // 128, o // 8 : o // 8 + 1], place[o % 8], 4)
-            values[o, i] = scales[i // 128, o].float() * (code - zero)
-    return AWQ(128), ({"qweight": qweight, "qzeros": qzeros, "scales": scales}, values)
+            zero = bits_of(qzeros[i // group, o // 8 : o // 8 + 1], place[o % 8], 4)
+            values[o, i] = scales[i // group, o].float() * (code - zero)
+    return AWQ(group), ({"qweight": qweight, "qzeros": qzeros, "scales": scales}, values)
 
 
 def pack_quantized(
-    bits: int, group: int, *, symmetric: bool, ordered: bool = False
+    shape: Shape, bits: int, group: int, *, symmetric: bool, ordered: bool = False
 ) -> tuple[Method, Made]:
-    groups, middle = WIDTH // (group or WIDTH), 2 ** (bits - 1)
-    packed = random_words(OUT, WIDTH * bits // 32)
-    zeros = random_words(-(-OUT * bits // 32), groups)
-    scales = random_scales(OUT, groups, dtype=torch.bfloat16)
-    group_of = torch.arange(WIDTH) // (group or WIDTH)
+    out, width = shape
+    groups, middle = width // (group or width), 2 ** (bits - 1)
+    packed = random_words(out, width * bits // 32)
+    zeros = random_words(-(-out * bits // 32), groups)
+    scales = random_scales(out, groups, dtype=torch.bfloat16)
+    group_of = torch.arange(width) // (group or width)
     if ordered:
-        group_of = group_of[torch.randperm(WIDTH)]
-    values = torch.empty(OUT, WIDTH)
-    for o in range(OUT):
-        for i in range(WIDTH):
+        group_of = group_of[torch.randperm(width)]
+    values = torch.empty(out, width)
+    for o in range(out):
+        for i in range(width):
             g = int(group_of[i])
             zero = 0 if symmetric else bits_of(zeros[:, g], o, bits) - middle
             code = bits_of(packed[o], i, bits) - middle
             values[o, i] = scales[o, g].float() * (code - zero)
     tensors = {"weight_packed": packed, "weight_scale": scales}
-    tensors["weight_shape"] = torch.tensor([OUT, WIDTH])
+    tensors["weight_shape"] = torch.tensor([out, width])
     if not symmetric:
         tensors["weight_zero_point"] = zeros
     if ordered:
@@ -97,54 +104,62 @@ def pack_quantized(
     return PackQuantized(bits, group, symmetric, ordered), (tensors, values)
 
 
-def int_quantized(group: int, *, symmetric: bool) -> tuple[Method, Made]:
-    groups = WIDTH // (group or WIDTH)
-    weight, zeros = (torch.randint(-128, 128, (OUT, n)).to(torch.int8) for n in (WIDTH, groups))
-    scales = random_scales(OUT, groups, dtype=torch.float32)
-    zero = 0 if symmetric else zeros.float().repeat_interleave(WIDTH // groups, 1)
-    values = scales.repeat_interleave(WIDTH // groups, 1) * (weight.float() - zero)
+def int_quantized(shape: Shape, group: int, *, symmetric: bool) -> tuple[Method, Made]:
+    out, width = shape
+    groups = width // (group or width)
+    weight, zeros = (torch.randint(-128, 128, (out, n)).to(torch.int8) for n in (width, groups))
+    scales = random_scales(out, groups, dtype=torch.float32)
+    zero = 0 if symmetric else zeros.float().repeat_interleave(width // groups, 1)
+    values = scales.repeat_interleave(width // groups, 1) * (weight.float() - zero)
     tensors = {"weight": weight, "weight_scale": scales}
     if not symmetric:
         tensors["weight_zero_point"] = zeros
     return IntQuantized(group, symmetric), (tensors, values)
 
 
-def float8(block: tuple[int, int], shape: tuple[int, ...], name: str) -> tuple[Method, Made]:
-    weight = (torch.randn(OUT, WIDTH) * 100).to(torch.float8_e4m3fn)
-    scales = random_scales(*shape, dtype=torch.float32)
-    by_block = scales.view(-(-OUT // (block[0] or OUT)), -1)
-    values = torch.empty(OUT, WIDTH)
-    for o in range(OUT):
-        for i in range(WIDTH):
-            row, column = o // (block[0] or OUT), i // (block[1] or WIDTH)
+def float8(
+    shape: Shape, block: Shape, scale_shape: tuple[int, ...], name: str
+) -> tuple[Method, Made]:
+    out, width = shape
+    weight = (torch.randn(out, width) * 100).to(torch.float8_e4m3fn)
+    scales = random_scales(*scale_shape, dtype=torch.float32)
+    by_block = scales.view(-(-out // (block[0] or out)), -1)
+    values = torch.empty(out, width)
+    for o in range(out):
+        for i in range(width):
+            row, column = o // (block[0] or out), i // (block[1] or width)
             values[o, i] = weight[o, i].float() * by_block[row, column]
     return Float8(name, block), ({"weight": weight, name: scales}, values)
 
 
-CASES: dict[str, Callable[[], tuple[Method, Made]]] = {
-    "gptq of 4 bits": lambda: gptq(4, 128, less_one=True, ordered=False),
-    "gptq of 2 bits": lambda: gptq(2, 64, less_one=True, ordered=False),
-    "gptq of 8 bits by rows": lambda: gptq(8, 0, less_one=True, ordered=False),
-    "gptq, version 2": lambda: gptq(4, 128, less_one=False, ordered=False),
-    "gptq in another order": lambda: gptq(4, 32, less_one=True, ordered=True),
-    "awq": awq,
-    "packed of 4 bits": lambda: pack_quantized(4, 128, symmetric=True),
-    "packed of 4 bits with zeros": lambda: pack_quantized(4, 32, symmetric=False),
-    "packed of 8 bits by rows": lambda: pack_quantized(8, 0, symmetric=True),
-    "packed in another order": lambda: pack_quantized(4, 64, symmetric=True, ordered=True),
-    "int8 by rows": lambda: int_quantized(0, symmetric=True),
-    "int8 with zeros": lambda: int_quantized(64, symmetric=False),
-    "fp8 by blocks": lambda: float8((32, 128), (2, 2), "weight_scale_inv"),
-    "fp8 by rows": lambda: float8((1, 0), (OUT, 1), "weight_scale"),
-    "fp8 by tensor": lambda: float8((0, 0), (), "weight_scale"),
-    "fp8 by tensor, of one": lambda: float8((0, 0), (1,), "weight_scale"),
+CASES: dict[str, Callable[[Shape], tuple[Method, Made]]] = {
+    "gptq of 4 bits": lambda shape: gptq(shape, 4, 32),
+    "gptq of 2 bits": lambda shape: gptq(shape, 2, 16),
+    "gptq of 8 bits by rows": lambda shape: gptq(shape, 8, 0),
+    "gptq, version 2": lambda shape: gptq(shape, 4, 32, less_one=False),
+    "gptq in another order": lambda shape: gptq(shape, 4, 32, ordered=True),
+    "awq": lambda shape: awq(shape, 32),
+    "packed of 4 bits": lambda shape: pack_quantized(shape, 4, 32, symmetric=True),
+    "packed of 4 bits with zeros": lambda shape: pack_quantized(shape, 4, 32, symmetric=False),
+    "packed of 8 bits by rows": lambda shape: pack_quantized(shape, 8, 0, symmetric=True),
+    "packed in another order": lambda shape: pack_quantized(
+        shape, 4, 32, symmetric=True, ordered=True
+    ),
+    "int8 by rows": lambda shape: int_quantized(shape, 0, symmetric=True),
+    "int8 with zeros": lambda shape: int_quantized(shape, 32, symmetric=False),
+    "fp8 by blocks": lambda shape: float8(
+        shape, (32, 64), (-(-shape[0] // 32), -(-shape[1] // 64)), "weight_scale_inv"
+    ),
+    "fp8 by rows": lambda shape: float8(shape, (1, 0), (shape[0], 1), "weight_scale"),
+    "fp8 by tensor": lambda shape: float8(shape, (0, 0), (), "weight_scale"),
+    "fp8 by tensor, of one": lambda shape: float8(shape, (0, 0), (1,), "weight_scale"),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_values_are_those_of_the_definition_bit_for_bit(name: str) -> None:
     torch.manual_seed(len(name))
-    method, (tensors, values) = CASES[name]()
+    method, (tensors, values) = CASES[name]((OUT, WIDTH))
     scales = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
     (found,) = (t for key, t in tensors.items() if "scale" in key)
     format, held = method.format(scales[found.dtype]), method.read(tensors)
@@ -159,7 +174,7 @@ def test_tensors_are_of_the_shapes_that_are_wanted(name: str) -> None:
     dtypes = {torch.int32: "I32", torch.int64: "I64", torch.int8: "I8", torch.float16: "F16",
               torch.bfloat16: "BF16", torch.float32: "F32",
               torch.float8_e4m3fn: "F8_E4M3"}  # fmt: skip
-    method, (tensors, _) = CASES[name]()
+    method, (tensors, _) = CASES[name]((OUT, WIDTH))
     wanted = method.wanted(OUT, WIDTH)
     assert method.first in tensors
     assert tensors.keys() <= wanted.keys()

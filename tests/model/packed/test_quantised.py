@@ -1,0 +1,169 @@
+"""Quantised Hugging Face checkpoints as whole models: what is loaded, and what is refused."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kvrt import registry
+from kvrt.errors import ModelError
+from kvrt.model.loader import load_model
+from kvrt.spi import Device
+from kvrt.testing.packing import PackingDevice
+from kvrt.wrappers import Checked
+from tests.model.checkpoints import make_model, save_model
+from tests.model.packed.test_methods import CASES
+from tests.model.packed.test_quantize import logits_of
+
+WEIGHTS = "model.safetensors"
+SMALL = {"num_hidden_layers": 1, "intermediate_size": 64}
+
+
+def packed(bits: int, group: int, layout: str, **weights: Any) -> dict[str, Any]:
+    kind = {"num_bits": bits, "type": "int", "strategy": "group" if group else "channel",
+            "group_size": group or None, "symmetric": True} | weights  # fmt: skip
+    groups = {"group_0": {"targets": ["Linear"], "weights": kind}}
+    return {"quant_method": "compressed-tensors", "format": layout, "config_groups": groups,
+            "ignore": ["lm_head"]}  # fmt: skip
+
+
+def gptq(bits: int, group: int, **more: Any) -> dict[str, Any]:
+    return {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": False} | more
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "gptq of 4 bits": gptq(4, 32),
+    "gptq of 2 bits": gptq(2, 16),
+    "gptq of 8 bits by rows": gptq(8, -1),
+    "gptq, version 2": gptq(4, 32, checkpoint_format="gptq_v2"),
+    "gptq in another order": gptq(4, 32, desc_act=True),
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm",
+            "zero_point": True},
+    "packed of 4 bits": packed(4, 32, "pack-quantized"),
+    "packed of 4 bits with zeros": packed(4, 32, "pack-quantized", symmetric=False),
+    "packed of 8 bits by rows": packed(8, 0, "pack-quantized"),
+    "packed in another order": packed(4, 32, "pack-quantized", actorder="group"),
+    "int8 by rows": packed(8, 0, "int-quantized"),
+    "int8 with zeros": packed(8, 32, "int-quantized", symmetric=False),
+    "fp8 by blocks": {"quant_method": "fp8", "weight_block_size": [32, 64]},
+    "fp8 by rows": packed(8, 0, "float-quantized", type="float"),
+    "fp8 by tensor": packed(8, 0, "float-quantized", type="float", strategy="tensor"),
+}  # fmt: skip
+
+
+def write(name: str, folder: Path) -> tuple[Path, Path]:
+    """A checkpoint whose layers are quantised but for q, k and v, and one of its values."""
+    torch.manual_seed(len(name))
+    given = save_model(make_model("llama-2", **SMALL), folder / "given")
+    floats = save_model(make_model("llama-2", **SMALL), folder / "floats")
+    stored = load_file(given / WEIGHTS)
+    values = dict(stored)
+    for key in [key for key in stored if re.search(r"\.(o|gate|up|down)_proj\.", key)]:
+        shape = tuple(stored.pop(key).shape)
+        _, (tensors, exact) = CASES[name](shape)
+        (scale,) = (end for end in tensors if "scale" in end)
+        power = 2.0**-5  # of two, so that products are as exact as before
+        tensors[scale] = tensors[scale] * power
+        values[key] = exact * power
+        stem = key.removesuffix("weight")
+        stored |= {stem + end: tensor.contiguous() for end, tensor in tensors.items()}
+    save_file(stored, given / WEIGHTS)
+    save_file(values, floats / WEIGHTS)
+    configure(given, CONFIGS[name])
+    return given, floats
+
+
+def configure(folder: Path, quantisation: dict[str, Any]) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"quantization_config": quantisation}))
+
+
+@pytest.fixture
+def device() -> Iterator[Device]:
+    device = Checked(PackingDevice(registry.load("cpu", timeout=60).open(), exact=True))
+    yield device
+    device.close()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_computes_with_the_very_numbers_of_the_checkpoint(
+    name: str, device: Device, cpu: Device, tmp_path: Path
+) -> None:
+    given, floats = write(name, tmp_path)
+    want = logits_of(load_model(floats, cpu), cpu)
+    unpacked = load_model(given, cpu, dtype="float32")
+    assert torch.equal(logits_of(unpacked, cpu), want)
+    assert "4 quantised) are unpacked" in unpacked.notes[0]
+    model = load_model(given, device)
+    stays = "another order" not in name
+    assert isinstance(model.decoder.weights.layers[0].down, tuple) == stays
+    assert (model.notes == ()) == stays
+    if stays:
+        near = 1e-4 * float(want.abs().max())
+        assert torch.allclose(logits_of(model, device), want, rtol=1e-4, atol=near)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"quant_method": "hqq"}, "quant_method is 'hqq', .*supported are gptq, awq, compressed-"),
+        ({"quant_method": 4}, "quantization_config.quant_method"),
+        ({"bits": 3}, "quantization_config.bits is 3; supported are 2, 4, 8"),
+        ({"group_size": 0}, "quantization_config.group_size is 0"),
+        ({"group_size": 48}, "makes groups of 48 columns, but '.*o_proj.weight' has 64"),
+        ({"group_size": 64}, r"qzeros': is I32 \[2, 8\], but config.json makes it I32 \[1, 8\]"),
+        ({"checkpoint_format": "marlin"}, "checkpoint_format is 'marlin'; supported are gptq and"),
+        ({"quant_method": "awq", "version": "gemv"}, "version is 'gemv'; supported is gemm"),
+        ({"quant_method": "fp8", "weight_block_size": [128]}, r"weight_block_size is \[128\]"),
+    ],
+)
+def test_a_configuration_that_is_not_supported_is_refused_by_its_field(
+    changes: dict[str, Any], says: str, cpu: Device, tmp_path: Path
+) -> None:
+    given, _ = write("gptq of 4 bits", tmp_path)
+    configure(given, CONFIGS["gptq of 4 bits"] | changes)
+    with pytest.raises(ModelError, match=says):
+        load_model(given, cpu)
+
+
+UP = "model.layers.0.mlp.up_proj."
+
+
+@pytest.mark.parametrize(
+    ("name", "end", "value", "says"),
+    [
+        ("awq", "qzeros", None, f"{UP}qzeros' is missing, which quantised weights need"),
+        ("awq", "scales", float("nan"), f"{UP}qweight': has values that are not finite"),
+        ("awq", "scales", float("inf"), f"{UP}qweight': has values that are not finite"),
+        ("gptq of 4 bits", "g_idx", 1, f"{UP}g_idx': has columns in another order than config"),
+        ("gptq in another order", "g_idx", -1, f"{UP}g_idx': names groups that are not from 0 to"),
+        ("gptq in another order", "g_idx", 99, f"{UP}g_idx': names groups that are not from 0 to"),
+        ("fp8 by blocks", "weight", float("nan"), f"{UP}weight': has values that are not finite"),
+    ],
+)
+def test_a_damaged_tensor_is_refused_by_its_name(
+    name: str, end: str, value: float | None, says: str, device: Device, cpu: Device, tmp_path: Path
+) -> None:
+    given, _ = write(name, tmp_path)
+    tensors = load_file(given / WEIGHTS)
+    if value is None:
+        del tensors[UP + end]
+    else:
+        tensors[UP + end].view(-1)[0] = value
+    save_file(tensors, given / WEIGHTS)
+    for each in (device, cpu):
+        with pytest.raises(ModelError, match=says):
+            load_model(given, each)
+
+
+def test_the_names_of_pages_depend_on_how_codes_are_meant(cpu: Device, tmp_path: Path) -> None:
+    given, _ = write("gptq of 4 bits", tmp_path)
+    before = load_model(given, cpu).fingerprint
+    configure(given, CONFIGS["gptq, version 2"])
+    assert load_model(given, cpu).fingerprint != before
