@@ -105,7 +105,9 @@ class TorchMatrices:
     def _product(self, x: Tensor, matrix: Matrix) -> Tensor:
         given = rounded(x) if self.rounds(matrix.format) else x.float()
         plain = matrix.data.view(matrix.out, -1)
-        return F.linear(given, unpack(matrix.format, plain, matrix.width))
+        values = unpack(matrix.format, plain, matrix.width)
+        # Row by row, each at an address of its own, so that its bits do not depend on the others.
+        return torch.cat([F.linear(row.clone(), values) for row in torch.split(given, 1)])
 
 
 class PackingDevice(Wrapper):

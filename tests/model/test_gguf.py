@@ -78,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(make_model("smollm-2"), folder)
 
 
-def plain(folder: Path) -> dict[str, Tensor]:
+def floats(folder: Path) -> dict[str, Tensor]:
     """The tensors of the model in a folder, as a file of floats has them."""
     return {name: pack(tensor, "F32") for name, tensor in tensors_of(folder).items()}
 
@@ -119,7 +119,7 @@ def test_packed_matrices_are_loaded_as_the_numbers_they_stand_for(
     wide = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4,
             "num_key_value_heads": 2, "num_hidden_layers": 1}  # fmt: skip
     folder = save_model(make_model("llama-2", **wide), tmp_path)
-    tensors = plain(folder)
+    tensors = floats(folder)
     numbers: dict[str, torch.Tensor] = {}
     for seed, (key, tensor) in enumerate(tensors_of(folder).items()):
         if tensor.dim() == 2:
@@ -133,14 +133,15 @@ def test_packed_matrices_are_loaded_as_the_numbers_they_stand_for(
     assert torch.equal(layer.qkv[:256].view(4, 2, 32, 256), q.transpose(1, 2))
 
 
-def test_packed_matrices_become_bfloat16_and_a_note_says_so(tmp_path: Path, cpu: Device) -> None:
+def test_packed_matrices_become_bfloat16_and_a_note_says_so(tmp_path: Path, plain: Device) -> None:
+    """On a device that does not multiply them."""
     save_model(make_model("smollm-2", hidden_size=96), tmp_path)
-    tensors = plain(tmp_path)
+    tensors = floats(tmp_path)
     for key, tensor in tensors_of(tmp_path).items():
         if tensor.dim() == 2:
             tensors[key], _ = packed(tensor, "Q8_0", 0)
     path = write_gguf(tmp_path / "x.gguf", keys_of(tmp_path), tensors)
-    model = load_model(path, cpu)
+    model = load_model(path, plain)
     assert model.dtype == "bfloat16"
     (note,) = model.notes
     assert "22 Q8_0" in note
@@ -148,7 +149,7 @@ def test_packed_matrices_become_bfloat16_and_a_note_says_so(tmp_path: Path, cpu:
 
 def test_a_packed_number_that_is_none_is_refused_by_tensor(tmp_path: Path, cpu: Device) -> None:
     save_model(make_model("smollm-2", hidden_size=96), tmp_path)
-    tensors = plain(tmp_path)
+    tensors = floats(tmp_path)
     name, shape, raw = packed(tensors_of(tmp_path)["blk.1.ffn_up.weight"], "Q8_0", 0)[0]
     tensors["blk.1.ffn_up.weight"] = name, shape, b"\x00\x7e" + raw[2:]  # a scale of NaN
     path = write_gguf(tmp_path / "x.gguf", keys_of(tmp_path), tensors)
@@ -160,7 +161,7 @@ def test_a_packed_number_that_is_none_is_refused_by_tensor(tmp_path: Path, cpu: 
 def test_a_type_that_cannot_be_unpacked_yet_is_refused_by_tensor(
     folder: Path, tmp_path: Path, cpu: Device
 ) -> None:
-    tensors = plain(folder)
+    tensors = floats(folder)
     rows = tensors["blk.0.ffn_up.weight"][1]
     numel = rows[0] * rows[1]
     tensors["blk.0.ffn_up.weight"] = "I16", rows, bytes(2 * numel)
@@ -235,7 +236,7 @@ def test_a_frequency_is_divided_by_a_positive_number(
 ) -> None:
     divisors = torch.ones(8)
     divisors[3] = bad
-    tensors = plain(folder) | {"rope_freqs.weight": pack(divisors, "F32")}
+    tensors = floats(folder) | {"rope_freqs.weight": pack(divisors, "F32")}
     error = error_of(write_gguf(tmp_path / "x.gguf", keys_of(folder), tensors), cpu)
     assert "tensor 'rope_freqs.weight': has values that are not positive" in str(error)
 
@@ -252,7 +253,7 @@ def test_a_number_may_be_given_for_each_layer(
 def test_a_tensor_too_few_or_too_many_is_refused_by_name(
     folder: Path, tmp_path: Path, cpu: Device
 ) -> None:
-    tensors = plain(folder)
+    tensors = floats(folder)
     path = tmp_path / "x.gguf"
     less = {key: tensor for key, tensor in tensors.items() if key != "blk.2.attn_v.weight"}
     assert "tensor 'blk.2.attn_v.weight' is missing" in str(
@@ -287,7 +288,7 @@ def test_what_the_author_recommends_is_read(folder: Path, tmp_path: Path, cpu: D
 
 def split(folder: Path, into: Path, count: int = 3) -> list[Path]:
     """The model in a folder as GGUF files that were split off one."""
-    tensors = plain(folder)
+    tensors = floats(folder)
     names = list(tensors)
     paths = []
     for number in range(count):
