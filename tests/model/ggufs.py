@@ -1,5 +1,6 @@
 """Writes GGUF files: of any keys and tensors, and of the tiny models of `checkpoints`."""
 
+import itertools
 import json
 import struct
 from collections.abc import Mapping, Sequence
@@ -182,6 +183,22 @@ def converted_tokenizer(file: Path) -> dict[str, Any]:
         "eos_token_id": 0,
     }
     return {f"tokenizer.ggml.{key}": item for key, item in keys.items()}
+
+
+def joined_by_score(text: str, scores: Mapping[str, float]) -> list[str]:
+    """SentencePiece's rule, as slow as it is plain: of all neighbours that make a word, join those
+    whose word scores most, the first of equals, until none do."""
+    symbols = list(text)
+    while True:
+        pairs = [
+            (-scores[left + right], at)
+            for at, (left, right) in enumerate(itertools.pairwise(symbols))
+            if left + right in scores
+        ]
+        if not pairs:
+            return symbols
+        _, at = min(pairs)
+        symbols[at : at + 2] = ["".join(symbols[at : at + 2])]
 
 
 def pack(tensor: torch.Tensor, kind: str) -> Tensor:

@@ -1,6 +1,5 @@
 """Tokenizers in GGUF files: the ids, texts and templates that the model was trained with."""
 
-import itertools
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from kvrt.model.gguf.splits import SPLITS
 from kvrt.model.gguf.tokens import read_tokenizer
 from kvrt.model.resolve import resolve
 from kvrt.model.tokenizer import Tokenizer
-from tests.model.ggufs import converted_tokenizer, tokenizer_keys, write_gguf
+from tests.model.ggufs import converted_tokenizer, joined_by_score, tokenizer_keys, write_gguf
 
 ROOT = Path(__file__).parents[2]
 PREFIX = "tokenizer.ggml."
@@ -129,22 +128,6 @@ def pieces(words: Sequence[str], scores: Sequence[float], **changes: Any) -> dic
         "unknown_token_id": 0,
         **changes,
     }
-
-
-def joined_by_score(text: str, scores: Mapping[str, float]) -> list[str]:
-    """SentencePiece's rule, as slow as it is plain: of all neighbours that make a word, join those
-    whose word scores most, the first of equals, until none do."""
-    symbols = list(text)
-    while True:
-        pairs = [
-            (-scores[left + right], at)
-            for at, (left, right) in enumerate(itertools.pairwise(symbols))
-            if left + right in scores
-        ]
-        if not pairs:
-            return symbols
-        _, at = min(pairs)
-        symbols[at : at + 2] = ["".join(symbols[at : at + 2])]
 
 
 def test_words_are_joined_by_their_scores(tmp_path: Path) -> None:

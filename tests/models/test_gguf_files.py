@@ -13,7 +13,8 @@ from kvrt.model.blocks import blocks, mapped
 from kvrt.model.gguf.files import open_gguf
 from kvrt.model.gguf.spec import read_spec
 from kvrt.model.gguf.tokens import KINDS, read_tokenizer
-from tests.models.real import GEMMA, SMOLLM, here, numbers
+from tests.model.ggufs import joined_by_score
+from tests.models.real import GEMMA, ROOT, SMOLLM, here, numbers
 
 pytestmark = pytest.mark.extra
 
@@ -46,6 +47,18 @@ def test_a_header_is_opened_in_half_a_second(path: Path) -> None:
 def test_a_family_that_is_not_there_yet_is_refused_by_name() -> None:
     with pytest.raises(ModelError, match="architecture is 'gemma3'"):
         read_spec(open_gguf(here(GEMMA)))
+
+
+def test_gemmas_words_are_joined_by_the_scores_in_the_file() -> None:
+    gguf = open_gguf(here(GEMMA))
+    tokenizer = read_tokenizer(gguf, 1 << 20)
+    assert tokenizer is not None
+    keys = gguf.keys
+    scores = dict(zip(keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.scores"], strict=True))
+    for line in (ROOT / "README.md").read_text().splitlines():
+        if "  " not in line and "<" not in line:  # which are tokens of their own
+            want = joined_by_score(line.replace(" ", "▁"), scores)
+            assert [tokenizer.token(id) for id in tokenizer.encode(line, special=False)] == want
 
 
 def test_the_ids_of_llama_cpps_vocabularies_are_its_own() -> None:

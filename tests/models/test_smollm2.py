@@ -59,6 +59,11 @@ def logits(model: Model, device: Device, ids: list[int]) -> Tensor:
     return torch.stack(row.logits)
 
 
+def perplexity(log_probabilities: Tensor, ids: list[int]) -> float:
+    following = torch.tensor(ids[1:])
+    return float((-log_probabilities[:-1].gather(1, following[:, None]).mean()).exp())
+
+
 @pytest.mark.parametrize("dtype", KL)
 def test_the_probabilities_are_those_of_the_unpacked_weights(
     path: Path, judge: LlamaForCausalLM, device: Device, dtype: Any
@@ -70,8 +75,13 @@ def test_the_probabilities_are_those_of_the_unpacked_weights(
     got = logits(model, device, ids).double().log_softmax(-1)
     divergence = float((want.exp() * (want - got)).sum(-1).mean())
     agreement = float((want.argmax(-1) == got.argmax(-1)).double().mean())
-    print(f"{dtype}: KL {divergence:.3g} nats a token, same first token {agreement:.2%}")
+    perplexities = [perplexity(some, ids) for some in (want, got)]
+    print(
+        f"{dtype}: KL {divergence:.3g} nats a token, same first token {agreement:.2%},"
+        f" perplexity {perplexities[1]:.3f}, of the reference {perplexities[0]:.3f}"
+    )
     assert divergence < KL[dtype]
+    assert perplexities[1] == pytest.approx(perplexities[0], rel=5e-3)
 
 
 def test_the_text_is_that_of_the_unpacked_weights(path: Path, judge: LlamaForCausalLM) -> None:
