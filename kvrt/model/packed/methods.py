@@ -156,7 +156,7 @@ class PackQuantized:
     def wanted(self, out: int, width: int) -> Mapping[str, Wanted]:
         groups = width // (self.group or width)
         wanted = {
-            "weight_packed": Wanted(("I32",), ((out, -(-width * self.bits // 32)),)),
+            "weight_packed": Wanted(("I32",), ((out, width * self.bits // 32),)),
             "weight_scale": Wanted(FLOATS, ((out, groups),)),
             "weight_shape": Wanted(("I64", "I32"), ((2,),), optional=True),
             "weight_g_idx": Wanted(("I32", "I64"), ((width,),), optional=True),
@@ -171,8 +171,7 @@ class PackQuantized:
 
     def read(self, tensors: Mapping[str, Tensor]) -> Held:
         scales = tensors["weight_scale"]
-        width = int(tensors["weight_shape"][1]) if "weight_shape" in tensors else None
-        codes = _numbers(tensors["weight_packed"], self.bits)[:, :width]
+        codes = _numbers(tensors["weight_packed"], self.bits)
         zeros = None
         if not self.symmetric:
             zeros = _numbers(tensors["weight_zero_point"].T, self.bits).T[: len(scales)]

@@ -150,6 +150,9 @@ CASES: dict[str, Callable[[Shape], tuple[Method, Made]]] = {
     "fp8 by blocks": lambda shape: float8(
         shape, (32, 64), (-(-shape[0] // 32), -(-shape[1] // 64)), "weight_scale_inv"
     ),
+    "fp8 by blocks that are cut": lambda shape: float8(
+        shape, (36, 40), (-(-shape[0] // 36), -(-shape[1] // 40)), "weight_scale_inv"
+    ),
     "fp8 by rows": lambda shape: float8(shape, (1, 0), (shape[0], 1), "weight_scale"),
     "fp8 by tensor": lambda shape: float8(shape, (0, 0), (), "weight_scale"),
     "fp8 by tensor, of one": lambda shape: float8(shape, (0, 0), (1,), "weight_scale"),
@@ -164,7 +167,7 @@ def test_values_are_those_of_the_definition_bit_for_bit(name: str) -> None:
     (found,) = (t for key, t in tensors.items() if "scale" in key)
     format, held = method.format(scales[found.dtype]), method.read(tensors)
     assert torch.equal(values_of(format, held), values)
-    if not method.ordered:
+    if not method.ordered and format.fits(WIDTH):
         plain = plain_of(format, held)
         assert torch.equal(unpack(format, plain, WIDTH), values)
 
