@@ -26,8 +26,8 @@ def model_name(value: str) -> str:
     if NAME.fullmatch(value) or _exists(value):
         return value
     raise ModelError(
-        f"no such model: the first argument, of {len(value)} characters, is neither a folder nor a"
-        " hub id",
+        f"no such model: the first argument, of {len(value)} characters, is no folder, file or hub"
+        " id",
         fix=f'the model comes before the prompt: kvrt run {TINY} "..."',
     )
 

@@ -108,6 +108,8 @@ def keys_of(folder: Path) -> dict[str, Any]:
     if rope["rope_type"] == "yarn":
         original = rope["original_max_position_embeddings"]
         keys["rope.scaling.original_context_length"] = original
+        if "attention_factor" in rope:
+            keys["rope.scaling.yarn_attn_factor"] = rope["attention_factor"]
     general = {"general.architecture": arch, "general.type": "model"}
     return general | {f"{arch}.{key}": item for key, item in keys.items()}
 

@@ -17,7 +17,7 @@ from kvrt.model.loader import Model, load_model
 from kvrt.model.packed.ggml import TYPES as PACKED
 from kvrt.model.rope import inverse_frequencies
 from kvrt.spi import Device
-from tests.model.checkpoints import make_model, save_model
+from tests.model.checkpoints import YARN_ROPE, make_model, save_model
 from tests.model.ggufs import Tensor, keys_of, pack, save_gguf, tensors_of, write_gguf
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -29,6 +29,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {},
     "qwen-2": {"use_sliding_window": False, "layer_types": None},
     "qwen-2.5-yarn": {},
+    "qwen-2.5-yarn, sharper": {"rope_parameters": YARN_ROPE | {"attention_factor": 1.5}},
     "qwen-3": {},
     "smollm-3": {"use_sliding_window": False, "no_rope_layers": None, "layer_types": None},
 }
@@ -55,7 +56,7 @@ def test_a_gguf_file_is_the_model_that_it_was_made_from(
     tmp_path: Path, family: str, kind: str, cpu: Device
 ) -> None:
     dtype = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}[kind]
-    folder = save_model(make_model(family, **FAMILIES[family]), tmp_path, dtype=dtype)
+    folder = save_model(make_model(family.split(",")[0], **FAMILIES[family]), tmp_path, dtype=dtype)
     given = load_model(save_gguf(folder, tmp_path / "model.gguf", kind), cpu)
     want = load_model(folder, cpu)
     assert given.dtype == want.dtype
@@ -228,6 +229,30 @@ def test_a_window_as_long_as_the_context_is_none(
     keys = {"llama.attention.sliding_window": window}
     spec = load_model(save_gguf(folder, tmp_path / "x.gguf", **keys), cpu).spec
     assert {layer.window for layer in spec.layers} == {want}
+
+
+def test_a_window_whose_layers_no_key_names_is_refused(tmp_path: Path, cpu: Device) -> None:
+    save_model(make_model("qwen-3"), tmp_path)
+    path = save_gguf(tmp_path, tmp_path / "x.gguf", **{"qwen3.attention.sliding_window": 13})
+    assert "qwen3.attention.sliding_window is 13, and no key says" in str(error_of(path, cpu))
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"rope.scaling.factor": 0.5}, "rope.scaling.factor is 0.5"),
+        ({"rope.scaling.yarn_ext_factor": 0.0}, "rope.scaling.yarn_ext_factor is 0"),
+        ({"rope.scaling.yarn_log_multiplier": 0.1}, "rope.scaling.yarn_log_multiplier is 0.1"),
+        ({"rope.scaling.yarn_beta_fast": 1.0}, "rope.scaling.yarn_beta_fast is 1"),
+        ({"rope.freq_base": 1.0}, "rope.freq_base must exceed 1"),
+    ],
+)
+def test_a_rotation_that_cannot_be_is_refused_by_key(
+    tmp_path: Path, keys: dict[str, float], words: str, cpu: Device
+) -> None:
+    save_model(make_model("qwen-2.5-yarn"), tmp_path)
+    changed = {f"qwen2.{name}": item for name, item in keys.items()}
+    assert words in str(error_of(save_gguf(tmp_path, tmp_path / "x.gguf", **changed), cpu))
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])

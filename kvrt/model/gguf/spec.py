@@ -30,16 +30,18 @@ class Architecture:
     Args:
         paired: rows of queries and keys are in pairs, (i, i + head_dim/2) beside each other.
         qk_norm: query and key heads are normed.
+        windows: a window is that of all layers; elsewhere no key says which layers have it.
         unrotated: every so many layers, one has no rotation; 0: all have.
     """
 
     paired: bool = False
     qk_norm: bool = False
+    windows: bool = False
     unrotated: int = 0
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture(paired=True),
+    "llama": Architecture(paired=True, windows=True),
     "qwen2": Architecture(),
     "qwen3": Architecture(qk_norm=True),
     "smollm3": Architecture(paired=True, unrotated=4),
@@ -167,15 +169,16 @@ def _layers(
     fields: Fields, architecture: Architecture, count: int, positions: int
 ) -> tuple[LayerSpec, ...]:
     window = fields.integer("attention.sliding_window", 0, MAX_POSITIONS, 0)
+    window = window if window < positions else 0
     if fields.has("attention.sliding_window_pattern"):
         raise fields.error("attention.sliding_window_pattern", "is not supported")
+    if window and not architecture.windows:
+        raise fields.error(
+            "attention.sliding_window", f"is {window}, and no key says which layers have it"
+        )
     every = architecture.unrotated
     return tuple(
-        LayerSpec(
-            window=window if window < positions else 0,
-            rope=not every or (layer + 1) % every != 0,
-        )
-        for layer in range(count)
+        LayerSpec(window, rope=not every or (layer + 1) % every != 0) for layer in range(count)
     )
 
 
@@ -200,13 +203,15 @@ def _rope(gguf: GGUF, fields: Fields, head_dim: int, positions: int) -> RopeSpec
         return RopeSpec(theta, "linear", factor, original)
     if theta <= 1.0:
         raise fields.error("rope.freq_base", "must exceed 1 for yarn")
-    if fields.number("rope.scaling.yarn_log_multiplier", -1e6, 1e6, 0.0):
-        raise fields.error("rope.scaling.yarn_log_multiplier", "is not supported")
+    for name, usual in (("yarn_log_multiplier", 0.0), ("yarn_ext_factor", 1.0), ("alpha", 0.0)):
+        if (other := fields.number(f"rope.scaling.{name}", -1e6, 1e6, usual)) != usual:
+            raise fields.error(f"rope.scaling.{name}", f"is {other:g}; supported is {usual:g}")
     fast = fields.number("rope.scaling.yarn_beta_fast", 1e-6, 1e6, 32.0)
     slow = fields.number("rope.scaling.yarn_beta_slow", 1e-6, 1e6, 1.0)
     if fast <= slow:
         raise fields.error("rope.scaling.yarn_beta_fast", f"is {fast:g}; it must exceed {slow:g}")
-    sharpened = fields.number("rope.scaling.attn_factor", 1e-6, 1e6, 1.0)
+    # Equation 22 of arXiv 2309.00071: logits are sharpened as the context is stretched.
+    usual = 0.1 * math.log(factor) + 1.0
     return RopeSpec(
         theta,
         "yarn",
@@ -214,8 +219,7 @@ def _rope(gguf: GGUF, fields: Fields, head_dim: int, positions: int) -> RopeSpec
         original,
         beta_fast=fast,
         beta_slow=slow,
-        # Equation 22 of arXiv 2309.00071: logits are sharpened as the context is stretched.
-        attention_factor=sharpened * (0.1 * math.log(factor) + 1.0),
+        attention_factor=fields.number("rope.scaling.yarn_attn_factor", 1e-6, 1e6, usual),
     )
 
 
