@@ -115,10 +115,10 @@ class Memory:
         table = self.cache.table
         if self.reuse is None or seq.id not in table:
             return
-        doubted = self.reuse.only_of(seq, table)
+        names, pages = self.reuse.only_of(seq, table)
         if self.offload is not None:
-            self.offload.remove(entry.name for entry in doubted)
-        self.forget(self.reuse.index.pages_of(doubted))
+            self.offload.remove(names)
+        self.forget(pages)
         seq.named, seq.shares = 0, False
 
     def forget(self, pages: Pages) -> None:

@@ -164,8 +164,14 @@ DRAWN = {
     ),
     "of a window nothing is worth a copy": M(
         "kvrt.kv.index.prefix",
+        "if last.resumed or last.after != 1 or last.next is None:",
+        "if last.resumed or last.after > 1:",
+        "sched/test_windows.py",
+    ),
+    "a prompt's end is no place to resume at": M(
+        "kvrt.kv.index.prefix",
+        "if last.resumed or last.after != 1 or last.next is None:",
         "if last.after != 1 or last.next is None:",
-        "if last.after > 1:",
         "sched/test_windows.py",
     ),
     "the slab that is kept is not the lower one": M(

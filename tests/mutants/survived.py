@@ -131,9 +131,16 @@ SURVIVED = {
     ),
     "what only one sequence computed is not doubted with it": M(
         "kvrt.kv.index.reuse",
-        "return self.index.and_after(found)",
-        "return set()",
+        "return names, tuple(map(tuple, pages))",
+        "return names, ((),) * len(pages)",
         "pages/test_memory.py",
+    ),
+    "a window that one sequence alone has is not doubted with it": M(
+        "kvrt.kv.index.reuse",
+        "parts.append((entry, group))",
+        "pass",
+        "tiers/test_life.py::"
+        "test_a_window_that_came_back_for_a_sequence_that_is_doubted_is_found_no_more",
     ),
     "pages of all groups get the names of the first": M(
         "kvrt.kv.memory",

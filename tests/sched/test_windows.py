@@ -178,10 +178,16 @@ def test_a_page_is_said_to_be_gone_when_no_group_has_it_and_to_be_there_again() 
 
 @pytest.mark.parametrize("windows", [FULL_AND_WINDOW, WINDOW])
 def test_of_a_window_only_what_somebody_may_resume_with_is_worth_a_copy(windows: Windows) -> None:
-    """Where a row ends, and where several go on differently: what is needed there."""
+    """Where a prompt ended, a row ends, or several go on differently: what is needed there."""
     talk = Talk(windows)
-    talk.say(said(12))
-    talk.say([*said(12)[: 7 * PAGE], *[2] * 5 * PAGE])
+    first = talk.begin(said(12))
+    first.prompt_len = 4 * PAGE + 1
+    talk.go_on(first)
+    talk.end(first)
+    other = talk.begin([*said(12)[: 7 * PAGE], *[2] * 5 * PAGE])
+    other.prompt_len = 7 * PAGE + 1
+    talk.go_on(other)
+    talk.end(other)
     leaving = talk.reuse.leaving(talk.reuse.index.pages_of([*talk.reuse.index]))
     depths = {
         group: sorted(
@@ -192,7 +198,7 @@ def test_of_a_window_only_what_somebody_may_resume_with_is_worth_a_copy(windows:
         for group in range(len(windows))
     }
     window, full = len(windows) - 1, 0
-    assert depths[window] == [5, 6, 10, 10, 11, 11]
+    assert depths[window] == [2, 3, 5, 6, 10, 10, 11, 11]
     assert windows == WINDOW or depths[full] == sorted([*range(12), *range(7, 12)])
 
 

@@ -158,9 +158,45 @@ def test_a_fetch_that_fails_at_any_page_goes_on_where_all_groups_can(
     life.cache.close()
 
 
-def tell(life: Life, tiers: Tiers, prompt: list[int]) -> int:
-    """A sequence from its beginning to its end; then all of it is on disk, and nowhere else.
-    Returns how many of its tokens came from there."""
+def test_a_window_that_came_back_for_a_sequence_that_is_doubted_is_found_no_more(
+    null_device: Device,
+) -> None:
+    """Of layers that see everything it shares the pages of one that goes on from the same prompt,
+    whose window has moved on; the window came back for it alone."""
+    rng = random.Random(1)
+    tiers = Tiers(None, rng, Counter())
+    life = Life(null_device, "straddling+many in a chunk 9 0", rng, tiers)
+    prompt = [rng.randrange(3) for _ in range(10 * SIZE + 1)]
+    tell(life, tiers, prompt, clear=False)
+    other, doubted = (
+        Seq(n, [*prompt, *[2] * n], 10 * SIZE + 1 + n, 20 * SIZE, arrival=n, root=ROOT)
+        for n in (4 * SIZE, 2)
+    )
+    for seq in (other, doubted):
+        life.waiting.append(seq)
+        while seq not in life.running or (seq is other and life.cache.table.row(other.id, 1)[9]):
+            life.go_on()
+        table = life.cache.table
+        entries = [entry.pages[1] for entry in life.reuse.index if entry.pages[1]]
+        idle = tuple(page for page in entries if table.lanes[1].holders.idle(page))
+        life.memory.commit(table.forget(((), idle)))
+    assert life.seen["tokens back"] == 10 * SIZE
+    shared = {*life.cache.table.pages(other.id)} & {*life.cache.table.pages(doubted.id)}
+    assert len(shared) == 10
+    life.doubt(doubted)
+    life.check_bytes()
+    life.end(other)
+    tell(life, tiers, [*prompt, 1], clear=False)
+    life.memory.close()
+    life.cache.close()
+
+
+def tell(life: Life, tiers: Tiers, prompt: list[int], *, clear: bool = True) -> int:
+    """A sequence from its beginning to its end. Returns how many of its tokens came back.
+
+    Args:
+        clear: in the end all of it is on disk, and nowhere else.
+    """
     assert life.offload is not None
     before = life.seen["tokens back"]
     life.ids += 1
@@ -171,9 +207,10 @@ def tell(life: Life, tiers: Tiers, prompt: list[int]) -> int:
         life.offload.wait()
     tiers.faults.at = None
     life.check_bytes()
-    life.memory.clear(())
-    while life.offload.busy:
-        life.offload.poll()
-    for name in tiers.host.names():
-        tiers.host.remove(name)
+    if clear:
+        life.memory.clear(())
+        while life.offload.busy:
+            life.offload.poll()
+        for name in tiers.host.names():
+            tiers.host.remove(name)
     return life.seen["tokens back"] - before

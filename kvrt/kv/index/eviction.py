@@ -32,6 +32,7 @@ class CachedPage:
         worth: by the policy.
         after: how many pages come directly after it.
         next: the one of them that came last; None: it has gone.
+        resumed: behind it a prompt ended, or a sequence began.
     """
 
     name: PageName
@@ -43,6 +44,7 @@ class CachedPage:
     worth: Worth = (0.0, 0.0)
     after: int = 0
     next: "CachedPage | None" = None
+    resumed: bool = False
 
 
 class Eviction(Protocol):

@@ -113,14 +113,14 @@ class PrefixIndex:
 
     def resumed_near(self, entry: CachedPage, group: int) -> bool:
         """Whether a sequence would need this page at a border where one is likely to resume: where
-        a row ends, or several go on differently."""
+        one did, a prompt ended, a row ends, or several go on differently."""
         layers = self._groups[group]
         pages_for = layers.geometry.pages_for
         if not layers.window or entry.depth < pages_for(layers.sinks):
             return True
         last = entry
         for _ in range(pages_for(layers.window - 1)):
-            if last.after != 1 or last.next is None:
+            if last.resumed or last.after != 1 or last.next is None:
                 return True
             last = last.next
         return False

@@ -193,6 +193,7 @@ class PrefixReuse:
         come from outside the device, or are needed when they have come."""
         seq.named, seq.last_named = pages, self.index.last(tuple(row[:pages] for row in rows))
         self.index.touch(self._last(seq), self._now(), hit=True)
+        self._resume_at(self._last(seq))
         self.index.hold(rows)
         self._prompt_tokens += seq.prompt_len
         self._cached_tokens += min(pages * self._page_size, seq.prompt_len)
@@ -228,25 +229,41 @@ class PrefixReuse:
             seq.named += 1
             seq.last_named = before = entry
             last = own
+            if seq.named == (seq.prompt_len - 1) // self._page_size:
+                self._resume_at(entry)
         if before is not None and not any(before.pages):
             self.index.drop_links(before)
         return tuple(tuple(filter(None, pages)) for pages in zip(*named, strict=True))
+
+    def _resume_at(self, last: CachedPage | None) -> None:
+        """A sequence begins behind it, or would if the same is asked again."""
+        if last is not None:
+            last.resumed = True
 
     def end(self, seq: Seq) -> None:
         """A sequence ends."""
         self.index.touch(self._last(seq), self._now())
 
-    def only_of(self, seq: Seq, table: PageTable) -> set[CachedPage]:
-        """What can be found of a sequence and is in no other's row, and all that comes after."""
-        found, rows, entry = list[CachedPage](), table.rows_of(seq.id), self._last(seq)
+    def only_of(self, seq: Seq, table: PageTable) -> tuple[set[PageName], Pages]:
+        """What can be found of a sequence and is in no other's row, and all that comes after: the
+        names, and the pages of each group. Where another has the rest of a page's groups, those
+        with a window are of this one alone nevertheless."""
+        index, rows, entry = self.index, table.rows_of(seq.id), self._last(seq)
+        whole, parts = list[CachedPage](), list[tuple[CachedPage, int]]()
         while entry is not None:
-            for group in self.index.deciding:
-                page, row = entry.pages[group], rows[group][entry.depth : entry.depth + 1]
+            for group, page in enumerate(entry.pages):
                 holders = table.lanes[group].holders
+                row = rows[group][entry.depth : entry.depth + 1]
                 if page and (holders.idle(page) or (page == row and holders.own(row))):
-                    found.append(entry)
+                    parts.append((entry, group))
+                    whole += [entry] if group in index.deciding else []
             entry = entry.before
-        return self.index.and_after(found)
+        after = index.and_after(whole)
+        pages = [set(own) for own in index.pages_of(after)]
+        for entry, group in parts:
+            pages[group].add(entry.pages[group])
+        names = {entry.name for entry in (*after, *(entry for entry, _ in parts))}
+        return names, tuple(map(tuple, pages))
 
     def unpinned(self, rows: Rows) -> None:
         """A pin held these pages until now."""
