@@ -203,8 +203,10 @@ class Engine:
         if failed is not None:
             return failed
         live = self._live
+        apart = len(plan.preempted) == len(live.running)
         for seq in plan.preempted:
             if seq in live.running:  # it may have gone with other beams
+                seq.apart = apart
                 self._preempt(seq)
         for seq, cached in plan.admitted.items():
             live.waiting.remove(seq)

@@ -35,6 +35,7 @@ class Seq:
         last_named: the prefix index's entry of the last of them.
         drafter: guesses at its next tokens, if it wants that.
         together: sequences with the same number lose their pages together; None: it is alone.
+        apart: it ran out of pages beside no other, and runs beside none from then on.
     """
 
     id: int
@@ -56,6 +57,7 @@ class Seq:
     last_named: object = None
     drafter: Drafter | None = None
     together: int | None = None
+    apart: bool = False
 
     @property
     def pending(self) -> int:

@@ -65,7 +65,8 @@ class StepPlan:
         change: leads to the page table in which the step runs.
         admitted: waiting sequences that start to run, and how many tokens they need not compute.
         fetches: those of them that wait for pages from outside the device first, and which.
-        preempted: running sequences that lost their pages, to wait again.
+        preempted: running sequences that lost their pages, to wait again. If these are all there
+            are, they are to run apart: what they had lay in too many chunks (`Seq.apart`).
         stuck: sequences that cannot go on even alone: there is no page left to give them.
     """
 
@@ -118,6 +119,12 @@ class _Draft:
     def preempt(self, seq: Seq) -> None:
         """A sequence loses its pages; those that have names stay cached."""
         self._lose(self.table.free(seq.id))
+
+    def clear(self) -> None:
+        """Give up all that is only cached, so that what comes lies in as few chunks as it can."""
+        self._cached = self._reuse.in_order()
+        self._cached.look_again(self._reuse.entries_of(self.change.idled))
+        self.do(self.table.forget(self._cached.take(self.table, self.table.idle_bytes)))
 
     def grow(self, tokens: Mapping[SeqId, int]) -> bool:
         """Grow, and evict what must go for it. False: it takes more than there is."""
@@ -239,7 +246,13 @@ def plan_step(
             order.remove(victim)
             draft.preempt(victim)
             budget += wants.pop(victim, 0)
-        (preempted if order else stuck).extend(victims)
+        if order:
+            preempted += victims
+        elif len(table.lanes) > 1 and not any(victim.apart for victim in victims):
+            preempted += victims  # perhaps pages of one group lie where another needs a chunk
+            draft.clear()
+        else:
+            stuck += victims
 
     rows = [Row(seq, seq.computed, count, count == seq.pending) for seq, count in wants.items()]
     admitted: dict[Seq, int] = {}
@@ -249,10 +262,12 @@ def plan_step(
         at_once = limits.max_batch_tokens
         spare = draft.room - sum(_bytes_to_come(draft.table, seq, at_once) for seq in placed)
         places = limits.max_running - sum(seq.width for seq in placed)
+        if any(seq.apart for seq in placed):
+            places = 0
         computing = _Computing(reuse, placed, draft)
         for seq in waiting.in_order(step):
             alone = not placed and not admitted
-            if not budget or (not alone and (spare < 0 or places < 1)):
+            if not budget or (not alone and (spare < 0 or places < 1 or seq.apart)):
                 break  # so it is for all that come after it
             if computing.awaited(seq, draft):
                 continue
@@ -264,7 +279,7 @@ def plan_step(
             if matched:
                 trial.do(trial.table.attach(seq.id, cached))
             spare -= draft.room - trial.room + _bytes_to_come(trial.table, seq, at_once)
-            places -= seq.width
+            places = 0 if seq.apart else places - seq.width
             if not budget or (not alone and (spare < 0 or places < 0)):
                 break
             start = trial.table.length(seq.id)
@@ -276,7 +291,9 @@ def plan_step(
                 continue
             count = min(len(seq.tokens) - start, budget)
             if not trial.grow({seq.id: count}):
-                if alone:
+                if alone and len(table.lanes) > 1 and draft.table.idle_pages:
+                    draft.clear()  # what it begins with may lie in too many chunks
+                elif alone:
                     stuck.append(seq)
                 break
             draft = trial

@@ -1,5 +1,6 @@
 """The planner, run in virtual time: no device, no model, one number for each token."""
 
+import random
 from collections.abc import Sequence
 
 import pytest
@@ -44,6 +45,12 @@ def table_of(chunks: int, windows: Windows = GROUPS["full"]) -> PageTable:
     return PageTable.empty(groups, chunks).table
 
 
+def least_chunks(longest: int, at_once: int, windows: Windows) -> int:
+    """For one sequence that has so many tokens in the end, and computes so many at once."""
+    groups = table_of(100, windows).groups
+    return sum(each.geometry.chunks_of(each.most(longest, at_once)).stop for each in groups)
+
+
 class Clock:
     """An engine without a device: what the engine does with a plan, and nothing else."""
 
@@ -80,7 +87,9 @@ class Clock:
         assert self.table is before
         self.check(plan)
         self.table = plan.table
+        apart = len(plan.preempted) == len(self.running)
         for seq in plan.preempted:
+            seq.apart = apart
             self.running.remove(seq)
             seq.computed = 0
             seq.preemptions += 1
@@ -269,6 +278,25 @@ def test_urgent_ones_go_first_and_waiting_raises_the_others() -> None:
 
 
 @pytest.mark.promise("P18")
+@pytest.mark.parametrize("seed", [8, 12, 13])
+def test_a_sequence_whose_pages_lie_in_too_many_chunks_begins_again_beside_no_other(
+    seed: int,
+) -> None:
+    """With these seeds, one group lacks a chunk while another has pages open in many."""
+    rng, longest, windows = random.Random(seed), 160, GROUPS["full and window with sinks"]
+    clock = Clock(least_chunks(longest, 4, windows), Limits(4, 12), windows=windows)
+    for _ in range(20):
+        for _ in range(rng.randint(0, 24)):
+            clock.tick()
+        prompt = rng.randint(1, rng.choice([20, 150]))
+        all_left = rng.random() >= 0.5
+        clock.add(prompt, longest - prompt if all_left else rng.randint(1, longest - prompt))
+    clock.run(5000)
+    assert not clock.stuck
+    assert any(seq.apart for seq in clock.finished)
+
+
+@pytest.mark.promise("P18")
 @settings(max_examples=300, deadline=None)
 @given(
     arrivals=st.lists(
@@ -284,7 +312,7 @@ def test_urgent_ones_go_first_and_waiting_raises_the_others() -> None:
     tokens=st.integers(1, 40),
     places=st.integers(1, 8),
     policy=st.sampled_from(["fcfs", "priority"]),
-    chunks=st.integers(6, 12),
+    more=st.integers(0, 6),
     groups=st.sampled_from([*GROUPS]),
 )
 def test_every_request_that_fits_finishes_under_any_arrivals(
@@ -292,11 +320,14 @@ def test_every_request_that_fits_finishes_under_any_arrivals(
     tokens: int,
     places: int,
     policy: PolicyName,
-    chunks: int,
+    more: int,
     groups: str,
 ) -> None:
+    """The longest just fits, or there are a few chunks more."""
     windows = GROUPS[groups]
-    clock = Clock(chunks * len(windows), Limits(tokens, places), policy, windows)
+    longest = max(prompt + new for _, prompt, new, _ in arrivals)
+    chunks = least_chunks(longest, tokens, windows) + more
+    clock = Clock(chunks, Limits(tokens, places), policy, windows)
     bound = 200
     for wait, prompt, new, priority in arrivals:
         for _ in range(wait):
