@@ -157,7 +157,13 @@ class PageTable:
     def free_pages(self) -> int:
         """Pages of each group that can be had. If there is one group, `grow` can certainly hand
         them out; see `Placement.free_pages`."""
-        return self.free_bytes // self.page_bytes
+        used = self.mapped_chunks - self.warm_chunks
+        alone: list[int] = []
+        for lane in self.lanes:
+            placement = lane.placement
+            own = placement.mapped_chunks - placement.warm.bit_count()
+            alone.append(placement.free_pages(self.limit - used + own))
+        return min(self.free_bytes // self.page_bytes, *alone)
 
     @property
     def free_bytes(self) -> int:
