@@ -150,7 +150,7 @@ class Repl:
             "context": f"{self.runtime.model.max_model_len} tokens",
             "weights": format_bytes(self.runtime.model.weight_bytes),
             "KV mapped": f"{format_bytes(cache.mapped_bytes)} of {format_bytes(cache.limit_bytes)}",
-            "KV cached": format_bytes(cache.cached_pages * cache.page_bytes),
+            "KV cached": format_bytes(cache.cached_bytes),
             "system": self.asking.system or "none",
             "messages": len(self.messages),
         }

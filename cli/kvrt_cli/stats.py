@@ -111,7 +111,7 @@ def collect(runtime: "Runtime", results: Sequence[Result], seconds: float) -> St
         kv_end_bytes=cache.mapped_bytes,
         kv_pooled_bytes=cache.pooled_bytes,
         kv_limit_bytes=cache.limit_bytes,
-        kv_cached_bytes=cache.cached_pages * cache.page_bytes,
+        kv_cached_bytes=cache.cached_bytes,
         fetched_tokens=offload.fetched_pages * runtime.config.page_size if offload else 0,
         host_pages=offload.host.pages if offload else 0,
         host_bytes=offload.host.used_bytes if offload else 0,

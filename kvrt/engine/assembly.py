@@ -85,7 +85,7 @@ def assemble(
     still_wanted()
     executor, cache = make_cache(config, device, model)
     stack.callback(cache.close)
-    fingerprint = page_fingerprint(model, cache.layouts[0], device.info)
+    fingerprint = page_fingerprint(model, cache.layouts, device.info)
     reuse = make_reuse(config, cache)
     memory = Memory(cache, reuse, make_offload(config, executor, fingerprint, reuse))
     stack.callback(memory.close)

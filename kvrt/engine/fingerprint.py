@@ -13,8 +13,11 @@ from kvrt.registry import candidates
 from kvrt.spi import DeviceInfo, KVLayout
 
 
-def page_fingerprint(model: Model, layout: KVLayout, info: DeviceInfo) -> bytes:
-    """32 bytes that are the same wherever a page of the same tokens has the same bytes.
+def page_fingerprint(model: Model, layouts: Sequence[KVLayout], info: DeviceInfo) -> bytes:
+    """32 bytes that are the same wherever pages of the same tokens have the same bytes.
+
+    Args:
+        layouts: of each group of layers.
 
     Kernels of another architecture, or of another version, add numbers in another order.
     """
@@ -22,7 +25,7 @@ def page_fingerprint(model: Model, layout: KVLayout, info: DeviceInfo) -> bytes:
     kernels = next((c.origin for c in candidates() if c.name == info.backend), "")
     by = (info.backend, info.arch, kernels, version("kvrt"), torch.__version__)
     computed = repr((*model_parts, *by)).encode()
-    return fingerprint(computed, str(layout.format), repr(layout))
+    return fingerprint(computed, str(layouts[0].format), repr(layouts))
 
 
 def own_folder(folder: str | Path, fingerprint: bytes) -> Path:

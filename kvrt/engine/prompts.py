@@ -212,7 +212,7 @@ def room_for(tokens: Sequence[int], model: Model, cache: KVCache, new: int = 1) 
     if len(tokens) + new > room:
         raise CapacityError(
             f"the prompt has {len(tokens)} tokens; the memory limit has room for {room}",
-            needed=len(tokens) * cache.page_bytes // cache.page_size,
+            needed=cache.bytes_for(len(tokens) + new),
             free=cache.stats().limit_bytes,
             fix="raise memory_limit",
         )

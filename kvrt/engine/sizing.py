@@ -1,12 +1,18 @@
-"""How much memory the KV cache may take, and the page layout that follows."""
+"""How much memory the KV cache may take, and the page layouts that follow.
+
+Layers that see as far back keep memory alike: each such group has pages of its own, of as many
+tokens as those of the others.
+"""
 
 import logging
+from collections.abc import Iterable
 
 from kvrt.config import RuntimeConfig
 from kvrt.errors import CapacityError
 from kvrt.executor.backing import geometry_of
 from kvrt.executor.local import LocalExecutor
 from kvrt.kv.cache import KVCache
+from kvrt.kv.pages.geometry import Geometry
 from kvrt.model.activations import Activations
 from kvrt.model.loader import Model
 from kvrt.model.rope import rotation_bytes
@@ -47,14 +53,24 @@ def step_bytes(config: RuntimeConfig, model: Model) -> int:
     return activations + rows * spec.vocab * (item + ITEM_BYTES["float32"])
 
 
-def _layout(config: RuntimeConfig, spec: ModelSpec, dtype: DType) -> KVLayout:
-    return KVLayout.packed(
-        dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
-        layers=len(spec.layers),
-        kv_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
-        page_size=config.page_size,
-    )
+def layouts_of(config: RuntimeConfig, spec: ModelSpec, dtype: DType) -> list[KVLayout]:
+    """The pages of each group of layers of a model with weights of that dtype: as in
+    `ModelSpec.by_window`."""
+    return [
+        KVLayout.packed(
+            dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
+            layers=len(layers),
+            kv_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+            page_size=config.page_size,
+        )
+        for layers in spec.by_window.values()
+    ]
+
+
+def smallest_bytes(shapes: Iterable[Geometry]) -> int:
+    """What a cache with a page of each group takes."""
+    return sum(shape.chunk_bytes * shape.min_chunks for shape in shapes)
 
 
 def check_room(
@@ -66,8 +82,8 @@ def check_room(
         CapacityError: it has not.
         ConfigError: the device does not keep keys and values as they are wanted.
     """
-    shape = geometry_of(_layout(config, spec, dtype), device.info, pages=2)
-    room = shape.chunk_bytes * shape.chunks_of(1).stop
+    layouts = layouts_of(config, spec, dtype)
+    room = smallest_bytes(geometry_of(layout, device.info, pages=2) for layout in layouts)
     limit = config.memory_limit
     if limit is not None and limit_bytes(limit, device.info) < weights + room:
         raise too_small(limit, weights, room)
@@ -76,45 +92,51 @@ def check_room(
 def make_cache(
     config: RuntimeConfig, device: Device, model: Model
 ) -> tuple[LocalExecutor, KVCache]:
-    """Size the KV cache: its page layout, the range it reserves, and how much of it may be used.
+    """Size the KV cache: its page layouts, the ranges it reserves, and how much of it may be used.
 
     Returns:
         What runs the model over its pages, and the cache that keeps them, which closes it.
     """
     info, spec = device.info, model.spec
 
-    layout = _layout(config, spec, model.dtype)
-    page_bytes = layout.page_bytes
-    longest = -(-model.max_model_len // config.page_size) * config.max_running
+    layouts = layouts_of(config, spec, model.dtype)
     # Addresses cost nothing: reserve what the device could ever hold, so that limits can grow.
-    pages = min(longest, info.total_bytes // page_bytes) + 1
-    shape = geometry_of(layout, info, max(2, pages))
+    pages = -(-model.max_model_len // config.page_size) * config.max_running + 1
+    shapes = [geometry_of(layout, info, pages) for layout in layouts]
+    span = sum(shape.span_bytes for shape in shapes)
     free = device.memory.info().free
-    held = min(model.max_model_len, free // page_bytes * config.page_size)
+    held = model.max_model_len
+    if 0 in spec.by_window:  # of others, memory does not say how long a text can be
+        held = min(held, free // layouts[0].page_bytes * config.page_size)
     step = step_bytes(config, model) + rotation_bytes(spec.head_dim, held)
     if config.memory_limit is None:
-        limit = min(shape.span_bytes, int(free * FREE_SHARE), free - step)
+        limit = min(span, int(free * FREE_SHARE), free - step)
     else:
         limit = limit_bytes(config.memory_limit, info) - model.weight_bytes
-        if min(limit, shape.span_bytes) > free - step:
+        if min(limit, span) > free - step:
             log.warning(
                 "of %s that are free, a memory limit of %s leaves %s to compute in, and a step of"
                 " %d tokens may need %s: steps will be smaller",
                 format_bytes(free), config.memory_limit, format_bytes(max(0, free - limit)),
                 config.max_batch_tokens, format_bytes(step),
             )  # fmt: skip
-    smallest = shape.chunk_bytes * shape.chunks_of(1).stop
+    smallest = smallest_bytes(shapes)
     if limit < smallest:
         if config.memory_limit is None:
             raise CapacityError(
                 f"no memory is left for the KV cache: of {format_bytes(free)} that are free, a step"
                 f" of {config.max_batch_tokens} tokens may need {format_bytes(step)}",
-                needed=page_bytes + step,
+                needed=smallest + step,
                 free=free,
                 fix="lower max_batch_tokens, or take a smaller model",
             )
         raise too_small(config.memory_limit, model.weight_bytes, smallest)
-    executor = LocalExecutor(
-        device, [layout], shape.pages, model.decoder.forward, poison=config.debug
+    executor = LocalExecutor(device, layouts, pages, model.decoder.forward, poison=config.debug)
+    cache = KVCache(
+        executor,
+        limit_bytes=limit,
+        keep_warm_bytes=config.keep_warm,
+        windows=[(window, 0) for window in spec.by_window],
+        step_tokens=config.max_batch_tokens,
     )
-    return executor, KVCache(executor, limit_bytes=limit, keep_warm_bytes=config.keep_warm)
+    return executor, cache

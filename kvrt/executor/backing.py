@@ -13,7 +13,11 @@ _NAN_BYTE = 0xFF
 
 
 def geometry_of(layout: KVLayout, info: DeviceInfo, pages: int) -> Geometry:
-    """So many pages of a layout over the chunks of a device.
+    """Pages of a layout over the chunks of a device.
+
+    Args:
+        pages: how many there are to be, the null page included. If the device could never hold
+            them, there are as many as it could.
 
     Raises:
         ConfigError: the device does not keep keys and values in that format.
@@ -23,7 +27,8 @@ def geometry_of(layout: KVLayout, info: DeviceInfo, pages: int) -> Geometry:
             f"{info.backend} cannot keep keys and values in {layout.format}",
             fix=f"set kv_cache_dtype to one of {', '.join(info.kv_formats)}",
         )
-    return Geometry(layout.page_bytes, layout.page_size, info.granularity, pages)
+    most = max(2, info.total_bytes // layout.page_bytes + 1)
+    return Geometry(layout.page_bytes, layout.page_size, info.granularity, min(pages, most))
 
 
 def kv_tensor(memory: VirtualMemory, span: Span, layout: KVLayout) -> Tensor:

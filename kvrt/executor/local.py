@@ -33,7 +33,8 @@ class LocalPages:
         device: opened by the caller, who closes it after this.
         layouts: of each group of layers: what is where in a page. Pages of all groups hold as many
             tokens; each group has a span of its own.
-        pages: of each group that addresses are reserved for, the null page included.
+        pages: of each group that addresses are reserved for, the null page included; of a group
+            of which the device could not hold so many, fewer.
         poison: for tests. Each chunk that is mapped is overwritten with NaN.
 
     Raises:

@@ -29,6 +29,9 @@ from kvrt.spi import KVLayout
 
 log = logging.getLogger(__name__)
 
+LONGEST = 2**31 - 1
+"""Pages that any sequence could have: more than anything reads."""
+
 
 class KVCache:
     """Keys and values of all sequences, and the memory under them.
@@ -44,6 +47,8 @@ class KVCache:
         keep_warm_bytes: memory kept when idle, so that the first pages cost nothing; rounded down.
         windows: of each group, how far back its layers see, and how many first positions as well
             (`kvrt.kv.pages.group.Group`): what they see no more is given up. None: all see all.
+        step_tokens: that a sequence computes at once, at most; None: any number. Beside those of
+            its window, a group holds as many.
 
     If the executor has `poison`, each page that becomes free is overwritten with NaN as well, so
     that whoever reads a page without having written it shows.
@@ -61,21 +66,23 @@ class KVCache:
         limit_bytes: int,
         keep_warm_bytes: int = 0,
         windows: Sequence[tuple[int, int]] | None = None,
+        step_tokens: int | None = None,
     ) -> None:
         self._executor = executor
         self._chunk_bytes = executor.info.granularity
         self._rows = [PageRows(group) for group in range(len(executor.layouts))]
+        self._step_tokens = step_tokens
         try:
             if keep_warm_bytes < 0:
                 raise ConfigError(f"keep_warm_bytes is {keep_warm_bytes}; it must not be negative")
             self._spare = Spare(keep_warm_bytes // self._chunk_bytes)
-            self._limit = Limit(self._limit_chunks(limit_bytes), limit_bytes)
             windows = windows or [(0, 0)] * len(executor.layouts)
-            groups = [
+            self._groups = [
                 Group(geometry, *window)
                 for geometry, window in zip(executor.geometries, windows, strict=True)
             ]
-            change = PageTable.empty(groups, self._limit.chunks, scrub=executor.poison)
+            self._limit = Limit(self._limit_chunks(limit_bytes), limit_bytes)
+            change = PageTable.empty(self._groups, self._limit.chunks, scrub=executor.poison)
             self._table = change.table
             failed = self.commit(change)
             if failed is not None:
@@ -210,13 +217,19 @@ class KVCache:
     @property
     def capacity_tokens(self) -> int:
         """Tokens that one sequence can have if it has the cache for itself, and the device all the
-        memory that the limit allows."""
+        memory that the limit allows. Where all groups have a window, memory may not say so: then
+        it is `LONGEST` pages."""
+        full = [group.geometry.pages - 1 for group in self._groups if not group.window]
+        longest = min(full, default=LONGEST)
         pages = bisect.bisect_right(
-            range(1, self._executor.geometries[0].pages),
-            self._limit.asked_chunks,
-            key=self._chunks_for,
+            range(1, longest + 1), self._limit.asked_chunks, key=self._chunks_for
         )
         return pages * self.page_size
+
+    def bytes_for(self, tokens: int) -> int:
+        """Physical memory that one sequence of so many tokens needs, if it has the cache for
+        itself."""
+        return self._chunks_for(-(-tokens // self.page_size)) * self._chunk_bytes
 
     def set_memory_limit(self, limit_bytes: int, revision: int | None = None) -> LimitChange:
         """Change how much physical memory the cache may hold. From any thread, at any time.
@@ -289,6 +302,7 @@ class KVCache:
             page_bytes=self.page_bytes,
             used_pages=table.used_pages,
             cached_pages=table.idle_pages,
+            cached_bytes=table.idle_bytes,
             free_pages=table.free_pages,
             retired_pages=table.retired_pages,
             mapped_bytes=executor.mapped_chunks * size,
@@ -323,8 +337,13 @@ class KVCache:
         return self._chunks_for(1)
 
     def _chunks_for(self, pages: int) -> int:
-        """Chunks under the null page and so many more, of each group."""
-        return sum(geometry.chunks_of(pages).stop for geometry in self._executor.geometries)
+        """Chunks under what a sequence of so many pages needs of each group, and under their null
+        pages."""
+        length = pages * self.page_size
+        step = length if self._step_tokens is None else self._step_tokens
+        return sum(
+            group.geometry.chunks_of(group.most(length, step)).stop for group in self._groups
+        )
 
     @property
     def _needed(self) -> int:

@@ -10,7 +10,9 @@ class CacheStats:
     Args:
         page_bytes: bytes of a page, of each group one.
         used_pages: pages that sequences hold, of all groups, shared ones counted once.
-        cached_pages: pages that no sequence holds, kept for those that begin with the same tokens.
+        cached_pages: pages that no sequence holds, of all groups, kept for those that begin with
+            the same tokens.
+        cached_bytes: what these take.
         free_pages: pages, of each group, that can be handed out within the limit.
         retired_pages: pages that wait for the end of a step.
         mapped_bytes: physical memory in the span.
@@ -29,6 +31,7 @@ class CacheStats:
     page_bytes: int
     used_pages: int
     cached_pages: int
+    cached_bytes: int
     free_pages: int
     retired_pages: int
     mapped_bytes: int

@@ -64,8 +64,8 @@ class Decoder:
         dtype: of the weights; activations have it too if the device computes in it, and
             otherwise the dtype the device prefers.
         max_positions: the longest context that will be asked for.
-        groups: the layers whose pages are in one place, for each of a step's batches; None: all
-            layers have the same.
+        groups: the layers whose pages are in one place, for each of a step's batches; None: those
+            that see as far back, as in `ModelSpec.by_window`.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Decoder:
         self._table = RotationTable(spec.rope, spec.head_dim, max_positions, self._torch_device)
         places = {
             layer: (batch, number)
-            for batch, layers in enumerate(groups or [range(len(spec.layers))])
+            for batch, layers in enumerate(groups or spec.by_window.values())
             for number, layer in enumerate(layers)
         }
         self._layers = [

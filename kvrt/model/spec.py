@@ -112,3 +112,12 @@ class ModelSpec:
     bos: int | None = None
     eos: tuple[int, ...] = ()
     dtype: DType = "float32"
+
+    @property
+    def by_window(self) -> dict[int, list[int]]:
+        """The numbers of the layers that see as far back, by how far: first those that see all."""
+        windows = sorted({layer.window for layer in self.layers})
+        return {
+            window: [at for at, layer in enumerate(self.layers) if layer.window == window]
+            for window in windows
+        }

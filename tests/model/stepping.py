@@ -1,7 +1,7 @@
 """A decoder driven by hand: sequences on KV pages, advanced a few tokens at a time."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -14,10 +14,11 @@ from kvrt.testing.paged import PagedKV
 
 @dataclass
 class Text:
-    """A sequence: its tokens, how many of them have keys and values, and in which pages."""
+    """A sequence: its tokens, how many of them have keys and values, and in which pages of each
+    group of layers."""
 
     tokens: list[int]
-    pages: list[int]
+    pages: list[list[int]]
     done: int = 0
     logits: list[Tensor] = field(default_factory=list)
 
@@ -29,24 +30,27 @@ class Text:
 class Stepper:
     """Sequences of one model on one device; every page is NaN until it is written."""
 
-    def __init__(self, model: Model, device: Device, pages: PagedKV, longest: int) -> None:
+    def __init__(self, model: Model, places: Sequence[PagedKV], longest: int) -> None:
         self.model = model
-        self._pages = pages
+        self.places = places
         self._longest = longest
 
     def add(self, tokens: Sequence[int]) -> Text:
-        return Text(list(tokens), self._pages.take(self._longest))
+        return Text(list(tokens), [place.take(self._longest) for place in self.places])
 
     def step(self, rows: Sequence[tuple[Text, int]]) -> None:
         """Run the next `count` tokens of each text; their logits are appended to it."""
-        batch = self._pages.batch(
-            [text.pages for text, _ in rows],
-            [text.done + count for text, count in rows],
-            [count for _, count in rows],
-        )
+        batches = [
+            place.batch(
+                [text.pages[group] for text, _ in rows],
+                [text.done + count for text, count in rows],
+                [count for _, count in rows],
+            )
+            for group, place in enumerate(self.places)
+        ]
         tokens = [t for text, count in rows for t in text.tokens[text.done : text.done + count]]
         every = torch.arange(len(tokens))
-        logits = self.model.decoder.forward(torch.tensor(tokens), [batch], every)
+        logits = self.model.decoder.forward(torch.tensor(tokens), batches, every)
         for (text, count), part in zip(
             rows, logits.cpu().split([count for _, count in rows]), strict=True
         ):
@@ -78,12 +82,21 @@ def stepping(
 ) -> Iterator[Stepper]:
     """A stepper with room for that many texts of that many tokens."""
     spec = model.spec
-    layout = KVLayout.packed(
-        kv,
-        layers=len(spec.layers),
-        kv_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
-        page_size=16,
-    )
-    with PagedKV(device, layout, texts * -(-longest // 16)) as pages:
-        yield Stepper(model, device, pages, longest)
+    with ExitStack() as stack:
+        places = [
+            stack.enter_context(
+                PagedKV(
+                    device,
+                    KVLayout.packed(
+                        kv,
+                        layers=len(layers),
+                        kv_heads=spec.kv_heads,
+                        head_dim=spec.head_dim,
+                        page_size=16,
+                    ),
+                    texts * -(-longest // 16),
+                )
+            )
+            for layers in spec.by_window.values()
+        ]
+        yield Stepper(model, places, longest)

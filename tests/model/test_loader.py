@@ -225,7 +225,8 @@ def test_a_bad_generation_default_is_named(
 def test_no_logits_are_computed_where_none_are_wanted(folder: Path, cpu: Device) -> None:
     model = load_model(folder, cpu)
     with stepping(model, cpu, texts=1, longest=16) as stepper:
-        batch = stepper._pages.batch([stepper.add(range(5)).pages], [5], [5])
+        (place,), text = stepper.places, stepper.add(range(5))
+        batch = place.batch(text.pages, [5], [5])
         none = torch.tensor([], dtype=torch.int64)
         assert model.decoder.forward(torch.arange(5), [batch], none).shape == (0, VOCAB)
         picked = model.decoder.forward(torch.arange(5), [batch], torch.tensor([4, 0]))

@@ -56,8 +56,8 @@ SURVIVED = {
     ),
     "what is free does not bound the cache": M(
         "kvrt.engine.sizing",
-        "limit = min(shape.span_bytes, int(free * FREE_SHARE), free - step)",
-        "limit = shape.span_bytes",
+        "limit = min(span, int(free * FREE_SHARE), free - step)",
+        "limit = span",
         "runtime/test_sizing.py",
     ),
     "out of memory is like any other fault": M(
@@ -125,6 +125,12 @@ SURVIVED = {
         "return entry is None or all(entry.pages[group] == pages[group] for group in self._full)",
         "return True",
         "sched/test_ends.py",
+    ),
+    "pages for drafts are taken as if the token before them was computed": M(
+        "kvrt.sched.speculation",
+        "{row.seq.id: len(drafts)}, {row.seq.id: row.start}",
+        "{row.seq.id: len(drafts)}",
+        "sched/test_speculation.py",
     ),
     "a page goes before the window that ends with it": M(
         "kvrt.kv.index.prefix",

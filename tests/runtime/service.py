@@ -117,7 +117,7 @@ class Service:
         self.device = Checked(self.faulty)
         self.model = load_model(config.model, self.device, load_format="dummy", seed=1)
         self.executor, self.cache = make_cache(config, self.device, self.model)
-        self.fingerprint = page_fingerprint(self.model, self.cache.layouts[0], self.device.info)
+        self.fingerprint = page_fingerprint(self.model, self.cache.layouts, self.device.info)
         self.reuse = PrefixReuse(
             self.cache.table.groups,
             EVICTIONS[config.prefix_cache_policy](),

@@ -283,7 +283,7 @@ MUTANTS = {
     "KV format": Mutant(
         kvrt.engine.fingerprint,
         "page_fingerprint",
-        "str(layout.format), repr(layout)",
+        "str(layouts[0].format), repr(layouts)",
         '"", ""',
         "the format of keys and values",
     ),

@@ -3,6 +3,7 @@
 Prompts and answers are much longer than the windows, which are no multiple of a page.
 """
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from tests.model.checkpoints import make_model, save_model
 
-from .conftest import MakeRuntime
+from .conftest import Break, MakeRuntime
+from .test_ahead import Asynchronous
 from .test_speculation import draft
-from .ways import WAYS, Answers, Ways, ask
+from .ways import CHUNK, ONE, TOKEN, WAYS, Answers, Ways, ask
 
 __all__ = ["draft"]
 
@@ -32,7 +34,7 @@ SHAPE: dict[str, Any] = {
     "num_hidden_layers": 4,
     "num_key_value_heads": 4,
     "head_dim": 128,  # as `ways.TOKEN` wants it
-    "max_position_embeddings": 1024,
+    "max_position_embeddings": 2048,
     "eos_token_id": None,
 }
 SWITCHED = {"use_sliding_window": True, "sliding_window": 24}
@@ -73,15 +75,18 @@ def prompts() -> list[list[list[int]]]:
 
 PROMPTS = prompts()
 ALL = [prompt for alike in PROMPTS for prompt in alike]
+SHORT = [[n, 1, 2, 3, 4] for n in range(12)]
+"""They grow, while what is longer than a window does so no more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A model as transformers has it: its folder, and what it says to `ALL`."""
+    """A model as transformers has it: its folder, and what it says to `ALL`, and to `SHORT`."""
 
     reference: PreTrainedModel
     folder: Path
     answers: Answers
+    short: Answers
 
 
 def generate(reference: PreTrainedModel, alike: list[list[int]], **options: Any) -> Any:
@@ -103,12 +108,11 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
             folder = save_model(reference, tmp_path_factory.mktemp(name))
             read = read_config(folder / "config.json")
             assert [layer.window for layer in read.layers] == windows
-            answers = [
-                tuple(text[len(alike[0]) :])
-                for alike in PROMPTS
-                for text in generate(reference, alike).tolist()
-            ]
-            models[name] = Known(reference, folder, answers)
+            *answers, short = (
+                [tuple(text[len(alike[0]) :]) for text in generate(reference, alike).tolist()]
+                for alike in (*PROMPTS, SHORT)
+            )
+            models[name] = Known(reference, folder, [*itertools.chain(*answers)], short)
         return models[name]
 
     threads = torch.get_num_threads()
@@ -155,8 +159,11 @@ def test_every_way_says_what_transformers_says(
     def make(**options: object) -> Runtime:
         return opened(known(name).folder, page_size=page_size, max_batch_tokens=chunk, **options)
 
-    ways = Ways(make, ALL, tmp_path / "pages", GREEDY)
-    assert getattr(ways, way)() == known(name).answers
+    asked, right = ALL, known(name).answers
+    if way.startswith("preempted"):
+        asked, right = [*SHORT, *asked], [*known(name).short, *right]
+    ways = Ways(make, asked, tmp_path / "pages", GREEDY)
+    assert getattr(ways, way)() == right
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -173,17 +180,21 @@ def test_alone_and_forked_a_prompt_is_answered_as_by_transformers(
 
 @pytest.mark.promise("P15")
 @pytest.mark.parametrize(("chunk", "name"), in_turn(["7", "48"]))
+@pytest.mark.parametrize("page_size", [8, 16])
 def test_drafts_change_nothing_that_is_said(
+    page_size: int,
     chunk: str,
     name: str,
     known: Callable[[str], Known],
     opened: Callable[..., Runtime],
     draft: Callable[[list[list[int]]], None],
 ) -> None:
-    """Some are wrong, and taken back: by then the window must not have given away what it needs."""
+    """Some are wrong, and taken back: by then the window must not have given away what it needs,
+    nor by the time they are computed, which shows where a window ends near a page's end."""
     model = known(name)
     draft([[*p, *answer] for p, answer in zip(ALL, model.answers, strict=True)])
-    runtime = opened(model.folder, max_batch_tokens=int(chunk), speculate="ngram:6")
+    options: dict[str, Any] = {"page_size": page_size, "max_batch_tokens": int(chunk)}
+    runtime = opened(model.folder, speculate="ngram:6", **options)
     assert ask(runtime, ALL, GREEDY)[0] == model.answers
     stats = runtime.stats().speculation
     assert 20 < stats.accepted_tokens < stats.drafted_tokens
@@ -217,3 +228,36 @@ def test_a_window_of_one_token_more_or_less_would_say_something_else(
         (changed / "model.safetensors").symlink_to(model.folder / "model.safetensors")
         answers, _, _ = ask(opened(changed), ALL[3:6], GREEDY)
         assert all(answers[n] != model.answers[3 + n] for n in range(3))
+
+
+@pytest.mark.parametrize("chunk", [24, 512])
+@pytest.mark.parametrize("name", ["mistral", "qwen3-types"])
+def test_a_prompt_begins_where_any_part_of_a_long_one_ends(
+    name: str,
+    chunk: int,
+    known: Callable[[str], Known],
+    opened: Callable[..., Runtime],
+    break_device: Break,
+) -> None:
+    """Pages have names before a window leaves them, also while the next step is planned ahead."""
+    break_device(Asynchronous)
+    runtime = opened(known(name).folder, page_size=16, max_batch_tokens=chunk)
+    prompt = [n * n % 199 for n in range(900)]
+    ask(runtime, [prompt], ONE)
+    for part in (850, 500, 100, 33):
+        _, cached, _ = ask(runtime, [[*prompt[:part], 7, 7]], ONE)
+        assert cached == part // 16 * 16
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_layer_with_a_window_takes_memory_for_its_window_and_no_more(
+    name: str, known: Callable[[str], Known], opened: Callable[..., Runtime]
+) -> None:
+    length, chunk, windows = 1900, 64, MODELS[name][2]
+    options: dict[str, Any] = {"prefix_cache": False, "max_batch_tokens": chunk, "keep_warm": 0}
+    runtime = opened(known(name).folder, **options)
+    ask(runtime, [[n % 199 for n in range(length - NEW)]], GREEDY)
+    cache = runtime.stats().cache
+    kept = [min(length, window + 2 * chunk + 16) if window else length for window in windows]
+    least = sum(kept) * TOKEN // len(windows)
+    assert cache.peak_mapped_bytes <= least + 2 * len(set(windows)) * CHUNK < length * TOKEN

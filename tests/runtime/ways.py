@@ -1,7 +1,8 @@
 """Ways for the same answers to come about: each first shows that what it is about has happened.
 
 They need a model whose keys and values take `TOKEN` bytes for a token, over all its layers: then a
-memory limit of a few chunks is a few hundred tokens.
+memory limit of a few chunks is a few hundred tokens, or more where layers have windows. Where all
+have one, pages run out only among prompts that are shorter than it: others do not grow.
 """
 
 import random
@@ -66,14 +67,14 @@ class Ways:
 
     def preempted_and_recomputed(self) -> Answers:
         runtime = self.make(preemption="recompute")
-        self._fill(runtime, 2)
+        self._fill(runtime, self._least(runtime))
         answers, _, preemptions = self._ask(runtime)
         assert preemptions > 0
         return answers
 
     def preempted_and_moved(self) -> Answers:
         runtime = self.make(offload="host:64MiB", preemption="move")
-        self._fill(runtime, 2)
+        self._fill(runtime, self._least(runtime))
         answers, _, preemptions = self._ask(runtime)
         assert preemptions > 0
         assert _fetched(runtime) > 0
@@ -127,9 +128,15 @@ class Ways:
         answers, _, _ = self._ask(runtime)
         before = _fetched(runtime)
         _crowd(runtime, 199)
-        again, cached, _ = self._ask(runtime)
+        # Of windows, those at the ends of texts are kept.
+        texts = [
+            [*prompt, *answer[:-1]] for prompt, answer in zip(self.prompts, answers, strict=True)
+        ]
+        last, cached, _ = ask(runtime, texts, ONE)
         assert cached > 0
         assert _fetched(runtime) > before
+        assert last == [answer[-1:] for answer in answers]
+        again, _, _ = self._ask(runtime)
         assert answers == again
         return answers
 
@@ -138,6 +145,11 @@ class Ways:
         _limit(runtime, chunks)
         if self.full:
             _crowd(runtime, 0)
+
+    def _least(self, runtime: Runtime) -> int:
+        """Chunks that the longest of them needs, if it is alone."""
+        longest = max(map(len, self.prompts)) + self.params.max_tokens
+        return runtime.cache.bytes_for(longest) // CHUNK
 
     def _chunks(self) -> int:
         new = self.params.max_tokens + 64
