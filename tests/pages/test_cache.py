@@ -319,6 +319,30 @@ def test_mapped_and_pooled_memory_stay_within_the_limit(limit: int, null_device:
     cache.close()
 
 
+def test_a_limit_is_never_raised_because_more_is_held(null_device: Device) -> None:
+    cache = open_cache(null_device)
+    grow(cache, {"a": 5 * SIZE})
+    assert (held(cache), cache.set_memory_limit(4 * CHUNK)) == (6 * CHUNK, LimitChange.DEFERRED)
+    limits = [cache.limit_to_held() for _ in range(4)]
+    assert limits == sorted(limits, reverse=True)
+    assert limits[0] < 4 * CHUNK
+    assert limits[-1] == cache.min_bytes
+    assert cache.set_memory_limit(6 * CHUNK) is LimitChange.APPLIED, "that much is held"
+    cache.close()
+
+
+@pytest.mark.parametrize(
+    ("chunks", "less"), [(40, 16), (17, 15), (16, 14), (9, 8), (7, 6), (3, 2), (2, 2)]
+)
+def test_a_limit_is_lowered_by_an_eighth_and_by_one_chunk_at_least(
+    null_device: Device, chunks: int, less: int
+) -> None:
+    cache = open_cache(null_device)
+    assert cache.limit_below(chunks * CHUNK) == cache.stats().limit_bytes == less * CHUNK
+    assert cache.limit_below(chunks * CHUNK + CHUNK * 30) == less * CHUNK, "it is no higher again"
+    cache.close()
+
+
 def test_a_device_with_less_memory_than_promised_lowers_the_limit(null_device: Device) -> None:
     chaos = Chaos(null_device, fail={("memory.create", 6): OutOfMemory("gone")})
     cache = open_cache(chaos)

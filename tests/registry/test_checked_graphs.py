@@ -100,8 +100,9 @@ def test_where_steps_are_ragged_a_batch_needs_only_as_many_tokens() -> None:
         tables = [pages.take(9), pages.take(1)]
         graph = graphs.capture([pages.batch(tables, [9, 1], [1, 1])], lambda plans: None)
         graph.replay([pages.batch(tables, [9, 1], [2, 0])])
-        with pytest.raises(ContractError, match=r"query_start = \[0, 3, 4\]: .*of tokens, 2"):
-            graph.replay([pages.batch(tables, [9, 1], [3, 1])])
+        for other in ([3, 1], [1, 0]):
+            with pytest.raises(ContractError, match=r"query_start = .*of tokens, 2"):
+                graph.replay([pages.batch(tables, [9, 1], other)])
     device.close()
 
 

@@ -385,3 +385,12 @@ def test_a_prompt_is_not_followed_by_drafts() -> None:
     seq = clock.add(prompt=9, new=40)
     seq.drafter = grown(Drafter(Fixed((1, 2, 3)), 8), 1, 2, 3)
     assert [len(row.drafts) for row in planned(clock).rows] == [0]
+
+
+def test_a_sequence_that_is_about_to_be_several_is_not_followed_by_drafts() -> None:
+    for width, drafts in ((1, 3), (2, 0)):
+        clock = Clock(20, Limits(9, 8))
+        seq = clock.add(prompt=1, new=40)
+        seq.width = width
+        seq.drafter = grown(Drafter(Fixed((1, 2, 3)), 8), 1, 2, 3)
+        assert [len(row.drafts) for row in planned(clock).rows] == [drafts]

@@ -254,6 +254,15 @@ def test_the_machine_s_limits_can_be_measured(kernels, request):
     assert 1e8 < bandwidth.flops_per_s < 1e15
 
 
+def test_limits_are_measured_with_the_threads_of_the_device(monkeypatch):
+    asked = []
+    monkeypatch.setattr("kvrt_kernels.limits.measure", lambda **how: asked.append(how))
+    device = open_device("cpu", 0, DeviceOptions(threads=3))
+    device.extension(Measurable).measure()
+    device.close()
+    assert asked == [{"threads": 3}]
+
+
 def test_without_compiled_kernels_limits_are_of_a_sum_and_of_a_product(monkeypatch):
     """By a clock that each takes half a second."""
     now = itertools.count(0.0, 0.5)
