@@ -72,14 +72,19 @@ def told_by_neighbours(folder: Path) -> ModelError | None:
 
 
 def _model_within(folder: Path) -> Path | None:
-    """The folder of a model below this one: in the hub's cache, the snapshot that main means."""
+    """The model below this folder: in the hub's cache, in the snapshot that main means."""
     main = folder / "refs" / "main"
     if main.is_file():
         with main.open(errors="replace") as file:
             snapshot = folder / "snapshots" / file.read(40)
         if (snapshot / "config.json").exists():
             return snapshot
+        for path in sorted(snapshot.glob("*.gguf")):
+            return path
     for pattern in ("*/config.json", "snapshots/*/config.json"):
         for path in sorted(folder.glob(pattern)):
             return path.parent
+    for pattern in ("*/*.gguf", "snapshots/*/*.gguf"):
+        for path in sorted(folder.glob(pattern)):
+            return path
     return None

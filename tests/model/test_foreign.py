@@ -12,6 +12,7 @@ from kvrt.model.loader import load_model
 from kvrt.model.resolve import resolve
 from kvrt.spi import Device
 from tests.model.checkpoints import make_model, save_model, save_tokenizer
+from tests.model.ggufs import write_gguf
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d4d\nsize 12345\n"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -114,6 +115,20 @@ def test_a_folder_of_the_hubs_cache_names_its_snapshot(
     assert str(snapshot) in error_of(repository, cpu).fix
     assert str(snapshot) in error_of(snapshot.parent, cpu).fix
     load_model(snapshot, cpu)
+
+
+@pytest.mark.parametrize("refs", [COMMIT, None])
+@pytest.mark.parametrize("place", [f"snapshots/{COMMIT}", "model-GGUF"])
+def test_a_folder_with_gguf_models_in_folders_names_one(
+    tmp_path: Path, refs: str | None, place: str, cpu: Device
+) -> None:
+    (tmp_path / place).mkdir(parents=True)
+    path = tmp_path / place / "model-Q8_0.gguf"
+    write_gguf(path, {"general.architecture": "llama"})
+    if refs is not None:
+        (tmp_path / "refs").mkdir()
+        (tmp_path / "refs" / "main").write_text(refs)
+    assert str(path) in error_of(tmp_path, cpu).fix
 
 
 def test_the_folder_of_a_training_names_the_checkpoint_in_it(
