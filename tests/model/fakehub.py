@@ -24,7 +24,7 @@ class FakeHub:
         cut: name to the number of bytes after which the connection is closed, once.
         status: name to an HTTP status to answer with in place of the file.
         forged: name to content that is sent under the hash of the right one.
-        down: every answer is an error of the server.
+        down: an HTTP status that every answer has; 0: there are answers.
         asked: name and first byte of each download that began.
     """
 
@@ -33,7 +33,7 @@ class FakeHub:
         self.cut: dict[str, int] = {}
         self.status: dict[str, int] = {}
         self.forged: dict[str, bytes] = {}
-        self.down = False
+        self.down = 0
         self.asked: list[tuple[str, int]] = []
         self.paths: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -64,7 +64,7 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             path = self.path.split("?")[0]
             hub.paths.append(path)
             if hub.down:
-                self._send(503, b"", {})
+                self._send(hub.down, b"", {})
             elif path == f"/api/models/{REPOSITORY}/revision/main":
                 self._json({"id": REPOSITORY, "sha": COMMIT, "siblings": []})
             elif path == f"/api/models/{REPOSITORY}/tree/{COMMIT}":

@@ -144,7 +144,7 @@ def test_what_is_in_the_cache_needs_no_hub(hub: FakeHub) -> None:
     assert hub.asked == []
 
 
-@pytest.mark.parametrize("answer", ["refused", "none", "error"])
+@pytest.mark.parametrize("answer", ["refused", "none", "429", "503"])
 def test_what_is_in_the_cache_serves_at_once_where_the_hub_does_not(
     hub: FakeHub,
     tmp_path: Path,
@@ -159,8 +159,8 @@ def test_what_is_in_the_cache_serves_at_once_where_the_hub_does_not(
     caplog.clear()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1] if answer == "none" else 9
-        if answer == "error":
-            hub.down = True
+        if answer.isdigit():
+            hub.down = int(answer)
         else:
             monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
         assert resolve(REPOSITORY) == found
@@ -288,7 +288,7 @@ def test_the_gguf_file_of_a_quantisation_is_downloaded_and_no_other(
     gguf_hub.asked.clear()
     assert resolve(REPOSITORY + tag) == found
     assert resolve(REPOSITORY + tag, offline=True) == found
-    gguf_hub.down = True
+    gguf_hub.down = 503
     assert resolve(REPOSITORY + tag) == found
     assert gguf_hub.asked == []
 

@@ -4,6 +4,9 @@ import time
 
 import pytest
 
+from kvrt.engine.request import failed_result
+from kvrt.errors import RequestError
+from kvrt.outputs import Result, Timings, Usage
 from kvrt.sampling import SamplingParams
 
 from .conftest import MakeRuntime
@@ -43,3 +46,10 @@ def test_times_are_counted_from_when_it_was_asked(make_runtime: MakeRuntime) -> 
         times = result.timings
         elapsed = time.perf_counter() - begun
         assert 0 <= times.queued < times.first_token < times.total <= elapsed
+
+
+def test_what_was_refused_before_the_engine_saw_it_says_what_it_brought() -> None:
+    error = RequestError("no")
+    assert failed_result("name", [1, 2, 3], error) == Result(
+        "name", (1, 2, 3), (), Usage(3, 0), Timings(0.0, 0.0, 0.0), error=error
+    )

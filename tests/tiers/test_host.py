@@ -311,6 +311,23 @@ def test_where_everything_is_pinned_there_is_no_room(copier: Copier) -> None:
     assert store.reserve(NAMES[1]) is not None
 
 
+def test_pages_that_are_written_or_read_are_counted(copier: Copier) -> None:
+    store = HostStore(copier, [PAGE], **slabs(1, 4))
+    pages = [store.reserve(name) for name in NAMES[:3]]
+    assert (store.stats().pages, store.stats().pinned) == (0, 3)
+    for count, page in enumerate(pages, 1):
+        assert page is not None
+        store.commit(page)
+        assert (store.stats().pages, store.stats().pinned) == (count, 3 - count)
+    assert pages[0] is not None
+    store.pin(pages[0])
+    assert (store.stats().pages, store.stats().pinned) == (3, 1)
+    store.remove(NAMES[0])
+    assert (store.stats().pages, store.stats().pinned) == (2, 1), "it is still read"
+    store.unpin(pages[0])
+    assert (store.stats().pages, store.stats().pinned) == (2, 0)
+
+
 def test_where_the_system_has_no_memory_older_pages_make_room(copier: Copier) -> None:
     counted = Counted(copier)
     store = HostStore(counted, [PAGE], **slabs(4, 1))  # type: ignore[arg-type]
