@@ -176,6 +176,17 @@ def test_a_page_is_said_to_be_gone_when_no_group_has_it_and_to_be_there_again() 
     assert [event.kind for event in talk.reuse.events.since(0)] == ["stored"] * 4
 
 
+def test_who_looks_anew_gives_up_nothing_twice() -> None:
+    """A plan that has given pages of a window up takes the rest with the ends of rows."""
+    talk = Talk(FULL_AND_WINDOW)
+    talk.say(said(12))
+    few = talk.reuse.in_order().take(talk.table, 4096)
+    assert any(few)
+    table = talk.table.forget(few).table
+    rest = talk.reuse.in_order().take(table, table.idle_bytes)
+    assert table.forget(rest).table.idle_pages == 0
+
+
 @pytest.mark.parametrize("windows", [FULL_AND_WINDOW, WINDOW])
 def test_of_a_window_only_what_somebody_may_resume_with_is_worth_a_copy(windows: Windows) -> None:
     """Where a prompt ended, a row ends, or several go on differently: what is needed there."""

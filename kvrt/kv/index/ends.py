@@ -121,8 +121,10 @@ class InOrder:
                 self._in_use.append(item)
                 continue
             for group, page in self._give_up(item):
-                taken[group].append(page)
                 lane = table.lanes[group]
+                if not lane.holders.has_name(page):
+                    continue  # the plan has given it up before it looked anew
+                taken[group].append(page)
                 found += lane.holders.idle(page) * lane.geometry.page_bytes
         return tuple(map(tuple, taken))
 

@@ -57,6 +57,10 @@ class Holders:
         """The index alone holds the page."""
         return self.counts.item(page) == _INDEX if page < len(self.counts) else False
 
+    def has_name(self, page: int) -> bool:
+        """The index holds the page, maybe beside others."""
+        return bool(self.counts.item(page) & _INDEX) if page < len(self.counts) else False
+
     def writable(self, page: int, left: int = 0) -> bool:
         """A page of rows is held by one of them and nobody else, when `left` of them are gone."""
         return self.counts.item(page) - left * _ROW == _ROW
