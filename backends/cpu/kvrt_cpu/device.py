@@ -18,6 +18,7 @@ from kvrt.spi import (
     GraphCapture,
     KVFormat,
     Measurable,
+    PackedMatrices,
     PagedAttention,
     Ticket,
 )
@@ -29,6 +30,7 @@ from .graphs import NativeGraphs
 from .measure import NativeLimits, TorchLimits
 from .memory import GRANULARITY, open_memory
 from .ops import NativeOps
+from .packed import NativeMatrices
 
 _WEIGHT_DTYPES: tuple[DType, ...] = ("float32", "bfloat16", "float16")
 _KV_FORMATS: tuple[KVFormat, ...] = (*_WEIGHT_DTYPES, "int8", "int4")
@@ -70,6 +72,8 @@ class CpuDevice:
                 GraphCapture: NativeGraphs(native, threads),
                 Measurable: NativeLimits(threads),
             }
+            if not options.exact:
+                self._extensions[PackedMatrices] = NativeMatrices(threads)
         self.info = DeviceInfo(
             backend="cpu",
             index=0,

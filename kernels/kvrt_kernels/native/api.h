@@ -11,7 +11,7 @@
 
 namespace kvrt {
 
-enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2 };             // of weights
+enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2, codes = 3 };  // of weights
 enum class Format : int { f32 = 0, bf16 = 1, f16 = 2, i8 = 3, i4 = 4 };  // of pages; kvrt.spi.KVLayout defines them
 enum class Gate : int { none = 0, silu = 1, gelu_tanh = 2 };
 
@@ -86,6 +86,16 @@ struct AttentionTask {
   float* partial;
 };
 
+// What is in panels of codes (packed.py): each 32 of a row have a float16 scale and, perhaps, a float16 offset.
+struct Packing {
+  int bits;  // of a code: 4 or 8
+  int zero;  // what is subtracted from each
+  bool offsets;
+};
+
+// Bytes of a row, which are a sixteenth of a panel's.
+static inline int64_t row_bytes(Packing p, int k) { return k / 32 * (2 + 2 * p.offsets + 4 * p.bits); }
+
 // y = x W^T (+ bias) (+ residual); gated: W and bias are [gate; up], 2 n rows, and of z = x W^T (+ bias), likewise
 // [gate; up], y = act(gate) * up.
 struct LinearArgs {
@@ -98,7 +108,15 @@ struct LinearArgs {
   float* y;               // [m][n]
   int64_t x_stride, residual_stride, y_stride;
   int m, n, k;
+  // For codes only. `up` is nullptr, or up's rows where they are not behind gate's.
+  Packing packing = {}, up_packing = {};
+  const void* up = nullptr;
 };
+
+static inline int64_t row_bytes(const LinearArgs& a) {
+  if (a.dtype == Dtype::codes) return row_bytes(a.packing, a.k);
+  return a.k * (a.dtype == Dtype::f32 ? 4 : 2);
+}
 
 struct NormArgs {
   const float* x;

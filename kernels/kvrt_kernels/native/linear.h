@@ -9,6 +9,7 @@ template <class F> KVRT_INLINE auto by_dtype(Dtype dtype, const F& f) {
   switch (dtype) {
     case Dtype::bf16: return f(typename KernelOf<bf16>::type{});
     case Dtype::f16: return f(typename KernelOf<f16>::type{});
+    case Dtype::codes: return f(Panels{});
     default: return f(typename KernelOf<float>::type{});
   }
 }

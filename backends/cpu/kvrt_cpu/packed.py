@@ -1,0 +1,48 @@
+"""Products with weights that stay codes, by the native kernels."""
+
+from kvrt_kernels import packed
+from torch import Tensor
+
+from kvrt.spi import Activation, Matrices, Matrix, WeightFormat
+
+
+class NativeMatrices:
+    """`PackedMatrices` over the compiled kernels, which all round activations to codes."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def multiplies(self, format: WeightFormat) -> bool:
+        return packed.multiplies(format)
+
+    def rounds(self, format: WeightFormat) -> bool:
+        return packed.multiplies(format)
+
+    def nbytes(self, format: WeightFormat, out: int, width: int) -> int:
+        return packed.nbytes(format, out, width)
+
+    def pack(self, format: WeightFormat, plain: Tensor, width: int, into: Tensor) -> Matrix:
+        return packed.pack(format, plain, width, into)
+
+    def rows(self, matrix: Matrix, indices: Tensor, out: Tensor) -> Tensor:
+        return packed.rows(matrix, indices, out)
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Matrices,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        return packed.linear(x, weight, bias, residual, out, self._threads)
+
+    def gated_linear(
+        self,
+        x: Tensor,
+        weight: Matrices,
+        activation: Activation,
+        bias: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        return packed.gated_linear(x, weight, activation, bias, out, self._threads)

@@ -1,0 +1,103 @@
+"""Products with weights that stay codes: the reference's, with the same bits everywhere."""
+
+import kvrt_kernels
+import pytest
+import torch
+from kvrt_kernels import packed
+
+from kvrt.errors import ContractError
+from kvrt.testing import matrices, reference
+
+FORMATS = {name: matrices.FORMATS[name] for name in ("q4_0", "q4_1", "q8_0")}
+SHAPES = [(1, 32), (33, 96), (77, 512), (90, 576)]
+
+
+def make(name, out, width, rows=40):
+    format = FORMATS[name]
+    plain = matrices.random_rows(format, out, width, seed=1)
+    into = torch.empty(packed.nbytes(format, out, width), dtype=torch.uint8)
+    x = torch.randn(rows, width, generator=torch.Generator().manual_seed(2))
+    return x, packed.pack(format, plain, width, into), matrices.values(format, plain, width)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(("out", "width"), SHAPES)
+def test_products_are_those_of_codes_with_codes_on_every_instruction_set(name, out, width):
+    """The reference is in float64; all that is rounded here are the sums over blocks."""
+    x, matrix, values = make(name, out, width)
+    want = reference.linear(reference.as_codes(x), values, None, None)
+    before, found = kvrt_kernels.isa(), []
+    for isa in kvrt_kernels.isas():
+        kvrt_kernels.set_isa(isa)
+        found.append(packed.linear(x, (matrix,), threads=2))
+    kvrt_kernels.set_isa(before)
+    torch.testing.assert_close(found[0].double(), want, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(found[0], other) for other in found)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.promise("P15")
+def test_a_row_has_the_same_bits_in_any_batch(isa, name):
+    x, matrix, _ = make(name, 122, 192, rows=120)
+    bias = torch.randn(122)
+    plain = packed.linear(x, (matrix,), bias, threads=2)
+    gated = packed.gated_linear(x, (matrix,), "silu", threads=2)
+    for first, count in ((0, 1), (3, 2), (17, 3), (40, 5), (100, 12), (9, 101)):
+        rows = slice(first, first + count)
+        for threads in (1, 2, 3):
+            assert torch.equal(
+                packed.linear(x[rows], (matrix,), bias, threads=threads), plain[rows]
+            )
+            again = packed.gated_linear(x[rows], (matrix,), "silu", threads=threads)
+            assert torch.equal(again, gated[rows])
+
+
+def test_gate_and_up_may_be_apart_and_of_two_formats(isa):
+    """Also where up begins within a panel."""
+    x, gate, gate_values = make("q4_1", 45, 192)
+    _, up, up_values = make("q8_0", 45, 192)
+    products = [
+        reference.linear(reference.as_codes(x), w, None, None) for w in (gate_values, up_values)
+    ]
+    want = torch.nn.functional.silu(products[0]) * products[1]
+    got = packed.gated_linear(x, (gate, up), "silu")
+    torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=2e-5)
+    _, both, values = make("q4_0", 90, 192)
+    parts = reference.linear(reference.as_codes(x), values, None, None).chunk(2, dim=1)
+    got = packed.gated_linear(x, (both,), "silu")
+    torch.testing.assert_close(
+        got.double(), torch.nn.functional.silu(parts[0]) * parts[1], rtol=2e-5, atol=2e-5
+    )
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_matrix_in_panels_is_as_large_as_in_a_file_and_gives_its_rows_back(name):
+    _, matrix, values = make(name, 96, 512)
+    assert matrix.data.nbytes == 96 * FORMATS[name].row_bytes(512)
+    which = torch.tensor([95, 0, 17, 17])
+    assert torch.equal(packed.rows(matrix, which, torch.empty(4, 512)), values[which])
+
+
+def test_numbers_too_large_too_small_or_none_are_rounded_as_the_contract_says(isa):
+    x, matrix, values = make("q8_0", 33, 64, rows=6)
+    x[0] *= 2.0**-90
+    x[1, :32] *= 2.0**-110
+    x[2] = 0
+    x[3] *= 2.0**100
+    x[4, 40], x[5, 3] = torch.inf, torch.nan
+    got = packed.linear(x, (matrix,))
+    want = reference.linear(reference.as_codes(x[:4]), values, None, None)
+    torch.testing.assert_close(got[:4].double(), want, rtol=1e-4, atol=0)
+    assert got[4:].isnan().all()
+
+
+def test_formats_without_products_and_tensors_of_another_shape_are_refused():
+    x, matrix, _ = make("q4_0", 33, 64)
+    for name, format in matrices.FORMATS.items():
+        assert packed.multiplies(format) == (name in FORMATS)
+    with pytest.raises(ContractError, match="x must be float32"):
+        packed.linear(x[:, :32], (matrix,))
+    with pytest.raises(ContractError, match="bias"):
+        packed.linear(x, (matrix,), torch.zeros(5))
+    with pytest.raises(ContractError, match="gate and up are 1 matrices of 33"):
+        packed.gated_linear(x, (matrix,), "silu")
