@@ -2,6 +2,7 @@
 
     attention   paged attention over a ragged batch        append   rotate, norm and store k and v
     linear      matrix products, gated ones included       norm     RMS norm
+    packed      those with weights that stay codes
     reference   all of these in plain torch: the definition of what they compute
     limits      the machine's read bandwidth and arithmetic peak
 

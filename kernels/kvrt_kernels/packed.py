@@ -78,7 +78,7 @@ def rows(matrix: Matrix, indices: Tensor, out: Tensor) -> Tensor:
     groups = torch.arange(width // CODES)
     head = blocks[:, :, : _head(format)].contiguous().view(torch.float16)
     scale = head[each, groups, lane].float()
-    body = blocks[:, :, _head(format) :].unflatten(2, (-1, ROWS, 4))
+    body = blocks[:, :, _head(format) :].reshape(*blocks.shape[:2], -1, ROWS, 4)
     code = body[each, groups, :, lane]
     if format.bits == 4:
         code = torch.stack((code & 15, code >> 4), 3)
@@ -108,13 +108,13 @@ def _panels(format: WeightFormat, data: Tensor, width: int) -> Tensor:
 def _lay_out(format: WeightFormat, plain: Tensor, width: int, panels: Tensor) -> None:
     def by_panel(numbers: Tensor) -> Tensor:
         """[rows, blocks, ...] as [panels, blocks, rows, ...]."""
-        return numbers.unflatten(0, (-1, ROWS)).transpose(1, 2)
+        return numbers.reshape(-1, ROWS, *numbers.shape[1:]).transpose(1, 2)
 
     head = [scales(format, plain, width), offsets(format, plain, width)]
     for at, numbers in enumerate(given for given in head if given is not None):
         stored = by_panel(numbers.half()).contiguous().view(torch.uint8)
         panels[:, :, 2 * ROWS * at : 2 * ROWS * (at + 1)] = stored
-    fours = codes(format, plain, width).unflatten(1, (-1, CODES // 4, 4))
+    fours = codes(format, plain, width).view(len(plain), -1, CODES // 4, 4)
     if format.bits == 4:
         fours = fours[:, :, 0::2] | fours[:, :, 1::2] << 4
     body = by_panel(fours).transpose(2, 3)

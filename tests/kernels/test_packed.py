@@ -3,7 +3,8 @@
 import kvrt_kernels
 import pytest
 import torch
-from kvrt_kernels import packed
+from kvrt_kernels import attention, packed
+from kvrt_kernels.program import Program
 
 from kvrt.errors import ContractError
 from kvrt.testing import matrices, reference
@@ -89,6 +90,24 @@ def test_numbers_too_large_too_small_or_none_are_rounded_as_the_contract_says(is
     want = reference.linear(reference.as_codes(x[:4]), values, None, None)
     torch.testing.assert_close(got[:4].double(), want, rtol=1e-4, atol=0)
     assert got[4:].isnan().all()
+
+
+def test_recorded_products_have_the_same_bits(cache):
+    paged = cache([5, 6])
+    plan = attention.plan(paged.batch({0: (1, 5), 1: (1, 6)}))
+    x, gate, _ = make("q4_1", 45, 192, rows=2)
+    _, up, _ = make("q8_0", 45, 192)
+    y, gated = torch.zeros(2, 90), torch.zeros(2, 45)
+
+    def products(plans):
+        packed.linear(x, (gate, up), None, None, y, 2)
+        packed.gated_linear(x, (gate, up), "silu", None, gated, 2)
+
+    program = Program([plan], products, 2)
+    assert not y.any()
+    program.run([plan])
+    assert torch.equal(y, packed.linear(x, (gate, up)))
+    assert torch.equal(gated, packed.gated_linear(x, (gate, up), "silu"))
 
 
 def test_formats_without_products_and_tensors_of_another_shape_are_refused():

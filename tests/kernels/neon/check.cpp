@@ -294,6 +294,43 @@ void check_gate(Gate gate) {
   report(error < 5e-4, gate == Gate::silu ? "gated silu" : "gated gelu_tanh", error);
 }
 
+// Weights of codes: activations are rounded as kvrt.spi.PackedMatrices says, and the rest of it is exact.
+void check_codes(Packing packing) {
+  const int rows = 5, n = 32, k = 96, head = packing.offsets ? 64 : 32, block = head + 64 * packing.bits;
+  std::vector<unsigned char> w(n * row_bytes(packing, k));
+  for (auto& byte : w) byte = generator() & 255;
+  for (size_t b = 0; b < w.size(); b += block)
+    for (int i = 0; i < head / 2; i++) encode(Dtype::f16, w.data() + b, i, normal() / 64);
+  std::vector<float> x = normals(rows * k), y(rows * n), one(n);
+  compute(kernels, LinearArgs{Dtype::codes, Gate::none, x.data(), w.data(), nullptr, nullptr, y.data(), k, 0, n, rows, n, k, packing},
+          2);
+  double error = 0;
+  bool same = true;
+  for (int r = 0; r < rows; r++) {
+    for (int o = 0; o < n; o++) {
+      double sum = 0;
+      for (int i = 0; i < k; i++) {
+        const float* near = &x[r * k + i / 32 * 32];
+        float most = 0;
+        for (int j = 0; j < 32; j++) most = std::max(most, std::fabs(near[j]));
+        const unsigned char* from = w.data() + (o / 16 * (k / 32) + i / 32) * block;
+        const int at = i % 32, byte = packing.bits == 8 ? from[head + at / 4 * 64 + o % 16 * 4 + at % 4]
+                                                        : from[head + at / 8 * 64 + o % 16 * 4 + at % 4];
+        const int code = packing.bits == 8 ? byte : at % 8 < 4 ? byte & 15 : byte >> 4;
+        const double weight = decode(Dtype::f16, from, o % 16) * (code - packing.zero) +
+                              (packing.offsets ? decode(Dtype::f16, from + 32, o % 16) : 0);
+        sum += weight * std::nearbyint(x[r * k + i] * (127 / most)) * (most / 127);
+      }
+      error = std::max(error, std::fabs(sum - y[r * n + o]));
+    }
+    compute(kernels, LinearArgs{Dtype::codes, Gate::none, &x[r * k], w.data(), nullptr, nullptr, one.data(), k, 0, n, 1, n, k, packing},
+            1);
+    same = same && !std::memcmp(one.data(), &y[r * n], n * sizeof(float));
+  }
+  report(error < 1e-5 * (packing.bits == 8 ? 16 : 1), packing.bits == 8 ? "linear codes of 8 bits" : "linear codes of 4 bits", error);
+  report(same, "    bits", 0);
+}
+
 void check_norm() {
   const int rows = 3, size = 123;
   const std::vector<float> x = normals(rows * size), weight = normals(size);
@@ -371,6 +408,9 @@ int main() {
   }
   check_gate(Gate::silu);
   check_gate(Gate::gelu_tanh);
+  check_codes({8, 128, false});
+  check_codes({4, 8, false});
+  check_codes({4, 0, true});
   check_norm();
   std::printf("%s: %d failures\n", kernels.isa, failures);
   return failures != 0;
