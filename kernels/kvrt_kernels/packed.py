@@ -78,7 +78,7 @@ def rows(matrix: Matrix, indices: Tensor, out: Tensor) -> Tensor:
     groups = torch.arange(width // CODES)
     head = blocks[:, :, : _head(format)].contiguous().view(torch.float16)
     scale = head[each, groups, lane].float()
-    body = blocks[:, :, _head(format) :].reshape(*blocks.shape[:2], -1, ROWS, 4)
+    body = blocks[:, :, _head(format) :].reshape(*blocks.shape[:2], format.bits, ROWS, 4)
     code = body[each, groups, :, lane]
     if format.bits == 4:
         code = torch.stack((code & 15, code >> 4), 3)

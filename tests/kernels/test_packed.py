@@ -75,8 +75,9 @@ def test_gate_and_up_may_be_apart_and_of_two_formats(isa):
 def test_a_matrix_in_panels_is_as_large_as_in_a_file_and_gives_its_rows_back(name):
     _, matrix, values = make(name, 96, 512)
     assert matrix.data.nbytes == 96 * FORMATS[name].row_bytes(512)
-    which = torch.tensor([95, 0, 17, 17])
-    assert torch.equal(packed.rows(matrix, which, torch.empty(4, 512)), values[which])
+    for which in (torch.tensor([95, 0, 17, 17]), torch.tensor([], dtype=torch.int32)):
+        got = packed.rows(matrix, which, torch.empty(len(which), 512))
+        assert torch.equal(got, values[which.long()])
 
 
 def test_numbers_too_large_too_small_or_none_are_rounded_as_the_contract_says(isa):

@@ -34,7 +34,8 @@ static void pack_group(const LinearArgs& a, int m0, int rows, float* packed) {
       pairs[r] = to_bf16(load(from), load(from + L));
     }
     if (columns > 1) transpose(pairs);
-    for (int p = 0; p < (columns > 1 ? L : 1); p++) store(packed + p * columns, pairs[p]);  // the next covers what is too much
+    const int count = columns > 1 ? L : 1;
+    for (int p = 0; p < count; p++) store(packed + p * columns, pairs[p]);  // the next covers what is too much
   }
 }
 

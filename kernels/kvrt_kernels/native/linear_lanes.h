@@ -218,7 +218,8 @@ static void product_in_lanes(const LinearArgs& a, int parts, int n0, int n1, con
       const Ahead ahead = rows <= kDirectRows
           ? Ahead{reinterpret_cast<const char*>(weights(after) + kOut * p.k0), bytes, 0, kOut * bytes}
           : Ahead{reinterpret_cast<const char*>(weights(next)), int64_t(k * sizeof(T)), 0, bytes};
-      tiles(from, x + words<T>(p.k0), x_stride, rows, int(words<T>(length)), c + p.part * rows * c_stride + (p.n - n0), c_stride, ahead);
+      tiles(from, x + words<T>(p.k0), x_stride, rows, int(words<T>(length)),
+            c + p.part * rows * c_stride + (p.n - n0), c_stride, ahead);
     };
     if (rows <= kDirectRows && count == kOut && length % step == 0) {
       all(InPlace<T>{weights(p), k});

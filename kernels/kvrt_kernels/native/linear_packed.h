@@ -1,6 +1,6 @@
 // y = x W^T for W of whole codes of 4 or 8 bits, 32 of which share a scale and perhaps an offset, in panels (packed.py):
 //
-//   panel of 16 rows of W:  for each 32 of k:  16 scales | 16 offsets, or none | codes, 4 of each row after 4 of the one before
+//   panel of 16 rows of W:  for each 32 of k:  16 scales | 16 offsets, or none | codes, by fours, of each row in turn
 //
 // Activations are rounded to codes, too, as kvrt.spi.PackedMatrices says. Products of codes and their sums over 32 are
 // whole numbers, and exact; in which order they are added does not matter. One output is, in float32, each operation
