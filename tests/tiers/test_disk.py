@@ -17,7 +17,7 @@ from kvrt.errors import ContractError, StoreError
 from kvrt.kv.tiers import names as naming
 from kvrt.kv.tiers.blockfile import BLOCK, BlockFile, Bytes
 from kvrt.kv.tiers.disk import DiskStore, PageTicket
-from kvrt.kv.tiers.files import INDEX
+from kvrt.kv.tiers.files import DATA, INDEX
 from kvrt.kv.tiers.host import HostStore
 from kvrt.kv.tiers.names import StoredName
 from kvrt.kv.tiers.pagefile import PageFile
@@ -190,6 +190,48 @@ def test_a_close_that_must_not_take_long_drops_the_rest(
     gate.set()
     assert begun.wait(10)
     assert store.close()
+
+
+def test_what_is_known_to_hang_is_not_waited_for_at_the_end(
+    tmp_path: Path,
+    gate: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = DiskStore(PageFile.open(tmp_path, FORM, open_file=Gate), threads=1)
+    begun, queued = (store.store(name, body(name)) for name in NAMES[:2])
+    while store.stats().queued > 1:
+        time.sleep(0.001)
+    monkeypatch.setattr("kvrt.kv.tiers.disk.PATIENCE_S", 0.01)
+    time.sleep(0.02)
+    start = time.monotonic()
+    assert not store.close(timeout=60)
+    assert time.monotonic() - start < 30
+    assert "it has not answered for 0.01 s" in caplog.text
+    assert queued.done()
+    assert not begun.done()
+    gate.set()
+    assert begun.wait(10)
+    assert store.close()
+
+
+def test_a_page_that_is_damaged_is_missed_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(tmp_path, open_file=cached) as file:
+        for name in NAMES[:2]:
+            file.write(name, body(name))
+    data = bytearray((tmp_path / DATA).read_bytes())
+    (tmp_path / DATA).write_bytes(bytes(byte ^ 1 for byte in data))
+    store = DiskStore(PageFile.open(tmp_path, FORM))
+    for name in NAMES[:2]:
+        ticket = store.fetch(name, blank())
+        assert ticket.wait(10)
+        assert not ticket.ok
+    assert store.stats().damaged == 2
+    assert store.close()
+    (record,) = caplog.records
+    assert f"cannot use a KV page in {tmp_path}: it is damaged." in record.getMessage()
 
 
 def test_a_store_of_a_file_that_is_only_read_drops_pages(tmp_path: Path) -> None:
