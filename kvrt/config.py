@@ -66,6 +66,7 @@ class Environment:
 
 
 LoadFormat = Literal["auto", "dummy"]
+Quantize = Literal["int8"]
 DTypeOption = Literal["auto", DType]
 KVFormatOption = Literal["auto", KVFormat]
 MAX_THREADS = max(64, 8 * (os.cpu_count() or 1))
@@ -88,6 +89,12 @@ class RuntimeConfig:
             ``int4`` and, on GPUs that have it, ``fp8`` hold two to eight times as many tokens, at
             some loss of quality: docs/kv-formats.md.
         load_format: ``dummy`` makes random weights from config.json alone.
+        quantize: ``int8`` makes the matrices into codes of 8 bits, with a scale for each 32, as
+            they are loaded; needs a device that multiplies these (docs/quantised.md). None: they
+            stay what they are in the checkpoint.
+        activations: what weights that are codes are multiplied with: ``int8``, activations as codes
+            of 8 bits, with a scale for each 32; or ``exact``, as they are, where the device has
+            such products, and otherwise such weights are unpacked.
         max_model_len: longest prompt and output together, in tokens; None: the model's own.
         memory_limit: weights and KV cache together may take so much: bytes, or a string such as
             ``4GiB`` or ``50%`` (of the device's memory). None: the weights, and for the cache what
@@ -130,6 +137,8 @@ class RuntimeConfig:
     dtype: DTypeOption = "auto"
     kv_cache_dtype: KVFormatOption = "auto"
     load_format: LoadFormat = "auto"
+    quantize: Quantize | None = None
+    activations: Literal["int8", "exact"] = "int8"
     max_model_len: int | None = None
     memory_limit: int | str | None = None
     page_size: int = 16
@@ -172,6 +181,8 @@ OPTIONS: Checks = {
     "dtype": OneOf(("auto", *get_args(DType))),
     "kv_cache_dtype": OneOf(("auto", *get_args(KVFormat))),
     "load_format": OneOf(get_args(LoadFormat)),
+    "quantize": Maybe(OneOf(get_args(Quantize))),
+    "activations": OneOf(("int8", "exact")),
     "max_model_len": Maybe(Whole(2, 2**31 - 1)),
     "memory_limit": Maybe(Size()),
     "page_size": Whole(1, 1024),

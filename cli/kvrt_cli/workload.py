@@ -137,6 +137,8 @@ def _columns(runtime: "Runtime", work: Workload) -> dict[str, Any]:
         "arch": info.arch,
         "threads": config.threads or "auto",
         "dtype": model.dtype,
+        "quantize": config.quantize or "none",
+        "activations": config.activations,
         "kv_dtype": runtime.cache.layouts[0].format,
         "page_size": config.page_size,
         "max_batch_tokens": config.max_batch_tokens,

@@ -65,7 +65,7 @@ def assemble(
     device = open_device(
         backend,
         config.device,
-        DeviceOptions(threads=config.threads),
+        DeviceOptions(threads=config.threads, exact=config.activations == "exact"),
         check_layers=config.debug,
     )
     stack.callback(device.close)
@@ -74,6 +74,7 @@ def assemble(
         device,
         dtype=config.dtype,
         load_format=config.load_format,
+        quantize=config.quantize,
         max_model_len=config.max_model_len,
         offline=config.offline,
         revision=config.revision,

@@ -117,6 +117,7 @@ DIFFERENCES: dict[str, Callable[[World], Options]] = {
     "the dtype of the weights as computed with": asked(dtype="bfloat16"),
     "the format of keys and values": asked(kv_cache_dtype="float16"),
     "codes instead of numbers": asked(kv_cache_dtype="int8"),
+    "codes instead of weights": asked(quantize="int8"),
     "the tokens of a page": asked(page_size=8),
     "the base of the rotation": configured(
         rope_parameters={"rope_type": "default", "rope_theta": 9999.0}

@@ -30,7 +30,7 @@ def quantizing(quantize: Quantize, spec: ModelSpec, device: Device) -> Packing:
     if products is None or not all(map(products.multiplies, formats.values())):
         raise ConfigError(
             f"quantize {quantize}: {device.info.backend} has no products with such weights",
-            fix="leave it out, or use another backend: kvrt doctor lists them",
+            fix="leave it out, use --activations int8, or another backend: kvrt doctor lists them",
         )
     packing = _whole_weights(spec, Packing(formats, products))
     left = [weight.parts[0].name for weight in weights_of(spec) if weight.is_matrix]
