@@ -8,11 +8,13 @@ import argparse
 import importlib
 import runpy
 import sys
+from pathlib import Path
 
 from tests.emulator import library
 from tests.emulator.place import HostPlace, InterpreterPlace
 
 PLACES = {"torch": HostPlace, "interpreter": InterpreterPlace}
+TESTS = Path(__file__).parents[1]
 
 
 def main() -> None:
@@ -34,6 +36,8 @@ def main() -> None:
     for setting in asked.set:
         name, _, value = setting.partition("=")
         emulator.set(**{name: int(value)})
+    if asked.kernels == "interpreter":  # whose faults `kvrt_interpreted` mends
+        sys.path[:0] = [str(TESTS / "triton" / "plugin"), str(TESTS / "plugins")]
     if not asked.unchanged:
         put_in_place(asked.vendor, PLACES[asked.kernels]())
     sys.argv = asked.module

@@ -68,8 +68,10 @@ class InterpreterPlace(HostPlace):
         return Software("emulated: device memory is host memory, Triton interprets its kernels")
 
     def kernels(self, index: int, arch: str, multiprocessors: int) -> Kernels:
+        from kvrt_interpreted import narrow
         from kvrt_kernels.triton import TritonAttention, TritonOps
 
+        narrow.mend()
         return Kernels(
             # As if it had two compute units: each program takes 20 ms.
             TritonAttention(arch, "cpu", multiprocessors=2),

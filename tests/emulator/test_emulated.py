@@ -202,6 +202,7 @@ def test_older_bindings(vendor: str, older: Path) -> None:
 
 
 @pytest.mark.extra
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("vendor", VENDORS)
 def test_the_gpus_own_kernels_pass_the_same_parts_of_the_kit(vendor: str) -> None:
     kit("--kernels", "interpreter", vendor=vendor, parts=SEEN, interpret=True)
