@@ -76,14 +76,13 @@ class _Fetch:
     lost: int | None = None  # the first page that cannot be had
 
     @property
-    def ended(self) -> bool:
-        begun = self.lost is not None or self.next == len(self.names)
-        return begun and not self.moving
+    def usable(self) -> int:
+        """How many of the first pages hold what they should, once it has ended."""
+        return len(self.names) if self.lost is None else self.lost
 
     @property
-    def usable(self) -> int:
-        """How many of the first pages hold what they should."""
-        return self.next if self.lost is None else self.lost
+    def ended(self) -> bool:
+        return self.next >= self.usable and not self.moving
 
 
 class Offload:
@@ -243,7 +242,7 @@ class Offload:
 
     def _begin(self, fetch: _Fetch) -> None:
         """Start as many pages of a fetch as may move at once."""
-        while fetch.lost is None and fetch.next < len(fetch.names) and len(fetch.moving) < _WINDOW:
+        while fetch.next < fetch.usable and len(fetch.moving) < _WINDOW:
             name = fetch.names[fetch.next]
             host = self._host.find(name)
             if host is not None:

@@ -130,3 +130,28 @@ def test_fetches_cost_the_time_that_the_engine_spends_on_them(
     assert told[-1] == (1, 2.0), "the wait is the engine's time, too"
     assert (offload.stats().fetched_pages, offload.stats().missed_pages) == (7, 2)
     offload.close()
+
+
+@pytest.mark.promise("P20")
+@pytest.mark.parametrize("gone", [1, 6])
+def test_what_is_forgotten_while_it_comes_takes_nothing_before_it_along(
+    tmp_path: Path, pages: LocalPages, gone: int
+) -> None:
+    """Host memory has not room for all at once, so that some of it has not begun to come."""
+    names_there, into = NAMES[:7], [*range(1, 8)]
+    file = PageFile.open(tmp_path, FORM)
+    for name in names_there:
+        file.write(name, body(name))
+    host = HostStore(pages, [PAGE_BYTES], 2 * PAGE_BYTES + BLOCK)
+    offload = Offload(pages, host, MoveCost("auto"), DiskStore(file), is_tier=True)
+    for page in into:
+        pages.page(page).fill_(0xFF)
+    seq = Seq(1, [], 0, 99)
+    offload.fetch(seq, names_there, into)
+    offload.remove({names_there[gone].page})
+    while not (ended := offload.poll()):
+        offload.wait()
+    assert ended == [(seq, [(0, page) for page in into[gone:]])]
+    for name, page in zip(names_there[:gone], into, strict=False):
+        assert (pages.page(page).numpy() == body(name)).all()
+    offload.close()
