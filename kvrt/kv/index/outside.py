@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kvrt.kv.pages.group import Group
-from kvrt.kv.pages.holders import Row
+from kvrt.kv.pages.holders import PageRow
 from kvrt.kv.pages.lanes import Pages, Rows
 from kvrt.kv.tiers.names import PageName, StoredName
 
@@ -79,7 +79,7 @@ def fetches(
         border = min(lacks)  # one between the two would need that page as well
     if border <= start:
         return None
-    held, places = list[Row](), list[tuple[int, ...]]()
+    held, places = list[PageRow](), list[tuple[int, ...]]()
     for group, row in zip(groups, rows, strict=True):
         needed = np.zeros(border, bool)
         for part in group.kept(border * size):
@@ -94,6 +94,6 @@ def fetches(
     return Fetches(border, tuple(held), tuple(places))
 
 
-def _filled(row: Row) -> int:
+def _filled(row: PageRow) -> int:
     """How many pages are there before the first that is not."""
     return len(row) if row.all() else int(row.argmin())

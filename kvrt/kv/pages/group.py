@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvrt.kv.pages.geometry import Geometry
-from kvrt.kv.pages.holders import Row
+from kvrt.kv.pages.holders import PageRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Group:
         return min(pages, geometry.pages_for(self.sinks) + seen)
 
 
-def last_border(groups: Sequence[Group], rows: Sequence[Row], border: int) -> int:
+def last_border(groups: Sequence[Group], rows: Sequence[PageRow], border: int) -> int:
     """The last border between pages, up to a `border`, at which all groups have what they need.
 
     Args:
@@ -59,7 +59,7 @@ def last_border(groups: Sequence[Group], rows: Sequence[Row], border: int) -> in
     return border
 
 
-def _lacking(groups: Sequence[Group], rows: Sequence[Row], border: int) -> int | None:
+def _lacking(groups: Sequence[Group], rows: Sequence[PageRow], border: int) -> int | None:
     """The first page that some group needs at a border and that is not there."""
     length = border * groups[0].geometry.page_size
     for group, row in zip(groups, rows, strict=True):

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Row = NDArray[np.int32]
+PageRow = NDArray[np.int32]
 """Pages of a sequence, in order. Never changed once it is made."""
 
-NO_PAGES: Row = np.empty(0, np.int32)
+NO_PAGES: PageRow = np.empty(0, np.int32)
 
 _ROW, _INDEX = 2, 1
 _SMALLEST = 256
@@ -65,7 +65,7 @@ class Holders:
         """A page of rows is held by one of them and nobody else, when `left` of them are gone."""
         return self.counts.item(page) - left * _ROW == _ROW
 
-    def own(self, row: Row) -> NDArray[np.bool_]:
+    def own(self, row: PageRow) -> NDArray[np.bool_]:
         """Which pages of a sequence's row no other sequence has."""
         return self.counts[row] < 2 * _ROW
 
@@ -97,20 +97,20 @@ class HoldersEvolver:
             self._counts = counts
         self._counts[np.asarray(pages)] = _ROW
 
-    def add(self, row: Row) -> None:
+    def add(self, row: PageRow) -> None:
         """One more row has these pages."""
         before = self._counts[row]
         self._cached -= int(np.count_nonzero(before == _INDEX))
         self._counts[row] = before + _ROW
 
-    def drop(self, row: Row) -> tuple[int, ...]:
+    def drop(self, row: PageRow) -> tuple[int, ...]:
         """A row has these pages no longer. Returns those that nobody holds now."""
         left = self._counts[row] - _ROW
         self._cached += int(np.count_nonzero(left == _INDEX))
         self._counts[row] = left
         return tuple(row[left == 0].tolist())
 
-    def idle(self, row: Row) -> tuple[int, ...]:
+    def idle(self, row: PageRow) -> tuple[int, ...]:
         """Those of the pages that the index alone holds."""
         return tuple(row[self._counts[row] == _INDEX].tolist())
 

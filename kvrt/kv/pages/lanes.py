@@ -16,13 +16,13 @@ import numpy as np
 
 from kvrt.kv.pages.geometry import Geometry
 from kvrt.kv.pages.group import Group
-from kvrt.kv.pages.holders import NO_PAGES, Holders, Row
+from kvrt.kv.pages.holders import NO_PAGES, Holders, PageRow
 from kvrt.kv.pages.ops import Copy, Op
 from kvrt.kv.pages.placement import Placement, PlacementEvolver
 
 SeqId = Hashable
 
-Rows = tuple[Row, ...]
+Rows = tuple[PageRow, ...]
 """Of each group, a sequence's row."""
 
 Pages = tuple[tuple[int, ...], ...]
@@ -87,7 +87,7 @@ class Lane:
     def geometry(self) -> Geometry:
         return self.group.geometry
 
-    def held(self, row: Row) -> Row:
+    def held(self, row: PageRow) -> PageRow:
         """The pages of a row that are kept: before the window, a row is 0."""
         return row[row > 0] if self.group.window else row
 
@@ -157,8 +157,8 @@ class Lane:
         return replace(self, holders=changed.persistent()), copies
 
     def fill(
-        self, row: Row, pages: int, places: Sequence[int], taken: Sequence[int]
-    ) -> tuple["Lane", Row]:
+        self, row: PageRow, pages: int, places: Sequence[int], taken: Sequence[int]
+    ) -> tuple["Lane", PageRow]:
         """Put the pages that were taken in these places of a row, so many pages long then."""
         longer = np.zeros(pages, np.int32)
         longer[: len(row)] = row
@@ -169,13 +169,13 @@ class Lane:
         changed.take(taken)
         return replace(self, holders=changed.persistent()), longer
 
-    def add(self, row: Row) -> "Lane":
+    def add(self, row: PageRow) -> "Lane":
         """One more row has these pages."""
         changed = self.holders.evolver()
         changed.add(self.held(row))
         return replace(self, holders=changed.persistent())
 
-    def drop(self, row: Row) -> "Left":
+    def drop(self, row: PageRow) -> "Left":
         """A row has these pages no longer."""
         if not len(row):
             return Left(self)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kvrt.kv.pages.holders import NO_PAGES, Row
+from kvrt.kv.pages.holders import NO_PAGES, PageRow
 from kvrt.kv.pages.lanes import SeqId
 from kvrt.kv.pages.table import PageTable
 
@@ -23,7 +23,7 @@ class PageRows:
     def __init__(self, group: int = 0) -> None:
         self._group = group
         self._seqs: list[SeqId] = []
-        self._rows: list[Row] = []
+        self._rows: list[PageRow] = []
         self._array: NDArray[np.int32] = np.empty((0, 0), np.int32)
 
     def select(self, table: PageTable, seqs: Sequence[SeqId]) -> NDArray[np.int32]:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from kvrt.kv.pages.group import Group
-from kvrt.kv.pages.holders import NO_PAGES, Holders, Row
+from kvrt.kv.pages.holders import NO_PAGES, Holders, PageRow
 from kvrt.kv.pages.lanes import Growing, Lane, Pages, Placers, Retired, Rows, SeqId, Shortage
 from kvrt.kv.pages.ops import Move, Op, Scrub
 from kvrt.kv.pages.placement import Placement
@@ -140,7 +140,7 @@ class PageTable:
         """Bytes of a page of each group."""
         return sum(lane.geometry.page_bytes for lane in self.lanes)
 
-    def row(self, seq: SeqId, group: int = 0) -> Row:
+    def row(self, seq: SeqId, group: int = 0) -> PageRow:
         """The pages that hold its tokens, in order, 0 for those it has given up: int32 [pages]."""
         rows = self.rows.get(seq)
         return NO_PAGES if rows is None else rows[group]
@@ -416,7 +416,7 @@ class PageTable:
     def fill(self, seq: SeqId, pages: int, places: Pages) -> Change | Shortage:
         """Let a sequence have so many full pages of tokens, whose keys and values come from
         elsewhere: new pages in these places of each group, where it has none."""
-        placers, lanes, rows = Placers(self.lanes, self.limit), list(self.lanes), list[Row]()
+        placers, lanes, rows = Placers(self.lanes, self.limit), list(self.lanes), list[PageRow]()
         for group, (row, at) in enumerate(zip(self.rows_of(seq), places, strict=True)):
             taken = placers.take(group, len(at))
             if len(taken) < len(at):
