@@ -88,15 +88,19 @@ class Hurried(Wrapper):
 
     def resident_bytes(self) -> int:
         """What the system has given to these addresses."""
-        count, here = 0, False
+        found: dict[int, int] = {}  # some stand there twice, if they change meanwhile
+        start = 0
         for line in Path("/proc/self/smaps").read_text().splitlines():
             word, *rest = line.split()
             if not word.endswith(":"):
                 start = int(word.partition("-")[0], 16)
-                here = any(span.base <= start < span.base + span.nbytes for span in self._spans)
-            elif here and word == "Rss:":
-                count += int(rest[0]) << 10
-        return count
+            elif word == "Rss:":
+                found[start] = int(rest[0]) << 10
+        return sum(
+            found[start]
+            for start in found
+            if any(span.base <= start < span.base + span.nbytes for span in self._spans)
+        )
 
     def around(
         self, name: str, call: Callable[Params, Answer], *args: Params.args, **kwargs: Params.kwargs
