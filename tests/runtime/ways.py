@@ -77,6 +77,9 @@ class Ways:
         self._fill(runtime, self._least(runtime))
         answers, _, preemptions = self._ask(runtime)
         assert preemptions > 0
+        if not _fetched(runtime):  # who had to stop went on before its pages were taken
+            again, _, _ = self._ask(runtime)
+            assert again == answers
         assert _fetched(runtime) > 0
         return answers
 
