@@ -142,7 +142,7 @@ DRAWN = {
         "kvrt.kv.tiers.format",
         'page, row["group"] = record.name',
         "page, _ = record.name",
-        "tiers/test_pagefile.py",
+        "tiers/test_snapshots.py",
     ),
     "a sequence resumes where a group has no page outside": M(
         "kvrt.kv.index.outside",
