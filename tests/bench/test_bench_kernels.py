@@ -11,16 +11,19 @@ copies of a weight, take turns.
 import mmap
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import ModuleType
 
+import kvrt_kernels
 import pytest
 import torch
-from kvrt_kernels import append, attention, limits, linear, norm, reference
+from kvrt_kernels import append, attention, limits, linear, norm, packed, reference
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.nn import functional
 
-from kvrt.spi import AttentionBatch, AttentionParams, Bandwidth, KVLayout, Rotation
+from kvrt.spi import AttentionBatch, AttentionParams, Bandwidth, KVLayout, Matrix, Rotation
+from kvrt.testing import matrices
 
 pytestmark = pytest.mark.extra
 
@@ -169,6 +172,31 @@ def test_linear(benchmark, machine, shape, rows, dtype, by):
         x = torch.randn(rows, in_features).to(kind)
         work = functional.linear
         measure(benchmark, max(3, rounds // 4), lambda i: work(x, weights[i % copies]), **needed)
+
+
+KEPT = {"bf16": None, "q8_0": matrices.FORMATS["q8_0"], "q4_0": matrices.FORMATS["q4_0"]}
+
+
+@pytest.mark.parametrize("rows", [1, 4, 16, 64, 256])
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize("isa", kvrt_kernels.isas())
+def test_linear_by_instruction_set(benchmark, machine, request, isa, kept, rows):
+    """Weights of bfloat16 and of codes, on each instruction set that runs here."""
+    out_features, in_features = SHAPES["14336x4096"]
+    benchmark.group = f"kernels: linear 14336x4096, {rows} rows"
+    request.addfinalizer(partial(kvrt_kernels.set_isa, kvrt_kernels.isa()))
+    kvrt_kernels.set_isa(isa)
+    x, format = torch.randn(rows, in_features), KEPT[kept]
+    if format is None:
+        nbytes = 2 * out_features * in_features
+        weights = huge(4 * nbytes // 2, torch.bfloat16).view(4, out_features, -1)
+        work = lambda i: linear.linear(x, weights[i % 4])  # noqa: E731
+    else:
+        nbytes = packed.nbytes(format, out_features, in_features)
+        data = huge(8 * nbytes, torch.uint8).view(8, -1)
+        stacked = [Matrix(format, one, out_features, in_features) for one in data]
+        work = lambda i: packed.linear(x, (stacked[i % 8],))  # noqa: E731
+    measure(benchmark, 7, work, of_read_bandwidth=nbytes / machine.read_bytes_per_s)
 
 
 # --- the small ones --------------------------------------------------------------------------
