@@ -178,7 +178,7 @@ def _recommended(model: "GenerationDefaults", names: Sequence[str]) -> dict[str,
         SamplingParams(**values)
     except RequestError as error:
         raise ModelError(
-            f"the model's files recommend something that cannot be: {error}",
+            f"{model.file} recommends something that cannot be: {error}",
             fix="give a value yourself, which goes before, or correct the file",
         ) from None
     return values

@@ -18,6 +18,7 @@ class GenerationDefaults:
         eos: the tokens that end an answer.
         sample: False: greedy.
         temperature, top_k, top_p, min_p, repetition_penalty: as in `SamplingParams`.
+        file: that says so.
     """
 
     eos: tuple[int, ...] = ()
@@ -27,6 +28,7 @@ class GenerationDefaults:
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    file: str = FILE
 
 
 def read_generation(folder: Path, spec: ModelSpec) -> GenerationDefaults:
@@ -52,4 +54,5 @@ def read_generation(folder: Path, spec: ModelSpec) -> GenerationDefaults:
         top_p=number("top_p", 0.0, 1.0),
         min_p=number("min_p", 0.0, 1.0),
         repetition_penalty=number("repetition_penalty", 1e-6, 1e6),
+        file=str(path),
     )

@@ -305,6 +305,7 @@ def test_what_the_author_recommends_is_read(folder: Path, tmp_path: Path, cpu: D
     assert model.generation.sample
     assert (model.generation.temperature, model.generation.top_k) == (0.5, 20)
     assert model.generation.top_p == 0.75
+    assert model.generation.file == str(model.path), "who is to blame for them"
     assert model.eos_ids == {2, 5}
 
 

@@ -38,6 +38,7 @@ class GGUFSource:
             top_p=number("top_p", 0.0, 1.0),
             min_p=number("min_p", 0.0, 1.0),
             repetition_penalty=number("penalty_repeat", 1e-6, 1e6),
+            file=str(self.path),
         )
 
     def tokenizer(self, spec: ModelSpec) -> Tokenizer | None:

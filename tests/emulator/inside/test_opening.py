@@ -71,7 +71,7 @@ def test_a_device_is_what_its_driver_says_and_can_do_what_its_kernels_can(
     assert info.total_bytes == device.memory.info().total
     assert (info.head_dims, info.weight_dtypes) == ((64, 96), ("float16",))
     assert (info.compute_dtypes, "fp8" in info.kv_formats) == (("float32",), True)
-    can = {Capability.ASYNC_COPIES, Capability.TREES}
+    can = {Capability.ASYNC_COPIES, Capability.TREES, Capability.VALUE_WIDTHS}
     can |= {Capability.ALIASING} if vendor == "cuda" else set()
     assert info.capabilities == can | ({Capability.BATCH_INVARIANT} if invariant else set())
     device.close()
