@@ -51,7 +51,7 @@ class Job:
         work, self._work = self._work, None
         try:
             self._ok = work is not None and work(self)
-        except Exception:
+        except Exception:  # the thread has other jobs to do, and somebody waits for this one
             log.exception("a job of %s failed; this is a bug", threading.current_thread().name)
         finally:
             del work  # and with it the buffers it has
