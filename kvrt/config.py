@@ -66,7 +66,7 @@ class Environment:
 
 
 LoadFormat = Literal["auto", "dummy"]
-Quantize = Literal["int8"]
+Quantize = Literal["int8", "int5", "int4"]
 DTypeOption = Literal["auto", DType]
 KVFormatOption = Literal["auto", KVFormat]
 MAX_THREADS = max(64, 8 * (os.cpu_count() or 1))
@@ -89,9 +89,9 @@ class RuntimeConfig:
             ``int4`` and, on GPUs that have it, ``fp8`` hold two to eight times as many tokens, at
             some loss of quality: docs/kv-formats.md.
         load_format: ``dummy`` makes random weights from config.json alone.
-        quantize: ``int8`` makes the matrices into codes of 8 bits, with a scale for each 32, as
-            they are loaded; needs a device that multiplies these (docs/quantised.md). None: they
-            stay what they are in the checkpoint.
+        quantize: ``int8``, ``int5`` and ``int4`` make the matrices into codes of so many bits, with
+            a scale for each 32, as they are loaded; needs a device that multiplies these
+            (docs/quantised.md). None: they stay what they are in the checkpoint.
         activations: what weights that are codes are multiplied with: ``int8``, activations as codes
             of 8 bits, with a scale for each 32; or ``exact``, as they are, where the device has
             such products, and otherwise such weights are unpacked.

@@ -124,9 +124,9 @@ runtime_options = apply(
         ),
         click.option(
             "--quantize",
-            type=click.Choice(["int8"]),
-            help="Make the matrices into codes of 8 bits as they are loaded: about half of"
-            " bfloat16's memory, at hardly any loss of quality.",
+            type=click.Choice(["int8", "int5", "int4"]),
+            help="Make the matrices into codes of so many bits as they are loaded: about half of"
+            " bfloat16's memory in int8, at hardly any loss of quality, and a third in int4.",
         ),
         click.option(
             "--activations",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kvrt.model.packed.ggml import TYPES, to_plain
-from kvrt.model.packed.quantize import LARGEST, quantized
+from kvrt.model.packed.quantize import largest, quantized
 from kvrt.model.weights import Packing, Part, Weight
 from kvrt.spi import Matrices, Matrix, PackedMatrices
 from kvrt.spi.plain import finite_rows
@@ -58,7 +58,7 @@ class Codes:
         self._rest = torch.empty(0)
         self._row = 0
         self.kept_as = matrix.format.name
-        self.largest = LARGEST
+        self.largest = largest(matrix.format)
 
     def put(self, source: Tensor) -> None:
         """The numbers that come next."""
@@ -66,7 +66,7 @@ class Codes:
         source = torch.cat((self._rest, source)) if self._rest.numel() else source
         whole = source.numel() // width * width
         self._rest = source[whole:].clone()
-        self.put_rows(quantized(source[:whole].view(-1, width)))
+        self.put_rows(quantized(self.format, source[:whole].view(-1, width)))
 
     def stays(self, dtype: str) -> bool:
         """Whether blocks of one of ggml's types are kept as they are."""

@@ -9,7 +9,7 @@ from kvrt.model.checkpoint import Checkpoint
 from kvrt.model.header import TensorEntry
 from kvrt.model.jsonfile import few
 from kvrt.model.packed.ggml import TYPES
-from kvrt.model.packed.quantize import Quantize, formats_for
+from kvrt.model.packed.quantize import FORMATS, Quantize, formats_for
 from kvrt.model.packed.tensors import format_of
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights import NOTHING_PACKED, Packing, weights_of
@@ -28,15 +28,26 @@ def quantizing(quantize: Quantize, spec: ModelSpec, device: Device) -> Packing:
     products = device.extension(PackedMatrices)  # type: ignore[type-abstract]
     formats = formats_for(spec, quantize)
     if products is None or not all(map(products.multiplies, formats.values())):
+        has = [] if products is None else _multiplied(products)
+        instead = f"use {' or '.join(has)}" if has else "leave it out, use --activations int8"
         raise ConfigError(
             f"quantize {quantize}: {device.info.backend} has no products with such weights",
-            fix="leave it out, use --activations int8, or another backend: kvrt doctor lists them",
+            fix=f"{instead}, or another backend: kvrt doctor lists them",
         )
     packing = _whole_weights(spec, Packing(formats, products))
     left = [weight.parts[0].name for weight in weights_of(spec) if weight.is_matrix]
     if left := [name for name in left if name not in packing.formats]:
         log.warning("rows are no multiple of 32, so these are kept as floats: %s", few(left))
     return packing
+
+
+def _multiplied(products: PackedMatrices) -> list[str]:
+    """The ways to quantise that a device has products for."""
+    return [
+        name
+        for name, format in FORMATS.items()
+        if products.multiplies(format) and products.multiplies(FORMATS["int8"])
+    ]
 
 
 def as_stored(checkpoint: Checkpoint, device: Device) -> Packing:

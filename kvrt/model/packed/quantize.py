@@ -1,47 +1,81 @@
 """Float weights made into codes at load."""
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kvrt.model.packed.ggml import TYPES
+from kvrt.model.packed.search import LARGEST_HALF, Array, affine, symmetric
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights import weights_of
 from kvrt.spi import WeightFormat
 from kvrt.spi.plain import plain_rows
 
-Quantize = Literal["int8"]
-"""What weights can be made into: int8 is Q8_0 of GGUF files, 8 bits with a float16 scale for 32."""
+Quantize = Literal["int8", "int5", "int4"]
+"""What weights can be made into, by the bits of a code."""
 
-INT8 = TYPES["Q8_0"].format
-LARGEST = 65504.0 * 127
-"""Beyond it a scale is no float16."""
+FORMATS: Mapping[Quantize, WeightFormat] = {
+    "int8": TYPES["Q8_0"].format,
+    "int5": TYPES["Q5_1"].format,
+    "int4": TYPES["Q4_1"].format,
+}
+"""Of layers. Embedding and head are 8 bits always: a rare token has only its own row."""
+
+GROUP = 32
+AT_ONCE = 1 << 15
+"""Elements, about, that are made into codes at once. They stay in a processor's caches."""
 
 
 def formats_for(spec: ModelSpec, quantize: Quantize) -> Mapping[str, WeightFormat]:
     """Of the tensors that are quantised, by name: all matrices whose rows are whole groups."""
-    formats = {"int8": INT8}
     return {
-        part.name: formats[quantize]
+        part.name: FORMATS["int8" if weight.layer is None else quantize]
         for weight in weights_of(spec)
         for part in weight.parts
-        if weight.is_matrix and formats[quantize].fits(part.shape[1])
+        if weight.is_matrix and part.shape[1] % GROUP == 0
     }
 
 
-def quantized(values: Tensor) -> Tensor:
-    """Rows as `INT8`, in the plain form.
+def largest(format: WeightFormat) -> float:
+    """The largest magnitude that a format holds: beyond it a scale or offset is no float16."""
+    return float(LARGEST_HALF) * (127 if format.offset == "none" else 1)
 
-    The scale of a group is its largest magnitude / 127, and a code the nearest whole number of it,
-    halves away from zero: the bits of ggml's own function.
+
+def quantized(format: WeightFormat, values: Tensor) -> Tensor:
+    """Rows in one of `FORMATS`, in the plain form.
 
     Args:
-        values: [rows, width] of any float dtype, width a multiple of 32, at most `LARGEST`.
+        values: [rows, width] of any float dtype, width a multiple of 32, of magnitudes up to
+            `largest`.
     """
-    groups = values.float().view(len(values), -1, 32)
-    scales = groups.abs().amax(-1) / 127
-    ratio = groups * torch.where(scales == 0, 0, 1 / scales)[..., None]
-    codes = ratio.sign() * (ratio.abs() + 0.5).floor() + 128
-    return plain_rows(INT8, codes.to(torch.uint8).view(values.shape), scales.half())
+    plain = np.empty((len(values), format.row_bytes(values.shape[1])), np.uint8)
+    step = max(1, AT_ONCE // values.shape[1])
+
+    def make(row: int) -> None:
+        # The caller refuses what is not finite, when it has all rows.
+        with np.errstate(invalid="ignore"):
+            plain[row : row + step] = _rows(format, values[row : row + step]).numpy()
+
+    pieces = range(0, len(values), step)
+    with ThreadPoolExecutor(os.cpu_count() if len(pieces) > 1 else 1) as pool:
+        for _ in pool.map(make, pieces):
+            pass
+    return torch.from_numpy(plain)
+
+
+def _rows(format: WeightFormat, values: Tensor) -> Tensor:
+    groups = np.ascontiguousarray(values.float().numpy().reshape(-1, GROUP).T)
+
+    def by_row(numbers: Array) -> Tensor:
+        return torch.from_numpy(numbers.T.reshape(len(values), -1))
+
+    if format.offset == "none":
+        codes, scales = symmetric(groups)
+        return plain_rows(format, by_row(codes), by_row(scales))
+    codes, scales, offsets = affine(groups, format.bits)
+    return plain_rows(format, by_row(codes), by_row(scales), offsets=by_row(offsets))
