@@ -108,7 +108,8 @@ def make_cache(
     held = model.max_model_len
     if 0 in spec.by_window:  # of others, memory does not say how long a text can be
         held = min(held, free // layouts[0].page_bytes * config.page_size)
-    step = step_bytes(config, model) + rotation_bytes(spec.head_dim, held)
+    step = step_bytes(config, model)
+    step += sum(rotation_bytes(rope.width(spec.head_dim), held) for rope in spec.ropes)
     if config.memory_limit is None:
         limit = min(span, int(free * FREE_SHARE), free - step)
     else:

@@ -1,6 +1,6 @@
 """The tensors that a step of the decoder computes in."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +22,7 @@ class Activations(NamedTuple):
     attended: Tensor
     attended_rows: Tensor
     gated: Tensor
-    cos: Tensor
-    sin: Tensor
+    rotations: tuple[Rotation, ...]
 
     @classmethod
     def empty(cls, spec: ModelSpec, count: int, dtype: torch.dtype, device: str) -> "Activations":
@@ -34,6 +33,7 @@ class Activations(NamedTuple):
         qkv = tensor(sum(heads) * spec.head_dim)
         q, k, v = qkv.view(count, -1, spec.head_dim).split_with_sizes(heads, 1)
         attended = tensor(spec.heads, spec.head_dim)
+        pairs = [rope.width(spec.head_dim) // 2 for rope in spec.ropes]
         return cls(
             x=tensor(spec.hidden),
             normed=tensor(spec.hidden),
@@ -44,8 +44,10 @@ class Activations(NamedTuple):
             attended=attended,
             attended_rows=attended.view(count, -1),
             gated=tensor(spec.intermediate),
-            cos=torch.empty(count, spec.head_dim // 2, device=device),
-            sin=torch.empty(count, spec.head_dim // 2, device=device),
+            rotations=tuple(
+                Rotation(*(torch.empty(count, width, device=device) for _ in range(2)))
+                for width in pairs
+            ),
         )
 
     @staticmethod
@@ -53,14 +55,10 @@ class Activations(NamedTuple):
         """Elements for each token, what operators in plain torch need for a moment included."""
         heads = spec.heads + 2 * spec.kv_heads
         kept = 2 * spec.hidden + (heads + spec.heads) * spec.head_dim + spec.intermediate
-        kept += 2 * spec.head_dim  # cos and sin, float32 also where the others are of 16 bits
-        passing = max(spec.hidden, 2 * spec.intermediate)
+        # Cosines and sines are float32 also where the others are of 16 bits.
+        kept += 2 * sum(rope.width(spec.head_dim) for rope in spec.ropes)
+        passing = max(2 * spec.hidden, 2 * spec.intermediate)
         return kept + passing
-
-    @property
-    def rotation(self) -> Rotation:
-        """The angles of each token."""
-        return Rotation(self.cos, self.sin)
 
     @property
     def tokens(self) -> int:
@@ -68,4 +66,8 @@ class Activations(NamedTuple):
 
     def first(self, count: int) -> "Activations":
         """Those of the first `count` tokens, in the same memory."""
-        return Activations(*(tensor[:count] for tensor in self))
+        rotations = tuple(Rotation(r.cos[:count], r.sin[:count]) for r in self.rotations)
+        tensors: dict[str, Any] = {
+            name: getattr(self, name)[:count] for name in self._fields if name != "rotations"
+        }
+        return Activations(**tensors, rotations=rotations)

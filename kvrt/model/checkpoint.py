@@ -16,6 +16,7 @@ from kvrt.model.header import Header, TensorEntry, Tensors, read_header
 from kvrt.model.jsonfile import few, shown
 from kvrt.model.packed.methods import Method
 from kvrt.model.packed.tensors import find_matrices
+from kvrt.model.rows import Rows, rows_of
 from kvrt.model.shards import find_weights
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights import Part, weights_of
@@ -45,6 +46,7 @@ class Checkpoint:
         dtype: of the matrices; of packed ones, what they become.
         method: how matrices are kept that are several tensors each.
         matrices: of each of those its tensors' names, by their ends; see `Method`.
+        rows: of the tensors and matrices whose rows are to be put in order: how they lie.
     """
 
     spec: ModelSpec
@@ -52,6 +54,7 @@ class Checkpoint:
     dtype: DType
     method: Method | None = None
     matrices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    rows: Mapping[str, Rows] = field(default_factory=dict)
 
 
 def open_checkpoint(folder: Path, spec: ModelSpec, method: Method | None = None) -> Checkpoint:
@@ -99,7 +102,13 @@ def open_checkpoint(folder: Path, spec: ModelSpec, method: Method | None = None)
         )
     chosen = {name: tensors[name] for name in sorted(needed)}
     dtype = _matrix_dtype(folder, expected, chosen, spec.dtype)
-    return Checkpoint(spec, chosen, dtype, method if matrices else None, matrices)
+    rows = {
+        part.name: found
+        for weight in weights_of(spec)
+        for part in weight.parts
+        if (found := rows_of(part, part.order, spec)) is not None
+    }
+    return Checkpoint(spec, chosen, dtype, method if matrices else None, matrices, rows)
 
 
 def _by_name(headers: Sequence[Header], assigned: Mapping[str, str]) -> Tensors:

@@ -129,7 +129,7 @@ def _smollm3_layers(fields: Fields, count: int) -> list[LayerSpec]:
     windows = _typed_windows(fields, count, window)
     if windows is None:
         windows = [0 if rotated[layer] else window for layer in range(count)]
-    return [LayerSpec(windows[layer], rope=bool(rotated[layer])) for layer in range(count)]
+    return [LayerSpec(windows[layer], rope=0 if rotated[layer] else None) for layer in range(count)]
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -184,12 +184,12 @@ def read_config(path: Path) -> ModelSpec:
         max_positions=min(max(max_positions, rope.stretched_positions), MAX_POSITIONS),
         norm_eps=fields.number("rms_norm_eps", 0.0, 1.0),
         activation=_activation(fields),
-        rope=rope,
+        ropes=(rope,),
         tied=fields.flag("tie_word_embeddings", family.tied),
         qkv_bias=attention_bias if family.qkv_bias is None else family.qkv_bias,
         o_bias=attention_bias if family.o_bias is None else family.o_bias,
         mlp_bias=fields.flag("mlp_bias", False) if family.mlp_bias is None else family.mlp_bias,
-        qk_norm=family.qk_norm,
+        qk_norm="heads" if family.qk_norm else "none",
         bos=read_token(fields, "bos_token_id", vocab),
         eos=read_tokens(fields, "eos_token_id", vocab),
         dtype=_dtype(fields),

@@ -7,7 +7,8 @@
         x += down @ (act(gate @ norm(x)) * (up @ norm(x)))
     logits = head @ norm(x)             for the rows that were asked for
 
-Nothing it keeps outlives a step: the KV pages are the only memory, and they belong to the cache.
+What families do otherwise is in `kvrt.model.branches`. Nothing that is kept here outlives a step:
+the KV pages are the only memory, and they belong to the cache.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kvrt.model import branches
 from kvrt.model.activations import Activations
+from kvrt.model.branches import Branches
 from kvrt.model.graphs import DecodeGraphs, padded
 from kvrt.model.ops import MixedOps, TorchOps
 from kvrt.model.rope import RotationTable, positions_of
@@ -42,14 +45,14 @@ class _Layer(NamedTuple):
     Args:
         batch: which of the step's batches its pages are in.
         number: which of that batch's layers it is.
-        rotates: whether its queries and keys are.
+        rope: which of the model's rotations its queries and keys have.
     """
 
     weights: LayerWeights
     batch: int
     number: int
     attention: AttentionParams
-    rotates: bool
+    rope: int | None
     norm: HeadNorm | None
 
 
@@ -92,13 +95,17 @@ class Decoder:
         self._ops = cast(MixedOps, ops)
         if self._packed is not None and weights.packed:
             self._ops = MixedOps(ops, self._packed)
+        self._branches = Branches(spec, self._ops)
         self._work: Activations | None = None
         capture = device.extension(GraphCapture)  # type: ignore[type-abstract]
         self._graphs: DecodeGraphs | None = None
-        if capture is not None and dense is not None:
+        if capture is not None and dense is not None and branches.recordable(spec):
             ragged = Capability.RAGGED_GRAPHS in device.info.capabilities
             self._graphs = DecodeGraphs(capture, ragged)
-        self._table = RotationTable(spec.rope, spec.head_dim, max_positions, self._torch_device)
+        self._tables = [
+            RotationTable(rope, spec.head_dim, max_positions, self._torch_device)
+            for rope in spec.ropes
+        ]
         places = {
             layer: (batch, number)
             for batch, layers in enumerate(groups or spec.by_window.values())
@@ -113,7 +120,7 @@ class Decoder:
         """Give the weights back, and all that steps were computed in. It computes no more."""
         self._graphs = self._work = None
         self._layers = []
-        del self.weights, self._table
+        del self.weights, self._tables
 
     def forward(
         self, tokens: Tensor, batches: Sequence[AttentionBatch], logits_rows: Tensor
@@ -139,47 +146,57 @@ class Decoder:
             if size > count:
                 x[count:].zero_()
                 x = x[:count]
-            self._embed(tokens, x)
-            self._table.select(positions_of(batches[0]), work.rotation)
+            self._begin(tokens, batches[0], x, work)
             graph.replay(batches)
         else:
             work = self._activations(count)
-            self._embed(tokens, work.x)
-            self._table.select(positions_of(batches[0]), work.rotation)
+            self._begin(tokens, batches[0], work.x, work)
             self._run_layers([*map(self._attention.plan, batches)], work)
         if not logits_rows.numel():
             return torch.empty(0, self.spec.vocab, device=self._torch_device)
         x = work.x
         if logits_rows.tolist() != [*range(len(x))]:  # a decode step asks for those of all tokens
             x = x.index_select(0, logits_rows.to(self._torch_device))
-        x = self._ops.rms_norm(x, self.weights.final_norm, self.spec.norm_eps)
-        return self._ops.linear(x, self.weights.head).float()
+        x = self._branches.norm(x, self.weights.final_norm, self.weights.final_norm_bias)
+        return branches.finish(self.spec, self._ops.linear(x, self.weights.head).float())
 
-    def _embed(self, tokens: Tensor, x: Tensor) -> None:
+    def _begin(self, tokens: Tensor, batch: AttentionBatch, x: Tensor, work: Activations) -> None:
+        """Embed the tokens in `x`, and look up how they are rotated."""
         embedding = self.weights.embedding
         if isinstance(embedding, Tensor):
             x.copy_(F.embedding(tokens, embedding))
         else:
             assert self._packed is not None
             self._packed.rows(embedding[0], tokens, x)
+        if self.spec.embedding_scale != 1.0:
+            x.mul_(self.spec.embedding_scale)
+        positions = positions_of(batch)
+        for table, rotation in zip(self._tables, work.rotations, strict=True):
+            table.select(positions, rotation)
 
     def _run_layers(self, plans: Sequence[object], work: Activations) -> None:
         """All layers, from the embedded tokens in ``work.x`` to the last layer's output there."""
-        ops, eps, activation = self._ops, self.spec.norm_eps, self.spec.activation
-        run = self._attention.run
+        ops, run, parallel = self._ops, self._attention.run, self.spec.parallel
+        norm, mlp, add = self._branches.norm, self._branches.mlp, self._branches.add
         x, normed, gated = work.x, work.normed, work.gated
         qkv, q, k, v = work.qkv, work.q, work.k, work.v
         attended, attended_rows = work.attended, work.attended_rows
-        rotation = work.rotation
-        for w, batch, layer, attention, rotates, norm in self._layers:
+        for w, batch, layer, attention, rope, head_norm in self._layers:
             plan = plans[batch]
-            ops.linear(ops.rms_norm(x, w.attention_norm, eps, normed), w.qkv, w.qkv_bias, None, qkv)
-            ops.rotate_append(plan, layer, q, k, v, rotation if rotates else None, norm)
+            read = norm(x, w.attention_norm, w.attention_norm_bias, normed)
+            ops.linear(read, w.qkv, w.qkv_bias, None, qkv)
+            self._branches.norm_whole(w, work)
+            rotation = None if rope is None else work.rotations[rope]
+            ops.rotate_append(plan, layer, q, k, v, rotation, head_norm)
             run(plan, layer, q, attended, attention)
-            ops.linear(attended_rows, w.o, w.o_bias, x, x)
-            ops.rms_norm(x, w.mlp_norm, eps, normed)
-            ops.gated_linear(normed, w.gate_up, activation, w.gate_up_bias, gated)
-            ops.linear(gated, w.down, w.down_bias, x, x)
+            if not parallel:
+                add(attended_rows, w.o, w.o_bias, w.attention_post_norm, x, normed)
+            if w.mlp_norm is not None or not parallel:
+                read = norm(x, w.mlp_norm, w.mlp_norm_bias, normed)
+            mlp(read, w, gated)
+            if parallel:
+                add(attended_rows, w.o, w.o_bias, w.attention_post_norm, x, normed)
+            add(gated, w.down, w.down_bias, w.mlp_post_norm, x, normed)
 
     def _activations(self, count: int) -> Activations:
         """Those of a step of `count` tokens. The same ones as long as the count stays."""
@@ -192,15 +209,16 @@ class Decoder:
         return Activations.empty(self.spec, count, self._torch_dtype, self._torch_device)
 
     def _layer(self, layer: LayerSpec, w: LayerWeights, batch: int, number: int) -> _Layer:
+        spec = self.spec
         norm = None
-        if w.q_norm is not None and w.k_norm is not None:
-            norm = HeadNorm(w.q_norm, w.k_norm, self.spec.norm_eps)
-        scale = self.spec.head_dim**-0.5
+        if w.q_norm is not None and w.k_norm is not None and spec.qk_norm == "heads":
+            norm = HeadNorm(w.q_norm, w.k_norm, spec.norm_eps)
+        scale = spec.attention_scale or spec.head_dim**-0.5
         return _Layer(
             weights=w,
             batch=batch,
             number=number,
-            attention=AttentionParams(scale, layer.window),
-            rotates=layer.rope,
+            attention=AttentionParams(scale, layer.window, spec.attention_softcap),
+            rope=layer.rope,
             norm=norm,
         )

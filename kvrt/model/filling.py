@@ -66,6 +66,7 @@ def fill(
             for name in names:
                 entry, target = checkpoint.tensors[name][1], targets[name]
                 digests[name], odd = _copy(mapping, path, entry, target, hasher)
+                target.finish(checkpoint.rows.get(name))
                 if odd and (name != EMBEDDING or spec.tied or isinstance(target, Codes)):
                     raise _not_finite(path, entry.name)
                 if odd:  # only the requests that have these tokens meet them
@@ -73,6 +74,7 @@ def fill(
     if checkpoint.method is not None:
         for name, ends in checkpoint.matrices.items():
             digests |= _copy_matrix(checkpoint, checkpoint.method, ends, targets[name])
+            targets[name].finish(checkpoint.rows.get(name))
     return digests
 
 
@@ -109,7 +111,6 @@ def _copy_matrix(
         target.put(values.flatten())
     if not finite:
         raise _not_finite(*where)
-    target.finish()
     return digests
 
 
@@ -138,7 +139,6 @@ def _copy(
             odd.update(_put(path, entry, pieces, target, row * width))
         hashed.result()
         row += rows
-    target.finish(entry.paired)
     return digest.digest(), sorted(odd)
 
 
@@ -184,7 +184,8 @@ def fingerprint(checkpoint: Checkpoint, digests: Mapping[str, bytes]) -> str:
     digest = hashlib.sha256()
     for name in sorted(digests):
         _, entry = checkpoint.tensors[name]
-        digest.update(repr((name, entry.dtype, entry.shape, entry.paired, digests[name])).encode())
+        rows = checkpoint.rows.get(name)
+        digest.update(repr((name, entry.dtype, entry.shape, rows, digests[name])).encode())
     if checkpoint.method is not None:
         digest.update(repr(checkpoint.method).encode())
     return digest.hexdigest()

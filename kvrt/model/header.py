@@ -39,8 +39,6 @@ class TensorEntry:
         dtype: its element type, as the format names it.
         shape: rows first.
         start, end: its bytes in the file.
-        paired: heads of which each has its rows in pairs, (i, i + head_dim/2) beside each other;
-            0: all rows are in their order.
     """
 
     name: str
@@ -48,7 +46,6 @@ class TensorEntry:
     shape: tuple[int, ...]
     start: int
     end: int
-    paired: int = 0
 
 
 Tensors = dict[str, tuple[Path, TensorEntry]]

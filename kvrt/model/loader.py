@@ -174,7 +174,8 @@ def load_model(
     tokenizer = source.tokenizer(spec)
     chosen = _choose_dtype(dtype, checkpoint.dtype if checkpoint else spec.dtype, device)
     positions = _choose_length(max_model_len, spec)
-    spec = replace(spec, rope=for_context(spec.rope, spec.head_dim, positions))
+    ropes = (for_context(rope, spec.head_dim, positions) for rope in spec.ropes)
+    spec = replace(spec, ropes=tuple(ropes))
     packing = NOTHING_PACKED
     if quantize is not None:
         packing = quantizing(quantize, spec, device)

@@ -1,11 +1,13 @@
 """Tables of the rotary position embedding (Su et al. 2021, arXiv 2104.09864).
 
-At position p, the pair (x_i, x_{i + head_dim/2}) of a head is rotated by the angle p * f_i:
+At position p, the pair (x_i, x_{i + dims/2}) of a head is rotated by the angle p * f_i, where dims
+is how many of its dimensions are rotated:
 
-    f_i = theta ^ (-2 i / head_dim)
+    f_i = theta ^ (-2 i / dims)
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,12 +25,18 @@ def for_context(rope: RopeSpec, head_dim: int, positions: int) -> RopeSpec:
     transformers computes it anew for each length, and leaves the keys of earlier tokens as they
     were rotated; then what a token sees depends on how its text was cut into steps. Here one base,
     that of the longest context, serves all texts, so that keys can be cached and shared. It is as
-    trained as long as `positions` does not exceed the length of training.
+    trained as long as `positions` does not exceed the length of training. LongRoPE has two lists of
+    divisors, and one is chosen likewise.
     """
-    if rope.kind != "dynamic" or positions <= rope.original_positions:
+    long = positions > rope.original_positions
+    if rope.kind == "longrope":
+        divisors = rope.long_divisors if long else rope.divisors
+        return replace(rope, kind="listed", divisors=divisors, long_divisors=())
+    if rope.kind != "dynamic" or not long:
         return rope
     stretch = rope.factor * positions / rope.original_positions - (rope.factor - 1)
-    return RopeSpec(rope.theta * stretch ** (head_dim / (head_dim - 2)))
+    dims = rope.width(head_dim)
+    return RopeSpec(rope.theta * stretch ** (dims / (dims - 2)), dims=rope.dims)
 
 
 BLOCK = 8192
@@ -36,9 +44,9 @@ BLOCK = 8192
 longer; a model's own limit may be 2^28."""
 
 
-def rotation_bytes(head_dim: int, positions: int) -> int:
-    """What the table of so many positions takes."""
-    return 4 * head_dim * positions
+def rotation_bytes(dims: int, positions: int) -> int:
+    """What the table of so many positions takes, of which each rotates `dims` dimensions."""
+    return 4 * dims * positions
 
 
 class RotationTable:
@@ -58,7 +66,7 @@ class RotationTable:
         self._most = most
         self._device = device
         self.rotation = self._of(0, min(most, BLOCK))
-        """float32 [positions, head_dim / 2]"""
+        """float32 [positions, dims / 2]"""
 
     @property
     def positions(self) -> int:
@@ -113,22 +121,24 @@ def positions_of(batch: AttentionBatch) -> NDArray[np.int64]:
 
 
 def inverse_frequencies(rope: RopeSpec, head_dim: int) -> Tensor:
-    """The inverse frequencies, stretched as the spec says: float32 [head_dim / 2]."""
-    frequencies = 1.0 / _wavelengths(rope, head_dim)
+    """The inverse frequencies, stretched as the spec says: float32 [dims / 2]."""
+    dims = rope.width(head_dim)
+    wavelengths = _wavelengths(rope, dims)
+    frequencies = 1.0 / wavelengths
     if rope.kind == "linear":
         return frequencies / rope.factor
     if rope.kind == "listed":
-        return frequencies / torch.tensor(rope.divisors)
+        return 1.0 / (torch.tensor(rope.divisors) * wavelengths)
     if rope.kind == "llama3":
         return _llama3(rope, frequencies)
     if rope.kind == "yarn":
-        return _yarn(rope, head_dim)
+        return _yarn(rope, dims)
     return frequencies
 
 
-def _wavelengths(rope: RopeSpec, head_dim: int) -> Tensor:
+def _wavelengths(rope: RopeSpec, dims: int) -> Tensor:
     """Wavelengths divided by 2 pi."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    exponents = torch.arange(0, dims, 2, dtype=torch.float32) / dims
     return torch.pow(rope.theta, exponents)
 
 
@@ -140,19 +150,19 @@ def _llama3(rope: RopeSpec, frequencies: Tensor) -> Tensor:
     return (1 - kept) * frequencies / rope.factor + kept * frequencies
 
 
-def _yarn(rope: RopeSpec, head_dim: int) -> Tensor:
+def _yarn(rope: RopeSpec, dims: int) -> Tensor:
     """YaRN, section 3.2 of arXiv 2309.00071: a ramp over dimensions between two rotation counts."""
 
     def dimension(rotations: float) -> float:
         """The pair that turns this often within the original context."""
         ratio = rope.original_positions / (rotations * 2 * math.pi)
-        return head_dim * math.log(ratio) / (2 * math.log(rope.theta))
+        return dims * math.log(ratio) / (2 * math.log(rope.theta))
 
     low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
-    ramp = (torch.arange(head_dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
+    low, high = max(low, 0), min(high, dims - 1)
+    ramp = (torch.arange(dims // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
     kept = 1 - ramp.clamp(0.0, 1.0)
-    wavelengths = _wavelengths(rope, head_dim)
+    wavelengths = _wavelengths(rope, dims)
     return (1 - kept) / (rope.factor * wavelengths) + kept / wavelengths

@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from kvrt.model.names import NAMINGS
 from kvrt.spi import Activation, DType
 
-RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "listed"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "listed", "longrope"]
+NormKind = Literal["rms", "layer"]
+HeadNormKind = Literal["none", "heads", "whole"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,16 +20,19 @@ class RopeSpec:
         kind: ``default`` as trained; ``linear`` positions divided by `factor`; ``dynamic`` a base
             that grows with the context (`rope.for_context`); ``llama3`` only long wavelengths
             divided, with a smooth passage; ``yarn`` as in arXiv 2309.00071; ``listed`` each
-            frequency divided by its own number, of `divisors`.
+            frequency divided by its own number, of `divisors`; ``longrope`` (arXiv 2402.13753) by
+            those, or by `long_divisors` (`rope.for_context`).
         factor: how much longer the context is than in training.
         original_positions: positions in training (all but default).
         low_freq_factor: wavelengths above original / low are divided by `factor` (llama3).
         high_freq_factor: wavelengths below original / high are kept (llama3).
         beta_fast: rotations within the original context above which a wavelength is kept (yarn).
         beta_slow: rotations below which a wavelength is divided by `factor` (yarn).
-        attention_factor: multiplies cos and sin (yarn).
+        attention_factor: multiplies cos and sin (yarn, listed, longrope).
         truncate: round the ends of yarn's ramp to whole dimensions.
-        divisors: one for each pair of a head (listed).
+        divisors: one for each pair that is rotated (listed, longrope).
+        long_divisors: likewise, for contexts longer than in training (longrope).
+        dims: of each head, so many of the first dimensions are rotated; 0: all.
     """
 
     theta: float
@@ -40,15 +46,21 @@ class RopeSpec:
     attention_factor: float = 1.0
     truncate: bool = True
     divisors: tuple[float, ...] = ()
+    long_divisors: tuple[float, ...] = ()
+    dims: int = 0
+
+    def width(self, head_dim: int) -> int:
+        """How many dimensions of a head are rotated."""
+        return self.dims or head_dim
 
     @property
     def stretched_positions(self) -> int:
         """The context that the stretching reaches; 0 where it says nothing of it.
 
         With linear, dynamic and yarn, a config.json keeps the length of training, and what the
-        model serves is `factor` times that. With llama3 and listed it has the stretched length.
+        model serves is `factor` times that. With the others it has the stretched length.
         """
-        stretched = self.kind not in ("llama3", "listed")
+        stretched = self.kind not in ("llama3", "listed", "longrope")
         return int(self.factor * self.original_positions) if stretched else 0
 
 
@@ -58,11 +70,11 @@ class LayerSpec:
 
     Args:
         window: a token sees only the last `window` positions, its own included; 0 = all.
-        rope: whether queries and keys are rotated.
+        rope: which of the model's `ropes` rotates queries and keys; None: none does.
     """
 
     window: int = 0
-    rope: bool = True
+    rope: int | None = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +85,30 @@ class ModelSpec:
         architecture: the name its config.json gives it, e.g. ``LlamaForCausalLM``.
         vocab: rows of the embedding.
         hidden: width of the residual stream.
-        intermediate: width of the gated feed-forward layer.
+        intermediate: width of the feed-forward layer.
         heads: query heads; a multiple of `kv_heads`.
         kv_heads: key and value heads.
         head_dim: width of a head; even.
         layers: one entry for each layer.
         max_positions: the longest context the model is meant for, in tokens.
-        norm_eps: added to the mean square in every RMS norm.
+        norm_eps: added to the mean square, or to the variance, in every norm.
         activation: of the feed-forward gate.
-        rope: the rotary embedding of the layers that have one.
+        ropes: the rotary embeddings of the layers that have one; first that of those that see all.
         tied: the embedding is also the output matrix.
         qkv_bias: the query, key and value projections have biases.
         o_bias: the attention's output projection has a bias.
         mlp_bias: the three feed-forward projections have biases.
-        qk_norm: each query and key head is RMS-normed before rotation.
+        qk_norm: queries and keys are RMS-normed before rotation: each head, or all of a token's.
+        naming: which of `names.NAMINGS` its checkpoints have. It also says which norms there are.
+        norm: ``rms``, or ``layer`` (arXiv 1607.06450), which takes the mean off first.
+        norm_bias: norms of the layer kind have a bias.
+        parallel: the feed-forward layer reads what attention reads, and not what it adds.
+        embedding_scale: multiplies the embedded tokens.
+        attention_scale: multiplies the dot products of queries and keys; 0: head_dim ** -0.5.
+        attention_softcap: scores become ``softcap * tanh(score / softcap)``; 0: as they are.
+        residual_scale: multiplies what attention and feed-forward layer add.
+        logit_scale: multiplies the logits.
+        logit_softcap: of the logits, likewise, after that.
         bos: the token that begins a text, if config.json names one.
         eos: the tokens that end one, as config.json names them.
         dtype: of the weights, as config.json has it; the files themselves have the last word.
@@ -103,15 +125,35 @@ class ModelSpec:
     max_positions: int
     norm_eps: float
     activation: Activation
-    rope: RopeSpec
+    ropes: tuple[RopeSpec, ...]
     tied: bool
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: HeadNormKind = "none"
+    naming: str = "llama"
+    norm: NormKind = "rms"
+    norm_bias: bool = False
+    parallel: bool = False
+    embedding_scale: float = 1.0
+    attention_scale: float = 0.0
+    attention_softcap: float = 0.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_softcap: float = 0.0
     bos: int | None = None
     eos: tuple[int, ...] = ()
     dtype: DType = "float32"
+
+    @property
+    def post_norms(self) -> bool:
+        """Whether what attention and feed-forward layer add is normed."""
+        return "attention_post_norm" in NAMINGS[self.naming]
+
+    @property
+    def rope(self) -> RopeSpec:
+        """The rotation that says how long a context can be."""
+        return self.ropes[0]
 
     @property
     def by_window(self) -> dict[int, list[int]]:

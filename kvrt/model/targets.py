@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kvrt.model.packed.ggml import TYPES, to_plain
 from kvrt.model.packed.quantize import largest, quantized
+from kvrt.model.rows import Rows
 from kvrt.model.weights import Packing, Part, Weight
 from kvrt.spi import Matrices, Matrix, PackedMatrices
 from kvrt.spi.plain import finite_rows
@@ -32,15 +33,14 @@ class Floats:
         self._view.view(-1)[self._at : end].copy_(source)
         self._at = end
 
-    def finish(self, paired: int = 0) -> None:
+    def finish(self, rows: Rows | None = None) -> None:
         """All have come.
 
         Args:
-            paired: of how many heads the rows are in pairs, and are to be parted; see `parted`.
+            rows: how they lie in the file, if they are to be put in order.
         """
-        if paired:
-            for head in self._view.view(paired, -1, *self._view.shape[1:]):
-                head.copy_(parted(head, 1))
+        if rows is not None:
+            rows.put_in_order(self._view)
 
 
 class Codes:
@@ -91,19 +91,13 @@ class Codes:
         self._plain[self._row : end] = rows.numpy()  # which wakes no other threads
         self._row = end
 
-    def finish(self, paired: int = 0) -> None:
+    def finish(self, rows: Rows | None = None) -> None:
         """All have come; see `Floats.finish`. Lays the matrix out."""
         matrix, plain = self._matrix, torch.from_numpy(self._plain)
-        if paired:
-            plain = parted(plain, paired)
+        if rows is not None:
+            rows.put_in_order(plain)
         self._products.pack(matrix.format, plain, matrix.width, matrix.data)
         self._plain = np.empty((0, 0), np.uint8)
-
-
-def parted(rows: Tensor, heads: int) -> Tensor:
-    """Rows of which each head's are in pairs, (i, i + half) beside each other, in their order."""
-    pairs = rows.view(heads, -1, 2, *rows.shape[1:])
-    return pairs.transpose(1, 2).reshape(rows.shape)
 
 
 Target = Floats | Codes

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kvrt.model.names import NAMINGS, RowOrder
 from kvrt.model.spec import ModelSpec
 from kvrt.spi import ITEM_BYTES, DType, Matrices, Matrix, PackedMatrices, WeightFormat
 
@@ -29,10 +30,21 @@ ALIGNMENT = 128
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A tensor of the checkpoint."""
+    """A tensor of the checkpoint.
+
+    Args:
+        name: as safetensors files have it.
+        shape: rows first.
+        gguf: its name in GGUF files.
+        kind: what it is in the decoder, as `names.Naming` has it.
+        order: how its rows lie in safetensors files.
+    """
 
     name: str
     shape: tuple[int, ...]
+    gguf: str
+    kind: str
+    order: RowOrder = ""
 
     @property
     def numel(self) -> int:
@@ -99,12 +111,16 @@ NOTHING_PACKED = Packing()
 class LayerWeights:
     """The weights of one layer, as views of the arena. See the module for their shapes."""
 
-    attention_norm: "Tensor"
     qkv: "Tensor | Matrices"
     o: "Tensor | Matrices"
-    mlp_norm: "Tensor"
     gate_up: "Tensor | Matrices"
     down: "Tensor | Matrices"
+    attention_norm: "Tensor | None" = None
+    attention_norm_bias: "Tensor | None" = None
+    attention_post_norm: "Tensor | None" = None
+    mlp_norm: "Tensor | None" = None
+    mlp_norm_bias: "Tensor | None" = None
+    mlp_post_norm: "Tensor | None" = None
     q_norm: "Tensor | None" = None
     k_norm: "Tensor | None" = None
     qkv_bias: "Tensor | None" = None
@@ -123,6 +139,7 @@ class Weights:
         final_norm: float32 [hidden].
         head: [vocab, hidden]; the embedding itself where they are tied.
         nbytes: bytes of the arena.
+        final_norm_bias: float32 [hidden], if it has one.
     """
 
     embedding: "Tensor | Matrices"
@@ -130,6 +147,7 @@ class Weights:
     final_norm: "Tensor"
     head: "Tensor | Matrices"
     nbytes: int
+    final_norm_bias: "Tensor | None" = None
 
     @property
     def packed(self) -> bool:
@@ -144,40 +162,55 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
     """The weights of a model, in the order of the arena, with the names checkpoints give them."""
     hidden, mlp = spec.hidden, spec.intermediate
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    naming = NAMINGS[spec.naming]
 
-    def stacked(layer: int, field: str, rows: dict[str, int], *columns: int) -> Weight:
-        kind = "weight" if columns or field.endswith("norm") else "bias"
-        prefix = f"model.layers.{layer}."
-        parts = (Part(f"{prefix}{name}.{kind}", (n, *columns)) for name, n in rows.items())
+    def weight(layer: int | None, field: str, rows: dict[str, int], *columns: int) -> Weight:
+        end = "weight" if columns or field.endswith("norm") else "bias"
+        together = field.removesuffix("_bias")
+        if together in naming:  # what is under one name is one tensor
+            rows = {together: sum(rows.values())}
+        parts = []
+        for kind, count in rows.items():
+            name = naming[kind]
+            file, gguf = (one.format(layer) for one in (name.file, name.gguf))
+            shape = (count, *columns)
+            parts.append(Part(f"{file}.{end}", shape, f"{gguf}.{end}", kind, name.order))
         return Weight(layer, field, tuple(parts))
 
-    qkv = {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv}
-    o = {"self_attn.o_proj": hidden}
-    gate_up = {"mlp.gate_proj": mlp, "mlp.up_proj": mlp}
-    down = {"mlp.down_proj": hidden}
+    def norm(layer: int | None, field: str, width: int) -> Iterator[Weight]:
+        if field in naming:
+            yield weight(layer, field, {field: width})
+            if spec.norm_bias:
+                yield weight(layer, f"{field}_bias", {field: width})
 
-    yield Weight(None, "embedding", (Part("model.embed_tokens.weight", (spec.vocab, hidden)),))
+    qkv, o = {"q": q, "k": kv, "v": kv}, {"o": hidden}
+    gate_up, down = {"gate": mlp, "up": mlp}, {"down": hidden}
+    whole = spec.qk_norm == "whole"
+
+    yield weight(None, "embedding", {"embedding": spec.vocab}, hidden)
     for layer in range(len(spec.layers)):
-        yield stacked(layer, "attention_norm", {"input_layernorm": hidden})
-        yield stacked(layer, "qkv", qkv, hidden)
+        yield from norm(layer, "attention_norm", hidden)
+        yield weight(layer, "qkv", qkv, hidden)
         if spec.qkv_bias:
-            yield stacked(layer, "qkv_bias", qkv)
-        if spec.qk_norm:
-            yield stacked(layer, "q_norm", {"self_attn.q_norm": spec.head_dim})
-            yield stacked(layer, "k_norm", {"self_attn.k_norm": spec.head_dim})
-        yield stacked(layer, "o", o, q)
+            yield weight(layer, "qkv_bias", qkv)
+        if spec.qk_norm != "none":
+            yield weight(layer, "q_norm", {"q_norm": q if whole else spec.head_dim})
+            yield weight(layer, "k_norm", {"k_norm": kv if whole else spec.head_dim})
+        yield weight(layer, "o", o, q)
         if spec.o_bias:
-            yield stacked(layer, "o_bias", o)
-        yield stacked(layer, "mlp_norm", {"post_attention_layernorm": hidden})
-        yield stacked(layer, "gate_up", gate_up, hidden)
+            yield weight(layer, "o_bias", o)
+        yield from norm(layer, "attention_post_norm", hidden)
+        yield from norm(layer, "mlp_norm", hidden)
+        yield weight(layer, "gate_up", gate_up, hidden)
         if spec.mlp_bias:
-            yield stacked(layer, "gate_up_bias", gate_up)
-        yield stacked(layer, "down", down, mlp)
+            yield weight(layer, "gate_up_bias", gate_up)
+        yield weight(layer, "down", down, mlp)
         if spec.mlp_bias:
-            yield stacked(layer, "down_bias", down)
-    yield Weight(None, "final_norm", (Part("model.norm.weight", (hidden,)),))
+            yield weight(layer, "down_bias", down)
+        yield from norm(layer, "mlp_post_norm", hidden)
+    yield from norm(None, "final_norm", hidden)
     if not spec.tied:
-        yield Weight(None, "head", (Part("lm_head.weight", (spec.vocab, hidden)),))
+        yield weight(None, "head", {"head": spec.vocab}, hidden)
 
 
 def weight_bytes(spec: ModelSpec, dtype: DType, packing: Packing = NOTHING_PACKED) -> int:
@@ -249,4 +282,5 @@ def assemble(
         final_norm=model["final_norm"],
         head=model.get("head", model["embedding"]),
         nbytes=arena.numel(),
+        final_norm_bias=model.get("final_norm_bias"),
     )

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +15,8 @@ from gguf.quants import quantize
 from safetensors.torch import load_file
 from tokenizers.pre_tokenizers import ByteLevel
 
-from kvrt.model.gguf.names import gguf_name
 from kvrt.model.gguf.types import TYPES
+from kvrt.model.names import NAMINGS
 from kvrt.model.rope import inverse_frequencies
 from kvrt.model.spec import RopeSpec
 
@@ -71,6 +72,15 @@ def write_gguf(
         data += raw + bytes(-len(raw) % alignment)
     path.write_bytes(head + bytes(-len(head) % alignment) + data)
     return path
+
+
+def gguf_name(name: str, naming: str = "llama") -> str:
+    """The name in GGUF of a tensor of a Hugging Face checkpoint."""
+    stem, end = name.rsplit(".", 1)
+    number = re.search(r"\.(\d+)\.", stem)
+    layer = number.group(1) if number else ""
+    names = {row.file.format(layer): row.gguf.format(layer) for row in NAMINGS[naming].values()}
+    return f"{names[stem]}.{end}"
 
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",

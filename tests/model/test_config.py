@@ -132,9 +132,9 @@ def test_windows_are_read_layer_by_layer(tmp_path: Path) -> None:
 def test_smollm3_leaves_every_fourth_layer_without_rotation(tmp_path: Path) -> None:
     smollm3: dict[str, Any] = {"architectures": ["SmolLM3ForCausalLM"]}
     spec = spec_of(tmp_path, **smollm3, num_hidden_layers=8)
-    assert [layer.rope for layer in spec.layers] == [True, True, True, False] * 2
+    assert [layer.rope for layer in spec.layers] == [0, 0, 0, None] * 2
     spec = spec_of(tmp_path, **smollm3, no_rope_layers=[0, 1, 1])
-    assert [layer.rope for layer in spec.layers] == [False, True, True]
+    assert [layer.rope for layer in spec.layers] == [None, 0, 0]
 
 
 def test_an_unsupported_architecture_is_refused_with_the_supported_ones_and_the_nearest(

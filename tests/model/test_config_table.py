@@ -178,7 +178,7 @@ def ours(spec: ModelSpec) -> Config:
               "activation", "tied", "qkv_bias", "o_bias", "mlp_bias", "bos")  # fmt: skip
     return {name: getattr(spec, name) for name in fields} | {
         "windows": [layer.window for layer in spec.layers],
-        "rotated": [layer.rope for layer in spec.layers],
+        "rotated": [layer.rope is not None for layer in spec.layers],
         "frequencies": inverse_frequencies(spec.rope, spec.head_dim).tolist(),
         "sharpened": spec.rope.attention_factor,
         "eos": list(spec.eos) if len(spec.eos) > 1 else (*spec.eos, None)[0],

@@ -218,8 +218,8 @@ DRAWN = {
     ),
     "heads are scaled by their size": M(
         "kvrt.model.decoder",
-        "scale = self.spec.head_dim**-0.5",
-        "scale = 1 / self.spec.head_dim",
+        "scale = spec.attention_scale or spec.head_dim**-0.5",
+        "scale = spec.attention_scale or 1 / spec.head_dim",
         "model/test_families.py",
     ),
     "half of a decimal size is lost": M(

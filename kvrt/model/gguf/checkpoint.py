@@ -2,16 +2,15 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 
 from kvrt.errors import ModelError
 from kvrt.model.blocks import FLOATS, READABLE
 from kvrt.model.checkpoint import Checkpoint
 from kvrt.model.gguf.files import GGUF
-from kvrt.model.gguf.names import ROPE_DIVISORS, gguf_name
-from kvrt.model.gguf.spec import ARCHITECTURES
+from kvrt.model.gguf.spec import ARCHITECTURES, ROPE_DIVISORS
 from kvrt.model.header import Tensors
 from kvrt.model.jsonfile import shown
+from kvrt.model.rows import Rows, rows_of
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights import Part, weights_of
 from kvrt.spi import DType
@@ -28,24 +27,28 @@ def open_checkpoint(gguf: GGUF, spec: ModelSpec) -> Checkpoint:
         ModelError: a tensor is missing, is not of the shape and type the model needs, or is one
             that the model would compute with and kvrt does not know.
     """
-    parts = {part.name: part for weight in weights_of(spec) for part in weight.parts}
-    names = {gguf_name(name): name for name in parts}
-    for name in sorted(gguf.tensors.keys() - names.keys() - {ROPE_DIVISORS}):
+    parts = [part for weight in weights_of(spec) for part in weight.parts]
+    known = {part.gguf for part in parts} | {ROPE_DIVISORS}
+    for name in sorted(gguf.tensors.keys() - known):
         raise ModelError(
             f"{gguf.tensors[name][0]}: tensor {shown(name)} is not part of a {spec.architecture}"
             " as kvrt computes it",
             fix="look for a newer kvrt, or take another file of the model",
         )
     tensors: Tensors = {}
-    for own, name in names.items():
-        _check_tensor(gguf, own, parts[name])
-        path, entry = gguf.tensors[own]
-        tensors[name] = path, replace(entry, paired=_paired_heads(name, spec))
-    matrices = {name: part for name, part in parts.items() if len(part.shape) == 2}
-    return Checkpoint(spec, tensors, _matrix_dtype(matrices, tensors))
+    rows: dict[str, Rows] = {}
+    for part in parts:
+        _check_tensor(gguf, part)
+        tensors[part.name] = gguf.tensors[part.gguf]
+        paired = ARCHITECTURES[spec.architecture].paired and part.kind in ("q", "k")
+        if found := rows_of(part, "pairs" if paired else "", spec):
+            rows[part.name] = found
+    matrices = {part.name: part for part in parts if len(part.shape) == 2}
+    return Checkpoint(spec, tensors, _matrix_dtype(matrices, tensors), rows=rows)
 
 
-def _check_tensor(gguf: GGUF, name: str, part: Part) -> None:
+def _check_tensor(gguf: GGUF, part: Part) -> None:
+    name = part.gguf
     if name not in gguf.tensors:
         raise ModelError(
             f"{gguf.path}: tensor {shown(name)} is missing",
@@ -64,13 +67,6 @@ def _check_tensor(gguf: GGUF, name: str, part: Part) -> None:
             f" it {list(part.shape)}",
             fix="the file is damaged or was made wrongly: take another",
         )
-
-
-def _paired_heads(name: str, spec: ModelSpec) -> int:
-    """Of how many heads a tensor has the rows in pairs."""
-    if not ARCHITECTURES[spec.architecture].paired:
-        return 0
-    return {"q_proj": spec.heads, "k_proj": spec.kv_heads}.get(name.split(".")[-2], 0)
 
 
 def _matrix_dtype(matrices: Mapping[str, Part], tensors: Tensors) -> DType:

@@ -17,10 +17,11 @@ from kvrt.model.config import (
     read_token,
 )
 from kvrt.model.gguf.files import GGUF
-from kvrt.model.gguf.names import ROPE_DIVISORS
 from kvrt.model.jsonfile import Fields, shown
 from kvrt.model.rotary import MAX_POSITIONS
 from kvrt.model.spec import LayerSpec, ModelSpec, RopeSpec
+
+ROPE_DIVISORS = "rope_freqs.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +109,12 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         max_positions=min(max(positions, rope.stretched_positions), MAX_POSITIONS),
         norm_eps=fields.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
         activation="silu",
-        rope=rope,
+        ropes=(rope,),
         tied="output.weight" not in gguf.tensors,
         qkv_bias="blk.0.attn_q.bias" in gguf.tensors,
         o_bias="blk.0.attn_output.bias" in gguf.tensors,
         mlp_bias="blk.0.ffn_down.bias" in gguf.tensors,
-        qk_norm=architecture.qk_norm,
+        qk_norm="heads" if architecture.qk_norm else "none",
         bos=read_token(tokens, "bos_token_id", vocab),
         eos=tuple(dict.fromkeys(token for token in eos if token is not None)),
     )
@@ -178,7 +179,8 @@ def _layers(
         )
     every = architecture.unrotated
     return tuple(
-        LayerSpec(window, rope=not every or (layer + 1) % every != 0) for layer in range(count)
+        LayerSpec(window, rope=None if every and (layer + 1) % every == 0 else 0)
+        for layer in range(count)
     )
 
 

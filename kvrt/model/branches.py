@@ -1,0 +1,92 @@
+"""What families put around a layer's products: norms of several kinds and places, scales, and
+feed-forward layers without a gate.
+
+Where the device's own operators do not say it, it is said in torch's; a recorded step knows nothing
+of those, so such models are not recorded (`recordable`).
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kvrt.model.activations import Activations
+from kvrt.model.ops import MixedOps
+from kvrt.model.spec import ModelSpec
+from kvrt.model.weights import LayerWeights
+from kvrt.spi import Matrices
+
+
+def recordable(spec: ModelSpec) -> bool:
+    """Whether layers consist of the operators of `kvrt.spi.DenseOps` and attention alone."""
+    return (
+        spec.norm == "rms"
+        and spec.qk_norm != "whole"
+        and spec.residual_scale == 1.0
+        and not spec.post_norms
+    )
+
+
+def finish(spec: ModelSpec, logits: Tensor) -> Tensor:
+    """The logits, float32 [rows, vocab], scaled and capped; in place."""
+    if spec.logit_scale != 1.0:
+        logits.mul_(spec.logit_scale)
+    if spec.logit_softcap:
+        logits.div_(spec.logit_softcap).tanh_().mul_(spec.logit_softcap)
+    return logits
+
+
+class Branches:
+    """What a model's layers have in common.
+
+    Args:
+        ops: the operators of its products.
+    """
+
+    def __init__(self, spec: ModelSpec, ops: MixedOps) -> None:
+        self._spec = spec
+        self._ops = ops
+
+    def norm(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor | None = None
+    ) -> Tensor:
+        """`x` normed, in `out` if that is given; `x` itself where the model has no such norm."""
+        if weight is None:
+            return x
+        eps = self._spec.norm_eps
+        if self._spec.norm == "rms":
+            return self._ops.rms_norm(x, weight, eps, out)
+        normed = F.layer_norm(x.float(), weight.shape, weight, bias, eps)
+        return normed.to(x.dtype) if out is None else out.copy_(normed)
+
+    def norm_whole(self, w: LayerWeights, work: Activations) -> None:
+        """Norm all of a token's query, and all of its key, where a model does that; in place."""
+        if self._spec.qk_norm != "whole":
+            return
+        for heads, weight in ((work.q, w.q_norm), (work.k, w.k_norm)):
+            assert weight is not None
+            rows = heads.flatten(1)
+            heads.copy_(self._ops.rms_norm(rows, weight, self._spec.norm_eps).view_as(heads))
+
+    def mlp(self, x: Tensor, w: LayerWeights, out: Tensor) -> None:
+        """The feed-forward layer up to its last product."""
+        self._ops.gated_linear(x, w.gate_up, self._spec.activation, w.gate_up_bias, out)
+
+    def add(
+        self,
+        branch: Tensor,
+        weight: Tensor | Matrices,
+        bias: Tensor | None,
+        norm: Tensor | None,
+        x: Tensor,
+        work: Tensor,
+    ) -> None:
+        """Add to `x` what a branch's last product makes of it, normed and scaled.
+
+        Args:
+            work: of x's shape, to compute in.
+        """
+        scale = self._spec.residual_scale
+        if norm is None and scale == 1.0:
+            self._ops.linear(branch, weight, bias, x, x)
+            return
+        made = self._ops.linear(branch, weight, bias, None, work)
+        x.add_(made if norm is None else self.norm(made, norm, None), alpha=scale)

@@ -1,0 +1,63 @@
+"""What checkpoints call the tensors of a decoder, and how their rows lie there.
+
+A row of a naming is one tensor of the decoder: its name in safetensors, its name in GGUF files, and
+what is to be done with its rows as they come from safetensors. A norm or bias that a naming does
+not have is one that the model does not have; rows that it has together under one name (``qkv`` in
+place of ``q``, ``k`` and ``v``) are one tensor in its files.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+RowOrder = Literal["", "pairs", "less_one"]
+"""``pairs``: each head's rows are in pairs, (i, i + rotated/2) beside each other; ``less_one``: of
+norm weights, 1 is taken off."""
+
+
+class Name(NamedTuple):
+    """A tensor's names, without ``.weight`` or ``.bias``; ``{}`` stands for the layer's number."""
+
+    file: str
+    gguf: str
+    order: RowOrder = ""
+
+
+Naming = Mapping[str, Name]
+"""By the tensor's part in the decoder; see `weights.weights_of`."""
+
+
+def _layer(name: str, gguf: str, order: RowOrder = "") -> Name:
+    return Name(f"model.layers.{{}}.{name}", f"blk.{{}}.{gguf}", order)
+
+
+def _without(naming: Naming, *parts: str) -> Naming:
+    return {part: name for part, name in naming.items() if part not in parts}
+
+
+def _less_one(naming: Naming) -> Naming:
+    return {
+        part: name._replace(order="less_one") if part.endswith("norm") else name
+        for part, name in naming.items()
+    }
+
+
+LLAMA: Naming = {
+    "embedding": Name("model.embed_tokens", "token_embd"),
+    "attention_norm": _layer("input_layernorm", "attn_norm"),
+    "q": _layer("self_attn.q_proj", "attn_q"),
+    "k": _layer("self_attn.k_proj", "attn_k"),
+    "v": _layer("self_attn.v_proj", "attn_v"),
+    "q_norm": _layer("self_attn.q_norm", "attn_q_norm"),
+    "k_norm": _layer("self_attn.k_norm", "attn_k_norm"),
+    "o": _layer("self_attn.o_proj", "attn_output"),
+    "mlp_norm": _layer("post_attention_layernorm", "ffn_norm"),
+    "gate": _layer("mlp.gate_proj", "ffn_gate"),
+    "up": _layer("mlp.up_proj", "ffn_up"),
+    "down": _layer("mlp.down_proj", "ffn_down"),
+    "final_norm": Name("model.norm", "output_norm"),
+    "head": Name("lm_head", "output"),
+}
+
+NAMINGS: Mapping[str, Naming] = {
+    "llama": LLAMA,
+}
