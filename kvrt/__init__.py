@@ -29,6 +29,8 @@ from kvrt.outputs import Completion, Delta, Result, Timings, TokenLogprobs, Usag
 from kvrt.sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from kvrt.aio.runtime import AsyncRuntime
+    from kvrt.aio.stream import AsyncStream
     from kvrt.config import RuntimeConfig
     from kvrt.engine.stats import RuntimeStats
     from kvrt.kv.index.events import CacheEvent
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncRuntime",
+    "AsyncStream",
     "BackendUnavailable",
     "CacheEvent",
     "CapacityError",
@@ -69,6 +73,8 @@ __all__ = [
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _LAZY = {
+    "AsyncRuntime": "kvrt.aio.runtime",
+    "AsyncStream": "kvrt.aio.stream",
     "Chat": "kvrt.model.chat",
     "Runtime": "kvrt.runtime",
     "RuntimeConfig": "kvrt.config",

@@ -1,7 +1,7 @@
 """What a request gives back. Frozen values; no torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from kvrt.errors import KvrtError
 
@@ -81,7 +81,11 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """All of one request. For n = 1, `text`, `token_ids` and `finish_reason` are at hand."""
+    """All of one request. For n = 1, `text`, `token_ids` and `finish_reason` are at hand.
+
+    Args:
+        metadata: what the caller gave with the request, and kvrt never looks at.
+    """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
@@ -90,6 +94,7 @@ class Result:
     timings: Timings
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     error: KvrtError | None = None
+    metadata: Any = None
 
     @property
     def text(self) -> str:
@@ -113,9 +118,11 @@ class Delta:
         text: new text; may be empty while a character or a possible stop string is incomplete.
         token_ids: new tokens.
         finish_reason: set on the completion's last piece.
+        logprobs: of each new token, if they were asked for.
     """
 
     index: int
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None

@@ -8,16 +8,14 @@ Any thread may call it. The engine has a thread of its own; callers speak to it 
 """
 
 import functools
-import secrets
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from kvrt.checks import (
     Checks,
-    Flag,
     Maybe,
     Of,
     Size,
@@ -26,18 +24,19 @@ from kvrt.checks import (
     check_options,
     check_request,
 )
-from kvrt.config import RuntimeConfig, draft_limit
+from kvrt.config import RuntimeConfig
 from kvrt.control import CacheControl
+from kvrt.engine.events import Observer
+from kvrt.engine.intake import STREAM, Wishes, request_of
 from kvrt.engine.mailbox import Signal
-from kvrt.engine.prompts import Prompt, as_list, bad_words_of, room_for
-from kvrt.engine.request import Request, failed_result
+from kvrt.engine.prompts import Prompt, as_list
+from kvrt.engine.request import failed_result
 from kvrt.engine.sizing import limit_bytes, too_small
 from kvrt.engine.stats import RuntimeStats, stats_of
 from kvrt.engine.worker import CLOSE_TIMEOUT_S, Worker
 from kvrt.errors import CapacityError, ConfigError, KvrtError, ModelError, RequestError
 from kvrt.kv.cache import KVCache
 from kvrt.kv.limit import LimitChange
-from kvrt.kv.tiers.names import KEY_BYTES, chain
 from kvrt.model.loader import Model
 from kvrt.model.progress import Progress
 from kvrt.outputs import Result
@@ -45,14 +44,8 @@ from kvrt.sampling import SamplingParams
 from kvrt.spi import Device, DeviceInfo
 from kvrt.stream import Inbox, Stream
 
-STREAM: Checks = {
-    "params": Maybe(Of((SamplingParams,), "kvrt.SamplingParams(max_tokens=...)")),
-    "request_id": Maybe(Text(256)),
-    "priority": Whole(-(2**63), 2**63 - 1),
-    "private": Flag(),
-}
 LIMIT: Checks = {"limit": Size(), "revision": Maybe(Whole(-(2**63), 2**63 - 1))}
-"""Of each argument, what it may be; prompts and salts are checked in `kvrt.engine.prompts`."""
+"""Of each argument, what it may be."""
 
 
 class Runtime(CacheControl):
@@ -95,7 +88,6 @@ class Runtime(CacheControl):
         elif model is not None or options:
             raise ConfigError("give either a config or single options, not both")
         self.config = config
-        self._drafts = draft_limit(config.speculate)
         self._worker = Worker(config)
         weakref.finalize(self, self._worker.stop).atexit = False  # it has a way to end of its own
         self._worker.open(progress)
@@ -156,6 +148,7 @@ class Runtime(CacheControl):
         priority: int = 0,
         cache_salt: str = "",
         private: bool = False,
+        metadata: Any = None,
     ) -> Stream:
         """Submit one prompt and return its stream at once.
 
@@ -166,52 +159,25 @@ class Runtime(CacheControl):
             cache_salt: requests share KV pages only with those of the same salt: one for each
                 tenant keeps tenants apart, also in how long an answer takes.
             private: it uses no pages of others, and leaves none.
+            metadata: anything; its result and events have it, and kvrt never looks at it.
 
         Raises:
             RequestError: the request is bad; nothing was queued.
             CapacityError: its prompt could never fit in the memory limit.
         """
-        checked = check_request(
-            STREAM, params=params, request_id=request_id, priority=priority, private=private
+        wishes = Wishes(
+            params=params,
+            request_id=request_id,
+            priority=priority,
+            cache_salt=cache_salt,
+            private=private,
+            metadata=metadata,
         )
-        params = params or SamplingParams()
-        tokens = self._tokens(prompt)
-        room = room_for(tokens, self.model, self.cache, 0 if params.scores_only else 1)
-        seed = params.seed
-        if seed is None:
-            seed = secrets.randbits(64) if self.config.seed is None else self.config.seed
-        max_new = room - len(tokens) if params.max_tokens is None else params.max_tokens
-        root = secrets.token_bytes(KEY_BYTES) if private else self._root(cache_salt)
-        # Here only this caller waits for it; on the engine's thread all would.
-        named = self.config.prefix_cache and not private and params.prompt_logprobs is None
-        names = chain(root, tokens[:-1], self.config.page_size) if named else ()
-        number, inbox = self._worker.number(), Inbox()
+        inbox, number = Inbox(), self._worker.number()
+        request = request_of(self._worker, self.config, prompt, wishes, inbox.deliver)
         # The stream comes first: if anything interrupts the rest, it ends the request.
-        stream = Stream(
-            request_id or f"request-{secrets.token_hex(8)}",
-            inbox,
-            functools.partial(self._abort, number),
-        )
-        self._worker.submit(
-            number,
-            Request(
-                id=stream.request_id,
-                prompt=tuple(tokens),
-                params=params,
-                seed=seed,
-                max_len=min(room, len(tokens) + max_new),
-                priority=checked["priority"],
-                root=root,
-                names=tuple(names),
-                shares=not private,
-                drafts=self._drafts_of(params),
-                bad_words=bad_words_of(params, self.model),
-                detokenizer=functools.partial(
-                    self.model.detokenizer, tokens, skip_special=params.skip_special_tokens
-                ),
-                deliver=inbox.deliver,
-            ),
-        )
+        stream = Stream(request.id, inbox, functools.partial(self._abort, number))
+        self._worker.submit(number, request)
         return stream
 
     def abort(self, request_id: str) -> None:
@@ -226,11 +192,17 @@ class Runtime(CacheControl):
         """A stream's way to end its request; through it, the stream keeps the runtime open."""
         self._worker.abort(number)
 
-    def _drafts_of(self, params: SamplingParams) -> int:
-        """How many tokens may be guessed in a step."""
-        if params.beam_width > 1:
-            return 0
-        return self._drafts if params.speculate is None else params.speculate
+    def add_observer(self, observer: Observer) -> None:
+        """Call `observer` with what becomes of requests, and each step: see `kvrt.engine.events`.
+
+        On the engine's thread: everything waits for it, so it must be quick, and may ask nothing of
+        the runtime that waits for the engine. One that raises is told nothing more.
+        """
+        self._worker.observers.add(observer)
+
+    def remove_observer(self, observer: Observer) -> None:
+        """Call it no more; one that is not called any more is no error."""
+        self._worker.observers.remove(observer)
 
     # --- looking and steering ----------------------------------------------------------------
 

@@ -32,6 +32,8 @@ PROMISES = {
     "P10": "A process killed at any call to the system, or at any moment, leaves a folder of KV "
     "pages that opens again and holds whole pages only.",
     "P13": "An abort at any state frees its pages; thousands of aborts leak nothing.",
+    "P14": "Work for somebody who has left stops within a second: a task that is cancelled, a "
+    "stream that nobody holds.",
     "P15": "Greedy output is byte-identical alone, in any batch, chunked in any way, preempted "
     "and recomputed or moved, with the pool full, with its prefix cached, evicted and "
     "fetched from host memory or disk, restored from a snapshot, with tokens guessed in "

@@ -15,8 +15,9 @@ from kvrt import RuntimeConfig, SamplingParams
 from kvrt.checks import Checks, Maybe, Number, Whole, check_options, check_request
 from kvrt.config import MAX_THREADS, OPTIONS
 from kvrt.control import SAVING
+from kvrt.engine.intake import STREAM
 from kvrt.errors import ConfigError, KvrtError, RequestError
-from kvrt.runtime import LIMIT, STREAM
+from kvrt.runtime import LIMIT
 from kvrt.sampling import PARAMS
 
 SECRET = "my secret words"

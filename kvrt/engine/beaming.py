@@ -117,4 +117,5 @@ def _deliver(request: Request, index: int, best: Finished, reason: FinishReason)
             )
         )
     text = "".join(piece.text for piece in pieces)
-    request.deliver(Delta(index, text, tuple(output.token_ids), ends))
+    logprobs = tuple(output.logprobs) if asked else None
+    request.deliver(Delta(index, text, tuple(output.token_ids), ends, logprobs))

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 
 from kvrt.engine import beaming
 from kvrt.engine.answers import UNKNOWN, Answers
+from kvrt.engine.events import Observers, RequestPreempted, RequestStarted, StepDone
 from kvrt.engine.forward import Forward, NoRoom
 from kvrt.engine.live import Live
 from kvrt.engine.request import Request
@@ -60,6 +61,7 @@ class Engine:
         self.policy = policy
         self.speculation = Speculation(trees=Capability.TREES in executor.info.capabilities)
         self.steps = 0
+        self.observers = Observers()
         self._live = Live(memory, policy)
         self._answers = Answers(self._live, self.speculation, model.eos_ids)
         self._forward = Forward(executor, memory.cache)
@@ -217,6 +219,8 @@ class Engine:
             if request.scheduled is None:
                 request.scheduled = time.perf_counter()
                 request.cached_tokens = cached
+                if self.observers:
+                    self.observers.tell(RequestStarted(request.id, request.metadata, cached))
         self._end(plan.stuck, "capacity")
         return None
 
@@ -233,6 +237,8 @@ class Engine:
         live = self._live
         request = live.request(seq)
         request.preemptions += 1
+        if self.observers:
+            self.observers.tell(RequestPreempted(request.id, request.metadata))
         if request.beams is not None:
             seq = beaming.gather(live, request, self.steps)
         del live.running[seq]
@@ -254,3 +260,7 @@ class Engine:
         self.memory.measured(tokens, context, seconds)
         if all(row.samples for row in rows):
             self.speculation.cost.observe(tokens, seconds)
+        if self.observers:
+            live = self._live
+            waiting = len(live.waiting) + len(live.fetching)
+            self.observers.tell(StepDone(self.steps, seconds, tokens, len(live.running), waiting))

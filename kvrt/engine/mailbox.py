@@ -11,6 +11,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+from kvrt.engine.events import Observers, RequestFinished
 from kvrt.engine.process import Process
 from kvrt.engine.request import Request, failed_result
 from kvrt.errors import IntegrityError, KvrtError, RequestError
@@ -52,6 +53,8 @@ class Mailbox:
         self._unanswered: dict[int, Question] = {}
         self._names: dict[str, int] = {}  # of requests among them
         self._numbers = itertools.count()
+        self._rounds: tuple[Callable[[], None], ...] = ()
+        self.observers = Observers()
 
     @property
     def busy(self) -> bool:
@@ -61,6 +64,12 @@ class Mailbox:
     def number(self) -> int:
         """For the next request: it is known by that, before and after it was submitted."""
         return next(self._numbers)
+
+    def each_round(self, call: Callable[[], None]) -> None:
+        """Call it on the engine's thread after each step, and before the thread waits: what was
+        delivered meanwhile can be passed on at once. It must not fail."""
+        with self._gate:
+            self._rounds = (*self._rounds, call)
 
     def submit(self, number: int, request: Request) -> None:
         """Queue a request.
@@ -93,6 +102,8 @@ class Mailbox:
     ) -> None:
         if isinstance(event, Result):
             self._answered(number)
+            if self.observers:
+                self.observers.tell(RequestFinished(event))
         deliver(event)
 
     def _answered(self, number: int) -> None:
@@ -149,6 +160,10 @@ class Mailbox:
 
     # --- on the engine's thread --------------------------------------------------------------
 
+    def _end_round(self) -> None:
+        for call in self._rounds:
+            call()
+
     def _refuse_all(self, error: KvrtError) -> None:
         """Whoever waits for an answer, or asks from now on, gets the error."""
         with self._gate:
@@ -156,6 +171,7 @@ class Mailbox:
             questions = list(self._unanswered.values())
         for question in questions:
             _refuse(question, error)
+        self._end_round()
 
 
 def carry_out(call: Call) -> None:
@@ -175,7 +191,8 @@ def carry_out(call: Call) -> None:
 
 def _refuse(question: Question, error: KvrtError) -> None:
     if isinstance(question, Request):
-        question.deliver(failed_result(question.id, question.prompt, error))
+        result = failed_result(question.id, question.prompt, error, question.metadata)
+        question.deliver(result)
     else:
         with contextlib.suppress(InvalidStateError):  # it came just now
             question.result.set_exception(error)

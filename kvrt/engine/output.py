@@ -58,7 +58,8 @@ class Output:
             self._state, at = self._stops.find(self._state, text)
             if at is not None:
                 self._held, ends = self._held[: known + at], "stop"
-        return self._release(ends, (chosen.token_id,))
+        logprobs = None if chosen.logprobs is None else (chosen.logprobs,)
+        return self._release(ends, (chosen.token_id,), logprobs)
 
     def finish(self, reason: FinishReason) -> Delta:
         """End without a further token."""
@@ -70,13 +71,18 @@ class Output:
         """End without another look at the text: what computed it may be what failed."""
         return self._release("error", ())
 
-    def _release(self, ends: FinishReason | None, tokens: tuple[int, ...]) -> Delta:
+    def _release(
+        self,
+        ends: FinishReason | None,
+        tokens: tuple[int, ...],
+        logprobs: tuple[TokenLogprobs, ...] | None = None,
+    ) -> Delta:
         keep = self._stops.begun(self._state) if ends is None else 0
         at = len(self._held) - keep
         text, self._held = self._held[:at], self._held[at:]
         self._sent += text
         self.finish_reason = ends
-        return Delta(self.index, text, tokens, ends)
+        return Delta(self.index, text, tokens, ends, logprobs)
 
     def completion(self) -> Completion:
         assert self.finish_reason is not None, "an unfinished output has no completion"

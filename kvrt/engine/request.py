@@ -4,6 +4,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from kvrt.engine.output import Detokenizer, Output
 from kvrt.engine.stops import StopStrings
@@ -35,6 +36,7 @@ class Request:
             missing are made when they are needed.
         shares: other requests may use its pages.
         drafts: tokens that may be guessed in a step, for each completion; 0: none.
+        metadata: the caller's own, for its result.
         outputs: by page-table key of the sequence that produces them; of beams, by their index.
         ends: tokens that end a completion.
         bad_words: token ids of each word that is not to be said.
@@ -55,6 +57,7 @@ class Request:
     shares: bool = True
     drafts: int = 0
     bad_words: Sequence[Sequence[int]] = ()
+    metadata: Any = None
     submitted: float = field(default_factory=time.perf_counter)
     scheduled: float | None = None
     first_token: float | None = None
@@ -105,11 +108,20 @@ class Request:
             if self.params.prompt_logprobs is not None
             else None,
             error=error,
+            metadata=self.metadata,
         )
 
 
-def failed_result(request_id: str, prompt: Sequence[int], error: KvrtError) -> Result:
+def failed_result(
+    request_id: str, prompt: Sequence[int], error: KvrtError, metadata: Any = None
+) -> Result:
     """The result of a request that was refused before the engine saw it."""
     return Result(
-        request_id, tuple(prompt), (), Usage(len(prompt), 0), Timings(0.0, 0.0, 0.0), error=error
+        request_id,
+        tuple(prompt),
+        (),
+        Usage(len(prompt), 0),
+        Timings(0.0, 0.0, 0.0),
+        error=error,
+        metadata=metadata,
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from kvrt.config import RuntimeConfig
 from kvrt.engine.assembly import assemble
 from kvrt.engine.engine import Engine
+from kvrt.engine.events import RequestQueued
 from kvrt.engine.fingerprint import own_folder
 from kvrt.engine.mailbox import Call, Command, Mailbox, Signal, T, carry_out
 from kvrt.engine.prefixes import Prefixes
@@ -166,6 +167,7 @@ class Worker(Mailbox):
         made = assemble(self._config, stack, progress, self._still_wanted)
         self.device, self.model, self.cache = made.device, made.model, made.cache
         self.engine, self.prefixes = made.engine, made.prefixes
+        self.engine.observers = self.observers
         self.fingerprint = made.fingerprint
         self.snapshots = Snapshots(made.engine, made.fingerprint, self._ask_thread)
         if self._config.cache_dir is not None:
@@ -190,6 +192,7 @@ class Worker(Mailbox):
             while self._take_commands():
                 if engine.busy:
                     engine.step()
+                    self._end_round()
         except BaseException as error:  # a panic of native code, say
             # Whatever it is, callers are waiting: they get it, and the runtime takes no more.
             log.exception("the engine stopped")
@@ -227,12 +230,16 @@ class Worker(Mailbox):
             except queue.Empty:
                 if self.engine.busy:
                     return None
+                self._end_round()
             with contextlib.suppress(queue.Empty):
                 return self._commands.get(timeout=self.engine.memory.rest())
 
     def _obey(self, command: Command | None) -> bool:
         """Do it. False: there is nothing to be done."""
         if isinstance(command, Request):
+            if self.observers:
+                prompt = len(command.prompt)
+                self.observers.tell(RequestQueued(command.id, command.metadata, prompt))
             self.engine.add(command)
         elif isinstance(command, Call):
             carry_out(command)

@@ -315,4 +315,28 @@ DRAWN = {
         "resolved = SamplingParams(**{**wishes, **params})",
         "cli/test_sampling.py",
     ),
+    "a coroutine that leaves lets its request go on": M(
+        "kvrt.aio.stream",
+        "        except BaseException:\n            self.close()",
+        "        except BaseException:",
+        "aio/test_async_runtime.py",
+    ),
+    "a loop is woken for each token": M(
+        "kvrt.aio.hop",
+        "            self._parcels.append((arrivals, event))",
+        "            self._parcels.append((arrivals, event))\n            self.leave()",
+        "aio/test_async_runtime.py",
+    ),
+    "streams on a loop hear of a stopped engine only by chance": M(
+        "kvrt.engine.mailbox",
+        "            _refuse(question, error)\n        self._end_round()",
+        "            _refuse(question, error)",
+        "aio/test_async_runtime.py",
+    ),
+    "an observer that fails is told more": M(
+        "kvrt.engine.events",
+        "                self.remove(observer)",
+        "                pass",
+        "runtime/test_observers.py",
+    ),
 }

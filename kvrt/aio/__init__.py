@@ -1,0 +1,1 @@
+"""Asking from an event loop."""

@@ -1,0 +1,100 @@
+"""A request as the engine takes it, made of what a caller asks: checked, in the caller's thread."""
+
+import functools
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kvrt.checks import Checks, Flag, Maybe, Of, Text, Whole, check_request
+from kvrt.config import RuntimeConfig, draft_limit
+from kvrt.engine.prompts import Prompt, bad_words_of, room_for, root_of, tokens_of
+from kvrt.engine.request import Request
+from kvrt.engine.worker import Worker
+from kvrt.kv.tiers.names import KEY_BYTES, chain
+from kvrt.outputs import Delta, Result
+from kvrt.sampling import SamplingParams
+
+STREAM: Checks = {
+    "params": Maybe(Of((SamplingParams,), "kvrt.SamplingParams(max_tokens=...)")),
+    "request_id": Maybe(Text(256)),
+    "priority": Whole(-(2**63), 2**63 - 1),
+    "private": Flag(),
+}
+"""Of each argument, what it may be; prompts and salts are checked in `kvrt.engine.prompts`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What is asked with a prompt; see `kvrt.Runtime.stream`."""
+
+    params: SamplingParams | None = None
+    request_id: str | None = None
+    priority: int = 0
+    cache_salt: str = ""
+    private: bool = False
+    metadata: Any = None
+
+
+def request_of(
+    worker: Worker,
+    config: RuntimeConfig,
+    prompt: Prompt,
+    wishes: Wishes,
+    deliver: Callable[[Delta | Result], None],
+) -> Request:
+    """Everything that takes time and can be done where only this caller waits for it: on the
+    engine's thread all would.
+
+    Args:
+        deliver: called on the engine's thread with each piece, and last with the result.
+
+    Raises:
+        RequestError: the request is bad.
+        CapacityError: its prompt could never fit in the memory limit.
+    """
+    checked = check_request(
+        STREAM,
+        params=wishes.params,
+        request_id=wishes.request_id,
+        priority=wishes.priority,
+        private=wishes.private,
+    )
+    params = wishes.params or SamplingParams()
+    model = worker.model
+    tokens = tokens_of(prompt, model)
+    room = room_for(tokens, model, worker.cache, 0 if params.scores_only else 1)
+    seed = params.seed
+    if seed is None:
+        seed = secrets.randbits(64) if config.seed is None else config.seed
+    max_new = room - len(tokens) if params.max_tokens is None else params.max_tokens
+    private = wishes.private
+    root = root_of(worker.fingerprint, wishes.cache_salt)
+    if private:
+        root = secrets.token_bytes(KEY_BYTES)
+    named = config.prefix_cache and not private and params.prompt_logprobs is None
+    return Request(
+        id=checked["request_id"] or f"request-{secrets.token_hex(8)}",
+        prompt=tuple(tokens),
+        params=params,
+        seed=seed,
+        max_len=min(room, len(tokens) + max_new),
+        priority=checked["priority"],
+        root=root,
+        names=tuple(chain(root, tokens[:-1], config.page_size)) if named else (),
+        shares=not private,
+        drafts=_drafts_of(params, config),
+        bad_words=bad_words_of(params, model),
+        metadata=wishes.metadata,
+        detokenizer=functools.partial(
+            model.detokenizer, tokens, skip_special=params.skip_special_tokens
+        ),
+        deliver=deliver,
+    )
+
+
+def _drafts_of(params: SamplingParams, config: RuntimeConfig) -> int:
+    """How many tokens may be guessed in a step."""
+    if params.beam_width > 1:
+        return 0
+    return draft_limit(config.speculate) if params.speculate is None else params.speculate
