@@ -108,7 +108,8 @@ class PackedMatrices(Protocol):
     exactly what `WeightFormat` says.
 
     A device may round activations, too, to multiply whole numbers: `rounds` says for which formats.
-    Then each 32 elements of a row of x, one after the other, are first made into codes,
+    Then each 32 elements of a row of x, one after the other (at the end perhaps fewer), are first
+    made into codes,
 
         code = round(x * (127 / max |x|))       x = code * (max |x| / 127)
 

@@ -110,6 +110,18 @@ def offsets(format: WeightFormat, plain: Tensor, width: int) -> Tensor | None:
     return _numbers(plain, at.offsets, at.offset_factors, format.offset)
 
 
+def levels(
+    kind: TwoLevel, plain: Tensor, numbers: Section, factors: Section
+) -> tuple[Tensor, Tensor]:
+    """Scales or offsets of two levels: what is multiplied, and the factors.
+
+    Returns:
+        float32 [rows, groups], n - zero, and float16 [rows, blocks].
+    """
+    whole = _whole(plain, numbers, kind.bits).float() - kind.zero
+    return whole, _stored(plain, factors, torch.float16)
+
+
 def finite_rows(format: WeightFormat, plain: Tensor, width: int) -> Tensor:
     """Which rows have only finite values: bool [rows].
 
@@ -126,8 +138,7 @@ def finite_rows(format: WeightFormat, plain: Tensor, width: int) -> Tensor:
 
 def _numbers(plain: Tensor, at: Section, factors: Section, kind: Scale | Offset) -> Tensor:
     if isinstance(kind, TwoLevel):
-        factor = _stored(plain, factors, torch.float16)
-        return _meant(kind, _whole(plain, at, kind.bits), factor)
+        return _times(*levels(kind, plain, at, factors))
     return _meant(kind, _stored(plain, at, FLOATS.get(kind, torch.uint8)), None)
 
 
@@ -135,15 +146,18 @@ def _meant(kind: Scale | Offset, stored: Tensor, factors: Tensor | None) -> Tens
     """The scales or offsets that are stored so: float32 [rows, groups]."""
     if isinstance(kind, TwoLevel):
         assert factors is not None
-        whole = stored.float() - kind.zero
-        in_block = whole.shape[1] // factors.shape[1]
-        by_block = whole.view(*factors.shape, in_block) * factors.float()[..., None]
-        return by_block.view(whole.shape)
+        return _times(stored.float() - kind.zero, factors)
     if kind == "e8m0":
         return (2.0 ** (stored.double() - 128)).float()
     if kind == "e4m3":
         return stored.view(torch.float8_e4m3fn).float() / 2
     return stored.float()
+
+
+def _times(numbers: Tensor, factors: Tensor) -> Tensor:
+    in_block = numbers.shape[1] // factors.shape[1]
+    by_block = numbers.view(*factors.shape, in_block) * factors.float()[..., None]
+    return by_block.view(numbers.shape)
 
 
 def _stored(plain: Tensor, at: Section, dtype: torch.dtype) -> Tensor:

@@ -6,6 +6,7 @@ host, one sequence, one row and one formula at a time. Slow, and meant to be.
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from kvrt.spi import (
     Activation,
@@ -203,10 +204,12 @@ def gated_linear(x: Tensor, weight: Tensor, activation: Activation, bias: Tensor
 
 def as_codes(x: Tensor) -> Tensor:
     """x as `PackedMatrices` may round it, in float64 on the host; the rounding is in float32."""
-    blocks = x.cpu().float().view(len(x), -1, 32)
+    width = x.shape[1]
+    blocks = functional.pad(x.cpu().float(), (0, -width % 32)).view(len(x), -1, 32)
     most = blocks.abs().amax(-1, keepdim=True)
     codes = (blocks * (127 / most)).round().double()
-    values = torch.where(most < 2.0**-100, 0.0, codes * (most / 127).double()).view(x.shape)
+    values = torch.where(most < 2.0**-100, 0.0, codes * (most / 127).double())
+    values = values.flatten(1)[:, :width]
     values[~x.cpu().isfinite().all(-1)] = torch.nan
     return values
 

@@ -1,6 +1,6 @@
 """Products with weights that stay codes, by the native kernels."""
 
-from kvrt_kernels import packed
+from kvrt_kernels import packed, panels
 from torch import Tensor
 
 from kvrt.spi import Activation, Matrices, Matrix, WeightFormat
@@ -13,19 +13,19 @@ class NativeMatrices:
         self._threads = threads
 
     def multiplies(self, format: WeightFormat) -> bool:
-        return packed.multiplies(format)
+        return panels.packing_of(format) is not None
 
     def rounds(self, format: WeightFormat) -> bool:
-        return packed.multiplies(format)
+        return panels.packing_of(format) is not None
 
     def nbytes(self, format: WeightFormat, out: int, width: int) -> int:
-        return packed.nbytes(format, out, width)
+        return panels.nbytes(format, out, width)
 
     def pack(self, format: WeightFormat, plain: Tensor, width: int, into: Tensor) -> Matrix:
-        return packed.pack(format, plain, width, into)
+        return panels.pack(format, plain, width, into)
 
     def rows(self, matrix: Matrix, indices: Tensor, out: Tensor) -> Tensor:
-        return packed.rows(matrix, indices, out)
+        return panels.rows(matrix, indices, out)
 
     def linear(
         self,

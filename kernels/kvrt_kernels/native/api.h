@@ -86,15 +86,35 @@ struct AttentionTask {
   float* partial;
 };
 
-// What is in panels of codes (packed.py): each 32 of a row have a float16 scale and, perhaps, a float16 offset.
+// How panels of codes keep their scales (panels.h).
+enum class Scales : int {
+  halves = 0,
+  halves_with_offsets = 1,
+  wholes = 2,
+  levels_with_offsets = 3,
+  levels_of_16 = 4,
+  levels_of_16_with_offsets = 5,
+};
 struct Packing {
-  int bits;  // of a code: 4 or 8
-  int zero;  // what is subtracted from each
-  bool offsets;
+  int bits;  // of a code
+  int zero;  // what is subtracted from each, unless each row has its own
+  Scales scales;
+  int span;  // elements of a row that are behind one head: a multiple of 32, or a whole row
 };
 
 // Bytes of a row, which are a sixteenth of a panel's.
-static inline int64_t row_bytes(Packing p, int k) { return k / 32 * (2 + 2 * p.offsets + 4 * p.bits); }
+static inline int64_t row_bytes(Packing p, int64_t k) {
+  const int heads[] = {2, 4, 5, 4, 2, 4}, blocks[] = {0, 0, 0, 2, 2, 4};
+  const int64_t spans = (k + p.span - 1) / p.span, of_32 = (k + 31) / 32;
+  return spans * heads[int(p.scales)] + of_32 * (blocks[int(p.scales)] + 4 * p.bits);
+}
+
+struct PackedMatrix {
+  const void* panels = nullptr;
+  int rows = 0;
+  Packing packing = {};
+};
+constexpr int kMostMatrices = 4;  // that are multiplied together
 
 // y = x W^T (+ bias) (+ residual); gated: W and bias are [gate; up], 2 n rows, and of z = x W^T (+ bias), likewise
 // [gate; up], y = act(gate) * up.
@@ -108,14 +128,35 @@ struct LinearArgs {
   float* y;               // [m][n]
   int64_t x_stride, residual_stride, y_stride;
   int m, n, k;
-  // For codes only. `up` is nullptr, or up's rows where they are not behind gate's.
-  Packing packing = {}, up_packing = {};
-  const void* up = nullptr;
+  PackedMatrix packed[kMostMatrices] = {};  // for codes, instead of `w`: the matrices whose rows are W's, in order
 };
 
-static inline int64_t row_bytes(const LinearArgs& a) {
-  if (a.dtype == Dtype::codes) return row_bytes(a.packing, a.k);
-  return a.k * (a.dtype == Dtype::f32 ? 4 : 2);
+// A row of W that is codes: which it is of which matrix.
+struct PackedRow {
+  const PackedMatrix* matrix;
+  int row;
+};
+static inline PackedRow packed_row(const LinearArgs& a, int row) {
+  const PackedMatrix* matrix = a.packed;
+  for (; row >= matrix->rows && matrix < a.packed + kMostMatrices - 1; matrix++) row -= matrix->rows;
+  return {matrix, row};
+}
+static inline const char* panel_of(PackedRow at, int64_t k) {
+  return static_cast<const char*>(at.matrix->panels) + at.row / 16 * 16 * row_bytes(at.matrix->packing, k);
+}
+
+// Where a row of W is, and how many bytes it has; for codes, where its panel is.
+struct Row {
+  const char* at;
+  int64_t bytes;
+};
+static inline Row row_of(const LinearArgs& a, int row) {
+  if (a.dtype == Dtype::codes) {
+    const PackedRow packed = packed_row(a, row);
+    return {panel_of(packed, a.k), row_bytes(packed.matrix->packing, a.k)};
+  }
+  const int64_t bytes = int64_t(a.k) * (a.dtype == Dtype::f32 ? 4 : 2);
+  return {static_cast<const char*>(a.w) + row * bytes, bytes};
 }
 
 struct NormArgs {

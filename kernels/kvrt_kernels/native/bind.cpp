@@ -168,17 +168,20 @@ NB_MODULE(_native, m) {
 
   m.def(
       "packed_linear",
-      [](const std::array<int, 3>& packing, const std::array<int, 3>& up_packing, int gate, A x, S x_stride, A w, A up,
-         A bias, A residual, S residual_stride, A y, S y_stride, int rows, int out_features, int in_features,
-         int threads) {
-        const auto of = [](const std::array<int, 3>& p) { return Packing{p[0], p[1], p[2] != 0}; };
-        submit(LinearArgs{Dtype::codes, Gate(gate), at<const float>(x), at<const void>(w), at<const float>(bias),
-                          at<const float>(residual), at<float>(y), x_stride, residual_stride, y_stride, rows,
-                          out_features, in_features, of(packing), of(up_packing), at<const void>(up)},
-               threads);
+      [](const std::vector<std::array<S, 6>>& matrices, int gate, A x, S x_stride, A bias, A residual,
+         S residual_stride, A y, S y_stride, int rows, int out_features, int in_features, int threads) {
+        LinearArgs args{Dtype::codes, Gate(gate), at<const float>(x), nullptr, at<const float>(bias),
+                        at<const float>(residual), at<float>(y), x_stride, residual_stride, y_stride, rows,
+                        out_features, in_features};
+        if (matrices.size() > kMostMatrices) throw std::invalid_argument("too many matrices");
+        PackedMatrix* to = args.packed;
+        for (const auto& [panels, of, bits, zero, scales, span] : matrices)
+          *to++ = {at<const void>(A(panels)), int(of), {int(bits), int(zero), Scales(scales), int(span)}};
+        submit(args, threads);
       },
-      "packing"_a, "up_packing"_a, "gate"_a, "x"_a, "x_stride"_a, "w"_a, "up"_a, "bias"_a, "residual"_a,
-      "residual_stride"_a, "y"_a, "y_stride"_a, "rows"_a, "out_features"_a, "in_features"_a, "threads"_a, release());
+      "matrices"_a, "gate"_a, "x"_a, "x_stride"_a, "bias"_a, "residual"_a, "residual_stride"_a, "y"_a, "y_stride"_a,
+      "rows"_a, "out_features"_a, "in_features"_a, "threads"_a, release(),
+      "Of each matrix: its address, rows, and `struct Packing`.");
 
   m.def(
       "rms_norm",

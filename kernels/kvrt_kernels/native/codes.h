@@ -31,30 +31,34 @@ KVRT_INLINE int scale_groups(Format format, int dim) {
 
 // ---- reading --------------------------------------------------------------------------------------------------------
 
-// Elements d .. d + L of a row; of codes, without their scale.
-template <class T> KVRT_INLINE vf load_row(const T* row, int d) { return load(row + d); }
-template <> KVRT_FORCE vf load_row(const i8* row, int d) {
+// L bytes, one in each lane.
+KVRT_INLINE vi load_each(const int8_t* p) {
 #if defined(__AVX512F__)
-  return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_as<__m128i>(row + d)));
+  return (vi)_mm512_cvtepi8_epi32(load_as<__m128i>(p));
 #elif defined(__AVX2__)
-  return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(row + d))));
+  return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
 #else
-  return __builtin_convertvector(__builtin_convertvector(load_as<vb>(row + d), vi), vf);
+  return __builtin_convertvector(load_as<vb>(p), vi);
 #endif
 }
-
-// The bytes that hold elements d .. d + L in their low or high four bits, one in each lane.
-KVRT_INLINE vu load_nibbles(const i4* row, int d) {
-  const i4* bytes = row + d / 32 * 16 + d % 16;
+KVRT_INLINE vu load_each(const uint8_t* p) {
 #if defined(__AVX512F__)
-  return (vu)_mm512_cvtepu8_epi32(load_as<__m128i>(bytes));
+  return (vu)_mm512_cvtepu8_epi32(load_as<__m128i>(p));
 #elif defined(__AVX2__)
-  return (vu)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)bytes));
+  return (vu)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
 #else
   typedef uint8_t bytes_of_lanes __attribute__((vector_size(L)));
-  return __builtin_convertvector(load_as<bytes_of_lanes>(bytes), vu);
+  return __builtin_convertvector(load_as<bytes_of_lanes>(p), vu);
 #endif
 }
+KVRT_INLINE vf to_floats(vi whole) { return __builtin_convertvector(whole, vf); }
+
+// Elements d .. d + L of a row; of codes, without their scale.
+template <class T> KVRT_INLINE vf load_row(const T* row, int d) { return load(row + d); }
+template <> KVRT_FORCE vf load_row(const i8* row, int d) { return to_floats(load_each(&row[d].code)); }
+
+// The bytes that hold elements d .. d + L in their low or high four bits, one in each lane.
+KVRT_INLINE vu load_nibbles(const i4* row, int d) { return load_each(&row[d / 32 * 16 + d % 16].codes); }
 // The numbers in bits 0 .. 4 of each lane, less 8, times a scale: exact, as both factors have few digits.
 KVRT_INLINE vf number(vu nibbles, vf scale) {
 #if defined(__AVX512F__)  // looked up; the permutation takes no notice of higher bits

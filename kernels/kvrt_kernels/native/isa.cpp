@@ -29,6 +29,7 @@ namespace KVRT_ISA {
 #if defined(__AMX_BF16__)
 #include "linear_amx.h"
 #endif
+#include "panels.h"
 #include "linear_packed.h"
 #include "linear.h"
 #include "probe.h"

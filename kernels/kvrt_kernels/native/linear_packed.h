@@ -1,16 +1,11 @@
-// y = x W^T for W of whole codes of 4 or 8 bits, 32 of which share a scale and perhaps an offset, in panels (packed.py):
+// y = x W^T for W of codes in panels, with activations that are rounded to codes, too, as kvrt.spi.PackedMatrices says.
+// Products of codes and their sums over a group are whole numbers, and exact; in which order they are added does not
+// matter. One output is, in float32, each operation rounded, so that all instruction sets have the same bits:
 //
-//   panel of 16 rows of W:  for each 32 of k:  16 scales | 16 offsets, or none | codes, by fours, of each row in turn
+//   block 0 + block 1 + ...     block = group + group, or one group of 32
 //
-// Activations are rounded to codes, too, as kvrt.spi.PackedMatrices says. Products of codes and their sums over 32 are
-// whole numbers, and exact; in which order they are added does not matter. One output is, in float32, each operation
-// rounded, so that all instruction sets have the same bits:
-//
-//   block 0 + block 1 + ...     block = (scale of W * scale of x) * sum of (code - zero) * (code of x)
-//                                       [ + offset of W * (scale of x * sum of codes of x) ]
-
-constexpr int kPanelRows = 16;
-constexpr int kCodes = 32;  // that share a scale
+//   group = (scale of W * scale of x) * sum of (code - zero) * (code of x)
+//           [ + offset of W * (scale of x * sum of codes of x) ]
 
 // ---- activations ----------------------------------------------------------------------------------------------------
 
@@ -21,10 +16,9 @@ constexpr int kFour = 1;
 constexpr int kFour = 2;  // the first and third as 16 bits each, then the second and fourth
 #endif
 
-// A block of x: its codes, their scale, their sum.
-constexpr int kBlockWords = kCodes / 4 * kFour + 2;
-
-KVRT_INLINE vi splat_word(int32_t word) { return word - vi{}; }
+// A block of x: its codes and, behind them, their scale, their sum, and that of the first and the second half.
+constexpr int kCodeWords = kCodes / 4 * kFour;
+constexpr int kBlockWords = kCodeWords + 4;
 
 // sum + the products of four codes of W with four of x, in each 32-bit lane.
 KVRT_INLINE vi dot4(vi codes, const int32_t* x, vi sum) {
@@ -49,11 +43,11 @@ static void pack_codes(const float* x, int32_t* to) {
   const float top = reduce4<Max>(most, most, most, most)[0];
   const bool zero = !(top >= 0x1p-100f) || !finite;
   const vf factor = splat<vf>(zero ? 0.f : 127.f / top);
-  int32_t codes[kCodes], sum = 0;
+  int32_t codes[kCodes], sums[2] = {};
   for (int i = 0; i < kCodes; i += L) store(codes + i, nearest(load(x + i) * factor));
   if (zero)
     for (int& code : codes) code = 0;
-  for (int code : codes) sum += code;
+  for (int i = 0; i < kCodes; i++) sums[i / 16] += codes[i];
   for (int i = 0; i < kCodes; i += 4, to += kFour) {
     const uint32_t c[] = {uint32_t(codes[i]), uint32_t(codes[i + 1]), uint32_t(codes[i + 2]), uint32_t(codes[i + 3])};
     if constexpr (kFour == 1) {
@@ -65,53 +59,67 @@ static void pack_codes(const float* x, int32_t* to) {
   }
   const float scale = !finite ? __builtin_nanf("") : zero ? 0.f : top / 127.f;
   __builtin_memcpy(to, &scale, sizeof scale);
-  to[1] = sum;
+  to[1] = sums[0] + sums[1];
+  to[2] = sums[0];
+  to[3] = sums[1];
+}
+
+KVRT_INLINE float scale_of(const int32_t* block) {
+  float scale;
+  __builtin_memcpy(&scale, block + kCodeWords, sizeof scale);
+  return scale;
+}
+// Of the codes of one of `groups`.
+KVRT_INLINE int32_t sum_of(const int32_t* block, int groups, int group) {
+  return block[kCodeWords + (groups == 1 ? 1 : 2 + group)];
 }
 
 // ---- micro-kernel ---------------------------------------------------------------------------------------------------
 
-// c[R][16] = x[R] . (16 rows of W)^T
-template <int R, int bits, bool offsets>
-static void panel_tile(const char* panel, int zero, int blocks, const int32_t* x, int64_t x_stride, float* c,
-                       const char* ahead) {
-  constexpr int head = offsets ? 64 : 32, bytes = head + kPanelRows * kCodes * bits / 8;
-  for (int part = 0; part < kPanelRows; part += L, c += L) {
+// c[R][16] = x[R] . (16 rows of W)^T. Asks for what is `ahead` bytes behind, as much as it reads.
+template <int R, int bits, class S>
+static void panel_tile(const char* panel, Packing packing, int blocks, const int32_t* x, int64_t x_stride, float* c,
+                       int64_t ahead) {
+  constexpr int fours = kCodes / 4 / S::groups, bytes = S::block + kPanelRows * kCodes * bits / 8;
+  const int in_span = (S::span(packing) + kCodes - 1) / kCodes;
+  for (int lane = 0; lane < kPanelRows; lane += L, c += L) {
     vf acc[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) acc[r] = vf{};
+    const auto ask = [&](const char* w, int count) KVRT_INLINED {
+      if (ahead && lane == 0)
+        for (int line = 0; line < count; line += 64) prefetch(w + ahead + line);
+    };
     const char* w = panel;
     const int32_t* from = x;
-    for (int b = 0; b < blocks; b++, w += bytes, from += kBlockWords) {
-      vi sum[R];
+    for (int left = blocks; left > 0; left -= in_span) {
+      const char* span = w;
+      w += S::head;
+      if (S::span(packing) > kCodes) ask(span, S::head);
+      for (int b = in_span < left ? in_span : left; b > 0; b--, w += bytes, from += kBlockWords) {
+#pragma GCC unroll 2
+        for (int g = 0; g < S::groups; g++) {
+          vi sum[R];
 #pragma GCC unroll 8
-      for (int r = 0; r < R; r++) sum[r] = splat_word(-zero * from[r * x_stride + kBlockWords - 1]);
+          for (int r = 0; r < R; r++)
+            sum[r] = S::minus_zeros(span, lane, packing, sum_of(from + r * x_stride, S::groups, g));
 #pragma GCC unroll 8
-      for (int i = 0; i < 4 * bits / 4; i++) {  // 64 bytes each: four codes of each row, or twice four
-        const vi v = load_as<vi>(w + head + 64 * i + 4 * part);
-        if constexpr (bits == 8) {
+          for (int i = g * fours; i < (g + 1) * fours; i++) {
+            const vi codes = four<bits>(w + S::block + 4 * lane, i);
 #pragma GCC unroll 8
-          for (int r = 0; r < R; r++) sum[r] = dot4(v, from + r * x_stride + kFour * i, sum[r]);
-        } else {
-          const vi low = v & splat_word(0x0f0f0f0f), high = (vi)((vu)v >> 4) & splat_word(0x0f0f0f0f);
+            for (int r = 0; r < R; r++) sum[r] = dot4(codes, from + r * x_stride + kFour * i, sum[r]);
+          }
+          const vf scale = S::scale(span, w, lane, g);
 #pragma GCC unroll 8
-          for (int r = 0; r < R; r++) sum[r] = dot4(low, from + r * x_stride + kFour * 2 * i, sum[r]);
-#pragma GCC unroll 8
-          for (int r = 0; r < R; r++) sum[r] = dot4(high, from + r * x_stride + kFour * (2 * i + 1), sum[r]);
+          for (int r = 0; r < R; r++) {
+            const float of_x = scale_of(from + r * x_stride);
+            acc[r] = acc[r] + scale * of_x * to_floats(sum[r]);
+            if constexpr (S::offsets)
+              acc[r] = acc[r] +
+                       S::offset(span, w, lane, g) * (of_x * float(sum_of(from + r * x_stride, S::groups, g)));
+          }
         }
-      }
-      const vf scale = load(reinterpret_cast<const f16*>(w) + part);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) {
-        const int32_t* behind = from + r * x_stride + kBlockWords - 2;
-        float of_x;
-        __builtin_memcpy(&of_x, behind, sizeof of_x);
-        acc[r] = acc[r] + scale * of_x * __builtin_convertvector(sum[r], vf);
-        if constexpr (offsets)
-          acc[r] = acc[r] + load(reinterpret_cast<const f16*>(w + 32) + part) * (of_x * float(behind[1]));
-      }
-      if (ahead && part == 0) {
-        for (int line = 0; line < bytes; line += 64) prefetch(ahead + line);
-        ahead += bytes;
+        ask(w, bytes);
       }
     }
 #pragma GCC unroll 8
@@ -119,15 +127,14 @@ static void panel_tile(const char* panel, int zero, int blocks, const int32_t* x
   }
 }
 
-template <int bits, bool offsets>
-static void panel_tiles(const char* panel, int zero, int blocks, const int32_t* x, int64_t x_stride, int rows, float* c,
-                        const char* ahead) {
+template <int bits, class S>
+static void panel_tiles(const char* panel, Packing packing, int blocks, const int32_t* x, int64_t x_stride, int rows,
+                        float* c, int64_t ahead) {
   int m = 0;
   const auto some = [&](auto height) {
     constexpr int R = decltype(height)::value;
     for (; rows - m >= R; m += R)
-      panel_tile<R, bits, offsets>(panel, zero, blocks, x + m * x_stride, x_stride, c + m * kPanelRows,
-                                   m == 0 ? ahead : nullptr);
+      panel_tile<R, bits, S>(panel, packing, blocks, x + m * x_stride, x_stride, c + m * kPanelRows, m == 0 ? ahead : 0);
   };
   some(std::integral_constant<int, 8>{});
   some(std::integral_constant<int, 4>{});
@@ -137,39 +144,45 @@ static void panel_tiles(const char* panel, int zero, int blocks, const int32_t* 
 
 // What linear.h wants to know of this kernel.
 struct Panels {
-  static LinearShape shape(const LinearArgs& a) { return {kPanelRows, 1, int64_t(a.k / kCodes) * kBlockWords}; }
+  static LinearShape shape(const LinearArgs& a) { return {kPanelRows, 1, int64_t(blocks(a)) * kBlockWords}; }
   static void pack(const LinearArgs& a, int m0, int m1, float* packed) {
     const int64_t stride = shape(a).packed_stride;
     for (int m = m0; m < m1; m++)
-      for (int b = 0; b < a.k / kCodes; b++)
-        pack_codes(a.x + m * a.x_stride + b * kCodes,
-                   reinterpret_cast<int32_t*>(packed + m * stride) + b * kBlockWords);
+      for (int i = 0; i < a.k; i += kCodes) {
+        const float* from = a.x + m * a.x_stride + i;
+        float rest[kCodes] = {};
+        if (i + kCodes > a.k) {
+          __builtin_memcpy(rest, from, sizeof(float) * (a.k - i));
+          from = rest;
+        }
+        pack_codes(from, reinterpret_cast<int32_t*>(packed + m * stride) + i / kCodes * kBlockWords);
+      }
   }
   static size_t work(int rows) { return size_t(kPanelRows) * rows; }
 
   // c[parts][rows][c_stride] = x . W[n0 .. n1)^T for each part. A part may begin anywhere in a panel.
   static void product(const LinearArgs& a, int parts, int n0, int n1, const float* x, int64_t x_stride, int rows,
                       float* c, int64_t c_stride, float* work) {
-    const int blocks = a.k / kCodes;
     for (int part = 0; part < parts; part++, c += rows * c_stride) {
-      const bool second = part == 1 && a.up;
-      const Packing packing = second ? a.up_packing : a.packing;
-      const int first = (part == 1 && !a.up ? a.n : 0) + n0, last = first + n1 - n0;
-      for (int row = first / kPanelRows * kPanelRows; row < last; row += kPanelRows) {
-        const char* panel = static_cast<const char*>(second ? a.up : a.w) + row * row_bytes(packing, a.k);
-        const char* next = panel + kPanelRows * row_bytes(packing, a.k);
-        const auto all = [&](auto tiles) {
-          tiles(panel, packing.zero, blocks, reinterpret_cast<const int32_t*>(x), x_stride, rows, work, next);
-        };
-        if (packing.bits == 8)
-          packing.offsets ? all(panel_tiles<8, true>) : all(panel_tiles<8, false>);
-        else
-          packing.offsets ? all(panel_tiles<4, true>) : all(panel_tiles<4, false>);
-        const int from = row < first ? first - row : 0, until = row + kPanelRows < last ? kPanelRows : last - row;
+      const int first = part * a.n + n0, last = first + n1 - n0;
+      for (int row = first, until; row < last; row = until) {
+        const PackedRow at = packed_row(a, row);
+        const Packing packing = at.matrix->packing;
+        const int64_t bytes = kPanelRows * row_bytes(packing, a.k);
+        const int lane = at.row % kPanelRows, left = at.matrix->rows - at.row;
+        until = row + (left < kPanelRows - lane ? left : kPanelRows - lane);
+        if (until > last) until = last;
+        by_packing(packing, [&](auto bits, auto scales) {
+          panel_tiles<decltype(bits)::value, decltype(scales)>(panel_of(at, a.k), packing, blocks(a),
+                                                               reinterpret_cast<const int32_t*>(x), x_stride, rows,
+                                                               work, bytes);
+        });
         for (int r = 0; r < rows; r++)
-          __builtin_memcpy(c + r * c_stride + row + from - first, work + r * kPanelRows + from,
-                           sizeof(float) * (until - from));
+          __builtin_memcpy(c + r * c_stride + row - first, work + r * kPanelRows + lane, sizeof(float) * (until - row));
       }
     }
   }
+
+ private:
+  static int blocks(const LinearArgs& a) { return (a.k + kCodes - 1) / kCodes; }
 };

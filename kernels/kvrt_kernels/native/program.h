@@ -40,14 +40,11 @@ class Ahead {
 
   // The part that runs() gives the thread first.
   static Cursor start(const LinearArgs& next, const Kernels& kernels, int thread, int threads) {
-    const int64_t columns = kernels.linear_shape(next).columns, row = row_bytes(next);
-    const int64_t units = (next.n + columns - 1) / columns;
+    const int64_t columns = kernels.linear_shape(next).columns, units = (next.n + columns - 1) / columns;
     const int64_t begin = units * thread / threads * columns, end = units * (thread + 1) / threads * columns;
-    const char* first = static_cast<const char*>(next.w) + begin * row;
-    const char* second = next.gate == Gate::none ? nullptr
-                         : next.up               ? static_cast<const char*>(next.up) + begin * row
-                                                 : first + next.n * row;
-    return {&next, first, second, std::min(kBytes, (end - begin) * row), 0};
+    const Row first = row_of(next, int(begin));
+    const char* second = next.gate == Gate::none ? nullptr : row_of(next, int(next.n + begin)).at;
+    return {&next, first.at, second, std::min(kBytes, (end - begin) * first.bytes), 0};
   }
 
   std::atomic<const LinearArgs*> next_{nullptr};

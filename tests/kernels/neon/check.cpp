@@ -294,16 +294,63 @@ void check_gate(Gate gate) {
   report(error < 5e-4, gate == Gate::silu ? "gated silu" : "gated gelu_tanh", error);
 }
 
+// A panel of codes, read byte by byte: what packed.py lays out.
+struct PanelBytes {
+  const unsigned char* panel;
+  Packing packing;
+  int head, scales;  // bytes of a span's head, and of a block's scales
+
+  PanelBytes(const unsigned char* panel, Packing packing) : panel(panel), packing(packing) {
+    const int heads[] = {32, 64, 80, 64, 32, 64}, of_blocks[] = {0, 0, 0, 32, 32, 64};
+    head = heads[int(packing.scales)], scales = of_blocks[int(packing.scales)];
+  }
+  int block() const { return scales + 64 * packing.bits; }
+  int in_span() const { return packing.span / 32; }
+  const unsigned char* span(int i) const { return panel + i / packing.span * (head + in_span() * block()); }
+
+  double value(int row, int i) const {
+    const unsigned char *from = span(i), *at = from + head + i % packing.span / 32 * block();
+    const int four = i % 32 / 4, group = i % 32 / 16;
+    int code = 0, low = 0;
+    const unsigned char* plane = at + scales;
+    for (int width : {8, 4, 2, 1}) {
+      if (!(packing.bits & width)) continue;
+      const int in_byte = 8 / width, byte = plane[four / in_byte * 64 + row * 4 + i % 4];
+      code |= (byte >> four % in_byte * width & ((1 << width) - 1)) << low;
+      low += width, plane += 64 * width;
+    }
+    const auto half = [&](int n) { return double(decode(Dtype::f16, from, n * 16 + row)); };
+    const auto level = [&](int n) { return double(int8_t(at[16 * n + row])); };
+    switch (packing.scales) {
+      case Scales::halves: return half(0) * (code - packing.zero);
+      case Scales::halves_with_offsets: return half(0) * code + half(1);
+      case Scales::wholes: return double(decode(Dtype::f32, from, row)) * (code - from[64 + row]);
+      case Scales::levels_with_offsets: return half(0) * level(0) * code + half(1) * level(1);
+      case Scales::levels_of_16: return half(0) * level(group) * (code - packing.zero);
+      default: return half(0) * level(group) * code + half(1) * level(2 + group);
+    }
+  }
+};
+
 // Weights of codes: activations are rounded as kvrt.spi.PackedMatrices says, and the rest of it is exact.
-void check_codes(Packing packing) {
-  const int rows = 5, n = 32, k = 96, head = packing.offsets ? 64 : 32, block = head + 64 * packing.bits;
-  std::vector<unsigned char> w(n * row_bytes(packing, k));
+void check_codes(const char* what, Packing packing) {
+  const int rows = 5, n = 32, k = packing.span > 32 ? 2 * packing.span : 96;
+  const int64_t panel = 16 * row_bytes(packing, k);
+  std::vector<unsigned char> w(n / 16 * panel);
   for (auto& byte : w) byte = generator() & 255;
-  for (size_t b = 0; b < w.size(); b += block)
-    for (int i = 0; i < head / 2; i++) encode(Dtype::f16, w.data() + b, i, normal() / 64);
+  for (int p = 0; p < n / 16; p++)
+    for (int i = 0; i < k; i += packing.span) {
+      const PanelBytes bytes(w.data() + p * panel, packing);
+      auto* head = const_cast<unsigned char*>(bytes.span(i));
+      const Dtype kept = packing.scales == Scales::wholes ? Dtype::f32 : Dtype::f16;
+      const double size = 0.25 / (1 << packing.bits) / (bytes.scales ? 128 : 1);
+      for (int j = 0; j < (kept == Dtype::f32 ? 16 : bytes.head / 2); j++) encode(kept, head, j, normal() * size);
+    }
   std::vector<float> x = normals(rows * k), y(rows * n), one(n);
   const auto multiply = [&](const float* x, int rows, float* y, int threads) {
-    LinearArgs args{Dtype::codes, Gate::none, x, w.data(), nullptr, nullptr, y, k, 0, n, rows, n, k, packing};
+    LinearArgs args{Dtype::codes, Gate::none, x, nullptr, nullptr, nullptr, y, k, 0, n, rows, n, k};
+    args.packed[0] = {w.data(), 16, packing};
+    args.packed[1] = {w.data() + panel, 16, packing};
     compute(kernels, args, threads);
   };
   multiply(x.data(), rows, y.data(), 2);
@@ -316,12 +363,7 @@ void check_codes(Packing packing) {
         const float* near = &x[r * k + i / 32 * 32];
         float most = 0;
         for (int j = 0; j < 32; j++) most = std::max(most, std::fabs(near[j]));
-        const unsigned char* from = w.data() + (o / 16 * (k / 32) + i / 32) * block;
-        const int at = i % 32, byte = packing.bits == 8 ? from[head + at / 4 * 64 + o % 16 * 4 + at % 4]
-                                                        : from[head + at / 8 * 64 + o % 16 * 4 + at % 4];
-        const int code = packing.bits == 8 ? byte : at % 8 < 4 ? byte & 15 : byte >> 4;
-        const double weight = decode(Dtype::f16, from, o % 16) * (code - packing.zero) +
-                              (packing.offsets ? decode(Dtype::f16, from + 32, o % 16) : 0);
+        const double weight = PanelBytes(w.data() + o / 16 * panel, packing).value(o % 16, i);
         sum += weight * std::nearbyint(x[r * k + i] * (127 / most)) * (most / 127);
       }
       error = std::max(error, std::fabs(sum - y[r * n + o]));
@@ -329,8 +371,7 @@ void check_codes(Packing packing) {
     multiply(&x[r * k], 1, one.data(), 1);
     same = same && !std::memcmp(one.data(), &y[r * n], n * sizeof(float));
   }
-  const bool eight = packing.bits == 8;
-  report(error < (eight ? 2e-4 : 1e-5), eight ? "linear codes of 8 bits" : "linear codes of 4 bits", error);
+  report(error < 1e-4, what, error);
   report(same, "    bits", 0);
 }
 
@@ -411,9 +452,13 @@ int main() {
   }
   check_gate(Gate::silu);
   check_gate(Gate::gelu_tanh);
-  check_codes({8, 128, false});
-  check_codes({4, 8, false});
-  check_codes({4, 0, true});
+  check_codes("linear q8_0", {8, 128, Scales::halves, 32});
+  check_codes("linear q5_0", {5, 16, Scales::halves, 32});
+  check_codes("linear q4_1", {4, 0, Scales::halves_with_offsets, 32});
+  check_codes("linear int4 by 64", {4, 0, Scales::wholes, 64});
+  check_codes("linear q5_k", {5, 0, Scales::levels_with_offsets, 256});
+  check_codes("linear q6_k", {6, 32, Scales::levels_of_16, 256});
+  check_codes("linear q2_k", {2, 0, Scales::levels_of_16_with_offsets, 256});
   check_norm();
   std::printf("%s: %d failures\n", kernels.isa, failures);
   return failures != 0;
