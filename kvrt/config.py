@@ -92,6 +92,9 @@ class RuntimeConfig:
         quantize: ``int8``, ``int5`` and ``int4`` make the matrices into codes of so many bits, with
             a scale for each 32, as they are loaded; needs a device that multiplies these
             (docs/quantised.md). None: they stay what they are in the checkpoint.
+        quantized_dir: a folder in which weights are kept once they are quantised, so that the next
+            start reads them; ``auto``: kvrt/weights in the user's folder of caches. None: they are
+            quantised anew at each start.
         activations: what weights that are codes are multiplied with: ``int8``, activations as codes
             of 8 bits, with a scale for each 32; or ``exact``, as they are, where the device has
             such products, and otherwise such weights are unpacked.
@@ -138,6 +141,7 @@ class RuntimeConfig:
     kv_cache_dtype: KVFormatOption = "auto"
     load_format: LoadFormat = "auto"
     quantize: Quantize | None = None
+    quantized_dir: str | Path | None = "auto"
     activations: Literal["int8", "exact"] = "int8"
     max_model_len: int | None = None
     memory_limit: int | str | None = None
@@ -174,6 +178,11 @@ class RuntimeConfig:
         draft_limit(self.speculate)
 
 
+def weights_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where quantised weights are kept where nothing else is asked for."""
+    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvrt" / "weights"
+
+
 OPTIONS: Checks = {
     "model": Of((str, Path)),
     "backend": Text(),
@@ -182,6 +191,7 @@ OPTIONS: Checks = {
     "kv_cache_dtype": OneOf(("auto", *get_args(KVFormat))),
     "load_format": OneOf(get_args(LoadFormat)),
     "quantize": Maybe(OneOf(get_args(Quantize))),
+    "quantized_dir": Maybe(Folder()),
     "activations": OneOf(("int8", "exact")),
     "max_model_len": Maybe(Whole(2, 2**31 - 1)),
     "memory_limit": Maybe(Size()),

@@ -61,7 +61,7 @@ class Runtime(CacheControl):
     Args:
         model: short for ``RuntimeConfig.model``.
         config: all options at once.
-        progress: told about the bytes of a download.
+        progress: told about the bytes of a download, and of files as they are quantised.
 
     Raises:
         ConfigError: an option has a bad value.

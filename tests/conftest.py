@@ -2,7 +2,9 @@
 
 import os
 import signal
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 from kvrt.openmp import wait_briefly
@@ -22,3 +24,11 @@ BUSY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], pri
 settings.register_profile("explore", BUSY)
 settings.register_profile("same", BUSY, derandomize=True, database=None)
 settings.load_profile("same")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test fills, or reads, the caches of whoever runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
+        yield

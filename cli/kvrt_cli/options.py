@@ -129,6 +129,14 @@ runtime_options = apply(
             " bfloat16's memory in int8, at hardly any loss of quality, and a third in int4.",
         ),
         click.option(
+            "--quantized-dir",
+            metavar="DIR|auto|none",
+            default="auto",
+            show_default=True,
+            help="Where weights are kept once they are quantised, so that the next start reads"
+            " them; auto: ~/.cache/kvrt/weights.",
+        ),
+        click.option(
             "--activations",
             type=click.Choice(["int8", "exact"]),
             default="int8",
@@ -209,6 +217,7 @@ def runtime_config(model: str, options: Mapping[str, Any]) -> RuntimeConfig:
         kv_cache_dtype=options["kv_cache_dtype"],
         load_format=options["load_format"],
         quantize=options["quantize"],
+        quantized_dir=None if options["quantized_dir"] == "none" else options["quantized_dir"],
         activations=options["activations"],
         max_model_len=options["max_model_len"],
         memory_limit=options["memory_limit"],

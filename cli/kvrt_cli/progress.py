@@ -44,8 +44,11 @@ def line_bar(terminal: Terminal, total: int) -> Iterator[Callable[[], object]]:
 
 
 @contextmanager
-def download_bar(terminal: Terminal) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar that appears with the first bytes of a download; yields what to tell them to."""
+def loading_bar(terminal: Terminal) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar that appears with the first bytes that are downloaded, or read to be quantised.
+
+    Yields what to tell them to.
+    """
     if not terminal.progress:
         yield None
         return
@@ -59,7 +62,7 @@ def download_bar(terminal: Terminal) -> Iterator[Callable[[int, int], None] | No
     )
 
     bar = Progress(
-        TextColumn("downloading"),
+        TextColumn("loading"),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),

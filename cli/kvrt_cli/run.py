@@ -27,7 +27,7 @@ from kvrt_cli.options import (
     runtime_options,
     template_variables,
 )
-from kvrt_cli.progress import download_bar
+from kvrt_cli.progress import loading_bar
 from kvrt_cli.prompts import read_items
 from kvrt_cli.repl import Repl
 from kvrt_cli.sampling import asked, sampling_options
@@ -155,10 +155,10 @@ def run(
 
 @contextmanager
 def open_runtime(terminal: Terminal, config: RuntimeConfig) -> Iterator["Runtime"]:
-    """The runtime; says on stderr what it is, and shows the progress of a download."""
+    """The runtime; says on stderr what it is, and shows how far loading is."""
     from kvrt.runtime import Runtime
 
-    with download_bar(terminal) as progress:
+    with loading_bar(terminal) as progress:
         runtime = Runtime(config=config, progress=progress)
     try:
         model, info = runtime.model, runtime.device_info

@@ -4,8 +4,9 @@ import functools
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
-from kvrt.config import Environment, RuntimeConfig
+from kvrt.config import Environment, RuntimeConfig, weights_folder
 from kvrt.engine.engine import Engine
 from kvrt.engine.fingerprint import own_folder, page_fingerprint, page_format
 from kvrt.engine.prefixes import Prefixes
@@ -55,7 +56,7 @@ def assemble(
 
     Args:
         stack: closes what was made, also if something that comes later fails.
-        progress: told about the bytes of a download.
+        progress: told about the bytes of a download, and of files as they are quantised.
         still_wanted: asked once the model is loaded; raises if nobody waits any more.
 
     Raises:
@@ -75,6 +76,7 @@ def assemble(
         dtype=config.dtype,
         load_format=config.load_format,
         quantize=config.quantize,
+        quantized_dir=_quantized_dir(config),
         max_model_len=config.max_model_len,
         offline=config.offline,
         revision=config.revision,
@@ -93,6 +95,13 @@ def assemble(
     limits = Limits(config.max_batch_tokens, config.max_running)
     engine = Engine(model, executor, memory, limits, POLICIES[config.policy])
     return Assembly(device, model, cache, engine, Prefixes(engine), fingerprint)
+
+
+def _quantized_dir(config: RuntimeConfig) -> Path | None:
+    if config.quantized_dir is None:
+        return None
+    named = Path(config.quantized_dir)
+    return weights_folder() if named == Path("auto") else named
 
 
 def make_reuse(config: RuntimeConfig, cache: KVCache) -> PrefixReuse | None:

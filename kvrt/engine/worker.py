@@ -75,7 +75,7 @@ class Worker(Mailbox):
         """Start the thread, and wait until it serves.
 
         Args:
-            progress: told about the bytes of a download.
+            progress: told about the bytes of a download, and of files as they are quantised.
 
         Raises:
             KvrtError: as `kvrt.Runtime`.

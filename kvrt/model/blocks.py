@@ -54,11 +54,18 @@ def blocks(
         the next block is taken.
     """
     kind = BY_NAME[entry.dtype]
-    size = count // kind.numbers * kind.nbytes
+    for raw in raw_blocks(mapping, entry, count // kind.numbers * kind.nbytes):
+        yield raw, _numbers(raw, kind)
+
+
+def raw_blocks(mapping: mmap.mmap, entry: TensorEntry, size: int = BLOCK_BYTES) -> Iterator[Tensor]:
+    """A tensor's bytes as the file has them, uint8, by blocks of at most `size`.
+
+    Each can be read until the next is taken.
+    """
     for at in range(entry.start, entry.end, size):
         length = min(size, entry.end - at)
-        raw = torch.frombuffer(mapping, dtype=torch.uint8, count=length, offset=at)
-        yield raw, _numbers(raw, kind)
+        yield torch.frombuffer(mapping, dtype=torch.uint8, count=length, offset=at)
         page = at - at % mmap.PAGESIZE
         mapping.madvise(mmap.MADV_DONTNEED, page, at - page + length)
 

@@ -7,6 +7,7 @@ finite, and hashed.
 import hashlib
 import logging
 import mmap
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -16,12 +17,13 @@ import xxhash
 from torch import Tensor
 
 from kvrt.errors import ModelError
-from kvrt.model.blocks import BLOCK_BYTES, blocks, mapped, read_bytes
+from kvrt.model.blocks import BLOCK_BYTES, blocks, mapped, raw_blocks, read_bytes
 from kvrt.model.checkpoint import EMBEDDING, Checkpoint
 from kvrt.model.header import TensorEntry
 from kvrt.model.jsonfile import few, shown
 from kvrt.model.packed.methods import Method, plain_of, values_of
 from kvrt.model.packed.tensors import format_of, read_matrix
+from kvrt.model.progress import Progress
 from kvrt.model.spec import ModelSpec
 from kvrt.model.targets import Codes, Target, targets_of
 from kvrt.model.weights import NOTHING_PACKED, Packing, place
@@ -37,11 +39,13 @@ def fill(
     dtype: DType,
     arena: Tensor,
     packing: Packing = NOTHING_PACKED,
+    progress: Progress | None = None,
 ) -> dict[str, bytes]:
     """Copy a checkpoint into an arena, converted to what each weight is kept as.
 
     Args:
         arena: uint8 [`weights.weight_bytes`], on any device.
+        progress: told about the bytes of the files that have been read.
 
     Returns:
         XXH3-128 of all bytes of each tensor, as the file has them: see `fingerprint`.
@@ -60,6 +64,8 @@ def fill(
         if name not in parts:
             by_file.setdefault(path, []).append(name)
     digests: dict[str, bytes] = {}
+    sizes = {name: entry.end - entry.start for name, (_, entry) in checkpoint.tensors.items()}
+    report = progress or (lambda done, total: None)
     with ThreadPoolExecutor(1, "kvrt-hash") as hasher:
         for path, names in by_file.items():
             mapping = mapped(path)
@@ -71,10 +77,12 @@ def fill(
                     raise _not_finite(path, entry.name)
                 if odd:  # only the requests that have these tokens meet them
                     log.warning("%s: %s is not finite in rows %s", path, entry.name, few(odd))
+                report(sum(map(sizes.__getitem__, digests)), sum(sizes.values()))
     if checkpoint.method is not None:
         for name, ends in checkpoint.matrices.items():
             digests |= _copy_matrix(checkpoint, checkpoint.method, ends, targets[name])
             targets[name].finish(checkpoint.rows.get(name))
+            report(sum(map(sizes.__getitem__, digests)), sum(sizes.values()))
     return digests
 
 
@@ -169,6 +177,21 @@ def _check_range(path: Path, name: str, values: Tensor, target: Target) -> None:
             f" {target.kept_as}",
             fix="load it with --dtype bfloat16 or float32",
         )
+
+
+def digests_of(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The digests of a checkpoint's tensors, as `fill` gives them; by all processors."""
+
+    def digest(name: str) -> bytes:
+        path, entry = checkpoint.tensors[name]
+        found = xxhash.xxh3_128()
+        for raw in raw_blocks(mapped(path), entry):
+            found.update(raw.numpy().data)
+        return found.digest()
+
+    with ThreadPoolExecutor(os.cpu_count(), "kvrt-hash") as pool:
+        names = list(checkpoint.tensors)
+        return dict(zip(names, pool.map(digest, names), strict=True))
 
 
 def fingerprint(checkpoint: Checkpoint, digests: Mapping[str, bytes]) -> str:

@@ -11,13 +11,15 @@ from torch import Tensor
 from kvrt.errors import CapacityError, ConfigError, ModelError, RequestError
 from kvrt.model import arena
 from kvrt.model.chat import Chat
+from kvrt.model.checkpoint import Checkpoint
 from kvrt.model.decoder import Decoder
 from kvrt.model.detokenizer import Detokenizer
 from kvrt.model.dummy import fill_dummy
-from kvrt.model.filling import fill, fingerprint
+from kvrt.model.filling import digests_of, fill, fingerprint
 from kvrt.model.generation import GenerationDefaults
 from kvrt.model.messages import Message
-from kvrt.model.packed.choice import as_stored, notes_on, quantizing
+from kvrt.model.packed.choice import as_stored, kept_weights, notes_on, quantizing
+from kvrt.model.packed.kept import KeptWeights
 from kvrt.model.packed.quantize import Quantize
 from kvrt.model.progress import Progress
 from kvrt.model.resolve import resolve
@@ -25,7 +27,7 @@ from kvrt.model.rope import for_context
 from kvrt.model.source import Source, open_source
 from kvrt.model.spec import ModelSpec
 from kvrt.model.tokenizer import TOKENIZER, Tokenizer
-from kvrt.model.weights import NOTHING_PACKED, assemble, weight_bytes
+from kvrt.model.weights import NOTHING_PACKED, Packing, assemble, weight_bytes
 from kvrt.spi import Device, DType
 
 LoadFormat = Literal["auto", "dummy"]
@@ -126,6 +128,7 @@ def load_model(
     dtype: DType | Literal["auto"] = "auto",
     load_format: LoadFormat = "auto",
     quantize: Quantize | None = None,
+    quantized_dir: Path | None = None,
     max_model_len: int | None = None,
     revision: str | None = None,
     offline: bool = False,
@@ -144,10 +147,11 @@ def load_model(
             multiplies them; otherwise they are unpacked.
         load_format: ``dummy`` needs only a config.json, and makes random weights.
         quantize: make the matrices into codes of so many bits, which the device multiplies.
+        quantized_dir: where weights are kept once they are quantised; None: nowhere.
         max_model_len: the longest context that will be asked for; None is the model's own limit.
         revision: branch, tag or commit of a hub id.
         offline: download nothing.
-        progress: told about the bytes of a download.
+        progress: told about the bytes of a download, and of files as they are quantised.
         seed: of dummy weights.
         check_room: raises if weights of so many bytes, of this shape and dtype, are too many.
 
@@ -184,12 +188,19 @@ def load_model(
     needed = weight_bytes(spec, chosen, packing)
     check_room(spec, chosen, needed)
     memory = _allocate(str(model), needed, chosen, device)
-    if checkpoint is not None:
-        digests = fill(checkpoint, spec, chosen, memory, packing)
-        stored = fingerprint(checkpoint, digests)
-    else:
+    notes: list[str] = []
+    if checkpoint is None:
         fill_dummy(spec, chosen, memory, seed, packing)
         stored = f"dummy {seed}"
+    elif quantize is None:
+        stored = fingerprint(checkpoint, fill(checkpoint, spec, chosen, memory, packing))
+        notes += notes_on(checkpoint, packing.formats)
+    else:
+        kept = None
+        if quantized_dir is not None:
+            kept = kept_weights(quantized_dir, spec, chosen, packing, device)
+        stored, note = _quantize(checkpoint, spec, chosen, memory, packing, kept, progress)
+        notes.append(f"{quantize} weights {note}")
     weights = assemble(spec, chosen, memory, packing)
     return Model(
         name=str(model),
@@ -205,8 +216,32 @@ def load_model(
         ).hexdigest(),
         weight_bytes=weights.nbytes,
         max_model_len=positions,
-        notes=() if checkpoint is None else tuple(notes_on(checkpoint, packing.formats)),
+        notes=tuple(notes),
     )
+
+
+def _quantize(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    dtype: DType,
+    memory: Tensor,
+    packing: Packing,
+    kept: KeptWeights | None,
+    progress: Progress | None,
+) -> tuple[str, str]:
+    """Fill an arena with quantised weights, which may be kept.
+
+    Returns:
+        The fingerprint of what they are made of, and how they came about.
+    """
+    if kept is not None and kept.any():
+        content = fingerprint(checkpoint, digests_of(checkpoint))
+        if kept.read(content, memory):
+            return content, f"were read from {kept.path(content)}"
+    content = fingerprint(checkpoint, fill(checkpoint, spec, dtype, memory, packing, progress))
+    if kept is not None and kept.write(content, memory):
+        return content, f"are kept in {kept.path(content)}"
+    return content, "were made for this start"
 
 
 def _check_shape(source: Source, device: Device) -> None:

@@ -1,6 +1,6 @@
-"""How far a download is."""
+"""How far a download is, or the quantising of weights."""
 
 from collections.abc import Callable
 
 Progress = Callable[[int, int], None]
-"""Called during a download with the bytes that are there and the bytes expected in total."""
+"""Called again and again with the bytes that are done and the bytes expected in total."""

@@ -102,6 +102,11 @@ class Packing:
         kept = sorted(self.formats.items())
         return repr([(*one, self.products and self.products.rounds(one[1])) for one in kept])
 
+    def arrangement(self, spec: ModelSpec, dtype: DType) -> str:
+        """Says where in an arena which weights are; of packed ones, in which format."""
+        weights = [(weight, self.formats_of(weight)) for weight in weights_of(spec)]
+        return repr((dtype, ALIGNMENT, weights))
+
 
 NOTHING_PACKED = Packing()
 """Everything is kept as floats."""

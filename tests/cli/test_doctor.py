@@ -112,17 +112,28 @@ def test_it_is_said_where_downloads_go_and_with_which_rights(
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     (tmp_path / "token").write_text("secret")
     asked = {name: value.format(home=tmp_path) for name, value in environ.items()}
-    (check,) = software.environment(asked)
+    check, _ = software.environment(asked)
     assert check.mark is Mark.OK
     assert check.data["folder"] == folder.format(home=tmp_path)
     assert check.text.startswith(f"downloads go to {check.data['folder']}, ")
     assert check.text.endswith(f"; {told}")
     monkeypatch.setattr("os.access", lambda *_: False)
-    (check,) = software.environment(asked)
+    check, _ = software.environment(asked)
     assert (check.mark, check.fix) == (
         Mark.WARN,
         "export HF_HOME=FOLDER, with a folder of yours",
     )
+
+
+def test_it_is_said_what_quantised_weights_take_and_where(tmp_path: Path) -> None:
+    folder = tmp_path / "kvrt" / "weights"
+    for files, says in ((0, "0, 0 B"), (2, "2, 3 KiB; delete it to have the space")):
+        for n in range(files):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / str(n)).write_bytes(bytes(1024 * (n + 1)))
+        _, check = software.environment({"XDG_CACHE_HOME": str(tmp_path)})
+        assert check.mark is Mark.OK
+        assert check.text == f"quantised weights are kept in {folder}: {says}"
 
 
 def test_libraries_are_those_that_are_required_and_not_for_developers(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from kvrt_cli.main import cli
-from kvrt_cli.progress import download_bar
+from kvrt_cli.progress import loading_bar
 from kvrt_cli.terminal import PICTURES, Terminal
 
 from .conftest import DUMMY, Screen
@@ -236,12 +236,12 @@ def test_a_download_is_drawn_on_a_terminal_once_there_are_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sys.stderr", screen := Tty())
-    with download_bar(Terminal()) as progress:
+    with loading_bar(Terminal()) as progress:
         assert screen.getvalue() == ""
         assert progress is not None
         progress(512, 1024)
-    assert "downloading" in screen.getvalue()
-    with download_bar(Terminal(quiet=True)) as progress:
+    assert "loading" in screen.getvalue()
+    with loading_bar(Terminal(quiet=True)) as progress:
         assert progress is None
 
 

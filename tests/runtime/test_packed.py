@@ -55,3 +55,22 @@ def test_a_device_without_such_products_refuses(tiny_lm: Path) -> None:
     options: dict[str, Any] = {"backend": "null", "load_format": "dummy", "quantize": "int8"}
     with pytest.raises(ConfigError, match="quantize int8: null has no products with such weights"):
         Runtime(tiny_lm, **options)
+
+
+def test_quantised_weights_are_kept_where_the_config_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    own = tmp_path / "caches" / "kvrt" / "weights"
+    texts = []
+    for folder, notes in (
+        (None, "were made for this start"),
+        ("auto", f"are kept in {own}"),
+        ("auto", f"were read from {own}"),
+        (tmp_path / "mine", f"are kept in {tmp_path / 'mine'}"),
+    ):
+        with Runtime("tiny", backend="cpu", quantize="int8", quantized_dir=folder) as runtime:
+            assert any(f"int8 weights {notes}" in note for note in runtime.model.notes)
+            texts.append(runtime.generate("def main():", GREEDY)[0].text)
+        assert own.exists() == (folder is not None)
+    assert len(set(texts)) == 1

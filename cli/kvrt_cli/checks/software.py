@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import kvrt
+from kvrt.config import weights_folder
 from kvrt.registry import GROUP as BACKENDS
 from kvrt.units import format_bytes
 from kvrt_cli.checks.check import Check, Mark
@@ -127,6 +128,18 @@ def environment(environ: Mapping[str, str] = os.environ) -> Iterator[Check]:
             text = f"{name} is not a variable that kvrt reads; those are {known}"
             yield Check(ENVIRONMENT, name, Mark.WARN, text, fix=f"unset {name}")
     yield _hub(environ)
+    yield _quantised(environ)
+
+
+def _quantised(environ: Mapping[str, str]) -> Check:
+    folder = weights_folder(environ)
+    sizes = [path.stat().st_size for path in folder.glob("*")] if folder.is_dir() else []
+    text = f"quantised weights are kept in {folder}: {len(sizes)}, {format_bytes(sum(sizes))}"
+    return Check(
+        ENVIRONMENT, "quantised", Mark.OK,
+        f"{text}; delete it to have the space" if sizes else text,
+        data={"folder": str(folder), "files": len(sizes), "bytes": sum(sizes)},
+    )  # fmt: skip
 
 
 def _hub(environ: Mapping[str, str]) -> Check:

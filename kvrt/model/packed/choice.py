@@ -3,18 +3,29 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+import xxhash
 
 from kvrt.errors import ConfigError
+from kvrt.model import arena
 from kvrt.model.checkpoint import Checkpoint
 from kvrt.model.header import TensorEntry
 from kvrt.model.jsonfile import few
 from kvrt.model.packed.ggml import TYPES
+from kvrt.model.packed.kept import KeptWeights
 from kvrt.model.packed.quantize import FORMATS, Quantize, formats_for
 from kvrt.model.packed.tensors import format_of
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights import NOTHING_PACKED, Packing, weights_of
-from kvrt.spi import Device, PackedMatrices, WeightFormat
+from kvrt.spi import Device, DType, PackedMatrices, WeightFormat
 from kvrt.units import format_bytes
+
+SAMPLE = 100, 160
+"""Rows and columns of a matrix that shows how a device lays matrices out."""
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +50,28 @@ def quantizing(quantize: Quantize, spec: ModelSpec, device: Device) -> Packing:
     if left := [name for name in left if name not in packing.formats]:
         log.warning("rows are no multiple of 32, so these are kept as floats: %s", few(left))
     return packing
+
+
+def kept_weights(
+    folder: Path, spec: ModelSpec, dtype: DType, packing: Packing, device: Device
+) -> KeptWeights:
+    """The files for a model's arena as it is packed for a device.
+
+    How a device lays matrices out is its own business, and may change with its version, or where
+    it runs. So a small matrix of each format is laid out, and its bytes say it.
+    """
+    assert packing.products is not None
+    samples = []
+    for format in sorted(set(packing.formats.values()), key=repr):
+        plain = np.random.default_rng(0).integers(
+            0, 256, (SAMPLE[0], format.row_bytes(SAMPLE[1])), np.uint8
+        )
+        nbytes = packing.products.nbytes(format, *SAMPLE)
+        into = arena.allocate(nbytes, device.info.torch_device).zero_()
+        packing.products.pack(format, torch.from_numpy(plain), SAMPLE[1], into)
+        samples.append(xxhash.xxh3_128_hexdigest(into.cpu().numpy().data))
+    by = (version("kvrt"), device.info.backend, device.info.arch)
+    return KeptWeights(folder, repr((by, samples, packing.arrangement(spec, dtype))))
 
 
 def _multiplied(products: PackedMatrices) -> list[str]:
