@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -200,6 +201,31 @@ def test_any_parameters_choose_a_token_that_exists(
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     token = sample(torch.tensor([logits]), [Choice(params, seed, [], [])])[0].token_id
     assert 0 <= token < len(logits)
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 30_000])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 8.0])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"top_k": 300}, {"top_p": 0.9}, {"min_p": 0.02}, {"top_k": 40, "top_p": 0.7}],
+    ids=str,
+)
+def test_a_draw_is_where_its_number_falls_among_the_kept_in_order_of_their_ids(
+    size: int, scale: float, more: dict[str, Any]
+) -> None:
+    params = SamplingParams(temperature=0.7, **more)
+    logits = np.random.default_rng(size).normal(0, scale, size).astype(np.float32)
+    probs = np.exp((logits.astype(np.float64) - logits.max()) / 0.7)
+    order = np.argsort(-logits, kind="stable")[: params.top_k or None]
+    reached = probs[order].cumsum() / probs[order].sum()
+    order = order[: int((reached < params.top_p).sum()) + 1]
+    kept = np.where(np.isin(np.arange(size), order) & (probs >= params.min_p), probs, 0)
+    below = np.concatenate(([0.0], kept.cumsum())) / kept.sum()
+    for seed in range(20):
+        token = sample(torch.from_numpy(logits[None]), [Choice(params, seed, [], [])])[0].token_id
+        number = np.random.Generator(np.random.Philox(key=seed, counter=0)).random()
+        assert kept[token]
+        assert below[token] - 1e-5 <= number <= below[token + 1] + 1e-5
 
 
 @pytest.mark.parametrize(
