@@ -197,6 +197,10 @@ class Fields:
         """Whether the field is a list, so that `items` can read it."""
         return isinstance(self._values.get(name), list)
 
+    def holds_text(self, name: str) -> bool:
+        """Whether the field is a string."""
+        return isinstance(self._values.get(name), str)
+
     def section(self, name: str) -> "Fields":
         value = self._get(name, None)
         if not isinstance(value, dict):
@@ -205,6 +209,10 @@ class Fields:
 
     def names(self) -> list[str]:
         return list(self._values)
+
+    def values(self) -> Mapping[str, Any]:
+        """All of them, unchecked."""
+        return self._values
 
     def _get(self, name: str, default: Any) -> Any:
         value = self._values.get(name, default)

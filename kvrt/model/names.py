@@ -60,4 +60,14 @@ LLAMA: Naming = {
 
 NAMINGS: Mapping[str, Naming] = {
     "llama": LLAMA,
+    "gemma": _less_one(LLAMA),
+    "gemma2": _less_one(
+        {
+            **LLAMA,
+            "attention_post_norm": _layer("post_attention_layernorm", "post_attention_norm"),
+            "mlp_norm": _layer("pre_feedforward_layernorm", "ffn_norm"),
+            "mlp_post_norm": _layer("post_feedforward_layernorm", "post_ffw_norm"),
+        }
+    ),
 }
+"""By the names that `ModelSpec` has for them."""

@@ -6,38 +6,79 @@ transformers 5. Where both are there, ``rope_scaling`` counts, which somebody ad
 
 import math
 from dataclasses import replace
-from typing import cast
+from typing import Protocol, cast
 
 from kvrt.model.jsonfile import Fields, shown
 from kvrt.model.spec import RopeKind, RopeSpec
 
 MAX_POSITIONS = 1 << 28
+LOCAL = ("full_attention", "sliding_attention")
+"""Where both kinds of layers have a rotation of their own: the names of its sections."""
+
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
 
 
-def read_rope(fields: Fields, default_theta: float, head_dim: int, max_positions: int) -> RopeSpec:
-    """The rotary embedding of a model; what is not known is refused by name.
+class Rotated(Protocol):
+    """What a family says of its rotation; see `families.Family`."""
+
+    @property
+    def theta(self) -> float: ...
+
+    @property
+    def local_theta(self) -> float | None: ...
+
+    @property
+    def partial(self) -> float | None: ...
+
+
+def read_ropes(
+    fields: Fields, family: Rotated, head_dim: int, max_positions: int
+) -> tuple[RopeSpec, ...]:
+    """The rotary embeddings of a model: of the layers that see all, and of those with a window
+    where that is another; what is not known is refused by name.
 
     Args:
         fields: the config.json.
-        default_theta: of the family.
+        family: what it belongs to.
         head_dim: width of a head.
         max_positions: ``max_position_embeddings``.
     """
+
+    def read(section: Fields | None, theta: float) -> RopeSpec:
+        return _read(fields, section, theta, family.partial, head_dim, max_positions)
+
     section = _section(fields)
+    if family.local_theta is None:
+        return (read(section, family.theta),)
+    if section is None or not any(map(section.holds_object, LOCAL)):
+        theta = fields.number("rope_local_base_freq", 1.0, 1e15, family.local_theta)
+        whole = read(section, family.theta)
+        return whole, RopeSpec(theta, dims=whole.dims)
+    own = [section.section(kind) if section.has(kind) else None for kind in LOCAL]
+    return read(own[0], family.theta), read(own[1], family.local_theta)
+
+
+def _read(
+    fields: Fields,
+    section: Fields | None,
+    default_theta: float,
+    partial: float | None,
+    head_dim: int,
+    max_positions: int,
+) -> RopeSpec:
     theta = _theta(fields, section, default_theta)
-    if fields.has("partial_rotary_factor"):
-        _whole_heads(fields)
+    dims = _dims(fields, section, partial, head_dim)
     if section is None:
-        return RopeSpec(theta)
-    if "partial_rotary_factor" in section:
-        _whole_heads(section)
+        return RopeSpec(theta, dims=dims)
     key = "rope_type" if "rope_type" in section else "type"
     kind = section.text(key, "default")
     if kind not in KINDS:
         raise section.error(key, f"is {shown(kind)}; supported are {', '.join(KINDS)}")
+    for field in section.names():
+        if section.holds_object(field):
+            raise section.error(field, "is a rotation of its own, which is not supported")
     if kind == "default":
-        return RopeSpec(theta)
+        return RopeSpec(theta, dims=dims)
     original = max_positions
     if kind in ("llama3", "yarn"):
         name = "original_max_position_embeddings"
@@ -47,12 +88,12 @@ def read_rope(fields: Fields, default_theta: float, head_dim: int, max_positions
         factor = max_positions / original
     else:
         factor = section.number("factor", 1.0, 1e6)
-    rope = RopeSpec(theta, cast(RopeKind, kind), factor, original)
+    rope = RopeSpec(theta, cast(RopeKind, kind), factor, original, dims=dims)
     if kind == "llama3":
         return _llama3(section, rope)
     if kind == "yarn":
         return _yarn(section, rope)
-    if kind == "dynamic" and head_dim <= 2:
+    if kind == "dynamic" and rope.width(head_dim) <= 2:
         raise section.error(key, "is dynamic, which needs heads wider than 2")
     return rope
 
@@ -60,9 +101,6 @@ def read_rope(fields: Fields, default_theta: float, head_dim: int, max_positions
 def _section(fields: Fields) -> Fields | None:
     for name in ("rope_scaling", "rope_parameters"):
         if fields.has(name) and (section := fields.section(name)).names():
-            for field in section.names():
-                if section.holds_object(field):
-                    raise section.error(field, "is a rotation of its own, which is not supported")
             return section
     return None
 
@@ -81,9 +119,23 @@ def _theta(fields: Fields, section: Fields | None, default: float) -> float:
     return place.number("rope_theta", 1.0, 1e15, default)
 
 
-def _whole_heads(place: Fields) -> None:
-    if place.number("partial_rotary_factor", 0.0, 1.0) != 1.0:
-        raise place.error("partial_rotary_factor", "other than 1 is not supported")
+def _dims(fields: Fields, section: Fields | None, partial: float | None, head_dim: int) -> int:
+    """How many dimensions of a head are rotated; 0: all."""
+    places = [fields] if fields.has("partial_rotary_factor") else []
+    if section is not None and "partial_rotary_factor" in section:
+        places.append(section)
+    if partial is None:
+        for place in places:
+            if place.number("partial_rotary_factor", 0.0, 1.0) != 1.0:
+                raise place.error("partial_rotary_factor", "other than 1 is not supported")
+        return 0
+    share = places[-1].number("partial_rotary_factor", 0.0, 1.0) if places else partial
+    dims = int(head_dim * share)
+    if dims < 2 or dims % 2:
+        raise (places or [fields])[-1].error(
+            "partial_rotary_factor", f"is {share:g}: of {head_dim} dimensions, it makes {dims}"
+        )
+    return dims if dims < head_dim else 0
 
 
 def _llama3(section: Fields, rope: RopeSpec) -> RopeSpec:

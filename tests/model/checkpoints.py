@@ -79,6 +79,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": 9,
         "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
     },
+    "gemma": {"model_type": "gemma", "head_dim": 32},
+    "gemma-2": {"model_type": "gemma2", "head_dim": 32, "sliding_window": 9,
+                "query_pre_attn_scalar": 24, "attn_logit_softcapping": 5.0,
+                "final_logit_softcapping": 3.0, "tie_word_embeddings": True},
+    "gemma-3": {"model_type": "gemma3_text", "head_dim": 32, "sliding_window": 9,
+                "query_pre_attn_scalar": 24, "num_hidden_layers": 7, "tie_word_embeddings": True},
     "smollm-3": {
         "model_type": "smollm3",
         "num_hidden_layers": 4,

@@ -15,6 +15,8 @@ from gguf.quants import quantize
 from safetensors.torch import load_file
 from tokenizers.pre_tokenizers import ByteLevel
 
+from kvrt.model.families import FAMILIES
+from kvrt.model.gguf.spec import ARCHITECTURES as READ_AS
 from kvrt.model.gguf.types import TYPES
 from kvrt.model.names import NAMINGS
 from kvrt.model.rope import inverse_frequencies
@@ -84,13 +86,21 @@ def gguf_name(name: str, naming: str = "llama") -> str:
 
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
-                 "smollm3": "smollm3"}  # fmt: skip
+                 "smollm3": "smollm3", "gemma": "gemma", "gemma2": "gemma2",
+                 "gemma3_text": "gemma3"}  # fmt: skip
 PAIRED = ("llama", "smollm3")
+WINDOWED = ("mistral", "gemma2", "gemma3_text")
+OTHER_KEYS = {
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
 
 
-def rope_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def rope_of(config: Mapping[str, Any], layers: str = "full_attention") -> Mapping[str, Any]:
+    """The rotation of a model, or of some of its layers."""
     plain = {"rope_type": "default", "rope_theta": config.get("rope_theta")}
-    return config.get("rope_parameters") or plain
+    rope: Mapping[str, Any] = config.get("rope_parameters") or plain
+    return rope.get(layers, rope)
 
 
 def keys_of(folder: Path) -> dict[str, Any]:
@@ -110,8 +120,13 @@ def keys_of(folder: Path) -> dict[str, Any]:
     }
     if config.get("head_dim"):
         keys |= {f"attention.{part}_length": config["head_dim"] for part in ("key", "value")}
-    if config.get("sliding_window") and config["model_type"] == "mistral":
+    if config.get("sliding_window") and config["model_type"] in WINDOWED:
         keys["attention.sliding_window"] = config["sliding_window"]
+    for ours, theirs in OTHER_KEYS.items():
+        if config.get(theirs):
+            keys[ours] = float(config[theirs])
+    if arch == "gemma3":
+        keys["rope.freq_base_swa"] = rope_of(config, "sliding_attention")["rope_theta"]
     if rope["rope_type"] in ("linear", "yarn"):
         keys["rope.scaling.type"] = rope["rope_type"]
         keys["rope.scaling.factor"] = rope["factor"]
@@ -135,7 +150,10 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
         if arch in PAIRED and part in heads:
             rows = tensor.view(heads[part], 2, -1, *tensor.shape[1:])
             tensor = rows.transpose(1, 2).reshape(tensor.shape)
-        tensors[gguf_name(name)] = tensor.float()
+        if arch.startswith("gemma") and "norm" in name:
+            tensor = tensor.float() + 1
+        naming = FAMILIES[READ_AS[arch].family].switches.get("naming", "llama")
+        tensors[gguf_name(name, naming)] = tensor.float()
     if rope["rope_type"] == "llama3":
         head_dim = config.get("head_dim") or config["hidden_size"] // heads["q_proj"]
         scaled = RopeSpec(

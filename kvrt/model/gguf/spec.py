@@ -6,20 +6,22 @@ What a key does not say, as whether projections have biases, is said by which te
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from kvrt.errors import ModelError
 from kvrt.model.config import (
     MAX_HEAD_DIM,
     MAX_HEADS,
-    MAX_LAYERS,
     MAX_VOCAB,
     MAX_WIDTH,
     read_token,
 )
+from kvrt.model.families import FAMILIES, MAX_LAYERS, gemma_scale, mixed_layers
 from kvrt.model.gguf.files import GGUF
 from kvrt.model.jsonfile import Fields, shown
 from kvrt.model.rotary import MAX_POSITIONS
 from kvrt.model.spec import LayerSpec, ModelSpec, RopeSpec
+from kvrt.spi import Activation
 
 ROPE_DIVISORS = "rope_freqs.weight"
 
@@ -29,23 +31,36 @@ class Architecture:
     """What the name of an architecture says that no key does.
 
     Args:
-        paired: rows of queries and keys are in pairs, (i, i + head_dim/2) beside each other.
-        qk_norm: query and key heads are normed.
+        family: whose names and switches it has.
+        paired: rows of queries and keys are in pairs, (i, i + dims/2) beside each other.
         windows: a window is that of all layers; elsewhere no key says which layers have it.
         unrotated: every so many layers, one has no rotation; 0: all have.
+        mixed: every so many layers, one sees all, and the others have the window; 0: see `windows`.
+        local_theta: those have a rotation of their own, of this base where no key says another.
+        activation: of the feed-forward layer.
+        odd: a model of so many layers has heads that are scaled by hidden / heads.
     """
 
+    family: str
     paired: bool = False
-    qk_norm: bool = False
     windows: bool = False
     unrotated: int = 0
+    mixed: int = 0
+    local_theta: float | None = None
+    activation: Activation = "silu"
+    odd: int = 0
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture(paired=True, windows=True),
-    "qwen2": Architecture(),
-    "qwen3": Architecture(qk_norm=True),
-    "smollm3": Architecture(paired=True, unrotated=4),
+    "llama": Architecture("LlamaForCausalLM", paired=True, windows=True),
+    "qwen2": Architecture("Qwen2ForCausalLM"),
+    "qwen3": Architecture("Qwen3ForCausalLM"),
+    "smollm3": Architecture("SmolLM3ForCausalLM", paired=True, unrotated=4),
+    "gemma": Architecture("GemmaForCausalLM", activation="gelu_tanh"),
+    "gemma2": Architecture("Gemma2ForCausalLM", mixed=2, activation="gelu_tanh", odd=46),
+    "gemma3": Architecture(
+        "Gemma3ForCausalLM", mixed=6, local_theta=10_000.0, activation="gelu_tanh", odd=62
+    ),
 }
 
 
@@ -93,7 +108,7 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         )
     head_dim = _head_dim(fields, hidden, heads)
     positions = fields.integer("context_length", 1, MAX_POSITIONS)
-    rope = _rope(gguf, fields, head_dim, positions)
+    ropes = _ropes(gguf, fields, architecture, head_dim, positions)
     vocab = _vocab(gguf, fields)
     tokens = gguf.fields("tokenizer.ggml.")
     eos = [read_token(tokens, key, vocab) for key in ("eos_token_id", "eot_token_id")]
@@ -106,17 +121,18 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         kv_heads=kv_heads,
         head_dim=head_dim,
         layers=_layers(fields, architecture, layers, positions),
-        max_positions=min(max(positions, rope.stretched_positions), MAX_POSITIONS),
+        max_positions=min(max(positions, ropes[0].stretched_positions), MAX_POSITIONS),
         norm_eps=fields.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
-        activation="silu",
-        ropes=(rope,),
+        activation=architecture.activation,
+        ropes=ropes,
         tied="output.weight" not in gguf.tensors,
         qkv_bias="blk.0.attn_q.bias" in gguf.tensors,
         o_bias="blk.0.attn_output.bias" in gguf.tensors,
         mlp_bias="blk.0.ffn_down.bias" in gguf.tensors,
-        qk_norm="heads" if architecture.qk_norm else "none",
         bos=read_token(tokens, "bos_token_id", vocab),
         eos=tuple(dict.fromkeys(token for token in eos if token is not None)),
+        **_scales(fields, name, hidden, heads, layers),
+        **FAMILIES[architecture.family].switches,
     )
 
 
@@ -170,6 +186,12 @@ def _layers(
     fields: Fields, architecture: Architecture, count: int, positions: int
 ) -> tuple[LayerSpec, ...]:
     window = fields.integer("attention.sliding_window", 0, MAX_POSITIONS, 0)
+    if architecture.mixed:
+        pattern = fields.integer(
+            "attention.sliding_window_pattern", 1, MAX_LAYERS, architecture.mixed
+        )
+        local = int(architecture.local_theta is not None)
+        return tuple(mixed_layers(pattern, count, window, local))
     window = window if window < positions else 0
     if fields.has("attention.sliding_window_pattern"):
         raise fields.error("attention.sliding_window_pattern", "is not supported")
@@ -182,6 +204,29 @@ def _layers(
         LayerSpec(window, rope=None if every and (layer + 1) % every == 0 else 0)
         for layer in range(count)
     )
+
+
+def _scales(fields: Fields, name: str, hidden: int, heads: int, layers: int) -> dict[str, Any]:
+    """The numbers of `ModelSpec` that end in scale or softcap."""
+    if not name.startswith("gemma"):
+        return {}
+    scales = {"embedding_scale": gemma_scale(hidden)}
+    if layers == ARCHITECTURES[name].odd:
+        scales["attention_scale"] = (hidden / heads) ** -0.5
+    for ours, key in (("attention", "attn"), ("logit", "final")):
+        if fields.has(f"{key}_logit_softcapping"):
+            scales[f"{ours}_softcap"] = fields.number(f"{key}_logit_softcapping", 0.0, 1e6)
+    return scales
+
+
+def _ropes(
+    gguf: GGUF, fields: Fields, architecture: Architecture, head_dim: int, positions: int
+) -> tuple[RopeSpec, ...]:
+    whole = _rope(gguf, fields, head_dim, positions)
+    if architecture.local_theta is None:
+        return (whole,)
+    theta = fields.number("rope.freq_base_swa", 1.0, 1e15, architecture.local_theta)
+    return whole, RopeSpec(theta)
 
 
 def _rope(gguf: GGUF, fields: Fields, head_dim: int, positions: int) -> RopeSpec:
