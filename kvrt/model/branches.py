@@ -5,14 +5,18 @@ Where the device's own operators do not say it, it is said in torch's; a recorde
 of those, so such models are not recorded (`recordable`).
 """
 
+import math
+from collections.abc import Callable, Mapping
+from typing import cast, get_args
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from kvrt.model.activations import Activations
 from kvrt.model.ops import MixedOps
-from kvrt.model.spec import ModelSpec
+from kvrt.model.spec import MLPActivation, ModelSpec
 from kvrt.model.weights import LayerWeights
-from kvrt.spi import Matrices
+from kvrt.spi import Activation, Matrices
 
 
 def recordable(spec: ModelSpec) -> bool:
@@ -20,6 +24,7 @@ def recordable(spec: ModelSpec) -> bool:
     return (
         spec.norm == "rms"
         and spec.qk_norm != "whole"
+        and spec.gated
         and spec.residual_scale == 1.0
         and not spec.post_norms
     )
@@ -32,6 +37,24 @@ def finish(spec: ModelSpec, logits: Tensor) -> Tensor:
     if spec.logit_softcap:
         logits.div_(spec.logit_softcap).tanh_().mul_(spec.logit_softcap)
     return logits
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return (x / math.sqrt(2)).erf_().add_(1.0).mul_(x).mul_(0.5)
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    cubed = x.square().mul_(0.044715).add_(1.0).mul_(x)
+    return cubed.mul_(math.sqrt(2 / math.pi)).tanh_().add_(1.0).mul_(x).mul_(0.5)
+
+
+PLAIN: Mapping[MLPActivation, Callable[[Tensor], Tensor]] = {
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "relu2": lambda x: x.relu().square(),
+}
+"""Of operators whose bits do not depend on how many numbers there are, as those of torch's own
+``gelu`` do."""
 
 
 class Branches:
@@ -68,7 +91,13 @@ class Branches:
 
     def mlp(self, x: Tensor, w: LayerWeights, out: Tensor) -> None:
         """The feed-forward layer up to its last product."""
-        self._ops.gated_linear(x, w.gate_up, self._spec.activation, w.gate_up_bias, out)
+        kind = self._spec.activation
+        if self._spec.gated:
+            assert kind in get_args(Activation)
+            self._ops.gated_linear(x, w.gate_up, cast(Activation, kind), w.gate_up_bias, out)
+        else:
+            self._ops.linear(x, w.gate_up, w.gate_up_bias, None, out)
+            out.copy_(PLAIN[kind](out.float()))
 
     def add(
         self,

@@ -14,7 +14,7 @@ from kvrt.errors import ModelError
 from kvrt.model.families import FAMILIES, MAX_LAYERS, NESTED, Family
 from kvrt.model.jsonfile import Fields, read_object, shown
 from kvrt.model.rotary import MAX_POSITIONS, read_ropes
-from kvrt.model.spec import ModelSpec
+from kvrt.model.spec import MLPActivation, ModelSpec
 from kvrt.spi import Activation, DType
 
 # Upper limits, about ten times the largest published model: beyond them a value is damage, and
@@ -29,6 +29,12 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "swish": "silu",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
+}
+UNGATED: Mapping[str, MLPActivation] = {
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu": "gelu",
+    "relu2": "relu2",
 }
 SHARED = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "tie_word_embeddings")
 """Fields that a model of images and text has for all of it."""
@@ -151,14 +157,16 @@ def _head_dim(fields: Fields, own: bool, hidden: int, heads: int) -> int:
     return hidden // heads
 
 
-def _activation(fields: Fields, family: Family) -> Activation:
+def _activation(fields: Fields, family: Family) -> MLPActivation:
+    gated = family.switches.get("gated", True)
+    known: Mapping[str, MLPActivation] = ACTIVATIONS if gated else UNGATED
     name = fields.text(family.activation, "silu")
     if name == "gelu" and family.model_type == "gemma":
         return "gelu_tanh"  # its first files say so, and mean the approximation
-    if name not in ACTIVATIONS:
-        supported = ", ".join(ACTIVATIONS)
+    if name not in known:
+        supported = ", ".join(known)
         raise fields.error(family.activation, f"is {shown(name)}; supported are {supported}")
-    return ACTIVATIONS[name]
+    return known[name]
 
 
 def _dtype(fields: Fields) -> DType:

@@ -189,6 +189,18 @@ class Fields:
             raise self._unfit(name, value, f"a list of {kind.__name__}")
         return list(value)
 
+    def numbers(self, name: str, low: float, high: float) -> list[float]:
+        """A list of numbers."""
+        value = self._get(name, None)
+        expected = f"a list of numbers from {low:g} to {high:g}"
+        if not isinstance(value, list):
+            raise self._unfit(name, value, expected)
+        for item in value:
+            fits = isinstance(item, int | float) and not isinstance(item, bool)
+            if not fits or not low <= item <= high:
+                raise self._unfit(name, value, expected)
+        return [float(item) for item in value]
+
     def holds_object(self, name: str) -> bool:
         """Whether the field is a JSON object, so that `section` can read it."""
         return isinstance(self._values.get(name), dict)

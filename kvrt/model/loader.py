@@ -268,8 +268,8 @@ def _choose_dtype(wanted: DType | Literal["auto"], stored: DType, device: Device
 
 def _choose_length(wanted: int | None, spec: ModelSpec) -> int:
     if wanted is None:
-        # Dynamic scaling would also change short texts, so the stretched context must be asked for.
-        return spec.rope.original_positions if spec.rope.kind == "dynamic" else spec.max_positions
+        # It would also change short texts, so the stretched context must be asked for.
+        return spec.rope.original_positions if spec.rope.depends else spec.max_positions
     if not 1 <= wanted <= spec.max_positions:
         raise ConfigError(
             f"max_model_len is {wanted}; this model's context has room for {spec.max_positions}"

@@ -58,6 +58,16 @@ LLAMA: Naming = {
     "head": Name("lm_head", "output"),
 }
 
+_PAIRED: Naming = {
+    **LLAMA,
+    "q": LLAMA["q"]._replace(order="pairs"),
+    "k": LLAMA["k"]._replace(order="pairs"),
+}
+_FUSED_MLP: Naming = {
+    **_without(LLAMA, "gate", "up"),
+    "gate_up": _layer("mlp.gate_up_proj", "ffn_up"),
+}
+
 NAMINGS: Mapping[str, Naming] = {
     "llama": LLAMA,
     "gemma": _less_one(LLAMA),
@@ -69,5 +79,31 @@ NAMINGS: Mapping[str, Naming] = {
             "mlp_post_norm": _layer("post_feedforward_layernorm", "post_ffw_norm"),
         }
     ),
+    "phi3": {
+        **_without(_FUSED_MLP, "q", "k", "v"),
+        "qkv": _layer("self_attn.qkv_proj", "attn_qkv"),
+    },
+    "olmo2": {
+        **_without(LLAMA, "attention_norm", "mlp_norm"),
+        "attention_post_norm": _layer("post_attention_layernorm", "post_attention_norm"),
+        "mlp_post_norm": _layer("post_feedforward_layernorm", "post_ffw_norm"),
+    },
+    "glm4": {
+        **_FUSED_MLP,
+        "q": _PAIRED["q"],
+        "k": _PAIRED["k"],
+        "attention_post_norm": _layer("post_self_attn_layernorm", "post_attention_norm"),
+        "mlp_post_norm": _layer("post_mlp_layernorm", "post_ffw_norm"),
+    },
+    "paired": _PAIRED,
+    "cohere": _without(_PAIRED, "mlp_norm"),
+    "seed_oss": {**LLAMA, "mlp_norm": _layer("post_attention_layernorm", "post_attention_norm")},
+    "arcee": _without(LLAMA, "gate"),
+    "nemotron": _less_one(_without(LLAMA, "gate")),
+    "starcoder2": {
+        **_without(LLAMA, "gate"),
+        "up": _layer("mlp.c_fc", "ffn_up"),
+        "down": _layer("mlp.c_proj", "ffn_down"),
+    },
 }
 """By the names that `ModelSpec` has for them."""

@@ -15,7 +15,7 @@ MAX_POSITIONS = 1 << 28
 LOCAL = ("full_attention", "sliding_attention")
 """Where both kinds of layers have a rotation of their own: the names of its sections."""
 
-KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 class Rotated(Protocol):
@@ -72,6 +72,7 @@ def _read(
         return RopeSpec(theta, dims=dims)
     key = "rope_type" if "rope_type" in section else "type"
     kind = section.text(key, "default")
+    kind = "longrope" if kind == "su" else kind  # its first name
     if kind not in KINDS:
         raise section.error(key, f"is {shown(kind)}; supported are {', '.join(KINDS)}")
     for field in section.names():
@@ -80,11 +81,12 @@ def _read(
     if kind == "default":
         return RopeSpec(theta, dims=dims)
     original = max_positions
-    if kind in ("llama3", "yarn"):
+    if kind in ("llama3", "yarn", "longrope"):
         name = "original_max_position_embeddings"
         original = section.integer(name, 1, MAX_POSITIONS, original)
         original = fields.integer(name, 1, MAX_POSITIONS, original)  # beside, it goes before
-    if kind == "yarn" and "factor" in section and not section.has("factor"):
+    without = kind == "longrope" or (kind == "yarn" and "factor" in section)
+    if without and not section.has("factor"):
         factor = max_positions / original
     else:
         factor = section.number("factor", 1.0, 1e6)
@@ -93,6 +95,8 @@ def _read(
         return _llama3(section, rope)
     if kind == "yarn":
         return _yarn(section, rope)
+    if kind == "longrope":
+        return _longrope(section, rope, head_dim)
     if kind == "dynamic" and rope.width(head_dim) <= 2:
         raise section.error(key, "is dynamic, which needs heads wider than 2")
     return rope
@@ -144,6 +148,29 @@ def _llama3(section: Fields, rope: RopeSpec) -> RopeSpec:
     if high <= low:
         raise section.error("high_freq_factor", f"is {high:g}; it must exceed low_freq_factor")
     return replace(rope, low_freq_factor=low, high_freq_factor=high)
+
+
+def _longrope(section: Fields, rope: RopeSpec, head_dim: int) -> RopeSpec:
+    pairs = rope.width(head_dim) // 2
+
+    def divisors(name: str) -> tuple[float, ...]:
+        found = section.numbers(name, 1e-6, 1e6)
+        if len(found) != pairs:
+            raise section.error(name, f"has {len(found)} numbers for {pairs} rotated pairs")
+        return tuple(found)
+
+    if section.has("attention_factor"):
+        sharpened = section.number("attention_factor", 1e-6, 1e6)
+    elif rope.factor > 1 and rope.original_positions > 1:
+        sharpened = math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_positions))
+    else:
+        sharpened = 1.0
+    return replace(
+        rope,
+        divisors=divisors("short_factor"),
+        long_divisors=divisors("long_factor"),
+        attention_factor=sharpened,
+    )
 
 
 def _yarn(section: Fields, rope: RopeSpec) -> RopeSpec:

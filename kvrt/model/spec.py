@@ -7,6 +7,7 @@ from kvrt.model.names import NAMINGS
 from kvrt.spi import Activation, DType
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "listed", "longrope"]
+MLPActivation = Activation | Literal["gelu", "relu2"]
 NormKind = Literal["rms", "layer"]
 HeadNormKind = Literal["none", "heads", "whole"]
 
@@ -48,6 +49,11 @@ class RopeSpec:
     divisors: tuple[float, ...] = ()
     long_divisors: tuple[float, ...] = ()
     dims: int = 0
+
+    @property
+    def depends(self) -> bool:
+        """Whether short texts are rotated otherwise where a long context is asked for."""
+        return self.kind in ("dynamic", "longrope")
 
     def width(self, head_dim: int) -> int:
         """How many dimensions of a head are rotated."""
@@ -92,7 +98,8 @@ class ModelSpec:
         layers: one entry for each layer.
         max_positions: the longest context the model is meant for, in tokens.
         norm_eps: added to the mean square, or to the variance, in every norm.
-        activation: of the feed-forward gate.
+        activation: of the feed-forward layer, or of its gate; what `kvrt.spi.Activation` does not
+            have is for those without: ``gelu`` by the error function, ``relu2`` the square of relu.
         ropes: the rotary embeddings of the layers that have one; first that of those that see all.
         tied: the embedding is also the output matrix.
         qkv_bias: the query, key and value projections have biases.
@@ -102,6 +109,8 @@ class ModelSpec:
         naming: which of `names.NAMINGS` its checkpoints have. It also says which norms there are.
         norm: ``rms``, or ``layer`` (arXiv 1607.06450), which takes the mean off first.
         norm_bias: norms of the layer kind have a bias.
+        gated: the feed-forward layer has a gate: ``down @ (act(gate @ x) * (up @ x))``; without,
+            it is ``down @ act(up @ x)``.
         parallel: the feed-forward layer reads what attention reads, and not what it adds.
         embedding_scale: multiplies the embedded tokens.
         attention_scale: multiplies the dot products of queries and keys; 0: head_dim ** -0.5.
@@ -124,7 +133,7 @@ class ModelSpec:
     layers: tuple[LayerSpec, ...]
     max_positions: int
     norm_eps: float
-    activation: Activation
+    activation: MLPActivation
     ropes: tuple[RopeSpec, ...]
     tied: bool
     qkv_bias: bool = False
@@ -134,6 +143,7 @@ class ModelSpec:
     naming: str = "llama"
     norm: NormKind = "rms"
     norm_bias: bool = False
+    gated: bool = True
     parallel: bool = False
     embedding_scale: float = 1.0
     attention_scale: float = 0.0

@@ -5,7 +5,7 @@ products: q, k and v; the attention's output; gate and up; down.
 
     qkv       [(heads + 2 * kv_heads) * head_dim, hidden]      q's rows, then k's, then v's
     o         [hidden, heads * head_dim]
-    gate_up   [2 * intermediate, hidden]                       gate's rows, then up's
+    gate_up   [2 * intermediate, hidden]                       gate's rows, then up's; or up's alone
     down      [hidden, intermediate]
 
 Matrices have the dtype the model is loaded in, or stay the codes that they are in the checkpoint
@@ -190,6 +190,8 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
 
     qkv, o = {"q": q, "k": kv, "v": kv}, {"o": hidden}
     gate_up, down = {"gate": mlp, "up": mlp}, {"down": hidden}
+    if not spec.gated:
+        del gate_up["gate"]
     whole = spec.qk_norm == "whole"
 
     yield weight(None, "embedding", {"embedding": spec.vocab}, hidden)

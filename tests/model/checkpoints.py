@@ -36,6 +36,18 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+LONGROPE = {
+    "original_max_position_embeddings": 32,
+    "rope_parameters": PLAIN_ROPE
+    | {
+        "rope_type": "longrope",
+        "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 32,
+        "short_factor": [1.0 + 0.1 * at for at in range(6)],
+        "long_factor": [2.0 + 0.5 * at for at in range(6)],
+    },
+}
 YARN_ROPE = {
     "rope_type": "yarn",
     "rope_theta": 10_000.0,
@@ -85,6 +97,27 @@ FAMILIES: dict[str, dict[str, Any]] = {
                 "final_logit_softcapping": 3.0, "tie_word_embeddings": True},
     "gemma-3": {"model_type": "gemma3_text", "head_dim": 32, "sliding_window": 9,
                 "query_pre_attn_scalar": 24, "num_hidden_layers": 7, "tie_word_embeddings": True},
+    "granite": {"model_type": "granite", "embedding_multiplier": 12.0, "logits_scaling": 8.0,
+                "residual_multiplier": 0.22, "attention_multiplier": 0.0625},
+    "phi-3": {"model_type": "phi3", "sliding_window": 11,
+              "rope_parameters": PLAIN_ROPE | {"partial_rotary_factor": 0.75}},
+    "olmo-2": {"model_type": "olmo2"},
+    "olmo-3": {"model_type": "olmo3", "sliding_window": 9, "num_hidden_layers": 5,
+               "rope_parameters": {"full_attention": YARN_ROPE, "sliding_attention": PLAIN_ROPE}},
+    "glm-4": {"model_type": "glm4", "head_dim": 32},
+    "cohere": {"model_type": "cohere", "tie_word_embeddings": True, "logit_scale": 0.25},
+    "cohere-2": {"model_type": "cohere2", "sliding_window": 9, "num_hidden_layers": 5,
+                 "attention_bias": True},
+    "exaone-4": {"model_type": "exaone4", "sliding_window": 9, "num_hidden_layers": 5},
+    "exaone-4-small": {"model_type": "exaone4", "sliding_window": None,
+                       "layer_types": ["full_attention"] * 3},
+    "seed-oss": {"model_type": "seed_oss", "head_dim": 32},
+    "ernie-4.5": {"model_type": "ernie4_5", "head_dim": 32, "use_bias": True},
+    "arcee": {"model_type": "arcee"},
+    "nemotron": {"model_type": "nemotron"},
+    "starcoder-2": {"model_type": "starcoder2", "sliding_window": 13,
+                    "tie_word_embeddings": True},
+    "stablelm": {"model_type": "stablelm", "use_qkv_bias": True},
     "smollm-3": {
         "model_type": "smollm3",
         "num_hidden_layers": 4,
@@ -110,7 +143,7 @@ def make_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2:
                 parameter.normal_(0.0, 1.5 * parameter.shape[1] ** -0.5)
-            elif name.endswith("norm.weight"):
+            elif "norm" in name and name.endswith("weight"):
                 parameter.uniform_(0.5, 1.5)
             else:
                 parameter.normal_(0.0, 0.5)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 import struct
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from tokenizers.pre_tokenizers import ByteLevel
 
 from kvrt.model.families import FAMILIES
-from kvrt.model.gguf.spec import ARCHITECTURES as READ_AS
+from kvrt.model.gguf.architectures import ARCHITECTURES as READ_AS
 from kvrt.model.gguf.types import TYPES
 from kvrt.model.names import NAMINGS
 from kvrt.model.rope import inverse_frequencies
@@ -85,15 +86,35 @@ def gguf_name(name: str, naming: str = "llama") -> str:
     return f"{names[stem]}.{end}"
 
 
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
-                 "smollm3": "smollm3", "gemma": "gemma", "gemma2": "gemma2",
-                 "gemma3_text": "gemma3"}  # fmt: skip
-PAIRED = ("llama", "smollm3")
-WINDOWED = ("mistral", "gemma2", "gemma3_text")
+ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "olmo3": "olmo2",
+                 "cohere": "command-r"}  # fmt: skip
+"""What model types are called in GGUF files, where that is otherwise."""
+
+PERMUTED = ("llama", "smollm3", "granite", "arcee")
+"""Architectures whose queries and keys converters bring into pairs; others stay as they are."""
+
+LESS_ONE = ("gemma", "gemma2", "gemma3", "nemotron")
+LAYERED = ("nemotron", "starcoder2", "cohere", "cohere2", "stablelm")
+"""Model types whose norms take the mean off, and which have another field for what is added."""
+
+WINDOWED = ("mistral", "gemma2", "gemma3_text", "phi3", "olmo3", "cohere2", "exaone4", "starcoder2")
 OTHER_KEYS = {
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "attention_multiplier": "attention.scale",
+    "logits_scaling": "logit_scale",
+    "logit_scale": "logit_scale",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "layer_norm_eps": "attention.layer_norm_epsilon",
+    "norm_epsilon": "attention.layer_norm_epsilon",
+    "norm_eps": "attention.layer_norm_epsilon",
 }
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    return ARCHITECTURES.get(config["model_type"], config["model_type"])
 
 
 def rope_of(config: Mapping[str, Any], layers: str = "full_attention") -> Mapping[str, Any]:
@@ -106,7 +127,7 @@ def rope_of(config: Mapping[str, Any], layers: str = "full_attention") -> Mappin
 def keys_of(folder: Path) -> dict[str, Any]:
     """The keys of the model whose config.json is in a folder."""
     config = json.loads((folder / "config.json").read_text())
-    arch = ARCHITECTURES[config["model_type"]]
+    arch = architecture_of(config)
     rope = rope_of(config)
     keys: dict[str, Any] = {
         "block_count": config["num_hidden_layers"],
@@ -115,18 +136,25 @@ def keys_of(folder: Path) -> dict[str, Any]:
         "feed_forward_length": config["intermediate_size"],
         "attention.head_count": config["num_attention_heads"],
         "attention.head_count_kv": config["num_key_value_heads"],
-        "attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
         "rope.freq_base": float(rope["rope_theta"]),
     }
     if config.get("head_dim"):
         keys |= {f"attention.{part}_length": config["head_dim"] for part in ("key", "value")}
     if config.get("sliding_window") and config["model_type"] in WINDOWED:
         keys["attention.sliding_window"] = config["sliding_window"]
-    for ours, theirs in OTHER_KEYS.items():
-        if config.get(theirs):
-            keys[ours] = float(config[theirs])
+    for field, key in OTHER_KEYS.items():
+        if config.get(field) and (field != "rms_norm_eps" or config["model_type"] not in LAYERED):
+            keys[key] = float(config[field])
     if arch == "gemma3":
         keys["rope.freq_base_swa"] = rope_of(config, "sliding_attention")["rope_theta"]
+    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    if "partial_rotary_factor" in rope:
+        keys["rope.dimension_count"] = int(width * rope["partial_rotary_factor"])
+    if rope["rope_type"] == "longrope":
+        original = rope["original_max_position_embeddings"]
+        stretch = math.log(config["max_position_embeddings"] / original) / math.log(original)
+        keys["rope.scaling.original_context_length"] = original
+        keys["rope.scaling.attn_factor"] = math.sqrt(1 + stretch)
     if rope["rope_type"] in ("linear", "yarn"):
         keys["rope.scaling.type"] = rope["rope_type"]
         keys["rope.scaling.factor"] = rope["factor"]
@@ -142,18 +170,21 @@ def keys_of(folder: Path) -> dict[str, Any]:
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of the checkpoint in a folder, named and ordered as in a GGUF file: float32."""
     config = json.loads((folder / "config.json").read_text())
-    arch, rope = ARCHITECTURES[config["model_type"]], rope_of(config)
+    arch, rope = architecture_of(config), rope_of(config)
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
         part = name.split(".")[-2]
-        if arch in PAIRED and part in heads:
+        if arch in PERMUTED and part in heads:
             rows = tensor.view(heads[part], 2, -1, *tensor.shape[1:])
             tensor = rows.transpose(1, 2).reshape(tensor.shape)
-        if arch.startswith("gemma") and "norm" in name:
+        if arch in LESS_ONE and name.endswith("norm.weight"):
             tensor = tensor.float() + 1
         naming = FAMILIES[READ_AS[arch].family].switches.get("naming", "llama")
         tensors[gguf_name(name, naming)] = tensor.float()
+    if rope["rope_type"] == "longrope":
+        for kind in ("short", "long"):
+            tensors[f"rope_factors_{kind}.weight"] = torch.tensor(rope[f"{kind}_factor"])
     if rope["rope_type"] == "llama3":
         head_dim = config.get("head_dim") or config["hidden_size"] // heads["q_proj"]
         scaled = RopeSpec(

@@ -1,16 +1,26 @@
 """Every supported family computes what transformers computes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
+from kvrt.model.graphs import DecodeGraphs
 from kvrt.model.loader import Model, load_model
-from kvrt.spi import Device
-from tests.model.checkpoints import FAMILIES, VOCAB, make_model, save_model, save_tokenizer
+from kvrt.spi import Device, Graph, GraphCapture
+from tests.model.checkpoints import (
+    FAMILIES,
+    LONGROPE,
+    VOCAB,
+    make_model,
+    save_model,
+    save_tokenizer,
+)
 from tests.model.stepping import stepping
 
 LENGTHS = (1, 5, 17, 123)
@@ -93,12 +103,64 @@ def test_greedy_tokens_are_those_of_transformers_alone_and_in_a_mixed_batch_of_1
         assert text.tokens[length:] == chosen
 
 
+class OnlyTheirs(TorchDispatchMode):
+    """Refuses every operator of torch's own that computes or makes a tensor."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.is_view, f"{func} is called while a step is recorded, and would be left out"
+        return func(*args, **(kwargs or {}))
+
+
+class Watched:
+    """`GraphCapture` that sees to it that a device's own operators are all that is called."""
+
+    def __init__(self, capture: GraphCapture) -> None:
+        self._capture = capture
+        self.recorded = 0
+
+    def size(self, tokens: int) -> int:
+        return self._capture.size(tokens)
+
+    def capture(self, batches: Any, record: Callable[[Any], None]) -> Graph:
+        def watched(plans: Any) -> None:
+            with OnlyTheirs():
+                record(plans)
+
+        self.recorded += 1
+        return self._capture.capture(batches, watched)
+
+
+def test_a_recorded_step_has_all_that_the_model_computes(case: Case, cpu: Device) -> None:
+    model = load_model(case.folder, cpu)
+    capture = cpu.extension(GraphCapture)  # type: ignore[type-abstract]
+    assert capture is not None
+    watched = Watched(capture)
+    if model.decoder._graphs is not None:
+        model.decoder._graphs = DecodeGraphs(watched, ragged=True)
+    with stepping(model, cpu, texts=1, longest=30) as stepper:
+        text = stepper.add(prompt(5))
+        stepper.greedy([text], 25, budget=64)
+    assert watched.recorded == 2 * (model.decoder._graphs is not None)
+    assert_close(text.logits, case.logits(text.tokens[:-1]))
+
+
+DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "longest"), [("llama-2", DYNAMIC, 32), ("phi-3", LONGROPE, 128)]
+)
 @pytest.mark.parametrize(("length", "asked"), [(20, None), (32, None), (33, 33), (90, 90)])
-def test_a_text_as_long_as_the_context_is_rotated_dynamically_as_by_transformers(
-    tmp_path: Path, cpu: Device, length: int, asked: int | None
+def test_a_text_as_long_as_the_context_is_rotated_as_by_transformers(
+    tmp_path: Path,
+    cpu: Device,
+    family: str,
+    changes: dict[str, Any],
+    longest: int,
+    length: int,
+    asked: int | None,
 ) -> None:
-    rope = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
-    reference = make_model("llama-2", rope_parameters=rope, max_position_embeddings=32)
+    reference = make_model(family, max_position_embeddings=longest, **changes)
     model = load_model(save_tokenizer(save_model(reference, tmp_path)), cpu, max_model_len=asked)
     with stepping(model, cpu, texts=1, longest=length) as stepper:
         text = stepper.add(prompt(length))

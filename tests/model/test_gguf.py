@@ -12,14 +12,17 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from kvrt.errors import ModelError, RequestError
+from kvrt.model.families import FAMILIES as FAMILIES_OF
+from kvrt.model.gguf.architectures import ARCHITECTURES
 from kvrt.model.gguf.header import read_header
 from kvrt.model.gguf.types import BY_NAME, TYPES
 from kvrt.model.loader import Model, load_model
+from kvrt.model.names import NAMINGS
 from kvrt.model.packed.ggml import TYPES as PACKED
 from kvrt.model.rope import inverse_frequencies
 from kvrt.model.spec import ModelSpec
 from kvrt.spi import Device
-from tests.model.checkpoints import YARN_ROPE, make_model, save_model
+from tests.model.checkpoints import LONGROPE, YARN_ROPE, make_model, save_model
 from tests.model.ggufs import Tensor, keys_of, pack, save_gguf, tensors_of, write_gguf
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -37,7 +40,35 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma": {},
     "gemma-2": {"query_pre_attn_scalar": 32},
     "gemma-3": {"query_pre_attn_scalar": 32},
+    "granite": {},
+    "phi-3": {},
+    "phi-3, longrope": LONGROPE | {"sliding_window": None},
+    "olmo-2": {},
+    "olmo-3": {},
+    "glm-4": {},
+    "cohere": {},
+    "cohere-2": {},
+    "exaone-4": {},
+    "exaone-4-small": {},
+    "seed-oss": {},
+    "ernie-4.5": {},
+    "arcee": {},
+    "nemotron": {},
+    "starcoder-2": {},
+    "stablelm": {},
 }
+
+
+def test_tensors_have_the_names_that_the_formats_own_library_gives_them() -> None:
+    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    for name, architecture in ARCHITECTURES.items():
+        switches = FAMILIES_OF[architecture.family].switches
+        theirs = gguf.get_tensor_name_map(numbers[name], 8)
+        for kind, row in NAMINGS[switches.get("naming", "llama")].items():
+            if kind in ("q_norm", "k_norm") and "qk_norm" not in switches:
+                continue
+            found = theirs.get_name(row.file.format(3))
+            assert found == row.gguf.format(3) or (kind, found) == ("head", None), (name, kind)
 
 
 def matrices(model: Model) -> list[torch.Tensor]:

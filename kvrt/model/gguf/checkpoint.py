@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from kvrt.errors import ModelError
 from kvrt.model.blocks import FLOATS, READABLE
 from kvrt.model.checkpoint import Checkpoint
+from kvrt.model.gguf.architectures import ARCHITECTURES
 from kvrt.model.gguf.files import GGUF
-from kvrt.model.gguf.spec import ARCHITECTURES, ROPE_DIVISORS
+from kvrt.model.gguf.spec import LONG, ROPE_DIVISORS, SHORT
 from kvrt.model.header import Tensors
 from kvrt.model.jsonfile import shown
 from kvrt.model.rows import Rows, rows_of
@@ -28,7 +29,7 @@ def open_checkpoint(gguf: GGUF, spec: ModelSpec) -> Checkpoint:
             that the model would compute with and kvrt does not know.
     """
     parts = [part for weight in weights_of(spec) for part in weight.parts]
-    known = {part.gguf for part in parts} | {ROPE_DIVISORS}
+    known = {part.gguf for part in parts} | {ROPE_DIVISORS, SHORT, LONG}
     for name in sorted(gguf.tensors.keys() - known):
         raise ModelError(
             f"{gguf.tensors[name][0]}: tensor {shown(name)} is not part of a {spec.architecture}"

@@ -4,8 +4,7 @@ What a key does not say, as whether projections have biases, is said by which te
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from kvrt.errors import ModelError
@@ -16,52 +15,21 @@ from kvrt.model.config import (
     MAX_WIDTH,
     read_token,
 )
-from kvrt.model.families import FAMILIES, MAX_LAYERS, gemma_scale, mixed_layers
+from kvrt.model.families import FAMILIES, MAX_LAYERS, Family, gemma_scale, mixed_layers
+from kvrt.model.gguf.architectures import ARCHITECTURES, Architecture
 from kvrt.model.gguf.files import GGUF
 from kvrt.model.jsonfile import Fields, shown
 from kvrt.model.rotary import MAX_POSITIONS
 from kvrt.model.spec import LayerSpec, ModelSpec, RopeSpec
-from kvrt.spi import Activation
 
 ROPE_DIVISORS = "rope_freqs.weight"
+SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
+"""Tensors that divide the frequencies of rotation."""
 
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """What the name of an architecture says that no key does.
-
-    Args:
-        family: whose names and switches it has.
-        paired: rows of queries and keys are in pairs, (i, i + dims/2) beside each other.
-        windows: a window is that of all layers; elsewhere no key says which layers have it.
-        unrotated: every so many layers, one has no rotation; 0: all have.
-        mixed: every so many layers, one sees all, and the others have the window; 0: see `windows`.
-        local_theta: those have a rotation of their own, of this base where no key says another.
-        activation: of the feed-forward layer.
-        odd: a model of so many layers has heads that are scaled by hidden / heads.
-    """
-
-    family: str
-    paired: bool = False
-    windows: bool = False
-    unrotated: int = 0
-    mixed: int = 0
-    local_theta: float | None = None
-    activation: Activation = "silu"
-    odd: int = 0
-
-
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture("LlamaForCausalLM", paired=True, windows=True),
-    "qwen2": Architecture("Qwen2ForCausalLM"),
-    "qwen3": Architecture("Qwen3ForCausalLM"),
-    "smollm3": Architecture("SmolLM3ForCausalLM", paired=True, unrotated=4),
-    "gemma": Architecture("GemmaForCausalLM", activation="gelu_tanh"),
-    "gemma2": Architecture("Gemma2ForCausalLM", mixed=2, activation="gelu_tanh", odd=46),
-    "gemma3": Architecture(
-        "Gemma3ForCausalLM", mixed=6, local_theta=10_000.0, activation="gelu_tanh", odd=62
-    ),
-}
+ORIGINAL = "rope.scaling.original_context_length"
+EPS = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
+GEMMAS = ("gemma", "gemma2", "gemma3_text")
+"""Families whose embedding is scaled by its width, which no key says."""
 
 
 def architecture_of(gguf: GGUF) -> str:
@@ -106,9 +74,17 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         raise fields.error(
             "attention.head_count_kv", f"is {kv_heads}, which does not divide {heads} query heads"
         )
+    family = FAMILIES[architecture.family]
     head_dim = _head_dim(fields, hidden, heads)
     positions = fields.integer("context_length", 1, MAX_POSITIONS)
-    ropes = _ropes(gguf, fields, architecture, head_dim, positions)
+    window = fields.integer("attention.sliding_window", 0, MAX_POSITIONS, 0)
+    dims = _dims(fields, family, head_dim)
+    rope = replace(_rope(gguf, fields, dims, positions), dims=dims if dims < head_dim else 0)
+    ropes = [rope]
+    if window and architecture.local_theta is not None:
+        theta = architecture.local_theta or rope.theta
+        theta = fields.number("rope.freq_base_swa", 1.0, 1e15, theta)
+        ropes.append(RopeSpec(theta, dims=rope.dims))
     vocab = _vocab(gguf, fields)
     tokens = gguf.fields("tokenizer.ggml.")
     eos = [read_token(tokens, key, vocab) for key in ("eos_token_id", "eot_token_id")]
@@ -120,19 +96,19 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        layers=_layers(fields, architecture, layers, positions),
-        max_positions=min(max(positions, ropes[0].stretched_positions), MAX_POSITIONS),
-        norm_eps=fields.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
+        layers=_layers(fields, architecture, layers, window, positions),
+        max_positions=min(max(positions, rope.stretched_positions), MAX_POSITIONS),
+        norm_eps=fields.number(EPS[family.switches.get("norm", "rms")], 0.0, 1.0),
         activation=architecture.activation,
-        ropes=ropes,
+        ropes=tuple(ropes),
         tied="output.weight" not in gguf.tensors,
         qkv_bias="blk.0.attn_q.bias" in gguf.tensors,
         o_bias="blk.0.attn_output.bias" in gguf.tensors,
         mlp_bias="blk.0.ffn_down.bias" in gguf.tensors,
         bos=read_token(tokens, "bos_token_id", vocab),
         eos=tuple(dict.fromkeys(token for token in eos if token is not None)),
-        **_scales(fields, name, hidden, heads, layers),
-        **FAMILIES[architecture.family].switches,
+        **_scales(fields, architecture, hidden, heads, layers),
+        **family.switches,
     )
 
 
@@ -158,15 +134,28 @@ def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
     head_dim = fields.integer("attention.key_length", 2, MAX_HEAD_DIM, hidden // heads)
     if head_dim % 2:
         raise fields.error("attention.key_length", f"is {head_dim}; rotation needs an even number")
-    for name, what in (
-        ("attention.value_length", "values of another width than keys"),
-        ("rope.dimension_count", "rotation of a part of each head"),
-    ):
-        if (other := fields.integer(name, 1, MAX_HEAD_DIM, head_dim)) != head_dim:
-            raise fields.error(
-                name, f"is {other}, but keys have {head_dim}: {what} is not supported"
-            )
+    name = "attention.value_length"
+    if (other := fields.integer(name, 1, MAX_HEAD_DIM, head_dim)) != head_dim:
+        raise fields.error(
+            name,
+            f"is {other}, but keys have {head_dim}: values of another width are not supported",
+        )
     return head_dim
+
+
+def _dims(fields: Fields, family: Family, head_dim: int) -> int:
+    """How many dimensions of a head are rotated."""
+    name = "rope.dimension_count"
+    dims = fields.integer(name, 2, head_dim, head_dim)
+    if dims < head_dim and family.partial is None:
+        raise fields.error(
+            name,
+            f"is {dims}, but keys have {head_dim}: rotation of a part of each head is not"
+            " supported",
+        )
+    if dims % 2:
+        raise fields.error(name, f"is {dims}; rotation needs an even number")
+    return dims
 
 
 def _vocab(gguf: GGUF, fields: Fields) -> int:
@@ -183,15 +172,15 @@ def _vocab(gguf: GGUF, fields: Fields) -> int:
 
 
 def _layers(
-    fields: Fields, architecture: Architecture, count: int, positions: int
+    fields: Fields, architecture: Architecture, count: int, window: int, positions: int
 ) -> tuple[LayerSpec, ...]:
-    window = fields.integer("attention.sliding_window", 0, MAX_POSITIONS, 0)
-    if architecture.mixed:
+    if architecture.mixed and window:
         pattern = fields.integer(
             "attention.sliding_window_pattern", 1, MAX_LAYERS, architecture.mixed
         )
         local = int(architecture.local_theta is not None)
-        return tuple(mixed_layers(pattern, count, window, local))
+        whole = 0 if architecture.whole_rotated else None
+        return tuple(mixed_layers(pattern, count, window, local, whole))
     window = window if window < positions else 0
     if fields.has("attention.sliding_window_pattern"):
         raise fields.error("attention.sliding_window_pattern", "is not supported")
@@ -206,36 +195,47 @@ def _layers(
     )
 
 
-def _scales(fields: Fields, name: str, hidden: int, heads: int, layers: int) -> dict[str, Any]:
+def _scales(
+    fields: Fields, architecture: Architecture, hidden: int, heads: int, layers: int
+) -> dict[str, Any]:
     """The numbers of `ModelSpec` that end in scale or softcap."""
-    if not name.startswith("gemma"):
-        return {}
-    scales = {"embedding_scale": gemma_scale(hidden)}
-    if layers == ARCHITECTURES[name].odd:
+    scales = {
+        ours: fields.number(key, 1e-6, 1e6)
+        for ours, key in (
+            ("embedding_scale", "embedding_scale"),
+            ("attention_scale", "attention.scale"),
+            ("residual_scale", "residual_scale"),
+            ("logit_scale", "logit_scale"),
+            ("attention_softcap", "attn_logit_softcapping"),
+            ("logit_softcap", "final_logit_softcapping"),
+        )
+        if fields.has(key) and fields.number(key, 0.0, 1e6) != 0.0
+    }
+    if architecture.divides_logits and "logit_scale" in scales:
+        scales["logit_scale"] = 1.0 / scales["logit_scale"]
+    if FAMILIES[architecture.family].model_type in GEMMAS:
+        scales["embedding_scale"] = gemma_scale(hidden)
+    if layers == architecture.odd:
         scales["attention_scale"] = (hidden / heads) ** -0.5
-    for ours, key in (("attention", "attn"), ("logit", "final")):
-        if fields.has(f"{key}_logit_softcapping"):
-            scales[f"{ours}_softcap"] = fields.number(f"{key}_logit_softcapping", 0.0, 1e6)
     return scales
 
 
-def _ropes(
-    gguf: GGUF, fields: Fields, architecture: Architecture, head_dim: int, positions: int
-) -> tuple[RopeSpec, ...]:
-    whole = _rope(gguf, fields, head_dim, positions)
-    if architecture.local_theta is None:
-        return (whole,)
-    theta = fields.number("rope.freq_base_swa", 1.0, 1e15, architecture.local_theta)
-    return whole, RopeSpec(theta)
-
-
-def _rope(gguf: GGUF, fields: Fields, head_dim: int, positions: int) -> RopeSpec:
+def _rope(gguf: GGUF, fields: Fields, dims: int, positions: int) -> RopeSpec:
     theta = fields.number("rope.freq_base", 1.0, 1e15, 10_000.0)
     kind = fields.text("rope.scaling.type", "none")
     if ROPE_DIVISORS in gguf.tensors:
         if kind != "none":
             raise fields.error("rope.scaling.type", f"is {shown(kind)} beside {ROPE_DIVISORS}")
-        return RopeSpec(theta, "listed", divisors=_divisors(gguf, head_dim))
+        return RopeSpec(theta, "listed", divisors=_divisors(gguf, ROPE_DIVISORS, dims))
+    if SHORT in gguf.tensors and LONG in gguf.tensors:
+        return RopeSpec(
+            theta,
+            "longrope",
+            original_positions=fields.integer(ORIGINAL, 1, MAX_POSITIONS, positions),
+            attention_factor=fields.number("rope.scaling.attn_factor", 1e-6, 1e6, 1.0),
+            divisors=_divisors(gguf, SHORT, dims),
+            long_divisors=_divisors(gguf, LONG, dims),
+        )
     if kind == "none":
         if fields.number("rope.scale_linear", 0.0, 1e6, 1.0) not in (0.0, 1.0):
             raise fields.error("rope.scale_linear", "is not supported")
@@ -245,7 +245,7 @@ def _rope(gguf: GGUF, fields: Fields, head_dim: int, positions: int) -> RopeSpec
             "rope.scaling.type", f"is {shown(kind)}; supported are none, linear, yarn"
         )
     factor = fields.number("rope.scaling.factor", 1.0, 1e6)
-    original = fields.integer("rope.scaling.original_context_length", 1, MAX_POSITIONS, positions)
+    original = fields.integer(ORIGINAL, 1, MAX_POSITIONS, positions)
     if kind == "linear":
         return RopeSpec(theta, "linear", factor, original)
     if theta <= 1.0:
@@ -270,12 +270,12 @@ def _rope(gguf: GGUF, fields: Fields, head_dim: int, positions: int) -> RopeSpec
     )
 
 
-def _divisors(gguf: GGUF, head_dim: int) -> tuple[float, ...]:
-    path, entry = gguf.tensors[ROPE_DIVISORS]
-    where = f"{path}: tensor {shown(ROPE_DIVISORS)}"
-    if entry.dtype != "F32" or entry.shape != (head_dim // 2,):
+def _divisors(gguf: GGUF, name: str, dims: int) -> tuple[float, ...]:
+    path, entry = gguf.tensors[name]
+    where = f"{path}: tensor {shown(name)}"
+    if entry.dtype != "F32" or entry.shape != (dims // 2,):
         raise ModelError(
-            f"{where}: is {entry.dtype} {list(entry.shape)}; expected F32 [{head_dim // 2}]"
+            f"{where}: is {entry.dtype} {list(entry.shape)}; expected F32 [{dims // 2}]"
         )
     with open(path, "rb") as file:
         file.seek(entry.start)

@@ -1,0 +1,62 @@
+"""The architectures of GGUF files, as rows of facts: what the name says that no key does."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kvrt.model.spec import MLPActivation
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What is so in all files of an architecture.
+
+    Args:
+        family: whose names and switches it has; see `kvrt.model.families`.
+        paired: rows of queries and keys are in pairs, (i, i + dims/2) beside each other.
+        windows: a window is that of all layers; elsewhere no key says which layers have it.
+        unrotated: every so many layers, one has no rotation; 0: all have.
+        mixed: if there is a window: every so many layers, one sees all; 0: see `windows`.
+        local_theta: of the base that layers with a window have where no key says another; 0: that
+            of the others; None: they have the same rotation.
+        whole_rotated: those that see all are rotated, too.
+        activation: of the feed-forward layer.
+        divides_logits: by ``logit_scale``.
+        odd: a model of so many layers has heads that are scaled by hidden / heads.
+    """
+
+    family: str
+    paired: bool = False
+    windows: bool = False
+    unrotated: int = 0
+    mixed: int = 0
+    local_theta: float | None = None
+    whole_rotated: bool = True
+    activation: MLPActivation = "silu"
+    divides_logits: bool = False
+    odd: int = 0
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "llama": Architecture("LlamaForCausalLM", paired=True, windows=True),
+    "qwen2": Architecture("Qwen2ForCausalLM"),
+    "qwen3": Architecture("Qwen3ForCausalLM"),
+    "smollm3": Architecture("SmolLM3ForCausalLM", paired=True, unrotated=4),
+    "gemma": Architecture("GemmaForCausalLM", activation="gelu_tanh"),
+    "gemma2": Architecture("Gemma2ForCausalLM", mixed=2, activation="gelu_tanh", odd=46),
+    "gemma3": Architecture(
+        "Gemma3ForCausalLM", mixed=6, local_theta=10_000.0, activation="gelu_tanh", odd=62
+    ),
+    "granite": Architecture("GraniteForCausalLM", paired=True, divides_logits=True),
+    "phi3": Architecture("Phi3ForCausalLM", windows=True),
+    "olmo2": Architecture("Olmo2ForCausalLM", mixed=4, local_theta=0.0),
+    "glm4": Architecture("Glm4ForCausalLM", paired=True),
+    "command-r": Architecture("CohereForCausalLM", paired=True),
+    "cohere2": Architecture("Cohere2ForCausalLM", paired=True, mixed=4, whole_rotated=False),
+    "exaone4": Architecture("Exaone4ForCausalLM", mixed=4, whole_rotated=False),
+    "seed_oss": Architecture("SeedOssForCausalLM"),
+    "ernie4_5": Architecture("Ernie4_5ForCausalLM", paired=True),
+    "arcee": Architecture("ArceeForCausalLM", paired=True, activation="relu2"),
+    "nemotron": Architecture("NemotronForCausalLM", activation="relu2"),
+    "starcoder2": Architecture("Starcoder2ForCausalLM", windows=True, activation="gelu_tanh"),
+    "stablelm": Architecture("StableLmForCausalLM"),
+}
