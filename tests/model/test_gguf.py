@@ -228,7 +228,7 @@ def test_a_type_that_cannot_be_unpacked_yet_is_refused_by_tensor(
         ({"general.type": "mmproj"}, "mmproj"),
         ({"general.architecture": "clip"}, "mmproj"),
         ({"general.type": "imatrix"}, "imatrix"),
-        ({"general.architecture": "gemma3"}, "supported are llama, qwen2, qwen3, smollm3"),
+        ({"general.architecture": "gemma4"}, "supported are llama, qwen2, qwen3, smollm3"),
         ({"general.architecture": 7}, "general.architecture is 7"),
         ({}, "holds a vocabulary only"),
     ],

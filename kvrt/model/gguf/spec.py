@@ -3,6 +3,7 @@
 What a key does not say, as whether projections have biases, is said by which tensors there are.
 """
 
+import difflib
 import math
 from dataclasses import replace
 from typing import Any
@@ -41,9 +42,11 @@ def architecture_of(gguf: GGUF) -> str:
     fields = gguf.fields()
     name = fields.text("general.architecture")
     if name not in ARCHITECTURES:
+        near = difflib.get_close_matches(name, ARCHITECTURES, n=1)
         raise fields.error(
             "general.architecture",
             f"is {shown(name)}, which is not supported; supported are " + ", ".join(ARCHITECTURES),
+            fix=f"the nearest supported architecture is {near[0]}" if near else "",
         )
     return name
 
