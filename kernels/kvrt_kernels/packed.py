@@ -24,14 +24,20 @@ def linear(
     residual: Tensor | None = None,
     out: Tensor | None = None,
     threads: int | None = None,
+    *,
+    exact: bool = False,
 ) -> Tensor:
     """``x @ weight.T (+ bias) (+ residual)``; see `kvrt.spi.PackedMatrices`.
+
+    Args:
+        exact: x is multiplied as it is: the bits are those of `kvrt_kernels.linear.linear` with
+            weights unpacked to float32. Otherwise x is rounded to codes of 8 bits first.
 
     Raises:
         ContractError: a tensor has another shape or dtype.
     """
     total = sum(matrix.out for matrix in weight)
-    _check(x, weight)
+    _check(x, weight, exact)
     check_vector("bias", bias, total)
     y = torch.empty(x.shape[0], total) if out is None else out
     for first, last, some in _fours(weight):
@@ -43,6 +49,7 @@ def linear(
             None if residual is None else residual[:, first:last],
             y[:, first:last],
             threads,
+            exact,
         )
     return y
 
@@ -64,6 +71,8 @@ def gated_linear(
     bias: Tensor | None = None,
     out: Tensor | None = None,
     threads: int | None = None,
+    *,
+    exact: bool = False,
 ) -> Tensor:
     """``act(x @ gate.T) * (x @ up.T)``, likewise.
 
@@ -71,17 +80,17 @@ def gated_linear(
         ContractError: a tensor has another shape or dtype.
     """
     total = sum(matrix.out for matrix in weight)
-    _check(x, weight)
+    _check(x, weight, exact)
     check_vector("bias", bias, total)
     need(len(weight) < 3 and total % 2 == 0, f"gate and up are {len(weight)} matrices of {total}")
     y = torch.empty(x.shape[0], total // 2) if out is None else out
-    _run(x, weight, GATE_CODE[activation], bias, None, y, threads)
+    _run(x, weight, GATE_CODE[activation], bias, None, y, threads, exact)
     return y
 
 
-def _check(x: Tensor, weight: Matrices) -> None:
+def _check(x: Tensor, weight: Matrices, exact: bool) -> None:
     for matrix in weight:
-        if packing_of(matrix.format) is None:
+        if packing_of(matrix.format, exact=exact) is None:
             raise ContractError(f"there are no products with {matrix.format.name}")
         check_rows("x", x, matrix.width)
 
@@ -94,9 +103,11 @@ def _run(
     residual: Tensor | None,
     y: Tensor,
     threads: int | None,
+    exact: bool,
 ) -> None:
     native().packed_linear(
         [(matrix.data.data_ptr(), matrix.out, *packing(matrix)) for matrix in weight],
+        exact,
         gate,
         address(x),
         x.stride(0),

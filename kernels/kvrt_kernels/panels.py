@@ -8,11 +8,13 @@ all of them first of row 0, then of row 1, and so on:
 
     kind          span     head                               scales            of
     halves        32       float16 scales (| offsets)                           Q4_0, Q5_0, Q8_0,
-                                                                                Q4_1, Q5_1
+                                                                                Q4_1, Q5_1, IQ4_NL,
+                                                                                NVFP4
     wholes        a group  float32 scales | zeros, a byte                       2, 4 and 8 bits in
-                                                                                groups of 32 n
-    levels        a block  float16 factors (| of offsets)     signed bytes of   Q2_K to Q6_K
-                                                              each group
+                                                                                groups of 32 n,
+                                                                                MXFP4, FP8
+    levels        a block  float16 factors (| of offsets)     signed bytes of   Q2_K to Q6_K,
+                                                              each group        IQ4_XS
                                                               (| offsets)
 
 A scale of `levels` is its byte times its factor. Codes are kept in the planes that `WeightFormat`
@@ -23,7 +25,7 @@ the 16 rows, and then the next words.
 What a row is short of a whole 32, and rows that are missing to a whole panel, count for nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import reduce
 from typing import Final, Literal, NamedTuple
 
@@ -52,48 +54,86 @@ class Packing(NamedTuple):
         kind: how scales are kept.
         offsets: whether there are any.
         groups: of 32 elements, 1 or 2.
+        codes: what codes are; the tables are those that `_TABLES` names.
     """
 
     kind: Literal["halves", "wholes", "levels"]
     offsets: bool = False
     groups: int = 1
+    codes: Literal["whole", "iq4", "e2m1", "e4m3"] = "whole"
+
+
+class _Kernel(NamedTuple):
+    """Of what scales there are products, by `enum class Scales` in native/api.h.
+
+    Args:
+        scales: the number there.
+        bits: of whole codes.
+        others: other codes than whole ones.
+    """
+
+    scales: int
+    bits: tuple[int, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 _KERNELS: Final = {
-    Packing("halves"): (0, (4, 5, 8)),
-    Packing("halves", offsets=True): (1, (4, 5)),
-    Packing("wholes"): (2, (2, 4, 8)),
-    Packing("levels", offsets=True): (3, (4, 5)),
-    Packing("levels", groups=2): (4, (3, 6)),
-    Packing("levels", offsets=True, groups=2): (5, (2,)),
+    Packing("halves"): _Kernel(0, (4, 5, 8), ("iq4",)),
+    Packing("halves", offsets=True): _Kernel(1, (4, 5)),
+    Packing("halves", groups=2): _Kernel(2, (), ("e2m1",)),
+    Packing("wholes"): _Kernel(3, (2, 4, 8), ("e2m1", "e4m3")),
+    Packing("levels"): _Kernel(4, (), ("iq4",)),
+    Packing("levels", offsets=True): _Kernel(5, (4, 5)),
+    Packing("levels", groups=2): _Kernel(6, (3, 6)),
+    Packing("levels", offsets=True, groups=2): _Kernel(7, (2,)),
 }
-"""The numbers of `enum class Scales` in native/api.h, and of how many bits codes are with each."""
+_TABLES: Final[dict[tuple[int, ...], Literal["iq4", "e2m1"]]] = {
+    (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113): "iq4",
+    (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12): "e2m1",
+}
+_CODES: Final = {"whole": 0, "iq4": 1, "e2m1": 1, "e4m3": 2}
+"""The numbers of `enum class Codes`."""
+_TABLE_ZERO: Final = 128
+"""What the numbers of tables have in addition there."""
 
 
-def packing_of(format: WeightFormat) -> Packing | None:
-    """How matrices of a format are laid out; None if there are no products with them."""
-    found = _packing_of(format)
-    return found if found in _KERNELS and format.bits in _KERNELS[found][1] else None
+def packing_of(format: WeightFormat, *, exact: bool = False) -> Packing | None:
+    """How matrices of a format are laid out; None if there are no products with them.
 
-
-def _packing_of(format: WeightFormat) -> Packing | None:
-    scale, offset = format.scale, format.offset
-    if format.table or format.codes != "whole":
-        return None
-    if isinstance(scale, TwoLevel):
-        if format.group not in (16, CODES) or not _is_signed_byte(scale):
+    Args:
+        exact: products with activations as they are, and not rounded to codes of 8 bits.
+    """
+    codes: Literal["whole", "iq4", "e2m1", "e4m3"] = format.codes
+    if format.table:
+        if format.table not in _TABLES:
             return None
-        if isinstance(offset, TwoLevel):
-            alike = offset.block == scale.block and _is_signed_byte(offset)
-            return Packing("levels", True, CODES // format.group) if alike else None
-        return Packing("levels", False, CODES // format.group) if offset == "none" else None
-    if format.group == CODES and scale == "float16" and offset in ("none", "float16"):
-        halves = Packing("halves", offset == "float16")
-        if format.bits in _KERNELS[halves][1]:
-            return halves
-    if format.group % CODES == 0 and scale in ("float16", "float32"):
-        return Packing("wholes") if offset in ("none", "zeros") else None
+        codes = _TABLES[format.table]
+    if codes == "e4m3" and not exact:
+        return None
+    for packing in _packings(format):
+        kernel = _KERNELS.get(packing, _Kernel(0))
+        if codes in kernel.others or (codes == "whole" and format.bits in kernel.bits):
+            return packing._replace(codes=codes)
     return None
+
+
+def _packings(format: WeightFormat) -> Iterator[Packing]:
+    """What holds the scales of a format without loss."""
+    scale, offset = format.scale, format.offset
+    groups = {16: 2, CODES: 1}.get(format.group, 0)
+    if isinstance(scale, TwoLevel):
+        fit = groups > 0 and _is_signed_byte(scale)
+        if fit and offset == "none":
+            yield Packing("levels", groups=groups)
+        if fit and isinstance(offset, TwoLevel):
+            fit = offset.block == scale.block and _is_signed_byte(offset)
+            if fit:
+                yield Packing("levels", offsets=True, groups=groups)
+        return
+    if groups > 0 and scale in ("float16", "e4m3") and offset in ("none", "float16"):
+        yield Packing("halves", offset == "float16", groups)
+    if format.group % CODES == 0 and offset in ("none", "zeros"):
+        yield Packing("wholes")
 
 
 def _is_signed_byte(kind: TwoLevel) -> bool:
@@ -101,11 +141,17 @@ def _is_signed_byte(kind: TwoLevel) -> bool:
     return kind.block % CODES == 0 and kind.zero <= 128 and 2**kind.bits - kind.zero <= 128
 
 
-def packing(matrix: Matrix) -> tuple[int, int, int, int]:
+def packing(matrix: Matrix) -> tuple[int, int, int, int, int]:
     """`struct Packing` of native/api.h."""
     form = _Form.of(matrix.format, matrix.width)
-    number, _ = _KERNELS[form.packing]
-    return matrix.format.bits, matrix.format.zero, number, form.span
+    scales = _KERNELS[form.packing._replace(codes="whole")].scales
+    codes = _CODES[form.packing.codes]
+    return matrix.format.bits, _zero(matrix.format), scales, form.span, codes
+
+
+def _zero(format: WeightFormat) -> int:
+    """What is subtracted from numbers, once they are looked up."""
+    return _TABLE_ZERO if format.table else format.zero
 
 
 class _Form(NamedTuple):
@@ -131,15 +177,15 @@ class _Form(NamedTuple):
 
     @classmethod
     def of(cls, format: WeightFormat, width: int) -> "_Form":
-        packing = packing_of(format)
+        packing = packing_of(format, exact=True)
         assert packing is not None
-        kind, with_offsets, groups = packing
+        kind, with_offsets, groups, _ = packing
         span = CODES
         if isinstance(format.scale, TwoLevel):
             span = format.scale.block
         elif kind == "wholes":
             span = format.group or width
-        head = 4 + 1 if kind == "wholes" else 2 + 2 * with_offsets
+        head = {"halves": 2 * groups, "wholes": 4 + 1, "levels": 2}[kind] * (1 + with_offsets)
         numbers = groups * (1 + with_offsets) if kind == "levels" else 0
         blocks, codes = -(-span // CODES), CODES * format.bits // 8
         return cls(packing, span, width // span, blocks, ROWS * head, ROWS * numbers, ROWS * codes)
@@ -227,8 +273,10 @@ def _scales(
         return [factors for _, factors in pairs], [numbers for numbers, _ in pairs]
     scale, offset = scales(format, plain, width), offsets(format, plain, width)
     if form.packing.kind == "halves":
-        return [kept.half() for kept in (scale, offset) if kept is not None], []
-    zeros = torch.full_like(scale, format.zero) if offset is None else offset
+        groups = form.packing.groups
+        halves = [kept.half() for kept in (scale, offset) if kept is not None]
+        return [kept[:, group::groups] for kept in halves for group in range(groups)], []
+    zeros = torch.full_like(scale, _zero(format)) if offset is None else offset
     return [scale, zeros.to(torch.uint8)], []
 
 
@@ -254,29 +302,40 @@ def rows(matrix: Matrix, indices: Tensor, out: Tensor) -> Tensor:
     panels = matrix.data.view(-1, form.panel)[where // ROWS]
     each, lane = torch.arange(len(where)), where % ROWS
     heads, numbers, lines = form.parts(panels)
-
-    def head(start: int, dtype: torch.dtype) -> Tensor:
-        """float32 [rows, spans, 1, 1, 1], from `start` on for 16 rows."""
-        stored = heads[..., start : start + ROWS * dtype.itemsize].contiguous().view(dtype)
-        return stored[each, :, lane].float()[..., None, None, None]
-
-    values = _apart(lines[each, :, :, :, lane], format.bits).float()
     groups = form.packing.groups
+
+    def head(place: int, dtype: torch.dtype = torch.float16, count: int = 1) -> Tensor:
+        """float32 [rows, spans, 1, count, 1]: from that place of 16 numbers on."""
+        start = place * ROWS * dtype.itemsize
+        stored = heads[..., start : start + count * ROWS * dtype.itemsize].contiguous().view(dtype)
+        stored = stored.view(len(where), form.spans, count, ROWS)
+        return stored[each, :, :, lane].float()[:, :, None, :, None]
+
+    values = _numbers(format, _apart(lines[each, :, :, :, lane], format.bits))
     values = values.view(len(where), form.spans, form.blocks, groups, CODES // groups)
+    offset: Tensor | None = None
     if form.packing.kind == "wholes":
-        zero = head(4 * ROWS, torch.uint8)
         scale = head(0, torch.float32)
-        return _into(out, (values - zero) * scale)
-    scale, offset = head(0, torch.float16), None
-    if form.packing.offsets:
-        offset = head(2 * ROWS, torch.float16)
-    if form.packing.kind == "levels":
+        values -= 0 if format.table else head(4, torch.uint8)
+    elif form.packing.kind == "halves":
+        scale = head(0, count=groups)
+        if form.packing.offsets:
+            offset = head(groups, count=groups)
+        values -= format.zero
+    else:
         whole = numbers.view(torch.int8)[each, :, :, :, lane].float()[..., None]
-        scale = scale * whole[:, :, :, :groups]
-        if offset is not None:
-            offset = offset * whole[:, :, :, groups:]
-    values = (values - format.zero) * scale
+        scale = head(0) * whole[:, :, :, :groups]
+        if form.packing.offsets:
+            offset = head(1) * whole[:, :, :, groups:]
+        values -= format.zero
+    values *= scale
     return _into(out, values if offset is None else values + offset)
+
+
+def _numbers(format: WeightFormat, codes: Tensor) -> Tensor:
+    if format.table:
+        return torch.tensor(format.table, dtype=torch.float32)[codes.int()]
+    return codes.view(torch.float8_e4m3fn).float() if format.codes == "e4m3" else codes.float()
 
 
 def _into(out: Tensor, values: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ Floats = NDArray[np.float32]
 
 _SIX = TwoLevel(6)
 _FOUR_BIT_TABLE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 FORMATS: Mapping[str, WeightFormat] = {
     format.name: format
     for format in (
@@ -32,8 +33,8 @@ FORMATS: Mapping[str, WeightFormat] = {
         WeightFormat("iq4_nl", 4, 32, "float16", table=_FOUR_BIT_TABLE),
         WeightFormat("iq4_xs", 4, 32, TwoLevel(6, 32), table=_FOUR_BIT_TABLE),
         WeightFormat("tq2_0", 2, 256, "float16", zero=1),
-        WeightFormat("mxfp4", 4, 32, "e8m0", table=(0, 1, 2, 3, 4, 6, 8, 12, *range(0, -8, -1))),
-        WeightFormat("nvfp4", 4, 16, "e4m3", table=(0, 1, 2, 3, 4, 6, 8, 12, *range(0, -8, -1))),
+        WeightFormat("mxfp4", 4, 32, "e8m0", table=_E2M1),
+        WeightFormat("nvfp4", 4, 16, "e4m3", table=_E2M1),
         WeightFormat("int4 by 64", 4, 64, "float32", offset="zeros"),
         WeightFormat("int4 by 128", 4, 128, "float32", zero=8),
         WeightFormat("int8 by row", 8, 0, "float32", zero=128),

@@ -17,7 +17,7 @@ from types import ModuleType
 import kvrt_kernels
 import pytest
 import torch
-from kvrt_kernels import append, attention, limits, linear, norm, packed, reference
+from kvrt_kernels import append, attention, limits, linear, norm, packed, panels, reference
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.nn import functional
@@ -174,7 +174,8 @@ def test_linear(benchmark, machine, shape, rows, dtype, by):
         measure(benchmark, max(3, rounds // 4), lambda i: work(x, weights[i % copies]), **needed)
 
 
-KEPT = {"bf16": None, "q8_0": matrices.FORMATS["q8_0"], "q4_0": matrices.FORMATS["q4_0"]}
+CODES = ["q8_0", "q6_k", "q5_k", "q4_k", "q4_0", "int4 by 128", "iq4_nl"]
+KEPT = ["bf16", *CODES, *(f"{name}, exact" for name in ("q8_0", "q4_k"))]
 
 
 @pytest.mark.parametrize("rows", [1, 4, 16, 64, 256])
@@ -186,16 +187,17 @@ def test_linear_by_instruction_set(benchmark, machine, request, isa, kept, rows)
     benchmark.group = f"kernels: linear 14336x4096, {rows} rows"
     request.addfinalizer(partial(kvrt_kernels.set_isa, kvrt_kernels.isa()))
     kvrt_kernels.set_isa(isa)
-    x, format = torch.randn(rows, in_features), KEPT[kept]
+    name, exact = kept.removesuffix(", exact"), kept.endswith("exact")
+    x, format = torch.randn(rows, in_features), matrices.FORMATS.get(name)
     if format is None:
         nbytes = 2 * out_features * in_features
         weights = huge(4 * nbytes // 2, torch.bfloat16).view(4, out_features, -1)
         work = lambda i: linear.linear(x, weights[i % 4])  # noqa: E731
     else:
-        nbytes = packed.nbytes(format, out_features, in_features)
+        nbytes = panels.nbytes(format, out_features, in_features)
         data = huge(8 * nbytes, torch.uint8).view(8, -1)
         stacked = [Matrix(format, one, out_features, in_features) for one in data]
-        work = lambda i: packed.linear(x, (stacked[i % 8],))  # noqa: E731
+        work = lambda i: packed.linear(x, (stacked[i % 8],), exact=exact)  # noqa: E731
     measure(benchmark, 7, work, of_read_bandwidth=nbytes / machine.read_bytes_per_s)
 
 

@@ -41,6 +41,25 @@ from kvrt.testing.packing import PackingBackend
 packs = PackingBackend("packs", registry.load("null"))
 """
 
+EXACT = """
+from dataclasses import replace
+from kvrt import registry
+from kvrt.spi import DeviceOptions
+
+class Exact:
+    name, spi = "exact", 2
+
+    def probe(self):
+        return registry.load("cpu").probe()
+
+    def open(self, index=0, options=DeviceOptions()):
+        device = registry.load("cpu").open(index, replace(options, exact=True))
+        device.info = replace(device.info, backend=self.name)
+        return device
+
+exact = Exact()
+"""
+
 EXPLODES = """
 class Explodes:
     name, spi = "explodes", 2
@@ -77,6 +96,16 @@ def test_it_passes_for_a_device_that_packs_weights_in_every_way(
 ) -> None:
     install(PACKS, ["packs"])
     result = kit("--kvrt-backend", "packs", parts=("packed",))
+    assert result.ret == pytest.ExitCode.OK
+    assert result.parseoutcomes()["passed"] > 100
+
+
+@pytest.mark.promise("P37")
+def test_it_passes_for_the_processor_with_activations_as_they_are(
+    install: Callable[..., None], kit: Kit
+) -> None:
+    install(EXACT, ["exact"])
+    result = kit("--kvrt-backend", "exact", parts=("packed",))
     assert result.ret == pytest.ExitCode.OK
     assert result.parseoutcomes()["passed"] > 100
 

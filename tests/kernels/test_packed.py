@@ -1,19 +1,21 @@
 """Products with weights that stay codes: the reference's, with the same bits everywhere."""
 
+from functools import cache
+
 import kvrt_kernels
 import pytest
 import torch
 from kvrt_kernels import attention, packed, panels
+from kvrt_kernels.linear import gated_linear, linear
 from kvrt_kernels.program import Program
 
 from kvrt.errors import ContractError
 from kvrt.testing import matrices, reference
 
-FORMATS = {
-    name: format
-    for name, format in matrices.FORMATS.items()
-    if format.codes == "whole" and not format.table
-}
+EXACT = matrices.FORMATS
+"""Of which there are products with activations as they are."""
+FORMATS = {name: format for name, format in EXACT.items() if format.codes == "whole"}
+"""Of which there are products with activations in codes."""
 SHAPES = [(1, 1), (33, 3), (77, 2), (90, 5)]
 """Rows, and how many of the shortest width that the format has."""
 
@@ -22,8 +24,9 @@ def shortest(format):
     return next(width for width in range(32, 512, 32) if format.fits(width))
 
 
+@cache
 def make(name, out, width, rows=40):
-    format = FORMATS[name]
+    format = EXACT[name]
     plain = matrices.random_rows(format, out, width, seed=1)
     into = torch.empty(panels.nbytes(format, out, width), dtype=torch.uint8)
     x = torch.randn(rows, width, generator=torch.Generator().manual_seed(2))
@@ -43,6 +46,32 @@ def test_products_are_those_of_codes_with_codes_on_every_instruction_set(name, o
     kvrt_kernels.set_isa(before)
     torch.testing.assert_close(found[0].double(), want, rtol=1e-5, atol=1e-5)
     assert all(torch.equal(found[0], other) for other in found)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_products_have_the_bits_of_those_with_unpacked_weights(isa, name):
+    """Also where a row is more than one of the blocks that sums are taken over, and not by 32."""
+    short, long = shortest(EXACT[name]), 1024 + 32
+    for out, width in ((33, short), (18, long if EXACT[name].fits(long) else 1280)):
+        x, matrix, values = make(name, out, width, rows=27)
+        for rows in (x, x[:1]):
+            got = packed.linear(rows, (matrix,), threads=2, exact=True)
+            assert torch.equal(got, linear(rows, values, threads=2))
+
+
+def test_exact_products_of_several_matrices_have_the_bits_of_those_with_unpacked_weights(isa):
+    """Gate and up, too, apart and together, where up begins within a panel."""
+    x, gate, gate_values = make("q4_1", 45, 768)
+    _, up, up_values = make("fp8 by 128", 45, 768)
+    bias, residual = torch.randn(90), torch.randn(40, 90)
+    values = torch.cat((gate_values, up_values))
+    got = packed.linear(x, (gate, up), bias, residual, exact=True)
+    assert torch.equal(got, linear(x, values, bias, residual))
+    got = packed.gated_linear(x, (gate, up), "silu", bias, exact=True)
+    assert torch.equal(got, gated_linear(x, values, "silu", bias))
+    _, both, values = make("q6_k", 90, 768)
+    got = packed.gated_linear(x, (both,), "gelu_tanh", exact=True)
+    assert torch.equal(got, gated_linear(x, values, "gelu_tanh"))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -80,12 +109,13 @@ def test_gate_and_up_may_be_apart_and_of_two_formats(isa):
     )
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", EXACT)
 def test_a_matrix_in_panels_is_as_large_as_in_a_file_and_gives_its_rows_back(name):
-    """Up to scales of six bits that are bytes, and of float16 that are float32 beside zeros."""
+    """Up to scales of six bits that are bytes, and of other kinds that are float32 beside zeros."""
     _, matrix, values = make(name, 96, 512)
-    in_file = 96 * FORMATS[name].row_bytes(512)
+    in_file = 96 * EXACT[name].row_bytes(512)
     most = {"q2_k": 1.2, "q3_k": 1.04, "q4_k": 1.03, "q5_k": 1.03, "tq2_0": 1.05}
+    most |= {"mxfp4": 1.24, "nvfp4": 1.12, "iq4_xs": 1.03}
     assert matrix.data.nbytes <= in_file * most.get(name, 1.02)
     for which in (torch.tensor([95, 0, 17, 17]), torch.tensor([], dtype=torch.int32)):
         got = panels.rows(matrix, which, torch.empty(len(which), 512))
@@ -100,6 +130,7 @@ def test_a_row_with_one_scale_may_be_of_any_width(isa):
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
         read = panels.rows(matrix, torch.tensor([18, 3]), torch.empty(2, width))
         assert torch.equal(read, values[[18, 3]])
+        assert torch.equal(packed.linear(x, (matrix,), exact=True), linear(x, values))
 
 
 def test_matrices_of_one_weight_may_be_of_any_number_and_format(isa):
@@ -117,6 +148,7 @@ def test_matrices_of_one_weight_may_be_of_any_number_and_format(isa):
 
 def test_numbers_too_large_too_small_or_none_are_rounded_as_the_contract_says(isa):
     x, matrix, values = make("q8_0", 33, 64, rows=6)
+    x = x.clone()
     x[0] *= 2.0**-90
     x[1, :32] *= 2.0**-110
     x[2] = 0
@@ -150,6 +182,9 @@ def test_formats_without_products_and_tensors_of_another_shape_are_refused():
     x, matrix, _ = make("q4_0", 33, 64)
     for name, format in matrices.FORMATS.items():
         assert (panels.packing_of(format) is not None) == (name in FORMATS)
+        assert panels.packing_of(format, exact=True) is not None
+    with pytest.raises(ContractError, match="there are no products with fp8 by 128"):
+        packed.linear(torch.zeros(1, 128), (make("fp8 by 128", 3, 128)[1],))
     with pytest.raises(ContractError, match="x must be float32"):
         packed.linear(x[:, :32], (matrix,))
     with pytest.raises(ContractError, match="bias"):

@@ -71,9 +71,8 @@ class CpuDevice:
                 DenseOps: NativeOps(threads),
                 GraphCapture: NativeGraphs(native, threads),
                 Measurable: NativeLimits(threads),
+                PackedMatrices: NativeMatrices(threads, options.exact),
             }
-            if not options.exact:
-                self._extensions[PackedMatrices] = NativeMatrices(threads)
         self.info = DeviceInfo(
             backend="cpu",
             index=0,

@@ -7,16 +7,22 @@ from kvrt.spi import Activation, Matrices, Matrix, WeightFormat
 
 
 class NativeMatrices:
-    """`PackedMatrices` over the compiled kernels, which all round activations to codes."""
+    """`PackedMatrices` over the compiled kernels.
 
-    def __init__(self, threads: int) -> None:
+    Args:
+        threads: how many compute.
+        exact: activations are multiplied as they are, and not rounded to codes.
+    """
+
+    def __init__(self, threads: int, exact: bool) -> None:
         self._threads = threads
+        self._exact = exact
 
     def multiplies(self, format: WeightFormat) -> bool:
-        return panels.packing_of(format) is not None
+        return panels.packing_of(format, exact=self._exact) is not None
 
     def rounds(self, format: WeightFormat) -> bool:
-        return panels.packing_of(format) is not None
+        return not self._exact and self.multiplies(format)
 
     def nbytes(self, format: WeightFormat, out: int, width: int) -> int:
         return panels.nbytes(format, out, width)
@@ -35,7 +41,7 @@ class NativeMatrices:
         residual: Tensor | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
-        return packed.linear(x, weight, bias, residual, out, self._threads)
+        return packed.linear(x, weight, bias, residual, out, self._threads, exact=self._exact)
 
     def gated_linear(
         self,
@@ -45,4 +51,6 @@ class NativeMatrices:
         bias: Tensor | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
-        return packed.gated_linear(x, weight, activation, bias, out, self._threads)
+        return packed.gated_linear(
+            x, weight, activation, bias, out, self._threads, exact=self._exact
+        )

@@ -11,7 +11,8 @@
 
 namespace kvrt {
 
-enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2, codes = 3 };  // of weights
+// Of weights; codes are multiplied with activations that are rounded to codes, too, or with those that are given.
+enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2, codes = 3, exact_codes = 4 };
 enum class Format : int { f32 = 0, bf16 = 1, f16 = 2, i8 = 3, i4 = 4 };  // of pages; kvrt.spi.KVLayout defines them
 enum class Gate : int { none = 0, silu = 1, gelu_tanh = 2 };
 
@@ -86,25 +87,29 @@ struct AttentionTask {
   float* partial;
 };
 
-// How panels of codes keep their scales (panels.h).
+// What codes in panels are, and how their scales are kept (panels.h).
+enum class Codes : int { whole = 0, table = 1, e4m3 = 2 };
 enum class Scales : int {
   halves = 0,
   halves_with_offsets = 1,
-  wholes = 2,
-  levels_with_offsets = 3,
-  levels_of_16 = 4,
-  levels_of_16_with_offsets = 5,
+  halves_of_16 = 2,
+  wholes = 3,
+  levels = 4,
+  levels_with_offsets = 5,
+  levels_of_16 = 6,
+  levels_of_16_with_offsets = 7,
 };
 struct Packing {
   int bits;  // of a code
   int zero;  // what is subtracted from each, unless each row has its own
   Scales scales;
   int span;  // elements of a row that are behind one head: a multiple of 32, or a whole row
+  Codes codes = Codes::whole;
 };
 
 // Bytes of a row, which are a sixteenth of a panel's.
 static inline int64_t row_bytes(Packing p, int64_t k) {
-  const int heads[] = {2, 4, 5, 4, 2, 4}, blocks[] = {0, 0, 0, 2, 2, 4};
+  const int heads[] = {2, 4, 4, 5, 2, 4, 2, 4}, blocks[] = {0, 0, 0, 0, 1, 2, 2, 4};
   const int64_t spans = (k + p.span - 1) / p.span, of_32 = (k + 31) / 32;
   return spans * heads[int(p.scales)] + of_32 * (blocks[int(p.scales)] + 4 * p.bits);
 }
@@ -151,7 +156,7 @@ struct Row {
   int64_t bytes;
 };
 static inline Row row_of(const LinearArgs& a, int row) {
-  if (a.dtype == Dtype::codes) {
+  if (a.dtype == Dtype::codes || a.dtype == Dtype::exact_codes) {
     const PackedRow packed = packed_row(a, row);
     return {panel_of(packed, a.k), row_bytes(packed.matrix->packing, a.k)};
   }

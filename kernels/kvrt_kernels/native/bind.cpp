@@ -168,19 +168,20 @@ NB_MODULE(_native, m) {
 
   m.def(
       "packed_linear",
-      [](const std::vector<std::array<S, 6>>& matrices, int gate, A x, S x_stride, A bias, A residual,
+      [](const std::vector<std::array<S, 7>>& matrices, bool exact, int gate, A x, S x_stride, A bias, A residual,
          S residual_stride, A y, S y_stride, int rows, int out_features, int in_features, int threads) {
-        LinearArgs args{Dtype::codes, Gate(gate), at<const float>(x), nullptr, at<const float>(bias),
-                        at<const float>(residual), at<float>(y), x_stride, residual_stride, y_stride, rows,
-                        out_features, in_features};
+        LinearArgs args{exact ? Dtype::exact_codes : Dtype::codes, Gate(gate), at<const float>(x), nullptr,
+                        at<const float>(bias), at<const float>(residual), at<float>(y), x_stride, residual_stride,
+                        y_stride, rows, out_features, in_features};
         if (matrices.size() > kMostMatrices) throw std::invalid_argument("too many matrices");
         PackedMatrix* to = args.packed;
-        for (const auto& [panels, of, bits, zero, scales, span] : matrices)
-          *to++ = {at<const void>(A(panels)), int(of), {int(bits), int(zero), Scales(scales), int(span)}};
+        for (const auto& [panels, of, bits, zero, scales, span, codes] : matrices)
+          *to++ = {at<const void>(A(panels)), int(of),
+                   {int(bits), int(zero), Scales(scales), int(span), Codes(codes)}};
         submit(args, threads);
       },
-      "matrices"_a, "gate"_a, "x"_a, "x_stride"_a, "bias"_a, "residual"_a, "residual_stride"_a, "y"_a, "y_stride"_a,
-      "rows"_a, "out_features"_a, "in_features"_a, "threads"_a, release(),
+      "matrices"_a, "exact"_a, "gate"_a, "x"_a, "x_stride"_a, "bias"_a, "residual"_a, "residual_stride"_a, "y"_a,
+      "y_stride"_a, "rows"_a, "out_features"_a, "in_features"_a, "threads"_a, release(),
       "Of each matrix: its address, rows, and `struct Packing`.");
 
   m.def(

@@ -31,6 +31,7 @@ namespace KVRT_ISA {
 #endif
 #include "panels.h"
 #include "linear_packed.h"
+#include "linear_exact.h"
 #include "linear.h"
 #include "probe.h"
 // clang-format on

@@ -10,6 +10,7 @@ template <class F> KVRT_INLINE auto by_dtype(Dtype dtype, const F& f) {
     case Dtype::bf16: return f(typename KernelOf<bf16>::type{});
     case Dtype::f16: return f(typename KernelOf<f16>::type{});
     case Dtype::codes: return f(Panels{});
+    case Dtype::exact_codes: return f(Decoded{});
     default: return f(typename KernelOf<float>::type{});
   }
 }

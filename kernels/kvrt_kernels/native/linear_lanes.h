@@ -113,9 +113,18 @@ struct Ahead {
   }
 };
 
+// Nothing.
+struct NotAhead {
+  const char* w = nullptr;
+  int64_t stride = 0;
+  int rows = 0;
+
+  KVRT_FORCE void ask() {}
+};
+
 // c[R][kOut] += x[R][0 .. words) . w^T
-template <int R, class W>
-static void tile(const W w, const float* x, int64_t x_stride, int words, float* c, int64_t c_stride, Ahead ahead) {
+template <int R, class W, class Asked>
+static void tile(const W w, const float* x, int64_t x_stride, int words, float* c, int64_t c_stride, Asked ahead) {
   using T = typename W::Element;
   constexpr int V = W::vectors;
   vf acc[R][kOut];
@@ -153,9 +162,9 @@ static void tile(const W w, const float* x, int64_t x_stride, int words, float* 
     }
 }
 
-template <class W>
+template <class W, class Asked>
 static void tiles(const W w, const float* x, int64_t x_stride, int rows, int words, float* c, int64_t c_stride,
-                  Ahead ahead) {
+                  Asked ahead) {
   const int groups = (rows + kIn - 1) / kIn;
   int m = 0, asked = 0;
   const auto group = [&](auto height) {
@@ -198,6 +207,13 @@ struct Piece {
   int part, n, k0;
 };
 
+// Of the blocks of k, of nearly equal size, all but the last.
+template <class T> static int block_size(int64_t k) {
+  constexpr int step = kStep<T>;
+  const int blocks = k > kBlock ? int((k + kBlock - 1) / kBlock) : 1;
+  return int((k + blocks - 1) / blocks + step - 1) / step * step;
+}
+
 // c[parts][rows][c_stride] = x . W[n0 .. n1)^T for each part; `panel` has room for kOut * kBlock floats. Pieces come in
 // the order of memory for a few rows of x; each asks for the next one.
 template <class T>
@@ -205,8 +221,7 @@ static void product_in_lanes(const LinearArgs& a, int parts, int n0, int n1, con
                              int rows, float* c, int64_t c_stride, float* panel) {
   constexpr int step = kStep<T>;
   const int64_t k = a.k;
-  const int blocks = k > kBlock ? int((k + kBlock - 1) / kBlock) : 1;  // of nearly equal size
-  const int size = int((k + blocks - 1) / blocks + step - 1) / step * step;
+  const int size = block_size<T>(k);
   __builtin_memset(c, 0, sizeof(float) * parts * rows * c_stride);
 
   const auto weights = [&](const Piece& p) { return static_cast<const T*>(a.w) + (p.part * a.n + p.n) * k + p.k0; };

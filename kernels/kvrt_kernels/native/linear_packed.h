@@ -77,10 +77,10 @@ KVRT_INLINE int32_t sum_of(const int32_t* block, int groups, int group) {
 // ---- micro-kernel ---------------------------------------------------------------------------------------------------
 
 // c[R][16] = x[R] . (16 rows of W)^T. Asks for what is `ahead` bytes behind, as much as it reads.
-template <int R, int bits, class S>
+template <int R, class C, class S>
 static void panel_tile(const char* panel, Packing packing, int blocks, const int32_t* x, int64_t x_stride, float* c,
                        int64_t ahead) {
-  constexpr int fours = kCodes / 4 / S::groups, bytes = S::block + kPanelRows * kCodes * bits / 8;
+  constexpr int fours = kCodes / 4 / S::groups, bytes = S::block + kPanelRows * kCodes * C::bits / 8;
   const int in_span = (S::span(packing) + kCodes - 1) / kCodes;
   for (int lane = 0; lane < kPanelRows; lane += L, c += L) {
     vf acc[R];
@@ -105,7 +105,7 @@ static void panel_tile(const char* panel, Packing packing, int blocks, const int
             sum[r] = S::minus_zeros(span, lane, packing, sum_of(from + r * x_stride, S::groups, g));
 #pragma GCC unroll 8
           for (int i = g * fours; i < (g + 1) * fours; i++) {
-            const vi codes = four<bits>(w + S::block + 4 * lane, i);
+            const vi codes = C::four(w + S::block + 4 * lane, i);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) sum[r] = dot4(codes, from + r * x_stride + kFour * i, sum[r]);
           }
@@ -127,14 +127,14 @@ static void panel_tile(const char* panel, Packing packing, int blocks, const int
   }
 }
 
-template <int bits, class S>
+template <class C, class S>
 static void panel_tiles(const char* panel, Packing packing, int blocks, const int32_t* x, int64_t x_stride, int rows,
                         float* c, int64_t ahead) {
   int m = 0;
   const auto some = [&](auto height) {
     constexpr int R = decltype(height)::value;
     for (; rows - m >= R; m += R)
-      panel_tile<R, bits, S>(panel, packing, blocks, x + m * x_stride, x_stride, c + m * kPanelRows, m == 0 ? ahead : 0);
+      panel_tile<R, C, S>(panel, packing, blocks, x + m * x_stride, x_stride, c + m * kPanelRows, m == 0 ? ahead : 0);
   };
   some(std::integral_constant<int, 8>{});
   some(std::integral_constant<int, 4>{});
@@ -160,27 +160,16 @@ struct Panels {
   }
   static size_t work(int rows) { return size_t(kPanelRows) * rows; }
 
-  // c[parts][rows][c_stride] = x . W[n0 .. n1)^T for each part. A part may begin anywhere in a panel.
   static void product(const LinearArgs& a, int parts, int n0, int n1, const float* x, int64_t x_stride, int rows,
                       float* c, int64_t c_stride, float* work) {
-    for (int part = 0; part < parts; part++, c += rows * c_stride) {
-      const int first = part * a.n + n0, last = first + n1 - n0;
-      for (int row = first, until; row < last; row = until) {
-        const PackedRow at = packed_row(a, row);
-        const Packing packing = at.matrix->packing;
-        const int64_t bytes = kPanelRows * row_bytes(packing, a.k);
-        const int lane = at.row % kPanelRows, left = at.matrix->rows - at.row;
-        until = row + (left < kPanelRows - lane ? left : kPanelRows - lane);
-        if (until > last) until = last;
-        by_packing(packing, [&](auto bits, auto scales) {
-          panel_tiles<decltype(bits)::value, decltype(scales)>(panel_of(at, a.k), packing, blocks(a),
-                                                               reinterpret_cast<const int32_t*>(x), x_stride, rows,
-                                                               work, bytes);
-        });
-        for (int r = 0; r < rows; r++)
-          __builtin_memcpy(c + r * c_stride + row - first, work + r * kPanelRows + lane, sizeof(float) * (until - row));
-      }
-    }
+    by_panels(a, parts, n0, n1, rows, c, c_stride, work, [&](const char* panel, Packing packing) {
+      by_packing(packing, [&](auto codes, auto scales) {
+        if constexpr (!std::is_same_v<decltype(codes), E4m3>)
+          panel_tiles<decltype(codes), decltype(scales)>(panel, packing, blocks(a),
+                                                         reinterpret_cast<const int32_t*>(x), x_stride, rows, work,
+                                                         kPanelRows * row_bytes(packing, a.k));
+      });
+    });
   }
 
  private:

@@ -294,6 +294,9 @@ void check_gate(Gate gate) {
   report(error < 5e-4, gate == Gate::silu ? "gated silu" : "gated gelu_tanh", error);
 }
 
+const int kIq4[] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+const int kE2m1[] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
 // A panel of codes, read byte by byte: what packed.py lays out.
 struct PanelBytes {
   const unsigned char* panel;
@@ -301,7 +304,7 @@ struct PanelBytes {
   int head, scales;  // bytes of a span's head, and of a block's scales
 
   PanelBytes(const unsigned char* panel, Packing packing) : panel(panel), packing(packing) {
-    const int heads[] = {32, 64, 80, 64, 32, 64}, of_blocks[] = {0, 0, 0, 32, 32, 64};
+    const int heads[] = {32, 64, 64, 80, 32, 64, 32, 64}, of_blocks[] = {0, 0, 0, 0, 16, 32, 32, 64};
     head = heads[int(packing.scales)], scales = of_blocks[int(packing.scales)];
   }
   int block() const { return scales + 64 * packing.bits; }
@@ -319,12 +322,18 @@ struct PanelBytes {
       code |= (byte >> four % in_byte * width & ((1 << width) - 1)) << low;
       low += width, plane += 64 * width;
     }
+    if (packing.codes == Codes::table) {
+      const bool iq4 = packing.scales == Scales::halves || packing.scales == Scales::levels;
+      code = (iq4 ? kIq4 : kE2m1)[code] + 128;
+    }
     const auto half = [&](int n) { return double(decode(Dtype::f16, from, n * 16 + row)); };
     const auto level = [&](int n) { return double(int8_t(at[16 * n + row])); };
     switch (packing.scales) {
       case Scales::halves: return half(0) * (code - packing.zero);
       case Scales::halves_with_offsets: return half(0) * code + half(1);
+      case Scales::halves_of_16: return half(group) * (code - packing.zero);
       case Scales::wholes: return double(decode(Dtype::f32, from, row)) * (code - from[64 + row]);
+      case Scales::levels: return half(0) * level(0) * (code - packing.zero);
       case Scales::levels_with_offsets: return half(0) * level(0) * code + half(1) * level(1);
       case Scales::levels_of_16: return half(0) * level(group) * (code - packing.zero);
       default: return half(0) * level(group) * code + half(1) * level(2 + group);
@@ -332,7 +341,8 @@ struct PanelBytes {
   }
 };
 
-// Weights of codes: activations are rounded as kvrt.spi.PackedMatrices says, and the rest of it is exact.
+// Weights of codes, with activations that are rounded as kvrt.spi.PackedMatrices says, where the rest is exact, and with
+// activations as they are, which has the bits of a product with float32.
 void check_codes(const char* what, Packing packing) {
   const int rows = 5, n = 32, k = packing.span > 32 ? 2 * packing.span : 96;
   const int64_t panel = 16 * row_bytes(packing, k);
@@ -343,7 +353,7 @@ void check_codes(const char* what, Packing packing) {
       const PanelBytes bytes(w.data() + p * panel, packing);
       auto* head = const_cast<unsigned char*>(bytes.span(i));
       const Dtype kept = packing.scales == Scales::wholes ? Dtype::f32 : Dtype::f16;
-      const double size = 0.25 / (1 << packing.bits) / (bytes.scales ? 128 : 1);
+      const double size = 0.25 / (packing.codes == Codes::table ? 128 : 1 << packing.bits) / (bytes.scales ? 128 : 1);
       for (int j = 0; j < (kept == Dtype::f32 ? 16 : bytes.head / 2); j++) encode(kept, head, j, normal() * size);
     }
   std::vector<float> x = normals(rows * k), y(rows * n), one(n);
@@ -373,6 +383,16 @@ void check_codes(const char* what, Packing packing) {
   }
   report(error < 1e-4, what, error);
   report(same, "    bits", 0);
+
+  std::vector<float> values(n * k), exact(rows * n), unpacked(rows * n);
+  for (int o = 0; o < n; o++)
+    for (int i = 0; i < k; i++) values[o * k + i] = PanelBytes(w.data() + o / 16 * panel, packing).value(o % 16, i);
+  LinearArgs args{Dtype::f32, Gate::none, x.data(), values.data(), nullptr, nullptr, unpacked.data(), k, 0, n, rows, n, k};
+  compute(kernels, args, 2);
+  args.dtype = Dtype::exact_codes, args.y = exact.data();
+  args.packed[0] = {w.data(), n, packing};
+  compute(kernels, args, 2);
+  report(exact == unpacked, "    exact", 0);
 }
 
 void check_norm() {
@@ -455,7 +475,9 @@ int main() {
   check_codes("linear q8_0", {8, 128, Scales::halves, 32});
   check_codes("linear q5_0", {5, 16, Scales::halves, 32});
   check_codes("linear q4_1", {4, 0, Scales::halves_with_offsets, 32});
+  check_codes("linear nvfp4", {4, 128, Scales::halves_of_16, 32, Codes::table});
   check_codes("linear int4 by 64", {4, 0, Scales::wholes, 64});
+  check_codes("linear iq4_xs", {4, 128, Scales::levels, 256, Codes::table});
   check_codes("linear q5_k", {5, 0, Scales::levels_with_offsets, 256});
   check_codes("linear q6_k", {6, 32, Scales::levels_of_16, 256});
   check_codes("linear q2_k", {2, 0, Scales::levels_of_16_with_offsets, 256});
