@@ -32,12 +32,14 @@ PROMISES = {
     "P10": "A process killed at any call to the system, or at any moment, leaves a folder of KV "
     "pages that opens again and holds whole pages only.",
     "P13": "An abort at any state frees its pages; thousands of aborts leak nothing.",
-    "P14": "Work for somebody who has left stops within a second: a task that is cancelled, a "
-    "stream that nobody holds.",
+    "P14": "Work for somebody who has left stops within a second: a client that disconnects, "
+    "streaming or not, a task that is cancelled, a stream that nobody holds.",
     "P15": "Greedy output is byte-identical alone, in any batch, chunked in any way, preempted "
     "and recomputed or moved, with the pool full, with its prefix cached, evicted and "
     "fetched from host memory or disk, restored from a snapshot, with tokens guessed in "
     "advance, and with any number of threads (native CPU kernels).",
+    "P16": "An engine that has work and takes no step for the time set is not ready, by `/readyz`, "
+    "and is ready again when it goes on.",
     "P17": "A device call that never returns blocks nobody for ever: aborts and statistics return "
     "at once, closing within its time, and who waits for an answer then gets an error.",
     "P18": "No starvation: every request that fits finishes under any order of arrival; priorities "
@@ -56,21 +58,32 @@ PROMISES = {
     "quickly and in bounded memory.",
     "P24": "An interrupted download resumes, and a partial snapshot is never used as complete.",
     "P25": "Loading a model never executes code from its repository and never unpickles.",
+    "P26": "Every number, list, body and header of a request to the server is bounded before it "
+    "costs anything; what is refused is refused at once, and disturbs no stream.",
     "P27": "No request can end the engine: what fails for one request ends that request with its "
     "error, and its neighbours say what they say alone.",
+    "P28": "Where keys are asked for, every route but three needs one, whatever the path, the "
+    "method or the headers; where they are not, no web page of another site can ask.",
+    "P29": "The server listens at this machine alone; another address without keys is refused.",
     "P30": "Requests with different salts never share KV pages, those with the same do; a salt "
     "that is no short printable text is refused.",
     "P31": "A KV page is found by a SHA-256 chain over model, KV format, layout, salt and tokens "
     "that is the same in every process; the tokens themselves are compared, so colliding "
     "hashes are never a wrong answer.",
+    "P32": "Nothing that is asked of the server makes a connection to anywhere.",
+    "P35": "SIGTERM: nothing more is taken, answers end, or are cut at the deadline with an error "
+    "event, and the exit code is 0; a second one ends the process at once.",
     "P36": "A broken plug-in never breaks the command line, `kvrt doctor` or other backends; "
     "choosing it fails with exit code 4 and its reason.",
     "P37": "Every backend passes the same conformance suite, which any author can run by name.",
     "P38": "`import kvrt` takes under 150 ms, loads no torch, starts no thread, touches no device.",
     "P39": "Minutes of requests with aborts, lost callers, changing limits, pins and snapshots "
     "leave no page, thread or descriptor behind, and memory stays where it was.",
+    "P40": "Metrics equal what was answered, and counters never fall.",
     "P41": "Logs (at INFO and above) and errors contain no text of prompts, no stop strings and no "
     "salts.",
+    "P42": "Environment variables that are named like a service, such as KVRT_PORT, change "
+    "nothing.",
 }
 
 

@@ -49,6 +49,10 @@ ONLY_IN: dict[str, str] = {
     "cuda": "backends/cuda",
     "hip": "backends/rocm",
     "pytest": "kvrt/testing",
+    "starlette": "kvrt/server",
+    "uvicorn": "kvrt/server",
+    "msgspec": "kvrt/server",
+    "prometheus_client": "kvrt/server",
 }
 VENDORS = {
     "cuda",

@@ -22,6 +22,7 @@ from kvrt_cli.errors import explain
 from kvrt_cli.naming import NAME, TINY
 from kvrt_cli.options import color_option
 from kvrt_cli.run import run
+from kvrt_cli.serve import serve
 from kvrt_cli.streams import discard, fill_closed, replace_what_cannot_be_encoded
 from kvrt_cli.terminal import LogLines, Terminal
 
@@ -158,6 +159,7 @@ def cli() -> None:
     \b
       kvrt run                        the bundled model completes a text
       kvrt run DIRECTORY "a prompt"   any Hugging Face checkpoint
+      kvrt serve DIRECTORY            ... for clients of OpenAI's API
       kvrt doctor                     what works on this machine, and how to mend the rest
       kvrt bench                      tokens per second
     """
@@ -165,6 +167,7 @@ def cli() -> None:
 
 
 cli.add_command(run)
+cli.add_command(serve)
 cli.add_command(doctor)
 cli.add_command(bench)
 

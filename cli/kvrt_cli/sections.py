@@ -26,6 +26,15 @@ RUN: Sections = {
     "KV memory": MEMORY,
     "Scheduling": SCHEDULING,
 }  # fmt: skip
+SERVE: Sections = {
+    "Server": ("host", "port", "alias", "chat_template", "strict", "max_requests", "max_body",
+               "drain_seconds", "ready_seconds"),
+    "Keys": ("keys", "new_key", "role", "without_keys"),
+    "Model and device": MODEL,
+    "KV memory": MEMORY,
+    "Scheduling": SCHEDULING,
+    "Output": OUTPUT,
+}  # fmt: skip
 BENCH: Sections = {
     "Tests": ("prompt_tokens", "new_tokens", "pairs", "batch", "repetitions", "no_warmup"),
     "Output": OUTPUT,

@@ -13,6 +13,7 @@ COMMANDS = {
     "run": ("run", "tiny", "def f(", "-n", "1", "-q"),
     "bench": ("bench", "tiny", "-p", "2", "-n", "1", "-r", "1", "--no-warmup", "-q"),
     "doctor": ("doctor", "--only", "python"),
+    "serve": ("serve", "tiny", "--keys", "keys", "--new-key", "me"),
 }
 ANY = (
     "", " ", "x", "X" * 5000, "-", "--", "\n", "é", "\udce9", "0", "1", "3", "-1", "-0.0", "1.5",

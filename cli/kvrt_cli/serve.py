@@ -1,0 +1,167 @@
+"""``kvrt serve``: a model answers over HTTP."""
+
+import asyncio
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kvrt.errors import ConfigError
+from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option
+from kvrt_cli.naming import TINY, model_name
+from kvrt_cli.options import DTYPE_METAVAR, color_option, dtype, runtime_config, runtime_options
+from kvrt_cli.run import open_runtime
+from kvrt_cli.sections import SERVE, SectionedCommand
+from kvrt_cli.terminal import Terminal
+
+NEEDED = ("starlette", "uvicorn", "msgspec", "prometheus_client")
+"""What the extra brings."""
+
+SHORT_HELP = "A model answers over HTTP, by OpenAI's API."
+
+
+@click.command("serve", cls=SectionedCommand, sections=SERVE, short_help=SHORT_HELP)
+@click.argument("model", required=False, type=model_name)
+@click.option(
+    "--alias",
+    multiple=True,
+    metavar="NAME",
+    help="Another name of the model, for clients; may be given several times. *: any name is its.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="0: any that is free.",
+)
+@click.option(
+    "--keys",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Clients need a key of this file. Needed at an address that others reach.",
+)
+@click.option(
+    "--new-key",
+    metavar="NAME",
+    help="Add a key of NAME to --keys FILE, print it, and exit. The file keeps its hash alone.",
+)
+@click.option(
+    "--role",
+    type=click.Choice(["user", "admin", "metrics"]),
+    default="user",
+    show_default=True,
+    help="Of --new-key: user asks, metrics sees /metrics alone, admin does both.",
+)
+@click.option(
+    "--without-keys",
+    is_flag=True,
+    help="Listen at an address that others reach, although nobody needs a key.",
+)
+@click.option(
+    "--strict-api", "strict", is_flag=True, help="Refuse fields that are not known, instead of"
+    " passing over them."
+)  # fmt: skip
+@click.option(
+    "--max-requests",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    metavar="N",
+    help="Completions asked for at once; more are told to come again (429).",
+)
+@click.option(
+    "--max-body",
+    type=click.IntRange(1024),
+    metavar="BYTES",
+    help="Of a request; default: what the longest prompt can need.",
+)
+@click.option(
+    "--drain-seconds",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    metavar="S",
+    help="At the end (SIGTERM, Ctrl-C), answers may go on for so long; a second signal ends all.",
+)
+@click.option(
+    "--ready-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    metavar="S",
+    help="/readyz says no once there is work, and no step for so long.",
+)
+@click.option(
+    "--chat-template",
+    metavar="FILE",
+    help="For a model that has none, or in place of its own; plain: one that is built in.",
+)
+@runtime_options
+@prefix_cache_option(
+    default=True,
+    text="Keep the pages of answered prompts for those that begin with the same tokens (default),"
+    " or not.",
+)
+@memory_options
+@lasting_options
+@click.option(
+    "--dtype",
+    type=dtype,
+    metavar=DTYPE_METAVAR,
+    default="auto",
+    help="Of the weights; auto: the model's.",
+)
+@click.option("-t", "--threads", type=click.IntRange(1), metavar="N", help="Host threads.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors alone.")
+@color_option
+@click.pass_obj
+def serve(
+    terminal: Terminal,
+    /,
+    model: str | None,
+    keys: Path | None,
+    new_key: str | None,
+    role: str,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """A model answers over HTTP.
+
+    MODEL is as of kvrt run. Clients of OpenAI's API find it at http://HOST:PORT/v1; docs/serve.md
+    has the routes. It runs until SIGTERM or Ctrl-C.
+    """
+    terminal.quiet = quiet
+    _check_extra()
+    from kvrt.server.config import ServerConfig
+    from kvrt.server.keys import add_key
+
+    names = ("host", "port", "alias", "without_keys", "strict", "max_requests", "max_body",
+             "drain_seconds", "ready_seconds", "chat_template")  # fmt: skip
+    config = ServerConfig(keys=keys, **{name: options[name] for name in names})
+    wanted = runtime_config(TINY if model is None else model, options)
+    if new_key is not None:
+        if config.keys is None:
+            raise click.UsageError("--new-key needs --keys FILE, where the key is to be known")
+        click.echo(add_key(config.keys, new_key, role))  # type: ignore[arg-type]
+        return
+    from kvrt.server import serve as server
+
+    prepared = server.prepare(config)
+    with prepared.bound, open_runtime(terminal, wanted) as runtime:
+
+        def begun() -> None:
+            terminal.note(f"serving at {prepared.url}; Ctrl-C ends it")
+
+        asyncio.run(server.serve(runtime, config, prepared, begun))
+
+
+def _check_extra() -> None:
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"kvrt serve needs what is not installed: {', '.join(missing)}",
+            fix="pip install 'kvrt[serve]'",
+        )

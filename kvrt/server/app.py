@@ -1,0 +1,62 @@
+"""The routes, as one ASGI application."""
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from kvrt.server.endpoint import Endpoint
+from kvrt.server.errors import Refusal
+from kvrt.server.openai.chat import ChatCompletions
+from kvrt.server.openai.completions import Completions
+from kvrt.server.plain import ERRORS, Plain, refuse
+from kvrt.server.protocol import Api
+from kvrt.server.service import Service
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def make_app(service: Service) -> ASGIApp:
+    """Everything that is served; `Guard` stands before it."""
+    plain, served = Plain(service), service.served
+    gets: dict[str, Handler] = {
+        "/livez": plain.live,
+        "/readyz": plain.ready,
+        "/health": plain.ready,
+        "/metrics": plain.metrics,
+        "/version": plain.version,
+        "/v1/models": plain.models,
+        "/v1/models/{name:path}": plain.model,
+    }
+    posts: dict[str, Handler] = {"/tokenize": plain.tokenize, "/detokenize": plain.detokenize}
+    apis: dict[str, Api] = {
+        "/v1/completions": Completions(served),
+        "/v1/chat/completions": ChatCompletions(served),
+    }
+    routes = [
+        *(Route(path, handler, methods=["GET"]) for path, handler in gets.items()),
+        *(Route(path, handler, methods=["POST"]) for path, handler in posts.items()),
+        *(
+            Route(path, Endpoint(service, path, api), methods=["POST"])
+            for path, api in apis.items()
+        ),
+    ]
+    app = Starlette(
+        routes=routes,
+        exception_handlers={HTTPException: _refuse_http, **dict.fromkeys(ERRORS, refuse)},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _refuse_http(request: Request, error: Exception) -> Response:
+    """No such route, or not by this method."""
+    assert isinstance(error, HTTPException), "it is registered for these"
+    headers = dict(error.headers or {})
+    phrase = HTTPStatus(error.status_code).phrase.lower()
+    return await refuse(request, Refusal(error.status_code, phrase, headers=headers))

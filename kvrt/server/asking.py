@@ -1,0 +1,92 @@
+"""The one way in which all protocols ask the runtime."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvrt.aio.runtime import AsyncRuntime
+from kvrt.aio.stream import AsyncStream
+from kvrt.outputs import Delta, Result
+from kvrt.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from kvrt.engine.prompts import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One prompt, and how it is to be answered."""
+
+    prompt: "Prompt"
+    params: SamplingParams
+
+
+class Answers:
+    """The streams of one call, to be taken once: as pieces, or as a whole.
+
+    Args:
+        streams: in the order of what was asked.
+    """
+
+    def __init__(self, streams: Sequence[AsyncStream]) -> None:
+        self._streams = streams
+
+    async def results(self) -> list[Result]:
+        """All of them, once each has ended.
+
+        Raises:
+            KvrtError: one has failed; the others end, too.
+        """
+        try:
+            return [await stream.result() for stream in self._streams]
+        finally:
+            self.close()
+
+    async def pieces(self) -> AsyncGenerator[tuple[int, Delta], None]:
+        """Each with the number of its prompt, as they come. Raises as `results`."""
+        if len(self._streams) == 1:
+            async for delta in self._streams[0]:
+                yield 0, delta
+            return
+        # One piece of each stream is awaited at a time: what comes meanwhile, the stream joins.
+        awaited = {asyncio.create_task(s.__anext__()): n for n, s in enumerate(self._streams)}
+        try:
+            while awaited:
+                done, _ = await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    number = awaited.pop(task)
+                    try:
+                        delta = task.result()
+                    except StopAsyncIteration:
+                        continue
+                    awaited[asyncio.create_task(self._streams[number].__anext__())] = number
+                    yield number, delta
+        finally:
+            for task in awaited:
+                task.cancel()
+            self.close()
+
+    def close(self) -> None:
+        """Abort what has not ended."""
+        for stream in self._streams:
+            stream.close()
+
+
+async def ask(runtime: AsyncRuntime, asks: Sequence[Ask], salt: str) -> Answers:
+    """Ask for all; if one is refused, none is answered.
+
+    Args:
+        salt: with whose requests they may share KV pages.
+
+    Raises:
+        KvrtError: see `AsyncRuntime.stream`.
+    """
+    streams: list[AsyncStream] = []
+    try:
+        for each in asks:
+            streams.append(await runtime.stream(each.prompt, each.params, cache_salt=salt))
+    except BaseException:
+        Answers(streams).close()
+        raise
+    return Answers(streams)

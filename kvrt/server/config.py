@@ -1,0 +1,78 @@
+"""How a server is set up."""
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvrt.checks import Checks, Flag, Folder, Maybe, Number, Text, Texts, Whole, check_options
+from kvrt.errors import ConfigError
+
+ANY_NAME = "*"
+"""An alias that stands for every name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Checked when made: a bad value is a `ConfigError`.
+
+    Args:
+        host: address to listen at.
+        port: 0: any that is free.
+        alias: names of the model, for clients, beside its own; ``*``: every name is its.
+        keys: a file of keys, of which clients need one; see `kvrt.server.keys`.
+        without_keys: listen at an address that others reach, although there are no keys.
+        strict: fields that are not known are refused.
+        max_requests: sequences that may be asked for at once; more is refused for now.
+        max_body: bytes of a request's body; None: what the longest prompt can need.
+        drain_seconds: at the end, answers may go on for so long.
+        ready_seconds: not ready once there is work, and no step for so long.
+        chat_template: a file, or ``plain``, for a model that has no chat template, or another.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    alias: tuple[str, ...] = ()
+    keys: Path | None = None
+    without_keys: bool = False
+    strict: bool = False
+    max_requests: int = 512
+    max_body: int | None = None
+    drain_seconds: float = 30.0
+    ready_seconds: float = 30.0
+    chat_template: str | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in OPTIONS}
+        for name, value in check_options(OPTIONS, **given).items():
+            object.__setattr__(self, name, value)
+        if self.keys is None and not self.without_keys and not is_loopback(self.host):
+            raise ConfigError(
+                f"host is {self.host:.60}, which others reach, and no keys are asked for",
+                fix="give keys with --keys FILE, or say --without-keys if something else guards it",
+            )
+
+
+OPTIONS: Checks = {
+    "host": Text(253),
+    "port": Whole(0, 65535),
+    "alias": Texts(64, 256),
+    "keys": Maybe(Folder()),
+    "without_keys": Flag(),
+    "strict": Flag(),
+    "max_requests": Whole(1, 100_000),
+    "max_body": Maybe(Whole(1024, 2**31 - 1)),
+    "drain_seconds": Number(0, 86_400),
+    "ready_seconds": Number(0, 86_400, above=True),
+    "chat_template": Maybe(Text()),
+}
+"""Of each field, what it may be."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

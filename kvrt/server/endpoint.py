@@ -1,0 +1,113 @@
+"""A route that asks the model: from the first byte of a request to the last of its answer."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from kvrt.server import gate
+from kvrt.server.asking import ask
+from kvrt.server.errors import refusal_of
+from kvrt.server.guard import OWNER
+from kvrt.server.http import Reply, read_body, request_id, until_gone
+from kvrt.server.protocol import Api, Call
+from kvrt.server.service import Service
+
+log = logging.getLogger(__name__)
+
+LEFT = 499
+"""What the log and the metrics have for a client that left, as nginx's."""
+
+
+class Endpoint:
+    """One route, as an ASGI application.
+
+    Args:
+        service: what is asked.
+        route: its path, for the log and the metrics.
+        api: its protocol.
+    """
+
+    def __init__(self, service: Service, route: str, api: Api) -> None:
+        self._service = service
+        self._route = route
+        self._api = api
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = time.perf_counter()
+        name = request_id(scope)
+        reply = Reply(send, {"x-request-id": name})
+        try:
+            status = await self._reply(scope, receive, reply)
+        except ConnectionError:
+            status = LEFT
+        self._service.metrics.answered(self._route, status)
+        log.info(
+            "%s %s by %s: %d in %.3f s",
+            name, self._route, scope[OWNER] or "anybody", status, time.perf_counter() - begun,
+        )  # fmt: skip
+
+    async def _reply(self, scope: Scope, receive: Receive, reply: Reply) -> int:
+        try:
+            body = await read_body(scope, receive, self._service.served.max_body)
+            call = self._api.read(body)
+            count = sum(each.params.n for each in call.asks)
+            with self._service.gate.enter(count):
+                work = self._answer(call, reply, scope[OWNER])
+                await _attended(work, receive, self._service.cut)
+            return reply.status
+        except ConnectionError:
+            raise
+        except Exception as error:
+            refusal = refusal_of(error)
+            if refusal.code == "internal":
+                log.exception("a request to %s failed", self._route)
+            if not reply.status:
+                await reply.json(self._api.refused(refusal), refusal.status, refusal.headers)
+            else:
+                await reply.events([self._api.broken(refusal)], more=False)
+            return refusal.status
+
+    async def _answer(self, call: Call, reply: Reply, owner: str) -> None:
+        answers = await ask(self._service.runtime, call.asks, owner)
+        try:
+            if not call.stream:
+                await reply.json(call.whole(await answers.results()))
+                return
+            await reply.begin_events()
+            await reply.events(call.opening())
+            async with contextlib.aclosing(answers.pieces()) as pieces:
+                async for number, delta in pieces:
+                    await reply.events(call.piece(number, delta))
+            await reply.events(call.closing(await answers.results()), more=False)
+        finally:
+            answers.close()
+
+
+async def _attended(
+    work: Coroutine[Any, Any, None], receive: Receive, cut: "asyncio.Future[None]"
+) -> None:
+    """Do it, as long as the client is there and the server goes on.
+
+    Raises:
+        ConnectionError: the client has left.
+        Refusal: the server ends.
+    """
+    task, gone = asyncio.create_task(work), asyncio.create_task(until_gone(receive))
+    try:
+        await asyncio.wait({task, gone, cut}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+        elif gone.done():
+            raise ConnectionError("the client left")
+        else:
+            raise gate.shutting_down()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})

@@ -1,0 +1,99 @@
+"""The first that a request meets: who asks, and from where. What is not allowed is refused here,
+whatever its path or method."""
+
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from kvrt.server.config import is_loopback
+from kvrt.server.errors import Refusal
+from kvrt.server.http import Reply, headers_of, request_id
+from kvrt.server.keys import Keys, Owner
+from kvrt.server.openai.errors import refused
+
+OPEN = frozenset({"/livez", "/readyz", "/health"})
+"""Routes that need no key: they tell nothing of anybody."""
+
+OWNER = "kvrt.owner"
+METRICS = "/metrics"
+ANYBODY = Owner("", "admin")
+"""Who asks where no keys are needed. Their pages are shared."""
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Guard:
+    """Lets a request pass to `app` with `OWNER` in its scope: the name of whose key it brings.
+
+    Without keys, at an address that only this machine reaches, pages of a browser on it could ask:
+    by a name that was made to lead here, or from a site of their own. Requests with such a Host or
+    Origin are refused.
+
+    Args:
+        app: the rest.
+        host: where the server listens.
+        keys: of which clients need one; None: they need none.
+    """
+
+    def __init__(self, app: ASGIApp, host: str, keys: Keys | None) -> None:
+        self._app = app
+        self._keys = keys
+        names = LOOPBACK_NAMES | {host.lower()}
+        self._hosts = names if keys is None and is_loopback(host) else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise ValueError("this server speaks HTTP alone")
+        try:
+            owner = self._owner(scope)
+        except Refusal as refusal:
+            reply = Reply(send, {"x-request-id": request_id(scope)})
+            await reply.json(refused(refusal), refusal.status, refusal.headers)
+            return
+        scope[OWNER] = owner.name
+        await self._app(scope, receive, send)
+
+    def _owner(self, scope: Scope) -> Owner:
+        path = scope["path"]
+        self._check_hosts(scope)
+        if self._keys is None or path in OPEN:
+            return ANYBODY
+        owner = self._keys.owner(_given(scope))
+        if owner is None:
+            raise Refusal(
+                HTTPStatus.UNAUTHORIZED,
+                "a valid key is needed, as Authorization: Bearer KEY",
+                code="invalid_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )
+        allowed = {"metrics": path == METRICS, "user": path != METRICS, "admin": True}
+        if not allowed[owner.role]:
+            raise Refusal(HTTPStatus.FORBIDDEN, f"a key of role {owner.role} is not for this")
+        return owner
+
+    def _check_hosts(self, scope: Scope) -> None:
+        if self._hosts is None:
+            return
+        hosts = [f"//{host}" for host in headers_of(scope, b"host")]
+        for url in [*hosts, *headers_of(scope, b"origin")]:
+            if _name_of(url) not in self._hosts:
+                raise Refusal(
+                    HTTPStatus.FORBIDDEN,
+                    "without keys, this server answers to its own address alone",
+                    code="wrong_host",
+                )
+
+
+def _given(scope: Scope) -> list[str]:
+    """The keys that a request brings."""
+    bearers = [value.partition(" ") for value in headers_of(scope, b"authorization")]
+    keys = [key.strip() if kind.lower() == "bearer" else "" for kind, _, key in bearers]
+    return [*keys, *headers_of(scope, b"x-api-key")]
+
+
+def _name_of(url: str) -> str:
+    try:
+        return (urlsplit(url).hostname or "").lower()
+    except ValueError:
+        return ""

@@ -1,0 +1,124 @@
+"""``/metrics``: what the engine tells its observers, and where its memory stands, as Prometheus'
+text. No label has a value that a client chose."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from kvrt.engine.events import Event, RequestFinished, RequestPreempted, StepDone
+from kvrt.outputs import Result
+from kvrt.runtime import Runtime
+
+LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+STEP_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class Metrics:
+    """Of one runtime, in a registry of its own.
+
+    Args:
+        runtime: asked where it stands, at each scrape.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._registry = registry = CollectorRegistry()
+        registry.register(_Standing(runtime, self))
+        self.load = (0, 0)
+        self._http = Counter(
+            "kvrt_http_requests", "Answers to requests that ask the model, by route and status"
+            " (499: the client left).", ["route", "status"], registry=registry,
+        )  # fmt: skip
+        self._requests = Counter(
+            "kvrt_requests", "Requests that have ended, by how.", ["outcome"], registry=registry
+        )
+        self._prompt = Counter("kvrt_prompt_tokens", "Of their prompts.", registry=registry)
+        self._cached = Counter(
+            "kvrt_cached_prompt_tokens", "Of these, not computed: their pages were there.",
+            registry=registry,
+        )  # fmt: skip
+        self._said = Counter("kvrt_generated_tokens", "Of their answers.", registry=registry)
+        self._preempted = Counter(
+            "kvrt_preemptions", "Sequences that gave their pages to others.", registry=registry
+        )
+        self._queued = Histogram(
+            "kvrt_queue_seconds", "From submission to the first step.", buckets=LATENCY_S,
+            registry=registry,
+        )  # fmt: skip
+        self._first = Histogram(
+            "kvrt_time_to_first_token_seconds", "From submission to the first token.",
+            buckets=LATENCY_S, registry=registry,
+        )  # fmt: skip
+        self._whole = Histogram(
+            "kvrt_request_seconds", "From submission to the end.", buckets=LATENCY_S,
+            registry=registry,
+        )  # fmt: skip
+        self._steps = Histogram(
+            "kvrt_step_seconds", "Of the engine's steps.", buckets=STEP_S, registry=registry
+        )
+        self._computed = Counter(
+            "kvrt_computed_tokens", "In all steps, guessed ones included.", registry=registry
+        )
+
+    def observe(self, event: Event) -> None:
+        """On the engine's thread."""
+        match event:
+            case StepDone():
+                self._steps.observe(event.seconds)
+                self._computed.inc(event.tokens)
+                self.load = event.running, event.waiting
+            case RequestPreempted():
+                self._preempted.inc()
+            case RequestFinished():
+                self._ended(event.result)
+
+    def _ended(self, result: Result) -> None:
+        error = result.error is not None
+        self._requests.labels("error" if error else result.finish_reason).inc()
+        self._prompt.inc(result.usage.prompt_tokens)
+        self._cached.inc(result.usage.cached_tokens)
+        self._said.inc(result.usage.completion_tokens)
+        self._queued.observe(result.timings.queued)
+        self._whole.observe(result.timings.total)
+        if result.usage.completion_tokens:
+            self._first.observe(result.timings.first_token)
+
+    def answered(self, route: str, status: int) -> None:
+        """A route that asks the model has answered."""
+        self._http.labels(route, str(int(status))).inc()
+
+    def text(self) -> bytes:
+        """All of it."""
+        return generate_latest(self._registry)
+
+
+class _Standing(Collector):
+    """What is asked at each scrape. It waits for nothing, not even for a device that hangs."""
+
+    def __init__(self, runtime: Runtime, metrics: Metrics) -> None:
+        self._runtime = runtime
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        running, waiting = self._metrics.load if self._runtime.busy else (0, 0)
+        load = GaugeMetricFamily("kvrt_sequences", "As of the last step.", labels=["state"])
+        load.add_metric(["running"], running)
+        load.add_metric(["waiting"], waiting)
+        yield load
+        cache = self._runtime.stats().cache
+        pages = GaugeMetricFamily("kvrt_kv_pages", "Of the KV memory.", labels=["state"])
+        for state in ("used", "cached", "free", "retired"):
+            pages.add_metric([state], getattr(cache, f"{state}_pages"))
+        yield pages
+        held = GaugeMetricFamily("kvrt_kv_bytes", "Of the KV memory.", labels=["state"])
+        for state in ("mapped", "pooled", "cached", "limit"):
+            held.add_metric([state], getattr(cache, f"{state}_bytes"))
+        yield held
+        yield CounterMetricFamily(
+            "kvrt_kv_page_copies", "Shared pages that were copied.", value=cache.copies
+        )
+
+    def describe(self) -> list[GaugeMetricFamily]:
+        """Nothing: registering asks the runtime nothing."""
+        return []

@@ -1,0 +1,175 @@
+"""``/v1/chat/completions``."""
+
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvrt.model.chat import Chat
+from kvrt.outputs import Completion, Delta, Result, TokenLogprobs
+from kvrt.server.asking import Ask
+from kvrt.server.errors import Refusal
+from kvrt.server.fields import Messages, Tokens, Top, decode
+from kvrt.server.http import event
+from kvrt.server.openai.errors import broken, refused
+from kvrt.server.openai.shared import DONE, Common, finish_reason, number, usage
+from kvrt.server.served import Served
+
+
+class ChatRequest(Common, kw_only=True):
+    """The fields of a request. Of the second group, only what changes nothing is taken."""
+
+    messages: Messages
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Top | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    functions: list[dict[str, Any]] | None = None
+    function_call: str | dict[str, Any] | None = None
+    modalities: list[str] | None = None
+    parallel_tool_calls: bool | None = None
+    store: bool | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+
+class ChatCompletions:
+    """The route's protocol."""
+
+    refused = staticmethod(refused)
+    broken = staticmethod(broken)
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+
+    def read(self, body: bytes) -> "ChatCall":
+        request = decode(body, ChatRequest, strict=self._served.strict)
+        self._served.check_name(request.model)
+        _check_offered(request)
+        wanted = request.top_logprobs or 0 if request.logprobs else None
+        most = request.max_completion_tokens
+        most = request.max_tokens if most is None else most
+        params = self._served.defaults.params(
+            request,
+            max_tokens=most,
+            logprobs=wanted,
+            prompt_logprobs=0 if most == 0 else None,
+        )
+        chat = Chat(
+            request.messages,
+            variables=request.chat_template_kwargs or {},
+            continue_final_message=bool(request.continue_final_message),
+            add_generation_prompt=request.add_generation_prompt,
+        )
+        return ChatCall(self._served, request, [Ask(chat, params)], wanted)
+
+
+def _check_offered(request: ChatRequest) -> None:
+    """What is not offered is refused: an answer without it would not be what was asked for."""
+    kind = (request.response_format or {}).get("type", "text")
+    calls = bool(request.tools) and request.tool_choice != "none"
+    old = bool(request.functions) and request.function_call != "none"
+    asked = {
+        "response_format": kind != "text",
+        "tools": calls,
+        "functions": old,
+        "modalities": set(request.modalities or ["text"]) != {"text"},
+        "top_logprobs": bool(request.top_logprobs) and not request.logprobs,
+    }
+    for name, unmet in asked.items():
+        if unmet:
+            why = "needs logprobs" if name == "top_logprobs" else "is not offered by this server"
+            raise Refusal(400, f"{name} {why}", param=name)
+
+
+@dataclass(slots=True)
+class ChatCall:
+    """One request, and its answer."""
+
+    served: Served
+    request: ChatRequest
+    asks: Sequence[Ask]
+    logprobs: int | None
+    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def stream(self) -> bool:
+        return bool(self.request.stream)
+
+    def whole(self, results: Sequence[Result]) -> object:
+        choices = [self._choice(c) for result in results for c in result.completions]
+        return {**self._head("chat.completion"), "choices": choices, "usage": usage(results)}
+
+    def _choice(self, completion: Completion) -> dict[str, Any]:
+        return {
+            "index": completion.index,
+            "message": {"role": "assistant", "content": completion.text, "refusal": None},
+            "logprobs": self._logprobs(completion.logprobs),
+            "finish_reason": finish_reason(completion.finish_reason),
+        }
+
+    def opening(self) -> Iterator[bytes]:
+        for index in range(self.asks[0].params.n):
+            yield self._chunk(index, {"role": "assistant", "content": ""})
+
+    def piece(self, number: int, delta: Delta) -> Iterator[bytes]:
+        if delta.text or delta.finish_reason is not None or delta.logprobs:
+            said = {"content": delta.text} if delta.text or delta.finish_reason is None else {}
+            yield self._chunk(
+                delta.index,
+                said,
+                self._logprobs(delta.logprobs),
+                finish_reason(delta.finish_reason),
+            )
+
+    def closing(self, results: Sequence[Result]) -> Iterator[bytes]:
+        if self.request.with_usage:
+            head = self._head("chat.completion.chunk")
+            yield event({**head, "choices": [], "usage": usage(results)})
+        yield DONE
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.request.model,
+        }
+
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        logprobs: dict[str, Any] | None = None,
+        reason: str | None = None,
+    ) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        more = {"usage": None} if self.request.with_usage else {}
+        return event({**self._head("chat.completion.chunk"), "choices": [choice], **more})
+
+    def _logprobs(self, entries: Sequence[TokenLogprobs] | None) -> dict[str, Any] | None:
+        if self.logprobs is None or entries is None:
+            return None
+        content = [
+            {
+                **self._token(entry.token_id, entry.logprob),
+                "top_logprobs": [self._token(*pair) for pair in entry.top[: self.logprobs]],
+            }
+            for entry in entries
+        ]
+        return {"content": content, "refusal": None}
+
+    def _token(self, token: int, logprob: float) -> dict[str, Any]:
+        text = self.served.token_text(token)
+        return {"token": text, "logprob": number(logprob), "bytes": list(text.encode())}

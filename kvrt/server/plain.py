@@ -1,0 +1,129 @@
+"""Routes that do not ask the model for an answer: how the server does, tokens and texts."""
+
+import asyncio
+import platform
+from http import HTTPStatus
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+
+import kvrt
+from kvrt.engine.prompts import tokens_of
+from kvrt.errors import KvrtError
+from kvrt.model.chat import Chat
+from kvrt.server.errors import Refusal, refusal_of
+from kvrt.server.fields import Message, TokenId, decode
+from kvrt.server.http import read_body, request_id
+from kvrt.server.openai.errors import refused
+from kvrt.server.service import Service
+
+MAX_TOKENS = 1 << 20
+
+
+class TokenizeRequest(msgspec.Struct):
+    """Text or messages; `content` is another name of `prompt`."""
+
+    prompt: str | None = None
+    content: str | None = None
+    messages: list[Message] | None = None
+    model: str | None = None
+    add_special_tokens: bool | None = None
+
+
+class DetokenizeRequest(msgspec.Struct):
+    """Token ids."""
+
+    tokens: Annotated[list[TokenId], Meta(max_length=MAX_TOKENS)]
+    model: str | None = None
+
+
+class Plain:
+    """The routes.
+
+    Args:
+        service: that they are about.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def live(self, request: Request) -> Response:
+        """The process answers."""
+        return answer({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        """Requests will be answered: the server does not end, and its engine goes on."""
+        if self._service.gate.closing:
+            return answer({"status": "shutting down"}, HTTPStatus.SERVICE_UNAVAILABLE)
+        if not self._service.moves:
+            return answer({"status": "the engine stands still"}, HTTPStatus.SERVICE_UNAVAILABLE)
+        return answer({"status": "ok"})
+
+    async def metrics(self, request: Request) -> Response:
+        kind = "text/plain; version=0.0.4; charset=utf-8"
+        return Response(self._service.metrics.text(), media_type=kind)
+
+    async def version(self, request: Request) -> Response:
+        return answer({"version": kvrt.__version__, "python": platform.python_version()})
+
+    async def models(self, request: Request) -> Response:
+        names = self._service.served.names
+        return answer({"object": "list", "data": [self._model(name) for name in names]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        self._service.served.check_name(name)
+        return answer(self._model(name))
+
+    def _model(self, name: str) -> dict[str, Any]:
+        served = self._service.served
+        return {
+            "id": name,
+            "object": "model",
+            "created": served.created,
+            "owned_by": "kvrt",
+            "max_model_len": served.model.max_model_len,
+        }
+
+    async def tokenize(self, request: Request) -> Response:
+        served = self._service.served
+        body = await read_body(request.scope, request.receive, served.max_body)
+        asked = decode(body, TokenizeRequest, strict=served.strict)
+        text = asked.prompt if asked.prompt is not None else asked.content
+        if (text is None) == (asked.messages is None):
+            raise Refusal(400, "give either prompt or messages", param="prompt")
+        if asked.messages is not None:
+            prompt: str | Chat = Chat(asked.messages)
+            tokens = await asyncio.to_thread(tokens_of, prompt, served.model)
+        elif asked.add_special_tokens is False or not text:
+            tokens = await asyncio.to_thread(served.model.encode, text or "", special=False)
+        else:
+            tokens = await asyncio.to_thread(tokens_of, text, served.model)
+        longest = served.model.max_model_len
+        return answer({"tokens": tokens, "count": len(tokens), "max_model_len": longest})
+
+    async def detokenize(self, request: Request) -> Response:
+        served = self._service.served
+        body = await read_body(request.scope, request.receive, served.max_body)
+        asked = decode(body, DetokenizeRequest, strict=served.strict)
+        text = await asyncio.to_thread(served.text, asked.tokens, skip_special=False)
+        return answer({"prompt": text, "content": text})
+
+
+def answer(value: object, status: int = HTTPStatus.OK, **headers: str) -> Response:
+    body = msgspec.json.encode(value)
+    return Response(body, status, headers, media_type="application/json")
+
+
+async def refuse(request: Request, error: Exception) -> Response:
+    """An error of these routes, as of OpenAI's."""
+    refusal = refusal_of(error)
+    headers = {**refusal.headers, "x-request-id": request_id(request.scope)}
+    return answer(refused(refusal), refusal.status, **headers)
+
+
+ERRORS = (Refusal, KvrtError)
+"""What `refuse` is for."""

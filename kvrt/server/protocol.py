@@ -1,0 +1,45 @@
+"""What a protocol is to the server: how its requests read, and how answers are written in it."""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from kvrt.outputs import Delta, Result
+from kvrt.server.asking import Ask
+from kvrt.server.errors import Refusal
+
+
+class Call(Protocol):
+    """One request, and its answer in the words of its protocol. Belongs to that request alone.
+
+    A stream is `opening`, then a `piece` for each delta, then `closing`; or, wherever it breaks,
+    the protocol's `broken`. Each of these is events, or none.
+    """
+
+    @property
+    def asks(self) -> Sequence[Ask]: ...
+
+    @property
+    def stream(self) -> bool: ...
+
+    def whole(self, results: Sequence[Result]) -> object:
+        """The answer as one JSON value."""
+
+    def opening(self) -> Iterable[bytes]: ...
+
+    def piece(self, number: int, delta: Delta) -> Iterable[bytes]:
+        """Of the answer to ask `number`."""
+
+    def closing(self, results: Sequence[Result]) -> Iterable[bytes]: ...
+
+
+class Api(Protocol):
+    """A route's protocol."""
+
+    def read(self, body: bytes) -> Call:
+        """What is asked. Raises `Refusal` or `KvrtError` if it is not as it should be."""
+
+    def refused(self, refusal: Refusal) -> object:
+        """An error as the whole answer."""
+
+    def broken(self, refusal: Refusal) -> bytes:
+        """An error as the last event of a stream."""

@@ -1,0 +1,159 @@
+"""A server from its start to its end."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import uvicorn
+
+from kvrt.aio.runtime import AsyncRuntime
+from kvrt.errors import ConfigError
+from kvrt.runtime import Runtime
+from kvrt.server.app import make_app
+from kvrt.server.config import ServerConfig
+from kvrt.server.guard import Guard
+from kvrt.server.keys import Keys
+from kvrt.server.served import read_template
+from kvrt.server.service import Service
+
+HEADERS_LIMIT = 64 << 10
+"""Bytes of a request's line and headers."""
+
+KEEP_ALIVE_S = 75
+"""A connection may be idle for so long."""
+
+CUT_S = 5.0
+"""What is cut off has so long to say so."""
+
+SPARE_CONNECTIONS = 256
+"""Beside those of requests that are answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a server needs beside a model, so that it is known to be there before one is loaded.
+
+    Args:
+        bound: a socket at the address; nobody can connect before `serve`.
+        keys: of clients; None: they need none.
+        template: a chat template.
+    """
+
+    bound: socket.socket
+    keys: Keys | None
+    template: str | None
+
+    @property
+    def url(self) -> str:
+        """Where clients find it."""
+        host, port = self.bound.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def prepare(config: ServerConfig) -> Prepared:
+    """Open what the configuration names.
+
+    Raises:
+        ConfigError: the keys or the chat template cannot be read, there is no such address here,
+            or another program has the port.
+    """
+    keys = None if config.keys is None else Keys(config.keys)
+    template = None if config.chat_template is None else read_template(config.chat_template)
+    return Prepared(_bind(config), keys, template)
+
+
+def _bind(config: ServerConfig) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, kind, protocol, _, address = found[0]
+        bound = socket.socket(family, kind, protocol)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except BaseException:
+            bound.close()
+            raise
+    except OSError as error:
+        raise ConfigError(
+            f"port {config.port} of {config.host} cannot be had: {error.strerror}",
+            fix="give another with --host and --port; --port 0 takes one that is free",
+        ) from None
+    bound.setblocking(False)
+    return bound
+
+
+async def serve(
+    runtime: Runtime, config: ServerConfig, prepared: Prepared, begun: Callable[[], None]
+) -> None:
+    """Serve until SIGTERM or SIGINT; answers go on for `drain_seconds` then. A second signal ends
+    the process at once.
+
+    Args:
+        prepared: by `prepare`; its socket is closed in the end.
+        begun: called when clients can connect.
+
+    Raises:
+        ModelError: the chat template is not valid, or the model's defaults cannot be.
+        ConfigError: a chat template is given, and the model has no tokenizer.
+    """
+    service = Service(AsyncRuntime(runtime), config, prepared.template)
+    server = _Server(
+        uvicorn.Config(
+            Guard(make_app(service), config.host, prepared.keys),
+            http="h11",
+            ws="none",
+            loop="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            h11_max_incomplete_event_size=HEADERS_LIMIT,
+            limit_concurrency=config.max_requests + SPARE_CONNECTIONS,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=int(config.drain_seconds + CUT_S) + 1,
+        ),
+        begun,
+    )
+    loop = asyncio.get_running_loop()
+
+    def end(number: int) -> None:
+        if service.gate.closing:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        service.gate.closing = True
+        server.should_exit = True
+        loop.call_later(config.drain_seconds, service.cut_all)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, partial(end, number))
+    try:
+        await server.serve([prepared.bound])
+    finally:
+        service.close()
+        prepared.bound.close()
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals alone, and says when it has begun."""
+
+    def __init__(self, config: uvicorn.Config, begun: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._begun = begun
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._begun()

@@ -1,0 +1,111 @@
+"""The model as a server shows it: its names, its defaults, how its tokens read."""
+
+import time
+from collections.abc import Sequence
+from http import HTTPStatus
+from pathlib import Path
+
+from kvrt.errors import ConfigError
+from kvrt.model.chat import ChatTemplate, ChatTemplates
+from kvrt.model.loader import Model
+from kvrt.server.config import ANY_NAME, ServerConfig
+from kvrt.server.errors import Refusal
+from kvrt.server.sampling import Defaults
+
+PLAIN = "plain"
+"""The chat template that is built in, for models that have learnt no other."""
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message.role | capitalize }}: {{ message.content }}\n\n"
+    "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+BODY_FLOOR = 1 << 20
+BYTES_A_TOKEN = 16
+"""Of a body: text is 4 or so, JSON's escapes and token ids a few more."""
+
+
+def read_template(name: str) -> str:
+    """The chat template of a file, or the one that is built in.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    if name == PLAIN:
+        return PLAIN_TEMPLATE
+    try:
+        return Path(name).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:
+        raise ConfigError(
+            f"{name}: the chat template cannot be read: {type(error).__name__}",
+            fix=f"name a file, or {PLAIN} for the one that is built in",
+        ) from None
+
+
+class Served:
+    """What all protocols know of the model.
+
+    Args:
+        model: as it was loaded.
+        config: of the server.
+        template: a chat template, which becomes the model's own.
+
+    Raises:
+        ConfigError, ModelError: the chat template cannot be used.
+    """
+
+    def __init__(self, model: Model, config: ServerConfig, template: str | None) -> None:
+        self.model = model
+        self.strict = config.strict
+        self.created = int(time.time())
+        path = Path(model.name).expanduser()
+        own = path.name or path.resolve().name if path.exists() else model.name
+        named = [name for name in config.alias if name != ANY_NAME]
+        self.names = [*named, own] if own not in named else named
+        self._any = ANY_NAME in config.alias
+        self.defaults = Defaults(model.generation)
+        self.max_body = config.max_body or max(BODY_FLOOR, BYTES_A_TOKEN * model.max_model_len)
+        self._texts: dict[int, str] = {}
+        if template is not None:
+            if model.tokenizer is None:
+                raise ConfigError("a chat template needs a tokenizer, and the model has none")
+            chat = ChatTemplate(template, "--chat-template", model.tokenizer.named)
+            model.tokenizer.chat = ChatTemplates({"default": chat})
+
+    def check_name(self, name: str) -> None:
+        """Raise `Refusal` if it is no name of the model."""
+        if not self._any and name not in self.names:
+            raise Refusal(
+                HTTPStatus.NOT_FOUND,
+                f"no such model; this server has {self.names[0]}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def token_text(self, token: int) -> str:
+        """How a token reads in the middle of a text."""
+        tokenizer = self.model.tokenizer
+        if tokenizer is None:
+            return str(token)
+        if token not in self._texts:
+            before = tokenizer.word
+            shown = tokenizer.decode([*before, token], skip_special=False)
+            self._texts[token] = shown[len(tokenizer.decode(before, skip_special=False)) :]
+        return self._texts[token]
+
+    def text(self, tokens: Sequence[int], *, skip_special: bool = True) -> str:
+        """What tokens say.
+
+        Raises:
+            Refusal: the model has no tokenizer, or no such token.
+        """
+        tokenizer = self.model.tokenizer
+        if tokenizer is None:
+            raise Refusal(HTTPStatus.BAD_REQUEST, "the model has no tokenizer")
+        vocab = self.model.spec.vocab
+        if any(token >= vocab for token in tokens):
+            raise Refusal(
+                HTTPStatus.BAD_REQUEST,
+                f"tokens: the model has those from 0 to {vocab - 1}",
+                param="tokens",
+            )
+        return tokenizer.decode(tokens, skip_special=skip_special)

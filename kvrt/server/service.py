@@ -1,0 +1,55 @@
+"""What all routes share."""
+
+import asyncio
+from time import monotonic
+
+from kvrt.aio.runtime import AsyncRuntime
+from kvrt.engine.events import Event
+from kvrt.server.config import ServerConfig
+from kvrt.server.gate import Gate
+from kvrt.server.metrics import Metrics
+from kvrt.server.served import Served
+
+
+class Service:
+    """A model that is served. Belongs to the event loop.
+
+    Args:
+        runtime: asked by all.
+        config: of the server.
+        template: a chat template for the model.
+    """
+
+    def __init__(
+        self, runtime: AsyncRuntime, config: ServerConfig, template: str | None = None
+    ) -> None:
+        self.runtime = runtime
+        self.served = Served(runtime.runtime.model, config, template)
+        self.gate = Gate(config.max_requests)
+        self.metrics = Metrics(runtime.runtime)
+        self.cut = asyncio.get_running_loop().create_future()
+        """Done when nothing may go on any longer."""
+        self._patience = config.ready_seconds
+        self._moved = monotonic()
+        runtime.runtime.add_observer(self._observe)
+
+    def _observe(self, event: Event) -> None:
+        """On the engine's thread."""
+        self._moved = monotonic()
+        self.metrics.observe(event)
+
+    @property
+    def moves(self) -> bool:
+        """Whether the engine goes on, where it has anything to do."""
+        if not self.runtime.runtime.busy:
+            return True
+        return monotonic() - max(self._moved, self.gate.since) < self._patience
+
+    def cut_all(self) -> None:
+        """End what still goes on."""
+        if not self.cut.done():
+            self.cut.set_result(None)
+
+    def close(self) -> None:
+        """Watch the runtime no more."""
+        self.runtime.runtime.remove_observer(self._observe)
