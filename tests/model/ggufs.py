@@ -67,13 +67,16 @@ def write_gguf(
     head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(keys))
     for key, item in keys.items():
         head += string(key) + (item if isinstance(item, bytes) else value(item))
-    data = b""
+    data: list[bytes] = []
+    offset = 0
     for name, (kind, shape, raw) in tensors.items():
         head += string(name) + struct.pack("<I", len(shape))
         head += struct.pack(f"<{len(shape)}Q", *reversed(shape))
-        head += struct.pack("<IQ", NUMBERS[kind], len(data))
-        data += raw + bytes(-len(raw) % alignment)
-    path.write_bytes(head + bytes(-len(head) % alignment) + data)
+        head += struct.pack("<IQ", NUMBERS[kind], offset)
+        data += [raw, bytes(-len(raw) % alignment)]
+        offset += len(raw) + len(data[-1])
+    with path.open("wb") as file:
+        file.writelines([head, bytes(-len(head) % alignment), *data])
     return path
 
 
