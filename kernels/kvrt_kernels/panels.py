@@ -26,16 +26,19 @@ What a row is short of a whole 32, and rows that are missing to a whole panel, c
 """
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from typing import Final, Literal, NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kvrt.spi import Matrix, WeightFormat
 from kvrt.spi.matrices import TwoLevel, planes
-from kvrt.spi.plain import codes, levels, offsets, scales
+from kvrt.spi.plain import levels, offsets, scales
+from kvrt_kernels._args import threads_or_default
 
 ROWS: Final = 16
 """Of a panel."""
@@ -43,8 +46,11 @@ ROWS: Final = 16
 CODES: Final = 32
 """Elements that activations' scales are of."""
 
-PACK_ROWS: Final = 4096
-"""Rows that are laid out at a time: what that takes besides is a few times their bytes."""
+AT_ONCE: Final = 1 << 18
+"""Elements, about, that a thread lays out at a time. They stay in a processor's caches, and are so
+few that torch wakes no other threads for them."""
+
+Words = NDArray[np.uint32]
 
 
 class Packing(NamedTuple):
@@ -218,7 +224,9 @@ def nbytes(format: WeightFormat, out: int, width: int) -> int:
 # --- laying out -----------------------------------------------------------------------------------
 
 
-def pack(format: WeightFormat, plain: Tensor, width: int, into: Tensor) -> Matrix:
+def pack(
+    format: WeightFormat, plain: Tensor, width: int, into: Tensor, threads: int | None = None
+) -> Matrix:
     """Lay a matrix out in panels.
 
     Args:
@@ -228,12 +236,18 @@ def pack(format: WeightFormat, plain: Tensor, width: int, into: Tensor) -> Matri
     """
     form = _Form.of(format, width)
     panels = into.view(-1, form.panel)
-    for first in range(0, len(plain), PACK_ROWS):
-        some = plain[first : first + PACK_ROWS]
+    step = max(1, AT_ONCE // (ROWS * width))
+
+    def lay_out(first: int) -> None:
+        some = plain[first * ROWS : (first + step) * ROWS]
         missing = -len(some) % ROWS
         if missing:
             some = torch.cat((some, some.new_zeros(missing, some.shape[1])))
-        _lay_out(form, format, some, width, panels[first // ROWS : (first + len(some)) // ROWS])
+        _lay_out(form, format, some, width, panels[first : first + step])
+
+    with ThreadPoolExecutor(threads_or_default(threads)) as pool:
+        for _ in pool.map(lay_out, range(0, len(panels), step)):
+            pass
     return Matrix(format, into, len(plain), width)
 
 
@@ -246,14 +260,51 @@ def _lay_out(form: _Form, format: WeightFormat, plain: Tensor, width: int, panel
         of_blocks = kept.to(torch.int8).view(len(plain), form.spans, form.blocks, -1)
         groups = of_blocks.shape[3]
         numbers[:, :, :, i * groups : (i + 1) * groups] = _by_panel(of_blocks, 4).view(torch.uint8)
-    code = F.pad(codes(format, plain, width), (0, -width % CODES))
-    fours = code.view(len(plain), form.spans, form.blocks, CODES // 4, 4)
-    lines.copy_(_by_panel(_shared(fours, format.bits), 4))
+    words, first = lines.numpy().view(np.uint32)[..., 0], 0
+    for plane, bits in _planes(format, plain, width):
+        ordered = _ordered(plane, bits).reshape(-1, ROWS, form.spans, form.blocks, bits)
+        words[:, :, :, first : first + bits] = ordered.transpose(0, 2, 3, 4, 1)
+        first += bits
 
 
 def _by_panel(of_rows: Tensor, rows_at: int) -> Tensor:
     """[rows, ...] as [panels, ...], where the 16 rows of a panel are dimension `rows_at`."""
     return of_rows.view(-1, ROWS, *of_rows.shape[1:]).movedim(1, rows_at)
+
+
+def _planes(format: WeightFormat, plain: Tensor, width: int) -> Iterator[tuple[Words, int]]:
+    """The planes of the codes, uint32 [rows, words], filled up to 32 codes; and their bits."""
+    start = format.sections(width).codes.start
+    for bits in planes(format.bits):
+        end = start + -(-width * bits // 8)
+        plane = plain.numpy()[:, start:end]
+        if missing := -(end - start) % (CODES * bits // 8):
+            plane = np.pad(plane, ((0, 0), (0, missing)))
+        yield plane.view(np.uint32), bits
+        start = end
+
+
+SWAPS: Final = {
+    8: (),
+    4: ((0, 2), (1, 2)),
+    2: ((0, 2), (1, 3)),
+    1: ((0, 2), (1, 4), (1, 3), (2, 3)),
+}
+"""How a plane's words come to have number k in byte k % 4, k // 4 numbers above its lowest.
+
+Where in a word a number is, counted in numbers, is itself a number of 2 to 5 bits. Of these, two at
+a time are exchanged, for all numbers at once."""
+
+
+def _ordered(words: Words, bits: int) -> Words:
+    for low, high in SWAPS[bits]:
+        numbers = range(32 // bits)
+        up = [n for n in numbers if n >> low & 1 and not n >> high & 1]  # these go up
+        mask = np.uint32(sum(((1 << bits) - 1) << n * bits for n in up))
+        shift = np.uint32(((1 << high) - (1 << low)) * bits)
+        changed = (words >> shift ^ words) & mask
+        words = words ^ changed ^ changed << shift
+    return words
 
 
 def _scales(
@@ -278,17 +329,6 @@ def _scales(
         return [kept[:, group::groups] for kept in halves for group in range(groups)], []
     zeros = torch.full_like(scale, _zero(format)) if offset is None else offset
     return [scale, zeros.to(torch.uint8)], []
-
-
-def _shared(fours: Tensor, bits: int) -> Tensor:
-    """Codes [..., 8, 4] in planes, [..., lines, 4]."""
-    lines, low = [], 0
-    for width in planes(bits):
-        plane = fours >> low & ((1 << width) - 1)
-        in_byte = 8 // width
-        lines.append(_together(plane[..., i::in_byte, :] << i * width for i in range(in_byte)))
-        low += width
-    return torch.cat(lines, dim=-2)
 
 
 # --- reading --------------------------------------------------------------------------------------

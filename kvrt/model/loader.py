@@ -197,7 +197,7 @@ def load_model(
         notes += notes_on(checkpoint, packing.formats)
     else:
         kept = None
-        if quantized_dir is not None:
+        if quantized_dir is not None and packing.formats:
             kept = kept_weights(quantized_dir, spec, chosen, packing, device)
         stored, note = _quantize(checkpoint, spec, chosen, memory, packing, kept, progress)
         notes.append(f"{quantize} weights {note}")

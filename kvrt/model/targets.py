@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvrt.model.packed.ggml import TYPES, to_plain
+from kvrt.model.packed.ggml import AT_ONCE, TYPES, to_plain
+from kvrt.model.packed.pieces import by_pieces
 from kvrt.model.packed.quantize import largest, quantized
 from kvrt.model.rows import Rows
 from kvrt.model.weights import Packing, Part, Weight
@@ -81,7 +82,13 @@ class Codes:
         width = self._matrix.width
         rows = to_plain(TYPES[dtype], raw, width)
         self.put_rows(rows)
-        return finite_rows(self.format, rows, width)
+        finite = torch.empty(len(rows), dtype=torch.bool)
+
+        def check(piece: slice) -> None:
+            finite[piece] = finite_rows(self.format, rows[piece], width)
+
+        by_pieces(len(rows), AT_ONCE // width, check)
+        return finite
 
     def put_rows(self, rows: Tensor) -> None:
         """The rows that come next, in the plain form."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kvrt.spi import WeightFormat
@@ -178,13 +179,27 @@ def _whole(plain: Tensor, at: Section, bits: int) -> Tensor:
 
 def _put_whole(plain: Tensor, at: Section, bits: int, numbers: Tensor) -> None:
     # In numpy, which wakes no other threads for it.
-    rows, given = plain.numpy(), numbers.numpy()
-    for low, width, start, _ in _planes(at, bits):
-        parts = given >> low & ((1 << width) - 1)
-        in_byte = 8 // width
-        for place in range(in_byte):
-            some = parts[:, place::in_byte] << place * width
-            rows[:, start : start + some.shape[1]] |= some
+    rows, given = plain.numpy(), np.ascontiguousarray(numbers.numpy())
+    for low, width, start, end in _planes(at, bits):
+        part: NDArray[np.uint8] = given
+        if width < bits:
+            part = np.bitwise_and(given >> low, (1 << width) - 1)
+        rows[:, start:end] = _in_bytes(part, width)
+
+
+def _in_bytes(numbers: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """Numbers of `width` bits, 8 / width in a byte, the first in its low bits."""
+    if width == 8:
+        return numbers
+    if width == 1:
+        return np.packbits(numbers, axis=1, bitorder="little")
+    if missing := -numbers.shape[1] % (8 // width):
+        numbers = np.pad(numbers, ((0, 0), (0, missing)))
+    if width == 4:
+        two = numbers.view(np.uint16)
+        return (two | two >> 4).astype(np.uint8)
+    four = numbers.view(np.uint32)
+    return (four | four >> 6 | four >> 12 | four >> 18).astype(np.uint8)
 
 
 def _planes(at: Section, bits: int) -> Iterator[tuple[int, int, int, int]]:

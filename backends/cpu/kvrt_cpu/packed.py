@@ -28,7 +28,7 @@ class NativeMatrices:
         return panels.nbytes(format, out, width)
 
     def pack(self, format: WeightFormat, plain: Tensor, width: int, into: Tensor) -> Matrix:
-        return panels.pack(format, plain, width, into)
+        return panels.pack(format, plain, width, into, self._threads)
 
     def rows(self, matrix: Matrix, indices: Tensor, out: Tensor) -> Tensor:
         return panels.rows(matrix, indices, out)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kvrt.model.packed.pieces import by_pieces
 from kvrt.spi import WeightFormat
 from kvrt.spi.matrices import TwoLevel
 from kvrt.spi.plain import plain_rows, values_of
@@ -73,9 +74,11 @@ def to_plain(kind: BlockType, raw: Tensor, width: int) -> Tensor:
     """
     blocks = raw.view(-1, width // kind.elements, kind.nbytes)
     plain = np.empty((len(blocks), kind.format.row_bytes(width)), np.uint8)
-    step = max(1, AT_ONCE // width)
-    for row in range(0, len(blocks), step):
-        plain[row : row + step] = _rows(kind, blocks[row : row + step]).numpy()
+
+    def make(piece: slice) -> None:
+        plain[piece] = _rows(kind, blocks[piece]).numpy()
+
+    by_pieces(len(blocks), AT_ONCE // width, make)
     return torch.from_numpy(plain)
 
 
@@ -128,12 +131,16 @@ def _bits(packed: Array, width: int, run: int) -> Array:
     """
     runs = packed.reshape(len(packed), -1, run)
     mask = (1 << width) - 1
-    parts = [runs >> shift & mask for shift in range(0, 8, width)]
-    return np.stack(parts, axis=2).reshape(len(packed), -1)
+    numbers = np.empty((len(packed), runs.shape[1], 8 // width, run), np.uint8)
+    for place in range(8 // width):
+        np.bitwise_and(runs >> place * width, mask, out=numbers[:, :, place])
+    return numbers.reshape(len(packed), -1)
 
 
 def _bits_in_order(packed: Array, width: int) -> Array:
     """Numbers of `width` bits in order from the lowest bits on."""
+    if width == 1:
+        return np.unpackbits(packed, axis=1, bitorder="little")
     return _bits(packed, width, 1)
 
 

@@ -1,8 +1,6 @@
 """Float weights made into codes at load."""
 
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -10,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kvrt.model.packed.ggml import TYPES
+from kvrt.model.packed.pieces import by_pieces
 from kvrt.model.packed.search import LARGEST_HALF, Array, affine, symmetric
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights import weights_of
@@ -54,17 +53,13 @@ def quantized(format: WeightFormat, values: Tensor) -> Tensor:
             `largest`.
     """
     plain = np.empty((len(values), format.row_bytes(values.shape[1])), np.uint8)
-    step = max(1, AT_ONCE // values.shape[1])
 
-    def make(row: int) -> None:
+    def make(piece: slice) -> None:
         # The caller refuses what is not finite, when it has all rows.
         with np.errstate(invalid="ignore"):
-            plain[row : row + step] = _rows(format, values[row : row + step]).numpy()
+            plain[piece] = _rows(format, values[piece]).numpy()
 
-    pieces = range(0, len(values), step)
-    with ThreadPoolExecutor(os.cpu_count() if len(pieces) > 1 else 1) as pool:
-        for _ in pool.map(make, pieces):
-            pass
+    by_pieces(len(values), AT_ONCE // values.shape[1], make)
     return torch.from_numpy(plain)
 
 

@@ -250,6 +250,17 @@ def test_weights_that_are_refused_are_not_kept(
     assert files(folder) == []
 
 
+def test_a_model_of_which_nothing_can_be_codes_is_not_kept(
+    device: Device, folder: Path, tmp_path: Path
+) -> None:
+    narrow = make_model("llama-3", hidden_size=48, intermediate_size=80)
+    save_model(narrow, tmp_path / "narrow")
+    assert loaded(tmp_path / "narrow", device, folder).notes == (
+        "int4 weights were made for this start",
+    )
+    assert files(folder) == []
+
+
 def test_several_may_write_and_read_the_same_file_at_once(folder: Path) -> None:
     memory = (torch.arange(3 << 20) * 7919 >> 5).to(torch.uint8)
     wrong: list[int] = []
