@@ -99,12 +99,16 @@ from kvrt.testing.mutants.packed import (
     HidesWhatIsNotFinite,
     PacksLate,
     RoundsGatheredRows,
+    RoundsWhatItSaysItDoesNot,
     RoundsWholeRows,
+    SharesScalesOf16,
+    SharesTheFirstFactor,
     SharesTheFirstScale,
     SwapsPackedGateAndUp,
     SwapsTheNibblesOfCodes,
     SwapsThePackedRows,
     TakesTheFirstForAll,
+    TakesTheMiddleForZeros,
     TakesTwiceTheMemory,
 )
 from kvrt.testing.mutants.seen import (
@@ -376,6 +380,12 @@ MUTANTS: Mapping[str, Mutant] = {
     "forgets_the_high_bits": Mutant("packed::test_linear", packed=ForgetsTheHighBits),
     "forgets_offsets": Mutant("packed::test_linear", packed=ForgetsOffsets),
     "shares_the_first_scale": Mutant("packed::test_linear", packed=SharesTheFirstScale),
+    "shares_scales_of_16": Mutant("packed::test_linear", packed=SharesScalesOf16),
+    "shares_the_first_factor": Mutant("packed::test_linear", packed=SharesTheFirstFactor),
+    "takes_the_middle_for_zeros": Mutant("packed::test_linear", packed=TakesTheMiddleForZeros),
+    "rounds_what_it_says_it_does_not": Mutant(
+        "packed::test_linear", packed=RoundsWhatItSaysItDoesNot
+    ),
     "swaps_the_packed_rows": Mutant("packed::test_linear", packed=SwapsThePackedRows),
     "packs_late": Mutant("packed::test_linear", packed=PacksLate),
     "takes_the_first_for_all": Mutant(

@@ -51,6 +51,38 @@ class SharesTheFirstScale(_PacksOtherRows):
         return plain
 
 
+class SharesScalesOf16(_PacksOtherRows):
+    """Between two groups of 16."""
+
+    def changed(self, format: WeightFormat, plain: Tensor, width: int) -> Tensor:
+        at = format.sections(width).scales
+        if format.group == 16 and at.end - at.start == at.numbers:
+            plain[:, at.start + 1 : at.end : 2] = plain[:, at.start : at.end : 2]
+        return plain
+
+
+class SharesTheFirstFactor(_PacksOtherRows):
+    """Of all blocks of a row, where scales are of two levels."""
+
+    def changed(self, format: WeightFormat, plain: Tensor, width: int) -> Tensor:
+        at = format.sections(width).scale_factors
+        plain[:, at.start : at.end] = plain[:, at.start : at.start + 2].repeat(1, at.numbers)
+        return plain
+
+
+class TakesTheMiddleForZeros(_PacksOtherRows):
+    def changed(self, format: WeightFormat, plain: Tensor, width: int) -> Tensor:
+        if format.offset == "zeros":
+            at = format.sections(width).offsets
+            plain[:, at.start : at.end] = 1 << format.bits - 1
+        return plain
+
+
+class RoundsWhatItSaysItDoesNot(WrappedPackedMatrices):
+    def rounds(self, format: WeightFormat) -> bool:
+        return False
+
+
 class SwapsThePackedRows(_PacksOtherRows):
     """From the 65th on: such as a panel that is not full."""
 
