@@ -6,7 +6,7 @@ the log-probabilities of all tokens at every place.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 import kvrt
 from kvrt.model.loader import Model, load_model
 from kvrt.registry import open_device
-from kvrt.spi import Device, DType
+from kvrt.spi import Device, DeviceOptions, DType
 from tests.model.stepping import stepping
 from tests.models.real import GEMMA, ROOT, SMOLLM, here, reference
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.extra
 LENGTH = {SMOLLM: 512, GEMMA: 640}
 """Tokens of text; of Gemma, more than its window of 512."""
 
-KL: dict[DType | Literal["auto"], float] = {"float32": 1e-9, "bfloat16": 3e-3, "auto": 4e-3}
+KL: dict[str, float] = {"float32": 1e-9, "bfloat16": 3e-3, "auto": 4e-3, "exact": 1e-9}
 """Nats a token, at most. Computing all of it in bfloat16 costs 0.0014, and multiplying codes with
 inputs of 8 bits, as a device may do for auto, 0.0030."""
 
@@ -38,6 +38,13 @@ PROMPTS = {
 @pytest.fixture(scope="module")
 def device() -> Iterator[Device]:
     device = open_device("cpu", 0)
+    yield device
+    device.close()
+
+
+@pytest.fixture(scope="module")
+def exact() -> Iterator[Device]:
+    device = open_device("cpu", 0, DeviceOptions(exact=True))
     yield device
     device.close()
 
@@ -56,8 +63,7 @@ def text(model: Model, length: int) -> list[int]:
     return model.encode((ROOT / "docs" / "memory.md").read_text())[:length]
 
 
-def logits(model: Model, device: Device, ids: list[int]) -> list[Tensor]:
-    kv = "float32" if model.dtype == "float32" else "bfloat16"
+def logits(model: Model, device: Device, ids: list[int], kv: DType) -> list[Tensor]:
     with stepping(model, device, texts=1, longest=len(ids), kv=kv) as stepper:
         row = stepper.add(ids)
         while row.left:
@@ -65,17 +71,20 @@ def logits(model: Model, device: Device, ids: list[int]) -> list[Tensor]:
     return row.logits
 
 
-@pytest.mark.parametrize("dtype", KL)
+@pytest.mark.parametrize("mode", KL)
 def test_the_probabilities_are_those_of_the_unpacked_weights(
-    path: Path, judge: PreTrainedModel, device: Device, dtype: Any
+    path: Path, judge: PreTrainedModel, device: Device, exact: Device, mode: Any
 ) -> None:
-    model = load_model(path, device, dtype=dtype)
-    ids = text(model, LENGTH[path])
+    if mode == "exact":
+        device = exact
+    model = load_model(path, device, dtype="auto" if mode == "exact" else mode)
+    assert model.decoder.weights.packed == (mode in ("auto", "exact"))
+    ids, kv = text(model, LENGTH[path]), "float32" if KL[mode] < 1e-6 else "bfloat16"
     with torch.no_grad():
         wanted = judge(torch.tensor([ids])).logits[0]
     divergence = agreement = 0.0
     surprise = torch.zeros(2, dtype=torch.float64)
-    for row, given in enumerate(logits(model, device, ids)):
+    for row, given in enumerate(logits(model, device, ids, kv)):
         want, got = (some.double().log_softmax(-1) for some in (wanted[row], given))
         divergence += float((want.exp() * (want - got)).sum()) / len(ids)
         agreement += float(want.argmax() == got.argmax()) / len(ids)
@@ -83,10 +92,10 @@ def test_the_probabilities_are_those_of_the_unpacked_weights(
             surprise -= torch.stack((want, got))[:, ids[row + 1]] / (len(ids) - 1)
     perplexities = surprise.exp().tolist()
     print(
-        f"{path.stem} {dtype}: KL {divergence:.3g} nats a token, same first token {agreement:.2%},"
+        f"{path.stem} {mode}: KL {divergence:.3g} nats a token, same first token {agreement:.2%},"
         f" perplexity {perplexities[1]:.3f}, of the reference {perplexities[0]:.3f}"
     )
-    assert divergence < KL[dtype]
+    assert divergence < KL[mode]
     assert perplexities[1] == pytest.approx(perplexities[0], rel=5e-3)
 
 
