@@ -96,6 +96,7 @@ def test_greedy_tokens_are_those_of_transformers_alone_and_in_a_mixed_batch_of_1
             alone = stepper.add(prompt(length))
             stepper.greedy([alone], NEW, budget=512)
             assert alone.tokens == text.tokens
+            assert torch.equal(torch.stack(alone.logits), torch.stack(text.logits)), "other bits"
     for text, length in zip(together, lengths, strict=True):
         # transformers would have chosen each token, given those before: so by induction its own
         # greedy continuation is this one.
