@@ -41,6 +41,7 @@ SHORT = [n for n, prompt in enumerate(PROMPTS) if len(prompt) <= 17]
 WINDOW = 21
 """Much shorter than most prompts, and no multiple of a page."""
 
+MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 GROUPS: dict[str, dict[str, object]] = {
     "full": {},
     "window": {"architectures": ["MistralForCausalLM"], "sliding_window": WINDOW},
@@ -48,10 +49,27 @@ GROUPS: dict[str, dict[str, object]] = {
         "architectures": ["Qwen2ForCausalLM"],
         "use_sliding_window": True,
         "sliding_window": WINDOW,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "layer_types": MIXED,
+    },
+    "gemma": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "sliding_window": WINDOW,
+        "layer_types": MIXED,
+        "final_logit_softcapping": 3.0,
+    },
+    "parallel": {
+        "architectures": ["Cohere2ForCausalLM"],
+        "sliding_window": WINDOW,
+        "layer_types": MIXED,
+    },
+    "ungated": {
+        "architectures": ["Starcoder2ForCausalLM"],
+        "hidden_act": "gelu_pytorch_tanh",
+        "sliding_window": WINDOW,
     },
 }
-"""Models whose layers see everything, a window, or the one or the other."""
+"""Models whose layers see everything, a window, or the one or the other; and those of families that
+compute with operators besides the device's own."""
 
 DEVICES: dict[str, Callable[[Any], Any]] = {
     "plain": lambda device: device,
