@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from kvrt.errors import ModelError
-from kvrt.model.families import FAMILIES, MAX_LAYERS, NESTED, Family
+from kvrt.model.families import FAMILIES, NESTED, Family
 from kvrt.model.jsonfile import Fields, read_object, shown
 from kvrt.model.rotary import MAX_POSITIONS, read_ropes
 from kvrt.model.spec import MLPActivation, ModelSpec
+from kvrt.model.windows import MAX_LAYERS
 from kvrt.spi import Activation, DType
 
 # Upper limits, about ten times the largest published model: beyond them a value is damage, and

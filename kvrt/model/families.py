@@ -9,20 +9,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvrt.model.jsonfile import Fields, shown
-from kvrt.model.rotary import MAX_POSITIONS
-from kvrt.model.spec import LayerSpec
-
-MAX_LAYERS = 1 << 11
-DEFAULT_WINDOW = 4096
-"""Of Mistral and Qwen, where ``sliding_window`` is missing."""
+from kvrt.model.jsonfile import Fields
+from kvrt.model.windows import (
+    DEFAULT_WINDOW,
+    Layers,
+    exaone_layers,
+    mixed,
+    plain_layers,
+    qwen_layers,
+    smollm3_layers,
+    windowed_layers,
+)
 
 ATTENTION_BIAS = "attention_bias"
 LAYER_NORM = "layer_norm_eps"
-
-
-def _plain_layers(fields: Fields, count: int) -> list[LayerSpec]:
-    return [LayerSpec()] * count
 
 
 def _no_scales(fields: Fields) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Family:
     """
 
     model_type: str
-    layers: Callable[[Fields, int], list[LayerSpec]] = _plain_layers
+    layers: Layers = plain_layers
     scales: Callable[[Fields], dict[str, Any]] = _no_scales
     qkv_bias: bool | str = False
     o_bias: bool | str = False
@@ -62,110 +62,6 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     refused: Mapping[str, Any] = field(default_factory=dict)
     switches: Mapping[str, Any] = field(default_factory=dict)
-
-
-# --- windows and rotation of layers --------------------------------------------------------------
-
-
-def _window(fields: Fields, default: int) -> int:
-    """The window: `default` where the field is missing, none (0) where it is null."""
-    if "sliding_window" not in fields:
-        return default
-    return fields.integer("sliding_window", 1, MAX_POSITIONS) if fields.has("sliding_window") else 0
-
-
-def _switched_window(fields: Fields, default: int) -> int:
-    """The window, where a field of its own turns windows on."""
-    return _window(fields, default) if fields.flag("use_sliding_window", False) else 0
-
-
-def _windowed_layers(fields: Fields, count: int) -> list[LayerSpec]:
-    return [LayerSpec(window=_window(fields, 0))] * count
-
-
-def _typed_windows(fields: Fields, count: int, window: int) -> list[int] | None:
-    """Windows as ``layer_types`` gives them, or None if it is missing."""
-    if not fields.has("layer_types"):
-        return None
-    types = fields.items("layer_types", str)
-    if len(types) != count:
-        raise fields.error("layer_types", f"has {len(types)} entries for {count} layers")
-    for kind in types:
-        if kind not in ("full_attention", "sliding_attention"):
-            raise fields.error(
-                "layer_types",
-                f"names {shown(kind)}; supported are full_attention and sliding_attention",
-            )
-    if "sliding_attention" in types and not window:
-        raise fields.error("layer_types", "has sliding_attention, but no sliding_window is in use")
-    return [window if kind == "sliding_attention" else 0 for kind in types]
-
-
-def _qwen_layers(fields: Fields, count: int) -> list[LayerSpec]:
-    window = _switched_window(fields, DEFAULT_WINDOW)
-    first = fields.integer("max_window_layers", 0, MAX_LAYERS, 28)
-    windows = _typed_windows(fields, count, window)
-    if windows is None:
-        windows = [window if layer >= first else 0 for layer in range(count)]
-    return [LayerSpec(window=window) for window in windows]
-
-
-def _smollm3_layers(fields: Fields, count: int) -> list[LayerSpec]:
-    interval = fields.integer("no_rope_layer_interval", 1, MAX_LAYERS, 4)
-    if fields.has("no_rope_layers"):
-        # Despite its name, a 1 in the list means that the layer is rotated.
-        rotated = fields.items("no_rope_layers", int)
-        if len(rotated) < count or not set(rotated) <= {0, 1}:
-            raise fields.error("no_rope_layers", f"should be {count} zeros and ones")
-    else:
-        rotated = [int((layer + 1) % interval != 0) for layer in range(count)]
-    window = _switched_window(fields, 0)
-    windows = _typed_windows(fields, count, window)
-    if windows is None:
-        windows = [0 if rotated[layer] else window for layer in range(count)]
-    return [LayerSpec(windows[layer], rope=0 if rotated[layer] else None) for layer in range(count)]
-
-
-def mixed_layers(
-    interval: int, layers: int, window: int, local: int = 0, whole: int | None = 0
-) -> list[LayerSpec]:
-    """Layers with a window, of which every so many, one sees all.
-
-    Args:
-        local: which rotation those with a window have.
-        whole: which the others have.
-    """
-    return [
-        LayerSpec(window, local) if (layer + 1) % interval else LayerSpec(0, whole)
-        for layer in range(layers)
-    ]
-
-
-def _mixed(interval: int, local: int = 0, whole: int | None = 0) -> Any:
-    """Reads layers of which every so many, one sees all; see `mixed_layers`."""
-
-    def layers(fields: Fields, count: int) -> list[LayerSpec]:
-        window = _window(fields, DEFAULT_WINDOW)
-        windows = _typed_windows(fields, count, window)
-        if windows is None:
-            pattern = fields.integer("sliding_window_pattern", 1, MAX_LAYERS, interval)
-            return mixed_layers(pattern, count, window, local, whole)
-        return [LayerSpec(w, local) if w else LayerSpec(0, whole) for w in windows]
-
-    return layers
-
-
-def _exaone_layers(fields: Fields, count: int) -> list[LayerSpec]:
-    window = _window(fields, DEFAULT_WINDOW)
-    if not window:
-        return [LayerSpec()] * count
-    windows = _typed_windows(fields, count, window)
-    if windows is None:
-        if fields.has("sliding_window_pattern") and fields.holds_text("sliding_window_pattern"):
-            raise fields.error("sliding_window_pattern", "in letters needs layer_types beside it")
-        pattern = fields.integer("sliding_window_pattern", 1, MAX_LAYERS, 4)
-        return mixed_layers(pattern, count, window, 0, None)
-    return [LayerSpec(w, 0 if w else None) for w in windows]
 
 
 # --- scales --------------------------------------------------------------------------------------
@@ -238,15 +134,15 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "MistralForCausalLM": Family(
         "mistral",
-        _windowed_layers,
+        windowed_layers,
         defaults={"num_key_value_heads": 8, "sliding_window": DEFAULT_WINDOW},
     ),
     "Qwen2ForCausalLM": Family(
-        "qwen2", _qwen_layers, qkv_bias=True, defaults={"num_key_value_heads": 32}
+        "qwen2", qwen_layers, qkv_bias=True, defaults={"num_key_value_heads": 32}
     ),
     "Qwen3ForCausalLM": Family(
         "qwen3",
-        _qwen_layers,
+        qwen_layers,
         qkv_bias=ATTENTION_BIAS,
         o_bias=ATTENTION_BIAS,
         defaults={"num_key_value_heads": 32, "head_dim": 128},
@@ -254,7 +150,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "SmolLM3ForCausalLM": Family(
         "smollm3",
-        _smollm3_layers,
+        smollm3_layers,
         qkv_bias=ATTENTION_BIAS,
         o_bias=ATTENTION_BIAS,
         mlp_bias="mlp_bias",
@@ -271,7 +167,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "Gemma2ForCausalLM": Family(
         "gemma2",
-        _mixed(2),
+        mixed(2),
         _gemma3_scales,
         qkv_bias=ATTENTION_BIAS,
         o_bias=ATTENTION_BIAS,
@@ -286,7 +182,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "Gemma3ForCausalLM": Family(
         "gemma3_text",
-        _mixed(6, local=1),
+        mixed(6, local=1),
         _gemma3_scales,
         qkv_bias=ATTENTION_BIAS,
         o_bias=ATTENTION_BIAS,
@@ -304,7 +200,7 @@ FAMILIES: Mapping[str, Family] = {
         o_bias=ATTENTION_BIAS,
         mlp_bias="mlp_bias",
     ),
-    "Phi3ForCausalLM": Family("phi3", _windowed_layers, partial=1.0, switches={"naming": "phi3"}),
+    "Phi3ForCausalLM": Family("phi3", windowed_layers, partial=1.0, switches={"naming": "phi3"}),
     "Olmo2ForCausalLM": Family(
         "olmo2",
         qkv_bias=ATTENTION_BIAS,
@@ -313,7 +209,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "Olmo3ForCausalLM": Family(
         "olmo3",
-        _mixed(4, local=1),
+        mixed(4, local=1),
         qkv_bias=ATTENTION_BIAS,
         o_bias=ATTENTION_BIAS,
         theta=500_000.0,
@@ -340,7 +236,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "Cohere2ForCausalLM": Family(
         "cohere2",
-        _mixed(4, whole=None),
+        mixed(4, whole=None),
         _cohere_scales,
         qkv_bias=ATTENTION_BIAS,
         o_bias=ATTENTION_BIAS,
@@ -350,7 +246,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "Exaone4ForCausalLM": Family(
         "exaone4",
-        _exaone_layers,
+        exaone_layers,
         defaults={"num_key_value_heads": 32},
         switches={"naming": "olmo2", "qk_norm": "heads"},
     ),
@@ -391,7 +287,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "Starcoder2ForCausalLM": Family(
         "starcoder2",
-        _windowed_layers,
+        windowed_layers,
         qkv_bias="use_bias",
         o_bias="use_bias",
         mlp_bias="use_bias",

@@ -16,12 +16,13 @@ from kvrt.model.config import (
     MAX_WIDTH,
     read_token,
 )
-from kvrt.model.families import FAMILIES, MAX_LAYERS, Family, gemma_scale, mixed_layers
+from kvrt.model.families import FAMILIES, Family, gemma_scale
 from kvrt.model.gguf.architectures import ARCHITECTURES, Architecture
 from kvrt.model.gguf.files import GGUF
 from kvrt.model.jsonfile import Fields, shown
 from kvrt.model.rotary import MAX_POSITIONS
 from kvrt.model.spec import LayerSpec, ModelSpec, RopeSpec
+from kvrt.model.windows import MAX_LAYERS, mixed_layers
 
 ROPE_DIVISORS = "rope_freqs.weight"
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
