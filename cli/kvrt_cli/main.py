@@ -19,6 +19,7 @@ from kvrt.openmp import wait_briefly
 from kvrt_cli.bench import bench
 from kvrt_cli.doctor import doctor
 from kvrt_cli.errors import explain
+from kvrt_cli.models import models
 from kvrt_cli.naming import NAME, TINY
 from kvrt_cli.options import color_option
 from kvrt_cli.run import run
@@ -168,6 +169,7 @@ def cli() -> None:
 
 cli.add_command(run)
 cli.add_command(serve)
+cli.add_command(models)
 cli.add_command(doctor)
 cli.add_command(bench)
 

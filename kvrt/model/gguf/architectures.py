@@ -22,6 +22,7 @@ class Architecture:
         activation: of the feed-forward layer.
         divides_logits: by ``logit_scale``.
         odd: a model of so many layers has heads that are scaled by hidden / heads.
+        also: other families whose models are of this architecture.
     """
 
     family: str
@@ -34,10 +35,13 @@ class Architecture:
     activation: MLPActivation = "silu"
     divides_logits: bool = False
     odd: int = 0
+    also: tuple[str, ...] = ()
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture("LlamaForCausalLM", paired=True, windows=True),
+    "llama": Architecture(
+        "LlamaForCausalLM", paired=True, windows=True, also=("MistralForCausalLM",)
+    ),
     "qwen2": Architecture("Qwen2ForCausalLM"),
     "qwen3": Architecture("Qwen3ForCausalLM"),
     "smollm3": Architecture("SmolLM3ForCausalLM", paired=True, unrotated=4),
@@ -48,7 +52,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "granite": Architecture("GraniteForCausalLM", paired=True, divides_logits=True),
     "phi3": Architecture("Phi3ForCausalLM", windows=True),
-    "olmo2": Architecture("Olmo2ForCausalLM", mixed=4, local_theta=0.0),
+    "olmo2": Architecture("Olmo2ForCausalLM", mixed=4, local_theta=0.0, also=("Olmo3ForCausalLM",)),
     "glm4": Architecture("Glm4ForCausalLM", paired=True),
     "command-r": Architecture("CohereForCausalLM", paired=True),
     "cohere2": Architecture("Cohere2ForCausalLM", paired=True, mixed=4, whole_rotated=False),
