@@ -70,7 +70,7 @@ Quantize = Literal["int8", "int5", "int4"]
 DTypeOption = Literal["auto", DType]
 KVFormatOption = Literal["auto", KVFormat]
 MAX_THREADS = max(64, 8 * (os.cpu_count() or 1))
-"""More than a processor has any use for; with many more, OpenMP ends the process."""
+"""More than a processor has any use for; each takes memory of the system's."""
 DRAFTS = 10
 """Tokens guessed in a step where speculation is on and no number is given."""
 

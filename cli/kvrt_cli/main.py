@@ -15,7 +15,6 @@ import click
 import kvrt
 from kvrt.config import Environment
 from kvrt.errors import ConfigError
-from kvrt.openmp import wait_briefly
 from kvrt_cli.bench import bench
 from kvrt_cli.doctor import doctor
 from kvrt_cli.errors import explain
@@ -176,7 +175,6 @@ cli.add_command(bench)
 
 def main() -> NoReturn:
     """The entry point of the script `kvrt`."""
-    wait_briefly()
     try:
         cli.main()
     except SystemExit as end:

@@ -11,6 +11,9 @@ from kvrt.spi import KVFormat
 DTYPE_CODE: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The numbers of `enum class Dtype` in native/api.h."""
 
+DTYPE_OF_CODES: Final = 3
+"""Another of them: weights that are codes, in panels."""
+
 FORMAT_CODE: Final[dict[KVFormat, int]] = {
     "float32": 0,
     "bfloat16": 1,

@@ -8,14 +8,11 @@ from typing import cast
 
 from kvrt.errors import BackendUnavailable, ConfigError
 
-FIX = "reinstall kvrt with a C++17 compiler with OpenMP present (apt-get install g++)"
+FIX = "reinstall kvrt with a C++17 compiler present (apt-get install g++)"
 
 
 @functools.cache
 def _load() -> ModuleType | str:
-    # torch first: the module then shares torch's OpenMP runtime, which it finds by its soname. The
-    # other way round torch would be given the system's, which may be older than it needs.
-    importlib.import_module("torch")
     try:
         module = importlib.import_module("kvrt_kernels._native")
     except ImportError as error:

@@ -6,7 +6,7 @@ from contextlib import suppress
 import torch
 
 from kvrt.spi import Bandwidth
-from kvrt_kernels._args import address, threads_or_default
+from kvrt_kernels._args import DTYPE_CODE, DTYPE_OF_CODES, address, threads_or_default
 from kvrt_kernels._load import native
 
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory often has no huge pages
@@ -28,5 +28,19 @@ def measure(nbytes: int = 512 << 20, passes: int = 5, threads: int | None = None
         data = torch.frombuffer(memory, dtype=torch.float32).fill_(1.0)
         read = max(module.read_bandwidth(address(data), data.nbytes, count) for _ in range(passes))
         del data  # the memory cannot be closed while a tensor looks at it
-    flops = max(module.fma_peak(count) for _ in range(passes))
-    return Bandwidth(read_bytes_per_s=read, flops_per_s=flops)
+    return Bandwidth(read_bytes_per_s=read, flops_per_s=peak(torch.float32, passes, threads))
+
+
+def peak(dtype: torch.dtype, passes: int = 5, threads: int | None = None) -> float:
+    """Operations per second of the instructions that multiply with weights of that type.
+
+    A multiply-add is two. The best of a few passes, in registers.
+
+    Args:
+        dtype: float32, bfloat16, float16; uint8 for weights that are codes.
+        passes: how often; the fastest counts.
+        threads: None for as many as torch uses.
+    """
+    code = DTYPE_OF_CODES if dtype is torch.uint8 else DTYPE_CODE[dtype]
+    count = threads_or_default(threads)
+    return float(max(native().product_peak(code, count) for _ in range(passes)))

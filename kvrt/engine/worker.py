@@ -42,9 +42,8 @@ LAST_PAGE_S = 2.0
 class Worker(Mailbox):
     """All that touches the device, from opening to closing, on one thread.
 
-    Not only because vendors' libraries like it so: an OpenMP runtime keeps a team of threads for
-    each thread that ever used it, and once there are more of them than processors it puts them to
-    sleep between any two kernels (measured: 40 % of a small model's decode speed).
+    Vendors' libraries like it so, which bind a context to a thread, and OpenMP's runtimes, which
+    keep a team of threads for each thread that ever used them.
 
     `device`, `model`, `cache`, `engine`, `prefixes` and `snapshots` are there once it is open.
     Other threads may look at them; they act through what it is as a `Mailbox`, and `snapshots`.

@@ -36,9 +36,6 @@ def pytest_configure(config: pytest.Config) -> None:
     name = config.getoption("kvrt_backend")
     if not name:
         return
-    from kvrt.openmp import wait_briefly
-
-    wait_briefly()
     from kvrt.errors import KvrtError
     from kvrt.testing.subject import open_subject
 

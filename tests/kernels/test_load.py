@@ -8,6 +8,7 @@ from pathlib import Path
 
 import kvrt_kernels
 import pytest
+import torch
 from kvrt_kernels import limits
 
 from kvrt.errors import ConfigError
@@ -61,6 +62,11 @@ def test_the_machines_limits_are_plausible():
     found = limits.measure(nbytes=8 << 20, passes=2)
     assert 1e8 < found.read_bytes_per_s < 1e13
     assert 1e8 < found.flops_per_s < 1e14
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8])
+def test_the_peak_of_each_type_of_weights_is_plausible(isa, dtype):
+    assert 1e8 < limits.peak(dtype, passes=2) < 1e15
 
 
 def test_the_environment_chooses_an_instruction_set(monkeypatch):

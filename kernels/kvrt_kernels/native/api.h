@@ -215,7 +215,8 @@ struct Kernels {
   void (*append)(const AppendArgs&, int sequence, int token0, int token1);  // tokens of the batch
 
   float (*read)(const float* data, size_t count);       // touches every cache line once
-  double (*fma_rounds)(int64_t rounds);                  // returns the floating-point operations done
+  // Multiplies in registers, as products with weights of that type do; returns the operations done.
+  double (*product_rounds)(Dtype, int64_t rounds);
 };
 
 // Work drivers; `threads` counts the calling thread.
@@ -224,6 +225,6 @@ void compute(const Kernels&, const LinearArgs&, int threads);
 void compute(const Kernels&, const NormArgs&, int threads);
 void compute(const Kernels&, const AppendArgs&, int threads);
 double read_bandwidth(const Kernels&, const void* data, size_t bytes, int threads);  // bytes per second
-double fma_peak(const Kernels&, int threads);                                        // operations per second
+double product_peak(const Kernels&, Dtype, int threads);                             // operations per second
 
 }  // namespace kvrt

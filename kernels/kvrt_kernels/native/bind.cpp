@@ -212,6 +212,8 @@ NB_MODULE(_native, m) {
       "read_bandwidth",
       [](A data, size_t bytes, int threads) { return read_bandwidth(*chosen, at<const void>(data), bytes, threads); },
       "data"_a, "bytes"_a, "threads"_a, release(), "Bytes per second of one pass over the memory.");
-  m.def("fma_peak", [](int threads) { return fma_peak(*chosen, threads); }, "threads"_a, release(),
-        "Float32 operations per second, a multiply-add counting as two.");
+  m.def(
+      "product_peak", [](int dtype, int threads) { return product_peak(*chosen, Dtype(dtype), threads); }, "dtype"_a,
+      "threads"_a, release(),
+      "Operations per second of the instructions that multiply with weights of that type; a multiply-add is two.");
 }

@@ -214,10 +214,10 @@ double read_bandwidth(const Kernels& kernels, const void* data, size_t bytes, in
   return double(bytes) / time;
 }
 
-double fma_peak(const Kernels& kernels, int threads) {
+double product_peak(const Kernels& kernels, Dtype dtype, int threads) {
   std::vector<double> done(threads);
   const double time = seconds([&] {
-    each(threads, threads, [&](int64_t i) { done[i] = kernels.fma_rounds(4'000'000); });
+    each(threads, threads, [&](int64_t i) { done[i] = kernels.product_rounds(dtype, 4'000'000); });
   });
   double total = 0;
   for (double d : done) total += d;

@@ -39,7 +39,7 @@ namespace KVRT_ISA {
 extern const Kernels kernels;
 const Kernels kernels = {
     KVRT_ISA_NAME, attention_scratch, attention, attention_merge, linear_shape, linear_pack,
-    linear_scratch, linear, rms_norm, append, read, fma_rounds,
+    linear_scratch, linear, rms_norm, append, read, product_rounds,
 };
 
 }  // namespace KVRT_ISA

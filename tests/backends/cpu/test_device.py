@@ -3,8 +3,6 @@ import os
 import platform
 import subprocess
 import sys
-import threading
-import time
 
 import kvrt_cpu
 import kvrt_kernels
@@ -183,43 +181,6 @@ def test_the_number_of_threads_changes_no_bit():
         device.close()
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
-
-
-def team(work):
-    """How many threads OpenMP makes for work of a thread of its own."""
-
-    def threads():
-        return len(os.listdir("/proc/self/task"))
-
-    def run():
-        alone = threads()
-        work()
-        made.append(threads() - alone)
-
-    made, before = [], threads()
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    end = time.monotonic() + 20
-    while threads() > before and time.monotonic() < end:
-        time.sleep(0.001)  # they end a little after it
-    return made[0]
-
-
-@pytest.mark.parametrize("threads", [1, 3, 6])
-def test_all_that_a_device_computes_takes_as_many_threads_as_it_was_told(threads):
-    device = open_device("cpu", 0, DeviceOptions(threads=threads))
-    dense = device.extension(DenseOps)
-    x, weight = torch.randn(64, 512), torch.randn(1024, 512)
-    assert team(lambda: dense.linear(x, weight)) == threads - 1
-    assert team(lambda: dense.gated_linear(x, weight, "silu")) == threads - 1
-    torch_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert team(lambda: attend(device)) == threads - 1
-    finally:
-        torch.set_num_threads(torch_threads)
-    device.close()
 
 
 def test_pages_may_have_any_size(device, monkeypatch):

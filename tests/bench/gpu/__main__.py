@@ -14,17 +14,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from kvrt.openmp import wait_briefly
+import torch
 
-wait_briefly()  # before torch is imported
-
-import torch  # noqa: E402
-
-from kvrt import registry  # noqa: E402
-from kvrt.spi import Device  # noqa: E402
-from tests.bench.gpu import attention, codes, memory, models  # noqa: E402
-from tests.bench.gpu.rows import Rows  # noqa: E402
-from tests.bench.gpu.timing import Clock  # noqa: E402
+from kvrt import registry
+from kvrt.spi import Device
+from tests.bench.gpu import attention, codes, memory, models
+from tests.bench.gpu.rows import Rows
+from tests.bench.gpu.timing import Clock
 
 
 def with_device(work: Callable[[Device, Clock], object], backend: str, *, small: bool) -> None:
