@@ -1,0 +1,240 @@
+"""The file in which the tenants of a device say what they hold.
+
+    byte 0         locked by whoever changes a number of another, or takes memory
+    byte 1 + row   locked by the tenant of that row for as long as it lives
+    4096 ...       the rows
+
+Both are locks of an open file (``F_OFD_SETLK``, Linux): the system drops them when the process is
+gone, however it went, so there is nobody to clean up, and no process id that another one gets. A
+row that nobody holds is free.
+"""
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kvrt.errors import ConfigError, StoreError
+from kvrt.sharing.fair import Claim
+from kvrt.units import format_bytes
+
+ROWS = 64
+"""Tenants that a device can have at once."""
+
+NAME_BYTES = 48
+
+_MAGIC = b"kvrtshar"
+_VERSION = 1
+_HEADER = struct.Struct("<8sqq")  # magic, version, total
+_FIRST, _STRIDE = 4096, 128
+_ROW = struct.Struct(f"<qqqqqqd{NAME_BYTES}s")
+_BYTES = _FIRST + ROWS * _STRIDE
+
+_PATIENCE_S = 5.0
+_NAP_S = 0.0002
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one tenant says.
+
+    Args:
+        pid: of its process, 0 if there is none.
+        name: for people.
+        claim: see there.
+    """
+
+    pid: int
+    name: str
+    claim: Claim
+
+    def pack(self) -> bytes:
+        claim = self.claim
+        return _ROW.pack(
+            self.pid, claim.held, claim.want, claim.guarantee, claim.lends, claim.priority,
+            claim.weight, self.name.encode()[:NAME_BYTES],
+        )  # fmt: skip
+
+
+_NOBODY = Row(0, "", Claim(0, 0))
+
+
+class Ledger:
+    """One process's view of the file. Any thread may use it.
+
+    Args:
+        path: of the file, which is made if it is missing. Its folder belongs to the user alone.
+        total: bytes that all tenants together may hold; None: what it was made with.
+
+    Raises:
+        ConfigError: it was made with another total, and has tenants; or this system has no locks of
+            open files.
+        StoreError: the file cannot be used.
+    """
+
+    def __init__(self, path: Path, total: int | None = None) -> None:
+        if not hasattr(fcntl, "F_OFD_SETLK"):
+            raise ConfigError("memory is shared among processes on Linux only", fix="leave share")
+        self.path = path
+        self._guard = threading.Lock()
+        self._own: int | None = None
+        try:
+            self._file = _open(path, create=total is not None)
+            self._life = _open(path, create=False)
+            if os.fstat(self._file).st_size == 0:
+                os.ftruncate(self._file, _BYTES)
+            self._map = mmap.mmap(self._file, _BYTES)
+        except FileNotFoundError:
+            raise StoreError(f"nobody shares {path.name}", reason="missing") from None
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"{path}: {error}", reason="failed", fix="remove it when nothing runs that shares"
+            ) from None
+        with self.locked():
+            self.total = self._agree(total)
+
+    def _agree(self, total: int | None) -> int:
+        magic, version, there = _HEADER.unpack_from(self._map, 0)
+        if (magic, version) == (b"\0" * 8, 0) and total is not None:
+            there = 0
+        elif (magic, version) != (_MAGIC, _VERSION):
+            raise StoreError(
+                f"{self.path} was not made by this version of kvrt",
+                reason="foreign",
+                fix="remove it when nothing runs that shares",
+            )
+        if total is None or total == there:
+            return int(there)
+        if tenants := self.rows():
+            names = ", ".join(f"{row.name} (process {row.pid})" for row in tenants.values())
+            raise ConfigError(
+                f"{self.path.stem} has {format_bytes(there)} for all, not {format_bytes(total)};"
+                f" it is in use by {names}",
+                fix=f"say {format_bytes(there)}, or leave the size out",
+            )
+        _HEADER.pack_into(self._map, 0, _MAGIC, _VERSION, total)
+        return total
+
+    def close(self) -> None:
+        """Leave; a row of its own is free then. Safe to call twice."""
+        with self._guard:
+            self.let_go()
+            self._map.close()
+
+    def let_go(self) -> None:
+        """Close the files: all that a forked child may do, in which the lock of threads may be
+        another thread's that is not there."""
+        for file in (self._life, self._file):
+            if file >= 0:
+                os.close(file)
+        self._life = self._file = -1
+
+    # --- locks -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else changes what is not their own meanwhile.
+
+        Raises:
+            TimeoutError: whoever has the lock does not go on (a stopped process, say).
+        """
+        with self._guard:
+            end = time.monotonic() + _PATIENCE_S
+            while not _lock(self._file, 0):
+                if time.monotonic() > end:
+                    raise TimeoutError(f"{self.path} has been locked for {_PATIENCE_S:g} s")
+                time.sleep(_NAP_S)
+            try:
+                yield
+            finally:
+                _unlock(self._file, 0)
+
+    def _alive(self, number: int) -> bool:
+        if number == self._own:
+            return True
+        if not _lock(self._file, 1 + number):
+            return True
+        _unlock(self._file, 1 + number)
+        return False
+
+    # --- rows --------------------------------------------------------------------------------
+
+    def rows(self) -> dict[int, Row]:
+        """Of all tenants that live, by number. The lock is held: rows of others are made free."""
+        rows = self.peek()
+        for number in [number for number in rows if not self._alive(number)]:
+            self._write(number, _NOBODY)
+            del rows[number]
+        return rows
+
+    def peek(self) -> dict[int, Row]:
+        """The same without the lock: those that have died may be among them, and a number may be
+        about to change."""
+        return {number: row for number in range(ROWS) if (row := self._read(number)).pid}
+
+    def enter(self, row: Row) -> int:
+        """Take a free row. The lock is held.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        taken = self.rows()
+        free = next((number for number in range(ROWS) if number not in taken), None)
+        if free is None:
+            raise ConfigError(f"{self.path.stem} has {ROWS} tenants already", fix="stop one")
+        if not _lock(self._life, 1 + free):
+            raise StoreError(f"{self.path}: row {free} is locked", reason="locked")
+        self._own = free
+        self._write(free, row)
+        return free
+
+    def set(self, held: int, want: int) -> None:
+        """What its own row says from now on: to want is anybody's at any time, to hold more needs
+        the lock."""
+        if self._own is not None:
+            row = self._read(self._own)
+            self._write(self._own, replace(row, claim=replace(row.claim, held=held, want=want)))
+
+    def _read(self, number: int) -> Row:
+        at = _FIRST + number * _STRIDE
+        pid, held, want, guarantee, lends, priority, weight, name = _ROW.unpack_from(self._map, at)
+        claim = Claim(held, want, guarantee, bool(lends), weight, priority)
+        return Row(pid, name.rstrip(b"\0").decode(errors="replace"), claim)
+
+    def _write(self, number: int, row: Row) -> None:
+        at = _FIRST + number * _STRIDE
+        self._map[at : at + _ROW.size] = row.pack()
+
+
+def _open(path: Path, *, create: bool) -> int:
+    if create:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
+    return os.open(path, flags, 0o600)
+
+
+def _lock(file: int, byte: int) -> bool:
+    """Whether nobody else had it."""
+    try:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK, byte))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def _unlock(file: int, byte: int) -> None:
+    fcntl.fcntl(file, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, byte))
+
+
+def _flock(kind: int, byte: int) -> bytes:
+    """A ``struct flock`` of one byte, as Linux has it on 64-bit machines."""
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, byte, 1, 0)

@@ -1,0 +1,212 @@
+"""One tenant of a shared device."""
+
+import os
+import time
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kvrt.errors import CapacityError, OutOfMemory
+from kvrt.sharing.fair import Claim, allowance
+from kvrt.sharing.ledger import Ledger, Row
+from kvrt.units import format_bytes
+
+_NAP_S = 0.002
+
+
+class NotLeased(OutOfMemory):
+    """Other tenants of the device hold, or are owed, what was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a tenant takes part.
+
+    Args:
+        name: for people: its model, say.
+        guarantee: bytes that it is due whatever others want.
+        lends: others may have what it does not use of them; they give it back when it does, at
+            their next step. False: nobody else ever has them.
+        weight: its part of the rest, beside others' weights.
+        priority: tenants of a higher one come first.
+    """
+
+    name: str
+    guarantee: int = 0
+    lends: bool = False
+    weight: float = 1.0
+    priority: int = 0
+
+
+class Tenant:
+    """Takes memory before it is there, and gives it back when it is gone.
+
+    `take`, `give` and `wants` are for one thread; others may look.
+
+    Args:
+        path: of the ledger.
+        total: bytes of the device that are shared; None: as the ledger has it.
+        terms: see there.
+
+    Raises:
+        CapacityError: the guarantees of all are more than there is.
+        ConfigError: see `Ledger`.
+        StoreError: see `Ledger`.
+    """
+
+    def __init__(self, path: Path, total: int | None, terms: Terms) -> None:
+        self._ledger = Ledger(path, total)
+        self.total = self._ledger.total
+        self.path = path
+        self._claim = Claim(0, 0, terms.guarantee, terms.lends, terms.weight, terms.priority)
+        try:
+            with self._ledger.locked():
+                self._check_guarantee(terms.guarantee)
+                self._own = self._ledger.enter(Row(os.getpid(), terms.name, self._claim))
+        except BaseException:
+            self._ledger.close()
+            raise
+        _tenants.add(self)
+
+    def _check_guarantee(self, wanted: int) -> None:
+        rows = self._ledger.rows().values()
+        free = self.total - sum(row.claim.guarantee for row in rows)
+        if wanted > free:
+            raise CapacityError(
+                f"{self._ledger.path.stem} shares {format_bytes(self.total)}, of which"
+                f" {format_bytes(free)} are not guaranteed to others ({_names(rows)}), and not"
+                f" {format_bytes(wanted)}",
+                needed=wanted,
+                free=free,
+                fix="guarantee less, or stop another",
+            )
+
+    def close(self) -> None:
+        """Leave: what it held is anybody's. Safe to call twice."""
+        _tenants.discard(self)
+        self._ledger.close()
+
+    def let_go(self) -> None:
+        """This is a forked child: see `Ledger.let_go`."""
+        self._ledger.let_go()
+
+    @property
+    def claim(self) -> Claim:
+        """What it says of itself."""
+        return self._claim
+
+    @property
+    def held(self) -> int:
+        """Bytes that it has."""
+        return self._claim.held
+
+    def take(self, nbytes: int) -> None:
+        """Hold so much more: before it is there.
+
+        Raises:
+            NotLeased: it may not, now; from then on others see that it is wanted.
+        """
+        claim = self._claim
+        held = claim.held + nbytes
+        with self._ledger.locked():
+            others = self._others(self._ledger.rows())
+            if held <= allowance(self.total, claim, [row.claim for row in others]):
+                self._say(held, claim.want)
+                return
+        self.wants(held)
+        raise NotLeased(
+            f"{format_bytes(nbytes)} more of {self._ledger.path.stem} are not to be had now: of"
+            f" {format_bytes(self.total)}, this process holds {format_bytes(claim.held)}, and"
+            f" others {_names(others)}",
+            needed=nbytes,
+            fix="stop another, or give this one a guarantee",
+        )
+
+    def take_soon(self, nbytes: int, timeout: float) -> None:
+        """The same, after others have had time to give back what they are not due.
+
+        Raises:
+            NotLeased: it was not to be had in so many seconds.
+        """
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                return self.take(nbytes)
+            except NotLeased:
+                if time.monotonic() > end:
+                    self.wants(self.held)
+                    raise
+            time.sleep(_NAP_S)
+
+    def give(self, nbytes: int) -> None:
+        """It holds so much less: after it is gone."""
+        held = self._claim.held - nbytes
+        self._say(held, min(self._claim.want, held))
+
+    def wants(self, nbytes: int) -> None:
+        """So many bytes, all together, would be of use now."""
+        if nbytes != self._claim.want:
+            self._say(self._claim.held, nbytes)
+
+    def allowance(self) -> int:
+        """Bytes that it may hold now: less than it does, if others are due what it has.
+
+        Looked up without a lock: `take` decides. If it is less than it wants, those that have died
+        are looked for, since what they had is free.
+        """
+        allowed = self._allowance(self._ledger.peek())
+        if allowed >= max(self._claim.held, self._claim.want):
+            return allowed
+        with self._ledger.locked():
+            return self._allowance(self._ledger.rows())
+
+    def others(self) -> str:
+        """What other tenants hold, for people."""
+        return _names(self._others(self._ledger.peek()))
+
+    def _allowance(self, rows: dict[int, Row]) -> int:
+        return allowance(self.total, self._claim, [row.claim for row in self._others(rows)])
+
+    def _others(self, rows: dict[int, Row]) -> list[Row]:
+        return [row for number, row in rows.items() if number != self._own]
+
+    def _say(self, held: int, want: int) -> None:
+        self._claim = replace(self._claim, held=held, want=want)
+        self._ledger.set(held, want)
+
+
+def tenants_of(path: Path) -> tuple[int, list[Row]]:
+    """The bytes that a ledger shares, and who lives of them.
+
+    Raises:
+        StoreError: there is no such ledger, or it cannot be read.
+    """
+    ledger = Ledger(path)
+    try:
+        with ledger.locked():
+            return ledger.total, [*ledger.rows().values()]
+    finally:
+        ledger.close()
+
+
+def _names(rows: Iterable[Row]) -> str:
+    return (
+        ", ".join(
+            f"{row.name} (process {row.pid}) holds {format_bytes(row.claim.held)}" for row in rows
+        )
+        or "nobody"
+    )
+
+
+_tenants: weakref.WeakSet[Tenant] = weakref.WeakSet()
+
+
+def _leave_to_the_parent() -> None:
+    """A forked child has the parent's open files, and with them its locks: it lets go of them, so
+    that the parent's memory is free when the parent is gone."""
+    for tenant in list(_tenants):
+        tenant.let_go()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
