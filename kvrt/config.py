@@ -26,6 +26,7 @@ from kvrt.kv.index.eviction import EvictionName
 from kvrt.kv.tiers.config import parse_tiers
 from kvrt.sampling import MAX_DRAFTS
 from kvrt.sched.policy import PolicyName
+from kvrt.sharing.share import Share
 from kvrt.spi import DType, KVFormat
 from kvrt.units import MIB
 
@@ -127,6 +128,9 @@ class RuntimeConfig:
             has said before, and verify them together. The text stays the same. None: only for
             requests that ask for it.
         threads: host threads for kernels; None: the backend's choice.
+        share: share the device's memory with other processes: a `kvrt.sharing.share.Share`, or the
+            name of one, as ``gpu0``. Weights and KV memory are leased before they are taken, and
+            memory that others need more is given back. None: what is free is taken.
         offline: use only what is on this machine.
         revision: of a hub id.
         seed: for dummy weights, and for requests that bring none; None: requests are random.
@@ -159,6 +163,7 @@ class RuntimeConfig:
     preemption: Preemption = "auto"
     speculate: str | None = None
     threads: int | None = None
+    share: Share | str | None = None
     offline: bool = False
     revision: str | None = None
     seed: int | None = None
@@ -168,6 +173,8 @@ class RuntimeConfig:
         given = {name: getattr(self, name) for name in OPTIONS}
         for name, value in check_options(OPTIONS, **given).items():
             object.__setattr__(self, name, value)
+        if isinstance(self.share, str):
+            object.__setattr__(self, "share", Share(name=self.share))
         if self.offload is not None:
             parse_tiers(self.offload)
         if not self.prefix_cache and (self.offload is not None or self.cache_dir is not None):
@@ -209,6 +216,7 @@ OPTIONS: Checks = {
     "preemption": OneOf(get_args(Preemption)),
     "speculate": Maybe(Text()),
     "threads": Maybe(Whole(1, MAX_THREADS)),
+    "share": Maybe(Of((Share, str))),
     "offline": Flag(),
     "revision": Maybe(Text()),
     "seed": Maybe(Whole(0, 2**64 - 1)),

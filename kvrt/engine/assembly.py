@@ -1,6 +1,5 @@
 """A runtime's parts, made as its options say and put together."""
 
-import functools
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,10 +23,17 @@ from kvrt.kv.tiers.host import HostStore
 from kvrt.kv.tiers.pagefile import PageFile
 from kvrt.model.loader import Model, load_model
 from kvrt.model.progress import Progress
+from kvrt.model.spec import ModelSpec
 from kvrt.registry import open_device
 from kvrt.sched.batching import Limits
 from kvrt.sched.policy import POLICIES
-from kvrt.spi import Device, DeviceOptions
+from kvrt.sharing.share import Share
+from kvrt.sharing.tenant import Tenant
+from kvrt.spi import Device, DeviceOptions, DType
+
+
+_LEASE_S = 30.0
+"""Other tenants of a device have so long to give back what weights need."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,15 @@ def assemble(
         check_layers=config.debug,
     )
     stack.callback(device.close)
+    tenant = _join(config, device)
+    if tenant is not None:
+        stack.callback(tenant.close)
+
+    def room(spec: ModelSpec, dtype: DType, weights: int) -> None:
+        smallest = check_room(config, device, spec, dtype, weights)
+        if tenant is not None:
+            tenant.take_soon(weights + smallest, _LEASE_S)
+
     model = load_model(
         config.model,
         device,
@@ -82,19 +97,31 @@ def assemble(
         revision=config.revision,
         progress=progress,
         seed=config.seed or 0,
-        check_room=functools.partial(check_room, config, device),
+        check_room=room,
     )
     stack.callback(model.decoder.close)
     still_wanted()
-    executor, cache = make_cache(config, device, model)
+    if tenant is not None:  # the smallest cache takes its own again
+        tenant.give(max(0, tenant.held - model.weight_bytes))
+        tenant.take_soon(model.weight_bytes - tenant.held, _LEASE_S)
+    executor, cache = make_cache(config, device, model, tenant)
     stack.callback(cache.close)
     fingerprint = page_fingerprint(model, cache.layouts, device.info)
     reuse = make_reuse(config, cache)
-    memory = Memory(cache, reuse, make_offload(config, executor, fingerprint, reuse))
+    offload = make_offload(config, executor, fingerprint, reuse)
+    memory = Memory(cache, reuse, offload, tenant)
     stack.callback(memory.close)
     limits = Limits(config.max_batch_tokens, config.max_running)
     engine = Engine(model, executor, memory, limits, POLICIES[config.policy])
     return Assembly(device, model, cache, engine, Prefixes(engine), fingerprint)
+
+
+def _join(config: RuntimeConfig, device: Device) -> Tenant | None:
+    """None: the device is not shared."""
+    if config.share is None:
+        return None
+    share = config.share if isinstance(config.share, Share) else Share(name=config.share)
+    return share.join(Path(config.model).name, device.info)
 
 
 def _quantized_dir(config: RuntimeConfig) -> Path | None:

@@ -20,6 +20,7 @@ from kvrt.engine.answers import UNKNOWN, Answers
 from kvrt.engine.events import Observers, RequestPreempted, RequestStarted, StepDone
 from kvrt.engine.forward import Forward, NoRoom
 from kvrt.engine.live import Live
+from kvrt.engine.neighbours import Neighbours
 from kvrt.engine.request import Request
 from kvrt.errors import KvrtError
 from kvrt.executor.interface import Executor, Failed
@@ -30,6 +31,7 @@ from kvrt.outputs import FinishReason
 from kvrt.sched.batching import Limits, Row, StepPlan, plan_step
 from kvrt.sched.policy import Policy
 from kvrt.sched.speculation import Speculation
+from kvrt.sharing.tenant import NotLeased
 from kvrt.spi import Capability
 from kvrt.units import format_bytes
 
@@ -65,6 +67,7 @@ class Engine:
         self._live = Live(memory, policy)
         self._answers = Answers(self._live, self.speculation, model.eos_ids)
         self._forward = Forward(executor, memory.cache)
+        self._neighbours = Neighbours(memory, self._live, limits)
         self._next_warning = 0.0
         self._planned: StepPlan | None = None  # and applied: what the next step runs
 
@@ -101,10 +104,13 @@ class Engine:
         """Plan, apply, run, commit. Does nothing if nothing waits or runs."""
         self.steps += 1
         self._take_fetched()
+        self._neighbours.heed()
         plan, self._planned = self._planned, None
         if plan is None:
             self.memory.make_room()
             plan = self.speculation.extend(self._plan(self._live.running), self.limits)
+            if self._neighbours.may_give(plan.stuck):
+                return
             failed = self._apply(plan)
             if failed is not None:
                 self._make_do(failed)
@@ -131,7 +137,8 @@ class Engine:
             if row.samples and row.seq.together is None:  # beams get theirs when all are computed
                 row.seq.tokens.append(UNKNOWN)
         self.memory.computed(row.seq for row in rows)
-        unknown = branches or fence.done() or self.speculation.hopes(rows)
+        over = self.cache.bytes_over_limit > 0
+        unknown = over or branches or fence.done() or self.speculation.hopes(rows)
         ahead = None if unknown else self._plan_ahead()
         drawn = answers.draw(rows, scored, logits)
         fence.wait()
@@ -163,6 +170,8 @@ class Engine:
 
     def _make_do(self, failed: Failed) -> None:
         """The device has less than the limit promised: plan again with what is held."""
+        if isinstance(failed.error, NotLeased):
+            return  # another tenant was quicker
         limit = self.cache.limit_to_held()
         now = time.monotonic()
         level = logging.WARNING if now >= self._next_warning else logging.DEBUG

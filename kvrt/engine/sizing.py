@@ -17,6 +17,7 @@ from kvrt.model.activations import Activations
 from kvrt.model.loader import Model
 from kvrt.model.rope import rotation_bytes
 from kvrt.model.spec import ModelSpec
+from kvrt.sharing.tenant import Tenant
 from kvrt.spi import ITEM_BYTES, Device, DeviceInfo, DType, KVLayout
 from kvrt.units import format_bytes, parse_bytes
 
@@ -75,8 +76,11 @@ def smallest_bytes(shapes: Iterable[Geometry]) -> int:
 
 def check_room(
     config: RuntimeConfig, device: Device, spec: ModelSpec, dtype: DType, weights: int
-) -> None:
+) -> int:
     """Before weights of so many bytes are loaded: a limit has room for them and a smallest cache.
+
+    Returns:
+        Bytes of that cache.
 
     Raises:
         CapacityError: it has not.
@@ -87,12 +91,16 @@ def check_room(
     limit = config.memory_limit
     if limit is not None and limit_bytes(limit, device.info) < weights + room:
         raise too_small(limit, weights, room)
+    return room
 
 
 def make_cache(
-    config: RuntimeConfig, device: Device, model: Model
+    config: RuntimeConfig, device: Device, model: Model, tenant: Tenant | None = None
 ) -> tuple[LocalExecutor, KVCache]:
     """Size the KV cache: its page layouts, the ranges it reserves, and how much of it may be used.
+
+    Args:
+        tenant: of a device that is shared.
 
     Returns:
         What runs the model over its pages, and the cache that keeps them, which closes it.
@@ -132,7 +140,9 @@ def make_cache(
                 fix="lower max_batch_tokens, or take a smaller model",
             )
         raise too_small(config.memory_limit, model.weight_bytes, smallest)
-    executor = LocalExecutor(device, layouts, pages, model.decoder.forward, poison=config.debug)
+    executor = LocalExecutor(
+        device, layouts, pages, model.decoder.forward, poison=config.debug, tenant=tenant
+    )
     cache = KVCache(
         executor,
         limit_bytes=limit,

@@ -19,6 +19,7 @@ from kvrt.executor.interface import (
 )
 from kvrt.executor.pool import ChunkPool
 from kvrt.kv.pages.ops import Op
+from kvrt.sharing.tenant import Tenant
 from kvrt.spi import AttentionBatch, Device, KVLayout, Ticket
 from kvrt.wrappers.named import blaming, owner_of
 
@@ -36,6 +37,7 @@ class LocalPages:
         pages: of each group that addresses are reserved for, the null page included; of a group
             of which the device could not hold so many, fewer.
         poison: for tests. Each chunk that is mapped is overwritten with NaN.
+        tenant: see `ChunkPool`.
 
     Raises:
         ConfigError: the device cannot keep that format.
@@ -43,14 +45,20 @@ class LocalPages:
     """
 
     def __init__(
-        self, device: Device, layouts: Sequence[KVLayout], pages: int, *, poison: bool = False
+        self,
+        device: Device,
+        layouts: Sequence[KVLayout],
+        pages: int,
+        *,
+        poison: bool = False,
+        tenant: Tenant | None = None,
     ) -> None:
         self.info = device.info
         self.layouts = tuple(layouts)
         self.geometries = tuple(geometry_of(layout, device.info, pages) for layout in layouts)
         self.poison = poison
         self._device = device
-        self._pool = ChunkPool(device.memory)
+        self._pool = ChunkPool(device, tenant)
         self._backings: list[Backing] = []
         self._stats = ExecutorStats()
         try:
@@ -166,6 +174,7 @@ class LocalExecutor(LocalPages):
         pages: see there.
         forward: of the model, which was loaded for this device.
         poison: see there.
+        tenant: see there.
 
     Raises:
         ConfigError: see there.
@@ -180,8 +189,9 @@ class LocalExecutor(LocalPages):
         forward: Forward,
         *,
         poison: bool = False,
+        tenant: Tenant | None = None,
     ) -> None:
-        super().__init__(device, layouts, pages, poison=poison)
+        super().__init__(device, layouts, pages, poison=poison, tenant=tenant)
         self._forward = forward
         self._owner = owner_of(device)
 

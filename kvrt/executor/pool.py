@@ -1,6 +1,7 @@
 """Chunks of physical memory that are created and not mapped."""
 
-from kvrt.spi import Chunk, VirtualMemory
+from kvrt.sharing.tenant import Tenant
+from kvrt.spi import Chunk, Device
 
 
 class ChunkPool:
@@ -13,10 +14,17 @@ class ChunkPool:
     A pooled chunk is held memory like a mapped one. How many to keep is the caller's decision. A
     chunk keeps its bytes, and the last one given is the first one taken: so to undo an unmap, after
     all that came later is undone, brings back the same bytes.
+
+    Args:
+        device: whose memory it is.
+        tenant: asked before each chunk is created, and told when one is gone; None: the device is
+            not shared.
     """
 
-    def __init__(self, memory: VirtualMemory) -> None:
-        self._memory = memory
+    def __init__(self, device: Device, tenant: Tenant | None = None) -> None:
+        self._memory = device.memory
+        self._chunk_bytes = device.info.granularity
+        self._tenant = tenant
         self._chunks: list[Chunk] = []
 
     def __len__(self) -> int:
@@ -26,9 +34,10 @@ class ChunkPool:
         """The chunk that was given last, or a new one.
 
         Raises:
-            OutOfMemory: the pool is empty and the device has no memory left.
+            OutOfMemory: the pool is empty and the device has no memory left, or other tenants are
+                due what it has (`NotLeased`).
         """
-        return self._chunks.pop() if self._chunks else self._memory.create()
+        return self._chunks.pop() if self._chunks else self._create()
 
     def give(self, chunk: Chunk) -> None:
         """Keep an unmapped chunk."""
@@ -38,13 +47,25 @@ class ChunkPool:
         """Create chunks until there are at least `count`.
 
         Raises:
-            OutOfMemory: the device has no memory left; those created so far are kept.
+            OutOfMemory: as `take`; those created so far are kept.
         """
         while len(self._chunks) < count:
-            self._chunks.append(self._memory.create())
+            self._chunks.append(self._create())
 
     def drain(self, count: int = 0) -> None:
         """Destroy chunks until at most `count` are left, the longest kept first."""
         while len(self._chunks) > count:
             self._memory.destroy(self._chunks[0])
             del self._chunks[0]
+            if self._tenant is not None:
+                self._tenant.give(self._chunk_bytes)
+
+    def _create(self) -> Chunk:
+        if self._tenant is None:
+            return self._memory.create()
+        self._tenant.take(self._chunk_bytes)
+        try:
+            return self._memory.create()
+        except BaseException:
+            self._tenant.give(self._chunk_bytes)
+            raise

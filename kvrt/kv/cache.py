@@ -265,6 +265,22 @@ class KVCache:
             held = max(self._min_chunks, min(self._executor.mapped_chunks, held - 1))
         return self._lower(held)
 
+    def leave(self, nbytes: int) -> None:
+        """Other tenants of the device leave so much, which may be nothing: the limit is no higher
+        until this is said again. For the engine's thread."""
+        chunks = max(0, nbytes) // self._chunk_bytes
+        self._limit.leave(chunks, chunks * self._chunk_bytes)
+
+    @property
+    def squeezed(self) -> bool:
+        """Other tenants of the device leave less than the limit."""
+        return self._limit.squeezed
+
+    @property
+    def needed_bytes(self) -> int:
+        """Physical memory of chunks with a page that is in use, or cached."""
+        return self._needed * self._chunk_bytes
+
     @property
     def held_bytes(self) -> int:
         """Physical memory that is taken now."""

@@ -1,4 +1,5 @@
-"""How many chunks may be held: what was asked for, or less while the device refuses more."""
+"""How many chunks may be held: what was asked for; less while the device refuses more, or other
+tenants of it are due what is asked for."""
 
 import enum
 import threading
@@ -32,6 +33,7 @@ class Limit:
     def __init__(self, chunks: int, nbytes: int) -> None:
         self._lock = threading.Lock()
         self._revision: int | None = None
+        self._left: tuple[int, int] | None = None  # chunks and bytes that others leave
         self.ask(chunks, nbytes)
 
     def ask(self, chunks: int, nbytes: int, revision: int | None = None) -> bool:
@@ -48,11 +50,23 @@ class Limit:
                 if self._revision is not None and revision <= self._revision:
                     return False
                 self._revision = revision
-            self.chunks = self.asked_chunks = chunks
-            self.nbytes = self.asked_bytes = nbytes
+            self._chunks = self.asked_chunks = chunks
+            self._nbytes = self.asked_bytes = nbytes
             self._patience = _FIRST_STEPS
             self._steps: int | None = None  # since the last refusal; None: there was none for long
         return True
+
+    @property
+    def chunks(self) -> int:
+        """That may be held now."""
+        left = self._left
+        return self._chunks if left is None else min(self._chunks, left[0])
+
+    @property
+    def nbytes(self) -> int:
+        """The same in bytes, as it was asked for."""
+        left = self._left
+        return self._nbytes if left is None else min(self._nbytes, left[1])
 
     @property
     def in_bytes(self) -> tuple[int, int]:
@@ -61,16 +75,25 @@ class Limit:
             return self.nbytes, self.asked_bytes
 
     @property
+    def squeezed(self) -> bool:
+        """Others leave less than may be held but for them."""
+        return self._left is not None and self._left[0] < self._chunks
+
+    def leave(self, chunks: int, nbytes: int) -> None:
+        """Other tenants of the device leave so much, until this is said again."""
+        self._left = chunks, nbytes
+
+    @property
     def lowered(self) -> bool:
         """The device refused more."""
-        return self.chunks < self.asked_chunks
+        return self._chunks < self.asked_chunks
 
     def lower(self, chunks: int, nbytes: int) -> None:
         """The device has no more than this now."""
         with self._lock:
             if self._steps:  # zero is the same refusal, which found a place for less yet
                 self._patience = min(2 * self._patience, _MOST_STEPS)
-            self.chunks, self.nbytes = chunks, nbytes
+            self._chunks, self._nbytes = chunks, nbytes
             self._steps = 0
 
     def step(self) -> bool:
@@ -91,5 +114,5 @@ class Limit:
 
     def _restored(self) -> bool:
         was = self.lowered
-        self.chunks, self.nbytes = self.asked_chunks, self.asked_bytes
+        self._chunks, self._nbytes = self.asked_chunks, self.asked_bytes
         return was

@@ -13,12 +13,16 @@ from kvrt.kv.pages.group import last_border
 from kvrt.kv.pages.lanes import Pages
 from kvrt.kv.pages.table import Change
 from kvrt.kv.seq import Seq
+from kvrt.sharing.tenant import Tenant
 
 _PREFILL_TOKENS = 64
 """A step of fewer tokens says little about the speed of prefill."""
 
 _WRITING_S = 0.05
 """While idle, pages on their way to disk are looked after so often."""
+
+_WATCHING_S = 0.02
+"""While idle, a tenant that has something to give looks so often whether others are due it."""
 
 _LONGEST_REST_S = 3600.0
 """Systems cannot wait for any number of seconds, but a `prefix_cache_ttl` may be any."""
@@ -31,12 +35,18 @@ class Memory:
         cache: the pages on the device.
         reuse: finds pages that were computed before; None: each sequence computes all of its own.
         offload: moves pages off the device and back; None: what is evicted is lost.
+        tenant: of a device that is shared; it holds the model's weights, too.
     """
 
     def __init__(
-        self, cache: KVCache, reuse: PrefixReuse | None = None, offload: Offload | None = None
+        self,
+        cache: KVCache,
+        reuse: PrefixReuse | None = None,
+        offload: Offload | None = None,
+        tenant: Tenant | None = None,
     ) -> None:
         self.cache = cache
+        self.tenant = tenant
         self.reuse = reuse
         self.offload = offload
 
@@ -149,6 +159,23 @@ class Memory:
 
     # --- giving back -------------------------------------------------------------------------
 
+    def heed(self, coming: int = 0) -> None:
+        """Keep to what other tenants of the device leave, and tell them what would be of use.
+
+        Args:
+            coming: bytes that sequences will need beside the pages in use.
+        """
+        if self.tenant is None:
+            return
+        table, weights = self.cache.table, self._weights(self.tenant)
+        used = self.cache.needed_bytes - table.idle_bytes
+        self.tenant.wants(weights + max(0, used) + coming)
+        self.cache.leave(self.tenant.allowance() - weights)
+
+    def _weights(self, tenant: Tenant) -> int:
+        """What else the tenant holds."""
+        return tenant.held - self.cache.held_bytes
+
     def make_room(self) -> None:
         """No step is in flight: what waits for one is free, so that nobody has to stop for want of
         it; nor, after the limit was lowered, for want of what is only cached."""
@@ -173,6 +200,7 @@ class Memory:
             Seconds after which to ask again, since more will be given back then; None: never.
         """
         patience = None
+        self.heed()
         self.make_room()
         if self.reuse is not None:
             expired, patience = self.reuse.expire(self.cache.table)
@@ -181,6 +209,8 @@ class Memory:
             self.offload.poll()
             patience = min(_WRITING_S, patience or _WRITING_S)
         self.cache.idle()
+        if self.tenant is not None and self.cache.held_bytes > self.cache.min_bytes:
+            patience = min(_WATCHING_S, patience or _WATCHING_S)
         return None if patience is None else min(patience, _LONGEST_REST_S)
 
     def _evict(self, reuse: PrefixReuse, nbytes: int) -> bool:

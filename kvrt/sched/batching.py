@@ -260,7 +260,7 @@ def plan_step(
     if waiting and not preempted and not stuck:
         placed = (*order, *fetching)
         at_once = limits.max_batch_tokens
-        spare = draft.room - sum(_bytes_to_come(draft.table, seq, at_once) for seq in placed)
+        spare = draft.room - sum(bytes_to_come(draft.table, seq, at_once) for seq in placed)
         places = limits.max_running - sum(seq.width for seq in placed)
         if any(seq.apart for seq in placed):
             places = 0
@@ -278,7 +278,7 @@ def plan_step(
             matched = len(cached[0]) if cached else 0
             if matched:
                 trial.do(trial.table.attach(seq.id, cached))
-            spare -= draft.room - trial.room + _bytes_to_come(trial.table, seq, at_once)
+            spare -= draft.room - trial.room + bytes_to_come(trial.table, seq, at_once)
             places = 0 if seq.apart else places - seq.width
             if not budget or (not alone and (spare < 0 or places < 0)):
                 break
@@ -333,7 +333,7 @@ def _rank(seq: Seq) -> tuple[int, int]:
     return seq.rank
 
 
-def _bytes_to_come(table: PageTable, seq: Seq, at_once: int) -> int:
+def bytes_to_come(table: PageTable, seq: Seq, at_once: int) -> int:
     """Bytes of the pages that `seq` does not hold yet, and will need for its tokens and the
     look-ahead.
 

@@ -14,8 +14,9 @@ class Claim:
     """What one tenant asks for.
 
     Args:
-        held: bytes that it has.
-        want: bytes that it could use now; never less than `held` is taken for that.
+        held: bytes that it has; what is only cached in them counts for nothing where others want
+            to run.
+        want: bytes that it could use now.
         guarantee: bytes that it is due whatever others want.
         lends: others may have what it does not want of its guarantee, until it wants it.
         weight: its part of what is not guaranteed, beside others' weights.
@@ -29,20 +30,16 @@ class Claim:
     weight: float = 1.0
     priority: int = 0
 
-    @property
-    def wanted(self) -> int:
-        return max(self.held, self.want)
-
     def owed(self, share: int) -> int:
         """Bytes that must stay free for it, or become so, if `share` is its part."""
         kept = 0 if self.lends else self.guarantee
-        return max(0, min(self.want, share) - self.held, kept - self.held)
+        return max(0, max(share, kept) - self.held)
 
 
 def fair_shares(total: int, claims: Sequence[Claim]) -> list[int]:
     """How many of `total` bytes each one is due: together at most all, and no one more than it
     wants. The guarantees must fit in `total`."""
-    shares = [min(claim.wanted, claim.guarantee) for claim in claims]
+    shares = [min(claim.want, claim.guarantee) for claim in claims]
     left = total - sum(shares)
     # What is guaranteed, and not to be lent, is nobody's share.
     left -= sum(
@@ -64,7 +61,7 @@ def _pour(left: int, rank: Iterable[int], shares: list[int], claims: Sequence[Cl
     """
 
     def missing(n: int) -> int:
-        return claims[n].wanted - shares[n]
+        return claims[n].want - shares[n]
 
     order = sorted(rank, key=lambda n: missing(n) / claims[n].weight)
     weights = sum(claims[n].weight for n in order)

@@ -37,7 +37,6 @@ _FIRST, _STRIDE = 4096, 128
 _ROW = struct.Struct(f"<qqqqqqd{NAME_BYTES}s")
 _BYTES = _FIRST + ROWS * _STRIDE
 
-_PATIENCE_S = 5.0
 _NAP_S = 0.0002
 
 
@@ -139,17 +138,23 @@ class Ledger:
     # --- locks -------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, patience: float = 5.0) -> Iterator[None]:
         """Nobody else changes what is not their own meanwhile.
+
+        Args:
+            patience: seconds to wait for it.
 
         Raises:
             TimeoutError: whoever has the lock does not go on (a stopped process, say).
         """
         with self._guard:
-            end = time.monotonic() + _PATIENCE_S
+            end = time.monotonic() + patience
             while not _lock(self._file, 0):
                 if time.monotonic() > end:
-                    raise TimeoutError(f"{self.path} has been locked for {_PATIENCE_S:g} s")
+                    raise TimeoutError(
+                        f"{self.path} has been locked for {patience:g} s: a process that shares"
+                        " was stopped"
+                    )
                 time.sleep(_NAP_S)
             try:
                 yield

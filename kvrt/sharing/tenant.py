@@ -1,5 +1,6 @@
 """One tenant of a shared device."""
 
+import contextlib
 import os
 import time
 import weakref
@@ -13,6 +14,9 @@ from kvrt.sharing.ledger import Ledger, Row
 from kvrt.units import format_bytes
 
 _NAP_S = 0.002
+
+_PATIENCE_S = 0.1
+"""A step waits so long for a process that was stopped while it had the lock."""
 
 
 class NotLeased(OutOfMemory):
@@ -106,14 +110,18 @@ class Tenant:
 
         Raises:
             NotLeased: it may not, now; from then on others see that it is wanted.
+            OutOfMemory: whoever has the ledger's lock does not go on.
         """
         claim = self._claim
         held = claim.held + nbytes
-        with self._ledger.locked():
-            others = self._others(self._ledger.rows())
-            if held <= allowance(self.total, claim, [row.claim for row in others]):
-                self._say(held, claim.want)
-                return
+        try:
+            with self._ledger.locked(_PATIENCE_S):
+                others = self._others(self._ledger.rows())
+                if held <= allowance(self.total, claim, [row.claim for row in others]):
+                    self._say(held, max(held, claim.want))
+                    return
+        except TimeoutError as error:
+            raise OutOfMemory(str(error), needed=nbytes) from None
         self.wants(held)
         raise NotLeased(
             f"{format_bytes(nbytes)} more of {self._ledger.path.stem} are not to be had now: of"
@@ -141,8 +149,7 @@ class Tenant:
 
     def give(self, nbytes: int) -> None:
         """It holds so much less: after it is gone."""
-        held = self._claim.held - nbytes
-        self._say(held, min(self._claim.want, held))
+        self._say(self._claim.held - nbytes, self._claim.want)
 
     def wants(self, nbytes: int) -> None:
         """So many bytes, all together, would be of use now."""
@@ -158,8 +165,9 @@ class Tenant:
         allowed = self._allowance(self._ledger.peek())
         if allowed >= max(self._claim.held, self._claim.want):
             return allowed
-        with self._ledger.locked():
-            return self._allowance(self._ledger.rows())
+        with contextlib.suppress(TimeoutError), self._ledger.locked(_PATIENCE_S):
+            allowed = self._allowance(self._ledger.rows())
+        return allowed
 
     def others(self) -> str:
         """What other tenants hold, for people."""

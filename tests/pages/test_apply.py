@@ -30,7 +30,7 @@ def apply(
 
 
 def opened_on(device: Device) -> Backing:
-    return Backing(device, shape("one chunk"), layout("one chunk"), ChunkPool(device.memory))
+    return Backing(device, shape("one chunk"), layout("one chunk"), ChunkPool(device))
 
 
 def opened(device: Device) -> Backing:
@@ -78,7 +78,7 @@ def test_a_token_moves_with_all_that_belongs_to_it_and_nothing_else(
     """Every byte of a page that can be told to be a slot's: all layers and heads, and scales."""
     layout = KVLayout.packed(format, layers=8, kv_heads=2, head_dim=40, page_size=SIZE)
     geometry = Geometry(layout.page_bytes, SIZE, CHUNK, pages=64)
-    backing = Backing(null_device, geometry, layout, ChunkPool(null_device.memory))
+    backing = Backing(null_device, geometry, layout, ChunkPool(null_device))
     for index in range(len(geometry.chunks_of(0)) + len(geometry.chunks_of(1))):
         backing.map(index)
     for page in (0, 1):
@@ -220,7 +220,7 @@ def test_an_op_that_makes_no_sense_is_refused_before_the_device_sees_it(backing:
 def test_the_span_is_given_back_if_it_cannot_be_a_tensor(null_device: Device) -> None:
     chaos = Chaos(null_device, fail={("memory.tensor", 1): BROKEN})
     with pytest.raises(DeviceError):
-        Backing(chaos, shape(), layout(), ChunkPool(chaos.memory))
+        Backing(chaos, shape(), layout(), ChunkPool(chaos))
     assert chaos.calls["memory.release"] == 1
 
 

@@ -23,7 +23,7 @@ def wanting(want: int, **terms: object) -> Claim:
         ([wanting(100), wanting(100, guarantee=30)], [35, 65]),
         ([wanting(60, priority=1), wanting(100)], [60, 40]),
         ([wanting(60, priority=1), wanting(100, guarantee=50)], [50, 50]),
-        ([Claim(80, 0), wanting(100)], [50, 50]),
+        ([Claim(80, 10), wanting(100)], [10, 90]),
         ([], []),
     ],
 )
@@ -56,8 +56,8 @@ def test_nobody_is_due_more_than_it_wants_and_all_together_no_more_than_there_is
     )
     assert sum(shares) + kept <= 200
     for claim, share in zip(claims, shares, strict=True):
-        assert min(claim.wanted, claim.guarantee) <= share <= claim.wanted
-    short = any(share < claim.wanted for claim, share in zip(claims, shares, strict=True))
+        assert min(claim.want, claim.guarantee) <= share <= claim.want
+    short = any(share < claim.want for claim, share in zip(claims, shares, strict=True))
     assert not short or sum(shares) + kept >= 200 - len(claims), "nothing is left while some want"
 
 
@@ -68,17 +68,17 @@ def test_of_one_priority_whoever_is_short_has_as_much_for_its_weight_as_anybody(
     shares = fair_shares(200, claims)
 
     def level(n: int) -> float:
-        more = shares[n] - min(claims[n].wanted, claims[n].guarantee)
+        more = shares[n] - min(claims[n].want, claims[n].guarantee)
         return more / claims[n].weight
 
     for n, claim in enumerate(claims):
-        if shares[n] < claim.wanted:
+        if shares[n] < claim.want:
             for other, beside in enumerate(claims):
                 if beside.priority == claim.priority:
                     slack = len(claims) * max(1 / claim.weight, 1 / beside.weight)
                     assert level(other) <= level(n) + slack
                 elif beside.priority < claim.priority:
-                    guaranteed = min(beside.wanted, beside.guarantee)
+                    guaranteed = min(beside.want, beside.guarantee)
                     assert shares[other] <= guaranteed + len(claims)
 
 
