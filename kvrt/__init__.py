@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from kvrt.kv.index.events import CacheEvent
     from kvrt.model.chat import Chat
     from kvrt.runtime import Runtime
+    from kvrt.sharing.share import Share
     from kvrt.stream import Stream
 
 __version__ = "0.1.0"
@@ -62,6 +63,7 @@ __all__ = [
     "RuntimeConfig",
     "RuntimeStats",
     "SamplingParams",
+    "Share",
     "StoreError",
     "Stream",
     "Timings",
@@ -78,6 +80,7 @@ _LAZY = {
     "Chat": "kvrt.model.chat",
     "Runtime": "kvrt.runtime",
     "RuntimeConfig": "kvrt.config",
+    "Share": "kvrt.sharing.share",
     "RuntimeStats": "kvrt.engine.stats",
     "CacheEvent": "kvrt.kv.index.events",
     "Stream": "kvrt.stream",

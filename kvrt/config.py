@@ -128,7 +128,7 @@ class RuntimeConfig:
             has said before, and verify them together. The text stays the same. None: only for
             requests that ask for it.
         threads: host threads for kernels; None: the backend's choice.
-        share: share the device's memory with other processes: a `kvrt.sharing.share.Share`, or the
+        share: share the device's memory with other processes: a `kvrt.Share`, or the
             name of one, as ``gpu0``. Weights and KV memory are leased before they are taken, and
             memory that others need more is given back. None: what is free is taken.
         offline: use only what is on this machine.

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from kvrt.config import RuntimeConfig
-from kvrt_cli.memory import memory_options, prefix_cache_option
+from kvrt_cli.memory import memory_options, prefix_cache_option, share_options
 from kvrt_cli.naming import TINY, model_name
 from kvrt_cli.options import color_option, dtype, runtime_config, runtime_options
 from kvrt_cli.progress import BenchBar
@@ -127,6 +127,7 @@ def dtypes(value: str) -> tuple[str, ...]:
     " run of a test has the same prompts, so that with it most of pp is not computed.",
 )
 @memory_options
+@share_options
 @click.option("-q", "--quiet", is_flag=True, help="Print only the rows, and errors.")
 @color_option
 @click.pass_obj

@@ -25,6 +25,7 @@ from kvrt_cli.run import run
 from kvrt_cli.serve import serve
 from kvrt_cli.streams import discard, fill_closed, replace_what_cannot_be_encoded
 from kvrt_cli.terminal import LogLines, Terminal
+from kvrt_cli.top import top
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -49,6 +50,7 @@ Exit codes:
 Environment:
   KVRT_BACKEND    the backend that "auto" means
   KVRT_ISA        the instruction set of the CPU kernels
+  KVRT_SHARE_DIR  where it is kept who shares a device
   KVRT_LOG_LEVEL  DEBUG, INFO, WARNING (the default) or ERROR
   KVRT_DEBUG=1    errors show their traceback
   NO_COLOR        no colours
@@ -161,6 +163,7 @@ def cli() -> None:
       kvrt run DIRECTORY "a prompt"   any Hugging Face checkpoint
       kvrt serve DIRECTORY            ... for clients of OpenAI's API
       kvrt doctor                     what works on this machine, and how to mend the rest
+      kvrt top                        who shares a device, and what each one holds
       kvrt bench                      tokens per second
     """
     logging.getLogger("kvrt").setLevel(Environment().log_level)
@@ -170,6 +173,7 @@ cli.add_command(run)
 cli.add_command(serve)
 cli.add_command(models)
 cli.add_command(doctor)
+cli.add_command(top)
 cli.add_command(bench)
 
 

@@ -1,4 +1,4 @@
-"""Options about KV pages that outlive their request: reuse, tiers, preemption."""
+"""Options about KV pages that outlive their request, and about sharing a device."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -9,7 +9,7 @@ from kvrt.errors import ConfigError
 from kvrt.kv.index.cost import Preemption
 from kvrt.kv.index.eviction import EvictionName
 from kvrt.kv.tiers.config import parse_tiers
-from kvrt_cli.options import Decorator, apply
+from kvrt_cli.options import Decorator, apply, size
 
 
 def tiers(value: str) -> str:
@@ -108,3 +108,39 @@ lasting_options = apply(
     ]
 )
 """For commands whose pages may outlive the process."""
+
+share_options = apply(
+    [
+        click.option(
+            "--share",
+            metavar="NAME[:SIZE]",
+            help="Share the device's memory with all that name the same share: weights and KV"
+            " memory of all together keep within SIZE (24GiB, 80%; default: as those have it that"
+            " run, else all of it), and what others need more is given back.",
+        ),
+        click.option(
+            "--guarantee",
+            type=size,
+            metavar="SIZE",
+            help="With --share: this model is due so much, whatever others want.",
+        ),
+        click.option(
+            "--lend",
+            is_flag=True,
+            help="With --guarantee: others may have what is not used of it, until it is.",
+        ),
+        click.option(
+            "--weight",
+            type=click.FloatRange(0.001, 1000),
+            metavar="X",
+            help="With --share: its part of what is not guaranteed, beside others'. Default: 1.",
+        ),
+        click.option(
+            "--share-priority",
+            type=click.IntRange(-1000, 1000),
+            metavar="N",
+            help="With --share: models of a higher one come first. Default: 0.",
+        ),
+    ]
+)
+"""For every command that loads a model."""

@@ -11,6 +11,7 @@ from kvrt.config import RuntimeConfig
 from kvrt.errors import ConfigError
 from kvrt.spi import DType, KVFormat
 from kvrt.units import GIB, parse_bytes
+from kvrt_cli.sharing import share_of
 from kvrt_cli.stdin import valid_text
 from kvrt_cli.terminal import ColorMode, Terminal
 
@@ -235,4 +236,5 @@ def runtime_config(model: str, options: Mapping[str, Any]) -> RuntimeConfig:
         offload_write=options["offload_write"],
         cache_dir=options.get("cache_dir"),
         preemption=options["preemption"],
+        share=share_of(options),
     )

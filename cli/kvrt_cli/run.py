@@ -17,7 +17,7 @@ from kvrt_cli.answer import Style, answer
 from kvrt_cli.asking import asking
 from kvrt_cli.batch import answer_all
 from kvrt_cli.errors import of_the_system
-from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option
+from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option, share_options
 from kvrt_cli.naming import TINY, model_name
 from kvrt_cli.options import (
     DTYPE_METAVAR,
@@ -84,6 +84,7 @@ SHORT_HELP = "A model answers a prompt, a file of prompts, or you in a conversat
     " or not.",
 )
 @memory_options
+@share_options
 @lasting_options
 @click.option(
     "--dtype",

@@ -12,6 +12,7 @@ MODEL = ("backend", "device", "dtype", "dtype_names", "load_format", "quantize",
          "list_devices")  # fmt: skip
 MEMORY = ("memory_limit", "kv_cache_dtype", "page_size", "prefix_cache", "prefix_cache_policy",
           "prefix_cache_ttl", "cache_dir", "offload", "offload_write", "preemption")  # fmt: skip
+SHARING = ("share", "guarantee", "lend", "weight", "share_priority")
 SCHEDULING = ("max_batch_tokens", "max_running", "speculation")
 OUTPUT = ("as_json", "no_stream", "output", "verbose", "quiet", "color", "help")
 
@@ -24,6 +25,7 @@ RUN: Sections = {
     "Output": OUTPUT,
     "Model and device": MODEL,
     "KV memory": MEMORY,
+    "Sharing": SHARING,
     "Scheduling": SCHEDULING,
 }  # fmt: skip
 SERVE: Sections = {
@@ -40,6 +42,7 @@ BENCH: Sections = {
     "Output": OUTPUT,
     "Model and device": MODEL,
     "KV memory": MEMORY,
+    "Sharing": SHARING,
     "Scheduling": SCHEDULING,
 }
 

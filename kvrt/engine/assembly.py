@@ -31,7 +31,6 @@ from kvrt.sharing.share import Share
 from kvrt.sharing.tenant import Tenant
 from kvrt.spi import Device, DeviceOptions, DType
 
-
 _LEASE_S = 30.0
 """Other tenants of a device have so long to give back what weights need."""
 

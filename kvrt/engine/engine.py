@@ -157,6 +157,7 @@ class Engine:
             self.steps,
             self.memory.reuse,
             self._live.fetching,
+            shed=self._neighbours.wait_for_us(),
         )
 
     def _plan_ahead(self) -> StepPlan | None:

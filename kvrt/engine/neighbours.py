@@ -16,6 +16,9 @@ _PATIENCE_S = 30.0
 """Others give back what they are not due at their next step, or end a request. Who does not in this
 time has stopped, or is due all that it holds."""
 
+_GRACE_S = 0.1
+"""What ends in this time gives its pages back by itself, and nobody computes anything twice."""
+
 _NAP_S = 0.001
 
 _SEEN = 64
@@ -35,6 +38,7 @@ class Neighbours:
         self._memory = memory
         self._live = live
         self._limits = limits
+        self._over_since: float | None = None
         self._stuck_since: float | None = None
 
     def heed(self) -> None:
@@ -42,10 +46,19 @@ class Neighbours:
         if self._memory.tenant is None:
             return
         live, table, at_once = self._live, self._memory.cache.table, self._limits.max_batch_tokens
-        seqs = itertools.chain(
-            live.running, live.fetching, itertools.islice(live.waiting, _SEEN)
-        )
+        seqs = itertools.chain(live.running, live.fetching, itertools.islice(live.waiting, _SEEN))
         self._memory.heed(sum(bytes_to_come(table, seq, at_once) for seq in seqs))
+
+    def wait_for_us(self) -> bool:
+        """Whether they have waited long enough for what sequences still hold beyond what is left
+        to them."""
+        cache = self._memory.cache
+        if not (cache.squeezed and cache.bytes_over_limit):
+            self._over_since = None
+            return False
+        now = time.monotonic()
+        self._over_since = self._over_since or now
+        return now > self._over_since + _GRACE_S
 
     def may_give(self, stuck: Sequence[Seq]) -> bool:
         """Whether sequences are stuck for want of memory that they may yet give back, so that it is

@@ -305,7 +305,7 @@ class KVCache:
     @property
     def bytes_over_limit(self) -> int:
         """Bytes of chunks with pages in use beyond the limit, after it was lowered."""
-        return max(0, self._needed - self._limit.chunks) * self._chunk_bytes
+        return self._limited().chunks_over_limit * self._chunk_bytes
 
     # --- looking -----------------------------------------------------------------------------
 

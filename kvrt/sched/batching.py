@@ -126,6 +126,15 @@ class _Draft:
         self._cached.look_again(self._reuse.entries_of(self.change.idled))
         self.do(self.table.forget(self._cached.take(self.table, self.table.idle_bytes)))
 
+    def keep_to_limit(self) -> bool:
+        """Evict what is cached in chunks beyond the limit. False: that does not suffice."""
+        while (over := self.table.chunks_over_limit) > 0:
+            nbytes = over * self.table.lanes[0].geometry.chunk_bytes
+            if not any(evicted := self._cached.take(self.table, nbytes)):
+                return False
+            self.do(self.table.forget(evicted))
+        return True
+
     def grow(self, tokens: Mapping[SeqId, int]) -> bool:
         """Grow, and evict what must go for it. False: it takes more than there is."""
         return self._take(lambda table: table.grow(tokens), tokens)
@@ -214,10 +223,14 @@ def plan_step(
     step: int,
     reuse: Reuse | None = None,
     fetching: Collection[Seq] = (),
+    *,
+    shed: bool = False,
 ) -> StepPlan:
     """Plan step number `step`. No step may be in flight: pages freed here are used at once.
 
     Args:
+        shed: after the limit was lowered, sequences do not keep what is beyond it until they end or
+            need more: all but the first are preempted for it now.
         reuse: which pages are cached, and worth what; None: nothing is reused.
         fetching: admitted before, and still waiting for pages; they keep what they have.
     """
@@ -237,15 +250,23 @@ def plan_step(
     draft = _Draft(Change(table), reuse)
     preempted: list[Seq] = []
     stuck: list[Seq] = []
-    while not draft.grow({seq.id: count for seq, count in wants.items()}):
-        if fetching and _stands_with(order[0], order) == order:  # it waits for their pages
-            wants.clear()
-            break
+
+    def give_way() -> list[Seq]:
+        nonlocal budget
         victims = _victims(order, draft.table, reuse)
         for victim in victims:
             order.remove(victim)
             draft.preempt(victim)
             budget += wants.pop(victim, 0)
+        return victims
+
+    while shed and order and _stands_with(order[0], order) != order and not draft.keep_to_limit():
+        preempted += give_way()
+    while not draft.grow({seq.id: count for seq, count in wants.items()}):
+        if fetching and _stands_with(order[0], order) == order:  # it waits for their pages
+            wants.clear()
+            break
+        victims = give_way()
         if order:
             preempted += victims
         elif len(table.lanes) > 1 and not any(victim.apart for victim in victims):

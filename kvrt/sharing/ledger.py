@@ -70,7 +70,8 @@ class Ledger:
 
     Args:
         path: of the file, which is made if it is missing. Its folder belongs to the user alone.
-        total: bytes that all tenants together may hold; None: what it was made with.
+        total: bytes that all tenants together may hold; None: what those have that are there.
+        whole: the same, if there are none; None: what it had last, for who only looks.
 
     Raises:
         ConfigError: it was made with another total, and has tenants; or this system has no locks of
@@ -78,14 +79,14 @@ class Ledger:
         StoreError: the file cannot be used.
     """
 
-    def __init__(self, path: Path, total: int | None = None) -> None:
+    def __init__(self, path: Path, total: int | None = None, whole: int | None = None) -> None:
         if not hasattr(fcntl, "F_OFD_SETLK"):
             raise ConfigError("memory is shared among processes on Linux only", fix="leave share")
         self.path = path
         self._guard = threading.Lock()
         self._own: int | None = None
         try:
-            self._file = _open(path, create=total is not None)
+            self._file = _open(path, create=(total or whole) is not None)
             self._life = _open(path, create=False)
             if os.fstat(self._file).st_size == 0:
                 os.ftruncate(self._file, _BYTES)
@@ -97,29 +98,29 @@ class Ledger:
                 f"{path}: {error}", reason="failed", fix="remove it when nothing runs that shares"
             ) from None
         with self.locked():
-            self.total = self._agree(total)
+            self.total = self._agree(total, whole)
 
-    def _agree(self, total: int | None) -> int:
+    def _agree(self, total: int | None, whole: int | None) -> int:
         magic, version, there = _HEADER.unpack_from(self._map, 0)
-        if (magic, version) == (b"\0" * 8, 0) and total is not None:
-            there = 0
-        elif (magic, version) != (_MAGIC, _VERSION):
+        if (magic, version) not in ((_MAGIC, _VERSION), (b"\0" * 8, 0)):
             raise StoreError(
                 f"{self.path} was not made by this version of kvrt",
                 reason="foreign",
                 fix="remove it when nothing runs that shares",
             )
-        if total is None or total == there:
-            return int(there)
-        if tenants := self.rows():
-            names = ", ".join(f"{row.name} (process {row.pid})" for row in tenants.values())
-            raise ConfigError(
-                f"{self.path.stem} has {format_bytes(there)} for all, not {format_bytes(total)};"
-                f" it is in use by {names}",
-                fix=f"say {format_bytes(there)}, or leave the size out",
-            )
-        _HEADER.pack_into(self._map, 0, _MAGIC, _VERSION, total)
-        return total
+        tenants = self.rows().values()
+        if total is None:
+            total = there if tenants or whole is None else whole
+        if total != there:
+            if tenants:
+                names = ", ".join(f"{row.name} (process {row.pid})" for row in tenants)
+                raise ConfigError(
+                    f"{self.path.stem} has {format_bytes(there)} for all, not"
+                    f" {format_bytes(total)}; it is in use by {names}",
+                    fix=f"say {format_bytes(there)}, or leave the size out",
+                )
+            _HEADER.pack_into(self._map, 0, _MAGIC, _VERSION, total)
+        return int(total)
 
     def close(self) -> None:
         """Leave; a row of its own is free then. Safe to call twice."""

@@ -72,9 +72,8 @@ class Share:
             return size if isinstance(size, int) else parse_bytes(size, whole=whole)
 
         terms = Terms(who, nbytes(self.guarantee), self.lend, self.weight, self.priority)
-        if self.size is None:
-            return Tenant(path, None if path.exists() else whole, terms)
-        return Tenant(path, nbytes(self.size), terms)
+        total = None if self.size is None else nbytes(self.size)
+        return Tenant(path, total, terms, whole)
 
 
 TERMS: Checks = {

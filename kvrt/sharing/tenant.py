@@ -50,8 +50,9 @@ class Tenant:
 
     Args:
         path: of the ledger.
-        total: bytes of the device that are shared; None: as the ledger has it.
+        total: bytes of the device that are shared; None: as others have it that are there.
         terms: see there.
+        whole: bytes that are shared if nobody is there, and `total` is None.
 
     Raises:
         CapacityError: the guarantees of all are more than there is.
@@ -59,8 +60,10 @@ class Tenant:
         StoreError: see `Ledger`.
     """
 
-    def __init__(self, path: Path, total: int | None, terms: Terms) -> None:
-        self._ledger = Ledger(path, total)
+    def __init__(
+        self, path: Path, total: int | None, terms: Terms, whole: int | None = None
+    ) -> None:
+        self._ledger = Ledger(path, total, whole)
         self.total = self._ledger.total
         self.path = path
         self._claim = Claim(0, 0, terms.guarantee, terms.lends, terms.weight, terms.priority)
@@ -125,8 +128,8 @@ class Tenant:
         self.wants(held)
         raise NotLeased(
             f"{format_bytes(nbytes)} more of {self._ledger.path.stem} are not to be had now: of"
-            f" {format_bytes(self.total)}, this process holds {format_bytes(claim.held)}, and"
-            f" others {_names(others)}",
+            f" {format_bytes(self.total)}, this process holds {format_bytes(claim.held)}; others:"
+            f" {_names(others)}",
             needed=nbytes,
             fix="stop another, or give this one a guarantee",
         )
@@ -137,7 +140,8 @@ class Tenant:
         Raises:
             NotLeased: it was not to be had in so many seconds.
         """
-        end = time.monotonic() + timeout
+        hopeless = self.held + nbytes > self.total
+        end = time.monotonic() + (0 if hopeless else timeout)
         while True:
             try:
                 return self.take(nbytes)

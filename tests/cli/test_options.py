@@ -14,6 +14,7 @@ COMMANDS = {
     "bench": ("bench", "tiny", "-p", "2", "-n", "1", "-r", "1", "--no-warmup", "-q"),
     "doctor": ("doctor", "--only", "python"),
     "serve": ("serve", "tiny", "--keys", "keys", "--new-key", "me"),
+    "top": ("top", "--once"),
 }
 ANY = (
     "", " ", "x", "X" * 5000, "-", "--", "\n", "é", "\udce9", "0", "1", "3", "-1", "-0.0", "1.5",

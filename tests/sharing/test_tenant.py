@@ -101,6 +101,17 @@ def test_a_new_size_holds_when_nobody_is_left(join: Join) -> None:
     assert join("b", 200).total == 200
 
 
+def test_a_size_that_nobody_says_is_that_of_the_device_when_nobody_is_there(ledger: Path) -> None:
+    for _ in range(2):
+        first = Tenant(ledger, None, Terms("a"), 300)
+        assert first.total == 300
+        first.close()
+        others = [Tenant(ledger, total, Terms("a"), 300) for total in (50, None)]
+        assert [other.total for other in others] == [50, 50]
+        for other in others:
+            other.close()
+
+
 def test_nobody_shares_what_was_never_made(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="nobody shares"):
         tenants_of(tmp_path / "missing.cpu0")

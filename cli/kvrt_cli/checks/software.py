@@ -17,7 +17,7 @@ from kvrt_cli.checks.check import Check, Mark
 
 PYTHON, LIBRARIES, ENVIRONMENT = "python", "libraries", "environment"
 
-SETTINGS = {"KVRT_BACKEND", "KVRT_ISA", "KVRT_LOG_LEVEL", "KVRT_DEBUG"}
+SETTINGS = {"KVRT_BACKEND", "KVRT_ISA", "KVRT_SHARE_DIR", "KVRT_LOG_LEVEL", "KVRT_DEBUG"}
 # Kubernetes sets such variables for a service that is called kvrt; they are not meant for us.
 SERVICE = re.compile(r"KVRT_(SERVICE_(HOST|PORT).*|PORT(_\d+_(TCP|UDP).*)?)")
 REQUIREMENT = re.compile(r"([\w.-]+)(?:\[.*?\])?\s*\(?(?:>=\s*([\d.]+))?")

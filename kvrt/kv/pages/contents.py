@@ -139,6 +139,11 @@ class Contents:
         """Mapped chunks in which no page is used or retired."""
         return sum(lane.placement.warm.bit_count() for lane in self.lanes)
 
+    @property
+    def chunks_over_limit(self) -> int:
+        """Chunks with a page that is used or retired beyond the limit, after it was lowered."""
+        return max(0, self.mapped_chunks - self.warm_chunks - self.limit)
+
     def own_bytes(self, seq: SeqId) -> int:
         """Bytes of the pages that no other sequence holds."""
         return sum(
