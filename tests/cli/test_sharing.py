@@ -18,7 +18,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_top_shows_each_tenant_with_its_terms(kvrt: Kvrt) -> None:
     assert "nothing is shared" in kvrt("top").stdout
     share = Share(name="lab", size="64MiB", guarantee="16MiB", lend=True, weight=2, priority=1)
-    with Runtime("tiny", share=share) as runtime:
+    with Runtime("tiny", keep_warm=0, share=share) as runtime:
         (shown,) = json.loads(kvrt("top", "--json").stdout)["shares"]
         text = kvrt("top", "--once").stdout
         stats = runtime.stats()
