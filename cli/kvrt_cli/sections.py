@@ -34,6 +34,7 @@ SERVE: Sections = {
     "Keys": ("keys", "new_key", "role", "without_keys"),
     "Model and device": MODEL,
     "KV memory": MEMORY,
+    "Sharing": SHARING,
     "Scheduling": SCHEDULING,
     "Output": OUTPUT,
 }  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from kvrt.errors import ConfigError
-from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option
+from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option, share_options
 from kvrt_cli.naming import TINY, model_name
 from kvrt_cli.options import DTYPE_METAVAR, color_option, dtype, runtime_config, runtime_options
 from kvrt_cli.run import open_runtime
@@ -106,6 +106,7 @@ SHORT_HELP = "A model answers over HTTP, by OpenAI's API."
     " or not.",
 )
 @memory_options
+@share_options
 @lasting_options
 @click.option(
     "--dtype",

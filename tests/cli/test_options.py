@@ -15,6 +15,7 @@ COMMANDS = {
     "doctor": ("doctor", "--only", "python"),
     "serve": ("serve", "tiny", "--keys", "keys", "--new-key", "me"),
     "top": ("top", "--once"),
+    "models": ("models",),
 }
 ANY = (
     "", " ", "x", "X" * 5000, "-", "--", "\n", "é", "\udce9", "0", "1", "3", "-1", "-0.0", "1.5",
