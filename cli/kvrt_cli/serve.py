@@ -18,7 +18,7 @@ from kvrt_cli.terminal import Terminal
 NEEDED = ("starlette", "uvicorn", "msgspec", "prometheus_client")
 """What the extra brings."""
 
-SHORT_HELP = "A model answers over HTTP, by OpenAI's API."
+SHORT_HELP = "A model answers over HTTP, to clients of OpenAI's API and Anthropic's."
 
 
 @click.command("serve", cls=SectionedCommand, sections=SERVE, short_help=SHORT_HELP)
@@ -131,8 +131,8 @@ def serve(
 ) -> None:
     """A model answers over HTTP.
 
-    MODEL is as of kvrt run. Clients of OpenAI's API find it at http://HOST:PORT/v1; docs/serve.md
-    has the routes. It runs until SIGTERM or Ctrl-C.
+    MODEL is as of kvrt run. Clients of OpenAI's API find it at http://HOST:PORT/v1, those of
+    Anthropic's at http://HOST:PORT; docs/serve.md has the routes. It runs until SIGTERM or Ctrl-C.
     """
     terminal.quiet = quiet
     _check_extra()

@@ -68,6 +68,7 @@ class AsyncStream(AsyncIterator[Delta]):
     Args:
         request_id: the request's name.
         metadata: what came with it.
+        prompt_tokens: how many tokens its prompt has.
         arrivals: where its pieces come.
         timeout: seconds, at most, between two pieces, or before the first.
         abort: ends the request if it still lives; may be called anywhere, at any time.
@@ -77,12 +78,14 @@ class AsyncStream(AsyncIterator[Delta]):
         self,
         request_id: str,
         metadata: Any,
+        prompt_tokens: int,
         arrivals: Arrivals,
         timeout: float | None,
         abort: Callable[[], None],
     ) -> None:
         self.request_id = request_id
         self.metadata = metadata
+        self.prompt_tokens = prompt_tokens
         self._arrivals = arrivals
         self._timeout = timeout
         self._abort = abort

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from kvrt.server.anthropic.messages import MessagesApi
 from kvrt.server.endpoint import Endpoint
 from kvrt.server.errors import Refusal
 from kvrt.server.openai.chat import ChatCompletions
@@ -33,10 +34,15 @@ def make_app(service: Service) -> ASGIApp:
         "/v1/models": plain.models,
         "/v1/models/{name:path}": plain.model,
     }
-    posts: dict[str, Handler] = {"/tokenize": plain.tokenize, "/detokenize": plain.detokenize}
+    posts: dict[str, Handler] = {
+        "/tokenize": plain.tokenize,
+        "/detokenize": plain.detokenize,
+        "/v1/messages/count_tokens": plain.count_tokens,
+    }
     apis: dict[str, Api] = {
         "/v1/completions": Completions(served),
         "/v1/chat/completions": ChatCompletions(served),
+        "/v1/messages": MessagesApi(served),
     }
     routes = [
         *(Route(path, handler, methods=["GET"]) for path, handler in gets.items()),

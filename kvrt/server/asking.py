@@ -32,6 +32,11 @@ class Answers:
     def __init__(self, streams: Sequence[AsyncStream]) -> None:
         self._streams = streams
 
+    @property
+    def prompt_tokens(self) -> list[int]:
+        """Of each."""
+        return [stream.prompt_tokens for stream in self._streams]
+
     async def results(self) -> list[Result]:
         """All of them, once each has ended.
 

@@ -79,7 +79,7 @@ class Endpoint:
                 await reply.json(call.whole(await answers.results()))
                 return
             await reply.begin_events()
-            await reply.events(call.opening())
+            await reply.events(call.opening(answers.prompt_tokens))
             async with contextlib.aclosing(answers.pieces()) as pieces:
                 async for number, delta in pieces:
                     await reply.events(call.piece(number, delta))
@@ -111,3 +111,5 @@ async def _attended(
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
+            if not task.cancelled():
+                task.exception()  # looked at, so that nobody is told of it

@@ -30,10 +30,16 @@ class Gate:
         """A call with `count` sequences.
 
         Raises:
-            Refusal: there is no room, and when to come again; or the server ends.
+            Refusal: there is no room, and when to come again; or never; or the server ends.
         """
         if self.closing:
             raise shutting_down()
+        if count > self._most:
+            raise Refusal(
+                HTTPStatus.BAD_REQUEST,
+                f"{count} completions are more than this server has places, {self._most}",
+                param="n",
+            )
         if self.inside + count > self._most:
             retry = min(LONGEST_RETRY_S, max(1, round(self._seconds)))
             raise Refusal(

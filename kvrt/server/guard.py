@@ -10,7 +10,7 @@ from kvrt.server.config import is_loopback
 from kvrt.server.errors import Refusal
 from kvrt.server.http import Reply, headers_of, request_id
 from kvrt.server.keys import Keys, Owner
-from kvrt.server.openai.errors import refused
+from kvrt.server.shapes import shape_for
 
 OPEN = frozenset({"/livez", "/readyz", "/health"})
 """Routes that need no key: they tell nothing of anybody."""
@@ -49,7 +49,8 @@ class Guard:
             owner = self._owner(scope)
         except Refusal as refusal:
             reply = Reply(send, {"x-request-id": request_id(scope)})
-            await reply.json(refused(refusal), refusal.status, refusal.headers)
+            body = shape_for(scope["path"])(refusal)
+            await reply.json(body, refusal.status, refusal.headers)
             return
         scope[OWNER] = owner.name
         await self._app(scope, receive, send)

@@ -2,6 +2,7 @@
 
 import asyncio
 import platform
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -14,11 +15,12 @@ import kvrt
 from kvrt.engine.prompts import tokens_of
 from kvrt.errors import KvrtError
 from kvrt.model.chat import Chat
+from kvrt.server.anthropic.messages import Conversation
 from kvrt.server.errors import Refusal, refusal_of
 from kvrt.server.fields import Message, TokenId, decode
 from kvrt.server.http import read_body, request_id
-from kvrt.server.openai.errors import refused
 from kvrt.server.service import Service
+from kvrt.server.shapes import shape_for
 
 MAX_TOKENS = 1 << 20
 
@@ -71,7 +73,9 @@ class Plain:
 
     async def models(self, request: Request) -> Response:
         names = self._service.served.names
-        return answer({"object": "list", "data": [self._model(name) for name in names]})
+        data = [self._model(name) for name in names]
+        pages = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
+        return answer({"object": "list", "data": data, **pages})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -79,13 +83,18 @@ class Plain:
         return answer(self._model(name))
 
     def _model(self, name: str) -> dict[str, Any]:
+        """In the words of OpenAI's clients and of Anthropic's, which ask at the same place."""
         served = self._service.served
+        made = datetime.fromtimestamp(served.created, UTC)
         return {
             "id": name,
             "object": "model",
             "created": served.created,
             "owned_by": "kvrt",
             "max_model_len": served.model.max_model_len,
+            "type": "model",
+            "display_name": name,
+            "created_at": made.isoformat(),
         }
 
     async def tokenize(self, request: Request) -> Response:
@@ -105,6 +114,16 @@ class Plain:
         longest = served.model.max_model_len
         return answer({"tokens": tokens, "count": len(tokens), "max_model_len": longest})
 
+    async def count_tokens(self, request: Request) -> Response:
+        """Of messages, as Anthropic's clients ask."""
+        served = self._service.served
+        body = await read_body(request.scope, request.receive, served.max_body)
+        asked = decode(body, Conversation, strict=served.strict)
+        served.check_name(asked.model)
+        asked.check_offered()
+        tokens = await asyncio.to_thread(tokens_of, asked.chat(), served.model)
+        return answer({"input_tokens": len(tokens)})
+
     async def detokenize(self, request: Request) -> Response:
         served = self._service.served
         body = await read_body(request.scope, request.receive, served.max_body)
@@ -119,10 +138,10 @@ def answer(value: object, status: int = HTTPStatus.OK, **headers: str) -> Respon
 
 
 async def refuse(request: Request, error: Exception) -> Response:
-    """An error of these routes, as of OpenAI's."""
+    """An error of these routes, in the words of whose they are."""
     refusal = refusal_of(error)
     headers = {**refusal.headers, "x-request-id": request_id(request.scope)}
-    return answer(refused(refusal), refusal.status, **headers)
+    return answer(shape_for(request.url.path)(refusal), refusal.status, **headers)
 
 
 ERRORS = (Refusal, KvrtError)

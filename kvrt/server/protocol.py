@@ -24,7 +24,12 @@ class Call(Protocol):
     def whole(self, results: Sequence[Result]) -> object:
         """The answer as one JSON value."""
 
-    def opening(self) -> Iterable[bytes]: ...
+    def opening(self, prompt_tokens: Sequence[int]) -> Iterable[bytes]:
+        """Before anything was said.
+
+        Args:
+            prompt_tokens: how many each ask has.
+        """
 
     def piece(self, number: int, delta: Delta) -> Iterable[bytes]:
         """Of the answer to ask `number`."""

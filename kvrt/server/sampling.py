@@ -9,7 +9,7 @@ from kvrt.server.fields import Sampling
 
 SAME = ("temperature", "top_k", "min_p", "repetition_penalty", "presence_penalty",
         "frequency_penalty", "n", "min_tokens", "stop_token_ids", "ignore_eos",
-        "skip_special_tokens", "logit_bias", "stop")  # fmt: skip
+        "skip_special_tokens", "stop")  # fmt: skip
 """Fields that mean what `SamplingParams`' of that name mean."""
 
 DRAWN = ("temperature", "top_k", "top_p", "min_p")
@@ -47,6 +47,8 @@ class Defaults:
             RequestError: values do not go together.
         """
         wishes = {name: getattr(fields, name) for name in SAME}
+        if fields.logit_bias is not None:  # a bias of 0 is none
+            wishes["logit_bias"] = {k: v for k, v in fields.logit_bias.items() if v}
         if fields.top_p is not None:
             wishes["top_p"] = max(fields.top_p, SMALLEST_SHARE)
         if fields.seed is not None:

@@ -339,4 +339,40 @@ DRAWN = {
         "                pass",
         "runtime/test_observers.py",
     ),
+    "what begins like an open route is open": M(
+        "kvrt.server.guard",
+        "if self._keys is None or path in OPEN:",
+        "if self._keys is None or path.startswith(tuple(OPEN)):",
+        "server/test_guard.py",
+    ),
+    "one good key among several is enough": M(
+        "kvrt.server.keys",
+        "if len(set(given)) != 1:",
+        "if not given:",
+        "server/test_guard.py",
+    ),
+    "owners of keys share pages": M(
+        "kvrt.server.endpoint",
+        "ask(self._service.runtime, call.asks, owner)",
+        'ask(self._service.runtime, call.asks, "")',
+        "server/test_guard.py",
+    ),
+    "a place is never given back": M(
+        "kvrt.server.gate",
+        "            self.inside -= count",
+        "            pass",
+        "server/test_life.py::test_more_than_there_is_room_for_is_told_when_to_come_again",
+    ),
+    "a client that has left is answered": M(
+        "kvrt.server.http",
+        'while (await receive())["type"] != "http.disconnect":',
+        "while await receive():",
+        "server/test_life.py::test_a_client_that_leaves_costs_nothing_a_second_later",
+    ),
+    "at the deadline streams go on": M(
+        "kvrt.server.serve",
+        "loop.call_later(config.drain_seconds, service.cut_all)",
+        "pass",
+        "server/test_life.py::test_at_the_deadline_streams_end_with_an_error_event",
+    ),
 }

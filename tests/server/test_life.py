@@ -58,6 +58,8 @@ def test_more_than_there_is_room_for_is_told_when_to_come_again(serve: Serve) ->
     assert 1 <= int(headers["retry-after"]) <= 60
     assert json.loads(body)["error"]["code"] == "rate_limit_exceeded"
     assert server.ask("GET", "/readyz")[0] == 200
+    status, answer = server.post("/v1/completions", {**LONG, "n": 3, "temperature": 1.0})
+    assert (status, answer["error"]["param"]) == (400, "n"), "it will never fit"
     held.pop().close()
     until(lambda: server.post("/v1/completions", {**LONG, "max_tokens": 1})[0] == 200)
     assert b"[DONE]" in rest_of(held.pop())

@@ -119,7 +119,7 @@ class ChatCall:
             "finish_reason": finish_reason(completion.finish_reason),
         }
 
-    def opening(self) -> Iterator[bytes]:
+    def opening(self, prompt_tokens: Sequence[int]) -> Iterator[bytes]:
         for index in range(self.asks[0].params.n):
             yield self._chunk(index, {"role": "assistant", "content": ""})
 

@@ -132,7 +132,7 @@ class CompletionCall:
             finish_reason(completion.finish_reason),
         )  # fmt: skip
 
-    def opening(self) -> Iterator[bytes]:
+    def opening(self, prompt_tokens: Sequence[int]) -> Iterator[bytes]:
         for place in range(len(self.asks)):
             if echoed := self._echo(place):
                 for index in range(self.asks[place].params.n):

@@ -1,0 +1,15 @@
+"""Which protocol's words an error is in, where no protocol has read the request."""
+
+from collections.abc import Callable
+from typing import Any
+
+from kvrt.server.anthropic import errors as anthropic
+from kvrt.server.errors import Refusal
+from kvrt.server.openai import errors as openai
+
+ANTHROPIC = "/v1/messages"
+
+
+def shape_for(path: str) -> Callable[[Refusal], dict[str, Any]]:
+    """What makes the body of an error, for a client that asks there."""
+    return anthropic.refused if path.startswith(ANTHROPIC) else openai.refused
