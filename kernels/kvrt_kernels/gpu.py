@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Protocol
 
 import kvrt_kernels
 from kvrt.errors import BackendUnavailable
-from kvrt.spi import Bandwidth, DenseOps, DType, GraphCapture, KVFormat, Measurable, PagedAttention
+from kvrt.spi import (
+    Bandwidth,
+    DenseOps,
+    DType,
+    GraphCapture,
+    KVFormat,
+    Measurable,
+    PackedMatrices,
+    PagedAttention,
+)
 from kvrt_kernels.triton._require import OLDEST
 
 if TYPE_CHECKING:
@@ -166,7 +175,7 @@ class TorchPlace:
         import torch
 
         from kvrt_kernels.graphs import DeviceGraphs
-        from kvrt_kernels.triton import TritonAttention, TritonOps, require_triton
+        from kvrt_kernels.triton import TritonAttention, TritonMatrices, TritonOps, require_triton
         from kvrt_kernels.triton.configs import formats_on
 
         require_triton()
@@ -174,6 +183,7 @@ class TorchPlace:
         attention = TritonAttention(arch, device, multiprocessors)
         extensions: dict[type, object] = {
             DenseOps: TritonOps(),
+            PackedMatrices: TritonMatrices(arch),
             GraphCapture: DeviceGraphs(attention, device),
             Measurable: TorchLimits(device, lambda: torch.cuda.synchronize(device)),
         }

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
-from kvrt_kernels.triton import TritonAttention, TritonOps
+from kvrt_kernels.triton import TritonAttention, TritonMatrices, TritonOps
 from kvrt_kernels.triton.configs import formats_on
 from kvrt_kernels.triton.copy import copy_pages
 
@@ -15,8 +15,10 @@ from kvrt.spi import (
     HeadNorm,
     KVFormat,
     KVLayout,
+    Matrix,
     Rotation,
 )
+from kvrt.testing.matrices import FORMATS
 from tests.triton.compiled import Resources, compiling
 
 
@@ -25,7 +27,8 @@ class Case:
     """One launch, or one and the launches that belong to it.
 
     Args:
-        what: ``decode``, ``prefill``, ``append`` or ``dense``.
+        what: ``decode``, ``prefill``, ``append``, ``dense``, or a product of ``few tokens`` or
+            ``many tokens`` with packed weights.
         head_dim: size of a head.
         dtype: of activations, pages and weights.
         special: with a window, sinks and, without branches, a soft-cap; or with every option there
@@ -35,6 +38,7 @@ class Case:
         causal: a token sees those before it only.
         value_dim: size of a value; 0: as of a key.
         shared: values are the beginning of the keys.
+        weights: their format.
     """
 
     what: str
@@ -46,6 +50,7 @@ class Case:
     causal: bool = True
     value_dim: int = 0
     shared: bool = False
+    weights: str = ""
 
     def __str__(self) -> str:
         options = " special" * self.special + " branches" * self.branches
@@ -54,7 +59,8 @@ class Case:
 
     @property
     def numbers(self) -> str:
-        return f"{self.dtype} on {self.kv}" if self.kv else self.dtype
+        kept = self.kv or self.weights
+        return f"{self.dtype} on {kept}" if kept else self.dtype
 
     def runs_on(self, arch: str) -> bool:
         """Whether a device of that architecture keeps such pages."""
@@ -62,6 +68,8 @@ class Case:
 
 
 CODES = tuple(QUANTIZATIONS)
+PACKED = ("q4_1", "q8_0", "q5_k", "q6_k", "int4 by 64", "fp8 by 128", "mxfp4")
+"""All kinds of codes, scales and offsets, and each number of pieces that share a scale."""
 
 COMMON = [
     Case("decode"),
@@ -72,6 +80,8 @@ COMMON = [
     Case("decode", kv="int8"),
     Case("prefill", kv="fp8"),
     Case("append", special=True, kv="int4"),
+    Case("few tokens", weights="q4_1"),
+    Case("many tokens", weights="q8_0"),
 ]
 """What most models need."""
 
@@ -105,6 +115,8 @@ ALL = [
     Case("append", value_dim=64, shared=True),
     Case("dense"),
     Case("dense", dtype="float32"),
+    *(Case(what, weights=weights) for what in ("few tokens", "many tokens") for weights in PACKED),
+    *(Case(what, dtype="float32", weights="q4_1") for what in ("few tokens", "many tokens")),
 ]
 """Every entry of every table of tiles, with and without masks for sizes that are no power of 2."""
 
@@ -112,7 +124,12 @@ ALL = [
 def compile_case(arch: str, case: Case) -> list[Resources]:
     """Compile what the case launches."""
     with compiling(arch) as compiled:
-        dense(arch, case) if case.what == "dense" else attention(arch, case)
+        if case.weights:
+            packed(arch, case)
+        elif case.what == "dense":
+            dense(arch, case)
+        else:
+            attention(arch, case)
     return compiled
 
 
@@ -173,3 +190,14 @@ def dense(arch: str, case: Case) -> None:
         for bias in (None, torch.empty(2 * 4096)):
             ops.gated_linear(x, weight, activation, bias)
     copy_pages(torch.empty(64, dtype=x.dtype), 2**16, torch.zeros(2, 1, dtype=torch.int32))
+
+
+def packed(arch: str, case: Case) -> None:
+    products, format = TritonMatrices(arch), FORMATS[case.weights]
+    data = torch.empty(products.nbytes(format, 64, 4096), dtype=torch.uint8)
+    matrix = Matrix(format, data, 64, 4096)
+    tokens = 1 if case.what == "few tokens" else 64
+    x = torch.empty(tokens, 4096, dtype=getattr(torch, case.dtype))
+    products.linear(x, (matrix,))
+    if case.what == "few tokens":
+        products.rows(matrix, torch.zeros(tokens, dtype=torch.int64), x)

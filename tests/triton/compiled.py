@@ -46,6 +46,7 @@ class Resources:
         warps: of a program.
         occupancy: warps that fit on a multiprocessor (NVIDIA) or a SIMD (AMD) at a time.
         matrix: matrix instructions, by kind.
+        fused: whether products are added in float32 without being rounded before.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Resources:
     warps: int
     occupancy: int
     matrix: dict[str, int]
+    fused: bool
 
 
 class Absent:
@@ -121,6 +123,7 @@ def nvidia(kernel: Any, arch: str) -> Resources:
         warps=warps,
         occupancy=min(by_registers, by_shared, 64 // warps, 32) * warps,
         matrix=counted(ptx, mma=r"\bmma\.sync", wgmma=r"wgmma\.mma_async", tcgen05=r"tcgen05\.mma"),
+        fused=bool(re.search(r"\bfma\.", ptx)),
     )
 
 
@@ -141,6 +144,8 @@ def amd(kernel: Any, arch: str) -> Resources:
         warps=kernel.metadata.num_warps,
         occupancy=number(r"; Occupancy: (\d+)"),
         matrix=counted(code, mfma=r"\bv_mfma_", wmma=r"\bv_wmma_"),
+        # What is mixed with float16 is but a conversion and one operation.
+        fused=bool(re.search(r"\bv_(dual_|pk_)?(fma|mad|mac)(?!_mix)\w*_f32", code)),
     )
 
 

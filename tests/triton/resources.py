@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from kvrt_kernels.triton.configs import CONFIGS, Tile
+from kvrt_kernels.triton.configs import CONFIGS, NVIDIA_PRODUCTS, Tile
 
 from tests.triton.cases import ALL, Case, compile_case
 from tests.triton.compiled import TARGETS, Resources
@@ -71,6 +71,9 @@ def tile_table() -> str:
         tables = [getattr(config, kernel) for config in CONFIGS.values()]
         for bits, size in sorted({key for tiles in tables for key in tiles}):
             lines.append(row(kernel, bits, size, *(described(t.get((bits, size))) for t in tables)))
+    for bits, many in NVIDIA_PRODUCTS:
+        tiles = [config.products[bits, many] for config in CONFIGS.values()]
+        lines.append(row("product", bits, "many tokens" if many else "few", *map(described, tiles)))
     return head + "".join(lines)
 
 
@@ -87,7 +90,8 @@ def resource_table(compiled: Compiled) -> str:
     for (arch, case), kernels in compiled.items():
         for kernel in kernels:
             name = kernel.name.removesuffix("_kernel")
-            shape = "" if case.what == "dense" else f" {case.head_dim}"
+            shape = "" if case.weights or case.what == "dense" else f" {case.head_dim}"
+            shape += f", {case.what}" * (name == "product")
             shape += ", branches" * case.branches
             worst[f"{name}, {case.numbers}{shape}"][arch].append(kernel)
     lines = [row("kernel", *TARGETS) + row(*["---"] * (1 + len(TARGETS)))]

@@ -56,6 +56,14 @@ def test_keys_and_values_are_read_ahead_where_there_is_an_instruction_for_it(
     assert of(common, "sm_90", "prefill").shared >= 4 * block
 
 
+def test_a_row_of_packed_weights_is_rounded_before_its_offset_is_added(common: Compiled) -> None:
+    """As `WeightFormat` says; a product with it is not."""
+    q4_1 = Case("few tokens", weights="q4_1")
+    for arch in SOME:
+        assert not common[arch, q4_1][-1].fused
+    assert all(common[arch, q4_1][0].fused for arch in ("sm_90", "gfx942"))
+
+
 @pytest.mark.extra
 @pytest.mark.timeout(1800)
 def test_every_kernel_fits_on_every_architecture(tmp_path: Path) -> None:

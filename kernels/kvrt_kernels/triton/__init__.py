@@ -4,10 +4,12 @@
     prefill   attention of those that bring many                   norm     RMS norm
     tile      what both do with a block of rows                    gate     gated activation
     plan      a batch, as the kernels take it                      copy     whole pages
-    configs   block sizes, by architecture
+    product   of tokens and packed weights                         weights  reading these
+    packing   how packed weights are kept                          configs  block sizes
 
-`TritonAttention` and `TritonOps` put them behind the interfaces of `kvrt.spi`. Importing this
-package is cheap and needs neither Triton nor a GPU; the two classes are loaded when asked for.
+`TritonAttention`, `TritonOps` and `TritonMatrices` put them behind the interfaces of `kvrt.spi`.
+Importing this package is cheap and needs neither Triton nor a GPU; the classes are loaded when
+asked for.
 """
 
 from typing import TYPE_CHECKING
@@ -16,9 +18,10 @@ from kvrt_kernels.triton._require import require_triton
 
 if TYPE_CHECKING:
     from kvrt_kernels.triton.attention import TritonAttention
+    from kvrt_kernels.triton.matrices import TritonMatrices
     from kvrt_kernels.triton.ops import TritonOps
 
-__all__ = ["TritonAttention", "TritonOps", "require_triton"]
+__all__ = ["TritonAttention", "TritonMatrices", "TritonOps", "require_triton"]
 
 
 def __getattr__(name: str) -> object:
@@ -26,6 +29,10 @@ def __getattr__(name: str) -> object:
         from kvrt_kernels.triton.attention import TritonAttention
 
         return TritonAttention
+    if name == "TritonMatrices":
+        from kvrt_kernels.triton.matrices import TritonMatrices
+
+        return TritonMatrices
     if name == "TritonOps":
         from kvrt_kernels.triton.ops import TritonOps
 

@@ -54,6 +54,25 @@ Tiles = Mapping[tuple[int, int], Tile]
 To unpack codes takes registers: they may have tiles of their own, by 8 bits less."""
 
 
+Products = Mapping[tuple[int, bool], Tile]
+"""For products with packed weights: by bits of an activation, and whether there are many tokens.
+
+`block_m` are tokens, `block_n` features; the other numbers are as for attention."""
+
+NVIDIA_PRODUCTS: Products = {
+    (16, False): Tile(16, 32, 2, 4),
+    (16, True): Tile(64, 64, 8, 2),
+    (32, False): Tile(16, 32, 2, 2),
+    (32, True): Tile(32, 64, 4, 2),
+}
+AMD_PRODUCTS: Products = {
+    (16, False): Tile(16, 32, 2, 1),
+    (16, True): Tile(64, 64, 4, 1),
+    (32, False): Tile(16, 32, 4, 1),
+    (32, True): Tile(32, 32, 8, 1),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """One architecture's tiles.
@@ -62,15 +81,18 @@ class Config:
         segment: tokens of one part of a split context; a multiple of every `block_n`.
         decode: tiles for sequences with few query tokens, whose contexts are split.
         prefill: tiles for sequences with many.
+        products: tiles for products with packed weights.
     """
 
     segment: int
     decode: Tiles
     prefill: Tiles
+    products: Products
 
 
 AMPERE = Config(
     segment=256,
+    products=NVIDIA_PRODUCTS,
     decode={
         (16, 64): Tile(16, 64, 4, 3),
         (16, 128): Tile(16, 64, 4, 3),
@@ -95,6 +117,7 @@ AMPERE = Config(
 )
 HOPPER = Config(
     segment=256,
+    products=NVIDIA_PRODUCTS,
     decode=AMPERE.decode,
     prefill={key: tile for key, tile in AMPERE.prefill.items() if key[0] != 8}
     | {
@@ -106,11 +129,13 @@ HOPPER = Config(
 )
 BLACKWELL = Config(
     segment=256,
+    products=dict(NVIDIA_PRODUCTS) | {(16, False): Tile(16, 32, 4, 4)},
     decode=HOPPER.decode,
     prefill=dict(HOPPER.prefill) | {(32, 128): Tile(32, 16, 8, 2, chunk=64)},
 )
 CDNA = Config(
     segment=256,
+    products=AMD_PRODUCTS,
     decode={
         (16, 64): Tile(16, 64, 4, 1),
         (16, 128): Tile(16, 64, 4, 1),
@@ -131,6 +156,7 @@ CDNA = Config(
 )
 RDNA3 = Config(
     segment=256,
+    products=AMD_PRODUCTS,
     decode={
         (16, 64): Tile(16, 32, 2, 1),
         (16, 128): Tile(16, 16, 4, 1),
@@ -152,6 +178,7 @@ RDNA3 = Config(
 )
 RDNA4 = Config(
     segment=256,
+    products=AMD_PRODUCTS,
     decode=dict(RDNA3.decode)
     | {
         (16, 128): Tile(16, 32, 4, 1),

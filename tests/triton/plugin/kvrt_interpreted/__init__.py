@@ -11,9 +11,18 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 import kvrt_null
 from kvrt_kernels import TRITON_HEAD_DIMS
-from kvrt_kernels.triton import TritonAttention, TritonOps
+from kvrt_kernels.triton import TritonAttention, TritonMatrices, TritonOps
 
-from kvrt.spi import Backend, Capability, DenseOps, Device, DeviceOptions, Extension, Probe
+from kvrt.spi import (
+    Backend,
+    Capability,
+    DenseOps,
+    Device,
+    DeviceOptions,
+    Extension,
+    PackedMatrices,
+    Probe,
+)
 from kvrt_interpreted import narrow
 
 narrow.mend()
@@ -36,10 +45,10 @@ class Interpreted(kvrt_null.NullDevice):
             notes=(),
         )
         self.attention = TritonAttention(arch, place, multiprocessors=2)
-        self.ops = TritonOps()
+        self.extensions = {DenseOps: TritonOps(), PackedMatrices: TritonMatrices(arch)}
 
     def extension(self, kind: type[Extension]) -> Extension | None:
-        return self.ops if issubclass(kind, DenseOps) else None
+        return self.extensions.get(kind)
 
 
 class InterpretedBackend:

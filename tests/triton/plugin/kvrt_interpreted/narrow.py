@@ -3,7 +3,7 @@
 The interpreter keeps both as their bits, in unsigned integers. It takes bfloat16 for integers in
 products, sums and conversions; converting to E4M3 it does not carry into the exponent, and rounds
 half away from zero. Here they are float32 in between, and rounded to nearest even.
-Seen in Triton 3.6.0 and 3.9.0.
+Seen in Triton 3.6.0 and 3.9.0. And numpy does not warn of what is no number, as of 0 * inf.
 """
 
 from collections.abc import Callable
@@ -48,13 +48,15 @@ def mend() -> None:
     dot, binary, cast = builder.create_dot, builder.binary_op, builder.cast_impl
 
     def create_dot(self: Any, a: Any, b: Any, c: Any, *rest: Any) -> Any:
-        return dot(self, widened(a), widened(b), c, *rest)
+        with np.errstate(invalid="ignore"):
+            return dot(self, widened(a), widened(b), c, *rest)
 
     def binary_op(self: Any, left: Any, right: Any, op: Callable[..., Any]) -> Any:
         a, b = widened(left), widened(right)
-        if a is left or b is right:
-            return binary(self, left, right, op)
-        return narrowed(op(a.data, b.data), left.dtype.scalar)
+        with np.errstate(invalid="ignore"):
+            if a is left or b is right:
+                return binary(self, left, right, op)
+            return narrowed(op(a.data, b.data), left.dtype.scalar)
 
     def cast_impl(self: Any, source: Any, target: Any, *rounding: Any) -> Any:
         wide, kept = widened(source), target.scalar
