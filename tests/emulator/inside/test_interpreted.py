@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+import kvrt.engine.assembly
+from kvrt.registry import load
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
-from kvrt.spi import DenseOps
+from kvrt.spi import DenseOps, Device, DeviceOptions
+from kvrt.testing.packing import PackingDevice
+from kvrt.wrappers import Checked
 from tests.emulator.inside.conftest import CONFIG, make_model
 from tests.emulator.inside.test_runtime import tokens
 
@@ -64,3 +68,26 @@ def test_tokens_after_pages_that_moved_or_were_saved_are_those_of_the_cpu_backen
             runtime.device.close()
     assert results[0].usage.cached_tokens == 16
     assert answers == [answers[0]] * 5
+
+
+def test_tokens_of_weights_of_codes_are_those_of_the_same_weights_multiplied_by_torch(
+    tmp_path: Path, vendor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers are Q4_1, embedding and head Q8_0; activations are not rounded."""
+
+    def cpu(name: str, index: int, options: DeviceOptions, **_: object) -> Device:
+        return Checked(PackingDevice(load(name).open(index, options), exact=True))
+
+    make_model(tmp_path, SMALL)
+    greedy = SamplingParams(max_tokens=3, ignore_eos=True, temperature=0.0)
+    answers = []
+    for backend in (vendor, "cpu"):
+        if backend == "cpu":
+            monkeypatch.setattr(kvrt.engine.assembly, "open_device", cpu)
+        with Runtime(
+            tmp_path, backend=backend, load_format="dummy", seed=1, memory_limit="16MiB",
+            quantize="int4", quantized_dir="none",
+        ) as runtime:  # fmt: skip
+            answers.append(tokens(runtime.generate(PROMPTS[:1], greedy)))
+        runtime.device.close()
+    assert answers[0] == answers[1]
