@@ -96,6 +96,7 @@ def steps(backend: str, *, small: bool, native: bool) -> list[Step]:
         bench("decode", 90),
         bench("prefill", 40),
         bench("codes", 40),
+        bench("products", 60),
         bench("one-stream", 80),
         bench("step", 30),
         bench("many", 90),

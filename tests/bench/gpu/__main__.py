@@ -1,6 +1,6 @@
 """Benchmarks of one device; each result is printed, and appended to a file as a line of JSON.
 
-    python -m tests.bench.gpu --backend cuda decode prefill codes memory one-stream step many
+    python -m tests.bench.gpu --backend cuda decode products one-stream       any of several parts
 
 Peers that are not installed or do not run are named with the reason.
 """
@@ -18,7 +18,7 @@ import torch
 
 from kvrt import registry
 from kvrt.spi import Device
-from tests.bench.gpu import attention, codes, memory, models
+from tests.bench.gpu import attention, codes, memory, models, products
 from tests.bench.gpu.rows import Rows
 from tests.bench.gpu.timing import Clock
 
@@ -86,6 +86,9 @@ def main() -> int:
         ),
         "codes": lambda: with_device(
             lambda d, c: codes.codes(d, c, rows, small=small), backend, small=small
+        ),
+        "products": lambda: with_device(
+            lambda d, c: products.products(d, c, rows, small=small), backend, small=small
         ),
         "memory": lambda: with_device(lambda d, _: memory.memory(d, rows), backend, small=small),
         "one-stream": lambda: with_clock(
