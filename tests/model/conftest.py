@@ -26,6 +26,14 @@ def cpu() -> Iterator[Device]:
 
 
 @pytest.fixture(scope="module")
+def exact_cpu() -> Iterator[Device]:
+    """That multiplies codes with activations as they are."""
+    device = open_device("cpu", 0, DeviceOptions(threads=1, exact=True))
+    yield device
+    device.close()
+
+
+@pytest.fixture(scope="module")
 def plain() -> Iterator[Device]:
     """A third-party device with no dense operators."""
     device = open_device("null", 0)

@@ -112,6 +112,25 @@ def test_a_model_computes_with_the_very_numbers_of_the_checkpoint(
         assert torch.allclose(logits_of(model, device), want, rtol=1e-4, atol=near)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_processor_multiplies_codes_with_the_bits_of_their_numbers(
+    name: str, cpu: Device, exact_cpu: Device, tmp_path: Path
+) -> None:
+    """And with activations in codes, close to them; groups of 16 it unpacks."""
+    given, floats = write(name, tmp_path)
+    want = logits_of(load_model(floats, cpu), cpu)
+    model = load_model(given, exact_cpu)
+    stays = not re.search("another order|cut|2 bits", name)
+    assert isinstance(model.decoder.weights.layers[0].down, tuple) == stays
+    if stays:
+        assert torch.equal(logits_of(model, exact_cpu), want)
+    rounded = load_model(given, cpu)
+    stays &= "fp8" not in name
+    assert isinstance(rounded.decoder.weights.layers[0].down, tuple) == stays
+    got = logits_of(rounded, cpu)
+    assert (got - want).square().mean() < 0.02**2 * want.square().mean()
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -83,6 +83,21 @@ def test_a_model_computes_with_the_very_numbers_of_the_file(
     assert model.weight_bytes < 1.05 * path.stat().st_size
 
 
+def test_the_processor_multiplies_codes_with_the_bits_of_their_numbers(
+    cpu: Device, exact_cpu: Device, tmp_path: Path
+) -> None:
+    """And with activations in codes, close to them."""
+    path = write(tmp_path, mixed)
+    want = logits_of(load_model(path, cpu, dtype="float32"), cpu)
+    for device in (exact_cpu, cpu):
+        model = load_model(path, device)
+        assert model.notes == ()
+        assert model.weight_bytes < 1.05 * path.stat().st_size
+        got = logits_of(model, device)
+        assert (got - want).square().mean() < 0.05**2 * want.square().mean()
+        assert torch.equal(got, want) == (device is exact_cpu)
+
+
 def test_a_weight_of_codes_and_floats_is_unpacked_and_a_note_says_so(
     device: Device, tmp_path: Path
 ) -> None:
