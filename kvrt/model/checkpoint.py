@@ -31,6 +31,13 @@ BUFFERS = (".rotary_emb.inv_freq",)
 """Ends of names that old checkpoints have: computed from config.json instead."""
 
 PREFIX = "model."
+OF_TEXT = {
+    "model.language_model.": PREFIX,
+    "language_model.model.": PREFIX,
+    "language_model.lm_head.": "lm_head.",
+}
+"""What models that see put before the names of their decoder's tensors."""
+
 PREFIXED = ("embed_tokens.", "layers.", "norm.")
 
 log = logging.getLogger(__name__)
@@ -74,9 +81,9 @@ def open_checkpoint(folder: Path, spec: ModelSpec, method: Method | None = None)
     headers = [read_header(path) for path in files.paths]
     tensors = _by_name(headers, files.assigned)
     unlisted = {name for name in tensors if files.assigned and name not in files.assigned}
-    if _is_bare(tensors):
-        tensors = {_prefixed(name): place for name, place in tensors.items()}
-        unlisted = {_prefixed(name) for name in unlisted}
+    rename = _prefixed if _is_bare(tensors) else _of_text
+    tensors = {rename(name): place for name, place in tensors.items()}
+    unlisted = {rename(name) for name in unlisted}
     if spec.tied and HEAD in tensors:
         untied = replace(spec, tied=False)
         _expected(folder, untied, tensors, {})
@@ -129,7 +136,15 @@ def _by_name(headers: Sequence[Header], assigned: Mapping[str, str]) -> Tensors:
 
 def _is_bare(names: Iterable[str]) -> bool:
     """Whether the names have no prefix, as of a model that was saved without its head."""
-    return not any(name.startswith(PREFIX) for name in names)
+    return not any(name.startswith((PREFIX, *OF_TEXT)) for name in names)
+
+
+def _of_text(name: str) -> str:
+    """The name in a decoder alone of a tensor of a model that sees."""
+    for prefix, own in OF_TEXT.items():
+        if name.startswith(prefix):
+            return own + name.removeprefix(prefix)
+    return name
 
 
 def _prefixed(name: str) -> str:

@@ -37,8 +37,8 @@ UNGATED: Mapping[str, MLPActivation] = {
     "gelu": "gelu",
     "relu2": "relu2",
 }
-SHARED = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "tie_word_embeddings")
-"""Fields that a model of images and text has for all of it."""
+SHARED = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id")
+"""Fields that a model which sees may have for all of it."""
 
 DTYPES: Mapping[str, DType] = {
     "float32": "float32",
@@ -102,15 +102,20 @@ def read_config(path: Path) -> ModelSpec:
 def _normal(source: str, values: Mapping[str, Any]) -> tuple[str, Fields]:
     """The architecture, and the fields of its decoder with the defaults of its family.
 
-    Models of images and text have a decoder's fields in a section, and what both share beside it.
+    Models that see have a decoder's fields in a section, and what both share beside it; the first
+    of them have all fields beside each other.
     """
     fields = Fields(source, values)
     architecture = _architecture(fields)
     if architecture in NESTED:
-        architecture, text = NESTED[architecture], fields.section("text_config").values()
-        shared = {name: value for name, value in values.items() if name in SHARED}
-        merged = {**FAMILIES[architecture].defaults, **shared, **text}
-        return architecture, Fields(source, merged, "text_config.")
+        architecture = NESTED[architecture]
+        if fields.has("text_config"):
+            text = fields.section("text_config").values()
+            shared = {name: value for name, value in values.items() if name in SHARED}
+            merged = {**FAMILIES[architecture].defaults, **shared, **text}
+            if "tie_word_embeddings" in values:
+                merged["tie_word_embeddings"] = values["tie_word_embeddings"]
+            return architecture, Fields(source, merged, "text_config.")
     return architecture, Fields(source, {**FAMILIES[architecture].defaults, **values})
 
 

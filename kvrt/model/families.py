@@ -312,5 +312,11 @@ FAMILIES: Mapping[str, Family] = {
     ),
 }
 
-NESTED: Mapping[str, str] = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
-"""Models of text and images, whose ``text_config`` is a decoder that is read alone."""
+NESTED: Mapping[str, str] = {
+    "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM",
+    "Mistral3ForConditionalGeneration": "MistralForCausalLM",
+    "Qwen2VLForConditionalGeneration": "Qwen2ForCausalLM",
+    "Qwen2_5_VLForConditionalGeneration": "Qwen2ForCausalLM",
+    "Qwen3VLForConditionalGeneration": "Qwen3ForCausalLM",
+}
+"""Models that see, and whose decoder of text they have: that is what is read of them."""

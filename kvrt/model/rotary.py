@@ -12,6 +12,9 @@ from kvrt.model.jsonfile import Fields, shown
 from kvrt.model.spec import RopeKind, RopeSpec
 
 MAX_POSITIONS = 1 << 28
+OTHERWISE = {"su": "longrope", "mrope": "default"}
+"""First names of kinds, and one that has three positions for a token: of text, all are the same."""
+
 LOCAL = ("full_attention", "sliding_attention")
 """Where both kinds of layers have a rotation of their own: the names of its sections."""
 
@@ -72,7 +75,7 @@ def _read(
         return RopeSpec(theta, dims=dims)
     key = "rope_type" if "rope_type" in section else "type"
     kind = section.text(key, "default")
-    kind = "longrope" if kind == "su" else kind  # its first name
+    kind = OTHERWISE.get(kind, kind)
     if kind not in KINDS:
         raise section.error(key, f"is {shown(kind)}; supported are {', '.join(KINDS)}")
     for field in section.names():

@@ -11,7 +11,12 @@ from typing import Any
 import tokenizers
 import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 
 VOCAB = 275
 BASE: dict[str, Any] = {
@@ -129,6 +134,37 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+SIGHT = {"hidden_size": 32, "intermediate_size": 48}
+SEEING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gemma3": (
+        FAMILIES["gemma-3"],
+        SIGHT | {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32},
+    ),
+    "mistral3": (
+        FAMILIES["mistral"],
+        SIGHT | {"num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16},
+    ),
+    "qwen2_5_vl": (
+        {"rope_parameters": PLAIN_ROPE | {"mrope_section": [4, 2, 2]}},
+        SIGHT | {"depth": 1, "num_heads": 2, "out_hidden_size": 64},
+    ),
+    "qwen3_vl": (
+        {"head_dim": 32, "rope_parameters": PLAIN_ROPE | {"mrope_section": [8, 4, 4]}},
+        SIGHT | {"depth": 1, "num_heads": 2, "out_hidden_size": 64, "deepstack_visual_indexes": []},
+    ),
+}
+"""Model types that see: their decoders, and their eyes."""
+
+
+def make_seeing(model_type: str) -> PreTrainedModel:
+    """transformers' own model of a type that sees, likewise."""
+    text, sight = SEEING[model_type]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, text_config=BASE | text, vision_config=sight)
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
+    return randomised(model)
+
+
 def make_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """transformers' own model of a family, in float32, with random weights that matter.
 
@@ -138,7 +174,11 @@ def make_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel
     settings = BASE | FAMILIES[family] | changes
     torch.manual_seed(seed)
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    return randomised(AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval())
+
+
+def randomised(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with random weights in place of its own, in float32."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2:

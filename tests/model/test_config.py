@@ -204,7 +204,7 @@ def test_a_size_that_is_none_is_refused_by_name_at_once(
         ("hidden_act", {"hidden_act": "relu"}),
         ("tie_word_embeddings", {"tie_word_embeddings": 1}),
         ("rope_scaling.rope_type", {"rope_scaling": {"rope_type": "ntk", "factor": 2.0}}),
-        ("rope_scaling.type", {"rope_scaling": {"type": "mrope", "factor": 2.0}}),
+        ("rope_scaling.type", {"rope_scaling": {"type": "xpos", "factor": 2.0}}),
         ("rope_scaling.short_factor", {"rope_scaling": {"type": "su", "factor": 2.0}}),
         ("short_factor", {"rope_scaling": {"type": "su", "short_factor": [1.0]}}),
         ("rope_scaling.rope_type", {"rope_scaling": {"rope_type": None, "type": "linear"}}),

@@ -16,8 +16,10 @@ from kvrt.spi import Device, Graph, GraphCapture
 from tests.model.checkpoints import (
     FAMILIES,
     LONGROPE,
+    SEEING,
     VOCAB,
     make_model,
+    make_seeing,
     save_model,
     save_tokenizer,
 )
@@ -102,6 +104,19 @@ def test_greedy_tokens_are_those_of_transformers_alone_and_in_a_mixed_batch_of_1
         # greedy continuation is this one.
         chosen = case.logits(text.tokens[:-1])[length - 1 :].argmax(-1).tolist()
         assert text.tokens[length:] == chosen
+
+
+@pytest.mark.parametrize("model_type", SEEING)
+def test_of_models_that_see_the_decoder_of_text_is_read(
+    tmp_path: Path, cpu: Device, model_type: str
+) -> None:
+    reference = make_seeing(model_type)
+    model = load_model(save_tokenizer(save_model(reference, tmp_path)), cpu)
+    with stepping(model, cpu, texts=1, longest=60) as stepper:
+        text = stepper.add(prompt(60))
+        stepper.step([(text, 60)])
+    with torch.no_grad():
+        assert_close(text.logits, reference(torch.tensor([text.tokens])).logits[0])
 
 
 class OnlyTheirs(TorchDispatchMode):

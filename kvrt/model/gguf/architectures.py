@@ -43,7 +43,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "LlamaForCausalLM", paired=True, windows=True, also=("MistralForCausalLM",)
     ),
     "qwen2": Architecture("Qwen2ForCausalLM"),
+    "qwen2vl": Architecture("Qwen2ForCausalLM"),
     "qwen3": Architecture("Qwen3ForCausalLM"),
+    "qwen3vl": Architecture("Qwen3ForCausalLM"),
     "smollm3": Architecture("SmolLM3ForCausalLM", paired=True, unrotated=4),
     "gemma": Architecture("GemmaForCausalLM", activation="gelu_tanh"),
     "gemma2": Architecture("Gemma2ForCausalLM", mixed=2, activation="gelu_tanh", odd=46),
