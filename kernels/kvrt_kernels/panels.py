@@ -251,15 +251,17 @@ def pack(
     return Matrix(format, into, len(plain), width)
 
 
+# Written through numpy: torch would not let other threads change a tensor of inference mode.
 def _lay_out(form: _Form, format: WeightFormat, plain: Tensor, width: int, panels: Tensor) -> None:
     head, block = _scales(form, format, plain, width)
     heads, numbers, lines = form.parts(panels)
     stored = [_by_panel(kept, 2).contiguous().view(torch.uint8) for kept in head]
-    heads.copy_(torch.cat(stored, dim=2))
+    heads.numpy()[:] = torch.cat(stored, dim=2).numpy()
     for i, kept in enumerate(block):
         of_blocks = kept.to(torch.int8).view(len(plain), form.spans, form.blocks, -1)
         groups = of_blocks.shape[3]
-        numbers[:, :, :, i * groups : (i + 1) * groups] = _by_panel(of_blocks, 4).view(torch.uint8)
+        put = numbers.numpy()[:, :, :, i * groups : (i + 1) * groups]
+        put[:] = _by_panel(of_blocks, 4).view(torch.uint8).numpy()
     words, first = lines.numpy().view(np.uint32)[..., 0], 0
     for plane, bits in _planes(format, plain, width):
         ordered = _ordered(plane, bits).reshape(-1, ROWS, form.spans, form.blocks, bits)

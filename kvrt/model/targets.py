@@ -82,13 +82,13 @@ class Codes:
         width = self._matrix.width
         rows = to_plain(TYPES[dtype], raw, width)
         self.put_rows(rows)
-        finite = torch.empty(len(rows), dtype=torch.bool)
+        finite = np.empty(len(rows), np.bool_)
 
         def check(piece: slice) -> None:
-            finite[piece] = finite_rows(self.format, rows[piece], width)
+            finite[piece] = finite_rows(self.format, rows[piece], width).numpy()
 
         by_pieces(len(rows), AT_ONCE // width, check)
-        return finite
+        return torch.from_numpy(finite)
 
     def put_rows(self, rows: Tensor) -> None:
         """The rows that come next, in the plain form."""

@@ -16,12 +16,20 @@ import pytest
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.testing.chaos import Chaos
+from kvrt.testing.matrices import FORMATS
 
 from .conftest import CONFIG, Break, MakeRuntime
+from .containers import CONTAINERS, WIDE, hold, options_for
 from .test_ahead import Asynchronous
 from .ways import WAYS, Ways, ask
 
 CASES, DEFAULT = 500, 49
+DEFAULT_CONTAINERS = {9: "int4", 20: "q4_k", 38: "int8"}
+"""Of the cases that always run."""
+
+ACTIVATIONS = {"fp8 by 128": ("exact",)}
+"""With what codes are multiplied on the CPU, where it is not both."""
+
 GREEDY = SamplingParams(max_tokens=32, ignore_eos=True)
 
 
@@ -100,6 +108,8 @@ class Case:
         left_by: a runtime that is another in this left the pages of the same prompts in the folder.
         device: the wrapper around it.
         number: also the seed of which prompts are asked.
+        container: what matrices are kept as, as in `CONTAINERS`.
+        activations: what they are multiplied with, if they are codes.
     """
 
     way: str
@@ -117,12 +127,15 @@ class Case:
     left_by: str
     device: str
     number: int
+    container: str
+    activations: str
 
     @property
     def options(self) -> dict[str, object]:
         """What is an option of the runtime."""
-        here = {"way", "groups", "batch", "full", "left_by", "device", "number"}
-        return {name: value for name, value in asdict(self).items() if name not in here}
+        here = {"way", "groups", "batch", "full", "left_by", "device", "number", "container"}
+        own = {name: value for name, value in asdict(self).items() if name not in here}
+        return own | options_for(self.container)
 
     @property
     def another(self) -> dict[str, object]:
@@ -153,12 +166,24 @@ AXES: dict[str, tuple[object, ...]] = {
 
 
 def draw(count: int) -> list[Case]:
-    """The ways in turn; everything else by chance."""
-    rng = random.Random(0)
-    return [
-        Case(WAYS[n % len(WAYS)], number=n, **{name: rng.choice(of) for name, of in AXES.items()})  # type: ignore[arg-type]
-        for n in range(count)
-    ]
+    """The ways in turn; everything else by chance.
+
+    From `DEFAULT` on, every other model is of codes, of all formats in turn.
+    """
+    rng, of_codes = random.Random(0), random.Random(1)
+    cases = []
+    for n in range(count):
+        container = DEFAULT_CONTAINERS.get(n, "floats")
+        if n >= DEFAULT and n % 2:
+            container = CONTAINERS[1:][n // 2 % (len(CONTAINERS) - 1)]
+        activations = of_codes.choice(ACTIVATIONS.get(container, ("int8", "exact")))
+        drawn: dict[str, Any] = {name: rng.choice(of) for name, of in AXES.items()}
+        cases.append(
+            Case(
+                WAYS[n % len(WAYS)], number=n, container=container, activations=activations, **drawn
+            )
+        )
+    return cases
 
 
 ModelFor = Callable[[Case], Path]
@@ -171,10 +196,12 @@ def model_for(tmp_path_factory: pytest.TempPathFactory) -> ModelFor:
     known: dict[object, Path] = {}
 
     def folder(case: Case) -> Path:
-        key = case.groups, case.kv_cache_dtype
+        wide = case.container in FORMATS
+        key = case.groups, case.kv_cache_dtype, wide
         if key not in known:
             layers = {"float32": 4, "bfloat16": 8}[case.kv_cache_dtype]
             config = CONFIG | GROUPS[case.groups] | {"num_hidden_layers": layers}
+            config |= WIDE if wide else {}
             if "layer_types" in config:
                 config["layer_types"] = [*config["layer_types"] * layers][:layers]  # type: ignore[operator]
             known[key] = tmp_path_factory.mktemp("model")
@@ -190,8 +217,9 @@ def alone(model_for: ModelFor) -> Callable[[Case, int], tuple[int, ...]]:
     known: dict[object, list[tuple[int, ...]]] = {}
 
     def answer(case: Case, number: int) -> tuple[int, ...]:
-        options = {name: getattr(case, name) for name in ("dtype", "kv_cache_dtype", "seed")}
-        key = (case.groups, *options.values())
+        names = ("dtype", "kv_cache_dtype", "seed", "activations")
+        options = {name: getattr(case, name) for name in names} | options_for(case.container)
+        key = (case.groups, case.container, *options.values())
         if key not in known:
             with Runtime(
                 model_for(case), backend="cpu", load_format="dummy", prefix_cache=False, **options
@@ -220,6 +248,7 @@ def test_every_way_says_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    hold(case.container, monkeypatch)
     rng = random.Random(case.number)
     count = case.batch
     if case.way.startswith("preempted"):
