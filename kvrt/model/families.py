@@ -162,7 +162,7 @@ FAMILIES: Mapping[str, Family] = {
         scales=_gemma_scales,
         qkv_bias=ATTENTION_BIAS,
         o_bias=ATTENTION_BIAS,
-        defaults={**_GEMMA, "hidden_act": "gelu_pytorch_tanh"},
+        defaults={**_GEMMA, "hidden_act": "gelu_pytorch_tanh", "num_key_value_heads": 16},
         switches={"naming": "gemma"},
     ),
     "Gemma2ForCausalLM": Family(

@@ -24,6 +24,8 @@ from kvrt.errors import ModelError
 from kvrt.model.config import FAMILIES, read_config
 from kvrt.model.rope import for_context, inverse_frequencies
 from kvrt.model.spec import ModelSpec
+from tests.model.checkpoints import BASE as SMALL
+from tests.model.checkpoints import FAMILIES as FAMILY_ROWS
 
 Config = dict[str, Any]
 MODEL_TYPES = {family.model_type: name for name, family in FAMILIES.items()}
@@ -218,6 +220,53 @@ def compare(folder: Path, model_type: str, name: str, state: str, content: Confi
         ),
         "",
     )
+
+
+WIDE = {"hidden_size": 1024, "num_attention_heads": 32}
+"""Some class's default is 32 heads."""
+
+OTHERS = {name: row for name, row in FAMILY_ROWS.items() if row["model_type"] not in COMPARED}
+NEEDED = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+          "num_attention_heads", "max_position_embeddings"}  # fmt: skip
+"""Sizes that no file lacks which is whole; so are the norms' epsilons."""
+
+
+def in_both(model: Any) -> Config:
+    """What a spec and a configuration of transformers both say, in words of the latter."""
+    if isinstance(model, ModelSpec):
+        softcaps = model.attention_softcap, model.logit_softcap
+        windows = [layer.window for layer in model.layers]
+        found = (model.kv_heads, model.head_dim, model.norm_eps, model.tied, softcaps, windows)
+    else:
+        windows = [getattr(model, "sliding_window", None) or 0] * model.num_hidden_layers
+        if kinds := getattr(model, "layer_types", None):
+            windows = [model.sliding_window if "sliding" in kind else 0 for kind in kinds]
+        caps = [getattr(model, f"{of}_logit_softcapping", 0) or 0 for of in ("attn", "final")]
+        width = model.hidden_size // model.num_attention_heads
+        eps = ("rms_norm_eps", "layer_norm_eps", "norm_epsilon", "norm_eps")
+        found = (
+            model.num_key_value_heads or model.num_attention_heads,
+            getattr(model, "head_dim", None) or width,
+            next(getattr(model, name) for name in eps if hasattr(model, name)),
+            model.tie_word_embeddings,
+            tuple(caps),
+            windows,
+        )
+    return dict(zip(("kv heads", "head", "eps", "tied", "caps", "windows"), found, strict=True))
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_a_field_that_is_missing_has_the_default_of_the_class(tmp_path: Path, family: str) -> None:
+    row, path = OTHERS[family], tmp_path / "config.json"
+    model_type = row["model_type"]
+    written = CONFIG_MAPPING[model_type](**{**SMALL, **row, **WIDE})
+    content = {**written.to_dict(), "architectures": [MODEL_TYPES[model_type]]}
+    needed = NEEDED if "gemma" in model_type else {*NEEDED, "rms_norm_eps"}
+    for name in content.keys() - {"architectures", "model_type", "layer_types", *needed}:
+        left = {key: value for key, value in content.items() if key != name}
+        path.write_text(json.dumps(left))
+        wanted = in_both(CONFIG_MAPPING[model_type].from_dict(left))
+        assert in_both(read_config(path)) == wanted, name
 
 
 def window_configs(names: tuple[str, ...]) -> Iterator[Config]:

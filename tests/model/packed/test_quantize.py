@@ -23,7 +23,7 @@ from tests.model.checkpoints import make_model, save_model
 from tests.model.stepping import stepping
 
 WEIGHTS = "model.safetensors"
-FAMILIES = ("llama-3", "llama-biases", "qwen-3", "mistral")
+FAMILIES = ("llama-3", "llama-biases", "qwen-3", "mistral", "gemma-2", "glm-4", "phi-3")
 
 
 def test_int8_has_the_bits_of_the_reference_quantiser() -> None:
