@@ -222,6 +222,42 @@ DRAWN = {
         "scale = spec.attention_scale or 1 / spec.head_dim",
         "model/test_families.py",
     ),
+    "a recorded step leaves out norms behind branches": M(
+        "kvrt.model.branches",
+        "and not spec.post_norms",
+        "and True",
+        "model/test_families.py",
+    ),
+    "logits are not capped": M(
+        "kvrt.model.branches",
+        "if spec.logit_softcap:",
+        "if spec.logit_softcap > 1e9:",
+        "model/test_families.py",
+    ),
+    "what branches add is not scaled": M(
+        "kvrt.model.branches",
+        "scale = self._spec.residual_scale",
+        "scale = 1.0",
+        "model/test_families.py",
+    ),
+    "norms of one less stay so": M(
+        "kvrt.model.rows",
+        "rows.add_(1.0)",
+        "rows.add_(0.0)",
+        "model/test_families.py",
+    ),
+    "an embedding is not scaled": M(
+        "kvrt.model.decoder",
+        "if self.spec.embedding_scale != 1.0:",
+        "if self.spec.embedding_scale > 1e9:",
+        "model/test_families.py",
+    ),
+    "the first of so many layers sees all, not the last": M(
+        "kvrt.model.windows",
+        "if (layer + 1) % interval",
+        "if layer % interval",
+        "model/test_gguf.py",
+    ),
     "half of a decimal size is lost": M(
         "kvrt.units",
         "return int(float(match[1]) * _UNITS[match[2].lower()])",
