@@ -17,8 +17,8 @@ def models(terminal: Terminal, /, as_json: bool) -> None:
 
     rows = []
     for name in (*FAMILIES, *NESTED):
-        family = NESTED.get(name, name)
-        gguf = [own for own, a in ARCHITECTURES.items() if family in (a.family, *a.also)]
+        families = {*NESTED[name].values()} if name in NESTED else {name}
+        gguf = [own for own, a in ARCHITECTURES.items() if families & {a.family, *a.also}]
         rows.append({"architecture": name, "gguf": gguf})
     if as_json:
         terminal.json(rows, indent=2)

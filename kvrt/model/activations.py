@@ -22,6 +22,7 @@ class Activations(NamedTuple):
     attended: Tensor
     attended_rows: Tensor
     gated: Tensor
+    heat: Tensor
     rotations: tuple[Rotation, ...]
 
     @classmethod
@@ -44,6 +45,7 @@ class Activations(NamedTuple):
             attended=attended,
             attended_rows=attended.view(count, -1),
             gated=tensor(spec.intermediate),
+            heat=tensor(1, 1) if spec.query_beta else tensor(0, 0),
             rotations=tuple(
                 Rotation(*(torch.empty(count, width, device=device) for _ in range(2)))
                 for width in pairs

@@ -9,7 +9,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import cast, get_args
 
+import numpy as np
+import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kvrt.model.activations import Activations
@@ -25,9 +28,16 @@ def recordable(spec: ModelSpec) -> bool:
         spec.norm == "rms"
         and spec.qk_norm != "whole"
         and spec.gated
+        and spec.query_beta == 0.0
         and spec.residual_scale == 1.0
         and not spec.post_norms
     )
+
+
+def heat_at(spec: ModelSpec, positions: NDArray[np.int64]) -> Tensor:
+    """What queries are multiplied by at some positions: float32 [tokens], on the host."""
+    rounds = torch.from_numpy(positions // spec.query_positions).float()
+    return rounds.add_(1.0).log_().mul_(spec.query_beta).add_(1.0)
 
 
 def finish(spec: ModelSpec, logits: Tensor) -> Tensor:
@@ -88,6 +98,11 @@ class Branches:
             assert weight is not None
             rows = heads.flatten(1)
             heads.copy_(self._ops.rms_norm(rows, weight, self._spec.norm_eps).view_as(heads))
+
+    def heat(self, work: Activations) -> None:
+        """Multiply queries by what goes by their position, where a model does that; in place."""
+        if self._spec.query_beta:
+            work.q.mul_(work.heat)
 
     def mlp(self, x: Tensor, w: LayerWeights, out: Tensor) -> None:
         """The feed-forward layer up to its last product."""

@@ -108,8 +108,16 @@ def _normal(source: str, values: Mapping[str, Any]) -> tuple[str, Fields]:
     fields = Fields(source, values)
     architecture = _architecture(fields)
     if architecture in NESTED:
-        architecture = NESTED[architecture]
+        decoders = NESTED[architecture]
+        architecture = next(iter(decoders.values()))
         if fields.has("text_config"):
+            kind = fields.section("text_config").text("model_type", next(iter(decoders)))
+            if kind not in decoders:
+                raise fields.error(
+                    "text_config.model_type",
+                    f"is {shown(kind)}; supported are {', '.join(decoders)}",
+                )
+            architecture = decoders[kind]
             text = fields.section("text_config").values()
             shared = {name: value for name, value in values.items() if name in SHARED}
             merged = {**FAMILIES[architecture].defaults, **shared, **text}

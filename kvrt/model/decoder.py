@@ -173,6 +173,8 @@ class Decoder:
         positions = positions_of(batch)
         for table, rotation in zip(self._tables, work.rotations, strict=True):
             table.select(positions, rotation)
+        if self.spec.query_beta:
+            work.heat[: len(positions), 0, 0] = branches.heat_at(self.spec, positions)
 
     def _run_layers(self, plans: Sequence[object], work: Activations) -> None:
         """All layers, from the embedded tokens in ``work.x`` to the last layer's output there."""
@@ -188,6 +190,7 @@ class Decoder:
             self._branches.norm_whole(w, work)
             rotation = None if rope is None else work.rotations[rope]
             ops.rotate_append(plan, layer, q, k, v, rotation, head_norm)
+            self._branches.heat(work)
             run(plan, layer, q, attended, attention)
             if not parallel:
                 add(attended_rows, w.o, w.o_bias, w.attention_post_norm, x, normed)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvrt.model.jsonfile import Fields
+from kvrt.model.rotary import MAX_POSITIONS
 from kvrt.model.windows import (
     DEFAULT_WINDOW,
     Layers,
@@ -108,12 +109,34 @@ def _granite_scales(fields: Fields) -> dict[str, Any]:
     }
 
 
+def _ministral_scales(fields: Fields) -> dict[str, Any]:
+    for name in ("rope_scaling", "rope_parameters"):
+        if fields.has(name) and fields.section(name).has("llama_4_scaling_beta"):
+            section = fields.section(name)
+            return {
+                "query_beta": section.number("llama_4_scaling_beta", 0.0, 1e3),
+                "query_positions": section.integer(
+                    "original_max_position_embeddings", 1, MAX_POSITIONS
+                ),
+            }
+    return {}
+
+
 def _cohere_scales(fields: Fields) -> dict[str, Any]:
     return {"logit_scale": _number(fields, "logit_scale", 0.0625)}
 
 
 # --- the families --------------------------------------------------------------------------------
 
+_MINISTRAL_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1_000_000.0,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16_384,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
 _GEMMA = {
     "head_dim": 256,
     "hidden_activation": "gelu_pytorch_tanh",
@@ -156,6 +179,12 @@ FAMILIES: Mapping[str, Family] = {
         mlp_bias="mlp_bias",
         theta=2_000_000.0,
         defaults={"num_key_value_heads": 4, "tie_word_embeddings": True},
+    ),
+    "Ministral3ForCausalLM": Family(
+        "ministral3",
+        windowed_layers,
+        _ministral_scales,
+        defaults={"num_key_value_heads": 8, "head_dim": 128, "rope_parameters": _MINISTRAL_ROPE},
     ),
     "GemmaForCausalLM": Family(
         "gemma",
@@ -312,11 +341,15 @@ FAMILIES: Mapping[str, Family] = {
     ),
 }
 
-NESTED: Mapping[str, str] = {
-    "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM",
-    "Mistral3ForConditionalGeneration": "MistralForCausalLM",
-    "Qwen2VLForConditionalGeneration": "Qwen2ForCausalLM",
-    "Qwen2_5_VLForConditionalGeneration": "Qwen2ForCausalLM",
-    "Qwen3VLForConditionalGeneration": "Qwen3ForCausalLM",
+NESTED: Mapping[str, Mapping[str, str]] = {
+    "Gemma3ForConditionalGeneration": {"gemma3_text": "Gemma3ForCausalLM"},
+    "Mistral3ForConditionalGeneration": {
+        "mistral": "MistralForCausalLM",
+        "ministral3": "Ministral3ForCausalLM",
+    },
+    "Qwen2VLForConditionalGeneration": {"qwen2_vl_text": "Qwen2ForCausalLM"},
+    "Qwen2_5_VLForConditionalGeneration": {"qwen2_5_vl_text": "Qwen2ForCausalLM"},
+    "Qwen3VLForConditionalGeneration": {"qwen3_vl_text": "Qwen3ForCausalLM"},
 }
-"""Models that see, and whose decoder of text they have: that is what is read of them."""
+"""Models that see, and whose decoder of text they have, by its ``model_type``: that is what is read
+of them. Where nothing says which, it is the first."""

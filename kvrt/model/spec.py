@@ -115,6 +115,9 @@ class ModelSpec:
         embedding_scale: multiplies the embedded tokens.
         attention_scale: multiplies the dot products of queries and keys; 0: head_dim ** -0.5.
         attention_softcap: scores become ``softcap * tanh(score / softcap)``; 0: as they are.
+        query_beta: at position p, a query is multiplied by 1 + beta log(1 + floor(p / positions));
+            0: it is not.
+        query_positions: those positions.
         residual_scale: multiplies what attention and feed-forward layer add.
         logit_scale: multiplies the logits.
         logit_softcap: of the logits, likewise, after that.
@@ -148,6 +151,8 @@ class ModelSpec:
     embedding_scale: float = 1.0
     attention_scale: float = 0.0
     attention_softcap: float = 0.0
+    query_beta: float = 0.0
+    query_positions: int = 1
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     logit_softcap: float = 0.0

@@ -76,6 +76,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "smollm-2": {"model_type": "llama", "num_attention_heads": 3, "num_key_value_heads": 1,
                  "hidden_size": 48, "tie_word_embeddings": True},
     "mistral": {"model_type": "mistral", "sliding_window": 13, "head_dim": 32},
+    "ministral-3": {
+        "model_type": "ministral3",
+        "head_dim": 32,
+        "rope_parameters": YARN_ROPE | {"original_max_position_embeddings": 16, "mscale": 1.0,
+                                        "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3},
+    },
     "qwen-2": {
         "model_type": "qwen2",
         "use_sliding_window": True,
@@ -144,6 +150,10 @@ SEEING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         FAMILIES["mistral"],
         SIGHT | {"num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16},
     ),
+    "mistral3, later": (
+        FAMILIES["ministral-3"],
+        SIGHT | {"num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16},
+    ),
     "qwen2_5_vl": (
         {"rope_parameters": PLAIN_ROPE | {"mrope_section": [4, 2, 2]}},
         SIGHT | {"depth": 1, "num_heads": 2, "out_hidden_size": 64},
@@ -159,6 +169,7 @@ SEEING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def make_seeing(model_type: str) -> PreTrainedModel:
     """transformers' own model of a type that sees, likewise."""
     text, sight = SEEING[model_type]
+    model_type = model_type.split(",")[0]
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, text_config=BASE | text, vision_config=sight)
     model = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()

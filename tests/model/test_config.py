@@ -229,6 +229,13 @@ def test_a_size_that_is_none_is_refused_by_name_at_once(
             "layer_types",
             {"architectures": ["Qwen2ForCausalLM"], "layer_types": ["sliding_attention"] * 3},
         ),
+        (
+            "text_config.model_type",
+            {
+                "architectures": ["Mistral3ForConditionalGeneration"],
+                "text_config": {"model_type": "mistral4"},
+            },
+        ),
         ("no_rope_layers", {"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1, 0]}),
         ("sliding_window", {"architectures": ["MistralForCausalLM"], "sliding_window": 0}),
     ],
