@@ -1,6 +1,7 @@
 """Runs the kernels where everything they must not touch is unmapped; see test_interpreted.py.
 
 python guarded.py LENGTH WINDOW SINKS [too-few-pages]      exits 0, or dies of SIGSEGV
+python guarded.py products                                 likewise, of products with packed weights
 
 The layout is that of `tests/kernels/guarded.py`: slots of a whole page of the operating system.
 """
@@ -11,12 +12,13 @@ import sys
 
 import torch
 from kvrt_interpreted import narrow
-from kvrt_kernels.triton import TritonAttention
+from kvrt_kernels.triton import TritonAttention, TritonMatrices
 from kvrt_kernels.triton.append import rotate_append
 from kvrt_kernels.triton.gate import gated
 from kvrt_kernels.triton.norm import rms_norm
 
 from kvrt.spi import AttentionBatch, AttentionParams, DType, HeadNorm, KVLayout, Rotation
+from kvrt.testing import matrices
 
 OS_PAGE = mmap.PAGESIZE
 HEAD_DIM, PAGE_SIZE, PAGES = 64, 128, 12
@@ -72,6 +74,19 @@ def guarded(
     )
 
 
+def product(name: str, width: int) -> None:
+    """Few features, whose last tile has room for more, of few tokens and of some."""
+    packed, format = TritonMatrices("sm_90"), matrices.FORMATS[name]
+    into = at_an_end(packed.nbytes(format, 5, width), dtype=torch.uint8)
+    matrix = packed.pack(format, matrices.random_rows(format, 5, width, 1), width, into)
+    rows = packed.rows(matrix, torch.tensor([4, 0]), at_an_end(2, width))
+    assert rows.isfinite().all()
+    for tokens in (3, 17):
+        bias, residual, out = at_an_end(5), at_an_end(tokens, 5), at_an_end(tokens, 5)
+        packed.linear(at_an_end(tokens, width), (matrix,), bias, residual, out)
+        assert out.isfinite().all()
+
+
 def main(length: int, window: int, sinks: int, spared: int) -> None:
     narrow.mend()
     params = AttentionParams(scale=0.125, window=window, sinks=sinks)
@@ -94,4 +109,9 @@ def main(length: int, window: int, sinks: int, spared: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]), spared=len(sys.argv) - 4)
+    if sys.argv[1] == "products":
+        product("int8 by row", 1101)
+        product("q5_1", 96)
+        product("iq4_xs", 256)
+    else:
+        main(*map(int, sys.argv[1:4]), spared=len(sys.argv) - 4)

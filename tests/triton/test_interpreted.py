@@ -44,6 +44,7 @@ def runs() -> Iterator[dict[object, Future[Done]]]:
         for part in PARTS
     }
     asked |= {case: (guarded, *map(str, case)) for case in GUARDED}
+    asked["products"] = (guarded, "products")
     asked["too few pages"] = (guarded, "129", "0", "0", "too-few-pages")
     pool = ThreadPoolExecutor(2)
     yield {name: pool.submit(interpreted, *arguments) for name, arguments in asked.items()}
@@ -66,6 +67,14 @@ def test_the_kernels_touch_nothing_but_their_own_tokens(
 ) -> None:
     """All else is not mapped: other pages, slots beyond the context, or before the window."""
     done = runs[case].result()
+    assert done.returncode == 0, done.stderr
+
+
+def test_products_with_packed_weights_touch_nothing_but_these(
+    runs: dict[object, Future[Done]],
+) -> None:
+    """Behind a matrix, its activations and its result nothing is mapped."""
+    done = runs["products"].result()
     assert done.returncode == 0, done.stderr
 
 

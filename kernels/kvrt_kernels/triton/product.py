@@ -99,6 +99,8 @@ def _span(
     STEP: tl.constexpr = HOW.step
     RUN: tl.constexpr = HOW.run
     GROUP: tl.constexpr = HOW.group
+    SCALE: tl.constexpr = HOW.scale
+    OFFSET: tl.constexpr = HOW.offset
     OFFSETS: tl.constexpr = HOW.offset.numbers
     ADDS: tl.constexpr = OFFSETS == "float16" or OFFSETS == "two"
     total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
@@ -107,7 +109,7 @@ def _span(
             element = (step * STEP + begin) * SIZE
             offset = tl.zeros([BLOCK_N], tl.float32)
             if OFFSETS != "none":
-                offset = of_groups(rows, offsets_at, offset_factors_at, element, GROUP, HOW.offset)
+                offset = of_groups(rows, offsets_at, offset_factors_at, element, GROUP, OFFSET)
             part = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
             sums = tl.zeros([BLOCK_M], tl.float32)
             for i in tl.static_range(RUN):
@@ -123,7 +125,7 @@ def _span(
                 part = tl.dot(number.to(DOT), some.to(DOT), part, input_precision="ieee")
                 if ADDS:
                     sums += tl.sum(some.to(tl.float32), 0)
-            scale = of_groups(rows, scales_at, factors_at, element, GROUP, HOW.scale)
+            scale = of_groups(rows, scales_at, factors_at, element, GROUP, SCALE)
             total += scale[:, None] * part
             if ADDS:
                 total += offset[:, None] * sums[None, :]
@@ -182,6 +184,8 @@ def rows_kernel(
     SIZE: tl.constexpr = HOW.piece
     STEP: tl.constexpr = HOW.step
     GROUP: tl.constexpr = HOW.group
+    SCALE: tl.constexpr = HOW.scale
+    OFFSET: tl.constexpr = HOW.offset
     OFFSETS: tl.constexpr = HOW.offset.numbers
     row = tl.program_id(0).to(tl.int64)
     rows = data + (tl.load(indices + row).to(tl.int64) * row_bytes + tl.zeros([1], tl.int64))
@@ -192,10 +196,10 @@ def rows_kernel(
             number = numbers(rows, table, plane, step, piece, HOW)
             offset = tl.zeros([1], tl.float32)
             if OFFSETS != "none":
-                offset = of_groups(rows, offsets_at, offset_factors_at, element, GROUP, HOW.offset)
+                offset = of_groups(rows, offsets_at, offset_factors_at, element, GROUP, OFFSET)
             if OFFSETS == "zeros":
                 number -= offset[:, None]
-            scale = of_groups(rows, scales_at, factors_at, element, GROUP, HOW.scale)
+            scale = of_groups(rows, scales_at, factors_at, element, GROUP, SCALE)
             number = scale[:, None] * number
             if OFFSETS == "float16" or OFFSETS == "two":
                 number += offset[:, None]
