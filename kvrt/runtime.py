@@ -215,6 +215,12 @@ class Runtime(CacheControl):
         """Whether a request waits or runs."""
         return self._worker.busy
 
+    @property
+    def ended(self) -> KvrtError | None:
+        """Why nothing can be asked any more: it was closed, or its engine has stopped; None: it
+        can."""
+        return self._worker.ended
+
     def stats(self) -> RuntimeStats:
         return stats_of(self._worker.engine, self._worker.load_seconds)
 

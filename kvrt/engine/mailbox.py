@@ -61,6 +61,11 @@ class Mailbox:
         """Whether a request was submitted and has not ended."""
         return bool(self._names)
 
+    @property
+    def ended(self) -> KvrtError | None:
+        """Why nothing can be asked any more; None: it can."""
+        return self._ended
+
     def number(self) -> int:
         """For the next request: it is known by that, before and after it was submitted."""
         return next(self._numbers)

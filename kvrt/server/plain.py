@@ -53,7 +53,9 @@ class Plain:
         self._service = service
 
     async def live(self, request: Request) -> Response:
-        """The process answers."""
+        """There is something to be kept alive."""
+        if not self._service.lives:
+            return answer({"status": "the engine has stopped"}, HTTPStatus.SERVICE_UNAVAILABLE)
         return answer({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:

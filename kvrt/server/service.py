@@ -39,8 +39,15 @@ class Service:
         self.metrics.observe(event)
 
     @property
+    def lives(self) -> bool:
+        """Whether there is an engine: one that has stopped never comes back."""
+        return self.runtime.runtime.ended is None
+
+    @property
     def moves(self) -> bool:
         """Whether the engine goes on, where it has anything to do."""
+        if not self.lives:
+            return False
         if not self.runtime.runtime.busy:
             return True
         return monotonic() - max(self._moved, self.gate.since) < self._patience

@@ -1,5 +1,6 @@
 """From the first connection to the last: load, clients that leave, engines that hang, the end."""
 
+import asyncio
 import json
 import signal
 import threading
@@ -9,6 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+
+from kvrt.aio.runtime import AsyncRuntime
+from kvrt.errors import KvrtError
+from kvrt.runtime import Runtime
+from kvrt.sampling import SamplingParams
+from kvrt.server.config import ServerConfig
+from kvrt.server.service import Service
 
 from .conftest import PROMPT, Serve, Server, until
 
@@ -67,6 +75,7 @@ def test_more_than_there_is_room_for_is_told_when_to_come_again(serve: Serve) ->
 
 @pytest.mark.promise("P40")
 def test_metrics_equal_what_was_answered(server: Server) -> None:
+    until(lambda: server.metrics()["kvrt_sequences,state=running"] == server.used_pages == 0)
     before = server.metrics()
     totals = dict.fromkeys(["prompt_tokens", "completion_tokens", "cached"], 0)
     with ThreadPoolExecutor(4) as pool:
@@ -143,8 +152,6 @@ def test_a_second_sigterm_ends_it_at_once(serve: Serve) -> None:
 @pytest.fixture
 def stuck() -> Iterator[tuple[Any, threading.Event]]:
     """A service whose engine can be kept from going on, in this process."""
-    from kvrt.runtime import Runtime
-
     go = threading.Event()
     with Runtime("tiny", backend="cpu", memory_limit="256MiB") as runtime:
         yield runtime, go
@@ -153,13 +160,6 @@ def stuck() -> Iterator[tuple[Any, threading.Event]]:
 
 @pytest.mark.promise("P16", "P17")
 def test_an_engine_that_stands_still_is_not_ready_and_recovers(stuck: Any) -> None:
-    import asyncio
-
-    from kvrt.aio.runtime import AsyncRuntime
-    from kvrt.sampling import SamplingParams
-    from kvrt.server.config import ServerConfig
-    from kvrt.server.service import Service
-
     runtime, go = stuck
 
     async def scene() -> None:
@@ -176,5 +176,27 @@ def test_an_engine_that_stands_still_is_not_ready_and_recovers(stuck: Any) -> No
         await held
         assert service.moves
         service.close()
+
+    asyncio.run(asyncio.wait_for(scene(), 60))
+
+
+@pytest.mark.promise("P16")
+def test_an_engine_that_has_stopped_is_neither_ready_nor_alive(stuck: Any) -> None:
+    runtime, _ = stuck
+
+    def fail() -> None:
+        raise RuntimeError("the device is gone")
+
+    async def scene() -> None:
+        service = Service(AsyncRuntime(runtime), ServerConfig())
+        assert service.lives
+        assert service.moves
+        runtime._worker.engine.step = fail
+        with pytest.raises(KvrtError, match="the device is gone"):
+            await service.runtime.generate(PROMPT)
+        assert not service.lives
+        assert not service.moves
+        with pytest.raises(KvrtError, match="the device is gone"):
+            await service.runtime.generate(PROMPT)
 
     asyncio.run(asyncio.wait_for(scene(), 60))
