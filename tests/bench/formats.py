@@ -11,8 +11,6 @@ import argparse
 import itertools
 import math
 import mmap
-import platform
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,9 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-import psutil
 import torch
-from kvrt_kernels import append, attention, isa, reference
+from kvrt_kernels import append, attention, reference
 from kvrt_kernels._args import FORMAT_CODE
 from torch.nn import functional
 
@@ -37,6 +34,7 @@ from kvrt.spi import (
     KVFormat,
     KVLayout,
 )
+from tests.bench.page import head, machine, rewrite, row
 from tests.emulator.place import ReferenceAttention
 from tests.model.stepping import stepping
 
@@ -45,7 +43,6 @@ TIMED: tuple[KVFormat, ...] = tuple(FORMAT_CODE)
 """What the CPU's kernels read."""
 PAGE_SIZE = 16
 COLD_BYTES = 256 << 20  # of float32: layers take turns, so that no cache serves them
-BEGIN, END = "<!-- begin: python -m tests.bench.formats -->", "<!-- end -->"
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,17 +219,8 @@ def output_error(kv: KVFormat, shape: Shape = SMALL, context: int = 2048) -> flo
 # --- the page --------------------------------------------------------------------------------
 
 
-def row(*cells: object) -> str:
-    return "| " + " | ".join(map(str, cells)) + " |"
-
-
 def shown(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-
-
-def head(*cells: object) -> Iterator[str]:
-    yield row(*cells)
-    yield row("---", *["---:"] * (len(cells) - 1))
 
 
 def sizes() -> Iterator[str]:
@@ -271,12 +259,7 @@ def qualities() -> Iterator[str]:
 
 
 def tables() -> Iterator[str]:
-    brand = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    cpu = brand[1] if brand else platform.machine()
-    yield (
-        f"{cpu}, {psutil.cpu_count(logical=False)} cores, {isa()} kernels,"
-        f" {torch.get_num_threads()} threads; {time.strftime('%Y-%m-%d', time.gmtime())}."
-    )
+    yield machine()
     yield ""
     yield from sizes()
     yield ""
@@ -302,10 +285,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("page", type=Path)
     page: Path = parser.parse_args().page
-    text = page.read_text()
-    made = "\n".join([BEGIN, "", *tables(), "", END])
-    pattern = re.escape(BEGIN) + ".*" + re.escape(END)
-    page.write_text(re.sub(pattern, lambda _: made, text, flags=re.DOTALL))
+    rewrite(page, "python -m tests.bench.formats", tables())
 
 
 if __name__ == "__main__":

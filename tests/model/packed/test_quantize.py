@@ -1,6 +1,7 @@
 """Float weights made into codes at load: their bits, what models compute of them, refusals."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from kvrt.spi import Device, Matrix
 from kvrt.spi.plain import unpack
 from kvrt.testing.packing import PackingDevice
 from kvrt.wrappers import Checked
+from tests.bench.weights import TINY, qualities
 from tests.model.checkpoints import make_model, save_model
 from tests.model.stepping import stepping
 
@@ -168,25 +170,30 @@ def test_a_model_computes_with_the_values_of_its_codes(
 
 
 def test_the_bundled_model_hardly_notices() -> None:
-    """Kullback-Leibler divergence of the next token's distribution, in nats, over a text."""
-    text = Path(__file__).read_text()[:1200]
-    found: dict[tuple[Quantize | None, bool], torch.Tensor] = {}
-    ways: Sequence[Quantize | None] = (None, "int8", "int5", "int4")
-    for quantize, exact in [(quantize, True) for quantize in ways] + [("int8", False)]:
-        device = opened("cpu", exact=exact)
-        model = load_model("tiny", device, quantize=quantize)
-        tokens = model.encode(text)
-        with stepping(model, device, texts=1, longest=len(tokens)) as stepper:
-            one = stepper.add(tokens)
-            stepper.step([(one, len(tokens))])
-        found[quantize, exact] = torch.stack(one.logits).log_softmax(-1)
-        device.close()
-    true = found[None, True]
-    bounds = {"int8": 2e-4, "int5": 5e-3, "int4": 2e-2}
-    for (quantize, exact), other in found.items():
-        if quantize is not None:
-            divergence = (true.exp() * (true - other)).sum(-1).mean()
-            assert 0 < divergence < (bounds[quantize] if exact else 4e-3)
+    bounds = {"int8": 4e-3, "int8, exact": 2e-4, "int5, exact": 5e-3, "int4": 2e-2}
+    named = {way.name.replace("`", "").removeprefix("--quantize "): way for way in TINY.ways}
+    subject = replace(TINY, ways=(named["float32"], *map(named.__getitem__, bounds)))
+    found = [quality for _, quality in qualities(subject, windows=1)]
+    assert found[0].divergence == 0
+    for most, quality in zip(bounds.values(), found[1:], strict=True):
+        assert 0 < quality.divergence < most
+        assert abs(quality.loss - found[0].loss) < 0.02
+        assert quality.nbytes < found[0].nbytes / 3
+
+
+def test_a_caller_in_inference_mode_loads_the_same(tmp_path: Path) -> None:
+    folder = save_model(make_model("llama-3"), tmp_path)
+    device = registry.load("cpu", timeout=60).open()
+    found = []
+    for mode in (False, True):
+        with torch.inference_mode(mode):
+            weights = load_model(folder, device, quantize="int5").decoder.weights
+        found.append(weights.layers[0].gate_up)
+    device.close()
+    for one, other in zip(*found, strict=True):
+        assert isinstance(one, Matrix)
+        assert isinstance(other, Matrix)
+        assert torch.equal(one.data, other.data)
 
 
 def test_matrices_are_as_small_as_their_codes_and_a_tied_head_is_one_copy(
