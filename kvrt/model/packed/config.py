@@ -3,10 +3,13 @@
 from collections.abc import Callable, Mapping
 
 from kvrt.model.jsonfile import Fields, shown
-from kvrt.model.packed.methods import AWQ, GPTQ, Float8, IntQuantized, Method, PackQuantized
+from kvrt.model.packed.methods import AWQ, GPTQ, Float4, Float8, IntQuantized, Method, PackQuantized
 
 LARGEST = 1 << 20
 """Of a group: beyond it, a value is damage."""
+
+FLOAT4 = {"nvfp4-pack-quantized": Float4(16), "mxfp4-pack-quantized": Float4(32)}
+"""The layouts of compressed-tensors for numbers of E2M1."""
 
 
 def read_method(fields: Fields) -> Method | None:
@@ -70,6 +73,12 @@ def _weights(layout: str, group: Fields) -> Method:
     fields = group.section("weights")
     strategy = fields.text("strategy")
     kind = fields.text("type", "int")
+    if layout in FLOAT4:
+        _bits(fields, "num_bits", 4)
+        method = FLOAT4[layout]
+        if kind != "float" or _group(fields) != method.group:
+            raise fields.error("group_size", f"must be {method.group}, of type float, in {layout}")
+        return method
     if kind == "float":
         if layout not in ("float-quantized", "naive-quantized"):
             raise group.error("weights", f"are floats in the format {shown(layout)}")

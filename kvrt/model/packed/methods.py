@@ -16,6 +16,9 @@ Its values are ``scale * (code - zero)``, where `group` elements of a row share 
                         added;  X.weight_scale  [out, groups];  X.weight_zero_point, packed along
                         out;  X.weight_g_idx  [in], the group of each column
       int-quantized     X.weight  int8;  X.weight_scale  [out, groups];  X.weight_zero_point  int8
+      nvfp4-pack-quantized   X.weight_packed  uint8 [out, in / 2], numbers of E2M1, low bits first;
+                        X.weight_scale  E4M3 [out, in / 16];  X.weight_global_scale, its divisor
+      mxfp4-pack-quantized   likewise, but X.weight_scale  uint8 [out, in / 32], n for 2^(n - 127)
       float-quantized   X.weight  E4M3;  X.weight_scale  of each row, of all, or of blocks
     fp8                 X.weight  E4M3;  X.weight_scale_inv  [out / block, in / block]
 
@@ -29,9 +32,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from kvrt.model.packed.ggml import E2M1
 from kvrt.spi import WeightFormat
 from kvrt.spi.matrices import Scale
 from kvrt.spi.plain import plain_rows
+from kvrt.spi.plain import values_of as plain_values
 
 FLOATS = ("F16", "BF16", "F32")
 
@@ -243,6 +248,44 @@ class Float8:
         return Held(codes, scales.repeat_interleave(rows, 0)[:out])
 
 
+@dataclass(frozen=True, slots=True)
+class Float4:
+    """See the module; the numbers of E2M1 are half those of `E2M1`, as scales then are, too.
+
+    Args:
+        group: 16, with scales of E4M3 and a divisor of all; or 32, with powers of two.
+    """
+
+    group: int
+    ordered: bool = False
+    first: str = "weight_packed"
+
+    def wanted(self, out: int, width: int) -> Mapping[str, Wanted]:
+        scales = (out, width // self.group)
+        wanted = {
+            "weight_packed": Wanted(("U8",), ((out, width // 2),)),
+            "weight_scale": Wanted(("F8_E4M3" if self._divided else "U8",), (scales,)),
+        }
+        if self._divided:
+            wanted["weight_global_scale"] = Wanted(("F32",), ((1,), ()))
+            wanted["input_global_scale"] = Wanted(("F32",), ((1,), ()), optional=True)
+        return wanted
+
+    def format(self, scales: str) -> WeightFormat:
+        return WeightFormat(f"fp4 by {self.group}", 4, self.group, "float32", table=E2M1)
+
+    def read(self, tensors: Mapping[str, Tensor]) -> Held:
+        codes, stored = _numbers(tensors["weight_packed"], 4), tensors["weight_scale"]
+        if self._divided:
+            return Held(codes, stored.float() / tensors["weight_global_scale"] / 2)
+        powers = torch.pow(2.0, stored.double() - 128).float()
+        return Held(codes, powers.masked_fill(stored == 255, torch.nan))
+
+    @property
+    def _divided(self) -> bool:
+        return self.group == 16
+
+
 def plain_of(format: WeightFormat, held: Held) -> Tensor:
     """The plain form of what is held, whose columns are in the order of their groups."""
     return plain_rows(format, held.codes, held.scales, offsets=held.zeros)
@@ -250,6 +293,8 @@ def plain_of(format: WeightFormat, held: Held) -> Tensor:
 
 def values_of(format: WeightFormat, held: Held) -> Tensor:
     """The values of what is held, columns being in any order, or groups not whole: [out, in]."""
+    if format.table:
+        return plain_values(format, held.codes, held.scales)
     width = held.codes.shape[1]
     group_of = held.group_of
     if group_of is None:

@@ -16,7 +16,7 @@ from kvrt.spi import WeightFormat
 
 DTYPES = {
     "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn,
+    "I32": torch.int32, "I8": torch.int8, "U8": torch.uint8, "F8_E4M3": torch.float8_e4m3fn,
 }  # fmt: skip
 
 

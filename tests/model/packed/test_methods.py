@@ -9,6 +9,7 @@ from torch import Tensor
 from kvrt.model.packed.methods import (
     AWQ,
     GPTQ,
+    Float4,
     Float8,
     IntQuantized,
     Method,
@@ -132,6 +133,30 @@ def float8(
     return Float8(name, block), ({"weight": weight, name: scales}, values)
 
 
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+
+
+def float4(shape: Shape, group: int) -> tuple[Method, Made]:
+    out, width = shape
+    packed = torch.randint(0, 256, (out, width // 2), dtype=torch.uint8)
+    divisor = torch.tensor([2.7])
+    if group == 16:
+        stored = (torch.rand(out, width // 16) * 4 + 0.1).to(torch.float8_e4m3fn)
+        scales = stored.float() / divisor
+    else:
+        stored = torch.randint(122, 128, (out, width // 32)).to(torch.uint8)
+        scales = 2.0 ** (stored.float() - 127)
+    values = torch.empty(out, width)
+    for o in range(out):
+        for i in range(width):
+            code = int(packed[o, i // 2]) >> 4 * (i % 2) & 15
+            values[o, i] = scales[o, i // group] * E2M1[code]
+    tensors = {"weight_packed": packed, "weight_scale": stored}
+    if group == 16:
+        tensors["weight_global_scale"] = divisor
+    return Float4(group), (tensors, values)
+
+
 CASES: dict[str, Callable[[Shape], tuple[Method, Made]]] = {
     "gptq of 4 bits": lambda shape: gptq(shape, 4, 32),
     "gptq of 2 bits": lambda shape: gptq(shape, 2, 16),
@@ -155,6 +180,8 @@ CASES: dict[str, Callable[[Shape], tuple[Method, Made]]] = {
     ),
     "fp8 by rows": lambda shape: float8(shape, (1, 0), (shape[0], 1), "weight_scale"),
     "fp8 by tensor": lambda shape: float8(shape, (0, 0), (), "weight_scale"),
+    "nvfp4": lambda shape: float4(shape, 16),
+    "mxfp4": lambda shape: float4(shape, 32),
     "fp8 by tensor, of one": lambda shape: float8(shape, (0, 0), (1,), "weight_scale"),
 }
 
@@ -164,8 +191,8 @@ def test_values_are_those_of_the_definition_bit_for_bit(name: str) -> None:
     torch.manual_seed(len(name))
     method, (tensors, values) = CASES[name]((OUT, WIDTH))
     scales = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
-    (found,) = (t for key, t in tensors.items() if "scale" in key)
-    format, held = method.format(scales[found.dtype]), method.read(tensors)
+    (found,) = (t for key, t in tensors.items() if "scale" in key and "global" not in key)
+    format, held = method.format(scales.get(found.dtype, "F32")), method.read(tensors)
     assert torch.equal(values_of(format, held), values)
     if not method.ordered and format.fits(WIDTH):
         plain = plain_of(format, held)
@@ -175,7 +202,7 @@ def test_values_are_those_of_the_definition_bit_for_bit(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_tensors_are_of_the_shapes_that_are_wanted(name: str) -> None:
     dtypes = {torch.int32: "I32", torch.int64: "I64", torch.int8: "I8", torch.float16: "F16",
-              torch.bfloat16: "BF16", torch.float32: "F32",
+              torch.bfloat16: "BF16", torch.float32: "F32", torch.uint8: "U8",
               torch.float8_e4m3fn: "F8_E4M3"}  # fmt: skip
     method, (tensors, _) = CASES[name]((OUT, WIDTH))
     wanted = method.wanted(OUT, WIDTH)

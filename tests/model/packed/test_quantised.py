@@ -56,6 +56,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "fp8 by blocks that are cut": {"quant_method": "fp8", "weight_block_size": [36, 40]},
     "fp8 by rows": packed(8, 0, "float-quantized", type="float"),
     "fp8 by tensor": packed(8, 0, "float-quantized", type="float", strategy="tensor"),
+    "nvfp4": packed(4, 16, "nvfp4-pack-quantized", type="float", strategy="tensor_group"),
+    "mxfp4": packed(4, 32, "mxfp4-pack-quantized", type="float"),
 }  # fmt: skip
 
 
@@ -69,9 +71,13 @@ def write(name: str, folder: Path) -> tuple[Path, Path]:
     for key in [key for key in stored if re.search(r"\.(o|gate|up|down)_proj\.", key)]:
         shape = tuple(stored.pop(key).shape)
         _, (tensors, exact) = CASES[name](shape)
-        (scale,) = (end for end in tensors if "scale" in end)
         power = 2.0**-5  # of two, so that products are as exact as before
-        tensors[scale] = tensors[scale] * power
+        if "weight_global_scale" in tensors:
+            tensors["weight_global_scale"] /= power
+        else:
+            (scale,) = (end for end in tensors if "scale" in end)
+            exponents = tensors[scale].dtype == torch.uint8
+            tensors[scale] = tensors[scale] - 5 if exponents else tensors[scale] * power
         values[key] = exact * power
         stem = key.removesuffix("weight")
         stored |= {stem + end: tensor.contiguous() for end, tensor in tensors.items()}
@@ -120,7 +126,7 @@ def test_the_processor_multiplies_codes_with_the_bits_of_their_numbers(
     given, floats = write(name, tmp_path)
     want = logits_of(load_model(floats, cpu), cpu)
     model = load_model(given, exact_cpu)
-    stays = not re.search("another order|cut|2 bits", name)
+    stays = not re.search("another order|cut|2 bits|nvfp4", name)
     assert isinstance(model.decoder.weights.layers[0].down, tuple) == stays
     if stays:
         assert torch.equal(logits_of(model, exact_cpu), want)
@@ -143,6 +149,9 @@ def test_the_processor_multiplies_codes_with_the_bits_of_their_numbers(
         ({"checkpoint_format": "marlin"}, "checkpoint_format is 'marlin'; supported are gptq and"),
         ({"quant_method": "awq", "version": "gemv"}, "version is 'gemv'; supported is gemm"),
         ({"quant_method": "fp8", "weight_block_size": [128]}, r"weight_block_size is \[128\]"),
+        (packed(4, 32, "nvfp4-pack-quantized", type="float"), "group_size must be 16, of type flo"),
+        (packed(4, 32, "mxfp4-pack-quantized"), "group_size must be 32, of type float"),
+        (packed(8, 32, "mxfp4-pack-quantized", type="float"), "num_bits is 8; supported are 4"),
     ],
 )
 def test_a_configuration_that_is_not_supported_is_refused_by_its_field(
@@ -192,6 +201,15 @@ UP = "model.layers.0.mlp.up_proj."
         ("gptq of 4 bits", "g_idx", 1, f"{UP}g_idx': has columns in another order than config"),
         ("gptq in another order", "g_idx", -1, f"{UP}g_idx': names groups that are not from 0 to"),
         ("gptq in another order", "g_idx", 99, f"{UP}g_idx': names groups that are not from 0 to"),
+        ("mxfp4", "weight_scale", 255, f"{UP}weight_packed': has values that are not finite"),
+        ("nvfp4", "weight_scale", float("nan"), f"{UP}weight_packed': has values that are not fin"),
+        (
+            "nvfp4",
+            "weight_global_scale",
+            0.0,
+            f"{UP}weight_packed': has values that are not finite",
+        ),
+        ("nvfp4", "weight_global_scale", None, f"{UP}weight_global_scale' is missing"),
         ("fp8 by blocks", "weight", float("nan"), f"{UP}weight': has values that are not finite"),
     ],
 )
