@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from .peers import child, report, turns
 from .peers.engines import ENGINES, FORMATS, PEERS
-from .peers.shapes import SHAPES, make_checkpoint, weights_of
+from .peers.shapes import SHAPES, make_checkpoint, needed_bytes, weights_of
 from .peers.work import Answer, Request, agreement, figures, variety, works
 from .peers.worker import DRIVERS, machine_seconds, own_seconds, peak_bytes
 
@@ -72,6 +72,13 @@ def test_the_shapes_are_of_the_models_they_are_named_after(shape: str) -> None:
         size[0] * (size[1] if len(size) > 1 else 1) for _, size, _, _ in weights_of(SHAPES[shape])
     )
     assert numbers == {"smollm2-135m": 134_515_008, "qwen3-0.6b": 596_049_920}[shape]
+
+
+def test_what_is_needed_is_weights_and_keys_and_values() -> None:
+    tiny = SHAPES["qwen3-0.6b"] | TINY
+    matrices = 300 * 32 + 4 * 32 * 64 - 2 * 32 * 32 + 3 * 32 * 32
+    assert needed_bytes(tiny, 8.5, 16, 0) == matrices * 17 // 16
+    assert needed_bytes(tiny, 0, 16, 10) == 10 * 2 * 32 * 2
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -150,14 +157,16 @@ def test_a_command_that_fails_says_so_and_leaves_its_words(tmp_path: Path) -> No
     assert "why" in (tmp_path / "log").read_text()
 
 
-def test_ctrl_c_ends_a_run_with_its_workers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_ended_ends_its_workers(tmp_path: Path, number: signal.Signals) -> None:
     run = subprocess.Popen(
-        [sys.executable, "-c", HANGING, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", HANGING, str(tmp_path)], stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
     assert run.stdout is not None
     worker = psutil.Process(int(run.stdout.readline()))
-    run.send_signal(signal.SIGINT)
-    run.wait(60)
+    run.send_signal(number)
+    assert run.wait(60) != 0
     psutil.wait_procs([worker], timeout=60)
     assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
     run.stdout.close()
@@ -168,18 +177,27 @@ import sys
 from pathlib import Path
 from tests.bench.peers import child
 
+child.end_as_by_ctrl_c()
 log = open(sys.argv[1] + "/log", "w")
 with child.worker(Path(sys.executable), "kvrt", 1, log) as there:
     print(there._process.pid, flush=True)
     there._process.stdout.readline()
 """
 
+PEAK = 700 << 20
+
+
+def over(format_: str) -> str:
+    """What the table says of it, of the largest work: 4,160 tokens."""
+    needed = needed_bytes(SHAPES["smollm2-135m"], *FORMATS[format_], 4160)
+    return f"700, {(PEAK - needed) / 2**20:.0f}"
+
 
 def row(peer: str, format_: str, rate: float, **more: Any) -> turns.Row:
     cells = {
-        work.name: {"rate": rate, "peak_bytes": 3 << 20, "foreign_cores": 0.0} for work in works()
+        work.name: {"rate": rate, "peak_bytes": PEAK, "foreign_cores": 0.0} for work in works()
     }
-    return {"shape": "s", "engine": f"{peer} {format_}", "peer": peer, "format": format_,
+    return {"shape": "smollm2-135m", "engine": f"{peer} {format_}", "peer": peer, "format": format_,
             "versions": {peer: "1"}, "cells": cells, **more}  # fmt: skip
 
 
@@ -194,22 +212,28 @@ def test_the_page_sets_kvrt_beside_the_best_of_the_others(tmp_path: Path) -> Non
     lines = page.read_text().splitlines()
     assert "| bf16 | 1.50 (b) | 1.50 (b) | 1.50 (b) | 1.50 (b) |" in lines
     assert "| 4 bit | - | - | - | - |" in lines
-    assert "| kvrt bf16 | 30 | 30 | 30 | 30 | 3 |" in lines
+    assert f"| kvrt bf16 | 30 | 30 | 30 | 30 | {over('bf16')} |" in lines
     assert json.loads(data.read_text())["rows"] == rows
 
 
 def test_what_is_left_out_and_what_was_disturbed_is_said(tmp_path: Path) -> None:
-    out = {"shape": "s", "engine": "a fp32", "peer": "a", "format": "fp32", "skipped": "why"}
+    out = {
+        "shape": "smollm2-135m",
+        "engine": "a fp32",
+        "peer": "a",
+        "format": "fp32",
+        "skipped": "why",
+    }
     loud = row("kvrt", "fp32", 30.0)
     loud["cells"]["16 requests"]["foreign_cores"] = 0.5
     lines = report.page_of(RUN | {"rows": [loud, out]}, works())
-    assert "| kvrt fp32 | 30 | 30 | 30 * | 30 | 3 |" in lines
-    assert lines[-1] == "- s: a fp32: why"
+    assert f"| kvrt fp32 | 30 | 30 | 30 * | 30 | {over('fp32')} |" in lines
+    assert lines[-1] == "- smollm2-135m: a fp32: why"
 
 
 def test_engines_of_float32_that_say_something_else_are_wrong() -> None:
     rows = [row("kvrt", "fp32", 1.0, agreement=1.0), row("a", "fp32", 1.0, agreement=0.5),
             row("b", "4 bit", 1.0, agreement=0.1)]  # fmt: skip
     assert report.disagreeing(rows) == [
-        "s: a fp32: 50% of the tokens are those of the first engine, and 80% should be"
+        "smollm2-135m: a fp32: 50% of the tokens are those of the first engine, and 80% should be"
     ]

@@ -1,7 +1,7 @@
 """kvrt beside llama.cpp, OpenVINO GenAI and torch on this machine's CPU, in one run.
 
     ci/peers                                         SmolLM2-135M's shape
-    ci/peers --shapes qwen3-0.6b --repeats 1
+    ci/peers --shapes qwen3-0.6b --reps 1
     ci/peers --engines kvrt llama.cpp --formats "4 bit"
     ci/peers --quick                                 only see that all of it runs
 
@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.bench.peers import report
-from tests.bench.peers.child import ROOT
+from tests.bench.peers.child import ROOT, end_as_by_ctrl_c
 from tests.bench.peers.engines import ENGINES, FORMATS, PEERS
 from tests.bench.peers.shapes import SHAPES
 from tests.bench.peers.turns import Row, compare
@@ -44,7 +44,7 @@ def main() -> int:
                         help=f"of {', '.join(FORMATS)}")  # fmt: skip
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=DEFAULT_SHAPES,
                         metavar="SHAPE", help=f"of {', '.join(SHAPES)}")  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=3, help="default: 3")
+    parser.add_argument("--reps", type=int, default=3, help="of each cell (default: 3)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)),
                         help="of each engine (default: the processors there are)")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="an eighth of the tokens, once")
@@ -53,14 +53,18 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmarks", metavar="FOLDER",
                         help="for the results (default: docs/benchmarks)")  # fmt: skip
     asked = parser.parse_args()
-    return run(asked)
+    end_as_by_ctrl_c()
+    try:
+        return run(asked)
+    except KeyboardInterrupt:
+        return 130
 
 
 def run(asked: argparse.Namespace) -> int:
     work = asked.work.resolve()
     (work / "models").mkdir(parents=True, exist_ok=True)
     loads = works(quick=asked.quick)
-    repeats = 1 if asked.quick else asked.repeats
+    repeats = 1 if asked.quick else asked.reps
     rows: list[Row] = []
     begun, date = time.monotonic(), datetime.now(UTC)
     about = {

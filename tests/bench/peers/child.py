@@ -38,6 +38,11 @@ def started(
                     pipe.close()
 
 
+def end_as_by_ctrl_c() -> None:
+    """What asks this process to end raises, too, so that what it started is ended."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def call(command: Sequence[str | Path], log: Path, environ: Mapping[str, str] = {}) -> None:
     """Run a command to its end; what it says is added to a log.
 

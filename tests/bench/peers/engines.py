@@ -5,12 +5,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-FORMATS = ("fp32", "bf16", "8 bit", "4 bit")
-"""Engines are compared within one; they take turns in it."""
+FORMATS: Mapping[str, tuple[float, int]] = {
+    "fp32": (32, 32),
+    "bf16": (16, 16),
+    "8 bit": (8.5, 16),
+    "4 bit": (4.5, 16),
+}
+"""Engines are compared within one, and take turns in it. Bits of a weight, scales included, and of
+a number of the KV cache, where an engine does not say otherwise."""
 EXACT = "fp32"
 """The format in which all must say the same."""
-
-LAYOUTS = ("checkpoint", "gguf", "openvino")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +24,7 @@ class Engine:
     Args:
         peer: whose driver it is, and whose Python runs it.
         format: of `FORMATS`.
-        files: what it reads, of `LAYOUTS`.
+        files: what it reads: ``checkpoint``, ``gguf`` or ``openvino``.
         weights: of which kind, as that layout names it.
         note: for the table: what is meant by it.
         options: of its driver.

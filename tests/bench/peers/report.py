@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench.peers.engines import EXACT
+from tests.bench.peers.engines import EXACT, FORMATS
+from tests.bench.peers.shapes import SHAPES, needed_bytes
 from tests.bench.peers.turns import Row
 from tests.bench.peers.work import Work
 
@@ -50,14 +51,17 @@ def page_of(run: Run, works: Sequence[Work]) -> list[str]:
 
 def table(rows: Sequence[Row], works: Sequence[Work]) -> list[str]:
     heads = [f"{work.name}, {work.unit}" for work in works]
-    lines = ["| engine | " + " | ".join(heads) + " | peak MiB |",
+    lines = ["| engine | " + " | ".join(heads) + " | peak MiB, and over weights and KV |",
              "| --- |" + " --- |" * (len(works) + 1)]  # fmt: skip
     for row in rows:
         if "cells" not in row:
             continue
         cells = [shown(row["cells"][work.name]) for work in works]
         peak = max(cell["peak_bytes"] for cell in row["cells"].values())
-        lines.append(f"| {row['engine']} | {' | '.join(cells)} | {peak / 2**20:.0f} |")
+        tokens = max(sum(work.lengths) + len(work.lengths) * work.new for work in works)
+        needed = needed_bytes(SHAPES[row["shape"]], *FORMATS[row["format"]], tokens)
+        memory = f"{peak / 2**20:.0f}, {(peak - needed) / 2**20:.0f}"
+        lines.append(f"| {row['engine']} | {' | '.join(cells)} | {memory} |")
     return lines
 
 

@@ -98,7 +98,10 @@ def tokenizer(size: int) -> Tokenizer:
     return made
 
 
-def weight_bytes(config: Config, bits: float) -> int:
-    """Of the matrices that a decoded token reads; the embedding once, as the output's."""
-    shapes = (shape for _, shape, _, _ in weights_of(config) if len(shape) == 2)
-    return round(sum(rows * columns for rows, columns in shapes) * bits / 8)
+def needed_bytes(config: Config, bits: float, kv_bits: int, tokens: int) -> int:
+    """Of the matrices, the embedding once, as it is the output's, and of the KV of tokens."""
+    matrices = (shape for _, shape, _, _ in weights_of(config) if len(shape) == 2)
+    numbers = sum(rows * columns for rows, columns in matrices)
+    heads = config["num_hidden_layers"] * config["num_key_value_heads"]
+    kept: int = 2 * heads * config["head_dim"] * tokens
+    return round(numbers * bits / 8 + kept * kv_bits / 8)
