@@ -33,7 +33,7 @@ class DeviceGraph:
 
 
 class DeviceGraphs:
-    """`GraphCapture` by torch's own, for the kernels of `TritonAttention` and `TritonOps`.
+    """`GraphCapture` by torch's own, for the kernels of `kvrt_kernels.triton`.
 
     All graphs of a device share a pool for what is only needed within a step: two never run at
     once. They are captured on one stream, which nothing else uses:

@@ -78,6 +78,21 @@ def test_greedy_tokens_in_float32_are_those_of_the_cpu_backend_and_of_transforme
         assert logits.argmax(-1).tolist() == list(ours)
 
 
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_greedy_tokens_of_weights_of_codes_are_those_of_the_cpu_backend(
+    quantize: str, backend: str, folder_of: Callable[[str], Path], make_runtime: MakeRuntime
+) -> None:
+    """Of codes multiplied with activations as they are; steps of many tokens, and recorded ones."""
+    options = {
+        "dtype": "float32", "max_batch_tokens": 64,
+        "quantize": quantize, "quantized_dir": "none", "activations": "exact",
+    }  # fmt: skip
+    folder = folder_of("qwen-3")
+    got = tokens(make_runtime(folder, backend=backend, **options).generate(PROMPTS, GREEDY))
+    want = tokens(make_runtime(folder, backend="cpu", **options).generate(PROMPTS, GREEDY))
+    assert got == want
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_in_float32_are_those_of_transformers(
     family: str, device: Device, folder_of: Callable[[str], Path]
