@@ -3,12 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from kvrt.openmp import wait_briefly
-
-wait_briefly()
-
-import kvrt  # noqa: E402
-from tests.bench.peers.work import Answer, Request  # noqa: E402
+import kvrt
+from tests.bench.peers.work import Answer, Request
 
 
 class Driver:
