@@ -15,6 +15,7 @@ from kvrt.server.endpoint import Endpoint
 from kvrt.server.errors import Refusal
 from kvrt.server.openai.chat import ChatCompletions
 from kvrt.server.openai.completions import Completions
+from kvrt.server.openai.responses import Responses
 from kvrt.server.plain import ERRORS, Plain, refuse
 from kvrt.server.protocol import Api
 from kvrt.server.service import Service
@@ -43,6 +44,7 @@ def make_app(service: Service) -> ASGIApp:
         "/v1/completions": Completions(served),
         "/v1/chat/completions": ChatCompletions(served),
         "/v1/messages": MessagesApi(served),
+        "/v1/responses": Responses(served),
     }
     routes = [
         *(Route(path, handler, methods=["GET"]) for path, handler in gets.items()),

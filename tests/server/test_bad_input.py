@@ -14,10 +14,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from kvrt.server.anthropic.messages import Conversation, MessagesRequest
 from kvrt.server.errors import Refusal
 from kvrt.server.fields import decode
 from kvrt.server.openai.chat import ChatRequest
 from kvrt.server.openai.completions import CompletionRequest
+from kvrt.server.openai.responses import ResponsesRequest
 from kvrt.server.plain import DetokenizeRequest, TokenizeRequest
 
 from .conftest import MESSAGES, PROMPT, Server
@@ -176,13 +178,18 @@ def words(rng: random.Random) -> Any:
 FIELDS = [*NUMBERS, "stream", "stream_options", "echo", "suffix", "user", "ignore_eos", "messages",
           "top_logprobs", "tools", "tool_choice", "response_format", "chat_template_kwargs",
           "max_completion_tokens", "add_generation_prompt", "continue_final_message", "model",
-          "skip_special_tokens", "something else"]  # fmt: skip
+          "skip_special_tokens", "something else", "system", "instructions", "stop_sequences",
+          "input"]  # fmt: skip
 
 
 def generated(rng: random.Random) -> tuple[str, bytes]:
     """A request that is nearly good, and may be broken as text, too."""
-    path = rng.choice([TEXT, CHAT, CHAT, "/tokenize", "/detokenize"])
-    body: dict[str, Any] = {"model": "tiny", "prompt": "a", "messages": MESSAGES, "max_tokens": 2}
+    path = rng.choice([TEXT, CHAT, "/v1/responses", "/v1/messages", "/tokenize", "/detokenize"])
+    body: dict[str, Any] = {"model": "tiny", "prompt": "a", "messages": MESSAGES, "max_tokens": 2,
+                            "max_output_tokens": 2}  # fmt: skip
+    if path == "/v1/responses":
+        body["input"] = rng.choice(["a", MESSAGES, words(rng)])
+        del body["prompt"]
     if path == "/detokenize":
         body["tokens"] = [1, 2]
     if path == "/tokenize":
@@ -246,10 +253,19 @@ def test_neither_the_log_nor_an_error_has_what_was_asked(server: Server) -> None
 
 
 @pytest.mark.parametrize(
-    "kind", [CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest]
+    "kind",
+    [
+        CompletionRequest,
+        ChatRequest,
+        ResponsesRequest,
+        MessagesRequest,
+        Conversation,
+        TokenizeRequest,
+        DetokenizeRequest,
+    ],
 )
 def test_the_strict_api_refuses_fields_that_are_not_known(kind: type[msgspec.Struct]) -> None:
-    body = json.dumps({**SMALL, "messages": MESSAGES, "tokens": []}).encode()
+    body = json.dumps({**SMALL, "messages": MESSAGES, "tokens": [], "input": "a"}).encode()
     known = json.dumps({k: v for k, v in json.loads(body).items() if hasattr(kind, k)}).encode()
     tolerant = msgspec.to_builtins(decode(body, kind, strict=False))
     assert msgspec.to_builtins(decode(known, kind, strict=True)) == tolerant

@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -134,6 +135,50 @@ def test_a_chat_is_answered_whole_and_as_a_stream(client: openai.OpenAI, tiny: R
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 20
     assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+def test_a_response_is_answered_whole_and_as_a_stream(client: openai.OpenAI, tiny: Runtime) -> None:
+    prompt = "System: Be brief.\n\nUser: Say something.\n\nAssistant:"
+    alone = tiny.generate(prompt, SamplingParams(max_tokens=20))[0]
+    parts = [{"role": "user", "content": [{"type": "input_text", "text": "Say something."}]}]
+    developer = [{"role": "developer", "content": "Be brief.", "type": "message"}, *parts]
+    asked: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_output_tokens": 20}
+    for fields in (
+        {"input": "Say something.", "instructions": "Be brief."},
+        {"input": parts, "instructions": "Be brief."},
+        {"input": developer},
+    ):
+        answer = client.responses.create(**asked, **fields)
+        assert answer.output_text == alone.text
+        assert answer.status == "incomplete"
+        assert answer.incomplete_details is not None
+        assert answer.incomplete_details.reason == "max_output_tokens"
+        assert answer.usage is not None
+        assert answer.usage.input_tokens == alone.usage.prompt_tokens
+    events = list(client.responses.create(**asked, **fields, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    kinds = [event.type for event in events]
+    assert kinds[:4] == [
+        "response.created", "response.in_progress", "response.output_item.added",
+        "response.content_part.added",
+    ]  # fmt: skip
+    assert set(kinds[4:-4]) == {"response.output_text.delta"}
+    assert kinds[-4:] == [
+        "response.output_text.done", "response.content_part.done", "response.output_item.done",
+        "response.incomplete",
+    ]  # fmt: skip
+    said = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(said) == events[-1].response.output_text == alone.text
+    for name, value in (
+        ("previous_response_id", "resp_1"),
+        ("tools", [{"type": "web_search"}]),
+        ("background", True),
+        ("input", [{"type": "item_reference", "id": "x"}]),
+        ("text", {"format": {"type": "json_object"}}),
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.responses.create(**{**asked, **fields, name: value})
+        assert caught.value.param == name
 
 
 def test_sampling_fields_mean_what_they_mean_in_the_runtime(

@@ -1,1 +1,1 @@
-"""OpenAI's API: completions, chat completions, models."""
+"""OpenAI's API: completions, chat completions, responses."""
