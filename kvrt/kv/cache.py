@@ -69,13 +69,14 @@ class KVCache:
         step_tokens: int | None = None,
     ) -> None:
         self._executor = executor
-        self._chunk_bytes = executor.info.granularity
+        self.chunk_bytes = executor.info.granularity
+        """Of physical memory, which is taken and given back by so much at a time."""
         self._rows = [PageRows(group) for group in range(len(executor.layouts))]
         self._step_tokens = step_tokens
         try:
             if keep_warm_bytes < 0:
                 raise ConfigError(f"keep_warm_bytes is {keep_warm_bytes}; it must not be negative")
-            self._spare = Spare(keep_warm_bytes // self._chunk_bytes)
+            self._spare = Spare(keep_warm_bytes // self.chunk_bytes)
             windows = windows or [(0, 0)] * len(executor.layouts)
             self._groups = [
                 Group(geometry, *window)
@@ -210,7 +211,7 @@ class KVCache:
     @property
     def min_bytes(self) -> int:
         """The least that it can go on with: a page of each group, and their null pages."""
-        return self._min_chunks * self._chunk_bytes
+        return self._min_chunks * self.chunk_bytes
 
     # --- the limit ---------------------------------------------------------------------------
 
@@ -229,7 +230,7 @@ class KVCache:
     def bytes_for(self, tokens: int) -> int:
         """Physical memory that one sequence of so many tokens needs, if it has the cache for
         itself."""
-        return self._chunks_for(-(-tokens // self.page_size)) * self._chunk_bytes
+        return self._chunks_for(-(-tokens // self.page_size)) * self.chunk_bytes
 
     def set_memory_limit(self, limit_bytes: int, revision: int | None = None) -> LimitChange:
         """Change how much physical memory the cache may hold. From any thread, at any time.
@@ -268,8 +269,8 @@ class KVCache:
     def leave(self, nbytes: int) -> None:
         """Other tenants of the device leave so much, which may be nothing: the limit is no higher
         until this is said again. For the engine's thread."""
-        chunks = max(0, nbytes) // self._chunk_bytes
-        self._limit.leave(chunks, chunks * self._chunk_bytes)
+        chunks = max(0, nbytes) // self.chunk_bytes
+        self._limit.leave(chunks, chunks * self.chunk_bytes)
 
     @property
     def squeezed(self) -> bool:
@@ -279,12 +280,12 @@ class KVCache:
     @property
     def needed_bytes(self) -> int:
         """Physical memory of chunks with a page that is in use, or cached."""
-        return self._needed * self._chunk_bytes
+        return self._needed * self.chunk_bytes
 
     @property
     def held_bytes(self) -> int:
         """Physical memory that is taken now."""
-        return self._held * self._chunk_bytes
+        return self._held * self.chunk_bytes
 
     def give_spare(self) -> None:
         """Give back all that no page needs: something else wants the device's memory."""
@@ -294,24 +295,24 @@ class KVCache:
         """Lower the limit by an eighth of what was held when the device had too little left for
         anything else; returns its bytes. It comes back as after `limit_to_held`. For the engine's
         thread."""
-        chunks = held_bytes // self._chunk_bytes
+        chunks = held_bytes // self.chunk_bytes
         less = max(self._min_chunks, chunks - max(1, chunks // 8))
         return self._lower(min(less, self._limit.chunks))
 
     def _lower(self, chunks: int) -> int:
-        self._limit.lower(chunks, chunks * self._chunk_bytes)
+        self._limit.lower(chunks, chunks * self.chunk_bytes)
         return self._limit.nbytes
 
     @property
     def bytes_over_limit(self) -> int:
         """Bytes of chunks with pages in use beyond the limit, after it was lowered."""
-        return self._limited().chunks_over_limit * self._chunk_bytes
+        return self._limited().chunks_over_limit * self.chunk_bytes
 
     # --- looking -----------------------------------------------------------------------------
 
     def stats(self) -> CacheStats:
         """From any thread, at any time."""
-        table, executor, size = self._limited(), self._executor, self._chunk_bytes
+        table, executor, size = self._limited(), self._executor, self.chunk_bytes
         limit, asked = self._limit.in_bytes
         done = executor.stats()
         return CacheStats(
@@ -384,7 +385,7 @@ class KVCache:
 
     def _limit_chunks(self, limit_bytes: int) -> int:
         most = sum(geometry.chunks for geometry in self._executor.geometries)
-        chunks = min(limit_bytes // self._chunk_bytes, most)
+        chunks = min(limit_bytes // self.chunk_bytes, most)
         if chunks < self._min_chunks:
             raise CapacityError(
                 f"a KV cache of {limit_bytes} bytes has no room for a single page",

@@ -169,7 +169,9 @@ class Memory:
             return
         table, weights = self.cache.table, self._weights(self.tenant)
         used = self.cache.needed_bytes - table.idle_bytes
-        self.tenant.wants(weights + max(0, used) + coming)
+        # By whole chunks, so that it does not change in each step, and nobody has to look anew.
+        chunk = self.cache.chunk_bytes
+        self.tenant.wants(weights + -(-max(0, used + coming) // chunk) * chunk)
         self.cache.leave(self.tenant.allowance() - weights)
 
     def _weights(self, tenant: Tenant) -> int:

@@ -35,6 +35,7 @@ _VERSION = 1
 _HEADER = struct.Struct("<8sqq")  # magic, version, total
 _FIRST, _STRIDE = 4096, 128
 _ROW = struct.Struct(f"<qqqqqqd{NAME_BYTES}s")
+_PID = struct.Struct("<q")
 _BYTES = _FIRST + ROWS * _STRIDE
 
 _NAP_S = 0.0002
@@ -183,7 +184,13 @@ class Ledger:
     def peek(self) -> dict[int, Row]:
         """The same without the lock: those that have died may be among them, and a number may be
         about to change."""
-        return {number: row for number in range(ROWS) if (row := self._read(number)).pid}
+        pids = (_PID.unpack_from(self._map, _FIRST + n * _STRIDE)[0] for n in range(ROWS))
+        return {number: self._read(number) for number, pid in enumerate(pids) if pid}
+
+    @property
+    def content(self) -> bytes:
+        """All rows as they are now, to see whether anything has changed."""
+        return self._map[_FIRST:_BYTES]
 
     def enter(self, row: Row) -> int:
         """Take a free row. The lock is held.
