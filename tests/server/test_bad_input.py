@@ -265,7 +265,10 @@ def test_neither_the_log_nor_an_error_has_what_was_asked(server: Server) -> None
     ],
 )
 def test_the_strict_api_refuses_fields_that_are_not_known(kind: type[msgspec.Struct]) -> None:
-    body = json.dumps({**SMALL, "messages": MESSAGES, "tokens": [], "input": "a"}).encode()
+    fields = {**SMALL, "messages": MESSAGES, "tokens": [], "input": "a"}
+    if kind is ResponsesRequest:
+        del fields["prompt"]  # which is something else there
+    body = json.dumps(fields).encode()
     known = json.dumps({k: v for k, v in json.loads(body).items() if hasattr(kind, k)}).encode()
     tolerant = msgspec.to_builtins(decode(body, kind, strict=False))
     assert msgspec.to_builtins(decode(known, kind, strict=True)) == tolerant
