@@ -340,21 +340,23 @@ def rows(matrix: Matrix, indices: Tensor, out: Tensor) -> Tensor:
     """Write rows of a matrix to `out`, float32 [rows, width], exactly."""
     format, width = matrix.format, matrix.width
     form = _Form.of(format, width)
-    where = indices.long()
-    panels = matrix.data.view(-1, form.panel)[where // ROWS]
-    each, lane = torch.arange(len(where)), where % ROWS
-    heads, numbers, lines = form.parts(panels)
+    panel, lane = divmod(indices.numpy(), ROWS)
+    heads, numbers, lines = form.parts(matrix.data.view(-1, form.panel))
     groups = form.packing.groups
 
     def head(place: int, dtype: torch.dtype = torch.float16, count: int = 1) -> Tensor:
         """float32 [rows, spans, 1, count, 1]: from that place of 16 numbers on."""
         start = place * ROWS * dtype.itemsize
-        stored = heads[..., start : start + count * ROWS * dtype.itemsize].contiguous().view(dtype)
-        stored = stored.view(len(where), form.spans, count, ROWS)
-        return stored[each, :, :, lane].float()[:, :, None, :, None]
+        stored = heads[..., start : start + count * ROWS * dtype.itemsize].view(dtype)
+        stored = stored.view(len(heads), form.spans, count, ROWS, 1)
+        return picked(stored).float()[:, :, None]
 
-    values = _numbers(format, _apart(lines[each, :, :, :, lane], format.bits))
-    values = values.view(len(where), form.spans, form.blocks, groups, CODES // groups)
+    def picked(stored: Tensor) -> Tensor:
+        """Each row's own of [panels, ..., 16, _]. By numpy: torch would wake threads of its own."""
+        return torch.from_numpy(stored.numpy()[(panel, ..., lane, slice(None))])
+
+    values = _numbers(format, _apart(picked(lines), format.bits))
+    values = values.view(len(panel), form.spans, form.blocks, groups, CODES // groups)
     offset: Tensor | None = None
     if form.packing.kind == "wholes":
         scale = head(0, torch.float32)
@@ -365,7 +367,7 @@ def rows(matrix: Matrix, indices: Tensor, out: Tensor) -> Tensor:
             offset = head(groups, count=groups)
         values -= format.zero
     else:
-        whole = numbers.view(torch.int8)[each, :, :, :, lane].float()[..., None]
+        whole = picked(numbers.view(torch.int8)[..., None]).float()
         scale = head(0) * whole[:, :, :, :groups]
         if form.packing.offsets:
             offset = head(1) * whole[:, :, :, groups:]

@@ -23,6 +23,7 @@ from kvrt.model.activations import Activations
 from kvrt.model.branches import Branches
 from kvrt.model.graphs import DecodeGraphs, padded
 from kvrt.model.ops import MixedOps, TorchOps
+from kvrt.model.pieces import pieces
 from kvrt.model.rope import RotationTable, positions_of
 from kvrt.model.spec import LayerSpec, ModelSpec
 from kvrt.model.weights import LayerWeights, Weights
@@ -162,6 +163,15 @@ class Decoder:
 
     def _begin(self, tokens: Tensor, batch: AttentionBatch, x: Tensor, work: Activations) -> None:
         """Embed the tokens in `x`, and look up how they are rotated."""
+        for piece in pieces(len(tokens), self.spec.hidden, self._torch_device):
+            self._embed(tokens[piece], x[piece])
+        positions = positions_of(batch)
+        for table, rotation in zip(self._tables, work.rotations, strict=True):
+            table.select(positions, rotation)
+        if self.spec.query_beta:
+            work.heat[: len(positions), 0, 0] = branches.heat_at(self.spec, positions)
+
+    def _embed(self, tokens: Tensor, x: Tensor) -> None:
         embedding = self.weights.embedding
         if isinstance(embedding, Tensor):
             x.copy_(F.embedding(tokens, embedding))
@@ -170,11 +180,6 @@ class Decoder:
             self._packed.rows(embedding[0], tokens, x)
         if self.spec.embedding_scale != 1.0:
             x.mul_(self.spec.embedding_scale)
-        positions = positions_of(batch)
-        for table, rotation in zip(self._tables, work.rotations, strict=True):
-            table.select(positions, rotation)
-        if self.spec.query_beta:
-            work.heat[: len(positions), 0, 0] = branches.heat_at(self.spec, positions)
 
     def _run_layers(self, plans: Sequence[object], work: Activations) -> None:
         """All layers, from the embedded tokens in ``work.x`` to the last layer's output there."""

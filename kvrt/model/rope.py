@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kvrt.model.pieces import pieces
 from kvrt.model.spec import RopeSpec
 from kvrt.spi import AttentionBatch, Rotation
 
@@ -79,8 +80,9 @@ class RotationTable:
         if most > self.positions:
             self._grow(most)
         rows = torch.from_numpy(positions).to(self._device)
-        torch.index_select(self.rotation.cos, 0, rows, out=into.cos)
-        torch.index_select(self.rotation.sin, 0, rows, out=into.sin)
+        for piece in pieces(len(rows), into.cos.shape[1], self._device):
+            torch.index_select(self.rotation.cos, 0, rows[piece], out=into.cos[piece])
+            torch.index_select(self.rotation.sin, 0, rows[piece], out=into.sin[piece])
 
     def _grow(self, positions: int) -> None:
         """Have so many at least: twice as many as before, so that it is seldom done."""
