@@ -43,6 +43,8 @@ class Family:
         activation: the field that says it.
         theta: the default of ``rope_theta``.
         local_theta: the layers with a window have a rotation of their own, of this base.
+        stretched: ``max_position_embeddings`` is how far linear scaling reaches, not the length of
+            training.
         partial: the default of ``partial_rotary_factor``; None: whole heads are rotated.
         defaults: of other fields, where the file does not have them.
         refused: fields with values other than these say what is not supported.
@@ -59,6 +61,7 @@ class Family:
     activation: str = "hidden_act"
     theta: float = 10_000.0
     local_theta: float | None = None
+    stretched: bool = False
     partial: float | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     refused: Mapping[str, Any] = field(default_factory=dict)
@@ -218,6 +221,7 @@ FAMILIES: Mapping[str, Family] = {
         activation="hidden_activation",
         theta=1_000_000.0,
         local_theta=10_000.0,
+        stretched=True,
         defaults=_GEMMA3,
         refused={"use_bidirectional_attention": False},
         switches={"naming": "gemma2", "qk_norm": "heads"},

@@ -31,7 +31,20 @@ class Rotated(Protocol):
     def local_theta(self) -> float | None: ...
 
     @property
+    def stretched(self) -> bool: ...
+
+    @property
     def partial(self) -> float | None: ...
+
+
+def trained_positions(rope: RopeSpec, family: Rotated, positions: int) -> RopeSpec:
+    """The rotation of a model that is meant for `positions`, knowing how many it was trained with.
+
+    They are those unless its family says how far linear scaling reaches.
+    """
+    if rope.kind != "linear" or not family.stretched:
+        return rope
+    return replace(rope, original_positions=int(positions / rope.factor))
 
 
 def read_ropes(
@@ -48,7 +61,8 @@ def read_ropes(
     """
 
     def read(section: Fields | None, theta: float) -> RopeSpec:
-        return _read(fields, section, theta, family.partial, head_dim, max_positions)
+        rope = _read(fields, section, theta, family.partial, head_dim, max_positions)
+        return trained_positions(rope, family, max_positions)
 
     section = _section(fields)
     if family.local_theta is None:

@@ -108,6 +108,15 @@ def test_the_context_is_as_long_as_the_rotation_was_stretched_to(
     assert spec_of(tmp_path, rope_parameters=rope).max_positions == length
 
 
+def test_the_context_of_gemma_3_is_stretched_already(tmp_path: Path) -> None:
+    gemma: dict[str, Any] = {"architectures": ["Gemma3ForCausalLM"], "hidden_act": None}
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    spec = spec_of(tmp_path, **gemma, rope_scaling=scaling)
+    plain = spec_of(tmp_path, **gemma)
+    assert spec.max_positions == plain.max_positions
+    assert [rope.factor for rope in spec.ropes] == [8.0, 1.0]
+
+
 def test_model_type_tells_the_architecture_where_nothing_else_does(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, without="architectures", model_type="mistral")
     assert (spec.architecture, spec.layers[0].window) == ("MistralForCausalLM", 4096)

@@ -22,7 +22,7 @@ from kvrt.model.packed.ggml import TYPES as PACKED
 from kvrt.model.rope import inverse_frequencies
 from kvrt.model.spec import ModelSpec
 from kvrt.spi import Device
-from tests.model.checkpoints import LONGROPE, YARN_ROPE, make_model, save_model
+from tests.model.checkpoints import LONGROPE, PLAIN_ROPE, YARN_ROPE, make_model, save_model
 from tests.model.ggufs import Tensor, keys_of, pack, save_gguf, tensors_of, write_gguf
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -40,6 +40,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma": {},
     "gemma-2": {"query_pre_attn_scalar": 32},
     "gemma-3": {"query_pre_attn_scalar": 32},
+    "gemma-3, longer": {
+        "query_pre_attn_scalar": 32,
+        "rope_parameters": {
+            "full_attention": PLAIN_ROPE | {"rope_type": "linear", "factor": 8.0},
+            "sliding_attention": PLAIN_ROPE,
+        },
+    },
     "granite": {},
     "phi-3": {},
     "phi-3, longrope": LONGROPE | {"sliding_window": None},

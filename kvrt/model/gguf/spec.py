@@ -20,7 +20,7 @@ from kvrt.model.families import FAMILIES, Family, gemma_scale
 from kvrt.model.gguf.architectures import ARCHITECTURES, Architecture
 from kvrt.model.gguf.files import GGUF
 from kvrt.model.jsonfile import Fields, shown
-from kvrt.model.rotary import MAX_POSITIONS
+from kvrt.model.rotary import MAX_POSITIONS, trained_positions
 from kvrt.model.spec import LayerSpec, ModelSpec, RopeSpec
 from kvrt.model.windows import MAX_LAYERS, mixed_layers
 
@@ -83,7 +83,8 @@ def read_spec(gguf: GGUF) -> ModelSpec:
     positions = fields.integer("context_length", 1, MAX_POSITIONS)
     window = fields.integer("attention.sliding_window", 0, MAX_POSITIONS, 0)
     dims = _dims(fields, family, head_dim)
-    rope = replace(_rope(gguf, fields, dims, positions), dims=dims if dims < head_dim else 0)
+    rope = trained_positions(_rope(gguf, fields, dims, positions), family, positions)
+    rope = replace(rope, dims=dims if dims < head_dim else 0)
     ropes = [rope]
     if window and architecture.local_theta is not None:
         theta = architecture.local_theta or rope.theta
