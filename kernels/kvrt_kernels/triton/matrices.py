@@ -37,7 +37,7 @@ class TritonMatrices:
     """
 
     def __init__(self, arch: str) -> None:
-        self._config = config(arch)
+        self.config = config(arch)
 
     def multiplies(self, format: WeightFormat) -> bool:
         return packing.multiplies(format)
@@ -129,7 +129,7 @@ class TritonMatrices:
         arguments = _arguments(matrix)
         split = out.dim() == 3
         tokens = len(x)
-        tile = self._config.products[x.element_size() * 8, tokens > FEW]
+        tile = self.config.products[x.element_size() * 8, tokens > FEW]
         grid = (
             triton.cdiv(matrix.out, tile.block_n),
             triton.cdiv(tokens, tile.block_m),
