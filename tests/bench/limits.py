@@ -21,6 +21,7 @@ import torch
 from kvrt_kernels import isa, limits
 
 from kvrt.model.packed.quantize import Quantize
+from kvrt.model.spec import ModelSpec
 from kvrt.outputs import Result
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
@@ -134,18 +135,14 @@ def one_stream(name: str, format: Format, runtime: Runtime, rounds: int) -> Line
 
 
 def prompt(name: str, format: Format, runtime: Runtime, rounds: int) -> Line:
-    """Counted are the products alone: of all tokens with a layer's matrices, of one with the head.
-    What attention, norms and rounding take is the distance to the limit."""
-    spec, tokens = runtime.model.spec, len(PROMPT[0])
-    heads = spec.heads + 2 * spec.kv_heads
-    layer = spec.hidden * ((heads + spec.heads) * spec.head_dim + 3 * spec.intermediate)
-    operations = 2 * (tokens * len(spec.layers) * layer + spec.vocab * spec.hidden)
+    tokens = len(PROMPT[0])
+    needed = operations(runtime.model.spec, tokens)
     rates, peaks = [], []
     for _ in range(rounds):
         before = limits.peak(format.dtype, passes=2)
         rates.append(tokens / seconds(runtime, PROMPT, FIRST))
         peaks.append(max(before, limits.peak(format.dtype, passes=2)))
-    parts = [rate / tokens * operations / peak for rate, peak in zip(rates, peaks, strict=True)]
+    parts = [rate / tokens * needed / peak for rate, peak in zip(rates, peaks, strict=True)]
     return Line(
         f"{name}: prompt of {tokens}",
         f"{median(rates):.0f} tok/s",
@@ -153,6 +150,14 @@ def prompt(name: str, format: Format, runtime: Runtime, rounds: int) -> Line:
         median(parts),
         format.goal.peak,
     )
+
+
+def operations(spec: ModelSpec, tokens: int) -> int:
+    """Of the products alone: of all tokens with a layer's matrices, of one with the head. What
+    attention, norms and rounding take is a distance to the limit."""
+    heads = spec.heads + 2 * spec.kv_heads
+    layer = spec.hidden * ((heads + spec.heads) * spec.head_dim + 3 * spec.intermediate)
+    return 2 * (tokens * len(spec.layers) * layer + spec.vocab * spec.hidden)
 
 
 def sixteen(name: str, format: Format, runtime: Runtime, rounds: int) -> Line:
