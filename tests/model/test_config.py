@@ -117,6 +117,43 @@ def test_the_context_of_gemma_3_is_stretched_already(tmp_path: Path) -> None:
     assert [rope.factor for rope in spec.ropes] == [8.0, 1.0]
 
 
+def test_files_of_models_that_see_are_read_as_their_authors_wrote_them(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    gemma = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "torch_dtype": "bfloat16",
+        "eos_token_id": [1, 106],
+        "text_config": {
+            "hidden_size": 2560,
+            "intermediate_size": 10_240,
+            "model_type": "gemma3_text",
+            "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024,
+        },
+        "vision_config": {"hidden_size": 1152},
+    }
+    path.write_text(json.dumps(gemma))
+    spec = read_config(path)
+    assert (spec.vocab, spec.heads, spec.kv_heads, spec.head_dim) == (262_208, 8, 4, 256)
+    assert (spec.max_positions, spec.tied, spec.dtype) == (131_072, True, "bfloat16")
+    assert spec.eos == (1, 106)
+    assert [layer.window for layer in spec.layers[:7]] == [1024] * 5 + [0, 1024]
+    assert [rope.theta for rope in spec.ropes] == [1e6, 1e4]
+
+    mrope = {"type": "mrope", "mrope_section": [16, 24, 24]}
+    qwen = spec_of(
+        tmp_path,
+        architectures=["Qwen2_5_VLForConditionalGeneration"],
+        rope_scaling=mrope,
+        use_sliding_window=False,
+        vision_config={"hidden_size": 1280},
+    )
+    assert (qwen.architecture, qwen.qkv_bias, qwen.rope.kind) == (
+        "Qwen2ForCausalLM", True, "default",
+    )  # fmt: skip
+
+
 def test_model_type_tells_the_architecture_where_nothing_else_does(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, without="architectures", model_type="mistral")
     assert (spec.architecture, spec.layers[0].window) == ("MistralForCausalLM", 4096)
