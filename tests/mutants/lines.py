@@ -411,4 +411,46 @@ DRAWN = {
         "pass",
         "server/test_life.py::test_at_the_deadline_streams_end_with_an_error_event",
     ),
+    "damaged weights are believed": M(
+        "kvrt.model.packed.kept",
+        'return "" if found.digest() == digest else "is damaged"',
+        'return ""',
+        "model/packed/test_kept.py",
+    ),
+    "weights are read under whatever name": M(
+        "kvrt.model.packed.kept",
+        "if (magic, key, size) != (MAGIC, self._key(content), nbytes):",
+        "if (magic, size) != (MAGIC, nbytes):",
+        "model/packed/test_kept.py",
+    ),
+    "weights of another content are the same": M(
+        "kvrt.model.packed.kept",
+        "hashlib.sha256(self._arrangement + content.encode())",
+        "hashlib.sha256(self._arrangement)",
+        "model/packed/test_kept.py",
+    ),
+    "what another process writes is swept away": M(
+        "kvrt.model.packed.kept",
+        "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "pass",
+        "model/packed/test_kept.py",
+    ),
+    "matrices laid out in another way are read": M(
+        "kvrt.model.packed.choice",
+        "repr((by, samples, packing.arrangement(spec, dtype)))",
+        "repr((by, packing.arrangement(spec, dtype)))",
+        "model/packed/test_kept.py",
+    ),
+    "the first way to round a group is the best": M(
+        "kvrt.model.packed.search",
+        "better = explained > best",
+        "better = best < 0",
+        "model/packed/test_quantize.py",
+    ),
+    "fours of codes share words in another order": M(
+        "kvrt_kernels.panels",
+        "4: ((0, 2), (1, 2)),",
+        "4: ((0, 2),),",
+        "kernels/test_packed.py",
+    ),
 }

@@ -278,8 +278,8 @@ class Float4:
         codes, stored = _numbers(tensors["weight_packed"], 4), tensors["weight_scale"]
         if self._divided:
             return Held(codes, stored.float() / tensors["weight_global_scale"] / 2)
-        powers = torch.pow(2.0, stored.double() - 128).float()
-        return Held(codes, powers.masked_fill(stored == 255, torch.nan))
+        # 255 is no number: its power times the largest of the table is not finite either.
+        return Held(codes, torch.pow(2.0, stored.double() - 128).float())
 
     @property
     def _divided(self) -> bool:
