@@ -63,8 +63,9 @@ def isa() -> str:
 def isas() -> tuple[str, ...]:
     """The instruction sets that run on this machine, the fastest first.
 
-    Of x86-64-v4-amx, x86-64-v4-bf16, x86-64-v4, x86-64-v3 and x86-64, or neon. The first two round
-    activations to bfloat16 before they multiply them with weights of bfloat16.
+    Of x86-64-v4-amx, x86-64-v4-bf16, x86-64-v4-vnni, x86-64-v4, x86-64-v3-vnni, x86-64-v3 and
+    x86-64, or of neon-bf16, neon-dotprod and neon. Those named after amx or bf16 round activations
+    to bfloat16 before they multiply them with weights of bfloat16.
     """
     return tuple(native().isas())
 

@@ -15,7 +15,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 SHAPES = [(1, 1), (5, 123), (64, 64), (123, 96), (96, 1024), (17, 1025), (40, 2304), (200, 1056)]
 
 
-ROUNDING = ("x86-64-v4-amx", "x86-64-v4-bf16")
+ROUNDING = ("x86-64-v4-amx", "x86-64-v4-bf16", "neon-bf16")
 """Those that multiply activations rounded to bfloat16 with weights of bfloat16."""
 
 

@@ -37,7 +37,7 @@ def make(name, out, width, rows=40):
 @pytest.mark.parametrize(("out", "times"), SHAPES)
 def test_products_are_those_of_codes_with_codes_on_every_instruction_set(name, out, times):
     """The reference is in float64; all that is rounded here are the sums over blocks."""
-    x, matrix, values = make(name, out, times * shortest(FORMATS[name]), rows=21)
+    x, matrix, values = make(name, out, times * shortest(FORMATS[name]), rows=70)
     want = reference.linear(reference.as_codes(x), values, None, None)
     before, found = kvrt_kernels.isa(), []
     for isa in kvrt_kernels.isas():

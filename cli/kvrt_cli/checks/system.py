@@ -16,7 +16,8 @@ GROUP = "system"
 ROOT = Path("/")
 
 USEFUL_ISA = (
-    "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_vnni", "amx_bf16",
+    "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_bf16", "avx512_vnni",
+    "amx_bf16", "amx_int8",
     "asimd", "asimddp", "i8mm", "bf16", "sve",
 )  # fmt: skip
 MAP_COUNT = 65530

@@ -5,68 +5,20 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 #include <array>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "api.h"
+#include "builds.h"
 #include "program.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace kvrt {
-#if defined(__x86_64__)
-namespace x86_64_v4_amx { extern const Kernels kernels; }
-namespace x86_64_v4_bf16 { extern const Kernels kernels; }
-namespace x86_64_v4 { extern const Kernels kernels; }
-namespace x86_64_v3 { extern const Kernels kernels; }
-namespace x86_64 { extern const Kernels kernels; }
-#elif defined(__aarch64__)
-namespace neon { extern const Kernels kernels; }
-#endif
-
 namespace {
-
-#if defined(__x86_64__)
-// Whether the processor has AMX for bf16 and int8, and the system lets this process use it: it must be asked, because
-// what tiles hold makes a thread's state 8 KiB larger.
-bool amx() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  constexpr unsigned kBf16 = 1 << 22, kTile = 1 << 24, kInt8 = 1 << 25;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (~d & (kBf16 | kTile | kInt8))) return false;
-  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA
-  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
-}
-#endif
-
-// Those that run here, the fastest first.
-std::vector<const Kernels*> runnable() {
-  std::vector<const Kernels*> found;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("x86-64-v4")) {
-    const bool bf16 = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-    if (bf16 && amx()) found.push_back(&x86_64_v4_amx::kernels);
-    if (bf16 && __builtin_cpu_is("amd")) found.push_back(&x86_64_v4_bf16::kernels);
-    found.push_back(&x86_64_v4::kernels);
-    // Intel's processors take twice as long for a product of pairs as for the two of float32.
-    if (bf16 && !__builtin_cpu_is("amd")) found.push_back(&x86_64_v4_bf16::kernels);
-  }
-  if (__builtin_cpu_supports("x86-64-v3")) found.push_back(&x86_64_v3::kernels);
-  found.push_back(&x86_64::kernels);
-#elif defined(__aarch64__)
-  found.push_back(&neon::kernels);
-#endif
-  return found;
-}
 
 const std::vector<const Kernels*> available = runnable();
 const Kernels* chosen = available.front();

@@ -51,6 +51,15 @@ KVRT_INLINE vu load_each(const uint8_t* p) {
   return __builtin_convertvector(load_as<bytes_of_lanes>(p), vu);
 #endif
 }
+// The lowest byte of each lane.
+KVRT_INLINE void store_each(int8_t* p, vi bytes) {
+#if defined(__AVX512F__)
+  const __m128i low = _mm512_cvtepi32_epi8((__m512i)bytes);
+#else
+  const vb low = __builtin_convertvector(bytes, vb);
+#endif
+  __builtin_memcpy(p, &low, sizeof low);
+}
 KVRT_INLINE vf to_floats(vi whole) { return __builtin_convertvector(whole, vf); }
 
 // Elements d .. d + L of a row; of codes, without their scale.

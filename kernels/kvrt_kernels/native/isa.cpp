@@ -30,7 +30,11 @@ namespace KVRT_ISA {
 #include "linear_amx.h"
 #endif
 #include "panels.h"
+#include "dot4.h"
 #include "linear_packed.h"
+#if defined(__AMX_INT8__)
+#include "linear_amx_codes.h"
+#endif
 #include "linear_exact.h"
 #include "linear.h"
 #include "probe.h"

@@ -5,8 +5,11 @@ template <class T> struct KernelOf { using type = Lanes<T>; };
 template <> struct KernelOf<bf16> { using type = Tiles; };
 #endif
 
-template <class F> KVRT_INLINE auto by_dtype(Dtype dtype, const F& f) {
-  switch (dtype) {
+template <class F> KVRT_INLINE auto by_kernel(const LinearArgs& a, const F& f) {
+#if defined(__AMX_INT8__)
+  if (a.dtype == Dtype::codes && CodeTiles::fits(a)) return f(CodeTiles{});
+#endif
+  switch (a.dtype) {
     case Dtype::bf16: return f(typename KernelOf<bf16>::type{});
     case Dtype::f16: return f(typename KernelOf<f16>::type{});
     case Dtype::codes: return f(Panels{});
@@ -16,11 +19,11 @@ template <class F> KVRT_INLINE auto by_dtype(Dtype dtype, const F& f) {
 }
 
 static LinearShape linear_shape(const LinearArgs& a) {
-  return by_dtype(a.dtype, [&](auto kernel) KVRT_INLINED { return kernel.shape(a); });
+  return by_kernel(a, [&](auto kernel) KVRT_INLINED { return kernel.shape(a); });
 }
 
 static void linear_pack(const LinearArgs& a, int m0, int m1, float* packed) {
-  by_dtype(a.dtype, [&](auto kernel) KVRT_INLINED { kernel.pack(a, m0, m1, packed); });
+  by_kernel(a, [&](auto kernel) KVRT_INLINED { kernel.pack(a, m0, m1, packed); });
 }
 
 KVRT_INLINE vf activate(Gate gate, vf x) {
@@ -66,7 +69,7 @@ static void linear_block(Kernel kernel, const LinearArgs& a, const float* x, int
 
 static size_t linear_scratch(const LinearArgs& a, int rows, int columns) {
   Arena arena{nullptr};
-  by_dtype(a.dtype, [&](auto kernel) {
+  by_kernel(a, [&](auto kernel) {
     LinearScratch(kernel, a.gate == Gate::none ? 1 : 2, rows, columns, arena);
   });
   return arena.used;
@@ -74,7 +77,7 @@ static size_t linear_scratch(const LinearArgs& a, int rows, int columns) {
 
 static void linear(const LinearArgs& a, const float* x, int64_t x_stride, int m0, int m1, int n0, int n1,
                    void* scratch) {
-  by_dtype(a.dtype, [&](auto kernel) {
+  by_kernel(a, [&](auto kernel) {
     linear_block(kernel, a, x, x_stride, m0, m1, n0, n1, Arena{static_cast<char*>(scratch)});
   });
 }

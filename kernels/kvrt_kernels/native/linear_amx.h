@@ -41,25 +41,29 @@ static void pack_group(const LinearArgs& a, int m0, int rows, float* packed) {
 
 // ---- tiles ----------------------------------------------------------------------------------------------------------
 
-// Tiles 0 to 3 are sums (of the first and second rows of W with the first group of x, then with the second), 4 and 5 are
-// of W, 6 and 7 of x. While one of these lives, the thread has tiles of that many rows of x.
+// While one of these lives, the thread has eight tiles of so many rows of so many bytes.
 class TileConfig {
  public:
-  explicit TileConfig(int columns) {
+  TileConfig(const uint8_t (&rows)[8], const uint16_t (&bytes)[8]) {
     struct alignas(64) {
       uint8_t palette = 1, start = 0, reserved[14] = {};
-      uint16_t bytes[16] = {};  // of a row
+      uint16_t bytes[16] = {};
       uint8_t rows[16] = {};
     } config;
-    for (int t = 0; t < 8; t++) {
-      config.bytes[t] = uint16_t(t == 4 || t == 5 ? 64 : 4 * columns);
-      config.rows[t] = kSide;
-    }
+    __builtin_memcpy(config.bytes, bytes, sizeof bytes);
+    __builtin_memcpy(config.rows, rows, sizeof rows);
     asm volatile("" ::: "memory");
     _tile_loadconfig(&config);
   }
   ~TileConfig() { _tile_release(); }
 };
+
+// Tiles 0 to 3 are sums (of the first and second rows of W with the first group of x, then with the second), 4 and 5 are
+// of W, 6 and 7 of x, so many rows each.
+KVRT_INLINE TileConfig tiles_of_pairs(int columns) {
+  const uint16_t wide = uint16_t(4 * columns);
+  return TileConfig({16, 16, 16, 16, 16, 16, 16, 16}, {wide, wide, wide, wide, 64, 64, wide, wide});
+}
 
 // Where rows of W are, in bytes: from one row to the next, to the second sixteen, and to the next step.
 struct TileRows {
@@ -146,7 +150,7 @@ static void product_in_tiles(const LinearArgs& a, int parts, int n0, int n1, con
   const int64_t x_group = kSide * x_stride * sizeof(float);
   const int columns = tile_columns(a), blocks = int(k / kTileBlock) + 1;  // of nearly equal size, the first in any case
   const int size = int(k / blocks / kTileStep + 1) * kTileStep;
-  const TileConfig config(columns);
+  const TileConfig config = tiles_of_pairs(columns);
   const auto weights = [&](int part, int n) {
     return reinterpret_cast<const char*>(static_cast<const bf16*>(a.w) + (part * a.n + n) * k);
   };

@@ -24,7 +24,7 @@ template <> constexpr int kStep<bf16> = 2 * L;
 
 // Whether a step is one instruction on pairs of elements: of W, and of activations rounded to bf16.
 template <class T> constexpr bool kPairs = false;
-#if defined(__AVX512BF16__)
+#if defined(KVRT_PAIRS)
 template <> constexpr bool kPairs<bf16> = true;
 #endif
 
@@ -41,7 +41,7 @@ template <class T> KVRT_INLINE void pack_step(const float* x, float* packed) {
   const vf a = load(x);
   if constexpr (kStep<T> == L) return store(packed, a);
   const vf b = load(x + L);
-#if defined(__AVX512BF16__)
+#if defined(KVRT_PAIRS)
   if constexpr (kPairs<T>) return store(packed, to_bf16(a, b));
 #endif
   store(packed, shuffle<Odd>(a, b));
@@ -89,7 +89,7 @@ template <class T> struct Panel {
 
 // sum + w * x, or with pairs sum + w[1] * x[1] + w[0] * x[0].
 template <class T> KVRT_INLINE vf add_product(vf w, vf x, vf sum) {
-#if defined(__AVX512BF16__)
+#if defined(KVRT_PAIRS)
   if constexpr (kPairs<T>) return dot2(w, x, sum);
 #endif
   return fma(w, x, sum);

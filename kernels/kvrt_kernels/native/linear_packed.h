@@ -9,59 +9,45 @@
 
 // ---- activations ----------------------------------------------------------------------------------------------------
 
-// 32-bit words that four codes of x are packed in.
-#if defined(__AVX512VNNI__)
-constexpr int kFour = 1;
-#else
-constexpr int kFour = 2;  // the first and third as 16 bits each, then the second and fourth
-#endif
-
 // A block of x: its codes and, behind them, their scale, their sum, and that of the first and the second half.
 constexpr int kCodeWords = kCodes / 4 * kFour;
 constexpr int kBlockWords = kCodeWords + 4;
 
-// sum + the products of four codes of W with four of x, in each 32-bit lane.
-KVRT_INLINE vi dot4(vi codes, const int32_t* x, vi sum) {
-#if defined(__AVX512VNNI__)  // GCC 12 copies sums around its own intrinsic
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(splat_word(x[0])));
-  return sum;
-#else
-  const vi even = codes & splat_word(0x00ff00ff), odd = (vi)((vu)codes >> 8) & splat_word(0x00ff00ff);
-  return sum + dot2((vw)even, (vw)splat_word(x[0])) + dot2((vw)odd, (vw)splat_word(x[1]));
-#endif
-}
+// The larger one of the bits of numbers without a sign: NaN is the largest.
+struct Larger {
+  template <class V> KVRT_INLINE V of(V a, V b) {
+    using I = typename Int<V>::type;
+    return (V)((I)a > (I)b ? (I)a : (I)b);
+  }
+};
 
 static void pack_codes(const float* x, int32_t* to) {
-  vf most = {};
-  bool finite = true;
-  for (int i = 0; i < kCodes; i += L) {
-    const vf v = load(x + i), size = (vf)((vi)v & 0x7fffffff);
-    most = max(most, size);
-    const vi odd = (vi)size >= 0x7f800000;
-    for (int j = 0; j < L; j++) finite &= odd[j] == 0;
-  }
-  const float top = reduce4<Max>(most, most, most, most)[0];
-  const bool zero = !(top >= 0x1p-100f) || !finite;
+  vf most = {}, sums[2] = {};
+  for (int i = 0; i < kCodes; i += L) most = Larger::of(most, (vf)((vi)load(x + i) & 0x7fffffff));
+  const float top = reduce4<Larger>(most, most, most, most)[0];
+  const bool finite = top < __builtin_inff(), zero = !finite || top < 0x1p-100f;
   const vf factor = splat<vf>(zero ? 0.f : 127.f / top);
-  int32_t codes[kCodes], sums[2] = {};
-  for (int i = 0; i < kCodes; i += L) store(codes + i, nearest(load(x + i) * factor));
-  if (zero)
-    for (int& code : codes) code = 0;
-  for (int i = 0; i < kCodes; i++) sums[i / 16] += codes[i];
-  for (int i = 0; i < kCodes; i += 4, to += kFour) {
-    const uint32_t c[] = {uint32_t(codes[i]), uint32_t(codes[i + 1]), uint32_t(codes[i + 2]), uint32_t(codes[i + 3])};
+  const vi kept = splat_word(zero ? 0 : -1);
+  for (int i = 0; i < kCodes; i += L) {
+    const vi codes = nearest(load(x + i) * factor) & kept;
+    sums[i / 16] = sums[i / 16] + to_floats(codes);
     if constexpr (kFour == 1) {
-      to[0] = int32_t((c[0] & 255) | (c[1] & 255) << 8 | (c[2] & 255) << 16 | c[3] << 24);
+      store_each(reinterpret_cast<int8_t*>(to) + i, codes);
     } else {
-      to[0] = int32_t((c[0] & 65535) | c[2] << 16);
-      to[1] = int32_t((c[1] & 65535) | c[3] << 16);
+      for (int j = 0; j < L; j += 4) {
+        int32_t* four = to + (i + j) / 4 * kFour;
+        four[0] = (codes[j] & 65535) | codes[j + 2] << 16;
+        four[1] = (codes[j + 1] & 65535) | codes[j + 3] << 16;
+      }
     }
   }
+  to += kCodeWords;
+  const v4f halves = reduce4<Add>(sums[0], sums[1], sums[0], sums[1]);  // exact
   const float scale = !finite ? __builtin_nanf("") : zero ? 0.f : top / 127.f;
   __builtin_memcpy(to, &scale, sizeof scale);
-  to[1] = sums[0] + sums[1];
-  to[2] = sums[0];
-  to[3] = sums[1];
+  to[1] = int32_t(halves[0] + halves[1]);
+  to[2] = int32_t(halves[0]);
+  to[3] = int32_t(halves[1]);
 }
 
 KVRT_INLINE float scale_of(const int32_t* block) {
@@ -101,14 +87,13 @@ static void panel_tile(const char* panel, Packing packing, int blocks, const int
         for (int g = 0; g < S::groups; g++) {
           vi sum[R];
 #pragma GCC unroll 8
-          for (int r = 0; r < R; r++)
-            sum[r] = S::minus_zeros(span, lane, packing, sum_of(from + r * x_stride, S::groups, g));
-#pragma GCC unroll 8
-          for (int i = g * fours; i < (g + 1) * fours; i++) {
-            const vi codes = C::four(w + S::block + 4 * lane, i);
-#pragma GCC unroll 8
-            for (int r = 0; r < R; r++) sum[r] = dot4(codes, from + r * x_stride + kFour * i, sum[r]);
+          for (int r = 0; r < R; r++) {
+            const int32_t total = sum_of(from + r * x_stride, S::groups, g);
+            sum[r] = S::minus_zeros(span, lane, packing, total);
+            if constexpr (kLess != 0) sum[r] = sum[r] + splat_word(kLess * total);
           }
+          const auto codes = [&](int i) KVRT_INLINED { return C::four(w + S::block + 4 * lane, i); };
+          add_fours<R, fours>(codes, g * fours, from, x_stride, sum);
           const vf scale = S::scale(span, w, lane, g);
 #pragma GCC unroll 8
           for (int r = 0; r < R; r++) {
@@ -148,15 +133,8 @@ struct Panels {
   static void pack(const LinearArgs& a, int m0, int m1, float* packed) {
     const int64_t stride = shape(a).packed_stride;
     for (int m = m0; m < m1; m++)
-      for (int i = 0; i < a.k; i += kCodes) {
-        const float* from = a.x + m * a.x_stride + i;
-        float rest[kCodes] = {};
-        if (i + kCodes > a.k) {
-          __builtin_memcpy(rest, from, sizeof(float) * (a.k - i));
-          from = rest;
-        }
-        pack_codes(from, reinterpret_cast<int32_t*>(packed + m * stride) + i / kCodes * kBlockWords);
-      }
+      for (int b = 0; b < blocks(a); b++)
+        pack_block(a, m, b, reinterpret_cast<int32_t*>(packed + m * stride) + b * kBlockWords);
   }
   static size_t work(int rows) { return size_t(kPanelRows) * rows; }
 
@@ -172,6 +150,14 @@ struct Panels {
     });
   }
 
- private:
   static int blocks(const LinearArgs& a) { return (a.k + kCodes - 1) / kCodes; }
+  static void pack_block(const LinearArgs& a, int row, int block, int32_t* to) {
+    const float* from = a.x + row * a.x_stride + block * kCodes;
+    float rest[kCodes] = {};
+    if ((block + 1) * kCodes > a.k) {
+      __builtin_memcpy(rest, from, sizeof(float) * (a.k - block * kCodes));
+      from = rest;
+    }
+    pack_codes(from, to);
+  }
 };

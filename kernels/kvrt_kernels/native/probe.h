@@ -26,6 +26,22 @@ static double fma_rounds(int64_t rounds) {
   return double(rounds) * 12 * L * 2;
 }
 
+#if defined(__AMX_INT8__)
+static double code_rounds(int64_t rounds) {
+  const TileConfig config = tiles_of_codes();
+  zero_sums();
+  _tile_zero(4);
+  _tile_zero(6);
+  rounds /= 8;  // of 64 cycles each
+  for (int64_t i = 0; i < rounds; i++) {
+    _tile_dpbssd(0, 6, 4);
+    _tile_dpbssd(1, 6, 4);
+    _tile_dpbssd(2, 6, 4);
+    _tile_dpbssd(3, 6, 4);
+  }
+  return double(rounds) * 4 * kSide * kPanelRows * kCodes * 2;
+}
+#else
 static double code_rounds(int64_t rounds) {
   vi s[12];
   for (int j = 0; j < 12; j++) s[j] = splat_word(j);
@@ -39,10 +55,11 @@ static double code_rounds(int64_t rounds) {
   (void)keep;
   return double(rounds) * 12 * L * 4 * 2;
 }
+#endif
 
 #if defined(__AMX_BF16__)
 static double tile_rounds(int64_t rounds) {
-  const TileConfig config(kSide);
+  const TileConfig config = tiles_of_pairs(kSide);
   zero_sums();
   _tile_zero(4);
   _tile_zero(5);
@@ -59,7 +76,7 @@ static double tile_rounds(int64_t rounds) {
 }
 #endif
 
-#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+#if defined(KVRT_PAIRS) && !defined(__AMX_BF16__)
 static double pair_rounds(int64_t rounds) {
   vf s[12];
   for (int j = 0; j < 12; j++) s[j] = splat<vf>(float(j));
@@ -79,7 +96,7 @@ static double product_rounds(Dtype dtype, int64_t rounds) {
   if (dtype == Dtype::codes) return code_rounds(rounds);
 #if defined(__AMX_BF16__)
   if (dtype == Dtype::bf16) return tile_rounds(rounds);
-#elif defined(__AVX512BF16__)
+#elif defined(KVRT_PAIRS)
   if (dtype == Dtype::bf16) return pair_rounds(rounds);
 #endif
   return fma_rounds(rounds);

@@ -133,12 +133,26 @@ KVRT_INLINE vf load(const f16* p) {
 KVRT_INLINE vf low_half(vf words) { return (vf)((vu)words << 16); }
 KVRT_INLINE vf high_half(vf words) { return (vf)((vu)words & 0xffff0000u); }
 
+// Some have an instruction for pairs of bf16.
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define KVRT_PAIRS
+#endif
+
 #if defined(__AVX512BF16__)
 // The elements of a and then of b as bf16, to nearest, ties to even; subnormals become zero.
 KVRT_INLINE vf to_bf16(vf a, vf b) { return (vf)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a); }
 
 // c plus, in each 32-bit word, the product of the higher bf16 and then that of the lower; float32, subnormals are zero.
 KVRT_INLINE vf dot2(vf a, vf b, vf c) { return (vf)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b); }
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+KVRT_INLINE vf to_bf16(vf a, vf b) {
+  return (vf)vcvtq_high_bf16_f32(vcvtq_low_bf16_f32((float32x4_t)a), (float32x4_t)b);
+}
+
+// c plus, in each 32-bit word, the sum of the products of its two bf16; all rounded to odd, subnormals are zero.
+KVRT_INLINE vf dot2(vf a, vf b, vf c) {
+  return (vf)vbfdotq_f32((float32x4_t)c, (bfloat16x8_t)a, (bfloat16x8_t)b);
+}
 #endif
 
 KVRT_INLINE void narrow(float* p, float x) { *p = x; }

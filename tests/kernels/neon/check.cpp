@@ -1,23 +1,19 @@
-// The kernels of one instruction set against plain double-precision loops, for machines without Python: ci/neon runs it
-// under qemu. Prints one line per check; exits 1 if one fails.
+// The kernels of each instruction set against plain loops, for machines without Python: ci/neon runs it under qemu. Prints
+// one line per check; exits 1 if one fails, or if the instruction sets that run here are not those that are given.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <limits>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "api.h"
+#include "builds.h"
 #include "program.h"
 
-namespace kvrt {
-namespace KVRT_ISA {
-extern const Kernels kernels;
-}
-}  // namespace kvrt
-
 using namespace kvrt;
-const Kernels& kernels = kvrt::KVRT_ISA::kernels;
+const Kernels* kernels;
 
 std::mt19937 generator(1);
 int failures = 0;
@@ -106,7 +102,7 @@ struct Paged {
     const int32_t start[2] = {0, tokens}, context = tokens;
     const int64_t row = kv_heads * dim;
     if (codes(format)) {
-      compute(kernels, AppendArgs{layout(), {table.data(), pages, start, &context, 1, nullptr, nullptr, 0, 0}, nullptr, k.data(), v.data(),
+      compute(*kernels, AppendArgs{layout(), {table.data(), pages, start, &context, 1, nullptr, nullptr, 0, 0}, nullptr, k.data(), v.data(),
                                   0, row, row, 0, nullptr, nullptr, 0, nullptr, nullptr, 0}, 2);
       return;
     }
@@ -180,7 +176,7 @@ struct Paged {
                           sight.sinks,
                           sight.causal,
                           sight.learned ? logits.data() : nullptr};
-    compute(kernels, a, threads);
+    compute(*kernels, a, threads);
     return out;
   }
 
@@ -239,6 +235,14 @@ void check_attention(Format format, int heads, int dim, int tokens, const Sight&
 
 // ---- the others ----
 
+// As a bf16, where activations are rounded to it before they are multiplied with weights of bf16.
+double factor(Dtype dtype, float x) {
+  if (dtype != Dtype::bf16 || !std::strstr(kernels->isa, "bf16")) return x;
+  uint16_t rounded;
+  encode(dtype, &rounded, 0, x);
+  return decode(dtype, &rounded, 0);
+}
+
 void check_linear(Dtype dtype, int n, int k) {
   const int most = 40;
   const std::vector<float> x = normals(size_t(most) * k), bias = normals(n);
@@ -251,21 +255,22 @@ void check_linear(Dtype dtype, int n, int k) {
     std::vector<float> y(size_t(m) * n);
     const LinearArgs a{dtype,    Gate::none, x.data(), w.data(), bias.data(), nullptr, y.data(),
                        int64_t(k), 0,        n,        m,        n,           k};
-    compute(kernels, a, m % 3 + 1);
+    compute(*kernels, a, m % 3 + 1);
     // Recorded: the same bits, by threads that stay awake.
     std::vector<float> replayed(y.size());
     LinearArgs again = a;
     again.y = replayed.data();
     Program program;
     for (int i = 0; i < 3; i++) program.add(again);
-    program.run(kernels, {}, 3);
+    program.run(*kernels, {}, 3);
     same = same && !std::memcmp(y.data(), replayed.data(), y.size() * sizeof(float));
     if (whole.empty()) {
       whole = y;
       for (int r = 0; r < m; r += 3)
         for (int o = 0; o < n; o++) {
           double sum = bias[o];
-          for (int i = 0; i < k; i++) sum += double(x[size_t(r) * k + i]) * decode(dtype, w.data(), size_t(o) * k + i);
+          for (int i = 0; i < k; i++)
+            sum += factor(dtype, x[size_t(r) * k + i]) * decode(dtype, w.data(), size_t(o) * k + i);
           error = std::max(error, std::fabs(sum - y[size_t(r) * n + o]) / std::sqrt(k));
         }
     }
@@ -281,7 +286,7 @@ void check_gate(Gate gate) {
   const int n = 37, k = 64;
   const std::vector<float> x = normals(k), w = normals(2 * n * k), bias = normals(2 * n);
   std::vector<float> y(n);
-  compute(kernels, LinearArgs{Dtype::f32, gate, x.data(), w.data(), bias.data(), nullptr, y.data(), k, 0, n, 1, n, k},
+  compute(*kernels, LinearArgs{Dtype::f32, gate, x.data(), w.data(), bias.data(), nullptr, y.data(), k, 0, n, 1, n, k},
           1);
   double error = 0;
   for (int o = 0; o < n; o++) {
@@ -309,9 +314,17 @@ struct PanelBytes {
   }
   int block() const { return scales + 64 * packing.bits; }
   int in_span() const { return packing.span / 32; }
+  bool groups_of_16() const {
+    return packing.scales == Scales::halves_of_16 || packing.scales >= Scales::levels_of_16;
+  }
   const unsigned char* span(int i) const { return panel + i / packing.span * (head + in_span() * block()); }
 
-  double value(int row, int i) const {
+  // What an element is made of: scale * number + offset.
+  struct Parts {
+    float scale, offset;
+    int number;
+  };
+  Parts parts(int row, int i) const {
     const unsigned char *from = span(i), *at = from + head + i % packing.span / 32 * block();
     const int four = i % 32 / 4, group = i % 32 / 16;
     int code = 0, low = 0;
@@ -326,25 +339,48 @@ struct PanelBytes {
       const bool iq4 = packing.scales == Scales::halves || packing.scales == Scales::levels;
       code = (iq4 ? kIq4 : kE2m1)[code] + 128;
     }
-    const auto half = [&](int n) { return double(decode(Dtype::f16, from, n * 16 + row)); };
-    const auto level = [&](int n) { return double(int8_t(at[16 * n + row])); };
+    const auto half = [&](int n) { return float(decode(Dtype::f16, from, n * 16 + row)); };
+    const auto level = [&](int n) { return float(int8_t(at[16 * n + row])); };
     switch (packing.scales) {
-      case Scales::halves: return half(0) * (code - packing.zero);
-      case Scales::halves_with_offsets: return half(0) * code + half(1);
-      case Scales::halves_of_16: return half(group) * (code - packing.zero);
-      case Scales::wholes: return double(decode(Dtype::f32, from, row)) * (code - from[64 + row]);
-      case Scales::levels: return half(0) * level(0) * (code - packing.zero);
-      case Scales::levels_with_offsets: return half(0) * level(0) * code + half(1) * level(1);
-      case Scales::levels_of_16: return half(0) * level(group) * (code - packing.zero);
-      default: return half(0) * level(group) * code + half(1) * level(2 + group);
+      case Scales::halves: return {half(0), 0, code - packing.zero};
+      case Scales::halves_with_offsets: return {half(0), half(1), code};
+      case Scales::halves_of_16: return {half(group), 0, code - packing.zero};
+      case Scales::wholes: return {float(decode(Dtype::f32, from, row)), 0, code - from[64 + row]};
+      case Scales::levels: return {half(0) * level(0), 0, code - packing.zero};
+      case Scales::levels_with_offsets: return {half(0) * level(0), half(1) * level(1), code};
+      case Scales::levels_of_16: return {half(0) * level(group), 0, code - packing.zero};
+      default: return {half(0) * level(group), half(1) * level(2 + group), code};
     }
   }
+  double value(int row, int i) const {
+    const Parts made = parts(row, i);
+    return double(made.scale) * made.number + made.offset;
+  }
 };
+
+// The order of additions that linear_packed.h writes down, in float32.
+float product_of_codes(const float* x, const PanelBytes& w, int row, int k) {
+  const int group = w.groups_of_16() ? 16 : 32;
+  float y = 0;
+  for (int i = 0; i < k; i += group) {
+    float most = 0;
+    for (int j = i / 32 * 32; j < i / 32 * 32 + 32; j++) most = std::max(most, std::fabs(x[j]));
+    int sum = 0, codes = 0;
+    for (int j = i; j < i + group; j++) {
+      const int code = int(std::nearbyint(x[j] * (127 / most)));
+      sum += w.parts(row, j).number * code, codes += code;
+    }
+    const PanelBytes::Parts parts = w.parts(row, i);
+    y += parts.scale * (most / 127) * float(sum);
+    y += parts.offset * (most / 127 * float(codes));
+  }
+  return y;
+}
 
 // Weights of codes, with activations that are rounded as kvrt.spi.PackedMatrices says, where the rest is exact, and with
 // activations as they are, which has the bits of a product with float32.
 void check_codes(const char* what, Packing packing) {
-  const int rows = 5, n = 32, k = packing.span > 32 ? 2 * packing.span : 96;
+  const int rows = 15, n = 32, k = packing.span > 32 ? 2 * packing.span : 96;
   const int64_t panel = 16 * row_bytes(packing, k);
   std::vector<unsigned char> w(n / 16 * panel);
   for (auto& byte : w) byte = generator() & 255;
@@ -361,37 +397,27 @@ void check_codes(const char* what, Packing packing) {
     LinearArgs args{Dtype::codes, Gate::none, x, nullptr, nullptr, nullptr, y, k, 0, n, rows, n, k};
     args.packed[0] = {w.data(), 16, packing};
     args.packed[1] = {w.data() + panel, 16, packing};
-    compute(kernels, args, threads);
+    compute(*kernels, args, threads);
   };
   multiply(x.data(), rows, y.data(), 2);
-  double error = 0;
-  bool same = true;
+  bool right = true, same = true;
   for (int r = 0; r < rows; r++) {
-    for (int o = 0; o < n; o++) {
-      double sum = 0;
-      for (int i = 0; i < k; i++) {
-        const float* near = &x[r * k + i / 32 * 32];
-        float most = 0;
-        for (int j = 0; j < 32; j++) most = std::max(most, std::fabs(near[j]));
-        const double weight = PanelBytes(w.data() + o / 16 * panel, packing).value(o % 16, i);
-        sum += weight * std::nearbyint(x[r * k + i] * (127 / most)) * (most / 127);
-      }
-      error = std::max(error, std::fabs(sum - y[r * n + o]));
-    }
+    for (int o = 0; o < n; o++)
+      right = right && y[r * n + o] == product_of_codes(&x[r * k], {w.data() + o / 16 * panel, packing}, o % 16, k);
     multiply(&x[r * k], 1, one.data(), 1);
     same = same && !std::memcmp(one.data(), &y[r * n], n * sizeof(float));
   }
-  report(error < 1e-4, what, error);
+  report(right, what, 0);
   report(same, "    bits", 0);
 
   std::vector<float> values(n * k), exact(rows * n), unpacked(rows * n);
   for (int o = 0; o < n; o++)
     for (int i = 0; i < k; i++) values[o * k + i] = PanelBytes(w.data() + o / 16 * panel, packing).value(o % 16, i);
   LinearArgs args{Dtype::f32, Gate::none, x.data(), values.data(), nullptr, nullptr, unpacked.data(), k, 0, n, rows, n, k};
-  compute(kernels, args, 2);
+  compute(*kernels, args, 2);
   args.dtype = Dtype::exact_codes, args.y = exact.data();
   args.packed[0] = {w.data(), n, packing};
-  compute(kernels, args, 2);
+  compute(*kernels, args, 2);
   report(exact == unpacked, "    exact", 0);
 }
 
@@ -399,7 +425,7 @@ void check_norm() {
   const int rows = 3, size = 123;
   const std::vector<float> x = normals(rows * size), weight = normals(size);
   std::vector<float> y(rows * size);
-  compute(kernels, NormArgs{x.data(), weight.data(), y.data(), size, size, rows, size, 1e-5f}, 2);
+  compute(*kernels, NormArgs{x.data(), weight.data(), y.data(), size, size, rows, size, 1e-5f}, 2);
   double error = 0;
   for (int r = 0; r < rows; r++) {
     double sum = 0;
@@ -423,7 +449,7 @@ void check_append(Dtype dtype) {
   const Batch batch{table, 2, start, &context, 1, nullptr, nullptr, 0, 0};
   const AppendArgs a{pages,  batch,         q.data(),      k.data(), v.data(),   3 * dim,    2 * dim, 2 * dim,
                      3,      weight.data(), weight.data(), 1e-6f,    cos.data(), sin.data(), 2 * half};
-  compute(kernels, a, 1);
+  compute(*kernels, a, 1);
   double error = 0;
   bool stored = true;
   const auto check = [&](const std::vector<float>& before, const std::vector<float>& after, int heads) {
@@ -455,7 +481,8 @@ void check_append(Dtype dtype) {
   report(stored, "    stored bits", 0);
 }
 
-int main() {
+// What is the same text for all instruction sets.
+void check_others() {
   for (Format format : {Format::f32, Format::bf16, Format::f16, Format::i8, Format::i4}) {
     check_attention(format, 8, 64, 150);
     check_attention(format, 18, 48, 70);
@@ -465,13 +492,17 @@ int main() {
     check_attention(format, 4, 64, 600, {0, 0, 0, false});
     if (!codes(format)) check_attention(format, 8, 96, 150, {0, 0, 0, true, false, 64});
   }
+  for (Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f16}) check_append(dtype);
+  check_gate(Gate::silu);
+  check_gate(Gate::gelu_tanh);
+  check_norm();
+}
+
+void check_products() {
   for (Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f16}) {
     check_linear(dtype, 37, 100);
     check_linear(dtype, 16, 1100);
-    check_append(dtype);
   }
-  check_gate(Gate::silu);
-  check_gate(Gate::gelu_tanh);
   check_codes("linear q8_0", {8, 128, Scales::halves, 32});
   check_codes("linear q5_0", {5, 16, Scales::halves, 32});
   check_codes("linear q4_1", {4, 0, Scales::halves_with_offsets, 32});
@@ -481,7 +512,18 @@ int main() {
   check_codes("linear q5_k", {5, 0, Scales::levels_with_offsets, 256});
   check_codes("linear q6_k", {6, 32, Scales::levels_of_16, 256});
   check_codes("linear q2_k", {2, 0, Scales::levels_of_16_with_offsets, 256});
-  check_norm();
-  std::printf("%s: %d failures\n", kernels.isa, failures);
+}
+
+int main(int count, char** names) {
+  std::vector<std::string> found, wanted(names + 1, names + count);
+  for (const Kernels* build : runnable()) found.push_back(build->isa);
+  report(found == wanted, "instruction sets", 0);
+  for (const Kernels* build : runnable()) {
+    kernels = build;
+    std::printf("%s\n", build->isa);
+    check_products();
+  }
+  if (found.size() == 1) check_others();
+  std::printf("%d failures\n", failures);
   return failures != 0;
 }
