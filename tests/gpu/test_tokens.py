@@ -92,7 +92,7 @@ def test_greedy_tokens_of_weights_of_codes_are_those_of_the_cpu_backend(
     """Of codes multiplied with activations as they are; steps of many tokens, and recorded ones."""
     options = {
         "dtype": "float32", "max_batch_tokens": 64,
-        "quantize": quantize, "quantized_dir": "none", "activations": "exact",
+        "quantize": quantize, "quantized_dir": None, "activations": "exact",
     }  # fmt: skip
     folder = folder_of("qwen-3")
     got = tokens(make_runtime(folder, backend=backend, **options).generate(PROMPTS, GREEDY))

@@ -86,7 +86,7 @@ def test_tokens_of_weights_of_codes_are_those_of_the_same_weights_multiplied_by_
             monkeypatch.setattr(kvrt.engine.assembly, "open_device", cpu)
         with Runtime(
             tmp_path, backend=backend, load_format="dummy", seed=1, memory_limit="16MiB",
-            quantize="int4", quantized_dir="none",
+            quantize="int4", quantized_dir=None,
         ) as runtime:  # fmt: skip
             answers.append(tokens(runtime.generate(PROMPTS[:1], greedy)))
         runtime.device.close()
