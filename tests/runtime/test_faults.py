@@ -132,7 +132,7 @@ def test_a_device_may_break_while_prompts_are_still_being_handed_in(
     make_runtime: MakeRuntime, break_device: Break, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = DeviceError("the device fell off the bus", call="run", code="EIO")
-    break_device(lambda device: Chaos(device, fail={("attention.plan", 1): broken}))
+    break_device(lambda device: Chaos(device, fail={("graph.replay", 40): broken}))
     runtime = make_runtime()
     ask, streams = runtime.stream, list[Stream]()
 

@@ -9,7 +9,7 @@ from kvrt.spi import AttentionBatch
 
 from .attention import NativeAttention
 
-MOST_TOKENS = 32
+MOST_TOKENS = 128
 """Beyond it, computing a token takes so long that calling its operators no longer counts."""
 
 
