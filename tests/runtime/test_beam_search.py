@@ -153,7 +153,7 @@ def test_searches_that_lose_their_pages_at_any_moment_find_the_same(
 ) -> None:
     rng = random.Random(8)
 
-    def plan(table: PageTable, running: Sequence[Seq], *rest: Any) -> StepPlan:
+    def plan(table: PageTable, running: Sequence[Seq], *rest: Any, **named: Any) -> StepPlan:
         if running and rng.random() < 0.1:
             together = rng.choice([*running]).together
             victims = [seq for seq in running if seq.together == together]
@@ -161,7 +161,7 @@ def test_searches_that_lose_their_pages_at_any_moment_find_the_same(
             for seq in victims:
                 change = change.then(change.table.free(seq.id))
             return StepPlan((), change, preempted=tuple(victims))
-        return plan_step(table, running, *rest)
+        return plan_step(table, running, *rest, **named)
 
     monkeypatch.setattr(kvrt.engine.engine, "plan_step", plan)
     runtime = make_runtime(**options)
