@@ -231,9 +231,13 @@ def test_what_is_left_out_and_what_was_disturbed_is_said(tmp_path: Path) -> None
     assert lines[-1] == "- smollm2-135m: a fp32: why"
 
 
-def test_engines_of_float32_that_say_something_else_are_wrong() -> None:
+def test_engines_of_float32_that_say_something_else_are_named() -> None:
     rows = [row("kvrt", "fp32", 1.0, agreement=1.0), row("a", "fp32", 1.0, agreement=0.5),
             row("b", "4 bit", 1.0, agreement=0.1)]  # fmt: skip
     assert report.disagreeing(rows) == [
         "smollm2-135m: a fp32: 50% of the tokens are those of the first engine, and 80% should be"
     ]
+    assert report.unconfirmed(rows), "nobody says what the first one says"
+    agreeing = row("c", "fp32", 1.0, agreement=0.9)
+    assert not report.unconfirmed([*rows, agreeing])
+    assert report.disagreeing(rows)[0] in "\n".join(report.page_of(RUN | {"rows": rows}, works()))

@@ -45,6 +45,7 @@ def page_of(run: Run, works: Sequence[Work]) -> list[str]:
         of_shape = [row for row in rows if row["shape"] == shape]
         lines += ["", f"## {shape}", "", *table(of_shape, works)]
         lines += ["", *ratios(of_shape, works)]
+        lines += [f"\n{line}." for line in disagreeing(of_shape)]
     lines += left_out(rows)
     return lines
 
@@ -92,8 +93,18 @@ def left_out(rows: Iterable[Row]) -> list[str]:
     return ["", "Left out:", "", *lines] if lines else []
 
 
+def unconfirmed(rows: Sequence[Row]) -> bool:
+    """Whether nobody who computes in float32, too, says what the first engine of a shape says."""
+    exact = [row for row in rows if row["format"] == EXACT and "agreement" in row]
+    for shape in {row["shape"] for row in exact}:
+        others = [row["agreement"] for row in exact if row["shape"] == shape][1:]
+        if others and max(others) < AGREED:
+            return True
+    return False
+
+
 def disagreeing(rows: Iterable[Row]) -> list[str]:
-    """What is wrong where engines that compute in float32 do not say the same."""
+    """Which engines that compute in float32 do not say what the first one says."""
     return [
         f"{row['shape']}: {row['engine']}: {row['agreement']:.0%} of the tokens are those of the "
         f"first engine, and {AGREED:.0%} should be"
