@@ -119,8 +119,8 @@ def _join(config: RuntimeConfig, device: Device) -> Tenant | None:
     """None: the device is not shared."""
     if config.share is None:
         return None
-    share = config.share if isinstance(config.share, Share) else Share(name=config.share)
-    return share.join(Path(config.model).name, device.info)
+    assert isinstance(config.share, Share), "a name has become one"
+    return config.share.join(Path(config.model).name, device.info)
 
 
 def _quantized_dir(config: RuntimeConfig) -> Path | None:

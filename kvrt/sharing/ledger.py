@@ -70,24 +70,23 @@ class Ledger:
     """One process's view of the file. Any thread may use it.
 
     Args:
-        path: of the file, which is made if it is missing. Its folder belongs to the user alone.
-        total: bytes that all tenants together may hold; None: what those have that are there.
-        whole: the same, if there are none; None: what it had last, for who only looks.
+        path: of the file. Its folder belongs to the user alone.
+        create: it is made if it is missing.
 
     Raises:
-        ConfigError: it was made with another total, and has tenants; or this system has no locks of
-            open files.
+        ConfigError: this system has no locks of open files.
         StoreError: the file cannot be used.
     """
 
-    def __init__(self, path: Path, total: int | None = None, whole: int | None = None) -> None:
+    def __init__(self, path: Path, *, create: bool = False) -> None:
         if not hasattr(fcntl, "F_OFD_SETLK"):
             raise ConfigError("memory is shared among processes on Linux only", fix="leave share")
         self.path = path
         self._guard = threading.Lock()
         self._own: int | None = None
+        self._file = self._life = -1
         try:
-            self._file = _open(path, create=(total or whole) is not None)
+            self._file = _open(path, create=create)
             self._life = _open(path, create=False)
             if os.fstat(self._file).st_size == 0:
                 os.ftruncate(self._file, _BYTES)
@@ -95,13 +94,22 @@ class Ledger:
         except FileNotFoundError:
             raise StoreError(f"nobody shares {path.name}", reason="missing") from None
         except (OSError, ValueError) as error:
+            self.let_go()
             raise StoreError(
                 f"{path}: {error}", reason="failed", fix="remove it when nothing runs that shares"
             ) from None
-        with self.locked():
-            self.total = self._agree(total, whole)
 
-    def _agree(self, total: int | None, whole: int | None) -> int:
+    def agree(self, total: int | None = None, whole: int | None = None) -> int:
+        """The bytes that all tenants together may hold. The lock is held, and kept by who enters.
+
+        Args:
+            total: so many; None: what those have that are there.
+            whole: the same, if there are none; None: what it had last, for who only looks.
+
+        Raises:
+            ConfigError: those that are there have another total.
+            StoreError: the file is something else.
+        """
         magic, version, there = _HEADER.unpack_from(self._map, 0)
         if (magic, version) not in ((_MAGIC, _VERSION), (b"\0" * 8, 0)):
             raise StoreError(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kvrt.errors import CapacityError, OutOfMemory
+from kvrt.errors import CapacityError, OutOfMemory, StoreError
 from kvrt.sharing.fair import Claim, allowance
 from kvrt.sharing.ledger import Ledger, Row
 from kvrt.units import format_bytes
@@ -63,17 +63,19 @@ class Tenant:
     def __init__(
         self, path: Path, total: int | None, terms: Terms, whole: int | None = None
     ) -> None:
-        self._ledger = Ledger(path, total, whole)
-        self.total = self._ledger.total
+        self._ledger = Ledger(path, create=True)
         self.path = path
         self._seen = b"", 0  # rows, and what they allow
         self._claim = Claim(0, 0, terms.guarantee, terms.lends, terms.weight, terms.priority)
         try:
             with self._ledger.locked():
+                self.total = self._ledger.agree(total, whole)
                 self._check_guarantee(terms.guarantee)
                 self._own = self._ledger.enter(Row(os.getpid(), terms.name, self._claim))
-        except BaseException:
+        except BaseException as error:
             self._ledger.close()
+            if isinstance(error, TimeoutError):
+                raise StoreError(str(error), reason="locked", fix="end that process") from None
             raise
         _tenants.add(self)
 
@@ -202,7 +204,9 @@ def tenants_of(path: Path) -> tuple[int, list[Row]]:
     ledger = Ledger(path)
     try:
         with ledger.locked():
-            return ledger.total, [*ledger.rows().values()]
+            return ledger.agree(), [*ledger.rows().values()]
+    except TimeoutError as error:
+        raise StoreError(str(error), reason="locked", fix="end that process") from None
     finally:
         ledger.close()
 

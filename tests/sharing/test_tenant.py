@@ -1,7 +1,10 @@
 """Tenants of a ledger, several in one process: its locks are of open files, not of processes."""
 
 import contextlib
+import os
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -94,6 +97,37 @@ def test_a_size_is_agreed_on_by_those_who_are_there(join: Join) -> None:
     a.close()
     with pytest.raises(ConfigError, match="in use by b"):
         join("c", 200)
+
+
+def test_a_size_does_not_change_between_agreeing_and_entering(ledger: Path, join: Join) -> None:
+    join("a", 100).close()
+    looking = Ledger(ledger)
+    sizes: dict[str, int | None] = {}
+
+    def come(name: str, size: int) -> None:
+        try:
+            sizes[name] = join(name, size).total
+        except ConfigError:
+            sizes[name] = None
+
+    with looking.locked():  # both have opened the file before either can go on
+        threads = [threading.Thread(target=come, args=pair) for pair in (("b", 200), ("c", 300))]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    looking.close()
+    assert sorted(sizes.values(), key=str) in ([200, None], [300, None])
+
+
+def test_who_is_refused_leaves_no_file_open(ledger: Path, join: Join) -> None:
+    join("a", 100)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with pytest.raises(ConfigError):
+            join("b", 200)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_new_size_holds_when_nobody_is_left(join: Join) -> None:
