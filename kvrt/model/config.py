@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from kvrt.errors import ModelError
-from kvrt.model.families import FAMILIES, NESTED, Family
+from kvrt.model.families import FAMILIES, NESTED
+from kvrt.model.family import Family
 from kvrt.model.jsonfile import Fields, read_object, shown
 from kvrt.model.rotary import MAX_POSITIONS, read_ropes
 from kvrt.model.spec import MLPActivation, ModelSpec

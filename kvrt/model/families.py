@@ -5,68 +5,20 @@ A family that needs nothing new is one row here, the names of its tensors in `kv
 where they are not Llama's, and one row of the tests.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
+from kvrt.model.family import ATTENTION_BIAS, LAYER_NORM, Family
 from kvrt.model.jsonfile import Fields
 from kvrt.model.rotary import MAX_POSITIONS
 from kvrt.model.windows import (
     DEFAULT_WINDOW,
-    Layers,
     exaone_layers,
     mixed,
-    plain_layers,
     qwen_layers,
     smollm3_layers,
     windowed_layers,
 )
-
-ATTENTION_BIAS = "attention_bias"
-LAYER_NORM = "layer_norm_eps"
-
-
-def _no_scales(fields: Fields) -> dict[str, Any]:
-    return {}
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """What is so in all models of a family.
-
-    Args:
-        model_type: its name where ``architectures`` names none.
-        layers: reads the layers' windows and rotation.
-        scales: reads the numbers of `ModelSpec` that end in scale or softcap.
-        qkv_bias, o_bias, mlp_bias: whether there are such biases, or the field that says so.
-        eps: the field that `norm_eps` is in.
-        activation: the field that says it.
-        theta: the default of ``rope_theta``.
-        local_theta: the layers with a window have a rotation of their own, of this base.
-        stretched: ``max_position_embeddings`` is how far linear scaling reaches, not the length of
-            training.
-        partial: the default of ``partial_rotary_factor``; None: whole heads are rotated.
-        defaults: of other fields, where the file does not have them.
-        refused: fields with values other than these say what is not supported.
-        switches: what else of `ModelSpec` is the same in all of them.
-    """
-
-    model_type: str
-    layers: Layers = plain_layers
-    scales: Callable[[Fields], dict[str, Any]] = _no_scales
-    qkv_bias: bool | str = False
-    o_bias: bool | str = False
-    mlp_bias: bool | str = False
-    eps: str = "rms_norm_eps"
-    activation: str = "hidden_act"
-    theta: float = 10_000.0
-    local_theta: float | None = None
-    stretched: bool = False
-    partial: float | None = None
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    refused: Mapping[str, Any] = field(default_factory=dict)
-    switches: Mapping[str, Any] = field(default_factory=dict)
-
 
 # --- scales --------------------------------------------------------------------------------------
 

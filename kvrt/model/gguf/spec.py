@@ -16,7 +16,8 @@ from kvrt.model.config import (
     MAX_WIDTH,
     read_token,
 )
-from kvrt.model.families import FAMILIES, Family, gemma_scale
+from kvrt.model.families import FAMILIES, gemma_scale
+from kvrt.model.family import Family
 from kvrt.model.gguf.architectures import ARCHITECTURES, Architecture
 from kvrt.model.gguf.files import GGUF
 from kvrt.model.jsonfile import Fields, shown
