@@ -80,7 +80,7 @@ class Endpoint:
                 return
             await reply.begin_events()
             await reply.events(call.opening(answers.prompt_tokens))
-            async with contextlib.aclosing(answers.pieces()) as pieces:
+            async with contextlib.aclosing(answers.pieces()) as pieces, reply.kept_alive():
                 async for number, delta in pieces:
                     await reply.events(call.piece(number, delta))
             await reply.events(call.closing(await answers.results()), more=False)

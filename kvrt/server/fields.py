@@ -1,7 +1,10 @@
 """What may stand in a request, by a schema that bounds every number and every length."""
 
 import re
-from typing import Annotated, Any, TypeVar
+from functools import reduce
+from operator import or_
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -86,21 +89,53 @@ _stricts: dict[type[msgspec.Struct], type[msgspec.Struct]] = {}
 
 
 def _strict(kind: type[Fields]) -> type[Fields]:
-    """The same, without room for other fields."""
+    """The same, without room for other fields, at any depth."""
     if kind not in _stricts:
+        hints = get_type_hints(kind, include_extras=True)
+        fields = [
+            (field.name, narrow, _default(field))
+            for field in msgspec.structs.fields(kind)
+            if (narrow := _narrow(hints[field.name])) is not hints[field.name]
+        ]
         _stricts[kind] = msgspec.defstruct(
-            kind.__name__, [], bases=(kind,), forbid_unknown_fields=True
+            kind.__name__, fields, bases=(kind,), kw_only=True, forbid_unknown_fields=True
         )
     return _stricts[kind]  # type: ignore[return-value]
 
 
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    """Of a field, as it was declared."""
+    name = field.encode_name
+    if field.default_factory is not msgspec.NODEFAULT:
+        return msgspec.field(default_factory=field.default_factory, name=name)
+    return msgspec.field(default=field.default, name=name)
+
+
+def _narrow(hint: Any) -> Any:
+    """A type, with each struct in it strict; itself, where there is none."""
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return _strict(hint)
+    inner = get_args(hint)
+    if get_origin(hint) is Literal or not inner:
+        return hint
+    narrowed = tuple(map(_narrow, inner))
+    if all(new is old for new, old in zip(narrowed, inner, strict=True)):
+        return hint
+    if get_origin(hint) is Annotated:
+        return Annotated[narrowed]
+    if get_origin(hint) in (UnionType, Union):
+        return reduce(or_, narrowed)
+    return get_origin(hint)[narrowed]
+
+
 def _refusal(message: str) -> Refusal:
     """In the library's words, as far as they quote nothing that was sent."""
-    if unknown := UNKNOWN.match(message):
-        return Refusal(400, f"{unknown[1]} is not a field that is known", param=unknown[1])
     what, _, where = message.partition(" - at ")
     field = FIELD.search(where)
     name = field[1] if field else None
+    if unknown := UNKNOWN.match(message):
+        name = f"{name}.{unknown[1]}" if name else unknown[1]
+        return Refusal(400, f"{name} is not a field that is known", param=name)
     if not re.fullmatch(r"(Expected|Object missing) [\w `.,|<>=/-]*", what):
         what = "it is not what it may be"
     return Refusal(400, f"{name or 'the body'}: {what}", param=name)

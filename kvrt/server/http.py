@@ -24,6 +24,13 @@ DISCARD_S, DISCARD_BYTES = 0.05, 64 << 20
 WRITE_S = 60.0
 """A client that takes nothing for so long is gone."""
 
+SILENCE_S = 15.0
+"""Where there is nothing to say for so long, a stream says that it is still there, so that nothing
+between it and the client takes the connection for dead."""
+
+COMMENT = b": still here\n\n"
+"""An event that clients pass over."""
+
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
@@ -113,6 +120,7 @@ class Reply:
     def __init__(self, send: Send, headers: Mapping[str, str]) -> None:
         self._send = send
         self._headers = dict(headers)
+        self._sent = 0.0  # when something was, by the loop's clock
         self.status = 0
         """Of the answer; 0: it has not begun."""
 
@@ -143,6 +151,25 @@ class Reply:
         if body or not more:
             await self._timed({"type": "http.response.body", "body": body, "more_body": more})
 
+    @contextlib.asynccontextmanager
+    async def kept_alive(self) -> AsyncIterator[None]:
+        """Meanwhile, events that have begun are never silent for longer than `SILENCE_S`."""
+        keeping = asyncio.create_task(self._keep_alive())
+        try:
+            yield
+        finally:
+            keeping.cancel()
+
+    async def _keep_alive(self) -> None:
+        clock = asyncio.get_running_loop().time
+        with contextlib.suppress(ConnectionError):  # who asks for the answer finds out, too
+            while True:
+                silent = clock() - self._sent
+                if silent >= SILENCE_S:
+                    await self.events([COMMENT])
+                    silent = 0.0
+                await asyncio.sleep(SILENCE_S - silent)
+
     async def _start(
         self, kind: bytes, status: int, headers: Mapping[str, str], *more: tuple[bytes, bytes]
     ) -> None:
@@ -153,6 +180,7 @@ class Reply:
         await self._timed({**start, "headers": [(b"content-type", kind), *more, *encoded]})
 
     async def _timed(self, message: dict[str, Any]) -> None:
+        self._sent = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(WRITE_S):
                 await self._send(message)

@@ -16,6 +16,7 @@ from kvrt.errors import ConfigError
 from kvrt.runtime import Runtime
 from kvrt.server.app import make_app
 from kvrt.server.config import ServerConfig
+from kvrt.server.connection import Connection
 from kvrt.server.guard import Guard
 from kvrt.server.keys import Keys
 from kvrt.server.served import read_template
@@ -107,7 +108,7 @@ async def serve(
     server = _Server(
         uvicorn.Config(
             Guard(make_app(service), config.host, prepared.keys),
-            http="h11",
+            http=Connection,
             ws="none",
             loop="none",
             lifespan="off",

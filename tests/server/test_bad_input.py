@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
@@ -275,3 +275,60 @@ def test_the_strict_api_refuses_fields_that_are_not_known(kind: type[msgspec.Str
     with pytest.raises(Refusal) as caught:
         decode(known[:-1] + b', "something": 1}', kind, strict=True)
     assert caught.value.param == "something"
+
+
+class Inner(msgspec.Struct):
+    """Somewhere inside."""
+
+    a: int = 1
+
+
+class Tagged(msgspec.Struct, tag="tagged", tag_field="type"):
+    """One of several."""
+
+    inner: Inner | None = None
+
+
+class Other(msgspec.Struct, tag="other", tag_field="type"):
+    """Another."""
+
+
+class Outer(msgspec.Struct, kw_only=True):
+    """Structs wherever a field can have them."""
+
+    plain: Inner
+    maybe: Inner | None = None
+    several: Annotated[list[Inner], msgspec.Meta(max_length=4)] | None = None
+    named: dict[str, Inner] = msgspec.field(default_factory=dict)
+    deep: list[list[Inner | None]] | None = None
+    kinds: list[Tagged | Other] | None = None
+    renamed: Inner | None = msgspec.field(default=None, name="class")
+    word: Literal["a", "b"] = "a"
+
+
+@pytest.mark.parametrize(
+    ("fields", "where"),
+    [
+        ({"plain": {"x": 1}}, "plain.x"),
+        ({"maybe": {"x": 1}}, "maybe.x"),
+        ({"several": [{}, {"x": 1}]}, "several[1].x"),
+        ({"named": {"n": {"x": 1}}}, "named[...].x"),
+        ({"deep": [[None, {"x": 1}]]}, "deep[0][1].x"),
+        ({"kinds": [{"type": "other", "x": 1}]}, "kinds[0].x"),
+        ({"kinds": [{"type": "tagged", "inner": {"x": 1}}]}, "kinds[0].inner.x"),
+        ({"class": {"x": 1}}, "class.x"),
+    ],
+)
+def test_the_strict_api_refuses_what_is_not_known_at_any_depth(
+    fields: dict[str, Any], where: str
+) -> None:
+    body = json.dumps({"plain": {}, **fields}).encode()
+    decode(body, Outer, strict=False)
+    with pytest.raises(Refusal) as caught:
+        decode(body, Outer, strict=True)
+    assert caught.value.param == where
+    good = body.replace(b'"x"', b'"a"').replace(b'"other", "a"', b'"tagged", "inner"')
+    good = good.replace(b'"inner": 1', b'"inner": {}')
+    decode(good, Outer, strict=True)
+    with pytest.raises(Refusal, match="plain"):
+        decode(b"{}", Outer, strict=True)
