@@ -25,6 +25,7 @@ class Signal(enum.Enum):
 
     CLOSE = enum.auto()
     LIMIT_CHANGED = enum.auto()
+    RUNG = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,6 +167,8 @@ class Worker(Mailbox):
         self.device, self.model, self.cache = made.device, made.model, made.cache
         self.engine, self.prefixes = made.engine, made.prefixes
         self.engine.observers = self.observers
+        if made.engine.memory.tenant is not None:
+            made.engine.memory.tenant.listen(lambda: self.tell(Signal.RUNG))
         self.fingerprint = made.fingerprint
         self.snapshots = Snapshots(made.engine, made.fingerprint, self._ask_thread)
         if self._config.cache_dir is not None:

@@ -21,8 +21,9 @@ _PREFILL_TOKENS = 64
 _WRITING_S = 0.05
 """While idle, pages on their way to disk are looked after so often."""
 
-_WATCHING_S = 0.02
-"""While idle, a tenant that has something to give looks so often whether others are due it."""
+_WATCHING_S = 1.0
+"""While idle, a tenant that has something to give looks so often whether others are due it. They
+ring when they are; but one may die in the moment before."""
 
 _LONGEST_REST_S = 3600.0
 """Systems cannot wait for any number of seconds, but a `prefix_cache_ttl` may be any."""
@@ -159,14 +160,16 @@ class Memory:
 
     # --- giving back -------------------------------------------------------------------------
 
-    def heed(self, coming: int = 0) -> None:
+    def heed(self, coming: int = 0, *, idle: bool = False) -> None:
         """Keep to what other tenants of the device leave, and tell them what would be of use.
 
         Args:
             coming: bytes that sequences will need beside the pages in use.
+            idle: it waits afterwards, until they ring.
         """
         if self.tenant is None:
             return
+        self.tenant.waits(idle)
         table, weights = self.cache.table, self._weights(self.tenant)
         used = self.cache.needed_bytes - table.idle_bytes
         # By whole chunks, so that it does not change in each step, and nobody has to look anew.
@@ -202,7 +205,7 @@ class Memory:
             Seconds after which to ask again, since more will be given back then; None: never.
         """
         patience = None
-        self.heed()
+        self.heed(idle=True)
         self.make_room()
         if self.reuse is not None:
             expired, patience = self.reuse.expire(self.cache.table)

@@ -2,6 +2,7 @@
 
     byte 0         locked by whoever changes a number of another, or takes memory
     byte 1 + row   locked by the tenant of that row for as long as it lives
+    1024 + row     not zero while that tenant waits until its bell is rung
     4096 ...       the rows
 
 Both are locks of an open file (``F_OFD_SETLK``, Linux): the system drops them when the process is
@@ -31,8 +32,9 @@ ROWS = 64
 NAME_BYTES = 48
 
 _MAGIC = b"kvrtshar"
-_VERSION = 1
+_VERSION = 2
 _HEADER = struct.Struct("<8sqq")  # magic, version, total
+_WAITS = 1024
 _FIRST, _STRIDE = 4096, 128
 _ROW = struct.Struct(f"<qqqqqqd{NAME_BYTES}s")
 _PID = struct.Struct("<q")
@@ -222,6 +224,14 @@ class Ledger:
         if self._own is not None:
             row = self._read(self._own)
             self._write(self._own, replace(row, claim=replace(row.claim, held=held, want=want)))
+
+    def waits(self, number: int) -> bool:
+        """Whether the tenant of a row waits, so that its bell has to be rung."""
+        return self._map[_WAITS + number] != 0
+
+    def set_waits(self, number: int, waits: bool) -> None:
+        """It does so from now on, or does no more."""
+        self._map[_WAITS + number] = waits
 
     def _read(self, number: int) -> Row:
         at = _FIRST + number * _STRIDE

@@ -4,12 +4,13 @@ import contextlib
 import os
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvrt.errors import CapacityError, OutOfMemory, StoreError
-from kvrt.sharing.fair import Claim, allowance
+from kvrt.sharing.bell import Bell, ring
+from kvrt.sharing.fair import Claim, allowance, fair_shares
 from kvrt.sharing.ledger import Ledger, Row
 from kvrt.units import format_bytes
 
@@ -72,6 +73,8 @@ class Tenant:
                 self.total = self._ledger.agree(total, whole)
                 self._check_guarantee(terms.guarantee)
                 self._own = self._ledger.enter(Row(os.getpid(), terms.name, self._claim))
+                self._ledger.set_waits(self._own, False)
+            self._bell = Bell(path, self._own)
         except BaseException as error:
             self._ledger.close()
             if isinstance(error, TimeoutError):
@@ -95,11 +98,22 @@ class Tenant:
     def close(self) -> None:
         """Leave: what it held is anybody's. Safe to call twice."""
         _tenants.discard(self)
+        self._bell.close()
         self._ledger.close()
 
     def let_go(self) -> None:
         """This is a forked child: see `Ledger.let_go`."""
+        self._bell.let_go()
         self._ledger.let_go()
+
+    def listen(self, heard: Callable[[], None]) -> None:
+        """Call `heard`, on a thread of its own, when it is to look at its allowance: others are
+        due what it has, and it `waits`."""
+        self._bell.listen(heard)
+
+    def waits(self, waits: bool) -> None:
+        """It looks by itself no more; or it does. Who says so looks once more, and then waits."""
+        self._ledger.set_waits(self._own, waits)
 
     @property
     def claim(self) -> Claim:
@@ -123,16 +137,17 @@ class Tenant:
         try:
             with self._ledger.locked(_PATIENCE_S):
                 others = self._others(self._ledger.rows())
-                if held <= allowance(self.total, claim, [row.claim for row in others]):
+                if held <= allowance(self.total, claim, _claims(others)):
                     self._say(held, max(held, claim.want))
                     return
         except TimeoutError as error:
             raise OutOfMemory(str(error), needed=nbytes) from None
         self.wants(held)
+        self._wake(others)
         raise NotLeased(
             f"{format_bytes(nbytes)} more of {self._ledger.path.stem} are not to be had now: of"
             f" {format_bytes(self.total)}, this process holds {format_bytes(claim.held)}; others:"
-            f" {_names(others)}",
+            f" {_names(others.values())}",
             needed=nbytes,
             fix="stop another, or give this one a guarantee",
         )
@@ -167,7 +182,8 @@ class Tenant:
         """Bytes that it may hold now: less than it does, if others are due what it has.
 
         Looked up without a lock: `take` decides. If it is less than it wants, those that have died
-        are looked for, since what they had is free.
+        are looked for, since what they had is free, and those that wait and have what it is due
+        are woken.
         """
         content = self._ledger.content
         if content == self._seen[0]:
@@ -177,18 +193,33 @@ class Tenant:
             self._seen = content, allowed
             return allowed
         with contextlib.suppress(TimeoutError), self._ledger.locked(_PATIENCE_S):
-            allowed = self._allowance(self._ledger.rows())
+            rows = self._ledger.rows()
+            allowed = self._allowance(rows)
+            if allowed < self._claim.want:
+                self._wake(self._others(rows))
         return allowed
 
     def others(self) -> str:
         """What other tenants hold, for people."""
-        return _names(self._others(self._ledger.peek()))
+        return _names(self._others(self._ledger.peek()).values())
 
     def _allowance(self, rows: dict[int, Row]) -> int:
-        return allowance(self.total, self._claim, [row.claim for row in self._others(rows)])
+        return allowance(self.total, self._claim, _claims(self._others(rows)))
 
-    def _others(self, rows: dict[int, Row]) -> list[Row]:
-        return [row for number, row in rows.items() if number != self._own]
+    def _others(self, rows: dict[int, Row]) -> dict[int, Row]:
+        return {number: row for number, row in rows.items() if number != self._own}
+
+    def _wake(self, others: dict[int, Row]) -> None:
+        """Ring for those that wait, and hold more than they are due."""
+        waiting = [number for number in others if self._ledger.waits(number)]
+        if not waiting:
+            return
+        due = fair_shares(self.total, [*_claims(others), self._claim])
+        share = dict(zip(others, due, strict=False))
+        for number in waiting:
+            if others[number].claim.held > share[number]:
+                self._ledger.set_waits(number, False)
+                ring(self.path, number)
 
     def _say(self, held: int, want: int) -> None:
         self._claim = replace(self._claim, held=held, want=want)
@@ -209,6 +240,10 @@ def tenants_of(path: Path) -> tuple[int, list[Row]]:
         raise StoreError(str(error), reason="locked", fix="end that process") from None
     finally:
         ledger.close()
+
+
+def _claims(rows: dict[int, Row]) -> list[Claim]:
+    return [row.claim for row in rows.values()]
 
 
 def _names(rows: Iterable[Row]) -> str:

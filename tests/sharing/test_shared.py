@@ -97,6 +97,19 @@ def test_what_an_idle_one_only_caches_goes_to_one_that_runs(
     assert idle.generate("def f(", ONE)[0].error is None
 
 
+def test_an_idle_one_gives_when_it_is_asked_and_does_not_look_by_itself(
+    make: MakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvrt.kv.memory._WATCHING_S", 3600.0)
+    idle, busy = make(), make()
+    for _ in range(2):
+        idle.generate(prompts(20, 200), ONE)
+        until(lambda: not idle.busy)
+        results = busy.generate(prompts(12, 200), LONG)
+        assert [r.error for r in results] == [None] * 12
+        assert busy.stats().cache.peak_mapped_bytes >= 6 * MIB, "all that the idle one cached"
+
+
 def test_a_guarantee_is_kept_free_while_its_owner_sleeps(make: MakeRuntime, folder: Path) -> None:
     greedy, owner = make(), make(guarantee="14MiB")
     others = threading.Thread(target=greedy.generate, args=(prompts(24, 120), LONG))
