@@ -18,7 +18,7 @@ from kvrt_cli.terminal import Terminal
 NEEDED = ("starlette", "uvicorn", "msgspec", "prometheus_client")
 """What the extra brings."""
 
-SHORT_HELP = "A model answers over HTTP, to clients of OpenAI's API and Anthropic's."
+SHORT_HELP = "A model answers over HTTP, to clients of OpenAI's API, Anthropic's and Ollama's."
 
 
 @click.command("serve", cls=SectionedCommand, sections=SERVE, short_help=SHORT_HELP)
@@ -132,7 +132,8 @@ def serve(
     """A model answers over HTTP.
 
     MODEL is as of kvrt run. Clients of OpenAI's API find it at http://HOST:PORT/v1, those of
-    Anthropic's at http://HOST:PORT; docs/serve.md has the routes. It runs until SIGTERM or Ctrl-C.
+    Anthropic's and Ollama's at http://HOST:PORT; docs/serve.md has the routes. It runs until
+    SIGTERM or Ctrl-C.
     """
     terminal.quiet = quiet
     _check_extra()

@@ -13,6 +13,9 @@ from starlette.types import ASGIApp
 from kvrt.server.anthropic.messages import MessagesApi
 from kvrt.server.endpoint import Endpoint
 from kvrt.server.errors import Refusal
+from kvrt.server.http import LINES
+from kvrt.server.ollama.about import About
+from kvrt.server.ollama.answers import ChatAnswers, GenerateAnswers
 from kvrt.server.openai.chat import ChatCompletions
 from kvrt.server.openai.completions import Completions
 from kvrt.server.openai.responses import Responses
@@ -25,7 +28,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 def make_app(service: Service) -> ASGIApp:
     """Everything that is served; `Guard` stands before it."""
-    plain, served = Plain(service), service.served
+    plain, about, served = Plain(service), About(service), service.served
     gets: dict[str, Handler] = {
         "/livez": plain.live,
         "/readyz": plain.ready,
@@ -34,8 +37,12 @@ def make_app(service: Service) -> ASGIApp:
         "/version": plain.version,
         "/v1/models": plain.models,
         "/v1/models/{name:path}": plain.model,
+        "/api/version": about.version,
+        "/api/tags": about.tags,
+        "/api/ps": about.ps,
     }
     posts: dict[str, Handler] = {
+        "/api/show": about.show,
         "/tokenize": plain.tokenize,
         "/detokenize": plain.detokenize,
         "/v1/messages/count_tokens": plain.count_tokens,
@@ -46,12 +53,20 @@ def make_app(service: Service) -> ASGIApp:
         "/v1/messages": MessagesApi(served),
         "/v1/responses": Responses(served),
     }
+    in_lines: dict[str, Api] = {
+        "/api/chat": ChatAnswers(served),
+        "/api/generate": GenerateAnswers(served),
+    }
     routes = [
         *(Route(path, handler, methods=["GET"]) for path, handler in gets.items()),
         *(Route(path, handler, methods=["POST"]) for path, handler in posts.items()),
         *(
             Route(path, Endpoint(service, path, api), methods=["POST"])
             for path, api in apis.items()
+        ),
+        *(
+            Route(path, Endpoint(service, path, api, LINES), methods=["POST"])
+            for path, api in in_lines.items()
         ),
     ]
     app = Starlette(

@@ -13,7 +13,7 @@ from kvrt.server import gate
 from kvrt.server.asking import ask
 from kvrt.server.errors import refusal_of
 from kvrt.server.guard import OWNER
-from kvrt.server.http import Reply, read_body, request_id, until_gone
+from kvrt.server.http import EVENTS, Reply, read_body, request_id, until_gone
 from kvrt.server.protocol import Api, Call
 from kvrt.server.service import Service
 
@@ -30,12 +30,14 @@ class Endpoint:
         service: what is asked.
         route: its path, for the log and the metrics.
         api: its protocol.
+        kind: of its streams.
     """
 
-    def __init__(self, service: Service, route: str, api: Api) -> None:
+    def __init__(self, service: Service, route: str, api: Api, kind: bytes = EVENTS) -> None:
         self._service = service
         self._route = route
         self._api = api
+        self._kind = kind
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = time.perf_counter()
@@ -78,7 +80,7 @@ class Endpoint:
             if not call.stream:
                 await reply.json(call.whole(await answers.results()))
                 return
-            await reply.begin_events()
+            await reply.begin_stream(self._kind)
             await reply.events(call.opening(answers.prompt_tokens))
             async with contextlib.aclosing(answers.pieces()) as pieces, reply.kept_alive():
                 async for number, delta in pieces:

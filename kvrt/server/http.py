@@ -15,6 +15,7 @@ from kvrt.server.errors import Refusal
 
 JSON = b"application/json"
 EVENTS = b"text/event-stream; charset=utf-8"
+LINES = b"application/x-ndjson"
 READ_S = 30.0
 """A whole body has so long to come."""
 
@@ -121,6 +122,7 @@ class Reply:
         self._send = send
         self._headers = dict(headers)
         self._sent = 0.0  # when something was, by the loop's clock
+        self._kind = JSON
         self.status = 0
         """Of the answer; 0: it has not begun."""
 
@@ -141,9 +143,10 @@ class Reply:
         await self._start(kind, status, headers, length)
         await self._timed({"type": "http.response.body", "body": body})
 
-    async def begin_events(self) -> None:
-        """The answer is to be events."""
-        await self._start(EVENTS, HTTPStatus.OK, {"cache-control": "no-cache"})
+    async def begin_stream(self, kind: bytes) -> None:
+        """The answer is to come in pieces: `EVENTS`, or `LINES` of JSON."""
+        self._kind = kind
+        await self._start(kind, HTTPStatus.OK, {"cache-control": "no-cache"})
 
     async def events(self, events: Iterable[bytes], *, more: bool = True) -> None:
         """Send some; none is no message."""
@@ -153,7 +156,11 @@ class Reply:
 
     @contextlib.asynccontextmanager
     async def kept_alive(self) -> AsyncIterator[None]:
-        """Meanwhile, events that have begun are never silent for longer than `SILENCE_S`."""
+        """Meanwhile, events that have begun are never silent for longer than `SILENCE_S`. Lines of
+        JSON have nothing that clients would pass over."""
+        if self._kind != EVENTS:
+            yield
+            return
         keeping = asyncio.create_task(self._keep_alive())
         try:
             yield

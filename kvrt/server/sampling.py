@@ -31,9 +31,9 @@ class Defaults:
     def __init__(self, model: GenerationDefaults) -> None:
         names = ("repetition_penalty", *(DRAWN if model.sample else ()))
         given = {name: getattr(model, name) for name in names}
-        self._params = {"temperature": 1.0} | {k: v for k, v in given.items() if v is not None}
+        self.given = {"temperature": 1.0} | {k: v for k, v in given.items() if v is not None}
         try:
-            SamplingParams(**self._params)
+            SamplingParams(**self.given)
         except RequestError as error:
             raise ModelError(f"{model.file} recommends something that cannot be: {error}") from None
 
@@ -55,5 +55,5 @@ class Defaults:
             wishes["seed"] = fields.seed % 2**64
         wishes |= own
         return SamplingParams(
-            **{**self._params, **{k: v for k, v in wishes.items() if v is not None}}
+            **{**self.given, **{k: v for k, v in wishes.items() if v is not None}}
         )

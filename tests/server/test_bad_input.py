@@ -17,6 +17,7 @@ import pytest
 from kvrt.server.anthropic.messages import Conversation, MessagesRequest
 from kvrt.server.errors import Refusal
 from kvrt.server.fields import decode
+from kvrt.server.ollama.fields import ChatAsked, GenerateAsked
 from kvrt.server.openai.chat import ChatRequest
 from kvrt.server.openai.completions import CompletionRequest
 from kvrt.server.openai.responses import ResponsesRequest
@@ -179,14 +180,15 @@ FIELDS = [*NUMBERS, "stream", "stream_options", "echo", "suffix", "user", "ignor
           "top_logprobs", "tools", "tool_choice", "response_format", "chat_template_kwargs",
           "max_completion_tokens", "add_generation_prompt", "continue_final_message", "model",
           "skip_special_tokens", "something else", "system", "instructions", "stop_sequences",
-          "input"]  # fmt: skip
+          "input", "format", "think", "raw", "keep_alive"]  # fmt: skip
 
 
 def generated(rng: random.Random) -> tuple[str, bytes]:
     """A request that is nearly good, and may be broken as text, too."""
-    path = rng.choice([TEXT, CHAT, "/v1/responses", "/v1/messages", "/tokenize", "/detokenize"])
+    path = rng.choice([TEXT, CHAT, "/v1/responses", "/v1/messages", "/tokenize", "/detokenize",
+                       "/api/chat", "/api/generate"])  # fmt: skip
     body: dict[str, Any] = {"model": "tiny", "prompt": "a", "messages": MESSAGES, "max_tokens": 2,
-                            "max_output_tokens": 2}  # fmt: skip
+                            "max_output_tokens": 2, "options": {"num_predict": 2}}  # fmt: skip
     if path == "/v1/responses":
         body["input"] = rng.choice(["a", MESSAGES, words(rng)])
         del body["prompt"]
@@ -220,7 +222,8 @@ def test_no_request_ends_the_engine_or_disturbs_a_stream(server: Server, count: 
             assert status < 500, (body, answer)
             seen[status] = seen.get(status, 0) + 1
             if status != 200:
-                assert json.loads(answer)["error"]["message"]
+                error = json.loads(answer)["error"]
+                assert error if path.startswith("/api/") else error["message"]
     assert seen[200] > count // 20
     assert seen[400] > count // 10
     assert "CONNECTS" not in server.said(), "nothing that is asked makes a connection"
@@ -260,6 +263,8 @@ def test_neither_the_log_nor_an_error_has_what_was_asked(server: Server) -> None
         ResponsesRequest,
         MessagesRequest,
         Conversation,
+        ChatAsked,
+        GenerateAsked,
         TokenizeRequest,
         DetokenizeRequest,
     ],

@@ -13,7 +13,7 @@ from kvrt.server.errors import Refusal
 from kvrt.server.fields import Messages, Tokens, Top, decode
 from kvrt.server.http import event
 from kvrt.server.openai.errors import broken, refused
-from kvrt.server.openai.shared import DONE, Common, finish_reason, number, usage
+from kvrt.server.openai.shared import DONE, Common, finish_reason, token_entries, usage
 from kvrt.server.served import Served
 
 
@@ -161,15 +161,4 @@ class ChatCall:
     def _logprobs(self, entries: Sequence[TokenLogprobs] | None) -> dict[str, Any] | None:
         if self.logprobs is None or entries is None:
             return None
-        content = [
-            {
-                **self._token(entry.token_id, entry.logprob),
-                "top_logprobs": [self._token(*pair) for pair in entry.top[: self.logprobs]],
-            }
-            for entry in entries
-        ]
-        return {"content": content, "refusal": None}
-
-    def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self.served.token_text(token)
-        return {"token": text, "logprob": number(logprob), "bytes": list(text.encode())}
+        return {"content": token_entries(self.served, entries, self.logprobs), "refusal": None}

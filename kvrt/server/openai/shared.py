@@ -8,6 +8,7 @@ import msgspec
 from kvrt.outputs import FinishReason, Result, TokenLogprobs
 from kvrt.server.fields import Name, Sampling
 from kvrt.server.http import event
+from kvrt.server.served import Served
 
 DONE = event(b"[DONE]")
 LOWEST = -9999.0
@@ -55,6 +56,24 @@ def finish_reason(reason: FinishReason | None) -> str | None:
 
 def top_of(entry: TokenLogprobs, count: int) -> Sequence[tuple[int, float]]:
     return entry.top[:count]
+
+
+def token_entries(
+    served: Served, entries: Sequence[TokenLogprobs], top: int
+) -> list[dict[str, Any]]:
+    """Each token's log-probability, and those of so many likeliest in its place."""
+
+    def told(token: int, logprob: float) -> dict[str, Any]:
+        text = served.token_text(token)
+        return {"token": text, "logprob": number(logprob), "bytes": list(text.encode())}
+
+    return [
+        {
+            **told(entry.token_id, entry.logprob),
+            "top_logprobs": [told(*pair) for pair in entry.top[:top]],
+        }
+        for entry in entries
+    ]
 
 
 def number(logprob: float) -> float:
