@@ -23,6 +23,7 @@ from kvrt_cli.naming import NAME, TINY
 from kvrt_cli.options import color_option
 from kvrt_cli.run import run
 from kvrt_cli.serve import serve
+from kvrt_cli.show import show
 from kvrt_cli.streams import discard, fill_closed, replace_what_cannot_be_encoded
 from kvrt_cli.terminal import LogLines, Terminal
 from kvrt_cli.top import top
@@ -162,6 +163,7 @@ def cli() -> None:
       kvrt run                        the bundled model completes a text
       kvrt run DIRECTORY "a prompt"   any Hugging Face checkpoint
       kvrt serve DIRECTORY            ... for clients of OpenAI's API
+      kvrt show DIRECTORY             what a model takes, and how much of it fits here
       kvrt doctor                     what works on this machine, and how to mend the rest
       kvrt top                        who shares a device, and what each one holds
       kvrt bench                      tokens per second
@@ -172,6 +174,7 @@ def cli() -> None:
 cli.add_command(run)
 cli.add_command(serve)
 cli.add_command(models)
+cli.add_command(show)
 cli.add_command(doctor)
 cli.add_command(top)
 cli.add_command(bench)

@@ -92,43 +92,61 @@ color_option = click.option(
     help="Colours: on a terminal unless NO_COLOR is set (auto), always, or never.",
 )
 
+backend_option = click.option(
+    "--backend",
+    metavar="NAME",
+    default="auto",
+    help="auto, cpu, cuda, rocm, or the name of a plug-in. auto is KVRT_BACKEND, else the"
+    " first accelerator that works, else the CPU.",
+)
+device_option = click.option(
+    "--device",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Which of the backend's devices; see kvrt run --list-devices.",
+)
+kv_dtype_option = click.option(
+    "--kv-cache-dtype",
+    type=kv_format,
+    metavar=f"[{'|'.join(KV_FORMATS)}]",
+    default="auto",
+    help="Of keys and values in the cache; auto: that of the weights. int8 and int4 take a"
+    " quarter and an eighth of float32's memory, and a little more, at some loss of"
+    " quality; fp8 (E4M3) takes as much as int8, on GPUs that have it.",
+)
+quantize_option = click.option(
+    "--quantize",
+    type=click.Choice(["int8", "int5", "int4"]),
+    help="Make the matrices into codes of so many bits as they are loaded: about half of"
+    " bfloat16's memory in int8, at hardly any loss of quality, and a third in int4.",
+)
+offline_option = click.option(
+    "--offline", is_flag=True, help="Use only what is on this machine; download nothing."
+)
+revision_option = click.option(
+    "--revision", metavar="REV", help="Branch, tag or commit of a hub id."
+)
+dtype_option = click.option(
+    "--dtype",
+    type=dtype,
+    metavar=DTYPE_METAVAR,
+    default="auto",
+    help="Of the weights; auto: the model's.",
+)
+
 runtime_options = apply(
     [
-        click.option(
-            "--backend",
-            metavar="NAME",
-            default="auto",
-            help="auto, cpu, cuda, rocm, or the name of a plug-in. auto is KVRT_BACKEND, else the"
-            " first accelerator that works, else the CPU.",
-        ),
-        click.option(
-            "--device",
-            type=click.IntRange(0),
-            default=0,
-            metavar="N",
-            help="Which of the backend's devices; see kvrt run --list-devices.",
-        ),
-        click.option(
-            "--kv-cache-dtype",
-            type=kv_format,
-            metavar=f"[{'|'.join(KV_FORMATS)}]",
-            default="auto",
-            help="Of keys and values in the cache; auto: that of the weights. int8 and int4 take a"
-            " quarter and an eighth of float32's memory, and a little more, at some loss of"
-            " quality; fp8 (E4M3) takes as much as int8, on GPUs that have it.",
-        ),
+        backend_option,
+        device_option,
+        kv_dtype_option,
         click.option(
             "--load-format",
             type=click.Choice(["auto", "dummy"]),
             default="auto",
             help="dummy: random weights from config.json alone, for benchmarks.",
         ),
-        click.option(
-            "--quantize",
-            type=click.Choice(["int8", "int5", "int4"]),
-            help="Make the matrices into codes of so many bits as they are loaded: about half of"
-            " bfloat16's memory in int8, at hardly any loss of quality, and a third in int4.",
-        ),
+        quantize_option,
         click.option(
             "--quantized-dir",
             metavar="DIR|auto|none",
@@ -190,10 +208,8 @@ runtime_options = apply(
             help="Guess up to K tokens a step (10) from what the text has said before, and verify"
             " them together: the same text, sooner where it repeats itself.",
         ),
-        click.option(
-            "--offline", is_flag=True, help="Use only what is on this machine; download nothing."
-        ),
-        click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id."),
+        offline_option,
+        revision_option,
     ]
 )
 

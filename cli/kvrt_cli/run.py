@@ -20,9 +20,8 @@ from kvrt_cli.errors import of_the_system
 from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option, share_options
 from kvrt_cli.naming import TINY, model_name
 from kvrt_cli.options import (
-    DTYPE_METAVAR,
     color_option,
-    dtype,
+    dtype_option,
     runtime_config,
     runtime_options,
     template_variables,
@@ -86,13 +85,7 @@ SHORT_HELP = "A model answers a prompt, a file of prompts, or you in a conversat
 @memory_options
 @share_options
 @lasting_options
-@click.option(
-    "--dtype",
-    type=dtype,
-    metavar=DTYPE_METAVAR,
-    default="auto",
-    help="Of the weights; auto: the model's.",
-)
+@dtype_option
 @click.option("-t", "--threads", type=click.IntRange(1), metavar="N", help="Host threads.")
 @click.option("--list-devices", is_flag=True, help="List the devices kvrt could use, and exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, at the end.")

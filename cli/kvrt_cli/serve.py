@@ -10,7 +10,7 @@ import click
 from kvrt.errors import ConfigError
 from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option, share_options
 from kvrt_cli.naming import TINY, model_name
-from kvrt_cli.options import DTYPE_METAVAR, color_option, dtype, runtime_config, runtime_options
+from kvrt_cli.options import color_option, dtype_option, runtime_config, runtime_options
 from kvrt_cli.run import open_runtime
 from kvrt_cli.sections import SERVE, SectionedCommand
 from kvrt_cli.terminal import Terminal
@@ -108,13 +108,7 @@ SHORT_HELP = "A model answers over HTTP, to clients of OpenAI's API, Anthropic's
 @memory_options
 @share_options
 @lasting_options
-@click.option(
-    "--dtype",
-    type=dtype,
-    metavar=DTYPE_METAVAR,
-    default="auto",
-    help="Of the weights; auto: the model's.",
-)
+@dtype_option
 @click.option("-t", "--threads", type=click.IntRange(1), metavar="N", help="Host threads.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors alone.")
 @color_option

@@ -6,6 +6,7 @@ tokens as those of the others.
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from kvrt.config import RuntimeConfig
 from kvrt.errors import CapacityError
@@ -45,10 +46,14 @@ def too_small(limit: int | str, weights: int, smallest: int) -> CapacityError:
     )
 
 
-def step_bytes(config: RuntimeConfig, model: Model) -> int:
+def step_bytes(config: RuntimeConfig, spec: ModelSpec, computed: DType) -> int:
     """What the largest step computes in: activations of all its tokens, and a row of logits for
-    each sequence. Logits of prompts, and what an attention kernel keeps aside, are not counted."""
-    spec, item = model.spec, ITEM_BYTES[model.decoder.dtype]
+    each sequence. Logits of prompts, and what an attention kernel keeps aside, are not counted.
+
+    Args:
+        computed: the dtype of activations.
+    """
+    item = ITEM_BYTES[computed]
     activations = config.max_batch_tokens * Activations.width(spec) * item
     rows = min(config.max_running, config.max_batch_tokens)
     return activations + rows * spec.vocab * (item + ITEM_BYTES["float32"])
@@ -94,6 +99,61 @@ def check_room(
     return room
 
 
+@dataclass(frozen=True, slots=True)
+class CacheSizes:
+    """What a KV cache is made of, and what it has to leave free.
+
+    Args:
+        layouts: the pages of each group of layers.
+        pages: of each group, that addresses are reserved for, the null page included.
+        shapes: pages over the device's chunks.
+        step: bytes that the largest step may compute in.
+    """
+
+    layouts: list[KVLayout]
+    pages: int
+    shapes: list[Geometry]
+    step: int
+
+    def limit(self, free: int) -> int:
+        """How much the cache may take of so many bytes that are free after loading, where nothing
+        else is asked for."""
+        span = sum(shape.span_bytes for shape in self.shapes)
+        return min(span, int(free * FREE_SHARE), free - self.step)
+
+
+def cache_sizes(
+    config: RuntimeConfig,
+    info: DeviceInfo,
+    spec: ModelSpec,
+    dtype: DType,
+    computed: DType,
+    positions: int,
+    free: int,
+) -> CacheSizes:
+    """The sizes of a model's KV cache.
+
+    Args:
+        dtype: of the weights.
+        computed: of activations.
+        positions: the longest prompt and output together.
+        free: bytes of the device's memory, after loading.
+
+    Raises:
+        ConfigError: the device does not keep keys and values as they are wanted.
+    """
+    layouts = layouts_of(config, spec, dtype)
+    # Addresses cost nothing: reserve what the device could ever hold, so that limits can grow.
+    pages = -(-positions // config.page_size) * config.max_running + 1
+    shapes = [geometry_of(layout, info, pages) for layout in layouts]
+    held = positions
+    if 0 in spec.by_window:  # of others, memory does not say how long a text can be
+        held = min(held, free // layouts[0].page_bytes * config.page_size)
+    step = step_bytes(config, spec, computed)
+    step += sum(rotation_bytes(rope.width(spec.head_dim), held) for rope in spec.ropes)
+    return CacheSizes(layouts, pages, shapes, step)
+
+
 def make_cache(
     config: RuntimeConfig, device: Device, model: Model, tenant: Tenant | None = None
 ) -> tuple[LocalExecutor, KVCache]:
@@ -106,30 +166,23 @@ def make_cache(
         What runs the model over its pages, and the cache that keeps them, which closes it.
     """
     info, spec = device.info, model.spec
-
-    layouts = layouts_of(config, spec, model.dtype)
-    # Addresses cost nothing: reserve what the device could ever hold, so that limits can grow.
-    pages = -(-model.max_model_len // config.page_size) * config.max_running + 1
-    shapes = [geometry_of(layout, info, pages) for layout in layouts]
-    span = sum(shape.span_bytes for shape in shapes)
     free = device.memory.info().free
-    held = model.max_model_len
-    if 0 in spec.by_window:  # of others, memory does not say how long a text can be
-        held = min(held, free // layouts[0].page_bytes * config.page_size)
-    step = step_bytes(config, model)
-    step += sum(rotation_bytes(rope.width(spec.head_dim), held) for rope in spec.ropes)
+    sizes = cache_sizes(
+        config, info, spec, model.dtype, model.decoder.dtype, model.max_model_len, free
+    )
+    step = sizes.step
     if config.memory_limit is None:
-        limit = min(span, int(free * FREE_SHARE), free - step)
+        limit = sizes.limit(free)
     else:
         limit = limit_bytes(config.memory_limit, info) - model.weight_bytes
-        if min(limit, span) > free - step:
+        if min(limit, sum(shape.span_bytes for shape in sizes.shapes)) > free - step:
             log.warning(
                 "of %s that are free, a memory limit of %s leaves %s to compute in, and a step of"
                 " %d tokens may need %s: steps will be smaller",
                 format_bytes(free), config.memory_limit, format_bytes(max(0, free - limit)),
                 config.max_batch_tokens, format_bytes(step),
             )  # fmt: skip
-    smallest = smallest_bytes(shapes)
+    smallest = smallest_bytes(sizes.shapes)
     if limit < smallest:
         if config.memory_limit is None:
             raise CapacityError(
@@ -141,7 +194,12 @@ def make_cache(
             )
         raise too_small(config.memory_limit, model.weight_bytes, smallest)
     executor = LocalExecutor(
-        device, layouts, pages, model.decoder.forward, poison=config.debug, tenant=tenant
+        device,
+        sizes.layouts,
+        sizes.pages,
+        model.decoder.forward,
+        poison=config.debug,
+        tenant=tenant,
     )
     cache = KVCache(
         executor,

@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 
 from kvrt.model.spec import ModelSpec
-from kvrt.spi import Rotation
+from kvrt.spi import DeviceInfo, DType, Rotation
+
+
+def computed_in(dtype: DType, info: DeviceInfo) -> DType:
+    """What a device computes activations in, where weights have a dtype: that, if it can."""
+    return dtype if dtype in info.compute_dtypes else info.compute_dtypes[0]
 
 
 class Activations(NamedTuple):

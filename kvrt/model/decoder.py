@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvrt.model import branches
-from kvrt.model.activations import Activations
+from kvrt.model.activations import Activations, computed_in
 from kvrt.model.branches import Branches
 from kvrt.model.graphs import DecodeGraphs, padded
 from kvrt.model.ops import MixedOps, TorchOps
@@ -84,8 +84,7 @@ class Decoder:
         self.spec = spec
         self.weights = weights
         self.max_positions = max_positions
-        computes = device.info.compute_dtypes
-        self.dtype: DType = dtype if dtype in computes else computes[0]
+        self.dtype = computed_in(dtype, device.info)
         self._torch_dtype: torch.dtype = getattr(torch, self.dtype)
         self._torch_device = device.info.torch_device
         self._attention = device.attention

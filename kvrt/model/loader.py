@@ -2,32 +2,32 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
-from kvrt.errors import CapacityError, ConfigError, ModelError, RequestError
+from kvrt.errors import CapacityError, RequestError
 from kvrt.model import arena
 from kvrt.model.chat import Chat
 from kvrt.model.checkpoint import Checkpoint
+from kvrt.model.choice import check_shape, choose
 from kvrt.model.decoder import Decoder
 from kvrt.model.detokenizer import Detokenizer
 from kvrt.model.dummy import fill_dummy
 from kvrt.model.filling import digests_of, fill, fingerprint
 from kvrt.model.generation import GenerationDefaults
 from kvrt.model.messages import Message
-from kvrt.model.packed.choice import as_stored, kept_weights, notes_on, quantizing
+from kvrt.model.packed.choice import kept_weights, notes_on
 from kvrt.model.packed.kept import KeptWeights
 from kvrt.model.packed.quantize import Quantize
 from kvrt.model.progress import Progress
 from kvrt.model.resolve import resolve
-from kvrt.model.rope import for_context
-from kvrt.model.source import Source, open_source
+from kvrt.model.source import open_source
 from kvrt.model.spec import ModelSpec
 from kvrt.model.tokenizer import TOKENIZER, Tokenizer
-from kvrt.model.weights import NOTHING_PACKED, Packing, assemble, weight_bytes
+from kvrt.model.weights import Packing, assemble
 from kvrt.spi import Device, DType
 
 LoadFormat = Literal["auto", "dummy"]
@@ -169,23 +169,20 @@ def load_model(
         progress=progress,
     )
     source = open_source(place)
-    spec = source.spec
-    _check_shape(source, device)
+    check_shape(source, device)
     checkpoint = None if dummy else source.checkpoint()
-    if checkpoint is not None:
-        spec = checkpoint.spec
+    choice = choose(
+        source,
+        checkpoint,
+        device,
+        dtype=dtype,
+        quantize=quantize,
+        max_model_len=max_model_len,
+    )
+    spec, chosen, packing = choice.spec, choice.dtype, choice.packing
     generation = source.generation(spec)
     tokenizer = source.tokenizer(spec)
-    chosen = _choose_dtype(dtype, checkpoint.dtype if checkpoint else spec.dtype, device)
-    positions = _choose_length(max_model_len, spec)
-    ropes = (for_context(rope, spec.head_dim, positions) for rope in spec.ropes)
-    spec = replace(spec, ropes=tuple(ropes))
-    packing = NOTHING_PACKED
-    if quantize is not None:
-        packing = quantizing(quantize, spec, device)
-    elif checkpoint is not None and dtype == "auto":
-        packing = as_stored(checkpoint, device)
-    needed = weight_bytes(spec, chosen, packing)
+    needed = choice.weight_bytes
     check_room(spec, chosen, needed)
     memory = _allocate(str(model), needed, chosen, device)
     notes: list[str] = []
@@ -207,7 +204,7 @@ def load_model(
         path=source.path,
         spec=spec,
         dtype=chosen,
-        decoder=Decoder(spec, weights, device, chosen, positions),
+        decoder=Decoder(spec, weights, device, chosen, choice.positions),
         tokenizer=tokenizer,
         generation=generation,
         eos_ids=_eos_ids(generation, tokenizer, spec.vocab),
@@ -215,7 +212,7 @@ def load_model(
             f"{spec} {chosen} {stored} {packing.description}".encode()
         ).hexdigest(),
         weight_bytes=weights.nbytes,
-        max_model_len=positions,
+        max_model_len=choice.positions,
         notes=tuple(notes),
     )
 
@@ -242,41 +239,6 @@ def _quantize(
     if kept is not None and kept.write(content, memory):
         return content, f"are kept in {kept.path(content)}"
     return content, "were made for this start"
-
-
-def _check_shape(source: Source, device: Device) -> None:
-    sizes, head_dim = device.info.head_dims, source.spec.head_dim
-    if sizes and head_dim not in sizes:
-        raise ModelError(
-            f"{source.shape}: head_dim is {head_dim}, but attention on"
-            f" {device.info.backend} is made for {', '.join(map(str, sizes))}",
-            fix="load another model, or look for another backend: kvrt doctor lists them",
-        )
-
-
-def _choose_dtype(wanted: DType | Literal["auto"], stored: DType, device: Device) -> DType:
-    usable = device.info.weight_dtypes
-    if wanted == "auto":
-        return stored if stored in usable else "float32"
-    if wanted not in usable:
-        raise ConfigError(
-            f"dtype {wanted} cannot be used for weights on {device.info.backend}",
-            fix=f"use one of {', '.join(usable)}",
-        )
-    return wanted
-
-
-def _choose_length(wanted: int | None, spec: ModelSpec) -> int:
-    if wanted is None:
-        # It would also change short texts, so the stretched context must be asked for.
-        return spec.rope.original_positions if spec.rope.depends else spec.max_positions
-    if not 1 <= wanted <= spec.max_positions:
-        raise ConfigError(
-            f"max_model_len is {wanted}; this model's context has room for {spec.max_positions}"
-            " tokens",
-            fix=f"give a number from 1 to {spec.max_positions}",
-        )
-    return wanted
 
 
 def _allocate(name: str, needed: int, dtype: DType, device: Device) -> Tensor:

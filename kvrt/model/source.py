@@ -10,6 +10,7 @@ from kvrt.model.generation import GenerationDefaults, read_generation
 from kvrt.model.gguf.source import GGUFSource
 from kvrt.model.jsonfile import Fields, read_object
 from kvrt.model.packed.config import read_method
+from kvrt.model.packed.methods import Method
 from kvrt.model.spec import ModelSpec
 from kvrt.model.tokenizer import TOKENIZER, Tokenizer
 
@@ -21,6 +22,7 @@ class Source(Protocol):
         path: its folder or file.
         shape: the file that says its shape, for errors.
         spec: its shape, as that file has it.
+        method: how its matrices are kept that are several tensors each, if any are.
     """
 
     @property
@@ -31,6 +33,9 @@ class Source(Protocol):
 
     @property
     def spec(self) -> ModelSpec: ...
+
+    @property
+    def method(self) -> Method | None: ...
 
     def checkpoint(self) -> Checkpoint:
         """Its weights, with their headers checked."""
@@ -49,10 +54,10 @@ class Folder:
         self.path = path
         self.shape = path / "config.json"
         self.spec = read_config(self.shape)
-        self._method = read_method(Fields(str(self.shape), read_object(self.shape)))
+        self.method = read_method(Fields(str(self.shape), read_object(self.shape)))
 
     def checkpoint(self) -> Checkpoint:
-        return checkpoint.open_checkpoint(self.path, self.spec, self._method)
+        return checkpoint.open_checkpoint(self.path, self.spec, self.method)
 
     def generation(self, spec: ModelSpec) -> GenerationDefaults:
         return read_generation(self.path, spec)

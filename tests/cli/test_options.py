@@ -16,6 +16,7 @@ COMMANDS = {
     "serve": ("serve", "tiny", "--keys", "keys", "--new-key", "me"),
     "top": ("top", "--once"),
     "models": ("models",),
+    "show": ("show", "tiny", "--backend", "cpu"),
 }
 ANY = (
     "", " ", "x", "X" * 5000, "-", "--", "\n", "é", "\udce9", "0", "1", "3", "-1", "-0.0", "1.5",

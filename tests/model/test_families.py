@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
+from kvrt.model.choice import choose
 from kvrt.model.graphs import DecodeGraphs
 from kvrt.model.loader import Model, load_model
+from kvrt.model.source import open_source
 from kvrt.spi import Device, Graph, GraphCapture
 from tests.model.checkpoints import (
     FAMILIES,
@@ -104,6 +106,11 @@ def test_greedy_tokens_are_those_of_transformers_alone_and_in_a_mixed_batch_of_1
         # greedy continuation is this one.
         chosen = case.logits(text.tokens[:-1])[length - 1 :].argmax(-1).tolist()
         assert text.tokens[length:] == chosen
+
+
+def test_it_has_as_many_parameters(case: Case, cpu: Device) -> None:
+    choice = choose(open_source(case.folder), None, cpu)
+    assert choice.parameters == sum(each.numel() for each in case.reference.parameters())
 
 
 @pytest.mark.parametrize("model_type", SEEING)

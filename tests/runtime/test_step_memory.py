@@ -229,7 +229,7 @@ def test_the_default_limit_leaves_room_for_the_largest_step(
     break_device(lambda device: Small(device, free))
     options: dict[str, object] = {"memory_limit": None, "max_batch_tokens": 4_000}
     runtime = make_runtime(**options)
-    step = step_bytes(runtime.config, runtime.model)
+    step = step_bytes(runtime.config, runtime.model.spec, runtime.model.decoder.dtype)
     assert free * FREE_SHARE > free - step, "or this shows nothing"
     assert 0 < runtime.stats().cache.limit_bytes <= free - step
     with pytest.raises(CapacityError, match="a step of 32000 tokens may need") as raised:

@@ -14,6 +14,8 @@ from kvrt.model.tokenizer import Tokenizer
 class GGUFSource:
     """A GGUF file, or several that were split off one."""
 
+    method = None
+
     def __init__(self, path: Path) -> None:
         self._gguf = open_gguf(path)
         self.path = self.shape = self._gguf.path

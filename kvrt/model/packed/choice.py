@@ -17,6 +17,7 @@ from kvrt.model.header import TensorEntry
 from kvrt.model.jsonfile import few
 from kvrt.model.packed.ggml import TYPES
 from kvrt.model.packed.kept import KeptWeights
+from kvrt.model.packed.methods import Method
 from kvrt.model.packed.quantize import FORMATS, Quantize, formats_for
 from kvrt.model.packed.tensors import format_of
 from kvrt.model.spec import ModelSpec
@@ -104,6 +105,22 @@ def as_stored(checkpoint: Checkpoint, device: Device) -> Packing:
                         stored[part.name] = format
     formats = {name: kept for name, kept in stored.items() if products.multiplies(kept)}
     return _whole_weights(checkpoint.spec, Packing(formats, products))
+
+
+def as_announced(spec: ModelSpec, method: Method, device: Device) -> Packing:
+    """The matrices that would be codes, of weights that are not there: all those of layers, as a
+    method keeps them, as far as the device multiplies them."""
+    products = device.extension(PackedMatrices)  # type: ignore[type-abstract]
+    format = method.format("F16")
+    if products is None or method.ordered or not products.multiplies(format):
+        return NOTHING_PACKED
+    formats = {
+        part.name: format
+        for weight in weights_of(spec)
+        for part in weight.parts
+        if weight.layer is not None and weight.is_matrix and format.fits(part.shape[1])
+    }
+    return _whole_weights(spec, Packing(formats, products))
 
 
 def _whole_weights(spec: ModelSpec, packing: Packing) -> Packing:

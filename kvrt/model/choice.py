@@ -1,0 +1,114 @@
+"""What a model becomes on a device, before any memory is taken: the dtype and codes of its weights,
+their bytes, and how long a context can be."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from kvrt.errors import ConfigError, ModelError
+from kvrt.model.checkpoint import Checkpoint
+from kvrt.model.packed.choice import as_announced, as_stored, quantizing
+from kvrt.model.packed.methods import Method
+from kvrt.model.packed.quantize import Quantize
+from kvrt.model.rope import for_context
+from kvrt.model.source import Source
+from kvrt.model.spec import ModelSpec
+from kvrt.model.weights import NOTHING_PACKED, Packing, weight_bytes, weights_of
+from kvrt.spi import Device, DType
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was chosen for a model.
+
+    Args:
+        spec: its shape, as its weights have it, rotated for contexts of `positions`.
+        dtype: of its matrices in memory, those that are not codes.
+        packing: those that are.
+        positions: the longest prompt and output together, in tokens.
+    """
+
+    spec: ModelSpec
+    dtype: DType
+    packing: Packing
+    positions: int
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the weights are."""
+        return sum(part.numel for weight in weights_of(self.spec) for part in weight.parts)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory that the weights take."""
+        return weight_bytes(self.spec, self.dtype, self.packing)
+
+
+def choose(
+    source: Source,
+    checkpoint: Checkpoint | None,
+    device: Device,
+    *,
+    dtype: DType | Literal["auto"] = "auto",
+    quantize: Quantize | None = None,
+    max_model_len: int | None = None,
+    method: Method | None = None,
+) -> Choice:
+    """Choose as the device can, and as is asked for; see `load_model`.
+
+    Args:
+        checkpoint: the weights; None: there are none, and the model's own word is taken for them.
+        method: how the matrices are kept of weights that are not there, if they are quantised.
+
+    Raises:
+        ConfigError: `dtype`, `quantize` or `max_model_len` cannot be used here.
+    """
+    spec = source.spec if checkpoint is None else checkpoint.spec
+    stored = spec.dtype if checkpoint is None else checkpoint.dtype
+    chosen = _choose_dtype(dtype, stored, device)
+    positions = _choose_length(max_model_len, spec)
+    ropes = (for_context(rope, spec.head_dim, positions) for rope in spec.ropes)
+    spec = replace(spec, ropes=tuple(ropes))
+    packing = NOTHING_PACKED
+    if quantize is not None:
+        packing = quantizing(quantize, spec, device)
+    elif checkpoint is not None and dtype == "auto":
+        packing = as_stored(checkpoint, device)
+    elif method is not None and dtype == "auto":
+        packing = as_announced(spec, method, device)
+    return Choice(spec, chosen, packing, positions)
+
+
+def check_shape(source: Source, device: Device) -> None:
+    """Raise `ModelError` if the device has no attention for heads as wide as a model's."""
+    sizes, head_dim = device.info.head_dims, source.spec.head_dim
+    if sizes and head_dim not in sizes:
+        raise ModelError(
+            f"{source.shape}: head_dim is {head_dim}, but attention on"
+            f" {device.info.backend} is made for {', '.join(map(str, sizes))}",
+            fix="load another model, or look for another backend: kvrt doctor lists them",
+        )
+
+
+def _choose_dtype(wanted: DType | Literal["auto"], stored: DType, device: Device) -> DType:
+    usable = device.info.weight_dtypes
+    if wanted == "auto":
+        return stored if stored in usable else "float32"
+    if wanted not in usable:
+        raise ConfigError(
+            f"dtype {wanted} cannot be used for weights on {device.info.backend}",
+            fix=f"use one of {', '.join(usable)}",
+        )
+    return wanted
+
+
+def _choose_length(wanted: int | None, spec: ModelSpec) -> int:
+    if wanted is None:
+        # It would also change short texts, so the stretched context must be asked for.
+        return spec.rope.original_positions if spec.rope.depends else spec.max_positions
+    if not 1 <= wanted <= spec.max_positions:
+        raise ConfigError(
+            f"max_model_len is {wanted}; this model's context has room for {spec.max_positions}"
+            " tokens",
+            fix=f"give a number from 1 to {spec.max_positions}",
+        )
+    return wanted

@@ -1,0 +1,121 @@
+"""``kvrt show``."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kvrt
+from kvrt.model.resolve import resolve
+
+from .conftest import Kvrt
+
+LLAMA_405B = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 128_256,
+    "hidden_size": 16_384,
+    "intermediate_size": 53_248,
+    "num_hidden_layers": 126,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-5,
+    "torch_dtype": "bfloat16",
+}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
+
+
+@pytest.fixture
+def shown(kvrt: Kvrt) -> Any:
+    def show(model: str | Path, *options: str) -> dict[str, Any]:
+        result = kvrt("show", str(model), "--backend", "cpu", "--json", *options)
+        return json.loads(result.stdout)
+
+    return show
+
+
+def config_of(folder: Path, **changes: Any) -> Path:
+    (folder / "config.json").write_text(json.dumps(LLAMA_405B | changes))
+    return folder
+
+
+def test_show_says_what_a_runtime_has(shown: Any) -> None:
+    facts = shown("tiny", "--kv-cache-dtype", "int8")
+    with kvrt.Runtime("tiny", backend="cpu", kv_cache_dtype="int8") as runtime:
+        layouts = runtime.cache.layouts
+        assert facts["architecture"] == runtime.model.spec.architecture
+        assert facts["weight_bytes"] == runtime.model.weight_bytes
+        assert facts["dtype"] == runtime.model.dtype
+        assert facts["context"] == runtime.model.max_model_len
+        assert facts["kv_cache_dtype"] == layouts[0].format
+        assert [group["bytes_per_token"] * 16 for group in facts["groups"]] == [
+            layout.page_bytes for layout in layouts
+        ]
+
+
+def test_a_model_of_405_billion_parameters_is_planned_from_its_config_alone(
+    shown: Any, tmp_path: Path
+) -> None:
+    file = config_of(tmp_path) / "config.json"
+    facts = shown(file, "--memory", "1500GiB", "--context", "4096")
+    assert facts["parameters"] == 405_853_388_800
+    assert facts["weight_bytes"] == pytest.approx(2 * facts["parameters"], rel=1e-4)
+    assert "safetensors" in facts["without_weights"]
+    assert facts["groups"] == [{"layers": 126, "window": 0, "bytes_per_token": 126 * 2 * 8 * 256}]
+    (fits,) = facts["fits"]
+    assert fits["bytes"] == 4096 * 126 * 2 * 8 * 256
+    left = (1500 << 30) - facts["weight_bytes"]
+    assert facts["kv_bytes"] == int(0.6 * left)
+    assert fits["texts"] == facts["kv_bytes"] // fits["bytes"]
+    as_others = {row["weights"]: row for row in facts["weights_as"]}
+    assert as_others["bfloat16"]["fits"] == facts["fits"]
+    assert as_others["float32"]["fits"][0]["texts"] == 0
+    quantised = shown(file, "--memory", "1500GiB", "--context", "4096", "--quantize", "int4")
+    assert quantised["fits"] == as_others["int4"]["fits"]
+    assert quantised["fits"][0]["texts"] > fits["texts"]
+
+
+def test_weights_that_config_json_says_are_codes_are_planned_as_codes(
+    shown: Any, tmp_path: Path
+) -> None:
+    facts = shown(config_of(tmp_path, quantization_config=GPTQ))
+    assert facts["packed_matrices"] == 126 * 7
+    assert facts["weight_bytes"] < facts["parameters"] * 4.5 / 8 + 2 * 2 * 16_384 * 128_256
+
+
+def test_what_is_printed_names_the_groups_and_what_does_not_fit(kvrt: Kvrt, tmp_path: Path) -> None:
+    config_of(
+        tmp_path,
+        architectures=["Gemma3ForCausalLM"],
+        num_hidden_layers=18,
+        head_dim=256,
+        sliding_window=512,
+    )
+    result = kvrt("show", str(tmp_path), "--backend", "cpu", "--memory", "100MiB")
+    assert "18: 3 that see all, 15 that see 512 tokens back" in result.stdout
+    assert "which do not fit" in result.stdout
+    assert "no weights" in result.stdout
+
+
+def test_an_architecture_that_is_not_known_is_refused_with_the_nearest(
+    kvrt: Kvrt, tmp_path: Path
+) -> None:
+    config_of(tmp_path, architectures=["LlamaForCasualLM"])
+    result = kvrt("show", str(tmp_path))
+    assert result.exit_code == 3
+    assert "LlamaForCasualLM" in result.stderr
+    assert "fix: the nearest supported architecture is LlamaForCausalLM" in result.stderr
+
+
+def test_weights_that_are_damaged_are_named_and_the_rest_is_shown(
+    shown: Any, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(resolve("tiny"), tmp_path / "tiny")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    facts = shown(folder)
+    assert "cut short" in facts["without_weights"]
+    assert facts["stored"] == {}
+    assert facts["weight_bytes"] == shown("tiny")["weight_bytes"]
