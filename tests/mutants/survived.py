@@ -56,8 +56,8 @@ SURVIVED = {
     ),
     "what is free does not bound the cache": M(
         "kvrt.engine.sizing",
-        "limit = min(span, int(free * FREE_SHARE), free - step)",
-        "limit = span",
+        "return min(span, int(free * FREE_SHARE), free - self.step)",
+        "return span",
         "runtime/test_sizing.py",
     ),
     "out of memory is like any other fault": M(
