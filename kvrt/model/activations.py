@@ -64,7 +64,7 @@ class Activations(NamedTuple):
         kept = 2 * spec.hidden + (heads + spec.heads) * spec.head_dim + spec.intermediate
         # Cosines and sines are float32 also where the others are of 16 bits.
         kept += 2 * sum(rope.width(spec.head_dim) for rope in spec.ropes)
-        passing = max(2 * spec.hidden, 2 * spec.intermediate)
+        passing = max(2 * spec.hidden, 2 * spec.intermediate, _of_experts(spec))
         return kept + passing
 
     @property
@@ -78,3 +78,12 @@ class Activations(NamedTuple):
             name: getattr(self, name)[:count] for name in self._fields if name != "rotations"
         }
         return Activations(**tensors, rotations=rotations)
+
+
+def _of_experts(spec: ModelSpec) -> int:
+    """Elements for each token, at most, while a mixture of experts is computed."""
+    if spec.experts is None:
+        return 0
+    # What is read, and what comes out, of each expert and of all; and what is between.
+    each = 2 * spec.hidden + 2 * spec.experts.width
+    return spec.experts.router.chosen * each + 2 * spec.hidden + 2 * spec.experts.count

@@ -31,6 +31,7 @@ def recordable(spec: ModelSpec) -> bool:
         and spec.query_beta == 0.0
         and spec.residual_scale == 1.0
         and not spec.post_norms
+        and spec.experts is None
     )
 
 

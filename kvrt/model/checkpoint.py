@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kvrt.errors import ModelError
+from kvrt.model.apart import taken_apart
 from kvrt.model.blocks import FLOATS, are_equal
 from kvrt.model.header import Header, TensorEntry, Tensors, read_header
 from kvrt.model.jsonfile import few, shown
@@ -19,7 +20,7 @@ from kvrt.model.packed.tensors import find_matrices
 from kvrt.model.rows import Rows, rows_of
 from kvrt.model.shards import find_weights
 from kvrt.model.spec import ModelSpec
-from kvrt.model.weights import Part, weights_of
+from kvrt.model.weights import ALWAYS_FLOAT32, Part, parts_of, weights_of
 from kvrt.spi import DType
 
 COMPUTES = re.compile(r"(model\.(layers\.\d+\..+|norm|embed_tokens)|lm_head)\.(weight|bias)\w*")
@@ -83,6 +84,7 @@ def open_checkpoint(folder: Path, spec: ModelSpec, method: Method | None = None)
     unlisted = {name for name in tensors if files.assigned and name not in files.assigned}
     rename = _prefixed if _is_bare(tensors) else _of_text
     tensors = {rename(name): place for name, place in tensors.items()}
+    tensors = taken_apart(tensors, parts_of(spec))
     unlisted = {rename(name) for name in unlisted}
     if spec.tied and HEAD in tensors:
         untied = replace(spec, tied=False)
@@ -181,10 +183,11 @@ def _check_tensor(folder: Path, part: Part, tensors: Tensors) -> None:
             f" {', '.join(FLOATS)}",
             fix="use the model's float32, bfloat16 or float16 checkpoint",
         )
-    if entry.shape != part.shape:
+    shape = part.shape[::-1] if part.columns else part.shape
+    if entry.shape != shape:
         raise ModelError(
             f"{path}: tensor {shown(part.name)}: shape is {list(entry.shape)}, but"
-            f" config.json makes it {list(part.shape)}",
+            f" config.json makes it {list(shape)}",
             fix="check that config.json belongs to these weights",
         )
 
@@ -195,7 +198,7 @@ def _matrix_dtype(
     """The dtype of the matrices: float32 if any has it, else that of most of the bytes."""
     sizes: Counter[str] = Counter()
     for name, part in expected.items():
-        if len(part.shape) == 2:
+        if len(part.shape) == 2 and part.kind not in ALWAYS_FLOAT32:
             sizes[tensors[name][1].dtype] += part.numel
     if not sizes:
         return otherwise

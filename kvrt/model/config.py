@@ -7,6 +7,7 @@ means what it means there, and is refused where it means nothing.
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from kvrt.model.families import FAMILIES, NESTED
 from kvrt.model.family import Family
 from kvrt.model.jsonfile import Fields, read_object, shown
 from kvrt.model.rotary import MAX_POSITIONS, read_ropes
-from kvrt.model.spec import MLPActivation, ModelSpec
+from kvrt.model.spec import ExpertSpec, MLPActivation, ModelSpec
 from kvrt.model.windows import MAX_LAYERS
 from kvrt.spi import Activation, DType
 
@@ -72,6 +73,10 @@ def read_config(path: Path) -> ModelSpec:
             "num_key_value_heads", f"is {kv_heads}, which does not divide {heads} query heads"
         )
     layers = family.layers(fields, fields.integer("num_hidden_layers", 1, MAX_LAYERS))
+    experts: ExpertSpec | None = None
+    if family.mixture is not None:
+        experts, sparse = family.mixture(fields, len(layers))
+        layers = [replace(one, experts=has) for one, has in zip(layers, sparse, strict=True)]
     max_positions = fields.integer("max_position_embeddings", 1, MAX_POSITIONS)
     head_dim = _head_dim(fields, "head_dim" in family.defaults, hidden, heads)
     ropes = read_ropes(fields, family, head_dim, max_positions)
@@ -92,6 +97,7 @@ def read_config(path: Path) -> ModelSpec:
         qkv_bias=_says(fields, family.qkv_bias),
         o_bias=_says(fields, family.o_bias),
         mlp_bias=_says(fields, family.mlp_bias),
+        experts=experts,
         bos=read_token(fields, "bos_token_id", vocab),
         eos=read_tokens(fields, "eos_token_id", vocab),
         dtype=_dtype(fields),

@@ -21,6 +21,7 @@ from torch import Tensor
 from kvrt.model import branches
 from kvrt.model.activations import Activations, computed_in
 from kvrt.model.branches import Branches
+from kvrt.model.experts import Mixture
 from kvrt.model.graphs import DecodeGraphs, padded
 from kvrt.model.ops import MixedOps, TorchOps
 from kvrt.model.pieces import pieces
@@ -96,6 +97,7 @@ class Decoder:
         if self._packed is not None and weights.packed:
             self._ops = MixedOps(ops, self._packed)
         self._branches = Branches(spec, self._ops)
+        self._mixture = Mixture(spec, self._ops, device)
         self._work: Activations | None = None
         capture = device.extension(GraphCapture)  # type: ignore[type-abstract]
         self._graphs: DecodeGraphs | None = None
@@ -200,6 +202,9 @@ class Decoder:
                 add(attended_rows, w.o, w.o_bias, w.attention_post_norm, x, normed)
             if w.mlp_norm is not None or not parallel:
                 read = norm(x, w.mlp_norm, w.mlp_norm_bias, normed)
+            if w.router is not None:
+                self._mixture.add(read, w, x)
+                continue
             mlp(read, w, gated)
             if parallel:
                 add(attended_rows, w.o, w.o_bias, w.attention_post_norm, x, normed)

@@ -10,6 +10,7 @@ from typing import Any
 
 from kvrt.model.family import ATTENTION_BIAS, LAYER_NORM, Family
 from kvrt.model.jsonfile import Fields
+from kvrt.model.mixtures import MIXTURES
 from kvrt.model.rotary import MAX_POSITIONS
 from kvrt.model.windows import (
     DEFAULT_WINDOW,
@@ -295,6 +296,7 @@ FAMILIES: Mapping[str, Family] = {
         refused={"qk_layernorm": False, "use_parallel_residual": False},
         switches={"norm": "layer", "norm_bias": True},
     ),
+    **MIXTURES,
 }
 
 NESTED: Mapping[str, Mapping[str, str]] = {

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvrt.model.jsonfile import Fields
+from kvrt.model.spec import ExpertSpec
 from kvrt.model.windows import Layers, plain_layers
 
 ATTENTION_BIAS = "attention_bias"
@@ -34,6 +35,7 @@ class Family:
         defaults: of other fields, where the file does not have them.
         refused: fields with values other than these say what is not supported.
         switches: what else of `ModelSpec` is the same in all of them.
+        mixture: reads the experts of layers, and which layers have them; None: none has.
     """
 
     model_type: str
@@ -51,3 +53,4 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     refused: Mapping[str, Any] = field(default_factory=dict)
     switches: Mapping[str, Any] = field(default_factory=dict)
+    mixture: Callable[[Fields, int], tuple[ExpertSpec, list[bool]]] | None = None

@@ -9,17 +9,30 @@ place of ``q``, ``k`` and ``v``) are one tensor in its files.
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-RowOrder = Literal["", "pairs", "less_one"]
+RowOrder = Literal["", "pairs", "less_one", "turns"]
 """``pairs``: each head's rows are in pairs, (i, i + rotated/2) beside each other; ``less_one``: of
-norm weights, 1 is taken off."""
+norm weights, 1 is taken off; ``turns``: those of gate and of up take turns."""
 
 
 class Name(NamedTuple):
-    """A tensor's names, without ``.weight`` or ``.bias``; ``{}`` stands for the layer's number."""
+    """A tensor's names, without ``.weight`` or ``.bias``; ``{}`` stands for the layer's number.
+
+    A second one stands for the number of an expert. Files may have those of all experts in one
+    tensor, whose name is that without the number.
+
+    Args:
+        file: in safetensors files.
+        gguf: in GGUF files.
+        order: how its rows lie in safetensors files.
+        columns: in safetensors files, what are rows of a matrix are its columns.
+        bare: in safetensors files, nothing is added to the name.
+    """
 
     file: str
     gguf: str
     order: RowOrder = ""
+    columns: bool = False
+    bare: bool = False
 
 
 Naming = Mapping[str, Name]
@@ -40,6 +53,8 @@ def _less_one(naming: Naming) -> Naming:
         for part, name in naming.items()
     }
 
+
+PROJECTIONS = "gate_proj", "up_proj", "down_proj"
 
 LLAMA: Naming = {
     "embedding": Name("model.embed_tokens", "token_embd"),
@@ -68,8 +83,44 @@ _FUSED_MLP: Naming = {
     "gate_up": _layer("mlp.gate_up_proj", "ffn_up"),
 }
 
+
+def _experts(block: str, *, router: str = "gate", of: tuple[str, str, str] = PROJECTIONS) -> Naming:
+    """A mixture of experts beside Llama's other tensors.
+
+    Args:
+        block: what holds it.
+        router: its name there.
+        of: the names of an expert's gate, up and down.
+    """
+    gate, up, down = (f"{block}.experts.{{}}.{name}" for name in of)
+    return {
+        **LLAMA,
+        "router": _layer(f"{block}.{router}", "ffn_gate_inp"),
+        "expert_gate": _layer(gate, "ffn_gate_exps.{}"),
+        "expert_up": _layer(up, "ffn_up_exps.{}"),
+        "expert_down": _layer(down, "ffn_down_exps.{}"),
+    }
+
+
+def _shared(block: str) -> Naming:
+    """What all tokens have besides."""
+    gate, up, down = PROJECTIONS
+    return {
+        "shared_gate": _layer(f"{block}.{gate}", "ffn_gate_shexp"),
+        "shared_up": _layer(f"{block}.{up}", "ffn_up_shexp"),
+        "shared_down": _layer(f"{block}.{down}", "ffn_down_shexp"),
+    }
+
+
 NAMINGS: Mapping[str, Naming] = {
     "llama": LLAMA,
+    "mixtral": _experts("block_sparse_moe", of=("w1", "w3", "w2")),
+    "moe": _experts("mlp"),
+    "qwen2_moe": {
+        **_experts("mlp"),
+        **_shared("mlp.shared_expert"),
+        "shared_scale": _layer("mlp.shared_expert_gate", "ffn_gate_inp_shexp"),
+    },
     "gemma": _less_one(LLAMA),
     "gemma2": _less_one(
         {

@@ -27,6 +27,10 @@ class Rows(NamedTuple):
         if self.order == "less_one":
             rows.add_(1.0)
             return
+        if self.order == "turns":
+            turns = rows.view(-1, 2, *rows.shape[1:])
+            rows.copy_(turns.transpose(0, 1).reshape(rows.shape))
+            return
         for head in rows.view(self.heads, -1, *rows.shape[1:]):
             first = head[: self.dims]
             pairs = first.view(-1, 2, *rows.shape[1:])
@@ -38,6 +42,6 @@ def rows_of(part: Part, order: RowOrder, spec: ModelSpec) -> Rows | None:
     if order == "pairs":
         heads = {"q": spec.heads, "k": spec.kv_heads}[part.kind]
         return Rows(order, heads, spec.rope.width(spec.head_dim))
-    if order == "less_one" and part.name.endswith(".weight"):
+    if order == "turns" or (order == "less_one" and part.name.endswith(".weight")):
         return Rows(order)
     return None

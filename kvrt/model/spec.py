@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvrt.model.names import NAMINGS
-from kvrt.spi import Activation, DType
+from kvrt.spi import Activation, DType, ExpertActivation, Router
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "listed", "longrope"]
 MLPActivation = Activation | Literal["gelu", "relu2"]
@@ -77,10 +77,42 @@ class LayerSpec:
     Args:
         window: a token sees only the last `window` positions, its own included; 0 = all.
         rope: which of the model's `ropes` rotates queries and keys; None: none does.
+        experts: its feed-forward layer is a mixture of `ModelSpec.experts`.
     """
 
     window: int = 0
     rope: int | None = 0
+    experts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertSpec:
+    """The experts of layers that have them, as `kvrt.spi.Experts` says, and how they are chosen.
+
+    Args:
+        count: how many a layer has.
+        width: features between gate and down of each.
+        router: how a token chooses them by their logits, ``router @ x``.
+        router_bias: the logits have biases.
+        correction: there are numbers that are added to the scores for the choice.
+        activation: of their gates.
+        bias: their products have biases.
+        limit, alpha: of the activation ``clamped``.
+        shared: features of a feed-forward layer that all tokens have besides; 0: there is none.
+        shared_scale: its result is multiplied by the sigmoid of ``shared_scale @ x``.
+    """
+
+    count: int
+    width: int
+    router: Router
+    router_bias: bool = False
+    correction: bool = False
+    activation: ExpertActivation = "silu"
+    bias: bool = False
+    limit: float = 0.0
+    alpha: float = 1.0
+    shared: int = 0
+    shared_scale: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +123,7 @@ class ModelSpec:
         architecture: the name its config.json gives it, e.g. ``LlamaForCausalLM``.
         vocab: rows of the embedding.
         hidden: width of the residual stream.
-        intermediate: width of the feed-forward layer.
+        intermediate: width of the feed-forward layer, where that is no mixture of experts.
         heads: query heads; a multiple of `kv_heads`.
         kv_heads: key and value heads.
         head_dim: width of a head; even.
@@ -105,6 +137,7 @@ class ModelSpec:
         qkv_bias: the query, key and value projections have biases.
         o_bias: the attention's output projection has a bias.
         mlp_bias: the three feed-forward projections have biases.
+        experts: of the layers whose feed-forward layers are mixtures.
         qk_norm: queries and keys are RMS-normed before rotation: each head, or all of a token's.
         naming: which of `names.NAMINGS` its checkpoints have. It also says which norms there are.
         norm: ``rms``, or ``layer`` (arXiv 1607.06450), which takes the mean off first.
@@ -142,6 +175,7 @@ class ModelSpec:
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
+    experts: ExpertSpec | None = None
     qk_norm: HeadNormKind = "none"
     naming: str = "llama"
     norm: NormKind = "rms"
@@ -164,6 +198,10 @@ class ModelSpec:
     def post_norms(self) -> bool:
         """Whether what attention and feed-forward layer add is normed."""
         return "attention_post_norm" in NAMINGS[self.naming]
+
+    def dense_width(self, layer: LayerSpec) -> int:
+        """Width of what all tokens of a layer have of its feed-forward layer; 0: nothing."""
+        return self.experts.shared if self.experts and layer.experts else self.intermediate
 
     @property
     def rope(self) -> RopeSpec:

@@ -8,6 +8,12 @@ products: q, k and v; the attention's output; gate and up; down.
     gate_up   [2 * intermediate, hidden]                       gate's rows, then up's; or up's alone
     down      [hidden, intermediate]
 
+A layer with experts has, besides or in place of gate_up and down, with its own width:
+
+    router           [experts, hidden]
+    expert_gate_up   [experts * 2 * width, hidden]             of each expert gate's rows, then up's
+    expert_down      [experts * hidden, width]
+
 Matrices have the dtype the model is loaded in, or stay the codes that they are in the checkpoint
 (`Packing`). Norm weights and biases are float32 always: they are thousandths of the bytes, and
 every kernel adds and scales in float32.
@@ -17,12 +23,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kvrt.model.names import NAMINGS, RowOrder
-from kvrt.model.spec import ModelSpec
+from kvrt.model.names import NAMINGS, Name, RowOrder
+from kvrt.model.spec import ExpertSpec, ModelSpec
 from kvrt.spi import ITEM_BYTES, DType, Matrices, Matrix, PackedMatrices, WeightFormat
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ALWAYS_FLOAT32 = "router", "shared_scale"
+"""Small matrices that decide much: which experts a token has, and what it has of the shared one."""
 
 ALIGNMENT = 128
 """Bytes that each weight's address is a multiple of: two cache lines, or one GPU sector group."""
@@ -38,6 +47,9 @@ class Part:
         gguf: its name in GGUF files.
         kind: what it is in the decoder, as `names.Naming` has it.
         order: how its rows lie in safetensors files.
+        columns: there, they are columns.
+        expert: whose it is, if it is an expert's.
+        together: what tensors are called that hold those of all experts, in either kind of file.
     """
 
     name: str
@@ -45,6 +57,9 @@ class Part:
     gguf: str
     kind: str
     order: RowOrder = ""
+    columns: bool = False
+    expert: int | None = None
+    together: tuple[str, ...] = ()
 
     @property
     def numel(self) -> int:
@@ -67,7 +82,8 @@ class Weight:
 
     @property
     def is_matrix(self) -> bool:
-        return len(self.parts[0].shape) == 2
+        """Whether it is in the dtype of the model, or codes; else it is float32."""
+        return len(self.parts[0].shape) == 2 and self.field not in ALWAYS_FLOAT32
 
     @property
     def is_norm(self) -> bool:
@@ -92,6 +108,8 @@ class Packing:
 
     def formats_of(self, weight: Weight) -> tuple[WeightFormat, ...]:
         """Those of a weight's parts; none if it is kept as floats."""
+        if not weight.is_matrix:
+            return ()
         formats = [self.formats.get(part.name) for part in weight.parts]
         found = tuple(format for format in formats if format is not None)
         return found if len(found) == len(formats) else ()
@@ -114,12 +132,17 @@ NOTHING_PACKED = Packing()
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """The weights of one layer, as views of the arena. See the module for their shapes."""
+    """The weights of one layer, as views of the arena. See the module for their shapes.
+
+    Args:
+        gate_up, down: of a layer with experts, those of what all tokens have; () if that is
+            nothing.
+    """
 
     qkv: "Tensor | Matrices"
     o: "Tensor | Matrices"
-    gate_up: "Tensor | Matrices"
-    down: "Tensor | Matrices"
+    gate_up: "Tensor | Matrices" = ()
+    down: "Tensor | Matrices" = ()
     attention_norm: "Tensor | None" = None
     attention_norm_bias: "Tensor | None" = None
     attention_post_norm: "Tensor | None" = None
@@ -132,6 +155,14 @@ class LayerWeights:
     o_bias: "Tensor | None" = None
     gate_up_bias: "Tensor | None" = None
     down_bias: "Tensor | None" = None
+    router: "Tensor | None" = None
+    router_bias: "Tensor | None" = None
+    correction: "Tensor | None" = None
+    expert_gate_up: "Tensor | Matrices" = ()
+    expert_gate_up_bias: "Tensor | None" = None
+    expert_down: "Tensor | Matrices" = ()
+    expert_down_bias: "Tensor | None" = None
+    shared_scale: "Tensor | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,27 +191,32 @@ class Weights:
         every = [self.embedding, self.head]
         for layer in self.layers:
             every += (layer.qkv, layer.o, layer.gate_up, layer.down)
-        return any(isinstance(weight, tuple) for weight in every)
+            every += (layer.expert_gate_up, layer.expert_down)
+        return any(isinstance(weight, tuple) and weight for weight in every)
 
 
 def weights_of(spec: ModelSpec) -> Iterator[Weight]:
     """The weights of a model, in the order of the arena, with the names checkpoints give them."""
-    hidden, mlp = spec.hidden, spec.intermediate
+    hidden = spec.hidden
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     naming = NAMINGS[spec.naming]
 
-    def weight(layer: int | None, field: str, rows: dict[str, int], *columns: int) -> Weight:
+    def weight(
+        layer: int | None, field: str, rows: dict[str, int], *columns: int, experts: int = 0
+    ) -> Weight:
         end = "weight" if columns or field.endswith("norm") else "bias"
         together = field.removesuffix("_bias")
-        if together in naming:  # what is under one name is one tensor
+        if len(rows) > 1 and together in naming:  # what is under one name is one tensor
             rows = {together: sum(rows.values())}
-        parts = []
-        for kind, count in rows.items():
-            name = naming[kind]
-            file, gguf = (one.format(layer) for one in (name.file, name.gguf))
-            shape = (count, *columns)
-            parts.append(Part(f"{file}.{end}", shape, f"{gguf}.{end}", kind, name.order))
-        return Weight(layer, field, tuple(parts))
+        return Weight(
+            layer,
+            field,
+            tuple(
+                _part(naming[kind], kind, layer, expert, end, (count, *columns))
+                for expert in (range(experts) if experts else (None,))
+                for kind, count in rows.items()
+            ),
+        )
 
     def norm(layer: int | None, field: str, width: int) -> Iterator[Weight]:
         if field in naming:
@@ -189,13 +225,10 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
                 yield weight(layer, f"{field}_bias", {field: width})
 
     qkv, o = {"q": q, "k": kv, "v": kv}, {"o": hidden}
-    gate_up, down = {"gate": mlp, "up": mlp}, {"down": hidden}
-    if not spec.gated:
-        del gate_up["gate"]
     whole = spec.qk_norm == "whole"
 
     yield weight(None, "embedding", {"embedding": spec.vocab}, hidden)
-    for layer in range(len(spec.layers)):
+    for layer, what in enumerate(spec.layers):
         yield from norm(layer, "attention_norm", hidden)
         yield weight(layer, "qkv", qkv, hidden)
         if spec.qkv_bias:
@@ -208,16 +241,78 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
             yield weight(layer, "o_bias", o)
         yield from norm(layer, "attention_post_norm", hidden)
         yield from norm(layer, "mlp_norm", hidden)
-        yield weight(layer, "gate_up", gate_up, hidden)
-        if spec.mlp_bias:
-            yield weight(layer, "gate_up_bias", gate_up)
-        yield weight(layer, "down", down, mlp)
-        if spec.mlp_bias:
-            yield weight(layer, "down_bias", down)
+        if spec.experts and what.experts:
+            for field, rows, columns, count in _experts(spec.experts, hidden):
+                yield weight(layer, field, rows, *columns, experts=count)
+        if mlp := spec.dense_width(what):
+            shared = "shared_" if what.experts else ""
+            gate_up = {f"{shared}{kind}": mlp for kind in ("gate", "up")[not spec.gated :]}
+            down = {f"{shared}down": hidden}
+            yield weight(layer, "gate_up", gate_up, hidden)
+            if spec.mlp_bias:
+                yield weight(layer, "gate_up_bias", gate_up)
+            yield weight(layer, "down", down, mlp)
+            if spec.mlp_bias:
+                yield weight(layer, "down_bias", down)
         yield from norm(layer, "mlp_post_norm", hidden)
     yield from norm(None, "final_norm", hidden)
     if not spec.tied:
         yield weight(None, "head", {"head": spec.vocab}, hidden)
+
+
+def parts_of(spec: ModelSpec) -> Iterator[Part]:
+    """The tensors of checkpoints that a model's weights are made of."""
+    for weight in weights_of(spec):
+        yield from weight.parts
+
+
+def _part(
+    name: Name,
+    kind: str,
+    layer: int | None,
+    expert: int | None,
+    end: str,
+    shape: tuple[int, ...],
+) -> Part:
+    file, gguf = (one.format(layer, expert) for one in (name.file, name.gguf))
+    together: tuple[str, ...] = ()
+    if expert is not None:
+        file_of_all, gguf_of_all = (
+            one.format(layer, "{}").replace(".{}", "") for one in (name.file, name.gguf)
+        )
+        bare = file_of_all if end == "weight" else f"{file_of_all}_{end}"
+        together = f"{file_of_all}.{end}", bare, f"{gguf_of_all}.{end}"
+    return Part(
+        file if name.bare else f"{file}.{end}",
+        shape,
+        f"{gguf}.{end}",
+        kind,
+        name.order,
+        name.columns,
+        expert,
+        together,
+    )
+
+
+def _experts(
+    experts: ExpertSpec, hidden: int
+) -> Iterator[tuple[str, dict[str, int], tuple[int, ...], int]]:
+    """The weights of a layer's experts: field, rows by kind, columns, and for how many experts."""
+    count, width = experts.count, experts.width
+    gate_up, down = {"expert_gate": width, "expert_up": width}, {"expert_down": hidden}
+    yield "router", {"router": count}, (hidden,), 0
+    if experts.router_bias:
+        yield "router_bias", {"router": count}, (), 0
+    if experts.correction:
+        yield "correction", {"correction": count}, (), 0
+    if experts.shared_scale:
+        yield "shared_scale", {"shared_scale": 1}, (hidden,), 0
+    yield "expert_gate_up", gate_up, (hidden,), count
+    if experts.bias:
+        yield "expert_gate_up_bias", gate_up, (), count
+    yield "expert_down", down, (width,), count
+    if experts.bias:
+        yield "expert_down_bias", down, (), count
 
 
 def weight_bytes(spec: ModelSpec, dtype: DType, packing: Packing = NOTHING_PACKED) -> int:

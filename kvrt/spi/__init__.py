@@ -43,6 +43,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from kvrt.spi.batch import AttentionBatch, AttentionParams
+from kvrt.spi.experts import ExpertActivation, ExpertOps, Experts, Router
 from kvrt.spi.facts import Capability, DeviceInfo, DeviceOptions, Probe
 from kvrt.spi.layout import (
     ITEM_BYTES,
@@ -88,6 +89,9 @@ __all__ = [
     "DeviceInfo",
     "DeviceOptions",
     "Done",
+    "ExpertActivation",
+    "ExpertOps",
+    "Experts",
     "Extension",
     "Graph",
     "GraphCapture",
@@ -103,6 +107,7 @@ __all__ = [
     "Probe",
     "Quantization",
     "Rotation",
+    "Router",
     "Span",
     "Ticket",
     "VirtualMemory",

@@ -129,6 +129,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "starcoder-2": {"model_type": "starcoder2", "sliding_window": 13,
                     "tie_word_embeddings": True},
     "stablelm": {"model_type": "stablelm", "use_qkv_bias": True},
+    "mixtral": {"model_type": "mixtral", "sliding_window": 13, "num_local_experts": 5},
+    "qwen-2-moe": {"model_type": "qwen2_moe", "num_experts": 6, "num_experts_per_tok": 3,
+                   "moe_intermediate_size": 40, "shared_expert_intermediate_size": 56,
+                   "mlp_only_layers": [1]},
+    "qwen-3-moe": {"model_type": "qwen3_moe", "head_dim": 32, "num_experts": 8,
+                   "num_experts_per_tok": 2, "moe_intermediate_size": 40,
+                   "decoder_sparse_step": 2, "norm_topk_prob": True, "num_hidden_layers": 4},
+    "olmoe": {"model_type": "olmoe", "num_experts": 8, "num_experts_per_tok": 3},
     "smollm-3": {
         "model_type": "smollm3",
         "num_hidden_layers": 4,
@@ -192,8 +200,8 @@ def randomised(model: PreTrainedModel) -> PreTrainedModel:
     """The model with random weights in place of its own, in float32."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(0.0, 1.5 * parameter.shape[1] ** -0.5)
+            if parameter.dim() >= 2:
+                parameter.normal_(0.0, 1.5 * parameter.shape[-1] ** -0.5)
             elif "norm" in name and name.endswith("weight"):
                 parameter.uniform_(0.5, 1.5)
             else:

@@ -85,12 +85,16 @@ def gguf_name(name: str, naming: str = "llama") -> str:
     stem, end = name.rsplit(".", 1)
     number = re.search(r"\.(\d+)\.", stem)
     layer = number.group(1) if number else ""
-    names = {row.file.format(layer): row.gguf.format(layer) for row in NAMINGS[naming].values()}
+    names = {
+        row.file.format(layer, "").replace("..", "."): row.gguf.format(layer, "").rstrip(".")
+        for row in NAMINGS[naming].values()
+    }
     return f"{names[stem]}.{end}"
 
 
 ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "olmo3": "olmo2",
-                 "cohere": "command-r"}  # fmt: skip
+                 "cohere": "command-r", "mixtral": "llama", "qwen2_moe": "qwen2moe",
+                 "qwen3_moe": "qwen3moe"}  # fmt: skip
 """What model types are called in GGUF files, where that is otherwise."""
 
 PERMUTED = ("llama", "smollm3", "granite", "arcee")
@@ -100,7 +104,23 @@ LESS_ONE = ("gemma", "gemma2", "gemma3", "nemotron")
 LAYERED = ("nemotron", "starcoder2", "cohere", "cohere2", "stablelm")
 """Model types whose norms take the mean off, and which have another field for what is added."""
 
-WINDOWED = ("mistral", "gemma2", "gemma3_text", "phi3", "olmo3", "cohere2", "exaone4", "starcoder2")
+WINDOWED = (
+    "mistral",
+    "mixtral",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "olmo3",
+    "cohere2",
+    "exaone4",
+    "starcoder2",
+)
+EXPERT_KEYS = {
+    "num_local_experts": "expert_count",
+    "num_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+}
 OTHER_KEYS = {
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
@@ -148,6 +168,7 @@ def keys_of(folder: Path) -> dict[str, Any]:
     for field, key in OTHER_KEYS.items():
         if config.get(field) and (field != "rms_norm_eps" or config["model_type"] not in LAYERED):
             keys[key] = float(config[field])
+    keys |= {key: config[field] for field, key in EXPERT_KEYS.items() if field in config}
     if arch == "gemma3":
         keys["rope.freq_base_swa"] = rope_of(config, "sliding_attention")["rope_theta"]
     width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
@@ -170,20 +191,34 @@ def keys_of(folder: Path) -> dict[str, Any]:
     return general | {f"{arch}.{key}": item for key, item in keys.items()}
 
 
+def _joined(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """With those of a layer's experts in one tensor, whose name has no number of an expert."""
+    joined: dict[str, list[torch.Tensor]] = {}
+    ordered = sorted(tensors, key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
+    for name in ordered:
+        joined.setdefault(re.sub(r"experts\.\d+\.", "experts.", name), []).append(tensors[name])
+    return {
+        name: torch.stack(some) if "experts." in name else some[0] for name, some in joined.items()
+    }
+
+
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of the checkpoint in a folder, named and ordered as in a GGUF file: float32."""
     config = json.loads((folder / "config.json").read_text())
     arch, rope = architecture_of(config), rope_of(config)
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in load_file(folder / "model.safetensors").items():
+    for name, tensor in _joined(load_file(folder / "model.safetensors")).items():
         part = name.split(".")[-2]
         if arch in PERMUTED and part in heads:
             rows = tensor.view(heads[part], 2, -1, *tensor.shape[1:])
             tensor = rows.transpose(1, 2).reshape(tensor.shape)
         if arch in LESS_ONE and name.endswith("norm.weight"):
             tensor = tensor.float() + 1
-        naming = FAMILIES[READ_AS[arch].family].switches.get("naming", "llama")
+        family = (
+            READ_AS[arch].mixture if config["model_type"] == "mixtral" else READ_AS[arch].family
+        )
+        naming = FAMILIES[family].switches.get("naming", "llama")
         tensors[gguf_name(name, naming)] = tensor.float()
     if rope["rope_type"] == "longrope":
         for kind in ("short", "long"):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kvrt.model.spec import MLPActivation
+from kvrt.spi import ExpertActivation, Router
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,9 @@ class Architecture:
         divides_logits: by ``logit_scale``.
         odd: a model of so many layers has heads that are scaled by hidden / heads.
         also: other families whose models are of this architecture.
+        router: how experts are chosen where no key says otherwise; None: there are none.
+        mixture: the family of those with experts, if it is another.
+        expert_activation: of experts, with its limit and alpha.
     """
 
     family: str
@@ -36,12 +40,25 @@ class Architecture:
     divides_logits: bool = False
     odd: int = 0
     also: tuple[str, ...] = ()
+    router: Router | None = None
+    mixture: str = ""
+    expert_activation: ExpertActivation = "silu"
+    limit: float = 0.0
+    alpha: float = 1.0
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": Architecture(
-        "LlamaForCausalLM", paired=True, windows=True, also=("MistralForCausalLM",)
+        "LlamaForCausalLM",
+        paired=True,
+        windows=True,
+        also=("MistralForCausalLM",),
+        router=Router("softmax", 1, renormalise=True),
+        mixture="MixtralForCausalLM",
     ),
+    "qwen2moe": Architecture("Qwen2MoeForCausalLM", router=Router("softmax", 1)),
+    "qwen3moe": Architecture("Qwen3MoeForCausalLM", router=Router("softmax", 1, renormalise=True)),
+    "olmoe": Architecture("OlmoeForCausalLM", router=Router("softmax", 1)),
     "qwen2": Architecture("Qwen2ForCausalLM"),
     "qwen2vl": Architecture("Qwen2ForCausalLM"),
     "qwen3": Architecture("Qwen3ForCausalLM"),

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from kvrt.errors import ModelError
+from kvrt.model.apart import taken_apart
 from kvrt.model.blocks import FLOATS, READABLE
 from kvrt.model.checkpoint import Checkpoint
 from kvrt.model.gguf.architectures import ARCHITECTURES
@@ -13,7 +14,7 @@ from kvrt.model.header import Tensors
 from kvrt.model.jsonfile import shown
 from kvrt.model.rows import Rows, rows_of
 from kvrt.model.spec import ModelSpec
-from kvrt.model.weights import Part, weights_of
+from kvrt.model.weights import ALWAYS_FLOAT32, Part, parts_of
 from kvrt.spi import DType
 
 UNPACKED: DType = "bfloat16"
@@ -28,34 +29,39 @@ def open_checkpoint(gguf: GGUF, spec: ModelSpec) -> Checkpoint:
         ModelError: a tensor is missing, is not of the shape and type the model needs, or is one
             that the model would compute with and kvrt does not know.
     """
-    parts = [part for weight in weights_of(spec) for part in weight.parts]
+    parts = list(parts_of(spec))
+    stored = taken_apart(gguf.tensors, parts, gguf=True)
     known = {part.gguf for part in parts} | {ROPE_DIVISORS, SHORT, LONG}
-    for name in sorted(gguf.tensors.keys() - known):
+    for name in sorted(stored.keys() - known):
         raise ModelError(
-            f"{gguf.tensors[name][0]}: tensor {shown(name)} is not part of a {spec.architecture}"
+            f"{stored[name][0]}: tensor {shown(name)} is not part of a {spec.architecture}"
             " as kvrt computes it",
             fix="look for a newer kvrt, or take another file of the model",
         )
     tensors: Tensors = {}
     rows: dict[str, Rows] = {}
     for part in parts:
-        _check_tensor(gguf, part)
-        tensors[part.name] = gguf.tensors[part.gguf]
+        _check_tensor(gguf, stored, part)
+        tensors[part.name] = stored[part.gguf]
         paired = ARCHITECTURES[spec.architecture].paired and part.kind in ("q", "k")
         if found := rows_of(part, "pairs" if paired else "", spec):
             rows[part.name] = found
-    matrices = {part.name: part for part in parts if len(part.shape) == 2}
+    matrices = {
+        part.name: part
+        for part in parts
+        if len(part.shape) == 2 and part.kind not in ALWAYS_FLOAT32
+    }
     return Checkpoint(spec, tensors, _matrix_dtype(matrices, tensors), rows=rows)
 
 
-def _check_tensor(gguf: GGUF, part: Part) -> None:
+def _check_tensor(gguf: GGUF, stored: Tensors, part: Part) -> None:
     name = part.gguf
-    if name not in gguf.tensors:
+    if name not in stored:
         raise ModelError(
             f"{gguf.path}: tensor {shown(name)} is missing",
             fix="the file is not a whole model: download it again, or take another",
         )
-    path, entry = gguf.tensors[name]
+    path, entry = stored[name]
     if entry.dtype not in READABLE:
         raise ModelError(
             f"{path}: tensor {shown(name)}: type is {entry.dtype}; supported are"

@@ -19,6 +19,7 @@ from kvrt.model.config import (
 from kvrt.model.families import FAMILIES, gemma_scale
 from kvrt.model.family import Family
 from kvrt.model.gguf.architectures import ARCHITECTURES, Architecture
+from kvrt.model.gguf.experts import ROUTER, read_experts
 from kvrt.model.gguf.files import GGUF
 from kvrt.model.jsonfile import Fields, shown
 from kvrt.model.rotary import MAX_POSITIONS, trained_positions
@@ -67,10 +68,7 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         raise ModelError(
             f"{gguf.path}: holds a vocabulary only, no tensors", fix="give a file that has weights"
         )
-    if fields.has("expert_count") and fields.integer("expert_count", 0, MAX_WIDTH):
-        raise fields.error(
-            "expert_count", "says that layers are mixtures of experts, which is not supported"
-        )
+    experts = read_experts(gguf, fields, architecture)
     layers = fields.integer("block_count", 1, MAX_LAYERS)
     hidden = fields.integer("embedding_length", 1, MAX_WIDTH)
     heads = _same(fields, "attention.head_count", layers, MAX_HEADS)
@@ -79,7 +77,8 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         raise fields.error(
             "attention.head_count_kv", f"is {kv_heads}, which does not divide {heads} query heads"
         )
-    family = FAMILIES[architecture.family]
+    mixture = architecture.mixture if experts else ""
+    family = FAMILIES[mixture or architecture.family]
     head_dim = _head_dim(fields, hidden, heads)
     positions = fields.integer("context_length", 1, MAX_POSITIONS)
     window = fields.integer("attention.sliding_window", 0, MAX_POSITIONS, 0)
@@ -102,7 +101,10 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        layers=_layers(fields, architecture, layers, window, positions),
+        layers=tuple(
+            replace(layer, experts=ROUTER.format(at) in gguf.tensors)
+            for at, layer in enumerate(_layers(fields, architecture, layers, window, positions))
+        ),
         max_positions=min(max(positions, rope.stretched_positions), MAX_POSITIONS),
         norm_eps=fields.number(EPS[family.switches.get("norm", "rms")], 0.0, 1.0),
         activation=architecture.activation,
@@ -111,6 +113,7 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         qkv_bias="blk.0.attn_q.bias" in gguf.tensors,
         o_bias="blk.0.attn_output.bias" in gguf.tensors,
         mlp_bias="blk.0.ffn_down.bias" in gguf.tensors,
+        experts=experts,
         bos=read_token(tokens, "bos_token_id", vocab),
         eos=tuple(dict.fromkeys(token for token in eos if token is not None)),
         **_scales(fields, architecture, hidden, heads, layers),

@@ -1,0 +1,108 @@
+"""The families whose layers are mixtures of experts, as rows: see `kvrt.model.families`."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from kvrt.model.family import ATTENTION_BIAS, Family
+from kvrt.model.jsonfile import Fields
+from kvrt.model.spec import ExpertSpec
+from kvrt.model.windows import DEFAULT_WINDOW, MAX_LAYERS, qwen_layers, windowed_layers
+from kvrt.spi import Router
+
+MAX_EXPERTS = 1 << 12
+MAX_WIDTH = 1 << 20
+
+Mixture = tuple[ExpertSpec, list[bool]]
+"""The experts, and which layers have them."""
+
+
+def _counts(fields: Fields, default: int, *names: str) -> tuple[int, int]:
+    """How many experts there are, by the first of some names, and how many a token has."""
+    name = next((name for name in names if name in fields), names[0])
+    count = fields.integer(name, 1, MAX_EXPERTS, default)
+    return count, fields.integer("num_experts_per_tok", 1, count)
+
+
+def _width(fields: Fields, name: str) -> int:
+    return fields.integer(name, 1, MAX_WIDTH)
+
+
+def _mixtral(fields: Fields, layers: int) -> Mixture:
+    count, chosen = _counts(fields, 8, "num_local_experts", "num_experts")
+    router = Router("softmax", chosen, renormalise=True)
+    return ExpertSpec(count, _width(fields, "intermediate_size"), router), [True] * layers
+
+
+def _softmax(fields: Fields, default: int) -> tuple[int, Router]:
+    """Experts, and a router that renormalises where a field says so."""
+    count, chosen = _counts(fields, default, "num_experts", "num_local_experts")
+    return count, Router("softmax", chosen, fields.flag("norm_topk_prob", False))
+
+
+def _olmoe(fields: Fields, layers: int) -> Mixture:
+    if fields.has("clip_qkv"):
+        raise fields.error("clip_qkv", "is not supported")
+    count, router = _softmax(fields, 64)
+    return ExpertSpec(count, _width(fields, "intermediate_size"), router), [True] * layers
+
+
+def _qwen3(fields: Fields, layers: int, default: int = 128) -> Mixture:
+    count, router = _softmax(fields, default)
+    dense = fields.items("mlp_only_layers", int) if fields.has("mlp_only_layers") else []
+    step = fields.integer("decoder_sparse_step", 1, MAX_LAYERS, 1)
+    sparse = [layer not in dense and (layer + 1) % step == 0 for layer in range(layers)]
+    return ExpertSpec(count, _width(fields, "moe_intermediate_size"), router), sparse
+
+
+def _qwen2(fields: Fields, layers: int) -> Mixture:
+    experts, sparse = _qwen3(fields, layers, 60)
+    shared = _width(fields, "shared_expert_intermediate_size")
+    return replace(experts, shared=shared, shared_scale=True), sparse
+
+
+MIXTURES: Mapping[str, Family] = {
+    "MixtralForCausalLM": Family(
+        "mixtral",
+        windowed_layers,
+        mixture=_mixtral,
+        theta=1_000_000.0,
+        defaults={"num_key_value_heads": 8, "num_experts_per_tok": 2},
+        switches={"naming": "mixtral"},
+    ),
+    "Qwen2MoeForCausalLM": Family(
+        "qwen2_moe",
+        qwen_layers,
+        mixture=_qwen2,
+        qkv_bias="qkv_bias",
+        defaults={
+            "num_key_value_heads": 16,
+            "sliding_window": DEFAULT_WINDOW,
+            "qkv_bias": True,
+            "num_experts_per_tok": 4,
+            "moe_intermediate_size": 1408,
+            "shared_expert_intermediate_size": 5632,
+        },
+        switches={"naming": "qwen2_moe"},
+    ),
+    "Qwen3MoeForCausalLM": Family(
+        "qwen3_moe",
+        qwen_layers,
+        mixture=_qwen3,
+        qkv_bias=ATTENTION_BIAS,
+        o_bias=ATTENTION_BIAS,
+        defaults={
+            "num_key_value_heads": 4,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 768,
+        },
+        switches={"naming": "moe", "qk_norm": "heads"},
+    ),
+    "OlmoeForCausalLM": Family(
+        "olmoe",
+        mixture=_olmoe,
+        qkv_bias=ATTENTION_BIAS,
+        o_bias=ATTENTION_BIAS,
+        defaults={"num_experts_per_tok": 8},
+        switches={"naming": "moe", "qk_norm": "whole"},
+    ),
+}
