@@ -31,8 +31,10 @@ TOUCH = {
     "kvrt.testing",
     "kvrt.model",
     "kvrt.executor",
+    "kvrt.integrations",
 }
-"""What calls devices: the executor, the model that it runs, and what makes or tries a device."""
+"""What calls devices: the executor, the model that it runs, what makes or tries a device, and what
+hands one to another engine."""
 
 PROTOCOLS = {name for name in spi.__all__ if getattr(getattr(spi, name), "_is_protocol", False)} - {
     "Ticket"
@@ -49,6 +51,7 @@ ONLY_IN: dict[str, str] = {
     "cuda": "backends/cuda",
     "hip": "backends/rocm",
     "pytest": "kvrt/testing",
+    "transformers": "kvrt/integrations",
     "starlette": "kvrt/server",
     "uvicorn": "kvrt/server",
     "msgspec": "kvrt/server",
