@@ -31,6 +31,7 @@ from kvrt.sampling import SamplingParams
 if TYPE_CHECKING:
     from kvrt.aio.runtime import AsyncRuntime
     from kvrt.aio.stream import AsyncStream
+    from kvrt.arena import Arena, ArenaStats
     from kvrt.config import RuntimeConfig
     from kvrt.engine.stats import RuntimeStats
     from kvrt.kv.index.events import CacheEvent
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Arena",
+    "ArenaStats",
     "AsyncRuntime",
     "AsyncStream",
     "BackendUnavailable",
@@ -75,6 +78,8 @@ __all__ = [
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _LAZY = {
+    "Arena": "kvrt.arena",
+    "ArenaStats": "kvrt.arena",
     "AsyncRuntime": "kvrt.aio.runtime",
     "AsyncStream": "kvrt.aio.stream",
     "Chat": "kvrt.model.chat",

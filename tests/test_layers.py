@@ -41,7 +41,13 @@ PROTOCOLS = {name for name in spi.__all__ if getattr(getattr(spi, name), "_is_pr
 }
 """What a backend implements."""
 
-OPEN = {"kvrt.engine.assembly", "kvrt.engine.sizing", "kvrt.engine.worker", "kvrt.runtime"}
+OPEN = {
+    "kvrt.arena",
+    "kvrt.engine.assembly",
+    "kvrt.engine.sizing",
+    "kvrt.engine.worker",
+    "kvrt.runtime",
+}
 """What opens a device, asks how much memory it has before there is an executor, and hands it on."""
 
 ONLY_IN: dict[str, str] = {

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from kvrt.errors import ConfigError, IntegrityError
+from kvrt.errors import ConfigError
+from kvrt.executor.mapped import Mapped
 from kvrt.executor.pool import ChunkPool
 from kvrt.kv.pages.geometry import Geometry
-from kvrt.spi import Chunk, Device, DeviceInfo, KVLayout, Span, VirtualMemory
+from kvrt.spi import Device, DeviceInfo, KVLayout, Span, VirtualMemory
 
 _NAN_BYTE = 0xFF
 """What is read of such bytes is NaN in every format of KV pages."""
@@ -38,8 +39,8 @@ def kv_tensor(memory: VirtualMemory, span: Span, layout: KVLayout) -> Tensor:
     return memory.tensor(span, layout.storage)
 
 
-class Backing:
-    """Reserves the span. What it says is mapped is what the device has mapped, at any time.
+class Backing(Mapped):
+    """A group's span, and what is where in it.
 
     Args:
         device: where.
@@ -54,40 +55,15 @@ class Backing:
     def __init__(
         self, device: Device, geometry: Geometry, layout: KVLayout, pool: ChunkPool
     ) -> None:
-        self.device = device
+        super().__init__(device, geometry.span_bytes, pool)
         self.geometry = geometry
         self.layout = layout
-        self.pool = pool
-        self.span = device.memory.reserve(geometry.span_bytes)
         try:
             self.kv = kv_tensor(device.memory, self.span, layout)
         except BaseException:
             device.memory.release(self.span)
             raise
-        self.mapped: dict[int, Chunk] = {}
         self._bytes = self.kv.view(torch.uint8)
-        self._released = False
-
-    def map(self, index: int) -> None:
-        """Map a chunk from the pool. Raises `OutOfMemory` if there is none and none to be had."""
-        if index in self.mapped:
-            raise IntegrityError(f"chunk {index} is mapped already")
-        chunk = self.pool.take()
-        try:
-            self.device.memory.map(self.span, index * self.geometry.chunk_bytes, chunk)
-        except BaseException:
-            self.pool.give(chunk)
-            raise
-        self.mapped[index] = chunk
-
-    def unmap(self, index: int) -> None:
-        """Unmap a chunk, into the pool."""
-        if index not in self.mapped:
-            raise IntegrityError(f"chunk {index} is not mapped")
-        chunk = self.mapped[index]
-        self.device.memory.unmap(self.span, index * self.geometry.chunk_bytes, chunk)
-        del self.mapped[index]
-        self.pool.give(chunk)
 
     def page(self, page: int) -> Tensor:
         """The bytes of a page: uint8 [page_bytes], in the span's memory."""
@@ -132,14 +108,3 @@ class Backing:
     def scrub(self, dst: Tensor) -> None:
         """Overwrite bytes with NaN, so that whoever reads them shows."""
         dst.fill_(_NAN_BYTE)
-
-    def release(self) -> None:
-        """Give the addresses back, and the chunks to the pool. Safe to call twice, also after it
-        failed half-way."""
-        if self._released:
-            return
-        self.device.synchronize()
-        for index in list(self.mapped):
-            self.unmap(index)
-        self.device.memory.release(self.span)
-        self._released = True

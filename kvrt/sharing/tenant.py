@@ -142,7 +142,7 @@ class Tenant:
                     return
         except TimeoutError as error:
             raise OutOfMemory(str(error), needed=nbytes) from None
-        self.wants(held)
+        self.wants(max(held, claim.want))
         self._wake(others)
         raise NotLeased(
             f"{format_bytes(nbytes)} more of {self._ledger.path.stem} are not to be had now: of"

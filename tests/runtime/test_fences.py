@@ -22,6 +22,7 @@ from kvrt.engine.snapshots import Snapshots
 from kvrt.errors import ContractError, OutOfMemory
 from kvrt.executor.backing import Backing
 from kvrt.executor.local import LocalExecutor, LocalPages
+from kvrt.executor.mapped import Mapped
 from kvrt.kv.cache import KVCache
 from kvrt.kv.index.eviction import EVICTIONS
 from kvrt.kv.index.reuse import PrefixReuse
@@ -213,7 +214,7 @@ MUTANTS = {
         LocalPages, "finish", "self._device.fence().wait()", "pass", life_of_a_cache
     ),
     "memory goes at the end without waiting": Mutant(
-        Backing, "release", "self.device.synchronize()", "pass", life_of_a_cache
+        Mapped, "release", "self.device.synchronize()", "pass", life_of_a_cache
     ),
     "a copy does not wait for compute": Mutant(
         Backing, "copy", "after=self.device.fence()", "after=None", life_of_a_cache
