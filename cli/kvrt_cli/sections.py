@@ -30,8 +30,8 @@ RUN: Sections = {
 }  # fmt: skip
 SERVE: Sections = {
     "Server": ("host", "port", "alias", "chat_template", "strict", "max_requests", "max_body",
-               "drain_seconds", "ready_seconds"),
-    "Keys": ("keys", "new_key", "role", "without_keys"),
+               "drain_seconds", "ready_seconds", "metrics_compat"),
+    "Keys": ("keys", "new_key", "role", "limits", "audit", "without_keys"),
     "Model and device": MODEL,
     "KV memory": MEMORY,
     "Sharing": SHARING,

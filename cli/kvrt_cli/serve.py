@@ -56,6 +56,26 @@ SHORT_HELP = "A model answers over HTTP, to clients of OpenAI's API, Anthropic's
     help="Of --new-key: user asks, metrics sees /metrics alone, admin does both.",
 )
 @click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="NAME=N",
+    help="Of --new-key, or of each key that has none of its own: requests or tokens a minute, or"
+    " concurrent requests; may be given several times.",
+)
+@click.option(
+    "--audit",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Append a line of JSON for each request: when, whose key, route, status, tokens; never"
+    " what was said.",
+)
+@click.option(
+    "--metrics-compat",
+    type=click.Choice(["vllm"]),
+    help="Metrics under the names of another server, too.",
+)
+@click.option(
     "--without-keys",
     is_flag=True,
     help="Listen at an address that others reach, although nobody needs a key.",
@@ -133,15 +153,17 @@ def serve(
     _check_extra()
     from kvrt.server.config import ServerConfig
     from kvrt.server.keys import add_key
+    from kvrt.server.limits import Limits
 
-    names = ("host", "port", "alias", "without_keys", "strict", "max_requests", "max_body",
-             "drain_seconds", "ready_seconds", "chat_template")  # fmt: skip
+    names = ("host", "port", "alias", "limits", "audit", "metrics_compat", "without_keys",
+             "strict", "max_requests", "max_body", "drain_seconds", "ready_seconds",
+             "chat_template")  # fmt: skip
     config = ServerConfig(keys=keys, **{name: options[name] for name in names})
     wanted = runtime_config(TINY if model is None else model, options)
     if new_key is not None:
         if config.keys is None:
             raise click.UsageError("--new-key needs --keys FILE, where the key is to be known")
-        click.echo(add_key(config.keys, new_key, role))  # type: ignore[arg-type]
+        click.echo(add_key(config.keys, new_key, role, Limits.read(config.limits)))  # type: ignore[arg-type]
         return
     from kvrt.server import serve as server
 

@@ -25,6 +25,8 @@ class Hop:
 
     def put(self, arrivals: Arrivals, event: Delta | Result) -> None:
         """On the engine's thread."""
+        if isinstance(event, Delta):
+            arrivals.count(event)
         if not arrivals.whole or isinstance(event, Result):
             self._parcels.append((arrivals, event))
 

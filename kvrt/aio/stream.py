@@ -1,6 +1,7 @@
 """One request's answer, as a coroutine sees it."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +23,14 @@ class Arrivals:
         self.result: Result | None = None
         self.whole = False
         """Only the result is of interest any more."""
+        self.tokens = 0
+        self.first: float | None = None
+
+    def count(self, delta: Delta) -> None:
+        """On the engine's thread: a piece was said, whoever takes it."""
+        if self.first is None:
+            self.first = time.monotonic()
+        self.tokens += len(delta.token_ids)
 
     def add(self, event: Delta | Result) -> None:
         if isinstance(event, Result):
@@ -89,6 +98,16 @@ class AsyncStream(AsyncIterator[Delta]):
         self._arrivals = arrivals
         self._timeout = timeout
         self._abort = abort
+
+    @property
+    def tokens(self) -> int:
+        """How many were said so far, taken or not."""
+        return self._arrivals.tokens
+
+    @property
+    def first(self) -> float | None:
+        """When the first was, by ``time.monotonic``."""
+        return self._arrivals.first
 
     async def wait(self) -> Result:
         """The whole, once the request has ended; pieces not taken yet are skipped.

@@ -8,7 +8,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from kvrt.server.anthropic.messages import MessagesApi
 from kvrt.server.endpoint import Endpoint
@@ -26,7 +25,7 @@ from kvrt.server.service import Service
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(service: Service) -> ASGIApp:
+def make_app(service: Service) -> Starlette:
     """Everything that is served; `Guard` stands before it."""
     plain, about, served = Plain(service), About(service), service.served
     gets: dict[str, Handler] = {

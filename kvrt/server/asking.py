@@ -22,6 +22,21 @@ class Ask:
     params: SamplingParams
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the answers to one call have come.
+
+    Args:
+        prompt_tokens: of all prompts.
+        generated_tokens: said so far.
+        first: when the first of them was, by ``time.monotonic``; None: not yet.
+    """
+
+    prompt_tokens: int
+    generated_tokens: int
+    first: float | None
+
+
 class Answers:
     """The streams of one call, to be taken once: as pieces, or as a whole.
 
@@ -36,6 +51,12 @@ class Answers:
     def prompt_tokens(self) -> list[int]:
         """Of each."""
         return [stream.prompt_tokens for stream in self._streams]
+
+    @property
+    def progress(self) -> Progress:
+        firsts = [stream.first for stream in self._streams if stream.first is not None]
+        said = sum(stream.tokens for stream in self._streams)
+        return Progress(sum(self.prompt_tokens), said, min(firsts, default=None))
 
     async def results(self) -> list[Result]:
         """All of them, once each has ended.

@@ -4,8 +4,22 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvrt.checks import Checks, Flag, Folder, Maybe, Number, Text, Texts, Whole, check_options
+from kvrt.checks import (
+    Checks,
+    Flag,
+    Folder,
+    Maybe,
+    Number,
+    OneOf,
+    Text,
+    Texts,
+    Whole,
+    check_options,
+)
 from kvrt.errors import ConfigError
+
+COMPATS = ("vllm",)
+"""Whose names metrics may have beside our own."""
 
 ANY_NAME = "*"
 """An alias that stands for every name."""
@@ -20,6 +34,10 @@ class ServerConfig:
         port: 0: any that is free.
         alias: names of the model, for clients, beside its own; ``*``: every name is its.
         keys: a file of keys, of which clients need one; see `kvrt.server.keys`.
+        limits: of each key that has none of its own, as `kvrt.server.limits.Limits.read` takes
+            them.
+        audit: a file for the audit log; see `kvrt.server.audit`.
+        metrics_compat: ``vllm``: metrics have its names, too.
         without_keys: listen at an address that others reach, although there are no keys.
         strict: fields that are not known are refused.
         max_requests: sequences that may be asked for at once; more is refused for now.
@@ -33,6 +51,9 @@ class ServerConfig:
     port: int = 8000
     alias: tuple[str, ...] = ()
     keys: Path | None = None
+    limits: tuple[str, ...] = ()
+    audit: Path | None = None
+    metrics_compat: str | None = None
     without_keys: bool = False
     strict: bool = False
     max_requests: int = 512
@@ -45,6 +66,8 @@ class ServerConfig:
         given = {name: getattr(self, name) for name in OPTIONS}
         for name, value in check_options(OPTIONS, **given).items():
             object.__setattr__(self, name, value)
+        if self.limits and self.keys is None:
+            raise ConfigError("limits are of keys, and there are none", fix="give --keys FILE")
         if self.keys is None and not self.without_keys and not is_loopback(self.host):
             raise ConfigError(
                 f"host is {self.host:.60}, which others reach, and no keys are asked for",
@@ -57,6 +80,9 @@ OPTIONS: Checks = {
     "port": Whole(0, 65535),
     "alias": Texts(64, 256),
     "keys": Maybe(Folder()),
+    "limits": Texts(3, 64),
+    "audit": Maybe(Folder()),
+    "metrics_compat": Maybe(OneOf(COMPATS)),
     "without_keys": Flag(),
     "strict": Flag(),
     "max_requests": Whole(1, 100_000),

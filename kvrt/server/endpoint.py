@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -11,9 +10,9 @@ from starlette.types import Receive, Scope, Send
 
 from kvrt.server import gate
 from kvrt.server.asking import ask
+from kvrt.server.entry import Entry, entry_of
 from kvrt.server.errors import refusal_of
-from kvrt.server.guard import OWNER
-from kvrt.server.http import EVENTS, Reply, read_body, request_id, until_gone
+from kvrt.server.http import EVENTS, Reply, read_body, until_gone
 from kvrt.server.protocol import Api, Call
 from kvrt.server.service import Service
 
@@ -40,26 +39,29 @@ class Endpoint:
         self._kind = kind
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = time.perf_counter()
-        name = request_id(scope)
-        reply = Reply(send, {"x-request-id": name})
+        entry = entry_of(scope)
+        reply = Reply(send, {"x-request-id": entry.id})
         try:
-            status = await self._reply(scope, receive, reply)
+            entry.status = await self._reply(scope, receive, reply, entry)
         except ConnectionError:
-            status = LEFT
-        self._service.metrics.answered(self._route, status)
+            entry.status = LEFT
+        self._service.metrics.answered(self._route, entry.status)
+        owner = entry.owner.name if entry.owner else ""
         log.info(
             "%s %s by %s: %d in %.3f s",
-            name, self._route, scope[OWNER] or "anybody", status, time.perf_counter() - begun,
+            entry.id, self._route, owner or "anybody", entry.status, entry.seconds,
         )  # fmt: skip
 
-    async def _reply(self, scope: Scope, receive: Receive, reply: Reply) -> int:
+    async def _reply(self, scope: Scope, receive: Receive, reply: Reply, entry: Entry) -> int:
+        assert entry.owner is not None, "nobody else gets here"
+        quota = self._service.quotas.of(entry.owner.name, entry.owner.limits)
         try:
             body = await read_body(scope, receive, self._service.served.max_body)
             call = self._api.read(body)
             count = sum(each.params.n for each in call.asks)
-            with self._service.gate.enter(count):
-                work = self._answer(call, reply, scope[OWNER])
+            with quota.enter(), self._service.gate.enter(count):
+                reply.headers.update(quota.headers)
+                work = self._answer(call, reply, entry)
                 await _attended(work, receive, self._service.cut)
             return reply.status
         except ConnectionError:
@@ -73,9 +75,14 @@ class Endpoint:
             else:
                 await reply.events([self._api.broken(refusal)], more=False)
             return refusal.status
+        finally:
+            if (progress := entry.progress) is not None:
+                quota.spend(progress.prompt_tokens + progress.generated_tokens)
 
-    async def _answer(self, call: Call, reply: Reply, owner: str) -> None:
-        answers = await ask(self._service.runtime, call.asks, owner)
+    async def _answer(self, call: Call, reply: Reply, entry: Entry) -> None:
+        assert entry.owner is not None, "nobody else gets here"
+        answers = await ask(self._service.runtime, call.asks, entry.owner.name)
+        entry.answers = answers
         try:
             if not call.stream:
                 await reply.json(call.whole(await answers.results()))

@@ -1,12 +1,16 @@
 """The first that a request meets: who asks, and from where. What is not allowed is refused here,
 whatever its path or method."""
 
+from contextlib import nullcontext
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.applications import Starlette
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from kvrt.server.config import is_loopback
+from kvrt.server.entry import ENTRY, Book, Entry
 from kvrt.server.errors import Refusal
 from kvrt.server.http import Reply, headers_of, request_id
 from kvrt.server.keys import Keys, Owner
@@ -15,16 +19,18 @@ from kvrt.server.shapes import shape_for
 OPEN = frozenset({"/livez", "/readyz", "/health"})
 """Routes that need no key: they tell nothing of anybody."""
 
-OWNER = "kvrt.owner"
 METRICS = "/metrics"
 ANYBODY = Owner("", "admin")
 """Who asks where no keys are needed. Their pages are shared."""
+
+OTHER = "other"
+"""What the audit log has for a path that is no route's own: it may say anything."""
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Guard:
-    """Lets a request pass to `app` with `OWNER` in its scope: the name of whose key it brings.
+    """Lets a request pass to `app` with an `Entry` in its scope, which has the owner of its key.
 
     Without keys, at an address that only this machine reaches, pages of a browser on it could ask:
     by a name that was made to lead here, or from a site of their own. Requests with such a Host or
@@ -32,12 +38,15 @@ class Guard:
 
     Args:
         app: the rest.
+        book: where requests are entered; probes are not.
         host: where the server listens.
         keys: of which clients need one; None: they need none.
     """
 
-    def __init__(self, app: ASGIApp, host: str, keys: Keys | None) -> None:
+    def __init__(self, app: Starlette, book: Book, host: str, keys: Keys | None) -> None:
         self._app = app
+        self._book = book
+        self._routes = frozenset(route.path for route in app.routes if isinstance(route, Route))
         self._keys = keys
         names = LOOPBACK_NAMES | {host.lower()}
         self._hosts = names if keys is None and is_loopback(host) else None
@@ -45,14 +54,21 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise ValueError("this server speaks HTTP alone")
+        path = scope["path"]
+        route = path if path in self._routes else OTHER
+        entry = scope[ENTRY] = Entry(request_id(scope), route)
+        entered = nullcontext() if path in OPEN else self._book.entered(entry)
+        with entered:
+            await self._admit(entry, scope, receive, entry.watching(send))
+
+    async def _admit(self, entry: Entry, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            owner = self._owner(scope)
+            entry.owner = self._owner(scope)
         except Refusal as refusal:
-            reply = Reply(send, {"x-request-id": request_id(scope)})
+            reply = Reply(send, {"x-request-id": entry.id})
             body = shape_for(scope["path"])(refusal)
             await reply.json(body, refusal.status, refusal.headers)
             return
-        scope[OWNER] = owner.name
         await self._app(scope, receive, send)
 
     def _owner(self, scope: Scope) -> Owner:

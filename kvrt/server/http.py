@@ -120,7 +120,7 @@ class Reply:
 
     def __init__(self, send: Send, headers: Mapping[str, str]) -> None:
         self._send = send
-        self._headers = dict(headers)
+        self.headers = dict(headers)
         self._sent = 0.0  # when something was, by the loop's clock
         self._kind = JSON
         self.status = 0
@@ -181,7 +181,7 @@ class Reply:
         self, kind: bytes, status: int, headers: Mapping[str, str], *more: tuple[bytes, bytes]
     ) -> None:
         self.status = status
-        pairs = {**self._headers, **headers}.items()
+        pairs = {**self.headers, **headers}.items()
         encoded = [(name.encode(), value.encode("latin-1")) for name, value in pairs]
         start = {"type": "http.response.start", "status": int(status)}
         await self._timed({**start, "headers": [(b"content-type", kind), *more, *encoded]})

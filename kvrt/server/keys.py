@@ -1,7 +1,7 @@
 """Who may ask: keys in a file, as hashes.
 
-    # name  role   SHA-256 of the key
-    alice   user   9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+    # name  role   SHA-256 of the key                                                limits
+    alice   user   9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08  requests=60
 
 Keys are random, so that a plain hash tells nothing of them. The owner's name is also the salt of
 what they have in the KV cache: nobody shares pages with somebody else.
@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kvrt.errors import ConfigError
+from kvrt.server.limits import UNLIMITED, Limits
 
 Role = Literal["admin", "user", "metrics"]
 """``metrics`` sees only how the server does; ``user`` asks; ``admin`` does both."""
 
-LINE = re.compile(r"([\w.@-]{1,64})\s+(\w+)\s+([0-9a-f]{64})", re.ASCII)
+LINE = re.compile(r"([\w.@-]{1,64})\s+(\w+)\s+([0-9a-f]{64})((?:\s+\w+=\d+)*)", re.ASCII)
 PREFIX = "kvrt-"
 
 
@@ -32,6 +33,7 @@ class Owner:
 
     name: str
     role: Role
+    limits: Limits = UNLIMITED
 
 
 class Keys:
@@ -72,14 +74,18 @@ def _read(path: Path) -> list[tuple[bytes, Owner]]:
         role = next((role for role in get_args(Role) if match and match[2] == role), None)
         if match is None or role is None:
             raise ConfigError(
-                f"{path}: line {number} is not NAME ROLE HASH",
+                f"{path}: line {number} is not NAME ROLE HASH [LIMIT=NUMBER...]",
                 fix=f"ROLE is one of {', '.join(get_args(Role))}; --new-key NAME adds a line",
             )
-        owners.append((bytes.fromhex(match[3]), Owner(match[1], role)))
+        try:
+            limits = Limits.read(tuple(match[4].split()))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: line {number}: {error}", fix=error.fix) from None
+        owners.append((bytes.fromhex(match[3]), Owner(match[1], role, limits)))
     return owners
 
 
-def add_key(path: Path, name: str, role: Role = "user") -> str:
+def add_key(path: Path, name: str, role: Role = "user", limits: Limits = UNLIMITED) -> str:
     """Add a line to a file of keys, which is made for its owner alone, and return the key.
 
     Raises:
@@ -90,7 +96,7 @@ def add_key(path: Path, name: str, role: Role = "user") -> str:
             raise ConfigError(f"{path} is no file")
         _read(path)
     key = PREFIX + secrets.token_urlsafe(32)
-    line = f"{name} {role} {hashlib.sha256(key.encode()).hexdigest()}"
+    line = f"{name} {role} {hashlib.sha256(key.encode()).hexdigest()} {limits}".strip()
     if not LINE.fullmatch(line):
         raise ConfigError("the name of a key's owner has 1 to 64 letters, digits or one of . @ _ -")
     try:

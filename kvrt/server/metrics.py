@@ -8,10 +8,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from kvrt.engine.events import Event, RequestFinished, RequestPreempted, StepDone
+from kvrt.engine.stats import RuntimeStats
 from kvrt.outputs import Result
 from kvrt.runtime import Runtime
+from kvrt.server.audit import Audit
+from kvrt.server.compat import AsVLLM
 
 LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+PACE_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 STEP_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -20,11 +24,24 @@ class Metrics:
 
     Args:
         runtime: asked where it stands, at each scrape.
+        compat: ``vllm``: the names of vLLM, too.
+        model: the name of the model, for those.
+        audit: the audit log, if there is one.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._registry = registry = CollectorRegistry()
-        registry.register(_Standing(runtime, self))
+    def __init__(
+        self,
+        runtime: Runtime,
+        compat: str | None = None,
+        model: str = "",
+        audit: Audit | None = None,
+    ) -> None:
+        registry = CollectorRegistry()
+        self._registries = [registry]
+        if compat == "vllm":
+            self._registries.append(CollectorRegistry())
+            self._registries[-1].register(AsVLLM(registry, model))
+        registry.register(_Standing(runtime, self, audit))
         self.load = (0, 0)
         self._http = Counter(
             "kvrt_http_requests", "Answers to requests that ask the model, by route and status"
@@ -53,6 +70,10 @@ class Metrics:
         self._whole = Histogram(
             "kvrt_request_seconds", "From submission to the end.", buckets=LATENCY_S,
             registry=registry,
+        )  # fmt: skip
+        self._pace = Histogram(
+            "kvrt_time_per_output_token_seconds", "From the first token of an answer to its end,"
+            " for each token after the first.", buckets=PACE_S, registry=registry,
         )  # fmt: skip
         self._steps = Histogram(
             "kvrt_step_seconds", "Of the engine's steps.", buckets=STEP_S, registry=registry
@@ -83,6 +104,10 @@ class Metrics:
         self._whole.observe(result.timings.total)
         if result.usage.completion_tokens:
             self._first.observe(result.timings.first_token)
+        longest = max((len(each.token_ids) for each in result.completions), default=0)
+        if longest > 1:
+            said = result.timings.total - result.timings.first_token
+            self._pace.observe(said / (longest - 1))
 
     def answered(self, route: str, status: int) -> None:
         """A route that asks the model has answered."""
@@ -90,15 +115,23 @@ class Metrics:
 
     def text(self) -> bytes:
         """All of it."""
-        return generate_latest(self._registry)
+        return b"".join(map(generate_latest, self._registries))
+
+
+def usage(stats: RuntimeStats) -> float:
+    """The part of the KV limit that sequences hold, from 0 to 1."""
+    cache = stats.cache
+    held = cache.mapped_bytes + cache.pooled_bytes - cache.spare_bytes - cache.cached_bytes
+    return min(1.0, max(0, held) / max(1, cache.limit_bytes))
 
 
 class _Standing(Collector):
     """What is asked at each scrape. It waits for nothing, not even for a device that hangs."""
 
-    def __init__(self, runtime: Runtime, metrics: Metrics) -> None:
+    def __init__(self, runtime: Runtime, metrics: Metrics, audit: Audit | None) -> None:
         self._runtime = runtime
         self._metrics = metrics
+        self._audit = audit
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         running, waiting = self._metrics.load if self._runtime.busy else (0, 0)
@@ -106,7 +139,8 @@ class _Standing(Collector):
         load.add_metric(["running"], running)
         load.add_metric(["waiting"], waiting)
         yield load
-        cache = self._runtime.stats().cache
+        stats = self._runtime.stats()
+        cache = stats.cache
         pages = GaugeMetricFamily("kvrt_kv_pages", "Of the KV memory.", labels=["state"])
         for state in ("used", "cached", "free", "retired"):
             pages.add_metric([state], getattr(cache, f"{state}_pages"))
@@ -115,9 +149,27 @@ class _Standing(Collector):
         for state in ("mapped", "pooled", "cached", "limit"):
             held.add_metric([state], getattr(cache, f"{state}_bytes"))
         yield held
+        yield GaugeMetricFamily(
+            "kvrt_kv_usage_ratio", "What sequences hold, of the limit.", value=usage(stats)
+        )
         yield CounterMetricFamily(
             "kvrt_kv_page_copies", "Shared pages that were copied.", value=cache.copies
         )
+        if stats.offload is not None:
+            moved = CounterMetricFamily(
+                "kvrt_tier_pages", "Pages that left the device or came back.", labels=["event"]
+            )
+            for event in ("saved", "fetched", "missed", "dropped"):
+                moved.add_metric([event], getattr(stats.offload, f"{event}_pages"))
+            yield moved
+        yield GaugeMetricFamily(
+            "kvrt_engine_up", "1: there is an engine; 0: it has stopped for good.",
+            value=float(self._runtime.ended is None),
+        )  # fmt: skip
+        if self._audit is not None:
+            yield CounterMetricFamily(
+                "kvrt_audit_lost_lines", "Of the audit log, not written.", value=self._audit.lost
+            )
 
     def describe(self) -> list[GaugeMetricFamily]:
         """Nothing: registering asks the runtime nothing."""

@@ -16,9 +16,10 @@ from kvrt.engine.prompts import tokens_of
 from kvrt.errors import KvrtError
 from kvrt.model.chat import Chat
 from kvrt.server.anthropic.messages import Conversation
+from kvrt.server.entry import entry_of
 from kvrt.server.errors import Refusal, refusal_of
 from kvrt.server.fields import Message, TokenId, decode
-from kvrt.server.http import read_body, request_id
+from kvrt.server.http import read_body
 from kvrt.server.service import Service
 from kvrt.server.shapes import shape_for
 
@@ -142,7 +143,7 @@ def answer(value: object, status: int = HTTPStatus.OK, **headers: str) -> Respon
 async def refuse(request: Request, error: Exception) -> Response:
     """An error of these routes, in the words of whose they are."""
     refusal = refusal_of(error)
-    headers = {**refusal.headers, "x-request-id": request_id(request.scope)}
+    headers = {**refusal.headers, "x-request-id": entry_of(request.scope).id}
     return answer(shape_for(request.url.path)(refusal), refusal.status, **headers)
 
 

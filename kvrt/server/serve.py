@@ -15,10 +15,12 @@ from kvrt.aio.runtime import AsyncRuntime
 from kvrt.errors import ConfigError
 from kvrt.runtime import Runtime
 from kvrt.server.app import make_app
+from kvrt.server.audit import Audit
 from kvrt.server.config import ServerConfig
 from kvrt.server.connection import Connection
 from kvrt.server.guard import Guard
 from kvrt.server.keys import Keys
+from kvrt.server.limits import Limits
 from kvrt.server.served import read_template
 from kvrt.server.service import Service
 
@@ -43,11 +45,13 @@ class Prepared:
         bound: a socket at the address; nobody can connect before `serve`.
         keys: of clients; None: they need none.
         template: a chat template.
+        audit: the audit log; closed in the end.
     """
 
     bound: socket.socket
     keys: Keys | None
     template: str | None
+    audit: Audit | None
 
     @property
     def url(self) -> str:
@@ -60,12 +64,14 @@ def prepare(config: ServerConfig) -> Prepared:
     """Open what the configuration names.
 
     Raises:
-        ConfigError: the keys or the chat template cannot be read, there is no such address here,
-            or another program has the port.
+        ConfigError: the keys or the chat template cannot be read, the audit log cannot be written,
+            there is no such address here, or another program has the port.
     """
     keys = None if config.keys is None else Keys(config.keys)
     template = None if config.chat_template is None else read_template(config.chat_template)
-    return Prepared(_bind(config), keys, template)
+    Limits.read(config.limits)
+    audit = None if config.audit is None else Audit(config.audit)
+    return Prepared(_bind(config), keys, template, audit)
 
 
 def _bind(config: ServerConfig) -> socket.socket:
@@ -104,10 +110,10 @@ async def serve(
         ModelError: the chat template is not valid, or the model's defaults cannot be.
         ConfigError: a chat template is given, and the model has no tokenizer.
     """
-    service = Service(AsyncRuntime(runtime), config, prepared.template)
+    service = Service(AsyncRuntime(runtime), config, prepared.template, prepared.audit)
     server = _Server(
         uvicorn.Config(
-            Guard(make_app(service), config.host, prepared.keys),
+            Guard(make_app(service), service.book, config.host, prepared.keys),
             http=Connection,
             ws="none",
             loop="none",
@@ -142,6 +148,8 @@ async def serve(
     finally:
         service.close()
         prepared.bound.close()
+        if prepared.audit is not None:
+            await asyncio.to_thread(prepared.audit.close)
 
 
 class _Server(uvicorn.Server):

@@ -5,8 +5,11 @@ from time import monotonic
 
 from kvrt.aio.runtime import AsyncRuntime
 from kvrt.engine.events import Event
+from kvrt.server.audit import Audit
 from kvrt.server.config import ServerConfig
+from kvrt.server.entry import Book
 from kvrt.server.gate import Gate
+from kvrt.server.limits import Limits, Quotas
 from kvrt.server.metrics import Metrics
 from kvrt.server.served import Served
 
@@ -18,15 +21,22 @@ class Service:
         runtime: asked by all.
         config: of the server.
         template: a chat template for the model.
+        audit: told of all requests.
     """
 
     def __init__(
-        self, runtime: AsyncRuntime, config: ServerConfig, template: str | None = None
+        self,
+        runtime: AsyncRuntime,
+        config: ServerConfig,
+        template: str | None = None,
+        audit: Audit | None = None,
     ) -> None:
         self.runtime = runtime
         self.served = Served(runtime.runtime.model, config, template)
         self.gate = Gate(config.max_requests)
-        self.metrics = Metrics(runtime.runtime)
+        self.quotas = Quotas(Limits.read(config.limits))
+        self.book = Book(audit.add if audit is not None else None)
+        self.metrics = Metrics(runtime.runtime, config.metrics_compat, self.served.names[0], audit)
         self.cut = asyncio.get_running_loop().create_future()
         """Done when nothing may go on any longer."""
         self._patience = config.ready_seconds

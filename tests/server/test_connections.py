@@ -39,7 +39,7 @@ POST = (
 async def listening(runtime: Runtime) -> AsyncIterator[int]:
     """A server in this process, whose times a test has shortened; its port."""
     service = Service(AsyncRuntime(runtime), ServerConfig())
-    app = Guard(make_app(service), "127.0.0.1", None)
+    app = Guard(make_app(service), service.book, "127.0.0.1", None)
     server = uvicorn.Server(
         uvicorn.Config(app, http=connection.Connection, ws="none", lifespan="off", log_config=None)
     )

@@ -1,0 +1,85 @@
+"""What a server knows of one request while it goes on, and what is written of it afterwards."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from starlette.types import Message, Scope, Send
+
+from kvrt.server.keys import Owner
+
+if TYPE_CHECKING:
+    from kvrt.server.asking import Answers, Progress
+
+ENTRY = "kvrt.entry"
+"""Where a request's scope has it."""
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One request.
+
+    Args:
+        id: the client's or ours; plain.
+        route: of those that there are; ``none``: it is not.
+        owner: whose key it brought; None: nobody's.
+        status: of its answer; 0: there is none yet.
+        answers: of the model, once it was asked.
+    """
+
+    id: str
+    route: str
+    owner: Owner | None = None
+    status: int = 0
+    answers: "Answers | None" = None
+    at: float = field(default_factory=time.time)
+    begun: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.begun
+
+    @property
+    def progress(self) -> "Progress | None":
+        """How far the answers have come; None: the model was not asked."""
+        return None if self.answers is None else self.answers.progress
+
+    def watching(self, send: Send) -> Send:
+        """`send`, whose status is noted."""
+
+        async def noting(message: Message) -> None:
+            if message["type"] == "http.response.start" and not self.status:
+                self.status = message["status"]
+            await send(message)
+
+        return noting
+
+
+class Book:
+    """The requests that go on. Belongs to the event loop.
+
+    Args:
+        ended: told of each that has.
+    """
+
+    def __init__(self, ended: Callable[[Entry], None] | None = None) -> None:
+        self._ended = ended
+        self.open: dict[Entry, None] = {}
+
+    @contextmanager
+    def entered(self, entry: Entry) -> Iterator[None]:
+        """Meanwhile, it goes on."""
+        self.open[entry] = None
+        try:
+            yield
+        finally:
+            del self.open[entry]
+            if self._ended is not None:
+                self._ended(entry)
+
+
+def entry_of(scope: Scope) -> Entry:
+    found: Entry = scope[ENTRY]
+    return found
