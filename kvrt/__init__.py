@@ -27,6 +27,7 @@ from kvrt.errors import (
 )
 from kvrt.outputs import Completion, Delta, Result, Timings, TokenLogprobs, Usage
 from kvrt.sampling import SamplingParams
+from kvrt.structured.constraint import Constraint
 
 if TYPE_CHECKING:
     from kvrt.aio.runtime import AsyncRuntime
@@ -53,6 +54,7 @@ __all__ = [
     "Chat",
     "Completion",
     "ConfigError",
+    "Constraint",
     "ContractError",
     "Delta",
     "DeviceError",

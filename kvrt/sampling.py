@@ -6,8 +6,20 @@ The choosing is in `kvrt.engine.sampler`.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kvrt.checks import Biases, Checks, Flag, Maybe, Number, Texts, Whole, Wholes, check_request
+from kvrt.checks import (
+    Biases,
+    Checks,
+    Flag,
+    Maybe,
+    Number,
+    Of,
+    Texts,
+    Whole,
+    Wholes,
+    check_request,
+)
 from kvrt.errors import RequestError
+from kvrt.structured.constraint import Constraint
 
 MAX_LOGPROBS = 100
 MAX_STOPS = 64
@@ -63,6 +75,9 @@ class SamplingParams:
             takes no stop strings; see `kvrt.sched.beams`.
         length_penalty: of beams: their log-probability is divided by the length to this power
             before they are compared. Above 0, longer ones are preferred.
+        constraint: what the text may be, e.g. ``kvrt.Constraint.json_schema(...)``: it ends where
+            nothing may follow, and end tokens are banned until it is whole, before all else that is
+            asked for here. `max_tokens` and stop strings may cut it short.
     """
 
     max_tokens: int | None = None
@@ -87,6 +102,7 @@ class SamplingParams:
     speculate: int | None = None
     beam_width: int = 1
     length_penalty: float = 1.0
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in PARAMS}
@@ -174,5 +190,6 @@ PARAMS: Checks = {
     "speculate": Maybe(Whole(0, MAX_DRAFTS)),
     "beam_width": Whole(1, MAX_BEAMS),
     "length_penalty": Number(-10, 10),
+    "constraint": Maybe(Of((Constraint,), "kvrt.Constraint.json_schema(...)")),
 }
 """Of each field, what it may be."""

@@ -62,6 +62,7 @@ ONLY_IN: dict[str, str] = {
     "uvicorn": "kvrt/server",
     "msgspec": "kvrt/server",
     "prometheus_client": "kvrt/server",
+    "llguidance": "kvrt/structured",
 }
 VENDORS = {
     "cuda",

@@ -149,7 +149,7 @@ def test_no_scores_of_the_model_give_log_probabilities_that_json_cannot_say() ->
     logits = torch.tensor([[3e38, -3e38, 0.0]])
     found = Scores(logits).logprobs(0, 1, 3)
     json.dumps([found.logprob, *found.top], allow_nan=False)
-    offers = Scores(logits).likeliest([0], [3], [3])[0]
+    offers = Scores(logits).likeliest([0], [3], [3], [None])[0]
     json.dumps([(t.logprob, *t.top) for t in offers], allow_nan=False)
 
 
@@ -182,7 +182,7 @@ def test_of_a_small_vocabulary_all_tokens_are_named_however_many_were_asked_for(
     chosen = sample(LOGITS, [Choice(SamplingParams(logprobs=100), 0, [], [])])[0]
     assert chosen.logprobs is not None
     assert [token for token, _ in chosen.logprobs.top] == everything
-    offers = Scores(LOGITS).likeliest([0], [7], [9])[0]
+    offers = Scores(LOGITS).likeliest([0], [7], [9], [None])[0]
     assert [offer.token_id for offer in offers] == everything
     assert [[token for token, _ in offer.top] for offer in offers] == [everything] * 5
 
@@ -243,3 +243,34 @@ def test_a_value_out_of_range_is_refused_by_its_name(field: str, value: object) 
     with pytest.raises(RequestError, match=field) as caught:
         SamplingParams(**{field: value})
     assert caught.value.param == field
+
+
+def test_a_token_that_is_not_allowed_is_never_chosen() -> None:
+    mask = np.array([False, False, True, False, True])
+    hits = [0] * 5
+    for seed in range(300):
+        for params in (
+            SamplingParams(temperature=1.0),
+            SamplingParams(temperature=1.0, top_k=4, top_p=0.9, min_p=0.1),
+            SamplingParams(temperature=1.0, logit_bias={0: 100.0}, repetition_penalty=2.0),
+        ):
+            (chosen,) = sample(LOGITS, [Choice(params, seed, [1], [0], allowed=mask)])
+            hits[chosen.token_id] += 1
+    assert [token for token, count in enumerate(hits) if count] == [2, 4]
+    greedy = Choice(SamplingParams(logprobs=2), 0, [], [], allowed=mask)
+    (chosen,) = sample(LOGITS, [greedy])
+    assert chosen.logprobs is not None
+    assert chosen.token_id == 2
+    assert [token for token, _ in chosen.logprobs.top] == [0, 1], "they are the model's own"
+    with pytest.raises(RequestError, match="every token is banned"):
+        sample(LOGITS, [Choice(SamplingParams(), 0, [], [], allowed=np.zeros(5, np.bool_))])
+
+
+def test_beams_are_offered_allowed_tokens_alone_with_the_models_own_probabilities() -> None:
+    logits = torch.cat([LOGITS, LOGITS])
+    mask = np.array([False, True, False, False, True])
+    free, held = Scores(logits).likeliest([0, 1], [3, 3], [1, 1], [None, mask])
+    assert [entry.token_id for entry in free] == [0, 1, 2]
+    assert [entry.token_id for entry in held] == [1, 4]
+    assert math.isclose(held[0].logprob, math.log(PROBS[1]), rel_tol=1e-5)
+    assert held[0].top == free[0].top

@@ -32,6 +32,7 @@ from kvrt_cli.repl import Repl
 from kvrt_cli.sampling import asked, sampling_options
 from kvrt_cli.sections import RUN, SectionedCommand
 from kvrt_cli.stdin import DASH, read_prompt, read_stdin, valid_text
+from kvrt_cli.structured import structured_options
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ SHORT_HELP = "A model answers a prompt, a file of prompts, or you in a conversat
     " VALUE is JSON, or else text.",
 )
 @sampling_options
+@structured_options
 @click.option("--logprobs", type=int, metavar="N", help="With --json or --prompts: each token's"
               " log-probability, and those of the N likeliest.")  # fmt: skip
 @runtime_options

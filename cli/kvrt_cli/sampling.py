@@ -11,6 +11,7 @@ from kvrt.errors import ModelError, RequestError
 from kvrt.sampling import SamplingParams
 from kvrt_cli.options import apply
 from kvrt_cli.stdin import valid_text
+from kvrt_cli.structured import constraint_of
 
 if TYPE_CHECKING:
     from kvrt.model.generation import GenerationDefaults
@@ -134,9 +135,12 @@ def asked(options: Mapping[str, Any]) -> dict[str, Any]:
     """The sampling parameters that the user named on the command line.
 
     Raises:
-        RequestError: a stop string or a bad word is not UTF-8.
+        RequestError: a stop string or a bad word is not UTF-8, or what is to constrain the answer
+            cannot be read.
     """
     named = {name: options[name] for name in NAMES if options.get(name) is not None}
+    if (constraint := constraint_of(options)) is not None:
+        named["constraint"] = constraint
     for name, option in (("stop", "--stop"), ("bad_words", "--bad-word")):
         if texts := named.get(name):
             named[name] = [valid_text(text, option) for text in texts]

@@ -20,6 +20,7 @@ RUN: Sections = {
     "Prompt": ("prompts", "system", "chat", "variables"),
     "Answer": ("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p",
                "repetition_penalty", "logit_bias", "bad_words", "seed", "stop",
+               "json_schema", "regex", "grammar",
                "ignore_eos", "skip_special_tokens", "beam_width", "length_penalty",
                "logprobs"),
     "Output": OUTPUT,

@@ -54,6 +54,8 @@ class AsyncRuntime:
         self._hop = Hop(asyncio.get_running_loop())
         self._worker.each_round(self._hop.leave)
         self._encoders = ThreadPoolExecutor(ENCODERS, "kvrt-encoder")
+        # A constraint may take seconds to be refused, for which no other request shall wait.
+        self._compilers = ThreadPoolExecutor(ENCODERS, "kvrt-compiler")
         self._closed = False
 
     @classmethod
@@ -136,8 +138,10 @@ class AsyncRuntime:
 
     async def _prepared(self, prompt: Prompt, wishes: Wishes, arrivals: Arrivals) -> Request:
         """A long prompt takes a while to be made into tokens: the loop goes on meanwhile."""
+        params = wishes.params
+        constrained = isinstance(params, SamplingParams) and params.constraint is not None
         return await asyncio.get_running_loop().run_in_executor(
-            self._encoders,
+            self._compilers if constrained else self._encoders,
             request_of,
             self._worker,
             self.runtime.config,
@@ -158,6 +162,7 @@ class AsyncRuntime:
         """See `Runtime.close`. Streams end with reason ``abort``, or with an error."""
         self._closed = True
         self._encoders.shutdown(wait=False)
+        self._compilers.shutdown(wait=False)
         await asyncio.to_thread(self.runtime.close, timeout)
 
     async def __aenter__(self) -> Self:

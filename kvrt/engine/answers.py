@@ -144,6 +144,8 @@ class Answers:
 
         def follows(node: int) -> int:
             choice = self._choice(request, seq, drafts.line(node))
+            if choice is None:
+                return UNKNOWN
             chosen.append(scores.choose(at + 1 + node, choice))
             return chosen[-1].token_id
 
@@ -157,12 +159,20 @@ class Answers:
         seq.width = 1
         return heirs
 
-    def _choice(self, request: Request, seq: Seq, drafted: Sequence[int]) -> Choice:
-        """How to draw what follows the sequence and, if it comes true, a line of drafts."""
+    def _choice(self, request: Request, seq: Seq, drafted: Sequence[int]) -> Choice | None:
+        """How to draw what follows the sequence and, if it comes true, a line of drafts; None:
+        nothing does."""
         output = request.outputs[seq.id]
         seed = (request.seed + output.index) % 2**64
         said = [*output.token_ids, *drafted] if drafted else output.token_ids
-        return Choice(request.params, seed, request.prompt, said, request.ends, request.bad_words)
+        allowed = None
+        if output.guide is not None:
+            if output.guide.complete(said):
+                return None
+            allowed = output.guide.allowed(said)
+        return Choice(
+            request.params, seed, request.prompt, said, request.ends, request.bad_words, allowed
+        )
 
     def _offers(
         self, beams: Sequence[tuple[Seq, int]], scores: Scores
@@ -172,7 +182,11 @@ class Answers:
         requests = [self._live.request(seq) for seq in seqs]
         counts = [r.beams.search.choices for r in requests if r.beams is not None]
         tops = [request.params.logprobs or 0 for request in requests]
-        return list(zip(seqs, scores.likeliest(places, counts, tops), strict=True))
+        masks = [
+            None if r.guide is None else r.guide.allowed(seq.tokens[seq.prompt_len :])
+            for r, seq in zip(requests, seqs, strict=True)
+        ]
+        return list(zip(seqs, scores.likeliest(places, counts, tops, masks), strict=True))
 
     # --- after it ----------------------------------------------------------------------------
 
@@ -234,13 +248,17 @@ class Answers:
         if request.first_token is None:
             request.first_token = time.perf_counter()
         seq.tokens[-1] = chosen.token_id
+        output = request.outputs[seq.id]
         ends: FinishReason | None = None
         end_token = chosen.token_id in request.ends
-        if end_token:
+        whole = output.guide is not None and output.guide.complete(
+            [*output.token_ids, chosen.token_id]
+        )
+        if end_token or whole:
             ends = "stop"
         elif len(seq.tokens) >= seq.max_len:
             ends = "length"
-        delta = request.outputs[seq.id].push(chosen, ends=ends, visible=not end_token)
+        delta = output.push(chosen, ends=ends, visible=not end_token)
         request.deliver(delta)
         if delta.finish_reason is not None:
             self._drop(request, seq, step)

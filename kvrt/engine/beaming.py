@@ -20,6 +20,7 @@ from kvrt.engine.sampler import Chosen
 from kvrt.kv.seq import Seq
 from kvrt.outputs import Delta, FinishReason, TokenLogprobs
 from kvrt.sched.beams import Beams, BeamSearch, Finished
+from kvrt.structured.guide import BeamGuide
 
 
 def begin(request: Request, seq: Seq) -> None:
@@ -28,6 +29,8 @@ def begin(request: Request, seq: Seq) -> None:
     max_tokens = request.max_len - len(request.prompt)
     search = BeamSearch(params.beam_width, max_tokens, request.ends, params.length_penalty)
     request.beams = Beams(search, [seq])
+    if (guide := request.new_guide()) is not None:
+        request.guide = BeamGuide(guide, params.beam_width)
 
 
 def offer(live: Live, seq: Seq, offered: list[TokenLogprobs], step: int) -> bool:

@@ -85,6 +85,7 @@ def request_of(
         shares=not private,
         drafts=_drafts_of(params, config),
         bad_words=bad_words_of(params, model),
+        guides=None if params.constraint is None else worker.guides.of(params.constraint),
         metadata=wishes.metadata,
         detokenizer=functools.partial(
             model.detokenizer, tokens, skip_special=params.skip_special_tokens

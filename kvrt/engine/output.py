@@ -6,6 +6,7 @@ from kvrt.engine.sampler import Chosen
 from kvrt.engine.stops import StopStrings
 from kvrt.outputs import Completion, Delta, FinishReason, TokenLogprobs
 from kvrt.sampling import SamplingParams
+from kvrt.structured.guide import Guide
 
 
 class Detokenizer(Protocol):
@@ -31,6 +32,7 @@ class Output:
         self.logprobs: list[TokenLogprobs] = []
         self.finish_reason: FinishReason | None = None
         self.score: float | None = None
+        self.guide: Guide | None = None
         self._stops = stops
         self._state = 0
         self._min_tokens = params.min_tokens

@@ -13,6 +13,8 @@ from kvrt.kv.tiers.names import PageName
 from kvrt.outputs import Delta, Result, Timings, TokenLogprobs, Usage
 from kvrt.sampling import SamplingParams
 from kvrt.sched.beams import Beams
+from kvrt.structured.guide import BeamGuide, Guide
+from kvrt.structured.guides import MakeGuide
 
 _stop_strings = functools.lru_cache(maxsize=8)(StopStrings)
 """Many requests have the same ones, and 64 long ones take 70 ms to prepare."""
@@ -36,11 +38,13 @@ class Request:
             missing are made when they are needed.
         shares: other requests may use its pages.
         drafts: tokens that may be guessed in a step, for each completion; 0: none.
+        guides: makes what says which tokens may follow; None: all may.
         metadata: the caller's own, for its result.
         outputs: by page-table key of the sequence that produces them; of beams, by their index.
         ends: tokens that end a completion.
         bad_words: token ids of each word that is not to be said.
         beams: if it wants the likeliest continuations as wholes; see `kvrt.engine.beaming`.
+        guide: what says which tokens may follow those.
         stops: what ends a completion's text.
     """
 
@@ -57,6 +61,7 @@ class Request:
     shares: bool = True
     drafts: int = 0
     bad_words: Sequence[Sequence[int]] = ()
+    guides: MakeGuide | None = None
     metadata: Any = None
     submitted: float = field(default_factory=time.perf_counter)
     scheduled: float | None = None
@@ -69,6 +74,7 @@ class Request:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     ends: frozenset[int] = frozenset()
     beams: Beams | None = None
+    guide: BeamGuide | None = None
     stops: StopStrings = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,8 +83,13 @@ class Request:
     def open_output(self, key: int) -> Output:
         """Begin the next completion."""
         output = Output(len(self.outputs), self.params, self.stops, self.detokenizer())
+        output.guide = self.new_guide()
         self.outputs[key] = output
         return output
+
+    def new_guide(self) -> Guide | None:
+        """For a completion, once it is known what ends one."""
+        return None if self.guides is None else self.guides(self.ends)
 
     @property
     def finished(self) -> bool:

@@ -17,6 +17,7 @@ import torch
 from kvrt.errors import KvrtError, RequestError
 from kvrt.outputs import TokenLogprobs
 from kvrt.sampling import BAN, SamplingParams
+from kvrt.structured.guide import Mask
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Places = np.ndarray[tuple[int], np.dtype[np.intp]]
@@ -39,6 +40,7 @@ class Choice:
         output: the token ids generated so far; their number is the position of the draw.
         ends: the tokens that end the completion (for `SamplingParams.min_tokens`).
         bad_words: token ids of each word that is not to be said.
+        allowed: of each token, whether it may be chosen: bool [vocabulary]; None: all may.
     """
 
     params: SamplingParams
@@ -47,6 +49,7 @@ class Choice:
     output: Sequence[int]
     ends: frozenset[int] = frozenset()
     bad_words: Sequence[Sequence[int]] = ()
+    allowed: Mask | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,26 +91,29 @@ class Scores:
         return token_logprobs(self._logits[at], token, top)
 
     def likeliest(
-        self, rows: Sequence[int], counts: Sequence[int], tops: Sequence[int]
+        self,
+        rows: Sequence[int],
+        counts: Sequence[int],
+        tops: Sequence[int],
+        masks: Sequence[Mask | None],
     ) -> list[list[TokenLogprobs]]:
         """Of some rows, the likeliest tokens, in order.
 
         Args:
             rows: those that `check` has passed.
             counts: how many, for each of them; all tokens, if there are fewer.
-            tops: how many of them each one names as the likeliest in its place.
+            tops: how many each of them names as the likeliest in its place, allowed or not.
+            masks: which tokens may be, for each row: bool [vocabulary]; None: all.
         """
         logits = self._logits[torch.tensor(rows, device=self._logits.device)]
         most = min(max(*counts, *tops), logits.shape[-1])
-        values, ids = logits.topk(most)
-        values = (values - torch.logsumexp(logits, dim=-1, keepdim=True)).clamp(min=_LOWEST)
-        found = []
-        for tokens, logprobs, count, top in zip(
-            ids.tolist(), values.tolist(), counts, tops, strict=True
-        ):
-            pairs = tuple(zip(tokens, logprobs, strict=True))
-            found.append([TokenLogprobs(t, logprob, pairs[:top]) for t, logprob in pairs[:count]])
-        return found
+        named = best = _best(logits, most)
+        if any(mask is not None for mask in masks):
+            best = _best(logits, most, masks)
+        return [
+            [TokenLogprobs(token, logprob, pairs[:top]) for token, logprob in mine[:count]]
+            for mine, pairs, count, top in zip(best, named, counts, tops, strict=True)
+        ]
 
     def check(self, at: int) -> None:
         """Raises `KvrtError` if row `at` is not made of finite numbers."""
@@ -146,6 +152,25 @@ class Scores:
         return cast(list[int], rows.argmax(-1).tolist())
 
 
+def _best(
+    logits: torch.Tensor, most: int, masks: Sequence[Mask | None] | None = None
+) -> list[tuple[tuple[int, float], ...]]:
+    """Of each row, the likeliest tokens of those that may be, and their log-probabilities."""
+    among = logits
+    if masks is not None:
+        among = logits.clone()
+        for row, mask in zip(among, masks, strict=True):
+            if mask is not None:
+                row.masked_fill_(torch.from_numpy(~mask).to(row.device), -math.inf)
+    values, ids = among.topk(most)
+    counts = values.isfinite().sum(dim=-1).tolist()
+    values = (values - torch.logsumexp(logits, dim=-1, keepdim=True)).clamp(min=_LOWEST)
+    return [
+        tuple(zip(tokens[:count], logprobs[:count], strict=True))
+        for tokens, logprobs, count in zip(ids.tolist(), values.tolist(), counts, strict=True)
+    ]
+
+
 def token_logprobs(logits: torch.Tensor, token: int, top: int) -> TokenLogprobs:
     """Of `token`, and of the `top` likeliest, under one row of finite logits [vocabulary]."""
     logprobs = torch.log_softmax(logits, dim=-1)
@@ -159,7 +184,8 @@ def token_logprobs(logits: torch.Tensor, token: int, top: int) -> TokenLogprobs:
 def _adjusted(choice: Choice) -> bool:
     """Whether anything about the logits is to be changed before the choice."""
     params = choice.params
-    return params.penalized or bool(params.logit_bias) or bool(_banned(choice))
+    constrained = choice.allowed is not None
+    return constrained or params.penalized or bool(params.logit_bias) or bool(_banned(choice))
 
 
 def _adjust(logits: Floats, choice: Choice) -> Floats:
@@ -167,9 +193,12 @@ def _adjust(logits: Floats, choice: Choice) -> Floats:
     scores = logits
     if choice.params.penalized or choice.params.logit_bias:
         scores = _penalize(logits, choice)
-    if banned := [token for token in _banned(choice) if token < len(logits)]:
+    banned = [token for token in _banned(choice) if token < len(logits)]
+    if banned or choice.allowed is not None:
         scores = scores.copy() if scores is logits else scores
         scores[banned] = -math.inf
+        if choice.allowed is not None:
+            scores[~choice.allowed] = -math.inf
         if math.isinf(scores.max()):
             raise RequestError("every token is banned", param="logit_bias", fix="ban fewer")
     return scores

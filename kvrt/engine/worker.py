@@ -25,6 +25,7 @@ from kvrt.kv.cache import KVCache
 from kvrt.model.loader import Model
 from kvrt.model.progress import Progress
 from kvrt.spi import Device
+from kvrt.structured.guides import Guides
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +46,9 @@ class Worker(Mailbox):
     Vendors' libraries like it so, which bind a context to a thread, and OpenMP's runtimes, which
     keep a team of threads for each thread that ever used them.
 
-    `device`, `model`, `cache`, `engine`, `prefixes` and `snapshots` are there once it is open.
-    Other threads may look at them; they act through what it is as a `Mailbox`, and `snapshots`.
+    `device`, `model`, `cache`, `engine`, `prefixes`, `snapshots` and `guides` are there once it is
+    open. Other threads may look at them; they act through what it is as a `Mailbox`, `snapshots`,
+    and `guides`.
 
     It lives as long as its thread does, which keeps it, and which nothing but `stop` ends.
 
@@ -60,6 +62,7 @@ class Worker(Mailbox):
     engine: Engine
     prefixes: Prefixes
     snapshots: Snapshots
+    guides: Guides
     fingerprint: bytes
     load_seconds: float
 
@@ -170,6 +173,9 @@ class Worker(Mailbox):
         if made.engine.memory.tenant is not None:
             made.engine.memory.tenant.listen(lambda: self.tell(Signal.RUNG))
         self.fingerprint = made.fingerprint
+        tokenizer = made.model.tokenizer
+        self.guides = Guides(tokenizer, made.model.spec.vocab)
+        stack.callback(self.guides.close)
         self.snapshots = Snapshots(made.engine, made.fingerprint, self._ask_thread)
         if self._config.cache_dir is not None:
             folder = own_folder(self._config.cache_dir, self.fingerprint)

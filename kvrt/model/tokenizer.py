@@ -25,6 +25,9 @@ TOKENIZER = "tokenizer.json"
 
 log = logging.getLogger(__name__)
 
+END = "<kvrt: the end of a text>"
+"""Reads like no token there is."""
+
 TOKENIZER_LIMIT = 128 << 20
 TOKENS_FIX = "give the prompt as token ids"
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -69,6 +72,14 @@ class Tokenizer:
             for token, i in ids.items()
             if BYTE_TOKEN.fullmatch(token) and self.decode([i], skip_special=False) != token
         }
+
+    def with_end(self) -> tuple[str, int]:
+        """As the text of a tokenizer.json, with one more token; and its id, behind all others."""
+        copy = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        copy.add_special_tokens([tokenizers.AddedToken(END, special=True)])
+        end = copy.token_to_id(END)
+        assert end is not None, "it was just added"
+        return copy.to_str(), end
 
     @property
     def has_chat(self) -> bool:
