@@ -1,5 +1,6 @@
 """A device whose faults say whose they are: a plug-in is foreign code."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ from kvrt.errors import ContractError, DeviceError, KvrtError, OutOfMemory, in_o
 from kvrt.spi import Copier, Device, Extension, PagedAttention, VirtualMemory
 from kvrt.wrappers.wrapper import Params, Result, Wrapper
 
+SHORT = re.compile(r"can't allocate memory|out of memory|STATUS_ALLOC_FAILED", re.IGNORECASE)
 PARTS: dict[str, type] = {"memory": VirtualMemory, "copier": Copier, "attention": PagedAttention}
 
 
@@ -85,13 +87,14 @@ def _fault(owner: str, doing: str, error: BaseException) -> KvrtError:
 def _ran_out(error: BaseException | None) -> bool:
     """Whether memory was short, perhaps before something else went wrong because of it.
 
-    torch's allocator for CPUs says so in words only; what ends a graph whose recording ran out of
-    memory raises something else.
+    Only torch's allocator for GPUs has an exception for it: that for CPUs, a vendor's library that
+    creates its workspace, and Triton, which loads code, say so in words. What ends a graph whose
+    recording ran out of memory raises something else.
     """
     while error is not None:
         if isinstance(error, MemoryError | OutOfMemory | torch.OutOfMemoryError):
             return True
-        if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+        if isinstance(error, RuntimeError) and SHORT.search(str(error)):
             return True
         error = error.__context__
     return False

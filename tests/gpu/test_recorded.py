@@ -104,7 +104,8 @@ def test_prompts_are_answered_where_little_memory_is_left_to_compute_in(
     little_left(runtime, 512 << 20)
     begin = time.monotonic()
     results = runtime.generate([[n] * 400 for n in range(1, 150)], SHORT)
-    assert {result.finish_reason for result in results} <= {"length", "capacity"}
+    failed = [result for result in results if result.finish_reason not in ("length", "capacity")]
+    assert not failed, failed[0].error
     assert any(result.error is None for result in results)
     assert said(runtime, 3, SHORT)
     assert time.monotonic() - begin < 60

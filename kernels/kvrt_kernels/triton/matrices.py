@@ -115,7 +115,9 @@ class TritonMatrices:
         bias: Tensor | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
-        return gated(self.linear(x, weight), activation, bias, out)
+        # The bias is added before a product is rounded: what they leave may be small, and the other
+        # factor large.
+        return gated(self.linear(x, weight, bias), activation, None, out)
 
     def _product(
         self,

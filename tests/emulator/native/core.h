@@ -65,8 +65,10 @@ int memory_free_span(uintptr_t base, size_t size);
 int memory_create(uint64_t *handle, size_t size, int device);
 int memory_retain(uint64_t *handle, uintptr_t address);
 int memory_release(uint64_t handle);
+/* NOT_SUPPORTED for a range that ends behind the chunk. */
 int memory_map(uintptr_t base, size_t size, size_t offset, uint64_t handle);
 int memory_unmap(uintptr_t base, size_t size);
+int memory_is_hole(uintptr_t base, size_t size);
 int memory_set_access(uintptr_t base, size_t size, int device, int access);
 int memory_get_access(uintptr_t address, int device, int *access);
 int memory_info(int device, size_t *free_bytes, size_t *total_bytes);

@@ -189,6 +189,7 @@ int hipMemMap(void *base, size_t size, size_t offset, void *handle, unsigned lon
         status = flags || offset
                      ? INVALID_VALUE
                      : memory_map((uintptr_t)base, size, offset, (uint64_t)handle);
+    if (status == NOT_SUPPORTED) status = INVALID_VALUE; /* as documented */
     if (settings.silent_map) status = OK;
     LEAVE(status, "base=%p, size=%zu, handle=%p", base, size, handle);
 }

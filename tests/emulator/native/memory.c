@@ -189,10 +189,15 @@ int memory_create(uint64_t *handle, size_t size, int device) {
     return OK;
 }
 
-static struct chunk *chunk_of(uint64_t handle) {
+static struct chunk *alive(uint64_t handle) {
     for (struct chunk *c = chunks; c; c = c->next)
-        if (c->handle == handle && c->handles) return c;
+        if (c->handle == handle) return c;
     return NULL;
+}
+
+static struct chunk *chunk_of(uint64_t handle) {
+    struct chunk *chunk = alive(handle);
+    return chunk && chunk->handles ? chunk : NULL;
 }
 
 int memory_retain(uint64_t *handle, uintptr_t address) {
@@ -216,11 +221,12 @@ int memory_release(uint64_t handle) {
 /* --- mappings ------------------------------------------------------------------------------ */
 
 int memory_map(uintptr_t base, size_t size, size_t offset, uint64_t handle) {
-    struct chunk *chunk = chunk_of(handle);
+    /* Drivers take a handle that was released as long as its chunk is mapped elsewhere. */
+    struct chunk *chunk = alive(handle);
     if (!chunk || !whole(size) || base % settings.granularity || offset % settings.granularity)
         return INVALID_VALUE;
-    if (offset + size > chunk->size || !span_around(base, size) || any_mapping(base, size))
-        return INVALID_VALUE;
+    if (!span_around(base, size) || any_mapping(base, size)) return INVALID_VALUE;
+    if (offset + size > chunk->size) return NOT_SUPPORTED;
     int flags = MAP_SHARED | MAP_FIXED;
     off_t place = chunk->offset + offset;
     if (mmap((void *)base, size, PROT_NONE, flags, files[chunk->device], place) == MAP_FAILED)
@@ -229,6 +235,7 @@ int memory_map(uintptr_t base, size_t size, size_t offset, uint64_t handle) {
         NEW(struct mapping, .base = base, .size = size, .chunk = chunk, .next = mappings);
     chunk->mappings++;
     accounts.mappings++;
+    if (!chunk->handles) accounts.violations++;
     return OK;
 }
 
@@ -253,6 +260,10 @@ int memory_unmap(uintptr_t base, size_t size) {
         drop_if_unused(chunk);
     }
     return OK;
+}
+
+int memory_is_hole(uintptr_t base, size_t size) {
+    return span_around(base, size) && whole(size) && !any_mapping(base, size);
 }
 
 static int any_access(const struct mapping *mapping) {
