@@ -1,18 +1,16 @@
 """Three models on one device with bursts of requests in turn, each in a process of its own: times
 to the first token where they share one budget of memory, and where each has a third of it.
 
-    python -m tests.bench.sharing --rates 4,8,16,32 --markdown docs/benchmarks/sharing.md
+    ci/sharing rates --rates 4,8,16,32 --markdown docs/benchmarks/sharing.md
 
 The experiment by which kvcached (ovg-project, 2025) shows what elastic KV memory is worth. While
 one model has its burst the others are idle, so a third is too little for it and all would suffice.
 At low rates nobody needs more than a third, and sharing must not cost anything.
 
-Models are the bundled one, whose weights take little: it is KV memory that is scarce. Requests are
-drawn with a seed, the same ones in both ways, at times of a Poisson process within each burst.
+Requests are drawn with a seed, the same ones in both ways, at times of a Poisson process within
+each burst.
 """
 
-import argparse
-import datetime
 import json
 import os
 import random
@@ -23,14 +21,13 @@ import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
-
-import psutil
 
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.sharing.share import Share
 from kvrt.units import MIB
+
+from ..page import machine
 
 MODELS = 3
 BUDGET_MIB = 48
@@ -112,7 +109,7 @@ def _plan(model: int, rate: float, shared: bool) -> Plan:
 
 
 def _start(plan: Plan, folder: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "tests.bench.sharing", "--serve", json.dumps(asdict(plan))]
+    command = [sys.executable, "-m", "tests.bench.sharing.rates", json.dumps(asdict(plan))]
     environ = {**os.environ, "KVRT_SHARE_DIR": folder}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environ)
@@ -159,25 +156,10 @@ def table(rates: list[float], repeats: int) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--rates", default="2,4,8,16,24,32", help="requests a second in a burst")
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument(
-        "--markdown", type=Path, help="write the table there, with machine and date"
-    )
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        serve(Plan(**json.loads(options.serve)))
-        return
-    found = table([float(rate) for rate in options.rates.split(",")], options.repeats)
-    print(found)
-    if options.markdown:
-        cores = psutil.cpu_count(logical=False) or psutil.cpu_count()
-        head = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {cores} cores, by `ci/sharing`"
-        options.markdown.write_text(f"{head}\n\n{found}\n")
+def head() -> str:
+    """Of what machine it is, and of what day."""
+    return f"{machine()} By `ci/sharing`."
 
 
 if __name__ == "__main__":
-    main()
+    serve(Plan(**json.loads(sys.argv[1])))
