@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from kvrt.model.arena import allocate
 from kvrt.model.spec import ModelSpec
 from kvrt.model.targets import Floats, Target, targets_of
 from kvrt.model.weights import NOTHING_PACKED, Packing, place
@@ -16,8 +17,8 @@ SCALE = 0.02
 BLOCK = 1 << 22
 """Numbers that a thread draws at once, about."""
 
-BLOCKS = 32
-"""Of 16 MiB, drawn before they are stored."""
+MOST_BLOCKS = 32
+"""Of 16 MiB, drawn before they are stored: twice as many as there are processors, up to so many."""
 
 
 def fill_dummy(
@@ -39,12 +40,17 @@ def fill_dummy(
             view.fill_(1.0 if weight.is_norm else 0.0)
     generator = torch.Generator().manual_seed(seed)
     seeds = torch.randint(2**31, (len(blocks),), generator=generator).tolist()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for some in range(0, len(blocks), BLOCKS):
-            targets, rows, widths, last = zip(*blocks[some : some + BLOCKS], strict=True)
-            drawn = pool.map(_draw, rows, widths, seeds[some : some + BLOCKS])
+    processors = os.cpu_count() or 1
+    at_once = min(2 * processors, MOST_BLOCKS)
+    # Not of the C library, which would keep what several threads took of it and gave back.
+    largest = max((rows * width for _, rows, width, _ in blocks), default=0)
+    places = allocate(4 * at_once * largest, "cpu").view(torch.float32).view(at_once, largest)
+    with ThreadPoolExecutor(processors) as pool:
+        for some in range(0, len(blocks), at_once):
+            targets, rows, widths, last = zip(*blocks[some : some + at_once], strict=True)
+            drawn = pool.map(_draw, places, rows, widths, seeds[some : some + at_once])
             for target, numbers, ends in zip(targets, drawn, last, strict=True):
-                target.put(numbers.view(-1))
+                target.put(numbers)
                 if ends:
                     target.finish()
 
@@ -56,7 +62,8 @@ def _blocks(target: Target, rows: int, width: int) -> Iterator[tuple[Target, int
         yield target, min(step, rows - row), width, row + step >= rows
 
 
-def _draw(rows: int, width: int, seed: int) -> Tensor:
-    """float32 from a normal distribution. Uses no OpenMP, whose teams of threads would stay."""
+def _draw(place: Tensor, rows: int, width: int, seed: int) -> Tensor:
+    """float32 from a normal distribution, [rows * width], at the beginning of a place. Uses no
+    OpenMP, whose teams of threads would stay."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.empty(rows, width).normal_(0.0, SCALE, generator=generator)
+    return place[: rows * width].normal_(0.0, SCALE, generator=generator)

@@ -1,0 +1,89 @@
+"""What a process takes of memory beside weights and KV, as the operating system counts it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from kvrt.model.config import read_config
+from kvrt.model.weights import weights_of
+
+SHAPE = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 8192,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+}
+"""54 million numbers, so that what is kept twice is found."""
+
+PROBE = """
+import json, sys
+from pathlib import Path
+
+def resident(what):
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(what + ":")[2].split()[0]) * 1024
+
+import torch
+libraries = resident("VmRSS")
+import kvrt
+with kvrt.Runtime(sys.argv[1], backend="cpu", threads=2, **json.loads(sys.argv[2])) as runtime:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins at what is resident now
+    prompts = [[(7 * at + which) % 8000 for at in range(500)] for which in range(3)]
+    params = kvrt.SamplingParams(max_tokens=8, ignore_eos=True)
+    results = runtime.generate(prompts, params)
+    assert all(len(result.token_ids) == 8 for result in results)
+    stats = runtime.stats()
+    beside = resident("VmHWM") - stats.weight_bytes - stats.cache.peak_mapped_bytes
+    print(json.dumps([beside >> 20, (beside - libraries) >> 20, stats.weight_bytes >> 20]))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resident")
+    (folder / "config.json").write_text(json.dumps(SHAPE))
+    numbers = torch.randn(1 << 22).mul_(0.02).bfloat16()
+    tensors = {
+        part.name: numbers[: part.numel].view(part.shape).clone()
+        if part.numel <= len(numbers)
+        else numbers.repeat(part.numel // len(numbers)).view(part.shape)
+        for weight in weights_of(read_config(folder / "config.json"))
+        for part in weight.parts
+    }
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "bfloat16"},
+        {"quantize": "int4", "quantized_dir": None},
+        {"quantize": "int4", "load_format": "dummy"},
+    ],
+    ids=["file", "quantised", "dummy"],
+)
+def test_a_run_takes_little_memory_beside_weights_and_kv(
+    folder: Path, options: dict[str, object]
+) -> None:
+    command = [sys.executable, "-c", PROBE, str(folder), json.dumps(options)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    beside, own, weights = json.loads(result.stdout)  # MiB
+    assert weights > (100 if "dtype" in options else 30)
+    assert beside < 350, "torch's libraries included"
+    assert own < 90
