@@ -61,6 +61,7 @@ ONLY_IN: dict[str, str] = {
     "starlette": "kvrt/server",
     "uvicorn": "kvrt/server",
     "msgspec": "kvrt/server",
+    "jwt": "kvrt/server",
     "prometheus_client": "kvrt/server",
     "llguidance": "kvrt/structured",
 }

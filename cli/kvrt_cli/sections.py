@@ -32,7 +32,8 @@ RUN: Sections = {
 SERVE: Sections = {
     "Server": ("host", "port", "alias", "chat_template", "strict", "max_requests", "max_body",
                "drain_seconds", "ready_seconds", "metrics_compat"),
-    "Keys": ("keys", "new_key", "role", "limits", "audit", "without_keys"),
+    "Keys": ("keys", "new_key", "role", "limits", "audit", "without_keys",
+             "jwt_issuer", "jwt_audience", "jwt_keys", "jwt_role"),
     "Model and device": MODEL,
     "KV memory": MEMORY,
     "Sharing": SHARING,

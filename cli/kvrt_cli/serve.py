@@ -56,6 +56,24 @@ SHORT_HELP = "A model answers over HTTP, to clients of OpenAI's API, Anthropic's
     help="Of --new-key: user asks, metrics sees /metrics alone, admin does both.",
 )
 @click.option(
+    "--jwt-issuer",
+    metavar="URL",
+    help="Take tokens that this OpenID provider has signed, in place of keys or beside them.",
+)
+@click.option(
+    "--jwt-audience", metavar="TEXT", help="What such tokens have to call this server: their aud."
+)
+@click.option(
+    "--jwt-keys",
+    metavar="URL|FILE",
+    help="The issuer's keys, as a JWK set; default: where its discovery document says.",
+)
+@click.option(
+    "--jwt-role",
+    metavar="CLAIM",
+    help="The claim that has the role, as of --role, or a list of roles; default: all are users.",
+)
+@click.option(
     "--limit",
     "limits",
     multiple=True,
@@ -155,7 +173,8 @@ def serve(
     from kvrt.server.keys import add_key
     from kvrt.server.limits import Limits
 
-    names = ("host", "port", "alias", "limits", "audit", "metrics_compat", "without_keys",
+    names = ("host", "port", "alias", "jwt_issuer", "jwt_audience", "jwt_keys",
+             "jwt_role", "limits", "audit", "metrics_compat", "without_keys",
              "strict", "max_requests", "max_body", "drain_seconds", "ready_seconds",
              "chat_template")  # fmt: skip
     config = ServerConfig(keys=keys, **{name: options[name] for name in names})

@@ -34,6 +34,8 @@ class ServerConfig:
         port: 0: any that is free.
         alias: names of the model, for clients, beside its own; ``*``: every name is its.
         keys: a file of keys, of which clients need one; see `kvrt.server.keys`.
+        jwt_issuer, jwt_audience, jwt_keys, jwt_role: whose tokens are taken as keys; see
+            `kvrt.server.oidc.Trust`.
         limits: of each key that has none of its own, as `kvrt.server.limits.Limits.read` takes
             them.
         audit: a file for the audit log; see `kvrt.server.audit`.
@@ -51,6 +53,10 @@ class ServerConfig:
     port: int = 8000
     alias: tuple[str, ...] = ()
     keys: Path | None = None
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    jwt_keys: str | None = None
+    jwt_role: str | None = None
     limits: tuple[str, ...] = ()
     audit: Path | None = None
     metrics_compat: str | None = None
@@ -66,12 +72,21 @@ class ServerConfig:
         given = {name: getattr(self, name) for name in OPTIONS}
         for name, value in check_options(OPTIONS, **given).items():
             object.__setattr__(self, name, value)
-        if self.limits and self.keys is None:
+        if (self.jwt_issuer is None) != (self.jwt_audience is None):
+            raise ConfigError(
+                "jwt_issuer and jwt_audience go together",
+                fix="say whose tokens are taken, and what they call this server",
+            )
+        if self.jwt_issuer is None and (self.jwt_keys or self.jwt_role):
+            raise ConfigError("jwt_keys and jwt_role are of an issuer", fix="name it: --jwt-issuer")
+        guarded = self.keys is not None or self.jwt_issuer is not None
+        if self.limits and not guarded:
             raise ConfigError("limits are of keys, and there are none", fix="give --keys FILE")
-        if self.keys is None and not self.without_keys and not is_loopback(self.host):
+        if not guarded and not self.without_keys and not is_loopback(self.host):
             raise ConfigError(
                 f"host is {self.host:.60}, which others reach, and no keys are asked for",
-                fix="give keys with --keys FILE, or say --without-keys if something else guards it",
+                fix="give keys with --keys FILE or tokens with --jwt-issuer URL, or say"
+                " --without-keys if something else guards it",
             )
 
 
@@ -80,6 +95,10 @@ OPTIONS: Checks = {
     "port": Whole(0, 65535),
     "alias": Texts(64, 256),
     "keys": Maybe(Folder()),
+    "jwt_issuer": Maybe(Text(2048)),
+    "jwt_audience": Maybe(Text(2048)),
+    "jwt_keys": Maybe(Text()),
+    "jwt_role": Maybe(Text(256)),
     "limits": Texts(3, 64),
     "audit": Maybe(Folder()),
     "metrics_compat": Maybe(OneOf(COMPATS)),

@@ -13,7 +13,8 @@ from kvrt.server.config import is_loopback
 from kvrt.server.entry import ENTRY, Book, Entry
 from kvrt.server.errors import Refusal
 from kvrt.server.http import Reply, headers_of, request_id
-from kvrt.server.keys import Keys, Owner
+from kvrt.server.keys import Owner
+from kvrt.server.oidc import Credentials
 from kvrt.server.shapes import shape_for
 
 OPEN = frozenset({"/livez", "/readyz", "/health"})
@@ -43,7 +44,7 @@ class Guard:
         keys: of which clients need one; None: they need none.
     """
 
-    def __init__(self, app: Starlette, book: Book, host: str, keys: Keys | None) -> None:
+    def __init__(self, app: Starlette, book: Book, host: str, keys: Credentials | None) -> None:
         self._app = app
         self._book = book
         self._routes = frozenset(route.path for route in app.routes if isinstance(route, Route))

@@ -21,6 +21,7 @@ from kvrt.server.connection import Connection
 from kvrt.server.guard import Guard
 from kvrt.server.keys import Keys
 from kvrt.server.limits import Limits
+from kvrt.server.oidc import Credentials, Issuer, Trust
 from kvrt.server.served import read_template
 from kvrt.server.service import Service
 
@@ -43,13 +44,13 @@ class Prepared:
 
     Args:
         bound: a socket at the address; nobody can connect before `serve`.
-        keys: of clients; None: they need none.
+        keys: of clients, or what stands for keys; None: they need none.
         template: a chat template.
         audit: the audit log; closed in the end.
     """
 
     bound: socket.socket
-    keys: Keys | None
+    keys: Credentials | None
     template: str | None
     audit: Audit | None
 
@@ -67,11 +68,20 @@ def prepare(config: ServerConfig) -> Prepared:
         ConfigError: the keys or the chat template cannot be read, the audit log cannot be written,
             there is no such address here, or another program has the port.
     """
-    keys = None if config.keys is None else Keys(config.keys)
+    keys = _credentials(config)
     template = None if config.chat_template is None else read_template(config.chat_template)
     Limits.read(config.limits)
     audit = None if config.audit is None else Audit(config.audit)
     return Prepared(_bind(config), keys, template, audit)
+
+
+def _credentials(config: ServerConfig) -> Credentials | None:
+    keys = None if config.keys is None else Keys(config.keys)
+    issuer = None
+    if config.jwt_issuer is not None and config.jwt_audience is not None:
+        trust = Trust(config.jwt_issuer, config.jwt_audience, config.jwt_keys, config.jwt_role)
+        issuer = Issuer(trust)
+    return None if keys is None and issuer is None else Credentials(keys, issuer)
 
 
 def _bind(config: ServerConfig) -> socket.socket:
@@ -143,9 +153,13 @@ async def serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, partial(end, number))
+    issuer = prepared.keys.issuer if prepared.keys else None
+    refreshing = None if issuer is None else asyncio.create_task(issuer.keep_fresh())
     try:
         await server.serve([prepared.bound])
     finally:
+        if refreshing is not None:
+            refreshing.cancel()
         service.close()
         prepared.bound.close()
         if prepared.audit is not None:
