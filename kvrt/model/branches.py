@@ -26,7 +26,7 @@ def recordable(spec: ModelSpec) -> bool:
     """Whether layers consist of the operators of `kvrt.spi.DenseOps` and attention alone."""
     return (
         spec.norm == "rms"
-        and spec.qk_norm != "whole"
+        and spec.qk_norm in ("none", "heads")
         and spec.gated
         and spec.query_beta == 0.0
         and spec.residual_scale == 1.0
@@ -100,8 +100,11 @@ class Branches:
             rows = heads.flatten(1)
             heads.copy_(self._ops.rms_norm(rows, weight, self._spec.norm_eps).view_as(heads))
 
-    def heat(self, work: Activations) -> None:
-        """Multiply queries by what goes by their position, where a model does that; in place."""
+    def heat(self, work: Activations, weight: Tensor | None) -> None:
+        """Multiply rotated queries by what goes by their position, where a model does that, and
+        each head by a weight; in place."""
+        if weight is not None:
+            work.q.mul_(weight)
         if self._spec.query_beta:
             work.q.mul_(work.heat)
 

@@ -15,6 +15,7 @@ from kvrt.model.apart import taken_apart
 from kvrt.model.blocks import FLOATS, are_equal
 from kvrt.model.header import Header, TensorEntry, Tensors, read_header
 from kvrt.model.jsonfile import few, shown
+from kvrt.model.names import NAMINGS
 from kvrt.model.packed.methods import Method
 from kvrt.model.packed.tensors import find_matrices
 from kvrt.model.rows import Rows, rows_of
@@ -23,13 +24,14 @@ from kvrt.model.spec import ModelSpec
 from kvrt.model.weights import ALWAYS_FLOAT32, Part, parts_of, weights_of
 from kvrt.spi import DType
 
-COMPUTES = re.compile(r"(model\.(layers\.\d+\..+|norm|embed_tokens)|lm_head)\.(weight|bias)\w*")
+COMPUTES = re.compile(
+    r"((model|gpt_neox)\.(layers\.\d+\..+|\w*norm|embed_\w+)|lm_head|embed_out)\.(weight|bias)\w*"
+)
 """Names of tensors that a model would compute with. One that is not expected is a bias or a norm
 that config.json forgot, or the scale of quantised weights: without it, text is fluent and wrong."""
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-BUFFERS = (".rotary_emb.inv_freq",)
-"""Ends of names that old checkpoints have: computed from config.json instead."""
+BUFFERS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
+"""Ends of names that old checkpoints have: computed from config.json instead, as are masks."""
 
 PREFIX = "model."
 OF_TEXT = {
@@ -64,6 +66,11 @@ class Checkpoint:
     matrices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     rows: Mapping[str, Rows] = field(default_factory=dict)
 
+    @property
+    def embedding(self) -> str:
+        """The name of the tensor that tokens are embedded by."""
+        return f"{NAMINGS[self.spec.naming]['embedding'].file}.weight"
+
 
 def open_checkpoint(folder: Path, spec: ModelSpec, method: Method | None = None) -> Checkpoint:
     """Find a model's weights and check every header.
@@ -86,20 +93,23 @@ def open_checkpoint(folder: Path, spec: ModelSpec, method: Method | None = None)
     tensors = {rename(name): place for name, place in tensors.items()}
     tensors = taken_apart(tensors, parts_of(spec))
     unlisted = {rename(name) for name in unlisted}
-    if spec.tied and HEAD in tensors:
+    embedding, head = (
+        f"{NAMINGS[spec.naming][part].file}.weight" for part in ("embedding", "head")
+    )
+    if spec.tied and head in tensors:
         untied = replace(spec, tied=False)
         _expected(folder, untied, tensors, {})
-        if are_equal(tensors[HEAD], tensors[EMBEDDING]):
-            del tensors[HEAD]
+        if are_equal(tensors[head], tensors[embedding]):
+            del tensors[head]
         else:
-            log.warning("%s: %s differs from the embedding, and is used", tensors[HEAD][0], HEAD)
+            log.warning("%s: %s differs from the embedding, and is used", tensors[head][0], head)
             spec = untied
     matrices = {} if method is None else find_matrices(folder, spec, method, tensors)
     expected = _expected(folder, spec, tensors, matrices)
     needed = {*expected, *(name for parts in matrices.values() for name in parts.values())}
     left = tensors.keys() - needed
     for name in sorted(left - unlisted):
-        if COMPUTES.fullmatch(name):
+        if COMPUTES.fullmatch(name) and not name.endswith(BUFFERS):
             raise ModelError(
                 f"{tensors[name][0]}: tensor {shown(name)} is not part of a {spec.architecture}"
                 " as config.json describes it",

@@ -131,7 +131,9 @@ def _normal(source: str, values: Mapping[str, Any]) -> tuple[str, Fields]:
             if "tie_word_embeddings" in values:
                 merged["tie_word_embeddings"] = values["tie_word_embeddings"]
             return architecture, Fields(source, merged, "text_config.")
-    return architecture, Fields(source, {**FAMILIES[architecture].defaults, **values})
+    family = FAMILIES[architecture]
+    values = {family.renamed.get(name, name): value for name, value in values.items()}
+    return architecture, Fields(source, {**family.defaults, **values})
 
 
 def _architecture(fields: Fields) -> str:

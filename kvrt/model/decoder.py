@@ -48,6 +48,8 @@ class _Layer(NamedTuple):
         batch: which of the step's batches its pages are in.
         number: which of that batch's layers it is.
         rope: which of the model's rotations its queries and keys have.
+        norm: of its queries and keys, before rotation.
+        heat: multiplies each head of its rotated queries.
     """
 
     weights: LayerWeights
@@ -56,6 +58,7 @@ class _Layer(NamedTuple):
     attention: AttentionParams
     rope: int | None
     norm: HeadNorm | None
+    heat: Tensor | None
 
 
 class Decoder:
@@ -160,7 +163,8 @@ class Decoder:
         if logits_rows.tolist() != [*range(len(x))]:  # a decode step asks for those of all tokens
             x = x.index_select(0, logits_rows.to(self._torch_device))
         x = self._branches.norm(x, self.weights.final_norm, self.weights.final_norm_bias)
-        return branches.finish(self.spec, self._ops.linear(x, self.weights.head).float())
+        logits = self._ops.linear(x, self.weights.head, self.weights.head_bias)
+        return branches.finish(self.spec, logits.float())
 
     def _begin(self, tokens: Tensor, batch: AttentionBatch, x: Tensor, work: Activations) -> None:
         """Embed the tokens in `x`, and look up how they are rotated."""
@@ -189,14 +193,14 @@ class Decoder:
         x, normed, gated = work.x, work.normed, work.gated
         qkv, q, k, v = work.qkv, work.q, work.k, work.v
         attended, attended_rows = work.attended, work.attended_rows
-        for w, batch, layer, attention, rope, head_norm in self._layers:
+        for w, batch, layer, attention, rope, head_norm, heat in self._layers:
             plan = plans[batch]
             read = norm(x, w.attention_norm, w.attention_norm_bias, normed)
             ops.linear(read, w.qkv, w.qkv_bias, None, qkv)
             self._branches.norm_whole(w, work)
             rotation = None if rope is None else work.rotations[rope]
             ops.rotate_append(plan, layer, q, k, v, rotation, head_norm)
-            self._branches.heat(work)
+            self._branches.heat(work, heat)
             run(plan, layer, q, attended, attention)
             if not parallel:
                 add(attended_rows, w.o, w.o_bias, w.attention_post_norm, x, normed)
@@ -222,9 +226,15 @@ class Decoder:
 
     def _layer(self, layer: LayerSpec, w: LayerWeights, batch: int, number: int) -> _Layer:
         spec = self.spec
-        norm = None
-        if w.q_norm is not None and w.k_norm is not None and spec.qk_norm == "heads":
-            norm = HeadNorm(w.q_norm, w.k_norm, spec.norm_eps)
+        norm = heat = None
+        if w.q_norm is not None and w.k_norm is not None:
+            if spec.qk_norm == "heads":
+                norm = HeadNorm(w.q_norm, w.k_norm, spec.norm_eps)
+            if spec.qk_norm == "rotated":
+                # Rotation keeps a head's length, so it may as well be normed before; and of what
+                # the products of queries and keys are multiplied by, queries can have all.
+                ones = torch.ones_like(w.q_norm)
+                norm, heat = HeadNorm(ones, ones, spec.norm_eps), w.q_norm * w.k_norm
         scale = spec.attention_scale or spec.head_dim**-0.5
         return _Layer(
             weights=w,
@@ -233,4 +243,5 @@ class Decoder:
             attention=AttentionParams(scale, layer.window, spec.attention_softcap),
             rope=layer.rope,
             norm=norm,
+            heat=heat,
         )

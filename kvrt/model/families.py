@@ -78,6 +78,10 @@ def _ministral_scales(fields: Fields) -> dict[str, Any]:
     return {}
 
 
+def _neox_switches(fields: Fields) -> dict[str, Any]:
+    return {"parallel": fields.flag("use_parallel_residual", True)}
+
+
 def _cohere_scales(fields: Fields) -> dict[str, Any]:
     return {"logit_scale": _number(fields, "logit_scale", 0.0625)}
 
@@ -286,6 +290,43 @@ FAMILIES: Mapping[str, Family] = {
             "tie_word_embeddings": True,
         },
         switches={"naming": "starcoder2", "norm": "layer", "norm_bias": True, "gated": False},
+    ),
+    "HunYuanDenseV1ForCausalLM": Family(
+        "hunyuan_v1_dense",
+        qkv_bias=ATTENTION_BIAS,
+        o_bias=ATTENTION_BIAS,
+        stretched_base=True,
+        switches={"naming": "hunyuan", "qk_norm": "rotated"},
+    ),
+    "PhiForCausalLM": Family(
+        "phi",
+        qkv_bias=True,
+        o_bias=True,
+        mlp_bias=True,
+        eps=LAYER_NORM,
+        partial=0.5,
+        defaults={"hidden_act": "gelu_new", LAYER_NORM: 1e-5},
+        refused={"qk_layernorm": False},
+        switches={
+            "naming": "phi",
+            "norm": "layer",
+            "norm_bias": True,
+            "gated": False,
+            "parallel": True,
+            "head_bias": True,
+        },
+    ),
+    "GPTNeoXForCausalLM": Family(
+        "gpt_neox",
+        scales=_neox_switches,
+        qkv_bias=ATTENTION_BIAS,
+        o_bias=ATTENTION_BIAS,
+        mlp_bias=True,
+        eps=LAYER_NORM,
+        partial=0.25,
+        renamed={"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"},
+        defaults={"hidden_act": "gelu", LAYER_NORM: 1e-5, ATTENTION_BIAS: True},
+        switches={"naming": "gpt_neox", "norm": "layer", "norm_bias": True, "gated": False},
     ),
     "StableLmForCausalLM": Family(
         "stablelm",

@@ -23,7 +23,8 @@ class Family:
     Args:
         model_type: its name where ``architectures`` names none.
         layers: reads the layers' windows and rotation.
-        scales: reads the numbers of `ModelSpec` that end in scale or softcap.
+        scales: reads the numbers of `ModelSpec` that end in scale or softcap, and switches that a
+            field says.
         qkv_bias, o_bias, mlp_bias: whether there are such biases, or the field that says so.
         eps: the field that `norm_eps` is in.
         activation: the field that says it.
@@ -32,6 +33,8 @@ class Family:
         stretched: ``max_position_embeddings`` is how far linear scaling reaches, not the length of
             training.
         partial: the default of ``partial_rotary_factor``; None: whole heads are rotated.
+        stretched_base: ``alpha`` of dynamic scaling makes the base larger, whatever the length.
+        renamed: other names that fields have in its files, and ours.
         defaults: of other fields, where the file does not have them.
         refused: fields with values other than these say what is not supported.
         switches: what else of `ModelSpec` is the same in all of them.
@@ -50,6 +53,8 @@ class Family:
     local_theta: float | None = None
     stretched: bool = False
     partial: float | None = None
+    stretched_base: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     refused: Mapping[str, Any] = field(default_factory=dict)
     switches: Mapping[str, Any] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kvrt.errors import ModelError
 from kvrt.model.blocks import BLOCK_BYTES, blocks, mapped, raw_blocks, read_bytes
-from kvrt.model.checkpoint import EMBEDDING, Checkpoint
+from kvrt.model.checkpoint import Checkpoint
 from kvrt.model.header import TensorEntry
 from kvrt.model.jsonfile import few, shown
 from kvrt.model.packed.methods import Method, plain_of, values_of
@@ -73,7 +73,7 @@ def fill(
                 entry, target = checkpoint.tensors[name][1], targets[name]
                 digests[name], odd = _copy(mapping, path, entry, target, hasher)
                 target.finish(checkpoint.rows.get(name))
-                if odd and (name != EMBEDDING or spec.tied or isinstance(target, Codes)):
+                if odd and (name != checkpoint.embedding or spec.tied or isinstance(target, Codes)):
                     raise _not_finite(path, entry.name)
                 if odd:  # only the requests that have these tokens meet them
                     log.warning("%s: %s is not finite in rows %s", path, entry.name, few(odd))

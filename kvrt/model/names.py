@@ -9,9 +9,10 @@ place of ``q``, ``k`` and ``v``) are one tensor in its files.
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-RowOrder = Literal["", "pairs", "less_one", "turns"]
+RowOrder = Literal["", "pairs", "less_one", "turns", "heads"]
 """``pairs``: each head's rows are in pairs, (i, i + rotated/2) beside each other; ``less_one``: of
-norm weights, 1 is taken off; ``turns``: those of gate and of up take turns."""
+norm weights, 1 is taken off; ``turns``: those of gate and of up take turns; ``heads``: of each head
+in turn, those of its query, its key and its value."""
 
 
 class Name(NamedTuple):
@@ -41,6 +42,10 @@ Naming = Mapping[str, Name]
 
 def _layer(name: str, gguf: str, order: RowOrder = "") -> Name:
     return Name(f"model.layers.{{}}.{name}", f"blk.{{}}.{gguf}", order)
+
+
+def _neox(name: str, gguf: str, order: RowOrder = "") -> Name:
+    return Name(f"gpt_neox.layers.{{}}.{name}", f"blk.{{}}.{gguf}", order)
 
 
 def _without(naming: Naming, *parts: str) -> Naming:
@@ -151,6 +156,29 @@ NAMINGS: Mapping[str, Naming] = {
     "seed_oss": {**LLAMA, "mlp_norm": _layer("post_attention_layernorm", "post_attention_norm")},
     "arcee": _without(LLAMA, "gate"),
     "nemotron": _less_one(_without(LLAMA, "gate")),
+    "hunyuan": {
+        **LLAMA,
+        "q_norm": _layer("self_attn.query_layernorm", "attn_q_norm"),
+        "k_norm": _layer("self_attn.key_layernorm", "attn_k_norm"),
+    },
+    "phi": {
+        **_without(LLAMA, "gate", "mlp_norm"),
+        "o": _layer("self_attn.dense", "attn_output"),
+        "up": _layer("mlp.fc1", "ffn_up"),
+        "down": _layer("mlp.fc2", "ffn_down"),
+        "final_norm": Name("model.final_layernorm", "output_norm"),
+    },
+    "gpt_neox": {
+        "embedding": Name("gpt_neox.embed_in", "token_embd"),
+        "attention_norm": _neox("input_layernorm", "attn_norm"),
+        "qkv": _neox("attention.query_key_value", "attn_qkv", "heads"),
+        "o": _neox("attention.dense", "attn_output"),
+        "mlp_norm": _neox("post_attention_layernorm", "ffn_norm"),
+        "up": _neox("mlp.dense_h_to_4h", "ffn_up"),
+        "down": _neox("mlp.dense_4h_to_h", "ffn_down"),
+        "final_norm": Name("gpt_neox.final_layer_norm", "output_norm"),
+        "head": Name("embed_out", "output"),
+    },
     "starcoder2": {
         **_without(LLAMA, "gate"),
         "up": _layer("mlp.c_fc", "ffn_up"),

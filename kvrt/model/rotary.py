@@ -36,6 +36,9 @@ class Rotated(Protocol):
     @property
     def partial(self) -> float | None: ...
 
+    @property
+    def stretched_base(self) -> bool: ...
+
 
 def trained_positions(rope: RopeSpec, family: Rotated, positions: int) -> RopeSpec:
     """The rotation of a model that is meant for `positions`, knowing how many it was trained with.
@@ -61,7 +64,7 @@ def read_ropes(
     """
 
     def read(section: Fields | None, theta: float) -> RopeSpec:
-        rope = _read(fields, section, theta, family.partial, head_dim, max_positions)
+        rope = _read(fields, section, theta, family, head_dim, max_positions)
         return trained_positions(rope, family, max_positions)
 
     section = _section(fields)
@@ -79,12 +82,12 @@ def _read(
     fields: Fields,
     section: Fields | None,
     default_theta: float,
-    partial: float | None,
+    family: Rotated,
     head_dim: int,
     max_positions: int,
 ) -> RopeSpec:
     theta = _theta(fields, section, default_theta)
-    dims = _dims(fields, section, partial, head_dim)
+    dims = _dims(fields, section, family.partial, head_dim)
     if section is None:
         return RopeSpec(theta, dims=dims)
     key = "rope_type" if "rope_type" in section else "type"
@@ -114,8 +117,13 @@ def _read(
         return _yarn(section, rope)
     if kind == "longrope":
         return _longrope(section, rope, head_dim)
-    if kind == "dynamic" and rope.width(head_dim) <= 2:
-        raise section.error(key, "is dynamic, which needs heads wider than 2")
+    if kind == "dynamic":
+        width = rope.width(head_dim)
+        if width <= 2:
+            raise section.error(key, "is dynamic, which needs heads wider than 2")
+        if family.stretched_base and section.has("alpha"):
+            alpha = section.number("alpha", 1e-6, 1e9)
+            return RopeSpec(theta * alpha ** (width / (width - 2)), dims=dims)
     return rope
 
 

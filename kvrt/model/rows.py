@@ -14,7 +14,7 @@ class Rows(NamedTuple):
 
     Args:
         order: as `names.RowOrder` has it.
-        heads: how many there are (pairs).
+        heads: how many there are (pairs, heads).
         dims: how many of each head's rows, the first ones, are in pairs.
     """
 
@@ -31,6 +31,10 @@ class Rows(NamedTuple):
             turns = rows.view(-1, 2, *rows.shape[1:])
             rows.copy_(turns.transpose(0, 1).reshape(rows.shape))
             return
+        if self.order == "heads":
+            own = rows.view(self.heads, 3, -1, *rows.shape[1:])
+            rows.copy_(own.transpose(0, 1).reshape(rows.shape))
+            return
         for head in rows.view(self.heads, -1, *rows.shape[1:]):
             first = head[: self.dims]
             pairs = first.view(-1, 2, *rows.shape[1:])
@@ -42,6 +46,8 @@ def rows_of(part: Part, order: RowOrder, spec: ModelSpec) -> Rows | None:
     if order == "pairs":
         heads = {"q": spec.heads, "k": spec.kv_heads}[part.kind]
         return Rows(order, heads, spec.rope.width(spec.head_dim))
+    if order == "heads":
+        return Rows(order, spec.heads)
     if order == "turns" or (order == "less_one" and part.name.endswith(".weight")):
         return Rows(order)
     return None

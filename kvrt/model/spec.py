@@ -9,7 +9,7 @@ from kvrt.spi import Activation, DType, ExpertActivation, Router
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "listed", "longrope"]
 MLPActivation = Activation | Literal["gelu", "relu2"]
 NormKind = Literal["rms", "layer"]
-HeadNormKind = Literal["none", "heads", "whole"]
+HeadNormKind = Literal["none", "heads", "whole", "rotated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +137,10 @@ class ModelSpec:
         qkv_bias: the query, key and value projections have biases.
         o_bias: the attention's output projection has a bias.
         mlp_bias: the three feed-forward projections have biases.
+        head_bias: the output matrix has one.
         experts: of the layers whose feed-forward layers are mixtures.
-        qk_norm: queries and keys are RMS-normed before rotation: each head, or all of a token's.
+        qk_norm: queries and keys are RMS-normed before rotation: each head, or all of a token's; or
+            each head after it (rotated).
         naming: which of `names.NAMINGS` its checkpoints have. It also says which norms there are.
         norm: ``rms``, or ``layer`` (arXiv 1607.06450), which takes the mean off first.
         norm_bias: norms of the layer kind have a bias.
@@ -175,6 +177,7 @@ class ModelSpec:
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
+    head_bias: bool = False
     experts: ExpertSpec | None = None
     qk_norm: HeadNormKind = "none"
     naming: str = "llama"

@@ -176,6 +176,7 @@ class Weights:
         head: [vocab, hidden]; the embedding itself where they are tied.
         nbytes: bytes of the arena.
         final_norm_bias: float32 [hidden], if it has one.
+        head_bias: float32 [vocab], if there is one.
     """
 
     embedding: "Tensor | Matrices"
@@ -184,6 +185,7 @@ class Weights:
     head: "Tensor | Matrices"
     nbytes: int
     final_norm_bias: "Tensor | None" = None
+    head_bias: "Tensor | None" = None
 
     @property
     def packed(self) -> bool:
@@ -258,6 +260,8 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
     yield from norm(None, "final_norm", hidden)
     if not spec.tied:
         yield weight(None, "head", {"head": spec.vocab}, hidden)
+    if spec.head_bias:
+        yield weight(None, "head_bias", {"head": spec.vocab})
 
 
 def parts_of(spec: ModelSpec) -> Iterator[Part]:
@@ -385,4 +389,5 @@ def assemble(
         head=model.get("head", model["embedding"]),
         nbytes=arena.numel(),
         final_norm_bias=model.get("final_norm_bias"),
+        head_bias=model.get("head_bias"),
     )

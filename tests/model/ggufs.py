@@ -94,14 +94,15 @@ def gguf_name(name: str, naming: str = "llama") -> str:
 
 ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "olmo3": "olmo2",
                  "cohere": "command-r", "mixtral": "llama", "qwen2_moe": "qwen2moe",
-                 "qwen3_moe": "qwen3moe"}  # fmt: skip
+                 "qwen3_moe": "qwen3moe", "hunyuan_v1_dense": "hunyuan-dense", "phi": "phi2",
+                 "gpt_neox": "gptneox"}  # fmt: skip
 """What model types are called in GGUF files, where that is otherwise."""
 
 PERMUTED = ("llama", "smollm3", "granite", "arcee")
 """Architectures whose queries and keys converters bring into pairs; others stay as they are."""
 
 LESS_ONE = ("gemma", "gemma2", "gemma3", "nemotron")
-LAYERED = ("nemotron", "starcoder2", "cohere", "cohere2", "stablelm")
+LAYERED = ("nemotron", "starcoder2", "cohere", "cohere2", "stablelm", "phi", "gpt_neox")
 """Model types whose norms take the mean off, and which have another field for what is added."""
 
 WINDOWED = (
@@ -151,14 +152,14 @@ def keys_of(folder: Path) -> dict[str, Any]:
     """The keys of the model whose config.json is in a folder."""
     config = json.loads((folder / "config.json").read_text())
     arch = architecture_of(config)
-    rope = rope_of(config)
+    rope, heads = rope_of(config), config["num_attention_heads"]
     keys: dict[str, Any] = {
         "block_count": config["num_hidden_layers"],
         "context_length": config["max_position_embeddings"],
         "embedding_length": config["hidden_size"],
         "feed_forward_length": config["intermediate_size"],
-        "attention.head_count": config["num_attention_heads"],
-        "attention.head_count_kv": config["num_key_value_heads"],
+        "attention.head_count": heads,
+        "attention.head_count_kv": config.get("num_key_value_heads", heads),
         "rope.freq_base": float(rope["rope_theta"]),
     }
     if config.get("head_dim"):
@@ -171,7 +172,11 @@ def keys_of(folder: Path) -> dict[str, Any]:
     keys |= {key: config[field] for field, key in EXPERT_KEYS.items() if field in config}
     if arch == "gemma3":
         keys["rope.freq_base_swa"] = rope_of(config, "sliding_attention")["rope_theta"]
-    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    width = config.get("head_dim") or config["hidden_size"] // heads
+    if "alpha" in rope:
+        keys["rope.freq_base"] *= rope["alpha"] ** (width / (width - 2))
+    if "use_parallel_residual" in config:
+        keys["use_parallel_residual"] = config["use_parallel_residual"]
     if "partial_rotary_factor" in rope:
         keys["rope.dimension_count"] = int(width * rope["partial_rotary_factor"])
     if rope["rope_type"] == "longrope":
@@ -206,13 +211,17 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of the checkpoint in a folder, named and ordered as in a GGUF file: float32."""
     config = json.loads((folder / "config.json").read_text())
     arch, rope = architecture_of(config), rope_of(config)
-    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    count = config["num_attention_heads"]
+    heads = {"q_proj": count, "k_proj": config.get("num_key_value_heads", count)}
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in _joined(load_file(folder / "model.safetensors")).items():
         part = name.split(".")[-2]
         if arch in PERMUTED and part in heads:
             rows = tensor.view(heads[part], 2, -1, *tensor.shape[1:])
             tensor = rows.transpose(1, 2).reshape(tensor.shape)
+        if part == "query_key_value":
+            own = tensor.view(count, 3, -1, *tensor.shape[1:])
+            tensor = own.transpose(0, 1).reshape(tensor.shape)
         if arch in LESS_ONE and name.endswith("norm.weight"):
             tensor = tensor.float() + 1
         family = (

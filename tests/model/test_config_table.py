@@ -245,7 +245,7 @@ def in_both(model: Any) -> Config:
         width = model.hidden_size // model.num_attention_heads
         eps = ("rms_norm_eps", "layer_norm_eps", "norm_epsilon", "norm_eps")
         found = (
-            model.num_key_value_heads or model.num_attention_heads,
+            getattr(model, "num_key_value_heads", None) or model.num_attention_heads,
             getattr(model, "head_dim", None) or width,
             next(getattr(model, name) for name in eps if hasattr(model, name)),
             model.tie_word_embeddings,

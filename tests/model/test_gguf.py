@@ -67,6 +67,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen-2-moe": {},
     "qwen-3-moe": {},
     "olmoe": {},
+    "hunyuan": {},
+    "phi-2": {},
+    "gpt-neox": {},
+    "gpt-neox-sequential": {"hidden_act": "gelu"},
 }
 
 
@@ -87,6 +91,7 @@ def test_tensors_have_the_names_that_the_formats_own_library_gives_them() -> Non
 
 def matrices(model: Model) -> list[torch.Tensor]:
     weights = model.decoder.weights
+    biases = (weights.final_norm_bias, weights.head_bias)
     layers = (
         getattr(layer, name)
         for layer in weights.layers
@@ -96,7 +101,7 @@ def matrices(model: Model) -> list[torch.Tensor]:
         weights.embedding,
         weights.head,
         weights.final_norm,
-        *(tensor for tensor in layers if isinstance(tensor, torch.Tensor)),
+        *(tensor for tensor in (*biases, *layers) if isinstance(tensor, torch.Tensor)),
     ]
 
 

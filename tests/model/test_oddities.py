@@ -130,6 +130,27 @@ def test_rotary_buffers_of_old_checkpoints_are_left_out_in_silence(
     assert caplog.records == []
 
 
+def test_old_checkpoints_of_gpt_neox_load_without_their_masks_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save_model(make_model("gpt-neox"), tmp_path)
+    want, spec = load(folder), read_config(folder / "config.json")
+    config = json.loads((folder / "config.json").read_text())
+    rope = config.pop("rope_parameters")
+    assert rope["partial_rotary_factor"] == 0.25
+    config |= {"rotary_pct": 0.25, "rotary_emb_base": 10_000}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert read_config(folder / "config.json") == spec
+    at = "gpt_neox.layers.0.attention"
+    change(folder / SINGLE, {f"{at}.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool)})
+    change(folder / SINGLE, {f"{at}.masked_bias": torch.tensor(-1e9)})
+    assert_same(load(folder), want)
+    assert not caplog.records
+    change(folder / SINGLE, {f"{at}.dense.bias_scale": torch.ones(8)})
+    with pytest.raises(ModelError, match=r"dense\.bias_scale.*GPTNeoX"):
+        load(folder)
+
+
 def test_names_without_the_prefix_are_understood(
     tied: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -75,6 +75,7 @@ GROUPS: dict[str, dict[str, object]] = {
         "hidden_act": "gelu_pytorch_tanh",
         "sliding_window": WINDOW,
     },
+    "normed late": {"architectures": ["HunYuanDenseV1ForCausalLM"]},
 }
 """Models whose layers see everything, a window, or the one or the other; and those of families that
 compute with operators besides the device's own."""

@@ -81,5 +81,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "arcee": Architecture("ArceeForCausalLM", paired=True, activation="relu2"),
     "nemotron": Architecture("NemotronForCausalLM", activation="relu2"),
     "starcoder2": Architecture("Starcoder2ForCausalLM", windows=True, activation="gelu_tanh"),
+    "hunyuan-dense": Architecture("HunYuanDenseV1ForCausalLM"),
+    "phi2": Architecture("PhiForCausalLM", activation="gelu_tanh"),
+    "gptneox": Architecture("GPTNeoXForCausalLM", activation="gelu"),
     "stablelm": Architecture("StableLmForCausalLM"),
 }

@@ -110,14 +110,14 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         activation=architecture.activation,
         ropes=tuple(ropes),
         tied="output.weight" not in gguf.tensors,
-        qkv_bias="blk.0.attn_q.bias" in gguf.tensors,
+        qkv_bias=not {"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"}.isdisjoint(gguf.tensors),
         o_bias="blk.0.attn_output.bias" in gguf.tensors,
         mlp_bias="blk.0.ffn_down.bias" in gguf.tensors,
         experts=experts,
         bos=read_token(tokens, "bos_token_id", vocab),
         eos=tuple(dict.fromkeys(token for token in eos if token is not None)),
         **_scales(fields, architecture, hidden, heads, layers),
-        **family.switches,
+        **{**family.switches, **_parallel(fields)},
     )
 
 
@@ -227,6 +227,12 @@ def _scales(
     if layers == architecture.odd:
         scales["attention_scale"] = (hidden / heads) ** -0.5
     return scales
+
+
+def _parallel(fields: Fields) -> dict[str, bool]:
+    """Whether the branches of a layer are parallel, where a key says it."""
+    name = "use_parallel_residual"
+    return {"parallel": fields.flag(name)} if fields.has(name) else {}
 
 
 def _rope(gguf: GGUF, fields: Fields, dims: int, positions: int) -> RopeSpec:
