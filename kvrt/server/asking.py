@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kvrt.aio.runtime import AsyncRuntime
 from kvrt.aio.stream import AsyncStream
+from kvrt.errors import RequestError
 from kvrt.outputs import Delta, Result
 from kvrt.sampling import SamplingParams
 
@@ -16,10 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One prompt, and how it is to be answered."""
+    """One prompt, and how it is to be answered.
+
+    Args:
+        held_by: the field of the request that constrains the answer.
+    """
 
     prompt: "Prompt"
     params: SamplingParams
+    held_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +117,18 @@ async def ask(runtime: AsyncRuntime, asks: Sequence[Ask], salt: str) -> Answers:
     streams: list[AsyncStream] = []
     try:
         for each in asks:
-            streams.append(await runtime.stream(each.prompt, each.params, cache_salt=salt))
+            streams.append(await _stream(runtime, each, salt))
     except BaseException:
         Answers(streams).close()
         raise
     return Answers(streams)
+
+
+async def _stream(runtime: AsyncRuntime, each: Ask, salt: str) -> AsyncStream:
+    """What is wrong with a constraint is told by the name that the client knows it by."""
+    try:
+        return await runtime.stream(each.prompt, each.params, cache_salt=salt)
+    except RequestError as error:
+        if error.param != "constraint" or not each.held_by:
+            raise
+        raise RequestError(f"{each.held_by}: {error}", param=each.held_by, fix=error.fix) from None

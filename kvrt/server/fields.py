@@ -65,6 +65,12 @@ class Sampling(msgspec.Struct, kw_only=True):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
 
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: str | dict[str, Any] | bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+
 
 def decode(body: bytes, kind: type[Fields], *, strict: bool) -> Fields:
     """A request's fields.

@@ -130,7 +130,7 @@ def test_a_model_is_listed_shown_and_there(client: ollama.Client, tiny: Runtime)
     "fields",
     [
         {"tools": [{"type": "function", "function": {"name": "f"}}]},
-        {"format": "json"},
+        {"format": {"type": "nothing"}},
         {"think": True},
         {"options": {"mirostat": 2}},
         {"options": {"num_predict": -3}},

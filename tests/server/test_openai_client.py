@@ -174,7 +174,7 @@ def test_a_response_is_answered_whole_and_as_a_stream(client: openai.OpenAI, tin
         ("tools", [{"type": "web_search"}]),
         ("background", True),
         ("input", [{"type": "item_reference", "id": "x"}]),
-        ("text", {"format": {"type": "json_object"}}),
+        ("text", {"format": {"type": "json_schema", "name": "x"}}),
     ):
         with pytest.raises(openai.BadRequestError) as caught:
             client.responses.create(**{**asked, **fields, name: value})
@@ -215,7 +215,8 @@ def test_what_was_computed_before_is_not_computed_again(client: openai.OpenAI) -
     "fields",
     [
         {"tools": [{"type": "function", "function": {"name": "f"}}]},
-        {"response_format": {"type": "json_object"}},
+        {"response_format": {"type": "structural_tag"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
         {"top_logprobs": 3},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
         {"messages": []},

@@ -38,7 +38,7 @@ class Answers:
     def _call(self, asked: Asked, prompt: "Chat | str | None", shape: Shape) -> "AnswerCall":
         """A request without a prompt only wants the model to be loaded, which it is."""
         params = params_of(asked, self._served.defaults)
-        asks = () if prompt is None else (Ask(prompt, params),)
+        asks = () if prompt is None else (Ask(prompt, params, "format"),)
         if not asks and asked.keep_alive in UNLOAD:
             raise Refusal(400, "the model is not given up while it is served", param="keep_alive")
         return AnswerCall(self._served, asked, asks, shape)

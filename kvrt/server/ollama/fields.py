@@ -22,6 +22,7 @@ from kvrt.server.fields import (
     TopK,
 )
 from kvrt.server.sampling import Defaults
+from kvrt.server.structured import FREE, Held, held_to
 
 Count = Annotated[int, Meta(ge=-2, le=MOST)]
 """Tokens; below 0: as many as there is room for."""
@@ -93,7 +94,7 @@ class Asked(msgspec.Struct, kw_only=True):
     def unmet(self) -> dict[str, bool]:
         """Fields, and whether an answer would have to be without what they ask."""
         options = self.options or Options()
-        return {"format": bool(self.format), "think": bool(self.think), **options.unmet}
+        return {"think": bool(self.think), **options.unmet}
 
     def check_offered(self) -> None:
         """Raise `Refusal` for what an answer would have to be without."""
@@ -133,6 +134,16 @@ class GenerateAsked(Asked, kw_only=True):
         return {**super().unmet, **{name: bool(getattr(self, name)) for name in names}}
 
 
+def held(asked: Asked) -> Held:
+    """What ``format`` holds the answer to: ``json``, or a schema."""
+    if not asked.format:
+        return FREE
+    if isinstance(asked.format, str) and asked.format != "json":
+        raise Refusal(400, "format must be json, or a schema", param="format")
+    schema = None if isinstance(asked.format, str) else asked.format
+    return held_to(Sampling(), {"type": "json_object", "schema": schema}, "format")
+
+
 def params_of(asked: Asked, defaults: Defaults) -> SamplingParams:
     """How a request wants its tokens chosen."""
     options = asked.options or Options()
@@ -148,4 +159,5 @@ def params_of(asked: Asked, defaults: Defaults) -> SamplingParams:
         max_tokens=most,
         logprobs=asked.top_logprobs or 0 if asked.logprobs else None,
         prompt_logprobs=0 if most == 0 else None,
+        constraint=held(asked).constraint,
     )

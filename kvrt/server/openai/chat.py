@@ -15,6 +15,7 @@ from kvrt.server.http import event
 from kvrt.server.openai.errors import broken, refused
 from kvrt.server.openai.shared import DONE, Common, finish_reason, token_entries, usage
 from kvrt.server.served import Served
+from kvrt.server.structured import held_to
 
 
 class ChatRequest(Common, kw_only=True):
@@ -56,6 +57,7 @@ class ChatCompletions:
         request = decode(body, ChatRequest, strict=self._served.strict)
         self._served.check_name(request.model)
         _check_offered(request)
+        held = held_to(request, request.response_format, "response_format")
         wanted = request.top_logprobs or 0 if request.logprobs else None
         most = request.max_completion_tokens
         most = request.max_tokens if most is None else most
@@ -64,6 +66,7 @@ class ChatCompletions:
             max_tokens=most,
             logprobs=wanted,
             prompt_logprobs=0 if most == 0 else None,
+            constraint=held.constraint,
         )
         chat = Chat(
             request.messages,
@@ -71,16 +74,14 @@ class ChatCompletions:
             continue_final_message=bool(request.continue_final_message),
             add_generation_prompt=request.add_generation_prompt,
         )
-        return ChatCall(self._served, request, [Ask(chat, params)], wanted)
+        return ChatCall(self._served, request, [Ask(chat, params, held.field)], wanted)
 
 
 def _check_offered(request: ChatRequest) -> None:
     """What is not offered is refused: an answer without it would not be what was asked for."""
-    kind = (request.response_format or {}).get("type", "text")
     calls = bool(request.tools) and request.tool_choice != "none"
     old = bool(request.functions) and request.function_call != "none"
     asked = {
-        "response_format": kind != "text",
         "tools": calls,
         "functions": old,
         "modalities": set(request.modalities or ["text"]) != {"text"},

@@ -16,6 +16,7 @@ from kvrt.server.http import event
 from kvrt.server.openai.errors import broken, refused
 from kvrt.server.openai.shared import DONE, Common, finish_reason, number, usage
 from kvrt.server.served import Served
+from kvrt.server.structured import held_to
 
 DEFAULT_MAX_TOKENS = 16
 """As OpenAI's."""
@@ -50,11 +51,13 @@ class Completions:
         _check_offered(request)
         most = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
         scored = request.logprobs if request.echo else None
+        held = held_to(request)
         params = self._served.defaults.params(
             request,
             max_tokens=most,
             logprobs=request.logprobs,
             prompt_logprobs=scored or 0 if most == 0 else scored,
+            constraint=held.constraint,
         )
         prompts = _several(request.prompt)
         if len(prompts) * params.n > MAX_PROMPTS:
@@ -63,7 +66,7 @@ class Completions:
                 f"prompt: {len(prompts)} prompts of n = {params.n} are more than {MAX_PROMPTS}",
                 param="prompt",
             )
-        return CompletionCall(self._served, request, [Ask(p, params) for p in prompts])
+        return CompletionCall(self._served, request, [Ask(p, params, held.field) for p in prompts])
 
 
 def _check_offered(request: CompletionRequest) -> None:

@@ -17,6 +17,7 @@ from kvrt.server.fields import Name, Sampling, Tokens, decode
 from kvrt.server.http import event
 from kvrt.server.openai.errors import refused
 from kvrt.server.served import Served
+from kvrt.server.structured import held_to
 
 Items = Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=4096)]
 TEXTS = ("input_text", "output_text", "text")
@@ -59,13 +60,15 @@ class Responses:
         request = decode(body, ResponsesRequest, strict=self._served.strict)
         self._served.check_name(request.model)
         _check_offered(request)
+        held = held_to(request, _form(request), "text")
         params = self._served.defaults.params(
             request,
             n=1,
             max_tokens=request.max_output_tokens,
             prompt_logprobs=0 if request.max_output_tokens == 0 else None,
+            constraint=held.constraint,
         )
-        return ResponsesCall(request, [Ask(Chat(_messages(request)), params)])
+        return ResponsesCall(request, [Ask(Chat(_messages(request)), params, held.field)])
 
     def broken(self, refusal: Refusal) -> bytes:
         """The last event of a stream that could not go on."""
@@ -75,10 +78,8 @@ class Responses:
 
 def _check_offered(request: ResponsesRequest) -> None:
     """What is not offered is refused: an answer without it would not be what was asked for."""
-    shape = (request.text or {}).get("format")
     asked = {
         "tools": bool(request.tools) and request.tool_choice != "none",
-        "text": isinstance(shape, dict) and shape.get("type", "text") != "text",
         "previous_response_id": request.previous_response_id is not None,
         "conversation": request.conversation is not None,
         "prompt": request.prompt is not None,
@@ -87,6 +88,14 @@ def _check_offered(request: ResponsesRequest) -> None:
     for name, unmet in asked.items():
         if unmet:
             raise Refusal(400, f"{name} is not offered by this server", param=name)
+
+
+def _form(request: ResponsesRequest) -> dict[str, Any] | None:
+    """What ``text.format`` holds the answer to."""
+    form = (request.text or {}).get("format")
+    if not isinstance(form, dict | None):
+        raise Refusal(400, "text.format must be an object", param="text")
+    return form
 
 
 def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:
@@ -207,7 +216,7 @@ class ResponsesCall:
             "previous_response_id": None,
             "store": False,
             "temperature": params.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": _form(request) or {"type": "text"}},
             "tool_choice": "none",
             "tools": [],
             "top_p": params.top_p,
