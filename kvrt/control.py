@@ -102,6 +102,10 @@ class CacheControl:
         reuse = self._worker.engine.memory.reuse
         return () if reuse is None else reuse.events.since(since)
 
+    def page_root(self, *, cache_salt: str = "") -> bytes:
+        """What the names of a prompt's pages begin with: see `kvrt.kv.tiers.names.chain`."""
+        return self._root(cache_salt)
+
     def _tokens(self, prompt: Prompt) -> list[int]:
         return tokens_of(prompt, self._worker.model)
 

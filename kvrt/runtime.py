@@ -193,7 +193,8 @@ class Runtime(CacheControl):
         self._worker.abort(number)
 
     def add_observer(self, observer: Observer) -> None:
-        """Call `observer` with what becomes of requests, and each step: see `kvrt.engine.events`.
+        """Call `observer` with what becomes of requests, each step and cached pages: see
+        `kvrt.engine.events`.
 
         On the engine's thread: everything waits for it, so it must be quick, and may ask nothing of
         the runtime that waits for the engine. One that raises is told nothing more.

@@ -1,4 +1,5 @@
-"""What an engine tells those who watch it: what becomes of requests, and each step."""
+"""What an engine tells those who watch it: what becomes of requests, each step, and changes to
+what is cached."""
 
 import logging
 import time
@@ -82,6 +83,17 @@ class StepDone(Event):
     tokens: int
     running: int
     waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheChanged(Event):
+    """Pages can be reused, or not any more; `kvrt.Runtime.cache_events` has which.
+
+    Args:
+        number: of the last of those events.
+    """
+
+    number: int
 
 
 Observer = Callable[[Event], None]

@@ -14,7 +14,7 @@ from pathlib import Path
 from kvrt.config import RuntimeConfig
 from kvrt.engine.assembly import assemble
 from kvrt.engine.engine import Engine
-from kvrt.engine.events import RequestQueued
+from kvrt.engine.events import CacheChanged, RequestQueued
 from kvrt.engine.fingerprint import own_folder
 from kvrt.engine.mailbox import Call, Command, Mailbox, Signal, T, carry_out
 from kvrt.engine.prefixes import Prefixes
@@ -72,6 +72,7 @@ class Worker(Mailbox):
         self._stopping = self._closed = self._broken = False
         self._left = threading.Event()  # the thread has given everything back
         self._unclosed: KvrtError | None = None  # what came instead of that
+        self._told = 0  # the number of the last change to cached pages that observers know of
 
     def open(self, progress: Progress | None) -> None:
         """Start the thread, and wait until it serves.
@@ -200,6 +201,7 @@ class Worker(Mailbox):
                 if engine.busy:
                     engine.step()
                     self._end_round()
+                    self._tell_of_pages()
         except BaseException as error:  # a panic of native code, say
             # Whatever it is, callers are waiting: they get it, and the runtime takes no more.
             log.exception("the engine stopped")
@@ -238,8 +240,16 @@ class Worker(Mailbox):
                 if self.engine.busy:
                     return None
                 self._end_round()
+            patience = self.engine.memory.rest()
+            self._tell_of_pages()
             with contextlib.suppress(queue.Empty):
-                return self._commands.get(timeout=self.engine.memory.rest())
+                return self._commands.get(timeout=patience)
+
+    def _tell_of_pages(self) -> None:
+        reuse = self.engine.memory.reuse
+        if self.observers and reuse is not None and reuse.events.last != self._told:
+            self._told = reuse.events.last
+            self.observers.tell(CacheChanged(self._told))
 
     def _obey(self, command: Command | None) -> bool:
         """Do it. False: there is nothing to be done."""

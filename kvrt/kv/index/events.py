@@ -47,6 +47,11 @@ class EventLog:
                 self._last += 1
                 self._events.append(CacheEvent(self._last, kind, name))
 
+    @property
+    def last(self) -> int:
+        """The number of the last event; 0: there was none."""
+        return self._last
+
     def since(self, number: int) -> tuple[CacheEvent, ...]:
         """The events after number `number`, the oldest first.
 
