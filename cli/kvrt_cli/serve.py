@@ -1,6 +1,7 @@
 """``kvrt serve``: a model answers over HTTP."""
 
 import asyncio
+import contextlib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,17 @@ SHORT_HELP = "A model answers over HTTP, to clients of OpenAI's API, Anthropic's
     help="/readyz says no once there is work, and no step for so long.",
 )
 @click.option(
+    "--kv-events",
+    metavar="ENDPOINT",
+    help="Publish what is cached for routers, in vLLM's format: ZeroMQ's address, such as"
+    " tcp://127.0.0.1:5557. Whoever can reach it sees what prompts say.",
+)
+@click.option(
+    "--kv-events-replay",
+    metavar="ENDPOINT",
+    help="Answer there who asks for what was published before.",
+)
+@click.option(
     "--chat-template",
     metavar="FILE",
     help="For a model that has none, or in place of its own; plain: one that is built in.",
@@ -176,7 +188,7 @@ def serve(
     names = ("host", "port", "alias", "jwt_issuer", "jwt_audience", "jwt_keys",
              "jwt_role", "limits", "audit", "metrics_compat", "without_keys",
              "strict", "max_requests", "max_body", "drain_seconds", "ready_seconds",
-             "chat_template")  # fmt: skip
+             "kv_events", "kv_events_replay", "chat_template")  # fmt: skip
     config = ServerConfig(keys=keys, **{name: options[name] for name in names})
     wanted = runtime_config(TINY if model is None else model, options)
     if new_key is not None:
@@ -187,7 +199,7 @@ def serve(
     from kvrt.server import serve as server
 
     prepared = server.prepare(config)
-    with prepared.bound, open_runtime(terminal, wanted) as runtime:
+    with contextlib.closing(prepared), open_runtime(terminal, wanted) as runtime:
 
         def begun() -> None:
             terminal.note(f"serving at {prepared.url}; Ctrl-C ends it")

@@ -46,6 +46,8 @@ class ServerConfig:
         max_body: bytes of a request's body; None: what the longest prompt can need.
         drain_seconds: at the end, answers may go on for so long.
         ready_seconds: not ready once there is work, and no step for so long.
+        kv_events: where to publish what is cached; see `kvrt.integrations.events`. None: nowhere.
+        kv_events_replay: where to answer requests for what was published before.
         chat_template: a file, or ``plain``, for a model that has no chat template, or another.
     """
 
@@ -66,6 +68,8 @@ class ServerConfig:
     max_body: int | None = None
     drain_seconds: float = 30.0
     ready_seconds: float = 30.0
+    kv_events: str | None = None
+    kv_events_replay: str | None = None
     chat_template: str | None = None
 
     def __post_init__(self) -> None:
@@ -88,6 +92,8 @@ class ServerConfig:
                 fix="give keys with --keys FILE or tokens with --jwt-issuer URL, or say"
                 " --without-keys if something else guards it",
             )
+        if self.kv_events_replay is not None and self.kv_events is None:
+            raise ConfigError("kv_events_replay has nothing to answer with without kv_events")
 
 
 OPTIONS: Checks = {
@@ -108,6 +114,8 @@ OPTIONS: Checks = {
     "max_body": Maybe(Whole(1024, 2**31 - 1)),
     "drain_seconds": Number(0, 86_400),
     "ready_seconds": Number(0, 86_400, above=True),
+    "kv_events": Maybe(Text()),
+    "kv_events_replay": Maybe(Text()),
     "chat_template": Maybe(Text()),
 }
 """Of each field, what it may be."""

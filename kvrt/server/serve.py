@@ -8,6 +8,8 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -24,6 +26,9 @@ from kvrt.server.limits import Limits
 from kvrt.server.oidc import Credentials, Issuer, Trust
 from kvrt.server.served import read_template
 from kvrt.server.service import Service
+
+if TYPE_CHECKING:
+    from kvrt.integrations.events import EventPublisher
 
 HEADERS_LIMIT = 64 << 10
 """Bytes of a request's line and headers."""
@@ -47,12 +52,20 @@ class Prepared:
         keys: of clients, or what stands for keys; None: they need none.
         template: a chat template.
         audit: the audit log; closed in the end.
+        publisher: of what is cached; None: nobody is told.
     """
 
     bound: socket.socket
     keys: Credentials | None
     template: str | None
     audit: Audit | None
+    publisher: "EventPublisher | None"
+
+    def close(self) -> None:
+        """Safe to call twice."""
+        self.bound.close()
+        if self.publisher is not None:
+            self.publisher.close()
 
     @property
     def url(self) -> str:
@@ -66,13 +79,19 @@ def prepare(config: ServerConfig) -> Prepared:
 
     Raises:
         ConfigError: the keys or the chat template cannot be read, the audit log cannot be written,
-            there is no such address here, or another program has the port.
+            there is no such address here, another program has the port, or what events need is not
+            installed.
     """
     keys = _credentials(config)
     template = None if config.chat_template is None else read_template(config.chat_template)
     Limits.read(config.limits)
     audit = None if config.audit is None else Audit(config.audit)
-    return Prepared(_bind(config), keys, template, audit)
+    bound = _bind(config)
+    try:
+        return Prepared(bound, keys, template, audit, _publisher(config))
+    except BaseException:
+        bound.close()
+        raise
 
 
 def _credentials(config: ServerConfig) -> Credentials | None:
@@ -82,6 +101,19 @@ def _credentials(config: ServerConfig) -> Credentials | None:
         trust = Trust(config.jwt_issuer, config.jwt_audience, config.jwt_keys, config.jwt_role)
         issuer = Issuer(trust)
     return None if keys is None and issuer is None else Credentials(keys, issuer)
+
+
+def _publisher(config: ServerConfig) -> "EventPublisher | None":
+    if config.kv_events is None:
+        return None
+    if find_spec("zmq") is None:
+        raise ConfigError(
+            "events of cached pages need what is not installed: pyzmq",
+            fix="pip install 'kvrt[events]'",
+        )
+    from kvrt.integrations.events import EventPublisher
+
+    return EventPublisher(config.kv_events, replay=config.kv_events_replay)
 
 
 def _bind(config: ServerConfig) -> socket.socket:
@@ -113,13 +145,15 @@ async def serve(
     the process at once.
 
     Args:
-        prepared: by `prepare`; its socket is closed in the end.
+        prepared: by `prepare`; what it opened is closed in the end.
         begun: called when clients can connect.
 
     Raises:
         ModelError: the chat template is not valid, or the model's defaults cannot be.
         ConfigError: a chat template is given, and the model has no tokenizer.
     """
+    if prepared.publisher is not None:
+        prepared.publisher.follow(runtime)
     service = Service(AsyncRuntime(runtime), config, prepared.template, prepared.audit)
     server = _Server(
         uvicorn.Config(
@@ -161,7 +195,7 @@ async def serve(
         if refreshing is not None:
             refreshing.cancel()
         service.close()
-        prepared.bound.close()
+        prepared.close()
         if prepared.audit is not None:
             await asyncio.to_thread(prepared.audit.close)
 
