@@ -37,6 +37,7 @@ from kvrt.engine.worker import CLOSE_TIMEOUT_S, Worker
 from kvrt.errors import CapacityError, ConfigError, KvrtError, ModelError, RequestError
 from kvrt.kv.cache import KVCache
 from kvrt.kv.limit import LimitChange
+from kvrt.kv.picture import GroupPicture
 from kvrt.model.loader import Model
 from kvrt.model.progress import Progress
 from kvrt.outputs import Result
@@ -224,6 +225,15 @@ class Runtime(CacheControl):
 
     def stats(self) -> RuntimeStats:
         return stats_of(self._worker.engine, self._worker.load_seconds)
+
+    def picture(self, cells: int = 512) -> tuple[GroupPicture, ...]:
+        """Where in the KV memory pages are, to be drawn. Does not wait.
+
+        Args:
+            cells: of each group of layers, the memory is told of in at most so many.
+        """
+        cells = check_options({"cells": Whole(1, 65536)}, cells=cells)["cells"]
+        return self._worker.engine.memory.cache.picture(cells)
 
     def set_memory_limit(self, limit: int | str, revision: int | None = None) -> LimitChange:
         """Change what weights and KV cache together may take, in bytes, while running.

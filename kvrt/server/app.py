@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from kvrt.server import page
 from kvrt.server.anthropic.messages import MessagesApi
 from kvrt.server.endpoint import Endpoint
 from kvrt.server.errors import Refusal
@@ -21,6 +22,7 @@ from kvrt.server.openai.responses import Responses
 from kvrt.server.plain import ERRORS, Plain, refuse
 from kvrt.server.protocol import Api
 from kvrt.server.service import Service
+from kvrt.server.status import Status
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -29,6 +31,8 @@ def make_app(service: Service) -> Starlette:
     """Everything that is served; `Guard` stands before it."""
     plain, about, served = Plain(service), About(service), service.served
     gets: dict[str, Handler] = {
+        **{path: page.handler(path) for path in page.FILES},
+        "/status": Status(service).status,
         "/livez": plain.live,
         "/readyz": plain.ready,
         "/health": plain.ready,

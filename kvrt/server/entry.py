@@ -1,6 +1,7 @@
 """What a server knows of one request while it goes on, and what is written of it afterwards."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 ENTRY = "kvrt.entry"
 """Where a request's scope has it."""
+
+RECENT = 20
+"""Requests that have ended and are still shown."""
 
 
 @dataclass(slots=True, eq=False)
@@ -35,11 +39,13 @@ class Entry:
     status: int = 0
     answers: "Answers | None" = None
     at: float = field(default_factory=time.time)
-    begun: float = field(default_factory=time.perf_counter)
+    begun: float = field(default_factory=time.monotonic)
+    ended: float | None = None
 
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self.begun
+        """That it took, or takes so far."""
+        return (self.ended or time.monotonic()) - self.begun
 
     @property
     def progress(self) -> "Progress | None":
@@ -67,6 +73,8 @@ class Book:
     def __init__(self, ended: Callable[[Entry], None] | None = None) -> None:
         self._ended = ended
         self.open: dict[Entry, None] = {}
+        self.recent: deque[Entry] = deque(maxlen=RECENT)
+        """Those that asked the model and have ended, the newest last."""
 
     @contextmanager
     def entered(self, entry: Entry) -> Iterator[None]:
@@ -76,6 +84,9 @@ class Book:
             yield
         finally:
             del self.open[entry]
+            entry.ended = time.monotonic()
+            if entry.answers is not None:
+                self.recent.append(entry)
             if self._ended is not None:
                 self._ended(entry)
 

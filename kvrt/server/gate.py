@@ -18,7 +18,7 @@ class Gate:
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most
         self._seconds = 1.0  # that a call takes, of late
         self.inside = 0
         self.since = 0.0
@@ -34,17 +34,17 @@ class Gate:
         """
         if self.closing:
             raise shutting_down()
-        if count > self._most:
+        if count > self.most:
             raise Refusal(
                 HTTPStatus.BAD_REQUEST,
-                f"{count} completions are more than this server has places, {self._most}",
+                f"{count} completions are more than this server has places, {self.most}",
                 param="n",
             )
-        if self.inside + count > self._most:
+        if self.inside + count > self.most:
             retry = min(LONGEST_RETRY_S, max(1, round(self._seconds)))
             raise Refusal(
                 HTTPStatus.TOO_MANY_REQUESTS,
-                f"{self.inside} of {self._most} places are taken, and this needs {count}",
+                f"{self.inside} of {self.most} places are taken, and this needs {count}",
                 code="rate_limit_exceeded",
                 headers={"retry-after": str(retry)},
             )

@@ -1,6 +1,7 @@
 """The first that a request meets: who asks, and from where. What is not allowed is refused here,
 whatever its path or method."""
 
+import base64
 from contextlib import nullcontext
 from http import HTTPStatus
 from urllib.parse import urlsplit
@@ -15,12 +16,18 @@ from kvrt.server.errors import Refusal
 from kvrt.server.http import Reply, headers_of, request_id
 from kvrt.server.keys import Owner
 from kvrt.server.oidc import Credentials
+from kvrt.server.page import FILES
 from kvrt.server.shapes import shape_for
 
 OPEN = frozenset({"/livez", "/readyz", "/health"})
 """Routes that need no key: they tell nothing of anybody."""
 
 METRICS = "/metrics"
+BASIC = 'Basic realm="kvrt: any name, and your key as the password", charset="UTF-8"'
+"""Asks a browser to ask whoever sits before it."""
+
+OWN_SITE = frozenset({"same-origin", "none"})
+"""What a browser says of requests that our own page makes, or somebody by its address."""
 ANYBODY = Owner("", "admin")
 """Who asks where no keys are needed. Their pages are shared."""
 
@@ -83,7 +90,7 @@ class Guard:
                 HTTPStatus.UNAUTHORIZED,
                 "a valid key is needed, as Authorization: Bearer KEY",
                 code="invalid_api_key",
-                headers={"www-authenticate": "Bearer"},
+                headers={"www-authenticate": BASIC if path in FILES else "Bearer"},
             )
         allowed = {"metrics": path == METRICS, "user": path != METRICS, "admin": True}
         if not allowed[owner.role]:
@@ -105,9 +112,34 @@ class Guard:
 
 def _given(scope: Scope) -> list[str]:
     """The keys that a request brings."""
-    bearers = [value.partition(" ") for value in headers_of(scope, b"authorization")]
-    keys = [key.strip() if kind.lower() == "bearer" else "" for kind, _, key in bearers]
+    keys = []
+    for value in headers_of(scope, b"authorization"):
+        kind, _, key = value.partition(" ")
+        match kind.lower():
+            case "bearer":
+                keys.append(key.strip())
+            case "basic" if _of_our_page(scope):
+                keys.append(_password(key.strip()))
+            case _:
+                keys.append("")
     return [*keys, *headers_of(scope, b"x-api-key")]
+
+
+def _of_our_page(scope: Scope) -> bool:
+    """A browser sends a password that it was told along with whatever any page asks of us. It is
+    taken where our own page asks, or nobody's."""
+    hosts = headers_of(scope, b"host")
+    origins = [origin.partition("://")[2] for origin in headers_of(scope, b"origin")]
+    sites = headers_of(scope, b"sec-fetch-site")
+    return all([origin] == hosts for origin in origins) and OWN_SITE.issuperset(sites)
+
+
+def _password(encoded: str) -> str:
+    """Of ``name:password`` in base64; nothing, if it is no such thing."""
+    try:
+        return base64.b64decode(encoded, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def _name_of(url: str) -> str:

@@ -37,6 +37,7 @@ class Metrics:
         audit: Audit | None = None,
     ) -> None:
         registry = CollectorRegistry()
+        self._runtime = runtime
         self._registries = [registry]
         if compat == "vllm":
             self._registries.append(CollectorRegistry())
@@ -81,6 +82,11 @@ class Metrics:
         self._computed = Counter(
             "kvrt_computed_tokens", "In all steps, guessed ones included.", registry=registry
         )
+
+    @property
+    def sequences(self) -> tuple[int, int]:
+        """That run and that wait, as of the last step."""
+        return self.load if self._runtime.busy else (0, 0)
 
     def observe(self, event: Event) -> None:
         """On the engine's thread."""
@@ -134,7 +140,7 @@ class _Standing(Collector):
         self._audit = audit
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        running, waiting = self._metrics.load if self._runtime.busy else (0, 0)
+        running, waiting = self._metrics.sequences
         load = GaugeMetricFamily("kvrt_sequences", "As of the last step.", labels=["state"])
         load.add_metric(["running"], running)
         load.add_metric(["waiting"], waiting)

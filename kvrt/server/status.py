@@ -1,0 +1,124 @@
+"""``/status``: how the server does right now, for its page: requests, memory, model."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+import kvrt
+from kvrt.server.entry import Entry, entry_of
+from kvrt.server.metrics import usage
+from kvrt.server.plain import answer
+from kvrt.server.service import Service
+
+ENDINGS = {200: "answered", 499: "left"}
+
+CELLS = 512
+"""Parts, at most, that the memory of a group is drawn in."""
+
+
+class Status:
+    """The route.
+
+    Args:
+        service: that it is about.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._begun = time.time()
+
+    async def status(self, request: Request) -> Response:
+        """A key of role user sees its own requests, others all."""
+        asking = entry_of(request.scope).owner
+        assert asking is not None, "nobody else gets here"
+        book = self._service.book
+
+        def seen(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+            own = [e for e in entries if asking.role == "admin" or e.owner == asking]
+            return [_told(entry) for entry in own if entry.answers is not None]
+
+        return answer(
+            {
+                "server": self._server(),
+                "model": self._model(),
+                "requests": seen(book.open),
+                "recent": seen(reversed(book.recent)),
+                "memory": self._memory(),
+            }
+        )
+
+    def _server(self) -> dict[str, Any]:
+        gate = self._service.gate
+        state = "stopped" if not self._service.lives else "ready"
+        if state == "ready" and not self._service.moves:
+            state = "standing still"
+        running, waiting = self._service.metrics.sequences
+        return {
+            "version": kvrt.__version__,
+            "state": "shutting down" if gate.closing else state,
+            "seconds": time.time() - self._begun,
+            "places": gate.most,
+            "taken": gate.inside,
+            "running": running,
+            "waiting": waiting,
+        }
+
+    def _model(self) -> dict[str, Any]:
+        served = self._service.served
+        model, info = served.model, self._service.runtime.runtime.device_info
+        return {
+            "names": served.names,
+            "architecture": model.spec.architecture,
+            "dtype": str(model.dtype),
+            "weight_bytes": model.weight_bytes,
+            "context": model.max_model_len,
+            "layers": len(model.spec.layers),
+            "device": info.name,
+            "backend": info.backend,
+            "chats": model.tokenizer is not None and model.tokenizer.chat is not None,
+        }
+
+    def _memory(self) -> dict[str, Any]:
+        runtime = self._service.runtime.runtime
+        stats = runtime.stats()
+        offload = stats.offload
+        tiers = [] if offload is None else [
+            _tier("host memory", offload.host.pages, offload.host.used_bytes,
+                  offload.host.budget_bytes),
+            *(_tier("disk", disk.pages, disk.used_bytes, None) for disk in offload.disks),
+        ]  # fmt: skip
+        return {
+            **asdict(stats.cache),
+            "usage": usage(stats),
+            "groups": [asdict(group) for group in runtime.picture(CELLS)],
+            "tiers": tiers,
+        }
+
+
+def _tier(name: str, pages: int, used: int, limit: int | None) -> dict[str, Any]:
+    return {"name": name, "pages": pages, "used_bytes": used, "limit_bytes": limit}
+
+
+def _told(entry: Entry) -> dict[str, Any]:
+    """One request: what of it is for people to see, and never what was said."""
+    progress = entry.progress
+    assert progress is not None, "it asked the model"
+    first = None if progress.first is None else progress.first - entry.begun
+    rate = None
+    if first is not None and progress.generated_tokens > 1 and entry.seconds > first:
+        rate = (progress.generated_tokens - 1) / (entry.seconds - first)
+    return {
+        "id": entry.id,
+        "route": entry.route,
+        "key": entry.owner.name if entry.owner else "",
+        "state": "runs" if entry.ended is None else ENDINGS.get(entry.status, str(entry.status)),
+        "seconds": entry.seconds,
+        "prompt_tokens": progress.prompt_tokens,
+        "generated_tokens": progress.generated_tokens,
+        "first_token_seconds": first,
+        "tokens_per_second": rate,
+    }

@@ -1,0 +1,245 @@
+"""The page: what it is allowed, who sees what on it, and how it looks and works in a browser."""
+
+import base64
+import importlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvrt.server.keys import add_key
+from kvrt.server.page import FILES, FOLDER
+
+from .conftest import Server, started, until
+
+ASK: dict[str, Any] = {"model": "tiny", "prompt": "a", "max_tokens": 4, "ignore_eos": True}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def basic(key: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"me:{key}".encode()).decode()}
+
+
+def test_the_page_is_served_with_a_policy_that_lets_nothing_else_in(server: Server) -> None:
+    for path, (name, kind) in FILES.items():
+        status, headers, body = server.ask("GET", path)
+        assert (status, body) == (200, (FOLDER / name).read_bytes())
+        assert headers["content-type"] == f"{kind}; charset=utf-8"
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert not re.search(r"https?:|\*", policy)
+        assert headers["x-content-type-options"] == "nosniff"
+    assert {path.name for path in FOLDER.iterdir()} == {name for name, _ in FILES.values()}
+
+
+def test_nothing_on_the_page_comes_from_elsewhere_or_is_made_of_markup() -> None:
+    for path in FOLDER.iterdir():
+        text = path.read_text().replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"https?://|//[a-z]+\.", text), path
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text)
+        assert not re.search(r"\son\w+=|\sstyle=|javascript:", text), path
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, dict[str, str]]]:
+    folder = tmp_path_factory.mktemp("page")
+    path = folder / "keys"
+    keys = {
+        "alice": add_key(path, "alice"),
+        "bob": add_key(path, "bob"),
+        "admin": add_key(path, "admin", "admin"),
+        "metrics": add_key(path, "metrics", "metrics"),
+    }
+    with started(folder, "--keys", str(path), "--offload", "host:16MiB") as server:
+        yield server, keys
+
+
+@pytest.mark.promise("P28")
+def test_a_browser_brings_a_key_as_a_password_from_our_own_page_alone(keyed: Any) -> None:
+    server, keys = keyed
+    status, headers, _ = server.ask("GET", "/")
+    assert status == 401
+    assert headers["www-authenticate"].startswith("Basic realm=")
+    assert server.ask("GET", "/v1/models")[1]["www-authenticate"] == "Bearer"
+    own = f"127.0.0.1:{server.port}"
+    for more, wanted in (
+        ({}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": f"http://{own}"}, 200),
+        ({"Sec-Fetch-Site": "cross-site"}, 401),
+        ({"Sec-Fetch-Site": "same-site"}, 401),
+        ({"Origin": "https://evil.example"}, 401),
+        ({"Origin": "null"}, 401),
+        ({"Origin": "http://127.0.0.1:1"}, 401),
+        ({"Origin": "["}, 401),
+    ):
+        for path in ("/", "/status"):
+            found = server.ask("GET", path, headers={**basic(keys["alice"]), **more})[0]
+            assert found == wanted, (path, more)
+    for wrong in (basic("wrong"), {"Authorization": "Basic !"}, {"Authorization": "Basic /w=="}):
+        assert server.ask("GET", "/", headers=wrong)[0] == 401
+
+
+def test_a_user_sees_its_own_requests_and_an_admin_all_and_nobody_what_was_said(
+    keyed: Any,
+) -> None:
+    server, keys = keyed
+    for name in ("alice", "bob"):
+        body = {**ASK, "prompt": "a-very-secret-word"}
+        assert server.post("/v1/completions", body, headers=basic(keys[name]))[0] == 200
+
+    def seen(name: str) -> list[str]:
+        status, _, body = server.ask("GET", "/status", headers=basic(keys[name]))
+        assert status == 200
+        assert b"secret" not in body
+        told = json.loads(body)
+        assert all(each["generated_tokens"] == 4 for each in told["recent"])
+        return [each["key"] for each in told["recent"]]
+
+    until(lambda: sorted(seen("admin")) == ["alice", "bob"])
+    assert seen("alice") == ["alice"]
+    assert seen("bob") == ["bob"]
+    assert server.ask("GET", "/status", headers=basic(keys["metrics"]))[0] == 403
+
+
+@pytest.mark.promise("P40")
+def test_the_status_tells_of_requests_and_of_every_page(server: Server) -> None:
+    until(lambda: server.used_pages == 0)
+    with server.open_stream(n=4, temperature=1.0) as connection:
+
+        def told() -> Any:
+            return json.loads(server.ask("GET", "/status")[2])
+
+        until(lambda: told()["requests"] and told()["requests"][0]["generated_tokens"] > 8)
+        status = told()
+        flight = status["requests"][0]
+        assert flight["route"] == "/v1/completions"
+        assert flight["state"] == "runs"
+        assert 0 < flight["first_token_seconds"] < flight["seconds"]
+        assert flight["tokens_per_second"] > 0
+        assert status["server"]["taken"] == 4
+        connection.close()
+    until(lambda: not told()["requests"])
+    until(lambda: server.used_pages == 0)
+    status = told()
+    assert status["recent"][0]["state"] == "left"
+    memory = status["memory"]
+    groups = memory["groups"]
+    assert sum(group["cached"] for group in groups) == memory["cached_pages"] > 0
+    for group in groups:
+        assert sum(cell["cached"] for cell in group["cells"]) == group["cached"]
+        assert sum(cell["mapped"] for cell in group["cells"]) == group["mapped_chunks"]
+        assert len(group["cells"]) <= 512
+    assert status["model"]["names"] == ["tiny"]
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """A real one, where there is one."""
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+    try:
+        api = importlib.import_module("playwright.sync_api")
+    except ImportError:
+        pytest.skip("playwright is not installed")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_conversation_in_a_real_browser_by_keyboard_alone(
+    keyed: Any, browser: Any, scheme: str, tmp_path: Path
+) -> None:
+    """KVRT_PICTURES=docs writes the picture of docs/serve.md."""
+    server, keys = keyed
+    pictures = Path(os.environ.get("KVRT_PICTURES", tmp_path))
+    context = browser.new_context(
+        http_credentials={"username": "me", "password": keys["admin"]}, color_scheme=scheme,
+        viewport={"width": 1240, "height": 900},
+    )  # fmt: skip
+    page = context.new_page()
+
+    def holds(expression: str) -> None:
+        until(lambda: page.evaluate(expression), 60)
+
+    faults: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"http://127.0.0.1:{server.port}/")
+    holds("document.getElementById('state').textContent === 'ready'")
+    assert page.title() == "tiny - kvrt"
+
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "say"
+    page.locator("#max_tokens").evaluate("field => field.value = 80")
+    page.keyboard.type("<b>Say</b> something.")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#said li.assistant small", timeout=60_000)
+    assert page.locator("#said li.user span").inner_text() == "<b>Say</b> something."
+    assert page.locator("#said b b").count() == 0, "what was said is text"
+    assert page.locator("#said").get_attribute("aria-busy") == "false"
+    assert "first token after" in page.locator("#said li.assistant small").inner_text()
+    holds("document.querySelectorAll('#flights tr').length > 0")
+    holds("document.querySelector('#facts dd').textContent === 'tiny'")
+    holds("/[1-9][0-9]* cached/.test(document.querySelector('figcaption').textContent)")
+    with ThreadPoolExecutor(8) as pool:
+        long = {**ASK, "max_tokens": 800}
+        for number in range(8):
+            body = {**long, "prompt": [20 + number] * 180}
+            pool.submit(server.post, "/v1/completions", body, headers=basic(keys["alice"]))
+        holds("document.querySelectorAll('#flights td:nth-child(4)')[7]?.textContent === 'runs'")
+        holds("/[1-9][0-9]* used/.test(document.querySelector('figcaption').textContent)")
+        page.evaluate("window.scrollTo(0, 0)")
+        page.screenshot(path=pictures / f"page-{scheme}.png")
+
+    page.locator("#max_tokens").evaluate("field => field.value = 900")
+    page.locator("#say").fill("Count.")
+    page.keyboard.press("Enter")
+    holds("document.querySelectorAll('#said li.assistant').length === 2")
+    holds("document.querySelectorAll('#said li.assistant span')[1].textContent")
+    page.keyboard.press("Escape")
+    holds("!document.getElementById('send').disabled")
+    until(lambda: json.loads(
+        server.ask("GET", "/status", headers=basic(keys["admin"]))[2])["requests"] == []
+    )  # fmt: skip
+    unnamed = page.evaluate(
+        """[...document.querySelectorAll("button, input, textarea, canvas, table")].filter(
+             (each) => !(each.labels?.length || each.textContent.trim() || each.caption
+                         || each.getAttribute("aria-label"))).length"""
+    )
+    assert unnamed == 0, "a screen reader has a name for everything"
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert all(url.startswith(f"http://127.0.0.1:{server.port}/") for url in asked)
+    assert not faults, faults
+    context.close()
+
+
+@pytest.mark.extra
+def test_markup_that_gets_onto_the_page_is_not_run(server: Server, browser: Any) -> None:
+    page = browser.new_page()
+    page.goto(server.url)
+    page.evaluate(
+        """() => { const box = document.createElement("div");
+             box.innerHTML = "<img src=x onerror='window.run = 1'>";
+             const script = document.createElement("script");
+             script.textContent = "window.run = 1";
+             document.body.append(box, script); }"""
+    )
+    page.wait_for_timeout(300)
+    assert page.evaluate("window.run") is None
+    with pytest.raises(Exception, match="Failed to fetch"):
+        page.evaluate("fetch('http://127.0.0.1:9/')")
