@@ -14,6 +14,9 @@ DTYPE_CODE: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 DTYPE_OF_CODES: Final = 3
 """Another of them: weights that are codes, in panels."""
 
+DTYPE_OF_EXACT_CODES: Final = 4
+"""And one: the same, multiplied with activations as they are."""
+
 FORMAT_CODE: Final[dict[KVFormat, int]] = {
     "float32": 0,
     "bfloat16": 1,

@@ -28,6 +28,10 @@ class Activations(NamedTuple):
     attended_rows: Tensor
     gated: Tensor
     heat: Tensor
+    logits: Tensor
+    chosen: Tensor
+    weights: Tensor
+    shared: Tensor
     rotations: tuple[Rotation, ...]
 
     @classmethod
@@ -39,6 +43,10 @@ class Activations(NamedTuple):
         qkv = tensor(sum(heads) * spec.head_dim)
         q, k, v = qkv.view(count, -1, spec.head_dim).split_with_sizes(heads, 1)
         attended = tensor(spec.heads, spec.head_dim)
+        experts, chosen, shared = 0, 0, 0
+        if spec.experts is not None:
+            experts, shared = spec.experts.count, spec.experts.shared
+            chosen = spec.experts.router.chosen
         pairs = [rope.width(spec.head_dim) // 2 for rope in spec.ropes]
         return cls(
             x=tensor(spec.hidden),
@@ -51,6 +59,10 @@ class Activations(NamedTuple):
             attended_rows=attended.view(count, -1),
             gated=tensor(spec.intermediate),
             heat=tensor(1, 1) if spec.query_beta else tensor(0, 0),
+            logits=torch.empty(count, experts, device=device),
+            chosen=torch.empty(count, chosen, dtype=torch.int32, device=device),
+            weights=torch.empty(count, chosen, device=device),
+            shared=tensor(shared),
             rotations=tuple(
                 Rotation(*(torch.empty(count, width, device=device) for _ in range(2)))
                 for width in pairs
@@ -81,9 +93,10 @@ class Activations(NamedTuple):
 
 
 def _of_experts(spec: ModelSpec) -> int:
-    """Elements for each token, at most, while a mixture of experts is computed."""
+    """Elements for each token, at most, that a mixture of experts needs."""
     if spec.experts is None:
         return 0
     # What is read, and what comes out, of each expert and of all; and what is between.
     each = 2 * spec.hidden + 2 * spec.experts.width
-    return spec.experts.router.chosen * each + 2 * spec.hidden + 2 * spec.experts.count
+    kept = 2 * spec.experts.count + 2 * spec.hidden + 3 * spec.experts.shared
+    return spec.experts.router.chosen * each + kept

@@ -1,6 +1,8 @@
 """Tensors that hold those of all experts, taken apart: each expert's is one of its own.
 
-They are one after the other in such a tensor, so each is a part of its bytes.
+They are one after the other in such a tensor, so each is a part of its bytes. Files call it what an
+expert's is called, without the expert's number; and where that is a parameter of its own,
+``experts.down_proj`` for ``experts.7.down_proj.weight``, and ``experts.down_proj_bias``.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,20 +28,35 @@ def taken_apart(
         ModelError: a tensor is for another number of experts.
     """
     found = dict(tensors)
-    experts: dict[tuple[str, ...], list[Part]] = {}
+    each: dict[str, list[str]] = {}
     for part in parts:
-        if part.together:
-            experts.setdefault(part.together, []).append(part)
-        else:
+        if part.expert is None:
             _drop_one(found, part)
-    for names, those in experts.items():
-        for name in names:
-            if name in tensors:
-                path, whole = found.pop(name)
-                for part, entry in zip(those, _pieces(path, whole, len(those)), strict=True):
-                    called = part.gguf if gguf else part.name
-                    found[called] = path, replace(entry, name=called)
+            continue
+        name, whole = (part.gguf, part.together[1]) if gguf else (part.name, part.together[0])
+        stem = name.rpartition(".")[0]
+        if stem not in each.setdefault(whole, []):
+            each[whole].append(stem)
+    for name, (path, entry) in tensors.items():
+        whole, end = _cut(name, each)
+        if whole not in each:
+            continue
+        del found[name]
+        for stem, piece in zip(each[whole], _pieces(path, entry, len(each[whole])), strict=True):
+            called = f"{stem}.{end}"
+            found[called] = path, replace(piece, name=called)
     return found
+
+
+def _cut(name: str, known: Mapping[str, list[str]]) -> tuple[str, str]:
+    """What a name is of, and its end."""
+    if name in known:
+        return name, "weight"
+    for sign in "._":
+        stem, _, end = name.rpartition(sign)
+        if stem in known:
+            return stem, end
+    return name, ""
 
 
 def _pieces(path: Path, whole: TensorEntry, count: int) -> list[TensorEntry]:

@@ -22,8 +22,12 @@ from kvrt.model.weights import LayerWeights
 from kvrt.spi import Activation, Matrices
 
 
-def recordable(spec: ModelSpec) -> bool:
-    """Whether layers consist of the operators of `kvrt.spi.DenseOps` and attention alone."""
+def recordable(spec: ModelSpec, mixtures: bool) -> bool:
+    """Whether layers consist of a device's own operators alone.
+
+    Args:
+        mixtures: those that are mixtures of experts do.
+    """
     return (
         spec.norm == "rms"
         and spec.qk_norm in ("none", "heads")
@@ -31,7 +35,7 @@ def recordable(spec: ModelSpec) -> bool:
         and spec.query_beta == 0.0
         and spec.residual_scale == 1.0
         and not spec.post_norms
-        and spec.experts is None
+        and (spec.experts is None or (mixtures and not spec.experts.shared_scale))
     )
 
 

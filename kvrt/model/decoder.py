@@ -35,6 +35,7 @@ from kvrt.spi import (
     DenseOps,
     Device,
     DType,
+    Experts,
     GraphCapture,
     HeadNorm,
     PackedMatrices,
@@ -59,6 +60,7 @@ class _Layer(NamedTuple):
     rope: int | None
     norm: HeadNorm | None
     heat: Tensor | None
+    experts: Experts | None
 
 
 class Decoder:
@@ -104,7 +106,11 @@ class Decoder:
         self._work: Activations | None = None
         capture = device.extension(GraphCapture)  # type: ignore[type-abstract]
         self._graphs: DecodeGraphs | None = None
-        if capture is not None and dense is not None and branches.recordable(spec):
+        if (
+            capture is not None
+            and dense is not None
+            and branches.recordable(spec, self._mixture.recordable)
+        ):
             ragged = Capability.RAGGED_GRAPHS in device.info.capabilities
             self._graphs = DecodeGraphs(capture, ragged)
         self._tables = [
@@ -193,7 +199,7 @@ class Decoder:
         x, normed, gated = work.x, work.normed, work.gated
         qkv, q, k, v = work.qkv, work.q, work.k, work.v
         attended, attended_rows = work.attended, work.attended_rows
-        for w, batch, layer, attention, rope, head_norm, heat in self._layers:
+        for w, batch, layer, attention, rope, head_norm, heat, experts in self._layers:
             plan = plans[batch]
             read = norm(x, w.attention_norm, w.attention_norm_bias, normed)
             ops.linear(read, w.qkv, w.qkv_bias, None, qkv)
@@ -206,8 +212,8 @@ class Decoder:
                 add(attended_rows, w.o, w.o_bias, w.attention_post_norm, x, normed)
             if w.mlp_norm is not None or not parallel:
                 read = norm(x, w.mlp_norm, w.mlp_norm_bias, normed)
-            if w.router is not None:
-                self._mixture.add(read, w, x)
+            if experts is not None:
+                self._mixture.add(read, w, experts, work)
                 continue
             mlp(read, w, gated)
             if parallel:
@@ -240,8 +246,11 @@ class Decoder:
             weights=w,
             batch=batch,
             number=number,
-            attention=AttentionParams(scale, layer.window, spec.attention_softcap),
+            attention=AttentionParams(
+                scale, layer.window, spec.attention_softcap, sink_logits=w.sinks
+            ),
             rope=layer.rope,
             norm=norm,
             heat=heat,
+            experts=self._mixture.experts_of(w),
         )

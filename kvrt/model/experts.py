@@ -1,8 +1,11 @@
 """Mixtures of experts: the layer, and its operators on a device that has none of its own."""
 
+from typing import cast, get_args
+
 import torch
 from torch import Tensor
 
+from kvrt.model.activations import Activations
 from kvrt.model.ops import MixedOps
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights import LayerWeights
@@ -22,38 +25,57 @@ class Mixture:
         self._spec = spec
         self._ops = ops
         self._experts: ExpertOps = PlainExperts(ops) if own is None else own
+        self.recordable = own is not None
 
-    def add(self, read: Tensor, w: LayerWeights, x: Tensor) -> None:
-        """Add to `x` what a layer's experts make of `read`, its norm; [tokens, hidden] each."""
-        spec, ops = self._spec.experts, self._ops
-        assert spec is not None
-        assert w.router is not None
-        tokens = read.shape[0]
-        logits = ops.linear(read.float(), w.router, w.router_bias)
-        chosen = torch.empty(tokens, spec.router.chosen, dtype=torch.int32, device=read.device)
-        weights = torch.empty(tokens, spec.router.chosen, device=read.device)
-        self._experts.route(logits, spec.router, w.correction, chosen, weights)
-        experts = Experts(
+    def experts_of(self, w: LayerWeights) -> Experts | None:
+        """The experts of a layer, if it has any."""
+        spec = self._spec.experts
+        if spec is None or w.router is None:
+            return None
+        gate_up_bias, down_bias = (
+            None if bias is None else bias.view(spec.count, -1)
+            for bias in (w.expert_gate_up_bias, w.expert_down_bias)
+        )
+        return Experts(
             spec.count,
             spec.width,
             w.expert_gate_up,
             w.expert_down,
             spec.activation,
-            None if w.expert_gate_up_bias is None else w.expert_gate_up_bias.view(spec.count, -1),
-            None if w.expert_down_bias is None else w.expert_down_bias.view(spec.count, -1),
+            gate_up_bias,
+            down_bias,
             spec.limit,
             spec.alpha,
         )
+
+    def add(self, read: Tensor, w: LayerWeights, experts: Experts, work: Activations) -> None:
+        """Add to ``work.x`` what a layer's experts make of `read`, its norm."""
+        spec = self._spec.experts
+        assert spec is not None
+        assert w.router is not None
+        x, chosen, weights = work.x, work.chosen, work.weights
+        self._ops.linear(read.float(), w.router, w.router_bias, None, work.logits)
+        self._experts.route(work.logits, spec.router, w.correction, chosen, weights)
+        if self._spec.residual_scale == 1.0 and not spec.shared_scale:
+            if spec.shared:
+                self._ops.linear(self._shared(read, w, work), w.down, w.down_bias, x, x)
+            self._experts.mix(read, experts, chosen, weights, x, x)
+            return
         made = torch.empty_like(x)
-        self._experts.mix(read, experts, chosen, weights, made)
+        self._experts.mix(read, experts, chosen, weights, None, made)
         if spec.shared:
-            assert self._spec.activation in ("silu", "gelu_tanh")
-            gated = ops.gated_linear(read, w.gate_up, self._spec.activation, w.gate_up_bias)
-            shared = ops.linear(gated, w.down, w.down_bias)
+            shared = self._ops.linear(self._shared(read, w, work), w.down, w.down_bias)
             if w.shared_scale is not None:
-                shared.mul_(_sigmoid(ops.linear(read.float(), w.shared_scale)))
+                shared.mul_(_sigmoid(self._ops.linear(read.float(), w.shared_scale)))
             made.add_(shared)
         x.add_(made, alpha=self._spec.residual_scale)
+
+    def _shared(self, read: Tensor, w: LayerWeights, work: Activations) -> Tensor:
+        """What all tokens have, up to its last product."""
+        kind = self._spec.activation
+        assert kind in get_args(Activation)
+        activation = cast(Activation, kind)
+        return self._ops.gated_linear(read, w.gate_up, activation, w.gate_up_bias, work.shared)
 
 
 def _sigmoid(x: Tensor) -> Tensor:
@@ -99,7 +121,13 @@ class PlainExperts:
         weights.copy_(kept * router.scale)
 
     def mix(
-        self, x: Tensor, experts: Experts, chosen: Tensor, weights: Tensor, out: Tensor
+        self,
+        x: Tensor,
+        experts: Experts,
+        chosen: Tensor,
+        weights: Tensor,
+        residual: Tensor | None,
+        out: Tensor,
     ) -> None:
         tokens, each = chosen.shape
         used = chosen.flatten()
@@ -112,7 +140,7 @@ class PlainExperts:
         total = results[:, 0].clone()
         for slot in range(1, each):
             total.add_(results[:, slot])
-        out.copy_(total)
+        out.copy_(total if residual is None else total.add_(residual))
 
     def _one(self, x: Tensor, experts: Experts, expert: int) -> Tensor:
         gate_up = _of(experts.gate_up, experts.count, expert)

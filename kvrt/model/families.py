@@ -6,12 +6,17 @@ where they are not Llama's, and one row of the tests.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from kvrt.model.family import ATTENTION_BIAS, LAYER_NORM, Family
-from kvrt.model.jsonfile import Fields
 from kvrt.model.mixtures import MIXTURES
-from kvrt.model.rotary import MAX_POSITIONS
+from kvrt.model.scales import (
+    cohere_scales,
+    gemma3_scales,
+    gemma_scales,
+    granite_scales,
+    ministral_scales,
+    neox_switches,
+)
 from kvrt.model.windows import (
     DEFAULT_WINDOW,
     exaone_layers,
@@ -20,73 +25,6 @@ from kvrt.model.windows import (
     smollm3_layers,
     windowed_layers,
 )
-
-# --- scales --------------------------------------------------------------------------------------
-
-
-def _number(fields: Fields, name: str, default: float) -> float:
-    """A scale: any positive number."""
-    return fields.number(name, 1e-6, 1e6, default)
-
-
-def _softcap(fields: Fields, name: str, default: float) -> float:
-    """0 where the field is null."""
-    return _number(fields, name, default) if name not in fields or fields.has(name) else 0.0
-
-
-def gemma_scale(hidden: int) -> float:
-    """What Gemma's embedding is multiplied by."""
-    return float(hidden**0.5)
-
-
-def _gemma_scales(fields: Fields) -> dict[str, Any]:
-    return {"embedding_scale": gemma_scale(fields.integer("hidden_size", 1, 1 << 20))}
-
-
-def _gemma3_scales(fields: Fields) -> dict[str, Any]:
-    caps = {
-        f"{ours}_softcap": fields.number(theirs, 1e-6, 1e6)
-        for ours, theirs in (
-            ("attention", "attn_logit_softcapping"),
-            ("logit", "final_logit_softcapping"),
-        )
-        if fields.has(theirs)
-    }
-    scale = _number(fields, "query_pre_attn_scalar", 256.0) ** -0.5
-    return _gemma_scales(fields) | caps | {"attention_scale": scale}
-
-
-def _granite_scales(fields: Fields) -> dict[str, Any]:
-    return {
-        "embedding_scale": _number(fields, "embedding_multiplier", 1.0),
-        "attention_scale": _number(fields, "attention_multiplier", 1.0),
-        "residual_scale": _number(fields, "residual_multiplier", 1.0),
-        "logit_scale": 1.0 / _number(fields, "logits_scaling", 1.0),
-    }
-
-
-def _ministral_scales(fields: Fields) -> dict[str, Any]:
-    for name in ("rope_scaling", "rope_parameters"):
-        if fields.has(name) and fields.section(name).has("llama_4_scaling_beta"):
-            section = fields.section(name)
-            return {
-                "query_beta": section.number("llama_4_scaling_beta", 0.0, 1e3),
-                "query_positions": section.integer(
-                    "original_max_position_embeddings", 1, MAX_POSITIONS
-                ),
-            }
-    return {}
-
-
-def _neox_switches(fields: Fields) -> dict[str, Any]:
-    return {"parallel": fields.flag("use_parallel_residual", True)}
-
-
-def _cohere_scales(fields: Fields) -> dict[str, Any]:
-    return {"logit_scale": _number(fields, "logit_scale", 0.0625)}
-
-
-# --- the families --------------------------------------------------------------------------------
 
 _MINISTRAL_ROPE = {
     "rope_type": "yarn",
@@ -143,12 +81,12 @@ FAMILIES: Mapping[str, Family] = {
     "Ministral3ForCausalLM": Family(
         "ministral3",
         windowed_layers,
-        _ministral_scales,
+        ministral_scales,
         defaults={"num_key_value_heads": 8, "head_dim": 128, "rope_parameters": _MINISTRAL_ROPE},
     ),
     "GemmaForCausalLM": Family(
         "gemma",
-        scales=_gemma_scales,
+        scales=gemma_scales,
         qkv_bias=ATTENTION_BIAS,
         o_bias=ATTENTION_BIAS,
         defaults={**_GEMMA, "hidden_act": "gelu_pytorch_tanh", "num_key_value_heads": 16},
@@ -157,7 +95,7 @@ FAMILIES: Mapping[str, Family] = {
     "Gemma2ForCausalLM": Family(
         "gemma2",
         mixed(2),
-        _gemma3_scales,
+        gemma3_scales,
         qkv_bias=ATTENTION_BIAS,
         o_bias=ATTENTION_BIAS,
         activation="hidden_activation",
@@ -172,7 +110,7 @@ FAMILIES: Mapping[str, Family] = {
     "Gemma3ForCausalLM": Family(
         "gemma3_text",
         mixed(6, local=1),
-        _gemma3_scales,
+        gemma3_scales,
         qkv_bias=ATTENTION_BIAS,
         o_bias=ATTENTION_BIAS,
         activation="hidden_activation",
@@ -185,7 +123,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "GraniteForCausalLM": Family(
         "granite",
-        scales=_granite_scales,
+        scales=granite_scales,
         qkv_bias=ATTENTION_BIAS,
         o_bias=ATTENTION_BIAS,
         mlp_bias="mlp_bias",
@@ -215,7 +153,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "CohereForCausalLM": Family(
         "cohere",
-        scales=_cohere_scales,
+        scales=cohere_scales,
         qkv_bias=ATTENTION_BIAS,
         o_bias=ATTENTION_BIAS,
         eps=LAYER_NORM,
@@ -227,7 +165,7 @@ FAMILIES: Mapping[str, Family] = {
     "Cohere2ForCausalLM": Family(
         "cohere2",
         mixed(4, whole=None),
-        _cohere_scales,
+        cohere_scales,
         qkv_bias=ATTENTION_BIAS,
         o_bias=ATTENTION_BIAS,
         eps=LAYER_NORM,
@@ -318,7 +256,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "GPTNeoXForCausalLM": Family(
         "gpt_neox",
-        scales=_neox_switches,
+        scales=neox_switches,
         qkv_bias=ATTENTION_BIAS,
         o_bias=ATTENTION_BIAS,
         mlp_bias=True,

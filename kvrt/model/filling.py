@@ -25,7 +25,7 @@ from kvrt.model.packed.methods import Method, plain_of, values_of
 from kvrt.model.packed.tensors import format_of, read_matrix
 from kvrt.model.progress import Progress
 from kvrt.model.spec import ModelSpec
-from kvrt.model.targets import Codes, Target, targets_of
+from kvrt.model.targets import Codes, Target, Turned, targets_of
 from kvrt.model.weights import NOTHING_PACKED, Packing, place
 from kvrt.spi import DType
 from kvrt.spi.plain import finite_rows
@@ -53,8 +53,8 @@ def fill(
     Raises:
         ModelError: a value is not finite, or too large for `dtype`; the tensor is named.
     """
-    targets = {
-        part.name: target
+    placed = {
+        part.name: (part, target)
         for weight, view in place(spec, dtype, arena, packing)
         for part, target in targets_of(weight, view, packing)
     }
@@ -70,7 +70,9 @@ def fill(
         for path, names in by_file.items():
             mapping = mapped(path)
             for name in names:
-                entry, target = checkpoint.tensors[name][1], targets[name]
+                entry, (part, own) = checkpoint.tensors[name][1], placed[name]
+                turned = part.columns and len(part.shape) == 2
+                target: Target = Turned(own, part.shape[1]) if turned else own
                 digests[name], odd = _copy(mapping, path, entry, target, hasher)
                 target.finish(checkpoint.rows.get(name))
                 if odd and (name != checkpoint.embedding or spec.tied or isinstance(target, Codes)):
@@ -80,8 +82,9 @@ def fill(
                 report(sum(map(sizes.__getitem__, digests)), sum(sizes.values()))
     if checkpoint.method is not None:
         for name, ends in checkpoint.matrices.items():
-            digests |= _copy_matrix(checkpoint, checkpoint.method, ends, targets[name])
-            targets[name].finish(checkpoint.rows.get(name))
+            own = placed[name][1]
+            digests |= _copy_matrix(checkpoint, checkpoint.method, ends, own)
+            own.finish(checkpoint.rows.get(name))
             report(sum(map(sizes.__getitem__, digests)), sum(sizes.values()))
     return digests
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from kvrt.model.family import ATTENTION_BIAS, Family
 from kvrt.model.jsonfile import Fields
+from kvrt.model.scales import ernie_switches, glm4_switches, granite_scales
 from kvrt.model.spec import ExpertSpec
-from kvrt.model.windows import DEFAULT_WINDOW, MAX_LAYERS, qwen_layers, windowed_layers
+from kvrt.model.windows import DEFAULT_WINDOW, MAX_LAYERS, mixed, qwen_layers, windowed_layers
 from kvrt.spi import Router
 
 MAX_EXPERTS = 1 << 12
@@ -60,6 +61,65 @@ def _qwen2(fields: Fields, layers: int) -> Mixture:
     return replace(experts, shared=shared, shared_scale=True), sparse
 
 
+def _granite(fields: Fields, layers: int) -> Mixture:
+    count, chosen = _counts(fields, 8, "num_local_experts")
+    width = _width(fields, "intermediate_size")
+    return ExpertSpec(count, width, Router("chosen", chosen)), [True] * layers
+
+
+def _gpt_oss(fields: Fields, layers: int) -> Mixture:
+    count, chosen = _counts(fields, 128, "num_local_experts", "num_experts")
+    experts = ExpertSpec(
+        count,
+        _width(fields, "intermediate_size"),
+        Router("chosen", chosen),
+        router_bias=True,
+        activation="clamped",
+        bias=True,
+        limit=fields.number("swiglu_limit", 0.0, 1e6, 7.0),
+        alpha=fields.number("swiglu_alpha", 0.0, 1e6, 1.702),
+    )
+    return experts, [True] * layers
+
+
+def _glm4(fields: Fields, layers: int) -> Mixture:
+    count, chosen = _counts(fields, 128, "n_routed_experts", "num_local_experts")
+    width = _width(fields, "moe_intermediate_size")
+    groups = fields.integer("n_group", 1, count, 1)
+    if count % groups:
+        raise fields.error("n_group", f"is {groups}, which does not divide {count} experts")
+    router = Router(
+        "sigmoid",
+        chosen,
+        fields.flag("norm_topk_prob", True),
+        fields.number("routed_scaling_factor", 0.0, 1e6, 1.0),
+        groups,
+        min(groups, fields.integer("topk_group", 1, count, 1)),
+    )
+    shared = width * fields.integer("n_shared_experts", 0, MAX_EXPERTS, 1)
+    first = fields.integer("first_k_dense_replace", 0, MAX_LAYERS, 1)
+    experts = ExpertSpec(count, width, router, correction=True, shared=shared)
+    return experts, [layer >= first for layer in range(layers)]
+
+
+def _ernie(fields: Fields, layers: int) -> Mixture:
+    count = fields.integer("moe_num_experts", 1, MAX_EXPERTS, 64)
+    width = _width(fields, "moe_intermediate_size")
+    router = Router(
+        "softmax",
+        fields.integer("moe_k", 1, count, 6),
+        renormalise=True,
+        least=fields.number("moe_norm_min", 0.0, 1.0, 1e-12),
+    )
+    shared = width * fields.integer("moe_num_shared_experts", 0, MAX_EXPERTS, 2)
+    first = fields.integer("moe_layer_start_index", 0, MAX_LAYERS, 1)
+    last = fields.integer("moe_layer_end_index", -1, MAX_LAYERS, -1)
+    every = fields.integer("moe_layer_interval", 1, MAX_LAYERS, 1)
+    last = layers if last == -1 else last
+    sparse = [first <= layer <= last and (layer + 1) % every == 0 for layer in range(layers)]
+    return ExpertSpec(count, width, router, correction=True, shared=shared), sparse
+
+
 MIXTURES: Mapping[str, Family] = {
     "MixtralForCausalLM": Family(
         "mixtral",
@@ -104,5 +164,58 @@ MIXTURES: Mapping[str, Family] = {
         o_bias=ATTENTION_BIAS,
         defaults={"num_experts_per_tok": 8},
         switches={"naming": "moe", "qk_norm": "whole"},
+    ),
+    "GraniteMoeForCausalLM": Family(
+        "granitemoe",
+        scales=granite_scales,
+        mixture=_granite,
+        qkv_bias=ATTENTION_BIAS,
+        o_bias=ATTENTION_BIAS,
+        defaults={"num_experts_per_tok": 2},
+        switches={"naming": "granite_moe"},
+    ),
+    "GptOssForCausalLM": Family(
+        "gpt_oss",
+        mixed(2),
+        mixture=_gpt_oss,
+        qkv_bias=ATTENTION_BIAS,
+        o_bias=ATTENTION_BIAS,
+        theta=150_000.0,
+        defaults={
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "sliding_window": 128,
+            "num_experts_per_tok": 4,
+            ATTENTION_BIAS: True,
+        },
+        switches={"naming": "gpt_oss", "sinks": True},
+    ),
+    "Glm4MoeForCausalLM": Family(
+        "glm4_moe",
+        scales=glm4_switches,
+        mixture=_glm4,
+        qkv_bias=ATTENTION_BIAS,
+        partial=0.5,
+        defaults={
+            "num_key_value_heads": 8,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 1408,
+        },
+        switches={"naming": "glm4_moe"},
+    ),
+    "Ernie4_5_MoeForCausalLM": Family(
+        "ernie4_5_moe",
+        scales=ernie_switches,
+        mixture=_ernie,
+        qkv_bias="use_bias",
+        o_bias="use_bias",
+        mlp_bias="use_bias",
+        theta=500_000.0,
+        defaults={
+            "num_key_value_heads": 4,
+            "moe_intermediate_size": 1536,
+            "tie_word_embeddings": True,
+        },
+        switches={"naming": "ernie4_5_moe"},
     ),
 }

@@ -107,6 +107,12 @@ def _experts(block: str, *, router: str = "gate", of: tuple[str, str, str] = PRO
     }
 
 
+def _correction(block: str) -> Name:
+    """What is added to the experts' scores for their choice."""
+    name = _layer(f"{block}.e_score_correction_bias", "exp_probs_b")
+    return name._replace(bare=True)
+
+
 def _shared(block: str) -> Naming:
     """What all tokens have besides."""
     gate, up, down = PROJECTIONS
@@ -117,10 +123,44 @@ def _shared(block: str) -> Naming:
     }
 
 
+_GPT_OSS: Naming = {
+    **_experts("mlp", router="router"),
+    "sinks": Name("model.layers.{}.self_attn.sinks", "blk.{}.attn_sinks", bare=True),
+    "mlp_norm": _layer("post_attention_layernorm", "post_attention_norm"),
+}
+_GRANITE_MOE: Naming = _experts("block_sparse_moe", router="router.layer")
+
 NAMINGS: Mapping[str, Naming] = {
     "llama": LLAMA,
     "mixtral": _experts("block_sparse_moe", of=("w1", "w3", "w2")),
     "moe": _experts("mlp"),
+    "granite_moe": {
+        **_without(_GRANITE_MOE, "expert_gate", "expert_up"),
+        "expert_gate_up": _layer("block_sparse_moe.input_linear.{}", "ffn_gate_up_exps.{}"),
+        "expert_down": _layer("block_sparse_moe.output_linear.{}", "ffn_down_exps.{}"),
+    },
+    "granite_moe_gguf": _GRANITE_MOE,
+    "gpt_oss": {
+        **_without(_GPT_OSS, "expert_gate", "expert_up"),
+        "expert_gate_up": _layer("mlp.experts.{}.gate_up_proj", "ffn_gate_up_exps.{}")._replace(
+            order="turns", columns=True
+        ),
+        "expert_down": _GPT_OSS["expert_down"]._replace(columns=True),
+    },
+    "gpt_oss_gguf": _GPT_OSS,
+    "glm4_moe": {
+        **_experts("mlp"),
+        **_shared("mlp.shared_experts"),
+        "correction": _correction("mlp.gate"),
+        "mlp_norm": _layer("post_attention_layernorm", "post_attention_norm"),
+    },
+    "ernie4_5_moe": {
+        **_experts("mlp"),
+        **_shared("mlp.shared_experts"),
+        "correction": _correction("mlp.moe_statics"),
+        "q": _PAIRED["q"],
+        "k": _PAIRED["k"],
+    },
     "qwen2_moe": {
         **_experts("mlp"),
         **_shared("mlp.shared_expert"),

@@ -150,6 +150,7 @@ class ModelSpec:
         embedding_scale: multiplies the embedded tokens.
         attention_scale: multiplies the dot products of queries and keys; 0: head_dim ** -0.5.
         attention_softcap: scores become ``softcap * tanh(score / softcap)``; 0: as they are.
+        sinks: each query head has a learned logit (`kvrt.spi.AttentionParams.sink_logits`).
         query_beta: at position p, a query is multiplied by 1 + beta log(1 + floor(p / positions));
             0: it is not.
         query_positions: those positions.
@@ -188,6 +189,7 @@ class ModelSpec:
     embedding_scale: float = 1.0
     attention_scale: float = 0.0
     attention_softcap: float = 0.0
+    sinks: bool = False
     query_beta: float = 0.0
     query_positions: int = 1
     residual_scale: float = 1.0

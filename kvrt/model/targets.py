@@ -107,12 +107,38 @@ class Codes:
         self._plain = np.empty((0, 0), np.uint8)
 
 
-Target = Floats | Codes
+class Turned:
+    """They are the columns of a matrix, and come one column after the other.
+
+    Args:
+        target: where the rows go.
+        width: elements of a row: so many columns come.
+    """
+
+    def __init__(self, target: Floats | Codes, width: int) -> None:
+        self._target = target
+        self._width = width
+        self._pieces: list[Tensor] = []
+        self.kept_as, self.largest = target.kept_as, target.largest
+
+    def put(self, source: Tensor) -> None:
+        """The numbers that come next."""
+        self._pieces.append(source.clone())
+
+    def finish(self, rows: Rows | None = None) -> None:
+        """All have come; see `Floats.finish`."""
+        columns = torch.cat(self._pieces).view(self._width, -1)
+        self._pieces.clear()
+        self._target.put(columns.t().reshape(-1))
+        self._target.finish(rows)
+
+
+Target = Floats | Codes | Turned
 
 
 def targets_of(
     weight: Weight, view: Tensor | Matrices, packing: Packing
-) -> Iterator[tuple[Part, Target]]:
+) -> Iterator[tuple[Part, Floats | Codes]]:
     """The parts of a weight, with where they go in its place (`weights.place`)."""
     if isinstance(view, Tensor):
         views = torch.split(view, [part.shape[0] for part in weight.parts])

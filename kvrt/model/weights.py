@@ -49,7 +49,8 @@ class Part:
         order: how its rows lie in safetensors files.
         columns: there, they are columns.
         expert: whose it is, if it is an expert's.
-        together: what tensors are called that hold those of all experts, in either kind of file.
+        together: what those of all experts are called, where they are one tensor: in safetensors
+            and in GGUF files, without an end.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Part:
     order: RowOrder = ""
     columns: bool = False
     expert: int | None = None
-    together: tuple[str, ...] = ()
+    together: tuple[str, str] = ("", "")
 
     @property
     def numel(self) -> int:
@@ -155,6 +156,7 @@ class LayerWeights:
     o_bias: "Tensor | None" = None
     gate_up_bias: "Tensor | None" = None
     down_bias: "Tensor | None" = None
+    sinks: "Tensor | None" = None
     router: "Tensor | None" = None
     router_bias: "Tensor | None" = None
     correction: "Tensor | None" = None
@@ -206,7 +208,7 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
     def weight(
         layer: int | None, field: str, rows: dict[str, int], *columns: int, experts: int = 0
     ) -> Weight:
-        end = "weight" if columns or field.endswith("norm") else "bias"
+        end = "weight" if columns or field.endswith(("norm", "sinks")) else "bias"
         together = field.removesuffix("_bias")
         if len(rows) > 1 and together in naming:  # what is under one name is one tensor
             rows = {together: sum(rows.values())}
@@ -235,6 +237,8 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
         yield weight(layer, "qkv", qkv, hidden)
         if spec.qkv_bias:
             yield weight(layer, "qkv_bias", qkv)
+        if spec.sinks:
+            yield weight(layer, "sinks", {"sinks": spec.heads})
         if spec.qk_norm != "none":
             yield weight(layer, "q_norm", {"q_norm": q if whole else spec.head_dim})
             yield weight(layer, "k_norm", {"k_norm": kv if whole else spec.head_dim})
@@ -279,13 +283,12 @@ def _part(
     shape: tuple[int, ...],
 ) -> Part:
     file, gguf = (one.format(layer, expert) for one in (name.file, name.gguf))
-    together: tuple[str, ...] = ()
+    together = ("", "")
     if expert is not None:
         file_of_all, gguf_of_all = (
             one.format(layer, "{}").replace(".{}", "") for one in (name.file, name.gguf)
         )
-        bare = file_of_all if end == "weight" else f"{file_of_all}_{end}"
-        together = f"{file_of_all}.{end}", bare, f"{gguf_of_all}.{end}"
+        together = file_of_all, gguf_of_all
     return Part(
         file if name.bare else f"{file}.{end}",
         shape,

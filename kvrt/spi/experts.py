@@ -55,9 +55,11 @@ class Router:
     jitter: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Experts:
     """The experts of a layer: feed-forward layers with a gate, all of one shape.
+
+    One object for each layer, as long as its weights live: a device may keep by it what it needs.
 
     With ``clamped`` as activation, and g and u the products with gate and up, g is cut at `limit`
     and u at both -`limit` and `limit`; ``down @ ((u + 1) * g * sigmoid(alpha * g))``.
@@ -119,13 +121,15 @@ class ExpertOps(Protocol):
         experts: Experts,
         chosen: "Tensor",
         weights: "Tensor",
+        residual: "Tensor | None",
         out: "Tensor",
     ) -> None:
-        """Write each token's sum of its experts' results to `out`.
+        """Write each token's sum of its experts' results to `out`, added to `residual`.
 
         Args:
             x: [tokens, in features] in a compute dtype; rows may have any stride.
             chosen: int32 [tokens, chosen], contiguous, each from 0 to below `experts.count`.
             weights: float32 [tokens, chosen], contiguous.
-            out: [tokens, out features] in x's dtype, contiguous, not x.
+            residual: [tokens, out features] in x's dtype, contiguous, may be `out`; None: 0.
+            out: likewise, and not x.
         """

@@ -11,13 +11,20 @@ from kvrt.spi import (
     Capability,
     DenseOps,
     Device,
+    ExpertOps,
     GraphCapture,
     Measurable,
     PackedMatrices,
 )
 from kvrt.wrappers import Checked
 
-EXTENSIONS: tuple[Any, ...] = (DenseOps, GraphCapture, Measurable, PackedMatrices)
+EXTENSIONS: tuple[Any, ...] = (
+    DenseOps,
+    ExpertOps,
+    GraphCapture,
+    Measurable,
+    PackedMatrices,
+)
 """The optional protocols that the kit knows."""
 
 

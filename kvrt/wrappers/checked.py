@@ -7,6 +7,7 @@ from kvrt.spi import (
     DenseOps,
     Device,
     DeviceInfo,
+    ExpertOps,
     Extension,
     GraphCapture,
     PackedMatrices,
@@ -16,6 +17,7 @@ from kvrt.spi import (
 from kvrt.wrappers.attention import CheckedAttention, CheckedPlans
 from kvrt.wrappers.copier import CheckedCopier
 from kvrt.wrappers.dense import CheckedDenseOps
+from kvrt.wrappers.experts import CheckedExpertOps
 from kvrt.wrappers.graphs import CheckedGraphs
 from kvrt.wrappers.memory import CheckedMemory
 from kvrt.wrappers.packed import CheckedPackedMatrices
@@ -70,7 +72,7 @@ class Checked:
         self._facts.check_open("extension")
         found: Any = self._inner.extension(kind)
         asked = cast(Any, kind)
-        if found is None or asked not in (DenseOps, GraphCapture, PackedMatrices):
+        if found is None or asked not in (DenseOps, ExpertOps, GraphCapture, PackedMatrices):
             return cast(Extension | None, found)
         if not isinstance(found, asked):
             name = asked.__name__
@@ -80,6 +82,8 @@ class Checked:
             return cast(Extension, graphs)
         if not self._layers:
             return cast(Extension, found)
+        if isinstance(found, ExpertOps):
+            return cast(Extension, CheckedExpertOps(self._facts, found))
         if isinstance(found, PackedMatrices):
             return cast(Extension, CheckedPackedMatrices(self._facts, found))
         return cast(Extension, CheckedDenseOps(self._facts, self._attention, found))

@@ -13,6 +13,8 @@ from kvrt.spi import (
     Device,
     DeviceInfo,
     DType,
+    ExpertOps,
+    Experts,
     Extension,
     Graph,
     GraphCapture,
@@ -23,6 +25,7 @@ from kvrt.spi import (
     PackedMatrices,
     PagedAttention,
     Rotation,
+    Router,
     Span,
     Ticket,
     VirtualMemory,
@@ -39,8 +42,8 @@ Result = TypeVar("Result")
 class Wrapper:
     """Forwards everything to `inner`. Override `around`, or put other parts in place.
 
-    `DenseOps`, `PackedMatrices` and `GraphCapture` are forwarded like the required parts; any other
-    extension, and one that lacks a method, is handed out as it is.
+    `DenseOps`, `ExpertOps`, `PackedMatrices` and `GraphCapture` are forwarded like the required
+    parts; any other extension, and one that lacks a method, is handed out as it is.
 
     Args:
         inner: the device that does the work.
@@ -236,6 +239,37 @@ class WrappedPackedMatrices:
         )
 
 
+class WrappedExpertOps:
+    def __init__(self, device: Wrapper, inner: ExpertOps) -> None:
+        self.device = device
+        self.inner = inner
+
+    def route(
+        self,
+        logits: "Tensor",
+        router: Router,
+        correction: "Tensor | None",
+        chosen: "Tensor",
+        weights: "Tensor",
+    ) -> None:
+        self.device.around(
+            "experts.route", self.inner.route, logits, router, correction, chosen, weights
+        )
+
+    def mix(
+        self,
+        x: "Tensor",
+        experts: Experts,
+        chosen: "Tensor",
+        weights: "Tensor",
+        residual: "Tensor | None",
+        out: "Tensor",
+    ) -> None:
+        self.device.around(
+            "experts.mix", self.inner.mix, x, experts, chosen, weights, residual, out
+        )
+
+
 class WrappedGraph:
     def __init__(self, device: Wrapper, inner: Graph) -> None:
         self.device = device
@@ -264,6 +298,7 @@ class WrappedGraphs:
 
 WRAPPED: dict[type, Callable[[Wrapper, Any], object]] = {
     DenseOps: WrappedDenseOps,
+    ExpertOps: WrappedExpertOps,
     GraphCapture: WrappedGraphs,
     PackedMatrices: WrappedPackedMatrices,
 }

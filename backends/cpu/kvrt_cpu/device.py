@@ -14,6 +14,7 @@ from kvrt.spi import (
     DeviceOptions,
     Done,
     DType,
+    ExpertOps,
     Extension,
     GraphCapture,
     KVFormat,
@@ -26,6 +27,7 @@ from kvrt.spi import (
 from . import host
 from .attention import NativeAttention, TorchAttention
 from .copier import HostCopier
+from .experts import NativeExperts
 from .graphs import NativeGraphs
 from .measure import NativeLimits, TorchLimits
 from .memory import GRANULARITY, open_memory
@@ -69,6 +71,7 @@ class CpuDevice:
             self.attention = native = NativeAttention(self.memory, threads)
             self._extensions = {
                 DenseOps: NativeOps(threads),
+                ExpertOps: NativeExperts(threads, options.exact),
                 GraphCapture: NativeGraphs(native, threads),
                 Measurable: NativeLimits(threads),
                 PackedMatrices: NativeMatrices(threads, options.exact),

@@ -14,7 +14,7 @@ namespace kvrt {
 // Of weights; codes are multiplied with activations that are rounded to codes, too, or with those that are given.
 enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2, codes = 3, exact_codes = 4 };
 enum class Format : int { f32 = 0, bf16 = 1, f16 = 2, i8 = 3, i4 = 4 };  // of pages; kvrt.spi.KVLayout defines them
-enum class Gate : int { none = 0, silu = 1, gelu_tanh = 2 };
+enum class Gate : int { none = 0, silu = 1, gelu_tanh = 2, clamped = 3 };
 
 // Keys are taken in tiles of this many absolute positions, and softmax state is merged between segments. Both are
 // part of the definition of the result (they fix the order of additions), not tuning knobs of one call.
@@ -134,6 +134,7 @@ struct LinearArgs {
   int64_t x_stride, residual_stride, y_stride;
   int m, n, k;
   PackedMatrix packed[kMostMatrices] = {};  // for codes, instead of `w`: the matrices whose rows are W's, in order
+  float limit = 0, alpha = 1;               // of Gate::clamped; kvrt.spi.Experts
 };
 
 // A row of W that is codes: which it is of which matrix.

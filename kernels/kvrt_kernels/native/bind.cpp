@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <array>
 #include <stdexcept>
 #include <string>
@@ -12,6 +13,7 @@
 
 #include "api.h"
 #include "builds.h"
+#include "experts.h"
 #include "program.h"
 
 namespace nb = nanobind;
@@ -54,6 +56,11 @@ template <class T> T* at(uintptr_t address) { return reinterpret_cast<T*>(addres
 
 using A = uintptr_t;
 using S = int64_t;
+
+PackedMatrix packed_matrix(const std::array<S, 7>& from) {
+  const auto& [panels, rows, bits, zero, scales, span, codes] = from;
+  return {at<const void>(A(panels)), int(rows), {int(bits), int(zero), Scales(scales), int(span), Codes(codes)}};
+}
 
 // The arguments that say what the batch is, and those that attention and append share, in this order.
 #define KVRT_BATCH_ARGS                                                                                            \
@@ -126,15 +133,54 @@ NB_MODULE(_native, m) {
                         at<const float>(bias), at<const float>(residual), at<float>(y), x_stride, residual_stride,
                         y_stride, rows, out_features, in_features};
         if (matrices.size() > kMostMatrices) throw std::invalid_argument("too many matrices");
-        PackedMatrix* to = args.packed;
-        for (const auto& [panels, of, bits, zero, scales, span, codes] : matrices)
-          *to++ = {at<const void>(A(panels)), int(of),
-                   {int(bits), int(zero), Scales(scales), int(span), Codes(codes)}};
+        std::transform(matrices.begin(), matrices.end(), args.packed, packed_matrix);
         submit(args, threads);
       },
       "matrices"_a, "exact"_a, "gate"_a, "x"_a, "x_stride"_a, "bias"_a, "residual"_a, "residual_stride"_a, "y"_a,
       "y_stride"_a, "rows"_a, "out_features"_a, "in_features"_a, "threads"_a, release(),
       "Of each matrix: its address, rows, and `struct Packing`.");
+
+  nb::class_<ExpertWeights>(m, "ExpertWeights", "Codes of all experts: of each matrix what `packed_linear` takes.")
+      .def("__init__",
+           [](ExpertWeights* weights, const std::vector<std::array<S, 7>>& matrices, int parts) {
+             new (weights) ExpertWeights{{}, parts};
+             if (parts > kMostMatrices) throw std::invalid_argument("too many matrices");
+             for (const auto& matrix : matrices) weights->matrices.push_back(packed_matrix(matrix));
+           },
+           "matrices"_a, "parts"_a);
+
+  m.def(
+      "route",
+      [](A logits, A correction, A to, A weights, int tokens, int experts, int chosen, int score, bool renormalise,
+         float scale, int groups, int groups_chosen, bool best_two, float least, float jitter, int threads) {
+        submit(RouteArgs{at<const float>(logits), at<const float>(correction), at<int32_t>(to), at<float>(weights),
+                         tokens, experts, chosen, Score(score), renormalise, scale, groups, groups_chosen, best_two,
+                         least, jitter},
+               threads);
+      },
+      "logits"_a, "correction"_a, "to"_a, "weights"_a, "tokens"_a, "experts"_a, "chosen"_a, "score"_a, "renormalise"_a,
+      "scale"_a, "groups"_a, "groups_chosen"_a, "best_two"_a, "least"_a, "jitter"_a, "threads"_a, release());
+
+  m.def(
+      "experts",
+      [](int dtype, int down_dtype, int gate, float limit, float alpha, const ExpertWeights& gate_up,
+         const ExpertWeights& down, A w, A down_w, A bias, A down_bias, A x, S x_stride, A expert, A weight, A residual,
+         A y, int tokens, int chosen, int experts, int in_features, int width, int out_features, int threads) {
+        LinearArgs up{Dtype(dtype), Gate(gate), at<const float>(x), at<const void>(w), at<const float>(bias), nullptr,
+                      nullptr, x_stride, 0, 0, 0, width, in_features};
+        up.limit = limit;
+        up.alpha = alpha;
+        const LinearArgs last{Dtype(down_dtype), Gate::none, nullptr, at<const void>(down_w),
+                              at<const float>(down_bias), nullptr, at<float>(y), 0, 0, out_features, 0, out_features,
+                              width};
+        submit(ExpertArgs{up, last, &gate_up, &down, at<const int32_t>(expert), at<const float>(weight),
+                          at<const float>(residual), tokens, chosen, experts},
+               threads);
+      },
+      "dtype"_a, "down_dtype"_a, "gate"_a, "limit"_a, "alpha"_a, "gate_up"_a, "down"_a, "w"_a, "down_w"_a, "bias"_a,
+      "down_bias"_a, "x"_a, "x_stride"_a, "expert"_a, "weight"_a, "residual"_a, "y"_a, "tokens"_a, "chosen"_a,
+      "experts"_a, "in_features"_a, "width"_a, "out_features"_a, "threads"_a, release(),
+      "The weights must live as long as what is recorded.");
 
   m.def(
       "rms_norm",

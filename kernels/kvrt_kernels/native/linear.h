@@ -32,6 +32,15 @@ KVRT_INLINE vf activate(Gate gate, vf x) {
   return x * sigmoid(1.5957691216f * fma(x * x * x, splat<vf>(0.044715f), x));
 }
 
+// What becomes of the products with gate and up.
+KVRT_INLINE vf gated(const LinearArgs& a, vf gate, vf up) {
+  if (a.gate != Gate::clamped) return activate(a.gate, gate) * up;
+  const vf limit = splat<vf>(a.limit);  // NaN stays
+  gate = gate > limit ? limit : gate;
+  up = up > limit ? limit : up < -limit ? -limit : up;
+  return (up + 1.f) * gate * sigmoid(gate * a.alpha);
+}
+
 struct LinearScratch {
   int64_t stride;
   float *c, *work;
@@ -57,7 +66,7 @@ static void linear_block(Kernel kernel, const LinearArgs& a, const float* x, int
         for (int i = 0; i < columns; i++) c[part * rows * s.stride + i] += a.bias[part * a.n + n0 + i];
     if (a.gate != Gate::none) {
       const float* up = c + rows * s.stride;
-      for (int i = 0; i < columns; i += L) store(c + i, activate(a.gate, load(c + i)) * load(up + i));
+      for (int i = 0; i < columns; i += L) store(c + i, gated(a, load(c + i), load(up + i)));
     }
     if (a.residual) {
       const float* add = a.residual + (m0 + r) * a.residual_stride + n0;

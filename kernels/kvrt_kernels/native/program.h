@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "api.h"
+#include "experts.h"
 #include "threads.h"
 
 namespace kvrt {
@@ -33,7 +34,7 @@ class Program {
   }
 
  private:
-  using Step = std::variant<AttentionArgs, AppendArgs, LinearArgs, NormArgs>;
+  using Step = std::variant<AttentionArgs, AppendArgs, LinearArgs, NormArgs, RouteArgs, ExpertArgs>;
 
   // Whoever waits asks for the part of the next product that runs() gives it first.
   static void aim(Team& team, const Kernels& kernels, const LinearArgs* next, int threads) {

@@ -16,13 +16,14 @@ from kvrt.model.config import (
     MAX_WIDTH,
     read_token,
 )
-from kvrt.model.families import FAMILIES, gemma_scale
+from kvrt.model.families import FAMILIES
 from kvrt.model.family import Family
 from kvrt.model.gguf.architectures import ARCHITECTURES, Architecture
 from kvrt.model.gguf.experts import ROUTER, read_experts
 from kvrt.model.gguf.files import GGUF
 from kvrt.model.jsonfile import Fields, shown
 from kvrt.model.rotary import MAX_POSITIONS, trained_positions
+from kvrt.model.scales import gemma_scale
 from kvrt.model.spec import LayerSpec, ModelSpec, RopeSpec
 from kvrt.model.windows import MAX_LAYERS, mixed_layers
 

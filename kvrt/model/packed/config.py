@@ -142,4 +142,5 @@ METHODS: Mapping[str, Callable[[Fields], Method]] = {
     "awq": _awq,
     "compressed-tensors": _compressed,
     "fp8": _fp8,
+    "mxfp4": lambda fields: Float4(32, first="blocks", scales="scales", blocks=True),
 }

@@ -20,6 +20,8 @@ Its values are ``scale * (code - zero)``, where `group` elements of a row share 
                         X.weight_scale  E4M3 [out, in / 16];  X.weight_global_scale, its divisor
       mxfp4-pack-quantized   likewise, but X.weight_scale  uint8 [out, in / 32], n for 2^(n - 127)
       float-quantized   X.weight  E4M3;  X.weight_scale  of each row, of all, or of blocks
+    mxfp4               X_blocks  uint8 [experts, out, in / 32, 16], as mxfp4-pack-quantized;
+                        X_scales  [experts, out, in / 32]: of all experts of a layer (gpt-oss)
     fp8                 X.weight  E4M3;  X.weight_scale_inv  [out / block, in / block]
 
 Activations that a method would have rounded as well are not: kvrt multiplies them as it does all.
@@ -254,17 +256,22 @@ class Float4:
 
     Args:
         group: 16, with scales of E4M3 and a divisor of all; or 32, with powers of two.
+        scales: the end of the name of the tensor of scales.
+        blocks: codes have three dimensions: those of a group are the last.
     """
 
     group: int
     ordered: bool = False
     first: str = "weight_packed"
+    scales: str = "weight_scale"
+    blocks: bool = False
 
     def wanted(self, out: int, width: int) -> Mapping[str, Wanted]:
         scales = (out, width // self.group)
+        codes = (*scales, self.group // 2) if self.blocks else (out, width // 2)
         wanted = {
-            "weight_packed": Wanted(("U8",), ((out, width // 2),)),
-            "weight_scale": Wanted(("F8_E4M3" if self._divided else "U8",), (scales,)),
+            self.first: Wanted(("U8",), (codes,)),
+            self.scales: Wanted(("F8_E4M3" if self._divided else "U8",), (scales,)),
         }
         if self._divided:
             wanted["weight_global_scale"] = Wanted(("F32",), ((1,), ()))
@@ -275,7 +282,7 @@ class Float4:
         return WeightFormat(f"fp4 by {self.group}", 4, self.group, "float32", table=E2M1)
 
     def read(self, tensors: Mapping[str, Tensor]) -> Held:
-        codes, stored = _numbers(tensors["weight_packed"], 4), tensors["weight_scale"]
+        codes, stored = _numbers(tensors[self.first].flatten(1), 4), tensors[self.scales]
         if self._divided:
             return Held(codes, stored.float() / tensors["weight_global_scale"] / 2)
         # 255 is no number: its power times the largest of the table is not finite either.

@@ -72,6 +72,25 @@ from kvrt.testing.mutants.dense import (
     RotatesTheOtherWay,
     SwapsGateAndUp,
 )
+from kvrt.testing.mutants.experts import (
+    AddsInTheOrderOfExperts,
+    ChoosesTheWorstFirst,
+    CutsNothing,
+    DividesByWhateverTheSumIs,
+    ForgetsTheBiasOfDown,
+    ForgetsTheLastExpert,
+    ForgetsToRenormalise,
+    ForgetsWhatIsAddedTo,
+    IgnoresGroups,
+    IgnoresTheCorrection,
+    MixesManyOtherwise,
+    ScalesNoWeights,
+    SharesTheFirstBias,
+    SwapsWeights,
+    TakesGroupsByTheirBest,
+    TakesTheLastOfEquals,
+    WeighsWithTheCorrection,
+)
 from kvrt.testing.mutants.graphs import (
     ComputesWhileRecording,
     RecordsTooFew,
@@ -127,6 +146,7 @@ from kvrt.wrappers.wrapper import (
     WrappedAttention,
     WrappedCopier,
     WrappedDenseOps,
+    WrappedExpertOps,
     WrappedGraphs,
     WrappedMemory,
     WrappedPackedMatrices,
@@ -144,6 +164,7 @@ class MutantDevice(Wrapper):
         self.copier = mutant.copier(self, inner.copier)
         self.attention = mutant.attention(self, inner.attention)
         self._dense = mutant.dense
+        self._experts = mutant.experts
         self._graphs = mutant.graphs
         self._packed = mutant.packed
         claimed = inner.info.capabilities | mutant.claims
@@ -157,6 +178,8 @@ class MutantDevice(Wrapper):
         found = super().extension(kind)
         if isinstance(found, WrappedDenseOps):
             return self._dense(self, found.inner)  # type: ignore[return-value]
+        if isinstance(found, WrappedExpertOps):
+            return self._experts(self, found.inner)  # type: ignore[return-value]
         if isinstance(found, WrappedGraphs):
             return self._graphs(self, found.inner)  # type: ignore[return-value]
         if isinstance(found, WrappedPackedMatrices):
@@ -205,6 +228,7 @@ class Mutant:
         caught_by: the file of the kit that must notice it, e.g. ``memory`` for test_memory.py, or
             the test in it, e.g. ``memory::test_memory_info_adds_up``.
         dense: replaces `DenseOps`; needs a device that offers them.
+        experts: replaces `ExpertOps`, likewise.
         graphs: replaces `GraphCapture`, likewise.
         packed: replaces `PackedMatrices`, likewise.
         claims: capabilities it declares though the device may not have them.
@@ -217,6 +241,7 @@ class Mutant:
     copier: type[WrappedCopier] = WrappedCopier
     attention: type[WrappedAttention] = WrappedAttention
     dense: type[WrappedDenseOps] = WrappedDenseOps
+    experts: type[WrappedExpertOps] = WrappedExpertOps
     graphs: type[WrappedGraphs] = WrappedGraphs
     packed: type[WrappedPackedMatrices] = WrappedPackedMatrices
     device: type[MutantDevice] = MutantDevice
@@ -403,6 +428,56 @@ MUTANTS: Mapping[str, Mutant] = {
     "rounds_gathered_rows": Mutant("packed::test_rows_are_exact", packed=RoundsGatheredRows),
     "takes_twice_the_memory": Mutant(
         "packed::test_a_packed_matrix_is_about_as_large_as_before", packed=TakesTwiceTheMemory
+    ),
+    "forgets_to_renormalise": Mutant(
+        "experts::test_the_best_are_chosen_in_order_and_weighed", experts=ForgetsToRenormalise
+    ),
+    "ignores_groups": Mutant(
+        "experts::test_the_best_are_chosen_in_order_and_weighed", experts=IgnoresGroups
+    ),
+    "takes_groups_by_their_best": Mutant(
+        "experts::test_the_best_are_chosen_in_order_and_weighed", experts=TakesGroupsByTheirBest
+    ),
+    "scales_no_weights": Mutant(
+        "experts::test_the_best_are_chosen_in_order_and_weighed", experts=ScalesNoWeights
+    ),
+    "divides_by_whatever_the_sum_is": Mutant(
+        "experts::test_the_best_are_chosen_in_order_and_weighed", experts=DividesByWhateverTheSumIs
+    ),
+    "ignores_the_correction": Mutant(
+        "experts::test_the_best_are_chosen_in_order_and_weighed", experts=IgnoresTheCorrection
+    ),
+    "weighs_with_the_correction": Mutant(
+        "experts::test_the_best_are_chosen_in_order_and_weighed", experts=WeighsWithTheCorrection
+    ),
+    "takes_the_last_of_equals": Mutant(
+        "experts::test_the_best_are_chosen_in_order_and_weighed", experts=TakesTheLastOfEquals
+    ),
+    "chooses_the_worst_first": Mutant(
+        "experts::test_the_best_are_chosen_in_order_and_weighed", experts=ChoosesTheWorstFirst
+    ),
+    "swaps_weights": Mutant(
+        "experts::test_a_token_has_the_sum_of_its_experts", experts=SwapsWeights
+    ),
+    "forgets_the_last_expert": Mutant(
+        "experts::test_a_token_has_the_sum_of_its_experts", experts=ForgetsTheLastExpert
+    ),
+    "forgets_the_bias_of_down": Mutant(
+        "experts::test_a_token_has_the_sum_of_its_experts", experts=ForgetsTheBiasOfDown
+    ),
+    "shares_the_first_bias": Mutant(
+        "experts::test_a_token_has_the_sum_of_its_experts", experts=SharesTheFirstBias
+    ),
+    "cuts_nothing": Mutant("experts::test_a_token_has_the_sum_of_its_experts", experts=CutsNothing),
+    "forgets_what_is_added_to": Mutant(
+        "experts::test_a_token_has_the_sum_of_its_experts", experts=ForgetsWhatIsAddedTo
+    ),
+    "adds_in_the_order_of_experts": Mutant(
+        "experts::test_results_are_added_in_the_order_of_the_choice",
+        experts=AddsInTheOrderOfExperts,
+    ),
+    "mixes_many_otherwise": Mutant(
+        "experts::test_a_token_has_the_same_bits_beside_any_others", experts=MixesManyOtherwise
     ),
     "never_closes": Mutant("lifecycle", device=NeverCloses),
     "closes_once": Mutant("lifecycle", device=ClosesOnce),
