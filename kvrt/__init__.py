@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from kvrt.aio.stream import AsyncStream
     from kvrt.arena import Arena, ArenaStats
     from kvrt.config import RuntimeConfig
+    from kvrt.embedding.embedder import Embedder, Embeddings
     from kvrt.engine.stats import RuntimeStats
     from kvrt.kv.index.events import CacheEvent
     from kvrt.model.chat import Chat
@@ -58,6 +59,8 @@ __all__ = [
     "ContractError",
     "Delta",
     "DeviceError",
+    "Embedder",
+    "Embeddings",
     "IntegrityError",
     "KvrtError",
     "ModelError",
@@ -85,6 +88,8 @@ _LAZY = {
     "AsyncRuntime": "kvrt.aio.runtime",
     "AsyncStream": "kvrt.aio.stream",
     "Chat": "kvrt.model.chat",
+    "Embedder": "kvrt.embedding.embedder",
+    "Embeddings": "kvrt.embedding.embedder",
     "Runtime": "kvrt.runtime",
     "RuntimeConfig": "kvrt.config",
     "Share": "kvrt.sharing.share",

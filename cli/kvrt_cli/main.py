@@ -17,6 +17,7 @@ from kvrt.config import Environment
 from kvrt.errors import ConfigError
 from kvrt_cli.bench import bench
 from kvrt_cli.doctor import doctor
+from kvrt_cli.embed import embed
 from kvrt_cli.errors import explain
 from kvrt_cli.models import models
 from kvrt_cli.naming import NAME, TINY
@@ -163,6 +164,7 @@ def cli() -> None:
       kvrt run                        the bundled model completes a text
       kvrt run DIRECTORY "a prompt"   any Hugging Face checkpoint
       kvrt serve DIRECTORY            ... for clients of OpenAI's API
+      kvrt embed DIRECTORY "a text"   its vector, by a model for that
       kvrt show DIRECTORY             what a model takes, and how much of it fits here
       kvrt doctor                     what works on this machine, and how to mend the rest
       kvrt top                        who shares a device, and what each one holds
@@ -173,6 +175,7 @@ def cli() -> None:
 
 cli.add_command(run)
 cli.add_command(serve)
+cli.add_command(embed)
 cli.add_command(models)
 cli.add_command(show)
 cli.add_command(doctor)

@@ -64,7 +64,7 @@ def choose(
     """
     spec = source.spec if checkpoint is None else checkpoint.spec
     stored = spec.dtype if checkpoint is None else checkpoint.dtype
-    chosen = _choose_dtype(dtype, stored, device)
+    chosen = choose_dtype(dtype, stored, device)
     positions = _choose_length(max_model_len, spec)
     ropes = (for_context(rope, spec.head_dim, positions) for rope in spec.ropes)
     spec = replace(spec, ropes=tuple(ropes))
@@ -89,7 +89,12 @@ def check_shape(source: Source, device: Device) -> None:
         )
 
 
-def _choose_dtype(wanted: DType | Literal["auto"], stored: DType, device: Device) -> DType:
+def choose_dtype(wanted: DType | Literal["auto"], stored: DType, device: Device) -> DType:
+    """What matrices of a dtype become on a device.
+
+    Raises:
+        ConfigError: the device cannot use the one that is wanted.
+    """
     usable = device.info.weight_dtypes
     if wanted == "auto":
         return stored if stored in usable else "float32"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from kvrt.errors import ModelError
+from kvrt.model.encoder.families import ENCODERS
 from kvrt.model.families import FAMILIES, NESTED
 from kvrt.model.family import Family
 from kvrt.model.jsonfile import Fields, read_object, shown
@@ -100,7 +101,7 @@ def read_config(path: Path) -> ModelSpec:
         experts=experts,
         bos=read_token(fields, "bos_token_id", vocab),
         eos=read_tokens(fields, "eos_token_id", vocab),
-        dtype=_dtype(fields),
+        dtype=read_dtype(fields),
         **family.scales(fields),
         **family.switches,
     )
@@ -147,6 +148,12 @@ def _architecture(fields: Fields) -> str:
         if name in known:
             return cast(str, name)
     wanted = ", ".join(names) or "nothing"
+    if any(name in ENCODERS for name in names):
+        raise fields.error(
+            "architectures",
+            f"names {shown(wanted)}, an encoder, which says nothing",
+            fix="kvrt embed makes vectors of texts with it",
+        )
     near = difflib.get_close_matches(wanted, known, n=1)
     raise fields.error(
         "architectures",
@@ -192,7 +199,8 @@ def _activation(fields: Fields, family: Family) -> MLPActivation:
     return known[name]
 
 
-def _dtype(fields: Fields) -> DType:
+def read_dtype(fields: Fields) -> DType:
+    """Of the weights, as the file has it."""
     key = "dtype" if fields.has("dtype") else "torch_dtype"
     name = fields.text(key) if fields.has(key) else "float32"
     if name not in DTYPES:

@@ -24,6 +24,7 @@ from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from kvrt.errors import ModelError
 from kvrt.model.config import read_config
+from kvrt.model.encoder.spec import read_encoder
 from kvrt.model.foreign import told_by_neighbours
 from kvrt.model.gguf.choice import choose
 from kvrt.model.progress import Progress
@@ -33,6 +34,8 @@ CONFIG = "config.json"
 SMALL_FILES = ["*.json", "*.jinja"]
 IN_SUBFOLDERS = ["*/*.json"]
 """Not wanted: the same model in other formats. What else is small there are chat templates."""
+POOLING = "1_Pooling/config.json"
+"""Of encoders: how tokens' states become a vector."""
 ANSWER_SECONDS = 5.0
 """For the hub to answer, where the cache could serve as well."""
 
@@ -43,12 +46,14 @@ def download(
     repository: str,
     *,
     weights: bool,
+    encoder: bool,
     quantization: str | None,
     revision: str | None,
     offline: bool,
     progress: Progress | None,
 ) -> Path:
-    """The snapshot of a repository, completed if need be; `weights`: with them.
+    """The snapshot of a repository, completed if need be; `weights`: with them. `encoder`: it is
+    one, and what stands around it is wanted as well.
 
     Where a `quantization` is named, or there are no safetensors, it is a GGUF file in the snapshot.
     See `kvrt.model.resolve.resolve`.
@@ -59,7 +64,11 @@ def download(
     local = offline or cut_off
     first = _snapshot(repository, SMALL_FILES, revision, local, progress, offline)
     if quantization is None and (first / CONFIG).exists():
-        read_config(first / CONFIG)
+        if encoder:
+            read_encoder(first / CONFIG)
+            _fetch(repository, [POOLING], first, local, progress, offline)
+        else:
+            read_config(first / CONFIG)
         if not weights:
             return first
         index = first / INDEX
@@ -177,7 +186,7 @@ def _snapshot(
                 repository,
                 revision=revision,
                 allow_patterns=patterns,
-                ignore_patterns=IN_SUBFOLDERS,
+                ignore_patterns=IN_SUBFOLDERS if patterns == SMALL_FILES else None,
                 local_files_only=local,
                 tqdm_class=_reporting(progress),
             )

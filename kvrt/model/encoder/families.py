@@ -1,0 +1,27 @@
+"""Which architectures are encoders."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class EncoderFamily(NamedTuple):
+    """What is so in all models of an architecture.
+
+    Args:
+        prefix: of tensors' names, where they have one.
+        after_padding: positions are counted from behind the id of the token for padding.
+    """
+
+    prefix: str
+    after_padding: bool = False
+
+
+ENCODERS: Mapping[str, EncoderFamily] = {
+    "BertModel": EncoderFamily("bert."),
+    "BertForMaskedLM": EncoderFamily("bert."),
+    "RobertaModel": EncoderFamily("roberta.", after_padding=True),
+    "RobertaForMaskedLM": EncoderFamily("roberta.", after_padding=True),
+    "XLMRobertaModel": EncoderFamily("roberta.", after_padding=True),
+    "XLMRobertaForMaskedLM": EncoderFamily("roberta.", after_padding=True),
+}
+"""By what config.json names; see `kvrt.model.encoder.weights` for their tensors."""
