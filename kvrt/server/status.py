@@ -1,5 +1,6 @@
 """``/status``: how the server does right now, for its page: requests, memory, model."""
 
+import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -65,6 +66,7 @@ class Status:
             "taken": gate.inside,
             "running": running,
             "waiting": waiting,
+            "tasks": len(asyncio.all_tasks()),
         }
 
     def _model(self) -> dict[str, Any]:
