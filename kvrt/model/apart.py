@@ -31,7 +31,7 @@ def taken_apart(
     each: dict[str, list[str]] = {}
     for part in parts:
         if part.expert is None:
-            _drop_one(found, part)
+            _drop_one(found, part.gguf if gguf else part.name, part.shape)
             continue
         name, whole = (part.gguf, part.together[1]) if gguf else (part.name, part.together[0])
         stem = name.rpartition(".")[0]
@@ -78,9 +78,9 @@ def _pieces(path: Path, whole: TensorEntry, count: int) -> list[TensorEntry]:
     ]
 
 
-def _drop_one(tensors: Tensors, part: Part) -> None:
+def _drop_one(tensors: Tensors, name: str, shape: tuple[int, ...]) -> None:
     """Some files have vectors as matrices of one row."""
-    if part.name in tensors:
-        path, entry = tensors[part.name]
-        if entry.shape == (1, *part.shape):
-            tensors[part.name] = path, replace(entry, shape=part.shape)
+    if name in tensors:
+        path, entry = tensors[name]
+        if entry.shape == (1, *shape):
+            tensors[name] = path, replace(entry, shape=shape)

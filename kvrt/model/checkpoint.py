@@ -30,6 +30,8 @@ COMPUTES = re.compile(
 """Names of tensors that a model would compute with. One that is not expected is a bias or a norm
 that config.json forgot, or the scale of quantised weights: without it, text is fluent and wrong."""
 
+LAYER = re.compile(r"(?:model\.layers|blk)\.(\d+)\.")
+
 BUFFERS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
 """Ends of names that old checkpoints have: computed from config.json instead, as are masks."""
 
@@ -109,7 +111,8 @@ def open_checkpoint(folder: Path, spec: ModelSpec, method: Method | None = None)
     needed = {*expected, *(name for parts in matrices.values() for name in parts.values())}
     left = tensors.keys() - needed
     for name in sorted(left - unlisted):
-        if COMPUTES.fullmatch(name) and not name.endswith(BUFFERS):
+        unneeded = name.endswith(BUFFERS) or is_further(name, spec)
+        if COMPUTES.fullmatch(name) and not unneeded:
             raise ModelError(
                 f"{tensors[name][0]}: tensor {shown(name)} is not part of a {spec.architecture}"
                 " as config.json describes it",
@@ -128,6 +131,15 @@ def open_checkpoint(folder: Path, spec: ModelSpec, method: Method | None = None)
         if (found := rows_of(part, part.order, spec)) is not None
     }
     return Checkpoint(spec, chosen, dtype, method if matrices else None, matrices, rows)
+
+
+def is_further(name: str, spec: ModelSpec) -> bool:
+    """Whether a tensor is of a layer behind the last one of a mixture of experts.
+
+    There are heads, as layers, that predict further tokens.
+    """
+    number = LAYER.match(name)
+    return number is not None and spec.experts is not None and int(number[1]) >= len(spec.layers)
 
 
 def _by_name(headers: Sequence[Header], assigned: Mapping[str, str]) -> Tensors:

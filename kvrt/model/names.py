@@ -128,7 +128,10 @@ _GPT_OSS: Naming = {
     "sinks": Name("model.layers.{}.self_attn.sinks", "blk.{}.attn_sinks", bare=True),
     "mlp_norm": _layer("post_attention_layernorm", "post_attention_norm"),
 }
-_GRANITE_MOE: Naming = _experts("block_sparse_moe", router="router.layer")
+_GRANITE_MOE: Naming = {
+    **_experts("mlp"),
+    "router": _layer("block_sparse_moe.router.layer", "ffn_gate_inp"),
+}
 
 NAMINGS: Mapping[str, Naming] = {
     "llama": LLAMA,

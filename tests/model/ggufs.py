@@ -95,10 +95,11 @@ def gguf_name(name: str, naming: str = "llama") -> str:
 ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "olmo3": "olmo2",
                  "cohere": "command-r", "mixtral": "llama", "qwen2_moe": "qwen2moe",
                  "qwen3_moe": "qwen3moe", "hunyuan_v1_dense": "hunyuan-dense", "phi": "phi2",
-                 "gpt_neox": "gptneox"}  # fmt: skip
+                 "gpt_neox": "gptneox", "gpt_oss": "gpt-oss", "glm4_moe": "glm4moe",
+                 "ernie4_5_moe": "ernie4_5-moe"}  # fmt: skip
 """What model types are called in GGUF files, where that is otherwise."""
 
-PERMUTED = ("llama", "smollm3", "granite", "arcee")
+PERMUTED = ("llama", "smollm3", "granite", "granitemoe", "arcee")
 """Architectures whose queries and keys converters bring into pairs; others stay as they are."""
 
 LESS_ONE = ("gemma", "gemma2", "gemma3", "nemotron")
@@ -115,12 +116,21 @@ WINDOWED = (
     "cohere2",
     "exaone4",
     "starcoder2",
+    "gpt_oss",
 )
 EXPERT_KEYS = {
     "num_local_experts": "expert_count",
     "num_experts": "expert_count",
     "num_experts_per_tok": "expert_used_count",
     "moe_intermediate_size": "expert_feed_forward_length",
+    "n_routed_experts": "expert_count",
+    "moe_num_experts": "expert_count",
+    "moe_k": "expert_used_count",
+    "norm_topk_prob": "expert_weights_norm",
+    "routed_scaling_factor": "expert_weights_scale",
+    "n_group": "expert_group_count",
+    "topk_group": "expert_group_used_count",
+    "first_k_dense_replace": "leading_dense_block_count",
 }
 OTHER_KEYS = {
     "attn_logit_softcapping": "attn_logit_softcapping",
@@ -196,15 +206,40 @@ def keys_of(folder: Path) -> dict[str, Any]:
     return general | {f"{arch}.{key}": item for key, item in keys.items()}
 
 
+def _split(
+    config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """With the gates and ups of experts apart, as converters bring them, where they are one."""
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if config["model_type"] == "granitemoe" and name.endswith("_linear.weight"):
+            stem = name.split("block_sparse_moe")[0] + "mlp.experts."
+            if "output" in name:
+                found[f"{stem}down_proj.weight"] = tensor
+            else:
+                for part, half in zip(("gate", "up"), tensor.chunk(2, 1), strict=True):
+                    found[f"{stem}{part}_proj.weight"] = half
+        elif config["model_type"] == "gpt_oss" and ".experts." in name:
+            stem, part = name.rsplit(".", 1)
+            end = "bias" if part.endswith("_bias") else "weight"
+            rows = tensor if end == "bias" else tensor.transpose(1, 2)
+            if "gate_up" in part:
+                found[f"{stem}.gate_proj.{end}"] = rows[:, ::2].contiguous()
+                found[f"{stem}.up_proj.{end}"] = rows[:, 1::2].contiguous()
+            else:
+                found[f"{stem}.down_proj.{end}"] = rows.contiguous()
+        else:
+            found[name] = tensor
+    return found
+
+
 def _joined(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """With those of a layer's experts in one tensor, whose name has no number of an expert."""
     joined: dict[str, list[torch.Tensor]] = {}
     ordered = sorted(tensors, key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
     for name in ordered:
         joined.setdefault(re.sub(r"experts\.\d+\.", "experts.", name), []).append(tensors[name])
-    return {
-        name: torch.stack(some) if "experts." in name else some[0] for name, some in joined.items()
-    }
+    return {name: torch.stack(some) if len(some) > 1 else some[0] for name, some in joined.items()}
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -214,7 +249,8 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     count = config["num_attention_heads"]
     heads = {"q_proj": count, "k_proj": config.get("num_key_value_heads", count)}
     tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in _joined(load_file(folder / "model.safetensors")).items():
+    stored = _split(config, load_file(folder / "model.safetensors"))
+    for name, tensor in _joined(stored).items():
         part = name.split(".")[-2]
         if arch in PERMUTED and part in heads:
             rows = tensor.view(heads[part], 2, -1, *tensor.shape[1:])
@@ -227,7 +263,9 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
         family = (
             READ_AS[arch].mixture if config["model_type"] == "mixtral" else READ_AS[arch].family
         )
-        naming = FAMILIES[family].switches.get("naming", "llama")
+        naming = READ_AS[arch].naming or FAMILIES[family].switches.get("naming", "llama")
+        name = name.replace("correction_bias", "correction_bias.bias")
+        name = re.sub("sinks$", "sinks.weight", name)
         tensors[gguf_name(name, naming)] = tensor.float()
     if rope["rope_type"] == "longrope":
         for kind in ("short", "long"):

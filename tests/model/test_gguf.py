@@ -67,6 +67,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen-2-moe": {},
     "qwen-3-moe": {},
     "olmoe": {},
+    "granite-moe": {},
+    "gpt-oss": {"swiglu_limit": 7.0},
+    "glm-4-moe": {},
+    "ernie-4.5-moe": {"use_bias": False},
     "hunyuan": {},
     "phi-2": {},
     "gpt-neox": {},
@@ -78,13 +82,17 @@ def test_tensors_have_the_names_that_the_formats_own_library_gives_them() -> Non
     numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     for name, architecture in ARCHITECTURES.items():
         switches = FAMILIES_OF[architecture.mixture or architecture.family].switches
+        switches = switches | ({"naming": architecture.naming} if architecture.naming else {})
         theirs = gguf.get_tensor_name_map(numbers[name], 8)
         for kind, row in NAMINGS[switches.get("naming", "llama")].items():
             if kind in ("q_norm", "k_norm") and "qk_norm" not in switches:
                 continue
             if architecture.router and kind in ("gate", "up", "down"):
                 continue  # where all layers have experts, the library has no names for others
-            found = theirs.get_name(row.file.format(3, "").replace("..", "."))
+            file = row.file.format(3, "").replace("..", ".")
+            if row.bare:  # which converters part from the rest of the name
+                file = file.replace("correction_bias", "correction")
+            found = theirs.get_name(file)
             expected = row.gguf.format(3, "").rstrip(".")
             assert found == expected or (kind, found) == ("head", None), (name, kind)
 
@@ -120,7 +128,7 @@ def test_a_gguf_file_is_the_model_that_it_was_made_from(
     assert_same_shape(given.spec, want.spec)
 
 
-ELSEWHERE = ("architecture", "eos", "bos", "dtype", "attention_scale", "ropes")
+ELSEWHERE = ("architecture", "naming", "eos", "bos", "dtype", "attention_scale", "ropes")
 """What files name otherwise, or do not say; the last two are compared by what they are for."""
 
 

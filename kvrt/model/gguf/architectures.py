@@ -26,6 +26,9 @@ class Architecture:
         also: other families whose models are of this architecture.
         router: how experts are chosen where no key says otherwise; None: there are none.
         mixture: the family of those with experts, if it is another.
+        naming: of `kvrt.model.names`, where it is not the family's.
+        normed_heads: queries and keys are normed where there are weights for it.
+        truncate: see `kvrt.model.spec.RopeSpec`.
         expert_activation: of experts, with its limit and alpha.
     """
 
@@ -42,6 +45,9 @@ class Architecture:
     also: tuple[str, ...] = ()
     router: Router | None = None
     mixture: str = ""
+    naming: str = ""
+    normed_heads: bool = False
+    truncate: bool = True
     expert_activation: ExpertActivation = "silu"
     limit: float = 0.0
     alpha: float = 1.0
@@ -59,6 +65,29 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen2moe": Architecture("Qwen2MoeForCausalLM", router=Router("softmax", 1)),
     "qwen3moe": Architecture("Qwen3MoeForCausalLM", router=Router("softmax", 1, renormalise=True)),
     "olmoe": Architecture("OlmoeForCausalLM", router=Router("softmax", 1)),
+    "granitemoe": Architecture(
+        "GraniteMoeForCausalLM",
+        paired=True,
+        divides_logits=True,
+        router=Router("chosen", 1),
+        naming="granite_moe_gguf",
+    ),
+    "gpt-oss": Architecture(
+        "GptOssForCausalLM",
+        mixed=2,
+        router=Router("chosen", 1),
+        expert_activation="clamped",
+        limit=7.0,
+        alpha=1.702,
+        naming="gpt_oss_gguf",
+        truncate=False,
+    ),
+    "glm4moe": Architecture("Glm4MoeForCausalLM", router=Router("sigmoid", 1), normed_heads=True),
+    "ernie4_5-moe": Architecture(
+        "Ernie4_5_MoeForCausalLM",
+        paired=True,
+        router=Router("softmax", 1, renormalise=True, least=1e-12),
+    ),
     "qwen2": Architecture("Qwen2ForCausalLM"),
     "qwen2vl": Architecture("Qwen2ForCausalLM"),
     "qwen3": Architecture("Qwen3ForCausalLM"),

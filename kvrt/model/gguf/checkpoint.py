@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from kvrt.errors import ModelError
 from kvrt.model.apart import taken_apart
 from kvrt.model.blocks import FLOATS, READABLE
-from kvrt.model.checkpoint import Checkpoint
+from kvrt.model.checkpoint import Checkpoint, is_further
 from kvrt.model.gguf.architectures import ARCHITECTURES
 from kvrt.model.gguf.files import GGUF
 from kvrt.model.gguf.spec import LONG, ROPE_DIVISORS, SHORT
@@ -32,7 +32,8 @@ def open_checkpoint(gguf: GGUF, spec: ModelSpec) -> Checkpoint:
     parts = list(parts_of(spec))
     stored = taken_apart(gguf.tensors, parts, gguf=True)
     known = {part.gguf for part in parts} | {ROPE_DIVISORS, SHORT, LONG}
-    for name in sorted(stored.keys() - known):
+    left = {name for name in stored.keys() - known if not is_further(name, spec)}
+    for name in sorted(left):
         raise ModelError(
             f"{stored[name][0]}: tensor {shown(name)} is not part of a {spec.architecture}"
             " as kvrt computes it",

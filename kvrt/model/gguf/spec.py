@@ -71,6 +71,8 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         )
     experts = read_experts(gguf, fields, architecture)
     layers = fields.integer("block_count", 1, MAX_LAYERS)
+    if experts:  # heads that predict further tokens count as layers, and are not read
+        layers -= fields.integer("nextn_predict_layers", 0, layers - 1, 0)
     hidden = fields.integer("embedding_length", 1, MAX_WIDTH)
     heads = _same(fields, "attention.head_count", layers, MAX_HEADS)
     kv_heads = _same(fields, "attention.head_count_kv", layers, MAX_HEADS, heads)
@@ -85,7 +87,8 @@ def read_spec(gguf: GGUF) -> ModelSpec:
     window = fields.integer("attention.sliding_window", 0, MAX_POSITIONS, 0)
     dims = _dims(fields, family, head_dim)
     rope = trained_positions(_rope(gguf, fields, dims, positions), family, positions)
-    rope = replace(rope, dims=dims if dims < head_dim else 0)
+    dims = dims if dims < head_dim else 0
+    rope = replace(rope, dims=dims, truncate=architecture.truncate)
     ropes = [rope]
     if window and architecture.local_theta is not None:
         theta = architecture.local_theta or rope.theta
@@ -118,8 +121,16 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         bos=read_token(tokens, "bos_token_id", vocab),
         eos=tuple(dict.fromkeys(token for token in eos if token is not None)),
         **_scales(fields, architecture, hidden, heads, layers),
-        **{**family.switches, **_parallel(fields)},
+        **{**family.switches, **_switches(gguf, architecture), **_parallel(fields)},
     )
+
+
+def _switches(gguf: GGUF, architecture: Architecture) -> dict[str, Any]:
+    """Those of `ModelSpec` that an architecture says, or which tensors there are."""
+    switches: dict[str, Any] = {"naming": architecture.naming} if architecture.naming else {}
+    if architecture.normed_heads and "blk.0.attn_q_norm.weight" in gguf.tensors:
+        switches["qk_norm"] = "heads"
+    return switches
 
 
 def _same(fields: Fields, name: str, layers: int, most: int, default: int | None = None) -> int:
