@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from kvrt.checks import (
     Checks,
+    Flag,
     Maybe,
     Of,
     Size,
@@ -45,6 +46,7 @@ from kvrt.sampling import SamplingParams
 from kvrt.spi import Device, DeviceInfo
 from kvrt.stream import Inbox, Stream
 
+SLEEP: Checks = {"level": Whole(1, 2), "wake_on_request": Flag()}
 LIMIT: Checks = {"limit": Size(), "revision": Maybe(Whole(-(2**63), 2**63 - 1))}
 """Of each argument, what it may be."""
 
@@ -52,8 +54,9 @@ LIMIT: Checks = {"limit": Size(), "revision": Maybe(Whole(-(2**63), 2**63 - 1))}
 class Runtime(CacheControl):
     """See the module. Takes `RuntimeConfig`'s fields as keyword arguments, or a config.
 
-    `generate` and `stream` ask; `stats` and `set_memory_limit` look and steer; the methods of
-    `CacheControl` pin, forget, save, load and follow what was computed before.
+    `generate` and `stream` ask; `stats` and `set_memory_limit` look and steer; `sleep` and `wake`
+    give memory back and take it again; the methods of `CacheControl` pin, forget, save, load and
+    follow what was computed before.
 
     A runtime that nobody holds any more, nor any of its streams, closes in the background; when the
     program ends, each one that is open does, as by `close`. In a forked child a runtime is of no
@@ -251,6 +254,43 @@ class Runtime(CacheControl):
         change = self.cache.set_memory_limit(kv, checked["revision"])
         self._worker.tell(Signal.LIMIT_CHANGED)
         return change
+
+    # --- sleeping ----------------------------------------------------------------------------
+
+    def sleep(self, level: int = 1, *, wake_on_request: bool = True) -> None:
+        """Give memory back until it is woken, and keep everything else: what was loaded, the
+        addresses, recorded steps. Requests that have not ended wait, and go on with the same text.
+
+        1. KV memory, but for a page. Cached pages go to tiers, where there are any (`offload`), or
+           are forgotten; those that are pinned stay.
+        2. The weights as well, on devices whose memory is host memory. They are read again from
+           their files, which must be there; quantised ones are quicker with `quantized_dir`.
+
+        Returns when the memory has gone. Asleep already, it sleeps as deep as the deeper of both.
+
+        Args:
+            level: see above.
+            wake_on_request: the next request wakes it, and waits meanwhile. False: it is refused.
+
+        Raises:
+            ConfigError: `level` is none of these, or the device's weights cannot leave it.
+        """
+        given = check_options(SLEEP, level=level, wake_on_request=wake_on_request)
+        self._worker.sleep(given["level"], wake_on_request=given["wake_on_request"])
+
+    def wake(self) -> None:
+        """Take back what `sleep` gave, and go on. Awake, nothing happens.
+
+        Raises:
+            CapacityError: other tenants of the device have the memory, or others do; it sleeps on.
+            ModelError: the model's files have gone, or hold another model; it sleeps on.
+        """
+        self._worker.wake()
+
+    @property
+    def asleep(self) -> int:
+        """The level of its sleep; 0: it is awake."""
+        return self._worker.sleeper.level
 
     def close(self, timeout: float | None = CLOSE_TIMEOUT_S) -> None:
         """Abort what runs, save to `cache_dir`, give all memory back. Safe to call twice.

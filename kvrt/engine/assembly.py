@@ -10,6 +10,7 @@ from kvrt.engine.engine import Engine
 from kvrt.engine.fingerprint import own_folder, page_fingerprint, page_format
 from kvrt.engine.prefixes import Prefixes
 from kvrt.engine.sizing import check_room, make_cache
+from kvrt.engine.sleeping import LEASE_S
 from kvrt.executor.interface import PageMemory
 from kvrt.kv.cache import KVCache
 from kvrt.kv.index.cost import MoveCost
@@ -30,9 +31,6 @@ from kvrt.sched.policy import POLICIES
 from kvrt.sharing.share import Share
 from kvrt.sharing.tenant import Tenant
 from kvrt.spi import Device, DeviceOptions, DType
-
-_LEASE_S = 30.0
-"""Other tenants of a device have so long to give back what weights need."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +80,7 @@ def assemble(
     def room(spec: ModelSpec, dtype: DType, weights: int) -> None:
         smallest = check_room(config, device, spec, dtype, weights)
         if tenant is not None:
-            tenant.take_soon(weights + smallest, _LEASE_S)
+            tenant.take_soon(weights + smallest, LEASE_S)
 
     model = load_model(
         config.model,
@@ -102,7 +100,7 @@ def assemble(
     still_wanted()
     if tenant is not None:  # the smallest cache takes its own again
         tenant.give(max(0, tenant.held - model.weight_bytes))
-        tenant.take_soon(model.weight_bytes - tenant.held, _LEASE_S)
+        tenant.take_soon(model.weight_bytes - tenant.held, LEASE_S)
     executor, cache = make_cache(config, device, model, tenant)
     stack.callback(cache.close)
     fingerprint = page_fingerprint(model, cache.layouts, device.info)

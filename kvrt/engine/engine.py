@@ -70,10 +70,11 @@ class Engine:
         self._neighbours = Neighbours(memory, self._live, limits)
         self._next_warning = 0.0
         self._planned: StepPlan | None = None  # and applied: what the next step runs
+        self._parked = False
 
     @property
     def busy(self) -> bool:
-        return bool(self._live)
+        return bool(self._live) and not self._parked
 
     # --- what comes in -----------------------------------------------------------------------
 
@@ -97,6 +98,32 @@ class Engine:
     def abort_all(self, error: KvrtError) -> None:
         """End every request with `error`; used when the engine cannot go on."""
         self._answers.fail(error)
+
+    # --- rest ------------------------------------------------------------------------------------
+
+    def rest(self) -> float | None:
+        """Nothing is to be done: give memory back; see `Memory.rest`."""
+        return self.memory.rest_parked() if self._parked else self.memory.rest()
+
+    def park(self) -> None:
+        """Take no more steps, and have no pages: requests that run wait, and go on later with the
+        same text; what is cached goes, to tiers where there are any, but for what is pinned."""
+        live = self._live
+        while live.fetching and self.memory.offload is not None:
+            self.memory.offload.wait()
+            self._take_fetched()
+        self.executor.finish()
+        self._planned = None
+        running = [*live.running]
+        self.memory.clear(running)
+        for seq in running:
+            if seq in live.running:  # it may have gone with other beams
+                self._preempt(seq)
+        self._parked = True
+
+    def go_on(self) -> None:
+        """Take steps again."""
+        self._parked = False
 
     # --- the step ----------------------------------------------------------------------------
 

@@ -56,6 +56,8 @@ class Mailbox:
         self._numbers = itertools.count()
         self._rounds: tuple[Callable[[], None], ...] = ()
         self.observers = Observers()
+        self.refusal: KvrtError | None = None
+        """Why requests are not taken for now; None: they are."""
 
     @property
     def busy(self) -> bool:
@@ -81,11 +83,13 @@ class Mailbox:
         """Queue a request.
 
         Raises:
-            KvrtError: the engine has ended, or is another process's.
+            KvrtError: the engine has ended, is another process's, or takes no requests for now.
             RequestError: another request that has not ended has its name.
         """
         self._process.check()
         with self._gate:
+            if self.refusal is not None:
+                raise self.refusal.with_traceback(None)
             if request.id in self._names:
                 raise RequestError(
                     "a request of this name has not ended yet",

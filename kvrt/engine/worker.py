@@ -18,7 +18,8 @@ from kvrt.engine.events import CacheChanged, RequestQueued
 from kvrt.engine.fingerprint import own_folder
 from kvrt.engine.mailbox import Call, Command, Mailbox, Signal, T, carry_out
 from kvrt.engine.prefixes import Prefixes
-from kvrt.engine.request import Request
+from kvrt.engine.request import Request, failed_result
+from kvrt.engine.sleeping import Sleeper
 from kvrt.engine.snapshots import Snapshots
 from kvrt.errors import ConfigError, DeviceError, KvrtError, in_one_line
 from kvrt.kv.cache import KVCache
@@ -60,6 +61,7 @@ class Worker(Mailbox):
     model: Model
     cache: KVCache
     engine: Engine
+    sleeper: Sleeper
     prefixes: Prefixes
     snapshots: Snapshots
     guides: Guides
@@ -136,6 +138,31 @@ class Worker(Mailbox):
         log.error("the runtime was closed, but %s; its memory is not given back", error)
         self._refuse_all(error)
 
+    def sleep(self, level: int, *, wake_on_request: bool) -> None:
+        """See `kvrt.Runtime.sleep`."""
+
+        def sleep() -> None:
+            self.sleeper.sleep(level)
+            self.refusal = (
+                None
+                if wake_on_request
+                else KvrtError(
+                    "the runtime is asleep, and takes no requests",
+                    fix="wake it, or let it sleep with wake_on_request",
+                )
+            )
+
+        self.call(sleep)
+
+    def wake(self) -> None:
+        """See `kvrt.Runtime.wake`."""
+
+        def wake() -> None:
+            self.sleeper.wake()
+            self.refusal = None
+
+        self.call(wake)
+
     def _ask_thread(self, function: Callable[[], T]) -> T:
         """As `call`; on the thread itself, at once."""
         on_it = threading.current_thread() is self._thread
@@ -170,6 +197,7 @@ class Worker(Mailbox):
         made = assemble(self._config, stack, progress, self._still_wanted)
         self.device, self.model, self.cache = made.device, made.model, made.cache
         self.engine, self.prefixes = made.engine, made.prefixes
+        self.sleeper = Sleeper(made.engine, made.model.resident)
         self.engine.observers = self.observers
         if made.engine.memory.tenant is not None:
             made.engine.memory.tenant.listen(lambda: self.tell(Signal.RUNG))
@@ -240,10 +268,18 @@ class Worker(Mailbox):
                 if self.engine.busy:
                     return None
                 self._end_round()
-            patience = self.engine.memory.rest()
+            patience = self.engine.rest()
             self._tell_of_pages()
             with contextlib.suppress(queue.Empty):
                 return self._commands.get(timeout=patience)
+
+    def _woken(self) -> KvrtError | None:
+        """It is awake; or why it is not."""
+        try:
+            self.sleeper.wake()
+        except KvrtError as error:
+            return error
+        return None
 
     def _tell_of_pages(self) -> None:
         reuse = self.engine.memory.reuse
@@ -257,7 +293,10 @@ class Worker(Mailbox):
             if self.observers:
                 prompt = len(command.prompt)
                 self.observers.tell(RequestQueued(command.id, command.metadata, prompt))
-            self.engine.add(command)
+            if (failed := self._woken()) is None:
+                self.engine.add(command)
+            else:
+                command.deliver(failed_result(command.id, command.prompt, failed, command.metadata))
         elif isinstance(command, Call):
             carry_out(command)
         elif isinstance(command, int):

@@ -210,13 +210,19 @@ class Memory:
         if self.reuse is not None:
             expired, patience = self.reuse.expire(self.cache.table)
             self.commit(expired)
-        if self.offload is not None and self.offload.busy:
-            self.offload.poll()
-            patience = min(_WRITING_S, patience or _WRITING_S)
+        if (writing := self.rest_parked()) is not None:
+            patience = min(writing, patience or writing)
         self.cache.idle()
         if self.tenant is not None and self.cache.held_bytes > self.cache.min_bytes:
             patience = min(_WATCHING_S, patience or _WATCHING_S)
         return None if patience is None else min(patience, _LONGEST_REST_S)
+
+    def rest_parked(self) -> float | None:
+        """As `rest`, where all was given back; but pages may be on their way to disk."""
+        if self.offload is None or not self.offload.busy:
+            return None
+        self.offload.poll()
+        return _WRITING_S
 
     def _evict(self, reuse: PrefixReuse, nbytes: int) -> bool:
         """Give up so many bytes of cached pages, if there are. Returns whether there were any."""

@@ -1,7 +1,9 @@
 """One block of memory for all weights of a model."""
 
 import contextlib
+import ctypes
 import mmap
+import os
 
 import torch
 from torch import Tensor
@@ -26,6 +28,21 @@ def allocate(nbytes: int, torch_device: str) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=torch_device)
     except (OSError, torch.OutOfMemoryError) as error:
         raise OutOfMemory(f"{nbytes:,} bytes for weights: {error}", needed=nbytes) from error
+
+
+def give_back(block: Tensor) -> None:
+    """Give the memory of a block in host memory back to the system, and keep its addresses: it may
+    be filled again.
+
+    Raises:
+        OSError: the system refused.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    nbytes = -(-block.numel() // mmap.PAGESIZE) * mmap.PAGESIZE  # there is room behind it
+    address, length = ctypes.c_void_p(block.data_ptr()), ctypes.c_size_t(nbytes)
+    if libc.madvise(address, length, mmap.MADV_DONTNEED):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def _huge_pages(nbytes: int) -> Tensor:

@@ -17,7 +17,7 @@ import xxhash
 from torch import Tensor
 
 from kvrt.errors import ModelError
-from kvrt.model.blocks import BLOCK_BYTES, blocks, mapped, raw_blocks, read_bytes
+from kvrt.model.blocks import BLOCK_BYTES, PIECE, blocks, mapped, raw_blocks, read_bytes
 from kvrt.model.checkpoint import Checkpoint
 from kvrt.model.header import TensorEntry
 from kvrt.model.jsonfile import few, shown
@@ -25,7 +25,7 @@ from kvrt.model.packed.methods import Method, plain_of, values_of
 from kvrt.model.packed.tensors import format_of, read_matrix
 from kvrt.model.progress import Progress
 from kvrt.model.spec import ModelSpec
-from kvrt.model.targets import Codes, Target, Turned, targets_of
+from kvrt.model.targets import Codes, Floats, Target, Turned, targets_of
 from kvrt.model.weights import NOTHING_PACKED, Packing, place
 from kvrt.spi import DType
 from kvrt.spi.plain import finite_rows
@@ -53,11 +53,7 @@ def fill(
     Raises:
         ModelError: a value is not finite, or too large for `dtype`; the tensor is named.
     """
-    placed = {
-        part.name: (part, target)
-        for weight, view in place(spec, dtype, arena, packing)
-        for part, target in targets_of(weight, view, packing)
-    }
+    targets = _targets(checkpoint, spec, dtype, arena, packing)
     parts = {name for names in checkpoint.matrices.values() for name in names.values()}
     by_file: dict[Path, list[str]] = {}
     for name, (path, _) in sorted(checkpoint.tensors.items(), key=lambda item: item[1][1].start):
@@ -70,9 +66,7 @@ def fill(
         for path, names in by_file.items():
             mapping = mapped(path)
             for name in names:
-                entry, (part, own) = checkpoint.tensors[name][1], placed[name]
-                turned = part.columns and len(part.shape) == 2
-                target: Target = Turned(own, part.shape[1]) if turned else own
+                entry, target = checkpoint.tensors[name][1], targets[name]
                 digests[name], odd = _copy(mapping, path, entry, target, hasher)
                 target.finish(checkpoint.rows.get(name))
                 if odd and (name != checkpoint.embedding or spec.tied or isinstance(target, Codes)):
@@ -82,11 +76,63 @@ def fill(
                 report(sum(map(sizes.__getitem__, digests)), sum(sizes.values()))
     if checkpoint.method is not None:
         for name, ends in checkpoint.matrices.items():
-            own = placed[name][1]
-            digests |= _copy_matrix(checkpoint, checkpoint.method, ends, own)
-            own.finish(checkpoint.rows.get(name))
+            digests |= _copy_matrix(checkpoint, checkpoint.method, ends, targets[name])
+            targets[name].finish(checkpoint.rows.get(name))
             report(sum(map(sizes.__getitem__, digests)), sum(sizes.values()))
     return digests
+
+
+def refill(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    dtype: DType,
+    arena: Tensor,
+    packing: Packing = NOTHING_PACKED,
+) -> None:
+    """Copy again what `fill` has copied before from files that are the same: by all processors, and
+    without looking at the numbers."""
+    targets = _targets(checkpoint, spec, dtype, arena, packing)
+    parts = {name for names in checkpoint.matrices.values() for name in names.values()}
+    mappings = {path: mapped(path) for path in {path for path, _ in checkpoint.tensors.values()}}
+
+    def copy(name: str) -> None:
+        path, entry = checkpoint.tensors[name]
+        target = targets[name]
+        for raw, pieces in blocks(mappings[path], entry, _at_once(entry)):
+            if isinstance(target, Codes) and target.stays(entry.dtype):
+                target.put_blocks(entry.dtype, raw)
+                continue
+            for piece in pieces:  # what is converted in small parts wakes none of torch's threads
+                stays = isinstance(target, Floats) and target.dtype == piece.dtype
+                for part in torch.split(piece, piece.numel() if stays else PIECE):
+                    target.put(part)
+        target.finish(checkpoint.rows.get(name))
+
+    with ThreadPoolExecutor(os.cpu_count(), "kvrt-read") as pool:
+        for _ in pool.map(copy, (name for name in checkpoint.tensors if name not in parts)):
+            pass
+    if checkpoint.method is not None:
+        for name, ends in checkpoint.matrices.items():
+            _copy_matrix(checkpoint, checkpoint.method, ends, targets[name])
+            targets[name].finish(checkpoint.rows.get(name))
+
+
+def _targets(
+    checkpoint: Checkpoint, spec: ModelSpec, dtype: DType, arena: Tensor, packing: Packing
+) -> dict[str, Target]:
+    """Where the numbers of each tensor go, and of each matrix that is several."""
+    targets: dict[str, Target] = {}
+    for weight, view in place(spec, dtype, arena, packing):
+        for part, target in targets_of(weight, view, packing):
+            turned = part.columns and len(part.shape) == 2 and part.name in checkpoint.tensors
+            targets[part.name] = Turned(target, part.shape[1]) if turned else target
+    return targets
+
+
+def _at_once(entry: TensorEntry) -> int:
+    """Numbers of a tensor that are a block: whole rows."""
+    width = entry.shape[-1]
+    return max(1, BLOCK_BYTES // 4 // width) * width
 
 
 def _not_finite(path: Path, name: str) -> ModelError:
@@ -140,7 +186,7 @@ def _copy(
     digest = xxhash.xxh3_128()
     odd: set[int] = set()
     row, width = 0, entry.shape[-1]
-    rows = max(1, BLOCK_BYTES // 4 // width)
+    rows = _at_once(entry) // width
     for raw, pieces in blocks(mapping, entry, rows * width):
         hashed = hasher.submit(digest.update, raw.numpy().data)
         if isinstance(target, Codes) and target.stays(entry.dtype):

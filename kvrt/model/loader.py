@@ -11,23 +11,20 @@ from torch import Tensor
 from kvrt.errors import CapacityError, RequestError
 from kvrt.model import arena
 from kvrt.model.chat import Chat
-from kvrt.model.checkpoint import Checkpoint
 from kvrt.model.choice import check_shape, choose
 from kvrt.model.decoder import Decoder
 from kvrt.model.detokenizer import Detokenizer
-from kvrt.model.dummy import fill_dummy
-from kvrt.model.filling import digests_of, fill, fingerprint
 from kvrt.model.generation import GenerationDefaults
 from kvrt.model.messages import Message
-from kvrt.model.packed.choice import kept_weights, notes_on
-from kvrt.model.packed.kept import KeptWeights
+from kvrt.model.packed.choice import kept_weights
 from kvrt.model.packed.quantize import Quantize
 from kvrt.model.progress import Progress
+from kvrt.model.resident import Resident
 from kvrt.model.resolve import resolve
 from kvrt.model.source import open_source
 from kvrt.model.spec import ModelSpec
 from kvrt.model.tokenizer import TOKENIZER, Tokenizer
-from kvrt.model.weights import Packing, assemble
+from kvrt.model.weights import assemble
 from kvrt.spi import Device, DType
 
 LoadFormat = Literal["auto", "dummy"]
@@ -51,6 +48,7 @@ class Model:
             bytes of its weights.
         weight_bytes: memory its weights take.
         max_model_len: the longest prompt and output together, in tokens.
+        resident: its weights' memory, which may go and come back.
         notes: what a user may want to know of how it was loaded.
     """
 
@@ -65,6 +63,7 @@ class Model:
     fingerprint: str
     weight_bytes: int
     max_model_len: int
+    resident: Resident
     notes: tuple[str, ...] = ()
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
@@ -185,19 +184,13 @@ def load_model(
     needed = choice.weight_bytes
     check_room(spec, chosen, needed)
     memory = _allocate(str(model), needed, chosen, device)
-    notes: list[str] = []
-    if checkpoint is None:
-        fill_dummy(spec, chosen, memory, seed, packing)
-        stored = f"dummy {seed}"
-    elif quantize is None:
-        stored = fingerprint(checkpoint, fill(checkpoint, spec, chosen, memory, packing))
-        notes += notes_on(checkpoint, packing.formats)
-    else:
-        kept = None
-        if quantized_dir is not None and packing.formats:
-            kept = kept_weights(quantized_dir, spec, chosen, packing, device)
-        stored, note = _quantize(checkpoint, spec, chosen, memory, packing, kept, progress)
-        notes.append(f"{quantize} weights {note}")
+    kept = None
+    if quantize is not None and quantized_dir is not None and packing.formats:
+        kept = kept_weights(quantized_dir, spec, chosen, packing, device)
+    resident = Resident(
+        memory, spec, chosen, packing, checkpoint, seed=seed, quantize=quantize, kept=kept
+    )
+    stored, notes = resident.read(progress)
     weights = assemble(spec, chosen, memory, packing)
     return Model(
         name=str(model),
@@ -213,32 +206,9 @@ def load_model(
         ).hexdigest(),
         weight_bytes=weights.nbytes,
         max_model_len=choice.positions,
+        resident=resident,
         notes=tuple(notes),
     )
-
-
-def _quantize(
-    checkpoint: Checkpoint,
-    spec: ModelSpec,
-    dtype: DType,
-    memory: Tensor,
-    packing: Packing,
-    kept: KeptWeights | None,
-    progress: Progress | None,
-) -> tuple[str, str]:
-    """Fill an arena with quantised weights, which may be kept.
-
-    Returns:
-        The fingerprint of what they are made of, and how they came about.
-    """
-    if kept is not None and kept.any():
-        content = fingerprint(checkpoint, digests_of(checkpoint))
-        if kept.read(content, memory):
-            return content, f"were read from {kept.path(content)}"
-    content = fingerprint(checkpoint, fill(checkpoint, spec, dtype, memory, packing, progress))
-    if kept is not None and kept.write(content, memory):
-        return content, f"are kept in {kept.path(content)}"
-    return content, "were made for this start"
 
 
 def _allocate(name: str, needed: int, dtype: DType, device: Device) -> Tensor:

@@ -25,13 +25,19 @@ class Floats:
     def __init__(self, view: Tensor) -> None:
         self._view = view
         self._at = 0
+        self.dtype = view.dtype
         self.kept_as = str(view.dtype).removeprefix("torch.")
         self.largest = torch.finfo(view.dtype).max
 
     def put(self, source: Tensor) -> None:
         """The numbers that come next."""
         end = self._at + source.numel()
-        self._view.view(-1)[self._at : end].copy_(source)
+        into = self._view.view(-1)[self._at : end]
+        if into.device.type == "cpu" and self.dtype == source.dtype:
+            # By numpy, which wakes no other threads for it, and lets them run meanwhile.
+            np.copyto(into.view(torch.uint8).numpy(), source.view(torch.uint8).numpy())
+        else:
+            into.copy_(source)
         self._at = end
 
     def finish(self, rows: Rows | None = None) -> None:

@@ -125,7 +125,7 @@ def test_a_guarantee_is_kept_free_while_its_owner_sleeps(make: MakeRuntime, fold
 def test_a_model_that_does_not_fit_is_refused_and_says_who_is_there(
     make: MakeRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvrt.engine.assembly._LEASE_S", 0.2)
+    monkeypatch.setattr("kvrt.engine.assembly.LEASE_S", 0.2)
     make(size="16MiB")
     with pytest.raises(CapacityError, match=r"tiny \(process \d+\) holds"):
         make(size="16MiB")
