@@ -2,6 +2,7 @@
 
     rates     times to the first token where three models have bursts in turn
     table     what is promised to tenants, as numbers: fairness, guarantees, recovery
+    swap      three models in memory for one, asked in turn
     engine    a process with one model, which does what it is told
     watch     what the ledger says that tenants hold, and what the system says
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from . import rates, table
+from . import rates, swap, table
 
 
 def main() -> None:
@@ -18,7 +18,9 @@ def main() -> None:
     two = commands.add_parser("table", help="fairness, guarantees, recovery (two minutes)")
     two.add_argument("--quick", action="store_true", help="with less to do")
     two.set_defaults(run=lambda options: table.measured(quick=options.quick))
-    for command in (one, two):
+    three = commands.add_parser("swap", help="three models in memory for one (a minute)")
+    three.set_defaults(run=lambda options: swap.measured())
+    for command in (one, two, three):
         command.add_argument("--markdown", type=Path, help="write it there, with machine and date")
     options = parser.parse_args()
     found = options.run(options)
