@@ -111,6 +111,7 @@ ALL = [
         for what in ("decode", "prefill")
         for shared in (False, True)
     ),
+    *(Case("prefill", 64, kv=kv, value_dim=32) for kv in ("int8", "fp8")),
     Case("append", value_dim=64),
     Case("append", value_dim=64, shared=True),
     Case("dense"),

@@ -19,6 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from tests.triton.unset import unset
+
 TARGETS: dict[str, GPUTarget] = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -47,6 +49,8 @@ class Resources:
         occupancy: warps that fit on a multiprocessor (NVIDIA) or a SIMD (AMD) at a time.
         matrix: matrix instructions, by kind.
         fused: whether products are added in float32 without being rounded before.
+        unset: instructions that read what nothing has written, where matrix instructions of Hopper
+            make it worth a look.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Resources:
     occupancy: int
     matrix: dict[str, int]
     fused: bool
+    unset: tuple[str, ...] = ()
 
 
 class Absent:
@@ -104,10 +109,9 @@ def nvidia(kernel: Any, arch: str) -> Resources:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        usage = subprocess.run(
-            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
+        usage = cuobjdump("-res-usage", file.name)
+        hopper = "wgmma.mma_async" in kernel.asm["ptx"]
+        code = cuobjdump("-sass", file.name) if hopper else ""
     numbers = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     assert numbers, usage
     registers, stack, _, local = map(int, numbers.groups())
@@ -124,7 +128,13 @@ def nvidia(kernel: Any, arch: str) -> Resources:
         occupancy=min(by_registers, by_shared, 64 // warps, 32) * warps,
         matrix=counted(ptx, mma=r"\bmma\.sync", wgmma=r"wgmma\.mma_async", tcgen05=r"tcgen05\.mma"),
         fused=bool(re.search(r"\bfma\.", ptx)),
+        unset=tuple(unset(code)),
     )
+
+
+def cuobjdump(*arguments: str) -> str:
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def amd(kernel: Any, arch: str) -> Resources:

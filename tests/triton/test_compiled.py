@@ -7,6 +7,7 @@ import pytest
 from tests.triton.cases import ALL, COMMON, Case
 from tests.triton.compiled import TARGETS, Resources, shared_limit
 from tests.triton.resources import BEGIN, Compiled, compile_all, page, sources
+from tests.triton.unset import unset
 
 ROOT = Path(__file__).parents[2]
 SOME = ("sm_90", "gfx942", "gfx1100")
@@ -25,7 +26,9 @@ def problems(compiled: Compiled) -> list[str]:
         f"{kernel.name} for {case} on {arch}: {kernel}"
         for (arch, case), kernels in compiled.items()
         for kernel in kernels
-        if kernel.spilled > SPILLED.get((arch, case), 0) or kernel.shared > shared_limit(arch)
+        if kernel.spilled > SPILLED.get((arch, case), 0)
+        or kernel.shared > shared_limit(arch)
+        or kernel.unset
     ]
 
 
@@ -62,6 +65,18 @@ def test_a_row_of_packed_weights_is_rounded_before_its_offset_is_added(common: C
     for arch in SOME:
         assert not common[arch, q4_1][-1].fused
     assert all(common[arch, q4_1][0].fused for arch in ("sm_90", "gfx942"))
+
+
+def test_code_that_reads_what_nothing_has_written_is_found() -> None:
+    """As ptxas 12.8 made it: the address of the second product's operand is lost."""
+    code = """
+        /*0100*/                   ULDC.64 UR4, c[0x0][0x208] ;
+        /*0110*/                   UMOV UR27, 0x40000040 ;
+        /*0120*/                   HGMMA.64x32x16.F32 R88, R28, gdesc[UR24].tnspB, R88 ;
+        /*0130*/                   UIADD3 UR30, UP0, UR4, UR5, URZ ;
+    """
+    assert unset(code) == ["HGMMA.64x32x16.F32 R88, R28, gdesc[UR24].tnspB, R88"]
+    assert not unset(code.replace("/*0110*/", "/*0108*/ UMOV UR26, UR4 ; /*0110*/"))
 
 
 @pytest.mark.extra

@@ -199,6 +199,7 @@ class TritonAttention:
     def _shared(self, plan: Plan, layer: int, q: Tensor, params: AttentionParams) -> dict[str, Any]:
         """The compile-time arguments that decode and prefill have in common."""
         layout = plan.layout
+        keys, values = map(triton.next_power_of_2, (layout.head_dim, layout.value_dim))
         multiple = plan.base(layer) | layout.head_stride * plan.kv.element_size() | ALIGNED
         return {
             "KV": plan.dtype,
@@ -209,8 +210,10 @@ class TritonAttention:
             "VALUE_DIM": layout.value_dim,
             "SHARED": layout.shared,
             "PAGE_SIZE": layout.page_size,
-            "BLOCK_D": triton.next_power_of_2(layout.head_dim),
-            "BLOCK_V": triton.next_power_of_2(layout.value_dim),
+            "BLOCK_D": keys,
+            # ptxas 12.8 loses the address of a tile of values that lies in shared memory where that
+            # of keys lay, if their rows differ in width up to 64, as matrix instructions see them.
+            "BLOCK_V": max(values, min(keys, 64)),
             "CAUSAL": params.causal,
             "WINDOWED": params.window > 0,
             "SINKS": params.window > 0 and params.sinks > 0,
