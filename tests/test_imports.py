@@ -75,3 +75,23 @@ def test_what_plugins_and_pytest_import_is_light_too(module: str) -> None:
     command = [sys.executable, "-c", source]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert not set(result.stdout.split()) & HEAVY
+
+
+STARTING = """
+import sys
+from kvrt_cli.main import main
+try:
+    main()
+finally:
+    print(*sorted({name for name in sys.modules if name.startswith(("kvrt", "jinja2"))}))
+"""
+
+
+def test_a_command_loads_what_it_needs_and_nothing_of_the_others() -> None:
+    """The bundled model has no chat template, and is no GGUF file."""
+    command = [sys.executable, "-c", STARTING, "run", "tiny", "Hello", "--max-tokens", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = set(result.stdout.split())
+    assert "kvrt.model.decoder" in loaded
+    assert not loaded & {"jinja2", "kvrt.model.template", "kvrt.model.gguf.source"}
+    assert not loaded & {f"kvrt_cli.{name}" for name in ("bench", "doctor", "serve", "show", "top")}

@@ -1,11 +1,12 @@
 """The `kvrt` command: hands over to a sub-command, and makes an exit code of what goes wrong."""
 
+import importlib
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
@@ -15,19 +16,11 @@ import click
 import kvrt
 from kvrt.config import Environment
 from kvrt.errors import ConfigError
-from kvrt_cli.bench import bench
-from kvrt_cli.doctor import doctor
-from kvrt_cli.embed import embed
 from kvrt_cli.errors import explain
-from kvrt_cli.models import models
 from kvrt_cli.naming import NAME, TINY
 from kvrt_cli.options import color_option
-from kvrt_cli.run import run
-from kvrt_cli.serve import serve
-from kvrt_cli.show import show
 from kvrt_cli.streams import discard, fill_closed, replace_what_cannot_be_encoded
 from kvrt_cli.terminal import LogLines, Terminal
-from kvrt_cli.top import top
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -57,6 +50,24 @@ Environment:
   KVRT_DEBUG=1    errors show their traceback
   NO_COLOR        no colours
 """
+
+
+class Commands(Mapping[str, click.Command]):
+    """The sub-commands, each in the module of its name, which is loaded when it is asked for."""
+
+    NAMES = ("bench", "doctor", "embed", "models", "run", "serve", "show", "top")
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self.NAMES:
+            raise KeyError(name)
+        command: click.Command = getattr(importlib.import_module(f"kvrt_cli.{name}"), name)
+        return command
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.NAMES)
+
+    def __len__(self) -> int:
+        return len(self.NAMES)
 
 
 class Cli(click.Group):
@@ -154,7 +165,12 @@ def _logging_to(terminal: Terminal) -> Iterator[None]:
         logger.setLevel(before)
 
 
-@click.group(cls=Cli, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Cli,
+    commands=Commands(),
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(kvrt.__version__, message="kvrt %(version)s")
 @color_option
 def cli() -> None:
@@ -171,16 +187,6 @@ def cli() -> None:
       kvrt bench                      tokens per second
     """
     logging.getLogger("kvrt").setLevel(Environment().log_level)
-
-
-cli.add_command(run)
-cli.add_command(serve)
-cli.add_command(embed)
-cli.add_command(models)
-cli.add_command(show)
-cli.add_command(doctor)
-cli.add_command(top)
-cli.add_command(bench)
 
 
 def main() -> NoReturn:

@@ -5,7 +5,7 @@
     checkpoint  *.safetensors              -> Checkpoint: headers that agree with the model
     filling     Checkpoint                 -> Weights, in one arena on the device
     tokenizer   tokenizer.json, side files -> token ids and back; in it, no `patterns` without end
-    chat        templates, messages        -> a prompt; in `sandbox`, with the limits of `bounds`
+    chat        templates, messages        -> a prompt; each `template` in a `sandbox` with `bounds`
     decoder     ModelSpec, Weights, device -> logits
     loader      all of these together      -> Model
 

@@ -8,23 +8,14 @@ additional_chat_templates/*.jinja   others, by the names of their files
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import jinja2
-from jinja2 import nodes
+from typing import TYPE_CHECKING, Any
 
 from kvrt.errors import ModelError, RequestError
-from kvrt.model.bounds import Excess
 from kvrt.model.jsonfile import read_text
-from kvrt.model.messages import (
-    Message,
-    checked_messages,
-    cut_at_mark,
-    join_parts,
-    mark_end,
-    plain,
-)
-from kvrt.model.sandbox import Refusal, Sandbox
+from kvrt.model.messages import Message
+
+if TYPE_CHECKING:
+    from kvrt.model.template import ChatTemplate
 
 CONFIG = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
@@ -90,11 +81,22 @@ class ChatTemplates:
     """A model's chat templates, by name; at least one.
 
     Args:
-        templates: by their names.
+        sources: the template and where it came from, for errors; by their names.
+        variables: what every rendering sees, e.g. ``bos_token``.
+
+    Raises:
+        ModelError: a template is not valid Jinja.
     """
 
-    def __init__(self, templates: "Mapping[str, ChatTemplate]") -> None:
-        self._templates = dict(templates)
+    def __init__(
+        self, sources: Mapping[str, tuple[str, str]], variables: Mapping[str, str]
+    ) -> None:
+        # Loading Jinja takes a hundredth of a small model's start, and many models need none.
+        from kvrt.model.template import ChatTemplate
+
+        self._templates = {
+            name: ChatTemplate(source, file, variables) for name, (source, file) in sources.items()
+        }
 
     def render(self, chat: Chat) -> str:
         """The prompt for a conversation.
@@ -127,91 +129,6 @@ class ChatTemplates:
         )
 
 
-class ChatTemplate:
-    """One chat template.
-
-    Args:
-        source: the template.
-        file: where it came from, for errors.
-        variables: what every rendering sees, e.g. ``bos_token``.
-
-    Raises:
-        ModelError: the template is not valid Jinja.
-    """
-
-    def __init__(self, source: str, file: str, variables: Mapping[str, str]) -> None:
-        self._file = file
-        self._variables = dict(variables)
-        try:
-            self._sandbox = Sandbox()
-            tree = self._sandbox.read(source)
-            self._takes_parts = _iterates_over_content(tree)
-            self._words = {node.value for node in tree.find_all(nodes.Const)}
-            self._template = self._sandbox.from_string(tree)
-        except Exception as error:  # Python's compiler has errors of its own for what Jinja lets by
-            reason = error.message if isinstance(error, jinja2.TemplateError) else None
-            raise ModelError(
-                f"{file}: chat template is not valid: {reason or type(error).__name__}",
-                fix="use a plain prompt, or repair the template",
-            ) from None
-
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        **variables: Any,
-    ) -> str:
-        """The prompt for a conversation.
-
-        Args:
-            messages, add_generation_prompt, continue_final_message: see `Chat`.
-            variables: further names the template may read, e.g. ``tools``, ``enable_thinking``.
-
-        Raises:
-            RequestError: the messages are not such a list, or the template refuses them.
-            ModelError: the template tried to leave the sandbox.
-        """
-        copied = checked_messages(messages)
-        if not self._takes_parts:
-            join_parts(copied)
-        end = mark_end(copied[-1]) if continue_final_message else None
-        given = {name: plain(value, name) for name, value in variables.items()}
-        text = self._render(
-            {
-                **self._variables,
-                "tools": None,
-                "documents": None,
-                **given,
-                "messages": copied,
-                "add_generation_prompt": add_generation_prompt,
-            }
-        )
-        return text if end is None else cut_at_mark(text, end)
-
-    def _render(self, variables: dict[str, Any]) -> str:
-        # What a template raises may quote the messages, and so may what Python says of its
-        # mistakes: only words that stand in the template itself are passed on.
-        try:
-            return self._sandbox.render(self._template, variables)
-        except jinja2.exceptions.SecurityError as error:
-            tried = str(error) if isinstance(error, Excess) else "it tried what is forbidden"
-            raise ModelError(
-                f"{self._file}: chat template is not safe: {tried}",
-                fix="use a plain prompt, or repair the template",
-            ) from None
-        except Refusal as refusal:
-            reason = str(refusal) if str(refusal) in self._words else "it raises an exception"
-        except Exception as error:  # a template is a program, and can fail in any way
-            reason = f"it fails with {type(error).__name__}"
-        raise RequestError(
-            f"the model's chat template does not accept these messages: {reason}",
-            param="messages",
-            fix="templates differ in the roles they know and in what order they want them",
-        )
-
-
 def read_templates(
     folder: Path, settings: Mapping[str, Any], variables: Mapping[str, str]
 ) -> ChatTemplates | None:
@@ -232,10 +149,7 @@ def read_templates(
         config = str(folder / CONFIG)
         named = _listed(settings.get("chat_template"), config)
         sources = {name: (source, config) for name, source in named.items()}
-    templates = {
-        name: ChatTemplate(source, file, variables) for name, (source, file) in sources.items()
-    }
-    return ChatTemplates(templates) if templates else None
+    return ChatTemplates(sources, variables) if sources else None
 
 
 def _listed(value: object, file: str) -> dict[str, str]:
@@ -250,25 +164,6 @@ def _listed(value: object, file: str) -> dict[str, str]:
     ):
         raise ModelError(f"{file}: chat_template is neither a template nor templates by name")
     return dict(value)
-
-
-def _iterates_over_content(tree: nodes.Template) -> bool:
-    """Whether a template knows content that is a list: it has a loop over some ``content``."""
-    names = {"content"}
-    for assignment in tree.find_all(nodes.Assign):
-        if isinstance(assignment.target, nodes.Name) and _is_content(assignment.node, names):
-            names.add(assignment.target.name)
-    return any(_is_content(loop.iter, names) for loop in tree.find_all(nodes.For))
-
-
-def _is_content(node: nodes.Node, names: set[str]) -> bool:
-    if isinstance(node, nodes.Filter):
-        return node.node is not None and _is_content(node.node, names)
-    if isinstance(node, nodes.Getattr):
-        return node.attr == "content"
-    if isinstance(node, nodes.Getitem):
-        return isinstance(node.arg, nodes.Const) and node.arg.value == "content"
-    return isinstance(node, nodes.Name) and node.name in names
 
 
 def _are_objects(value: object) -> bool:

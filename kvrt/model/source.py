@@ -7,7 +7,6 @@ from kvrt.model import checkpoint, tokenizer
 from kvrt.model.checkpoint import Checkpoint
 from kvrt.model.config import read_config
 from kvrt.model.generation import GenerationDefaults, read_generation
-from kvrt.model.gguf.source import GGUFSource
 from kvrt.model.jsonfile import Fields, read_object
 from kvrt.model.packed.config import read_method
 from kvrt.model.packed.methods import Method
@@ -73,4 +72,8 @@ def open_source(path: Path) -> Source:
     Raises:
         ModelError: it is damaged, or of no model that kvrt supports.
     """
-    return Folder(path) if path.is_dir() else GGUFSource(path)
+    if path.is_dir():
+        return Folder(path)
+    from kvrt.model.gguf.source import GGUFSource  # a start from a folder is sooner without
+
+    return GGUFSource(path)

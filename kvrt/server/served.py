@@ -6,7 +6,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from kvrt.errors import ConfigError
-from kvrt.model.chat import ChatTemplate, ChatTemplates
+from kvrt.model.chat import ChatTemplates
 from kvrt.model.loader import Model
 from kvrt.server.config import ANY_NAME, ServerConfig
 from kvrt.server.errors import Refusal
@@ -68,8 +68,8 @@ class Served:
         if template is not None:
             if model.tokenizer is None:
                 raise ConfigError("a chat template needs a tokenizer, and the model has none")
-            chat = ChatTemplate(template, "--chat-template", model.tokenizer.named)
-            model.tokenizer.chat = ChatTemplates({"default": chat})
+            sources = {"default": (template, "--chat-template")}
+            model.tokenizer.chat = ChatTemplates(sources, model.tokenizer.named)
 
     def check_name(self, name: str) -> None:
         """Raise `Refusal` if it is no name of the model."""

@@ -1,6 +1,5 @@
 """What an answer may say: a value, checked for its size when it is made."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -45,6 +44,8 @@ class Constraint:
         when a request asks for them; references lead to places in the schema alone.
         """
         if isinstance(schema, str):
+            import json  # only where it is used: it is a twentieth of `import kvrt`
+
             try:
                 schema = json.loads(schema)
             except (ValueError, RecursionError):
@@ -78,6 +79,8 @@ class Constraint:
 
 
 def _written(value: object, kind: str) -> str:
+    import json
+
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError):

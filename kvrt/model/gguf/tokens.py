@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from kvrt.model.chat import DEFAULT, ChatTemplate, ChatTemplates
+from kvrt.model.chat import DEFAULT, ChatTemplates
 from kvrt.model.gguf.files import AGAIN, GGUF
 from kvrt.model.gguf.splits import SPLITS
 from kvrt.model.jsonfile import Fields, shown
@@ -224,10 +224,9 @@ def _add_tokens(tokenizer: tokenizers.Tokenizer, words: Vocabulary) -> None:
 
 def _templates(gguf: GGUF, named: Mapping[str, str]) -> ChatTemplates | None:
     fields = gguf.fields()
-    templates: dict[str, ChatTemplate] = {}
+    sources: dict[str, tuple[str, str]] = {}
     for key in fields.names():
         if key == TEMPLATE or key.startswith(f"{TEMPLATE}."):
             name = key.removeprefix(TEMPLATE).removeprefix(".") or DEFAULT
-            source = fields.text(key)
-            templates[name] = ChatTemplate(source, f"{gguf.path}: {key}", named)
-    return ChatTemplates(templates) if templates else None
+            sources[name] = fields.text(key), f"{gguf.path}: {key}"
+    return ChatTemplates(sources, named) if sources else None
