@@ -57,6 +57,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], list[int]]] = {
         SWITCHED | {"layer_types": [SLIDING, SLIDING, SLIDING, FULL]},
         [24, 24, 24, 0],
     ),
+    "mixtral": ("mixtral", {"sliding_window": 29}, [29, 29, 29, 29]),
+    "gpt-oss": ("gpt-oss", {"sliding_window": 24, "layer_types": None}, [24, 0, 24, 0]),
 }
 """The family in tests/model/checkpoints.py, what differs from it, and the windows of its layers."""
 
