@@ -1,5 +1,6 @@
 """Mixtures of experts: the layer, and its operators on a device that has none of its own."""
 
+from collections.abc import Iterator
 from typing import cast, get_args
 
 import torch
@@ -10,6 +11,15 @@ from kvrt.model.ops import MixedOps
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights import LayerWeights
 from kvrt.spi import Activation, Device, ExpertOps, Experts, Matrices, Router
+
+
+def notes_on_experts(spec: ModelSpec, device: Device) -> Iterator[str]:
+    """What a user may want to know of a device that computes mixtures of experts."""
+    if spec.experts is not None and device.extension(ExpertOps) is None:  # type: ignore[type-abstract]
+        yield (
+            f"{device.info.backend} computes one expert after the other, and asks the host which:"
+            " it has no operators of its own for mixtures of experts"
+        )
 
 
 class Mixture:

@@ -14,6 +14,7 @@ from kvrt.model.chat import Chat
 from kvrt.model.choice import check_shape, choose
 from kvrt.model.decoder import Decoder
 from kvrt.model.detokenizer import Detokenizer
+from kvrt.model.experts import notes_on_experts
 from kvrt.model.generation import GenerationDefaults
 from kvrt.model.messages import Message
 from kvrt.model.packed.choice import kept_weights
@@ -192,6 +193,7 @@ def load_model(
     )
     stored, notes = resident.read(progress)
     weights = assemble(spec, chosen, memory, packing)
+    notes += notes_on_experts(spec, device)
     return Model(
         name=str(model),
         path=source.path,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from kvrt.model.family import ATTENTION_BIAS, Family
 from kvrt.model.jsonfile import Fields
-from kvrt.model.scales import ernie_switches, glm4_switches, granite_scales
+from kvrt.model.scales import ernie_switches, glm4_switches, granite_scales, phi_switches
 from kvrt.model.spec import ExpertSpec
 from kvrt.model.windows import DEFAULT_WINDOW, MAX_LAYERS, mixed, qwen_layers, windowed_layers
 from kvrt.spi import Router
@@ -100,6 +100,22 @@ def _glm4(fields: Fields, layers: int) -> Mixture:
     first = fields.integer("first_k_dense_replace", 0, MAX_LAYERS, 1)
     experts = ExpertSpec(count, width, router, correction=True, shared=shared)
     return experts, [layer >= first for layer in range(layers)]
+
+
+def _phi(fields: Fields, layers: int) -> Mixture:
+    count, chosen = _counts(fields, 16, "num_local_experts")
+    if chosen != 2:
+        raise fields.error("num_experts_per_tok", f"is {chosen}; supported is 2")
+    jitter = fields.number("router_jitter_noise", 0.0, 1.0, 0.01)
+    router = Router("sparsemixer", chosen, jitter=jitter)
+    return ExpertSpec(count, _width(fields, "intermediate_size"), router), [True] * layers
+
+
+def _minimax(fields: Fields, layers: int) -> Mixture:
+    count, chosen = _counts(fields, 256, "num_local_experts", "num_experts")
+    router = Router("sigmoid", chosen, renormalise=True)
+    width = _width(fields, "intermediate_size")
+    return ExpertSpec(count, width, router, correction=True), [True] * layers
 
 
 def _ernie(fields: Fields, layers: int) -> Mixture:
@@ -202,6 +218,25 @@ MIXTURES: Mapping[str, Family] = {
             "moe_intermediate_size": 1408,
         },
         switches={"naming": "glm4_moe"},
+    ),
+    "MiniMaxM2ForCausalLM": Family(
+        "minimax_m2",
+        mixture=_minimax,
+        theta=5_000_000.0,
+        partial=1.0,
+        defaults={"num_key_value_heads": 8, "head_dim": 128, "num_experts_per_tok": 8},
+        switches={"naming": "minimax_m2", "qk_norm": "whole"},
+    ),
+    "PhimoeForCausalLM": Family(
+        "phimoe",
+        windowed_layers,
+        scales=phi_switches,
+        mixture=_phi,
+        qkv_bias=ATTENTION_BIAS,
+        o_bias=ATTENTION_BIAS,
+        theta=1_000_000.0,
+        defaults={"num_key_value_heads": 8, "num_experts_per_tok": 2},
+        switches={"naming": "mixtral", "norm": "layer", "norm_bias": True},
     ),
     "Ernie4_5_MoeForCausalLM": Family(
         "ernie4_5_moe",

@@ -157,6 +157,10 @@ NAMINGS: Mapping[str, Naming] = {
         "correction": _correction("mlp.gate"),
         "mlp_norm": _layer("post_attention_layernorm", "post_attention_norm"),
     },
+    "minimax_m2": {
+        **_experts("block_sparse_moe", of=("w1", "w3", "w2")),
+        "correction": _correction("block_sparse_moe"),
+    },
     "ernie4_5_moe": {
         **_experts("mlp"),
         **_shared("mlp.shared_experts"),

@@ -158,6 +158,8 @@ def _dims(fields: Fields, section: Fields | None, partial: float | None, head_di
             if place.number("partial_rotary_factor", 0.0, 1.0) != 1.0:
                 raise place.error("partial_rotary_factor", "other than 1 is not supported")
         return 0
+    if fields.has("rotary_dim") and not places:  # MiniMax's name for it, in dimensions
+        partial = fields.integer("rotary_dim", 2, head_dim) / head_dim
     share = places[-1].number("partial_rotary_factor", 0.0, 1.0) if places else partial
     dims = int(head_dim * share)
     if dims < 2 or dims % 2:
@@ -184,7 +186,11 @@ def _longrope(section: Fields, rope: RopeSpec, head_dim: int) -> RopeSpec:
             raise section.error(name, f"has {len(found)} numbers for {pairs} rotated pairs")
         return tuple(found)
 
-    if section.has("attention_factor"):
+    if section.has("short_mscale"):  # PhiMoE's name for it, for short texts and for long ones
+        sharpened = section.number("short_mscale", 1e-6, 1e6)
+        if section.number("long_mscale", 1e-6, 1e6) != sharpened:
+            raise section.error("long_mscale", "other than short_mscale is not supported")
+    elif section.has("attention_factor"):
         sharpened = section.number("attention_factor", 1e-6, 1e6)
     elif rope.factor > 1 and rope.original_positions > 1:
         sharpened = math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_positions))

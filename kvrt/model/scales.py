@@ -72,5 +72,9 @@ def ernie_switches(fields: Fields) -> dict[str, Any]:
     return {"head_bias": fields.flag("use_bias", False)}
 
 
+def phi_switches(fields: Fields) -> dict[str, Any]:
+    return {"head_bias": fields.flag("lm_head_bias", False)}
+
+
 def glm4_switches(fields: Fields) -> dict[str, Any]:
     return {"qk_norm": "heads" if fields.flag("use_qk_norm", False) else "none"}

@@ -53,6 +53,18 @@ LONGROPE = {
         "long_factor": [2.0 + 0.5 * at for at in range(6)],
     },
 }
+PHIMOE_ROPE = {
+    "original_max_position_embeddings": 32,
+    "rope_parameters": PLAIN_ROPE
+    | {
+        "rope_type": "longrope",
+        "original_max_position_embeddings": 32,
+        "short_factor": [1.0 + 0.1 * at for at in range(8)],
+        "long_factor": [2.0 + 0.5 * at for at in range(8)],
+        "short_mscale": 1.2,
+        "long_mscale": 1.2,
+    },
+}
 YARN_ROPE = {
     "rope_type": "yarn",
     "rope_theta": 10_000.0,
@@ -158,6 +170,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
                   "num_experts_per_tok": 3, "moe_intermediate_size": 40, "n_group": 4,
                   "topk_group": 2, "routed_scaling_factor": 1.5, "use_qk_norm": True,
                   "n_shared_experts": 2},
+    "minimax-m2": {"model_type": "minimax_m2", "head_dim": 32, "num_local_experts": 9,
+                   "num_experts_per_tok": 3,
+                   "rope_parameters": PLAIN_ROPE | {"partial_rotary_factor": 0.5}},
+    "phi-moe": {"model_type": "phimoe", "num_local_experts": 5, "sliding_window": 13,
+                "router_jitter_noise": 0.2, "attention_bias": True, "lm_head_bias": True},
     "ernie-4.5-moe": {"model_type": "ernie4_5_moe", "moe_num_experts": 6, "moe_k": 3,
                       "moe_intermediate_size": 40, "use_bias": True},
     "smollm-3": {

@@ -96,7 +96,8 @@ ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "olmo3": "olmo2",
                  "cohere": "command-r", "mixtral": "llama", "qwen2_moe": "qwen2moe",
                  "qwen3_moe": "qwen3moe", "hunyuan_v1_dense": "hunyuan-dense", "phi": "phi2",
                  "gpt_neox": "gptneox", "gpt_oss": "gpt-oss", "glm4_moe": "glm4moe",
-                 "ernie4_5_moe": "ernie4_5-moe"}  # fmt: skip
+                 "ernie4_5_moe": "ernie4_5-moe",
+                 "minimax_m2": "minimax-m2"}  # fmt: skip
 """What model types are called in GGUF files, where that is otherwise."""
 
 PERMUTED = ("llama", "smollm3", "granite", "granitemoe", "arcee")

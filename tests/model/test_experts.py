@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from kvrt.errors import ModelError
 from kvrt.model.loader import Model, load_model
 from kvrt.spi import Device, DeviceOptions
-from tests.model.checkpoints import make_model, save_model
+from tests.model.checkpoints import PHIMOE_ROPE, make_model, save_model
 from tests.model.ggufs import keys_of, pack, tensors_of, write_gguf
 from tests.model.stepping import stepping
 
@@ -164,6 +164,12 @@ def test_such_heads_of_a_gguf_file_are_left_out(tmp_path: Path, cpu: Device) -> 
     keys = keys_of(folder) | {"glm4moe.block_count": 4, "glm4moe.nextn_predict_layers": 1}
     assert_as_transformers(load_model(write_gguf(tmp_path / "x.gguf", keys, tensors), cpu), cpu,
                            reference)  # fmt: skip
+
+
+def test_what_phimoe_calls_the_factor_of_its_rotation_is_read(tmp_path: Path, cpu: Device) -> None:
+    """Within the context of training. Beyond it, transformers forgets the factors for long ones."""
+    reference = make_model("phi-moe", max_position_embeddings=128, **PHIMOE_ROPE)
+    assert_as_transformers(load_model(save_model(reference, tmp_path), cpu), cpu, reference)
 
 
 def test_another_number_of_experts_is_refused_by_tensor(tmp_path: Path, cpu: Device) -> None:

@@ -173,7 +173,11 @@ DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10_000.0, "
 
 
 @pytest.mark.parametrize(
-    ("family", "changes", "longest"), [("llama-2", DYNAMIC, 32), ("phi-3", LONGROPE, 128)]
+    ("family", "changes", "longest"),
+    [
+        ("llama-2", DYNAMIC, 32),
+        ("phi-3", LONGROPE, 128),
+    ],
 )
 @pytest.mark.parametrize(("length", "asked"), [(20, None), (32, None), (33, 33), (90, 90)])
 def test_a_text_as_long_as_the_context_is_rotated_as_by_transformers(

@@ -71,6 +71,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt-oss": {"swiglu_limit": 7.0},
     "glm-4-moe": {},
     "ernie-4.5-moe": {"use_bias": False},
+    "minimax-m2": {},
     "hunyuan": {},
     "phi-2": {},
     "gpt-neox": {},

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-PARTS = ("attention", "matrices", "operators", "steps")
+PARTS = ("attention", "experts", "matrices", "operators", "steps")
 GUARDED = ((129, 0, 0), (640, 0, 0), (257, 20, 0), (640, 20, 3), (640, 20, 130))
 """Lengths of a context, windows, and sinks."""
 

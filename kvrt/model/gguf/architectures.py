@@ -83,6 +83,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         truncate=False,
     ),
     "glm4moe": Architecture("Glm4MoeForCausalLM", router=Router("sigmoid", 1), normed_heads=True),
+    "minimax-m2": Architecture(
+        "MiniMaxM2ForCausalLM", router=Router("sigmoid", 1, renormalise=True)
+    ),
     "ernie4_5-moe": Architecture(
         "Ernie4_5_MoeForCausalLM",
         paired=True,
