@@ -9,7 +9,7 @@ Any thread may call it. The engine has a thread of its own; callers speak to it 
 
 import functools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +17,7 @@ from typing import Any, Self
 from kvrt.checks import (
     Checks,
     Flag,
+    Folder,
     Maybe,
     Of,
     Size,
@@ -47,6 +48,7 @@ from kvrt.spi import Device, DeviceInfo
 from kvrt.stream import Inbox, Stream
 
 SLEEP: Checks = {"level": Whole(1, 2), "wake_on_request": Flag()}
+ADAPTER: Checks = {"name": Text(256), "folder": Folder()}
 LIMIT: Checks = {"limit": Size(), "revision": Maybe(Whole(-(2**63), 2**63 - 1))}
 """Of each argument, what it may be."""
 
@@ -108,6 +110,7 @@ class Runtime(CacheControl):
         *,
         cache_salt: str = "",
         private: bool = False,
+        adapter: str | None = None,
     ) -> list[Result]:
         """Answer prompts as one continuous batch; results come in the order of the prompts.
 
@@ -118,6 +121,7 @@ class Runtime(CacheControl):
         Args:
             cache_salt: with whom they share KV pages; see `stream`.
             private: each of them uses no pages of others, and leaves none.
+            adapter: as in `stream`, of all of them.
 
         Raises:
             KvrtError: the runtime had ended before.
@@ -129,7 +133,9 @@ class Runtime(CacheControl):
             for number, (prompt, wish) in enumerate(zip(asked, wishes, strict=True)):
                 try:
                     streams.append(
-                        self.stream(prompt, wish, cache_salt=cache_salt, private=private)
+                        self.stream(
+                            prompt, wish, cache_salt=cache_salt, private=private, adapter=adapter
+                        )
                     )
                 except KvrtError as error:
                     refused = isinstance(error, RequestError | CapacityError | ModelError)
@@ -152,6 +158,7 @@ class Runtime(CacheControl):
         priority: int = 0,
         cache_salt: str = "",
         private: bool = False,
+        adapter: str | None = None,
         metadata: Any = None,
     ) -> Stream:
         """Submit one prompt and return its stream at once.
@@ -163,6 +170,7 @@ class Runtime(CacheControl):
             cache_salt: requests share KV pages only with those of the same salt: one for each
                 tenant keeps tenants apart, also in how long an answer takes.
             private: it uses no pages of others, and leaves none.
+            adapter: the name of one that is loaded, which answers; None: the model as it is.
             metadata: anything; its result and events have it, and kvrt never looks at it.
 
         Raises:
@@ -175,6 +183,7 @@ class Runtime(CacheControl):
             priority=priority,
             cache_salt=cache_salt,
             private=private,
+            adapter=adapter,
             metadata=metadata,
         )
         inbox, number = Inbox(), self._worker.number()
@@ -208,6 +217,40 @@ class Runtime(CacheControl):
     def remove_observer(self, observer: Observer) -> None:
         """Call it no more; one that is not called any more is no error."""
         self._worker.observers.remove(observer)
+
+    # --- adapters ----------------------------------------------------------------------------
+
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Load an adapter of low rank (LoRA), as PEFT saves it, while requests run.
+
+        Requests of several adapters, and of none, are computed in the same steps. What is cached
+        for one is found by its content: never by another's of the same name. Its memory comes on
+        top of `memory_limit`.
+
+        Args:
+            name: for requests.
+            folder: with adapter_config.json and adapter_model.safetensors.
+
+        Raises:
+            ConfigError: an adapter of that name is loaded.
+            ModelError: it is missing, damaged, not supported, or of another model.
+            CapacityError: it does not fit in the device's free memory.
+        """
+        checked = check_options(ADAPTER, name=name, folder=folder)
+        self._worker.adapters.load(checked["name"], Path(checked["folder"]))
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter. Requests that have it go on; then its memory goes back.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        self._worker.adapters.unload(check_options(ADAPTER, name=name)["name"])
+
+    @property
+    def adapters(self) -> Mapping[str, int]:
+        """The names of the adapters that are loaded, and their bytes."""
+        return self._worker.adapters.sizes
 
     # --- looking and steering ----------------------------------------------------------------
 

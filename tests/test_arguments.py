@@ -17,7 +17,7 @@ from kvrt.config import MAX_THREADS, OPTIONS
 from kvrt.control import SAVING
 from kvrt.engine.intake import STREAM
 from kvrt.errors import ConfigError, KvrtError, RequestError
-from kvrt.runtime import LIMIT, SLEEP
+from kvrt.runtime import ADAPTER, LIMIT, SLEEP
 from kvrt.sampling import PARAMS
 
 SECRET = "my secret words"
@@ -35,6 +35,7 @@ TABLES: dict[str, tuple[Checks, type[KvrtError]]] = {
     "Runtime.stream": (STREAM, RequestError),
     "Runtime.set_memory_limit": (LIMIT, ConfigError),
     "Runtime.sleep": (SLEEP, ConfigError),
+    "Runtime.load_adapter": (ADAPTER, ConfigError),
     "Runtime.save_cache": (SAVING, ConfigError),
 }
 
@@ -143,6 +144,7 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "Runtime.stream": {"priority": (-INT64 - 1, INT64)},
     "Runtime.set_memory_limit": {"revision": (-INT64 - 1, INT64)},
     "Runtime.sleep": {"level": (1, 2)},
+    "Runtime.load_adapter": {},
     "Runtime.save_cache": {"compress": (-100, 22)},
 }  # fmt: skip
 

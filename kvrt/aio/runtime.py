@@ -100,13 +100,14 @@ class AsyncRuntime:
         priority: int = 0,
         cache_salt: str = "",
         private: bool = False,
+        adapter: str | None = None,
         metadata: Any = None,
         timeout: float | None = TIMEOUT_S,
     ) -> AsyncStream:
         """Submit one prompt, and return its stream.
 
         Args:
-            prompt, params, request_id, priority, cache_salt, private, metadata: see
+            prompt, params, request_id, priority, cache_salt, private, adapter, metadata: see
                 `Runtime.stream`.
             timeout: seconds, at most, between two pieces of the answer, the first included; None:
                 as long as it takes.
@@ -125,6 +126,7 @@ class AsyncRuntime:
             priority=priority,
             cache_salt=cache_salt,
             private=private,
+            adapter=adapter,
             metadata=metadata,
         )
         arrivals = Arrivals()

@@ -143,6 +143,7 @@ class Engine:
                 self._make_do(failed)
                 return
         rows = [row for row in plan.rows if row.seq in self._live]
+        rows.sort(key=lambda row: row.seq.adapter)  # those of one adapter are computed together
         if not rows and self.memory.offload is not None:
             self.memory.offload.wait()
         if rows:

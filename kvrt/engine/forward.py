@@ -98,6 +98,7 @@ class Forward:
             if row.samples:
                 wanted += range(len(tokens) - 1, len(tokens) + len(row.drafts))
             tokens += row.drafts.tokens
+        adapters = [row.seq.adapter for row in rows]
         step = self._cache.step(
             [row.seq.id for row in rows],
             [row.count for row in rows],
@@ -105,6 +106,7 @@ class Forward:
             wanted,
             parents=parents_of(rows),
             contexts=[row.start + row.count for row in rows],
+            adapters=adapters if any(adapters) else None,
         )
         return self._executor.launch(step)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from kvrt.checks import Checks, Flag, Maybe, Of, Text, Whole, check_request
 from kvrt.config import RuntimeConfig, draft_limit
+from kvrt.engine.adapters import fingerprint_with
 from kvrt.engine.prompts import Prompt, bad_words_of, room_for, root_of, tokens_of
 from kvrt.engine.request import Request
 from kvrt.engine.worker import Worker
@@ -20,6 +21,7 @@ STREAM: Checks = {
     "request_id": Maybe(Text(256)),
     "priority": Whole(-(2**63), 2**63 - 1),
     "private": Flag(),
+    "adapter": Maybe(Text(256)),
 }
 """Of each argument, what it may be; prompts and salts are checked in `kvrt.engine.prompts`."""
 
@@ -33,6 +35,7 @@ class Wishes:
     priority: int = 0
     cache_salt: str = ""
     private: bool = False
+    adapter: str | None = None
     metadata: Any = None
 
 
@@ -59,6 +62,7 @@ def request_of(
         request_id=wishes.request_id,
         priority=wishes.priority,
         private=wishes.private,
+        adapter=wishes.adapter,
     )
     params = wishes.params or SamplingParams()
     model = worker.model
@@ -69,7 +73,8 @@ def request_of(
         seed = secrets.randbits(64) if config.seed is None else config.seed
     max_new = room - len(tokens) if params.max_tokens is None else params.max_tokens
     private = wishes.private
-    root = root_of(worker.fingerprint, wishes.cache_salt)
+    adapter = worker.adapters.named(checked["adapter"])
+    root = root_of(fingerprint_with(worker.fingerprint, adapter), wishes.cache_salt)
     if private:
         root = secrets.token_bytes(KEY_BYTES)
     named = config.prefix_cache and not private and params.prompt_logprobs is None
@@ -81,6 +86,7 @@ def request_of(
         max_len=min(room, len(tokens) + max_new),
         priority=checked["priority"],
         root=root,
+        adapter=adapter,
         names=tuple(chain(root, tokens[:-1], config.page_size)) if named else (),
         shares=not private,
         drafts=_drafts_of(params, config),

@@ -67,6 +67,7 @@ class Live:
             width=max(params.n, params.beam_width),
             waiting_since=step,
             root=request.root,
+            adapter=0 if request.adapter is None else request.adapter.number,
             names=list(request.names),
             # Log-probabilities of a prompt need the logits of each token.
             matches=request.shares and params.prompt_logprobs is None,

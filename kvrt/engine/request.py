@@ -10,6 +10,7 @@ from kvrt.engine.output import Detokenizer, Output
 from kvrt.engine.stops import StopStrings
 from kvrt.errors import KvrtError
 from kvrt.kv.tiers.names import PageName
+from kvrt.model.lora.adapter import Adapter
 from kvrt.outputs import Delta, Result, Timings, TokenLogprobs, Usage
 from kvrt.sampling import SamplingParams
 from kvrt.sched.beams import Beams
@@ -34,6 +35,7 @@ class Request:
         detokenizer: makes one for each completion; None: the model has no tokenizer.
         deliver: called with each `Delta`, and last with the `Result`.
         root: what the names of its pages begin with; see `kvrt.kv.tiers.names`.
+        adapter: what is added to the model for it, which is kept as long as the request lives.
         names: of the pages it may begin with, made where nobody waits for it; those that are
             missing are made when they are needed.
         shares: other requests may use its pages.
@@ -57,6 +59,7 @@ class Request:
     detokenizer: Callable[[], Detokenizer | None]
     deliver: Callable[[Delta | Result], None]
     root: bytes = b""
+    adapter: Adapter | None = None
     names: Sequence[PageName] = ()
     shares: bool = True
     drafts: int = 0

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from kvrt.config import RuntimeConfig
+from kvrt.engine.adapters import NamedAdapters
 from kvrt.engine.assembly import assemble
 from kvrt.engine.engine import Engine
 from kvrt.engine.events import CacheChanged, RequestQueued
@@ -65,6 +66,7 @@ class Worker(Mailbox):
     prefixes: Prefixes
     snapshots: Snapshots
     guides: Guides
+    adapters: NamedAdapters
     fingerprint: bytes
     load_seconds: float
 
@@ -201,6 +203,7 @@ class Worker(Mailbox):
         self.engine.observers = self.observers
         if made.engine.memory.tenant is not None:
             made.engine.memory.tenant.listen(lambda: self.tell(Signal.RUNG))
+        self.adapters = NamedAdapters(made.model.decoder.adapters)
         self.fingerprint = made.fingerprint
         tokenizer = made.model.tokenizer
         self.guides = Guides(tokenizer, made.model.spec.vocab)

@@ -78,6 +78,8 @@ class Step(NamedTuple):
         parents: [tokens], or None; the same.
         tokens: [tokens]; of all sequences, one after the other.
         wanted: [rows]; the tokens whose logits are wanted.
+        adapters: [sequences]; the numbers of what is added to the model for them, 0: nothing. None:
+            nothing is, to any.
     """
 
     pages: tuple[Ints, ...]
@@ -86,6 +88,7 @@ class Step(NamedTuple):
     parents: Ints | None
     tokens: Ints
     wanted: Ints
+    adapters: Ints | None = None
 
 
 class Running(NamedTuple):

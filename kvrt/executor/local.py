@@ -23,7 +23,7 @@ from kvrt.sharing.tenant import Tenant
 from kvrt.spi import AttentionBatch, Device, KVLayout, Ticket
 from kvrt.wrappers.named import blaming, owner_of
 
-Forward = Callable[[Tensor, Sequence[AttentionBatch], Tensor], Tensor]
+Forward = Callable[..., Tensor]
 """One step of a model; see `kvrt.model.decoder.Decoder.forward`."""
 
 
@@ -197,8 +197,9 @@ class LocalExecutor(LocalPages):
 
     def launch(self, step: Step) -> Running:
         batches = self.batches(step)
+        more = () if step.adapters is None else (step.adapters.tolist(),)
         with blaming(self._owner, "the forward pass"):
             logits = self._forward(
-                torch.from_numpy(step.tokens), batches, torch.from_numpy(step.wanted)
+                torch.from_numpy(step.tokens), batches, torch.from_numpy(step.wanted), *more
             )
         return Running(logits, self._device.fence())

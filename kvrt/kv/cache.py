@@ -137,6 +137,7 @@ class KVCache:
         *,
         parents: Sequence[int] | None = None,
         contexts: Sequence[int] | None = None,
+        adapters: Sequence[int] | None = None,
     ) -> Step:
         """The pass of sequences that compute `query_lens` new tokens, and have `contexts` tokens
         with them. `contexts`: None: all they have in the table. The others: see `Step`.
@@ -153,6 +154,7 @@ class KVCache:
             parents=None if parents is None else _ints(parents),
             tokens=_ints(tokens),
             wanted=_ints(wanted),
+            adapters=None if adapters is None else _ints(adapters),
         )
 
     def end_step(self, step: int) -> None:

@@ -35,6 +35,7 @@ class Seq:
         last_named: the prefix index's entry of the last of them.
         drafter: guesses at its next tokens, if it wants that.
         together: sequences with the same number lose their pages together; None: it is alone.
+        adapter: the number of what is added to the model for it; 0: nothing.
         apart: it ran out of pages beside no other, and runs beside none from then on.
     """
 
@@ -57,6 +58,7 @@ class Seq:
     last_named: object = None
     drafter: Drafter | None = None
     together: int | None = None
+    adapter: int = 0
     apart: bool = False
 
     @property

@@ -63,7 +63,12 @@ def _gelu_tanh(x: Tensor) -> Tensor:
     return cubed.mul_(math.sqrt(2 / math.pi)).tanh_().add_(1.0).mul_(x).mul_(0.5)
 
 
+def _silu(x: Tensor) -> Tensor:
+    return (x * 0.5).tanh_().add_(1.0).mul_(x).mul_(0.5)
+
+
 PLAIN: Mapping[MLPActivation, Callable[[Tensor], Tensor]] = {
+    "silu": _silu,
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
     "relu2": lambda x: x.relu().square(),

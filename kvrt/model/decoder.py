@@ -23,6 +23,8 @@ from kvrt.model.activations import Activations, computed_in
 from kvrt.model.branches import Branches
 from kvrt.model.experts import Mixture
 from kvrt.model.graphs import DecodeGraphs, padded
+from kvrt.model.lora.adapter import Adapters
+from kvrt.model.lora.ops import AdaptedOps, segments_of
 from kvrt.model.ops import MixedOps, TorchOps
 from kvrt.model.pieces import pieces
 from kvrt.model.rope import RotationTable, positions_of
@@ -102,6 +104,7 @@ class Decoder:
         if self._packed is not None and weights.packed:
             self._ops = MixedOps(ops, self._packed)
         self._branches = Branches(spec, self._ops)
+        self.adapters = Adapters(spec, weights, device, self.dtype)
         self._mixture = Mixture(spec, self._ops, device)
         self._work: Activations | None = None
         capture = device.extension(GraphCapture)  # type: ignore[type-abstract]
@@ -134,7 +137,11 @@ class Decoder:
         del self.weights, self._tables
 
     def forward(
-        self, tokens: Tensor, batches: Sequence[AttentionBatch], logits_rows: Tensor
+        self,
+        tokens: Tensor,
+        batches: Sequence[AttentionBatch],
+        logits_rows: Tensor,
+        adapters: Sequence[int] | None = None,
     ) -> Tensor:
         """One step: store the tokens' keys and values, and compute the logits asked for.
 
@@ -143,12 +150,14 @@ class Decoder:
             batches: where each sequence's pages are, and which of the tokens are its own; one
                 batch for each of the `groups`, of the same sequences.
             logits_rows: int32 or int64 [rows], on the host; the tokens whose logits are wanted.
+            adapters: [sequences]; the numbers of their adapters, 0: of none. None: of none at all.
 
         Returns:
             float32 [rows, vocab], on the device.
         """
         count = tokens.numel()
-        size = self._graphs.size(count, batches[0]) if self._graphs is not None else 0
+        recorded = self._graphs is not None and adapters is None
+        size = self._graphs.size(count, batches[0]) if self._graphs and recorded else 0
         tokens = tokens.to(self._torch_device)
         if self._graphs is not None and size:
             batches = [padded(batch, size) for batch in batches]
@@ -162,7 +171,12 @@ class Decoder:
         else:
             work = self._activations(count)
             self._begin(tokens, batches[0], work.x, work)
-            self._run_layers([*map(self._attention.plan, batches)], work)
+            ops = self._ops
+            if adapters is not None:
+                starts = batches[0].query_start.tolist()
+                segments = segments_of(starts, adapters, self.adapters.by_number)
+                ops = cast(MixedOps, AdaptedOps(ops, segments))
+            self._run_layers([*map(self._attention.plan, batches)], work, ops)
         if not logits_rows.numel():
             return torch.empty(0, self.spec.vocab, device=self._torch_device)
         x = work.x
@@ -192,10 +206,14 @@ class Decoder:
         if self.spec.embedding_scale != 1.0:
             x.mul_(self.spec.embedding_scale)
 
-    def _run_layers(self, plans: Sequence[object], work: Activations) -> None:
+    def _run_layers(
+        self, plans: Sequence[object], work: Activations, ops: MixedOps | None = None
+    ) -> None:
         """All layers, from the embedded tokens in ``work.x`` to the last layer's output there."""
-        ops, run, parallel = self._ops, self._attention.run, self.spec.parallel
-        norm, mlp, add = self._branches.norm, self._branches.mlp, self._branches.add
+        ops = ops or self._ops
+        run, parallel = self._attention.run, self.spec.parallel
+        own = self._branches if ops is self._ops else Branches(self.spec, ops)
+        norm, mlp, add = own.norm, own.mlp, own.add
         x, normed, gated = work.x, work.normed, work.gated
         qkv, q, k, v = work.qkv, work.q, work.k, work.v
         attended, attended_rows = work.attended, work.attended_rows

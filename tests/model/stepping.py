@@ -38,8 +38,12 @@ class Stepper:
     def add(self, tokens: Sequence[int]) -> Text:
         return Text(list(tokens), [place.take(self._longest) for place in self.places])
 
-    def step(self, rows: Sequence[tuple[Text, int]]) -> None:
-        """Run the next `count` tokens of each text; their logits are appended to it."""
+    def step(self, rows: Sequence[tuple[Text, int]], adapters: Sequence[int] | None = None) -> None:
+        """Run the next `count` tokens of each text; their logits are appended to it.
+
+        Args:
+            adapters: the number of each text's; None: they have none.
+        """
         batches = [
             place.batch(
                 [text.pages[group] for text, _ in rows],
@@ -50,7 +54,7 @@ class Stepper:
         ]
         tokens = [t for text, count in rows for t in text.tokens[text.done : text.done + count]]
         every = torch.arange(len(tokens))
-        logits = self.model.decoder.forward(torch.tensor(tokens), batches, every)
+        logits = self.model.decoder.forward(torch.tensor(tokens), batches, every, adapters)
         for (text, count), part in zip(
             rows, logits.cpu().split([count for _, count in rows]), strict=True
         ):

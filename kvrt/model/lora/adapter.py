@@ -1,0 +1,124 @@
+"""An adapter made ready for a model: what it adds to each of the model's weights."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from kvrt.errors import CapacityError, ModelError
+from kvrt.model.lora.peft import AdapterFile, Delta, check_all_used
+from kvrt.model.rows import rows_of
+from kvrt.model.spec import ModelSpec
+from kvrt.model.weights import Weight, Weights, weights_of
+from kvrt.spi import Device, DType
+
+ADAPTED = ("qkv", "o", "gate_up", "down")
+"""Weights that an adapter may change."""
+
+
+class Adapter:
+    """An adapter on a device. Whoever holds it keeps it; the table of a decoder does not.
+
+    Args:
+        number: from 1 on; no other adapter of the model ever has it.
+        digest: SHA-256 over its content.
+        deltas: by the `id` of the model's weight.
+    """
+
+    def __init__(self, number: int, digest: bytes, deltas: dict[int, Delta]) -> None:
+        self.number = number
+        self.digest = digest
+        self.deltas = deltas
+        self.nbytes = sum(each.a.nbytes + each.b.nbytes for each in deltas.values())
+
+
+class Adapters:
+    """The adapters of a decoder, as far as anyone holds them.
+
+    Args:
+        spec: of the model.
+        weights: of the model.
+        device: they are on.
+        dtype: of their matrices.
+    """
+
+    def __init__(self, spec: ModelSpec, weights: Weights, device: Device, dtype: DType) -> None:
+        self._spec = spec
+        self._device = device
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._ids = {
+            (number, name): id(getattr(layer, name))
+            for number, layer in enumerate(weights.layers)
+            for name in ADAPTED
+        }
+        self._numbers = itertools.count(1)
+        self._held: WeakValueDictionary[int, Adapter] = WeakValueDictionary()
+
+    @property
+    def by_number(self) -> Mapping[int, Adapter]:
+        return self._held
+
+    def make(self, file: AdapterFile) -> Adapter:
+        """An adapter as the model uses it.
+
+        Raises:
+            ModelError: it does not belong to the model.
+            CapacityError: it does not fit in the device's free memory.
+        """
+        needed = sum(each.a.numel() + each.b.numel() for each in file.deltas.values())
+        needed *= self._dtype.itemsize
+        if needed > (free := self._device.memory.info().free):
+            raise CapacityError(
+                f"{file.path}: the adapter takes {needed:,} bytes, but {free:,} are free",
+                needed=needed,
+                free=free,
+                fix="unload another, or lower memory_limit",
+            )
+        used: set[str] = set()
+        deltas = {
+            self._ids[weight.layer, weight.field]: self._placed(delta)
+            for weight in weights_of(self._spec)
+            if weight.layer is not None and weight.field in ADAPTED and weight.is_matrix
+            for delta in _whole(file, weight, self._spec, used)
+        }
+        check_all_used(file, used)
+        adapter = Adapter(next(self._numbers), file.digest, deltas)
+        self._held[adapter.number] = adapter
+        return adapter
+
+    def _placed(self, delta: Delta) -> Delta:
+        where = self._device.info.torch_device
+        return Delta(*(part.to(where, self._dtype).contiguous() for part in delta))
+
+
+def _whole(file: AdapterFile, weight: Weight, spec: ModelSpec, used: set[str]) -> Iterator[Delta]:
+    """What is added to a weight: that of its parts, if it has any; their ranks lie behind each
+    other, and so do their rows."""
+    out = weight.shape[0]
+    firsts: list[Tensor] = []
+    seconds: list[Tensor] = []
+    row = 0
+    for part in weight.parts:
+        module = part.name.removesuffix(".weight")
+        if module not in file.deltas:
+            module = module.removeprefix("model.")
+        if delta := file.deltas.get(module):
+            used.add(module)
+            if (len(delta.b), delta.a.shape[1]) != part.shape:
+                raise ModelError(
+                    f"{file.path}: adds to {module} a matrix"
+                    f" {[len(delta.b), delta.a.shape[1]]}; the model's is {list(part.shape)}",
+                    fix="check that the adapter belongs to this model",
+                )
+            b = delta.b.clone()
+            if (rows := rows_of(part, part.order, spec)) is not None:
+                rows.put_in_order(b)
+            second = torch.zeros(out, len(delta.a))
+            second[row : row + len(b)] = b
+            firsts.append(delta.a)
+            seconds.append(second)
+        row += part.shape[0]
+    if firsts:
+        yield Delta(torch.cat(firsts), torch.cat(seconds, 1))
