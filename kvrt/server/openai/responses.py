@@ -221,7 +221,6 @@ class ResponsesCall:
             "tools": [],
             "top_p": params.top_p,
             "truncation": "disabled",
-            "usage": None,
         }
 
 
