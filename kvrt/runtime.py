@@ -33,7 +33,7 @@ from kvrt.engine.intake import STREAM, Wishes, request_of
 from kvrt.engine.mailbox import Signal
 from kvrt.engine.prompts import Prompt, as_list
 from kvrt.engine.request import failed_result
-from kvrt.engine.sizing import limit_bytes, too_small
+from kvrt.engine.sizing import set_limit
 from kvrt.engine.stats import RuntimeStats, stats_of
 from kvrt.engine.worker import CLOSE_TIMEOUT_S, Worker
 from kvrt.errors import CapacityError, ConfigError, KvrtError, ModelError, RequestError
@@ -291,10 +291,13 @@ class Runtime(CacheControl):
             CapacityError: the weights leave no room for a single page.
         """
         checked = check_options(LIMIT, limit=limit, revision=revision)
-        kv = limit_bytes(checked["limit"], self.device_info) - self.model.weight_bytes
-        if kv < self.cache.page_bytes:
-            raise too_small(limit, self.model.weight_bytes, self.cache.min_bytes)
-        change = self.cache.set_memory_limit(kv, checked["revision"])
+        change = set_limit(
+            self.cache,
+            self.model.weight_bytes,
+            checked["limit"],
+            self.device_info,
+            checked["revision"],
+        )
         self._worker.tell(Signal.LIMIT_CHANGED)
         return change
 

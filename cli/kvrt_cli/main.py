@@ -55,7 +55,7 @@ Environment:
 class Commands(Mapping[str, click.Command]):
     """The sub-commands, each in the module of its name, which is loaded when it is asked for."""
 
-    NAMES = ("bench", "doctor", "embed", "models", "run", "serve", "show", "top")
+    NAMES = ("bench", "ctl", "doctor", "embed", "models", "run", "serve", "show", "top")
 
     def __getitem__(self, name: str) -> click.Command:
         if name not in self.NAMES:
@@ -184,6 +184,7 @@ def cli() -> None:
       kvrt show DIRECTORY             what a model takes, and how much of it fits here
       kvrt doctor                     what works on this machine, and how to mend the rest
       kvrt top                        who shares a device, and what each one holds
+      kvrt ctl                        ... change that, and let a model sleep
       kvrt bench                      tokens per second
     """
     logging.getLogger("kvrt").setLevel(Environment().log_level)

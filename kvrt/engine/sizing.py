@@ -13,6 +13,7 @@ from kvrt.errors import CapacityError
 from kvrt.executor.backing import geometry_of
 from kvrt.executor.local import LocalExecutor
 from kvrt.kv.cache import KVCache
+from kvrt.kv.limit import LimitChange
 from kvrt.kv.pages.geometry import Geometry
 from kvrt.model.activations import Activations
 from kvrt.model.loader import Model
@@ -44,6 +45,20 @@ def too_small(limit: int | str, weights: int, smallest: int) -> CapacityError:
         needed=needed,
         fix=f"give at least {format_bytes(needed)}",
     )
+
+
+def set_limit(
+    cache: KVCache, weights: int, limit: int | str, info: DeviceInfo, revision: int | None = None
+) -> LimitChange:
+    """Change what weights of so many bytes and a KV cache together may take; from any thread.
+
+    Raises:
+        CapacityError: the weights leave no room for a single page.
+    """
+    kv = limit_bytes(limit, info) - weights
+    if kv < cache.page_bytes:
+        raise too_small(limit, weights, cache.min_bytes)
+    return cache.set_memory_limit(kv, revision)
 
 
 def step_bytes(config: RuntimeConfig, spec: ModelSpec, computed: DType) -> int:

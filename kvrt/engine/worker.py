@@ -18,6 +18,7 @@ from kvrt.engine.engine import Engine
 from kvrt.engine.events import CacheChanged, RequestQueued
 from kvrt.engine.fingerprint import own_folder
 from kvrt.engine.mailbox import Call, Command, Mailbox, Signal, T, carry_out
+from kvrt.engine.obeying import obey
 from kvrt.engine.prefixes import Prefixes
 from kvrt.engine.request import Request, failed_result
 from kvrt.engine.sleeping import Sleeper
@@ -302,6 +303,8 @@ class Worker(Mailbox):
                 command.deliver(failed_result(command.id, command.prompt, failed, command.metadata))
         elif isinstance(command, Call):
             carry_out(command)
+        elif command is Signal.RUNG:
+            obey(self.engine, self.sleeper, self.device.info)
         elif isinstance(command, int):
             request = self._unanswered.get(command)
             if isinstance(request, Request):

@@ -2,8 +2,10 @@
 
     byte 0         locked by whoever changes a number of another, or takes memory
     byte 1 + row   locked by the tenant of that row for as long as it lives
+    512 + row      locked by who asks that tenant for something, until it has the answer
     1024 + row     not zero while that tenant waits until its bell is rung
     4096 ...       the rows
+    12288 ...      what is asked of the tenant of each, and what it answered
 
 Both are locks of an open file (``F_OFD_SETLK``, Linux): the system drops them when the process is
 gone, however it went, so there is nobody to clean up, and no process id that another one gets. A
@@ -34,11 +36,14 @@ NAME_BYTES = 48
 _MAGIC = b"kvrtshar"
 _VERSION = 2
 _HEADER = struct.Struct("<8sqq")  # magic, version, total
-_WAITS = 1024
+_ASKERS, _WAITS = 512, 1024
 _FIRST, _STRIDE = 4096, 128
 _ROW = struct.Struct(f"<qqqqqqd{NAME_BYTES}s")
 _PID = struct.Struct("<q")
-_BYTES = _FIRST + ROWS * _STRIDE
+_ORDERS = _FIRST + ROWS * _STRIDE
+_ASKED = struct.Struct("<qqqq")
+_ANSWER = struct.Struct("<qq80s")
+_BYTES = _ORDERS + ROWS * _STRIDE
 
 _NAP_S = 0.0002
 
@@ -63,6 +68,29 @@ class Row:
             self.pid, claim.held, claim.want, claim.guarantee, claim.lends, claim.priority,
             claim.weight, self.name.encode()[:NAME_BYTES],
         )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is asked of a tenant; see `kvrt.sharing.orders`.
+
+    Args:
+        number: of the order, from 1.
+        verb: what is to be done.
+        value: bytes, or a level.
+        revision: of the change.
+        answered: whether the tenant has done what it could.
+        outcome: of that.
+        text: why it was refused.
+    """
+
+    number: int
+    verb: int
+    value: int
+    revision: int
+    answered: bool = False
+    outcome: int = 0
+    text: str = ""
 
 
 _NOBODY = Row(0, "", Claim(0, 0))
@@ -200,7 +228,7 @@ class Ledger:
     @property
     def content(self) -> bytes:
         """All rows as they are now, to see whether anything has changed."""
-        return self._map[_FIRST:_BYTES]
+        return self._map[_FIRST:_ORDERS]
 
     def enter(self, row: Row) -> int:
         """Take a free row. The lock is held.
@@ -215,6 +243,7 @@ class Ledger:
         if not _lock(self._life, 1 + free):
             raise StoreError(f"{self.path}: row {free} is locked", reason="locked")
         self._own = free
+        self._map[_ORDERS + free * _STRIDE : _ORDERS + (free + 1) * _STRIDE] = bytes(_STRIDE)
         self._write(free, row)
         return free
 
@@ -224,6 +253,39 @@ class Ledger:
         if self._own is not None:
             row = self._read(self._own)
             self._write(self._own, replace(row, claim=replace(row.claim, held=held, want=want)))
+
+    def set_guarantee(self, number: int, nbytes: int) -> None:
+        """What another is due from now on. The lock is held."""
+        row = self._read(number)
+        self._write(number, replace(row, claim=replace(row.claim, guarantee=nbytes)))
+
+    def order(self, number: int) -> Order | None:
+        """The last that was asked of the tenant of a row; None: nothing was."""
+        at = _ORDERS + number * _STRIDE
+        asked, verb, value, revision = _ASKED.unpack_from(self._map, at)
+        answered, outcome, text = _ANSWER.unpack_from(self._map, at + _ASKED.size)
+        if not asked:
+            return None
+        done = answered == asked
+        said = text.rstrip(b"\0").decode(errors="replace") if done else ""
+        return Order(asked, verb, value, revision, done, outcome, said)
+
+    def take_turn(self, number: int) -> bool:
+        """Whether nobody else asks the tenant of a row. It is this one's turn until it is closed,
+        or is gone."""
+        return _lock(self._file, _ASKERS + number)
+
+    def post(self, number: int, verb: int, value: int, revision: int) -> Order:
+        """Ask the tenant of a row for something. The lock is held, and the last was answered."""
+        last = self.order(number)
+        order = Order(1 if last is None else last.number + 1, verb, value, revision)
+        _ASKED.pack_into(self._map, _ORDERS + number * _STRIDE, order.number, verb, value, revision)
+        return order
+
+    def answer(self, number: int, order: Order, outcome: int, text: str) -> None:
+        """Of the tenant of a row."""
+        at = _ORDERS + number * _STRIDE + _ASKED.size
+        _ANSWER.pack_into(self._map, at, order.number, outcome, text.encode()[:80])
 
     def waits(self, number: int) -> bool:
         """Whether the tenant of a row waits, so that its bell has to be rung."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from kvrt.errors import CapacityError, OutOfMemory, StoreError
 from kvrt.sharing.bell import Bell, ring
 from kvrt.sharing.fair import Claim, allowance, fair_shares
-from kvrt.sharing.ledger import Ledger, Row
+from kvrt.sharing.ledger import Ledger, Order, Row
 from kvrt.units import format_bytes
 
 _NAP_S = 0.002
@@ -111,6 +111,15 @@ class Tenant:
         due what it has, and it `waits`."""
         self._bell.listen(heard)
 
+    def order(self) -> Order | None:
+        """What somebody asks of it, and has not been answered; see `kvrt.sharing.orders`."""
+        order = self._ledger.order(self._own)
+        return None if order is None or order.answered else order
+
+    def answer(self, order: Order, outcome: int, text: str = "") -> None:
+        """What came of an order."""
+        self._ledger.answer(self._own, order, outcome, text)
+
     def waits(self, waits: bool) -> None:
         """It looks by itself no more; or it does. Who says so looks once more, and then waits."""
         self._ledger.set_waits(self._own, waits)
@@ -132,11 +141,11 @@ class Tenant:
             NotLeased: it may not, now; from then on others see that it is wanted.
             OutOfMemory: whoever has the ledger's lock does not go on.
         """
-        claim = self._claim
-        held = claim.held + nbytes
+        held = self._claim.held + nbytes
         try:
             with self._ledger.locked(_PATIENCE_S):
                 others = self._others(self._ledger.rows())
+                claim = self._claim
                 if held <= allowance(self.total, claim, _claims(others)):
                     self._say(held, max(held, claim.want))
                     return
@@ -204,9 +213,13 @@ class Tenant:
         return _names(self._others(self._ledger.peek()).values())
 
     def _allowance(self, rows: dict[int, Row]) -> int:
-        return allowance(self.total, self._claim, _claims(self._others(rows)))
+        others = self._others(rows)
+        return allowance(self.total, self._claim, _claims(others))
 
     def _others(self, rows: dict[int, Row]) -> dict[int, Row]:
+        guarantee = rows[self._own].claim.guarantee  # somebody may have given it another
+        if guarantee != self._claim.guarantee:
+            self._claim = replace(self._claim, guarantee=guarantee)
         return {number: row for number, row in rows.items() if number != self._own}
 
     def _wake(self, others: dict[int, Row]) -> None:

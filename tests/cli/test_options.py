@@ -15,6 +15,7 @@ COMMANDS = {
     "doctor": ("doctor", "--only", "python"),
     "serve": ("serve", "tiny", "--keys", "keys", "--new-key", "me"),
     "top": ("top", "--once"),
+    "ctl": ("ctl", "wake", "nobody", "tiny"),
     "models": ("models",),
     "embed": ("embed", "tiny", "x"),
     "show": ("show", "tiny", "--backend", "cpu"),

@@ -56,3 +56,36 @@ def test_terms_that_say_nothing_are_refused(kvrt: Kvrt, options: tuple[str, ...]
     result = kvrt("run", "tiny", "x", *options)
     assert result.exit_code == 2
     assert why in result.stderr
+
+
+def test_ctl_asks_a_tenant_and_prints_what_came_of_it(kvrt: Kvrt) -> None:
+    with Runtime("tiny", keep_warm=0, share=Share(name="lab", size="64MiB")) as runtime:
+        assert kvrt("ctl", "limit", "lab", "tiny", "50%").stdout == "applied, revision 1\n"
+        assert runtime.stats().cache.asked_bytes == (32 << 20) - runtime.stats().weight_bytes
+        late = kvrt("ctl", "limit", "lab.cpu0", "tiny", "9MiB", "--revision", "1", "--json")
+        assert json.loads(late.stdout) == {"outcome": "stale", "revision": 1}
+        assert kvrt("ctl", "guarantee", "lab", "tiny", "16MiB").exit_code == 0
+        assert kvrt("ctl", "sleep", "lab", "tiny").exit_code == 0
+        assert runtime.asleep == 2
+        assert kvrt("ctl", "wake", "lab", "tiny").exit_code == 0
+        assert kvrt("ctl", "reclaim", "lab", "tiny").exit_code == 0
+        assert runtime.asleep == 0
+        refused = kvrt("ctl", "limit", "lab", "tiny", "1MiB")
+        assert refused.exit_code == 1
+        assert "cannot limit: a memory limit of 1 MiB is too small" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("limit", "lab", "tiny"), "takes a SIZE"),
+        (("wake", "lab", "tiny", "1MiB"), "takes no SIZE"),
+        (("fly", "lab", "tiny"), "fly"),
+        (("wake", "lab", "tiny"), "nobody shares lab"),
+        (("limit", "lab", "tiny", "much"), "size"),
+    ],
+)
+def test_what_ctl_cannot_ask_is_refused(kvrt: Kvrt, words: tuple[str, ...], why: str) -> None:
+    result = kvrt("ctl", *words)
+    assert result.exit_code == 2
+    assert why in result.stderr
