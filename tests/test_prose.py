@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("kvrt", "cli", "kernels", "backends", "docs", "tests")
 NAME = re.compile(r"`(kvrt(?:_\w+)?(?:\.\w+)+)[`(]")
 PATH = re.compile(r"`((?:kvrt|cli|kernels|backends|tests|docs|ci)/[\w./-]*\w/?)`")
-GROUPS = {"kvrt.backends"}
+GROUPS = {"kvrt.backends", "kvrt.readers"}
 """Of entry points: names, and no modules."""
 
 

@@ -149,6 +149,12 @@ SHORT_HELP = "A model answers over HTTP, to clients of OpenAI's API, Anthropic's
     metavar="FILE",
     help="For a model that has none, or in place of its own; plain: one that is built in.",
 )
+@click.option(
+    "--reader",
+    metavar="NAME",
+    help="What takes answers apart into reasoning, content and calls of tools, by its entry point"
+    " (kvrt.readers); default: what the chat template shows.",
+)
 @runtime_options
 @prefix_cache_option(
     default=True,
@@ -188,7 +194,7 @@ def serve(
     names = ("host", "port", "alias", "jwt_issuer", "jwt_audience", "jwt_keys",
              "jwt_role", "limits", "audit", "metrics_compat", "without_keys",
              "strict", "max_requests", "max_body", "drain_seconds", "ready_seconds",
-             "kv_events", "kv_events_replay", "chat_template")  # fmt: skip
+             "kv_events", "kv_events_replay", "chat_template", "reader")  # fmt: skip
     config = ServerConfig(keys=keys, **{name: options[name] for name in names})
     wanted = runtime_config(TINY if model is None else model, options)
     if new_key is not None:

@@ -134,7 +134,7 @@ class AsyncRuntime:
         number = self._worker.number()
         # The stream comes first: if anything interrupts the rest, it ends the request.
         abort = functools.partial(self._abort, number)
-        stream = AsyncStream(request.id, metadata, len(request.prompt), arrivals, timeout, abort)
+        stream = AsyncStream(request.id, metadata, request.prompt, arrivals, timeout, abort)
         self._worker.submit(number, request)
         return stream
 

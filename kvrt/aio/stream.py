@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -77,7 +77,7 @@ class AsyncStream(AsyncIterator[Delta]):
     Args:
         request_id: the request's name.
         metadata: what came with it.
-        prompt_tokens: how many tokens its prompt has.
+        prompt_token_ids: of its prompt.
         arrivals: where its pieces come.
         timeout: seconds, at most, between two pieces, or before the first.
         abort: ends the request if it still lives; may be called anywhere, at any time.
@@ -87,14 +87,14 @@ class AsyncStream(AsyncIterator[Delta]):
         self,
         request_id: str,
         metadata: Any,
-        prompt_tokens: int,
+        prompt_token_ids: Sequence[int],
         arrivals: Arrivals,
         timeout: float | None,
         abort: Callable[[], None],
     ) -> None:
         self.request_id = request_id
         self.metadata = metadata
-        self.prompt_tokens = prompt_tokens
+        self.prompt_token_ids = prompt_token_ids
         self._arrivals = arrivals
         self._timeout = timeout
         self._abort = abort

@@ -73,6 +73,12 @@ class Tokenizer:
             if BYTE_TOKEN.fullmatch(token) and self.decode([i], skip_special=False) != token
         }
 
+    @functools.cached_property
+    def special_texts(self) -> frozenset[str]:
+        """How special tokens read where they are not left out."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return frozenset(added[token].content for token in self._special)
+
     def with_end(self) -> tuple[str, int]:
         """As the text of a tokenizer.json, with one more token; and its id, behind all others."""
         copy = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())

@@ -54,15 +54,15 @@ class Answers:
         self._streams = streams
 
     @property
-    def prompt_tokens(self) -> list[int]:
-        """Of each."""
-        return [stream.prompt_tokens for stream in self._streams]
+    def prompts(self) -> list[Sequence[int]]:
+        """The tokens of each."""
+        return [stream.prompt_token_ids for stream in self._streams]
 
     @property
     def progress(self) -> Progress:
         firsts = [stream.first for stream in self._streams if stream.first is not None]
         said = sum(stream.tokens for stream in self._streams)
-        return Progress(sum(self.prompt_tokens), said, min(firsts, default=None))
+        return Progress(sum(map(len, self.prompts)), said, min(firsts, default=None))
 
     async def results(self) -> list[Result]:
         """All of them, once each has ended.

@@ -49,6 +49,7 @@ class ServerConfig:
         kv_events: where to publish what is cached; see `kvrt.integrations.events`. None: nowhere.
         kv_events_replay: where to answer requests for what was published before.
         chat_template: a file, or ``plain``, for a model that has no chat template, or another.
+        reader: the name of what takes answers apart, instead of what the chat template shows.
     """
 
     host: str = "127.0.0.1"
@@ -71,6 +72,7 @@ class ServerConfig:
     kv_events: str | None = None
     kv_events_replay: str | None = None
     chat_template: str | None = None
+    reader: str | None = None
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in OPTIONS}
@@ -117,6 +119,7 @@ OPTIONS: Checks = {
     "kv_events": Maybe(Text()),
     "kv_events_replay": Maybe(Text()),
     "chat_template": Maybe(Text()),
+    "reader": Maybe(Text(256)),
 }
 """Of each field, what it may be."""
 

@@ -88,7 +88,7 @@ class Endpoint:
                 await reply.json(call.whole(await answers.results()))
                 return
             await reply.begin_stream(self._kind)
-            await reply.events(call.opening(answers.prompt_tokens))
+            await reply.events(call.opening(answers.prompts))
             async with contextlib.aclosing(answers.pieces()) as pieces, reply.kept_alive():
                 async for number, delta in pieces:
                     await reply.events(call.piece(number, delta))

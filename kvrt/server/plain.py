@@ -123,8 +123,8 @@ class Plain:
         body = await read_body(request.scope, request.receive, served.max_body)
         asked = decode(body, Conversation, strict=served.strict)
         served.check_name(asked.model)
-        asked.check_offered()
-        tokens = await asyncio.to_thread(tokens_of, asked.chat(), served.model)
+        chat = asked.chat(served, asked.choice(served))
+        tokens = await asyncio.to_thread(tokens_of, chat, served.model)
         return answer({"input_tokens": len(tokens)})
 
     async def detokenize(self, request: Request) -> Response:

@@ -24,11 +24,11 @@ class Call(Protocol):
     def whole(self, results: Sequence[Result]) -> object:
         """The answer as one JSON value."""
 
-    def opening(self, prompt_tokens: Sequence[int]) -> Iterable[bytes]:
+    def opening(self, prompts: Sequence[Sequence[int]]) -> Iterable[bytes]:
         """Before anything was said.
 
         Args:
-            prompt_tokens: how many each ask has.
+            prompts: the tokens of each ask.
         """
 
     def piece(self, number: int, delta: Delta) -> Iterable[bytes]:

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
 
+from kvrt.dialect.derive import derive
+from kvrt.dialect.marks import Dialect
+from kvrt.dialect.plugins import find_reader
 from kvrt.errors import ConfigError
 from kvrt.model.chat import ChatTemplates
 from kvrt.model.loader import Model
@@ -70,6 +73,19 @@ class Served:
                 raise ConfigError("a chat template needs a tokenizer, and the model has none")
             sources = {"default": (template, "--chat-template")}
             model.tokenizer.chat = ChatTemplates(sources, model.tokenizer.named)
+        tokenizer = model.tokenizer
+        chats = None if tokenizer is None else tokenizer.chat
+        self.dialect = Dialect() if chats is None else derive(chats)
+        self.special_texts = frozenset[str]() if tokenizer is None else tokenizer.special_texts
+        self.readers = None if config.reader is None else find_reader(config.reader)
+
+    def thinks(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends with the words that begin reasoning."""
+        tokenizer, reasoning = self.model.tokenizer, self.dialect.reasoning
+        if tokenizer is None or reasoning is None:
+            return False
+        end = tokenizer.decode(prompt[-len(reasoning.begin) - 8 :], skip_special=False)
+        return end.rstrip().endswith(reasoning.begin)
 
     def check_name(self, name: str) -> None:
         """Raise `Refusal` if it is no name of the model."""

@@ -58,6 +58,15 @@ def held_to(fields: Sampling, form: Mapping[str, Any] | None = None, field: str 
     return found[0] if found else FREE
 
 
+def both(first: Held, second: Held) -> Held:
+    """The one that holds; raises `Refusal` if both do."""
+    if first.constraint is not None and second.constraint is not None:
+        raise Refusal(
+            400, f"{first.field} and tools that must be called do not go together", first.field
+        )
+    return first if second.constraint is None else second
+
+
 def _of_form(form: Mapping[str, Any], field: str) -> list[Held]:
     """OpenAI's: of chats with the schema inside of ``json_schema``, of responses beside it."""
     kind = form.get("type", "text")

@@ -162,11 +162,13 @@ def launch(log: Path, *args: str, env: dict[str, str] | None = None) -> Server:
 
 
 @contextmanager
-def started(folder: Path, *args: str, env: dict[str, str] | None = None) -> Iterator[Server]:
-    """A server on the bundled model, from when it listens."""
+def started(
+    folder: Path, *args: str, env: dict[str, str] | None = None, model: str = "tiny"
+) -> Iterator[Server]:
+    """A server, from when it listens; the bundled model is given a chat template."""
     log = folder / "log"
-    options = ("--backend", "cpu", "--port", "0", "--chat-template", "plain")
-    server = launch(log, "tiny", *options, *args, env=env)
+    template = ("--chat-template", "plain") if model == "tiny" else ()
+    server = launch(log, model, "--backend", "cpu", "--port", "0", *template, *args, env=env)
     try:
         address = re.compile(r"serving at http://[\d.]+:(\d+)")
 

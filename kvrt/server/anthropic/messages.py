@@ -1,4 +1,4 @@
-"""``/v1/messages`` and ``/v1/messages/count_tokens``: text."""
+"""``/v1/messages`` and ``/v1/messages/count_tokens``."""
 
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from kvrt.dialect.events import Arguments, Called, Content, Event, Thought
 from kvrt.model.chat import Chat
 from kvrt.outputs import Completion, Delta, Result
+from kvrt.server.anthropic.blocks import functions, in_openais_words
 from kvrt.server.anthropic.errors import broken, refused
 from kvrt.server.asking import Ask
 from kvrt.server.errors import Refusal
@@ -25,6 +27,7 @@ from kvrt.server.fields import (
 )
 from kvrt.server.http import event
 from kvrt.server.served import Served
+from kvrt.server.talk import Choice, Spoken, Talk, as_said, choose
 
 Blocks = Annotated[list[dict[str, Any]], Meta(max_length=1024)]
 
@@ -40,21 +43,38 @@ class Conversation(msgspec.Struct, kw_only=True):
     tool_choice: dict[str, Any] | None = None
     thinking: dict[str, Any] | None = None
 
-    def check_offered(self) -> None:
-        """Raise `Refusal` for what an answer would have to be without."""
-        asked = {
-            "tools": bool(self.tools) and (self.tool_choice or {}).get("type") != "none",
-            "thinking": (self.thinking or {}).get("type", "disabled") != "disabled",
-        }
-        for name, unmet in asked.items():
-            if unmet:
-                raise Refusal(400, f"{name} is not offered by this server", param=name)
+    def choice(self, served: Served) -> Choice:
+        """Which tools there are, and what must be called. Raises `Refusal`."""
+        wish = self.tool_choice or {}
+        kind = wish.get("type", "auto")
+        one = {"type": "function", "name": wish.get("name")}
+        kinds: dict[str, str | dict[str, Any]] = {
+            "auto": "auto", "none": "none", "any": "required", "tool": one,
+        }  # fmt: skip
+        wanted = kinds.get(kind) if isinstance(kind, str) else None
+        if wanted is None:
+            raise Refusal(400, "tool_choice must be auto, any, tool or none", param="tool_choice")
+        several = wish.get("disable_parallel_tool_use") is not True
+        return choose(served, [*map(functions, self.tools or ())], wanted, several=several)
 
-    def chat(self) -> Chat:
-        """As one prompt. Where the assistant spoke last, the answer goes on from there."""
+    def chat(self, served: Served, choice: Choice) -> Chat:
+        """As one prompt. Where the assistant spoke last, the answer goes on from there.
+
+        Raises:
+            Refusal: reasoning is asked for, and the model's template shows none.
+        """
+        thinks = (self.thinking or {}).get("type", "disabled") != "disabled"
+        if thinks and served.dialect.reasoning is None:
+            raise Refusal(400, "thinking: the model's chat template shows none", param="thinking")
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         continues = self.messages[-1].get("role") == "assistant"
-        return Chat([*system, *self.messages], continue_final_message=continues)
+        said = as_said(served.dialect, [*system, *in_openais_words(self.messages)])
+        return Chat(
+            said,
+            tools=choice.tools or None,
+            variables={"enable_thinking": True} if thinks else {},
+            continue_final_message=continues,
+        )
 
 
 class MessagesRequest(Conversation, kw_only=True):
@@ -83,7 +103,8 @@ class MessagesApi:
     def read(self, body: bytes) -> "MessagesCall":
         request = decode(body, MessagesRequest, strict=self._served.strict)
         self._served.check_name(request.model)
-        request.check_offered()
+        choice = request.choice(self._served)
+        talk, held = Talk(self._served, choice), choice.held()
         fields = Sampling(
             temperature=request.temperature,
             top_p=request.top_p,
@@ -94,8 +115,11 @@ class MessagesApi:
             fields,
             max_tokens=request.max_tokens,
             prompt_logprobs=0 if request.max_tokens == 0 else None,
+            constraint=held.constraint,
+            skip_special_tokens=talk.skips_special(None),
         )
-        return MessagesCall(self._served, request, [Ask(request.chat(), params)])
+        chat = request.chat(self._served, choice)
+        return MessagesCall(self._served, request, [Ask(chat, params, held.field)], talk)
 
 
 @dataclass(slots=True)
@@ -105,7 +129,11 @@ class MessagesCall:
     served: Served
     request: MessagesRequest
     asks: Sequence[Ask]
+    talk: Talk
     id: str = field(default_factory=lambda: f"msg_{secrets.token_hex(12)}")
+    _spoken: Spoken | None = None
+    _blocks: int = 0  # that have begun
+    _kind: str = ""  # of the block that is open
 
     @property
     def stream(self) -> bool:
@@ -114,23 +142,72 @@ class MessagesCall:
     def whole(self, results: Sequence[Result]) -> object:
         (result,) = results
         (completion,) = result.completions
-        content = [{"type": "text", "text": completion.text}]
-        return {**self._message(_usage(result)), "content": content, **self._ended(completion)}
+        spoken = self.talk.spoken(result.prompt_token_ids)
+        spoken.push(completion.text)
+        spoken.end()
+        content: list[dict[str, Any]] = []
+        if spoken.reasoning:
+            content.append({"type": "thinking", "thinking": spoken.reasoning, "signature": ""})
+        if spoken.content or not spoken.calls:
+            content.append({"type": "text", "text": spoken.content})
+        content += [
+            {"type": "tool_use", "id": call.id, "name": call.name, "input": call.data}
+            for call in spoken.calls
+        ]
+        ended = self._ended(completion, spoken)
+        return {**self._message(_usage(result)), "content": content, **ended}
 
-    def opening(self, prompt_tokens: Sequence[int]) -> Iterator[bytes]:
-        usage = {"input_tokens": prompt_tokens[0], "output_tokens": 0}
+    def opening(self, prompts: Sequence[Sequence[int]]) -> Iterator[bytes]:
+        self._spoken = self.talk.spoken(prompts[0])
+        usage = {"input_tokens": len(prompts[0]), "output_tokens": 0}
         yield _event("message_start", message=self._message(usage))
-        yield _event("content_block_start", index=0, content_block={"type": "text", "text": ""})
 
     def piece(self, number: int, delta: Delta) -> Iterator[bytes]:
-        if delta.text:
-            said = {"type": "text_delta", "text": delta.text}
-            yield _event("content_block_delta", index=0, delta=said)
+        assert self._spoken is not None, "the stream was opened"
+        pieces = self._spoken.push(delta.text)
+        if delta.finish_reason is not None:
+            pieces += self._spoken.end()
+        for place, piece in pieces:
+            yield from self._said(place, piece, self._spoken)
+
+    def _said(self, place: int, piece: Event, spoken: Spoken) -> Iterator[bytes]:
+        match piece:
+            case Content(text):
+                yield from self._opened({"type": "text", "text": ""})
+                yield self._delta({"type": "text_delta", "text": text})
+            case Thought(text):
+                yield from self._opened({"type": "thinking", "thinking": "", "signature": ""})
+                yield self._delta({"type": "thinking_delta", "thinking": text})
+            case Called(name):
+                yield from self._closed()
+                block = {"id": spoken.calls[place].id, "name": name, "input": {}}
+                yield from self._opened({"type": "tool_use", **block})
+            case Arguments(text):
+                yield self._delta({"type": "input_json_delta", "partial_json": text})
+
+    def _opened(self, block: dict[str, Any]) -> Iterator[bytes]:
+        """Begin a block, unless one of its kind is open."""
+        if self._kind != block["type"]:
+            yield from self._closed()
+            yield _event("content_block_start", index=self._blocks, content_block=block)
+            self._kind = block["type"]
+            self._blocks += 1
+
+    def _closed(self) -> Iterator[bytes]:
+        if self._kind:
+            yield _event("content_block_stop", index=self._blocks - 1)
+            self._kind = ""
+
+    def _delta(self, delta: dict[str, Any]) -> bytes:
+        return _event("content_block_delta", index=self._blocks - 1, delta=delta)
 
     def closing(self, results: Sequence[Result]) -> Iterator[bytes]:
         (result,) = results
-        ended = self._ended(result.completions[0])
-        yield _event("content_block_stop", index=0)
+        assert self._spoken is not None, "the stream was opened"
+        ended = self._ended(result.completions[0], self._spoken)
+        if not self._blocks:
+            yield from self._opened({"type": "text", "text": ""})
+        yield from self._closed()
         yield _event("message_delta", delta=ended, usage=_usage(result))
         yield _event("message_stop")
 
@@ -146,10 +223,12 @@ class MessagesCall:
             "usage": usage,
         }
 
-    def _ended(self, completion: Completion) -> dict[str, Any]:
+    def _ended(self, completion: Completion, spoken: Spoken) -> dict[str, Any]:
         """Why it ended."""
         if completion.finish_reason != "stop":
             return {"stop_reason": "max_tokens", "stop_sequence": None}
+        if spoken.calls:
+            return {"stop_reason": "tool_use", "stop_sequence": None}
         stop = self._stop_of(completion)
         reason = "end_turn" if stop is None else "stop_sequence"
         return {"stop_reason": reason, "stop_sequence": stop}

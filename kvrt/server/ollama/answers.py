@@ -101,7 +101,7 @@ class AnswerCall:
         entries = [e for result in results for e in result.completions[0].logprobs or ()]
         return {**self._said(text, entries), **_ended(results)}
 
-    def opening(self, prompt_tokens: Sequence[int]) -> Iterator[bytes]:
+    def opening(self, prompts: Sequence[Sequence[int]]) -> Iterator[bytes]:
         yield from ()
 
     def piece(self, number: int, delta: Delta) -> Iterator[bytes]:

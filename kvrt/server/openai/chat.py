@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvrt.dialect.events import Arguments, Called, Content, Event, Thought
 from kvrt.model.chat import Chat
-from kvrt.outputs import Completion, Delta, Result, TokenLogprobs
+from kvrt.outputs import Completion, Delta, FinishReason, Result, TokenLogprobs
 from kvrt.server.asking import Ask
 from kvrt.server.errors import Refusal
 from kvrt.server.fields import Messages, Tokens, Top, decode
@@ -15,7 +16,8 @@ from kvrt.server.http import event
 from kvrt.server.openai.errors import broken, refused
 from kvrt.server.openai.shared import DONE, Common, finish_reason, token_entries, usage
 from kvrt.server.served import Served
-from kvrt.server.structured import held_to
+from kvrt.server.structured import both, held_to
+from kvrt.server.talk import Call, Spoken, Talk, as_said, choose
 
 
 class ChatRequest(Common, kw_only=True):
@@ -57,7 +59,14 @@ class ChatCompletions:
         request = decode(body, ChatRequest, strict=self._served.strict)
         self._served.check_name(request.model)
         _check_offered(request)
-        held = held_to(request, request.response_format, "response_format")
+        choice = choose(
+            self._served,
+            request.tools or (),
+            request.tool_choice,
+            several=request.parallel_tool_calls is not False,
+        )
+        held = both(held_to(request, request.response_format, "response_format"), choice.held())
+        talk = Talk(self._served, choice, held=held.field not in ("", "tools"))
         wanted = request.top_logprobs or 0 if request.logprobs else None
         most = request.max_completion_tokens
         most = request.max_tokens if most is None else most
@@ -67,22 +76,22 @@ class ChatCompletions:
             logprobs=wanted,
             prompt_logprobs=0 if most == 0 else None,
             constraint=held.constraint,
+            skip_special_tokens=talk.skips_special(request.skip_special_tokens),
         )
         chat = Chat(
-            request.messages,
+            as_said(self._served.dialect, request.messages),
+            tools=choice.tools or None,
             variables=request.chat_template_kwargs or {},
             continue_final_message=bool(request.continue_final_message),
             add_generation_prompt=request.add_generation_prompt,
         )
-        return ChatCall(self._served, request, [Ask(chat, params, held.field)], wanted)
+        return ChatCall(self._served, request, [Ask(chat, params, held.field)], wanted, talk)
 
 
 def _check_offered(request: ChatRequest) -> None:
     """What is not offered is refused: an answer without it would not be what was asked for."""
-    calls = bool(request.tools) and request.tool_choice != "none"
     old = bool(request.functions) and request.function_call != "none"
     asked = {
-        "tools": calls,
         "functions": old,
         "modalities": set(request.modalities or ["text"]) != {"text"},
         "top_logprobs": bool(request.top_logprobs) and not request.logprobs,
@@ -101,38 +110,53 @@ class ChatCall:
     request: ChatRequest
     asks: Sequence[Ask]
     logprobs: int | None
+    talk: Talk
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
+    _spoken: list[Spoken] = field(default_factory=list)
 
     @property
     def stream(self) -> bool:
         return bool(self.request.stream)
 
     def whole(self, results: Sequence[Result]) -> object:
-        choices = [self._choice(c) for result in results for c in result.completions]
+        choices = [self._choice(r, c) for r in results for c in r.completions]
         return {**self._head("chat.completion"), "choices": choices, "usage": usage(results)}
 
-    def _choice(self, completion: Completion) -> dict[str, Any]:
+    def _choice(self, result: Result, completion: Completion) -> dict[str, Any]:
+        spoken = self.talk.spoken(result.prompt_token_ids)
+        spoken.push(completion.text)
+        spoken.end()
+        content = spoken.content if spoken.content or not spoken.calls else None
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if spoken.reasoning:
+            message["reasoning_content"] = spoken.reasoning
+        if spoken.calls:
+            message["tool_calls"] = [_call(call) for call in spoken.calls]
         return {
             "index": completion.index,
-            "message": {"role": "assistant", "content": completion.text, "refusal": None},
+            "message": message,
             "logprobs": self._logprobs(completion.logprobs),
-            "finish_reason": finish_reason(completion.finish_reason),
+            "finish_reason": _reason(completion.finish_reason, spoken),
         }
 
-    def opening(self, prompt_tokens: Sequence[int]) -> Iterator[bytes]:
+    def opening(self, prompts: Sequence[Sequence[int]]) -> Iterator[bytes]:
+        self._spoken = [self.talk.spoken(prompts[0]) for _ in range(self.asks[0].params.n)]
         for index in range(self.asks[0].params.n):
             yield self._chunk(index, {"role": "assistant", "content": ""})
 
     def piece(self, number: int, delta: Delta) -> Iterator[bytes]:
-        if delta.text or delta.finish_reason is not None or delta.logprobs:
-            said = {"content": delta.text} if delta.text or delta.finish_reason is None else {}
-            yield self._chunk(
-                delta.index,
-                said,
-                self._logprobs(delta.logprobs),
-                finish_reason(delta.finish_reason),
-            )
+        spoken, logprobs = self._spoken[delta.index], self._logprobs(delta.logprobs)
+        events = spoken.push(delta.text)
+        if delta.finish_reason is not None:
+            events += spoken.end()
+        for place, piece in events:
+            yield self._chunk(delta.index, _said(place, piece, spoken), logprobs)
+            logprobs = None
+        if delta.finish_reason is not None or logprobs is not None:
+            reason = _reason(delta.finish_reason, spoken)
+            said = {"content": ""} if reason is None else {}
+            yield self._chunk(delta.index, said, logprobs, reason)
 
     def closing(self, results: Sequence[Result]) -> Iterator[bytes]:
         if self.request.with_usage:
@@ -163,3 +187,26 @@ class ChatCall:
         if self.logprobs is None or entries is None:
             return None
         return {"content": token_entries(self.served, entries, self.logprobs), "refusal": None}
+
+
+def _call(call: Call) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _said(place: int, piece: Event, spoken: Spoken) -> dict[str, Any]:
+    """A piece of an answer, as a chunk has it."""
+    match piece:
+        case Called(name):
+            begun = _call(Call(name, "", spoken.calls[place].id))
+            return {"tool_calls": [{"index": place, **begun}]}
+        case Arguments(text):
+            return {"tool_calls": [{"index": place, "function": {"arguments": text}}]}
+        case Thought(text):
+            return {"reasoning_content": text}
+        case Content(text):
+            return {"content": text}
+
+
+def _reason(reason: FinishReason | None, spoken: Spoken) -> str | None:
+    return "tool_calls" if reason == "stop" and spoken.calls else finish_reason(reason)

@@ -135,7 +135,7 @@ class CompletionCall:
             finish_reason(completion.finish_reason),
         )  # fmt: skip
 
-    def opening(self, prompt_tokens: Sequence[int]) -> Iterator[bytes]:
+    def opening(self, prompts: Sequence[Sequence[int]]) -> Iterator[bytes]:
         for place in range(len(self.asks)):
             if echoed := self._echo(place):
                 for index in range(self.asks[place].params.n):

@@ -1,5 +1,7 @@
-"""``/v1/responses``: text, whole or as a stream. Nothing is kept: each request brings all of its
-conversation."""
+"""``/v1/responses``: text and calls, whole or as a stream.
+
+Nothing is kept: each request brings all of its conversation.
+"""
 
 import secrets
 import time
@@ -16,13 +18,14 @@ from kvrt.server.errors import Refusal
 from kvrt.server.fields import Name, Sampling, Tokens, decode
 from kvrt.server.http import event
 from kvrt.server.openai.errors import refused
+from kvrt.server.openai.items import Output, Said, messages_of
 from kvrt.server.served import Served
-from kvrt.server.structured import held_to
+from kvrt.server.structured import both, held_to
+from kvrt.server.talk import Spoken, Talk, as_said, choose
 
 Items = Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=4096)]
-TEXTS = ("input_text", "output_text", "text")
-ROLES = {"developer": "system"}
-"""Newer names of what chat templates know."""
+FUNCTION = ("name", "description", "parameters", "strict")
+"""Of a tool that is a function, what describes it."""
 
 
 class ResponsesRequest(Sampling, kw_only=True):
@@ -60,15 +63,25 @@ class Responses:
         request = decode(body, ResponsesRequest, strict=self._served.strict)
         self._served.check_name(request.model)
         _check_offered(request)
-        held = held_to(request, _form(request), "text")
+        choice = choose(
+            self._served,
+            _tools(request),
+            request.tool_choice,
+            several=request.parallel_tool_calls is not False,
+        )
+        held = both(held_to(request, _form(request), "text"), choice.held())
+        talk = Talk(self._served, choice, held=held.field not in ("", "tools"))
         params = self._served.defaults.params(
             request,
             n=1,
             max_tokens=request.max_output_tokens,
             prompt_logprobs=0 if request.max_output_tokens == 0 else None,
             constraint=held.constraint,
+            skip_special_tokens=talk.skips_special(request.skip_special_tokens),
         )
-        return ResponsesCall(request, [Ask(Chat(_messages(request)), params, held.field)])
+        said = as_said(self._served.dialect, _messages(request))
+        ask = Ask(Chat(said, tools=choice.tools or None), params, held.field)
+        return ResponsesCall(request, [ask], talk)
 
     def broken(self, refusal: Refusal) -> bytes:
         """The last event of a stream that could not go on."""
@@ -79,7 +92,6 @@ class Responses:
 def _check_offered(request: ResponsesRequest) -> None:
     """What is not offered is refused: an answer without it would not be what was asked for."""
     asked = {
-        "tools": bool(request.tools) and request.tool_choice != "none",
         "previous_response_id": request.previous_response_id is not None,
         "conversation": request.conversation is not None,
         "prompt": request.prompt is not None,
@@ -98,27 +110,23 @@ def _form(request: ResponsesRequest) -> dict[str, Any] | None:
     return form
 
 
+def _tools(request: ResponsesRequest) -> list[dict[str, Any]]:
+    """Functions as chat templates have them; tools of a server's own stay what they are, and are
+    refused."""
+    found = []
+    for tool in request.tools or ():
+        function = {name: tool[name] for name in FUNCTION if name in tool}
+        own = tool.get("type") == "function"
+        found.append({"type": "function", "function": function} if own else tool)
+    return found
+
+
 def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:
     """The instructions and the input, as a chat template takes them."""
-    first = [] if request.instructions is None else [_message("system", request.instructions)]
-    if isinstance(request.input, str):
-        return [*first, _message("user", request.input)]
-    return [*first, *(_of_item(place, item) for place, item in enumerate(request.input))]
-
-
-def _of_item(place: int, item: dict[str, Any]) -> dict[str, Any]:
-    role, content = item.get("role"), item.get("content")
-    if item.get("type", "message") != "message" or not isinstance(role, str):
-        raise Refusal(400, f"input {place} is no message, and others are not read", param="input")
-    if isinstance(content, list):
-        if not all(isinstance(part, dict) and part.get("type") in TEXTS for part in content):
-            raise Refusal(400, f"input {place} has content other than text", param="input")
-        content = [{"type": "text", "text": part.get("text")} for part in content]
-    return _message(ROLES.get(role, role), content)
-
-
-def _message(role: str, content: object) -> dict[str, Any]:
-    return {"role": role, "content": content}
+    said = request.input
+    items = [{"role": "user", "content": said}] if isinstance(said, str) else said
+    first = {"role": "system", "content": request.instructions}
+    return [*([] if request.instructions is None else [first]), *messages_of(items)]
 
 
 @dataclass(slots=True)
@@ -127,10 +135,12 @@ class ResponsesCall:
 
     request: ResponsesRequest
     asks: Sequence[Ask]
+    talk: Talk
     id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(12)}")
-    item: str = field(default_factory=lambda: f"msg_{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
     _number: int = 0
+    _output: Output = field(default_factory=Output)
+    _spoken: Spoken | None = None
 
     @property
     def stream(self) -> bool:
@@ -138,14 +148,20 @@ class ResponsesCall:
 
     def whole(self, results: Sequence[Result]) -> object:
         (result,) = results
-        (completion,) = result.completions
-        status = _status(completion)
+        self._spoken = self.talk.spoken(result.prompt_token_ids)
+        for _ in self._taken(result.completions[0].text, last=True):
+            pass
+        for _ in self._output.close(_status(result.completions[0])):
+            pass
+        return self._ended(result)
+
+    def _ended(self, result: Result) -> dict[str, Any]:
+        status, used = _status(result.completions[0]), result.usage
         short = status == "incomplete"
-        used = result.usage
         return {
             **self._response(status),
             "incomplete_details": {"reason": "max_output_tokens"} if short else None,
-            "output": [self._output(status, [_part(completion.text)])],
+            "output": self._output.items,
             "usage": {
                 "input_tokens": used.prompt_tokens,
                 "input_tokens_details": {
@@ -158,45 +174,34 @@ class ResponsesCall:
             },
         }
 
-    def opening(self, prompt_tokens: Sequence[int]) -> Iterator[bytes]:
+    def opening(self, prompts: Sequence[Sequence[int]]) -> Iterator[bytes]:
+        self._spoken = self.talk.spoken(prompts[0])
         begun = self._response("in_progress")
         yield self._event("response.created", response=begun)
         yield self._event("response.in_progress", response=begun)
-        item = self._output("in_progress", [])
-        yield self._event("response.output_item.added", output_index=0, item=item)
-        yield self._event("response.content_part.added", **self._place, part=_part(""))
 
     def piece(self, number: int, delta: Delta) -> Iterator[bytes]:
-        if delta.text:
-            said = {"delta": delta.text, "logprobs": []}
-            yield self._event("response.output_text.delta", **self._place, **said)
+        for kind, fields in self._taken(delta.text, last=delta.finish_reason is not None):
+            yield self._event(kind, **fields)
 
     def closing(self, results: Sequence[Result]) -> Iterator[bytes]:
-        completion = results[0].completions[0]
-        status, text = _status(completion), completion.text
-        said = {"text": text, "logprobs": []}
-        yield self._event("response.output_text.done", **self._place, **said)
-        yield self._event("response.content_part.done", **self._place, part=_part(text))
-        item = self._output(status, [_part(text)])
-        yield self._event("response.output_item.done", output_index=0, item=item)
-        yield self._event(f"response.{status}", response=self.whole(results))
+        status = _status(results[0].completions[0])
+        for kind, fields in self._output.close(status):
+            yield self._event(kind, **fields)
+        yield self._event(f"response.{status}", response=self._ended(results[0]))
 
-    @property
-    def _place(self) -> dict[str, Any]:
-        return {"item_id": self.item, "output_index": 0, "content_index": 0}
+    def _taken(self, text: str, *, last: bool) -> Iterator[Said]:
+        """What is certain with this text, as events."""
+        assert self._spoken is not None, "it was begun"
+        pieces = self._spoken.push(text)
+        if last:
+            pieces += self._spoken.end()
+        for place, piece in pieces:
+            yield from self._output.take(piece, self._spoken.calls[place] if place >= 0 else None)
 
     def _event(self, kind: str, **fields: object) -> bytes:
         number, self._number = self._number, self._number + 1
         return event({"type": kind, "sequence_number": number, **fields}, kind)
-
-    def _output(self, status: str, content: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self.item,
-            "type": "message",
-            "role": "assistant",
-            "status": status,
-            "content": content,
-        }
 
     def _response(self, status: str) -> dict[str, Any]:
         params, request = self.asks[0].params, self.request
@@ -212,13 +217,13 @@ class ResponsesCall:
             "metadata": request.metadata or {},
             "model": request.model,
             "output": [],
-            "parallel_tool_calls": False,
+            "parallel_tool_calls": self.talk.choice.several,
             "previous_response_id": None,
             "store": False,
             "temperature": params.temperature,
             "text": {"format": _form(request) or {"type": "text"}},
-            "tool_choice": "none",
-            "tools": [],
+            "tool_choice": request.tool_choice or "auto",
+            "tools": request.tools or [],
             "top_p": params.top_p,
             "truncation": "disabled",
         }
@@ -226,7 +231,3 @@ class ResponsesCall:
 
 def _status(completion: Completion) -> str:
     return "completed" if completion.finish_reason == "stop" else "incomplete"
-
-
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}

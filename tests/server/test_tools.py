@@ -1,0 +1,315 @@
+"""Calls of tools and reasoning, through real clients, from a model that follows a script."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import jsonschema
+import openai
+import pytest
+
+from tests.server.conftest import Server, started
+from tests.server.scripted_model import build
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 9}, "days": {"enum": [1, 2]}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+NOTE = {"type": "object", "properties": {"text": {"type": "string", "maxLength": 9}},
+        "required": ["text"], "additionalProperties": False}  # fmt: skip
+PARIS, OSLO = {"city": "Paris", "days": 2}, {"city": "Oslo", "days": 1}
+TEXT = {"text": 'He said "so", {twice}'}
+
+
+def _call(name: str, arguments: dict[str, Any]) -> str:
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {json.dumps(arguments)}}}\n</tool_call>'
+
+
+SCRIPTS = {
+    "A": _call("get_weather", PARIS),
+    "B": f"Let me look.\n{_call('get_weather', OSLO)}\n{_call('take_note', TEXT)}",
+    "C": "<think>\nIt is easy: no tool.\n</think>\n\nIt will rain, <b>I think</b>.",
+    "D": f"<think>Where?</think>{_call('take_note', {'text': 'x'})}",
+    "E": 'Use <tool_call> like this: <tool_call>{"nom": 1}</tool_call>, you see?',
+    "F": "Nothing to see here.",
+}
+"""By the last letter of the question."""
+
+CALLED: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "A": [("get_weather", PARIS)],
+    "B": [("get_weather", OSLO), ("take_note", TEXT)],
+    "C": [],
+    "D": [("take_note", {"text": "x"})],
+    "E": [],
+    "F": [],
+}
+SAID = {"A": "", "B": "Let me look.", "C": "It will rain, <b>I think</b>.", "D": "",
+        "E": SCRIPTS["E"], "F": SCRIPTS["F"]}  # fmt: skip
+THOUGHT = {"C": "It is easy: no tool.", "D": "Where?"}
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {"name": name, "description": "Does it.", "parameters": schema},
+    }
+    for name, schema in (("get_weather", SCHEMA), ("take_note", NOTE))
+]
+RESPONSES_TOOLS: Any = [{"type": "function", "strict": False, **tool["function"]} for tool in TOOLS]
+ANTHROPIC_TOOLS: Any = [
+    {"name": tool["function"]["name"], "description": "Does it.",
+     "input_schema": tool["function"]["parameters"]}
+    for tool in TOOLS
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = build(tmp_path_factory.mktemp("scripted"), SCRIPTS)
+    options = ("--alias", "scripted", "--memory-limit", "512MiB")
+    with started(tmp_path_factory.mktemp("server"), *options, model=str(folder)) as one:
+        yield one
+
+
+@pytest.fixture
+def client(server: Server) -> openai.OpenAI:
+    return server.client()
+
+
+@pytest.fixture
+def claude(server: Server) -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0)
+
+
+def question(letter: str) -> Any:
+    return [{"role": "user", "content": f"What about {letter}"}]
+
+
+def asked(letter: str) -> dict[str, Any]:
+    return {"model": "scripted", "messages": question(letter), "temperature": 0}
+
+
+@pytest.mark.parametrize("letter", SCRIPTS)
+def test_a_chat_has_calls_reasoning_and_content_apart(client: openai.OpenAI, letter: str) -> None:
+    answer = client.chat.completions.create(**asked(letter), tools=TOOLS)
+    choice = answer.choices[0]
+    calls = choice.message.tool_calls or []
+    found = [(c.function.name, json.loads(c.function.arguments)) for c in calls]  # type: ignore[union-attr]
+    assert found == CALLED[letter]
+    assert (choice.message.content or "") == SAID[letter]
+    assert getattr(choice.message, "reasoning_content", "") == THOUGHT.get(letter, "")
+    assert choice.finish_reason == ("tool_calls" if calls else "stop")
+    assert len({call.id for call in calls}) == len(calls)
+    if letter == "C":
+        plain = client.chat.completions.create(**asked(letter))
+        assert plain.choices[0].message.content == SAID[letter]
+
+
+@pytest.mark.parametrize("letter", SCRIPTS)
+def test_a_stream_of_a_chat_says_the_same_piece_by_piece(
+    client: openai.OpenAI, letter: str
+) -> None:
+    content, thought, reason = "", "", None
+    calls: list[dict[str, str]] = []
+    pieces = 0
+    for chunk in client.chat.completions.create(**asked(letter), tools=TOOLS, stream=True):
+        choice = chunk.choices[0]
+        content += choice.delta.content or ""
+        thought += getattr(choice.delta, "reasoning_content", None) or ""
+        reason = choice.finish_reason or reason
+        for call in choice.delta.tool_calls or ():
+            assert call.function is not None
+            if call.index == len(calls):
+                assert call.id
+                calls.append({"name": call.function.name or "", "arguments": ""})
+            calls[call.index]["arguments"] += call.function.arguments or ""
+            pieces += 1
+    assert [(c["name"], json.loads(c["arguments"])) for c in calls] == CALLED[letter]
+    assert content == SAID[letter]
+    assert thought == THOUGHT.get(letter, "")
+    assert reason == ("tool_calls" if calls else "stop")
+    assert pieces > 2 * len(calls) or not calls, "arguments come as they are said"
+
+
+def test_the_official_clients_helper_gathers_a_stream_of_calls(client: openai.OpenAI) -> None:
+    with client.chat.completions.stream(**asked("B"), tools=TOOLS) as stream:
+        for _ in stream:
+            pass
+        message = stream.get_final_completion().choices[0].message
+    assert [c.function.name for c in message.tool_calls or ()] == ["get_weather", "take_note"]
+
+
+def test_results_of_tools_go_back_to_the_model(client: openai.OpenAI, server: Server) -> None:
+    first = client.chat.completions.create(**asked("A"), tools=TOOLS).choices[0].message
+    assert first.tool_calls
+    said: Any = [
+        *question("A"), first.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "Rain F"},
+    ]  # fmt: skip
+    fields: Any = {"model": "scripted", "tools": TOOLS, "temperature": 0}
+    second = client.chat.completions.create(**fields, messages=said)
+    assert second.choices[0].message.content == SCRIPTS["F"]
+    shown = server.post("/tokenize", {"messages": [{"role": "user", "content": "F"}]})[1]
+    assert second.usage is not None
+    assert second.usage.prompt_tokens > shown["count"] + 100, "the call and its result were there"
+    said[1]["tool_calls"][0]["function"]["arguments"] = "{no JSON"
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(**fields, messages=said)
+
+
+def test_tools_that_must_be_called_are_and_those_that_must_not_are_not(
+    client: openai.OpenAI,
+) -> None:
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in TOOLS}
+    for letter in "AF":
+        for stream in (False, True):
+            answer = _gathered(client, asked(letter), "required", stream=stream)
+            assert answer
+            for name, arguments in answer:
+                jsonschema.validate(json.loads(arguments), schemas[name])
+            one: Any = {"type": "function", "function": {"name": "take_note"}}
+            ((name, arguments),) = _gathered(client, asked(letter), one, stream=stream)
+            assert name == "take_note"
+            jsonschema.validate(json.loads(arguments), NOTE)
+    none = client.chat.completions.create(**asked("A"), tools=TOOLS, tool_choice="none")
+    assert none.choices[0].message.content == SCRIPTS["A"]
+    assert none.choices[0].message.tool_calls is None
+
+
+def _gathered(
+    client: openai.OpenAI, fields: dict[str, Any], choice: Any, *, stream: bool
+) -> list[tuple[str, str]]:
+    fields = {**fields, "tools": TOOLS, "tool_choice": choice}
+    if stream:
+        with client.chat.completions.stream(**fields) as events:
+            for _ in events:
+                pass
+            message: Any = events.get_final_completion().choices[0].message
+    else:
+        message = client.chat.completions.create(**fields).choices[0].message
+    return [(call.function.name, call.function.arguments) for call in message.tool_calls or ()]
+
+
+def test_one_call_is_all_where_no_more_are_wanted(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(**asked("B"), tools=TOOLS, parallel_tool_calls=False)
+    assert [c.function.name for c in answer.choices[0].message.tool_calls or ()] == ["get_weather"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("letter", SCRIPTS)
+def test_a_response_has_items_for_calls_and_reasoning(client: openai.OpenAI, letter: str) -> None:
+    fields: Any = {"model": "scripted", "input": question(letter), "tools": RESPONSES_TOOLS,
+                   "temperature": 0}  # fmt: skip
+    answer = client.responses.create(**fields)
+    items: list[Any] = list(answer.output)
+    calls = [i for i in items if i.type == "function_call"]
+    assert [(c.name, json.loads(c.arguments)) for c in calls] == CALLED[letter]
+    assert answer.output_text == SAID[letter]
+    thoughts = [part.text for i in items if i.type == "reasoning" for part in i.content]
+    assert "".join(thoughts) == THOUGHT.get(letter, "")
+    with client.responses.stream(**fields) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    assert [e.sequence_number for e in events] == list(range(len(events)))
+    assert final.output_text == SAID[letter]
+    streamed = [i for i in final.output if i.type == "function_call"]
+    assert [(c.name, json.loads(c.arguments)) for c in streamed] == CALLED[letter]
+    deltas = [e for e in events if e.type == "response.function_call_arguments.delta"]
+    joined = "".join(e.delta for e in deltas)
+    assert joined == "".join(call.arguments for call in streamed)
+    added = [e for e in events if e.type == "response.output_item.added"]
+    done = [e for e in events if e.type == "response.output_item.done"]
+    assert [e.output_index for e in added] == [e.output_index for e in done]
+    if calls:
+        result = {"type": "function_call_output", "call_id": calls[-1].call_id, "output": "It F"}
+        said = [item.model_dump(exclude_none=True) for item in items]
+        back = [*question(letter), *said, result]
+        again = client.responses.create(**{**fields, "input": back})
+        assert again.output_text == SCRIPTS["F"]
+
+
+@pytest.mark.parametrize("letter", SCRIPTS)
+def test_a_message_has_blocks_for_calls_and_reasoning(
+    claude: anthropic.Anthropic, letter: str
+) -> None:
+    fields: Any = {"model": "scripted", "max_tokens": 400, "messages": question(letter),
+                   "tools": ANTHROPIC_TOOLS, "extra_body": {"temperature": 0}}  # fmt: skip
+    whole = claude.messages.create(**fields)
+    with claude.messages.stream(**fields) as stream:
+        for _ in stream:
+            pass
+        gathered = stream.get_final_message()
+    for message in (whole, gathered):
+        blocks: list[Any] = list(message.content)
+        calls = [(b.name, b.input) for b in blocks if b.type == "tool_use"]
+        assert calls == CALLED[letter]
+        assert "".join(b.text for b in blocks if b.type == "text") == SAID[letter]
+        thought = "".join(b.thinking for b in blocks if b.type == "thinking")
+        assert thought == THOUGHT.get(letter, "")
+        assert message.stop_reason == ("tool_use" if calls else "end_turn")
+    if calls:
+        results: Any = [
+            {"type": "tool_result", "tool_use_id": b.id,
+             "content": [{"type": "text", "text": "It F"}]}
+            for b in blocks if b.type == "tool_use"
+        ]  # fmt: skip
+        back: Any = [*question(letter), {"role": "assistant", "content": whole.content},
+                     {"role": "user", "content": results}]  # fmt: skip
+        again = claude.messages.create(**{**fields, "messages": back})
+        assert [b.text for b in again.content if b.type == "text"] == [SCRIPTS["F"]]
+        counted = claude.messages.count_tokens(
+            model="scripted", messages=back, tools=ANTHROPIC_TOOLS
+        )
+        assert counted.input_tokens == again.usage.input_tokens + (
+            again.usage.cache_read_input_tokens or 0
+        )
+
+
+def test_messages_can_demand_a_call(claude: anthropic.Anthropic) -> None:
+    fields: Any = {"model": "scripted", "max_tokens": 400, "messages": question("F"),
+                   "tools": ANTHROPIC_TOOLS}  # fmt: skip
+    named = claude.messages.create(**fields, tool_choice={"type": "tool", "name": "take_note"})
+    (block,) = named.content
+    assert block.type == "tool_use"
+    jsonschema.validate(block.input, NOTE)
+    some = claude.messages.create(**fields, tool_choice={"type": "any"})
+    assert {b.type for b in some.content} == {"tool_use"}
+
+
+@pytest.mark.promise("P26")
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("tools", {"tools": [{"type": "web_search"}]}),
+        ("tools", {"tools": [{"type": "function", "function": {}}]}),
+        ("tools", {"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}),
+        ("tools", {"tools": TOOLS * 400}),
+        ("tool_choice", {"tools": TOOLS, "tool_choice": "sometimes"}),
+        ("tool_choice", {"tools": TOOLS, "tool_choice": {"type": "function", "function": 5}}),
+        ("tool_choice", {"tools": TOOLS, "tool_choice": {"type": "function", "name": "other"}}),
+        ("tools", {"tools": [{"type": "function", "function": {"name": "f", "parameters":
+                   {"type": "nothing"}}}], "tool_choice": "required"}),
+        ("messages[0]", {"messages": [{"role": "assistant", "tool_calls": 5}]}),
+        ("messages[0]", {"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}),
+    ],
+    ids=range(10),
+)  # fmt: skip
+def test_tools_that_are_none_are_refused_by_name(
+    server: Server, name: str, fields: dict[str, Any]
+) -> None:
+    status, answer = server.post("/v1/chat/completions", {**asked("F"), **fields})
+    assert status == 400
+    assert answer["error"]["param"] == name
+
+
+def test_without_a_template_that_shows_calls_tools_are_refused_unless_they_are_demanded(
+    server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with started(tmp_path_factory.mktemp("plain")) as plain:
+        fields = {**asked("F"), "model": "tiny", "tools": TOOLS}
+        status, answer = plain.post("/v1/chat/completions", fields)
+        assert (status, answer["error"]["param"]) == (400, "tools")
+        fields = {**fields, "tool_choice": "required", "max_tokens": 300}
+        status, answer = plain.post("/v1/chat/completions", fields)
+        assert status == 200
+        assert answer["choices"][0]["message"]["tool_calls"]
