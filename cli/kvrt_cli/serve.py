@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvrt.config import RuntimeConfig
 from kvrt.errors import ConfigError
 from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option, share_options
 from kvrt_cli.naming import TINY, model_name
@@ -15,6 +17,9 @@ from kvrt_cli.options import color_option, dtype_option, runtime_config, runtime
 from kvrt_cli.run import open_runtime
 from kvrt_cli.sections import SERVE, SectionedCommand
 from kvrt_cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from kvrt.embedding.embedder import Embedder
 
 NEEDED = ("starlette", "uvicorn", "msgspec", "prometheus_client")
 """What the extra brings."""
@@ -93,6 +98,11 @@ SHORT_HELP = "A model answers over HTTP, to clients of OpenAI's API, Anthropic's
     "--metrics-compat",
     type=click.Choice(["vllm"]),
     help="Metrics under the names of another server, too.",
+)
+@click.option(
+    "--embed-model",
+    metavar="MODEL",
+    help="Makes vectors of texts at /v1/embeddings: as MODEL of kvrt embed.",
 )
 @click.option(
     "--without-keys",
@@ -194,7 +204,8 @@ def serve(
     names = ("host", "port", "alias", "jwt_issuer", "jwt_audience", "jwt_keys",
              "jwt_role", "limits", "audit", "metrics_compat", "without_keys",
              "strict", "max_requests", "max_body", "drain_seconds", "ready_seconds",
-             "kv_events", "kv_events_replay", "chat_template", "reader")  # fmt: skip
+             "kv_events", "kv_events_replay", "chat_template", "reader",
+             "embed_model")  # fmt: skip
     config = ServerConfig(keys=keys, **{name: options[name] for name in names})
     wanted = runtime_config(TINY if model is None else model, options)
     if new_key is not None:
@@ -205,12 +216,34 @@ def serve(
     from kvrt.server import serve as server
 
     prepared = server.prepare(config)
-    with contextlib.closing(prepared), open_runtime(terminal, wanted) as runtime:
+    with (
+        contextlib.closing(prepared),
+        open_runtime(terminal, wanted) as runtime,
+        _embedder(config.embed_model, wanted) as embedder,
+    ):
 
         def begun() -> None:
             terminal.note(f"serving at {prepared.url}; Ctrl-C ends it")
 
-        asyncio.run(server.serve(runtime, config, prepared, begun))
+        asyncio.run(server.serve(runtime, config, prepared, begun, embedder))
+
+
+@contextlib.contextmanager
+def _embedder(model: str | None, config: RuntimeConfig) -> "Iterator[Embedder | None]":
+    """What makes vectors of texts, on the device of the model that answers."""
+    if model is None:
+        yield None
+        return
+    from kvrt.embedding.embedder import Embedder
+
+    with Embedder(
+        model,
+        backend=config.backend,
+        device=config.device,
+        threads=config.threads,
+        offline=config.offline,
+    ) as embedder:
+        yield embedder
 
 
 def _check_extra() -> None:

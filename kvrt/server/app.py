@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -18,17 +19,25 @@ from kvrt.server.ollama.about import About
 from kvrt.server.ollama.answers import ChatAnswers, GenerateAnswers
 from kvrt.server.openai.chat import ChatCompletions
 from kvrt.server.openai.completions import Completions
+from kvrt.server.openai.embeddings import Embeddings
 from kvrt.server.openai.responses import Responses
 from kvrt.server.plain import ERRORS, Plain, refuse
 from kvrt.server.protocol import Api
 from kvrt.server.service import Service
 from kvrt.server.status import Status
 
+if TYPE_CHECKING:
+    from kvrt.embedding.embedder import Embedder
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(service: Service) -> Starlette:
-    """Everything that is served; `Guard` stands before it."""
+def make_app(service: Service, embedder: "Embedder | None" = None) -> Starlette:
+    """Everything that is served; `Guard` stands before it.
+
+    Args:
+        embedder: makes vectors of texts; None: nothing does.
+    """
     plain, about, served = Plain(service), About(service), service.served
     gets: dict[str, Handler] = {
         **{path: page.handler(path) for path in page.FILES},
@@ -48,6 +57,7 @@ def make_app(service: Service) -> Starlette:
         "/api/show": about.show,
         "/tokenize": plain.tokenize,
         "/detokenize": plain.detokenize,
+        "/v1/embeddings": Embeddings(service, embedder).create,
         "/v1/messages/count_tokens": plain.count_tokens,
     }
     apis: dict[str, Api] = {

@@ -48,6 +48,7 @@ class ServerConfig:
         ready_seconds: not ready once there is work, and no step for so long.
         kv_events: where to publish what is cached; see `kvrt.integrations.events`. None: nowhere.
         kv_events_replay: where to answer requests for what was published before.
+        embed_model: makes vectors of texts; see `kvrt.Embedder`.
         chat_template: a file, or ``plain``, for a model that has no chat template, or another.
         reader: the name of what takes answers apart, instead of what the chat template shows.
     """
@@ -73,6 +74,7 @@ class ServerConfig:
     kv_events_replay: str | None = None
     chat_template: str | None = None
     reader: str | None = None
+    embed_model: str | None = None
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in OPTIONS}
@@ -120,6 +122,7 @@ OPTIONS: Checks = {
     "kv_events_replay": Maybe(Text()),
     "chat_template": Maybe(Text()),
     "reader": Maybe(Text(256)),
+    "embed_model": Maybe(Text()),
 }
 """Of each field, what it may be."""
 

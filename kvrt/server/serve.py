@@ -28,6 +28,7 @@ from kvrt.server.served import read_template
 from kvrt.server.service import Service
 
 if TYPE_CHECKING:
+    from kvrt.embedding.embedder import Embedder
     from kvrt.integrations.events import EventPublisher
 
 HEADERS_LIMIT = 64 << 10
@@ -139,7 +140,11 @@ def _bind(config: ServerConfig) -> socket.socket:
 
 
 async def serve(
-    runtime: Runtime, config: ServerConfig, prepared: Prepared, begun: Callable[[], None]
+    runtime: Runtime,
+    config: ServerConfig,
+    prepared: Prepared,
+    begun: Callable[[], None],
+    embedder: "Embedder | None" = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; answers go on for `drain_seconds` then. A second signal ends
     the process at once.
@@ -147,6 +152,7 @@ async def serve(
     Args:
         prepared: by `prepare`; what it opened is closed in the end.
         begun: called when clients can connect.
+        embedder: makes vectors of texts; None: nothing does.
 
     Raises:
         ModelError: the chat template is not valid, or the model's defaults cannot be.
@@ -157,7 +163,7 @@ async def serve(
     service = Service(AsyncRuntime(runtime), config, prepared.template, prepared.audit)
     server = _Server(
         uvicorn.Config(
-            Guard(make_app(service), service.book, config.host, prepared.keys),
+            Guard(make_app(service, embedder), service.book, config.host, prepared.keys),
             http=Connection,
             ws="none",
             loop="none",

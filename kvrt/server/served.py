@@ -64,7 +64,7 @@ class Served:
         own = path.name or path.resolve().name if path.exists() else model.name
         named = [name for name in config.alias if name != ANY_NAME]
         self.names = [*named, own] if own not in named else named
-        self._any = ANY_NAME in config.alias
+        self.any_name = ANY_NAME in config.alias
         self.defaults = Defaults(model.generation)
         self.max_body = config.max_body or max(BODY_FLOOR, BYTES_A_TOKEN * model.max_model_len)
         self._texts: dict[int, str] = {}
@@ -89,7 +89,7 @@ class Served:
 
     def check_name(self, name: str) -> None:
         """Raise `Refusal` if it is no name of the model."""
-        if not self._any and name not in self.names:
+        if not self.any_name and name not in self.names:
             raise Refusal(
                 HTTPStatus.NOT_FOUND,
                 f"no such model; this server has {self.names[0]}",
