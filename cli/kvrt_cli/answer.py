@@ -27,16 +27,24 @@ class Style:
 
 
 def answer(
-    terminal: Terminal, runtime: "Runtime", prompt: "Prompt", params: SamplingParams, style: Style
+    terminal: Terminal,
+    runtime: "Runtime",
+    prompt: "Prompt",
+    params: SamplingParams,
+    style: Style,
+    adapter: str | None = None,
 ) -> None:
     """Ask, and print what comes.
+
+    Args:
+        adapter: the name of the one that answers, if not the model as it is.
 
     Raises:
         KvrtError: the request was refused, or failed; what there is has been printed.
         KeyboardInterrupt, SystemExit: the user or SIGTERM ended it; the same.
     """
     started = time.perf_counter()
-    stream = runtime.stream(prompt, params)
+    stream = runtime.stream(prompt, params, adapter=adapter)
     result, interrupt = listen(terminal, stream, live=style.stream and not style.as_json)
     seconds = time.perf_counter() - started
     if style.as_json:

@@ -24,6 +24,7 @@ class Asking:
         wishes: sampling parameters the user named.
         generation: what the model's author recommends.
         variables: what the chat template is to know besides the messages.
+        adapter: the name of the one that answers; None: the model as it is.
     """
 
     chat: bool
@@ -31,6 +32,7 @@ class Asking:
     wishes: Mapping[str, Any]
     generation: "GenerationDefaults"
     variables: Mapping[str, Any] = field(default_factory=dict)
+    adapter: str | None = None
 
     def prepare(
         self, prompt: "Prompt", wishes: Mapping[str, Any] = {}
@@ -69,6 +71,7 @@ def asking(
     chat: bool | None,
     system: str | None,
     variables: Mapping[str, Any],
+    adapter: str | None = None,
 ) -> Asking:
     """How `runtime`'s model is asked.
 
@@ -76,6 +79,7 @@ def asking(
         chat: use the chat template, or not; None: if the model has one.
         system: the message that begins each conversation; None: none.
         variables: what the chat template is to know besides the messages.
+        adapter: the name of the one that answers, which is loaded.
 
     Raises:
         RequestError: a conversation is wanted, and the model has no chat template.
@@ -96,7 +100,7 @@ def asking(
             fix="leave out one of them",
         )
     chat = template if chat is None else chat
-    return Asking(chat, system, wishes, runtime.model.generation, variables)
+    return Asking(chat, system, wishes, runtime.model.generation, variables, adapter)
 
 
 def has_chat(runtime: "Runtime") -> bool:

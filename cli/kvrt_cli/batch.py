@@ -85,7 +85,7 @@ def _ask(runtime: "Runtime", asking: Asking, item: Item) -> _Asked:
         return _Asked(item, error=item.error)
     try:
         prompt, params = asking.prepare(item.prompt, item.wishes)
-        return _Asked(item, params, runtime.stream(prompt, params))
+        return _Asked(item, params, runtime.stream(prompt, params, adapter=asking.adapter))
     except KvrtError as error:
         return _Asked(item, error=error)
     except Exception as error:  # whatever it is, it is about this line, and the others go on

@@ -96,7 +96,7 @@ class Repl:
         conversation = [*self.messages, {"role": "user", "content": text}]
         started = time.perf_counter()
         prompt, params = self.asking.prepare(conversation)
-        stream = self.runtime.stream(prompt, params)
+        stream = self.runtime.stream(prompt, params, adapter=self.asking.adapter)
         result, interrupt = listen(self.terminal, stream, live=self.style.stream)
         if not self.style.stream:
             self.terminal.say(result.text + newline_after(result.text))

@@ -17,7 +17,13 @@ from kvrt_cli.answer import Style, answer
 from kvrt_cli.asking import asking
 from kvrt_cli.batch import answer_all
 from kvrt_cli.errors import of_the_system
-from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option, share_options
+from kvrt_cli.memory import (
+    folder,
+    lasting_options,
+    memory_options,
+    prefix_cache_option,
+    share_options,
+)
 from kvrt_cli.naming import TINY, model_name
 from kvrt_cli.options import (
     color_option,
@@ -46,6 +52,9 @@ SAVING_S = 3600.0
 SAVING_NOTED_S = 1.0
 """It is said to go on if it takes longer than this."""
 
+ADAPTER = "adapter"
+"""What the one that is asked for is called."""
+
 SHORT_HELP = "A model answers a prompt, a file of prompts, or you in a conversation."
 
 
@@ -73,6 +82,13 @@ SHORT_HELP = "A model answers a prompt, a file of prompts, or you in a conversat
     metavar="NAME=VALUE",
     help="A variable of the chat template, as in enable_thinking=false; may be given several times."
     " VALUE is JSON, or else text.",
+)
+@click.option(
+    "--adapter",
+    type=folder,
+    metavar="DIR",
+    help="A LoRA adapter for the model, as PEFT saves it: the answers are those of the model with"
+    " it merged in.",
 )
 @sampling_options
 @structured_options
@@ -134,8 +150,15 @@ def run(
         raise _no_prompt("this is not a terminal to have a conversation at")
     system = valid_text(options["system"], "--system") if options["system"] is not None else None
     with open_runtime(terminal, config) as runtime:
+        if options["adapter"] is not None:
+            runtime.load_adapter(ADAPTER, options["adapter"])
         how = asking(
-            runtime, wishes, chat=options["chat"], system=system, variables=options["variables"]
+            runtime,
+            wishes,
+            chat=options["chat"],
+            system=system,
+            variables=options["variables"],
+            adapter=None if options["adapter"] is None else ADAPTER,
         )
         if items is not None:
             if answer_all(terminal, runtime, how, items, verbose=style.verbose):
@@ -146,7 +169,7 @@ def run(
             return
         if text is None:
             text = _default_prompt(name, terminal)
-        answer(terminal, runtime, *how.prepare(text), style)
+        answer(terminal, runtime, *how.prepare(text), style, how.adapter)
 
 
 @contextmanager
