@@ -65,6 +65,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "jwt": ("kvrt/server",),
     "prometheus_client": ("kvrt/server",),
     "llguidance": ("kvrt/structured",),
+    "vllm": ("kvrt/integrations",),
     "zmq": ("kvrt/integrations",),
 }
 VENDORS = {

@@ -242,6 +242,22 @@ def test_after_a_gap_a_router_is_told_that_nothing_is_cached() -> None:
     assert block_events(kept.since(2), 2, root) == [stored]
 
 
+def test_pages_that_follow_each_other_are_one_event_and_others_are_not() -> None:
+    root, log = root_key(b"model"), EventLog()
+    one, other = [*chain(root, range(48), 16)], [*chain(root, range(50, 82), 16)]
+    log.add("stored", [*one[:2], *other, one[2]])
+    log.add("removed", [one[2], other[1]])
+    first, second, third, gone = block_events(log.since(0), 0, root)
+    assert first == BlockStored(
+        [block_hash(name.key) for name in one[:2]], None, [*range(32)], 16, None, "GPU", None
+    )
+    assert isinstance(second, BlockStored)
+    assert (second.parent_block_hash, second.token_ids) == (None, [*range(50, 82)])
+    assert isinstance(third, BlockStored)
+    assert third.parent_block_hash == block_hash(one[1].key)
+    assert gone == BlockRemoved([block_hash(one[2].key), block_hash(other[1].key)], "GPU")
+
+
 def test_requests_that_are_none_are_passed_over(tmp_path: Path) -> None:
     with routed(tmp_path) as (runtime, router):
         for nonsense in ([b"", b"abc"], [b"x"], [b"", b"", b"", b"", b""]):

@@ -1,0 +1,211 @@
+"""vLLM itself with kvrt's connector, beside vLLM as it is: run by ``ci/vllm``, which says where a
+Python is that has both (``PYTHON_WITH_VLLM``)."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvrt.sharing.ledger import Row
+from kvrt.sharing.tenant import tenants_of
+from tests.integrations.test_events import RECORDED
+from tests.model.checkpoints import make_model, save_model
+
+PYTHON = os.environ.get("PYTHON_WITH_VLLM", "")
+pytestmark = [
+    pytest.mark.extra,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(not PYTHON, reason="PYTHON_WITH_VLLM names none: see ci/vllm"),
+]
+
+ENGINE = Path(__file__).with_name("vllm_engine.py")
+ROUNDS = [[2, 300], [8, 700], [8, 700], [1, 300], [2, 1500]]
+MIB = 1 << 20
+KV = 512 * MIB
+
+
+@dataclass
+class Engine:
+    process: "subprocess.Popen[str]"
+    loaded: dict[str, Any]
+
+    def answers(self, rounds: int = len(ROUNDS)) -> list[dict[str, Any]]:
+        return [self.line() for _ in range(rounds)]
+
+    def line(self) -> dict[str, Any]:
+        return next_line(self.process)
+
+    def go(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def kill(self) -> None:
+        for pid in [self.process.pid, *self.loaded["pids"]]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+def next_line(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("{"):
+            found: dict[str, Any] = json.loads(line)
+            return found
+    pytest.fail(f"vLLM ended with {process.wait()}")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Whose greedy answers hardly repeat themselves; a block of 128 tokens is 1 MiB."""
+    shape = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4}
+    more = {"num_hidden_layers": 4, "vocab_size": 1000, "max_position_embeddings": 4096}
+    return save_model(make_model("llama-2", **shape, **more), tmp_path_factory.mktemp("model"))
+
+
+@contextmanager
+def engine(
+    model: Path, connector: dict[str, Any] | None, folder: Path, rounds: object = ROUNDS
+) -> Iterator[Engine]:
+    plan = {"rounds": rounds, "connector": connector, "wait": True}
+    plan["engine"] = {"kv_cache_memory_bytes": KV}
+    with (folder / f"log.{len(list(folder.iterdir()))}").open("w") as log:
+        started = subprocess.Popen(
+            [PYTHON, str(ENGINE), str(model), json.dumps(plan)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+            env={**os.environ, "KVRT_SHARE_DIR": str(folder / "shares")},
+        )  # fmt: skip
+        with started as process:
+            one = Engine(process, {"pids": []})
+            try:
+                one.loaded = next_line(process)
+                yield one
+            finally:
+                one.kill()
+
+
+@pytest.fixture(scope="module")
+def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What vLLM as it is says, and takes."""
+    with engine(model, None, tmp_path_factory.mktemp("plain")) as one:
+        one.go()
+        return {"loaded": one.loaded["loaded"], "answers": one.answers()}
+
+
+def tokens(answers: list[dict[str, Any]]) -> list[object]:
+    return [answer["tokens"] for answer in answers]
+
+
+class Watch:
+    """The most that tenants held together, and each for itself, as their ledger says."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.most, self.each = path, 0, dict[int, int]()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+
+    def rows(self) -> list[Row]:
+        return tenants_of(self.path)[1]
+
+    def _look(self) -> None:
+        while not self._stop.wait(0.003):
+            rows = self.rows()
+            self.most = max(self.most, sum(row.claim.held for row in rows))
+            for row in rows:
+                self.each[row.pid] = max(self.each.get(row.pid, 0), row.claim.held)
+
+    def end(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def test_all_tokens_are_those_of_vllm_as_it_is_and_memory_comes_and_goes(
+    model: Path, plain: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "shares").mkdir(mode=0o700)
+    with engine(model, {"share": "all:512MiB"}, tmp_path) as one:
+        watch = Watch(tmp_path / "shares" / "all.cpu0")
+        (start,) = watch.rows()
+        one.go()
+        answers = one.answers()
+        watch.end()
+        (end,) = watch.rows()
+    assert tokens(answers) == tokens(plain["answers"])
+    assert one.loaded["loaded"] < plain["loaded"] - KV * 0.8
+    assert start.claim.held == end.claim.held  # of the null block
+    assert start.claim.held < watch.most < KV / 4
+    print(
+        f"loaded {one.loaded['loaded'] / MIB:.0f} MiB, as it is {plain['loaded'] / MIB:.0f};"
+        f" KV idle {end.claim.held / MIB:.0f} MiB, at the peak {watch.most / MIB:.0f}"
+    )
+
+
+def test_what_may_stay_is_found_again(model: Path, plain: dict[str, Any], tmp_path: Path) -> None:
+    with engine(model, {"keep": "256MiB"}, tmp_path) as one:
+        one.go()
+        answers = one.answers()
+    assert tokens(answers) == tokens(plain["answers"])
+    cached = [answer["cached"] for answer in answers]
+    assert cached == [answer["cached"] for answer in plain["answers"]]
+    assert cached[2] > 0
+
+
+def test_under_a_limit_requests_wait_and_none_is_lost(
+    model: Path, plain: dict[str, Any], tmp_path: Path
+) -> None:
+    with engine(model, {"memory_limit": "24MiB"}, tmp_path) as one:
+        one.go()
+        answers = one.answers()
+    assert tokens(answers) == tokens(plain["answers"])
+
+
+def test_two_engines_keep_within_one_budget_and_one_outlives_the_other(
+    model: Path, plain: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "shares").mkdir(mode=0o700)
+    both = {"share": "two:40MiB"}
+    with ExitStack() as stack:
+        engines = [
+            stack.enter_context(engine(model, both, tmp_path, ROUNDS + ROUNDS * more))
+            for more in (1, 20)
+        ]
+        watch = Watch(tmp_path / "shares" / "two.cpu0")
+        assert len(watch.rows()) == 2
+        for one in engines:
+            one.go()
+        found = [one.answers() for one in engines]
+        assert [tokens(answers) for answers in found] == [tokens(plain["answers"])] * 2
+        engines[1].kill()
+        assert tokens(engines[0].answers()) == tokens(plain["answers"])
+        watch.end()
+        assert len(watch.rows()) == 1
+    assert watch.most <= 40 * MIB
+    assert min(watch.each.values()) >= 16 * MIB
+    print(f"together at most {watch.most / MIB:.0f} MiB of 40")
+
+
+def test_vllms_own_classes_read_kvrts_events(tmp_path: Path) -> None:
+    program = (
+        "import sys, msgspec; from vllm.distributed.kv_events import KVEventBatch;"
+        "batch = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=KVEventBatch);"
+        "print(batch.ts, batch.data_parallel_rank, *batch.events, sep='\\n')"
+    )
+    done = subprocess.run(
+        [PYTHON, "-c", program], input=RECORDED, capture_output=True, check=True, timeout=300
+    )
+    said = done.stdout.decode().splitlines()[-6:]
+    assert said[:2] == ["1.5", "0"]
+    assert [line.partition("(")[0] for line in said[2:]] == [
+        "BlockStored", "BlockStored", "BlockRemoved", "AllBlocksCleared"
+    ]  # fmt: skip
