@@ -296,7 +296,8 @@ def _tail(behind: str) -> tuple[str, ...]:
 def _instructed(shown: _Shown) -> Calls | None:
     """Of a template that writes no calls: what it tells the model to begin them with."""
     mark = ANNOUNCED.search(shown.prompt)
-    if mark is None:
+    written = NAME in shown.turn({"content": "", "tool_calls": [_call(NAME, 1, False)]})
+    if mark is None or written:
         return None
     return Calls(
         kind="json", trigger=mark[0], name=("name",), arguments=("arguments",),

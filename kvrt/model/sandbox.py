@@ -60,6 +60,7 @@ class _MeteredCode(CodeGenerator):
     """Compiles templates so that each statement, and what may be large, goes past the meter."""
 
     def blockvisit(self, nodes: Iterable[nodes.Node], frame: Frame) -> None:
+        super().blockvisit([], frame)  # Python wants a statement where the template has none
         for node in nodes:
             self.writeline(f"environment.spend({_plain_text(node)})")
             super().blockvisit([node], frame)

@@ -183,9 +183,10 @@ UNSHOWN = {"LFM2-8B-A1B", "LFM2.5-Instruct"}
 """They list tools, and show no call."""
 ONLY_TOLD = {"ibm-granite-granite-3.3-2B-Instruct"}
 """They tell in words what a call begins with."""
-REFUSED = {"Kimi-K2-Instruct", "Kimi-K2-Thinking", "MiniMax-M3", "google-gemma-4-31B-it",
-           "llama-cpp-deepseek-r1"}  # fmt: skip
-"""They change lists, nest too deeply or join texts to data, which fails before there is a call."""
+REFUSED = {"Kimi-K2-Instruct", "Kimi-K2-Thinking", "llama-cpp-deepseek-r1"}
+"""They change lists, or join texts to data, which fails before there is a call."""
+NAMED_TAGS = {"MiniMax-M3"}
+"""They write arguments in tags of their own names: not read, so tools are refused."""
 UNESCAPED = {"LFM2.5-8B-A1B"}
 """They write texts without escapes, so that a quote ends them."""
 
@@ -197,9 +198,10 @@ def test_the_calls_of_every_template_that_declares_tools_are_read() -> None:
     declaring = [p for p in paths if re.search(r"\btools\b", p.read_text())]
     assert len(declaring) > 40
     for path in declaring:
-        if path.stem in UNSHOWN | REFUSED:
-            continue
         script = Script(path.read_text())
+        if path.stem in UNSHOWN | REFUSED | NAMED_TAGS:
+            assert script.dialect.calls is None, path.stem
+            continue
         if script.dialect.calls is None:
             assert "tool_calls" not in path.read_text() or not script.calls(CALLS[0]), path.stem
             continue

@@ -28,6 +28,8 @@ TEMPLATES = {
     {% endgeneration %}
 {%- endfor %}
 {{ messages | length }} {{ tools is none }} {{ {'a': 'é<'} | tojson(indent=2) }}""",
+    "branches without words": "{% for m in messages %}{% if m.role == 'user' %}{# nothing #}"
+    "{% elif m.role == 'system' %}{% else %}{{ m.content }}{% endif %}{% endfor %}",
     "dates": "{{ strftime_now('%Y') | length }}{{ messages[0].content.split('b')[-1] }}",
     "a scope of its own": "{% set x = 1 %}{% for m in messages %}{% generation %}"
     "{% set x = m.role %}{{ x }}{% endgeneration %}{{ x }}{% endfor %}",
