@@ -236,7 +236,7 @@ class QuotedPart(Part):
             events.append(Called(name))
             self._called = True
         written = self._text.sub(lambda text: _written(text[1]), self.rest)
-        if written.count(self._calls.quote):
+        if "}" not in self.rest or written.count(self._calls.quote):
             return False  # within a text
         members = Members()
         start = written.find("{")

@@ -16,15 +16,16 @@ class Drafter:
     after looking in vain for a while, not every token is looked at.
 
     Args:
-        proposer: makes the guesses.
+        proposer: makes the guesses; None: nothing is guessed but what is forced.
         limit: tokens that are drafted at once, over all branches.
     """
 
-    proposer: Proposer
+    proposer: Proposer | None
     limit: int
     guess: Guess = NO_GUESS
     _true: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6])
     _other: float = 0.2
+    _forced: float = 0.8
     _known: int = 0  # tokens that were looked at
     _vain: int = 0  # looks since a guess came true
 
@@ -32,15 +33,24 @@ class Drafter:
     VAIN = 8  # looks in vain, for each of which one token more passes until the next look
     SELDOM = 8  # but at least one in so many tokens is looked at
 
-    def observe(self, tokens: Sequence[int]) -> None:
-        """The sequence has these tokens now: learn from those that are new, and guess again."""
+    def observe(self, tokens: Sequence[int], forced: Sequence[int] = ()) -> None:
+        """The sequence has these tokens now: learn from those that are new, and guess again.
+
+        Args:
+            forced: what must come next; see `Guess.forced`.
+        """
         length = len(tokens)
         if self.guess.branches:
             self._learn(tokens[self._known :])
             self.guess = NO_GUESS
-        elif length < self._known + min(self._vain // self.VAIN, self.SELDOM):
+        elif not forced and length < self._known + min(self._vain // self.VAIN, self.SELDOM):
             return
         self._known = length
+        if forced:
+            self.guess = Guess((tuple(forced[: self.limit]),), forced=True)
+            return
+        if self.proposer is None:
+            return
         self._vain += 1
         self.guess = self.proposer.propose(tokens, self.limit)
 
@@ -73,7 +83,7 @@ class Drafter:
 
     def _chance(self, at: int) -> float:
         """That the guess comes true at a place, if it has up to there."""
-        return self._true[self._kind(at)]
+        return self._forced if self.guess.forced else self._true[self._kind(at)]
 
     def _kind(self, at: int) -> int:
         return min(self.guess.match - 2 + at, len(self._true) - 1)
@@ -84,6 +94,11 @@ class Drafter:
             if not guesses:
                 return
             hit = token == guesses[0]
+            if self.guess.forced:
+                self._forced += self.RATE * (hit - self._forced)
+                if not hit:
+                    return
+                continue
             self._vain = 0 if hit else self._vain
             kind = self._kind(at)
             self._true[kind] += self.RATE * (hit - self._true[kind])

@@ -15,10 +15,13 @@ class Guess:
     Args:
         branches: continuations, the likeliest first; their first tokens differ.
         match: how many tokens before it agree with where the first one was found.
+        forced: it is no guess from the text, but what a constraint leaves, in the tokens that the
+            tokenizer would take; the model may take others for the same text.
     """
 
     branches: tuple[tuple[int, ...], ...] = ()
     match: int = 0
+    forced: bool = False
 
 
 NO_GUESS = Guess()

@@ -229,7 +229,9 @@ class Answers:
         if drafted:
             self._settle(seq, start, path, step)
         if seq.drafter is not None:
-            seq.drafter.observe(seq.tokens)
+            output = request.outputs[seq.id]
+            guide = output.guide
+            seq.drafter.observe(seq.tokens, guide.forced(output.token_ids) if guide else ())
 
     def _offer(self, request: Request, seq: Seq, offered: list[TokenLogprobs], step: int) -> None:
         if not beaming.offer(self._live, seq, offered, step):

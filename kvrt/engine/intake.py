@@ -16,6 +16,9 @@ from kvrt.kv.tiers.names import KEY_BYTES, chain
 from kvrt.outputs import Delta, Result
 from kvrt.sampling import SamplingParams
 
+MOST_FORCED = 16
+"""Tokens that a constraint leaves no choice of: a key of JSON has fewer."""
+
 STREAM: Checks = {
     "params": Maybe(Of((SamplingParams,), "kvrt.SamplingParams(max_tokens=...)")),
     "request_id": Maybe(Text(256)),
@@ -90,6 +93,7 @@ def request_of(
         names=tuple(chain(root, tokens[:-1], config.page_size)) if named else (),
         shares=not private,
         drafts=_drafts_of(params, config),
+        forced=_forced_of(params),
         bad_words=bad_words_of(params, model),
         guides=None if params.constraint is None else worker.guides.of(params.constraint),
         metadata=wishes.metadata,
@@ -105,3 +109,9 @@ def _drafts_of(params: SamplingParams, config: RuntimeConfig) -> int:
     if params.beam_width > 1:
         return 0
     return draft_limit(config.speculate) if params.speculate is None else params.speculate
+
+
+def _forced_of(params: SamplingParams) -> int:
+    """How many tokens may be taken for given in a step, where a constraint leaves no choice."""
+    wanted = params.constraint is not None and params.beam_width == 1 and params.speculate != 0
+    return MOST_FORCED if wanted else 0

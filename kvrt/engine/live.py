@@ -72,7 +72,7 @@ class Live:
             # Log-probabilities of a prompt need the logits of each token.
             matches=request.shares and params.prompt_logprobs is None,
             shares=request.shares,
-            drafter=Speculation.drafter(request.drafts),
+            drafter=Speculation.drafter(request.drafts, request.forced),
             together=number if params.beam_width > 1 else None,
         )
         self._own(request, seq)
@@ -88,7 +88,7 @@ class Live:
             tokens=list(seq.tokens),
             names=list(seq.names),
             width=1,
-            drafter=Speculation.drafter(request.drafts),
+            drafter=Speculation.drafter(request.drafts, request.forced),
         )
         self.memory.commit(self.memory.cache.table.fork(seq.id, heir.id))
         self._own(request, heir)

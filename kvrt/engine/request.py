@@ -40,6 +40,7 @@ class Request:
             missing are made when they are needed.
         shares: other requests may use its pages.
         drafts: tokens that may be guessed in a step, for each completion; 0: none.
+        forced: the same of tokens that a constraint leaves no choice of.
         guides: makes what says which tokens may follow; None: all may.
         metadata: the caller's own, for its result.
         outputs: by page-table key of the sequence that produces them; of beams, by their index.
@@ -63,6 +64,7 @@ class Request:
     names: Sequence[PageName] = ()
     shares: bool = True
     drafts: int = 0
+    forced: int = 0
     bad_words: Sequence[Sequence[int]] = ()
     guides: MakeGuide | None = None
     metadata: Any = None

@@ -43,9 +43,12 @@ class Speculation:
         self._trees = trees
 
     @staticmethod
-    def drafter(limit: int) -> Drafter | None:
-        """For a sequence that wants up to `limit` tokens drafted in a step."""
-        return Drafter(PromptLookup(), limit) if limit else None
+    def drafter(limit: int, forced: int = 0) -> Drafter | None:
+        """For a sequence that wants up to `limit` tokens drafted in a step, and where a constraint
+        leaves no choice, up to `forced`."""
+        if not limit and not forced:
+            return None
+        return Drafter(PromptLookup() if limit else None, max(limit, forced))
 
     def extend(self, plan: StepPlan, limits: Limits) -> StepPlan:
         """The plan, with drafts behind the rows that decode.

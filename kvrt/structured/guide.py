@@ -16,7 +16,8 @@ Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
 class Guide:
-    """Follows one completion: what was said begins with what it was asked about before.
+    """Follows one completion, forwards and back: of what was said whenever it is asked, the shorter
+    begins the longer.
 
     Args:
         matcher: at the beginning; nobody else uses it.
@@ -63,11 +64,18 @@ class Guide:
         mask[self._ends_known] = self._matcher.is_accepting()
         return mask
 
+    def forced(self, said: Sequence[int]) -> Sequence[int]:
+        """What must follow, as the tokenizer would write it; none, where there is a choice."""
+        self._follow(said)
+        return [] if self._matcher.is_stopped() else self._matcher.compute_ff_tokens()
+
     def _follow(self, said: Sequence[int]) -> None:
         """Be where these tokens lead."""
-        if more := list(said[self._followed :]):
+        if len(said) < self._followed:
+            self._matcher.rollback(self._followed - len(said))
+        elif more := list(said[self._followed :]):
             self._matcher.consume_tokens(more)
-            self._followed = len(said)
+        self._followed = len(said)
         if self._matcher.is_error():
             raise self._failed()
 

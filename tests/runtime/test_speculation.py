@@ -91,7 +91,7 @@ def draft(monkeypatch: pytest.MonkeyPatch) -> Any:
     def put(texts: Texts, seed: int = 0) -> None:
         rng = random.Random(seed)
 
-        def drafter(limit: int) -> Drafter | None:
+        def drafter(limit: int, forced: int = 0) -> Drafter | None:
             return Eager(Oracle(rng.randrange(2**32), texts), limit) if limit else None
 
         monkeypatch.setattr(Speculation, "drafter", staticmethod(drafter))

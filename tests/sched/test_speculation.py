@@ -394,3 +394,16 @@ def test_a_sequence_that_is_about_to_be_several_is_not_followed_by_drafts() -> N
         seq.width = width
         seq.drafter = grown(Drafter(Fixed((1, 2, 3)), 8), 1, 2, 3)
         assert [len(row.drafts) for row in planned(clock).rows] == [drafts]
+
+
+def test_what_is_forced_goes_before_guesses_as_long_as_it_comes_true() -> None:
+    drafter = Drafter(None, 4)
+    drafter.observe([1], [7, 8, 9, 10, 11])
+    assert drafter.drafts(8, 0.2, trees=True).tokens == (7, 8, 9, 10)
+    tokens = [1]
+    for _ in range(30):  # the model writes the same text with other tokens
+        tokens.append(5)
+        drafter.observe(tokens, [7, 8, 9])
+    assert not drafter.drafts(8, 0.2, trees=True)
+    drafter.observe(tokens)
+    assert not drafter.drafts(8, 0.0, trees=True), "nothing is guessed from the text"

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvrt import Constraint, RequestError, Result, Runtime, SamplingParams
+from kvrt.engine.events import StepDone
 
 PROMPT = "def read_lines(path):\n    return json.dumps("
 PERSON: dict[str, Any] = {
@@ -132,6 +133,38 @@ def test_speculation_does_not_change_what_is_said_under_a_constraint(tiny: Runti
         assert fast.token_ids == plain.token_ids
         assert fast.completions[0].logprobs == plain.completions[0].logprobs
         assert fast.usage.accepted_tokens > 0
+
+
+def test_what_a_constraint_leaves_no_choice_of_saves_steps_and_changes_nothing(
+    tiny: Runtime,
+) -> None:
+    names = ["the_first_of_the_keys", "another_key_that_is_long", "what_remains_to_be_said"]
+    schema = {
+        "type": "object",
+        "properties": {name: {"type": "boolean"} for name in names},
+        "required": names,
+        "additionalProperties": False,
+    }
+    steps: list[int] = []
+
+    def count(event: object) -> None:
+        if isinstance(event, StepDone):
+            steps.append(event.number)
+
+    for params in ({}, {"temperature": 1.0, "seed": 3, "n": 2}):
+        counts, results = [], []
+        for speculate in (0, None, 4):
+            tiny.add_observer(count)
+            results.append(ask(tiny, Constraint.json_schema(schema), speculate=speculate, **params))
+            tiny.remove_observer(count)
+            counts.append(len(steps))
+            steps.clear()
+        plain, forced, both = results
+        assert [c.token_ids for c in plain.completions] == [c.token_ids for c in forced.completions]
+        assert [c.token_ids for c in plain.completions] == [c.token_ids for c in both.completions]
+        assert plain.usage.drafted_tokens == 0
+        assert forced.usage.accepted_tokens > 10
+        assert counts[1] < counts[0]
 
 
 def test_stop_strings_and_max_tokens_cut_a_constrained_answer_short(tiny: Runtime) -> None:
