@@ -11,6 +11,7 @@ import click
 
 from kvrt.config import RuntimeConfig
 from kvrt.errors import ConfigError
+from kvrt.units import parse_bytes
 from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option, share_options
 from kvrt_cli.naming import TINY, model_name
 from kvrt_cli.options import color_option, dtype_option, runtime_config, runtime_options
@@ -25,6 +26,17 @@ NEEDED = ("starlette", "uvicorn", "msgspec", "prometheus_client")
 """What the extra brings."""
 
 SHORT_HELP = "A model answers over HTTP, to clients of OpenAI's API, Anthropic's and Ollama's."
+
+
+def nbytes(value: str) -> int:
+    """A size such as ``64MiB``."""
+    try:
+        found = parse_bytes(value)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
+    if not 1 <= found <= 2**40:
+        raise click.BadParameter(f"{value!r:.60} is not a size from 1 byte to 1 TiB")
+    return found
 
 
 @click.command("serve", cls=SectionedCommand, sections=SERVE, short_help=SHORT_HELP)
@@ -128,6 +140,18 @@ SHORT_HELP = "A model answers over HTTP, to clients of OpenAI's API, Anthropic's
     help="Of a request; default: what the longest prompt can need.",
 )
 @click.option(
+    "--response-cache",
+    type=nbytes,
+    metavar="SIZE",
+    help="Keep so much of answers for who asks the very same again with x-kvrt-cache: on; greedy"
+    " requests and those with a seed.",
+)
+@click.option(
+    "--response-cache-all",
+    is_flag=True,
+    help="Also for requests that do not say so, unless they say x-kvrt-cache: off.",
+)
+@click.option(
     "--drain-seconds",
     type=click.FloatRange(0),
     default=30.0,
@@ -203,9 +227,9 @@ def serve(
 
     names = ("host", "port", "alias", "jwt_issuer", "jwt_audience", "jwt_keys",
              "jwt_role", "limits", "audit", "metrics_compat", "without_keys",
-             "strict", "max_requests", "max_body", "drain_seconds", "ready_seconds",
-             "kv_events", "kv_events_replay", "chat_template", "reader",
-             "embed_model")  # fmt: skip
+             "strict", "max_requests", "max_body", "response_cache", "response_cache_all",
+             "drain_seconds", "ready_seconds", "kv_events", "kv_events_replay", "chat_template",
+             "reader", "embed_model")  # fmt: skip
     config = ServerConfig(keys=keys, **{name: options[name] for name in names})
     wanted = runtime_config(TINY if model is None else model, options)
     if new_key is not None:

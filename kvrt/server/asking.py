@@ -1,9 +1,9 @@
 """The one way in which all protocols ask the runtime."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from kvrt.aio.runtime import AsyncRuntime
 from kvrt.aio.stream import AsyncStream
@@ -43,15 +43,42 @@ class Progress:
     first: float | None
 
 
+class Stream(Protocol):
+    """One answer, as it comes; see `AsyncStream`."""
+
+    @property
+    def prompt_token_ids(self) -> Sequence[int]: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def first(self) -> float | None: ...
+
+    def __aiter__(self) -> AsyncIterator[Delta]: ...
+
+    async def __anext__(self) -> Delta: ...
+
+    async def result(self) -> Result: ...
+
+    def close(self) -> None: ...
+
+
 class Answers:
     """The streams of one call, to be taken once: as pieces, or as a whole.
 
     Args:
         streams: in the order of what was asked.
+        keep: told of all results, once there are.
     """
 
-    def __init__(self, streams: Sequence[AsyncStream]) -> None:
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        keep: Callable[[Sequence[Result]], None] | None = None,
+    ) -> None:
         self._streams = streams
+        self._keep = keep
 
     @property
     def prompts(self) -> list[Sequence[int]]:
@@ -71,7 +98,10 @@ class Answers:
             KvrtError: one has failed; the others end, too.
         """
         try:
-            return [await stream.result() for stream in self._streams]
+            results = [await stream.result() for stream in self._streams]
+            if self._keep is not None:
+                self._keep(results)
+            return results
         finally:
             self.close()
 
@@ -105,11 +135,17 @@ class Answers:
             stream.close()
 
 
-async def ask(runtime: AsyncRuntime, asks: Sequence[Ask], salt: str) -> Answers:
+async def ask(
+    runtime: AsyncRuntime,
+    asks: Sequence[Ask],
+    salt: str,
+    keep: Callable[[Sequence[Result]], None] | None = None,
+) -> Answers:
     """Ask for all; if one is refused, none is answered.
 
     Args:
         salt: with whose requests they may share KV pages.
+        keep: see `Answers`.
 
     Raises:
         KvrtError: see `AsyncRuntime.stream`.
@@ -121,7 +157,7 @@ async def ask(runtime: AsyncRuntime, asks: Sequence[Ask], salt: str) -> Answers:
     except BaseException:
         Answers(streams).close()
         raise
-    return Answers(streams)
+    return Answers(streams, keep)
 
 
 async def _stream(runtime: AsyncRuntime, each: Ask, salt: str) -> AsyncStream:

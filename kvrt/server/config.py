@@ -44,6 +44,8 @@ class ServerConfig:
         strict: fields that are not known are refused.
         max_requests: sequences that may be asked for at once; more is refused for now.
         max_body: bytes of a request's body; None: what the longest prompt can need.
+        response_cache: bytes of answers that are kept for who asks the same again; None: none.
+        response_cache_all: also for requests that do not say that they want it.
         drain_seconds: at the end, answers may go on for so long.
         ready_seconds: not ready once there is work, and no step for so long.
         kv_events: where to publish what is cached; see `kvrt.integrations.events`. None: nowhere.
@@ -68,6 +70,8 @@ class ServerConfig:
     strict: bool = False
     max_requests: int = 512
     max_body: int | None = None
+    response_cache: int | None = None
+    response_cache_all: bool = False
     drain_seconds: float = 30.0
     ready_seconds: float = 30.0
     kv_events: str | None = None
@@ -87,6 +91,8 @@ class ServerConfig:
             )
         if self.jwt_issuer is None and (self.jwt_keys or self.jwt_role):
             raise ConfigError("jwt_keys and jwt_role are of an issuer", fix="name it: --jwt-issuer")
+        if self.response_cache_all and self.response_cache is None:
+            raise ConfigError("response_cache_all needs a size", fix="give --response-cache SIZE")
         guarded = self.keys is not None or self.jwt_issuer is not None
         if self.limits and not guarded:
             raise ConfigError("limits are of keys, and there are none", fix="give --keys FILE")
@@ -116,6 +122,8 @@ OPTIONS: Checks = {
     "strict": Flag(),
     "max_requests": Whole(1, 100_000),
     "max_body": Maybe(Whole(1024, 2**31 - 1)),
+    "response_cache": Maybe(Whole(1, 2**40)),
+    "response_cache_all": Flag(),
     "drain_seconds": Number(0, 86_400),
     "ready_seconds": Number(0, 86_400, above=True),
     "kv_events": Maybe(Text()),

@@ -3,16 +3,18 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
 from kvrt.server import gate
-from kvrt.server.asking import ask
+from kvrt.server.asking import Answers, ask
 from kvrt.server.entry import Entry, entry_of
 from kvrt.server.errors import refusal_of
-from kvrt.server.http import EVENTS, Reply, read_body, until_gone
+from kvrt.server.http import EVENTS, Reply, headers_of, read_body, until_gone
+from kvrt.server.kept import HEADER, Told
 from kvrt.server.protocol import Api, Call
 from kvrt.server.service import Service
 
@@ -61,7 +63,7 @@ class Endpoint:
             count = sum(each.params.n for each in call.asks)
             with quota.enter(), self._service.gate.enter(count):
                 reply.headers.update(quota.headers)
-                work = self._answer(call, reply, entry)
+                work = self._answer(call, reply, entry, headers_of(scope, HEADER))
                 await _attended(work, receive, self._service.cut)
             return reply.status
         except ConnectionError:
@@ -79,10 +81,8 @@ class Endpoint:
             if (progress := entry.progress) is not None:
                 quota.spend(progress.prompt_tokens + progress.generated_tokens)
 
-    async def _answer(self, call: Call, reply: Reply, entry: Entry) -> None:
-        assert entry.owner is not None, "nobody else gets here"
-        answers = await ask(self._service.runtime, call.asks, entry.owner.name)
-        entry.answers = answers
+    async def _answer(self, call: Call, reply: Reply, entry: Entry, cached: Sequence[str]) -> None:
+        answers = entry.answers = await self._asked(call, reply, entry, cached)
         try:
             if not call.stream:
                 await reply.json(call.whole(await answers.results()))
@@ -95,6 +95,25 @@ class Endpoint:
             await reply.events(call.closing(await answers.results()), more=False)
         finally:
             answers.close()
+
+    async def _asked(
+        self, call: Call, reply: Reply, entry: Entry, cached: Sequence[str]
+    ) -> Answers:
+        """Of the runtime, unless an answer was kept that will do.
+
+        Args:
+            cached: what the request says of that.
+        """
+        assert entry.owner is not None, "nobody else gets here"
+        owner, kept = entry.owner.name, self._service.kept
+        key = None if kept is None else kept.key(call.asks, owner, cached)
+        if kept is None or key is None:
+            return await ask(self._service.runtime, call.asks, owner)
+        found = kept.find(key)
+        reply.headers[HEADER.decode()] = "miss" if found is None else "hit"
+        if found is not None:
+            return Answers([Told(result) for result in found])
+        return await ask(self._service.runtime, call.asks, owner, partial(kept.keep, key))
 
 
 async def _attended(

@@ -13,6 +13,7 @@ from kvrt.outputs import Result
 from kvrt.runtime import Runtime
 from kvrt.server.audit import Audit
 from kvrt.server.compat import AsVLLM
+from kvrt.server.kept import KeptAnswers
 
 LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 PACE_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -27,6 +28,7 @@ class Metrics:
         compat: ``vllm``: the names of vLLM, too.
         model: the name of the model, for those.
         audit: the audit log, if there is one.
+        kept: answers that are kept, if any are.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Metrics:
         compat: str | None = None,
         model: str = "",
         audit: Audit | None = None,
+        kept: KeptAnswers | None = None,
     ) -> None:
         registry = CollectorRegistry()
         self._runtime = runtime
@@ -42,7 +45,7 @@ class Metrics:
         if compat == "vllm":
             self._registries.append(CollectorRegistry())
             self._registries[-1].register(AsVLLM(registry, model))
-        registry.register(_Standing(runtime, self, audit))
+        registry.register(_Standing(runtime, self, audit, kept))
         self.load = (0, 0)
         self._http = Counter(
             "kvrt_http_requests", "Answers to requests that ask the model, by route and status"
@@ -134,7 +137,14 @@ def usage(stats: RuntimeStats) -> float:
 class _Standing(Collector):
     """What is asked at each scrape. It waits for nothing, not even for a device that hangs."""
 
-    def __init__(self, runtime: Runtime, metrics: Metrics, audit: Audit | None) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        metrics: Metrics,
+        audit: Audit | None,
+        kept: KeptAnswers | None,
+    ) -> None:
+        self._kept = kept
         self._runtime = runtime
         self._metrics = metrics
         self._audit = audit
@@ -172,6 +182,18 @@ class _Standing(Collector):
             "kvrt_engine_up", "1: there is an engine; 0: it has stopped for good.",
             value=float(self._runtime.ended is None),
         )  # fmt: skip
+        if self._kept is not None:
+            asked = CounterMetricFamily(
+                "kvrt_response_cache_requests", "That might have been told an answer of before.",
+                labels=["result"],
+            )  # fmt: skip
+            asked.add_metric(["hit"], self._kept.hits)
+            asked.add_metric(["miss"], self._kept.misses)
+            yield asked
+            yield GaugeMetricFamily(
+                "kvrt_response_cache_bytes", "Of answers that are kept, about.",
+                value=self._kept.nbytes,
+            )  # fmt: skip
         if self._audit is not None:
             yield CounterMetricFamily(
                 "kvrt_audit_lost_lines", "Of the audit log, not written.", value=self._audit.lost

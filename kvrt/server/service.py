@@ -9,6 +9,7 @@ from kvrt.server.audit import Audit
 from kvrt.server.config import ServerConfig
 from kvrt.server.entry import Book
 from kvrt.server.gate import Gate
+from kvrt.server.kept import KeptAnswers
 from kvrt.server.limits import Limits, Quotas
 from kvrt.server.metrics import Metrics
 from kvrt.server.served import Served
@@ -35,8 +36,12 @@ class Service:
         self.served = Served(runtime.runtime.model, config, template)
         self.gate = Gate(config.max_requests)
         self.quotas = Quotas(Limits.read(config.limits))
+        size = config.response_cache
+        self.kept = None if size is None else KeptAnswers(size, always=config.response_cache_all)
         self.book = Book(audit.add if audit is not None else None)
-        self.metrics = Metrics(runtime.runtime, config.metrics_compat, self.served.names[0], audit)
+        self.metrics = Metrics(
+            runtime.runtime, config.metrics_compat, self.served.names[0], audit, self.kept
+        )
         self.cut = asyncio.get_running_loop().create_future()
         """Done when nothing may go on any longer."""
         self._patience = config.ready_seconds

@@ -389,7 +389,7 @@ DRAWN = {
     ),
     "owners of keys share pages": M(
         "kvrt.server.endpoint",
-        "ask(self._service.runtime, call.asks, entry.owner.name)",
+        "ask(self._service.runtime, call.asks, owner)",
         'ask(self._service.runtime, call.asks, "")',
         "server/test_guard.py",
     ),

@@ -47,7 +47,8 @@ def expressions() -> Iterator[str]:
 @pytest.fixture
 def labels(serve: Serve, tmp_path: Path) -> dict[str, set[str]]:
     """Of each sample that a server has, the labels: one with every part that has metrics."""
-    server = serve("--audit", str(tmp_path / "audit"), "--offload", "host:16MiB")
+    server = serve("--audit", str(tmp_path / "audit"), "--offload", "host:16MiB",
+                   "--response-cache", "1MiB")  # fmt: skip
     return labels_of(server)
 
 
