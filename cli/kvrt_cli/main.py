@@ -55,7 +55,7 @@ Environment:
 class Commands(Mapping[str, click.Command]):
     """The sub-commands, each in the module of its name, which is loaded when it is asked for."""
 
-    NAMES = ("bench", "ctl", "doctor", "embed", "models", "run", "serve", "show", "top")
+    NAMES = ("bench", "ctl", "doctor", "embed", "merge", "models", "run", "serve", "show", "top")
 
     def __getitem__(self, name: str) -> click.Command:
         if name not in self.NAMES:

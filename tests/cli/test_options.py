@@ -17,6 +17,7 @@ COMMANDS = {
     "top": ("top", "--once"),
     "ctl": ("ctl", "wake", "nobody", "tiny"),
     "models": ("models",),
+    "merge": ("merge", "tiny", "tiny", "tiny"),
     "embed": ("embed", "tiny", "x"),
     "show": ("show", "tiny", "--backend", "cpu"),
 }
