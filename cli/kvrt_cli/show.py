@@ -137,6 +137,9 @@ def _facts(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
         "path": str(source.path),
         "architecture": spec.architecture,
         "parameters": choice.parameters,
+        "parameters_of_a_token": choice.parameters_of_a_token,
+        "experts": 0 if spec.experts is None else spec.experts.count,
+        "experts_of_a_token": 0 if spec.experts is None else spec.experts.router.chosen,
         "layers": len(spec.layers),
         "hidden": spec.hidden,
         "intermediate": spec.intermediate,
@@ -229,6 +232,12 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
         f"{facts['heads']} query heads and {facts['kv_heads']} of keys and values, each"
         f" {facts['head_dim']} wide",
     )
+    if facts["experts"]:
+        yield line(
+            "experts",
+            f"{facts['experts']}, of which a token has {facts['experts_of_a_token']}, and"
+            f" {facts['parameters_of_a_token']:,} parameters in all",
+        )
     yield line("widths", f"{facts['hidden']} hidden, {facts['intermediate']} feed-forward")
     yield line("vocabulary", f"{facts['vocab']:,} tokens")
     yield line("context", f"{facts['context']:,} tokens")

@@ -38,6 +38,20 @@ class Choice:
         return sum(part.numel for weight in weights_of(self.spec) for part in weight.parts)
 
     @property
+    def parameters_of_a_token(self) -> int:
+        """How many of them a token is computed with: of experts, those that it chooses."""
+        experts = self.spec.experts
+        if experts is None:
+            return self.parameters
+        others = range(experts.router.chosen, experts.count)
+        return self.parameters - sum(
+            part.numel
+            for weight in weights_of(self.spec)
+            for part in weight.parts
+            if part.expert in others
+        )
+
+    @property
     def weight_bytes(self) -> int:
         """Memory that the weights take."""
         return weight_bytes(self.spec, self.dtype, self.packing)

@@ -7,7 +7,14 @@ from kvrt.model.family import ATTENTION_BIAS, Family
 from kvrt.model.jsonfile import Fields
 from kvrt.model.scales import ernie_switches, glm4_switches, granite_scales, phi_switches
 from kvrt.model.spec import ExpertSpec
-from kvrt.model.windows import DEFAULT_WINDOW, MAX_LAYERS, mixed, qwen_layers, windowed_layers
+from kvrt.model.windows import (
+    DEFAULT_WINDOW,
+    MAX_LAYERS,
+    late_layers,
+    mixed,
+    qwen_layers,
+    windowed_layers,
+)
 from kvrt.spi import Router
 
 MAX_EXPERTS = 1 << 12
@@ -83,6 +90,7 @@ def _gpt_oss(fields: Fields, layers: int) -> Mixture:
 
 
 def _glm4(fields: Fields, layers: int) -> Mixture:
+    """Also of others whose routers are DeepSeek V3's."""
     count, chosen = _counts(fields, 128, "n_routed_experts", "num_local_experts")
     width = _width(fields, "moe_intermediate_size")
     groups = fields.integer("n_group", 1, count, 1)
@@ -96,6 +104,8 @@ def _glm4(fields: Fields, layers: int) -> Mixture:
         groups,
         min(groups, fields.integer("topk_group", 1, count, 1)),
     )
+    if chosen > count // groups * router.groups_chosen:
+        raise fields.error("num_experts_per_tok", "is more than the groups of a token have")
     shared = width * fields.integer("n_shared_experts", 0, MAX_EXPERTS, 1)
     first = fields.integer("first_k_dense_replace", 0, MAX_LAYERS, 1)
     experts = ExpertSpec(count, width, router, correction=True, shared=shared)
@@ -218,6 +228,23 @@ MIXTURES: Mapping[str, Family] = {
             "moe_intermediate_size": 1408,
         },
         switches={"naming": "glm4_moe"},
+    ),
+    "Dots1ForCausalLM": Family(
+        "dots1",
+        late_layers,
+        mixture=_glm4,
+        qkv_bias=ATTENTION_BIAS,
+        o_bias=ATTENTION_BIAS,
+        defaults={
+            "num_key_value_heads": 32,
+            "max_window_layers": 62,
+            "moe_intermediate_size": 1408,
+            "num_experts_per_tok": 8,
+            "n_shared_experts": 0,
+            "first_k_dense_replace": 0,
+            "norm_topk_prob": False,
+        },
+        switches={"naming": "dots1", "qk_norm": "heads"},
     ),
     "MiniMaxM2ForCausalLM": Family(
         "minimax_m2",

@@ -157,6 +157,11 @@ NAMINGS: Mapping[str, Naming] = {
         "correction": _correction("mlp.gate"),
         "mlp_norm": _layer("post_attention_layernorm", "post_attention_norm"),
     },
+    "dots1": {
+        **_experts("mlp"),
+        **_shared("mlp.shared_experts"),
+        "correction": _correction("mlp.gate"),
+    },
     "minimax_m2": {
         **_experts("block_sparse_moe", of=("w1", "w3", "w2")),
         "correction": _correction("block_sparse_moe"),

@@ -56,7 +56,15 @@ def _typed_windows(fields: Fields, count: int, window: int) -> list[int] | None:
 
 def qwen_layers(fields: Fields, count: int) -> list[LayerSpec]:
     """The last layers have a window, or those that ``layer_types`` names."""
-    window = _switched_window(fields, DEFAULT_WINDOW)
+    return _late_windows(fields, count, _switched_window(fields, DEFAULT_WINDOW))
+
+
+def late_layers(fields: Fields, count: int) -> list[LayerSpec]:
+    """Likewise, where nothing else turns the window on."""
+    return _late_windows(fields, count, _window(fields, DEFAULT_WINDOW))
+
+
+def _late_windows(fields: Fields, count: int, window: int) -> list[LayerSpec]:
     first = fields.integer("max_window_layers", 0, MAX_LAYERS, 28)
     windows = _typed_windows(fields, count, window)
     if windows is None:

@@ -55,6 +55,22 @@ def test_show_says_what_a_runtime_has(shown: Any) -> None:
         ]
 
 
+def test_of_a_mixture_it_says_what_a_token_is_computed_with(shown: Any, tmp_path: Path) -> None:
+    """The sizes of Qwen3-30B-A3B, as its author gives them."""
+    config = {
+        "architectures": ["Qwen3MoeForCausalLM"], "head_dim": 128, "hidden_size": 2048,
+        "intermediate_size": 6144, "max_position_embeddings": 40_960, "moe_intermediate_size": 768,
+        "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8,
+        "num_hidden_layers": 48, "num_key_value_heads": 4, "rms_norm_eps": 1e-6,
+        "vocab_size": 151_936, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    facts = shown(tmp_path)
+    assert facts["parameters"] == pytest.approx(30.5e9, rel=0.005)
+    assert facts["parameters_of_a_token"] == pytest.approx(3.3e9, rel=0.02)
+    assert (facts["experts"], facts["experts_of_a_token"]) == (128, 8)
+
+
 def test_a_model_of_405_billion_parameters_is_planned_from_its_config_alone(
     shown: Any, tmp_path: Path
 ) -> None:

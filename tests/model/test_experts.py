@@ -185,7 +185,8 @@ def test_another_number_of_experts_is_refused_by_tensor(tmp_path: Path, cpu: Dev
     [
         ("olmoe", "clip_qkv", 8.0, "clip_qkv is not supported"),
         ("olmoe", "num_experts_per_tok", 9, "num_experts_per_tok is 9; expected .* from 1 to 8"),
-        ("glm-4-moe", "n_group", 3, "n_group is 3, which does not divide 8"),
+        ("glm-4-moe", "n_group", 3, "n_group is 3, which does not divide 16"),
+        ("glm-4-moe", "num_experts_per_tok", 9, "num_experts_per_tok is more than the groups"),
         ("qwen-3-moe", "num_experts", 0, "num_experts is 0"),
     ],
 )

@@ -72,6 +72,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "glm-4-moe": {},
     "ernie-4.5-moe": {"use_bias": False},
     "minimax-m2": {},
+    "dots-1": {"sliding_window": None, "layer_types": None},
     "hunyuan": {},
     "phi-2": {},
     "gpt-neox": {},

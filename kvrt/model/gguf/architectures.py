@@ -83,6 +83,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         truncate=False,
     ),
     "glm4moe": Architecture("Glm4MoeForCausalLM", router=Router("sigmoid", 1), normed_heads=True),
+    "dots1": Architecture("Dots1ForCausalLM", router=Router("sigmoid", 1)),
     "minimax-m2": Architecture(
         "MiniMaxM2ForCausalLM", router=Router("sigmoid", 1, renormalise=True)
     ),

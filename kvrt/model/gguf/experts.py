@@ -53,14 +53,18 @@ def read_experts(gguf: GGUF, fields: Fields, architecture: Architecture) -> Expe
 
 
 def _router(fields: Fields, usual: Router, count: int) -> Router:
+    groups = fields.integer("expert_group_count", 1, count, 1)
+    kept = fields.integer("expert_group_used_count", 1, groups, 1)
+    if count % groups:
+        raise fields.error("expert_group_count", f"is {groups}, of {count} experts")
     scores: dict[int, Score] = {1: "softmax", 2: "sigmoid", 3: "chosen"}
     number = fields.integer("expert_gating_func", 0, 3, 0)
     return replace(
         usual,
         score=scores.get(number, usual.score),
-        chosen=fields.integer("expert_used_count", 1, count),
+        chosen=fields.integer("expert_used_count", 1, count // groups * kept),
         renormalise=fields.flag("expert_weights_norm", usual.renormalise),
         scale=fields.number("expert_weights_scale", 0.0, 1e6, 1.0) or 1.0,
-        groups=fields.integer("expert_group_count", 1, count, 1),
-        groups_chosen=fields.integer("expert_group_used_count", 1, count, 1),
+        groups=groups,
+        groups_chosen=kept,
     )
