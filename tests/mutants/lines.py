@@ -453,4 +453,52 @@ DRAWN = {
         "4: ((0, 2),),",
         "kernels/test_packed.py",
     ),
+    "of equal experts the last is chosen": M(
+        "kvrt.model.experts",
+        "scores.sort(dim=-1, descending=True, stable=True).indices[:, :count]",
+        "scores.flip(-1).sort(dim=-1, descending=True, stable=True).indices[:, :count]",
+        "model/test_families.py",
+    ),
+    "experts are weighed with what corrects their choice": M(
+        "kvrt.model.experts",
+        "kept = scores.gather(1, best)",
+        "kept = ranked.gather(1, best)",
+        "model/test_families.py",
+    ),
+    "a mixture forgets what all tokens have": M(
+        "kvrt.model.experts",
+        "            if spec.shared:\n",
+        "            if not spec.shared:\n",
+        "model/test_families.py",
+    ),
+    "experts lie in a tensor one place further": M(
+        "kvrt.model.apart",
+        "start=whole.start + size * at,",
+        "start=whole.start + size * ((at + 1) % count),",
+        "model/test_gguf.py",
+    ),
+    "what predicts further tokens is part of the model": M(
+        "kvrt.model.checkpoint",
+        "int(number[1]) >= len(spec.layers)",
+        "int(number[1]) > len(spec.layers)",
+        "model/test_experts.py",
+    ),
+    "gate and up that take turns stay so": M(
+        "kvrt.model.rows",
+        'if self.order == "turns":',
+        'if self.order == "never":',
+        "model/test_experts.py",
+    ),
+    "columns are taken for rows": M(
+        "kvrt.model.targets",
+        "self._target.put(columns.t().reshape(-1))",
+        "self._target.put(columns.reshape(-1))",
+        "model/test_families.py",
+    ),
+    "what chooses experts is made into codes": M(
+        "kvrt.model.weights",
+        "and self.field not in ALWAYS_FLOAT32",
+        "and bool(ALWAYS_FLOAT32)",
+        "model/test_experts.py",
+    ),
 }
