@@ -276,7 +276,8 @@ class Ledger:
         return _lock(self._file, _ASKERS + number)
 
     def post(self, number: int, verb: int, value: int, revision: int) -> Order:
-        """Ask the tenant of a row for something. The lock is held, and the last was answered."""
+        """Ask the tenant of a row for something. The lock is held, and it is this one's turn: who
+        asked last has its answer, or is gone."""
         last = self.order(number)
         order = Order(1 if last is None else last.number + 1, verb, value, revision)
         _ASKED.pack_into(self._map, _ORDERS + number * _STRIDE, order.number, verb, value, revision)

@@ -95,8 +95,8 @@ def post(
                 with ledger.locked():
                     total, rows = ledger.agree(), ledger.rows()
                     number = _found(path, rows, who)
-                    mine, last = ledger.take_turn(number), ledger.order(number)
-                    if mine and (last is None or last.answered):
+                    if ledger.take_turn(number):
+                        last = ledger.order(number)
                         newest = 0 if last is None else last.revision
                         given = newest + 1 if revision is None else revision
                         if last is not None and given <= newest:
