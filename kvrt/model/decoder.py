@@ -231,7 +231,7 @@ class Decoder:
             if w.mlp_norm is not None or not parallel:
                 read = norm(x, w.mlp_norm, w.mlp_norm_bias, normed)
             if experts is not None:
-                self._mixture.add(read, w, experts, work)
+                self._mixture.add(read, w, experts, work, ops)
                 continue
             mlp(read, w, gated)
             if parallel:

@@ -33,7 +33,6 @@ class Mixture:
     def __init__(self, spec: ModelSpec, ops: MixedOps, device: Device) -> None:
         own = device.extension(ExpertOps)  # type: ignore[type-abstract]
         self._spec = spec
-        self._ops = ops
         self._experts: ExpertOps = PlainExperts(ops) if own is None else own
         self.recordable = own is not None
 
@@ -58,34 +57,45 @@ class Mixture:
             spec.alpha,
         )
 
-    def add(self, read: Tensor, w: LayerWeights, experts: Experts, work: Activations) -> None:
-        """Add to ``work.x`` what a layer's experts make of `read`, its norm."""
+    def add(
+        self,
+        read: Tensor,
+        w: LayerWeights,
+        experts: Experts,
+        work: Activations,
+        ops: MixedOps,
+    ) -> None:
+        """Add to ``work.x`` what a layer's experts make of `read`, its norm.
+
+        Args:
+            ops: of the step, for what all tokens have.
+        """
         spec = self._spec.experts
         assert spec is not None
         assert w.router is not None
         x, chosen, weights = work.x, work.chosen, work.weights
-        self._ops.linear(read.float(), w.router, w.router_bias, None, work.logits)
+        ops.linear(read.float(), w.router, w.router_bias, None, work.logits)
         self._experts.route(work.logits, spec.router, w.correction, chosen, weights)
         if self._spec.residual_scale == 1.0 and not spec.shared_scale:
             if spec.shared:
-                self._ops.linear(self._shared(read, w, work), w.down, w.down_bias, x, x)
+                ops.linear(self._shared(read, w, work, ops), w.down, w.down_bias, x, x)
             self._experts.mix(read, experts, chosen, weights, x, x)
             return
         made = torch.empty_like(x)
         self._experts.mix(read, experts, chosen, weights, None, made)
         if spec.shared:
-            shared = self._ops.linear(self._shared(read, w, work), w.down, w.down_bias)
+            shared = ops.linear(self._shared(read, w, work, ops), w.down, w.down_bias)
             if w.shared_scale is not None:
-                shared.mul_(_sigmoid(self._ops.linear(read.float(), w.shared_scale)))
+                shared.mul_(_sigmoid(ops.linear(read.float(), w.shared_scale)))
             made.add_(shared)
         x.add_(made, alpha=self._spec.residual_scale)
 
-    def _shared(self, read: Tensor, w: LayerWeights, work: Activations) -> Tensor:
+    def _shared(self, read: Tensor, w: LayerWeights, work: Activations, ops: MixedOps) -> Tensor:
         """What all tokens have, up to its last product."""
         kind = self._spec.activation
         assert kind in get_args(Activation)
         activation = cast(Activation, kind)
-        return self._ops.gated_linear(read, w.gate_up, activation, w.gate_up_bias, work.shared)
+        return ops.gated_linear(read, w.gate_up, activation, w.gate_up_bias, work.shared)
 
 
 def _sigmoid(x: Tensor) -> Tensor:
