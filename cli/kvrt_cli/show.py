@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -69,7 +71,8 @@ def show(terminal: Terminal, /, model: str, as_json: bool, **options: Any) -> No
     MODEL is as for kvrt run, or a config.json alone. No weights are loaded, and of a hub id none
     are downloaded.
     """
-    facts = _facts(model, options)
+    with TemporaryDirectory(prefix="kvrt-show-") as headers:
+        facts = _facts(model, options, Path(headers))
     if as_json:
         terminal.json(facts, indent=2)
     else:
@@ -80,8 +83,12 @@ def show(terminal: Terminal, /, model: str, as_json: bool, **options: Any) -> No
 # --- what is found out ---------------------------------------------------------------------------
 
 
-def _facts(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """All of it, as ``--json`` prints it; sizes in bytes."""
+def _facts(model: str, options: Mapping[str, Any], headers: Path) -> dict[str, Any]:
+    """All of it, as ``--json`` prints it; sizes in bytes.
+
+    Args:
+        headers: a folder for those of files that are not here.
+    """
     from kvrt.engine.planning import plan
     from kvrt.model.choice import check_shape, choose
     from kvrt.model.resolve import resolve
@@ -96,7 +103,9 @@ def _facts(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
         max_model_len=contexts[-1] if contexts else None,
         **{name: options[name] for name in names},
     )
-    place = resolve(model, want="config", offline=config.offline, revision=config.revision)
+    place = resolve(
+        model, want="config", offline=config.offline, revision=config.revision, headers=headers
+    )
     source = open_source(place)
     checkpoint, lacking = None, ""
     try:
@@ -134,7 +143,7 @@ def _facts(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
     spec, layouts = choice.spec, planned.sizes.layouts
     return {
         "model": model,
-        "path": str(source.path),
+        "path": model if place.is_relative_to(headers) else str(source.path),
         "architecture": spec.architecture,
         "parameters": choice.parameters,
         "parameters_of_a_token": choice.parameters_of_a_token,

@@ -27,6 +27,7 @@ from kvrt.model.config import read_config
 from kvrt.model.encoder.spec import read_encoder
 from kvrt.model.foreign import told_by_neighbours
 from kvrt.model.gguf.choice import choose
+from kvrt.model.hubheader import fetch_header
 from kvrt.model.progress import Progress
 from kvrt.model.shards import INDEX, SINGLE, find_weights, read_index
 
@@ -51,9 +52,11 @@ def download(
     revision: str | None,
     offline: bool,
     progress: Progress | None,
+    headers: Path | None = None,
 ) -> Path:
     """The snapshot of a repository, completed if need be; `weights`: with them. `encoder`: it is
-    one, and what stands around it is wanted as well.
+    one, and what stands around it is wanted as well. `headers`: a folder for those of GGUF files,
+    which are wanted without what is behind them.
 
     Where a `quantization` is named, or there are no safetensors, it is a GGUF file in the snapshot.
     See `kvrt.model.resolve.resolve`.
@@ -84,6 +87,10 @@ def download(
             fix="look for a repository with safetensors or GGUF files",
         )
     wanted = choose(repository, names, quantization)
+    if headers and not local and not all((first / name).exists() for name in wanted):
+        with _told(repository, first.name, offline):
+            fetched = [fetch_header(repository, name, first.name, headers) for name in wanted]
+        return fetched[0]
     for name in _fetch(repository, wanted, first, local, progress, offline):
         _verify(first / name)
     return first / wanted[0]
@@ -216,6 +223,8 @@ def _told(repository: str, revision: str | None, offline: bool) -> Iterator[None
             + ("--offline forbids a download" if offline else "the hub cannot be reached"),
             fix="check the network and run it once without --offline, or give a folder",
         ) from error
+    except ModelError:
+        raise
     except Exception as error:  # the network, the disk, the server, a name: all end here alike
         raise ModelError(
             f"{repository}: the download failed: {_one_line(error)}",

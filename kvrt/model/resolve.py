@@ -33,6 +33,7 @@ def resolve(
     revision: str | None = None,
     offline: bool = False,
     progress: Progress | None = None,
+    headers: Path | None = None,
 ) -> Path:
     """The folder or GGUF file of a model; downloads it if it is a hub id that is not here yet.
 
@@ -43,6 +44,8 @@ def resolve(
         revision: branch, tag or commit; only for a hub id.
         offline: use only what has been downloaded before.
         progress: told about the bytes of a download.
+        headers: a folder. Of GGUF files on the hub that are not here, the headers alone are
+            downloaded, into that.
 
     Raises:
         ModelError: there is no such model, or it could not be downloaded completely.
@@ -88,6 +91,7 @@ def resolve(
         revision=revision,
         offline=offline,
         progress=progress,
+        headers=headers,
     )
 
 

@@ -14,9 +14,11 @@ from kvrt.model.checkpoint import open_checkpoint
 from kvrt.model.config import read_config
 from kvrt.model.gguf.choice import choose
 from kvrt.model.resolve import resolve
+from kvrt.model.source import open_source
 from tests.embedding.encoders import make_encoder, save_recipe
 from tests.model.checkpoints import make_model, save_model, save_tokenizer
 from tests.model.fakehub import REPOSITORY, FakeHub
+from tests.model.ggufs import save_gguf
 
 SMALL = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
 
@@ -318,6 +320,32 @@ def test_a_quantisation_that_is_not_there_is_told_with_those_that_are(gguf_hub: 
     assert "model-Q8_0.gguf" in str(caught.value)
     assert "mmproj" not in str(caught.value)
     assert downloads(gguf_hub) == set()
+
+
+@pytest.mark.parametrize("first", [1 << 10, 4 << 20])
+def test_the_header_of_a_gguf_file_is_read_without_its_weights(
+    hub: FakeHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    one = save_model(make_model("llama-2", vocab_size=80_000), tmp_path / "one")
+    file = save_gguf(one, tmp_path / "model-Q8_0.gguf", general__name="a" * 5000)
+    hub.files = {file.name: file.read_bytes(), "README.md": b"#"}
+    monkeypatch.setattr("kvrt.model.hubheader.FIRST", first)
+    headers = tmp_path / "headers"
+    headers.mkdir()
+    found = resolve(REPOSITORY, want="config", headers=headers)
+    assert found.parent == headers
+    assert found.stat().st_size == file.stat().st_size
+    assert found.stat().st_blocks * 512 < file.stat().st_size // 2
+    given, want = open_source(found), open_source(file)
+    assert given.spec == want.spec
+    places = [
+        {name: entry for name, (_, entry) in source.checkpoint().tensors.items()}
+        for source in (given, want)
+    ]
+    assert places[0] == places[1]
+    hub.files[file.name] = b"GGUF" + bytes(100)
+    with pytest.raises(ModelError, match="version"):
+        resolve(REPOSITORY, want="config", headers=headers)
 
 
 def test_what_was_not_downloaded_cannot_be_had_offline(gguf_hub: FakeHub) -> None:
