@@ -63,6 +63,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "uvicorn": ("kvrt/server",),
     "msgspec": ("kvrt/server", "kvrt/integrations"),
     "jwt": ("kvrt/server",),
+    "opentelemetry": ("kvrt/server",),
     "prometheus_client": ("kvrt/server",),
     "llguidance": ("kvrt/structured",),
     "vllm": ("kvrt/integrations",),

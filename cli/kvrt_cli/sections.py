@@ -32,7 +32,7 @@ RUN: Sections = {
 SERVE: Sections = {
     "Server": ("host", "port", "alias", "chat_template", "reader", "strict", "max_requests",
                "max_body", "drain_seconds", "ready_seconds", "response_cache",
-               "response_cache_all", "metrics_compat", "embed_model", "kv_events",
+               "response_cache_all", "metrics_compat", "otel", "embed_model", "kv_events",
                "kv_events_replay"),
     "Keys": ("keys", "new_key", "role", "limits", "audit", "without_keys",
              "jwt_issuer", "jwt_audience", "jwt_keys", "jwt_role"),

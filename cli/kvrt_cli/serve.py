@@ -107,6 +107,11 @@ def nbytes(value: str) -> int:
     " what was said.",
 )
 @click.option(
+    "--otel",
+    is_flag=True,
+    help="A span of OpenTelemetry for each request, to where OTEL_EXPORTER_OTLP_ENDPOINT says.",
+)
+@click.option(
     "--metrics-compat",
     type=click.Choice(["vllm"]),
     help="Metrics under the names of another server, too.",
@@ -226,7 +231,7 @@ def serve(
     from kvrt.server.limits import Limits
 
     names = ("host", "port", "alias", "jwt_issuer", "jwt_audience", "jwt_keys",
-             "jwt_role", "limits", "audit", "metrics_compat", "without_keys",
+             "jwt_role", "limits", "audit", "otel", "metrics_compat", "without_keys",
              "strict", "max_requests", "max_body", "response_cache", "response_cache_all",
              "drain_seconds", "ready_seconds", "kv_events", "kv_events_replay", "chat_template",
              "reader", "embed_model")  # fmt: skip

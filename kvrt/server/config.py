@@ -39,6 +39,7 @@ class ServerConfig:
         limits: of each key that has none of its own, as `kvrt.server.limits.Limits.read` takes
             them.
         audit: a file for the audit log; see `kvrt.server.audit`.
+        otel: a span of OpenTelemetry for each request; see `kvrt.server.tracing`.
         metrics_compat: ``vllm``: metrics have its names, too.
         without_keys: listen at an address that others reach, although there are no keys.
         strict: fields that are not known are refused.
@@ -65,6 +66,7 @@ class ServerConfig:
     jwt_role: str | None = None
     limits: tuple[str, ...] = ()
     audit: Path | None = None
+    otel: bool = False
     metrics_compat: str | None = None
     without_keys: bool = False
     strict: bool = False
@@ -117,6 +119,7 @@ OPTIONS: Checks = {
     "jwt_role": Maybe(Text(256)),
     "limits": Texts(3, 64),
     "audit": Maybe(Folder()),
+    "otel": Flag(),
     "metrics_compat": Maybe(OneOf(COMPATS)),
     "without_keys": Flag(),
     "strict": Flag(),

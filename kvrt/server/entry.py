@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -27,7 +27,8 @@ class Entry:
 
     Args:
         id: the client's or ours; plain.
-        route: of those that there are; ``none``: it is not.
+        route: of those that there are, or ``other``.
+        parent: what it is a part of, as its ``traceparent`` says (W3C Trace Context).
         owner: whose key it brought; None: nobody's.
         status: of its answer; 0: there is none yet.
         answers: of the model, once it was asked.
@@ -35,6 +36,7 @@ class Entry:
 
     id: str
     route: str
+    parent: str = ""
     owner: Owner | None = None
     status: int = 0
     answers: "Answers | None" = None
@@ -67,10 +69,10 @@ class Book:
     """The requests that go on. Belongs to the event loop.
 
     Args:
-        ended: told of each that has.
+        ended: are told of each that has.
     """
 
-    def __init__(self, ended: Callable[[Entry], None] | None = None) -> None:
+    def __init__(self, ended: Sequence[Callable[[Entry], None]] = ()) -> None:
         self._ended = ended
         self.open: dict[Entry, None] = {}
         self.recent: deque[Entry] = deque(maxlen=RECENT)
@@ -87,8 +89,8 @@ class Book:
             entry.ended = time.monotonic()
             if entry.answers is not None:
                 self.recent.append(entry)
-            if self._ended is not None:
-                self._ended(entry)
+            for tell in self._ended:
+                tell(entry)
 
 
 def entry_of(scope: Scope) -> Entry:

@@ -64,7 +64,8 @@ class Guard:
             raise ValueError("this server speaks HTTP alone")
         path = scope["path"]
         route = path if path in self._routes else OTHER
-        entry = scope[ENTRY] = Entry(request_id(scope), route)
+        parent = "".join(headers_of(scope, b"traceparent")[-1:])
+        entry = scope[ENTRY] = Entry(request_id(scope), route, parent)
         entered = nullcontext() if path in OPEN else self._book.entered(entry)
         with entered:
             await self._admit(entry, scope, receive, entry.watching(send))

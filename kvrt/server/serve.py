@@ -26,6 +26,7 @@ from kvrt.server.limits import Limits
 from kvrt.server.oidc import Credentials, Issuer, Trust
 from kvrt.server.served import read_template
 from kvrt.server.service import Service
+from kvrt.server.tracing import Tracing
 
 if TYPE_CHECKING:
     from kvrt.embedding.embedder import Embedder
@@ -53,6 +54,7 @@ class Prepared:
         keys: of clients, or what stands for keys; None: they need none.
         template: a chat template.
         audit: the audit log; closed in the end.
+        tracing: likewise.
         publisher: of what is cached; None: nobody is told.
     """
 
@@ -60,6 +62,7 @@ class Prepared:
     keys: Credentials | None
     template: str | None
     audit: Audit | None
+    tracing: Tracing | None
     publisher: "EventPublisher | None"
 
     def close(self) -> None:
@@ -87,9 +90,10 @@ def prepare(config: ServerConfig) -> Prepared:
     template = None if config.chat_template is None else read_template(config.chat_template)
     Limits.read(config.limits)
     audit = None if config.audit is None else Audit(config.audit)
+    tracing = Tracing() if config.otel else None
     bound = _bind(config)
     try:
-        return Prepared(bound, keys, template, audit, _publisher(config))
+        return Prepared(bound, keys, template, audit, tracing, _publisher(config))
     except BaseException:
         bound.close()
         raise
@@ -160,7 +164,9 @@ async def serve(
     """
     if prepared.publisher is not None:
         prepared.publisher.follow(runtime)
-    service = Service(AsyncRuntime(runtime), config, prepared.template, prepared.audit)
+    service = Service(
+        AsyncRuntime(runtime), config, prepared.template, prepared.audit, prepared.tracing
+    )
     server = _Server(
         uvicorn.Config(
             Guard(make_app(service, embedder), service.book, config.host, prepared.keys),
@@ -204,6 +210,8 @@ async def serve(
         prepared.close()
         if prepared.audit is not None:
             await asyncio.to_thread(prepared.audit.close)
+        if prepared.tracing is not None:
+            await asyncio.to_thread(prepared.tracing.close)
 
 
 class _Server(uvicorn.Server):

@@ -1,6 +1,7 @@
 """What all routes share."""
 
 import asyncio
+from functools import partial
 from time import monotonic
 
 from kvrt.aio.runtime import AsyncRuntime
@@ -13,6 +14,7 @@ from kvrt.server.kept import KeptAnswers
 from kvrt.server.limits import Limits, Quotas
 from kvrt.server.metrics import Metrics
 from kvrt.server.served import Served
+from kvrt.server.tracing import Tracing
 
 
 class Service:
@@ -23,6 +25,7 @@ class Service:
         config: of the server.
         template: a chat template for the model.
         audit: told of all requests.
+        tracing: likewise.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class Service:
         config: ServerConfig,
         template: str | None = None,
         audit: Audit | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.runtime = runtime
         self.served = Served(runtime.runtime.model, config, template)
@@ -38,7 +42,10 @@ class Service:
         self.quotas = Quotas(Limits.read(config.limits))
         size = config.response_cache
         self.kept = None if size is None else KeptAnswers(size, always=config.response_cache_all)
-        self.book = Book(audit.add if audit is not None else None)
+        ended = [] if audit is None else [audit.add]
+        if tracing is not None:
+            ended.append(partial(tracing.add, model=self.served.names[0]))
+        self.book = Book(ended)
         self.metrics = Metrics(
             runtime.runtime, config.metrics_compat, self.served.names[0], audit, self.kept
         )
