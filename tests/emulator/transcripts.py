@@ -4,6 +4,7 @@ python -m tests.emulator.transcripts > docs/doctor.md
 """
 
 import datetime
+import json
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ HEAD = """# What `kvrt doctor` says
 Written by `python -m tests.emulator.transcripts` on {date}, on a machine without a GPU. The GPUs
 are emulated drivers over host memory (`tests/emulator`) with the vendors' own Python bindings on
 them, so sizes and times are those of that host; only what is said, and when, is of interest here.
-No transcript of a real GPU is here yet.
+What a real one says comes first, from the results of `ci/gpu`.
 
 | mark | meaning |
 | --- | --- |
@@ -65,8 +66,24 @@ TRANSCRIPTS = (
 )  # fmt: skip
 
 
+def recorded() -> str:
+    """What the newest results of `ci/gpu` in docs/benchmarks have of a real device."""
+    newest = max((ROOT / "docs/benchmarks").glob("*-cuda-*.json"))
+    result = json.loads(newest.read_text())
+    (report,) = (step["data"] for step in result["steps"] if step["name"] == "doctor")
+    shown = []
+    for group in ("backends", "cuda:0"):
+        shown += ["", group]
+        for check in report["checks"]:
+            if check["group"] == group:
+                shown.append(f"  {'[' + check['mark'] + ']':4} {check['text']}")
+    title = f"{result['machine']['device']}, {result['machine']['date']}"
+    lines = "\n".join(["$ kvrt doctor", *shown, "", report["summary"]])
+    return f"## {title}\n\n```\n{lines}\n```\n"
+
+
 def main() -> None:
-    parts = [HEAD.format(date=datetime.date.today())]
+    parts = [HEAD.format(date=datetime.date.today()), recorded()]
     for transcript in TRANSCRIPTS:
         result = subprocess.run(
             [sys.executable, *transcript.command],

