@@ -235,8 +235,10 @@ class QuotedPart(Part):
                 return False
             events.append(Called(name))
             self._called = True
+        if "}" not in self.rest:
+            return False
         written = self._text.sub(lambda text: _written(text[1]), self.rest)
-        if "}" not in self.rest or written.count(self._calls.quote):
+        if self._calls.quote in written:
             return False  # within a text
         members = Members()
         start = written.find("{")

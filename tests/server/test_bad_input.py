@@ -180,7 +180,9 @@ FIELDS = [*NUMBERS, "stream", "stream_options", "echo", "suffix", "user", "ignor
           "top_logprobs", "tools", "tool_choice", "response_format", "chat_template_kwargs",
           "max_completion_tokens", "add_generation_prompt", "continue_final_message", "model",
           "skip_special_tokens", "something else", "system", "instructions", "stop_sequences",
-          "input", "format", "think", "raw", "keep_alive"]  # fmt: skip
+          "input", "format", "think", "raw", "keep_alive", "guided_json", "guided_regex",
+          "guided_choice", "guided_grammar", "structured_outputs", "thinking", "text",
+          "parallel_tool_calls"]  # fmt: skip
 
 
 def generated(rng: random.Random) -> tuple[str, bytes]:

@@ -1,6 +1,7 @@
 """Calls of tools and reasoning, through real clients, from a model that follows a script."""
 
 import json
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -313,3 +314,44 @@ def test_without_a_template_that_shows_calls_tools_are_refused_unless_they_are_d
         status, answer = plain.post("/v1/chat/completions", fields)
         assert status == 200
         assert answer["choices"][0]["message"]["tool_calls"]
+
+
+ODD: list[Any] = [None, True, 5, "x", "{", "", [], {}, [5], [[]], {"x": 1}, {"type": "function"},
+                  {"name": "f"}, {"type": ["function"]}, "tool", "assistant"]  # fmt: skip
+KEYS = ("type", "name", "function", "arguments", "input", "id", "call_id", "tool_use_id", "content",
+        "role", "tool_calls", "output", "parameters", "input_schema", "text", "summary",
+        "reasoning_content", "thinking", "tool_call_id")  # fmt: skip
+KINDS = ("function", "function_call", "function_call_output", "reasoning", "message", "tool_use",
+         "tool_result", "thinking", "text", "custom", "tool", "any", "auto")  # fmt: skip
+
+
+def _odd(rng: random.Random, depth: int = 3) -> Any:
+    """What nearly is a tool, a call, a result or a block."""
+    if depth == 0 or rng.random() < 0.25:
+        return rng.choice([*ODD, *KINDS])
+    if rng.random() < 0.35:
+        return [_odd(rng, depth - 1) for _ in range(rng.randrange(3))]
+    found = {rng.choice(KEYS): _odd(rng, depth - 1) for _ in range(rng.randrange(5))}
+    return {**found, "type": rng.choice(KINDS)} if rng.random() < 0.7 else found
+
+
+@pytest.mark.promise("P26")
+def test_no_tool_call_or_block_breaks_anything(server: Server) -> None:
+    rng, found = random.Random(7), list[int]()
+    for number in range(600):
+        path = rng.choice(["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+        said = [{"role": rng.choice(["user", "assistant", "tool"]), "content": "F",
+                 rng.choice(KEYS): _odd(rng)} for _ in range(rng.randrange(1, 3))]  # fmt: skip
+        body = {"model": "scripted", "messages": said, "input": [*said, _odd(rng)],
+                "max_tokens": 2, "max_output_tokens": 2}  # fmt: skip
+        if rng.random() < 0.7:
+            body["tools"] = rng.choice([TOOLS, RESPONSES_TOOLS, ANTHROPIC_TOOLS, [_odd(rng)]])
+        if rng.random() < 0.3:
+            body["tool_choice"] = _odd(rng)
+        del body["input" if path != "/v1/responses" else "messages"]
+        status, _ = server.post(path, body)
+        assert status in (200, 400), (number, path, body)
+        found.append(status)
+    assert found.count(200) > 60
+    assert found.count(400) > 60
+    assert server.client().chat.completions.create(**asked("F")).choices[0].finish_reason == "stop"
