@@ -4,6 +4,7 @@ import json
 import re
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import jsonschema
@@ -29,8 +30,9 @@ SCHEMA = {**Person.model_json_schema(), "additionalProperties": False}
 
 
 @pytest.fixture
-def client(server: Server) -> openai.OpenAI:
-    return server.client()
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with server.client() as one:
+        yield one
 
 
 def test_the_official_client_parses_what_it_asked_for(client: openai.OpenAI) -> None:

@@ -1,25 +1,27 @@
 """``/api/chat`` and ``/api/generate``."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from kvrt.dialect.events import Content, Thought
 from kvrt.model.chat import Chat
 from kvrt.outputs import Delta, Result, Timings, TokenLogprobs
 from kvrt.server.asking import Ask
 from kvrt.server.errors import Refusal
 from kvrt.server.fields import Message, decode
 from kvrt.server.ollama.errors import broken, line, refused
-from kvrt.server.ollama.fields import Asked, ChatAsked, GenerateAsked, params_of
+from kvrt.server.ollama.fields import Asked, ChatAsked, GenerateAsked, params_of, thinking
 from kvrt.server.openai.shared import finish_reason, token_entries
 from kvrt.server.served import Served
+from kvrt.server.talk import NO_TOOLS, Choice, Spoken, Talk, as_said, choose
 
 UNLOAD = (0, "0", "0s", "0m")
 """Values of `keep_alive` that ask for the model to be given up at once."""
 
-Shape = Callable[[str], dict[str, Any]]
-"""Text as the route says it."""
+Shape = Callable[[Spoken], dict[str, Any]]
+"""An answer, or a piece of it, as the route says it."""
 
 
 class Answers:
@@ -35,13 +37,16 @@ class Answers:
     def __init__(self, served: Served) -> None:
         self._served = served
 
-    def _call(self, asked: Asked, prompt: "Chat | str | None", shape: Shape) -> "AnswerCall":
+    def _call(
+        self, asked: Asked, prompt: "Chat | str | None", talk: Talk, shape: Shape
+    ) -> "AnswerCall":
         """A request without a prompt only wants the model to be loaded, which it is."""
-        params = params_of(asked, self._served.defaults)
+        shows = talk.skips_special(None) is False
+        params = params_of(asked, self._served.defaults, shows_special=shows)
         asks = () if prompt is None else (Ask(prompt, params, "format"),)
         if not asks and asked.keep_alive in UNLOAD:
             raise Refusal(400, "the model is not given up while it is served", param="keep_alive")
-        return AnswerCall(self._served, asked, asks, shape)
+        return AnswerCall(self._served, asked, asks, talk, shape)
 
     def _check_name(self, name: str) -> None:
         self._served.check_name(name.removesuffix(":latest"))
@@ -54,10 +59,24 @@ class ChatAnswers(Answers):
         asked = decode(body, ChatAsked, strict=self._served.strict)
         self._check_name(asked.model)
         asked.check_offered()
-        continues = bool(asked.messages) and asked.messages[-1].get("role") == "assistant"
-        chat = Chat(asked.messages, continue_final_message=continues) if asked.messages else None
-        return self._call(
-            asked, chat, lambda text: {"message": {"role": "assistant", "content": text}}
+        choice = choose(self._served, asked.tools or (), None, several=True)
+        if asked.think and self._served.dialect.reasoning is None:
+            why = "think: the model's chat template shows no reasoning"
+            raise Refusal(400, why, param="think")
+        talk = Talk(self._served, choice, held=bool(asked.format))
+        chat = self._chat(asked, choice) if asked.messages else None
+        return self._call(asked, chat, talk, lambda said: {"message": _message(said)})
+
+    def _chat(self, asked: ChatAsked, choice: Choice) -> Chat:
+        named = [
+            {"name": message["tool_name"], **message} if "tool_name" in message else message
+            for message in asked.messages
+        ]
+        return Chat(
+            as_said(self._served.dialect, named),
+            tools=choice.tools or None,
+            variables=thinking(asked),
+            continue_final_message=asked.messages[-1].get("role") == "assistant",
         )
 
 
@@ -69,7 +88,8 @@ class GenerateAnswers(Answers):
         self._check_name(asked.model)
         asked.check_offered()
         prompt = self._prompt(asked) if asked.prompt else None
-        return self._call(asked, prompt, lambda text: {"response": text})
+        talk = Talk(self._served, NO_TOOLS, held=True)  # it is text, and no conversation
+        return self._call(asked, prompt, talk, lambda said: {"response": said.content})
 
     def _prompt(self, asked: GenerateAsked) -> Chat | str:
         """The prompt is what a user says, unless it is raw; or the model has no template for it."""
@@ -90,33 +110,64 @@ class AnswerCall:
     served: Served
     asked: Asked
     asks: Sequence[Ask]
+    talk: Talk
     shape: Shape
+    _spoken: Spoken = field(default_factory=lambda: Spoken(None))
 
     @property
     def stream(self) -> bool:
         return self.asked.stream is not False
 
     def whole(self, results: Sequence[Result]) -> object:
-        text = "".join(result.text for result in results)
         entries = [e for result in results for e in result.completions[0].logprobs or ()]
-        return {**self._said(text, entries), **_ended(results)}
+        for result in results:
+            self._spoken = self.talk.spoken(result.prompt_token_ids)
+            self._spoken.push(result.text)
+            self._spoken.end()
+        return {**self._said(self._spoken, entries), **_ended(results)}
 
     def opening(self, prompts: Sequence[Sequence[int]]) -> Iterator[bytes]:
+        self._spoken = self.talk.spoken(prompts[0] if prompts else ())
         yield from ()
 
     def piece(self, number: int, delta: Delta) -> Iterator[bytes]:
-        if delta.text or delta.logprobs:
-            yield line({**self._said(delta.text, delta.logprobs or ()), "done": False})
+        pieces = self._spoken.push(delta.text)
+        if delta.finish_reason is not None:
+            pieces += self._spoken.end()
+        said = Spoken(None)
+        for _, piece in pieces:
+            match piece:
+                case Content(text):
+                    said.content += text
+                case Thought(text):
+                    said.reasoning += text
+        if said.content or said.reasoning or delta.logprobs:
+            yield line({**self._said(said, delta.logprobs or ()), "done": False})
 
     def closing(self, results: Sequence[Result]) -> Iterator[bytes]:
-        yield line({**self._said("", ()), **_ended(results)})
+        """Calls come whole, before the end."""
+        if self._spoken.calls:
+            calls = Spoken(None, calls=self._spoken.calls)
+            yield line({**self._said(calls, ()), "done": False})
+        yield line({**self._said(Spoken(None), ()), **_ended(results)})
 
-    def _said(self, text: str, entries: Sequence[TokenLogprobs]) -> dict[str, Any]:
+    def _said(self, said: Spoken, entries: Sequence[TokenLogprobs]) -> dict[str, Any]:
         head = {"model": self.asked.model, "created_at": datetime.now(UTC).isoformat()}
         if not self.asked.logprobs or not entries:
-            return {**head, **self.shape(text)}
+            return {**head, **self.shape(said)}
         top = self.asked.top_logprobs or 0
-        return {**head, **self.shape(text), "logprobs": token_entries(self.served, entries, top)}
+        return {**head, **self.shape(said), "logprobs": token_entries(self.served, entries, top)}
+
+
+def _message(said: Spoken) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": said.content}
+    if said.reasoning:
+        message["thinking"] = said.reasoning
+    if said.calls:
+        message["tool_calls"] = [
+            {"function": {"name": call.name, "arguments": call.data}} for call in said.calls
+        ]
+    return message
 
 
 def _ended(results: Sequence[Result]) -> dict[str, Any]:

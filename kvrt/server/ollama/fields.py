@@ -94,7 +94,7 @@ class Asked(msgspec.Struct, kw_only=True):
     def unmet(self) -> dict[str, bool]:
         """Fields, and whether an answer would have to be without what they ask."""
         options = self.options or Options()
-        return {"think": bool(self.think), **options.unmet}
+        return options.unmet
 
     def check_offered(self) -> None:
         """Raise `Refusal` for what an answer would have to be without."""
@@ -113,7 +113,7 @@ class ChatAsked(Asked, kw_only=True):
     @property
     def unmet(self) -> dict[str, bool]:
         images = any(message.get("images") for message in self.messages)
-        return {**super().unmet, "tools": bool(self.tools), "images": images}
+        return {**super().unmet, "images": images}
 
 
 class GenerateAsked(Asked, kw_only=True):
@@ -131,7 +131,8 @@ class GenerateAsked(Asked, kw_only=True):
     @property
     def unmet(self) -> dict[str, bool]:
         names = ("suffix", "template", "context", "images")
-        return {**super().unmet, **{name: bool(getattr(self, name)) for name in names}}
+        unmet = {name: bool(getattr(self, name)) for name in (*names, "think")}
+        return {**super().unmet, **unmet}
 
 
 def held(asked: Asked) -> Held:
@@ -144,8 +145,20 @@ def held(asked: Asked) -> Held:
     return held_to(Sampling(), {"type": "json_object", "schema": schema}, "format")
 
 
-def params_of(asked: Asked, defaults: Defaults) -> SamplingParams:
-    """How a request wants its tokens chosen."""
+def thinking(asked: Asked) -> dict[str, Any]:
+    """What the chat template is told of reasoning: whether, and how much of it."""
+    if asked.think is None:
+        return {}
+    effort = {"reasoning_effort": asked.think} if isinstance(asked.think, str) else {}
+    return {"enable_thinking": bool(asked.think), **effort}
+
+
+def params_of(asked: Asked, defaults: Defaults, *, shows_special: bool = False) -> SamplingParams:
+    """How a request wants its tokens chosen.
+
+    Args:
+        shows_special: special tokens are part of the text.
+    """
     options = asked.options or Options()
     same = ("temperature", "top_k", "top_p", "min_p", "seed", "stop", "presence_penalty",
             "frequency_penalty")  # fmt: skip
@@ -160,4 +173,5 @@ def params_of(asked: Asked, defaults: Defaults) -> SamplingParams:
         logprobs=asked.top_logprobs or 0 if asked.logprobs else None,
         prompt_logprobs=0 if most == 0 else None,
         constraint=held(asked).constraint,
+        skip_special_tokens=False if shows_special else None,
     )
