@@ -64,8 +64,11 @@ class Trials:
 
     def _take(self) -> "_Child":
         with self._gate:
-            if self._idle:
-                return self._idle.pop()
+            while self._idle:
+                child = self._idle.pop()
+                if child.lives:
+                    return child
+                child.end()
         child = _Child()
         try:
             if child.ask(self._first, START_SECONDS) is None:
@@ -77,7 +80,7 @@ class Trials:
 
     def _give(self, child: "_Child") -> None:
         with self._gate:
-            if child.alive and len(self._idle) < SPARE and not self._closed:
+            if child.lives and len(self._idle) < SPARE and not self._closed:
                 self._idle.append(child)
                 return
         child.end()
@@ -95,7 +98,6 @@ class _Child:
     """One process."""
 
     def __init__(self) -> None:
-        self.alive = True
         # It needs nothing of the environment, and may be told nothing by it.
         kept = {
             name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ
@@ -109,6 +111,11 @@ class _Child:
             cwd=Path(__file__).parent,
             start_new_session=True,  # Ctrl-C is not for it
         )
+
+    @property
+    def lives(self) -> bool:
+        """Whether nobody has ended it, here or elsewhere."""
+        return self._process.poll() is None
 
     def ask(self, what: object, seconds: float) -> dict[str, str] | None:
         """Its answer; None: it died, or was killed because none came in time."""
@@ -136,7 +143,6 @@ class _Child:
 
     def end(self) -> None:
         """Kill it."""
-        self.alive = False
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):

@@ -135,6 +135,20 @@ def test_threads_ask_at_once_and_no_process_is_left(tiny: Runtime) -> None:
     assert {process.pid for process in psutil.Process().children()} <= before
 
 
+def test_a_process_that_tries_constraints_ends_with_the_one_that_asks_it(tiny: Runtime) -> None:
+    """Also where that is killed: what it reads from is closed then."""
+    assert tiny.model.tokenizer is not None
+    text, end = tiny.model.tokenizer.with_end()
+    trials = trial.Trials(text, end + 1, end)
+    assert isinstance(trials.grammar(Constraint.regex("a")), str)
+    (child,) = trials._idle
+    assert child._process.stdin is not None
+    child._process.stdin.close()
+    assert child._process.wait(60) == 0
+    assert isinstance(trials.grammar(Constraint.regex("b")), str), "another one takes its place"
+    trials.close()
+
+
 def test_without_a_tokenizer_or_the_library_a_constraint_is_refused_with_the_fix(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
