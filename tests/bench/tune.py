@@ -5,7 +5,8 @@
 prints, for each entry of `kvrt_kernels.triton.configs`, the fastest candidate as a line of that
 file, beside the entry's own time. Candidates that do not fit are left out. Nothing is changed: who
 changes an entry runs ``python -m tests.triton.resources docs/kernels.md``, which also says whether
-it spills. Written without a GPU at hand, and not yet run on one: docs/kernels.md has what the tiles reach as they are.
+it spills. Written without a GPU at hand, and not yet run on one: docs/kernels.md has what the tiles
+reach as they are.
 """
 
 import itertools
