@@ -88,6 +88,35 @@ def test_experts_in_mxfp4_are_read_as_they_are_published(
     assert_as_transformers(load_model(tmp_path, plain, dtype="float32"), plain, reference)
 
 
+def test_experts_may_be_quantised_as_a_method_says(
+    tmp_path: Path, exact: Device, plain: Device
+) -> None:
+    """Each in FP8 with blocks, as Qwen3's files are, beside a router of floats."""
+    model = make_model("qwen-3-moe", moe_intermediate_size=64)
+    folders = [save_model(model, tmp_path / name) for name in ("codes", "floats")]
+    tensors = load_file(folders[0] / "model.safetensors")
+    codes, floats = dict(tensors), dict(tensors)
+    for name, tensor in tensors.items():
+        if "_proj." in name:
+            blocks = tensor.view(len(tensor) // 32, 32, -1, 32)
+            scales = blocks.abs().amax((1, 3)) / 448
+            stored = (blocks / scales[:, None, :, None]).to(torch.float8_e4m3fn)
+            codes[name] = stored.view_as(tensor)
+            codes[f"{name}_scale_inv"] = scales
+            floats[name] = (stored.float() * scales[:, None, :, None]).view_as(tensor)
+    for folder, content in zip(folders, (codes, floats), strict=True):
+        save_file(content, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folders[0] / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [32, 32]}
+    (folders[0] / "config.json").write_text(json.dumps(config))
+    given, want = (load_model(folder, plain, dtype="float32") for folder in folders)
+    assert torch.equal(logits_of(given, plain), logits_of(want, plain))
+    given = load_model(folders[0], exact)
+    assert isinstance(given.decoder.weights.layers[1].expert_gate_up, tuple)
+    left, right = logits_of(given, exact), logits_of(want, plain)
+    assert (left - right).norm() / right.norm() < 0.02
+
+
 @pytest.mark.parametrize("family", ["mixtral", "qwen-2-moe", "gpt-oss", "granite-moe"])
 @pytest.mark.parametrize("kind", ["Q8_0", "MXFP4"])
 def test_experts_of_a_gguf_file_stay_codes(
