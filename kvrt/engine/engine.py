@@ -62,7 +62,7 @@ class Engine:
         self.limits = limits
         self.policy = policy
         self.speculation = Speculation(trees=Capability.TREES in executor.info.capabilities)
-        self.steps = 0
+        self.steps = self.sampled = self.preemptions = 0
         self.observers = Observers()
         self._live = Live(memory, policy)
         self._answers = Answers(self._live, self.speculation, model.eos_ids)
@@ -103,7 +103,14 @@ class Engine:
 
     def rest(self) -> float | None:
         """Nothing is to be done: give memory back; see `Memory.rest`."""
-        return self.memory.rest_parked() if self._parked else self.memory.rest()
+        patience = self.memory.rest_parked() if self._parked else self.memory.rest()
+        self._neighbours.tell(self.sampled, self.preemptions, at_once=True)
+        return patience
+
+    def give_back(self) -> None:
+        """What is only cached, and what no page needs, leaves the device: to tiers where there are
+        any, but for what is pinned."""
+        self.memory.clear(())  # between two steps, none is in flight
 
     def park(self) -> None:
         """Take no more steps, and have no pages: requests that run wait, and go on later with the
@@ -112,7 +119,6 @@ class Engine:
         while live.fetching and self.memory.offload is not None:
             self.memory.offload.wait()
             self._take_fetched()
-        self.executor.finish()
         self._planned = None
         running = [*live.running]
         self.memory.clear(running)
@@ -132,6 +138,7 @@ class Engine:
         self.steps += 1
         self._take_fetched()
         self._neighbours.heed()
+        self._neighbours.tell(self.sampled, self.preemptions)
         plan, self._planned = self._planned, None
         if plan is None:
             self.memory.make_room()
@@ -275,6 +282,7 @@ class Engine:
         live = self._live
         request = live.request(seq)
         request.preemptions += 1
+        self.preemptions += 1
         if self.observers:
             self.observers.tell(RequestPreempted(request.id, request.metadata))
         if request.beams is not None:
@@ -296,6 +304,7 @@ class Engine:
         context = sum(row.count * (row.start + row.count // 2) for row in rows) // tokens
         seconds = time.perf_counter() - started
         self.memory.measured(tokens, context, seconds)
+        self.sampled += sum(row.samples for row in rows)
         if all(row.samples for row in rows):
             self.speculation.cost.observe(tokens, seconds)
         if self.observers:

@@ -6,9 +6,11 @@ import time
 from collections.abc import Sequence
 
 from kvrt.engine.live import Live
+from kvrt.kv.index.reuse import ReuseStats
 from kvrt.kv.memory import Memory
 from kvrt.kv.seq import Seq
 from kvrt.sched.batching import Limits, bytes_to_come
+from kvrt.sharing.figures import Figures
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +22,9 @@ _GRACE_S = 0.1
 """What ends in this time gives its pages back by itself, and nobody computes anything twice."""
 
 _NAP_S = 0.001
+
+_TELLING_S = 0.05
+"""People who look see nothing that is shorter."""
 
 _SEEN = 64
 """Of sequences that wait, so many are counted in what would be of use: they may be thousands."""
@@ -38,6 +43,7 @@ class Neighbours:
         self._memory = memory
         self._live = live
         self._limits = limits
+        self._told = 0.0
         self._over_since: float | None = None
         self._stuck_since: float | None = None
 
@@ -48,6 +54,33 @@ class Neighbours:
         live, table, at_once = self._live, self._memory.cache.table, self._limits.max_batch_tokens
         seqs = itertools.chain(live.running, live.fetching, itertools.islice(live.waiting, _SEEN))
         self._memory.heed(sum(bytes_to_come(table, seq, at_once) for seq in seqs))
+
+    def tell(self, sampled: int, preempted: int, *, at_once: bool = False) -> None:
+        """Tell people who look what has been done; not in each step, unless `at_once`.
+
+        Args:
+            sampled: tokens, so far.
+            preempted: how often a sequence gave its pages to others.
+        """
+        tenant, now = self._memory.tenant, time.monotonic()
+        if tenant is None or (now < self._told + _TELLING_S and not at_once):
+            return
+        self._told = now
+        cache, live = self._memory.cache, self._live
+        reuse = ReuseStats() if self._memory.reuse is None else self._memory.reuse.stats
+        tenant.tell(
+            Figures(
+                weights=tenant.held - cache.held_bytes,
+                mapped=cache.held_bytes,
+                cached=cache.table.idle_bytes,
+                running=len(live.running),
+                waiting=len(live.waiting) + len(live.fetching),
+                tokens=sampled,
+                prompt=reuse.prompt_tokens,
+                reused=reuse.cached_tokens,
+                preempted=preempted,
+            )
+        )
 
     def wait_for_us(self) -> bool:
         """Whether they have waited long enough for what sequences still hold beyond what is left

@@ -35,8 +35,7 @@ def _carry_out(
         case Verb.GUARANTEE:  # the ledger has it; it is heeded before the next step
             return Outcome.APPLIED
         case Verb.RECLAIM:
-            engine.executor.finish()
-            engine.memory.clear(())
+            engine.give_back()
         case Verb.SLEEP:
             sleeper.sleep(min(value, DEEPEST))
         case Verb.WAKE:

@@ -6,6 +6,7 @@
     1024 + row     not zero while that tenant waits until its bell is rung
     4096 ...       the rows
     12288 ...      what is asked of the tenant of each, and what it answered
+    20480 ...      what each tells of its work, for people
 
 Both are locks of an open file (``F_OFD_SETLK``, Linux): the system drops them when the process is
 gone, however it went, so there is nobody to clean up, and no process id that another one gets. A
@@ -26,6 +27,7 @@ from pathlib import Path
 
 from kvrt.errors import ConfigError, StoreError
 from kvrt.sharing.fair import Claim
+from kvrt.sharing.figures import NBYTES, Figures, unpack
 from kvrt.units import format_bytes
 
 ROWS = 64
@@ -43,7 +45,8 @@ _PID = struct.Struct("<q")
 _ORDERS = _FIRST + ROWS * _STRIDE
 _ASKED = struct.Struct("<qqqq")
 _ANSWER = struct.Struct("<qq80s")
-_BYTES = _ORDERS + ROWS * _STRIDE
+_FIGURES = _ORDERS + ROWS * _STRIDE
+_BYTES = _FIGURES + ROWS * _STRIDE
 
 _NAP_S = 0.0002
 
@@ -243,7 +246,9 @@ class Ledger:
         if not _lock(self._life, 1 + free):
             raise StoreError(f"{self.path}: row {free} is locked", reason="locked")
         self._own = free
-        self._map[_ORDERS + free * _STRIDE : _ORDERS + (free + 1) * _STRIDE] = bytes(_STRIDE)
+        for first in (_ORDERS, _FIGURES):
+            at = first + free * _STRIDE
+            self._map[at : at + _STRIDE] = bytes(_STRIDE)
         self._write(free, row)
         return free
 
@@ -269,6 +274,16 @@ class Ledger:
         done = answered == asked
         said = text.rstrip(b"\0").decode(errors="replace") if done else ""
         return Order(asked, verb, value, revision, done, outcome, said)
+
+    def figures(self, number: int) -> Figures:
+        """What the tenant of a row tells of its work."""
+        at = _FIGURES + number * _STRIDE
+        return unpack(self._map[at : at + NBYTES])
+
+    def tell(self, number: int, figures: Figures) -> None:
+        """Of the tenant of a row."""
+        at = _FIGURES + number * _STRIDE
+        self._map[at : at + NBYTES] = figures.pack()
 
     def take_turn(self, number: int) -> bool:
         """Whether nobody else asks the tenant of a row. It is this one's turn until it is closed,

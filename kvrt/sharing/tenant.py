@@ -11,6 +11,7 @@ from pathlib import Path
 from kvrt.errors import CapacityError, OutOfMemory, StoreError
 from kvrt.sharing.bell import Bell, ring
 from kvrt.sharing.fair import Claim, allowance, fair_shares
+from kvrt.sharing.figures import Figures
 from kvrt.sharing.ledger import Ledger, Order, Row
 from kvrt.units import format_bytes
 
@@ -119,6 +120,10 @@ class Tenant:
     def answer(self, order: Order, outcome: int, text: str = "") -> None:
         """What came of an order."""
         self._ledger.answer(self._own, order, outcome, text)
+
+    def tell(self, figures: Figures) -> None:
+        """Say what it does, for people who look."""
+        self._ledger.tell(self._own, figures)
 
     def waits(self, waits: bool) -> None:
         """It looks by itself no more; or it does. Who says so looks once more, and then waits."""
@@ -245,10 +250,17 @@ def tenants_of(path: Path) -> tuple[int, list[Row]]:
     Raises:
         StoreError: there is no such ledger, or it cannot be read.
     """
+    total, found = figures_of(path)
+    return total, [row for row, _ in found]
+
+
+def figures_of(path: Path) -> tuple[int, list[tuple[Row, Figures]]]:
+    """The same, with what each tells of its work. Raises as `tenants_of`."""
     ledger = Ledger(path)
     try:
         with ledger.locked():
-            return ledger.agree(), [*ledger.rows().values()]
+            rows = ledger.rows().items()
+            return ledger.agree(), [(row, ledger.figures(number)) for number, row in rows]
     except TimeoutError as error:
         raise StoreError(str(error), reason="locked", fix="end that process") from None
     finally:

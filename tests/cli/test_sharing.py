@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kvrt import Runtime, Share
+from kvrt import Runtime, SamplingParams, Share
 
 from .conftest import Kvrt
 
@@ -30,6 +30,7 @@ def test_top_shows_each_tenant_with_its_terms(kvrt: Kvrt) -> None:
     assert (tenant["guaranteed"], tenant["lends"]) == (16 << 20, True)
     assert (tenant["weight"], tenant["priority"]) == (2, 1)
     assert "lab on cpu0" in text
+    assert "tokens/s" in text
     assert "16 MiB lent" in text
 
 
@@ -89,3 +90,27 @@ def test_what_ctl_cannot_ask_is_refused(kvrt: Kvrt, words: tuple[str, ...], why:
     result = kvrt("ctl", *words)
     assert result.exit_code == 2
     assert why in result.stderr
+
+
+def test_top_shows_what_each_tenant_does(kvrt: Kvrt) -> None:
+    with Runtime("tiny", keep_warm=0, share=Share(name="lab", size="64MiB")) as runtime:
+        prompt = [*range(1, 65)]
+        for _ in range(2):
+            runtime.generate([prompt], SamplingParams(max_tokens=8, ignore_eos=True))
+        stream = runtime.stream(prompt, SamplingParams(max_tokens=400, ignore_eos=True))
+        runtime.sleep(1)
+        (shown,) = json.loads(kvrt("top", "--json").stdout)["shares"]
+        stats = runtime.stats()
+        stream.close()
+    (tenant,) = shown["tenants"]
+    assert tenant["weights"] == stats.weight_bytes
+    assert tenant["mapped"] == stats.cache.mapped_bytes
+    assert tenant["weights"] + tenant["mapped"] == tenant["held"]
+    assert (tenant["running"], tenant["waiting"], tenant["cached"]) == (0, 1, 0)
+    assert tenant["preempted"] <= 1
+    assert tenant["tokens"] >= 16
+    assert (tenant["prompt"], tenant["reused"]) == (
+        stats.reuse.prompt_tokens,
+        stats.reuse.cached_tokens,
+    )
+    assert tenant["reused"] >= 48
