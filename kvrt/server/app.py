@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 
 from kvrt.server import page
 from kvrt.server.anthropic.messages import MessagesApi
@@ -24,6 +24,7 @@ from kvrt.server.openai.responses import Responses
 from kvrt.server.plain import ERRORS, Plain, refuse
 from kvrt.server.protocol import Api
 from kvrt.server.service import Service
+from kvrt.server.sockets import Socket
 from kvrt.server.status import Status
 
 if TYPE_CHECKING:
@@ -70,16 +71,17 @@ def make_app(service: Service, embedder: "Embedder | None" = None) -> Starlette:
         "/api/chat": ChatAnswers(served),
         "/api/generate": GenerateAnswers(served),
     }
+    endpoints = {
+        **{path: Endpoint(service, path, api) for path, api in apis.items()},
+        **{path: Endpoint(service, path, api, LINES) for path, api in in_lines.items()},
+    }
     routes = [
         *(Route(path, handler, methods=["GET"]) for path, handler in gets.items()),
         *(Route(path, handler, methods=["POST"]) for path, handler in posts.items()),
+        *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
         *(
-            Route(path, Endpoint(service, path, api), methods=["POST"])
-            for path, api in apis.items()
-        ),
-        *(
-            Route(path, Endpoint(service, path, api, LINES), methods=["POST"])
-            for path, api in in_lines.items()
+            WebSocketRoute(path, Socket(endpoint, service.book))
+            for path, endpoint in endpoints.items()
         ),
     ]
     app = Starlette(

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from kvrt.server.config import is_loopback
 from kvrt.server.entry import ENTRY, Book, Entry
@@ -60,8 +60,10 @@ class Guard:
         self._hosts = names if keys is None and is_loopback(host) else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            raise ValueError("this server speaks HTTP alone")
+        if scope["type"] == "websocket":
+            send = _refusing(send)
+        elif scope["type"] != "http":
+            raise ValueError("this server speaks HTTP and WebSocket alone")
         path = scope["path"]
         route = path if path in self._routes else OTHER
         parent = "".join(headers_of(scope, b"traceparent")[-1:])
@@ -109,6 +111,17 @@ class Guard:
                     "without keys, this server answers to its own address alone",
                     code="wrong_host",
                 )
+
+
+def _refusing(send: Send) -> Send:
+    """Answers that are no connection, where one was asked for."""
+
+    async def sending(message: Message) -> None:
+        if message["type"].startswith("http."):
+            message = {**message, "type": f"websocket.{message['type']}"}
+        await send(message)
+
+    return sending
 
 
 def _given(scope: Scope) -> list[str]:

@@ -16,6 +16,7 @@ import uvicorn
 from kvrt.aio.runtime import AsyncRuntime
 from kvrt.errors import ConfigError
 from kvrt.runtime import Runtime
+from kvrt.server import sockets
 from kvrt.server.app import make_app
 from kvrt.server.audit import Audit
 from kvrt.server.config import ServerConfig
@@ -171,7 +172,8 @@ async def serve(
         uvicorn.Config(
             Guard(make_app(service, embedder), service.book, config.host, prepared.keys),
             http=Connection,
-            ws="none",
+            ws="wsproto" if sockets.offered() else "none",
+            ws_max_size=service.served.max_body,
             loop="none",
             lifespan="off",
             log_config=None,
