@@ -38,6 +38,22 @@ def test_tokens_are_those_of_the_cpu_backend(tmp_path: Path, vendor: str) -> Non
     assert answers[0] == answers[1]
 
 
+def test_a_mixture_of_experts_says_what_it_says_on_the_cpu(tmp_path: Path, vendor: str) -> None:
+    """Its experts are computed one after the other, which is said."""
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    make_model(tmp_path, SMALL | experts | {"architectures": ["MixtralForCausalLM"]})
+    answers = []
+    for backend in (vendor, "cpu"):
+        with Runtime(
+            tmp_path, backend=backend, load_format="dummy", seed=1, memory_limit="16MiB"
+        ) as runtime:
+            said = any("one expert after the other" in note for note in runtime.model.notes)
+            assert said == (backend == vendor)
+            answers.append(tokens(runtime.generate(PROMPTS, GREEDY)))
+        runtime.device.close()
+    assert answers[0] == answers[1]
+
+
 def test_tokens_after_pages_that_moved_or_were_saved_are_those_of_the_cpu_backend(
     tmp_path: Path, vendor: str
 ) -> None:
