@@ -48,7 +48,7 @@ from kvrt.spi import Device, DeviceInfo
 from kvrt.stream import Inbox, Stream
 
 SLEEP: Checks = {"level": Whole(1, 2), "wake_on_request": Flag()}
-ADAPTER: Checks = {"name": Text(256), "folder": Folder()}
+ADAPTER: Checks = {"name": Text(256), "path": Folder()}
 LIMIT: Checks = {"limit": Size(), "revision": Maybe(Whole(-(2**63), 2**63 - 1))}
 """Of each argument, what it may be."""
 
@@ -220,8 +220,8 @@ class Runtime(CacheControl):
 
     # --- adapters ----------------------------------------------------------------------------
 
-    def load_adapter(self, name: str, folder: str | Path) -> None:
-        """Load an adapter of low rank (LoRA), as PEFT saves it, while requests run.
+    def load_adapter(self, name: str, path: str | Path) -> None:
+        """Load an adapter of low rank (LoRA) while requests run.
 
         Requests of several adapters, and of none, are computed in the same steps. What is cached
         for one is found by its content: never by another's of the same name. Its memory comes on
@@ -229,15 +229,15 @@ class Runtime(CacheControl):
 
         Args:
             name: for requests.
-            folder: with adapter_config.json and adapter_model.safetensors.
+            path: a folder that PEFT has saved it to, or a GGUF file.
 
         Raises:
             ConfigError: an adapter of that name is loaded.
             ModelError: it is missing, damaged, not supported, or of another model.
             CapacityError: it does not fit in the device's free memory.
         """
-        checked = check_options(ADAPTER, name=name, folder=folder)
-        self._worker.adapters.load(checked["name"], Path(checked["folder"]))
+        checked = check_options(ADAPTER, name=name, path=path)
+        self._worker.adapters.load(checked["name"], Path(checked["path"]))
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter. Requests that have it go on; then its memory goes back.

@@ -18,7 +18,6 @@ from kvrt_cli.asking import asking
 from kvrt_cli.batch import answer_all
 from kvrt_cli.errors import of_the_system
 from kvrt_cli.memory import (
-    folder,
     lasting_options,
     memory_options,
     prefix_cache_option,
@@ -85,10 +84,10 @@ SHORT_HELP = "A model answers a prompt, a file of prompts, or you in a conversat
 )
 @click.option(
     "--adapter",
-    type=folder,
-    metavar="DIR",
-    help="A LoRA adapter for the model, as PEFT saves it: the answers are those of the model with"
-    " it merged in.",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="A LoRA adapter for the model, a folder as PEFT saves it or a GGUF file: the answers are"
+    " those of the model with it merged in.",
 )
 @sampling_options
 @structured_options

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kvrt.errors import ConfigError, RequestError
 from kvrt.model.lora.adapter import Adapter, Adapters
+from kvrt.model.lora.gguf import read_gguf
 from kvrt.model.lora.peft import read_peft
 
 
@@ -23,10 +24,10 @@ class NamedAdapters:
         self._names: dict[str, Adapter] = {}
         self._lock = threading.Lock()
 
-    def load(self, name: str, folder: Path) -> None:
+    def load(self, name: str, path: Path) -> None:
         """See `kvrt.Runtime.load_adapter`."""
         self._check_free(name)
-        adapter = self._adapters.make(read_peft(folder))
+        adapter = self._adapters.make(read_peft(path) if path.is_dir() else read_gguf(path))
         with self._lock:
             self._check_free(name)
             self._names[name] = adapter

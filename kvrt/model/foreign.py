@@ -50,9 +50,7 @@ def told_by_neighbours(folder: Path) -> ModelError | None:
     if (folder / ADAPTER).exists():
         return ModelError(
             f"{folder}: is an adapter (LoRA), not a model: it has {ADAPTER}",
-            fix="merge it into its base model: python -c 'from peft import"
-            f' AutoPeftModelForCausalLM as M; M.from_pretrained("{folder}").merge_and_unload()'
-            f'.save_pretrained("{folder}-merged")\'',
+            fix=f"give the model that it was made for, and --adapter {folder}",
         )
     inner = _model_within(folder)
     if inner is not None:

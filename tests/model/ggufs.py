@@ -364,3 +364,27 @@ def save_gguf(folder: Path, path: Path, kind: str = "F32", **keys: Any) -> Path:
     tensors = {name: pack(tensor, kind) for name, tensor in tensors_of(folder).items()}
     more = {name.replace("__", "."): item for name, item in keys.items()}
     return write_gguf(path, keys_of(folder) | more, tensors)
+
+
+def save_gguf_adapter(
+    folder: Path,
+    path: Path,
+    matrices: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+    alpha: float,
+) -> Path:
+    """An adapter for the checkpoint in a folder, as llama.cpp converts it."""
+    config = json.loads((folder / "config.json").read_text())
+    arch = architecture_of(config)
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    naming = FAMILIES[READ_AS[arch].family].switches.get("naming", "llama")
+    tensors = {}
+    for module, (a, b) in matrices.items():
+        part = module.rpartition(".")[2]
+        if arch in PERMUTED and part in heads:
+            rows = b.view(heads[part], 2, -1, *b.shape[1:])
+            b = rows.transpose(1, 2).reshape(b.shape)
+        name = gguf_name(f"{module}.weight", naming)
+        tensors |= {f"{name}.lora_a": pack(a, "F32"), f"{name}.lora_b": pack(b, "F32")}
+    keys = {"general.architecture": arch, "general.type": "adapter", "adapter.type": "lora",
+            "adapter.lora.alpha": alpha}  # fmt: skip
+    return write_gguf(path, keys, tensors)

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from kvrt.errors import ModelError
 from kvrt.model.loader import load_model
+from kvrt.model.lora.gguf import read_gguf
 from kvrt.model.lora.peft import UNSUPPORTED, read_peft
 from kvrt.spi import Device
 from tests.model.adapters import Matrices, make_adapter, merged, save_adapter
 from tests.model.checkpoints import VOCAB, make_model, save_model
+from tests.model.ggufs import pack, save_gguf, save_gguf_adapter, write_gguf
 from tests.model.stepping import stepping
 
 FAMILIES = ("llama-biases", "qwen-3", "gemma-2", "granite", "phi-3", "olmo-2", "glm-4", "cohere",
@@ -153,3 +155,41 @@ def test_damaged_tensors_are_refused_by_name(folder: Path) -> None:
         save_file(changed, path)
         with pytest.raises(ModelError, match=told):
             read_peft(folder)
+
+
+@pytest.mark.parametrize("family", ["llama-2", "qwen-3", "granite"])
+def test_a_gguf_file_of_an_adapter_is_the_adapter(tmp_path: Path, cpu: Device, family: str) -> None:
+    reference = make_model(family)
+    folder = save_model(reference, tmp_path / "model")
+    matrices = make_adapter(reference)
+    file = save_gguf_adapter(folder, tmp_path / "adapter.gguf", matrices, 8.0)
+    saved = save_adapter(tmp_path / "adapter", matrices)
+    for path in (folder, save_gguf(folder, tmp_path / "model.gguf")):
+        adapters = load_model(path, cpu).decoder.adapters
+        given, want = adapters.make(read_gguf(file)), adapters.make(read_peft(saved))
+        assert given.deltas.keys() == want.deltas.keys()
+        for weight, delta in want.deltas.items():
+            assert torch.equal(given.deltas[weight].a, delta.a)
+            assert torch.equal(given.deltas[weight].b, delta.b)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"general.type": "model"}, "general.type is 'model'"),
+        ({"adapter.type": "control_vector"}, "adapter.type is 'control_vector'"),
+        ({"general.architecture": "lama"}, "general.architecture is 'lama'"),
+        ({"adapter.lora.alpha": -1.0}, "adapter.lora.alpha is -1"),
+    ],
+)
+def test_a_gguf_file_that_is_no_adapter_is_refused(
+    tmp_path: Path, keys: dict[str, Any], told: str
+) -> None:
+    good = {"general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora",
+            "adapter.lora.alpha": 8.0}  # fmt: skip
+    pair = {f"blk.0.attn_q.weight.lora_{end}": pack(torch.ones(4, 4), "F32") for end in "ab"}
+    with pytest.raises(ModelError, match=re.escape(told)):
+        read_gguf(write_gguf(tmp_path / "a.gguf", good | keys, pair))
+    pair.popitem()
+    with pytest.raises(ModelError, match="only lora_a"):
+        read_gguf(write_gguf(tmp_path / "b.gguf", good, pair))

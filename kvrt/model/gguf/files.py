@@ -17,7 +17,7 @@ AGAIN = "download the file again, or convert the model again with a newer llama.
 OTHERS: Mapping[str, tuple[str, str]] = {
     "adapter": (
         "is an adapter (LoRA), not a model",
-        "merge it into its base model, and give the result",
+        "give the model that it was made for, and this file with --adapter",
     ),
     "mmproj": (
         "is the image or sound encoder of a model (mmproj), not the model",

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from kvrt.errors import CapacityError, ModelError
+from kvrt.model.gguf.architectures import ARCHITECTURES
 from kvrt.model.lora.peft import AdapterFile, Delta, check_all_used
+from kvrt.model.names import RowOrder
 from kvrt.model.rows import rows_of
 from kvrt.model.spec import ModelSpec
-from kvrt.model.weights import Weight, Weights, weights_of
+from kvrt.model.weights import Part, Weight, Weights, weights_of
 from kvrt.spi import Device, DType
 
 ADAPTED = ("qkv", "o", "gate_up", "down")
@@ -93,6 +95,14 @@ class Adapters:
         return Delta(*(part.to(where, self._dtype).contiguous() for part in delta))
 
 
+def _order(file: AdapterFile, part: Part) -> RowOrder:
+    """How the rows of what is added to a tensor lie."""
+    if not file.architecture:
+        return part.order
+    paired = ARCHITECTURES[file.architecture].paired and part.kind in ("q", "k")
+    return "pairs" if paired else ""
+
+
 def _whole(file: AdapterFile, weight: Weight, spec: ModelSpec, used: set[str]) -> Iterator[Delta]:
     """What is added to a weight: that of its parts, if it has any; their ranks lie behind each
     other, and so do their rows."""
@@ -101,7 +111,7 @@ def _whole(file: AdapterFile, weight: Weight, spec: ModelSpec, used: set[str]) -
     seconds: list[Tensor] = []
     row = 0
     for part in weight.parts:
-        module = part.name.removesuffix(".weight")
+        module = (part.gguf if file.architecture else part.name).removesuffix(".weight")
         if module not in file.deltas:
             module = module.removeprefix("model.")
         if delta := file.deltas.get(module):
@@ -113,7 +123,7 @@ def _whole(file: AdapterFile, weight: Weight, spec: ModelSpec, used: set[str]) -
                     fix="check that the adapter belongs to this model",
                 )
             b = delta.b.clone()
-            if (rows := rows_of(part, part.order, spec)) is not None:
+            if (rows := rows_of(part, _order(file, part), spec)) is not None:
                 rows.put_in_order(b)
             second = torch.zeros(out, len(delta.a))
             second[row : row + len(b)] = b

@@ -45,14 +45,16 @@ class AdapterFile:
     """An adapter as it was read.
 
     Args:
-        path: its folder.
+        path: its folder, or its GGUF file.
         deltas: by the names of modules of the model.
         digest: SHA-256 over all of it.
+        architecture: whose names and order of rows GGUF files have; empty: those of safetensors.
     """
 
     path: Path
     deltas: Mapping[str, Delta]
     digest: bytes
+    architecture: str = ""
 
 
 def read_peft(folder: Path) -> AdapterFile:
@@ -80,7 +82,7 @@ def read_peft(folder: Path) -> AdapterFile:
             raise ModelError(
                 f"{header.path}: tensor {shown(name)} is no part of an adapter that is supported"
             )
-        found.setdefault(match[1], {})[match[2]] = _read(header.path, entry)
+        found.setdefault(match[1], {})[match[2]] = read_matrix(header.path, entry)
     deltas: dict[str, Delta] = {}
     for module, pair in sorted(found.items()):
         if len(pair) != 2:
@@ -102,7 +104,8 @@ def read_peft(folder: Path) -> AdapterFile:
     return AdapterFile(folder, deltas, digest.digest())
 
 
-def _read(path: Path, entry: TensorEntry) -> Tensor:
+def read_matrix(path: Path, entry: TensorEntry) -> Tensor:
+    """A matrix of an adapter, float32. Raises `ModelError` where its values are none."""
     if entry.dtype not in FLOATS:
         raise ModelError(
             f"{path}: tensor {shown(entry.name)}: dtype is {entry.dtype}; supported are"
