@@ -18,7 +18,9 @@ def models(terminal: Terminal, /, as_json: bool) -> None:
     rows = []
     for name in (*FAMILIES, *NESTED):
         families = {*NESTED[name].values()} if name in NESTED else {name}
-        gguf = [own for own, a in ARCHITECTURES.items() if families & {a.family, *a.also}]
+        gguf = [
+            own for own, a in ARCHITECTURES.items() if families & {a.family, a.mixture, *a.also}
+        ]
         rows.append({"architecture": name, "gguf": gguf})
     if as_json:
         terminal.json(rows, indent=2)
