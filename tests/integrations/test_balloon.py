@@ -244,6 +244,32 @@ def test_blocks_that_may_stay_keep_what_is_cached_in_them(memory: BlockMemory) -
         engine.look(block)
 
 
+def test_memory_stays_for_a_moment_once_no_request_is_left(memory: BlockMemory) -> None:
+    layout, now = memory.lay(views(memory, True), BLOCK_BYTES), [0.0]
+    pool = Pool()
+    balloon = Balloon(pool, headroom=2, keep=0, linger=0.5, clock=lambda: now[0])
+    balloon.lay(layout, limit_bytes=None, longest=8, tenant=None)
+    engine = Engine(balloon, pool, memory, 0)
+    for second in (0.0, 0.4, 0.8):  # each comes before the one before has been gone for long
+        now[0] = second
+        engine.end_step()
+        assert engine.admit(20)
+        engine.end_step()
+        held = memory.held
+        engine.finish(engine.running[0])
+        engine.end_step()
+    assert memory.held == held > 3
+    assert not balloon.settled
+    now[0] = 1.2
+    engine.end_step()
+    assert memory.held == held
+    now[0] = 1.3
+    engine.end_step()
+    engine.end_step()
+    assert balloon.settled
+    assert memory.held == layout.chunks_for([0])
+
+
 def test_what_another_tenant_is_due_goes_back_as_blocks_become_free(
     memory: BlockMemory, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -139,11 +140,12 @@ def test_all_tokens_are_those_of_vllm_as_it_is_and_memory_comes_and_goes(
         (start,) = watch.rows()
         one.go()
         answers = one.answers()
+        deadline = time.monotonic() + 60
+        while (end := watch.rows()[0]).claim.held > start.claim.held:
+            assert time.monotonic() < deadline
         watch.end()
-        (end,) = watch.rows()
     assert tokens(answers) == tokens(plain["answers"])
     assert one.loaded["loaded"] < plain["loaded"] - KV * 0.8
-    assert start.claim.held == end.claim.held  # of the null block
     assert start.claim.held < watch.most < KV / 4
     print(
         f"loaded {one.loaded['loaded'] / MIB:.0f} MiB, as it is {plain['loaded'] / MIB:.0f};"

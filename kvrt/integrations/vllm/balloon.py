@@ -11,8 +11,9 @@ leased of a shared budget is never less than what the worker has.
 """
 
 import heapq
+import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,10 +70,22 @@ class Balloon:
         pool: of which every free block is held from now on.
         headroom: blocks that are kept ready for running requests.
         keep: blocks that may stay free with what is cached in them.
+        linger: seconds for which all may, once no request is left: the next one may come at once.
+        clock: seconds.
     """
 
-    def __init__(self, pool: Pool, *, headroom: int, keep: int) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        headroom: int,
+        keep: int,
+        linger: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._pool, self._headroom, self._keep = pool, headroom, keep
+        self._linger, self._clock = linger, clock
+        self._idle_since: float | None = None
         self._held: list[tuple[int, Block]] = []
         self._ground: Ground | None = None
         self._limit = self._leased = 0
@@ -134,11 +147,16 @@ class Balloon:
     def orders(self, running: int) -> Orders:
         """A step has been scheduled, in which so many requests run: what the worker is to do."""
         pool = self._pool
+        if not self._idle:
+            self._idle_since = None
         if running:
             self._give_spare()
             self.want(min(running, self._headroom))
         elif self._idle:
-            self._hold(pool.get_num_free_blocks() - self._keep)
+            now = self._clock()
+            self._idle_since = now if self._idle_since is None else self._idle_since
+            if now - self._idle_since >= self._linger:
+                self._hold(pool.get_num_free_blocks() - self._keep)
             self._kept = pool.get_num_free_blocks()
             self._say_wants(0)
         if (excess := self._excess) > 0:

@@ -157,7 +157,9 @@ class ElasticConnector(KVConnectorBase_V1, SupportsHMA):
     def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
         options = self._options
         keep = _bytes(options.keep) // self._block_bytes
-        self._balloon = Balloon(gpu_block_pool, headroom=options.headroom, keep=keep)
+        self._balloon = Balloon(
+            gpu_block_pool, headroom=options.headroom, keep=keep, linger=options.linger
+        )
 
     def set_xfer_handshake_metadata(
         self, metadata: dict[int, KVConnectorHandshakeMetadata]

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from kvrt.checks import Checks, Maybe, Size, Text, Whole, check_options
+from kvrt.checks import Checks, Maybe, Number, Size, Text, Whole, check_options
 from kvrt.errors import ConfigError
 from kvrt.sharing.share import TERMS, Share
 
 OPTIONS: Checks = {
     "memory_limit": Maybe(Size()),
     "keep": Size(),
+    "linger": Number(0, 3600),
     "headroom": Whole(0, 4096),
     "share": Maybe(Text()),
     **{name: check for name, check in TERMS.items() if name not in ("name", "size")},
@@ -26,12 +27,14 @@ class Options:
         memory_limit: physical memory for KV blocks: bytes, or a text such as ``4GiB``. None: as
             much as vLLM has blocks for.
         keep: of it, what may stay under blocks that nobody uses, with what is cached in them.
+        linger: seconds for which memory stays once no request is left, unless others are due it.
         headroom: blocks that are ready before running requests need them.
         share: a budget that is shared with other processes; None: with none.
     """
 
     memory_limit: int | str | None = None
     keep: int | str = 0
+    linger: float = 0.5
     headroom: int = 8
     share: Share | None = None
 
