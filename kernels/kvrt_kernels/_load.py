@@ -65,7 +65,8 @@ def isas() -> tuple[str, ...]:
 
     Of x86-64-v4-amx, x86-64-v4-bf16, x86-64-v4-vnni, x86-64-v4, x86-64-v3-vnni, x86-64-v3 and
     x86-64, or of neon-bf16, neon-dotprod and neon. Those named after amx or bf16 round activations
-    to bfloat16 before they multiply them with weights of bfloat16.
+    to bfloat16 before they multiply them with weights of bfloat16; x86-64-v4-amx also queries, and
+    the weights of values, where keys and values are bfloat16.
     """
     return tuple(native().isas())
 

@@ -1,5 +1,8 @@
 """The native paged attention computes what the reference defines."""
 
+import math
+
+import kvrt_kernels
 import pytest
 import torch
 from kvrt_kernels import attention, reference
@@ -10,8 +13,10 @@ from kvrt.spi import AttentionParams
 FORMATS = ["float32", "bfloat16", "float16", "int8", "int4"]
 
 # Both sides read the same rounded keys and values and compute in float32, so the tolerance is
-# that of float32 for all formats, but for the rounding of q where keys are codes.
+# that of float32 for all formats, but for the rounding of q where keys are codes, and of q and of
+# the weights of values to bfloat16 in the tiles of AMX.
 TOLERANCE = {"int8": 4e-3, "int4": 2e-3}
+TOLERANCE_OF_TILES = 1e-2
 
 RAGGED = {0: (1, 5), 1: (3, 123), 2: (1, 64), 3: (65, 65), 4: (130, 517), 5: (1, 1030), 6: (1, 1)}
 LENGTHS = [context for _, context in RAGGED.values()]
@@ -23,7 +28,9 @@ def queries(batch, heads, head_dim, seed=1):
 
 
 def check(cache, attend, heads, params, tolerance=None):
-    tolerance = tolerance or TOLERANCE.get(cache.layout.format, 2e-5)
+    in_tiles = cache.layout.format == "bfloat16" and kvrt_kernels.isa() == "x86-64-v4-amx"
+    usual = TOLERANCE_OF_TILES if in_tiles else TOLERANCE.get(cache.layout.format, 2e-5)
+    tolerance = tolerance or usual
     batch = cache.batch(RAGGED)
     q = queries(batch, heads, cache.layout.head_dim)
     got = attend(batch, q, params)
@@ -81,6 +88,24 @@ def test_a_token_may_see_its_whole_context(isa, cache, attend, dtype):
 @pytest.mark.parametrize("window", [0, 70])
 def test_scores_are_capped(isa, cache, attend, softcap, window):
     check(cache(LENGTHS), attend, 4, AttentionParams(scale=1.0, window=window, softcap=softcap))
+
+
+def test_tiles_of_amx_round_queries_and_weights_to_bfloat16_and_nothing_else(cache, attend):
+    """Where that rounding loses nothing, float32 arithmetic has the same result."""
+    if "x86-64-v4-amx" not in kvrt_kernels.isas():
+        pytest.skip("x86-64-v4-amx never ran: this processor has no AMX")
+    made = cache(LENGTHS, dtype="bfloat16", head_dim=80)
+    batch = made.batch(RAGGED)
+    # Scores are whole numbers in powers of two, so weights relative to the largest are such powers.
+    made.kv.copy_(made.kv.sign().nan_to_num(0.0))
+    q = queries(batch, 6, 80).sign() * (0.5 / math.log2(math.e))
+    before = kvrt_kernels.isa()
+    results = []
+    for isa in ("x86-64-v4-amx", "x86-64-v4"):
+        kvrt_kernels.set_isa(isa)
+        results.append(attend(batch, q, AttentionParams(scale=1.0)))
+    kvrt_kernels.set_isa(before)
+    torch.testing.assert_close(*results, rtol=2e-5, atol=2e-5)
 
 
 def test_large_scores_do_not_overflow(isa, cache, attend):

@@ -115,12 +115,13 @@ def test_page_size_and_place_change_nothing(isa, cache, attend):
 @pytest.mark.promise("P15")
 @pytest.mark.parametrize("window", [0, 90])
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_value_that_is_not_finite_reaches_only_tokens_that_see_it(
-    isa, cache, attend, window, bad
+    isa, cache, attend, window, bad, dtype
 ):
     n, at, params = 300, 150, AttentionParams(scale=0.125, window=window)
     q = torch.randn(n, 4, 64, generator=torch.Generator().manual_seed(8))
-    clean, spoilt = cache([n]), cache([n])
+    clean, spoilt = cache([n], dtype=dtype), cache([n], dtype=dtype)
     pages = spoilt.kv.view(-1, 2, 2, 2, 16, 64)
     pages[spoilt.table[0, at // 16], :, :, :, at % 16] = bad
     before = attend(clean.batch({0: (n, n)}), q, params)
@@ -131,6 +132,24 @@ def test_a_value_that_is_not_finite_reaches_only_tokens_that_see_it(
             assert not after[token].isfinite().any()
         else:
             assert torch.equal(after[token], before[token])
+
+
+@pytest.mark.promise("P15")
+@pytest.mark.parametrize("chunk", [1, 2, 5, 64])
+def test_numbers_near_the_smallest_have_the_same_bits_in_any_chunk(isa, cache, attend, chunk):
+    """Instructions differ in what they make of subnormal numbers."""
+    n, params = 150, AttentionParams(scale=0.125)
+    made = cache([n], dtype="bfloat16")
+    made.kv.mul_(2.0**-126)  # keys and values that are subnormal for the most part
+    q = torch.randn(n, 4, 64, generator=torch.Generator().manual_seed(8)) * 2.0**10
+    whole = attend(made.batch({0: (n, n)}), q, params)
+    pieces = [
+        attend(
+            made.batch({0: (min(chunk, n - at), min(n, at + chunk))}), q[at : at + chunk], params
+        )
+        for at in range(0, n, chunk)
+    ]
+    assert torch.equal(torch.cat(pieces), whole)
 
 
 @pytest.mark.promise("P15")

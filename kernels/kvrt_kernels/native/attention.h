@@ -23,10 +23,22 @@
 // Sinks, first positions that are seen besides a window, have segments of their own, before those of the window. They
 // end where a row's window begins.
 
+// Whether keys and values meet rows in the tiles of AMX, and how many rows are then at work at a time.
+template <class T> constexpr bool kInTiles = false;
+#if defined(__AMX_BF16__)
+template <> constexpr bool kInTiles<bf16> = true;
+#endif
+constexpr int kStaged = 48;
+
+// Whether so many rows meet the keys as they are read.
+template <class T> KVRT_INLINE bool few(int rows) { return !kInTiles<T> && rows <= kFewRows; }
+KVRT_INLINE bool few_of(Format format, int rows) { return format == Format::bf16 ? few<bf16>(rows) : few<float>(rows); }
+
 struct AttentionScratch {
   Rows rows;
   float *kt, *vt, *s;
   float* part;  // for a few rows
+  float* sums;  // for tiles
   // Of codes: the scales of a tile's keys and values, [groups][kTile] each; for a few rows also their queries, spread, and
   // what comes of them.
   float *key_scales, *value_scales, *factor;
@@ -35,20 +47,21 @@ struct AttentionScratch {
   const void **keys, **next_keys, **value_rows;
 
   AttentionScratch(const AttentionArgs& a, int count, Arena& arena) {
-    const int dim = a.pages.head_dim, values = a.pages.value_dim, padded = (count + 3) / 4 * 4;
+    const int dim = a.pages.head_dim, values = a.pages.value_dim, padded = (count + 15) / 16 * 16;
     rows.count = count;
     rows.dim = dim;
     rows.values = values;
-    const bool few = count <= kFewRows;
-    rows.q = arena.take<float>(size_t(count) * dim * (few ? 4 : 1));
+    const bool few = few_of(a.pages.format, count);
+    rows.q = arena.take<float>(size_t(padded) * dim * (few ? 4 : 1));
     rows.acc = arena.take<float>(size_t(count) * values);
     rows.out = arena.take<float>(size_t(count) * values);
     for (float** p : {&rows.m, &rows.l, &rows.alpha, &rows.M, &rows.Lsum}) *p = arena.take<float>(padded);
     rows.begin = arena.take<int>(padded);
     rows.end = arena.take<int>(padded);
-    s = arena.take<float>(size_t(padded) * kTile);
+    s = arena.take<float>(size_t(padded < kStaged ? kStaged : padded) * kTile);
     kt = arena.take<float>(size_t(dim) * kTile);
     vt = arena.take<float>(size_t(values) * kTile);
+    sums = arena.take<float>(a.pages.format == Format::bf16 && kInTiles<bf16> ? size_t(kStaged) * values : 0);
     part = few ? arena.take<float>(size_t(count) * kGroups * L) : nullptr;
     const int groups = scale_groups(a.pages.format, dim);
     key_scales = arena.take<float>(size_t(groups) * kTile);
@@ -167,7 +180,7 @@ template <class T> static void write_out(const AttentionArgs& a, const Attention
 template <class T>
 static void score_tile(const AttentionArgs& a, const AttentionScratch& w, const T* const* keys, int begin, int end) {
   const Rows& x = w.rows;
-  if (x.count <= kFewRows) {
+  if (few<T>(x.count)) {
     few_rows<kFewRows>(x.count, [&](auto height) {
       constexpr int R = decltype(height)::value;
       constexpr int G = R <= 2 ? kSums / 2 : R <= 4 ? kSums / 4 : kSums / 8;
@@ -210,6 +223,9 @@ static void attend_tile(const AttentionArgs& a, const AttentionScratch& w, const
   const T** located = reinterpret_cast<const T**>(w.value_rows);
   if (alike<T>(a.pages))
     for (int t = 0; t < kTile; t++) located[t] = keys[t] + a.pages.v_offset;
+  if constexpr (kInTiles<T>)
+    return attend_in_tiles(x, keys, a.pages.v_offset, located, next_keys, begin, end, a.softcap,
+                           {w.kt, w.vt, w.s, w.sums});
   score_tile<T>(a, w, keys, begin, end);
   for (int r = 0; r < x.count; r += 4) softmax4(x, r, w.s + r * kTile, a.softcap);
   if constexpr (std::is_same<T, i8>::value)  // a weight's scale costs less than those of dim elements
@@ -229,7 +245,7 @@ static void attend_tile(const AttentionArgs& a, const AttentionScratch& w, const
 template <class T> static void place_query(const float* q, float scale, int r, const AttentionScratch& w) {
   const int dim = w.rows.dim, groups = Kept<T>::groups(dim), group = Kept<T>::group(dim);
   w.factor[r] = whole_query<T>(q, dim, w.whole) * scale;
-  if (w.rows.count > kFewRows) {
+  if (!few<T>(w.rows.count)) {
     for (int d = 0; d < dim; d += L)
       store(w.rows.q + r * dim + d, __builtin_convertvector(load_as<vi>(w.whole + d), vf));
     return;
@@ -255,7 +271,9 @@ static void attend(const AttentionArgs& a, const AttentionTask& task, Arena aren
     const float* q = a.q + token * a.q_stride + head * dim;
     if constexpr (Kept<T>::codes)
       place_query<T>(q, scale, r, w);
-    else if (x.count <= kFewRows)
+    else if constexpr (kInTiles<T>)
+      round_query(q, scale, r, reinterpret_cast<T*>(x.q), dim);
+    else if (few<T>(x.count))
       spread_query<T>(q, scale, x.q + r * dim * 4, dim);
     else
       pack_query<T>(q, scale, x.q + r * dim, dim);

@@ -21,9 +21,15 @@ namespace KVRT_ISA {
 #include "norm.h"
 #include "codes.h"
 #include "append.h"
+#if defined(__AMX_BF16__)
+#include "amx.h"
+#endif
 #include "attention_tiles.h"
 #include "attention_codes.h"
 #include "attention_rows.h"
+#if defined(__AMX_BF16__)
+#include "attention_amx.h"
+#endif
 #include "attention.h"
 #include "linear_lanes.h"
 #if defined(__AMX_BF16__)

@@ -8,11 +8,8 @@
 // because that is row-major: its tiles are read where they are, and only x is packed. Each product is exact in float32,
 // each sum is rounded to nearest, subnormals are zero.
 
-constexpr int kSide = 16;              // rows of W or x in a tile
-constexpr int kTileOut = 2 * kSide;    // rows of W that are multiplied together
-constexpr int kTileStep = 2 * L;       // elements of k
-constexpr int kTileBlock = 512;        // elements of k that a panel has room for
-constexpr int kTileBytes = kSide * 64;
+constexpr int kTileOut = 2 * kSide;  // rows of W that are multiplied together
+constexpr int kTileBlock = 512;      // elements of k that a panel has room for
 
 // ---- packing of activations -----------------------------------------------------------------------------------------
 
@@ -40,23 +37,6 @@ static void pack_group(const LinearArgs& a, int m0, int rows, float* packed) {
 }
 
 // ---- tiles ----------------------------------------------------------------------------------------------------------
-
-// While one of these lives, the thread has eight tiles of so many rows of so many bytes.
-class TileConfig {
- public:
-  TileConfig(const uint8_t (&rows)[8], const uint16_t (&bytes)[8]) {
-    struct alignas(64) {
-      uint8_t palette = 1, start = 0, reserved[14] = {};
-      uint16_t bytes[16] = {};
-      uint8_t rows[16] = {};
-    } config;
-    __builtin_memcpy(config.bytes, bytes, sizeof bytes);
-    __builtin_memcpy(config.rows, rows, sizeof rows);
-    asm volatile("" ::: "memory");
-    _tile_loadconfig(&config);
-  }
-  ~TileConfig() { _tile_release(); }
-};
 
 // Tiles 0 to 3 are sums (of the first and second rows of W with the first group of x, then with the second), 4 and 5 are
 // of W, 6 and 7 of x, so many rows each.
@@ -93,13 +73,6 @@ static void add_steps(TileRows w, const char* x, int64_t x_group, int columns, i
       ahead += 2 * kTileBytes;
     }
   }
-}
-
-KVRT_INLINE void zero_sums() {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
 }
 
 // Sums of all four tiles, [4][16 rows of W][16 rows of x].
