@@ -102,12 +102,12 @@ def test_headers_that_never_end_are_given_up(
 def test_a_body_that_comes_late_and_a_connection_that_rests_are_no_stalled_headers(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "HEAD_S", 0.3)
+    monkeypatch.setattr(connection, "HEAD_S", 0.6)
 
     async def scene() -> None:
         async with listening(runtime) as port:
             last = HEAD + b"Connection: close\r\n\r\n"
-            found = await said(port, POST, BODY, HEAD + b"\r\n", last, pause=0.8)
+            found = await said(port, POST, BODY, HEAD + b"\r\n", last, pause=1.1)
             assert [part[:3] for part in found.split(b"HTTP/1.1 ")[1:]] == [b"200"] * 3
 
     asyncio.run(scene())
