@@ -1,8 +1,8 @@
 """What families put around a layer's products: norms of several kinds and places, scales, and
 feed-forward layers without a gate.
 
-Where the device's own operators do not say it, it is said in torch's; a recorded step knows nothing
-of those, so such models are not recorded (`recordable`).
+A device's own `BranchOps` compute it. On one without, torch's operators do; a recorded step knows
+nothing of those, so such models are not recorded there (`recordable`).
 """
 
 import math
@@ -19,24 +19,29 @@ from kvrt.model.activations import Activations
 from kvrt.model.ops import MixedOps
 from kvrt.model.spec import MLPActivation, ModelSpec
 from kvrt.model.weights import LayerWeights
-from kvrt.spi import Activation, Matrices
+from kvrt.spi import Activation, BranchOps, Matrices, PlainActivation
 
 
-def recordable(spec: ModelSpec, mixtures: bool) -> bool:
+def recordable(spec: ModelSpec, branches: bool, mixtures: bool) -> bool:
     """Whether layers consist of a device's own operators alone.
 
     Args:
-        mixtures: those that are mixtures of experts do.
+        branches: it has `BranchOps`.
+        mixtures: layers that are mixtures of experts do.
     """
-    return (
+    simple = (
         spec.norm == "rms"
-        and spec.qk_norm in ("none", "heads")
+        and spec.qk_norm != "whole"
         and spec.gated
         and spec.query_beta == 0.0
         and spec.residual_scale == 1.0
         and not spec.post_norms
-        and (spec.experts is None or (mixtures and not spec.experts.shared_scale))
     )
+    said = branches and not (spec.norm == "layer" and spec.post_norms)
+    mixed = spec.experts is None or (
+        mixtures and not spec.experts.shared_scale and spec.residual_scale == 1.0
+    )
+    return (simple or said) and mixed and spec.qk_norm != "rotated"
 
 
 def heat_at(spec: ModelSpec, positions: NDArray[np.int64]) -> Tensor:
@@ -82,11 +87,18 @@ class Branches:
 
     Args:
         ops: the operators of its products.
+        own: the device's, of the rest, if it has them.
     """
 
-    def __init__(self, spec: ModelSpec, ops: MixedOps) -> None:
+    def __init__(self, spec: ModelSpec, ops: MixedOps, own: BranchOps | None) -> None:
         self._spec = spec
         self._ops = ops
+        self._own = own
+        self.recordable = own is not None
+
+    def by(self, ops: MixedOps) -> "Branches":
+        """The same, with other operators of products."""
+        return self if ops is self._ops else Branches(self._spec, ops, self._own)
 
     def norm(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor | None = None
@@ -97,6 +109,8 @@ class Branches:
         eps = self._spec.norm_eps
         if self._spec.norm == "rms":
             return self._ops.rms_norm(x, weight, eps, out)
+        if self._own is not None:
+            return self._own.layer_norm(x, weight, bias, eps, out)
         normed = F.layer_norm(x.float(), weight.shape, weight, bias, eps)
         return normed.to(x.dtype) if out is None else out.copy_(normed)
 
@@ -106,7 +120,10 @@ class Branches:
             return
         for heads, weight in ((work.q, w.q_norm), (work.k, w.k_norm)):
             assert weight is not None
-            rows = heads.flatten(1)
+            rows = heads.flatten(1)  # a view: a token's heads lie one after the other
+            if self._own is not None:
+                self._own.norm_rows(rows, weight, self._spec.norm_eps)
+                continue
             heads.copy_(self._ops.rms_norm(rows, weight, self._spec.norm_eps).view_as(heads))
 
     def heat(self, work: Activations, weight: Tensor | None) -> None:
@@ -114,7 +131,11 @@ class Branches:
         each head by a weight; in place."""
         if weight is not None:
             work.q.mul_(weight)
-        if self._spec.query_beta:
+        if not self._spec.query_beta:
+            return
+        if self._own is not None:
+            self._own.scale_rows(work.q.flatten(1), work.heat.view(-1))
+        else:
             work.q.mul_(work.heat)
 
     def mlp(self, x: Tensor, w: LayerWeights, out: Tensor) -> None:
@@ -125,7 +146,11 @@ class Branches:
             self._ops.gated_linear(x, w.gate_up, cast(Activation, kind), w.gate_up_bias, out)
         else:
             self._ops.linear(x, w.gate_up, w.gate_up_bias, None, out)
-            out.copy_(PLAIN[kind](out.float()))
+            assert kind in get_args(PlainActivation)
+            if self._own is not None:
+                self._own.activate(out, cast(PlainActivation, kind))
+            else:
+                out.copy_(PLAIN[kind](out.float()))
 
     def add(
         self,
@@ -146,4 +171,7 @@ class Branches:
             self._ops.linear(branch, weight, bias, x, x)
             return
         made = self._ops.linear(branch, weight, bias, None, work)
+        if self._own is not None and (norm is None or self._spec.norm == "rms"):
+            self._own.add_branch(x, made, norm, self._spec.norm_eps, scale)
+            return
         x.add_(made if norm is None else self.norm(made, norm, None), alpha=scale)

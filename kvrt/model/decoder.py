@@ -33,6 +33,7 @@ from kvrt.model.weights import LayerWeights, Weights
 from kvrt.spi import (
     AttentionBatch,
     AttentionParams,
+    BranchOps,
     Capability,
     DenseOps,
     Device,
@@ -103,7 +104,8 @@ class Decoder:
         self._ops = cast(MixedOps, ops)
         if self._packed is not None and weights.packed:
             self._ops = MixedOps(ops, self._packed)
-        self._branches = Branches(spec, self._ops)
+        own = device.extension(BranchOps)  # type: ignore[type-abstract]
+        self._branches = Branches(spec, self._ops, own)
         self.adapters = Adapters(spec, weights, device, self.dtype)
         self._mixture = Mixture(spec, self._ops, device)
         self._work: Activations | None = None
@@ -112,7 +114,7 @@ class Decoder:
         if (
             capture is not None
             and dense is not None
-            and branches.recordable(spec, self._mixture.recordable)
+            and branches.recordable(spec, self._branches.recordable, self._mixture.recordable)
         ):
             ragged = Capability.RAGGED_GRAPHS in device.info.capabilities
             self._graphs = DecodeGraphs(capture, ragged)
@@ -212,8 +214,8 @@ class Decoder:
         """All layers, from the embedded tokens in ``work.x`` to the last layer's output there."""
         ops = ops or self._ops
         run, parallel = self._attention.run, self.spec.parallel
-        own = self._branches if ops is self._ops else Branches(self.spec, ops)
-        norm, mlp, add = own.norm, own.mlp, own.add
+        around = self._branches.by(ops)
+        norm, mlp, add = around.norm, around.mlp, around.add
         x, normed, gated = work.x, work.normed, work.gated
         qkv, q, k, v = work.qkv, work.q, work.k, work.v
         attended, attended_rows = work.attended, work.attended_rows

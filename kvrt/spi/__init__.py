@@ -44,6 +44,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from kvrt.spi.batch import AttentionBatch, AttentionParams
+from kvrt.spi.branches import BranchOps, PlainActivation
 from kvrt.spi.experts import ExpertActivation, ExpertOps, Experts, Router
 from kvrt.spi.facts import Capability, DeviceInfo, DeviceOptions, Probe
 from kvrt.spi.layout import (
@@ -81,6 +82,7 @@ __all__ = [
     "Backend",
     "Bandwidth",
     "Block",
+    "BranchOps",
     "Capability",
     "Chunk",
     "Copier",
@@ -105,6 +107,7 @@ __all__ = [
     "MemoryInfo",
     "PackedMatrices",
     "PagedAttention",
+    "PlainActivation",
     "Probe",
     "Quantization",
     "Rotation",

@@ -4,6 +4,8 @@ Written to be read next to the contract and to share nothing with any backend: f
 host, one sequence, one row and one formula at a time. Slow, and meant to be.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -15,6 +17,7 @@ from kvrt.spi import (
     Block,
     HeadNorm,
     KVLayout,
+    PlainActivation,
     Rotation,
 )
 
@@ -218,6 +221,24 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`DenseOps.rms_norm` in float64 on the host."""
     x = x.cpu().double()
     return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight.cpu().double()
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """`BranchOps.layer_norm`, likewise."""
+    x = x.cpu().double()
+    x = x - x.mean(-1, keepdim=True)
+    x = x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight.cpu().double()
+    return x if bias is None else x + bias.cpu().double()
+
+
+def activated(x: Tensor, activation: PlainActivation) -> Tensor:
+    """`BranchOps.activate`, likewise."""
+    x = x.cpu().double()
+    if activation == "relu2":
+        return x.clamp(min=0.0).square()
+    if activation == "gelu":
+        return x * (1 + torch.erf(x / math.sqrt(2))) / 2
+    return x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from kvrt import registry
 from kvrt.spi import (
     Backend,
+    BranchOps,
     Capability,
     DenseOps,
     Device,
@@ -19,6 +20,7 @@ from kvrt.spi import (
 from kvrt.wrappers import Checked
 
 EXTENSIONS: tuple[Any, ...] = (
+    BranchOps,
     DenseOps,
     ExpertOps,
     GraphCapture,

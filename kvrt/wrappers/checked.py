@@ -3,6 +3,7 @@
 from typing import Any, cast
 
 from kvrt.spi import (
+    BranchOps,
     Copier,
     DenseOps,
     Device,
@@ -15,6 +16,7 @@ from kvrt.spi import (
     Ticket,
 )
 from kvrt.wrappers.attention import CheckedAttention, CheckedPlans
+from kvrt.wrappers.branches import CheckedBranchOps
 from kvrt.wrappers.copier import CheckedCopier
 from kvrt.wrappers.dense import CheckedDenseOps
 from kvrt.wrappers.experts import CheckedExpertOps
@@ -72,7 +74,8 @@ class Checked:
         self._facts.check_open("extension")
         found: Any = self._inner.extension(kind)
         asked = cast(Any, kind)
-        if found is None or asked not in (DenseOps, ExpertOps, GraphCapture, PackedMatrices):
+        known = (BranchOps, DenseOps, ExpertOps, GraphCapture, PackedMatrices)
+        if found is None or asked not in known:
             return cast(Extension | None, found)
         if not isinstance(found, asked):
             name = asked.__name__
@@ -82,6 +85,8 @@ class Checked:
             return cast(Extension, graphs)
         if not self._layers:
             return cast(Extension, found)
+        if isinstance(found, BranchOps):
+            return cast(Extension, CheckedBranchOps(self._facts, found))
         if isinstance(found, ExpertOps):
             return cast(Extension, CheckedExpertOps(self._facts, found))
         if isinstance(found, PackedMatrices):

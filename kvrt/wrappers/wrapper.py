@@ -7,6 +7,7 @@ from kvrt.spi import (
     Activation,
     AttentionBatch,
     AttentionParams,
+    BranchOps,
     Chunk,
     Copier,
     DenseOps,
@@ -24,6 +25,7 @@ from kvrt.spi import (
     MemoryInfo,
     PackedMatrices,
     PagedAttention,
+    PlainActivation,
     Rotation,
     Router,
     Span,
@@ -42,8 +44,8 @@ Result = TypeVar("Result")
 class Wrapper:
     """Forwards everything to `inner`. Override `around`, or put other parts in place.
 
-    `DenseOps`, `ExpertOps`, `PackedMatrices` and `GraphCapture` are forwarded like the required
-    parts; any other extension, and one that lacks a method, is handed out as it is.
+    `BranchOps`, `DenseOps`, `ExpertOps`, `PackedMatrices` and `GraphCapture` are forwarded like the
+    required parts; any other extension, and one that lacks a method, is handed out as it is.
 
     Args:
         inner: the device that does the work.
@@ -239,6 +241,40 @@ class WrappedPackedMatrices:
         )
 
 
+class WrappedBranchOps:
+    def __init__(self, device: Wrapper, inner: BranchOps) -> None:
+        self.device = device
+        self.inner = inner
+
+    def layer_norm(
+        self,
+        x: "Tensor",
+        weight: "Tensor",
+        bias: "Tensor | None",
+        eps: float,
+        out: "Tensor | None" = None,
+    ) -> "Tensor":
+        return self.device.around(
+            "branches.layer_norm", self.inner.layer_norm, x, weight, bias, eps, out
+        )
+
+    def norm_rows(self, x: "Tensor", weight: "Tensor", eps: float) -> None:
+        self.device.around("branches.norm_rows", self.inner.norm_rows, x, weight, eps)
+
+    def add_branch(
+        self, x: "Tensor", branch: "Tensor", weight: "Tensor | None", eps: float, scale: float
+    ) -> None:
+        self.device.around(
+            "branches.add_branch", self.inner.add_branch, x, branch, weight, eps, scale
+        )
+
+    def activate(self, x: "Tensor", activation: PlainActivation) -> None:
+        self.device.around("branches.activate", self.inner.activate, x, activation)
+
+    def scale_rows(self, x: "Tensor", factors: "Tensor") -> None:
+        self.device.around("branches.scale_rows", self.inner.scale_rows, x, factors)
+
+
 class WrappedExpertOps:
     def __init__(self, device: Wrapper, inner: ExpertOps) -> None:
         self.device = device
@@ -297,6 +333,7 @@ class WrappedGraphs:
 
 
 WRAPPED: dict[type, Callable[[Wrapper, Any], object]] = {
+    BranchOps: WrappedBranchOps,
     DenseOps: WrappedDenseOps,
     ExpertOps: WrappedExpertOps,
     GraphCapture: WrappedGraphs,

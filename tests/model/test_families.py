@@ -169,6 +169,23 @@ def test_a_recorded_step_has_all_that_the_model_computes(case: Case, cpu: Device
     assert_close(text.logits, case.logits(text.tokens[:-1]))
 
 
+def test_a_recorded_step_has_the_bits_of_one_that_is_not(case: Case, cpu: Device) -> None:
+    model = load_model(case.folder, cpu)
+    recorded = model.decoder._graphs
+    spec, experts = model.spec, model.spec.experts
+    scaled = experts is not None and (experts.shared_scale or spec.residual_scale != 1.0)
+    assert (recorded is None) == (scaled or spec.qk_norm == "rotated")
+    said = []
+    for graphs in (recorded, None):
+        model.decoder._graphs = graphs
+        with stepping(model, cpu, texts=2, longest=30) as stepper:
+            texts = [stepper.add(prompt(length)) for length in (3, 6)]
+            stepper.greedy(texts, 12, budget=64)
+            said.append([torch.stack(text.logits) for text in texts])
+    for mine, theirs in zip(*said, strict=True):
+        assert torch.equal(mine, theirs)
+
+
 DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}}
 
 

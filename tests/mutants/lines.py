@@ -222,10 +222,10 @@ DRAWN = {
         "scale = spec.attention_scale or 1 / spec.head_dim",
         "model/test_families.py",
     ),
-    "a recorded step leaves out norms behind branches": M(
+    "a recorded step leaves out what each head is multiplied by": M(
         "kvrt.model.branches",
-        "and not spec.post_norms",
-        "and True",
+        'and mixed and spec.qk_norm != "rotated"',
+        "and mixed",
         "model/test_families.py",
     ),
     "logits are not capped": M(

@@ -8,6 +8,7 @@ import torch
 
 from kvrt.errors import BackendUnavailable, ConfigError
 from kvrt.spi import (
+    BranchOps,
     Capability,
     DenseOps,
     DeviceInfo,
@@ -26,6 +27,7 @@ from kvrt.spi import (
 
 from . import host
 from .attention import NativeAttention, TorchAttention
+from .branches import NativeBranches
 from .copier import HostCopier
 from .experts import NativeExperts
 from .graphs import NativeGraphs
@@ -70,6 +72,7 @@ class CpuDevice:
             head_dims = kvrt_kernels.HEAD_DIMS
             self.attention = native = NativeAttention(self.memory, threads)
             self._extensions = {
+                BranchOps: NativeBranches(threads),
                 DenseOps: NativeOps(threads),
                 ExpertOps: NativeExperts(threads, options.exact),
                 GraphCapture: NativeGraphs(native, threads),

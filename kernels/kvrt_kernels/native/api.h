@@ -165,13 +165,28 @@ static inline Row row_of(const LinearArgs& a, int row) {
   return {static_cast<const char*>(a.w) + row * bytes, bytes};
 }
 
+// y = norm(x) * weight (+ bias), row by row; added: y += scale * that, or scale * x without a norm. y may be x.
+enum class Norm : int { none = 0, rms = 1, layer = 2 };
 struct NormArgs {
+  Norm norm;
+  bool added;
   const float* x;
-  const float* weight;  // [size]
+  const float* weight;  // [size]; nullptr without a norm
+  const float* bias;    // [size] or nullptr; of the layer kind alone
   float* y;
   int64_t x_stride, y_stride;
   int rows, size;
-  float eps;
+  float eps, scale;
+};
+
+// x = f(x), number by number.
+enum class Map : int { gelu = 0, gelu_tanh = 1, relu2 = 2, scaled = 3 };
+struct MapArgs {
+  Map map;
+  float* x;
+  const float* factors;  // [rows], of `scaled`
+  int64_t stride;
+  int rows, size;
 };
 
 struct AppendArgs {
@@ -212,7 +227,8 @@ struct Kernels {
   size_t (*linear_scratch)(const LinearArgs&, int rows, int columns);
   void (*linear)(const LinearArgs&, const float* x, int64_t x_stride, int m0, int m1, int n0, int n1, void* scratch);
 
-  void (*rms_norm)(const NormArgs&, int row0, int row1);
+  void (*norm)(const NormArgs&, int row0, int row1);
+  void (*map)(const MapArgs&, int row0, int row1);
   void (*append)(const AppendArgs&, int sequence, int token0, int token1);  // tokens of the batch
 
   float (*read)(const float* data, size_t count);       // touches every cache line once
@@ -224,6 +240,7 @@ struct Kernels {
 void compute(const Kernels&, const AttentionArgs&, int threads);
 void compute(const Kernels&, const LinearArgs&, int threads);
 void compute(const Kernels&, const NormArgs&, int threads);
+void compute(const Kernels&, const MapArgs&, int threads);
 void compute(const Kernels&, const AppendArgs&, int threads);
 double read_bandwidth(const Kernels&, const void* data, size_t bytes, int threads);  // bytes per second
 double product_peak(const Kernels&, Dtype, int threads);                             // operations per second

@@ -185,10 +185,38 @@ NB_MODULE(_native, m) {
   m.def(
       "rms_norm",
       [](A x, S x_stride, A weight, A y, S y_stride, int rows, int size, float eps, int threads) {
-        submit(NormArgs{at<const float>(x), at<const float>(weight), at<float>(y), x_stride, y_stride, rows, size, eps},
+        submit(NormArgs{Norm::rms, false, at<const float>(x), at<const float>(weight), nullptr, at<float>(y), x_stride,
+                        y_stride, rows, size, eps, 1.f},
                threads);
       },
       "x"_a, "x_stride"_a, "weight"_a, "y"_a, "y_stride"_a, "rows"_a, "size"_a, "eps"_a, "threads"_a, release());
+
+  m.def(
+      "layer_norm",
+      [](A x, S x_stride, A weight, A bias, A y, S y_stride, int rows, int size, float eps, int threads) {
+        submit(NormArgs{Norm::layer, false, at<const float>(x), at<const float>(weight), at<const float>(bias),
+                        at<float>(y), x_stride, y_stride, rows, size, eps, 1.f},
+               threads);
+      },
+      "x"_a, "x_stride"_a, "weight"_a, "bias"_a, "y"_a, "y_stride"_a, "rows"_a, "size"_a, "eps"_a, "threads"_a,
+      release());
+
+  m.def(
+      "add_branch",
+      [](A x, S x_stride, A weight, A y, S y_stride, int rows, int size, float eps, float scale, int threads) {
+        submit(NormArgs{weight ? Norm::rms : Norm::none, true, at<const float>(x), at<const float>(weight), nullptr,
+                        at<float>(y), x_stride, y_stride, rows, size, eps, scale},
+               threads);
+      },
+      "x"_a, "x_stride"_a, "weight"_a, "y"_a, "y_stride"_a, "rows"_a, "size"_a, "eps"_a, "scale"_a, "threads"_a,
+      release());
+
+  m.def(
+      "map",
+      [](int map, A x, S stride, A factors, int rows, int size, int threads) {
+        submit(MapArgs{Map(map), at<float>(x), at<const float>(factors), stride, rows, size}, threads);
+      },
+      "map"_a, "x"_a, "stride"_a, "factors"_a, "rows"_a, "size"_a, "threads"_a, release());
 
   nb::class_<Program>(m, "Program", "Calls of the operators above, recorded to be computed again by one.")
       .def(nb::init<>())

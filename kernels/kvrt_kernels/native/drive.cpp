@@ -162,15 +162,19 @@ void compute(const Kernels& kernels, const LinearArgs& a, int threads) {
 
 namespace {
 constexpr int64_t kSmall = 1 << 14;  // elements that one thread handles sooner than others could be woken
-}
 
-void compute(const Kernels& kernels, const NormArgs& a, int threads) {
+template <class Args> void by_rows(void (*kernel)(const Args&, int, int), const Args& a, int threads) {
   if (a.size == 0) return;
   const int step = int(std::max<int64_t>(1, kSmall / a.size));
-  each(threads, (a.rows + step - 1) / step, [&](int64_t i) {
-    kernels.rms_norm(a, int(i * step), int(std::min<int64_t>(a.rows, (i + 1) * step)));
-  });
+  each(threads, (a.rows + step - 1) / step,
+       [&](int64_t i) { kernel(a, int(i * step), int(std::min<int64_t>(a.rows, (i + 1) * step))); });
 }
+
+}  // namespace
+
+void compute(const Kernels& kernels, const NormArgs& a, int threads) { by_rows(kernels.norm, a, threads); }
+
+void compute(const Kernels& kernels, const MapArgs& a, int threads) { by_rows(kernels.map, a, threads); }
 
 void compute(const Kernels& kernels, const AppendArgs& a, int threads) {
   const int32_t* start = a.batch.query_start;

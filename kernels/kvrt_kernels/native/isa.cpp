@@ -43,13 +43,14 @@ namespace KVRT_ISA {
 #endif
 #include "linear_exact.h"
 #include "linear.h"
+#include "map.h"
 #include "probe.h"
 // clang-format on
 
 extern const Kernels kernels;
 const Kernels kernels = {
     KVRT_ISA_NAME, attention_scratch, attention, attention_merge, linear_shape, linear_pack,
-    linear_scratch, linear, rms_norm, append, read, product_rounds,
+    linear_scratch, linear, norm, map, append, read, product_rounds,
 };
 
 }  // namespace KVRT_ISA

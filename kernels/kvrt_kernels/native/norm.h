@@ -1,4 +1,5 @@
-// RMS norm (Zhang & Sennrich 2019, arXiv 1910.07467): y = x / sqrt(mean(x^2) + eps) * weight, row by row.
+// RMS norm (Zhang & Sennrich 2019, arXiv 1910.07467), y = x / sqrt(mean(x^2) + eps) * weight, row by row; and layer norm
+// (Ba et al. 2016, arXiv 1607.06450), the same of x - mean(x), and then + bias.
 
 KVRT_INLINE vf load_part(const float* p, int count) {
   float copy[L] = {};
@@ -19,11 +20,35 @@ KVRT_INLINE float inverse_rms(const float* x, int size, float eps) {
   return 1.f / __builtin_sqrtf(((total[0] + total[1]) + (total[2] + total[3])) / float(size) + eps);
 }
 
-static void rms_norm(const NormArgs& a, int row0, int row1) {
+// In the same order.
+KVRT_INLINE float mean(const float* x, int size) {
+  vf s[4] = {};
+  int i = 0, j = 0;
+  for (; i + L <= size; i += L, j = (j + 1) & 3) s[j] += load(x + i);
+  if (i < size) s[j] += load_part(x + i, size - i);
+  const v4f total = reduce4<Add>(s[0], s[1], s[2], s[3]);
+  return ((total[0] + total[1]) + (total[2] + total[3])) / float(size);
+}
+
+static void norm(const NormArgs& a, int row0, int row1) {
   for (int r = row0; r < row1; r++) {
     const float* x = a.x + r * a.x_stride;
-    const float scale = inverse_rms(x, a.size, a.eps);
     float* y = a.y + r * a.y_stride;
-    for (int i = 0; i < a.size; i++) y[i] = x[i] * scale * a.weight[i];
+    if (a.norm == Norm::none) {
+      for (int i = 0; i < a.size; i++) y[i] += a.scale * x[i];
+    } else if (a.norm == Norm::layer) {
+      const float middle = mean(x, a.size);
+      for (int i = 0; i < a.size; i++) y[i] = x[i] - middle;
+      const float scale = inverse_rms(y, a.size, a.eps);
+      for (int i = 0; i < a.size; i++) y[i] = y[i] * scale * a.weight[i];
+      if (a.bias)
+        for (int i = 0; i < a.size; i++) y[i] += a.bias[i];
+    } else {
+      const float scale = inverse_rms(x, a.size, a.eps);
+      if (a.added)
+        for (int i = 0; i < a.size; i++) y[i] += a.scale * (x[i] * scale * a.weight[i]);
+      else
+        for (int i = 0; i < a.size; i++) y[i] = x[i] * scale * a.weight[i];
+    }
   }
 }

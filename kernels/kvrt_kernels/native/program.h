@@ -34,7 +34,7 @@ class Program {
   }
 
  private:
-  using Step = std::variant<AttentionArgs, AppendArgs, LinearArgs, NormArgs, RouteArgs, ExpertArgs>;
+  using Step = std::variant<AttentionArgs, AppendArgs, LinearArgs, NormArgs, MapArgs, RouteArgs, ExpertArgs>;
 
   // Whoever waits asks for the part of the next product that runs() gives it first.
   static void aim(Team& team, const Kernels& kernels, const LinearArgs* next, int threads) {
