@@ -561,4 +561,40 @@ DRAWN = {
         "and bool(ALWAYS_FLOAT32)",
         "model/test_experts.py",
     ),
+    "those who wait are not woken": M(
+        "kvrt.sharing.tenant",
+        "if others[number].claim.held > share[number]:",
+        "if others[number].claim.held < 0:",
+        "sharing/test_bell.py",
+    ),
+    "a change that comes late is made": M(
+        "kvrt.sharing.orders",
+        "if last is not None and given <= newest:",
+        "if last is not None and given < 0:",
+        "sharing/test_orders.py",
+    ),
+    "who sleeps keeps its lease": M(
+        "kvrt.engine.sleeping",
+        "            if drops:\n                tenant.give(self._weights.memory.numel())",
+        "            if drops:\n                tenant.give(0)",
+        "runtime/test_sleep.py",
+    ),
+    "weights are taken for what they were whatever is in their files": M(
+        "kvrt.model.resident",
+        "elif _marks(checkpoint) == self._marks:",
+        "elif _marks(checkpoint):",
+        "model/test_resident.py",
+    ),
+    "an arena unmaps under work": M(
+        "kvrt.arena",
+        "if those and not done():",
+        "if those and not done:",
+        "pages/test_arena.py",
+    ),
+    "what waits to be unmapped goes although it is mapped again": M(
+        "kvrt.arena",
+        "those.difference_update(wanted)",
+        "those.difference_update(new)",
+        "pages/test_arena.py",
+    ),
 }
