@@ -261,3 +261,17 @@ def test_the_guides_example_runs() -> None:
     guide = (Path(__file__).parents[2] / "docs" / "arena.md").read_text()
     (example,) = re.findall(r"^```python\n(.*?)^```$", guide, re.DOTALL | re.MULTILINE)
     exec(compile(example, "docs/arena.md", "exec"), {})
+
+
+def test_what_is_mapped_again_before_its_work_has_ended_stays() -> None:
+    work = Work()
+    with Arena(4 * CHUNK, backend="null") as arena:
+        arena.map([0, 1])
+        arena.tensor()[: 2 * CHUNK].fill_(7)
+        arena.unmap([0, 1], after=work)
+        arena.map([1, 2])
+        assert arena.mapped == {1, 2}
+        work.done = True
+        assert arena.poll() == 0
+        assert arena.mapped == {1, 2}
+        assert set(arena.tensor()[CHUNK : 2 * CHUNK].tolist()) == {7}
