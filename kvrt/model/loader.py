@@ -186,7 +186,7 @@ def load_model(
     check_room(spec, chosen, needed)
     memory = _allocate(str(model), needed, chosen, device)
     kept = None
-    if quantize is not None and quantized_dir is not None and packing.formats:
+    if checkpoint and quantize and quantized_dir is not None and packing.formats:
         kept = kept_weights(quantized_dir, spec, chosen, packing, device)
     resident = Resident(
         memory, spec, chosen, packing, checkpoint, seed=seed, quantize=quantize, kept=kept
