@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from kvrt.embedding.embedder import Embedder, Embeddings
     from kvrt.engine.stats import RuntimeStats
     from kvrt.kv.index.events import CacheEvent
-    from kvrt.model.chat import Chat
+    from kvrt.model.chats import Chat
     from kvrt.runtime import Runtime
     from kvrt.sharing.share import Share
     from kvrt.stream import Stream
@@ -87,7 +87,7 @@ _LAZY = {
     "ArenaStats": "kvrt.arena",
     "AsyncRuntime": "kvrt.aio.runtime",
     "AsyncStream": "kvrt.aio.stream",
-    "Chat": "kvrt.model.chat",
+    "Chat": "kvrt.model.chats",
     "Embedder": "kvrt.embedding.embedder",
     "Embeddings": "kvrt.embedding.embedder",
     "Runtime": "kvrt.runtime",

@@ -8,7 +8,7 @@ from kvrt.checks import Wrong, as_index, items_of, shown
 from kvrt.errors import CapacityError, RequestError
 from kvrt.kv.cache import KVCache
 from kvrt.kv.tiers.names import root_key
-from kvrt.model.chat import Chat
+from kvrt.model.chats import Chat
 from kvrt.model.loader import Model
 from kvrt.model.messages import Message
 from kvrt.sampling import SamplingParams

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kvrt.errors import CapacityError, RequestError
 from kvrt.model import arena
-from kvrt.model.chat import Chat
+from kvrt.model.chats import Chat
 from kvrt.model.choice import check_shape, choose
 from kvrt.model.decoder import Decoder
 from kvrt.model.detokenizer import Detokenizer

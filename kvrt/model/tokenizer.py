@@ -2,7 +2,7 @@
 
 tokenizer.json    the tokenizer itself, run by the `tokenizers` library
 
-What others say about it is read in `kvrt.model.added`; chat templates in `kvrt.model.chat`.
+What others say about it is read in `kvrt.model.added`; chat templates in `kvrt.model.chats`.
 """
 
 import functools
@@ -16,7 +16,7 @@ import tokenizers
 
 from kvrt.errors import ModelError, RequestError
 from kvrt.model.added import add_tokens, read_side_files
-from kvrt.model.chat import Chat, ChatTemplates, read_templates
+from kvrt.model.chats import Chat, ChatTemplates, read_templates
 from kvrt.model.detokenizer import Detokenizer
 from kvrt.model.jsonfile import few, open_regular, shown
 from kvrt.model.patterns import check_patterns

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 
 import kvrt
 from kvrt.errors import ModelError, RequestError
-from kvrt.model.chat import Chat
-from kvrt.model.template import ChatTemplate
+from kvrt.model.chat import ChatTemplate
+from kvrt.model.chats import Chat
 from kvrt.model.tokenizer import Tokenizer, read_tokenizer
 from tests.model.checkpoints import VOCAB, save_tokenizer
 

@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import Regex, pre_tokenizers
 
 from kvrt.errors import ModelError
-from kvrt.model.chat import Chat
+from kvrt.model.chats import Chat
 from kvrt.model.gguf.files import open_gguf
 from kvrt.model.gguf.splits import SPLITS
 from kvrt.model.gguf.tokens import read_tokenizer

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kvrt.errors import KvrtError, ModelError, RequestError
-from kvrt.model.chat import Chat
+from kvrt.model.chats import Chat
 from kvrt.model.loader import load_model
 from kvrt.model.tokenizer import read_tokenizer
 from kvrt.spi import Device

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from kvrt.errors import KvrtError, ModelError
 from kvrt.model import bounds
-from kvrt.model.template import ChatTemplate
+from kvrt.model.chat import ChatTemplate
 from tests.model.checkpoints import save_tokenizer
 from tests.model.hostile_templates import COMPILING, RENDERING
 

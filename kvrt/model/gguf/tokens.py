@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from kvrt.model.chat import DEFAULT, ChatTemplates
+from kvrt.model.chats import DEFAULT, ChatTemplates
 from kvrt.model.gguf.files import AGAIN, GGUF
 from kvrt.model.gguf.splits import SPLITS
 from kvrt.model.jsonfile import Fields, shown
