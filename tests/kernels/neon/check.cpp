@@ -423,18 +423,46 @@ void check_codes(const char* what, Packing packing) {
 
 void check_norm() {
   const int rows = 3, size = 123;
-  const std::vector<float> x = normals(rows * size), weight = normals(size);
-  std::vector<float> y(rows * size);
-  compute(*kernels, NormArgs{x.data(), weight.data(), y.data(), size, size, rows, size, 1e-5f}, 2);
-  double error = 0;
+  const std::vector<float> x = normals(rows * size), weight = normals(size), bias = normals(size), old = normals(rows * size);
+  std::vector<float> rms(rows * size), layer(rows * size), branch = old;
+  compute(*kernels, NormArgs{Norm::rms, false, x.data(), weight.data(), nullptr, rms.data(), size, size, rows, size, 1e-5f, 1}, 2);
+  compute(*kernels, NormArgs{Norm::layer, false, x.data(), weight.data(), bias.data(), layer.data(), size, size, rows, size, 1e-5f, 1}, 2);
+  compute(*kernels, NormArgs{Norm::rms, true, x.data(), weight.data(), nullptr, branch.data(), size, size, rows, size, 1e-5f, 0.5f}, 2);
+  double error[3] = {};
   for (int r = 0; r < rows; r++) {
-    double sum = 0;
-    for (int i = 0; i < size; i++) sum += std::pow(double(x[r * size + i]), 2);
-    const double rms = std::sqrt(sum / size + 1e-5);
-    for (int i = 0; i < size; i++)
-      error = std::max(error, std::fabs(x[r * size + i] / rms * weight[i] - y[r * size + i]));
+    const float* row = &x[r * size];
+    double sum = 0, squares = 0, apart = 0;
+    for (int i = 0; i < size; i++) sum += row[i], squares += double(row[i]) * row[i];
+    const double mean = sum / size;
+    for (int i = 0; i < size; i++) apart += (row[i] - mean) * (row[i] - mean);
+    for (int i = 0; i < size; i++) {
+      const int at = r * size + i;
+      const double by_rms = row[i] / std::sqrt(squares / size + 1e-5) * weight[i];
+      const double by_layer = (row[i] - mean) / std::sqrt(apart / size + 1e-5) * weight[i] + bias[i];
+      error[0] = std::max(error[0], std::fabs(by_rms - rms[at]));
+      error[1] = std::max(error[1], std::fabs(by_layer - layer[at]));
+      error[2] = std::max(error[2], std::fabs(old[at] + 0.5 * by_rms - branch[at]));
+    }
   }
-  report(error < 1e-5, "rms_norm", error);
+  report(error[0] < 1e-5, "rms_norm", error[0]);
+  report(error[1] < 1e-5, "layer_norm", error[1]);
+  report(error[2] < 1e-5, "add_branch", error[2]);
+}
+
+void check_map() {
+  const int rows = 2, size = 37;
+  const std::vector<float> x = normals(rows * size), factors = normals(rows);
+  std::vector<float> gelu = x, relu2 = x, scaled = x;
+  compute(*kernels, MapArgs{Map::gelu, gelu.data(), nullptr, size, rows, size}, 2);
+  compute(*kernels, MapArgs{Map::relu2, relu2.data(), nullptr, size, rows, size}, 2);
+  compute(*kernels, MapArgs{Map::scaled, scaled.data(), factors.data(), size, rows, size}, 2);
+  double error = 0;
+  for (int at = 0; at < rows * size; at++) {
+    const double v = x[at], positive = std::max(v, 0.0);
+    error = std::max({error, std::fabs(v / 2 * (1 + std::erf(v / std::sqrt(2.0))) - gelu[at]),
+                      std::fabs(positive * positive - relu2[at]), std::fabs(v * factors[at / size] - scaled[at])});
+  }
+  report(error < 1e-5, "map", error);
 }
 
 void check_append(Dtype dtype) {
@@ -496,6 +524,7 @@ void check_others() {
   check_gate(Gate::silu);
   check_gate(Gate::gelu_tanh);
   check_norm();
+  check_map();
 }
 
 void check_products() {
