@@ -32,17 +32,19 @@ def exact() -> Device:
     return CpuDevice(DeviceOptions(exact=True))
 
 
-def logits_of(model: Model, device: Device) -> Tensor:
-    with stepping(model, device, texts=1, longest=len(TOKENS)) as stepper:
-        text = stepper.add(TOKENS)
-        stepper.step([(text, len(TOKENS))])
+def logits_of(model: Model, device: Device, tokens: list[int] = TOKENS) -> Tensor:
+    with stepping(model, device, texts=1, longest=len(tokens)) as stepper:
+        text = stepper.add(tokens)
+        stepper.step([(text, len(tokens))])
     return torch.stack(text.logits)
 
 
-def assert_as_transformers(model: Model, device: Device, reference: PreTrainedModel) -> None:
+def assert_as_transformers(
+    model: Model, device: Device, reference: PreTrainedModel, tokens: list[int] = TOKENS
+) -> None:
     with torch.no_grad():
-        want = reference(torch.tensor([TOKENS])).logits[0]
-    error = (logits_of(model, device) - want).abs().max() / want.abs().max()
+        want = reference(torch.tensor([tokens])).logits[0]
+    error = (logits_of(model, device, tokens) - want).abs().max() / want.abs().max()
     assert error < 1e-4
 
 
@@ -198,7 +200,9 @@ def test_such_heads_of_a_gguf_file_are_left_out(tmp_path: Path, cpu: Device) -> 
 def test_what_phimoe_calls_the_factor_of_its_rotation_is_read(tmp_path: Path, cpu: Device) -> None:
     """Within the context of training. Beyond it, transformers forgets the factors for long ones."""
     reference = make_model("phi-moe", max_position_embeddings=128, **PHIMOE_ROPE)
-    assert_as_transformers(load_model(save_model(reference, tmp_path), cpu), cpu, reference)
+    model = load_model(save_model(reference, tmp_path), cpu)
+    # Which experts the last token has is decided by the last bits of float32.
+    assert_as_transformers(model, cpu, reference, TOKENS[:-1])
 
 
 def test_another_number_of_experts_is_refused_by_tensor(tmp_path: Path, cpu: Device) -> None:

@@ -170,7 +170,9 @@ def test_attention_is_the_same_with_and_without_compiled_kernels(device, monkeyp
     other = open_device("cpu")
     slow = attend(other, dtype)
     other.close()
-    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
+    # AMX's tiles take queries and weights in bfloat16, beside keys and values that are kept so.
+    rounded = dtype == "bfloat16" and "amx" in device.info.arch
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-2 if rounded else 1e-5)
 
 
 def test_the_number_of_threads_changes_no_bit():
