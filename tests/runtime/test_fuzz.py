@@ -20,6 +20,7 @@ from kvrt.errors import CapacityError, RequestError
 from kvrt.outputs import Result
 from kvrt.runtime import Runtime
 from kvrt.sampling import MAX_BEAMS, PARAMS, SamplingParams
+from kvrt.structured.constraint import Constraint
 
 from .conftest import pages_in_use, until
 
@@ -36,6 +37,13 @@ RUNTIMES: dict[str, dict[str, Any]] = {
 }
 TEXTS = ("x", "def f():\n    return", "a = 1\nb = 2\n" * 3, "é", "\0", " \n\t ", "漢字😀")
 LETTERS = "ab \n():=é"
+CONSTRAINTS = (
+    Constraint.json_object(),
+    Constraint.json_schema({"type": "array", "items": {"type": "integer"}}),
+    Constraint.regex(r"[a-c]{1,3}"),
+    Constraint.choice(["yes", "no", "漢字😀"]),
+    Constraint.grammar('start: "x"+'),
+)
 
 
 def bounds(low: float, high: float, above: bool, rng: random.Random) -> float:
@@ -68,6 +76,8 @@ def draw(check: Check, rng: random.Random) -> Any:
         case checks.Biases(count, low, high):
             length = rng.choice([0, 1, 2, count])
             return {rng.randrange(4096): bounds(low, high, False, rng) for _ in range(length)}
+        case checks.Of((kind,)) if kind is Constraint:
+            return rng.choice(CONSTRAINTS)
     raise AssertionError(f"no values are known for {check}: draw some here")
 
 
