@@ -21,6 +21,7 @@ class Hop:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._parcels: collections.deque[tuple[Arrivals, Delta | Result]] = collections.deque()
+        self._untold = False  # whether there are parcels that it was not woken for
         self.hops = 0
 
     def put(self, arrivals: Arrivals, event: Delta | Result) -> None:
@@ -29,11 +30,13 @@ class Hop:
             arrivals.count(event)
         if not arrivals.whole or isinstance(event, Result):
             self._parcels.append((arrivals, event))
+            self._untold = True
 
     def leave(self) -> None:
         """On the engine's thread: what is there goes to the loop. If that has been closed, nobody
         waits for it any more."""
-        if self._parcels:
+        if self._untold:
+            self._untold = False
             self.hops += 1
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._hand_out)
