@@ -79,8 +79,8 @@ def _pieces(path: Path, whole: TensorEntry, count: int) -> list[TensorEntry]:
 
 
 def _drop_one(tensors: Tensors, name: str, shape: tuple[int, ...]) -> None:
-    """Some files have vectors as matrices of one row."""
+    """Some files have vectors as matrices of one row, and vectors of one number as numbers."""
     if name in tensors:
         path, entry = tensors[name]
-        if entry.shape == (1, *shape):
+        if entry.shape == (1, *shape) or (shape == (1,) and not entry.shape):
             tensors[name] = path, replace(entry, shape=shape)

@@ -41,7 +41,7 @@ def recordable(spec: ModelSpec, branches: bool, mixtures: bool) -> bool:
     mixed = spec.experts is None or (
         mixtures and not spec.experts.shared_scale and spec.residual_scale == 1.0
     )
-    return (simple or said) and mixed and spec.qk_norm != "rotated"
+    return (simple or said) and mixed and spec.qk_norm != "rotated" and spec.activation != "xielu"
 
 
 def heat_at(spec: ModelSpec, positions: NDArray[np.int64]) -> Tensor:
@@ -80,6 +80,13 @@ PLAIN: Mapping[MLPActivation, Callable[[Tensor], Tensor]] = {
 }
 """Of operators whose bits do not depend on how many numbers there are, as those of torch's own
 ``gelu`` do."""
+
+
+def _xielu(x: Tensor, slopes: Tensor) -> Tensor:
+    """Equation 14 of arXiv 2411.13010; `slopes`: of `names.Naming`'s ``apertus``, float32 [4]."""
+    above, below, beta, eps = slopes
+    curved = x.minimum(eps).expm1_().sub_(x).mul_(beta + F.softplus(below))
+    return torch.where(x > 0, F.softplus(above) * x * x, curved).add_(beta * x)
 
 
 class Branches:
@@ -146,6 +153,10 @@ class Branches:
             self._ops.gated_linear(x, w.gate_up, cast(Activation, kind), w.gate_up_bias, out)
         else:
             self._ops.linear(x, w.gate_up, w.gate_up_bias, None, out)
+            if kind == "xielu":
+                assert w.xielu is not None
+                out.copy_(_xielu(out.float(), w.xielu))
+                return
             assert kind in get_args(PlainActivation)
             if self._own is not None:
                 self._own.activate(out, cast(PlainActivation, kind))

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from kvrt.errors import ModelError
@@ -25,14 +26,18 @@ from kvrt.model.weights import ALWAYS_FLOAT32, Part, parts_of, weights_of
 from kvrt.spi import DType
 
 COMPUTES = re.compile(
-    r"((model|gpt_neox)\.(layers\.\d+\..+|\w*norm|embed_\w+)|lm_head|embed_out)\.(weight|bias)\w*"
+    r"((model|gpt_neox|transformer)\.((layers|h)\.\d+\..+|\w*norm|embed_\w+|ln_f|w[tp]e)|lm_head"
+    r"|embed_out)\.(weight|bias)\w*"
 )
 """Names of tensors that a model would compute with. One that is not expected is a bias or a norm
 that config.json forgot, or the scale of quantised weights: without it, text is fluent and wrong."""
 
 LAYER = re.compile(r"(?:model\.layers|blk)\.(\d+)\.")
 
-BUFFERS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
+BUFFERS = (
+    ".rotary_emb.inv_freq",
+    *(f".{module}.{mask}" for module in ("attention", "attn") for mask in ("bias", "masked_bias")),
+)
 """Ends of names that old checkpoints have: computed from config.json instead, as are masks."""
 
 PREFIX = "model."
@@ -43,7 +48,8 @@ OF_TEXT = {
 }
 """What models that see put before the names of their decoder's tensors."""
 
-PREFIXED = ("embed_tokens.", "layers.", "norm.")
+PREFIXED = ("embed_tokens.", "layers.", "norm.", "wte.", "wpe.", "h.", "ln_f.")
+"""What names begin with in files that were saved without the model's head, and without a prefix."""
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +97,8 @@ def open_checkpoint(folder: Path, spec: ModelSpec, method: Method | None = None)
     headers = [read_header(path) for path in files.paths]
     tensors = _by_name(headers, files.assigned)
     unlisted = {name for name in tensors if files.assigned and name not in files.assigned}
-    rename = _prefixed if _is_bare(tensors) else _of_text
+    own = NAMINGS[spec.naming]["embedding"].file.partition(".")[0] + "."
+    rename = partial(_prefixed, own) if _is_bare(tensors, own) else _of_text
     tensors = {rename(name): place for name, place in tensors.items()}
     tensors = taken_apart(tensors, parts_of(spec))
     unlisted = {rename(name) for name in unlisted}
@@ -158,9 +165,13 @@ def _by_name(headers: Sequence[Header], assigned: Mapping[str, str]) -> Tensors:
     return tensors
 
 
-def _is_bare(names: Iterable[str]) -> bool:
-    """Whether the names have no prefix, as of a model that was saved without its head."""
-    return not any(name.startswith((PREFIX, *OF_TEXT)) for name in names)
+def _is_bare(names: Iterable[str], own: str) -> bool:
+    """Whether the names have no prefix, as of a model that was saved without its head.
+
+    Args:
+        own: that of the model's family.
+    """
+    return not any(name.startswith((own, *OF_TEXT)) for name in names)
 
 
 def _of_text(name: str) -> str:
@@ -171,8 +182,8 @@ def _of_text(name: str) -> str:
     return name
 
 
-def _prefixed(name: str) -> str:
-    return PREFIX + name if name.startswith(PREFIXED) else name
+def _prefixed(own: str, name: str) -> str:
+    return own + name if name.startswith(PREFIXED) else name
 
 
 def _expected(

@@ -123,7 +123,8 @@ def choose_dtype(wanted: DType | Literal["auto"], stored: DType, device: Device)
 def _choose_length(wanted: int | None, spec: ModelSpec) -> int:
     if wanted is None:
         # It would also change short texts, so the stretched context must be asked for.
-        return spec.rope.original_positions if spec.rope.depends else spec.max_positions
+        depends = bool(spec.ropes) and spec.rope.depends
+        return spec.rope.original_positions if depends else spec.max_positions
     if not 1 <= wanted <= spec.max_positions:
         raise ConfigError(
             f"max_model_len is {wanted}; this model's context has room for {spec.max_positions}"

@@ -80,17 +80,18 @@ def read_config(path: Path) -> ModelSpec:
         layers = [replace(one, experts=has) for one, has in zip(layers, sparse, strict=True)]
     max_positions = fields.integer("max_position_embeddings", 1, MAX_POSITIONS)
     head_dim = _head_dim(fields, "head_dim" in family.defaults, hidden, heads)
-    ropes = read_ropes(fields, family, head_dim, max_positions)
+    ropes = () if family.learned else read_ropes(fields, family, head_dim, max_positions)
+    stretched = max((rope.stretched_positions for rope in ropes[:1]), default=0)
     return ModelSpec(
         architecture=architecture,
         vocab=vocab,
         hidden=hidden,
-        intermediate=fields.integer("intermediate_size", 1, MAX_WIDTH),
+        intermediate=_intermediate(fields, family.wide * hidden),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         layers=tuple(layers),
-        max_positions=min(max(max_positions, ropes[0].stretched_positions), MAX_POSITIONS),
+        max_positions=min(max(max_positions, stretched), MAX_POSITIONS),
         norm_eps=fields.number(family.eps, 0.0, 1.0),
         activation=_activation(fields, family),
         ropes=ropes,
@@ -99,6 +100,7 @@ def read_config(path: Path) -> ModelSpec:
         o_bias=_says(fields, family.o_bias),
         mlp_bias=_says(fields, family.mlp_bias),
         experts=experts,
+        learned_positions=family.learned,
         bos=read_token(fields, "bos_token_id", vocab),
         eos=read_tokens(fields, "eos_token_id", vocab),
         dtype=read_dtype(fields),
@@ -167,6 +169,12 @@ def _says(fields: Fields, said: bool | str) -> bool:
     return fields.flag(said, False) if isinstance(said, str) else said
 
 
+def _intermediate(fields: Fields, usual: int) -> int:
+    """The width of the feed-forward layer; `usual`: where no field says, 0: one must."""
+    name = "intermediate_size"
+    return usual if usual and not fields.has(name) else fields.integer(name, 1, MAX_WIDTH)
+
+
 def _kv_heads(fields: Fields, heads: int) -> int:
     if "num_key_value_heads" in fields and not fields.has("num_key_value_heads"):
         return heads
@@ -193,6 +201,8 @@ def _activation(fields: Fields, family: Family) -> MLPActivation:
     name = fields.text(family.activation, "silu")
     if name == "gelu" and family.model_type == "gemma":
         return "gelu_tanh"  # its first files say so, and mean the approximation
+    if name == family.own_activation:
+        return name
     if name not in known:
         supported = ", ".join(known)
         raise fields.error(family.activation, f"is {shown(name)}; supported are {supported}")

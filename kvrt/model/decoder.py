@@ -195,6 +195,9 @@ class Decoder:
         positions = positions_of(batch)
         for table, rotation in zip(self._tables, work.rotations, strict=True):
             table.select(positions, rotation)
+        if self.weights.positions is not None:
+            rows = torch.from_numpy(positions).to(self._torch_device)
+            x.add_(self.weights.positions.index_select(0, rows))
         if self.spec.query_beta:
             work.heat[: len(positions), 0, 0] = branches.heat_at(self.spec, positions)
 

@@ -20,6 +20,7 @@ from kvrt.model.scales import (
 from kvrt.model.windows import (
     DEFAULT_WINDOW,
     exaone_layers,
+    learned_layers,
     mixed,
     qwen_layers,
     smollm3_layers,
@@ -34,6 +35,14 @@ _MINISTRAL_ROPE = {
     "mscale": 1.0,
     "mscale_all_dim": 1.0,
     "llama_4_scaling_beta": 0.1,
+}
+_APERTUS_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 12_000_000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 8192,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
 }
 _GEMMA = {
     "head_dim": 256,
@@ -265,6 +274,45 @@ FAMILIES: Mapping[str, Family] = {
         renamed={"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"},
         defaults={"hidden_act": "gelu", LAYER_NORM: 1e-5, ATTENTION_BIAS: True},
         switches={"naming": "gpt_neox", "norm": "layer", "norm_bias": True, "gated": False},
+    ),
+    "GPT2LMHeadModel": Family(
+        "gpt2",
+        learned_layers,
+        learned=True,
+        wide=4,
+        qkv_bias=True,
+        o_bias=True,
+        mlp_bias=True,
+        eps="layer_norm_epsilon",
+        activation="activation_function",
+        renamed={
+            "n_embd": "hidden_size",
+            "n_layer": "num_hidden_layers",
+            "n_head": "num_attention_heads",
+            "n_inner": "intermediate_size",
+            "n_positions": "max_position_embeddings",
+        },
+        defaults={
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": 1e-5,
+            "max_position_embeddings": 1024,
+            "tie_word_embeddings": True,
+        },
+        refused={
+            "scale_attn_weights": True,
+            "scale_attn_by_inverse_layer_idx": False,
+            "add_cross_attention": False,
+        },
+        switches={"naming": "gpt2", "norm": "layer", "norm_bias": True, "gated": False},
+    ),
+    "ApertusForCausalLM": Family(
+        "apertus",
+        qkv_bias=ATTENTION_BIAS,
+        o_bias=ATTENTION_BIAS,
+        own_activation="xielu",
+        theta=12_000_000.0,
+        defaults={"hidden_act": "xielu", "rope_parameters": _APERTUS_ROPE},
+        switches={"naming": "apertus", "qk_norm": "heads", "gated": False},
     ),
     "StableLmForCausalLM": Family(
         "stablelm",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvrt.model.jsonfile import Fields
-from kvrt.model.spec import ExpertSpec
+from kvrt.model.spec import ExpertSpec, MLPActivation
 from kvrt.model.windows import Layers, plain_layers
 
 ATTENTION_BIAS = "attention_bias"
@@ -28,12 +28,15 @@ class Family:
         qkv_bias, o_bias, mlp_bias: whether there are such biases, or the field that says so.
         eps: the field that `norm_eps` is in.
         activation: the field that says it.
+        own_activation: one that no other family has.
         theta: the default of ``rope_theta``.
         local_theta: the layers with a window have a rotation of their own, of this base.
         stretched: ``max_position_embeddings`` is how far linear scaling reaches, not the length of
             training.
         partial: the default of ``partial_rotary_factor``; None: whole heads are rotated.
         stretched_base: ``alpha`` of dynamic scaling makes the base larger, whatever the length.
+        learned: positions are learned, and no layer is rotated.
+        wide: the feed-forward layer is so many times as wide as the stream where no field says.
         renamed: other names that fields have in its files, and ours.
         defaults: of other fields, where the file does not have them.
         refused: fields with values other than these say what is not supported.
@@ -49,11 +52,14 @@ class Family:
     mlp_bias: bool | str = False
     eps: str = "rms_norm_eps"
     activation: str = "hidden_act"
+    own_activation: MLPActivation | None = None
     theta: float = 10_000.0
     local_theta: float | None = None
     stretched: bool = False
     partial: float | None = None
     stretched_base: bool = False
+    learned: bool = False
+    wide: int = 0
     renamed: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     refused: Mapping[str, Any] = field(default_factory=dict)

@@ -48,6 +48,10 @@ def _neox(name: str, gguf: str, order: RowOrder = "") -> Name:
     return Name(f"gpt_neox.layers.{{}}.{name}", f"blk.{{}}.{gguf}", order)
 
 
+def _gpt2(name: str, gguf: str, columns: bool = True) -> Name:
+    return Name(f"transformer.h.{{}}.{name}", f"blk.{{}}.{gguf}", columns=columns)
+
+
 def _without(naming: Naming, *parts: str) -> Naming:
     return {part: name for part, name in naming.items() if part not in parts}
 
@@ -131,6 +135,19 @@ _GPT_OSS: Naming = {
 _GRANITE_MOE: Naming = {
     **_experts("mlp"),
     "router": _layer("block_sparse_moe.router.layer", "ffn_gate_inp"),
+}
+
+_GPT2: Naming = {
+    "embedding": Name("transformer.wte", "token_embd"),
+    "positions": Name("transformer.wpe", "position_embd"),
+    "attention_norm": _gpt2("ln_1", "attn_norm", columns=False),
+    "qkv": _gpt2("attn.c_attn", "attn_qkv"),
+    "o": _gpt2("attn.c_proj", "attn_output"),
+    "mlp_norm": _gpt2("ln_2", "ffn_norm", columns=False),
+    "up": _gpt2("mlp.c_fc", "ffn_up"),
+    "down": _gpt2("mlp.c_proj", "ffn_down"),
+    "final_norm": Name("transformer.ln_f", "output_norm"),
+    "head": LLAMA["head"],
 }
 
 NAMINGS: Mapping[str, Naming] = {
@@ -230,6 +247,17 @@ NAMINGS: Mapping[str, Naming] = {
         "down": _neox("mlp.dense_4h_to_h", "ffn_down"),
         "final_norm": Name("gpt_neox.final_layer_norm", "output_norm"),
         "head": Name("embed_out", "output"),
+    },
+    "gpt2": _GPT2,
+    "gpt2_gguf": {part: name._replace(columns=False) for part, name in _GPT2.items()},
+    "apertus": {
+        **_without(LLAMA, "gate"),
+        "attention_norm": _layer("attention_layernorm", "attn_norm"),
+        "mlp_norm": _layer("feedforward_layernorm", "ffn_norm"),
+        **{
+            part: _layer(f"mlp.act_fn.{part}", f"xielu.{part}")._replace(bare=True)
+            for part in ("alpha_p", "alpha_n", "beta", "eps")
+        },
     },
     "starcoder2": {
         **_without(LLAMA, "gate"),

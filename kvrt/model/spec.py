@@ -7,7 +7,7 @@ from kvrt.model.names import NAMINGS
 from kvrt.spi import Activation, DType, ExpertActivation, Router
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "listed", "longrope"]
-MLPActivation = Activation | Literal["gelu", "relu2"]
+MLPActivation = Activation | Literal["gelu", "relu2", "xielu"]
 NormKind = Literal["rms", "layer"]
 HeadNormKind = Literal["none", "heads", "whole", "rotated"]
 
@@ -131,8 +131,10 @@ class ModelSpec:
         max_positions: the longest context the model is meant for, in tokens.
         norm_eps: added to the mean square, or to the variance, in every norm.
         activation: of the feed-forward layer, or of its gate; what `kvrt.spi.Activation` does not
-            have is for those without: ``gelu`` by the error function, ``relu2`` the square of relu.
-        ropes: the rotary embeddings of the layers that have one; first that of those that see all.
+            have is for those without: ``gelu`` by the error function, ``relu2`` the square of relu,
+            ``xielu`` with learned slopes (arXiv 2411.13010).
+        ropes: the rotary embeddings of the layers that have one; first that of those that see all;
+            none where no layer has one.
         tied: the embedding is also the output matrix.
         qkv_bias: the query, key and value projections have biases.
         o_bias: the attention's output projection has a bias.
@@ -148,6 +150,7 @@ class ModelSpec:
             it is ``down @ act(up @ x)``.
         parallel: the feed-forward layer reads what attention reads, and not what it adds.
         embedding_scale: multiplies the embedded tokens.
+        learned_positions: to each a row of its own is added, which says where it stands.
         attention_scale: multiplies the dot products of queries and keys; 0: head_dim ** -0.5.
         attention_softcap: scores become ``softcap * tanh(score / softcap)``; 0: as they are.
         sinks: each query head has a learned logit (`kvrt.spi.AttentionParams.sink_logits`).
@@ -187,6 +190,7 @@ class ModelSpec:
     gated: bool = True
     parallel: bool = False
     embedding_scale: float = 1.0
+    learned_positions: bool = False
     attention_scale: float = 0.0
     attention_softcap: float = 0.0
     sinks: bool = False

@@ -23,15 +23,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kvrt.model.expertweights import expert_weights
 from kvrt.model.names import NAMINGS, Name, RowOrder
-from kvrt.model.spec import ExpertSpec, ModelSpec
+from kvrt.model.spec import ModelSpec
 from kvrt.spi import ITEM_BYTES, DType, Matrices, Matrix, PackedMatrices, WeightFormat
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ALWAYS_FLOAT32 = "router", "shared_scale"
-"""Small matrices that decide much: which experts a token has, and what it has of the shared one."""
+ALWAYS_FLOAT32 = "router", "shared_scale", "positions"
+"""Small matrices that decide much: which experts a token has, what it has of the shared one, and
+where it stands."""
 
 ALIGNMENT = 128
 """Bytes that each weight's address is a multiple of: two cache lines, or one GPU sector group."""
@@ -165,6 +167,7 @@ class LayerWeights:
     expert_down: "Tensor | Matrices" = ()
     expert_down_bias: "Tensor | None" = None
     shared_scale: "Tensor | None" = None
+    xielu: "Tensor | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +182,7 @@ class Weights:
         nbytes: bytes of the arena.
         final_norm_bias: float32 [hidden], if it has one.
         head_bias: float32 [vocab], if there is one.
+        positions: float32 [positions, hidden], added to embedded tokens, if there are such.
     """
 
     embedding: "Tensor | Matrices"
@@ -188,6 +192,7 @@ class Weights:
     nbytes: int
     final_norm_bias: "Tensor | None" = None
     head_bias: "Tensor | None" = None
+    positions: "Tensor | None" = None
 
     @property
     def packed(self) -> bool:
@@ -232,6 +237,8 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
     whole = spec.qk_norm == "whole"
 
     yield weight(None, "embedding", {"embedding": spec.vocab}, hidden)
+    if spec.learned_positions:
+        yield weight(None, "positions", {"positions": spec.max_positions}, hidden)
     for layer, what in enumerate(spec.layers):
         yield from norm(layer, "attention_norm", hidden)
         yield weight(layer, "qkv", qkv, hidden)
@@ -248,7 +255,7 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
         yield from norm(layer, "attention_post_norm", hidden)
         yield from norm(layer, "mlp_norm", hidden)
         if spec.experts and what.experts:
-            for field, rows, columns, count in _experts(spec.experts, hidden):
+            for field, rows, columns, count in expert_weights(spec.experts, hidden):
                 yield weight(layer, field, rows, *columns, experts=count)
         if mlp := spec.dense_width(what):
             shared = "shared_" if what.experts else ""
@@ -257,6 +264,10 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
             yield weight(layer, "gate_up", gate_up, hidden)
             if spec.mlp_bias:
                 yield weight(layer, "gate_up_bias", gate_up)
+            if spec.activation == "xielu":
+                yield weight(
+                    layer, "xielu", dict.fromkeys(("alpha_p", "alpha_n", "beta", "eps"), 1)
+                )
             yield weight(layer, "down", down, mlp)
             if spec.mlp_bias:
                 yield weight(layer, "down_bias", down)
@@ -299,27 +310,6 @@ def _part(
         expert,
         together,
     )
-
-
-def _experts(
-    experts: ExpertSpec, hidden: int
-) -> Iterator[tuple[str, dict[str, int], tuple[int, ...], int]]:
-    """The weights of a layer's experts: field, rows by kind, columns, and for how many experts."""
-    count, width = experts.count, experts.width
-    gate_up, down = {"expert_gate": width, "expert_up": width}, {"expert_down": hidden}
-    yield "router", {"router": count}, (hidden,), 0
-    if experts.router_bias:
-        yield "router_bias", {"router": count}, (), 0
-    if experts.correction:
-        yield "correction", {"correction": count}, (), 0
-    if experts.shared_scale:
-        yield "shared_scale", {"shared_scale": 1}, (hidden,), 0
-    yield "expert_gate_up", gate_up, (hidden,), count
-    if experts.bias:
-        yield "expert_gate_up_bias", gate_up, (), count
-    yield "expert_down", down, (width,), count
-    if experts.bias:
-        yield "expert_down_bias", down, (), count
 
 
 def weight_bytes(spec: ModelSpec, dtype: DType, packing: Packing = NOTHING_PACKED) -> int:
@@ -393,4 +383,5 @@ def assemble(
         nbytes=arena.numel(),
         final_norm_bias=model.get("final_norm_bias"),
         head_bias=model.get("head_bias"),
+        positions=model.get("positions"),
     )

@@ -19,6 +19,11 @@ def plain_layers(fields: Fields, count: int) -> list[LayerSpec]:
     return [LayerSpec()] * count
 
 
+def learned_layers(fields: Fields, count: int) -> list[LayerSpec]:
+    """Layers that see all, and of which none is rotated."""
+    return [LayerSpec(rope=None)] * count
+
+
 def _window(fields: Fields, default: int) -> int:
     """The window: `default` where the field is missing, none (0) where it is null."""
     if "sliding_window" not in fields:

@@ -104,7 +104,7 @@ PERMUTED = ("llama", "smollm3", "granite", "granitemoe", "arcee")
 """Architectures whose queries and keys converters bring into pairs; others stay as they are."""
 
 LESS_ONE = ("gemma", "gemma2", "gemma3", "nemotron")
-LAYERED = ("nemotron", "starcoder2", "cohere", "cohere2", "stablelm", "phi", "gpt_neox")
+LAYERED = ("nemotron", "starcoder2", "cohere", "cohere2", "stablelm", "phi", "gpt_neox", "gpt2")
 """Model types whose norms take the mean off, and which have another field for what is added."""
 
 WINDOWED = (
@@ -144,6 +144,7 @@ OTHER_KEYS = {
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "layer_norm_eps": "attention.layer_norm_epsilon",
     "norm_epsilon": "attention.layer_norm_epsilon",
+    "layer_norm_epsilon": "attention.layer_norm_epsilon",
     "norm_eps": "attention.layer_norm_epsilon",
 }
 
@@ -159,9 +160,16 @@ def rope_of(config: Mapping[str, Any], layers: str = "full_attention") -> Mappin
     return rope.get(layers, rope)
 
 
+def config_of(folder: Path) -> dict[str, Any]:
+    """The config.json in a folder, its fields called as most families call them."""
+    config = json.loads((folder / "config.json").read_text())
+    renamed = FAMILIES[config["architectures"][0]].renamed
+    return {renamed.get(name, name): item for name, item in config.items()}
+
+
 def keys_of(folder: Path) -> dict[str, Any]:
     """The keys of the model whose config.json is in a folder."""
-    config = json.loads((folder / "config.json").read_text())
+    config = config_of(folder)
     arch = architecture_of(config)
     rope, heads = rope_of(config), config["num_attention_heads"]
     keys: dict[str, Any] = {
@@ -171,8 +179,9 @@ def keys_of(folder: Path) -> dict[str, Any]:
         "feed_forward_length": config["intermediate_size"],
         "attention.head_count": heads,
         "attention.head_count_kv": config.get("num_key_value_heads", heads),
-        "rope.freq_base": float(rope["rope_theta"]),
     }
+    if arch != "gpt2":
+        keys["rope.freq_base"] = float(rope["rope_theta"])
     if config.get("head_dim"):
         keys |= {f"attention.{part}_length": config["head_dim"] for part in ("key", "value")}
     if config.get("sliding_window") and config["model_type"] in WINDOWED:
@@ -245,7 +254,7 @@ def _joined(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of the checkpoint in a folder, named and ordered as in a GGUF file: float32."""
-    config = json.loads((folder / "config.json").read_text())
+    config = config_of(folder)
     arch, rope = architecture_of(config), rope_of(config)
     count = config["num_attention_heads"]
     heads = {"q_proj": count, "k_proj": config.get("num_key_value_heads", count)}
@@ -256,6 +265,8 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
         if arch in PERMUTED and part in heads:
             rows = tensor.view(heads[part], 2, -1, *tensor.shape[1:])
             tensor = rows.transpose(1, 2).reshape(tensor.shape)
+        if part in ("c_attn", "c_fc", "c_proj") and arch == "gpt2" and tensor.dim() == 2:
+            tensor = tensor.t().contiguous()
         if part == "query_key_value":
             own = tensor.view(count, 3, -1, *tensor.shape[1:])
             tensor = own.transpose(0, 1).reshape(tensor.shape)

@@ -76,6 +76,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "hunyuan": {},
     "phi-2": {},
     "gpt-neox": {},
+    "gpt-2": {},
     "gpt-neox-sequential": {"hidden_act": "gelu"},
 }
 

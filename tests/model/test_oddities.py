@@ -151,6 +151,35 @@ def test_old_checkpoints_of_gpt_neox_load_without_their_masks_in_silence(
         load(folder)
 
 
+def test_gpt_2_is_read_as_it_was_first_published(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save_model(make_model("gpt-2"), tmp_path)
+    want = load(folder)
+    content = load_file(folder / SINGLE)
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in content.items()}
+    bare |= {f"h.{at}.attn.bias": torch.ones(1, 1, 8, 8) for at in range(3)}
+    save_file(bare, folder / SINGLE)
+    assert_same(load(folder), want)
+    assert not caplog.records
+    change(folder / SINGLE, {"h.0.attn.c_attn.scale": torch.ones(8)})
+    load(folder)
+    assert "'transformer.h.0.attn.c_attn.scale'" in one_warning(caplog)
+    change(folder / SINGLE, {"h.0.attn.c_attn.bias_scale": torch.ones(8)})
+    with pytest.raises(ModelError, match=r"bias_scale.*GPT2LMHeadModel"):
+        load(folder)
+
+
+def test_a_feed_forward_layer_is_four_times_as_wide_where_gpt_2_says_nothing(
+    tmp_path: Path,
+) -> None:
+    folder = save_model(make_model("gpt-2", n_inner=None), tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    del config["intermediate_size"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert read_config(folder / "config.json").intermediate == 256
+
+
 def test_names_without_the_prefix_are_understood(
     tied: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -117,5 +117,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "hunyuan-dense": Architecture("HunYuanDenseV1ForCausalLM"),
     "phi2": Architecture("PhiForCausalLM", activation="gelu_tanh"),
     "gptneox": Architecture("GPTNeoXForCausalLM", activation="gelu"),
+    "gpt2": Architecture("GPT2LMHeadModel", activation="gelu_tanh", naming="gpt2_gguf"),
     "stablelm": Architecture("StableLmForCausalLM"),
 }

@@ -89,7 +89,7 @@ def read_spec(gguf: GGUF) -> ModelSpec:
     rope = trained_positions(_rope(gguf, fields, dims, positions), family, positions)
     dims = dims if dims < head_dim else 0
     rope = replace(rope, dims=dims, truncate=architecture.truncate)
-    ropes = [rope]
+    ropes = [] if family.learned else [rope]
     if window and architecture.local_theta is not None:
         theta = architecture.local_theta or rope.theta
         theta = fields.number("rope.freq_base_swa", 1.0, 1e15, theta)
@@ -106,7 +106,11 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         kv_heads=kv_heads,
         head_dim=head_dim,
         layers=tuple(
-            replace(layer, experts=ROUTER.format(at) in gguf.tensors)
+            replace(
+                layer,
+                rope=None if family.learned else layer.rope,
+                experts=ROUTER.format(at) in gguf.tensors,
+            )
             for at, layer in enumerate(_layers(fields, architecture, layers, window, positions))
         ),
         max_positions=min(max(positions, rope.stretched_positions), MAX_POSITIONS),
@@ -118,6 +122,7 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         o_bias="blk.0.attn_output.bias" in gguf.tensors,
         mlp_bias="blk.0.ffn_down.bias" in gguf.tensors,
         experts=experts,
+        learned_positions=family.learned,
         bos=read_token(tokens, "bos_token_id", vocab),
         eos=tuple(dict.fromkeys(token for token in eos if token is not None)),
         **_scales(fields, architecture, hidden, heads, layers),
