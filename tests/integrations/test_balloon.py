@@ -320,4 +320,4 @@ def test_options_are_checked() -> None:
 
 def test_another_vllm_than_was_tested_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"tested with vLLM 0\.32, and this is 0\.99\.1"):
-        check_contract("0.99.1")
+        check_contract("0.99.1", {})

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from kvrt.kv.tiers.files import DATA
 from kvrt.sharing.ledger import Row
 from kvrt.sharing.tenant import tenants_of
 from tests.integrations.test_events import RECORDED
@@ -28,7 +29,7 @@ pytestmark = [
 ]
 
 ENGINE = Path(__file__).with_name("vllm_engine.py")
-ROUNDS = [[2, 300], [8, 700], [8, 700], [1, 300], [2, 1500]]
+ROUNDS = [[2, 300, 0], [8, 700, 1], [8, 700, 1], [1, 300, 0], [2, 1500, 2]]
 MIB = 1 << 20
 KV = 512 * MIB
 
@@ -38,16 +39,14 @@ class Engine:
     process: "subprocess.Popen[str]"
     loaded: dict[str, Any]
 
-    def answers(self, rounds: int = len(ROUNDS)) -> list[dict[str, Any]]:
-        return [self.line() for _ in range(rounds)]
-
-    def line(self) -> dict[str, Any]:
-        return next_line(self.process)
-
-    def go(self) -> None:
+    def ask(self, rounds: list[list[int]]) -> None:
+        """So many prompts of so many tokens, drawn by that seed, in each round."""
         assert self.process.stdin is not None
-        self.process.stdin.write("\n")
+        self.process.stdin.writelines(f"{json.dumps(each)}\n" for each in rounds)
         self.process.stdin.flush()
+
+    def answers(self, rounds: int = len(ROUNDS)) -> list[dict[str, Any]]:
+        return [next_line(self.process) for _ in range(rounds)]
 
     def kill(self) -> None:
         for pid in [self.process.pid, *self.loaded["pids"]]:
@@ -66,6 +65,24 @@ def next_line(process: "subprocess.Popen[str]") -> dict[str, Any]:
     pytest.fail(f"vLLM ended with {process.wait()}")
 
 
+def elastic(**options: object) -> dict[str, Any]:
+    return {
+        "kv_connector": "ElasticConnector",
+        "kv_connector_module_path": "kvrt.integrations.vllm",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": options,
+    }
+
+
+def tiers(text: str) -> dict[str, Any]:
+    options = {"spec_name": "TierSpec", "spec_module_path": "kvrt.integrations.vllm", "tiers": text}
+    return {
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": options,
+    }
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Whose greedy answers hardly repeat themselves; a block of 128 tokens is 1 MiB."""
@@ -75,14 +92,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def engine(
-    model: Path, connector: dict[str, Any] | None, folder: Path, rounds: object = ROUNDS
-) -> Iterator[Engine]:
-    plan = {"rounds": rounds, "connector": connector, "wait": True}
-    plan["engine"] = {"kv_cache_memory_bytes": KV}
+def engine(model: Path, connector: dict[str, Any] | None, folder: Path) -> Iterator[Engine]:
+    options: dict[str, Any] = {"kv_cache_memory_bytes": KV, "kv_transfer_config": connector}
     with (folder / f"log.{len(list(folder.iterdir()))}").open("w") as log:
         started = subprocess.Popen(
-            [PYTHON, str(ENGINE), str(model), json.dumps(plan)],
+            [PYTHON, str(ENGINE), str(model), json.dumps(options)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
             env={**os.environ, "KVRT_SHARE_DIR": str(folder / "shares")},
         )  # fmt: skip
@@ -99,7 +113,7 @@ def engine(
 def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What vLLM as it is says, and takes."""
     with engine(model, None, tmp_path_factory.mktemp("plain")) as one:
-        one.go()
+        one.ask(ROUNDS)
         return {"loaded": one.loaded["loaded"], "answers": one.answers()}
 
 
@@ -135,10 +149,10 @@ def test_all_tokens_are_those_of_vllm_as_it_is_and_memory_comes_and_goes(
     model: Path, plain: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "shares").mkdir(mode=0o700)
-    with engine(model, {"share": "all:512MiB"}, tmp_path) as one:
+    with engine(model, elastic(share="all:512MiB"), tmp_path) as one:
         watch = Watch(tmp_path / "shares" / "all.cpu0")
         (start,) = watch.rows()
-        one.go()
+        one.ask(ROUNDS)
         answers = one.answers()
         deadline = time.monotonic() + 60
         while (end := watch.rows()[0]).claim.held > start.claim.held:
@@ -154,8 +168,8 @@ def test_all_tokens_are_those_of_vllm_as_it_is_and_memory_comes_and_goes(
 
 
 def test_what_may_stay_is_found_again(model: Path, plain: dict[str, Any], tmp_path: Path) -> None:
-    with engine(model, {"keep": "256MiB"}, tmp_path) as one:
-        one.go()
+    with engine(model, elastic(keep="256MiB"), tmp_path) as one:
+        one.ask(ROUNDS)
         answers = one.answers()
     assert tokens(answers) == tokens(plain["answers"])
     cached = [answer["cached"] for answer in answers]
@@ -166,8 +180,8 @@ def test_what_may_stay_is_found_again(model: Path, plain: dict[str, Any], tmp_pa
 def test_under_a_limit_requests_wait_and_none_is_lost(
     model: Path, plain: dict[str, Any], tmp_path: Path
 ) -> None:
-    with engine(model, {"memory_limit": "24MiB"}, tmp_path) as one:
-        one.go()
+    with engine(model, elastic(memory_limit="24MiB"), tmp_path) as one:
+        one.ask(ROUNDS)
         answers = one.answers()
     assert tokens(answers) == tokens(plain["answers"])
 
@@ -176,16 +190,13 @@ def test_two_engines_keep_within_one_budget_and_one_outlives_the_other(
     model: Path, plain: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "shares").mkdir(mode=0o700)
-    both = {"share": "two:40MiB"}
+    both = elastic(share="two:40MiB")
     with ExitStack() as stack:
-        engines = [
-            stack.enter_context(engine(model, both, tmp_path, ROUNDS + ROUNDS * more))
-            for more in (1, 20)
-        ]
+        engines = [stack.enter_context(engine(model, both, tmp_path)) for _ in range(2)]
         watch = Watch(tmp_path / "shares" / "two.cpu0")
         assert len(watch.rows()) == 2
-        for one in engines:
-            one.go()
+        for one, more in zip(engines, (1, 20), strict=True):
+            one.ask(ROUNDS + ROUNDS * more)
         found = [one.answers() for one in engines]
         assert [tokens(answers) for answers in found] == [tokens(plain["answers"])] * 2
         engines[1].kill()
@@ -195,6 +206,34 @@ def test_two_engines_keep_within_one_budget_and_one_outlives_the_other(
     assert watch.most <= 40 * MIB
     assert min(watch.each.values()) >= 16 * MIB
     print(f"together at most {watch.most / MIB:.0f} MiB of 40")
+
+
+def cached(answers: list[dict[str, Any]]) -> list[int]:
+    return [answer["cached"] for answer in answers]
+
+
+def test_blocks_on_disk_outlive_the_engine_and_damaged_ones_are_computed_again(
+    model: Path, plain: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "logs").mkdir()
+    found = []
+    for _ in range(3):
+        with engine(model, tiers(f"disk:{tmp_path / 'kept'}:1GiB"), tmp_path / "logs") as one:
+            one.ask(ROUNDS)
+            found.append(one.answers())
+        assert tokens(found[-1]) == tokens(plain["answers"])
+        (data,) = tmp_path.glob(f"kept/*/{DATA}")
+        if len(found) == 2:
+            raw = bytearray(data.read_bytes())
+            for at in range(0, len(raw), MIB):  # once in every other block, about
+                raw[at] ^= at // MIB % 2
+            data.write_bytes(raw)
+    first, second, third = map(cached, found)
+    assert first[0] == 0
+    assert second[:3] == [2 * 256, 8 * 640, 8 * 640]
+    assert second[4] == 2 * 1408
+    assert 0 < sum(third[:2]) < sum(second[:2])
+    print(f"tokens found in the first round: {first[0]}, {second[0]}, and {third[0]} of damaged")
 
 
 def test_vllms_own_classes_read_kvrts_events(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """Runs vLLM on a CPU, in an environment that has it, and says what came of it as lines of JSON.
 
-    python vllm_engine.py MODEL '{"rounds": [[2, 300], [4, 700]], "connector": {}, "engine": {}}'
+    python vllm_engine.py MODEL '{"kv_transfer_config": null}' <<< '[4, 700, 0]'
 
-A round is so many prompts of so many tokens, all at once; `connector` are the options of kvrt's
-connector, or null for vLLM as it is. With `wait`, it says that it is ready and goes on at a line.
+The second argument are more of vLLM's options. It says that it is ready, and then answers each line
+that it reads: so many prompts of so many tokens, drawn by that seed, all at once.
 """
 
 import json
@@ -43,15 +43,7 @@ def idle_resident() -> int:
 
 
 def main() -> None:
-    model, plan = sys.argv[1], json.loads(sys.argv[2])
-    options = plan.get("engine", {})
-    if plan["connector"] is not None:
-        options["kv_transfer_config"] = {
-            "kv_connector": "ElasticConnector",
-            "kv_connector_module_path": "kvrt.integrations.vllm",
-            "kv_role": "kv_both",
-            "kv_connector_extra_config": plan["connector"],
-        }
+    model, options = sys.argv[1], json.loads(sys.argv[2])
     from vllm import LLM, SamplingParams
 
     engine = LLM(
@@ -60,11 +52,10 @@ def main() -> None:
         **({"kv_cache_memory_bytes": 512 << 20} | options),
     )  # fmt: skip
     say(loaded=idle_resident(), pids=[p.pid for p in psutil.Process().children(recursive=True)])
-    if plan.get("wait"):
-        sys.stdin.readline()
     greedy = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, detokenize=False)
-    for count, length in plan["rounds"]:
-        draw = random.Random(length)
+    for line in sys.stdin:
+        count, length, seed = json.loads(line)
+        draw = random.Random(seed)
         prompts = [[draw.randrange(3, 900) for _ in range(length)] for _ in range(count)]
         begun = time.perf_counter()
         answers = engine.generate(

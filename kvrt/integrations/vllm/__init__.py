@@ -12,9 +12,12 @@
                 them before vLLM allocates, and takes them again when nobody uses them
 
 vLLM's prefix cache, preemption and hashing see more or fewer free blocks, and nothing else.
+
+Beside it, `TierSpec` puts kvrt's host and disk tiers behind vLLM's own `OffloadingConnector`
+(`offload`, `shelf`, `region`).
 """
 
-__all__ = ["ElasticConnector"]
+__all__ = ["ElasticConnector", "TierSpec"]
 
 
 def __getattr__(name: str) -> object:
@@ -23,4 +26,8 @@ def __getattr__(name: str) -> object:
         from kvrt.integrations.vllm.connector import ElasticConnector
 
         return ElasticConnector
+    if name == "TierSpec":
+        from kvrt.integrations.vllm.offload import TierSpec
+
+        return TierSpec
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,7 +21,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from kvrt.errors import ConfigError
 from kvrt.integrations.vllm.balloon import Balloon, Orders
-from kvrt.integrations.vllm.contract import check_contract
+from kvrt.integrations.vllm.contract import CONNECTOR, check_contract
 from kvrt.integrations.vllm.ground import BlockMemory, Layout
 from kvrt.integrations.vllm.options import Options
 from kvrt.spi import DeviceInfo
@@ -86,7 +86,7 @@ class ElasticConnector(KVConnectorBase_V1, SupportsHMA):
     """See `kvrt.integrations.vllm`. Its options are those of `Options`."""
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
-        check_contract(vllm.__version__)
+        check_contract(vllm.__version__, CONNECTOR)
         super().__init__(vllm_config, role, kv_cache_config)
         if vllm_config.parallel_config.world_size > 1:
             raise ConfigError("kvrt's connector serves one worker; this vLLM has more")

@@ -1,13 +1,17 @@
-"""What of vLLM the connector lives by, asked for before it is used."""
+"""What of vLLM the connector and the tiers live by, asked for before it is used."""
 
 import importlib
+from collections.abc import Mapping
 
 from kvrt.errors import ConfigError
 
 TESTED = ("0.32",)
-"""Versions of vLLM that the connector's tests have run with."""
+"""Versions of vLLM that the tests of both have run with."""
 
-MEMBERS = {
+Members = Mapping[str, tuple[str, ...]]
+"""What is overridden or called, by class."""
+
+CONNECTOR: Members = {
     "vllm.distributed.kv_transfer.kv_connector.v1.base.KVConnectorBase_V1": (
         "get_mem_pool_context", "register_kv_caches", "handle_preemptions",
         "get_handshake_metadata", "build_connector_worker_meta", "set_xfer_handshake_metadata",
@@ -18,21 +22,36 @@ MEMBERS = {
         "get_num_free_blocks", "get_new_blocks", "free_blocks",
     ),
 }  # fmt: skip
-"""What it overrides or calls, by class."""
+"""Of the connector."""
+
+OFFLOADING: Members = {
+    "vllm.v1.kv_offload.base.OffloadingManager": (
+        "lookup", "get_load_source", "prepare_load", "complete_load", "touch", "prepare_store",
+        "complete_store", "on_new_request", "on_request_finished", "on_schedule_end",
+        "reset_cache", "get_stats", "shutdown",
+    ),
+    "vllm.v1.kv_offload.base.OffloadingWorker": (
+        "submit_store", "submit_load", "get_finished", "wait",
+    ),
+    "vllm.v1.kv_offload.base.OffloadingSpec": (
+        "get_manager", "get_worker", "build_metric_definitions",
+    ),
+}  # fmt: skip
+"""Of the tiers."""
 
 
-def check_contract(version: str) -> None:
-    """vLLM is one that the connector was tested with, and has what it needs.
+def check_contract(version: str, members: Members) -> None:
+    """vLLM is one that this was tested with, and has what it needs.
 
     Raises:
         ConfigError: it is not, or has not.
     """
     if ".".join(version.split(".")[:2]) not in TESTED:
         raise ConfigError(
-            f"kvrt's connector was tested with vLLM {', '.join(TESTED)}, and this is {version}",
+            f"kvrt was tested with vLLM {', '.join(TESTED)}, and this is {version}",
             fix="install another vLLM, or a newer kvrt",
         )
-    for path, names in MEMBERS.items():
+    for path, names in members.items():
         module, _, name = path.rpartition(".")
         found = getattr(importlib.import_module(module), name, None)
         missing = [each for each in names if not hasattr(found, each)]
