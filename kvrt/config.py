@@ -67,6 +67,7 @@ class Environment:
 
 
 LoadFormat = Literal["auto", "dummy"]
+ModelImpl = Literal["kvrt", "transformers"]
 Quantize = Literal["int8", "int5", "int4"]
 DTypeOption = Literal["auto", DType]
 KVFormatOption = Literal["auto", KVFormat]
@@ -90,6 +91,9 @@ class RuntimeConfig:
             ``int4`` and, on GPUs that have it, ``fp8`` hold two to eight times as many tokens, at
             some loss of quality: docs/kv-formats.md.
         load_format: ``dummy`` makes random weights from config.json alone.
+        model_impl: ``transformers``: transformers' own module computes, over kvrt's pages; for
+            architectures that kvrt does not have (docs/models.md). Slower, and with no code from
+            the model's repository.
         quantize: ``int8``, ``int5`` and ``int4`` make the matrices into codes of so many bits, with
             a scale for each 32, as they are loaded; needs a device that multiplies these
             (docs/quantised.md). None: they stay what they are in the checkpoint.
@@ -144,6 +148,7 @@ class RuntimeConfig:
     dtype: DTypeOption = "auto"
     kv_cache_dtype: KVFormatOption = "auto"
     load_format: LoadFormat = "auto"
+    model_impl: ModelImpl = "kvrt"
     quantize: Quantize | None = None
     quantized_dir: str | Path | None = "auto"
     activations: Literal["int8", "exact"] = "int8"
@@ -197,6 +202,7 @@ OPTIONS: Checks = {
     "dtype": OneOf(("auto", *get_args(DType))),
     "kv_cache_dtype": OneOf(("auto", *get_args(KVFormat))),
     "load_format": OneOf(get_args(LoadFormat)),
+    "model_impl": OneOf(get_args(ModelImpl)),
     "quantize": Maybe(OneOf(get_args(Quantize))),
     "quantized_dir": Maybe(Folder()),
     "activations": OneOf(("int8", "exact")),

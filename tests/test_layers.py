@@ -58,7 +58,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "cuda": ("backends/cuda",),
     "hip": ("backends/rocm",),
     "pytest": ("kvrt/testing",),
-    "transformers": ("kvrt/integrations",),
+    "transformers": ("kvrt/integrations", "kvrt/model/borrowed"),
     "starlette": ("kvrt/server",),
     "uvicorn": ("kvrt/server",),
     "msgspec": ("kvrt/server", "kvrt/integrations"),

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from kvrt.config import RuntimeConfig
+from kvrt.config import ModelImpl, RuntimeConfig
 from kvrt.errors import ConfigError
 from kvrt.spi import DType, KVFormat
 from kvrt.units import GIB, parse_bytes
@@ -146,6 +146,14 @@ runtime_options = apply(
             default="auto",
             help="dummy: random weights from config.json alone, for benchmarks.",
         ),
+        click.option(
+            "--model-impl",
+            type=click.Choice(get_args(ModelImpl)),
+            default="kvrt",
+            show_default=True,
+            help="transformers: its own module computes, over kvrt's pages: for architectures that"
+            " kvrt does not have, and slower.",
+        ),
         quantize_option,
         click.option(
             "--quantized-dir",
@@ -233,6 +241,7 @@ def runtime_config(model: str, options: Mapping[str, Any]) -> RuntimeConfig:
         dtype=options["dtype"],
         kv_cache_dtype=options["kv_cache_dtype"],
         load_format=options["load_format"],
+        model_impl=options["model_impl"],
         quantize=options["quantize"],
         quantized_dir=None if options["quantized_dir"] == "none" else options["quantized_dir"],
         activations=options["activations"],

@@ -87,6 +87,7 @@ def assemble(
         device,
         dtype=config.dtype,
         load_format=config.load_format,
+        model_impl=config.model_impl,
         quantize=config.quantize,
         quantized_dir=_quantized_dir(config),
         max_model_len=config.max_model_len,

@@ -2,6 +2,7 @@
 their bytes, and how long a context can be."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from kvrt.errors import ConfigError, ModelError
@@ -79,7 +80,7 @@ def choose(
     spec = source.spec if checkpoint is None else checkpoint.spec
     stored = spec.dtype if checkpoint is None else checkpoint.dtype
     chosen = choose_dtype(dtype, stored, device)
-    positions = _choose_length(max_model_len, spec)
+    positions = choose_length(max_model_len, spec)
     ropes = (for_context(rope, spec.head_dim, positions) for rope in spec.ropes)
     spec = replace(spec, ropes=tuple(ropes))
     packing = NOTHING_PACKED
@@ -92,12 +93,16 @@ def choose(
     return Choice(spec, chosen, packing, positions)
 
 
-def check_shape(source: Source, device: Device) -> None:
-    """Raise `ModelError` if the device has no attention for heads as wide as a model's."""
-    sizes, head_dim = device.info.head_dims, source.spec.head_dim
+def check_shape(shape: Path, head_dim: int, device: Device) -> None:
+    """Raise `ModelError` if the device has no attention for heads as wide as a model's.
+
+    Args:
+        shape: the file that says so.
+    """
+    sizes = device.info.head_dims
     if sizes and head_dim not in sizes:
         raise ModelError(
-            f"{source.shape}: head_dim is {head_dim}, but attention on"
+            f"{shape}: head_dim is {head_dim}, but attention on"
             f" {device.info.backend} is made for {', '.join(map(str, sizes))}",
             fix="load another model, or look for another backend: kvrt doctor lists them",
         )
@@ -120,7 +125,12 @@ def choose_dtype(wanted: DType | Literal["auto"], stored: DType, device: Device)
     return wanted
 
 
-def _choose_length(wanted: int | None, spec: ModelSpec) -> int:
+def choose_length(wanted: int | None, spec: ModelSpec) -> int:
+    """The longest prompt and output together, in tokens.
+
+    Raises:
+        ConfigError: the model's context has no room for what is wanted.
+    """
     if wanted is None:
         # It would also change short texts, so the stretched context must be asked for.
         depends = bool(spec.ropes) and spec.rope.depends

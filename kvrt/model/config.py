@@ -160,7 +160,8 @@ def _architecture(fields: Fields) -> str:
     raise fields.error(
         "architectures",
         f"names {shown(wanted)}, which is not supported; supported are " + ", ".join(known),
-        fix=f"the nearest supported architecture is {near[0]}" if near else "",
+        fix=(f"the nearest supported architecture is {near[0]}; " if near else "")
+        + "--model-impl transformers runs what transformers has, slower",
     )
 
 

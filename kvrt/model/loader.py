@@ -3,19 +3,21 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from kvrt.errors import CapacityError, RequestError
+from kvrt.errors import CapacityError, ConfigError, RequestError
 from kvrt.model import arena
+from kvrt.model.activations import computed_in
 from kvrt.model.chats import Chat
-from kvrt.model.choice import check_shape, choose
+from kvrt.model.choice import check_shape, choose, choose_dtype, choose_length
 from kvrt.model.decoder import Decoder
 from kvrt.model.detokenizer import Detokenizer
 from kvrt.model.experts import notes_on_experts
-from kvrt.model.generation import GenerationDefaults
+from kvrt.model.generation import GenerationDefaults, read_generation
 from kvrt.model.messages import Message
 from kvrt.model.packed.choice import kept_weights
 from kvrt.model.packed.quantize import Quantize
@@ -24,11 +26,15 @@ from kvrt.model.resident import Resident
 from kvrt.model.resolve import resolve
 from kvrt.model.source import open_source
 from kvrt.model.spec import ModelSpec
-from kvrt.model.tokenizer import TOKENIZER, Tokenizer
+from kvrt.model.tokenizer import TOKENIZER, Tokenizer, read_tokenizer
 from kvrt.model.weights import assemble
 from kvrt.spi import Device, DType
 
+if TYPE_CHECKING:
+    from kvrt.model.borrowed.decoder import BorrowedDecoder
+
 LoadFormat = Literal["auto", "dummy"]
+ModelImpl = Literal["kvrt", "transformers"]
 CHAT_OPTIONS = ("tools", "template", "continue_final_message", "add_generation_prompt")
 
 
@@ -57,7 +63,7 @@ class Model:
     path: Path
     spec: ModelSpec
     dtype: DType
-    decoder: Decoder
+    decoder: "Decoder | BorrowedDecoder"
     tokenizer: Tokenizer | None
     generation: GenerationDefaults
     eos_ids: frozenset[int]
@@ -129,6 +135,7 @@ def load_model(
     load_format: LoadFormat = "auto",
     quantize: Quantize | None = None,
     quantized_dir: Path | None = None,
+    model_impl: ModelImpl = "kvrt",
     max_model_len: int | None = None,
     revision: str | None = None,
     offline: bool = False,
@@ -148,6 +155,8 @@ def load_model(
         load_format: ``dummy`` needs only a config.json, and makes random weights.
         quantize: make the matrices into codes of so many bits, which the device multiplies.
         quantized_dir: where weights are kept once they are quantised; None: nowhere.
+        model_impl: ``transformers`` runs transformers' own module over kvrt's pages, from a folder
+            of floats; see `kvrt.model.borrowed`.
         max_model_len: the longest context that will be asked for; None is the model's own limit.
         revision: branch, tag or commit of a hub id.
         offline: download nothing.
@@ -168,8 +177,15 @@ def load_model(
         offline=offline,
         progress=progress,
     )
+    if model_impl == "transformers":
+        if dummy or quantize is not None:
+            raise ConfigError(
+                f"model_impl transformers has no {'dummy weights' if dummy else 'quantize'}",
+                fix="leave one of the two out",
+            )
+        return _borrow(str(model), place, device, dtype, max_model_len, check_room)
     source = open_source(place)
-    check_shape(source, device)
+    check_shape(source.shape, source.spec.head_dim, device)
     checkpoint = None if dummy else source.checkpoint()
     choice = choose(
         source,
@@ -213,7 +229,61 @@ def load_model(
     )
 
 
+def _borrow(
+    name: str,
+    place: Path,
+    device: Device,
+    dtype: DType | Literal["auto"],
+    max_model_len: int | None,
+    check_room: Callable[[ModelSpec, DType, int], None],
+) -> Model:
+    """A model of transformers' own module; see `load_model`."""
+    if find_spec("transformers") is None:
+        raise ConfigError(
+            "model_impl transformers needs transformers, which is not installed",
+            fix="pip install 'kvrt[transformers]'",
+        )
+    from kvrt.model.borrowed.decoder import BorrowedDecoder
+    from kvrt.model.borrowed.source import BorrowedFolder, Stays
+
+    source = BorrowedFolder(place)
+    chosen = computed_in(choose_dtype(dtype, source.dtype, device), device.info)
+    needed = source.nbytes(chosen)
+    _check_free(name, needed, chosen, device)
+    module, found = source.load(chosen, device.info.torch_device)
+    spec = source.spec(found, device.info.head_dims)
+    check_shape(source.shape, spec.head_dim, device)
+    check_room(spec, chosen, needed)
+    positions = choose_length(max_model_len, spec)
+    generation = read_generation(place, spec)
+    there = (place / TOKENIZER).exists()
+    tokenizer = read_tokenizer(place, spec.vocab) if there else None
+    return Model(
+        name=name,
+        path=place,
+        spec=spec,
+        dtype=chosen,
+        decoder=BorrowedDecoder(spec, module, found, device, chosen, positions),
+        tokenizer=tokenizer,
+        generation=generation,
+        eos_ids=_eos_ids(generation, tokenizer, spec.vocab),
+        fingerprint=hashlib.sha256(f"{spec} {chosen} {source.content()}".encode()).hexdigest(),
+        weight_bytes=needed,
+        max_model_len=positions,
+        resident=Stays(),
+        notes=(
+            f"transformers' {type(module).__name__} computes it over kvrt's pages: slower than an"
+            " architecture that kvrt has, and its last bits may depend on what else runs",
+        ),
+    )
+
+
 def _allocate(name: str, needed: int, dtype: DType, device: Device) -> Tensor:
+    _check_free(name, needed, dtype, device)
+    return arena.allocate(needed, device.info.torch_device)
+
+
+def _check_free(name: str, needed: int, dtype: DType, device: Device) -> None:
     free = device.memory.info().free
     if needed > free:
         raise CapacityError(
@@ -224,7 +294,6 @@ def _allocate(name: str, needed: int, dtype: DType, device: Device) -> Tensor:
             fix="free memory, or load a smaller model"
             + (" or --dtype bfloat16" if dtype == "float32" else ""),
         )
-    return arena.allocate(needed, device.info.torch_device)
 
 
 def _eos_ids(

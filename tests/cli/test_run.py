@@ -14,6 +14,8 @@ from kvrt.errors import DeviceError
 from kvrt.outputs import Completion, Timings, TokenLogprobs, Usage
 from kvrt.outputs import Result as Answered
 from kvrt.spi import Device
+from tests.model.checkpoints import make_model as make_checkpoint
+from tests.model.checkpoints import save_model, save_tokenizer
 
 from .conftest import DUMMY, Kvrt, make_model
 
@@ -330,3 +332,12 @@ def test_a_device_that_cannot_be_opened_is_said_beside_the_list(
     result = kvrt("run", "--list-devices", "--json")
     assert (result.exit_code, json.loads(result.stdout)) == (0, [])
     assert "warning: cpu:0: no luck with cpu" in result.stderr
+
+
+def test_a_model_can_be_computed_by_transformers(kvrt: Kvrt, tmp_path: Path) -> None:
+    folder = save_tokenizer(save_model(make_checkpoint("llama-2"), tmp_path))
+    args = ("run", str(folder), "abc", "-n", "4", "--json", "--backend", "cpu")
+    result = kvrt(*args, "--model-impl", "transformers", "--verbose")
+    assert result.exit_code == 0, result.stderr
+    assert len(as_object(result)["token_ids"]) == 4
+    assert "slower than an architecture that kvrt has" in result.stderr
