@@ -225,7 +225,7 @@ def serve(
     SIGTERM or Ctrl-C.
     """
     terminal.quiet = quiet
-    check_extra("serve")
+    _check_extra()
     from kvrt.server.config import ServerConfig
     from kvrt.server.keys import add_key
     from kvrt.server.limits import Limits
@@ -248,7 +248,7 @@ def serve(
     with (
         contextlib.closing(prepared),
         open_runtime(terminal, wanted) as runtime,
-        open_embedder(config.embed_model, wanted) as embedder,
+        _embedder(config.embed_model, wanted) as embedder,
     ):
 
         def begun() -> None:
@@ -258,7 +258,7 @@ def serve(
 
 
 @contextlib.contextmanager
-def open_embedder(model: str | None, config: RuntimeConfig) -> "Iterator[Embedder | None]":
+def _embedder(model: str | None, config: RuntimeConfig) -> "Iterator[Embedder | None]":
     """What makes vectors of texts, on the device of the model that answers."""
     if model is None:
         yield None
@@ -275,11 +275,10 @@ def open_embedder(model: str | None, config: RuntimeConfig) -> "Iterator[Embedde
         yield embedder
 
 
-def check_extra(command: str) -> None:
-    """Raise `ConfigError` if what a command needs is not installed."""
+def _check_extra() -> None:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"kvrt {command} needs what is not installed: {', '.join(missing)}",
+            f"kvrt serve needs what is not installed: {', '.join(missing)}",
             fix="pip install 'kvrt[serve]'",
         )

@@ -165,11 +165,11 @@ def _facts(model: str, options: Mapping[str, Any], headers: Path) -> dict[str, A
         "kv_cache_dtype": layouts[0].format,
         "groups": [
             {
-                "layers": len(layers),
-                "window": window,
+                "layers": len(group.layers),
+                "window": group.window,
                 "bytes_per_token": layout.page_bytes / layout.page_size,
             }
-            for (window, layers), layout in zip(spec.by_window.items(), layouts, strict=True)
+            for group, layout in zip(spec.groups, layouts, strict=True)
         ],
         "device": {
             "backend": info.backend,

@@ -61,7 +61,9 @@ class Engine:
         self.cache = memory.cache
         self.limits = limits
         self.policy = policy
-        self.speculation = Speculation(trees=Capability.TREES in executor.info.capabilities)
+        self.speculation = Speculation(
+            trees=Capability.TREES in executor.info.capabilities and model.spec.branches
+        )
         self.steps = self.sampled = self.preemptions = 0
         self.observers = Observers()
         self._live = Live(memory, policy)

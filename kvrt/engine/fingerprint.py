@@ -10,10 +10,10 @@ from kvrt.kv.tiers.format import PageFormat
 from kvrt.kv.tiers.names import fingerprint
 from kvrt.model.loader import Model
 from kvrt.registry import candidates
-from kvrt.spi import DeviceInfo, KVLayout
+from kvrt.spi import DeviceInfo, PageLayout
 
 
-def page_fingerprint(model: Model, layouts: Sequence[KVLayout], info: DeviceInfo) -> bytes:
+def page_fingerprint(model: Model, layouts: Sequence[PageLayout], info: DeviceInfo) -> bytes:
     """32 bytes that are the same wherever pages of the same tokens have the same bytes.
 
     Args:
@@ -33,7 +33,7 @@ def own_folder(folder: str | Path, fingerprint: bytes) -> Path:
     return Path(folder).expanduser() / fingerprint.hex()[:16]
 
 
-def page_format(fingerprint: bytes, layouts: Sequence[KVLayout]) -> PageFormat:
+def page_format(fingerprint: bytes, layouts: Sequence[PageLayout]) -> PageFormat:
     """What pages in folders have in common, of all groups of layers."""
     sizes = tuple(layout.page_bytes for layout in layouts)
     return PageFormat(fingerprint, sizes, layouts[0].page_size)

@@ -78,6 +78,6 @@ def plan(config: RuntimeConfig, info: DeviceInfo, choice: Choice, free: int) -> 
         max(0, free - weights),
     )
     groups = (
-        Group(shape, window) for shape, window in zip(sizes.shapes, spec.by_window, strict=True)
+        Group(shape, group.window) for shape, group in zip(sizes.shapes, spec.groups, strict=True)
     )
     return Plan(weights, free, sizes, tuple(groups), config.max_batch_tokens)

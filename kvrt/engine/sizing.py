@@ -15,12 +15,13 @@ from kvrt.executor.local import LocalExecutor
 from kvrt.kv.cache import KVCache
 from kvrt.kv.limit import LimitChange
 from kvrt.kv.pages.geometry import Geometry
-from kvrt.model.activations import Activations
+from kvrt.model.activations import Activations, computed_in
+from kvrt.model.layouts import layouts_of
 from kvrt.model.loader import Model
 from kvrt.model.rope import rotation_bytes
 from kvrt.model.spec import ModelSpec
 from kvrt.sharing.tenant import Tenant
-from kvrt.spi import ITEM_BYTES, Device, DeviceInfo, DType, KVLayout
+from kvrt.spi import ITEM_BYTES, Device, DeviceInfo, DType, PageLayout
 from kvrt.units import format_bytes, parse_bytes
 
 log = logging.getLogger(__name__)
@@ -74,19 +75,13 @@ def step_bytes(config: RuntimeConfig, spec: ModelSpec, computed: DType) -> int:
     return activations + rows * spec.vocab * (item + ITEM_BYTES["float32"])
 
 
-def layouts_of(config: RuntimeConfig, spec: ModelSpec, dtype: DType) -> list[KVLayout]:
-    """The pages of each group of layers of a model with weights of that dtype: as in
-    `ModelSpec.by_window`."""
-    return [
-        KVLayout.packed(
-            dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
-            layers=len(layers),
-            kv_heads=spec.kv_heads,
-            head_dim=spec.head_dim,
-            page_size=config.page_size,
-        )
-        for layers in spec.by_window.values()
-    ]
+def page_layouts(
+    config: RuntimeConfig, spec: ModelSpec, dtype: DType, computed: DType
+) -> list[PageLayout]:
+    """The pages of each of a model's `ModelSpec.groups`, with weights of a dtype and activations of
+    another."""
+    keys = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+    return layouts_of(spec, config.page_size, keys, computed)
 
 
 def smallest_bytes(shapes: Iterable[Geometry]) -> int:
@@ -106,7 +101,7 @@ def check_room(
         CapacityError: it has not.
         ConfigError: the device does not keep keys and values as they are wanted.
     """
-    layouts = layouts_of(config, spec, dtype)
+    layouts = page_layouts(config, spec, dtype, computed_in(dtype, device.info))
     room = smallest_bytes(geometry_of(layout, device.info, pages=2) for layout in layouts)
     limit = config.memory_limit
     if limit is not None and limit_bytes(limit, device.info) < weights + room:
@@ -125,7 +120,7 @@ class CacheSizes:
         step: bytes that the largest step may compute in.
     """
 
-    layouts: list[KVLayout]
+    layouts: list[PageLayout]
     pages: int
     shapes: list[Geometry]
     step: int
@@ -157,12 +152,12 @@ def cache_sizes(
     Raises:
         ConfigError: the device does not keep keys and values as they are wanted.
     """
-    layouts = layouts_of(config, spec, dtype)
+    layouts = page_layouts(config, spec, dtype, computed)
     # Addresses cost nothing: reserve what the device could ever hold, so that limits can grow.
     pages = -(-positions // config.page_size) * config.max_running + 1
     shapes = [geometry_of(layout, info, pages) for layout in layouts]
     held = positions
-    if 0 in spec.by_window:  # of others, memory does not say how long a text can be
+    if not spec.groups[0].window:  # of others, memory does not say how long a text can be
         held = min(held, free // layouts[0].page_bytes * config.page_size)
     step = step_bytes(config, spec, computed)
     step += sum(rotation_bytes(rope.width(spec.head_dim), held) for rope in spec.ropes)
@@ -220,7 +215,7 @@ def make_cache(
         executor,
         limit_bytes=limit,
         keep_warm_bytes=config.keep_warm,
-        windows=[(window, 0) for window in spec.by_window],
+        windows=[(group.window, 0) for group in spec.groups],
         step_tokens=config.max_batch_tokens,
     )
     return executor, cache

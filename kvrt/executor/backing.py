@@ -7,13 +7,13 @@ from kvrt.errors import ConfigError
 from kvrt.executor.mapped import Mapped
 from kvrt.executor.pool import ChunkPool
 from kvrt.kv.pages.geometry import Geometry
-from kvrt.spi import Device, DeviceInfo, KVLayout, Span, VirtualMemory
+from kvrt.spi import Device, DeviceInfo, PageLayout, Span, StateLayout, VirtualMemory
 
 _NAN_BYTE = 0xFF
 """What is read of such bytes is NaN in every format of KV pages."""
 
 
-def geometry_of(layout: KVLayout, info: DeviceInfo, pages: int) -> Geometry:
+def geometry_of(layout: PageLayout, info: DeviceInfo, pages: int) -> Geometry:
     """Pages of a layout over the chunks of a device.
 
     Args:
@@ -32,7 +32,7 @@ def geometry_of(layout: KVLayout, info: DeviceInfo, pages: int) -> Geometry:
     return Geometry(layout.page_bytes, layout.page_size, info.granularity, min(pages, most))
 
 
-def kv_tensor(memory: VirtualMemory, span: Span, layout: KVLayout) -> Tensor:
+def kv_tensor(memory: VirtualMemory, span: Span, layout: PageLayout) -> Tensor:
     """The KV tensor over a whole span: 1-D, of `layout.storage`."""
     if layout.storage == "uint8":
         return memory.tensor(span, "float32").view(torch.uint8)
@@ -53,7 +53,7 @@ class Backing(Mapped):
     """
 
     def __init__(
-        self, device: Device, geometry: Geometry, layout: KVLayout, pool: ChunkPool
+        self, device: Device, geometry: Geometry, layout: PageLayout, pool: ChunkPool
     ) -> None:
         super().__init__(device, geometry.span_bytes, pool)
         self.geometry = geometry
@@ -74,8 +74,13 @@ class Backing(Mapped):
         """One token's keys, and its values, in the span's memory: [layers, kv_heads, slot's items].
 
         If the format has scales, those of each as well: uint8 [layers, kv_heads, groups, bytes].
+        Of layers with a recurrence, what is kept of it: [layers, width].
         """
         layout = self.layout
+        if isinstance(layout, StateLayout):
+            first = page * layout.page_stride + slot * layout.width
+            shape = layout.layers, layout.width
+            return (self.kv.as_strided(shape, (layout.layer_stride, 1), first),)
         shape, strides = (layout.layers, layout.kv_heads), (layout.layer_stride, layout.head_stride)
         blocks = (layout.keys,) if layout.shared else (layout.keys, layout.values)
         pieces: list[Tensor] = []

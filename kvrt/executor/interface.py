@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from kvrt.errors import OutOfMemory
 from kvrt.kv.pages.geometry import Geometry
 from kvrt.kv.pages.ops import Op
-from kvrt.spi import DeviceInfo, KVLayout, Ticket
+from kvrt.spi import DeviceInfo, PageLayout, Ticket
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,7 +131,7 @@ class PageMemory(Protocol):
     def info(self) -> DeviceInfo: ...
 
     @property
-    def layouts(self) -> tuple[KVLayout, ...]:
+    def layouts(self) -> tuple[PageLayout, ...]:
         """Of each group of layers: what is where in a page."""
 
     @property

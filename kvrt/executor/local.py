@@ -20,7 +20,7 @@ from kvrt.executor.interface import (
 from kvrt.executor.pool import ChunkPool
 from kvrt.kv.pages.ops import Op
 from kvrt.sharing.tenant import Tenant
-from kvrt.spi import AttentionBatch, Device, KVLayout, Ticket
+from kvrt.spi import AttentionBatch, Device, PageLayout, StateBatch, StateLayout, StepBatch, Ticket
 from kvrt.wrappers.named import blaming, owner_of
 
 Forward = Callable[..., Tensor]
@@ -47,7 +47,7 @@ class LocalPages:
     def __init__(
         self,
         device: Device,
-        layouts: Sequence[KVLayout],
+        layouts: Sequence[PageLayout],
         pages: int,
         *,
         poison: bool = False,
@@ -106,22 +106,20 @@ class LocalPages:
     def host_buffer(self, nbytes: int) -> Tensor:
         return self._device.copier.host_buffer(nbytes)
 
-    def batches(self, step: Step) -> list[AttentionBatch]:
-        """What attention is asked in a step: a batch for each group, over its pages."""
+    def batches(self, step: Step) -> list[StepBatch]:
+        """What attention and recurrences are asked in a step: a batch for each group, over its
+        pages."""
         query_start = torch.from_numpy(step.query_start)
         context_len = torch.from_numpy(step.context_len)
         parents = None if step.parents is None else torch.from_numpy(step.parents)
-        return [
-            AttentionBatch(
-                kv=backing.kv,
-                layout=backing.layout,
-                page_table=torch.from_numpy(pages),
-                query_start=query_start,
-                context_len=context_len,
-                parents=parents,
-            )
-            for backing, pages in zip(self._backings, step.pages, strict=True)
-        ]
+        batches: list[StepBatch] = []
+        for backing, pages in zip(self._backings, step.pages, strict=True):
+            kv, layout, table = backing.kv, backing.layout, torch.from_numpy(pages)
+            if isinstance(layout, StateLayout):
+                batches.append(StateBatch(kv, layout, table, query_start, context_len))
+            else:
+                batches.append(AttentionBatch(kv, layout, table, query_start, context_len, parents))
+        return batches
 
     def finish(self) -> None:
         self._device.fence().wait()
@@ -184,7 +182,7 @@ class LocalExecutor(LocalPages):
     def __init__(
         self,
         device: Device,
-        layouts: Sequence[KVLayout],
+        layouts: Sequence[PageLayout],
         pages: int,
         forward: Forward,
         *,

@@ -26,7 +26,7 @@ from kvrt.kv.pages.table import Change, PageTable
 from kvrt.kv.picture import GroupPicture, picture_of
 from kvrt.kv.spare import Spare
 from kvrt.kv.stats import CacheStats
-from kvrt.spi import KVLayout
+from kvrt.spi import PageLayout
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ class KVCache:
         self._executor.close()
 
     @property
-    def layouts(self) -> tuple[KVLayout, ...]:
+    def layouts(self) -> tuple[PageLayout, ...]:
         """Of each group of layers: what is where in a page."""
         return self._executor.layouts
 

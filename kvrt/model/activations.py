@@ -32,6 +32,8 @@ class Activations(NamedTuple):
     chosen: Tensor
     weights: Tensor
     shared: Tensor
+    mixed: Tensor
+    convolved: Tensor
     rotations: tuple[Rotation, ...]
 
     @classmethod
@@ -47,6 +49,7 @@ class Activations(NamedTuple):
         if spec.experts is not None:
             experts, shared = spec.experts.count, spec.experts.shared
             chosen = spec.experts.router.chosen
+        channels = 0 if spec.recurrence is None else spec.recurrence.channels
         pairs = [rope.width(spec.head_dim) // 2 for rope in spec.ropes]
         return cls(
             x=tensor(spec.hidden),
@@ -63,6 +66,8 @@ class Activations(NamedTuple):
             chosen=torch.empty(count, chosen, dtype=torch.int32, device=device),
             weights=torch.empty(count, chosen, device=device),
             shared=tensor(shared),
+            mixed=tensor(3 * channels),
+            convolved=tensor(channels),
             rotations=tuple(
                 Rotation(*(torch.empty(count, width, device=device) for _ in range(2)))
                 for width in pairs
@@ -77,6 +82,9 @@ class Activations(NamedTuple):
         # Cosines and sines are float32 also where the others are of 16 bits.
         kept += 2 * sum(rope.width(spec.head_dim) for rope in spec.ropes)
         passing = max(2 * spec.hidden, 2 * spec.intermediate, _of_experts(spec))
+        if spec.recurrence is not None:
+            kept += 4 * spec.recurrence.channels
+            passing = max(passing, 6 * spec.recurrence.channels)
         return kept + passing
 
     @property

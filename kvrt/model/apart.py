@@ -79,8 +79,10 @@ def _pieces(path: Path, whole: TensorEntry, count: int) -> list[TensorEntry]:
 
 
 def _drop_one(tensors: Tensors, name: str, shape: tuple[int, ...]) -> None:
-    """Some files have vectors as matrices of one row, and vectors of one number as numbers."""
+    """Some files have vectors as matrices of one row, vectors of one number as numbers, and filters
+    of single channels as such of one channel."""
     if name in tensors:
         path, entry = tensors[name]
-        if entry.shape == (1, *shape) or (shape == (1,) and not entry.shape):
+        alike = (1, *shape), (*shape[:1], 1, *shape[1:]), () if shape == (1,) else shape
+        if entry.shape in alike:
             tensors[name] = path, replace(entry, shape=shape)

@@ -29,6 +29,8 @@ def recordable(spec: ModelSpec, branches: bool, mixtures: bool) -> bool:
         branches: it has `BranchOps`.
         mixtures: layers that are mixtures of experts do.
     """
+    if spec.recurrence is not None:
+        return False
     simple = (
         spec.norm == "rms"
         and spec.qk_norm != "whole"

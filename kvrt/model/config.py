@@ -14,7 +14,7 @@ from typing import Any, cast
 from kvrt.errors import ModelError
 from kvrt.model.encoder.families import ENCODERS
 from kvrt.model.families import FAMILIES, NESTED
-from kvrt.model.family import Family
+from kvrt.model.family import MAX_WIDTH, Family
 from kvrt.model.jsonfile import Fields, read_object, shown
 from kvrt.model.rotary import MAX_POSITIONS, read_ropes
 from kvrt.model.spec import ExpertSpec, MLPActivation, ModelSpec
@@ -24,7 +24,6 @@ from kvrt.spi import Activation, DType
 # Upper limits, about ten times the largest published model: beyond them a value is damage, and
 # would be found only when its memory is asked for.
 MAX_VOCAB = 1 << 24
-MAX_WIDTH = 1 << 20
 MAX_HEADS = 1 << 12
 MAX_HEAD_DIM = 1 << 11
 
@@ -86,7 +85,9 @@ def read_config(path: Path) -> ModelSpec:
         architecture=architecture,
         vocab=vocab,
         hidden=hidden,
-        intermediate=_intermediate(fields, family.wide * hidden),
+        intermediate=family.width(fields)
+        if family.width
+        else _intermediate(fields, family.wide * hidden),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,

@@ -7,8 +7,9 @@
         x += down @ (act(gate @ norm(x)) * (up @ norm(x)))
     logits = head @ norm(x)             for the rows that were asked for
 
-What families do otherwise is in `kvrt.model.branches`. Nothing that is kept here outlives a step:
-the KV pages are the only memory, and they belong to the cache.
+What families do otherwise is in `kvrt.model.branches`, and what layers have in place of attention
+in `kvrt.model.mixers`. Nothing that is kept here outlives a step: the KV pages are the only memory,
+and they belong to the cache.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from kvrt.model.experts import Mixture
 from kvrt.model.graphs import DecodeGraphs, padded
 from kvrt.model.lora.adapter import Adapters
 from kvrt.model.lora.ops import AdaptedOps, segments_of
+from kvrt.model.mixers import Mixer
 from kvrt.model.ops import MixedOps, TorchOps
 from kvrt.model.pieces import pieces
 from kvrt.model.rope import RotationTable, positions_of
@@ -42,6 +44,8 @@ from kvrt.spi import (
     GraphCapture,
     HeadNorm,
     PackedMatrices,
+    StateBatch,
+    StepBatch,
 )
 
 
@@ -64,6 +68,7 @@ class _Layer(NamedTuple):
     norm: HeadNorm | None
     heat: Tensor | None
     experts: Experts | None
+    recurrent: bool
 
 
 class Decoder:
@@ -78,7 +83,7 @@ class Decoder:
             otherwise the dtype the device prefers.
         max_positions: the longest context that will be asked for.
         groups: the layers whose pages are in one place, for each of a step's batches; None: those
-            that see as far back, as in `ModelSpec.by_window`.
+            that keep memory alike, as in `ModelSpec.groups`.
     """
 
     def __init__(
@@ -108,6 +113,7 @@ class Decoder:
         self._branches = Branches(spec, self._ops, own)
         self.adapters = Adapters(spec, weights, device, self.dtype)
         self._mixture = Mixture(spec, self._ops, device)
+        self._mixer = Mixer(spec, device)
         self._work: Activations | None = None
         capture = device.extension(GraphCapture)  # type: ignore[type-abstract]
         self._graphs: DecodeGraphs | None = None
@@ -124,7 +130,7 @@ class Decoder:
         ]
         places = {
             layer: (batch, number)
-            for batch, layers in enumerate(groups or spec.by_window.values())
+            for batch, layers in enumerate(groups or [group.layers for group in spec.groups])
             for number, layer in enumerate(layers)
         }
         self._layers = [
@@ -141,7 +147,7 @@ class Decoder:
     def forward(
         self,
         tokens: Tensor,
-        batches: Sequence[AttentionBatch],
+        batches: Sequence[StepBatch],
         logits_rows: Tensor,
         adapters: Sequence[int] | None = None,
     ) -> Tensor:
@@ -150,35 +156,35 @@ class Decoder:
         Args:
             tokens: int32 or int64 [tokens], on the host; all sequences, one after the other.
             batches: where each sequence's pages are, and which of the tokens are its own; one
-                batch for each of the `groups`, of the same sequences.
+                batch for each of the `groups`, of the same sequences, first those that attend.
             logits_rows: int32 or int64 [rows], on the host; the tokens whose logits are wanted.
             adapters: [sequences]; the numbers of their adapters, 0: of none. None: of none at all.
 
         Returns:
             float32 [rows, vocab], on the device.
         """
-        count = tokens.numel()
+        count, first = tokens.numel(), cast(AttentionBatch, batches[0])
         recorded = self._graphs is not None and adapters is None
-        size = self._graphs.size(count, batches[0]) if self._graphs and recorded else 0
+        size = self._graphs.size(count, first) if self._graphs and recorded else 0
         tokens = tokens.to(self._torch_device)
         if self._graphs is not None and size:
-            batches = [padded(batch, size) for batch in batches]
-            graph, work = self._graphs.of_size(size, batches, self._allocate, self._run_layers)
+            to_size = [padded(cast(AttentionBatch, batch), size) for batch in batches]
+            graph, work = self._graphs.of_size(size, to_size, self._allocate, self._run_layers)
             x = work.x
             if size > count:
                 x[count:].zero_()
                 x = x[:count]
-            self._begin(tokens, batches[0], x, work)
-            graph.replay(batches)
+            self._begin(tokens, first, x, work)
+            graph.replay(to_size)
         else:
             work = self._activations(count)
-            self._begin(tokens, batches[0], work.x, work)
+            self._begin(tokens, first, work.x, work)
             ops = self._ops
             if adapters is not None:
-                starts = batches[0].query_start.tolist()
+                starts = first.query_start.tolist()
                 segments = segments_of(starts, adapters, self.adapters.by_number)
                 ops = cast(MixedOps, AdaptedOps(ops, segments))
-            self._run_layers([*map(self._attention.plan, batches)], work, ops)
+            self._run_layers([*map(self._plan, batches)], work, ops)
         if not logits_rows.numel():
             return torch.empty(0, self.spec.vocab, device=self._torch_device)
         x = work.x
@@ -187,6 +193,10 @@ class Decoder:
         x = self._branches.norm(x, self.weights.final_norm, self.weights.final_norm_bias)
         logits = self._ops.linear(x, self.weights.head, self.weights.head_bias)
         return branches.finish(self.spec, logits.float())
+
+    def _plan(self, batch: StepBatch) -> object:
+        planner = self._mixer if isinstance(batch, StateBatch) else self._attention
+        return planner.plan(batch)  # type: ignore[arg-type]
 
     def _begin(self, tokens: Tensor, batch: AttentionBatch, x: Tensor, work: Activations) -> None:
         """Embed the tokens in `x`, and look up how they are rotated."""
@@ -221,18 +231,21 @@ class Decoder:
         norm, mlp, add = around.norm, around.mlp, around.add
         x, normed, gated = work.x, work.normed, work.gated
         qkv, q, k, v = work.qkv, work.q, work.k, work.v
-        attended, attended_rows = work.attended, work.attended_rows
-        for w, batch, layer, attention, rope, head_norm, heat, experts in self._layers:
-            plan = plans[batch]
+        attended = work.attended
+        for w, batch, layer, attention, rope, head_norm, heat, experts, recurrent in self._layers:
+            plan, mixed = plans[batch], work.attended_rows
             read = norm(x, w.attention_norm, w.attention_norm_bias, normed)
-            ops.linear(read, w.qkv, w.qkv_bias, None, qkv)
-            self._branches.norm_whole(w, work)
-            rotation = None if rope is None else work.rotations[rope]
-            ops.rotate_append(plan, layer, q, k, v, rotation, head_norm)
-            self._branches.heat(work, heat)
-            run(plan, layer, q, attended, attention)
+            if recurrent:
+                mixed = self._mixer.mix(plan, layer, read, w, work, ops)
+            else:
+                ops.linear(read, w.qkv, w.qkv_bias, None, qkv)
+                self._branches.norm_whole(w, work)
+                rotation = None if rope is None else work.rotations[rope]
+                ops.rotate_append(plan, layer, q, k, v, rotation, head_norm)
+                self._branches.heat(work, heat)
+                run(plan, layer, q, attended, attention)
             if not parallel:
-                add(attended_rows, w.o, w.o_bias, w.attention_post_norm, x, normed)
+                add(mixed, w.o, w.o_bias, w.attention_post_norm, x, normed)
             if w.mlp_norm is not None or not parallel:
                 read = norm(x, w.mlp_norm, w.mlp_norm_bias, normed)
             if experts is not None:
@@ -240,7 +253,7 @@ class Decoder:
                 continue
             mlp(read, w, gated)
             if parallel:
-                add(attended_rows, w.o, w.o_bias, w.attention_post_norm, x, normed)
+                add(mixed, w.o, w.o_bias, w.attention_post_norm, x, normed)
             add(gated, w.down, w.down_bias, w.mlp_post_norm, x, normed)
 
     def _activations(self, count: int) -> Activations:
@@ -276,4 +289,5 @@ class Decoder:
             norm=norm,
             heat=heat,
             experts=self._mixture.experts_of(w),
+            recurrent=layer.recurrent,
         )

@@ -24,18 +24,21 @@ MOST_BLOCKS = 32
 def fill_dummy(
     spec: ModelSpec, dtype: DType, memory: Tensor, seed: int, packing: Packing = NOTHING_PACKED
 ) -> None:
-    """Random weights: matrices from a normal distribution, norms 1, biases 0.
+    """Random weights: matrices and filters from normal distributions, norms 1, biases 0.
 
     Made on the host, so that a seed gives the same weights on every device; by all processors, as
     one takes 5 ns for each number.
     """
     blocks: list[tuple[Target, int, int, bool]] = []
+    filters = torch.Generator().manual_seed(seed)
     for weight, view in place(spec, dtype, memory, packing):
         if not isinstance(view, Tensor):
             for part, target in targets_of(weight, view, packing):
                 blocks += _blocks(target, *part.shape)
         elif weight.is_matrix:
             blocks += _blocks(Floats(view), *view.shape)
+        elif weight.field == "conv":  # so that what is before a token counts
+            view.copy_(torch.randn(view.shape, generator=filters))
         else:
             view.fill_(1.0 if weight.is_norm else 0.0)
     generator = torch.Generator().manual_seed(seed)

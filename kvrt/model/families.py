@@ -8,6 +8,7 @@ where they are not Llama's, and one row of the tests.
 from collections.abc import Mapping
 
 from kvrt.model.family import ATTENTION_BIAS, LAYER_NORM, Family
+from kvrt.model.hybrids import HYBRIDS
 from kvrt.model.mixtures import MIXTURES
 from kvrt.model.scales import (
     cohere_scales,
@@ -324,6 +325,7 @@ FAMILIES: Mapping[str, Family] = {
         switches={"norm": "layer", "norm_bias": True},
     ),
     **MIXTURES,
+    **HYBRIDS,
 }
 
 NESTED: Mapping[str, Mapping[str, str]] = {

@@ -8,6 +8,7 @@ from kvrt.model.jsonfile import Fields
 from kvrt.model.spec import ExpertSpec, MLPActivation
 from kvrt.model.windows import Layers, plain_layers
 
+MAX_WIDTH = 1 << 20
 ATTENTION_BIAS = "attention_bias"
 LAYER_NORM = "layer_norm_eps"
 
@@ -25,6 +26,7 @@ class Family:
         layers: reads the layers' windows and rotation.
         scales: reads the numbers of `ModelSpec` that end in scale or softcap, and switches that a
             field says.
+        width: reads that of the feed-forward layers; None: ``intermediate_size`` is it.
         qkv_bias, o_bias, mlp_bias: whether there are such biases, or the field that says so.
         eps: the field that `norm_eps` is in.
         activation: the field that says it.
@@ -47,6 +49,7 @@ class Family:
     model_type: str
     layers: Layers = plain_layers
     scales: Callable[[Fields], dict[str, Any]] = _no_scales
+    width: Callable[[Fields], int] | None = None
     qkv_bias: bool | str = False
     o_bias: bool | str = False
     mlp_bias: bool | str = False

@@ -24,7 +24,7 @@ Mixture = tuple[ExpertSpec, list[bool]]
 """The experts, and which layers have them."""
 
 
-def _counts(fields: Fields, default: int, *names: str) -> tuple[int, int]:
+def counts(fields: Fields, default: int, *names: str) -> tuple[int, int]:
     """How many experts there are, by the first of some names, and how many a token has."""
     name = next((name for name in names if name in fields), names[0])
     count = fields.integer(name, 1, MAX_EXPERTS, default)
@@ -36,14 +36,14 @@ def _width(fields: Fields, name: str) -> int:
 
 
 def _mixtral(fields: Fields, layers: int) -> Mixture:
-    count, chosen = _counts(fields, 8, "num_local_experts", "num_experts")
+    count, chosen = counts(fields, 8, "num_local_experts", "num_experts")
     router = Router("softmax", chosen, renormalise=True)
     return ExpertSpec(count, _width(fields, "intermediate_size"), router), [True] * layers
 
 
 def _softmax(fields: Fields, default: int) -> tuple[int, Router]:
     """Experts, and a router that renormalises where a field says so."""
-    count, chosen = _counts(fields, default, "num_experts", "num_local_experts")
+    count, chosen = counts(fields, default, "num_experts", "num_local_experts")
     return count, Router("softmax", chosen, fields.flag("norm_topk_prob", False))
 
 
@@ -69,13 +69,13 @@ def _qwen2(fields: Fields, layers: int) -> Mixture:
 
 
 def _granite(fields: Fields, layers: int) -> Mixture:
-    count, chosen = _counts(fields, 8, "num_local_experts")
+    count, chosen = counts(fields, 8, "num_local_experts")
     width = _width(fields, "intermediate_size")
     return ExpertSpec(count, width, Router("chosen", chosen)), [True] * layers
 
 
 def _gpt_oss(fields: Fields, layers: int) -> Mixture:
-    count, chosen = _counts(fields, 128, "num_local_experts", "num_experts")
+    count, chosen = counts(fields, 128, "num_local_experts", "num_experts")
     experts = ExpertSpec(
         count,
         _width(fields, "intermediate_size"),
@@ -91,7 +91,7 @@ def _gpt_oss(fields: Fields, layers: int) -> Mixture:
 
 def _glm4(fields: Fields, layers: int) -> Mixture:
     """Also of others whose routers are DeepSeek V3's."""
-    count, chosen = _counts(fields, 128, "n_routed_experts", "num_local_experts")
+    count, chosen = counts(fields, 128, "n_routed_experts", "num_local_experts")
     width = _width(fields, "moe_intermediate_size")
     groups = fields.integer("n_group", 1, count, 1)
     if count % groups:
@@ -113,7 +113,7 @@ def _glm4(fields: Fields, layers: int) -> Mixture:
 
 
 def _phi(fields: Fields, layers: int) -> Mixture:
-    count, chosen = _counts(fields, 16, "num_local_experts")
+    count, chosen = counts(fields, 16, "num_local_experts")
     if chosen != 2:
         raise fields.error("num_experts_per_tok", f"is {chosen}; supported is 2")
     jitter = fields.number("router_jitter_noise", 0.0, 1.0, 0.01)
@@ -122,7 +122,7 @@ def _phi(fields: Fields, layers: int) -> Mixture:
 
 
 def _minimax(fields: Fields, layers: int) -> Mixture:
-    count, chosen = _counts(fields, 256, "num_local_experts", "num_experts")
+    count, chosen = counts(fields, 256, "num_local_experts", "num_experts")
     router = Router("sigmoid", chosen, renormalise=True)
     width = _width(fields, "intermediate_size")
     return ExpertSpec(count, width, router, correction=True), [True] * layers

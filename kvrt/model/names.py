@@ -149,9 +149,30 @@ _GPT2: Naming = {
     "final_norm": Name("transformer.ln_f", "output_norm"),
     "head": LLAMA["head"],
 }
+_LFM2: Naming = {
+    **LLAMA,
+    "attention_norm": _layer("operator_norm", "attn_norm"),
+    "q_norm": _layer("self_attn.q_layernorm", "attn_q_norm"),
+    "k_norm": _layer("self_attn.k_layernorm", "attn_k_norm"),
+    "o": _layer("self_attn.out_proj", "attn_output"),
+    "mixer_in": _layer("conv.in_proj", "shortconv.in_proj"),
+    "conv": _layer("conv.conv", "shortconv.conv"),
+    "mixer_out": _layer("conv.out_proj", "shortconv.out_proj"),
+    "mlp_norm": _layer("ffn_norm", "ffn_norm"),
+    "gate": _layer("feed_forward.w1", "ffn_gate"),
+    "up": _layer("feed_forward.w3", "ffn_up"),
+    "down": _layer("feed_forward.w2", "ffn_down"),
+    "final_norm": Name("model.embedding_norm", "token_embd_norm"),
+}
 
 NAMINGS: Mapping[str, Naming] = {
     "llama": LLAMA,
+    "lfm2": _LFM2,
+    "lfm2_moe": {
+        **_experts("feed_forward", of=("w1", "w3", "w2")),
+        **_LFM2,
+        "correction": _layer("feed_forward.expert_bias", "exp_probs_b")._replace(bare=True),
+    },
     "mixtral": _experts("block_sparse_moe", of=("w1", "w3", "w2")),
     "moe": _experts("mlp"),
     "granite_moe": {

@@ -78,11 +78,53 @@ class LayerSpec:
         window: a token sees only the last `window` positions, its own included; 0 = all.
         rope: which of the model's `ropes` rotates queries and keys; None: none does.
         experts: its feed-forward layer is a mixture of `ModelSpec.experts`.
+        recurrent: in place of attention it has `ModelSpec.recurrence`.
     """
 
     window: int = 0
     rope: int | None = 0
     experts: bool = False
+    recurrent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryGroup:
+    """Layers that keep memory alike, in pages of their own.
+
+    Args:
+        layers: their numbers.
+        window: a token needs what is kept of the last `window` positions, its own included; 0: of
+            all.
+        width: numbers that a recurrence keeps of a token; 0: it is keys and values that are kept.
+    """
+
+    layers: tuple[int, ...]
+    window: int = 0
+    width: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ShortConvolution:
+    """What a layer has in place of attention (Liquid AI 2025, LFM2):
+
+        b, c, x = in @ x
+        x += out @ (c * convolved(b * x))
+
+    where channels are convolved each with its own weights, over a token and those before it.
+
+    Args:
+        channels: as wide as the residual stream.
+        kernel: how many tokens a token's convolution takes in, itself included; two or more.
+        bias: the two products and the convolution have biases.
+    """
+
+    channels: int
+    kernel: int
+    bias: bool = False
+
+    def groups(self, layers: tuple[int, ...]) -> tuple[MemoryGroup, ...]:
+        """What such layers keep: of each token, ``b * x``."""
+        return (MemoryGroup(layers, self.kernel, self.channels),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +183,7 @@ class ModelSpec:
         mlp_bias: the three feed-forward projections have biases.
         head_bias: the output matrix has one.
         experts: of the layers whose feed-forward layers are mixtures.
+        recurrence: of the layers that have none of attention.
         qk_norm: queries and keys are RMS-normed before rotation: each head, or all of a token's; or
             each head after it (rotated).
         naming: which of `names.NAMINGS` its checkpoints have. It also says which norms there are.
@@ -183,6 +226,7 @@ class ModelSpec:
     mlp_bias: bool = False
     head_bias: bool = False
     experts: ExpertSpec | None = None
+    recurrence: ShortConvolution | None = None
     qk_norm: HeadNormKind = "none"
     naming: str = "llama"
     norm: NormKind = "rms"
@@ -218,10 +262,20 @@ class ModelSpec:
         return self.ropes[0]
 
     @property
-    def by_window(self) -> dict[int, list[int]]:
-        """The numbers of the layers that see as far back, by how far: first those that see all."""
-        windows = sorted({layer.window for layer in self.layers})
-        return {
-            window: [at for at, layer in enumerate(self.layers) if layer.window == window]
-            for window in windows
-        }
+    def branches(self) -> bool:
+        """Whether a sequence's new tokens may branch: a recurrence goes along a line."""
+        return self.recurrence is None
+
+    @property
+    def groups(self) -> tuple[MemoryGroup, ...]:
+        """Which layers keep memory alike: those that see as far back, first those that see all; and
+        then those with a recurrence."""
+        attending = [(at, one.window) for at, one in enumerate(self.layers) if not one.recurrent]
+        groups = tuple(
+            MemoryGroup(tuple(at for at, seen in attending if seen == window), window)
+            for window in sorted({window for _, window in attending})
+        )
+        if self.recurrence is None:
+            return groups
+        recurrent = tuple(at for at, one in enumerate(self.layers) if one.recurrent)
+        return groups + self.recurrence.groups(recurrent)

@@ -25,15 +25,16 @@ from typing import TYPE_CHECKING, Any
 
 from kvrt.model.expertweights import expert_weights
 from kvrt.model.names import NAMINGS, Name, RowOrder
+from kvrt.model.recurrenceweights import recurrence_weights
 from kvrt.model.spec import ModelSpec
 from kvrt.spi import ITEM_BYTES, DType, Matrices, Matrix, PackedMatrices, WeightFormat
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ALWAYS_FLOAT32 = "router", "shared_scale", "positions"
-"""Small matrices that decide much: which experts a token has, what it has of the shared one, and
-where it stands."""
+ALWAYS_FLOAT32 = "router", "shared_scale", "positions", "conv"
+"""Small matrices that decide much: which experts a token has, what it has of the shared one, where
+it stands, and what a channel is convolved with."""
 
 ALIGNMENT = 128
 """Bytes that each weight's address is a multiple of: two cache lines, or one GPU sector group."""
@@ -142,8 +143,8 @@ class LayerWeights:
             nothing.
     """
 
-    qkv: "Tensor | Matrices"
     o: "Tensor | Matrices"
+    qkv: "Tensor | Matrices" = ()
     gate_up: "Tensor | Matrices" = ()
     down: "Tensor | Matrices" = ()
     attention_norm: "Tensor | None" = None
@@ -168,6 +169,10 @@ class LayerWeights:
     expert_down_bias: "Tensor | None" = None
     shared_scale: "Tensor | None" = None
     xielu: "Tensor | None" = None
+    mixer_in: "Tensor | Matrices" = ()
+    mixer_in_bias: "Tensor | None" = None
+    conv: "Tensor | None" = None
+    conv_bias: "Tensor | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +204,7 @@ class Weights:
         """Whether any stays codes."""
         every = [self.embedding, self.head]
         for layer in self.layers:
-            every += (layer.qkv, layer.o, layer.gate_up, layer.down)
+            every += (layer.qkv, layer.mixer_in, layer.o, layer.gate_up, layer.down)
             every += (layer.expert_gate_up, layer.expert_down)
         return any(isinstance(weight, tuple) and weight for weight in every)
 
@@ -241,17 +246,22 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
         yield weight(None, "positions", {"positions": spec.max_positions}, hidden)
     for layer, what in enumerate(spec.layers):
         yield from norm(layer, "attention_norm", hidden)
-        yield weight(layer, "qkv", qkv, hidden)
-        if spec.qkv_bias:
-            yield weight(layer, "qkv_bias", qkv)
-        if spec.sinks:
-            yield weight(layer, "sinks", {"sinks": spec.heads})
-        if spec.qk_norm != "none":
-            yield weight(layer, "q_norm", {"q_norm": q if whole else spec.head_dim})
-            yield weight(layer, "k_norm", {"k_norm": kv if whole else spec.head_dim})
-        yield weight(layer, "o", o, q)
-        if spec.o_bias:
-            yield weight(layer, "o_bias", o)
+        if what.recurrent:
+            assert spec.recurrence is not None
+            for field, rows, columns in recurrence_weights(spec.recurrence, hidden):
+                yield weight(layer, field, rows, *columns)
+        else:
+            yield weight(layer, "qkv", qkv, hidden)
+            if spec.qkv_bias:
+                yield weight(layer, "qkv_bias", qkv)
+            if spec.sinks:
+                yield weight(layer, "sinks", {"sinks": spec.heads})
+            if spec.qk_norm != "none":
+                yield weight(layer, "q_norm", {"q_norm": q if whole else spec.head_dim})
+                yield weight(layer, "k_norm", {"k_norm": kv if whole else spec.head_dim})
+            yield weight(layer, "o", o, q)
+            if spec.o_bias:
+                yield weight(layer, "o_bias", o)
         yield from norm(layer, "attention_post_norm", hidden)
         yield from norm(layer, "mlp_norm", hidden)
         if spec.experts and what.experts:

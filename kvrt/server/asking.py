@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from kvrt.aio.runtime import TIMEOUT_S, AsyncRuntime
+from kvrt.aio.runtime import AsyncRuntime
 from kvrt.aio.stream import AsyncStream
 from kvrt.errors import RequestError
 from kvrt.outputs import Delta, Result
@@ -140,16 +140,12 @@ async def ask(
     asks: Sequence[Ask],
     salt: str,
     keep: Callable[[Sequence[Result]], None] | None = None,
-    *,
-    priority: int = 0,
-    timeout: float | None = TIMEOUT_S,
 ) -> Answers:
     """Ask for all; if one is refused, none is answered.
 
     Args:
         salt: with whose requests they may share KV pages.
         keep: see `Answers`.
-        priority, timeout: see `AsyncRuntime.stream`.
 
     Raises:
         KvrtError: see `AsyncRuntime.stream`.
@@ -157,21 +153,17 @@ async def ask(
     streams: list[AsyncStream] = []
     try:
         for each in asks:
-            streams.append(await _stream(runtime, each, salt, priority, timeout))
+            streams.append(await _stream(runtime, each, salt))
     except BaseException:
         Answers(streams).close()
         raise
     return Answers(streams, keep)
 
 
-async def _stream(
-    runtime: AsyncRuntime, each: Ask, salt: str, priority: int, timeout: float | None
-) -> AsyncStream:
+async def _stream(runtime: AsyncRuntime, each: Ask, salt: str) -> AsyncStream:
     """What is wrong with a constraint is told by the name that the client knows it by."""
     try:
-        return await runtime.stream(
-            each.prompt, each.params, cache_salt=salt, priority=priority, timeout=timeout
-        )
+        return await runtime.stream(each.prompt, each.params, cache_salt=salt)
     except RequestError as error:
         if error.param != "constraint" or not each.held_by:
             raise

@@ -9,6 +9,7 @@ are values that these take and give, and what is optional:
     layout     formats: as what numbers are kept, and where a token's keys and values are
     matrices   formats of weights that are kept as codes; `kvrt.spi.plain` reads and writes them
     optional   what a device may offer besides: dense operators, recorded steps, its own limits
+    recurrence layers that go over a sequence token by token, and their pages
 
 A backend is an object with a name, found through the entry-point group ``kvrt.backends``. Opened,
 it gives a `Device` with three parts:
@@ -20,15 +21,15 @@ it gives a `Device` with three parts:
 What is optional a device hands out through `Device.extension`. If it is missing, that may cost
 speed and never correctness.
 
-Time. `PagedAttention.append` and `run`, `DenseOps`, `PackedMatrices`, `ExpertOps`, `Graph.replay`
-and torch's own operators on the device's tensors are *compute*. It takes effect in the order of the
-calls and may be done later than the call returns: `Device.fence` tells when. Its tensors on the
-device may be changed by later compute, or dropped, as soon as the call has returned; a device whose
-torch does not reuse memory in the order of compute keeps them alive until then, and so it does a
-plan. What lies on the host is taken when the call returns. *Copies* are in no order but that of
-their tickets, and see to it that both of their tensors live until the ticket is done. All other
-methods are done when they return, those of memory above all: a caller unmaps what no compute and no
-copy can use any more.
+Time. `PagedAttention.append` and `run`, `DenseOps`, `PackedMatrices`, `ExpertOps`, `Recurrence`,
+`Graph.replay` and torch's own operators on the device's tensors are *compute*. It takes effect in
+the order of the calls and may be done later than the call returns: `Device.fence` tells when. Its
+tensors on the device may be changed by later compute, or dropped, as soon as the call has returned;
+a device whose torch does not reuse memory in the order of compute keeps them alive until then, and
+so it does a plan. What lies on the host is taken when the call returns. *Copies* are in no order
+but that of their tickets, and see to it that both of their tensors live until the ticket is done.
+All other methods are done when they return, those of memory above all: a caller unmaps what no
+compute and no copy can use any more.
 
 Rules of the house: sizes and offsets are bytes, strides are elements. A method raises
 `kvrt.errors.OutOfMemory` when the device has no memory left, `kvrt.errors.DeviceError` with the
@@ -68,6 +69,14 @@ from kvrt.spi.optional import (
     PackedMatrices,
     Rotation,
 )
+from kvrt.spi.recurrence import (
+    PageLayout,
+    Recurrence,
+    StateActivation,
+    StateBatch,
+    StateLayout,
+    StepBatch,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,13 +115,19 @@ __all__ = [
     "Measurable",
     "MemoryInfo",
     "PackedMatrices",
+    "PageLayout",
     "PagedAttention",
     "PlainActivation",
     "Probe",
     "Quantization",
+    "Recurrence",
     "Rotation",
     "Router",
     "Span",
+    "StateActivation",
+    "StateBatch",
+    "StateLayout",
+    "StepBatch",
     "Ticket",
     "VirtualMemory",
     "WeightFormat",

@@ -16,7 +16,17 @@ import torch
 from torch import Tensor
 
 from kvrt.executor.backing import kv_tensor
-from kvrt.spi import AttentionBatch, AttentionParams, Device, DType, KVFormat, KVLayout
+from kvrt.spi import (
+    AttentionBatch,
+    AttentionParams,
+    Device,
+    DType,
+    KVFormat,
+    KVLayout,
+    PageLayout,
+    StateBatch,
+    StateLayout,
+)
 from kvrt.testing import reference
 from kvrt.wrappers.rules import TORCH_DTYPE
 
@@ -49,7 +59,7 @@ class PagedKV:
         seed: for the order in which they are taken.
     """
 
-    def __init__(self, device: Device, layout: KVLayout, pages: int, *, seed: int = 0) -> None:
+    def __init__(self, device: Device, layout: PageLayout, pages: int, *, seed: int = 0) -> None:
         granularity = device.info.granularity
         page_bytes = layout.page_bytes
         # Half of the pages in each of two runs, and room for the page that begins before the run.
@@ -85,19 +95,15 @@ class PagedKV:
         self, tables: Sequence[Sequence[int]], contexts: Sequence[int], queries: Sequence[int]
     ) -> AttentionBatch:
         """A batch over those pages; the unused entries of its page table are not pages at all."""
-        width = max(map(len, tables)) + 2
-        page_table = torch.full((len(tables), width), -1, dtype=torch.int32)
-        page_table[:, -1] = 2**31 - 1
-        for s, pages in enumerate(tables):
-            page_table[s, : len(pages)] = torch.tensor(pages)
-        starts = torch.tensor([0, *queries]).cumsum(0)
-        return AttentionBatch(
-            kv=self.tensor,
-            layout=self.layout,
-            page_table=page_table,
-            query_start=starts.to(torch.int32),
-            context_len=torch.tensor(contexts, dtype=torch.int32),
-        )
+        assert isinstance(self.layout, KVLayout)
+        return AttentionBatch(self.tensor, self.layout, *_tables(tables, contexts, queries))
+
+    def states(
+        self, tables: Sequence[Sequence[int]], contexts: Sequence[int], queries: Sequence[int]
+    ) -> StateBatch:
+        """Likewise, of layers with a recurrence."""
+        assert isinstance(self.layout, StateLayout)
+        return StateBatch(self.tensor, self.layout, *_tables(tables, contexts, queries))
 
     def close(self) -> None:
         for at, chunk in self._chunks.items():
@@ -117,6 +123,19 @@ class PagedKV:
     ) -> None:
         self._device.synchronize()
         self.close()
+
+
+def _tables(
+    tables: Sequence[Sequence[int]], contexts: Sequence[int], queries: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The page table, where each sequence's tokens begin, and how long its context is."""
+    width = max(map(len, tables)) + 2
+    page_table = torch.full((len(tables), width), -1, dtype=torch.int32)
+    page_table[:, -1] = 2**31 - 1
+    for s, pages in enumerate(tables):
+        page_table[s, : len(pages)] = torch.tensor(pages)
+    starts = torch.tensor([0, *queries]).cumsum(0)
+    return page_table, starts.to(torch.int32), torch.tensor(contexts, dtype=torch.int32)
 
 
 @dataclass(frozen=True, slots=True)

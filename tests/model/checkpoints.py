@@ -184,6 +184,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
                 "router_jitter_noise": 0.2, "attention_bias": True, "lm_head_bias": True},
     "ernie-4.5-moe": {"model_type": "ernie4_5_moe", "moe_num_experts": 6, "moe_k": 3,
                       "moe_intermediate_size": 40, "use_bias": True},
+    "lfm-2": {"model_type": "lfm2", "norm_eps": 1e-5, "conv_L_cache": 4, "conv_bias": True,
+              "intermediate_size": 192, "block_multiple_of": 32, "tie_word_embeddings": True,
+              "layer_types": ["conv", "full_attention", "conv"]},
+    "lfm-2-moe": {"model_type": "lfm2_moe", "norm_eps": 1e-5, "conv_L_cache": 3,
+                  "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40,
+                  "num_dense_layers": 1, "layer_types": ["conv", "conv", "full_attention"]},
     "smollm-3": {
         "model_type": "smollm3",
         "num_hidden_layers": 4,

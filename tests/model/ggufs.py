@@ -97,7 +97,7 @@ ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "olmo3": "olmo2",
                  "qwen3_moe": "qwen3moe", "hunyuan_v1_dense": "hunyuan-dense", "phi": "phi2",
                  "gpt_neox": "gptneox", "gpt_oss": "gpt-oss", "glm4_moe": "glm4moe",
                  "ernie4_5_moe": "ernie4_5-moe",
-                 "minimax_m2": "minimax-m2"}  # fmt: skip
+                 "minimax_m2": "minimax-m2", "lfm2_moe": "lfm2moe"}  # fmt: skip
 """What model types are called in GGUF files, where that is otherwise."""
 
 PERMUTED = ("llama", "smollm3", "granite", "granitemoe", "arcee")
@@ -106,6 +106,9 @@ PERMUTED = ("llama", "smollm3", "granite", "granitemoe", "arcee")
 LESS_ONE = ("gemma", "gemma2", "gemma3", "nemotron")
 LAYERED = ("nemotron", "starcoder2", "cohere", "cohere2", "stablelm", "phi", "gpt_neox", "gpt2")
 """Model types whose norms take the mean off, and which have another field for what is added."""
+
+CONVOLVED = ("lfm2", "lfm2_moe")
+"""Model types that have another field for what is added, too, and layers without heads."""
 
 WINDOWED = (
     "mistral",
@@ -132,6 +135,7 @@ EXPERT_KEYS = {
     "n_group": "expert_group_count",
     "topk_group": "expert_group_used_count",
     "first_k_dense_replace": "leading_dense_block_count",
+    "num_dense_layers": "leading_dense_block_count",
 }
 OTHER_KEYS = {
     "attn_logit_softcapping": "attn_logit_softcapping",
@@ -189,6 +193,17 @@ def keys_of(folder: Path) -> dict[str, Any]:
     for field, key in OTHER_KEYS.items():
         if config.get(field) and (field != "rms_norm_eps" or config["model_type"] not in LAYERED):
             keys[key] = float(config[field])
+    if config["model_type"] in CONVOLVED:
+        keys["shortconv.l_cache"] = config["conv_L_cache"]
+        keys["attention.layer_norm_rms_epsilon"] = float(config["norm_eps"])
+        keys["attention.head_count_kv"] = [
+            0 if kind == "conv" else config["num_key_value_heads"] for kind in config["layer_types"]
+        ]
+    if config.get("block_auto_adjust_ff_dim"):
+        multiple = config["block_multiple_of"]
+        keys["feed_forward_length"] = (
+            -(-2 * config["intermediate_size"] // 3 // multiple) * multiple
+        )
     keys |= {key: config[field] for field, key in EXPERT_KEYS.items() if field in config}
     if arch == "gemma3":
         keys["rope.freq_base_swa"] = rope_of(config, "sliding_attention")["rope_theta"]
@@ -276,7 +291,9 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
             READ_AS[arch].mixture if config["model_type"] == "mixtral" else READ_AS[arch].family
         )
         naming = READ_AS[arch].naming or FAMILIES[family].switches.get("naming", "llama")
-        name = name.replace("correction_bias", "correction_bias.bias")
+        name = re.sub("(correction|expert)_bias$", r"\g<0>.bias", name)
+        if name.endswith("conv.conv.weight"):
+            tensor = tensor.squeeze(1)
         name = re.sub("sinks$", "sinks.weight", name)
         tensors[gguf_name(name, naming)] = tensor.float()
     if rope["rope_type"] == "longrope":

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from kvrt.model.layouts import layouts_of
 from kvrt.model.loader import Model
-from kvrt.spi import Device, KVFormat, KVLayout
+from kvrt.spi import Device, KVFormat, StateLayout
 from kvrt.testing.paged import PagedKV
+
+PAGE_SIZE = 16
 
 
 @dataclass
@@ -45,7 +48,7 @@ class Stepper:
             adapters: the number of each text's; None: they have none.
         """
         batches = [
-            place.batch(
+            (place.states if isinstance(place.layout, StateLayout) else place.batch)(
                 [text.pages[group] for text, _ in rows],
                 [text.done + count for text, count in rows],
                 [count for _, count in rows],
@@ -85,22 +88,9 @@ def stepping(
     model: Model, device: Device, *, texts: int, longest: int, kv: KVFormat = "float32"
 ) -> Iterator[Stepper]:
     """A stepper with room for that many texts of that many tokens."""
-    spec = model.spec
     with ExitStack() as stack:
         places = [
-            stack.enter_context(
-                PagedKV(
-                    device,
-                    KVLayout.packed(
-                        kv,
-                        layers=len(layers),
-                        kv_heads=spec.kv_heads,
-                        head_dim=spec.head_dim,
-                        page_size=16,
-                    ),
-                    texts * -(-longest // 16),
-                )
-            )
-            for layers in spec.by_window.values()
+            stack.enter_context(PagedKV(device, layout, texts * -(-longest // PAGE_SIZE)))
+            for layout in layouts_of(model.spec, PAGE_SIZE, kv, model.decoder.dtype)
         ]
         yield Stepper(model, places, longest)

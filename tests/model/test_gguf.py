@@ -78,6 +78,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt-neox": {},
     "gpt-2": {},
     "gpt-neox-sequential": {"hidden_act": "gelu"},
+    "lfm-2": {},
+    "lfm-2-moe": {},
 }
 
 
@@ -95,7 +97,8 @@ def test_tensors_have_the_names_that_the_formats_own_library_gives_them() -> Non
             file = row.file.format(3, "").replace("..", ".")
             if row.bare:  # which converters part from the rest of the name
                 file = file.replace("correction_bias", "correction")
-            found = theirs.get_name(file)
+            # Some of the library's names are those of files that have no such beginning.
+            found = theirs.get_name(file) or theirs.get_name(file.removeprefix("model."))
             expected = row.gguf.format(3, "").rstrip(".")
             assert found == expected or (kind, found) == ("head", None), (name, kind)
 

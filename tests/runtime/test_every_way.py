@@ -76,9 +76,17 @@ GROUPS: dict[str, dict[str, object]] = {
         "sliding_window": WINDOW,
     },
     "normed late": {"architectures": ["HunYuanDenseV1ForCausalLM"]},
+    "convolved": {
+        "architectures": ["Lfm2ForCausalLM"],
+        "norm_eps": 1e-5,
+        "num_attention_heads": 8,  # in every other layer
+        "num_key_value_heads": 8,
+        "layer_types": ["conv", "full_attention"],
+        "conv_L_cache": 11,
+    },
 }
-"""Models whose layers see everything, a window, or the one or the other; and those of families that
-compute with operators besides the device's own."""
+"""Models whose layers see everything, a window, or the one or the other; those of families that
+compute with operators besides the device's own; and those with a recurrence."""
 
 DEVICES: dict[str, Callable[[Any], Any]] = {
     "plain": lambda device: device,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import count
+from typing import cast
 
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from kvrt.kv.cache import KVCache
 from kvrt.kv.pages.lanes import Shortage
 from kvrt.kv.pages.table import Change
 from kvrt.kv.stats import CacheStats
-from kvrt.spi import AttentionParams, Device, KVLayout
+from kvrt.spi import AttentionBatch, AttentionParams, Device, KVLayout
 from kvrt.units import format_bytes
 
 MOST_PAGES = 2**31 - 1
@@ -76,7 +77,7 @@ class BatchPages:
         self._commit(change)
         self._rows = rows
         batches = self._executor.batches(self._cache.step(rows, tokens))
-        self._plans = [self._attention.plan(batch) for batch in batches]
+        self._plans = [self._attention.plan(cast(AttentionBatch, batch)) for batch in batches]
 
     def append(self, group: int, layer: int, keys: Tensor, values: Tensor) -> None:
         """Store the keys and values of this step's tokens, row after row: [tokens, heads, dim].

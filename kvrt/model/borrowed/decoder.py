@@ -96,8 +96,8 @@ class BorrowedDecoder:
         self._torch_device = device.info.torch_device
         self._places = {
             id(found.modules[layer]): (group, number)
-            for group, layers in enumerate(spec.by_window.values())
-            for number, layer in enumerate(layers)
+            for group, own in enumerate(spec.groups)
+            for number, layer in enumerate(own.layers)
         }
 
     def close(self) -> None:

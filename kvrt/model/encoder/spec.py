@@ -4,8 +4,9 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvrt.model.config import MAX_HEADS, MAX_VOCAB, MAX_WIDTH, UNGATED, read_dtype
+from kvrt.model.config import MAX_HEADS, MAX_VOCAB, UNGATED, read_dtype
 from kvrt.model.encoder.families import ENCODERS
+from kvrt.model.family import MAX_WIDTH
 from kvrt.model.jsonfile import Fields, read_object, shown
 from kvrt.model.rotary import MAX_POSITIONS
 from kvrt.model.spec import MLPActivation

@@ -118,5 +118,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "phi2": Architecture("PhiForCausalLM", activation="gelu_tanh"),
     "gptneox": Architecture("GPTNeoXForCausalLM", activation="gelu"),
     "gpt2": Architecture("GPT2LMHeadModel", activation="gelu_tanh", naming="gpt2_gguf"),
+    "lfm2": Architecture("Lfm2ForCausalLM"),
+    "lfm2moe": Architecture("Lfm2MoeForCausalLM", router=Router("sigmoid", 1, renormalise=True)),
     "stablelm": Architecture("StableLmForCausalLM"),
 }

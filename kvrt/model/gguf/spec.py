@@ -5,6 +5,7 @@ What a key does not say, as whether projections have biases, is said by which te
 
 import difflib
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +14,14 @@ from kvrt.model.config import (
     MAX_HEAD_DIM,
     MAX_HEADS,
     MAX_VOCAB,
-    MAX_WIDTH,
     read_token,
 )
 from kvrt.model.families import FAMILIES
-from kvrt.model.family import Family
+from kvrt.model.family import MAX_WIDTH, Family
 from kvrt.model.gguf.architectures import ARCHITECTURES, Architecture
 from kvrt.model.gguf.experts import ROUTER, read_experts
 from kvrt.model.gguf.files import GGUF
+from kvrt.model.gguf.recurrences import read_recurrence, recurrent_layers
 from kvrt.model.jsonfile import Fields, shown
 from kvrt.model.rotary import MAX_POSITIONS, trained_positions
 from kvrt.model.scales import gemma_scale
@@ -75,7 +76,8 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         layers -= fields.integer("nextn_predict_layers", 0, layers - 1, 0)
     hidden = fields.integer("embedding_length", 1, MAX_WIDTH)
     heads = _same(fields, "attention.head_count", layers, MAX_HEADS)
-    kv_heads = _same(fields, "attention.head_count_kv", layers, MAX_HEADS, heads)
+    recurrent = recurrent_layers(gguf, layers)
+    kv_heads = _same(fields, "attention.head_count_kv", layers, MAX_HEADS, heads, recurrent)
     if heads % kv_heads:
         raise fields.error(
             "attention.head_count_kv", f"is {kv_heads}, which does not divide {heads} query heads"
@@ -110,6 +112,7 @@ def read_spec(gguf: GGUF) -> ModelSpec:
                 layer,
                 rope=None if family.learned else layer.rope,
                 experts=ROUTER.format(at) in gguf.tensors,
+                recurrent=recurrent[at],
             )
             for at, layer in enumerate(_layers(fields, architecture, layers, window, positions))
         ),
@@ -123,6 +126,7 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         mlp_bias="blk.0.ffn_down.bias" in gguf.tensors,
         experts=experts,
         learned_positions=family.learned,
+        recurrence=read_recurrence(gguf, fields, recurrent),
         bos=read_token(tokens, "bos_token_id", vocab),
         eos=tuple(dict.fromkeys(token for token in eos if token is not None)),
         **_scales(fields, architecture, hidden, heads, layers),
@@ -138,12 +142,26 @@ def _switches(gguf: GGUF, architecture: Architecture) -> dict[str, Any]:
     return switches
 
 
-def _same(fields: Fields, name: str, layers: int, most: int, default: int | None = None) -> int:
-    """A number for all layers, which some files give for each."""
+def _same(
+    fields: Fields,
+    name: str,
+    layers: int,
+    most: int,
+    default: int | None = None,
+    but: Sequence[bool] = (),
+) -> int:
+    """A number for all layers, which some files give for each.
+
+    Args:
+        but: the layers that have none.
+    """
     if not fields.holds_list(name):
         return fields.integer(name, 1, most, default)
     numbers = fields.items(name, int)
-    if len(numbers) != layers or len(set(numbers)) != 1:
+    whole = len(numbers) == layers
+    if whole and any(but):
+        numbers = [number for number, has_none in zip(numbers, but, strict=True) if not has_none]
+    if not whole or len(set(numbers)) != 1:
         raise fields.error(
             name, f"is {shown(numbers)}; layers of different sizes are not supported"
         )

@@ -1,0 +1,26 @@
+"""What is where in the pages of a model."""
+
+from kvrt.model.spec import ModelSpec
+from kvrt.spi import DType, KVFormat, KVLayout, PageLayout, StateLayout
+
+
+def layouts_of(spec: ModelSpec, page_size: int, keys: KVFormat, states: DType) -> list[PageLayout]:
+    """The pages of each of `ModelSpec.groups`.
+
+    Args:
+        page_size: tokens in a page.
+        keys: how keys and values are kept.
+        states: how recurrences keep what they do: as what the model computes in.
+    """
+    return [
+        StateLayout(states, len(group.layers), group.width, page_size)
+        if group.width
+        else KVLayout.packed(
+            keys,
+            layers=len(group.layers),
+            kv_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+            page_size=page_size,
+        )
+        for group in spec.groups
+    ]
