@@ -71,6 +71,10 @@ PROMISES = {
     "that is the same in every process; the tokens themselves are compared, so colliding "
     "hashes are never a wrong answer.",
     "P32": "Nothing that is asked of the server makes a connection to anywhere.",
+    "P33": "A batch that is killed at any call that keeps something, or at any moment, and begun "
+    "again, ends with each line exactly once in its output or its errors, and counts that add up.",
+    "P34": "A batch with a line that cannot be asked is refused with the line's number, and "
+    "nothing is asked; one that is cancelled, or whose time is over, keeps what was answered.",
     "P35": "SIGTERM: nothing more is taken, answers end, or are cut at the deadline with an error "
     "event, and the exit code is 0; a second one ends the process at once.",
     "P36": "A broken plug-in never breaks the command line, `kvrt doctor` or other backends; "

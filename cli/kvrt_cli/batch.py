@@ -1,105 +1,273 @@
-"""``kvrt run --prompts FILE``: every line a prompt, all of them one continuous batch."""
+"""``kvrt batch``: a file of requests in, a file of answers out."""
 
-import time
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sqlite3
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvrt.errors import KvrtError
-from kvrt.sampling import SamplingParams
-from kvrt_cli.answer import as_json, error_json, report
-from kvrt_cli.asking import Asking
-from kvrt_cli.errors import REPORT, explain_request
-from kvrt_cli.progress import line_bar
-from kvrt_cli.prompts import Item
+import click
+
+from kvrt.errors import ConfigError, KvrtError, RequestError
+from kvrt_cli.errors import of_the_system
+from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option, share_options
+from kvrt_cli.meter import Meter, metered, summary
+from kvrt_cli.naming import TINY, model_name
+from kvrt_cli.options import color_option, dtype_option, runtime_config, runtime_options
+from kvrt_cli.run import open_runtime
+from kvrt_cli.sections import BATCH, SectionedCommand
+from kvrt_cli.serve import check_extra, open_embedder
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from kvrt import Runtime, Stream
+    from kvrt.batches.run import Runner
+    from kvrt.batches.words import Batch
+    from kvrt.embedding.embedder import Embedder
+    from kvrt.runtime import Runtime
+    from kvrt.server.batches.local import Job
 
-WINDOW = 4
-"""Requests in flight, in multiples of `max_running`: enough that the batch stays full while the
-oldest answer is waited for, and few enough that a long file does not fill the memory."""
+UNITS = {"m": 60, "h": 3600, "d": 86_400}
+PERIOD = re.compile(r"([1-9][0-9]{0,5})([mhd])", re.ASCII)
+SHOWN = 10
+"""Problems of an input that are told."""
 
-
-@dataclass(slots=True)
-class _Asked:
-    """A line of the file, and what became of it so far: a stream, or the error it failed with."""
-
-    item: Item
-    params: SamplingParams | None = None
-    stream: "Stream | None" = None
-    error: KvrtError | None = None
+file_path = click.Path(path_type=Path, dir_okay=False)
 
 
-def answer_all(
-    terminal: Terminal, runtime: "Runtime", asking: Asking, items: Sequence[Item], *, verbose: bool
-) -> int:
-    """Answer every item; one JSON line each on stdout, in the order of the file.
+def period(value: str) -> int:
+    """A time such as ``24h``, in seconds."""
+    match = PERIOD.fullmatch(value)
+    if match is None:
+        raise click.BadParameter("it is a number of minutes, hours or days, such as 24h")
+    return int(match[1]) * UNITS[match[2]]
 
-    A line that cannot be asked, or fails, has an ``error`` and is counted. Ctrl-C and SIGTERM
-    abort what runs, and print it as far as it came.
 
-    Returns:
-        How many lines failed.
+@click.group("batch", short_help="A file of requests in, a file of answers out.")
+@color_option
+def batch() -> None:
+    """Answer a file of requests, each exactly once, whatever happens meanwhile."""
+
+
+@batch.command("run", cls=SectionedCommand, sections=BATCH)
+@click.argument("model", required=False, type=model_name)
+@click.option("-i", "--input", required=True, type=file_path, metavar="FILE", help="The requests.")
+@click.option("-o", "--output", required=True, type=file_path, metavar="FILE", help="The answers.")
+@click.option(
+    "--errors",
+    type=file_path,
+    metavar="FILE",
+    help="Lines that have none, and why; made only if there are some. Default: the output's name"
+    " with .errors before its ending.",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Where it is kept what has been answered. Default: the output's name with .state.",
+)
+@click.option("--retry", is_flag=True, help="Ask lines again that have failed.")
+@click.option(
+    "--restart", is_flag=True, help="Begin anew, whatever was answered; write over the output."
+)
+@click.option(
+    "--within",
+    "seconds",
+    type=period,
+    metavar="TIME",
+    help="Ask no more lines after so long, such as 24h: those that are left are errors.",
+)
+@click.option(
+    "--alias",
+    multiple=True,
+    metavar="NAME",
+    help="What lines may call MODEL, beside its name; may be given several times. *: anything.",
+)
+@click.option("--embed-model", metavar="MODEL", help="Answers lines that want vectors.")
+@click.option(
+    "--chat-template",
+    metavar="FILE",
+    help="For a model that has none, or in place of its own; plain: one that is built in.",
+)
+@runtime_options
+@prefix_cache_option(
+    default=True,
+    text="Keep the pages of answered prompts for those that begin with the same tokens (default),"
+    " or not.",
+)
+@memory_options
+@share_options
+@lasting_options
+@dtype_option
+@click.option("-t", "--threads", type=click.IntRange(1), metavar="N", help="Host threads.")
+@click.option(
+    "--json", "as_json", is_flag=True,
+    help="Print where it stands once a second, and at the end: a JSON object a line.",
+)  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="Print errors alone.")
+@color_option
+@click.pass_obj
+def run(
+    terminal: Terminal,
+    /,
+    model: str | None,
+    input: Path,
+    output: Path,
+    errors: Path | None,
+    state: Path | None,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Answer a file of requests.
+
+    A line is a request as of OpenAI's batches: {"custom_id": ..., "method": "POST", "url":
+    "/v1/chat/completions", "body": {...}}. All of the file is checked first. MODEL is as of kvrt
+    run; without it, each line is answered by the model that it names, one model after the other.
+
+    Stopped by Ctrl-C, a kill, or a loss of power, the same command goes on where it was. See
+    docs/batch.md.
     """
-    started = time.perf_counter()
-    waiting, flying = deque(items), deque[_Asked]()
-    done: list[_Asked] = []
-    window = WINDOW * runtime.config.max_running
+    terminal.quiet = quiet
+    check_extra("batch")
+    from kvrt.server.batches.local import Job
+    from kvrt.server.served import read_template
 
-    def finish() -> None:
-        if flying[0].stream is not None:
-            flying[0].error = flying[0].stream.wait().error
-        done.append(flying.popleft())
-        terminal.json(_line(done[-1]))
-
-    with line_bar(terminal, len(items)) as advance:
-        try:
-            while waiting or flying:
-                while waiting and len(flying) < window:
-                    flying.append(_ask(runtime, asking, waiting.popleft()))
-                finish()
-                advance()
-        except (KeyboardInterrupt, SystemExit):
-            for asked in flying:
-                if asked.stream is not None:
-                    asked.stream.close()
-            while flying:
-                finish()
-            raise
-    failed = [(asked.item.line, asked.error) for asked in done if asked.error is not None]
-    for line, error in failed:
-        terminal.traceback(error)
-        cause, fix = explain_request(error)
-        terminal.error(f"line {line}: {cause}", fix)
-    if verbose:
-        results = [asked.stream.wait() for asked in done if asked.stream is not None]
-        report(terminal, runtime, results, time.perf_counter() - started)
-    return len(failed)
+    template = options["chat_template"]
+    job = Job(
+        input=input.absolute(),
+        output=output.absolute(),
+        errors=(errors or output.with_name(f"{output.stem}.errors{output.suffix}")).absolute(),
+        state=(state or output.with_name(f"{output.name}.state")).absolute(),
+        model=model,
+        template=None if template is None else read_template(template),
+        **{name: options[name] for name in ("embed_model", "alias", "seconds", "retry", "restart")},
+    )
+    _check(job)
+    runtime_config(model or TINY, options)  # bad values are refused before anything is begun
+    with contextlib.closing(_Command(terminal, job, options, as_json=as_json)) as command:
+        found, number = asyncio.run(command.go_on())
+    if number:
+        raise SystemExit(128 + number)
+    if found.failed or found.left:
+        click.get_current_context().exit(1)
 
 
-def _ask(runtime: "Runtime", asking: Asking, item: Item) -> _Asked:
-    if item.error is not None:
-        return _Asked(item, error=item.error)
+def _check(job: "Job") -> None:
+    if len({job.input, job.output, job.errors}) < 3:
+        raise click.UsageError("input, output and errors are three different files")
+    for path in (job.output, job.errors, job.state):
+        if not path.parent.is_dir():
+            raise click.UsageError(f"{path.parent} is no folder")
     try:
-        prompt, params = asking.prepare(item.prompt, item.wishes)
-        return _Asked(item, params, runtime.stream(prompt, params, adapter=asking.adapter))
-    except KvrtError as error:
-        return _Asked(item, error=error)
-    except Exception as error:  # whatever it is, it is about this line, and the others go on
-        unexpected = KvrtError(f"unexpected {type(error).__name__}", fix=REPORT)
-        unexpected.__cause__ = error
-        return _Asked(item, error=unexpected)
+        job.input.open("rb").close()
+    except OSError as error:
+        raise click.UsageError(f"--input: {of_the_system(error)}") from None
 
 
-def _line(asked: _Asked) -> dict[str, Any]:
-    value: dict[str, Any] = {"line": asked.item.line}
-    if asked.item.id is not None:
-        value["id"] = asked.item.id
-    if asked.stream is not None and asked.params is not None:
-        value |= as_json(asked.stream.wait(), asked.params)
-    elif asked.error is not None:
-        value["error"] = error_json(asked.error)
-    return value
+class _Command:
+    """One call of the command.
+
+    Args:
+        options: of the model and its memory.
+    """
+
+    def __init__(
+        self, terminal: Terminal, job: "Job", options: dict[str, Any], *, as_json: bool
+    ) -> None:
+        from kvrt.batches.store import Store
+        from kvrt.server.batches.local import entered
+
+        self._terminal = terminal
+        self._job = job
+        self._options = options
+        self._as_json = as_json
+        self._signal = 0
+        self._store = Store(job.state)
+        try:
+            self._batch = entered(self._store, job)
+        except BaseException:
+            self._store.close()
+            raise
+
+    def close(self) -> None:
+        self._store.close()
+
+    async def go_on(self) -> "tuple[Batch, int]":
+        """The batch as it stands then, and the signal that has ended it before."""
+        from kvrt.server.batches.local import Models, runner
+
+        begun = self._batch
+        if begun.over:
+            self._tell(Meter(begun))
+            return begun, 0
+        if answered := begun.total - begun.left:
+            self._terminal.note(f"going on: {answered} of {begun.total} lines have been answered")
+        models = Models(self._job, self._open_runtime, self._open_embedder)
+        with metered(self._terminal, begun, as_json=self._as_json) as meter:
+            worker = runner(self._store, models, self._options["max_running"], meter.watch)
+            self._listen(worker)
+            try:
+                found = await worker.run(begun.id)
+            except (OSError, sqlite3.Error) as error:
+                raise KvrtError(
+                    f"answers cannot be kept: {error}",
+                    fix="make room; the same command goes on from there",
+                ) from None
+            finally:
+                await models.close()
+        if found.status == "failed":
+            raise self._refused(found)
+        self._tell(meter)
+        return found, self._signal if not found.over else 0
+
+    def _listen(self, worker: "Runner") -> None:
+        loop = asyncio.get_running_loop()
+
+        def end(number: int) -> None:
+            if self._signal:
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            self._signal = number
+            worker.stop()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, partial(end, number))
+
+    def _tell(self, meter: Meter) -> None:
+        if self._as_json:
+            self._terminal.json(meter.as_json())
+        found = meter.batch
+        self._terminal.note(summary(meter))
+        if not found.over:
+            self._terminal.note("stopped; the same command goes on from there")
+        elif found.failed or found.left:
+            errors = found.failed + found.left
+            self._terminal.error(
+                f"{errors} of {found.total} lines have no answer: {self._job.errors} says why",
+                "ask them again with --retry",
+            )
+
+    def _refused(self, found: "Batch") -> RequestError:
+        """An input with lines that cannot be asked."""
+        for problem in found.problems[:SHOWN]:
+            where = "" if problem.line is None else f"line {problem.line}: "
+            self._terminal.error(f"{where}{problem.message}")
+        if len(found.problems) > SHOWN:
+            self._terminal.error(f"and {len(found.problems) - SHOWN} others, or more")
+        return RequestError(f"{self._job.input} cannot be asked; nothing was", fix="mend it")
+
+    def _open_runtime(self, name: str) -> "contextlib.AbstractContextManager[Runtime]":
+        return open_runtime(self._terminal, runtime_config(name, self._options))
+
+    @contextlib.contextmanager
+    def _open_embedder(self, name: str) -> "Iterator[Embedder]":
+        with open_embedder(name, runtime_config(TINY, self._options)) as embedder:
+            if embedder is None:
+                raise ConfigError("no model makes vectors", fix="name it with --embed-model")
+            yield embedder

@@ -16,7 +16,7 @@ import click
 
 from kvrt_cli.main import cli
 
-MARKED = re.compile(r"(<!-- options of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- options of ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def with_options(text: str) -> str:
@@ -29,12 +29,14 @@ def with_options(text: str) -> str:
 
 
 def options(name: str) -> str:
-    """A Markdown table of a command's options; ``kvrt`` is the group itself."""
-    ctx = group = click.Context(cli, info_name="kvrt", **cli.context_settings)
+    """A Markdown table of a command's options; ``kvrt`` is the group itself, and ``batch run`` a
+    command of a command."""
+    ctx = click.Context(cli, info_name="kvrt", **cli.context_settings)
     command: click.Command = cli
-    if name != "kvrt":
-        command = cli.commands[name]
-        ctx = click.Context(command, group, name)
+    for word in name.split() if name != "kvrt" else ():
+        assert isinstance(command, click.Group), "only groups have commands"
+        command = command.commands[word]
+        ctx = click.Context(command, ctx, word)
     records = [parameter.get_help_record(ctx) for parameter in command.get_params(ctx)]
     rows = [f"| `{_cell(names)}` | {_cell(text)} |\n" for names, text in filter(None, records)]
     return "".join(["| option | meaning |\n", "| --- | --- |\n", *rows])

@@ -55,7 +55,19 @@ Environment:
 class Commands(Mapping[str, click.Command]):
     """The sub-commands, each in the module of its name, which is loaded when it is asked for."""
 
-    NAMES = ("bench", "ctl", "doctor", "embed", "merge", "models", "run", "serve", "show", "top")
+    NAMES = (
+        "batch",
+        "bench",
+        "ctl",
+        "doctor",
+        "embed",
+        "merge",
+        "models",
+        "run",
+        "serve",
+        "show",
+        "top",
+    )
 
     def __getitem__(self, name: str) -> click.Command:
         if name not in self.NAMES:
@@ -123,7 +135,7 @@ class Cli(click.Group):
         name = next((arg for arg in args if arg in self.commands), "")
         hint = " ".join(["see kvrt", *([name] if name else []), "--help"])
         terminal.traceback(error)
-        terminal.error(*explain(error, self.commands.get(name, self), hint))
+        terminal.error(*explain(error, _named(self, args), hint))
         return int(getattr(error, "exit_code", 5 if isinstance(error, MemoryError) else 1))
 
     def resolve_command(
@@ -133,6 +145,14 @@ class Cli(click.Group):
         if not NAME.fullmatch(args[0]):
             raise ConfigError("no such command", fix=f'{TINY} answers: kvrt run {TINY} "..."')
         return super().resolve_command(ctx, args)
+
+
+def _named(command: click.Command, args: Sequence[str]) -> click.Command:
+    """The command that the arguments name, or one in it."""
+    for arg in args:
+        if isinstance(command, click.Group):
+            command = command.commands.get(arg, command)
+    return command
 
 
 @contextmanager
@@ -180,6 +200,7 @@ def cli() -> None:
       kvrt run                        the bundled model completes a text
       kvrt run DIRECTORY "a prompt"   any Hugging Face checkpoint
       kvrt serve DIRECTORY            ... for clients of OpenAI's API
+      kvrt batch run -i FILE -o FILE  a file of requests in, a file of answers out
       kvrt embed DIRECTORY "a text"   its vector, by a model for that
       kvrt show DIRECTORY             what a model takes, and how much of it fits here
       kvrt doctor                     what works on this machine, and how to mend the rest

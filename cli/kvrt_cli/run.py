@@ -14,8 +14,8 @@ from kvrt.errors import RequestError
 from kvrt.sampling import SamplingParams
 from kvrt.units import format_bytes
 from kvrt_cli.answer import Style, answer
+from kvrt_cli.answers import answer_all
 from kvrt_cli.asking import asking
-from kvrt_cli.batch import answer_all
 from kvrt_cli.errors import of_the_system
 from kvrt_cli.memory import (
     lasting_options,

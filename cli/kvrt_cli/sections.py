@@ -42,6 +42,15 @@ SERVE: Sections = {
     "Scheduling": SCHEDULING,
     "Output": OUTPUT,
 }  # fmt: skip
+BATCH: Sections = {
+    "Batch": ("input", "output", "errors", "state", "retry", "restart", "seconds", "alias",
+              "embed_model", "chat_template"),
+    "Output": OUTPUT,
+    "Model and device": MODEL,
+    "KV memory": MEMORY,
+    "Sharing": SHARING,
+    "Scheduling": SCHEDULING,
+}  # fmt: skip
 BENCH: Sections = {
     "Tests": ("prompt_tokens", "new_tokens", "pairs", "batch", "repetitions", "no_warmup"),
     "Output": OUTPUT,

@@ -225,7 +225,7 @@ def serve(
     SIGTERM or Ctrl-C.
     """
     terminal.quiet = quiet
-    _check_extra()
+    check_extra("serve")
     from kvrt.server.config import ServerConfig
     from kvrt.server.keys import add_key
     from kvrt.server.limits import Limits
@@ -248,7 +248,7 @@ def serve(
     with (
         contextlib.closing(prepared),
         open_runtime(terminal, wanted) as runtime,
-        _embedder(config.embed_model, wanted) as embedder,
+        open_embedder(config.embed_model, wanted) as embedder,
     ):
 
         def begun() -> None:
@@ -258,7 +258,7 @@ def serve(
 
 
 @contextlib.contextmanager
-def _embedder(model: str | None, config: RuntimeConfig) -> "Iterator[Embedder | None]":
+def open_embedder(model: str | None, config: RuntimeConfig) -> "Iterator[Embedder | None]":
     """What makes vectors of texts, on the device of the model that answers."""
     if model is None:
         yield None
@@ -275,10 +275,11 @@ def _embedder(model: str | None, config: RuntimeConfig) -> "Iterator[Embedder | 
         yield embedder
 
 
-def _check_extra() -> None:
+def check_extra(command: str) -> None:
+    """Raise `ConfigError` if what a command needs is not installed."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"kvrt serve needs what is not installed: {', '.join(missing)}",
+            f"kvrt {command} needs what is not installed: {', '.join(missing)}",
             fix="pip install 'kvrt[serve]'",
         )

@@ -40,6 +40,7 @@ def make_app(service: Service, embedder: "Embedder | None" = None) -> Starlette:
         embedder: makes vectors of texts; None: nothing does.
     """
     plain, about, served = Plain(service), About(service), service.served
+    embeddings = Embeddings(embedder, strict=served.strict, any_name=served.any_name)
     gets: dict[str, Handler] = {
         **{path: page.handler(path) for path in page.FILES},
         "/status": Status(service).status,
@@ -58,7 +59,7 @@ def make_app(service: Service, embedder: "Embedder | None" = None) -> Starlette:
         "/api/show": about.show,
         "/tokenize": plain.tokenize,
         "/detokenize": plain.detokenize,
-        "/v1/embeddings": Embeddings(service, embedder).create,
+        "/v1/embeddings": embeddings.create,
         "/v1/messages/count_tokens": plain.count_tokens,
     }
     apis: dict[str, Api] = {

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from kvrt.aio.runtime import AsyncRuntime
+from kvrt.aio.runtime import TIMEOUT_S, AsyncRuntime
 from kvrt.aio.stream import AsyncStream
 from kvrt.errors import RequestError
 from kvrt.outputs import Delta, Result
@@ -140,12 +140,16 @@ async def ask(
     asks: Sequence[Ask],
     salt: str,
     keep: Callable[[Sequence[Result]], None] | None = None,
+    *,
+    priority: int = 0,
+    timeout: float | None = TIMEOUT_S,
 ) -> Answers:
     """Ask for all; if one is refused, none is answered.
 
     Args:
         salt: with whose requests they may share KV pages.
         keep: see `Answers`.
+        priority, timeout: see `AsyncRuntime.stream`.
 
     Raises:
         KvrtError: see `AsyncRuntime.stream`.
@@ -153,17 +157,21 @@ async def ask(
     streams: list[AsyncStream] = []
     try:
         for each in asks:
-            streams.append(await _stream(runtime, each, salt))
+            streams.append(await _stream(runtime, each, salt, priority, timeout))
     except BaseException:
         Answers(streams).close()
         raise
     return Answers(streams, keep)
 
 
-async def _stream(runtime: AsyncRuntime, each: Ask, salt: str) -> AsyncStream:
+async def _stream(
+    runtime: AsyncRuntime, each: Ask, salt: str, priority: int, timeout: float | None
+) -> AsyncStream:
     """What is wrong with a constraint is told by the name that the client knows it by."""
     try:
-        return await runtime.stream(each.prompt, each.params, cache_salt=salt)
+        return await runtime.stream(
+            each.prompt, each.params, cache_salt=salt, priority=priority, timeout=timeout
+        )
     except RequestError as error:
         if error.param != "constraint" or not each.held_by:
             raise

@@ -15,7 +15,6 @@ from kvrt.server.errors import Refusal
 from kvrt.server.fields import Name, TokenId, decode
 from kvrt.server.http import read_body
 from kvrt.server.plain import answer
-from kvrt.server.service import Service
 
 if TYPE_CHECKING:
     from kvrt.embedding.embedder import Embedder
@@ -47,27 +46,28 @@ class Embeddings:
     """The route.
 
     Args:
-        service: that it is part of.
         embedder: makes the vectors; None: nothing does.
+        strict: fields that are not known are refused.
+        any_name: every name is the model's.
     """
 
-    def __init__(self, service: Service, embedder: "Embedder | None") -> None:
-        self._service = service
+    def __init__(self, embedder: "Embedder | None", *, strict: bool, any_name: bool) -> None:
         self._embedder = embedder
+        self._strict = strict
+        self._any_name = any_name
 
     async def create(self, request: Request) -> Response:
         """Answer one request."""
-        if self._embedder is None:
-            raise Refusal(
-                HTTPStatus.NOT_FOUND,
-                "this server has no model for embeddings: it was started without --embed-model",
-                code="model_not_found",
-            )
-        body = await read_body(request.scope, request.receive, MAX_BODY)
-        asked = decode(body, EmbeddingRequest, strict=self._service.served.strict)
-        self._check_name(self._embedder, asked.model)
+        self._check_there()
+        return answer(await self.of(await read_body(request.scope, request.receive, MAX_BODY)))
+
+    async def of(self, body: bytes) -> dict[str, Any]:
+        """The answer to a request's body."""
+        embedder = self._check_there()
+        asked = decode(body, EmbeddingRequest, strict=self._strict)
+        self._check_name(embedder, asked.model)
         made = await asyncio.to_thread(
-            self._embedder.embed,
+            embedder.embed,
             _several(asked.input),
             prompt=asked.prompt,
             truncate=asked.truncate,
@@ -85,11 +85,21 @@ class Embeddings:
         ]
         count = sum(made.tokens)
         usage = {"prompt_tokens": count, "total_tokens": count}
-        return answer({"object": "list", "data": data, "model": asked.model, "usage": usage})
+        return {"object": "list", "data": data, "model": asked.model, "usage": usage}
+
+    def _check_there(self) -> "Embedder":
+        """What makes the vectors."""
+        if self._embedder is None:
+            raise Refusal(
+                HTTPStatus.NOT_FOUND,
+                "this server has no model for embeddings: it was started without --embed-model",
+                code="model_not_found",
+            )
+        return self._embedder
 
     def _check_name(self, embedder: "Embedder", name: str) -> None:
         own = Path(embedder.name).expanduser().name
-        if name not in (own, embedder.name) and not self._service.served.any_name:
+        if name not in (own, embedder.name) and not self._any_name:
             raise Refusal(
                 HTTPStatus.NOT_FOUND,
                 f"no such model; this server makes embeddings with {own}",

@@ -1,0 +1,55 @@
+"""A folder of batches, and the one thread that works on it."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from kvrt.batches.catalog import Batches
+from kvrt.batches.database import Database
+from kvrt.batches.files import Files
+from kvrt.batches.work import Work
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Store:
+    """See the module. The loop asks it by `do`.
+
+    Args:
+        folder: made if it is missing.
+        clock: seconds since the epoch.
+
+    Raises:
+        ConfigError: the folder cannot be used, or another process has it.
+    """
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+        self.clock = clock
+        self.database = Database(folder)
+        self.batches = Batches(self.database, clock)
+        self.work = Work(self.database)
+        self.files = Files(self.database, clock)
+        self._thread = ThreadPoolExecutor(1, "kvrt-batches")
+        self._sweep()
+
+    async def do(self, call: Callable[P, R], *args: P.args, **named: P.kwargs) -> R:
+        """A call of its parts, on its thread, in turn with all others."""
+        whole = partial(call, *args, **named)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, whole)
+
+    def close(self) -> None:
+        """What was begun ends first. Safe to call twice."""
+        self._thread.shutdown()
+        self.work.close()
+        self.database.close()
+
+    def _sweep(self) -> None:
+        """What a kill may have left goes."""
+        self.work.sweep(self.batches.unfinished())
+        open = self.batches.open()
+        self.files.sweep([name for each in open for name in (each.output, each.errors)])
