@@ -115,7 +115,7 @@ def _facts(model: str, options: Mapping[str, Any], headers: Path) -> dict[str, A
     backend = Environment().backend if config.backend == "auto" else config.backend
     device = open_device(backend, config.device, DeviceOptions())
     try:
-        check_shape(source.shape, source.spec.head_dim, device)
+        check_shape(source.shape, source.spec, device)
         info, free = device.info, device.memory.info().free
         if options["memory"] is not None:
             free = parse_bytes(options["memory"], whole=info.total_bytes)

@@ -26,6 +26,8 @@ class Activations(NamedTuple):
     v: Tensor
     attended: Tensor
     attended_rows: Tensor
+    low: Tensor
+    raw: Tensor
     gated: Tensor
     heat: Tensor
     logits: Tensor
@@ -41,10 +43,19 @@ class Activations(NamedTuple):
         def tensor(*shape: int) -> Tensor:
             return torch.empty(count, *shape, dtype=dtype, device=device)
 
-        heads = (spec.heads, spec.kv_heads, spec.kv_heads)
-        qkv = tensor(sum(heads) * spec.head_dim)
-        q, k, v = qkv.view(count, -1, spec.head_dim).split_with_sizes(heads, 1)
-        attended = tensor(spec.heads, spec.head_dim)
+        attended = tensor(spec.heads, spec.value_dim)
+        if (latent := spec.latent) is None:
+            heads = (spec.heads, spec.kv_heads, spec.kv_heads)
+            qkv = tensor(sum(heads) * spec.head_dim)
+            q, k, v = qkv.view(count, -1, spec.head_dim).split_with_sizes(heads, 1)
+            rows, low, raw = attended.view(count, -1), tensor(0), tensor(0)
+        else:
+            queries = spec.heads * latent.width
+            qkv = tensor((latent.query_rank or queries) + spec.head_dim)
+            q, k = tensor(spec.heads, spec.head_dim), qkv[:, None, -spec.head_dim :]
+            v, rows, low = k[..., : latent.rank], tensor(spec.attended), tensor(latent.query_rank)
+            raw = tensor(queries) if latent.query_rank else qkv[:, :queries]
+            raw = raw.view(count, spec.heads, -1)
         experts, chosen, shared = 0, 0, 0
         if spec.experts is not None:
             experts, shared = spec.experts.count, spec.experts.shared
@@ -59,7 +70,9 @@ class Activations(NamedTuple):
             k=k,
             v=v,
             attended=attended,
-            attended_rows=attended.view(count, -1),
+            attended_rows=rows,
+            low=low,
+            raw=raw,
             gated=tensor(spec.intermediate),
             heat=tensor(1, 1) if spec.query_beta else tensor(0, 0),
             logits=torch.empty(count, experts, device=device),
@@ -77,8 +90,11 @@ class Activations(NamedTuple):
     @staticmethod
     def width(spec: ModelSpec) -> int:
         """Elements for each token, what operators in plain torch need for a moment included."""
-        heads = spec.heads + 2 * spec.kv_heads
-        kept = 2 * spec.hidden + (heads + spec.heads) * spec.head_dim + spec.intermediate
+        heads = 2 * (spec.heads + spec.kv_heads) * spec.head_dim
+        if spec.latent is not None:
+            of_queries = spec.heads * spec.latent.width + 2 * spec.latent.query_rank
+            heads += of_queries + spec.attended
+        kept = 2 * spec.hidden + heads + spec.intermediate
         # Cosines and sines are float32 also where the others are of 16 bits.
         kept += 2 * sum(rope.width(spec.head_dim) for rope in spec.ropes)
         passing = max(2 * spec.hidden, 2 * spec.intermediate, _of_experts(spec))

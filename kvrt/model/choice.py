@@ -14,7 +14,7 @@ from kvrt.model.rope import for_context
 from kvrt.model.source import Source
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights import NOTHING_PACKED, Packing, weight_bytes, weights_of
-from kvrt.spi import Device, DType
+from kvrt.spi import Capability, Device, DType
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +93,26 @@ def choose(
     return Choice(spec, chosen, packing, positions)
 
 
-def check_shape(shape: Path, head_dim: int, device: Device) -> None:
-    """Raise `ModelError` if the device has no attention for heads as wide as a model's.
+def check_shape(shape: Path, spec: ModelSpec, device: Device) -> None:
+    """Raise `ModelError` if the device has no attention for heads as a model's are.
 
     Args:
         shape: the file that says so.
     """
-    sizes = device.info.head_dims
-    if sizes and head_dim not in sizes:
+    info, reason = device.info, ""
+    if spec.latent is not None and Capability.VALUE_WIDTHS not in info.capabilities:
+        reason = (
+            "has latents, whose values are the beginning of their keys, but attention on"
+            f" {info.backend} does not declare VALUE_WIDTHS"
+        )
+    for name, size in (("head_dim", spec.head_dim), ("a latent's rank", spec.value_dim)):
+        if info.head_dims and size not in info.head_dims:
+            sizes = ", ".join(map(str, info.head_dims))
+            reason = f"{name} is {size}, but attention on {info.backend} is made for {sizes}"
+            break
+    if reason:
         raise ModelError(
-            f"{shape}: head_dim is {head_dim}, but attention on"
-            f" {device.info.backend} is made for {', '.join(map(str, sizes))}",
+            f"{shape}: {reason}",
             fix="load another model, or look for another backend: kvrt doctor lists them",
         )
 

@@ -67,7 +67,8 @@ def read_config(path: Path) -> ModelSpec:
     vocab = fields.integer("vocab_size", 1, MAX_VOCAB)
     hidden = fields.integer("hidden_size", 1, MAX_WIDTH)
     heads = fields.integer("num_attention_heads", 1, MAX_HEADS)
-    kv_heads = _kv_heads(fields, heads)
+    latent = None if family.latent is None else family.latent(fields)
+    kv_heads = 1 if latent else _kv_heads(fields, heads)
     if heads % kv_heads:
         raise fields.error(
             "num_key_value_heads", f"is {kv_heads}, which does not divide {heads} query heads"
@@ -78,8 +79,11 @@ def read_config(path: Path) -> ModelSpec:
         experts, sparse = family.mixture(fields, len(layers))
         layers = [replace(one, experts=has) for one, has in zip(layers, sparse, strict=True)]
     max_positions = fields.integer("max_position_embeddings", 1, MAX_POSITIONS)
-    head_dim = _head_dim(fields, "head_dim" in family.defaults, hidden, heads)
-    ropes = () if family.learned else read_ropes(fields, family, head_dim, max_positions)
+    if latent is None:
+        head_dim, dims = _head_dim(fields, "head_dim" in family.defaults, hidden, heads), 0
+    else:
+        head_dim, dims = latent.rank + latent.rotated, latent.rotated
+    ropes = () if family.learned else read_ropes(fields, family, head_dim, max_positions, dims)
     stretched = max((rope.stretched_positions for rope in ropes[:1]), default=0)
     return ModelSpec(
         architecture=architecture,
@@ -101,6 +105,7 @@ def read_config(path: Path) -> ModelSpec:
         o_bias=_says(fields, family.o_bias),
         mlp_bias=_says(fields, family.mlp_bias),
         experts=experts,
+        latent=latent,
         learned_positions=family.learned,
         bos=read_token(fields, "bos_token_id", vocab),
         eos=read_tokens(fields, "eos_token_id", vocab),

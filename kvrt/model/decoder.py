@@ -24,6 +24,7 @@ from kvrt.model.activations import Activations, computed_in
 from kvrt.model.branches import Branches
 from kvrt.model.experts import Mixture
 from kvrt.model.graphs import DecodeGraphs, padded
+from kvrt.model.latent import Latents
 from kvrt.model.lora.adapter import Adapters
 from kvrt.model.lora.ops import AdaptedOps, segments_of
 from kvrt.model.mixers import Mixer
@@ -114,6 +115,7 @@ class Decoder:
         self.adapters = Adapters(spec, weights, device, self.dtype)
         self._mixture = Mixture(spec, self._ops, device)
         self._mixer = Mixer(spec, device)
+        self._latents = None if spec.latent is None else Latents(spec.latent, self._ops, device)
         self._work: Activations | None = None
         capture = device.extension(GraphCapture)  # type: ignore[type-abstract]
         self._graphs: DecodeGraphs | None = None
@@ -121,6 +123,7 @@ class Decoder:
             capture is not None
             and dense is not None
             and branches.recordable(spec, self._branches.recordable, self._mixture.recordable)
+            and (self._latents is None or self._latents.recordable)
         ):
             ragged = Capability.RAGGED_GRAPHS in device.info.capabilities
             self._graphs = DecodeGraphs(capture, ragged)
@@ -226,7 +229,7 @@ class Decoder:
     ) -> None:
         """All layers, from the embedded tokens in ``work.x`` to the last layer's output there."""
         ops = ops or self._ops
-        run, parallel = self._attention.run, self.spec.parallel
+        run, parallel, latents = self._attention.run, self.spec.parallel, self._latents
         around = self._branches.by(ops)
         norm, mlp, add = around.norm, around.mlp, around.add
         x, normed, gated = work.x, work.normed, work.gated
@@ -239,11 +242,16 @@ class Decoder:
                 mixed = self._mixer.mix(plan, layer, read, w, work, ops)
             else:
                 ops.linear(read, w.qkv, w.qkv_bias, None, qkv)
-                self._branches.norm_whole(w, work)
                 rotation = None if rope is None else work.rotations[rope]
-                ops.rotate_append(plan, layer, q, k, v, rotation, head_norm)
+                if latents is None:
+                    self._branches.norm_whole(w, work)
+                    ops.rotate_append(plan, layer, q, k, v, rotation, head_norm)
+                else:
+                    latents.append(self._attention, plan, layer, w, work, rotation, ops)
                 self._branches.heat(work, heat)
                 run(plan, layer, q, attended, attention)
+                if latents is not None:
+                    latents.values(w, work)
             if not parallel:
                 add(mixed, w.o, w.o_bias, w.attention_post_norm, x, normed)
             if w.mlp_norm is not None or not parallel:

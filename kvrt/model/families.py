@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from kvrt.model.family import ATTENTION_BIAS, LAYER_NORM, Family
 from kvrt.model.hybrids import HYBRIDS
+from kvrt.model.latents import LATENTS
 from kvrt.model.mixtures import MIXTURES
 from kvrt.model.scales import (
     cohere_scales,
@@ -326,13 +327,19 @@ FAMILIES: Mapping[str, Family] = {
     ),
     **MIXTURES,
     **HYBRIDS,
+    **LATENTS,
 }
 
 NESTED: Mapping[str, Mapping[str, str]] = {
+    "Kimi_K25ForConditionalGeneration": {
+        "deepseek_v3": "DeepseekV3ForCausalLM",
+        "kimi_k2": "DeepseekV3ForCausalLM",
+    },
     "Gemma3ForConditionalGeneration": {"gemma3_text": "Gemma3ForCausalLM"},
     "Mistral3ForConditionalGeneration": {
         "mistral": "MistralForCausalLM",
         "ministral3": "Ministral3ForCausalLM",
+        "mistral4": "Mistral4ForCausalLM",
     },
     "Qwen2VLForConditionalGeneration": {"qwen2_vl_text": "Qwen2ForCausalLM"},
     "Qwen2_5_VLForConditionalGeneration": {"qwen2_5_vl_text": "Qwen2ForCausalLM"},

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvrt.model.jsonfile import Fields
-from kvrt.model.spec import ExpertSpec, MLPActivation
+from kvrt.model.spec import ExpertSpec, LatentSpec, MLPActivation
 from kvrt.model.windows import Layers, plain_layers
 
 MAX_WIDTH = 1 << 20
@@ -44,6 +44,7 @@ class Family:
         refused: fields with values other than these say what is not supported.
         switches: what else of `ModelSpec` is the same in all of them.
         mixture: reads the experts of layers, and which layers have them; None: none has.
+        latent: reads how keys and values are made of latents; None: they are not.
     """
 
     model_type: str
@@ -68,3 +69,4 @@ class Family:
     refused: Mapping[str, Any] = field(default_factory=dict)
     switches: Mapping[str, Any] = field(default_factory=dict)
     mixture: Callable[[Fields, int], tuple[ExpertSpec, list[bool]]] | None = None
+    latent: Callable[[Fields], LatentSpec] | None = None

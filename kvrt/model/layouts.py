@@ -21,6 +21,8 @@ def layouts_of(spec: ModelSpec, page_size: int, keys: KVFormat, states: DType) -
             kv_heads=spec.kv_heads,
             head_dim=spec.head_dim,
             page_size=page_size,
+            value_dim=spec.value_dim,
+            shared=spec.latent is not None,
         )
         for group in spec.groups
     ]

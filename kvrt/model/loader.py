@@ -185,7 +185,7 @@ def load_model(
             )
         return _borrow(str(model), place, device, dtype, max_model_len, check_room)
     source = open_source(place)
-    check_shape(source.shape, source.spec.head_dim, device)
+    check_shape(source.shape, source.spec, device)
     checkpoint = None if dummy else source.checkpoint()
     choice = choose(
         source,
@@ -252,7 +252,7 @@ def _borrow(
     _check_free(name, needed, chosen, device)
     module, found = source.load(chosen, device.info.torch_device)
     spec = source.spec(found, device.info.head_dims)
-    check_shape(source.shape, spec.head_dim, device)
+    check_shape(source.shape, spec, device)
     check_room(spec, chosen, needed)
     positions = choose_length(max_model_len, spec)
     generation = read_generation(place, spec)

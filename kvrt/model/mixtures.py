@@ -89,27 +89,40 @@ def _gpt_oss(fields: Fields, layers: int) -> Mixture:
     return experts, [True] * layers
 
 
-def _glm4(fields: Fields, layers: int) -> Mixture:
-    """Also of others whose routers are DeepSeek V3's."""
+def deepseek_experts(fields: Fields, layers: int, *, grouped: bool = True) -> Mixture:
+    """Of DeepSeek V3, and of others whose routers are its own.
+
+    Args:
+        grouped: experts are in groups, as the fields say.
+    """
     count, chosen = counts(fields, 128, "n_routed_experts", "num_local_experts")
     width = _width(fields, "moe_intermediate_size")
-    groups = fields.integer("n_group", 1, count, 1)
+    groups = fields.integer("n_group", 1, count, 1) if grouped else 1
     if count % groups:
         raise fields.error("n_group", f"is {groups}, which does not divide {count} experts")
+    best = fields.integer("topk_group", 1, count, 1) if grouped else 1
     router = Router(
         "sigmoid",
         chosen,
         fields.flag("norm_topk_prob", True),
         fields.number("routed_scaling_factor", 0.0, 1e6, 1.0),
         groups,
-        min(groups, fields.integer("topk_group", 1, count, 1)),
+        min(groups, best),
     )
     if chosen > count // groups * router.groups_chosen:
         raise fields.error("num_experts_per_tok", "is more than the groups of a token have")
     shared = width * fields.integer("n_shared_experts", 0, MAX_EXPERTS, 1)
+    if fields.integer("moe_layer_freq", 1, MAX_LAYERS, 1) != 1:
+        raise fields.error("moe_layer_freq", "other than 1 is not supported")
     first = fields.integer("first_k_dense_replace", 0, MAX_LAYERS, 1)
-    experts = ExpertSpec(count, width, router, correction=True, shared=shared)
-    return experts, [layer >= first for layer in range(layers)]
+    sparse = [layer >= first for layer in range(layers)]
+    if fields.has("mlp_layer_types"):
+        kinds = fields.items("mlp_layer_types", str)
+        if len(kinds) != layers or not {"dense", "sparse"}.issuperset(kinds):
+            rule = f"must name dense or sparse for each of {layers} layers"
+            raise fields.error("mlp_layer_types", rule)
+        sparse = [kind == "sparse" for kind in kinds]
+    return ExpertSpec(count, width, router, correction=True, shared=shared), sparse
 
 
 def _phi(fields: Fields, layers: int) -> Mixture:
@@ -219,7 +232,7 @@ MIXTURES: Mapping[str, Family] = {
     "Glm4MoeForCausalLM": Family(
         "glm4_moe",
         scales=glm4_switches,
-        mixture=_glm4,
+        mixture=deepseek_experts,
         qkv_bias=ATTENTION_BIAS,
         partial=0.5,
         defaults={
@@ -232,7 +245,7 @@ MIXTURES: Mapping[str, Family] = {
     "Dots1ForCausalLM": Family(
         "dots1",
         late_layers,
-        mixture=_glm4,
+        mixture=deepseek_experts,
         qkv_bias=ATTENTION_BIAS,
         o_bias=ATTENTION_BIAS,
         defaults={

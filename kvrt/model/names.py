@@ -9,10 +9,11 @@ place of ``q``, ``k`` and ``v``) are one tensor in its files.
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-RowOrder = Literal["", "pairs", "less_one", "turns", "heads"]
+RowOrder = Literal["", "pairs", "less_one", "turns", "heads", "absorbed"]
 """``pairs``: each head's rows are in pairs, (i, i + rotated/2) beside each other; ``less_one``: of
 norm weights, 1 is taken off; ``turns``: those of gate and of up take turns; ``heads``: of each head
-in turn, those of its query, its key and its value."""
+in turn, those of its query, its key and its value; ``absorbed``: of each head in turn, those that
+make its key of a latent, which are turned, and those that make its value."""
 
 
 class Name(NamedTuple):
@@ -164,6 +165,21 @@ _LFM2: Naming = {
     "down": _layer("feed_forward.w2", "ffn_down"),
     "final_norm": Name("model.embedding_norm", "token_embd_norm"),
 }
+_HALVED_LATENTS: Naming = {
+    **_without(_experts("mlp"), "k", "v", "q_norm", "k_norm"),
+    **_shared("mlp.shared_experts"),
+    "correction": _correction("mlp.gate"),
+    "q_down": _layer("self_attn.q_a_proj", "attn_q_a"),
+    "query_norm": _layer("self_attn.q_a_layernorm", "attn_q_a_norm"),
+    "q_up": _layer("self_attn.q_b_proj", "attn_q_b"),
+    "kv_down": _layer("self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa"),
+    "latent_norm": _layer("self_attn.kv_a_layernorm", "attn_kv_a_norm"),
+    "kv_up": _layer("self_attn.kv_b_proj", "attn_kv_b", "absorbed"),
+}
+_LATENTS: Naming = {
+    part: name._replace(order="pairs") if part in ("q", "q_up", "kv_down") else name
+    for part, name in _HALVED_LATENTS.items()
+}
 
 NAMINGS: Mapping[str, Naming] = {
     "llama": LLAMA,
@@ -199,6 +215,17 @@ NAMINGS: Mapping[str, Naming] = {
         **_experts("mlp"),
         **_shared("mlp.shared_experts"),
         "correction": _correction("mlp.gate"),
+    },
+    "latents": _LATENTS,
+    "halved_latents": _HALVED_LATENTS,
+    "mistral4": {
+        **_without(_LATENTS, "expert_gate", "expert_up", "correction"),
+        "expert_gate_up": _layer("mlp.experts.{}.gate_up_proj", "ffn_gate_up_exps.{}"),
+    },
+    "latents_gguf": {
+        **_without(_LATENTS, "kv_up"),
+        "key_up": _layer("self_attn.k_b_proj", "attn_k_b"),
+        "value_up": _layer("self_attn.v_b_proj", "attn_v_b"),
     },
     "minimax_m2": {
         **_experts("block_sparse_moe", of=("w1", "w3", "w2")),

@@ -72,10 +72,8 @@ class TorchOps:
             q.copy_(self.rms_norm(q, norm.q, norm.eps))
             k.copy_(self.rms_norm(k, norm.k, norm.eps))
         if rotation is not None:
-            cos = rotation.cos.unsqueeze(1)  # [tokens, 1, rotary_dim / 2]
-            sin = rotation.sin.unsqueeze(1)
-            _rotate(q, cos, sin)
-            _rotate(k, cos, sin)
+            rotate(q, rotation)
+            rotate(k, rotation)
         self._attention.append(plan, layer, k, v)
 
 
@@ -118,8 +116,10 @@ class MixedOps:
         return self._dense.gated_linear(x, weight, activation, bias, out)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+def rotate(x: Tensor, rotation: Rotation) -> None:
     """Rotate the pairs (i, i + rotary_dim / 2) of each head, in place."""
+    cos = rotation.cos.unsqueeze(1)  # [tokens, 1, rotary_dim / 2]
+    sin = rotation.sin.unsqueeze(1)
     half = cos.shape[-1]
     first, second = x[..., :half].float(), x[..., half : 2 * half].float()
     rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -51,7 +51,7 @@ def trained_positions(rope: RopeSpec, family: Rotated, positions: int) -> RopeSp
 
 
 def read_ropes(
-    fields: Fields, family: Rotated, head_dim: int, max_positions: int
+    fields: Fields, family: Rotated, head_dim: int, max_positions: int, dims: int = 0
 ) -> tuple[RopeSpec, ...]:
     """The rotary embeddings of a model: of the layers that see all, and of those with a window
     where that is another; what is not known is refused by name.
@@ -61,13 +61,15 @@ def read_ropes(
         family: what it belongs to.
         head_dim: width of a head.
         max_positions: ``max_position_embeddings``.
+        dims: so many dimensions are rotated, whatever the file says of it; 0: it says it.
     """
 
     def read(section: Fields | None, theta: float) -> RopeSpec:
-        rope = _read(fields, section, theta, family, head_dim, max_positions)
+        own = dims or _dims(fields, section, family.partial, head_dim)
+        rope = _read(fields, section, theta, family, head_dim, own, max_positions)
         return trained_positions(rope, family, max_positions)
 
-    section = _section(fields)
+    section = section_of(fields)
     if family.local_theta is None:
         return (read(section, family.theta),)
     if section is None or not any(map(section.holds_object, LOCAL)):
@@ -84,10 +86,10 @@ def _read(
     default_theta: float,
     family: Rotated,
     head_dim: int,
+    dims: int,
     max_positions: int,
 ) -> RopeSpec:
     theta = _theta(fields, section, default_theta)
-    dims = _dims(fields, section, family.partial, head_dim)
     if section is None:
         return RopeSpec(theta, dims=dims)
     key = "rope_type" if "rope_type" in section else "type"
@@ -127,7 +129,8 @@ def _read(
     return rope
 
 
-def _section(fields: Fields) -> Fields | None:
+def section_of(fields: Fields) -> Fields | None:
+    """What says how rotation is stretched, where anything does."""
     for name in ("rope_scaling", "rope_parameters"):
         if fields.has(name) and (section := fields.section(name)).names():
             return section

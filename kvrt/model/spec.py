@@ -158,6 +158,37 @@ class ExpertSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentSpec:
+    """Multi-head latent attention (DeepSeek-AI 2024, arXiv 2405.04434), in the absorbed form.
+
+    The keys and values of all heads are made of one vector of each token, the latent; and each
+    key ends in numbers that all heads share, which alone are rotated. Pages keep these two. What
+    would make keys of the latent is applied to the query, and what makes values of it, to what a
+    head reads: attention has one head of keys, whose values are its beginning.
+
+    Args:
+        rank: elements of a latent.
+        rotated: of what is rotated, of each query and of the key.
+        plain: of each head's query besides.
+        value: of each head's value.
+        query_rank: queries are made of a vector of so many; 0: of the layer's input itself.
+        eps: added to the mean squares of these vectors, which are normed.
+    """
+
+    rank: int
+    rotated: int
+    plain: int
+    value: int
+    query_rank: int = 0
+    eps: float = 1e-6
+
+    @property
+    def width(self) -> int:
+        """Elements of a head's query, as it is before the latent's share is absorbed."""
+        return self.plain + self.rotated
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """The shape of a decoder-only transformer.
 
@@ -167,8 +198,8 @@ class ModelSpec:
         hidden: width of the residual stream.
         intermediate: width of the feed-forward layer, where that is no mixture of experts.
         heads: query heads; a multiple of `kv_heads`.
-        kv_heads: key and value heads.
-        head_dim: width of a head; even.
+        kv_heads: key and value heads, as pages keep them.
+        head_dim: width of a key, as pages keep it; even.
         layers: one entry for each layer.
         max_positions: the longest context the model is meant for, in tokens.
         norm_eps: added to the mean square, or to the variance, in every norm.
@@ -196,6 +227,7 @@ class ModelSpec:
         learned_positions: to each a row of its own is added, which says where it stands.
         attention_scale: multiplies the dot products of queries and keys; 0: head_dim ** -0.5.
         attention_softcap: scores become ``softcap * tanh(score / softcap)``; 0: as they are.
+        latent: keys and values are made of latents; None: they are as pages keep them.
         sinks: each query head has a learned logit (`kvrt.spi.AttentionParams.sink_logits`).
         query_beta: at position p, a query is multiplied by 1 + beta log(1 + floor(p / positions));
             0: it is not.
@@ -237,6 +269,7 @@ class ModelSpec:
     learned_positions: bool = False
     attention_scale: float = 0.0
     attention_softcap: float = 0.0
+    latent: LatentSpec | None = None
     sinks: bool = False
     query_beta: float = 0.0
     query_positions: int = 1
@@ -251,6 +284,16 @@ class ModelSpec:
     def post_norms(self) -> bool:
         """Whether what attention and feed-forward layer add is normed."""
         return "attention_post_norm" in NAMINGS[self.naming]
+
+    @property
+    def value_dim(self) -> int:
+        """Width of a value, as pages keep it."""
+        return self.latent.rank if self.latent else self.head_dim
+
+    @property
+    def attended(self) -> int:
+        """Elements that attention's last product reads, of all heads."""
+        return self.heads * (self.latent.value if self.latent else self.head_dim)
 
     def dense_width(self, layer: LayerSpec) -> int:
         """Width of what all tokens of a layer have of its feed-forward layer; 0: nothing."""

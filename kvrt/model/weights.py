@@ -4,7 +4,7 @@ Projections that read the same input are stored as one matrix, so that a layer i
 products: q, k and v; the attention's output; gate and up; down.
 
     qkv       [(heads + 2 * kv_heads) * head_dim, hidden]      q's rows, then k's, then v's
-    o         [hidden, heads * head_dim]
+    o         [hidden, heads * head_dim]                       see also attentionweights
     gate_up   [2 * intermediate, hidden]                       gate's rows, then up's; or up's alone
     down      [hidden, intermediate]
 
@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kvrt.model.attentionweights import ALWAYS_FLOATS, attention_weights, heads_apart
 from kvrt.model.expertweights import expert_weights
 from kvrt.model.names import NAMINGS, Name, RowOrder
 from kvrt.model.recurrenceweights import recurrence_weights
@@ -90,6 +91,11 @@ class Weight:
         return len(self.parts[0].shape) == 2 and self.field not in ALWAYS_FLOAT32
 
     @property
+    def packable(self) -> bool:
+        """Whether it may stay codes."""
+        return self.is_matrix and self.field not in ALWAYS_FLOATS
+
+    @property
     def is_norm(self) -> bool:
         return self.field.endswith("norm")
 
@@ -112,7 +118,7 @@ class Packing:
 
     def formats_of(self, weight: Weight) -> tuple[WeightFormat, ...]:
         """Those of a weight's parts; none if it is kept as floats."""
-        if not weight.is_matrix:
+        if not weight.packable:
             return ()
         formats = [self.formats.get(part.name) for part in weight.parts]
         found = tuple(format for format in formats if format is not None)
@@ -160,6 +166,11 @@ class LayerWeights:
     gate_up_bias: "Tensor | None" = None
     down_bias: "Tensor | None" = None
     sinks: "Tensor | None" = None
+    query_norm: "Tensor | None" = None
+    q_up: "Tensor | Matrices" = ()
+    latent_norm: "Tensor | None" = None
+    key_up: "Tensor | None" = None
+    value_up: "Tensor | None" = None
     router: "Tensor | None" = None
     router_bias: "Tensor | None" = None
     correction: "Tensor | None" = None
@@ -204,7 +215,7 @@ class Weights:
         """Whether any stays codes."""
         every = [self.embedding, self.head]
         for layer in self.layers:
-            every += (layer.qkv, layer.mixer_in, layer.o, layer.gate_up, layer.down)
+            every += (layer.qkv, layer.q_up, layer.mixer_in, layer.o, layer.gate_up, layer.down)
             every += (layer.expert_gate_up, layer.expert_down)
         return any(isinstance(weight, tuple) and weight for weight in every)
 
@@ -212,7 +223,6 @@ class Weights:
 def weights_of(spec: ModelSpec) -> Iterator[Weight]:
     """The weights of a model, in the order of the arena, with the names checkpoints give them."""
     hidden = spec.hidden
-    q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     naming = NAMINGS[spec.naming]
 
     def weight(
@@ -238,9 +248,6 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
             if spec.norm_bias:
                 yield weight(layer, f"{field}_bias", {field: width})
 
-    qkv, o = {"q": q, "k": kv, "v": kv}, {"o": hidden}
-    whole = spec.qk_norm == "whole"
-
     yield weight(None, "embedding", {"embedding": spec.vocab}, hidden)
     if spec.learned_positions:
         yield weight(None, "positions", {"positions": spec.max_positions}, hidden)
@@ -248,20 +255,11 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
         yield from norm(layer, "attention_norm", hidden)
         if what.recurrent:
             assert spec.recurrence is not None
-            for field, rows, columns in recurrence_weights(spec.recurrence, hidden):
-                yield weight(layer, field, rows, *columns)
+            own = recurrence_weights(spec.recurrence, hidden)
         else:
-            yield weight(layer, "qkv", qkv, hidden)
-            if spec.qkv_bias:
-                yield weight(layer, "qkv_bias", qkv)
-            if spec.sinks:
-                yield weight(layer, "sinks", {"sinks": spec.heads})
-            if spec.qk_norm != "none":
-                yield weight(layer, "q_norm", {"q_norm": q if whole else spec.head_dim})
-                yield weight(layer, "k_norm", {"k_norm": kv if whole else spec.head_dim})
-            yield weight(layer, "o", o, q)
-            if spec.o_bias:
-                yield weight(layer, "o_bias", o)
+            own = attention_weights(spec)
+        for what_for, rows, columns in own:
+            yield weight(layer, what_for, rows, *columns)
         yield from norm(layer, "attention_post_norm", hidden)
         yield from norm(layer, "mlp_norm", hidden)
         if spec.experts and what.experts:
@@ -387,7 +385,7 @@ def assemble(
         (model if weight.layer is None else layers[weight.layer])[weight.field] = view
     return Weights(
         embedding=model["embedding"],
-        layers=tuple(LayerWeights(**layer) for layer in layers),
+        layers=tuple(LayerWeights(**heads_apart(spec, layer)) for layer in layers),
         final_norm=model["final_norm"],
         head=model.get("head", model["embedding"]),
         nbytes=arena.numel(),

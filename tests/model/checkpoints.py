@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForImageTextToText,
     PreTrainedModel,
 )
+from transformers.models.mistral4.modeling_mistral4 import Mistral4ForCausalLM
 
 VOCAB = 275
 BASE: dict[str, Any] = {
@@ -70,6 +71,16 @@ YARN_ROPE = {
     "rope_theta": 10_000.0,
     "factor": 4.0,
     "original_max_position_embeddings": 64,
+}
+
+MSCALED_ROPE = YARN_ROPE | {"beta_fast": 32.0, "beta_slow": 1.0}
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 20,
 }
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -190,6 +201,30 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "lfm-2-moe": {"model_type": "lfm2_moe", "norm_eps": 1e-5, "conv_L_cache": 3,
                   "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40,
                   "num_dense_layers": 1, "layer_types": ["conv", "conv", "full_attention"]},
+    "deepseek-2": {"model_type": "deepseek_v2", **LATENT, "num_experts_per_tok": 2,
+                   "n_routed_experts": 16, "n_shared_experts": 2, "moe_intermediate_size": 40,
+                   "first_k_dense_replace": 1, "topk_method": "group_limited_greedy",
+                   "n_group": 4, "topk_group": 2, "routed_scaling_factor": 3.0,
+                   "rope_parameters": MSCALED_ROPE | {"mscale": 0.707, "mscale_all_dim": 0.707}},
+    "deepseek-2-lite": {"model_type": "deepseek_v2", **LATENT, "q_lora_rank": None,
+                        "num_experts_per_tok": 2, "n_routed_experts": 6, "n_shared_experts": 1,
+                        "moe_intermediate_size": 40, "first_k_dense_replace": 1},
+    "deepseek-3": {"model_type": "deepseek_v3", **LATENT, "num_experts_per_tok": 3,
+                   "n_routed_experts": 16, "moe_intermediate_size": 40, "n_group": 4,
+                   "topk_group": 2, "first_k_dense_replace": 1,
+                   "rope_parameters": MSCALED_ROPE | {"mscale": 1.3, "mscale_all_dim": 0.8}},
+    "moonlight": {"model_type": "deepseek_v3", **LATENT, "q_lora_rank": None, "n_group": 2,
+                  "topk_group": 2, "num_experts_per_tok": 2, "n_routed_experts": 16,
+                  "moe_intermediate_size": 40, "first_k_dense_replace": 2,
+                  "rope_interleave": False},
+    "glm-4.7-flash": {"model_type": "glm4_moe_lite", **LATENT, "num_experts_per_tok": 2,
+                      "n_routed_experts": 6, "moe_intermediate_size": 40},
+    "mistral-4": {"model_type": "mistral4", **LATENT, "num_experts_per_tok": 2,
+                  "n_routed_experts": 6, "moe_intermediate_size": 40,
+                  "rope_parameters": MSCALED_ROPE | {
+                      "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3,
+                      "original_max_position_embeddings": 16}},
+    "youtu": {"model_type": "youtu", **LATENT},
     "smollm-3": {
         "model_type": "smollm3",
         "num_hidden_layers": 4,
@@ -246,7 +281,10 @@ def make_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel
     settings = BASE | FAMILIES[family] | changes
     torch.manual_seed(seed)
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    return randomised(AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval())
+    made: Any = AutoModelForCausalLM.from_config
+    if config.model_type == "mistral4":  # which it does not know
+        made = Mistral4ForCausalLM._from_config
+    return randomised(made(config, attn_implementation="eager").eval())
 
 
 def randomised(model: PreTrainedModel) -> PreTrainedModel:

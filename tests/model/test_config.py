@@ -279,7 +279,7 @@ def test_a_size_that_is_none_is_refused_by_name_at_once(
             "text_config.model_type",
             {
                 "architectures": ["Mistral3ForConditionalGeneration"],
-                "text_config": {"model_type": "mistral4"},
+                "text_config": {"model_type": "mistral5"},
             },
         ),
         ("no_rope_layers", {"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1, 0]}),

@@ -234,7 +234,10 @@ NEEDED = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
 
 def in_both(model: Any) -> Config:
     """What a spec and a configuration of transformers both say, in words of the latter."""
+    latent = None
     if isinstance(model, ModelSpec):
+        if of := model.latent:
+            latent = of.rank, of.query_rank, of.plain, of.rotated, of.value
         softcaps = model.attention_softcap, model.logit_softcap
         windows = [layer.window for layer in model.layers]
         found = (model.kv_heads, model.head_dim, model.norm_eps, model.tied, softcaps, windows)
@@ -244,6 +247,9 @@ def in_both(model: Any) -> Config:
             windows = [model.sliding_window if "sliding" in kind else 0 for kind in kinds]
         caps = [getattr(model, f"{of}_logit_softcapping", 0) or 0 for of in ("attn", "final")]
         width = model.hidden_size // model.num_attention_heads
+        if hasattr(model, "kv_lora_rank"):
+            plain, rotated = model.qk_nope_head_dim, model.qk_rope_head_dim
+            latent = model.kv_lora_rank, model.q_lora_rank or 0, plain, rotated, model.v_head_dim
         eps = ("layer_norm_epsilon", "rms_norm_eps", "layer_norm_eps", "norm_epsilon", "norm_eps")
         found = (
             getattr(model, "num_key_value_heads", None) or model.num_attention_heads,
@@ -253,6 +259,8 @@ def in_both(model: Any) -> Config:
             tuple(caps),
             windows,
         )
+    if latent:  # which says what pages keep, instead of heads
+        found = (*latent[:1], latent[1:], *found[2:])
     return dict(zip(("kv heads", "head", "eps", "tied", "caps", "windows"), found, strict=True))
 
 

@@ -75,6 +75,20 @@ GROUPS: dict[str, dict[str, object]] = {
         "hidden_act": "gelu_pytorch_tanh",
         "sliding_window": WINDOW,
     },
+    "latent": {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "num_hidden_layers": 8,
+        "q_lora_rank": 32,
+        "kv_lora_rank": 448,
+        "qk_rope_head_dim": 64,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 16,
+        "n_routed_experts": 4,
+        "n_group": 2,
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+    },
     "normed late": {"architectures": ["HunYuanDenseV1ForCausalLM"]},
     "convolved": {
         "architectures": ["Lfm2ForCausalLM"],
@@ -208,8 +222,11 @@ def model_for(tmp_path_factory: pytest.TempPathFactory) -> ModelFor:
         wide = case.container in FORMATS
         key = case.groups, case.kv_cache_dtype, wide
         if key not in known:
-            layers = {"float32": 4, "bfloat16": 8}[case.kv_cache_dtype]
-            config = CONFIG | GROUPS[case.groups] | {"num_hidden_layers": layers}
+            config = CONFIG | GROUPS[case.groups]
+            layers = (
+                config["num_hidden_layers"] * {"float32": 1, "bfloat16": 2}[case.kv_cache_dtype]
+            )  # type: ignore[operator]
+            config["num_hidden_layers"] = layers
             config |= WIDE if wide else {}
             if "layer_types" in config:
                 config["layer_types"] = [*config["layer_types"] * layers][:layers]  # type: ignore[operator]

@@ -16,7 +16,7 @@ from kvrt.model.spec import ModelSpec
 from kvrt.model.weights import Part, Weight, Weights, weights_of
 from kvrt.spi import Device, DType
 
-ADAPTED = ("qkv", "o", "gate_up", "down")
+ADAPTED = ("qkv", "q_up", "o", "gate_up", "down")
 """Weights that an adapter may change."""
 
 

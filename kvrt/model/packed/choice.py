@@ -47,7 +47,7 @@ def quantizing(quantize: Quantize, spec: ModelSpec, device: Device) -> Packing:
             fix=f"{instead}, or another backend: kvrt doctor lists them",
         )
     packing = _whole_weights(spec, Packing(formats, products))
-    left = [weight.parts[0].name for weight in weights_of(spec) if weight.is_matrix]
+    left = [weight.parts[0].name for weight in weights_of(spec) if weight.packable]
     if left := [name for name in left if name not in packing.formats]:
         log.warning("rows are no multiple of 32, so these are kept as floats: %s", few(left))
     return packing
@@ -118,7 +118,7 @@ def as_announced(spec: ModelSpec, method: Method, device: Device) -> Packing:
         part.name: format
         for weight in weights_of(spec)
         for part in weight.parts
-        if weight.layer is not None and weight.is_matrix and format.fits(part.shape[1])
+        if weight.layer is not None and weight.packable and format.fits(part.shape[1])
     }
     return _whole_weights(spec, Packing(formats, products))
 

@@ -36,7 +36,7 @@ def formats_for(spec: ModelSpec, quantize: Quantize) -> Mapping[str, WeightForma
         part.name: FORMATS["int8" if weight.layer is None else quantize]
         for weight in weights_of(spec)
         for part in weight.parts
-        if weight.is_matrix and part.shape[1] % GROUP == 0
+        if weight.packable and part.shape[1] % GROUP == 0
     }
 
 
