@@ -250,15 +250,18 @@ def test_memory_stays_for_a_moment_once_no_request_is_left(memory: BlockMemory) 
     balloon = Balloon(pool, headroom=2, keep=0, linger=0.5, clock=lambda: now[0])
     balloon.lay(layout, limit_bytes=None, longest=8, tenant=None)
     engine = Engine(balloon, pool, memory, 0)
+    maps = []
     for second in (0.0, 0.4, 0.8):  # each comes before the one before has been gone for long
         now[0] = second
         engine.end_step()
         assert engine.admit(20)
         engine.end_step()
-        held = memory.held
+        maps.append(memory.maps)
         engine.finish(engine.running[0])
         engine.end_step()
-    assert memory.held == held > 3
+    assert maps == [maps[0]] * 3  # the next request uses the memory of the one before
+    held = memory.held
+    assert held > 3
     assert not balloon.settled
     now[0] = 1.2
     engine.end_step()

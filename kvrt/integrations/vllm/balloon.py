@@ -91,7 +91,8 @@ class Balloon:
         self._limit = self._leased = 0
         self._tenant: Tenant | None = None
         self._kept = 0
-        """Blocks that were free when nothing ran: what is cached in them is to stay if it can."""
+        """Blocks that were free when nothing ran, and may stay: what is cached in them is to, if it
+        can. What only lingers is used again."""
         self._gone: set[int] = set()
         self._new: set[int] = set()
         self._fresh = 0
@@ -157,7 +158,7 @@ class Balloon:
             self._idle_since = now if self._idle_since is None else self._idle_since
             if now - self._idle_since >= self._linger:
                 self._hold(pool.get_num_free_blocks() - self._keep)
-            self._kept = pool.get_num_free_blocks()
+            self._kept = min(pool.get_num_free_blocks(), self._keep)
             self._say_wants(0)
         if (excess := self._excess) > 0:
             self._hold(min(pool.get_num_free_blocks(), excess))

@@ -146,5 +146,10 @@ class BlockMemory:
         self._arena.poll()
         return self._arena.stats().held_bytes // self._arena.chunk_bytes
 
+    @property
+    def maps(self) -> int:
+        """Chunks that it was given so far."""
+        return self._arena.stats().maps
+
     def close(self) -> None:
         self._arena.close()
