@@ -68,6 +68,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("kvrt/server",),
     "llguidance": ("kvrt/structured",),
     "vllm": ("kvrt/integrations",),
+    "sglang": ("kvrt/integrations",),
+    "lmcache": ("kvrt/integrations",),
     "zmq": ("kvrt/integrations",),
 }
 VENDORS = {

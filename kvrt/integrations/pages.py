@@ -7,15 +7,21 @@ same. Two models that are given one folder never answer each other.
 """
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
+from torch import Tensor
+
 from kvrt.errors import ConfigError
-from kvrt.kv.tiers.disk import DiskStore
+from kvrt.kv.tiers.disk import DiskStats, DiskStore, PageTicket
 from kvrt.kv.tiers.format import PageFormat
 from kvrt.kv.tiers.names import PageName, StoredName, fingerprint
 from kvrt.kv.tiers.pagefile import PageFile
 
 _NO_PARENT = bytes(32)
+
+_GLANCE_S = 0.1
+"""Between two looks at whether a disk hangs."""
 
 
 def stored_name(key: bytes, group: int = 0) -> StoredName:
@@ -75,3 +81,60 @@ def open_pages(
     form = PageFormat(whose, sizes, page_size=1)
     own = folder.expanduser() / whose.hex()[:16]
     return DiskStore(PageFile.open(own, form, budget=budget, compress=compress))
+
+
+class KeptPages:
+    """Pages on disk for an engine that waits for them, on threads of its own: see `DiskStore`.
+
+    Whatever is wrong with the disk, pages are missing and nothing else; one that does not answer is
+    as if it held nothing.
+
+    Args:
+        disk: where they are; closed with this.
+    """
+
+    def __init__(self, disk: DiskStore) -> None:
+        self._disk = disk
+
+    def has(self, key: bytes) -> bool:
+        return stored_name(key) in self._disk
+
+    def put(self, pages: Iterable[tuple[bytes, Tensor]]) -> list[bool]:
+        """Keep these. Returns of each whether it is there now.
+
+        Args:
+            pages: contiguous and in host memory, of the size of a page.
+        """
+        tickets = [self._disk.store(stored_name(key), page) for key, page in pages]
+        return [self._wait(ticket) for ticket in tickets]
+
+    def get(self, into: Iterable[tuple[bytes, Tensor]]) -> list[bool]:
+        """Read pages. Returns of each whether it is in its tensor; if not, that may hold anything,
+        and is of no more use.
+
+        Args:
+            into: as in `put`.
+        """
+        tickets = [self._disk.fetch(stored_name(key), page) for key, page in into]
+        return [self._wait(ticket) for ticket in tickets]
+
+    def remove(self, key: bytes) -> bool:
+        """Drop a page. Returns whether it was there."""
+        return self._disk.remove(stored_name(key))
+
+    def clear(self) -> None:
+        """Drop all of them."""
+        for name in self._disk.names():
+            self._disk.remove(name)
+
+    def stats(self) -> DiskStats:
+        return self._disk.stats()
+
+    def close(self) -> None:
+        """Finish what is queued."""
+        self._disk.close()
+
+    def _wait(self, ticket: PageTicket) -> bool:
+        while not ticket.wait(_GLANCE_S) and not self._disk.hangs():
+            pass
+        return ticket.ok

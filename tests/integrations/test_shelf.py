@@ -14,7 +14,7 @@ from torch import Tensor
 from kvrt import ConfigError, OutOfMemory
 from kvrt.errors import DeviceError, StoreError
 from kvrt.integrations.pages import model_identity, open_pages, stored_name
-from kvrt.integrations.vllm.options import TierOptions
+from kvrt.integrations.tiers import TierOptions
 from kvrt.integrations.vllm.region import Region, open_region
 from kvrt.integrations.vllm.shelf import Found, Shelf
 from kvrt.kv.tiers import space

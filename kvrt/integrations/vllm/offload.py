@@ -39,8 +39,8 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from kvrt.errors import ConfigError
 from kvrt.integrations.pages import model_identity, open_pages, stored_name
+from kvrt.integrations.tiers import TierOptions
 from kvrt.integrations.vllm.contract import OFFLOADING, check_contract
-from kvrt.integrations.vllm.options import TierOptions
 from kvrt.integrations.vllm.region import Region, open_region
 from kvrt.integrations.vllm.shelf import Found, Shelf
 from kvrt.kv.tiers.host import STAGING_BYTES, STAGING_PAGES, HostPage, HostStore

@@ -6,7 +6,6 @@ from typing import Self
 
 from kvrt.checks import Checks, Maybe, Number, Size, Text, Whole, check_options
 from kvrt.errors import ConfigError
-from kvrt.kv.tiers.config import TierConfig, parse_tiers
 from kvrt.sharing.share import TERMS, Share
 
 OPTIONS: Checks = {
@@ -17,14 +16,7 @@ OPTIONS: Checks = {
     "share": Maybe(Text()),
     **{name: check for name, check in TERMS.items() if name not in ("name", "size")},
 }
-"""Of each option of the connector, what it may be."""
-
-TIER_OPTIONS: Checks = {
-    "tiers": Text(),
-    "compress": Maybe(Whole(-100, 22)),
-    "identity": Maybe(Text()),
-}
-"""The same, of the tiers."""
+"""Of each option, what it may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,32 +64,3 @@ class Options:
             )
         called, _, size = name.partition(":")
         return cls(**own, share=Share(name=called, size=size or None, **checked))
-
-
-@dataclass(frozen=True, slots=True)
-class TierOptions:
-    """What the tiers are told, among what vLLM itself is; checked when read.
-
-    Args:
-        tiers: where blocks go: ``host:8GiB``, ``disk:PATH:64GiB``, or both.
-        compress: zstd's level for blocks on disk; None: as they are.
-        identity: what the model's weights are, where it is not given as a folder.
-    """
-
-    tiers: TierConfig
-    compress: int | None = None
-    identity: str | None = None
-
-    @classmethod
-    def read(cls, given: Mapping[str, object]) -> Self:
-        """What was given.
-
-        Raises:
-            ConfigError: there are no tiers, or an option has a bad value.
-        """
-        checked = check_options(
-            TIER_OPTIONS, **{n: v for n, v in given.items() if n in TIER_OPTIONS}
-        )
-        if "tiers" not in checked:
-            raise ConfigError("kvrt's tiers are not said", fix="add tiers: host:8GiB, say")
-        return cls(**checked | {"tiers": parse_tiers(checked["tiers"])})
