@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from kvrt.errors import KvrtError
+from kvrt.errors import KvrtError, RequestError
 from kvrt.outputs import Delta, Result
 
 
@@ -42,6 +42,11 @@ class Arrivals:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for what comes; nobody else may."""
+        return self._waiter is not None
+
     def take(self) -> Delta | None:
         """The oldest, with what has come of the same completion since; None: there is nothing."""
         if not self._pieces:
@@ -54,12 +59,11 @@ class Arrivals:
         self._pieces.clear()
 
     async def wait(self, timeout: float | None) -> None:
-        """Until something more has come. One waits at a time.
+        """Until something more has come.
 
         Raises:
             TimeoutError: nothing did.
         """
-        assert self._waiter is None, "a stream has one taker"
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(timeout):
@@ -71,8 +75,9 @@ class Arrivals:
 class AsyncStream(AsyncIterator[Delta]):
     """The pieces of one request, as they come.
 
-    Leaving it early aborts the request: by `aclose`, at the end of an ``async with``, when a task
-    is cancelled that waits for it, or when nobody holds the stream any more.
+    One task takes from it at a time. Leaving it early aborts the request: by `aclose`, at the end of
+    an ``async with``, when the task is cancelled that waits for it, or when nobody holds the stream
+    any more.
 
     Args:
         request_id: the request's name.
@@ -114,7 +119,9 @@ class AsyncStream(AsyncIterator[Delta]):
 
         Raises:
             TimeoutError: it takes longer than the stream's timeout; the request is aborted.
+            RequestError: another task waits for the stream; that changes nothing for it.
         """
+        self._check_free()
         self._arrivals.drop()
         while (result := self._arrivals.result) is None:
             await self._more()
@@ -125,12 +132,20 @@ class AsyncStream(AsyncIterator[Delta]):
         return _sound(await self.wait())
 
     async def __anext__(self) -> Delta:
+        self._check_free()
         while (delta := self._arrivals.take()) is None:
             if (result := self._arrivals.result) is not None:
                 _sound(result)
                 raise StopAsyncIteration
             await self._more()
         return delta
+
+    def _check_free(self) -> None:
+        if self._arrivals.awaited:
+            raise RequestError(
+                f"the stream of request {self.request_id} is waited for by another task",
+                fix="take from a stream in one task, and hand on what it gives",
+            )
 
     async def _more(self) -> None:
         try:

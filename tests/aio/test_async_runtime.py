@@ -113,6 +113,23 @@ def test_a_consumer_that_leaves_aborts_its_request_alone(play: Play, way: str) -
     play(scene)
 
 
+def test_a_second_taker_is_refused_and_the_first_goes_on(play: Play) -> None:
+    async def scene(runtime: kvrt.AsyncRuntime) -> None:
+        async def all_of(stream: kvrt.AsyncStream) -> str:
+            return texts([delta async for delta in stream])
+
+        stream = await runtime.stream(PROMPT, SHORT)
+        first = asyncio.create_task(all_of(stream))
+        await until(lambda: stream._arrivals.awaited)
+        for second in (anext(stream), stream.wait(), stream.result()):
+            with pytest.raises(RequestError, match="by another task") as refused:
+                await second
+            assert refused.value.fix
+        assert await first == (await stream.result()).text
+
+    play(scene)
+
+
 def test_a_slow_consumer_finds_all_as_one_piece_and_keeps_nobody_waiting(play: Play) -> None:
     async def scene(runtime: kvrt.AsyncRuntime) -> None:
         slow = await runtime.stream(PROMPT, SamplingParams(max_tokens=200, n=2, ignore_eos=True))

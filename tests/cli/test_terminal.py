@@ -4,6 +4,7 @@ import io
 import logging
 
 import pytest
+from kvrt_cli.progress import loading_bar
 from kvrt_cli.terminal import ColorMode, LogLines, Terminal
 
 BOLD_RED = "\x1b[31m\x1b[1merror: \x1b[0m"
@@ -113,3 +114,13 @@ def test_what_is_logged_is_told_by_how_bad_it_is(
     rest = err.getvalue()[len(told) :].splitlines()
     assert rest[:4] == ["kvrt.part: said 1", "warning: said 1", "error: said 1", "error: said 1"]
     assert (rest[-1] == "ValueError: the reason") == debug
+
+
+def test_a_bar_of_bytes_shows_how_many_of_all_have_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, err = streams(monkeypatch)
+    with loading_bar(Terminal("never")) as show:
+        assert show is not None
+        show(3 << 20, 12 << 20)
+    assert "3.0/12.0 MiB" in err.getvalue()
+    with loading_bar(Terminal("never", quiet=True)) as show:
+        assert show is None

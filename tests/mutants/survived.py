@@ -584,4 +584,19 @@ SURVIVED = {
         "if isinstance(value, list):",
         "cli/test_prompts.py",
     ),
+    "a launch has as many programs along an axis as there are segments": M(
+        "kvrt_kernels.triton.attention",
+        "MOST = 65535",
+        "MOST = 1 << 31",
+        "triton/test_interpreted.py",
+    ),
+    "a bar of bytes is always full": M(
+        "kvrt_cli.progress",
+        "completed=done, total=total",
+        "completed=total, total=total",
+        "cli/test_terminal.py",
+    ),
+    "a second taker of a stream takes the first one's place": M(
+        "kvrt.aio.stream", "if self._arrivals.awaited:", "if False:", "aio"
+    ),
 }

@@ -104,3 +104,23 @@ def test_appended_tokens_of_a_recorded_plan_go_to_the_new_slots(
     assert torch.equal(page[0, 7], k[0, 0])
     assert torch.equal(page[1, 7], v[0, 0])
     assert int(page.isnan().logical_not().sum()) == 2 * 64
+
+
+def test_no_launch_has_more_programs_along_an_axis_than_a_device_takes(
+    interpreted: Interpreted, pages: PagedKV, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA C++ Programming Guide, table of technical specifications: 65,535 along y and z."""
+    grids: list[tuple[int, ...]] = []
+
+    class Asked:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda *args, **options: grids.append(grid)
+
+    monkeypatch.setattr("kvrt_kernels.triton.attention.decode_kernel", Asked())
+    many = 70_000
+    batch = pages.batch([pages.take(16)] * many, (1,) * many, (1,) * many)
+    q = torch.empty(many, 4, 64, dtype=torch.bfloat16)
+    attention = interpreted.attention
+    attention.run(attention.plan(batch), 0, q, torch.empty_like(q), PARAMS)
+    assert [len(grid) for grid in grids] == [3]
+    assert max(grids[0][1:]) <= 65_535
