@@ -144,7 +144,10 @@ def test_progress_is_told_as_json(run: Callable[..., Any], tmp_path: Path) -> No
 def test_a_signal_stops_it_and_the_same_command_goes_on(
     start: Start, run: Callable[..., Any], tmp_path: Path, number: int, code: int
 ) -> None:
-    lines = [asked(f"{n}", "x", max_tokens=3 if n < 20 else 60, ignore_eos=True) for n in range(30)]
+    lengths = [3] * 20 + [600] * 5  # seconds, after the first has been told of
+    lines = [
+        asked(f"{n}", "x", max_tokens=length, ignore_eos=True) for n, length in enumerate(lengths)
+    ]
     write(tmp_path / "in.jsonl", lines)
     files = ("-i", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"))
     process = start("batch", "run", *files, "--backend", "cpu", "--max-running", "1", "--json")
@@ -161,5 +164,5 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(
     assert done.exit_code == 0, done.output
     assert "going on:" in done.stderr
     assert [each["custom_id"] for each in read(tmp_path / "out.jsonl")] == [
-        f"{n}" for n in range(30)
+        f"{n}" for n in range(25)
     ]
