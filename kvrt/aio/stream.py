@@ -75,9 +75,9 @@ class Arrivals:
 class AsyncStream(AsyncIterator[Delta]):
     """The pieces of one request, as they come.
 
-    One task takes from it at a time. Leaving it early aborts the request: by `aclose`, at the end of
-    an ``async with``, when the task is cancelled that waits for it, or when nobody holds the stream
-    any more.
+    One task takes from it at a time. Leaving it early aborts the request: by `aclose`, at the end
+    of an ``async with``, when the task is cancelled that waits for it, or when nobody holds the
+    stream any more.
 
     Args:
         request_id: the request's name.
