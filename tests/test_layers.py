@@ -42,6 +42,7 @@ PROTOCOLS = {name for name in spi.__all__ if getattr(getattr(spi, name), "_is_pr
 """What a backend implements."""
 
 OPEN = {
+    "kvrt.embedding.decoding",
     "kvrt.embedding.embedder",
     "kvrt.arena",
     "kvrt.engine.assembly",

@@ -5,7 +5,7 @@ with kvrt.Embedder("all-MiniLM-L6-v2") as embedder:
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,17 +16,16 @@ from numpy.typing import NDArray
 
 from kvrt.checks import Checks, Flag, Maybe, Of, OneOf, Text, Whole, check_options, check_request
 from kvrt.config import OPTIONS, Environment
-from kvrt.embedding.pooling import pooled
+from kvrt.embedding.decoding import batches_of, open_texts
+from kvrt.embedding.dense import Dense, read_dense
+from kvrt.embedding.pooling import finished, pooled
 from kvrt.embedding.recipe import POOLINGS, Pooling, read_recipe
 from kvrt.errors import ConfigError, ModelError, RequestError
-from kvrt.model.encoder.encoder import load_encoder
+from kvrt.model.config import is_decoder
 from kvrt.model.resolve import resolve
 from kvrt.model.tokenizer import read_tokenizer
 from kvrt.registry import open_device
 from kvrt.spi import DeviceOptions, DType
-
-STEP_TOKENS = 4096
-"""Computed together, where they are of several texts."""
 
 CHOICES: Checks = {
     "model": Of((str, Path)),
@@ -62,7 +61,8 @@ class Embedder:
     Args:
         model: a folder in the Hugging Face layout, or a hub id.
         backend, device, dtype, threads, offline, revision: as of `RuntimeConfig`.
-        pooling: of token states; None: as the model's files say, else the mean.
+        pooling: of token states; None: as the model's files say, else an encoder's mean, and a
+            decoder's last.
         normalize: vectors to the length 1; None: as the files say, else yes.
 
     Attributes:
@@ -106,24 +106,29 @@ class Embedder:
         folder = resolve(model, want="encoder", offline=offline, revision=revision)
         if not folder.is_dir():
             raise ModelError(
-                f"{folder}: is not the folder of an encoder",
+                f"{folder}: is not the folder of a model",
                 fix="give a folder in the Hugging Face layout",
             )
-        recipe = read_recipe(folder, "mean")
+        recipe = read_recipe(folder, "last" if is_decoder(folder / "config.json") else "mean")
         self.pooling: Pooling = checked["pooling"] or recipe.pooling
         self.normalize = recipe.normalize if normalize is None else checked["normalize"]
         self.prompts = recipe.prompts
         self._prompt = recipe.prompt
+        self._without_prompt = recipe.without_prompt
         name = Environment().backend if backend == "auto" else backend
         self._device = open_device(name, checked["device"], DeviceOptions(threads=threads))
         try:
-            self._encoder = load_encoder(folder, self._device, dtype=dtype)
-            self._vocab = self._encoder.spec.vocab
+            self._encoder = open_texts(folder, self._device, dtype)
+            self._vocab = self._encoder.vocab
             self._tokenizer = read_tokenizer(folder, self._vocab)
+            self.dimensions = self._encoder.width
+            self._dense: list[Dense] = []
+            for path in recipe.dense:
+                self._dense.append(read_dense(path, self.dimensions))
+                self.dimensions = len(self._dense[-1].weight)
         except BaseException:
             self._device.close()
             raise
-        self.dimensions = self._encoder.width
         self.longest = min(recipe.longest or self._encoder.positions, self._encoder.positions)
         self._lock = threading.Lock()
         self._closed = False
@@ -161,13 +166,17 @@ class Embedder:
             raise RequestError("texts is no list of texts", param="texts")
         tokens = [self._tokens(text, before, cut=checked["truncate"]) for text in listed]
         vectors = np.empty((len(tokens), wanted), np.float32)
+        skipped = self._length_of(before) if before and self._without_prompt else 0
         with self._lock:
             if self._closed:
                 raise ConfigError("the embedder is closed", fix="make another")
-            for some in _batches([len(own) for own in tokens]):
+            for some in batches_of([len(own) for own in tokens]):
                 states = self._encoder.states([tokens[number] for number in some])
                 for number, own in zip(some, states, strict=True):
-                    vector = pooled(own, self.pooling, normalize=self.normalize, dimensions=wanted)
+                    vector = pooled(own[min(skipped, len(own) - 1) :], self.pooling)
+                    for dense in self._dense:
+                        vector = dense.of(vector)
+                    vector = finished(vector, normalize=self.normalize, dimensions=wanted)
                     vectors[number] = vector.numpy()
         return Embeddings(vectors, tuple(map(len, tokens)))
 
@@ -198,6 +207,11 @@ class Embedder:
             raise RequestError("a text has no tokens", param="texts")
         return tokens
 
+    def _length_of(self, prompt: str) -> int:
+        """Tokens of a prompt in front of a text."""
+        tokens = self._tokenizer.encode(prompt)
+        return len(tokens) - self._ends(tokens[-1])
+
     def _ends(self, token: int) -> bool:
         return self._tokenizer.encode("")[-1:] == [token]
 
@@ -218,7 +232,7 @@ class Embedder:
         with self._lock:
             if not self._closed:
                 self._closed = True
-                del self._encoder
+                self._encoder.close()
                 self._device.close()
 
     def __enter__(self) -> Self:
@@ -231,17 +245,3 @@ class Embedder:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """The numbers of texts that are computed together."""
-    some: list[int] = []
-    total = 0
-    for number, length in enumerate(lengths):
-        if some and total + length > STEP_TOKENS:
-            yield some
-            some, total = [], 0
-        some.append(number)
-        total += length
-    if some:
-        yield some

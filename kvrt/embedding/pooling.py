@@ -23,13 +23,21 @@ _FUNCTIONS: Mapping[Pooling, Callable[[Tensor], Tensor]] = {
 }
 
 
-def pooled(states: Tensor, pooling: Pooling, *, normalize: bool, dimensions: int) -> Tensor:
-    """The vector of a text: float32 [dimensions].
+def pooled(states: Tensor, pooling: Pooling) -> Tensor:
+    """The vector of a text: float32 [width].
 
     Args:
         states: float32 [tokens, width].
+    """
+    return _FUNCTIONS[pooling](states)
+
+
+def finished(vector: Tensor, *, normalize: bool, dimensions: int) -> Tensor:
+    """A vector as it is given.
+
+    Args:
         normalize: to the length 1.
         dimensions: so many of them, the first ones (Kusupati et al. 2022, arXiv 2205.13147).
     """
-    vector = _FUNCTIONS[pooling](states)[:dimensions]
+    vector = vector[:dimensions]
     return vector / vector.norm().clamp_min(1e-12) if normalize else vector

@@ -1,19 +1,20 @@
 """What is to be done around an encoder, by the files that sentence-transformers writes.
 
-modules.json                        the steps: the model, pooling, and perhaps normalisation
+modules.json                        the steps: the model, pooling, matrices, perhaps normalisation
 1_Pooling/config.json               how token states become one vector
+2_Dense/config.json                 a matrix that is multiplied by it, which is beside it
 sentence_bert_config.json           how long a text may be
 config_sentence_transformers.json   what is put before texts, by names such as ``query``
 """
 
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from kvrt.errors import ModelError
-from kvrt.model.jsonfile import Fields, read_object, read_text, shown
+from kvrt.model.jsonfile import Fields, read_list, read_object, shown
 from kvrt.model.rotary import MAX_POSITIONS
 
 Pooling = Literal["cls", "mean", "max", "sqrt", "weighted", "last"]
@@ -22,7 +23,9 @@ of their number; their mean, a token at place n counting n times; the last token
 
 POOLINGS = get_args(Pooling)
 
-STEPS = ("Transformer", "Pooling", "Normalize")
+STEPS = ("Transformer", "Pooling", "Dense", "Normalize")
+ORDER = re.compile("Transformer Pooling( Dense)*( Normalize)?")
+
 MODES: Mapping[str, Pooling] = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -54,6 +57,8 @@ class Recipe:
         longest: tokens of a text, if the files say it.
         prompts: what is put before texts, by name.
         prompt: the name of the one for texts that name none.
+        dense: the folders of matrices that a vector is multiplied by, in their order.
+        without_prompt: the states of the prompt's tokens are not pooled.
     """
 
     pooling: Pooling
@@ -61,6 +66,8 @@ class Recipe:
     longest: int | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
     prompt: str | None = None
+    dense: tuple[Path, ...] = ()
+    without_prompt: bool = False
 
 
 def read_recipe(folder: Path, otherwise: Pooling) -> Recipe:
@@ -74,10 +81,15 @@ def read_recipe(folder: Path, otherwise: Pooling) -> Recipe:
         ModelError: a file is damaged, or asks for what is not supported; the message says what.
     """
     pooling, normalize = otherwise, True
+    dense: tuple[Path, ...] = ()
+    without_prompt = False
     if (modules := folder / "modules.json").exists():
         steps = _steps(modules)
-        pooling = _pooling(folder / steps["Pooling"] / "config.json")
+        path = folder / steps["Pooling"][0] / "config.json"
+        pooling = _pooling(path)
+        without_prompt = not Fields(str(path), read_object(path)).flag("include_prompt", True)
         normalize = "Normalize" in steps
+        dense = tuple(folder / name for name in steps.get("Dense", ()))
     longest = None
     if (path := folder / "sentence_bert_config.json").exists():
         fields = Fields(str(path), read_object(path))
@@ -94,31 +106,26 @@ def read_recipe(folder: Path, otherwise: Pooling) -> Recipe:
             prompt = fields.text("default_prompt_name")
             if prompt not in prompts:
                 raise fields.error("default_prompt_name", f"is {shown(prompt)}, which has no text")
-    return Recipe(pooling, normalize, longest, prompts, prompt)
+    return Recipe(pooling, normalize, longest, prompts, prompt, dense, without_prompt)
 
 
-def _steps(path: Path) -> dict[str, str]:
-    """The folder of each step's files, by what kind of step it is."""
-    try:
-        listed: Any = json.loads(read_text(path))
-    except ValueError:
-        listed = None
-    found: dict[str, str] = {}
-    for number, module in enumerate(listed if isinstance(listed, list) else ()):
-        fields = Fields(str(path), module if isinstance(module, dict) else {}, f"{number}.")
+def _steps(path: Path) -> dict[str, list[str]]:
+    """The folders of the steps' files, by what kinds of steps they are."""
+    found: dict[str, list[str]] = {}
+    kinds: list[str] = []
+    for fields in read_list(path):
         kind = fields.text("type").rpartition(".")[2]
-        if kind not in STEPS or kind in found:
-            raise fields.error(
-                "type", f"is {shown(kind)}; supported are {', '.join(STEPS)}, once each"
-            )
+        if kind not in STEPS:
+            raise fields.error("type", f"is {shown(kind)}; supported are {', '.join(STEPS)}")
         name = fields.text("path")
         if name and Path(name).name != name:
             raise fields.error("path", f"is {shown(name)}; expected a folder beside the file")
-        found[kind] = name
-    if list(found) not in ([*STEPS], [*STEPS[:2]]):
+        found.setdefault(kind, []).append(name)
+        kinds.append(kind)
+    if not ORDER.fullmatch(" ".join(kinds)):
         raise ModelError(
-            f"{path}: has the steps {shown([*found])}; supported are {', '.join(STEPS)}, in this"
-            " order, the last if vectors are normalised"
+            f"{path}: has the steps {shown(kinds)}; supported are {', '.join(STEPS)}, in this"
+            " order, of which the last two may be left out and Dense be there several times"
         )
     return found
 

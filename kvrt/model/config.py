@@ -49,18 +49,41 @@ DTYPES: Mapping[str, DType] = {
 }
 
 
-def read_config(path: Path) -> ModelSpec:
+HEADLESS = "Model"
+"""How the names of architectures end that have no output matrix."""
+
+BOTH_WAYS = {"use_bidirectional_attention": True, "is_causal": False}
+"""Fields that say so where tokens also see what comes later."""
+
+
+def is_decoder(path: Path) -> bool:
+    """Whether a config.json names a decoder that kvrt has, with an output matrix or without."""
+    values = read_object(path)
+    names = values.get("architectures")
+    return isinstance(names, list) and any(
+        isinstance(name, str) and _with_head(name) in (*FAMILIES, *NESTED) for name in names
+    )
+
+
+def read_config(path: Path, *, head: bool = True) -> ModelSpec:
     """The model that a config.json describes.
 
     Args:
         path: the file.
+        head: False: for the states of its tokens alone, so that it may have no output matrix.
 
     Raises:
         ModelError: the file is missing or damaged, the architecture is not supported (the message
             lists those that are), or a field is missing or out of range (the message names it).
     """
-    architecture, fields = _normal(str(path), read_object(path))
+    values = read_object(path)
+    if not head and isinstance(names := values.get("architectures"), list):
+        values = {**values, "architectures": [_with_head(name) for name in names]}
+    architecture, fields = _normal(str(path), values)
     family = FAMILIES[architecture]
+    for name, value in BOTH_WAYS.items():
+        if fields.has(name) and fields.values()[name] in (value, "all"):
+            raise fields.error(name, "makes tokens see what comes later, which is not supported")
     for name, value in family.refused.items():
         if fields.has(name) and fields.flag(name) != value:
             raise fields.error(name, "is not supported")
@@ -100,7 +123,7 @@ def read_config(path: Path) -> ModelSpec:
         norm_eps=fields.number(family.eps, 0.0, 1.0),
         activation=_activation(fields, family),
         ropes=ropes,
-        tied=fields.flag("tie_word_embeddings", False),
+        tied=not head or fields.flag("tie_word_embeddings", False),
         qkv_bias=_says(fields, family.qkv_bias),
         o_bias=_says(fields, family.o_bias),
         mlp_bias=_says(fields, family.mlp_bias),
@@ -143,6 +166,14 @@ def _normal(source: str, values: Mapping[str, Any]) -> tuple[str, Fields]:
     family = FAMILIES[architecture]
     values = {family.renamed.get(name, name): value for name, value in values.items()}
     return architecture, Fields(source, {**family.defaults, **values})
+
+
+def _with_head(name: Any) -> Any:
+    """The name of the architecture that writes text, of one that has no output matrix."""
+    if not isinstance(name, str) or not name.endswith(HEADLESS):
+        return name
+    stem = name.removesuffix(HEADLESS).removesuffix("Text")
+    return next((own for own in FAMILIES if own.startswith((f"{stem}For", f"{stem}LMHead"))), name)
 
 
 def _architecture(fields: Fields) -> str:

@@ -166,6 +166,34 @@ class Decoder:
         Returns:
             float32 [rows, vocab], on the device.
         """
+        if not logits_rows.numel():
+            self._run(tokens, batches, adapters)
+            return torch.empty(0, self.spec.vocab, device=self._torch_device)
+        x = self._last(tokens, batches, logits_rows, adapters)
+        logits = self._ops.linear(x, self.weights.head, self.weights.head_bias)
+        return branches.finish(self.spec, logits.float())
+
+    def states(self, tokens: Tensor, batches: Sequence[StepBatch], rows: Tensor) -> Tensor:
+        """The same with what the head reads, in place of logits: float32 [rows, hidden]."""
+        return self._last(tokens, batches, rows, None).float()
+
+    def _last(
+        self,
+        tokens: Tensor,
+        batches: Sequence[StepBatch],
+        rows: Tensor,
+        adapters: Sequence[int] | None,
+    ) -> Tensor:
+        """The last states of some rows, normed."""
+        x = self._run(tokens, batches, adapters)
+        if rows.tolist() != [*range(len(x))]:  # a decode step asks for those of all tokens
+            x = x.index_select(0, rows.to(self._torch_device))
+        return self._branches.norm(x, self.weights.final_norm, self.weights.final_norm_bias)
+
+    def _run(
+        self, tokens: Tensor, batches: Sequence[StepBatch], adapters: Sequence[int] | None
+    ) -> Tensor:
+        """A step's layers: what the last one leaves of each token."""
         count, first = tokens.numel(), cast(AttentionBatch, batches[0])
         recorded = self._graphs is not None and adapters is None
         size = self._graphs.size(count, first) if self._graphs and recorded else 0
@@ -179,23 +207,16 @@ class Decoder:
                 x = x[:count]
             self._begin(tokens, first, x, work)
             graph.replay(to_size)
-        else:
-            work = self._activations(count)
-            self._begin(tokens, first, work.x, work)
-            ops = self._ops
-            if adapters is not None:
-                starts = first.query_start.tolist()
-                segments = segments_of(starts, adapters, self.adapters.by_number)
-                ops = cast(MixedOps, AdaptedOps(ops, segments))
-            self._run_layers([*map(self._plan, batches)], work, ops)
-        if not logits_rows.numel():
-            return torch.empty(0, self.spec.vocab, device=self._torch_device)
-        x = work.x
-        if logits_rows.tolist() != [*range(len(x))]:  # a decode step asks for those of all tokens
-            x = x.index_select(0, logits_rows.to(self._torch_device))
-        x = self._branches.norm(x, self.weights.final_norm, self.weights.final_norm_bias)
-        logits = self._ops.linear(x, self.weights.head, self.weights.head_bias)
-        return branches.finish(self.spec, logits.float())
+            return x
+        work = self._activations(count)
+        self._begin(tokens, first, work.x, work)
+        ops = self._ops
+        if adapters is not None:
+            starts = first.query_start.tolist()
+            segments = segments_of(starts, adapters, self.adapters.by_number)
+            ops = cast(MixedOps, AdaptedOps(ops, segments))
+        self._run_layers([*map(self._plan, batches)], work, ops)
+        return work.x
 
     def _plan(self, batch: StepBatch) -> object:
         planner = self._mixer if isinstance(batch, StateBatch) else self._attention

@@ -23,11 +23,12 @@ from huggingface_hub import HfApi, errors, snapshot_download
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from kvrt.errors import ModelError
-from kvrt.model.config import read_config
+from kvrt.model.config import is_decoder, read_config
 from kvrt.model.encoder.spec import read_encoder
 from kvrt.model.foreign import told_by_neighbours
 from kvrt.model.gguf.choice import choose
 from kvrt.model.hubheader import fetch_header
+from kvrt.model.jsonfile import read_list
 from kvrt.model.progress import Progress
 from kvrt.model.shards import INDEX, SINGLE, find_weights, read_index
 
@@ -36,7 +37,8 @@ SMALL_FILES = ["*.json", "*.jinja"]
 IN_SUBFOLDERS = ["*/*.json"]
 """Not wanted: the same model in other formats. What else is small there are chat templates."""
 POOLING = "1_Pooling/config.json"
-"""Of encoders: how tokens' states become a vector."""
+DENSE = ("config.json", "model.safetensors")
+"""What stands around encoders: how tokens' states become a vector, and what is made of that."""
 ANSWER_SECONDS = 5.0
 """For the hub to answer, where the cache could serve as well."""
 
@@ -48,6 +50,7 @@ def download(
     *,
     weights: bool,
     encoder: bool,
+    known: bool = True,
     quantization: str | None,
     revision: str | None,
     offline: bool,
@@ -55,7 +58,8 @@ def download(
     headers: Path | None = None,
 ) -> Path:
     """The snapshot of a repository, completed if need be; `weights`: with them. `encoder`: it is
-    one, and what stands around it is wanted as well. `headers`: a folder for those of GGUF files,
+    one, and what stands around it is wanted as well; not `known`: its architecture may be any.
+    `headers`: a folder for those of GGUF files,
     which are wanted without what is behind them.
 
     Where a `quantization` is named, or there are no safetensors, it is a GGUF file in the snapshot.
@@ -68,9 +72,10 @@ def download(
     first = _snapshot(repository, SMALL_FILES, revision, local, progress, offline)
     if quantization is None and (first / CONFIG).exists():
         if encoder:
-            read_encoder(first / CONFIG)
-            _fetch(repository, [POOLING], first, local, progress, offline)
-        else:
+            config = first / CONFIG
+            read_config(config, head=False) if is_decoder(config) else read_encoder(config)
+            _fetch(repository, _around(first), first, local, progress, offline)
+        elif known:
             read_config(first / CONFIG)
         if not weights:
             return first
@@ -94,6 +99,17 @@ def download(
     for name in _fetch(repository, wanted, first, local, progress, offline):
         _verify(first / name)
     return first / wanted[0]
+
+
+def _around(snapshot: Path) -> list[str]:
+    """The files of what is done with an encoder's states."""
+    found = [POOLING]
+    if (path := snapshot / "modules.json").exists():
+        for fields in read_list(path):
+            name = fields.text("path", "")
+            if fields.text("type").endswith(".Dense") and Path(name).name == name:
+                found += [f"{name}/{file}" for file in DENSE]
+    return found
 
 
 def _fetch(

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +236,17 @@ class Fields:
         return self.error(
             name, f"is {'null' if value is None else shown(value)}; expected {expected}"
         )
+
+
+def read_list(path: Path) -> Iterator[Fields]:
+    """The objects that a JSON file is a list of; what is none has no fields.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    try:
+        listed: Any = json.loads(read_text(path))
+    except (ValueError, RecursionError):
+        listed = None
+    for number, each in enumerate(listed if isinstance(listed, list) else ()):
+        yield Fields(str(path), each if isinstance(each, dict) else {}, f"{number}.")

@@ -141,6 +141,7 @@ def load_model(
     offline: bool = False,
     progress: Progress | None = None,
     seed: int = 0,
+    head: bool = True,
     check_room: Callable[[ModelSpec, DType, int], None] = lambda *_: None,
 ) -> Model:
     """Load a model onto a device.
@@ -162,6 +163,7 @@ def load_model(
         offline: download nothing.
         progress: told about the bytes of a download, and of files as they are quantised.
         seed: of dummy weights.
+        head: False: without its output matrix, for `Decoder.states` alone.
         check_room: raises if weights of so many bytes, of this shape and dtype, are too many.
 
     Raises:
@@ -172,7 +174,7 @@ def load_model(
     dummy = load_format == "dummy"
     place = resolve(
         model,
-        want="config" if dummy else "all",
+        want="config" if dummy else "foreign" if model_impl == "transformers" else "all",
         revision=revision,
         offline=offline,
         progress=progress,
@@ -184,7 +186,7 @@ def load_model(
                 fix="leave one of the two out",
             )
         return _borrow(str(model), place, device, dtype, max_model_len, check_room)
-    source = open_source(place)
+    source = open_source(place, head=head)
     check_shape(source.shape, source.spec, device)
     checkpoint = None if dummy else source.checkpoint()
     choice = choose(

@@ -47,12 +47,16 @@ class Source(Protocol):
 
 
 class Folder:
-    """A folder in the Hugging Face layout."""
+    """A folder in the Hugging Face layout.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        head: see `read_config`.
+    """
+
+    def __init__(self, path: Path, *, head: bool = True) -> None:
         self.path = path
         self.shape = path / "config.json"
-        self.spec = read_config(self.shape)
+        self.spec = read_config(self.shape, head=head)
         self.method = read_method(Fields(str(self.shape), read_object(self.shape)))
 
     def checkpoint(self) -> Checkpoint:
@@ -66,14 +70,17 @@ class Folder:
         return tokenizer.read_tokenizer(self.path, spec.vocab) if there else None
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path, *, head: bool = True) -> Source:
     """What is at a path: a GGUF file, or the folder of a checkpoint.
+
+    Args:
+        head: False: an output matrix is not needed.
 
     Raises:
         ModelError: it is damaged, or of no model that kvrt supports.
     """
     if path.is_dir():
-        return Folder(path)
+        return Folder(path, head=head)
     from kvrt.model.gguf.source import GGUFSource  # a start from a folder is sooner without
 
     return GGUFSource(path)

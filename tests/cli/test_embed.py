@@ -42,7 +42,14 @@ def test_a_text_that_is_too_long_is_refused_unless_it_may_be_cut(kvrt: Kvrt, fol
     assert json.loads(cut.stdout)["tokens"] == 70
 
 
-def test_a_model_that_is_no_encoder_is_refused(kvrt: Kvrt) -> None:
+def test_a_decoder_makes_vectors_too(kvrt: Kvrt) -> None:
     result = kvrt("embed", "tiny", "x", "--backend", "cpu")
+    assert result.exit_code == 0, result.stderr
+    assert len(json.loads(result.stdout)["embedding"]) > 1
+
+
+def test_a_model_that_makes_no_states_is_refused(kvrt: Kvrt, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["T5Model"]}')
+    result = kvrt("embed", str(tmp_path), "x", "--backend", "cpu")
     assert result.exit_code == 3
-    assert "'LlamaForCausalLM', which is no supported encoder" in result.stderr
+    assert "'T5Model', which is no supported encoder" in result.stderr

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvrt import ConfigError, Embedder, ModelError, RequestError
-from kvrt.embedding.embedder import STEP_TOKENS
+from kvrt.embedding.decoding import STEP_TOKENS
 from kvrt.embedding.recipe import POOLINGS
 from tests.embedding.encoders import KINDS, SPECIAL, WORDS, make_encoder, save_recipe
 
@@ -134,7 +134,12 @@ def test_each_kind_of_pooling_has_its_names(
 
 @pytest.mark.parametrize(
     "steps",
-    [("Transformer", "Pooling", "Dense"), ("Transformer",), ("Pooling", "Transformer"), ()],
+    [
+        ("Transformer", "Pooling", "Normalize", "Dense"),
+        ("Transformer",),
+        ("Pooling", "Transformer"),
+        (),
+    ],
 )
 def test_steps_that_are_not_known_are_refused(folder: Path, steps: tuple[str, ...]) -> None:
     save_recipe(folder, {"pooling_mode": "mean"}, steps=steps)

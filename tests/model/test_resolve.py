@@ -200,10 +200,15 @@ def test_a_configuration_alone_leaves_out_the_weights(hub: FakeHub) -> None:
 
 
 def test_an_unsupported_model_is_refused_before_its_weights_are_downloaded(hub: FakeHub) -> None:
-    hub.files["config.json"] = json.dumps({"architectures": ["GPT2LMHeadModel"]}).encode()
-    with pytest.raises(ModelError, match="GPT2LMHeadModel"):
+    hub.files["config.json"] = json.dumps({"architectures": ["BloomForCausalLM"]}).encode()
+    with pytest.raises(ModelError, match="BloomForCausalLM"):
         resolve(REPOSITORY)
     assert not any(name.endswith(".safetensors") for name, _ in hub.asked)
+
+
+def test_one_that_transformers_is_to_compute_is_downloaded_whatever_it_is(hub: FakeHub) -> None:
+    hub.files["config.json"] = json.dumps({"architectures": ["BloomForCausalLM"]}).encode()
+    assert list(resolve(REPOSITORY, want="foreign").glob("*.safetensors"))
 
 
 @pytest.mark.promise("P24")

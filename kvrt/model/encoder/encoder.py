@@ -48,6 +48,11 @@ class Encoder:
         self._ops: DenseOps = TorchOps(device.attention) if dense is None else dense
 
     @property
+    def vocab(self) -> int:
+        """Rows of the embedding."""
+        return self.spec.vocab
+
+    @property
     def positions(self) -> int:
         """Tokens of the longest text."""
         return self.spec.positions
@@ -77,6 +82,10 @@ class Encoder:
             wide = PLAIN[self.spec.activation](linear(x, *layer.up).float()).to(x.dtype)
             x = self._norm(linear(wide, *layer.down, x), layer.mlp_norm)
         return list(torch.split(x.float().cpu(), lengths))
+
+    def close(self) -> None:
+        """Give the weights back. It computes no more."""
+        del self._weights
 
     def _attend(self, qkv: Tensor) -> Tensor:
         """Attention of one text's tokens, [tokens, 3 * hidden], to each other."""
