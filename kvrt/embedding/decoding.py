@@ -7,19 +7,20 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from kvrt.config import RuntimeConfig
-from kvrt.engine.sizing import FREE_SHARE, layouts_of
+from kvrt.engine.sizing import FREE_SHARE
 from kvrt.executor.local import LocalPages
 from kvrt.kv.rows import Rows
 from kvrt.model.config import is_decoder
 from kvrt.model.decoder import Decoder
 from kvrt.model.encoder.encoder import load_encoder
+from kvrt.model.layouts import layouts_of
 from kvrt.model.loader import load_model
 from kvrt.spi import Device, DType, StepBatch
 
 STEP_TOKENS = 4096
 """Computed together, where they are of several texts; a longer text is computed in so many."""
 
+PAGE_SIZE = 16
 MOST_PAGES = 2**31 - 1
 """That addresses may be asked for: as many as the device could ever hold."""
 
@@ -70,7 +71,7 @@ class TextDecoder:
         assert isinstance(self.model.decoder, Decoder), "kvrt's own was asked for"
         self._decoder = self.model.decoder
         spec = self.model.spec
-        layouts = layouts_of(RuntimeConfig(), spec, self.model.dtype, self._decoder.dtype)
+        layouts = layouts_of(spec, PAGE_SIZE, self.model.dtype, self._decoder.dtype)
         self._rows = Rows(
             LocalPages(device, layouts, MOST_PAGES),
             [group.window for group in spec.groups],
