@@ -61,6 +61,7 @@ def make_app(service: Service, embedder: "Embedder | None" = None) -> Starlette:
         "/detokenize": plain.detokenize,
         "/v1/embeddings": embeddings.create,
         "/v1/messages/count_tokens": plain.count_tokens,
+        "/v1/responses/input_tokens": plain.input_tokens,
     }
     apis: dict[str, Api] = {
         "/v1/completions": Completions(served),

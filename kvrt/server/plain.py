@@ -20,6 +20,7 @@ from kvrt.server.entry import entry_of
 from kvrt.server.errors import Refusal, refusal_of
 from kvrt.server.fields import Message, TokenId, decode
 from kvrt.server.http import read_body
+from kvrt.server.openai.responses import Responses
 from kvrt.server.service import Service
 from kvrt.server.shapes import shape_for
 
@@ -97,6 +98,7 @@ class Plain:
             "max_model_len": served.model.max_model_len,
             "type": "model",
             "display_name": name,
+            "lifecycle": "active",
             "created_at": made.isoformat(),
         }
 
@@ -126,6 +128,14 @@ class Plain:
         chat = asked.chat(served, asked.choice(served))
         tokens = await asyncio.to_thread(tokens_of, chat, served.model)
         return answer({"input_tokens": len(tokens)})
+
+    async def input_tokens(self, request: Request) -> Response:
+        """Of a response, as OpenAI's clients ask."""
+        served = self._service.served
+        body = await read_body(request.scope, request.receive, served.max_body)
+        (asked,) = Responses(served).read(body).asks
+        tokens = await asyncio.to_thread(tokens_of, asked.prompt, served.model)
+        return answer({"object": "response.input_tokens", "input_tokens": len(tokens)})
 
     async def detokenize(self, request: Request) -> Response:
         served = self._service.served

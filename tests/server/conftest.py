@@ -59,9 +59,9 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def client(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(
-            base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, **options}
-        )
+        """One that refuses answers that are not as its types are."""
+        strict = {"api_key": "none", "max_retries": 0, "_strict_response_validation": True}
+        return openai.OpenAI(base_url=f"{self.url}/v1", **{**strict, **options})
 
     def ask(
         self,

@@ -1,5 +1,6 @@
 """The real anthropic client, unmodified, gets what the model says."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,9 @@ PLAIN = "User: Say something.\n\nAssistant:"
 
 @pytest.fixture
 def client(server: Server) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
+    with anthropic.Anthropic(
+        base_url=server.url, api_key="none", max_retries=0, _strict_response_validation=True
+    ) as client:
         yield client
 
 
@@ -85,6 +88,19 @@ def test_the_stop_sequence_that_ended_an_answer_is_named(
 def test_the_model_is_listed(client: anthropic.Anthropic) -> None:
     (model,) = client.models.list()
     assert (model.id, model.type, model.display_name) == ("tiny", "model", "tiny")
+    assert client.models.retrieve("tiny") == model
+
+
+def test_an_answer_is_held_to_a_schema(client: anthropic.Anthropic) -> None:
+    schema = {"type": "object", "properties": {"mood": {"enum": ["glad", "sad"]}},
+              "required": ["mood"], "additionalProperties": False}  # fmt: skip
+    config: Any = {"format": {"type": "json_schema", "schema": schema}, "effort": "low"}
+    answer = client.messages.create(**ASKED, output_config=config)
+    assert json.loads(answer.content[0].text)["mood"] in ("glad", "sad")  # type: ignore[union-attr]
+    assert answer.stop_reason == "end_turn"
+    for wrong in ({"type": "xml"}, {"type": "json_schema"}):
+        with pytest.raises(anthropic.BadRequestError, match="output_config"):
+            client.messages.create(**ASKED, output_config={"format": wrong})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ from kvrt.server.keys import Keys, add_key
 from .conftest import Server, started
 
 ROUTES = ["/v1/models", "/v1/models/tiny", "/v1/completions", "/v1/chat/completions", "/tokenize",
-          "/v1/embeddings", "/detokenize", "/v1/messages", "/v1/messages/count_tokens", "/metrics",
-          "/version", "/", "/v1/responses", "/nothing", "/api/chat", "/api/generate", "/api/tags",
-          "/api/ps", "/api/show", "/api/version", "/status", "/page.css", "/page.js", "/chat.js",
-          "/live.js", "/icon.svg"]  # fmt: skip
+          "/v1/embeddings", "/detokenize", "/v1/messages", "/v1/messages/count_tokens",
+          "/metrics", "/version", "/", "/v1/responses", "/v1/responses/input_tokens", "/nothing",
+          "/api/chat", "/api/generate", "/api/tags", "/api/ps", "/api/show", "/api/version",
+          "/status", "/page.css", "/page.js", "/chat.js", "/live.js", "/icon.svg"]  # fmt: skip
 TRICKS = ["/{}", "/v1/..{}", "{}/", "{}/.", "{}%2e", "/%2e%2e{}", "{}?a=/livez", "{};/livez",
           "/livez/..{}", "/livez/{}", "/livez%00{}", "/LIVEZ{}", "{}#/livez"]  # fmt: skip
 

@@ -20,6 +20,14 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
         yield client
 
 
+@pytest.fixture
+def lenient(server: Server) -> Iterator[openai.OpenAI]:
+    """For completions: where there is no reason to end yet, and no log-probability of a first
+    token, OpenAI's own server says null, for which its client's types have no room."""
+    with server.client(_strict_response_validation=False) as client:
+        yield client
+
+
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[Runtime]:
     """The same model without a server."""
@@ -36,32 +44,32 @@ def test_the_model_is_listed_and_found_by_its_name(client: openai.OpenAI) -> Non
         client.completions.create(model="other", prompt="a")
 
 
-def test_a_completion_says_what_the_runtime_says(client: openai.OpenAI, tiny: Runtime) -> None:
+def test_a_completion_says_what_the_runtime_says(lenient: openai.OpenAI, tiny: Runtime) -> None:
     alone = tiny.generate(PROMPT, SamplingParams(max_tokens=24))[0]
-    answer = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=24, temperature=0)
+    answer = lenient.completions.create(model="tiny", prompt=PROMPT, max_tokens=24, temperature=0)
     assert answer.choices[0].text == alone.text
     assert answer.choices[0].finish_reason == alone.finish_reason
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == alone.usage.prompt_tokens
     assert answer.usage.completion_tokens == alone.usage.completion_tokens
-    pieces = client.completions.create(
+    pieces = lenient.completions.create(
         model="tiny", prompt=list(alone.prompt_token_ids), max_tokens=24, temperature=0, stream=True
     )
     assert "".join(piece.choices[0].text for piece in pieces) == alone.text
 
 
-def test_several_prompts_are_answered_each_n_times(client: openai.OpenAI, tiny: Runtime) -> None:
+def test_several_prompts_are_answered_each_n_times(lenient: openai.OpenAI, tiny: Runtime) -> None:
     prompts = ["def f(a):", "import os\n", "class A:"]
     params = SamplingParams(max_tokens=8, temperature=1.0, seed=3, n=2)
     texts = [c.text for r in tiny.generate(prompts, params) for c in r.completions]
     asked = {"model": "tiny", "prompt": prompts, "max_tokens": 8, "seed": 3, "n": 2}
     asked |= {"temperature": 1.0, "top_p": 1.0, "extra_body": {"top_k": 0}}
-    answer = client.completions.create(**asked)
+    answer = lenient.completions.create(**asked)
     assert [choice.text for choice in answer.choices] == texts
     assert [choice.index for choice in answer.choices] == list(range(6))
     streamed = [""] * 6
     options = {"include_usage": True}
-    for piece in client.completions.create(**asked, stream=True, stream_options=options):
+    for piece in lenient.completions.create(**asked, stream=True, stream_options=options):
         for choice in piece.choices:
             streamed[choice.index] += choice.text
         last = piece
@@ -70,12 +78,12 @@ def test_several_prompts_are_answered_each_n_times(client: openai.OpenAI, tiny: 
 
 
 def test_echo_gives_the_log_probabilities_of_the_prompt(
-    client: openai.OpenAI, tiny: Runtime
+    lenient: openai.OpenAI, tiny: Runtime
 ) -> None:
     """As lm-eval's local-completions asks."""
     params = SamplingParams(max_tokens=1, prompt_logprobs=2)
     alone = tiny.generate(PROMPT, params)[0]
-    answer = client.completions.create(
+    answer = lenient.completions.create(
         model="tiny", prompt=list(alone.prompt_token_ids), max_tokens=1, temperature=0, logprobs=2,
         echo=True, seed=1234,
     )  # fmt: skip
@@ -98,7 +106,7 @@ def test_echo_gives_the_log_probabilities_of_the_prompt(
     )[1:]:
         assert top[token] >= given
         assert 2 <= len(top) <= 3
-    scored = client.completions.create(
+    scored = lenient.completions.create(
         model="tiny", prompt=PROMPT, max_tokens=0, logprobs=1, echo=True
     )
     assert scored.choices[0].text == PROMPT
@@ -155,6 +163,8 @@ def test_a_response_is_answered_whole_and_as_a_stream(client: openai.OpenAI, tin
         assert answer.incomplete_details.reason == "max_output_tokens"
         assert answer.usage is not None
         assert answer.usage.input_tokens == alone.usage.prompt_tokens
+        counted = client.responses.input_tokens.count(model="tiny", **fields)
+        assert counted.input_tokens == alone.usage.prompt_tokens
     events = list(client.responses.create(**asked, **fields, stream=True))
     assert [event.sequence_number for event in events] == list(range(len(events)))
     kinds = [event.type for event in events]

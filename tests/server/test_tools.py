@@ -82,7 +82,9 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture
 def claude(server: Server) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as one:
+    with anthropic.Anthropic(
+        base_url=server.url, api_key="none", max_retries=0, _strict_response_validation=True
+    ) as one:
         yield one
 
 

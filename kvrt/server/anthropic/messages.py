@@ -27,6 +27,7 @@ from kvrt.server.fields import (
 )
 from kvrt.server.http import event
 from kvrt.server.served import Served
+from kvrt.server.structured import both, held_to
 from kvrt.server.talk import Choice, Spoken, Talk, as_said, choose
 
 Blocks = Annotated[list[dict[str, Any]], Meta(max_length=1024)]
@@ -77,6 +78,13 @@ class Conversation(msgspec.Struct, kw_only=True):
         )
 
 
+class OutputConfig(msgspec.Struct):
+    """What the answer may be; how much effort it is worth changes nothing."""
+
+    format: dict[str, Any] | None = None
+    effort: str | None = None
+
+
 class MessagesRequest(Conversation, kw_only=True):
     """The fields of a request."""
 
@@ -87,6 +95,7 @@ class MessagesRequest(Conversation, kw_only=True):
     stop_sequences: Annotated[list[StopText], Meta(max_length=64)] | None = None
     stream: bool | None = None
 
+    output_config: OutputConfig | None = None
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
 
@@ -104,13 +113,15 @@ class MessagesApi:
         request = decode(body, MessagesRequest, strict=self._served.strict)
         self._served.check_name(request.model)
         choice = request.choice(self._served)
-        talk, held = Talk(self._served, choice), choice.held()
+        form = None if request.output_config is None else request.output_config.format
         fields = Sampling(
             temperature=request.temperature,
             top_p=request.top_p,
             top_k=request.top_k,
             stop=request.stop_sequences,
         )
+        held = both(held_to(fields, form, "output_config"), choice.held())
+        talk = Talk(self._served, choice, held=held.field not in ("", "tools"))
         params = self._served.defaults.params(
             fields,
             max_tokens=request.max_tokens,
