@@ -6,7 +6,7 @@ followed by one other. A script is cut into pieces that occur once, each of whic
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -32,15 +32,22 @@ TEMPLATE = """{%- if tools %}Tools: {{ tools | tojson }}
 """A prompt ends with the last letter of what was said, from which the model knows its script."""
 
 
-def build(folder: Path, scripts: Mapping[str, str]) -> Path:
-    """The folder of a model that says `scripts`, of ASCII, by the letters that ask for them."""
+def build(
+    folder: Path, scripts: Mapping[str, str | Sequence[str]], template: str = TEMPLATE
+) -> Path:
+    """The folder of a model that says `scripts`, by the letters, of ASCII, with which a prompt ends
+    that asks for them. One that is in pieces has those, each of which is in no other script: so it
+    goes on behind what a constraint has left no choice about, if that is one of them."""
     alphabet = {t: i for i, t in enumerate([END, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END, "<|end|>"])
-    used: set[str] = set(alphabet)
-    said = {letter: _pieces(text, used) for letter, text in scripts.items()}
+    given = {letter: list(text) for letter, text in scripts.items() if not isinstance(text, str)}
+    used = {*alphabet, *itertools.chain.from_iterable(given.values())}
+    said = given | {
+        letter: _pieces(text, used) for letter, text in scripts.items() if isinstance(text, str)
+    }
     tokenizer.add_tokens(
         [AddedToken(p, normalized=False) for p in itertools.chain.from_iterable(said.values())]
     )
@@ -48,9 +55,10 @@ def build(folder: Path, scripts: Mapping[str, str]) -> Path:
     for letter, pieces in said.items():
         ids = [tokenizer.token_to_id(token) for token in (letter, *pieces)]
         follow |= dict(itertools.pairwise(ids))
-    _save(folder, follow, tokenizer.get_vocab_size())
+    ends = [tokenizer.token_to_id(token) for token in (END, '"', "}")]
+    _save(folder, follow, ends, tokenizer.get_vocab_size())
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"eos_token": END, "chat_template": TEMPLATE}
+    settings = {"eos_token": END, "chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 
@@ -74,11 +82,17 @@ def _pieces(text: str, used: set[str]) -> list[str]:
     return pieces
 
 
-def _save(folder: Path, follow: Mapping[int, int], rows: int) -> None:
+def _save(folder: Path, follow: Mapping[int, int], ends: Sequence[int], rows: int) -> None:
+    """
+    Args:
+        ends: what it says, the first of them that a constraint allows, where no script goes on.
+    """
     width = -(-rows // 64) * 64
     head = torch.zeros(rows, width)
-    for token in range(rows):
-        head[follow.get(token, 0), token] = 1
+    for place, end in enumerate(ends):
+        head[end] = 0.5 - 0.1 * place
+    for token, other in follow.items():
+        head[other, token] = 1
     layer, zeros = "model.layers.0.", torch.zeros
     save_file(
         {
