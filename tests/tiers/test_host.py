@@ -4,6 +4,9 @@ import gc
 import random
 import weakref
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -368,9 +371,47 @@ def test_what_breaks_the_protocol_is_an_error(copier: Copier) -> None:
         store.pin(page)
 
 
-def test_the_check_finds_a_slot_that_is_used_twice(copier: Copier) -> None:
-    store = HostStore(copier, [PAGE], **slabs(1, 3))
-    put(store, 0, 1)
-    store._pages[NAMES[0]].frame = store._pages[NAMES[1]].frame
-    with pytest.raises(IntegrityError, match="slot"):
+THREE = [name for name in names(2, groups=2) if name.group == 0] + names(1, groups=2)[1:]
+"""Two pages that fill frames, and one that leaves room in its frame."""
+
+BROKEN: dict[str, tuple[str, Callable[[HostStore], object]]] = {
+    "a slot is free and used": ("slot", lambda store: framed(store, 2).free.append(0)),
+    "a slot is lost": ("slot", lambda store: framed(store, 2).free.pop()),
+    "a frame is empty": ("slot", lambda store: (
+        framed(store, 2).free.append(0), framed(store, 2).pages.clear())),
+    "room is forgotten": ("to have room", lambda store: store._open[1].clear()),
+    "there is no such room": ("to have room", lambda store: store._open[0].add(0)),
+    "a page is elsewhere": ("another's", lambda store: setattr(
+        store._pages[THREE[0]], "frame", framed(store, 1))),
+    "a page is of another group": ("two groups", lambda store: setattr(
+        store._pages[THREE[0]], "name", THREE[2])),
+    "a slot has no page": ("no page", lambda store: store._pages.pop(THREE[0])),
+    "a page is found in place of another": ("no slot", lambda store: store._pages.update(
+        {THREE[0]: replace(store._pages[THREE[0]])})),
+    "a frame is free and used": ("used twice", lambda store: store._free.append(0)),
+    "a frame is lost": ("lost", lambda store: store._free.pop()),
+    "a slab counts too many frames": ("count 4 frames", lambda store: store._used.update({0: 4})),
+    "a slab counts too few frames": ("count 2 frames", lambda store: store._used.update({0: 2})),
+    "nobody can find a page": ("nobody can find", lambda store: store._unfound.add(
+        store._pages.pop(THREE[0]))),
+}  # fmt: skip
+"""Of a store that holds them: what is said, and what was done to it."""
+
+
+def framed(store: HostStore, which: int) -> Any:
+    """The frame of one of the three."""
+    return store._pages[THREE[which]].frame
+
+
+@pytest.mark.parametrize("wrong", BROKEN)
+def test_the_check_finds_what_is_broken(copier: Copier, wrong: str) -> None:
+    store = HostStore(copier, [PAGE, STRIDE // 4], **slabs(1, 5))
+    for name in THREE:
+        page = store.reserve(name)
+        assert page is not None
+        store.commit(page)
+    store.check_integrity()
+    message, do_break = BROKEN[wrong]
+    do_break(store)
+    with pytest.raises(IntegrityError, match=message):
         store.check_integrity()
