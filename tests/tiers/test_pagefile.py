@@ -7,7 +7,9 @@ import random
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from kvrt.errors import ConfigError, StoreError
+from kvrt.errors import ConfigError, IntegrityError, StoreError
 from kvrt.kv.tiers import codec, space
 from kvrt.kv.tiers.blockfile import BLOCK
 from kvrt.kv.tiers.codec import Codec
@@ -314,3 +316,20 @@ def test_a_reader_keeps_the_page_that_is_removed_under_it(tmp_path: Path) -> Non
     assert read(file, second)
     file.check_integrity()
     file.close()
+
+
+PLACES: dict[str, tuple[str, Callable[[Any], object]]] = {
+    "a row is lost": ("lost, or used twice", lambda space: space._rows.pop()),
+    "a row is used twice": ("lost, or used twice", lambda space: space._rows.append(0)),
+    "a block is lost": ("a block is lost", lambda space: space._blocks.take(1)),
+    "a block is free and used": ("free already", lambda space: space._blocks.add(0, 1)),
+}
+
+
+@pytest.mark.parametrize("wrong", PLACES)
+def test_the_check_finds_what_is_broken(tmp_path: Path, wrong: str) -> None:
+    message, do_break = PLACES[wrong]
+    with pytest.raises(IntegrityError, match=message), opened(tmp_path, FORM) as file:
+        assert file.write(NAMES[0], body(NAMES[0]))
+        file.check_integrity()
+        do_break(file._space)
