@@ -328,8 +328,11 @@ PLACES: dict[str, tuple[str, Callable[[Any], object]]] = {
 
 @pytest.mark.parametrize("wrong", PLACES)
 def test_the_check_finds_what_is_broken(tmp_path: Path, wrong: str) -> None:
+    file = PageFile.open(tmp_path, FORM)
+    assert file.write(NAMES[0], body(NAMES[0]))
+    file.check_integrity()
     message, do_break = PLACES[wrong]
-    with pytest.raises(IntegrityError, match=message), opened(tmp_path, FORM) as file:
-        assert file.write(NAMES[0], body(NAMES[0]))
+    do_break(file._space)
+    with pytest.raises(IntegrityError, match=message):
         file.check_integrity()
-        do_break(file._space)
+    file.close()
