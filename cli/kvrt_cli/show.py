@@ -166,7 +166,7 @@ def _facts(model: str, options: Mapping[str, Any], headers: Path) -> dict[str, A
         "groups": [
             {
                 "layers": len(group.layers),
-                "window": group.window,
+                "window": group.reach(layout.page_size),
                 "bytes_per_token": layout.page_bytes / layout.page_size,
             }
             for group, layout in zip(spec.groups, layouts, strict=True)

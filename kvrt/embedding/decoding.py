@@ -74,7 +74,7 @@ class TextDecoder:
         layouts = layouts_of(spec, PAGE_SIZE, self.model.dtype, self._decoder.dtype)
         self._rows = Rows(
             LocalPages(device, layouts, MOST_PAGES),
-            [group.window for group in spec.groups],
+            [group.reach(PAGE_SIZE) for group in spec.groups],
             int(device.memory.info().free * FREE_SHARE),
         )
 

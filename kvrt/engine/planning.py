@@ -78,6 +78,7 @@ def plan(config: RuntimeConfig, info: DeviceInfo, choice: Choice, free: int) -> 
         max(0, free - weights),
     )
     groups = (
-        Group(shape, group.window) for shape, group in zip(sizes.shapes, spec.groups, strict=True)
+        Group(shape, group.reach(shape.page_size))
+        for shape, group in zip(sizes.shapes, spec.groups, strict=True)
     )
     return Plan(weights, free, sizes, tuple(groups), config.max_batch_tokens)

@@ -215,7 +215,7 @@ def make_cache(
         executor,
         limit_bytes=limit,
         keep_warm_bytes=config.keep_warm,
-        windows=[(group.window, 0) for group in spec.groups],
+        windows=[(group.reach(config.page_size), 0) for group in spec.groups],
         step_tokens=config.max_batch_tokens,
     )
     return executor, cache

@@ -78,6 +78,8 @@ class Backing(Mapped):
         """
         layout = self.layout
         if isinstance(layout, StateLayout):
+            if layout.of_pages:
+                return ()
             first = page * layout.page_stride + slot * layout.width
             shape = layout.layers, layout.width
             return (self.kv.as_strided(shape, (layout.layer_stride, 1), first),)

@@ -24,6 +24,7 @@ class Activations(NamedTuple):
     q: Tensor
     k: Tensor
     v: Tensor
+    gate: Tensor
     attended: Tensor
     attended_rows: Tensor
     low: Tensor
@@ -36,6 +37,8 @@ class Activations(NamedTuple):
     shared: Tensor
     mixed: Tensor
     convolved: Tensor
+    gates: Tensor
+    recalled: Tensor
     rotations: tuple[Rotation, ...]
 
     @classmethod
@@ -45,13 +48,14 @@ class Activations(NamedTuple):
 
         attended = tensor(spec.heads, spec.value_dim)
         if (latent := spec.latent) is None:
-            heads = (spec.heads, spec.kv_heads, spec.kv_heads)
+            gates = spec.heads * spec.gated_attention
+            heads = (spec.heads, gates, spec.kv_heads, spec.kv_heads)
             qkv = tensor(sum(heads) * spec.head_dim)
-            q, k, v = qkv.view(count, -1, spec.head_dim).split_with_sizes(heads, 1)
+            q, gate, k, v = qkv.view(count, -1, spec.head_dim).split_with_sizes(heads, 1)
             rows, low, raw = attended.view(count, -1), tensor(0), tensor(0)
         else:
             queries = spec.heads * latent.width
-            qkv = tensor((latent.query_rank or queries) + spec.head_dim)
+            qkv, gate = tensor((latent.query_rank or queries) + spec.head_dim), tensor(0)
             q, k = tensor(spec.heads, spec.head_dim), qkv[:, None, -spec.head_dim :]
             v, rows, low = k[..., : latent.rank], tensor(spec.attended), tensor(latent.query_rank)
             raw = tensor(queries) if latent.query_rank else qkv[:, :queries]
@@ -60,7 +64,7 @@ class Activations(NamedTuple):
         if spec.experts is not None:
             experts, shared = spec.experts.count, spec.experts.shared
             chosen = spec.experts.router.chosen
-        channels = 0 if spec.recurrence is None else spec.recurrence.channels
+        made, channels, kept, out = _of_recurrence(spec)
         pairs = [rope.width(spec.head_dim) // 2 for rope in spec.ropes]
         return cls(
             x=tensor(spec.hidden),
@@ -69,6 +73,7 @@ class Activations(NamedTuple):
             q=q,
             k=k,
             v=v,
+            gate=gate,
             attended=attended,
             attended_rows=rows,
             low=low,
@@ -79,8 +84,10 @@ class Activations(NamedTuple):
             chosen=torch.empty(count, chosen, dtype=torch.int32, device=device),
             weights=torch.empty(count, chosen, device=device),
             shared=tensor(shared),
-            mixed=tensor(3 * channels),
+            mixed=tensor(made),
             convolved=tensor(channels),
+            gates=tensor(kept),
+            recalled=tensor(out),
             rotations=tuple(
                 Rotation(*(torch.empty(count, width, device=device) for _ in range(2)))
                 for width in pairs
@@ -91,6 +98,7 @@ class Activations(NamedTuple):
     def width(spec: ModelSpec) -> int:
         """Elements for each token, what operators in plain torch need for a moment included."""
         heads = 2 * (spec.heads + spec.kv_heads) * spec.head_dim
+        heads += spec.gated_attention * 2 * spec.heads * spec.head_dim
         if spec.latent is not None:
             of_queries = spec.heads * spec.latent.width + 2 * spec.latent.query_rank
             heads += of_queries + spec.attended
@@ -98,10 +106,8 @@ class Activations(NamedTuple):
         # Cosines and sines are float32 also where the others are of 16 bits.
         kept += 2 * sum(rope.width(spec.head_dim) for rope in spec.ropes)
         passing = max(2 * spec.hidden, 2 * spec.intermediate, _of_experts(spec))
-        if spec.recurrence is not None:
-            kept += 4 * spec.recurrence.channels
-            passing = max(passing, 6 * spec.recurrence.channels)
-        return kept + passing
+        recurrent = sum(_of_recurrence(spec))
+        return kept + recurrent + max(passing, 2 * recurrent)
 
     @property
     def tokens(self) -> int:
@@ -114,6 +120,13 @@ class Activations(NamedTuple):
             name: getattr(self, name)[:count] for name in self._fields if name != "rotations"
         }
         return Activations(**tensors, rotations=rotations)
+
+
+def _of_recurrence(spec: ModelSpec) -> tuple[int, int, int, int]:
+    """Elements for each token of what a recurrence makes, of what it convolves, of its gates, and
+    of what it gives."""
+    made = spec.recurrence
+    return (0, 0, 0, 0) if made is None else (made.made, made.channels, made.gates, made.out)
 
 
 def _of_experts(spec: ModelSpec) -> int:

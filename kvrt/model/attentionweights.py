@@ -41,7 +41,7 @@ def attention_weights(spec: ModelSpec) -> Iterator[tuple[str, Rows, tuple[int, .
 
 def _plain_weights(spec: ModelSpec) -> Iterator[tuple[str, Rows, tuple[int, ...]]]:
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    qkv = {"q": q, "k": kv, "v": kv}
+    qkv = {"q": q * (1 + spec.gated_attention), "k": kv, "v": kv}
     whole = spec.qk_norm == "whole"
     yield "qkv", qkv, (spec.hidden,)
     if spec.qkv_bias:

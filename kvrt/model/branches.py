@@ -70,6 +70,11 @@ def _gelu_tanh(x: Tensor) -> Tensor:
     return cubed.mul_(math.sqrt(2 / math.pi)).tanh_().add_(1.0).mul_(x).mul_(0.5)
 
 
+def sigmoid(x: Tensor) -> Tensor:
+    """The sigmoid, of bits that do not depend on how many numbers there are."""
+    return (x * 0.5).tanh_().add_(1.0).mul_(0.5)
+
+
 def _silu(x: Tensor) -> Tensor:
     return (x * 0.5).tanh_().add_(1.0).mul_(x).mul_(0.5)
 
@@ -146,6 +151,11 @@ class Branches:
             self._own.scale_rows(work.q.flatten(1), work.heat.view(-1))
         else:
             work.q.mul_(work.heat)
+
+    def gate(self, work: Activations) -> None:
+        """Multiply what heads have attended to by their gates, where a model does that."""
+        if self._spec.gated_attention:
+            work.attended.mul_(sigmoid(work.gate))
 
     def mlp(self, x: Tensor, w: LayerWeights, out: Tensor) -> None:
         """The feed-forward layer up to its last product."""

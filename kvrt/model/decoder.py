@@ -54,7 +54,7 @@ class _Layer(NamedTuple):
     """What a step needs of a layer, gathered once.
 
     Args:
-        batch: which of the step's batches its pages are in.
+        batch: which of the step's batches its pages are in; of those of a recurrence, the first.
         number: which of that batch's layers it is.
         rope: which of the model's rotations its queries and keys have.
         norm: of its queries and keys, before rotation.
@@ -131,11 +131,10 @@ class Decoder:
             RotationTable(rope, spec.head_dim, max_positions, self._torch_device)
             for rope in spec.ropes
         ]
-        places = {
-            layer: (batch, number)
-            for batch, layers in enumerate(groups or [group.layers for group in spec.groups])
-            for number, layer in enumerate(layers)
-        }
+        places: dict[int, tuple[int, int]] = {}
+        for batch, layers in enumerate(groups or [group.layers for group in spec.groups]):
+            for number, layer in enumerate(layers):
+                places.setdefault(layer, (batch, number))
         self._layers = [
             self._layer(layer, w, *places[index])
             for index, (layer, w) in enumerate(zip(spec.layers, weights.layers, strict=True))
@@ -260,7 +259,7 @@ class Decoder:
             plan, mixed = plans[batch], work.attended_rows
             read = norm(x, w.attention_norm, w.attention_norm_bias, normed)
             if recurrent:
-                mixed = self._mixer.mix(plan, layer, read, w, work, ops)
+                mixed = self._mixer.mix(plans[batch:], layer, read, w, work, ops)
             else:
                 ops.linear(read, w.qkv, w.qkv_bias, None, qkv)
                 rotation = None if rope is None else work.rotations[rope]
@@ -273,6 +272,7 @@ class Decoder:
                 run(plan, layer, q, attended, attention)
                 if latents is not None:
                     latents.values(w, work)
+                self._branches.gate(work)
             if not parallel:
                 add(mixed, w.o, w.o_bias, w.attention_post_norm, x, normed)
             if w.mlp_norm is not None or not parallel:

@@ -13,7 +13,13 @@ def layouts_of(spec: ModelSpec, page_size: int, keys: KVFormat, states: DType) -
         states: how recurrences keep what they do: as what the model computes in.
     """
     return [
-        StateLayout(states, len(group.layers), group.width, page_size)
+        StateLayout(
+            "float32" if group.exact else states,
+            len(group.layers),
+            group.width,
+            page_size,
+            of_pages=group.kept == "border",
+        )
         if group.width
         else KVLayout.packed(
             keys,

@@ -62,8 +62,9 @@ def _qwen3(fields: Fields, layers: int, default: int = 128) -> Mixture:
     return ExpertSpec(count, _width(fields, "moe_intermediate_size"), router), sparse
 
 
-def _qwen2(fields: Fields, layers: int) -> Mixture:
-    experts, sparse = _qwen3(fields, layers, 60)
+def qwen2_experts(fields: Fields, layers: int, default: int = 60) -> Mixture:
+    """Beside one that all tokens have, which is scaled."""
+    experts, sparse = _qwen3(fields, layers, default)
     shared = _width(fields, "shared_expert_intermediate_size")
     return replace(experts, shared=shared, shared_scale=True), sparse
 
@@ -171,7 +172,7 @@ MIXTURES: Mapping[str, Family] = {
     "Qwen2MoeForCausalLM": Family(
         "qwen2_moe",
         qwen_layers,
-        mixture=_qwen2,
+        mixture=qwen2_experts,
         qkv_bias="qkv_bias",
         defaults={
             "num_key_value_heads": 16,

@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 
 RowOrder = Literal["", "pairs", "less_one", "turns", "heads", "absorbed"]
 """``pairs``: each head's rows are in pairs, (i, i + rotated/2) beside each other; ``less_one``: of
-norm weights, 1 is taken off; ``turns``: those of gate and of up take turns; ``heads``: of each head
-in turn, those of its query, its key and its value; ``absorbed``: of each head in turn, those that
-make its key of a latent, which are turned, and those that make its value."""
+norm weights, 1 is taken off; ``turns``: those of gate and of up take turns; ``heads``: those of a
+head are together, of all its parts in turn (`rows.rows_of`); ``absorbed``: of each head in turn,
+those that make its key of a latent, which are turned, and those that make its value."""
 
 
 class Name(NamedTuple):
@@ -59,7 +59,9 @@ def _without(naming: Naming, *parts: str) -> Naming:
 
 def _less_one(naming: Naming) -> Naming:
     return {
-        part: name._replace(order="less_one") if part.endswith("norm") else name
+        part: name._replace(order="less_one")
+        if part.endswith("norm") and part != "mixer_norm"
+        else name
         for part, name in naming.items()
     }
 
@@ -181,6 +183,27 @@ _LATENTS: Naming = {
     for part, name in _HALVED_LATENTS.items()
 }
 
+_DELTA: Naming = {
+    "conv": _layer("linear_attn.conv1d", "ssm_conv1d"),
+    "decay_log": _layer("linear_attn.A_log", "ssm_a")._replace(bare=True),
+    "decay_bias": _layer("linear_attn.dt_bias", "ssm_dt")._replace(bare=True),
+    "mixer_norm": _layer("linear_attn.norm", "ssm_norm"),
+    "mixer_out": _layer("linear_attn.out_proj", "ssm_out"),
+    "q": LLAMA["q"]._replace(order="heads"),
+}
+_DELTA_APART: Naming = {
+    **_DELTA,
+    "delta_qkv": _layer("linear_attn.in_proj_qkv", "attn_qkv"),
+    "delta_z": _layer("linear_attn.in_proj_z", "attn_gate"),
+    "delta_b": _layer("linear_attn.in_proj_b", "ssm_beta"),
+    "delta_a": _layer("linear_attn.in_proj_a", "ssm_alpha"),
+}
+_QWEN2_MOE: Naming = {
+    **_experts("mlp"),
+    **_shared("mlp.shared_expert"),
+    "shared_scale": _layer("mlp.shared_expert_gate", "ffn_gate_inp_shexp"),
+}
+
 NAMINGS: Mapping[str, Naming] = {
     "llama": LLAMA,
     "lfm2": _LFM2,
@@ -238,11 +261,17 @@ NAMINGS: Mapping[str, Naming] = {
         "q": _PAIRED["q"],
         "k": _PAIRED["k"],
     },
-    "qwen2_moe": {
-        **_experts("mlp"),
-        **_shared("mlp.shared_expert"),
-        "shared_scale": _layer("mlp.shared_expert_gate", "ffn_gate_inp_shexp"),
-    },
+    "qwen2_moe": _QWEN2_MOE,
+    "qwen3_5": _less_one({**LLAMA, **_DELTA_APART}),
+    "qwen3_5_moe": _less_one({**_QWEN2_MOE, **_DELTA_APART}),
+    "qwen3_next": _less_one(
+        {
+            **_QWEN2_MOE,
+            **_DELTA,
+            "mixer_in": _layer("linear_attn.in_proj_qkvz", "ssm_in", "heads"),
+            "mixer_gates": _layer("linear_attn.in_proj_ba", "ssm_ba", "heads"),
+        }
+    ),
     "gemma": _less_one(LLAMA),
     "gemma2": _less_one(
         {

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kvrt.model.names import RowOrder
 from kvrt.model.spec import ModelSpec
+from kvrt.model.states import GatedDelta
 from kvrt.model.weights import Part
 
 
@@ -18,12 +19,14 @@ class Rows(NamedTuple):
         heads: how many there are (pairs, heads, absorbed).
         dims: how many of each head's rows are in pairs; or are of its key (absorbed).
         first: the first of those in pairs.
+        sizes: how many rows each part of a head has (heads).
     """
 
     order: RowOrder
     heads: int = 0
     dims: int = 0
     first: int = 0
+    sizes: tuple[int, ...] = ()
 
     def put_in_order(self, rows: Tensor) -> None:
         """Put a tensor in order, in place: its numbers, or the codes that its rows are."""
@@ -35,8 +38,8 @@ class Rows(NamedTuple):
             rows.copy_(turns.transpose(0, 1).reshape(rows.shape))
             return
         if self.order == "heads":
-            own = rows.view(self.heads, 3, -1, *rows.shape[1:])
-            rows.copy_(own.transpose(0, 1).reshape(rows.shape))
+            parts = rows.view(self.heads, -1, *rows.shape[1:]).split_with_sizes(self.sizes, 1)
+            rows.copy_(torch.cat([part.flatten(0, 1) for part in parts]))
             return
         if self.order == "absorbed":
             own = rows.view(self.heads, -1, rows.shape[1])
@@ -58,7 +61,18 @@ def rows_of(part: Part, order: RowOrder, spec: ModelSpec) -> Rows | None:
     if order == "absorbed" and spec.latent:
         return Rows(order, spec.heads, spec.latent.plain)
     if order == "heads":
-        return Rows(order, spec.heads)
+        return Rows(order, *_parts(part.kind, spec))
     if order == "turns" or (order == "less_one" and part.name.endswith(".weight")):
         return Rows(order)
     return None
+
+
+def _parts(kind: str, spec: ModelSpec) -> tuple[int, int, int, tuple[int, ...]]:
+    """The fields of `Rows`: heads, and the rows of each part of one."""
+    if kind in ("q", "qkv"):  # its query and its gate, or its query, key and value
+        return spec.heads, 0, 0, (spec.head_dim,) * (2 if kind == "q" else 3)
+    shape = spec.recurrence
+    assert isinstance(shape, GatedDelta)
+    each = shape.value_heads // shape.key_heads
+    keys, values = (shape.key_dim,) * 2, (each * shape.value_dim,) * 2
+    return shape.key_heads, 0, 0, (*keys, *values) if kind == "mixer_in" else (each, each)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvrt.model.names import NAMINGS
+from kvrt.model.states import MemoryGroup, Recurrent
 from kvrt.spi import Activation, DType, ExpertActivation, Router
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "listed", "longrope"]
@@ -85,46 +86,6 @@ class LayerSpec:
     rope: int | None = 0
     experts: bool = False
     recurrent: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryGroup:
-    """Layers that keep memory alike, in pages of their own.
-
-    Args:
-        layers: their numbers.
-        window: a token needs what is kept of the last `window` positions, its own included; 0: of
-            all.
-        width: numbers that a recurrence keeps of a token; 0: it is keys and values that are kept.
-    """
-
-    layers: tuple[int, ...]
-    window: int = 0
-    width: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ShortConvolution:
-    """What a layer has in place of attention (Liquid AI 2025, LFM2):
-
-        b, c, x = in @ x
-        x += out @ (c * convolved(b * x))
-
-    where channels are convolved each with its own weights, over a token and those before it.
-
-    Args:
-        channels: as wide as the residual stream.
-        kernel: how many tokens a token's convolution takes in, itself included; two or more.
-        bias: the two products and the convolution have biases.
-    """
-
-    channels: int
-    kernel: int
-    bias: bool = False
-
-    def groups(self, layers: tuple[int, ...]) -> tuple[MemoryGroup, ...]:
-        """What such layers keep: of each token, ``b * x``."""
-        return (MemoryGroup(layers, self.kernel, self.channels),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +189,8 @@ class ModelSpec:
         attention_scale: multiplies the dot products of queries and keys; 0: head_dim ** -0.5.
         attention_softcap: scores become ``softcap * tanh(score / softcap)``; 0: as they are.
         latent: keys and values are made of latents; None: they are as pages keep them.
+        gated_attention: what heads attend to is multiplied by the sigmoid of gates, which are made
+            as queries are.
         sinks: each query head has a learned logit (`kvrt.spi.AttentionParams.sink_logits`).
         query_beta: at position p, a query is multiplied by 1 + beta log(1 + floor(p / positions));
             0: it is not.
@@ -258,7 +221,7 @@ class ModelSpec:
     mlp_bias: bool = False
     head_bias: bool = False
     experts: ExpertSpec | None = None
-    recurrence: ShortConvolution | None = None
+    recurrence: Recurrent | None = None
     qk_norm: HeadNormKind = "none"
     naming: str = "llama"
     norm: NormKind = "rms"
@@ -270,6 +233,7 @@ class ModelSpec:
     attention_scale: float = 0.0
     attention_softcap: float = 0.0
     latent: LatentSpec | None = None
+    gated_attention: bool = False
     sinks: bool = False
     query_beta: float = 0.0
     query_positions: int = 1

@@ -33,9 +33,9 @@ from kvrt.spi import ITEM_BYTES, DType, Matrices, Matrix, PackedMatrices, Weight
 if TYPE_CHECKING:
     from torch import Tensor
 
-ALWAYS_FLOAT32 = "router", "shared_scale", "positions", "conv"
+ALWAYS_FLOAT32 = "router", "shared_scale", "positions", "conv", "mixer_gates"
 """Small matrices that decide much: which experts a token has, what it has of the shared one, where
-it stands, and what a channel is convolved with."""
+it stands, what a channel is convolved with, and what of a state is kept."""
 
 ALIGNMENT = 128
 """Bytes that each weight's address is a multiple of: two cache lines, or one GPU sector group."""
@@ -184,6 +184,10 @@ class LayerWeights:
     mixer_in_bias: "Tensor | None" = None
     conv: "Tensor | None" = None
     conv_bias: "Tensor | None" = None
+    mixer_gates: "Tensor | None" = None
+    mixer_norm: "Tensor | None" = None
+    decay_log: "Tensor | None" = None
+    decay_bias: "Tensor | None" = None
 
 
 @dataclass(frozen=True, slots=True)

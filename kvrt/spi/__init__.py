@@ -72,6 +72,7 @@ from kvrt.spi.optional import (
     Rotation,
 )
 from kvrt.spi.recurrence import (
+    DeltaRule,
     PageLayout,
     Recurrence,
     StateActivation,
@@ -98,6 +99,7 @@ __all__ = [
     "Chunk",
     "Copier",
     "DType",
+    "DeltaRule",
     "DenseOps",
     "Device",
     "DeviceInfo",

@@ -1,7 +1,8 @@
 """Layers that go over a sequence token by token, and what a device may offer for them.
 
 What such a layer keeps of a sequence is in pages, as keys and values are: numbers of each token,
-which later tokens need for a while.
+which later tokens need for a while, and states, of which there is one for each page: what the
+layer's state was after the page's last token.
 """
 
 from dataclasses import dataclass, field
@@ -22,13 +23,20 @@ class StateLayout:
         format: what they are.
         layers: that have pages together.
         width: numbers of a token in each layer.
-        page_size: slots.
+        page_size: tokens in a page.
+        of_pages: there is one row for a page, and not one for each token.
     """
 
     format: DType
     layers: int
     width: int
     page_size: int
+    of_pages: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows of a layer in a page."""
+        return 1 if self.of_pages else self.page_size
 
     @property
     def storage(self) -> DType:
@@ -38,7 +46,7 @@ class StateLayout:
     @property
     def layer_stride(self) -> int:
         """Items from one layer to the next."""
-        return self.page_size * self.width
+        return self.rows * self.width
 
     @property
     def page_stride(self) -> int:
@@ -82,6 +90,37 @@ StepBatch = AttentionBatch | StateBatch
 StateActivation = Literal["none", "silu"]
 
 
+@dataclass(frozen=True, slots=True)
+class DeltaRule:
+    """The gated delta rule (Yang et al. 2024, arXiv 2412.06464) with its weights, in float32.
+
+    Each value head has a state s, [key_dim, value_dim], at first 0. At each token
+
+        s = decay * s
+        s = s + outer(k, beta * (v - s.T @ k))
+        out = s.T @ q
+
+    with ``decay = exp(g)``, ``g = -exp(decay_log) * softplus(a + decay_bias)`` and
+    ``beta = sigmoid(b)``. Queries and keys are first divided by the root of the sum of their
+    squares and 1e-6, and queries multiplied by ``key_dim ** -0.5``.
+
+    Args:
+        key_heads: of queries and keys.
+        value_heads: a multiple; head h has the key of head ``h // (value_heads // key_heads)``.
+        key_dim: width of a query or key.
+        value_dim: width of a value.
+        decay_log: float32 [value_heads], on the device.
+        decay_bias: likewise.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    decay_log: "Tensor"
+    decay_bias: "Tensor"
+
+
 @runtime_checkable
 class Recurrence(Protocol):
     """Recurrent layers over pages. Its calls are compute.
@@ -120,4 +159,35 @@ class Recurrence(Protocol):
             weight: [layout.width, kernel].
             bias: [layout.width].
             out: [tokens, layout.width], not x.
+        """
+
+    def delta(
+        self,
+        tokens: object,
+        borders: object,
+        layer: int,
+        qkv: "Tensor",
+        gates: "Tensor",
+        rule: DeltaRule,
+        out: "Tensor",
+    ) -> None:
+        """Go on with the gated delta rule, in float32.
+
+        Within a page that begins with the state s, token t of it is computed from the tokens before
+        it there, in their order, as
+
+            c_t = g_0 + ... + g_t
+            u_t = beta_t * (v_t - exp(c_t) * s.T @ k_t - sum of exp(c_t - c_j) * (k_j . k_t) * u_j)
+            out_t = exp(c_t) * s.T @ q_t + sum of exp(c_t - c_j) * (k_j . q_t) * u_j, and its own
+
+        and the page's last one leaves ``exp(c_t) * s + sum of exp(c_t - c_j) * outer(k_j, u_j)``.
+        So nothing is written twice, and a token's bits depend on its position alone.
+
+        Args:
+            tokens: the plan of pages with a row for each token: its keys, u and c of each head.
+            borders: the plan of pages with a row for each: the states of all heads. It is read of
+                the page before each token's own, and written by a page's last token.
+            qkv: [tokens, 2 * key_heads * key_dim + value_heads * value_dim]: queries, keys, values.
+            gates: [tokens, 2 * value_heads]: b, then a.
+            out: [tokens, value_heads * value_dim].
         """

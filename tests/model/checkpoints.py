@@ -72,6 +72,13 @@ YARN_ROPE = {
     "factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
 
 MSCALED_ROPE = YARN_ROPE | {"beta_fast": 32.0, "beta_slow": 1.0}
 LATENT = {
@@ -225,6 +232,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
                       "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3,
                       "original_max_position_embeddings": 16}},
     "youtu": {"model_type": "youtu", **LATENT},
+    "qwen-3-next": {"model_type": "qwen3_next", "head_dim": 32, **DELTA, "num_experts": 12,
+                    "num_experts_per_tok": 3, "moe_intermediate_size": 40,
+                    "shared_expert_intermediate_size": 56, "mlp_only_layers": [1]},
+    "qwen-3.5": {"model_type": "qwen3_5_text", "head_dim": 32, **DELTA},
+    "qwen-3.5-moe": {"model_type": "qwen3_5_moe_text", "head_dim": 32, **DELTA, "num_experts": 12,
+                     "num_experts_per_tok": 3, "moe_intermediate_size": 40,
+                     "shared_expert_intermediate_size": 56},
     "smollm-3": {
         "model_type": "smollm3",
         "num_hidden_layers": 4,

@@ -228,7 +228,7 @@ WIDE = {"hidden_size": 1024, "num_attention_heads": 32}
 OTHERS = {name: row for name, row in FAMILY_ROWS.items() if row["model_type"] not in COMPARED}
 NEEDED = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
           "num_attention_heads", "max_position_embeddings", "n_embd", "n_layer",
-          "n_head"}  # fmt: skip
+          "n_head", "linear_num_key_heads"}  # fmt: skip
 """Sizes that no file lacks which is whole; so are the norms' epsilons."""
 
 

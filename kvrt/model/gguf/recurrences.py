@@ -4,7 +4,7 @@ from kvrt.model.family import MAX_WIDTH
 from kvrt.model.gguf.files import GGUF
 from kvrt.model.hybrids import MAX_KERNEL
 from kvrt.model.jsonfile import Fields
-from kvrt.model.spec import ShortConvolution
+from kvrt.model.states import ShortConvolution
 
 FILTERS = "blk.{}.shortconv.conv.weight"
 

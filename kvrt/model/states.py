@@ -1,0 +1,141 @@
+"""What layers have in place of attention, and what they keep of a text: values, with no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kept = Literal["window", "page", "border"]
+"""What of the text before a token it needs: so many tokens, its own included; those of its page
+before it; what the page before its own ended with."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryGroup:
+    """Layers that keep memory alike, in pages of their own.
+
+    Args:
+        layers: their numbers.
+        window: a token needs what is kept of the last `window` positions, its own included; 0: of
+            all.
+        width: numbers that a recurrence keeps of a token, or with ``border`` of a page; 0: it is
+            keys and values that are kept.
+        kept: what is needed; `window` is for the first of them.
+        exact: numbers are float32 whatever the model computes in.
+    """
+
+    layers: tuple[int, ...]
+    window: int = 0
+    width: int = 0
+    kept: Kept = "window"
+    exact: bool = False
+
+    def reach(self, page_size: int) -> int:
+        """The window, in pages of so many tokens."""
+        if self.kept == "window":
+            return self.window
+        return page_size + (self.kept == "border")
+
+
+@dataclass(frozen=True, slots=True)
+class ShortConvolution:
+    """What a layer has in place of attention (Liquid AI 2025, LFM2):
+
+        b, c, x = in @ x
+        x += out @ (c * convolved(b * x))
+
+    where channels are convolved each with its own weights, over a token and those before it.
+
+    Args:
+        channels: as wide as the residual stream.
+        kernel: how many tokens a token's convolution takes in, itself included; two or more.
+        bias: the two products and the convolution have biases.
+    """
+
+    channels: int
+    kernel: int
+    bias: bool = False
+
+    @property
+    def made(self) -> int:
+        """Numbers that are made of what a layer reads, for each token."""
+        return 3 * self.channels
+
+    @property
+    def out(self) -> int:
+        """Width of what its last product is of."""
+        return self.channels
+
+    @property
+    def gates(self) -> int:
+        """Numbers that say what is kept and taken in."""
+        return 0
+
+    def groups(self, layers: tuple[int, ...]) -> tuple[MemoryGroup, ...]:
+        """What such layers keep: of each token, ``b * x``."""
+        return (MemoryGroup(layers, self.kernel, self.channels),)
+
+
+@dataclass(frozen=True, slots=True)
+class GatedDelta:
+    """What a layer has in place of attention (Yang et al. 2024, arXiv 2412.06464):
+
+        q, k, v, z = in @ x                 q, k and v are convolved, and silu is taken of them
+        b, a = gates @ x
+        s = exp(-exp(decay_log) * softplus(a + decay_bias)) * s
+        s += outer(k, sigmoid(b) * (v - s.T @ k))
+        x += out @ (norm(s.T @ q) * silu(z))
+
+    with a state s of each value head. Queries and keys are of length 1, queries then multiplied by
+    key_dim ** -0.5.
+
+    Args:
+        key_heads: of queries and keys.
+        value_heads: a multiple; head h has the key of head ``h // (value_heads // key_heads)``.
+        key_dim: width of a query or key.
+        value_dim: width of a value.
+        kernel: how many tokens a token's convolution takes in, itself included; two or more.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+
+    @property
+    def keys(self) -> int:
+        """Numbers of a token's keys."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def out(self) -> int:
+        """Numbers of a token's values; its last product is of as many."""
+        return self.value_heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """What is convolved."""
+        return 2 * self.keys + self.out
+
+    @property
+    def made(self) -> int:
+        """Numbers that are made of what a layer reads, for each token."""
+        return self.channels + self.out
+
+    @property
+    def gates(self) -> int:
+        """Numbers that say what is kept and taken in."""
+        return 2 * self.value_heads
+
+    def groups(self, layers: tuple[int, ...]) -> tuple[MemoryGroup, ...]:
+        """What such layers keep: of each token what is convolved; then its keys, what it puts into
+        the state, and how much is left of its page's beginning; and the state at a page's end."""
+        token = self.keys + self.out + self.value_heads
+        state = self.value_heads * self.key_dim * self.value_dim
+        return (
+            MemoryGroup(layers, self.kernel, self.channels),
+            MemoryGroup(layers, 1, token, "page", exact=True),
+            MemoryGroup(layers, 1, state, "border", exact=True),
+        )
+
+
+Recurrent = ShortConvolution | GatedDelta
