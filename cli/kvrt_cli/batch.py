@@ -5,7 +5,6 @@ import contextlib
 import os
 import re
 import signal
-import sqlite3
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -213,7 +212,7 @@ class _Command:
             self._listen(worker)
             try:
                 found = await worker.run(begun.id)
-            except (OSError, sqlite3.Error) as error:
+            except OSError as error:
                 raise KvrtError(
                     f"answers cannot be kept: {error}",
                     fix="make room; the same command goes on from there",

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,6 +123,28 @@ def nbytes(value: str) -> int:
     help="Makes vectors of texts at /v1/embeddings: as MODEL of kvrt embed.",
 )
 @click.option(
+    "--batches",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Take files and batches of OpenAI's API, and keep them here; one server has a folder.",
+)
+@click.option(
+    "--batch-space",
+    type=nbytes,
+    default="4GiB",
+    show_default=True,
+    metavar="SIZE",
+    help="What the files of one key may take.",
+)
+@click.option(
+    "--batch-lines",
+    type=click.IntRange(1, 10_000_000),
+    default=50_000,
+    show_default=True,
+    metavar="N",
+    help="Lines of a batch, at most.",
+)
+@click.option(
     "--without-keys",
     is_flag=True,
     help="Listen at an address that others reach, although nobody needs a key.",
@@ -234,9 +257,11 @@ def serve(
              "jwt_role", "limits", "audit", "otel", "metrics_compat", "without_keys",
              "strict", "max_requests", "max_body", "response_cache", "response_cache_all",
              "drain_seconds", "ready_seconds", "kv_events", "kv_events_replay", "chat_template",
-             "reader", "embed_model")  # fmt: skip
+             "reader", "embed_model", "batches", "batch_space", "batch_lines")  # fmt: skip
     config = ServerConfig(keys=keys, **{name: options[name] for name in names})
     wanted = runtime_config(TINY if model is None else model, options)
+    if config.batches is not None:
+        wanted = replace(wanted, policy="priority")  # clients first, and lines behind them
     if new_key is not None:
         if config.keys is None:
             raise click.UsageError("--new-key needs --keys FILE, where the key is to be known")

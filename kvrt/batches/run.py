@@ -123,7 +123,7 @@ class Runner:
         """Until the batch is over, or until `stop`.
 
         Raises:
-            OSError, sqlite3.Error: what is to be kept cannot be. Begin again.
+            OSError: what is to be kept cannot be. Begin again.
             KvrtError: lines cannot be answered any more.
         """
         stopped = self._stops[id] = asyncio.Event()

@@ -1,6 +1,7 @@
 """A folder of batches, and the one thread that works on it."""
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,9 +39,16 @@ class Store:
         self._sweep()
 
     async def do(self, call: Callable[P, R], *args: P.args, **named: P.kwargs) -> R:
-        """A call of its parts, on its thread, in turn with all others."""
+        """A call of its parts, on its thread, in turn with all others.
+
+        Raises:
+            OSError: what it does cannot be kept, or not be read.
+        """
         whole = partial(call, *args, **named)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, whole)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, whole)
+        except sqlite3.Error as error:
+            raise OSError(f"the database: {error}") from error
 
     def close(self) -> None:
         """What was begun ends first. Safe to call twice."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -12,6 +11,9 @@ from starlette.routing import Route, WebSocketRoute
 
 from kvrt.server import page
 from kvrt.server.anthropic.messages import MessagesApi
+from kvrt.server.batches.api import BatchesApi
+from kvrt.server.batches.files import FilesApi
+from kvrt.server.batches.worker import Worker
 from kvrt.server.endpoint import Endpoint
 from kvrt.server.errors import Refusal
 from kvrt.server.http import LINES
@@ -27,20 +29,21 @@ from kvrt.server.service import Service
 from kvrt.server.sockets import Socket
 from kvrt.server.status import Status
 
-if TYPE_CHECKING:
-    from kvrt.embedding.embedder import Embedder
-
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(service: Service, embedder: "Embedder | None" = None) -> Starlette:
+def make_app(
+    service: Service, embeddings: Embeddings | None = None, worker: Worker | None = None
+) -> Starlette:
     """Everything that is served; `Guard` stands before it.
 
     Args:
-        embedder: makes vectors of texts; None: nothing does.
+        embeddings: makes vectors of texts; None: nothing does.
+        worker: has files and batches; None: there are none.
     """
     plain, about, served = Plain(service), About(service), service.served
-    embeddings = Embeddings(embedder, strict=served.strict, any_name=served.any_name)
+    embeddings = embeddings or Embeddings(None, strict=served.strict, any_name=served.any_name)
+    files, batches = FilesApi(worker), BatchesApi(worker, strict=served.strict)
     gets: dict[str, Handler] = {
         **{path: page.handler(path) for path in page.FILES},
         "/status": Status(service).status,
@@ -54,6 +57,11 @@ def make_app(service: Service, embedder: "Embedder | None" = None) -> Starlette:
         "/api/version": about.version,
         "/api/tags": about.tags,
         "/api/ps": about.ps,
+        "/v1/files": files.list,
+        "/v1/files/{id}": files.retrieve,
+        "/v1/files/{id}/content": files.content,
+        "/v1/batches": batches.list,
+        "/v1/batches/{id}": batches.retrieve,
     }
     posts: dict[str, Handler] = {
         "/api/show": about.show,
@@ -62,6 +70,14 @@ def make_app(service: Service, embedder: "Embedder | None" = None) -> Starlette:
         "/v1/embeddings": embeddings.create,
         "/v1/messages/count_tokens": plain.count_tokens,
         "/v1/responses/input_tokens": plain.input_tokens,
+        "/v1/files": files.create,
+        "/v1/batches": batches.create,
+        "/v1/batches/{id}/cancel": batches.cancel,
+        "/v1/batches/{id}/retry": batches.retry,
+    }
+    deletes: dict[str, Handler] = {
+        "/v1/files/{id}": files.delete,
+        "/v1/batches/{id}": batches.delete,
     }
     apis: dict[str, Api] = {
         "/v1/completions": Completions(served),
@@ -80,6 +96,7 @@ def make_app(service: Service, embedder: "Embedder | None" = None) -> Starlette:
     routes = [
         *(Route(path, handler, methods=["GET"]) for path, handler in gets.items()),
         *(Route(path, handler, methods=["POST"]) for path, handler in posts.items()),
+        *(Route(path, handler, methods=["DELETE"]) for path, handler in deletes.items()),
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
         *(
             WebSocketRoute(path, Socket(endpoint, service.book))

@@ -51,6 +51,9 @@ class ServerConfig:
         ready_seconds: not ready once there is work, and no step for so long.
         kv_events: where to publish what is cached; see `kvrt.integrations.events`. None: nowhere.
         kv_events_replay: where to answer requests for what was published before.
+        batches: a folder for files and batches; None: none are taken.
+        batch_space: bytes that the files of one key may take.
+        batch_lines: that a batch may have.
         embed_model: makes vectors of texts; see `kvrt.Embedder`.
         chat_template: a file, or ``plain``, for a model that has no chat template, or another.
         reader: the name of what takes answers apart, instead of what the chat template shows.
@@ -81,6 +84,9 @@ class ServerConfig:
     chat_template: str | None = None
     reader: str | None = None
     embed_model: str | None = None
+    batches: Path | None = None
+    batch_space: int = 4 << 30
+    batch_lines: int = 50_000
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in OPTIONS}
@@ -134,6 +140,9 @@ OPTIONS: Checks = {
     "chat_template": Maybe(Text()),
     "reader": Maybe(Text(256)),
     "embed_model": Maybe(Text()),
+    "batches": Maybe(Folder()),
+    "batch_space": Whole(1, 2**50),
+    "batch_lines": Whole(1, 10_000_000),
 }
 """Of each field, what it may be."""
 

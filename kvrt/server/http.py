@@ -57,7 +57,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     if any(value != "identity" for value in headers_of(scope, b"content-encoding")):
         raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "compressed bodies are not read")
     declared = headers_of(scope, b"content-length")
-    pieces = _pieces(receive)
+    pieces = pieces_of(receive)
     if declared and declared[0].isdigit() and int(declared[0][:20]) > limit:
         await _discard(pieces)
         raise _too_long(limit)
@@ -74,7 +74,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         raise Refusal(HTTPStatus.REQUEST_TIMEOUT, "the body did not come in time") from None
 
 
-async def _pieces(receive: Receive) -> AsyncIterator[bytes]:
+async def pieces_of(receive: Receive) -> AsyncIterator[bytes]:
     """What comes of a body. Raises `ConnectionError` if the client leaves meanwhile."""
     more = True
     while more:

@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from kvrt.aio.runtime import AsyncRuntime
+from kvrt.batches.store import Store
 from kvrt.errors import ConfigError
 from kvrt.runtime import Runtime
 from kvrt.server import sockets
 from kvrt.server.app import make_app
 from kvrt.server.audit import Audit
+from kvrt.server.batches.worker import Worker
 from kvrt.server.config import ServerConfig
 from kvrt.server.connection import Connection
 from kvrt.server.guard import Guard
 from kvrt.server.keys import Keys
 from kvrt.server.limits import Limits
 from kvrt.server.oidc import Credentials, Issuer, Trust
+from kvrt.server.openai.embeddings import Embeddings
 from kvrt.server.served import read_template
 from kvrt.server.service import Service
 from kvrt.server.tracing import Tracing
@@ -57,6 +60,7 @@ class Prepared:
         audit: the audit log; closed in the end.
         tracing: likewise.
         publisher: of what is cached; None: nobody is told.
+        store: of files and batches; None: there are none.
     """
 
     bound: socket.socket
@@ -65,12 +69,15 @@ class Prepared:
     audit: Audit | None
     tracing: Tracing | None
     publisher: "EventPublisher | None"
+    store: Store | None
 
     def close(self) -> None:
         """Safe to call twice."""
         self.bound.close()
         if self.publisher is not None:
             self.publisher.close()
+        if self.store is not None:
+            self.store.close()
 
     @property
     def url(self) -> str:
@@ -85,19 +92,21 @@ def prepare(config: ServerConfig) -> Prepared:
     Raises:
         ConfigError: the keys or the chat template cannot be read, the audit log cannot be written,
             there is no such address here, another program has the port, or what events need is not
-            installed.
+            installed; or the folder of batches cannot be had.
     """
     keys = _credentials(config)
     template = None if config.chat_template is None else read_template(config.chat_template)
     Limits.read(config.limits)
     audit = None if config.audit is None else Audit(config.audit)
     tracing = Tracing() if config.otel else None
-    bound = _bind(config)
-    try:
-        return Prepared(bound, keys, template, audit, tracing, _publisher(config))
-    except BaseException:
-        bound.close()
-        raise
+    with contextlib.ExitStack() as opened:
+        bound = opened.enter_context(contextlib.closing(_bind(config)))
+        store = None
+        if config.batches is not None:
+            store = opened.enter_context(contextlib.closing(Store(config.batches)))
+        prepared = Prepared(bound, keys, template, audit, tracing, _publisher(config), store)
+        opened.pop_all()
+    return prepared
 
 
 def _credentials(config: ServerConfig) -> Credentials | None:
@@ -168,9 +177,21 @@ async def serve(
     service = Service(
         AsyncRuntime(runtime), config, prepared.template, prepared.audit, prepared.tracing
     )
+    served = service.served
+    embeddings = Embeddings(embedder, strict=served.strict, any_name=served.any_name)
+    worker = None
+    if prepared.store is not None:
+        worker = Worker(
+            prepared.store,
+            service,
+            embeddings,
+            space=config.batch_space,
+            most=config.batch_lines,
+        )
+        await worker.begin()
     server = _Server(
         uvicorn.Config(
-            Guard(make_app(service, embedder), service.book, config.host, prepared.keys),
+            Guard(make_app(service, embeddings, worker), service.book, config.host, prepared.keys),
             http=Connection,
             ws="wsproto" if sockets.offered() else "none",
             ws_max_size=service.served.max_body,
@@ -197,6 +218,8 @@ async def serve(
             os.kill(os.getpid(), number)
         service.gate.closing = True
         server.should_exit = True
+        if worker is not None:
+            worker.stop()
         loop.call_later(config.drain_seconds, service.cut_all)
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -208,6 +231,8 @@ async def serve(
     finally:
         if refreshing is not None:
             refreshing.cancel()
+        if worker is not None:
+            await worker.close()
         service.close()
         prepared.close()
         if prepared.audit is not None:

@@ -1,0 +1,158 @@
+"""Works on the batches of a server, beside its clients and behind them."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from kvrt.batches.places import Places
+from kvrt.batches.run import Answer, Rules, Runner
+from kvrt.batches.store import Store
+from kvrt.batches.words import Batch, Kind
+from kvrt.errors import KvrtError
+from kvrt.server.batches.answering import URLS, LineAnswers
+from kvrt.server.metrics import usage
+
+if TYPE_CHECKING:
+    from kvrt.server.openai.embeddings import Embeddings
+    from kvrt.server.service import Service
+
+log = logging.getLogger(__name__)
+
+SHARE = 0.75
+"""Of the sequences that may run together, and of the KV memory, so much is for lines, at most."""
+
+LOOK_S = 0.2
+AGAIN_S = 5.0
+"""What cannot be kept, as where the disk is full, is tried again after so long."""
+
+SWEEP_S = 60.0
+MAX_FILE = 512 << 20
+MOST_OPEN = 100
+"""Batches of one key that are not over."""
+
+
+class Worker:
+    """See the module. Belongs to the event loop.
+
+    Args:
+        store: where batches are; closed in the end.
+        service: whose model answers.
+        embeddings: what makes vectors.
+        space: bytes that the files of one key may take.
+        most: lines of a batch.
+    """
+
+    def __init__(
+        self, store: Store, service: "Service", embeddings: "Embeddings", *, space: int, most: int
+    ) -> None:
+        self.store = store
+        self.space = space
+        self.max_file = MAX_FILE
+        self._service = service
+        self._answer = LineAnswers(service.runtime, service.served, embeddings)
+        self._places = Places(self._room)
+        self._runner = Runner(
+            store,
+            Rules(URLS, service.served.max_body, most),
+            self._answers,
+            self._places,
+            store.files.path,
+            listed=True,
+        )
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._again: dict[str, Batch] = {}
+        self._closing = asyncio.Event()
+        self._crowded = False
+        self._looking: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        """Go on with what is not over."""
+        self._looking = asyncio.create_task(self._look())
+        for batch in await self.store.do(self.store.batches.open):
+            self.add(batch)
+
+    def add(self, batch: Batch) -> None:
+        """Work on it, now or when there is room."""
+        if self._closing.is_set():
+            return
+        if batch.id in self._tasks:
+            self._again[batch.id] = batch  # it may just have ended
+            return
+        task = self._tasks[batch.id] = asyncio.create_task(self._work(batch.id))
+        task.add_done_callback(partial(self._worked, batch.id))
+
+    def _worked(self, id: str, task: asyncio.Task[None]) -> None:
+        del self._tasks[id]
+        if (batch := self._again.pop(id, None)) is not None:
+            self.add(batch)
+
+    async def cancel(self, batch: Batch) -> Batch:
+        found = await self._runner.end(batch.id, "cancelled")
+        assert found is not None, "it is there"
+        self.add(found)
+        return found
+
+    def stop(self) -> None:
+        """Ask no more: what was answered is kept, and the next server goes on from there."""
+        self._closing.set()
+        self._runner.stop()
+
+    async def close(self) -> None:
+        self.stop()
+        if self._looking is not None:
+            self._looking.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values())
+        await asyncio.to_thread(self.store.close)
+
+    async def _work(self, id: str) -> None:
+        while not self._closing.is_set():
+            try:
+                await self._runner.run(id)
+            except (OSError, KvrtError) as error:
+                log.warning("batch %s cannot go on now: %s", id, type(error).__name__)
+                if not self._service.lives:
+                    return
+                try:
+                    async with asyncio.timeout(AGAIN_S):
+                        await self._closing.wait()
+                except TimeoutError:
+                    continue
+            except Exception:
+                log.exception("batch %s failed", id)
+            return
+
+    @asynccontextmanager
+    async def _answers(self, kind: Kind) -> AsyncIterator[Answer]:
+        yield self._answer
+
+    def _room(self) -> int:
+        """Places that clients leave."""
+        if self._crowded:
+            return 0
+        most = max(1, int(self._service.runtime.runtime.config.max_running * SHARE))
+        return most - self._service.gate.inside
+
+    async def _look(self) -> None:
+        """Clients come and go, and files have their time."""
+        loop = asyncio.get_running_loop()
+        swept = 0.0
+        while True:
+            self._crowded = usage(self._service.runtime.runtime.stats()) > SHARE
+            self._places.look()
+            if loop.time() - swept > SWEEP_S:
+                swept = loop.time()
+                await self._sweep()
+            await asyncio.sleep(LOOK_S)
+
+    async def _sweep(self) -> None:
+        store = self.store
+        try:
+            for id in await store.do(store.files.expired):
+                if not await store.do(store.batches.uses, id):
+                    await store.do(store.files.delete, id)
+        except OSError as error:
+            log.warning("files whose time is over cannot be deleted: %s", type(error).__name__)
