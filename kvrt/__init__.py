@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from kvrt.arena import Arena, ArenaStats
     from kvrt.config import RuntimeConfig
     from kvrt.embedding.embedder import Embedder, Embeddings
+    from kvrt.embedding.reranker import Ranking, Reranker
     from kvrt.engine.stats import RuntimeStats
     from kvrt.kv.index.events import CacheEvent
     from kvrt.model.chats import Chat
@@ -65,7 +66,9 @@ __all__ = [
     "KvrtError",
     "ModelError",
     "OutOfMemory",
+    "Ranking",
     "RequestError",
+    "Reranker",
     "Result",
     "Runtime",
     "RuntimeConfig",
@@ -90,6 +93,8 @@ _LAZY = {
     "Chat": "kvrt.model.chats",
     "Embedder": "kvrt.embedding.embedder",
     "Embeddings": "kvrt.embedding.embedder",
+    "Ranking": "kvrt.embedding.reranker",
+    "Reranker": "kvrt.embedding.reranker",
     "Runtime": "kvrt.runtime",
     "RuntimeConfig": "kvrt.config",
     "Share": "kvrt.sharing.share",

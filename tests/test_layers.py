@@ -44,6 +44,8 @@ PROTOCOLS = {name for name in spi.__all__ if getattr(getattr(spi, name), "_is_pr
 OPEN = {
     "kvrt.embedding.decoding",
     "kvrt.embedding.embedder",
+    "kvrt.embedding.judges",
+    "kvrt.embedding.reranker",
     "kvrt.arena",
     "kvrt.engine.assembly",
     "kvrt.engine.sizing",

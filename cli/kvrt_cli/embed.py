@@ -14,7 +14,7 @@ from kvrt_cli.options import (
     offline_option,
     revision_option,
 )
-from kvrt_cli.stdin import decode, read_stdin, valid_text, without_mark
+from kvrt_cli.stdin import given_texts
 from kvrt_cli.terminal import Terminal
 
 
@@ -58,11 +58,7 @@ def embed(terminal: Terminal, /, model: str, texts: tuple[str, ...], **options: 
     """
     from kvrt.embedding.embedder import Embedder
 
-    if texts:
-        given = [valid_text(text, "a text") for text in texts]
-    else:
-        data, encoding = without_mark(read_stdin(terminal))
-        given = decode(data, "standard input", encoding).splitlines()
+    given = given_texts(terminal, texts)
     names = ("backend", "device", "dtype", "pooling", "normalize", "threads", "offline", "revision")
     with Embedder(model, **{name: options[name] for name in names}) as embedder:
         made = embedder.embed(

@@ -63,6 +63,7 @@ class Commands(Mapping[str, click.Command]):
         "embed",
         "merge",
         "models",
+        "rerank",
         "run",
         "serve",
         "show",
@@ -202,6 +203,7 @@ def cli() -> None:
       kvrt serve DIRECTORY            ... for clients of OpenAI's API
       kvrt batch run -i FILE -o FILE  a file of requests in, a file of answers out
       kvrt embed DIRECTORY "a text"   its vector, by a model for that
+      kvrt rerank DIRECTORY "a question" < texts.txt   which say most about it
       kvrt show DIRECTORY             what a model takes, and how much of it fits here
       kvrt doctor                     what works on this machine, and how to mend the rest
       kvrt top                        who shares a device, and what each one holds

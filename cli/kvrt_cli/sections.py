@@ -32,8 +32,8 @@ RUN: Sections = {
 SERVE: Sections = {
     "Server": ("host", "port", "alias", "chat_template", "reader", "strict", "max_requests",
                "max_body", "drain_seconds", "ready_seconds", "response_cache",
-               "response_cache_all", "metrics_compat", "otel", "embed_model", "kv_events",
-               "kv_events_replay"),
+               "response_cache_all", "metrics_compat", "otel", "embed_model", "rerank_model",
+               "kv_events", "kv_events_replay"),
     "Batches": ("batches", "batch_space", "batch_lines"),
     "Keys": ("keys", "new_key", "role", "limits", "audit", "without_keys",
              "jwt_issuer", "jwt_audience", "jwt_keys", "jwt_role"),

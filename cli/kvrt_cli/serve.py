@@ -22,6 +22,7 @@ from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from kvrt.embedding.embedder import Embedder
+    from kvrt.embedding.reranker import Reranker
 
 NEEDED = ("starlette", "uvicorn", "msgspec", "prometheus_client")
 """What the extra brings."""
@@ -121,6 +122,11 @@ def nbytes(value: str) -> int:
     "--embed-model",
     metavar="MODEL",
     help="Makes vectors of texts at /v1/embeddings: as MODEL of kvrt embed.",
+)
+@click.option(
+    "--rerank-model",
+    metavar="MODEL",
+    help="Sorts texts at /v1/rerank: as MODEL of kvrt rerank.",
 )
 @click.option(
     "--batches",
@@ -257,7 +263,8 @@ def serve(
              "jwt_role", "limits", "audit", "otel", "metrics_compat", "without_keys",
              "strict", "max_requests", "max_body", "response_cache", "response_cache_all",
              "drain_seconds", "ready_seconds", "kv_events", "kv_events_replay", "chat_template",
-             "reader", "embed_model", "batches", "batch_space", "batch_lines")  # fmt: skip
+             "reader", "embed_model", "rerank_model", "batches", "batch_space",
+             "batch_lines")  # fmt: skip
     config = ServerConfig(keys=keys, **{name: options[name] for name in names})
     wanted = runtime_config(TINY if model is None else model, options)
     if config.batches is not None:
@@ -268,18 +275,20 @@ def serve(
         click.echo(add_key(config.keys, new_key, role, Limits.read(config.limits)))  # type: ignore[arg-type]
         return
     from kvrt.server import serve as server
+    from kvrt.server.beside import Beside
 
     prepared = server.prepare(config)
     with (
         contextlib.closing(prepared),
         open_runtime(terminal, wanted) as runtime,
         open_embedder(config.embed_model, wanted) as embedder,
+        _open_reranker(config.rerank_model, wanted) as reranker,
     ):
 
         def begun() -> None:
             terminal.note(f"serving at {prepared.url}; Ctrl-C ends it")
 
-        asyncio.run(server.serve(runtime, config, prepared, begun, embedder))
+        asyncio.run(server.serve(runtime, config, prepared, begun, Beside(embedder, reranker)))
 
 
 @contextlib.contextmanager
@@ -290,14 +299,24 @@ def open_embedder(model: str | None, config: RuntimeConfig) -> "Iterator[Embedde
         return
     from kvrt.embedding.embedder import Embedder
 
-    with Embedder(
-        model,
-        backend=config.backend,
-        device=config.device,
-        threads=config.threads,
-        offline=config.offline,
-    ) as embedder:
+    with Embedder(model, **_same_device(config)) as embedder:
         yield embedder
+
+
+@contextlib.contextmanager
+def _open_reranker(model: str | None, config: RuntimeConfig) -> "Iterator[Reranker | None]":
+    """What sorts texts, likewise."""
+    if model is None:
+        yield None
+        return
+    from kvrt.embedding.reranker import Reranker
+
+    with Reranker(model, **_same_device(config)) as reranker:
+        yield reranker
+
+
+def _same_device(config: RuntimeConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in ("backend", "device", "threads", "offline")}
 
 
 def check_extra(command: str) -> None:

@@ -121,3 +121,15 @@ def _is_silent_pipe() -> bool:
         return not select.select([sys.stdin.fileno()], [], [], PATIENCE_S)[0]
     except (OSError, ValueError):
         return False
+
+
+def given_texts(terminal: Terminal, texts: Sequence[str]) -> list[str]:
+    """Texts of the command line, or, where there are none, the lines of standard input.
+
+    Raises:
+        click.UsageError: one is not valid Unicode.
+    """
+    if texts:
+        return [valid_text(text, "a text") for text in texts]
+    data, encoding = without_mark(read_stdin(terminal))
+    return decode(data, "standard input", encoding).splitlines()

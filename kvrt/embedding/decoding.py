@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from kvrt.engine.sizing import FREE_SHARE
+from kvrt.errors import ModelError
 from kvrt.executor.local import LocalPages
 from kvrt.kv.rows import Rows
 from kvrt.model.config import is_decoder
 from kvrt.model.decoder import Decoder
 from kvrt.model.encoder.encoder import load_encoder
+from kvrt.model.encoder.families import ENCODERS
 from kvrt.model.layouts import layouts_of
 from kvrt.model.loader import load_model
 from kvrt.spi import Device, DType, StepBatch
@@ -146,7 +148,14 @@ def open_texts(folder: Path, device: Device, dtype: DType | Literal["auto"]) -> 
     """
     if is_decoder(folder / "config.json"):
         return TextDecoder(folder, device, dtype=dtype)
-    return load_encoder(folder, device, dtype=dtype)
+    encoder = load_encoder(folder, device, dtype=dtype)
+    if ENCODERS[encoder.spec.architecture].head:
+        raise ModelError(
+            f"{folder}: is a {encoder.spec.architecture}, which compares texts, and makes no"
+            " vectors",
+            fix="kvrt rerank sorts texts with it",
+        )
+    return encoder
 
 
 def batches_of(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -104,6 +104,26 @@ class Tokenizer:
         """
         return self._encode(text, special=special)
 
+    def encode_pair(
+        self, first: str, second: str, longest: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """The token ids of two texts, as tokenizer.json puts them together, and their types.
+
+        Args:
+            longest: so many tokens at most: what is beyond is left out of the end of the second.
+
+        Raises:
+            RequestError: as `encode`.
+        """
+        made = self._encoding(first, second, special=True)
+        ids, kinds = made.ids, made.type_ids
+        if longest is not None and len(ids) > longest:
+            second_ones = [at for at, of in enumerate(made.sequence_ids) if of == 1]
+            left_out = {*second_ones[max(0, len(second_ones) - (len(ids) - longest)) :]}
+            kept = [at for at in range(len(ids)) if at not in left_out]
+            ids, kinds = [ids[at] for at in kept], [kinds[at] for at in kept]
+        return ids, kinds
+
     def encode_chat(self, chat: Chat) -> list[int]:
         """The token ids of a conversation, ready for the assistant's answer.
 
@@ -154,8 +174,14 @@ class Tokenizer:
         return Detokenizer(self, prompt, skip_special=skip_special)
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
+        ids: list[int] = self._encoding(text, special=special).ids
+        return ids
+
+    def _encoding(
+        self, text: str, pair: str | None = None, *, special: bool
+    ) -> tokenizers.Encoding:
         try:
-            return self._tokenizer.encode(text, add_special_tokens=special).ids
+            return self._tokenizer.encode(text, pair, add_special_tokens=special)
         except (TypeError, UnicodeEncodeError):
             raise RequestError("the prompt is not valid Unicode text", param="prompt") from None
         except BaseException as error:

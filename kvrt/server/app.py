@@ -25,6 +25,7 @@ from kvrt.server.openai.embeddings import Embeddings
 from kvrt.server.openai.responses import Responses
 from kvrt.server.plain import ERRORS, Plain, refuse
 from kvrt.server.protocol import Api
+from kvrt.server.rerank import Rerank
 from kvrt.server.service import Service
 from kvrt.server.sockets import Socket
 from kvrt.server.status import Status
@@ -33,16 +34,21 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(
-    service: Service, embeddings: Embeddings | None = None, worker: Worker | None = None
+    service: Service,
+    embeddings: Embeddings | None = None,
+    rerank: Rerank | None = None,
+    worker: Worker | None = None,
 ) -> Starlette:
     """Everything that is served; `Guard` stands before it.
 
     Args:
         embeddings: makes vectors of texts; None: nothing does.
+        rerank: sorts texts; None: nothing does.
         worker: has files and batches; None: there are none.
     """
     plain, about, served = Plain(service), About(service), service.served
     embeddings = embeddings or Embeddings(None, strict=served.strict, any_name=served.any_name)
+    rerank = rerank or Rerank(None, strict=served.strict, any_name=served.any_name)
     files, batches = FilesApi(worker), BatchesApi(worker, strict=served.strict)
     gets: dict[str, Handler] = {
         **{path: page.handler(path) for path in page.FILES},
@@ -68,6 +74,9 @@ def make_app(
         "/tokenize": plain.tokenize,
         "/detokenize": plain.detokenize,
         "/v1/embeddings": embeddings.create,
+        "/rerank": rerank.create,
+        "/v1/rerank": rerank.create,
+        "/v2/rerank": rerank.create,
         "/v1/messages/count_tokens": plain.count_tokens,
         "/v1/responses/input_tokens": plain.input_tokens,
         "/v1/files": files.create,

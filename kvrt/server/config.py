@@ -55,6 +55,7 @@ class ServerConfig:
         batch_space: bytes that the files of one key may take.
         batch_lines: that a batch may have.
         embed_model: makes vectors of texts; see `kvrt.Embedder`.
+        rerank_model: sorts texts; see `kvrt.Reranker`.
         chat_template: a file, or ``plain``, for a model that has no chat template, or another.
         reader: the name of what takes answers apart, instead of what the chat template shows.
     """
@@ -84,6 +85,7 @@ class ServerConfig:
     chat_template: str | None = None
     reader: str | None = None
     embed_model: str | None = None
+    rerank_model: str | None = None
     batches: Path | None = None
     batch_space: int = 4 << 30
     batch_lines: int = 50_000
@@ -140,6 +142,7 @@ OPTIONS: Checks = {
     "chat_template": Maybe(Text()),
     "reader": Maybe(Text(256)),
     "embed_model": Maybe(Text()),
+    "rerank_model": Maybe(Text()),
     "batches": Maybe(Folder()),
     "batch_space": Whole(1, 2**50),
     "batch_lines": Whole(1, 10_000_000),

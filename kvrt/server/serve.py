@@ -21,6 +21,7 @@ from kvrt.server import sockets
 from kvrt.server.app import make_app
 from kvrt.server.audit import Audit
 from kvrt.server.batches.worker import Worker
+from kvrt.server.beside import Beside
 from kvrt.server.config import ServerConfig
 from kvrt.server.connection import Connection
 from kvrt.server.guard import Guard
@@ -28,12 +29,12 @@ from kvrt.server.keys import Keys
 from kvrt.server.limits import Limits
 from kvrt.server.oidc import Credentials, Issuer, Trust
 from kvrt.server.openai.embeddings import Embeddings
+from kvrt.server.rerank import Rerank
 from kvrt.server.served import read_template
 from kvrt.server.service import Service
 from kvrt.server.tracing import Tracing
 
 if TYPE_CHECKING:
-    from kvrt.embedding.embedder import Embedder
     from kvrt.integrations.events import EventPublisher
 
 HEADERS_LIMIT = 64 << 10
@@ -153,12 +154,15 @@ def _bind(config: ServerConfig) -> socket.socket:
     return bound
 
 
+NOTHING = Beside()
+
+
 async def serve(
     runtime: Runtime,
     config: ServerConfig,
     prepared: Prepared,
     begun: Callable[[], None],
-    embedder: "Embedder | None" = None,
+    beside: Beside = NOTHING,
 ) -> None:
     """Serve until SIGTERM or SIGINT; answers go on for `drain_seconds` then. A second signal ends
     the process at once.
@@ -166,7 +170,7 @@ async def serve(
     Args:
         prepared: by `prepare`; what it opened is closed in the end.
         begun: called when clients can connect.
-        embedder: makes vectors of texts; None: nothing does.
+        beside: other models.
 
     Raises:
         ModelError: the chat template is not valid, or the model's defaults cannot be.
@@ -178,7 +182,8 @@ async def serve(
         AsyncRuntime(runtime), config, prepared.template, prepared.audit, prepared.tracing
     )
     served = service.served
-    embeddings = Embeddings(embedder, strict=served.strict, any_name=served.any_name)
+    names = {"strict": served.strict, "any_name": served.any_name}
+    embeddings, rerank = Embeddings(beside.embedder, **names), Rerank(beside.reranker, **names)
     worker = None
     if prepared.store is not None:
         worker = Worker(
@@ -191,7 +196,12 @@ async def serve(
         await worker.begin()
     server = _Server(
         uvicorn.Config(
-            Guard(make_app(service, embeddings, worker), service.book, config.host, prepared.keys),
+            Guard(
+                make_app(service, embeddings, rerank, worker),
+                service.book,
+                config.host,
+                prepared.keys,
+            ),
             http=Connection,
             ws="wsproto" if sockets.offered() else "none",
             ws_max_size=service.served.max_body,

@@ -63,17 +63,24 @@ class Encoder:
         return self.spec.hidden
 
     @torch.inference_mode()
-    def states(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+    def states(
+        self, texts: Sequence[Sequence[int]], kinds: Sequence[Sequence[int]] | None = None
+    ) -> list[Tensor]:
         """The last states of some texts' tokens: of each float32 [tokens, hidden], on the host.
 
         Args:
             texts: token ids, one or more each, and at most `positions`.
+            kinds: of each token, its type; None: all have the first.
         """
         w, linear = self._weights, self._ops.linear
         lengths = [len(text) for text in texts]
         tokens = torch.tensor([token for text in texts for token in text], device=self._where)
         at = torch.cat([torch.arange(length) for length in lengths]).to(self._where)
-        summed = w.tokens[tokens].float() + w.positions[at + self.spec.first] + w.kind
+        kind = torch.zeros_like(tokens)
+        if kinds is not None:
+            types = torch.tensor([one for text in kinds for one in text], device=self._where)
+            kind = types.clamp(max=self.spec.kinds - 1)
+        summed = w.tokens[tokens].float() + w.positions[at + self.spec.first] + w.kinds[kind]
         x = self._norm(summed, w.norm)
         for layer in w.layers:
             qkv = linear(x, *layer.qkv)

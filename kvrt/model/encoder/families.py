@@ -10,10 +10,17 @@ class EncoderFamily(NamedTuple):
     Args:
         prefix: of tensors' names, where they have one.
         after_padding: positions are counted from behind the id of the token for padding.
+        head: two matrices that make one number of the first token's state, with tanh between them;
+            none: it has no such head.
     """
 
     prefix: str
     after_padding: bool = False
+    head: tuple[str, ...] = ()
+
+
+POOLED = "pooler.dense", "classifier"
+DENSE = "classifier.dense", "classifier.out_proj"
 
 
 ENCODERS: Mapping[str, EncoderFamily] = {
@@ -23,5 +30,10 @@ ENCODERS: Mapping[str, EncoderFamily] = {
     "RobertaForMaskedLM": EncoderFamily("roberta.", after_padding=True),
     "XLMRobertaModel": EncoderFamily("roberta.", after_padding=True),
     "XLMRobertaForMaskedLM": EncoderFamily("roberta.", after_padding=True),
+    "BertForSequenceClassification": EncoderFamily("bert.", head=POOLED),
+    "RobertaForSequenceClassification": EncoderFamily("roberta.", after_padding=True, head=DENSE),
+    "XLMRobertaForSequenceClassification": EncoderFamily(
+        "roberta.", after_padding=True, head=DENSE
+    ),
 }
 """By what config.json names; see `kvrt.model.encoder.weights` for their tensors."""

@@ -32,6 +32,7 @@ class EncoderSpec:
         norm_eps: added to the variance in every norm.
         activation: of the feed-forward layer.
         dtype: of the weights, as config.json has it.
+        labels: how many numbers its head gives, if it has one.
     """
 
     architecture: str
@@ -46,6 +47,7 @@ class EncoderSpec:
     norm_eps: float
     activation: MLPActivation
     dtype: DType
+    labels: int = 2
 
 
 def read_encoder(path: Path) -> EncoderSpec:
@@ -100,4 +102,13 @@ def read_encoder(path: Path) -> EncoderSpec:
         norm_eps=fields.number("layer_norm_eps", 0.0, 1.0, 1e-12),
         activation=UNGATED[activation],
         dtype=read_dtype(fields),
+        labels=_labels(fields),
     )
+
+
+def _labels(fields: Fields) -> int:
+    """As many as have names; two where none has."""
+    named = fields.values().get("id2label")
+    if isinstance(named, dict) and named:
+        return len(named)
+    return fields.integer("num_labels", 1, MAX_VOCAB, 2)

@@ -56,12 +56,12 @@ class EncoderWeights(NamedTuple):
     """All weights; the embeddings are [rows, hidden].
 
     Args:
-        kind: of the first type of tokens, [hidden].
+        kinds: of the types of tokens.
     """
 
     tokens: Tensor
     positions: Tensor
-    kind: Tensor
+    kinds: Tensor
     norm: Norm
     layers: tuple[EncoderLayer, ...]
 
@@ -124,19 +124,34 @@ class EncoderFiles:
             return Norm(vector(f"{name}.weight", hidden), vector(f"{name}.bias", hidden))
 
         hidden, wide = spec.hidden, spec.intermediate
-        kinds = matrix("embeddings.token_type_embeddings.weight", spec.kinds, hidden)
         return EncoderWeights(
             tokens=matrix("embeddings.word_embeddings.weight", spec.vocab, hidden),
             positions=matrix(
                 "embeddings.position_embeddings.weight", spec.first + spec.positions, hidden
             ),
-            kind=kinds[0],
+            kinds=matrix("embeddings.token_type_embeddings.weight", spec.kinds, hidden),
             norm=norm("embeddings.LayerNorm"),
             layers=tuple(
                 _layer(f"encoder.layer.{number}.", hidden, wide, linear, norm)
                 for number in range(spec.layers)
             ),
         )
+
+    def head(self) -> tuple[Linear, Linear]:
+        """The two matrices of a head that gives one number: float32, on the host.
+
+        Raises:
+            ModelError: as `load`.
+        """
+        hidden = self._spec.hidden
+        first, last = (
+            Linear(
+                self._read(f"{name}.weight", (out, hidden)).float(),
+                self._read(f"{name}.bias", (out,)).float(),
+            )
+            for name, out in zip(ENCODERS[self._spec.architecture].head, (hidden, 1), strict=True)
+        )
+        return first, last
 
     def _nbytes(self, dtype: DType) -> int:
         spec = self._spec

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 from http import HTTPStatus
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -11,6 +10,7 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
+from kvrt.server.beside import check_name
 from kvrt.server.errors import Refusal
 from kvrt.server.fields import Name, TokenId, decode
 from kvrt.server.http import read_body
@@ -65,7 +65,7 @@ class Embeddings:
         """The answer to a request's body."""
         embedder = self._check_there()
         asked = decode(body, EmbeddingRequest, strict=self._strict)
-        self._check_name(embedder, asked.model)
+        check_name(embedder.name, asked.model, "makes embeddings", any_name=self._any_name)
         made = await asyncio.to_thread(
             embedder.embed,
             _several(asked.input),
@@ -96,16 +96,6 @@ class Embeddings:
                 code="model_not_found",
             )
         return self._embedder
-
-    def _check_name(self, embedder: "Embedder", name: str) -> None:
-        own = Path(embedder.name).expanduser().name
-        if name not in (own, embedder.name) and not self._any_name:
-            raise Refusal(
-                HTTPStatus.NOT_FOUND,
-                f"no such model; this server makes embeddings with {own}",
-                param="model",
-                code="model_not_found",
-            )
 
 
 def _several(given: Any) -> list[str | list[int]]:

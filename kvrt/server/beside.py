@@ -1,0 +1,42 @@
+"""Models beside the one that answers."""
+
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvrt.server.errors import Refusal
+
+if TYPE_CHECKING:
+    from kvrt.embedding.embedder import Embedder
+    from kvrt.embedding.reranker import Reranker
+
+
+class Beside(NamedTuple):
+    """What else a server has.
+
+    Args:
+        embedder: makes vectors of texts; None: nothing does.
+        reranker: sorts texts; None: nothing does.
+    """
+
+    embedder: "Embedder | None" = None
+    reranker: "Reranker | None" = None
+
+
+def check_name(own: str, named: str, does: str, *, any_name: bool) -> None:
+    """Refuse a request that names another model.
+
+    Args:
+        own: the model's name, or its folder.
+        named: by the request.
+        does: what the server does with it.
+        any_name: every name is the model's.
+    """
+    short = Path(own).expanduser().name
+    if named not in (short, own) and not any_name:
+        raise Refusal(
+            HTTPStatus.NOT_FOUND,
+            f"no such model; this server {does} with {short}",
+            param="model",
+            code="model_not_found",
+        )
