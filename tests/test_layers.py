@@ -68,7 +68,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "sqlite3": ("kvrt/batches",),
     "jwt": ("kvrt/server",),
     "opentelemetry": ("kvrt/server",),
-    "prometheus_client": ("kvrt/server",),
+    "prometheus_client": ("kvrt/server", "kvrt/integrations"),
     "llguidance": ("kvrt/structured",),
     "vllm": ("kvrt/integrations",),
     "sglang": ("kvrt/integrations",),

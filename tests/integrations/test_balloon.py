@@ -5,6 +5,7 @@ import random
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,12 @@ from kvrt import CapacityError, ConfigError
 from kvrt.integrations.vllm.balloon import Balloon, Orders
 from kvrt.integrations.vllm.contract import check_contract
 from kvrt.integrations.vllm.ground import BlockMemory, Ground, Layout, Run
+from kvrt.integrations.vllm.obeying import obey
 from kvrt.integrations.vllm.options import Options
+from kvrt.integrations.vllm.telling import Telling
+from kvrt.sharing.orders import Outcome, Verb, post
 from kvrt.sharing.share import Share
-from kvrt.sharing.tenant import Tenant, Terms
+from kvrt.sharing.tenant import Tenant, Terms, figures_of
 
 BLOCKS, LAYERS = 64, 3
 BLOCK_BYTES = 384 << 10
@@ -26,6 +30,34 @@ PART = BLOCK_BYTES // LAYERS
 @dataclass(frozen=True)
 class Block:
     block_id: int
+
+
+@dataclass
+class Request:
+    """vLLM's, as far as it is asked."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    num_computed_tokens: int
+    num_output_tokens: int = 0
+
+
+@dataclass
+class Again:
+    """Requests that were scheduled before."""
+
+    req_ids: list[str]
+    num_output_tokens: list[int]
+
+
+@dataclass
+class Output:
+    """What vLLM's scheduler puts out for a step."""
+
+    scheduled_new_reqs: list[Request]
+    scheduled_cached_reqs: Again
+    num_scheduled_tokens: dict[str, int]
+    preempted_req_ids: set[str] | None = None
 
 
 class Pool:
@@ -297,6 +329,88 @@ def test_what_another_tenant_is_due_goes_back_as_blocks_become_free(
     other.take(6 * size)
     tenant.close()
     other.close()
+
+
+def test_a_lower_limit_takes_what_comes_free_and_a_higher_one_lets_more_come(
+    memory: BlockMemory,
+) -> None:
+    layout = memory.lay(views(memory, True), BLOCK_BYTES)
+    size, pool = layout.chunk_bytes, Pool()
+    balloon = Balloon(pool, headroom=2, keep=0)
+    balloon.lay(layout, limit_bytes=None, longest=8, tenant=None)
+    engine = Engine(balloon, pool, memory, 0)
+    for blocks in (4, 40):
+        assert engine.admit(blocks)
+        engine.end_step()
+    assert not balloon.set_limit(4 * size)
+    assert not engine.admit(8)
+    engine.finish(engine.running[-1])
+    for _ in range(2):
+        engine.end_step()
+    figures = balloon.figures()
+    assert memory.held * size == figures.held <= figures.limit == 4 * size
+    assert figures.used == 4 * BLOCK_BYTES
+    assert figures.refused > 0
+    with pytest.raises(CapacityError, match="the longest request"):
+        balloon.set_limit(size)
+    assert balloon.set_limit(12 * size)
+    assert engine.admit(40)
+    engine.end_step()
+    figures = balloon.figures()
+    assert figures.held > 4 * size
+    with_memory = figures.used + figures.cached
+    assert with_memory == (figures.mapped - figures.unmapped) * BLOCK_BYTES
+
+
+def test_what_is_reclaimed_is_what_nobody_uses(memory: BlockMemory) -> None:
+    layout = memory.lay(views(memory, True), BLOCK_BYTES)
+    pool = Pool()
+    balloon = Balloon(pool, headroom=2, keep=20, linger=60.0)
+    balloon.lay(layout, limit_bytes=None, longest=8, tenant=None)
+    engine = Engine(balloon, pool, memory, 0)
+    for blocks in (4, 20):
+        assert engine.admit(blocks)
+        engine.end_step()
+    engine.finish(engine.running[-1])
+    assert not balloon.reclaim()
+    engine.end_step()
+    assert balloon.figures().cached == 0
+    engine.finish(engine.running[0])
+    assert not balloon.reclaim()
+    engine.end_step()
+    engine.end_step()
+    assert memory.held == layout.chunks_for([0])
+    assert balloon.reclaim()
+
+
+def test_a_tenant_obeys_while_nothing_runs_and_tells_what_it_did(
+    memory: BlockMemory, tmp_path: Path
+) -> None:
+    layout = memory.lay(views(memory, True), BLOCK_BYTES)
+    size, path = layout.chunk_bytes, tmp_path / "ledger"
+    balloon = Balloon(Pool(), headroom=2, keep=0)
+    tenant = Tenant(path, 12 * size, Terms("a"))
+    balloon.lay(layout, limit_bytes=None, longest=8, tenant=tenant)
+    tenant.listen(partial(obey, balloon, tenant))
+    assert post(path, "a", Verb.LIMIT, 5 * size).outcome is Outcome.APPLIED
+    assert balloon.figures().limit == 5 * size
+    for verb, value in ((Verb.LIMIT, size), (Verb.SLEEP, 1), (Verb.WAKE, 0)):
+        assert post(path, "a", verb, value).outcome is Outcome.REFUSED
+    assert post(path, "a", Verb.GUARANTEE, 2 * size).outcome is Outcome.APPLIED
+    assert post(path, "a", Verb.RECLAIM).outcome is Outcome.APPLIED
+    telling = Telling(tenant, clock=lambda: 0.0)
+    first = Request("x", [1, 2, 3], 2)
+    telling.came(first)
+    telling.came(Request("y", [1], 0))
+    telling.scheduled(Output([first], Again([], []), {"x": 1}), balloon.figures)
+    telling.scheduled(Output([], Again(["x"], [1]), {"x": 1}, {"y"}), balloon.figures)
+    first.num_output_tokens = 2
+    telling.ended(first)
+    telling.scheduled(Output([], Again([], []), {}), balloon.figures)
+    ((_, told),) = figures_of(path)[1]
+    assert (told.prompt, told.reused, told.tokens, told.preempted) == (3, 2, 2, 1)
+    assert (told.running, told.waiting, told.mapped) == (0, 1, balloon.figures().held)
+    tenant.close()
 
 
 def test_a_limit_without_room_for_the_longest_request_is_refused(memory: BlockMemory) -> None:

@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 
 from kvrt.kv.tiers.files import DATA
 from kvrt.sharing.ledger import Row
-from kvrt.sharing.tenant import tenants_of
+from kvrt.sharing.orders import Outcome, Verb, post
+from kvrt.sharing.tenant import figures_of, tenants_of
 from tests.integrations.test_events import RECORDED
 from tests.model.checkpoints import make_model, save_model
 
@@ -149,7 +151,7 @@ def test_all_tokens_are_those_of_vllm_as_it_is_and_memory_comes_and_goes(
     model: Path, plain: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "shares").mkdir(mode=0o700)
-    with engine(model, elastic(share="all:512MiB"), tmp_path) as one:
+    with engine(model, elastic(share="all:512MiB", linger=0), tmp_path) as one:
         watch = Watch(tmp_path / "shares" / "all.cpu0")
         (start,) = watch.rows()
         one.ask(ROUNDS)
@@ -159,6 +161,10 @@ def test_all_tokens_are_those_of_vllm_as_it_is_and_memory_comes_and_goes(
             assert time.monotonic() < deadline
         watch.end()
     assert tokens(answers) == tokens(plain["answers"])
+    metrics = answers[-1]["metrics"]
+    assert metrics["kvrt:kv_mapped_blocks_total"] > metrics["kvrt:kv_unmapped_blocks_total"] > 0
+    assert metrics["kvrt:kv_limit_bytes"] == KV
+    assert 0 < metrics["kvrt:kv_held_bytes"] <= watch.most
     assert one.loaded["loaded"] < plain["loaded"] - KV * 0.8
     assert start.claim.held < watch.most < KV / 4
     print(
@@ -168,7 +174,7 @@ def test_all_tokens_are_those_of_vllm_as_it_is_and_memory_comes_and_goes(
 
 
 def test_what_may_stay_is_found_again(model: Path, plain: dict[str, Any], tmp_path: Path) -> None:
-    with engine(model, elastic(keep="256MiB"), tmp_path) as one:
+    with engine(model, elastic(keep="256MiB", linger=0), tmp_path) as one:
         one.ask(ROUNDS)
         answers = one.answers()
     assert tokens(answers) == tokens(plain["answers"])
@@ -180,7 +186,7 @@ def test_what_may_stay_is_found_again(model: Path, plain: dict[str, Any], tmp_pa
 def test_under_a_limit_requests_wait_and_none_is_lost(
     model: Path, plain: dict[str, Any], tmp_path: Path
 ) -> None:
-    with engine(model, elastic(memory_limit="24MiB"), tmp_path) as one:
+    with engine(model, elastic(memory_limit="24MiB", linger=0), tmp_path) as one:
         one.ask(ROUNDS)
         answers = one.answers()
     assert tokens(answers) == tokens(plain["answers"])
@@ -208,6 +214,54 @@ def test_two_engines_keep_within_one_budget_and_one_outlives_the_other(
     print(f"together at most {watch.most / MIB:.0f} MiB of 40")
 
 
+def test_a_limit_is_changed_from_outside_and_people_see_what_an_engine_does(
+    model: Path, plain: dict[str, Any], tmp_path: Path
+) -> None:
+    shares = tmp_path / "shares"
+    shares.mkdir(mode=0o700)
+    with engine(model, elastic(share="all:512MiB", linger=0), tmp_path) as one:
+        path = shares / "all.cpu0"
+        assert post(path, model.name, Verb.LIMIT, 24 * MIB).outcome is Outcome.APPLIED  # idle
+        refused = post(path, model.name, Verb.LIMIT, 4 * MIB)
+        assert refused.outcome is Outcome.REFUSED
+        assert "longest request" in refused.text
+        watch = Watch(path)
+        one.ask(ROUNDS * 2)
+        answers = one.answers()
+        assert post(path, model.name, Verb.LIMIT, 256 * MIB).outcome is Outcome.APPLIED  # busy
+        most, again = watch.most, one.answers()
+        assert post(path, model.name, Verb.RECLAIM).outcome in {Outcome.APPLIED, Outcome.DEFERRED}
+        assert post(path, model.name, Verb.SLEEP, 1).outcome is Outcome.REFUSED
+        watch.end()
+        ((_, figures),) = figures_of(path)[1]
+    assert tokens(answers) == tokens(again) == tokens(plain["answers"])
+    assert most <= 24 * MIB
+    assert figures.prompt == 2 * sum(count * length for count, length, _ in ROUNDS)
+    assert figures.tokens == 2 * 24 * sum(count for count, *_ in ROUNDS)
+
+
+def test_throughput_is_that_of_vllm_as_it_is(model: Path, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        both = []
+        for name, connector in {"plain": None, "elastic": elastic()}.items():
+            (folder := tmp_path / name).mkdir()
+            both.append(stack.enter_context(engine(model, connector, folder)))
+        ratios: dict[str, list[float]] = {"seconds": [], "computed": []}
+        for turn in range(12):
+            took = []
+            for one in both if turn % 2 else both[::-1]:
+                one.ask([[8, 600, 100 * turn + number] for number in range(5)])
+                took.append(one.answers(5)[1:])  # in the first one, memory comes
+            took = took if turn % 2 else took[::-1]
+            for name, found in ratios.items():
+                plain, with_it = (sum(each[name] for each in rounds) for rounds in took)
+                found.append(plain / with_it)
+    found = {name: median(each[2:]) for name, each in ratios.items()}
+    print(f"throughput: {found['seconds']:.3f}x, by processor time {found['computed']:.3f}x")
+    assert found["computed"] > 0.85
+    assert found["seconds"] > 0.7  # of a busy machine
+
+
 def cached(answers: list[dict[str, Any]]) -> list[int]:
     return [answer["cached"] for answer in answers]
 
@@ -233,6 +287,9 @@ def test_blocks_on_disk_outlive_the_engine_and_damaged_ones_are_computed_again(
     assert second[:3] == [2 * 256, 8 * 640, 8 * 640]
     assert second[4] == 2 * 1408
     assert 0 < sum(third[:2]) < sum(second[:2])
+    metrics = found[1][-1]["metrics"]
+    assert metrics["kvrt:offload_from_disk_total"] > 0
+    assert found[2][-1]["metrics"]["kvrt:offload_lost_total"] > 0
     print(f"tokens found in the first round: {first[0]}, {second[0]}, and {third[0]} of damaged")
 
 

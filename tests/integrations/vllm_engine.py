@@ -3,7 +3,8 @@
     python vllm_engine.py MODEL '{"kv_transfer_config": null}' <<< '[4, 700, 0]'
 
 The second argument are more of vLLM's options. It says that it is ready, and then answers each line
-that it reads: so many prompts of so many tokens, drawn by that seed, all at once.
+that it reads: so many prompts of so many tokens, drawn by that seed, all at once; and what kvrt's
+metrics are then.
 """
 
 import json
@@ -11,6 +12,7 @@ import os
 import random
 import sys
 import time
+from pathlib import Path
 
 import psutil
 
@@ -42,13 +44,23 @@ def idle_resident() -> int:
     return least
 
 
+def computed() -> float:
+    """Seconds that all its processes have computed."""
+    nanoseconds = 0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        for path in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
+            nanoseconds += int(path.read_text().split()[0])
+    return nanoseconds / 1e9
+
+
 def main() -> None:
     model, options = sys.argv[1], json.loads(sys.argv[2])
+    from prometheus_client import REGISTRY
     from vllm import LLM, SamplingParams
 
     engine = LLM(
         model, dtype="float32", enforce_eager=True, max_model_len=2048, seed=0,
-        skip_tokenizer_init=True,
+        skip_tokenizer_init=True, disable_log_stats=False,
         **({"kv_cache_memory_bytes": 512 << 20} | options),
     )  # fmt: skip
     say(loaded=idle_resident(), pids=[p.pid for p in psutil.Process().children(recursive=True)])
@@ -57,15 +69,20 @@ def main() -> None:
         count, length, seed = json.loads(line)
         draw = random.Random(seed)
         prompts = [[draw.randrange(3, 900) for _ in range(length)] for _ in range(count)]
-        begun = time.perf_counter()
+        computed_before, begun = computed(), time.perf_counter()
         answers = engine.generate(
             [{"prompt_token_ids": prompt} for prompt in prompts], greedy, use_tqdm=False
         )
-        seconds, peak = time.perf_counter() - begun, resident()
+        seconds = time.perf_counter() - begun
         say(
             tokens=[list(answer.outputs[0].token_ids) for answer in answers],
             cached=sum(answer.num_cached_tokens or 0 for answer in answers),
-            seconds=seconds, busy=peak, idle=idle_resident(),
+            seconds=seconds, computed=computed() - computed_before,
+            metrics={
+                sample.name: sample.value
+                for metric in REGISTRY.collect() if metric.name.startswith("kvrt:")
+                for sample in metric.samples
+            },
         )  # fmt: skip
     engine.llm_engine.engine_core.shutdown()
 

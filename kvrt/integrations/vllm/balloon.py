@@ -63,6 +63,29 @@ class Orders:
     new: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class BalloonFigures:
+    """Where a balloon stands.
+
+    Args:
+        held: bytes of memory that is leased.
+        limit: bytes that may be, now.
+        used: bytes of blocks that requests use.
+        cached: bytes of blocks that have memory, and nobody uses.
+        mapped: blocks that were given memory so far.
+        unmapped: blocks that lost it.
+        refused: times that a block was wanted and there was no memory for it.
+    """
+
+    held: int
+    limit: int
+    used: int
+    cached: int
+    mapped: int
+    unmapped: int
+    refused: int
+
+
 class Balloon:
     """See the module.
 
@@ -88,7 +111,7 @@ class Balloon:
         self._idle_since: float | None = None
         self._held: list[tuple[int, Block]] = []
         self._ground: Ground | None = None
-        self._limit = self._leased = 0
+        self._whole = self._needed = self._limit = self._leased = 0
         self._tenant: Tenant | None = None
         self._kept = 0
         """Blocks that were free when nothing ran, and may stay: what is cached in them is to, if it
@@ -100,6 +123,8 @@ class Balloon:
         self._sent: deque[tuple[int, int]] = deque()
         """Orders that nobody has reported on, and the chunks that each maps at most."""
         self._number = 0
+        self._mapped = self._unmapped = self._refused = 0
+        self._reclaim = False
         self._least, self._steps = pool.num_gpu_blocks, 0
         self._hold(pool.get_num_free_blocks())
 
@@ -116,23 +141,46 @@ class Balloon:
         Raises:
             CapacityError: it has no room for the longest request.
         """
-        size = layout.chunk_bytes
         self._ground, self._tenant = Ground(layout), tenant
-        whole = layout.chunks_for(range(self._pool.num_gpu_blocks))
-        self._limit = whole if limit_bytes is None else min(whole, limit_bytes // size)
-        most = self._limit if tenant is None else min(self._limit, tenant.total // size)
-        needed = layout.chunks_for(range(longest + 1))
-        if needed > most:
+        self._whole = layout.chunks_for(range(self._pool.num_gpu_blocks))
+        self._needed = layout.chunks_for(range(longest + 1))
+        self.set_limit(self._whole * layout.chunk_bytes if limit_bytes is None else limit_bytes)
+        self._leased = len(self._ground.take(0))
+        if tenant is not None:
+            tenant.take_soon(self._leased * layout.chunk_bytes, START_S)
+
+    def set_limit(self, nbytes: int) -> bool:
+        """What all blocks may take from now on. What is beyond it goes as it comes free. Any thread
+        may call it.
+
+        Returns:
+            Whether it is kept to already.
+
+        Raises:
+            CapacityError: it has no room for the longest request; nothing is changed.
+        """
+        size = self._the_ground.layout.chunk_bytes
+        limit = min(self._whole, nbytes // size)
+        most = limit if self._tenant is None else min(limit, self._tenant.total // size)
+        if self._needed > most:
             raise CapacityError(
-                f"the longest request needs {format_bytes(needed * size)} of KV memory, and"
+                f"the longest request needs {format_bytes(self._needed * size)} of KV memory, and"
                 f" {format_bytes(most * size)} may be had",
-                needed=needed * size,
+                needed=self._needed * size,
                 free=most * size,
                 fix="allow more, or lower vLLM's max_model_len",
             )
-        self._leased = len(self._ground.take(0))
-        if tenant is not None:
-            tenant.take_soon(self._leased * size, START_S)
+        self._limit = limit
+        return self._leased <= limit
+
+    def reclaim(self) -> bool:
+        """What nobody uses is to lose its memory, with the next orders. Any thread may call it.
+
+        Returns:
+            Whether there is nothing of that kind.
+        """
+        self._reclaim = self._pool.get_num_free_blocks() > 0 or not self.settled
+        return not self._reclaim
 
     # --- while a step is scheduled -------------------------------------------------------------
 
@@ -160,11 +208,14 @@ class Balloon:
                 self._hold(pool.get_num_free_blocks() - self._keep)
             self._kept = min(pool.get_num_free_blocks(), self._keep)
             self._say_wants(0)
-        if (excess := self._excess) > 0:
-            self._hold(min(pool.get_num_free_blocks(), excess))
+        excess = pool.num_gpu_blocks if self._reclaim else self._excess
+        self._reclaim = False
+        self._hold(min(pool.get_num_free_blocks(), excess))
         self._number += 1
         orders = Orders(self._number, tuple(sorted(self._gone)), tuple(sorted(self._new)))
         self._sent.append((self._number, self._fresh))
+        self._mapped += len(self._new)
+        self._unmapped += len(self._gone)
         self._gone, self._new, self._fresh = set(), set(), 0
         return orders
 
@@ -190,10 +241,20 @@ class Balloon:
         spare = self._idle and self._pool.get_num_free_blocks() > self._keep
         return not (spare or self._gone or self._new) and self._leased == len(self._the_ground)
 
-    @property
-    def mapped(self) -> int:
-        """Chunks that blocks have, or will in the next step."""
-        return len(self._the_ground)
+    def figures(self) -> BalloonFigures:
+        """Where it stands."""
+        layout, free = self._the_ground.layout, self._pool.get_num_free_blocks()
+        used = self._pool.num_gpu_blocks - len(self._held) - free - 1
+        limit = self._limit * layout.chunk_bytes
+        return BalloonFigures(
+            held=self._leased * layout.chunk_bytes,
+            limit=limit if self._tenant is None else min(limit, self._tenant.allowance()),
+            used=used * layout.block_bytes,
+            cached=free * layout.block_bytes,
+            mapped=self._mapped,
+            unmapped=self._unmapped,
+            refused=self._refused,
+        )
 
     # --- within --------------------------------------------------------------------------------
 
@@ -210,11 +271,12 @@ class Balloon:
 
     @property
     def _excess(self) -> int:
-        """Blocks that are to go, since other tenants are due their memory."""
-        if self._tenant is None:
-            return 0
+        """Blocks that are to go: others are due their memory, or the limit is lower now."""
         layout = self._the_ground.layout
-        over = self._leased * layout.chunk_bytes - self._tenant.allowance()
+        allowed = self._limit * layout.chunk_bytes
+        if self._tenant is not None:
+            allowed = min(allowed, self._tenant.allowance())
+        over = self._leased * layout.chunk_bytes - allowed
         return -(-over // layout.block_bytes)
 
     def _fill(self, blocks: int) -> int:
@@ -222,6 +284,7 @@ class Balloon:
         while self._pool.get_num_free_blocks() < blocks and self._let_go():
             count += 1
         if (missing := blocks - self._pool.get_num_free_blocks()) > 0:
+            self._refused += 1
             self._say_wants(missing)
         return count
 
@@ -281,4 +344,5 @@ class Balloon:
         """So many blocks more than have memory would be of use."""
         if self._tenant is not None:
             layout = self._the_ground.layout
-            self._tenant.wants(self.mapped * layout.chunk_bytes + blocks * layout.block_bytes)
+            mapped = len(self._the_ground) * layout.chunk_bytes
+            self._tenant.wants(mapped + blocks * layout.block_bytes)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from kvrt.errors import ConfigError
 from kvrt.integrations.vllm.balloon import Balloon, Orders
 from kvrt.integrations.vllm.contract import CONNECTOR, check_contract
+from kvrt.integrations.vllm.figures import ElasticMetrics, ElasticStats
 from kvrt.integrations.vllm.ground import BlockMemory, Layout
+from kvrt.integrations.vllm.obeying import obey
 from kvrt.integrations.vllm.options import Options
+from kvrt.integrations.vllm.telling import Telling
 from kvrt.spi import DeviceInfo
 from kvrt.units import parse_bytes
 
@@ -96,6 +100,7 @@ class ElasticConnector(KVConnectorBase_V1, SupportsHMA):
         self._known: LayoutMetadata | None = None
         self._done = 0
         self._balloon: Balloon
+        self._telling: Telling | None = None
 
     @classmethod
     def get_required_kvcache_layout(cls, vllm_config: Any) -> str:
@@ -176,6 +181,9 @@ class ElasticConnector(KVConnectorBase_V1, SupportsHMA):
             longest=self._blocks_for(config.model_config.max_model_len),
             tenant=tenant,
         )
+        if tenant is not None:
+            self._telling = Telling(tenant)
+            tenant.listen(partial(obey, self._balloon, tenant))
 
     def _blocks_for(self, tokens: int) -> int:
         """Of all groups of layers together."""
@@ -195,8 +203,15 @@ class ElasticConnector(KVConnectorBase_V1, SupportsHMA):
         """Before a running request is preempted, since it finds no free block."""
         return self._balloon.more()
 
+    def on_new_request(self, request: Any) -> None:
+        if self._telling is not None:
+            self._telling.came(request)
+
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
-        return OrdersMetadata(self._balloon.orders(len(scheduler_output.num_scheduled_tokens)))
+        orders = self._balloon.orders(len(scheduler_output.num_scheduled_tokens))
+        if self._telling is not None:
+            self._telling.scheduled(scheduler_output, self._balloon.figures)
+        return OrdersMetadata(orders)
 
     def update_connector_output(self, connector_output: Any) -> None:
         found = connector_output.kv_connector_worker_meta
@@ -214,7 +229,30 @@ class ElasticConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
+        if self._telling is not None:
+            self._telling.ended(request)
         return False, None
+
+    # --- for people ----------------------------------------------------------------------------
+
+    def get_kv_connector_stats(self) -> ElasticStats | None:
+        if self.role != KVConnectorRole.SCHEDULER:
+            return None
+        return ElasticStats.of(self._balloon.figures())
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> ElasticStats:
+        return ElasticStats(data=data or {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: Any,
+        metric_types: Any,
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> ElasticMetrics:
+        return ElasticMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
 
 def _bytes(size: int | str) -> int:

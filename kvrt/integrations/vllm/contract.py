@@ -17,6 +17,8 @@ CONNECTOR: Members = {
         "get_handshake_metadata", "build_connector_worker_meta", "set_xfer_handshake_metadata",
         "bind_gpu_block_pool", "get_num_new_matched_tokens", "has_pending_block_frees",
         "has_pending_push_work", "build_connector_meta", "update_connector_output",
+        "on_new_request", "get_kv_connector_stats", "build_kv_connector_stats",
+        "build_prom_metrics",
     ),
     "vllm.v1.core.block_pool.BlockPool": (
         "get_num_free_blocks", "get_new_blocks", "free_blocks",
