@@ -14,6 +14,7 @@ from kvrt.spi import (
     Device,
     ExpertOps,
     GraphCapture,
+    LatentOps,
     Measurable,
     PackedMatrices,
 )
@@ -24,6 +25,7 @@ EXTENSIONS: tuple[Any, ...] = (
     DenseOps,
     ExpertOps,
     GraphCapture,
+    LatentOps,
     Measurable,
     PackedMatrices,
 )

@@ -11,6 +11,7 @@ from kvrt.spi import (
     ExpertOps,
     Extension,
     GraphCapture,
+    LatentOps,
     PackedMatrices,
     PagedAttention,
     Ticket,
@@ -21,6 +22,7 @@ from kvrt.wrappers.copier import CheckedCopier
 from kvrt.wrappers.dense import CheckedDenseOps
 from kvrt.wrappers.experts import CheckedExpertOps
 from kvrt.wrappers.graphs import CheckedGraphs
+from kvrt.wrappers.latent import CheckedLatentOps
 from kvrt.wrappers.memory import CheckedMemory
 from kvrt.wrappers.packed import CheckedPackedMatrices
 from kvrt.wrappers.rules import Facts
@@ -74,7 +76,7 @@ class Checked:
         self._facts.check_open("extension")
         found: Any = self._inner.extension(kind)
         asked = cast(Any, kind)
-        known = (BranchOps, DenseOps, ExpertOps, GraphCapture, PackedMatrices)
+        known = (BranchOps, DenseOps, ExpertOps, GraphCapture, LatentOps, PackedMatrices)
         if found is None or asked not in known:
             return cast(Extension | None, found)
         if not isinstance(found, asked):
@@ -89,6 +91,8 @@ class Checked:
             return cast(Extension, CheckedBranchOps(self._facts, found))
         if isinstance(found, ExpertOps):
             return cast(Extension, CheckedExpertOps(self._facts, found))
+        if isinstance(found, LatentOps):
+            return cast(Extension, CheckedLatentOps(self._facts, found))
         if isinstance(found, PackedMatrices):
             return cast(Extension, CheckedPackedMatrices(self._facts, found))
         return cast(Extension, CheckedDenseOps(self._facts, self._attention, found))

@@ -77,7 +77,7 @@ class CheckedDenseOps:
         head_dim = checked.layout.head_dim
         # Most often all layers of a step rotate alike.
         if rotation is not None and (self._rotation is not rotation or self._plan is not checked):
-            self._check_rotation(rotation, checked.tokens, head_dim)
+            check_rotation(self._facts, rotation, checked.tokens, head_dim)
             self._plan, self._rotation = checked, rotation
         if norm is not None:
             self._facts.check_vector("norm.q", norm.q, head_dim)
@@ -99,17 +99,19 @@ class CheckedDenseOps:
             raise broken("weight", weight, rule)
         return shape[0]
 
-    def _check_rotation(self, rotation: Rotation, tokens: int, head_dim: int) -> None:
-        cos, sin = rotation.cos, rotation.sin
-        for name, tensor in (("rotation.cos", cos), ("rotation.sin", sin)):
-            self._facts.check_on_device(name, tensor)
-            if tensor.dtype != torch.float32 or tensor.dim() != 2 or not tensor.is_contiguous():
-                raise broken(name, tensor, "must be float32 [tokens, rotary_dim / 2], contiguous")
-        if cos.shape != sin.shape:
-            raise broken("rotation.sin", sin, f"must have the shape of cos, {list(cos.shape)}")
-        if cos.shape[0] != tokens or 2 * cos.shape[1] > head_dim:
-            rule = f"must have {tokens} rows, one for each token, of at most {head_dim // 2} angles"
-            raise broken("rotation.cos", cos, rule)
+
+def check_rotation(facts: Facts, rotation: Rotation, tokens: int, head_dim: int) -> None:
+    """Angles for that many tokens, of heads that wide."""
+    cos, sin = rotation.cos, rotation.sin
+    for name, tensor in (("rotation.cos", cos), ("rotation.sin", sin)):
+        facts.check_on_device(name, tensor)
+        if tensor.dtype != torch.float32 or tensor.dim() != 2 or not tensor.is_contiguous():
+            raise broken(name, tensor, "must be float32 [tokens, rotary_dim / 2], contiguous")
+    if cos.shape != sin.shape:
+        raise broken("rotation.sin", sin, f"must have the shape of cos, {list(cos.shape)}")
+    if cos.shape[0] != tokens or 2 * cos.shape[1] > head_dim:
+        rule = f"must have {tokens} rows, one for each token, of at most {head_dim // 2} angles"
+        raise broken("rotation.cos", cos, rule)
 
 
 def check_x(facts: Facts, x: torch.Tensor) -> None:

@@ -20,6 +20,7 @@ from kvrt.spi import (
     Graph,
     GraphCapture,
     HeadNorm,
+    LatentOps,
     Matrices,
     Matrix,
     MemoryInfo,
@@ -44,8 +45,9 @@ Result = TypeVar("Result")
 class Wrapper:
     """Forwards everything to `inner`. Override `around`, or put other parts in place.
 
-    `BranchOps`, `DenseOps`, `ExpertOps`, `PackedMatrices` and `GraphCapture` are forwarded like the
-    required parts; any other extension, and one that lacks a method, is handed out as it is.
+    `BranchOps`, `DenseOps`, `ExpertOps`, `LatentOps`, `PackedMatrices` and `GraphCapture` are
+    forwarded like the required parts; any other extension, and one that lacks a method, is handed
+    out as it is.
 
     Args:
         inner: the device that does the work.
@@ -306,6 +308,18 @@ class WrappedExpertOps:
         )
 
 
+class WrappedLatentOps:
+    def __init__(self, device: Wrapper, inner: LatentOps) -> None:
+        self.device = device
+        self.inner = inner
+
+    def by_head(self, x: "Tensor", weight: "Tensor", out: "Tensor") -> None:
+        self.device.around("latents.by_head", self.inner.by_head, x, weight, out)
+
+    def rotate(self, x: "Tensor", rotation: Rotation | None, out: "Tensor") -> None:
+        self.device.around("latents.rotate", self.inner.rotate, x, rotation, out)
+
+
 class WrappedGraph:
     def __init__(self, device: Wrapper, inner: Graph) -> None:
         self.device = device
@@ -337,6 +351,7 @@ WRAPPED: dict[type, Callable[[Wrapper, Any], object]] = {
     DenseOps: WrappedDenseOps,
     ExpertOps: WrappedExpertOps,
     GraphCapture: WrappedGraphs,
+    LatentOps: WrappedLatentOps,
     PackedMatrices: WrappedPackedMatrices,
 }
 """What stands before the optional parts."""

@@ -86,7 +86,7 @@ def steps(backend: str, *, small: bool, native: bool) -> list[Step]:
         ),
         Step(
             "kit-seen",
-            (python, *PYTEST, *workers, "--pyargs", *kit("seen", "trees", "values")),
+            (python, *PYTEST, *workers, "--pyargs", *kit("seen", "trees", "values", "latent")),
             90,
         ),
         Step("tests", (python, *PYTEST, TESTS, "-m", "extra", *chosen), 120),

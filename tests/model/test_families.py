@@ -189,7 +189,6 @@ def test_a_recorded_step_has_the_bits_of_one_that_is_not(case: Case, cpu: Device
     spec, experts = model.spec, model.spec.experts
     scaled = experts is not None and (experts.shared_scale or spec.residual_scale != 1.0)
     unsaid = spec.qk_norm == "rotated" or spec.activation == "xielu" or spec.recurrence is not None
-    unsaid = unsaid or spec.latent is not None
     assert (recorded is None) == (scaled or unsaid)
     said = []
     for graphs in (recorded, None):

@@ -19,6 +19,7 @@ from kvrt.spi import (
     Extension,
     GraphCapture,
     KVFormat,
+    LatentOps,
     Measurable,
     PackedMatrices,
     PagedAttention,
@@ -31,6 +32,7 @@ from .branches import NativeBranches
 from .copier import HostCopier
 from .experts import NativeExperts
 from .graphs import NativeGraphs
+from .latent import NativeLatents
 from .measure import NativeLimits, TorchLimits
 from .memory import GRANULARITY, open_memory
 from .ops import NativeOps
@@ -76,6 +78,7 @@ class CpuDevice:
                 DenseOps: NativeOps(threads),
                 ExpertOps: NativeExperts(threads, options.exact),
                 GraphCapture: NativeGraphs(native, threads),
+                LatentOps: NativeLatents(threads),
                 Measurable: NativeLimits(threads),
                 PackedMatrices: NativeMatrices(threads, options.exact),
             }

@@ -205,6 +205,24 @@ struct AppendArgs {
   int rot_dim;
 };
 
+// y = x, of whose heads the first rot_dim elements are rotated; x and y may be the same.
+struct RotateArgs {
+  const float* x;
+  float* y;
+  const float* cos;  // [tokens][rot_dim / 2] or nullptr: no rotation
+  const float* sin;
+  int64_t x_stride, x_head, y_stride, y_head;
+  int rows, heads, size, rot_dim;
+};
+
+// A product for each head, of which `first` is that of the first: the weights of the others are behind its own, their
+// x and y so far from it.
+struct HeadsArgs {
+  LinearArgs first;
+  int64_t x_head, y_head;
+  int heads;
+};
+
 // How the kernel for a product divides its work.
 struct LinearShape {
   int columns;            // so many outputs are computed at a time
@@ -230,6 +248,7 @@ struct Kernels {
   void (*norm)(const NormArgs&, int row0, int row1);
   void (*map)(const MapArgs&, int row0, int row1);
   void (*append)(const AppendArgs&, int sequence, int token0, int token1);  // tokens of the batch
+  void (*rotate)(const RotateArgs&, int row0, int row1);
 
   float (*read)(const float* data, size_t count);       // touches every cache line once
   // Multiplies in registers, as products with weights of that type do; returns the operations done.
@@ -242,6 +261,8 @@ void compute(const Kernels&, const LinearArgs&, int threads);
 void compute(const Kernels&, const NormArgs&, int threads);
 void compute(const Kernels&, const MapArgs&, int threads);
 void compute(const Kernels&, const AppendArgs&, int threads);
+void compute(const Kernels&, const RotateArgs&, int threads);
+void compute(const Kernels&, const HeadsArgs&, int threads);
 double read_bandwidth(const Kernels&, const void* data, size_t bytes, int threads);  // bytes per second
 double product_peak(const Kernels&, Dtype, int threads);                             // operations per second
 

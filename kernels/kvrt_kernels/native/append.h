@@ -7,6 +7,26 @@ KVRT_INLINE int64_t slot_of(const Batch& batch, int sequence, int64_t position) 
   return batch.slots[sequence * batch.slots_stride + position - batch.trunk[sequence]];
 }
 
+// The pairs (d, d + half) of x, in place.
+KVRT_INLINE void rotate_pairs(float* x, const float* cos, const float* sin, int half) {
+  for (int d = 0; d < half; d++) {
+    const float a = x[d], b = x[d + half];
+    x[d] = a * cos[d] - b * sin[d];
+    x[d + half] = b * cos[d] + a * sin[d];
+  }
+}
+
+static void rotate(const RotateArgs& a, int row0, int row1) {
+  const int half = a.rot_dim / 2;
+  for (int r = row0; r < row1; r++)
+    for (int h = 0; h < a.heads; h++) {
+      const float* x = a.x + r * a.x_stride + h * a.x_head;
+      float* y = a.y + r * a.y_stride + h * a.y_head;
+      if (x != y) __builtin_memcpy(y, x, sizeof(float) * a.size);
+      if (a.cos) rotate_pairs(y, a.cos + int64_t(r) * half, a.sin + int64_t(r) * half, half);
+    }
+}
+
 // x[0 .. dim) of one head, in place.
 KVRT_INLINE void prepare_head(float* x, int dim, const float* norm, float eps, const float* cos, const float* sin,
                               int half) {
@@ -14,12 +34,7 @@ KVRT_INLINE void prepare_head(float* x, int dim, const float* norm, float eps, c
     const float scale = inverse_rms(x, dim, eps);
     for (int d = 0; d < dim; d++) x[d] = x[d] * scale * norm[d];
   }
-  if (cos)
-    for (int d = 0; d < half; d++) {
-      const float a = x[d], b = x[d + half];
-      x[d] = a * cos[d] - b * sin[d];
-      x[d + half] = b * cos[d] + a * sin[d];
-    }
+  if (cos) rotate_pairs(x, cos, sin, half);
 }
 
 template <class T>

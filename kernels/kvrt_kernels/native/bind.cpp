@@ -126,6 +126,28 @@ NB_MODULE(_native, m) {
       "y_stride"_a, "rows"_a, "out_features"_a, "in_features"_a, "threads"_a, release());
 
   m.def(
+      "by_head",
+      [](int dtype, A x, S x_stride, S x_head, A w, A y, S y_stride, S y_head, int rows, int heads, int out_features,
+         int in_features, int threads) {
+        const LinearArgs first{Dtype(dtype), Gate::none, at<const float>(x), at<const void>(w), nullptr, nullptr,
+                               at<float>(y), x_stride, 0, y_stride, rows, out_features, in_features};
+        submit(HeadsArgs{first, x_head, y_head, heads}, threads);
+      },
+      "dtype"_a, "x"_a, "x_stride"_a, "x_head"_a, "w"_a, "y"_a, "y_stride"_a, "y_head"_a, "rows"_a, "heads"_a,
+      "out_features"_a, "in_features"_a, "threads"_a, release());
+
+  m.def(
+      "rotate",
+      [](A x, S x_stride, S x_head, A y, S y_stride, S y_head, A cos, A sin, int rows, int heads, int size, int rot_dim,
+         int threads) {
+        submit(RotateArgs{at<const float>(x), at<float>(y), at<const float>(cos), at<const float>(sin), x_stride, x_head,
+                          y_stride, y_head, rows, heads, size, rot_dim},
+               threads);
+      },
+      "x"_a, "x_stride"_a, "x_head"_a, "y"_a, "y_stride"_a, "y_head"_a, "cos"_a, "sin"_a, "rows"_a, "heads"_a, "size"_a,
+      "rot_dim"_a, "threads"_a, release());
+
+  m.def(
       "packed_linear",
       [](const std::vector<std::array<S, 7>>& matrices, bool exact, int gate, A x, S x_stride, A bias, A residual,
          S residual_stride, A y, S y_stride, int rows, int out_features, int in_features, int threads) {

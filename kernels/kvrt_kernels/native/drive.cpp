@@ -12,6 +12,7 @@ namespace kvrt {
 namespace {
 
 thread_local Buffer scratch;  // of the thread that computes
+thread_local Buffer own;      // likewise, beside it
 thread_local Buffer shared;   // of the thread that called, read or written by all
 
 }  // namespace
@@ -158,6 +159,37 @@ void compute(const Kernels& kernels, const LinearArgs& a, int threads) {
   });
 }
 
+// Products of heads have few columns, and rows of their own, which whoever computes a piece packs for itself.
+void compute(const Kernels& kernels, const HeadsArgs& a, int threads) {
+  const LinearArgs& first = a.first;
+  if (first.m == 0 || first.n == 0) return;
+  constexpr int64_t kMaxRows = 96, kMaxColumns = 96, kMaxColumnsOfFew = 256;
+  const int64_t blocks = (first.m + kMaxRows - 1) / kMaxRows, rows = (first.m + blocks - 1) / blocks;
+  const LinearShape shape = kernels.linear_shape(first);
+  const int64_t most = rows <= 16 ? kMaxColumnsOfFew : kMaxColumns;
+  const int64_t columns = std::max<int64_t>(1, most / shape.columns) * shape.columns;
+  const int64_t pieces = (first.n + columns - 1) / columns;
+  const int64_t groups = (rows + shape.group - 1) / shape.group;
+  const size_t bytes = kernels.linear_scratch(first, int(rows), int(columns));
+  each(std::max(1, threads), a.heads * blocks * pieces, [&](int64_t i) {
+    const int64_t head = i / pieces / blocks, m0 = i / pieces % blocks * rows, n0 = i % pieces * columns;
+    LinearArgs one = first;
+    one.m = int(std::min(rows, first.m - m0));
+    one.x += head * a.x_head + m0 * first.x_stride;
+    one.y += head * a.y_head + m0 * first.y_stride;
+    one.w = row_of(first, int(head * first.n)).at;
+    const float* x = one.x;
+    int64_t x_stride = one.x_stride;
+    if (shape.packed_stride) {
+      float* packed = static_cast<float*>(own.get(sizeof(float) * groups * shape.group * shape.packed_stride));
+      kernels.linear_pack(one, 0, one.m, packed);
+      x = packed;
+      x_stride = shape.packed_stride;
+    }
+    kernels.linear(one, x, x_stride, 0, one.m, int(n0), int(std::min<int64_t>(first.n, n0 + columns)), scratch.get(bytes));
+  });
+}
+
 // ---- per token ------------------------------------------------------------------------------------------------------
 
 namespace {
@@ -175,6 +207,12 @@ template <class Args> void by_rows(void (*kernel)(const Args&, int, int), const 
 void compute(const Kernels& kernels, const NormArgs& a, int threads) { by_rows(kernels.norm, a, threads); }
 
 void compute(const Kernels& kernels, const MapArgs& a, int threads) { by_rows(kernels.map, a, threads); }
+
+void compute(const Kernels& kernels, const RotateArgs& a, int threads) {
+  const int step = int(std::max<int64_t>(1, kSmall / (int64_t(a.heads) * a.size)));
+  each(threads, (a.rows + step - 1) / step,
+       [&](int64_t i) { kernels.rotate(a, int(i * step), int(std::min<int64_t>(a.rows, (i + 1) * step))); });
+}
 
 void compute(const Kernels& kernels, const AppendArgs& a, int threads) {
   const int32_t* start = a.batch.query_start;

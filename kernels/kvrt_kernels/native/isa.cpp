@@ -50,7 +50,7 @@ namespace KVRT_ISA {
 extern const Kernels kernels;
 const Kernels kernels = {
     KVRT_ISA_NAME, attention_scratch, attention, attention_merge, linear_shape, linear_pack,
-    linear_scratch, linear, norm, map, append, read, product_rounds,
+    linear_scratch, linear, norm, map, append, rotate, read, product_rounds,
 };
 
 }  // namespace KVRT_ISA

@@ -34,7 +34,8 @@ class Program {
   }
 
  private:
-  using Step = std::variant<AttentionArgs, AppendArgs, LinearArgs, NormArgs, MapArgs, RouteArgs, ExpertArgs>;
+  using Step = std::variant<AttentionArgs, AppendArgs, LinearArgs, NormArgs, MapArgs, RouteArgs, ExpertArgs,
+                            RotateArgs, HeadsArgs>;
 
   // Whoever waits asks for the part of the next product that runs() gives it first.
   static void aim(Team& team, const Kernels& kernels, const LinearArgs* next, int threads) {

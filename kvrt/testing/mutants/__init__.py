@@ -97,6 +97,15 @@ from kvrt.testing.mutants.graphs import (
     ReplaysTheRecordedBatch,
     TakesAllForTheFirst,
 )
+from kvrt.testing.mutants.latent import (
+    LeavesWhatIsNotRotated,
+    MultipliesManyTokensOtherwise,
+    MultipliesWithTheFirstHeads,
+    RotatesBackwards,
+    RotatesTheWholeHead,
+    RotatesWhatItWasGiven,
+    TakesTheNextHeadsMatrix,
+)
 from kvrt.testing.mutants.memory import (
     CutsOffsets,
     ForgetsToUnmap,
@@ -148,6 +157,7 @@ from kvrt.wrappers.wrapper import (
     WrappedDenseOps,
     WrappedExpertOps,
     WrappedGraphs,
+    WrappedLatentOps,
     WrappedMemory,
     WrappedPackedMatrices,
     Wrapper,
@@ -166,6 +176,7 @@ class MutantDevice(Wrapper):
         self._dense = mutant.dense
         self._experts = mutant.experts
         self._graphs = mutant.graphs
+        self._latents = mutant.latents
         self._packed = mutant.packed
         claimed = inner.info.capabilities | mutant.claims
         self._info = replace(inner.info, backend=backend.name, capabilities=claimed)
@@ -182,6 +193,8 @@ class MutantDevice(Wrapper):
             return self._experts(self, found.inner)  # type: ignore[return-value]
         if isinstance(found, WrappedGraphs):
             return self._graphs(self, found.inner)  # type: ignore[return-value]
+        if isinstance(found, WrappedLatentOps):
+            return self._latents(self, found.inner)  # type: ignore[return-value]
         if isinstance(found, WrappedPackedMatrices):
             return self._packed(self, found.inner)  # type: ignore[return-value]
         return found
@@ -230,6 +243,7 @@ class Mutant:
         dense: replaces `DenseOps`; needs a device that offers them.
         experts: replaces `ExpertOps`, likewise.
         graphs: replaces `GraphCapture`, likewise.
+        latents: replaces `LatentOps`, likewise.
         packed: replaces `PackedMatrices`, likewise.
         claims: capabilities it declares though the device may not have them.
         any_index: open() takes any index.
@@ -243,6 +257,7 @@ class Mutant:
     dense: type[WrappedDenseOps] = WrappedDenseOps
     experts: type[WrappedExpertOps] = WrappedExpertOps
     graphs: type[WrappedGraphs] = WrappedGraphs
+    latents: type[WrappedLatentOps] = WrappedLatentOps
     packed: type[WrappedPackedMatrices] = WrappedPackedMatrices
     device: type[MutantDevice] = MutantDevice
     claims: frozenset[Capability] = frozenset()
@@ -428,6 +443,34 @@ MUTANTS: Mapping[str, Mutant] = {
     "rounds_gathered_rows": Mutant("packed::test_rows_are_exact", packed=RoundsGatheredRows),
     "takes_twice_the_memory": Mutant(
         "packed::test_a_packed_matrix_is_about_as_large_as_before", packed=TakesTwiceTheMemory
+    ),
+    "takes_the_next_heads_matrix": Mutant(
+        "latent::test_a_head_is_multiplied_with_a_matrix_of_its_own",
+        latents=TakesTheNextHeadsMatrix,
+    ),
+    "multiplies_with_the_first_heads": Mutant(
+        "latent::test_a_head_is_multiplied_with_a_matrix_of_its_own",
+        latents=MultipliesWithTheFirstHeads,
+    ),
+    "multiplies_many_tokens_otherwise": Mutant(
+        "latent::test_a_head_has_the_bits_of_a_product_alone_beside_any_others",
+        latents=MultipliesManyTokensOtherwise,
+    ),
+    "rotates_what_it_was_given": Mutant(
+        "latent::test_heads_are_rotated_where_they_are_or_to_another_place",
+        latents=RotatesWhatItWasGiven,
+    ),
+    "rotates_the_whole_head": Mutant(
+        "latent::test_heads_are_rotated_where_they_are_or_to_another_place",
+        latents=RotatesTheWholeHead,
+    ),
+    "rotates_backwards": Mutant(
+        "latent::test_around_attention_they_read_what_keys_and_values_of_their_own_would_say",
+        latents=RotatesBackwards,
+    ),
+    "leaves_what_is_not_rotated": Mutant(
+        "latent::test_heads_are_rotated_where_they_are_or_to_another_place",
+        latents=LeavesWhatIsNotRotated,
     ),
     "forgets_to_renormalise": Mutant(
         "experts::test_the_best_are_chosen_in_order_and_weighed", experts=ForgetsToRenormalise
