@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -50,6 +51,24 @@ def period(value: str) -> int:
 @color_option
 def batch() -> None:
     """Answer a file of requests, each exactly once, whatever happens meanwhile."""
+
+
+@batch.command("letters", short_help="Webhooks that nobody has taken.")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--again", is_flag=True, help="Have them delivered again.")
+@color_option
+@click.pass_obj
+def letters(terminal: Terminal, /, folder: Path, again: bool) -> None:
+    """Print the webhooks of a server's --batches FOLDER that were not taken for two days: a JSON
+    object a line. The server may be at work."""
+    from kvrt.batches.deliveries import deliveries_of
+
+    with deliveries_of(folder) as deliveries:
+        dead = deliveries.dead()
+        if again:
+            deliveries.again(dead)
+    for each in dead:
+        terminal.json({"created": each.created, "tries": each.tries, **json.loads(each.body)})
 
 
 @batch.command("run", cls=SectionedCommand, sections=BATCH)

@@ -151,6 +151,17 @@ def nbytes(value: str) -> int:
     help="Lines of a batch, at most.",
 )
 @click.option(
+    "--batch-webhook",
+    metavar="URL",
+    help="Post an event there when a batch is over, as OpenAI's webhooks do.",
+)
+@click.option(
+    "--batch-webhook-secret",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="What it is signed with: whsec_ and base64.",
+)
+@click.option(
     "--without-keys",
     is_flag=True,
     help="Listen at an address that others reach, although nobody needs a key.",
@@ -264,7 +275,7 @@ def serve(
              "strict", "max_requests", "max_body", "response_cache", "response_cache_all",
              "drain_seconds", "ready_seconds", "kv_events", "kv_events_replay", "chat_template",
              "reader", "embed_model", "rerank_model", "batches", "batch_space",
-             "batch_lines")  # fmt: skip
+             "batch_lines", "batch_webhook", "batch_webhook_secret")  # fmt: skip
     config = ServerConfig(keys=keys, **{name: options[name] for name in names})
     wanted = runtime_config(TINY if model is None else model, options)
     if config.batches is not None:

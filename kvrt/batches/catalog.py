@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from kvrt.batches.database import Database
+from kvrt.batches.deliveries import Deliveries
 from kvrt.batches.words import Batch, End, Problem, Status, Tokens
 
 COLUMNS = (
@@ -23,10 +24,17 @@ class Batches:
     Args:
         database: where they are.
         clock: seconds since the epoch.
+        deliveries: is told of each batch that is over.
     """
 
-    def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Callable[[], float] = time.time,
+        deliveries: Deliveries | None = None,
+    ) -> None:
         self._database = database
+        self._deliveries = deliveries
         self._sql = database.sql
         self._clock = clock
 
@@ -124,6 +132,7 @@ class Batches:
                 problems=json.dumps([asdict(each) for each in problems]),
                 total=0,
             )
+            self._tell(batch, "failed")
 
     def begin(self, batch: Batch, total: int, fingerprint: bytes) -> None:
         """All lines are there. One that ends already does."""
@@ -151,6 +160,7 @@ class Batches:
         """Within a transaction: its outputs are there."""
         assert batch.end is not None, "it ends"
         self._update(batch, status=batch.end, times=self._reached(batch, batch.end))
+        self._tell(batch, batch.end)
 
     def reopen(self, batch: Batch, seconds: int | None = None) -> None:
         """Ask again what has no good answer.
@@ -175,6 +185,10 @@ class Batches:
         """Within a transaction."""
         for table in ("lines", "kinds"):
             self._sql.execute(f"DELETE FROM {table} WHERE batch = ?", (batch.num,))
+
+    def _tell(self, batch: Batch, status: Status) -> None:
+        if self._deliveries is not None:
+            self._deliveries.add(f"batch.{status}", batch.id)
 
     def _reached(self, batch: Batch, status: Status) -> str:
         return json.dumps({**batch.times, status: int(self._clock())})

@@ -10,6 +10,7 @@ from pathlib import Path
 from kvrt.errors import ConfigError
 
 VERSION = 1
+NAME = "batches.db"
 SCHEMA = """
 CREATE TABLE files (
     num INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -117,7 +118,7 @@ class Database:
     def _open(self) -> None:
         try:
             self.sql = sqlite3.connect(
-                self.folder / "batches.db", isolation_level=None, check_same_thread=False
+                self.folder / NAME, isolation_level=None, check_same_thread=False
             )
             self.sql.execute("PRAGMA journal_mode = WAL")
             self.sql.execute("PRAGMA synchronous = FULL")

@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 
 from kvrt.batches.catalog import Batches
 from kvrt.batches.database import Database
+from kvrt.batches.deliveries import Deliveries
 from kvrt.batches.files import Files
 from kvrt.batches.work import Work
 
@@ -24,15 +25,19 @@ class Store:
     Args:
         folder: made if it is missing.
         clock: seconds since the epoch.
+        tells: deliveries are kept of each batch that is over.
 
     Raises:
         ConfigError: the folder cannot be used, or another process has it.
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, folder: Path, clock: Callable[[], float] = time.time, *, tells: bool = False
+    ) -> None:
         self.clock = clock
         self.database = Database(folder)
-        self.batches = Batches(self.database, clock)
+        self.deliveries = Deliveries(self.database.sql, clock)
+        self.batches = Batches(self.database, clock, self.deliveries if tells else None)
         self.work = Work(self.database)
         self.files = Files(self.database, clock)
         self._thread = ThreadPoolExecutor(1, "kvrt-batches")

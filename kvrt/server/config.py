@@ -54,6 +54,8 @@ class ServerConfig:
         batches: a folder for files and batches; None: none are taken.
         batch_space: bytes that the files of one key may take.
         batch_lines: that a batch may have.
+        batch_webhook, batch_webhook_secret: who is told of batches that are over; see
+            `kvrt.server.batches.webhooks.Hook`.
         embed_model: makes vectors of texts; see `kvrt.Embedder`.
         rerank_model: sorts texts; see `kvrt.Reranker`.
         chat_template: a file, or ``plain``, for a model that has no chat template, or another.
@@ -89,6 +91,8 @@ class ServerConfig:
     batches: Path | None = None
     batch_space: int = 4 << 30
     batch_lines: int = 50_000
+    batch_webhook: str | None = None
+    batch_webhook_secret: Path | None = None
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in OPTIONS}
@@ -101,6 +105,10 @@ class ServerConfig:
             )
         if self.jwt_issuer is None and (self.jwt_keys or self.jwt_role):
             raise ConfigError("jwt_keys and jwt_role are of an issuer", fix="name it: --jwt-issuer")
+        if (self.batch_webhook is None) != (self.batch_webhook_secret is None):
+            raise ConfigError("batch_webhook and batch_webhook_secret go together")
+        if self.batch_webhook is not None and self.batches is None:
+            raise ConfigError("batch_webhook has nothing to tell without batches")
         if self.response_cache_all and self.response_cache is None:
             raise ConfigError("response_cache_all needs a size", fix="give --response-cache SIZE")
         guarded = self.keys is not None or self.jwt_issuer is not None
@@ -146,6 +154,8 @@ OPTIONS: Checks = {
     "batches": Maybe(Folder()),
     "batch_space": Whole(1, 2**50),
     "batch_lines": Whole(1, 10_000_000),
+    "batch_webhook": Maybe(Text(2048)),
+    "batch_webhook_secret": Maybe(Folder()),
 }
 """Of each field, what it may be."""
 

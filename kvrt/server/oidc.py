@@ -10,23 +10,18 @@ import asyncio
 import json
 import logging
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
-from urllib.parse import urlsplit
 
 from kvrt.errors import ConfigError
-from kvrt.server.config import is_loopback
 from kvrt.server.keys import Keys, Owner, Role
+from kvrt.server.outgoing import LARGEST, fetch, is_private
 
 log = logging.getLogger(__name__)
 
 REFRESH_S = 300.0
-FETCH_S = 10.0
-LARGEST = 1 << 20
 LEEWAY_S = 30
 """Clocks may differ by so much."""
 
@@ -181,18 +176,6 @@ def _read(where: str) -> bytes:
     if "://" not in where:
         with Path(where).expanduser().open("rb") as file:
             return file.read(LARGEST)
-    parts = urlsplit(where)
-    here = parts.scheme == "http" and is_loopback(parts.hostname or "")
-    if parts.scheme != "https" and not here:
+    if not is_private(where):
         raise ConfigError(f"{where} is not https, so anybody on the way could be the issuer")
-    opener = urllib.request.build_opener(_Straight)
-    with opener.open(where, timeout=FETCH_S) as answer:
-        read: bytes = answer.read(LARGEST)
-    return read
-
-
-class _Straight(urllib.request.HTTPRedirectHandler):
-    """Goes nowhere else than to where it was sent."""
-
-    def redirect_request(self, *args: Any, **options: Any) -> None:
-        return None
+    return fetch(where)

@@ -20,6 +20,7 @@ from kvrt.runtime import Runtime
 from kvrt.server import sockets
 from kvrt.server.app import make_app
 from kvrt.server.audit import Audit
+from kvrt.server.batches.webhooks import Hook
 from kvrt.server.batches.worker import Worker
 from kvrt.server.beside import Beside
 from kvrt.server.config import ServerConfig
@@ -62,6 +63,7 @@ class Prepared:
         tracing: likewise.
         publisher: of what is cached; None: nobody is told.
         store: of files and batches; None: there are none.
+        hook: who is told of batches; None: nobody.
     """
 
     bound: socket.socket
@@ -71,6 +73,7 @@ class Prepared:
     tracing: Tracing | None
     publisher: "EventPublisher | None"
     store: Store | None
+    hook: Hook | None
 
     def close(self) -> None:
         """Safe to call twice."""
@@ -98,14 +101,19 @@ def prepare(config: ServerConfig) -> Prepared:
     keys = _credentials(config)
     template = None if config.chat_template is None else read_template(config.chat_template)
     Limits.read(config.limits)
+    hook = None
+    if config.batch_webhook is not None and config.batch_webhook_secret is not None:
+        hook = Hook.read(config.batch_webhook, config.batch_webhook_secret)
     audit = None if config.audit is None else Audit(config.audit)
     tracing = Tracing() if config.otel else None
     with contextlib.ExitStack() as opened:
         bound = opened.enter_context(contextlib.closing(_bind(config)))
         store = None
         if config.batches is not None:
-            store = opened.enter_context(contextlib.closing(Store(config.batches)))
-        prepared = Prepared(bound, keys, template, audit, tracing, _publisher(config), store)
+            store = opened.enter_context(
+                contextlib.closing(Store(config.batches, tells=hook is not None))
+            )
+        prepared = Prepared(bound, keys, template, audit, tracing, _publisher(config), store, hook)
         opened.pop_all()
     return prepared
 
@@ -192,6 +200,7 @@ async def serve(
             embeddings,
             space=config.batch_space,
             most=config.batch_lines,
+            hook=prepared.hook,
         )
         await worker.begin()
     server = _Server(

@@ -13,6 +13,7 @@ from kvrt.batches.store import Store
 from kvrt.batches.words import Batch, Kind
 from kvrt.errors import KvrtError
 from kvrt.server.batches.answering import URLS, LineAnswers
+from kvrt.server.batches.webhooks import Hook, Webhooks
 from kvrt.server.metrics import usage
 
 if TYPE_CHECKING:
@@ -43,10 +44,18 @@ class Worker:
         embeddings: what makes vectors.
         space: bytes that the files of one key may take.
         most: lines of a batch.
+        hook: who is told of batches that are over.
     """
 
     def __init__(
-        self, store: Store, service: "Service", embeddings: "Embeddings", *, space: int, most: int
+        self,
+        store: Store,
+        service: "Service",
+        embeddings: "Embeddings",
+        *,
+        space: int,
+        most: int,
+        hook: Hook | None = None,
     ) -> None:
         self.store = store
         self.space = space
@@ -66,11 +75,14 @@ class Worker:
         self._again: dict[str, Batch] = {}
         self._closing = asyncio.Event()
         self._crowded = False
-        self._looking: asyncio.Task[None] | None = None
+        self._webhooks = None if hook is None else Webhooks(store, hook)
+        self._beside: list[asyncio.Task[None]] = []
 
     async def begin(self) -> None:
         """Go on with what is not over."""
-        self._looking = asyncio.create_task(self._look())
+        self._beside.append(asyncio.create_task(self._look()))
+        if self._webhooks is not None:
+            self._beside.append(asyncio.create_task(self._webhooks.deliver()))
         for batch in await self.store.do(self.store.batches.open):
             self.add(batch)
 
@@ -102,8 +114,8 @@ class Worker:
 
     async def close(self) -> None:
         self.stop()
-        if self._looking is not None:
-            self._looking.cancel()
+        for task in self._beside:
+            task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks.values())
         await asyncio.to_thread(self.store.close)
