@@ -5,6 +5,7 @@ expert's is called, without the expert's number; and where that is a parameter o
 ``experts.down_proj`` for ``experts.7.down_proj.weight``, and ``experts.down_proj_bias``.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -80,9 +81,10 @@ def _pieces(path: Path, whole: TensorEntry, count: int) -> list[TensorEntry]:
 
 def _drop_one(tensors: Tensors, name: str, shape: tuple[int, ...]) -> None:
     """Some files have vectors as matrices of one row, vectors of one number as numbers, and filters
-    of single channels as such of one channel."""
+    of single channels as such of one channel, and matrices of all heads as one for each."""
     if name in tensors:
         path, entry = tensors[name]
         alike = (1, *shape), (*shape[:1], 1, *shape[1:]), () if shape == (1,) else shape
-        if entry.shape in alike:
+        by_head = (math.prod(entry.shape[:-1]), *entry.shape[-1:]) == shape
+        if by_head or entry.shape in alike:
             tensors[name] = path, replace(entry, shape=shape)

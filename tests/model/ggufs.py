@@ -97,7 +97,9 @@ ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "olmo3": "olmo2",
                  "qwen3_moe": "qwen3moe", "hunyuan_v1_dense": "hunyuan-dense", "phi": "phi2",
                  "gpt_neox": "gptneox", "gpt_oss": "gpt-oss", "glm4_moe": "glm4moe",
                  "ernie4_5_moe": "ernie4_5-moe",
-                 "minimax_m2": "minimax-m2", "lfm2_moe": "lfm2moe"}  # fmt: skip
+                 "minimax_m2": "minimax-m2", "lfm2_moe": "lfm2moe", "youtu": "deepseek2",
+                 "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
+                 "glm4_moe_lite": "deepseek2"}  # fmt: skip
 """What model types are called in GGUF files, where that is otherwise."""
 
 PERMUTED = ("llama", "smollm3", "granite", "granitemoe", "arcee")
@@ -188,6 +190,22 @@ def keys_of(folder: Path) -> dict[str, Any]:
         keys["rope.freq_base"] = float(rope["rope_theta"])
     if config.get("head_dim"):
         keys |= {f"attention.{part}_length": config["head_dim"] for part in ("key", "value")}
+    if rank := config.get("kv_lora_rank"):
+        rotated = config["qk_rope_head_dim"]
+        keys |= {
+            "attention.head_count_kv": 1,
+            "attention.kv_lora_rank": rank,
+            "attention.key_length": rank + rotated,
+            "attention.value_length": rank,
+            "attention.key_length_mla": config["qk_nope_head_dim"] + rotated,
+            "attention.value_length_mla": config["v_head_dim"],
+            "rope.dimension_count": rotated,
+            "expert_gating_func": 1 if config["model_type"] == "deepseek_v2" else 2,
+        }
+        if config["q_lora_rank"]:
+            keys["attention.q_lora_rank"] = config["q_lora_rank"]
+        if share := rope.get("mscale_all_dim"):
+            keys["rope.scaling.yarn_log_multiplier"] = 0.1 * share
     if config.get("sliding_window") and config["model_type"] in WINDOWED:
         keys["attention.sliding_window"] = config["sliding_window"]
     for field, key in OTHER_KEYS.items():
@@ -204,7 +222,9 @@ def keys_of(folder: Path) -> dict[str, Any]:
         keys["feed_forward_length"] = (
             -(-2 * config["intermediate_size"] // 3 // multiple) * multiple
         )
-    keys |= {key: config[field] for field, key in EXPERT_KEYS.items() if field in config}
+    keys |= {
+        key: config[field] for field, key in EXPERT_KEYS.items() if config.get(field) is not None
+    }
     if arch == "gemma3":
         keys["rope.freq_base_swa"] = rope_of(config, "sliding_attention")["rope_theta"]
     width = config.get("head_dim") or config["hidden_size"] // heads
@@ -285,6 +305,14 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
         if part == "query_key_value":
             own = tensor.view(count, 3, -1, *tensor.shape[1:])
             tensor = own.transpose(0, 1).reshape(tensor.shape)
+        if part == "kv_b_proj":
+            plain, rank = config["qk_nope_head_dim"], config["kv_lora_rank"]
+            both = tensor.float().view(count, -1, rank)
+            naming = "latents_gguf"
+            for kind, rows in (("k", both[:, :plain].mT), ("v", both[:, plain:])):
+                own = name.replace("kv_b", f"{kind}_b")
+                tensors[gguf_name(own, naming)] = rows.contiguous()
+            continue
         if arch in LESS_ONE and name.endswith("norm.weight"):
             tensor = tensor.float() + 1
         family = (

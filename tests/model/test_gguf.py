@@ -10,6 +10,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
+from safetensors.torch import load_file
 
 from kvrt.errors import ModelError, RequestError
 from kvrt.model.families import FAMILIES as FAMILIES_OF
@@ -22,7 +23,14 @@ from kvrt.model.packed.ggml import TYPES as PACKED
 from kvrt.model.rope import inverse_frequencies
 from kvrt.model.spec import ModelSpec
 from kvrt.spi import Device
-from tests.model.checkpoints import LONGROPE, PLAIN_ROPE, YARN_ROPE, make_model, save_model
+from tests.model.checkpoints import (
+    LONGROPE,
+    MSCALED_ROPE,
+    PLAIN_ROPE,
+    YARN_ROPE,
+    make_model,
+    save_model,
+)
 from tests.model.ggufs import Tensor, keys_of, pack, save_gguf, tensors_of, write_gguf
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -72,6 +80,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "glm-4-moe": {},
     "ernie-4.5-moe": {"use_bias": False},
     "minimax-m2": {},
+    "deepseek-2": {"rope_parameters": MSCALED_ROPE | {"mscale": 0.707, "mscale_all_dim": 0.707}},
+    "deepseek-2-lite": {},
+    "deepseek-3": {"rope_parameters": MSCALED_ROPE | {"mscale": 1.0, "mscale_all_dim": 1.0}},
+    "glm-4.7-flash": {"routed_scaling_factor": 1.5},
+    "youtu": {},
     "dots-1": {"sliding_window": None, "layer_types": None},
     "hunyuan": {},
     "phi-2": {},
@@ -136,6 +149,28 @@ def test_a_gguf_file_is_the_model_that_it_was_made_from(
 
 ELSEWHERE = ("architecture", "naming", "eos", "bos", "dtype", "attention_scale", "ropes")
 """What files name otherwise, or do not say; the last two are compared by what they are for."""
+
+
+def test_an_older_file_makes_keys_and_values_of_latents_by_one_matrix(
+    tmp_path: Path, cpu: Device
+) -> None:
+    folder = save_model(make_model("deepseek-3", **FAMILIES["deepseek-3"]), tmp_path)
+    keys, tensors = keys_of(folder), tensors_of(folder)
+    for part in ("key", "value"):
+        own = f"deepseek2.attention.{part}_length"
+        keys[own] = keys.pop(f"{own}_mla")
+    keys["deepseek2.attention.head_count_kv"] = 4
+    stored = load_file(folder / "model.safetensors")
+    for layer in range(3):
+        del tensors[f"blk.{layer}.attn_k_b.weight"], tensors[f"blk.{layer}.attn_v_b.weight"]
+        both = stored[f"model.layers.{layer}.self_attn.kv_b_proj.weight"]
+        tensors[f"blk.{layer}.attn_kv_b.weight"] = both
+    packed = {name: pack(tensor, "F32") for name, tensor in tensors.items()}
+    given = load_model(write_gguf(tmp_path / "older.gguf", keys, packed), cpu)
+    want = load_model(folder, cpu)
+    for left, right in zip(matrices(given), matrices(want), strict=True):
+        assert torch.equal(left, right)
+    assert_same_shape(given.spec, want.spec)
 
 
 def assert_same_shape(given: ModelSpec, want: ModelSpec) -> None:

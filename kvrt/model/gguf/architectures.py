@@ -84,6 +84,13 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "glm4moe": Architecture("Glm4MoeForCausalLM", router=Router("sigmoid", 1), normed_heads=True),
     "dots1": Architecture("Dots1ForCausalLM", router=Router("sigmoid", 1)),
+    "deepseek2": Architecture(
+        "DeepseekV3ForCausalLM",
+        paired=True,
+        also=("DeepseekV2ForCausalLM", "Glm4MoeLiteForCausalLM", "YoutuForCausalLM"),
+        router=Router("softmax", 1, group_score="best"),
+        naming="latents_gguf",
+    ),
     "minimax-m2": Architecture(
         "MiniMaxM2ForCausalLM", router=Router("sigmoid", 1, renormalise=True)
     ),

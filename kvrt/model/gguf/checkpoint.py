@@ -12,6 +12,7 @@ from kvrt.model.gguf.files import GGUF
 from kvrt.model.gguf.spec import LONG, ROPE_DIVISORS, SHORT
 from kvrt.model.header import Tensors
 from kvrt.model.jsonfile import shown
+from kvrt.model.names import RowOrder
 from kvrt.model.rows import Rows, rows_of
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights import ALWAYS_FLOAT32, Part, parts_of
@@ -20,6 +21,9 @@ from kvrt.spi import DType
 UNPACKED: DType = "bfloat16"
 """What packed weights become where they do not stay codes and nothing else is asked for: half the
 bytes of float32. It rounds them, which changes the texts less than the packing did."""
+
+PAIRED = ("q", "k", "q_up", "kv_down")
+"""Parts whose rows, or some of them, are in pairs in files of some architectures."""
 
 
 def open_checkpoint(gguf: GGUF, spec: ModelSpec) -> Checkpoint:
@@ -44,8 +48,9 @@ def open_checkpoint(gguf: GGUF, spec: ModelSpec) -> Checkpoint:
     for part in parts:
         _check_tensor(gguf, stored, part)
         tensors[part.name] = stored[part.gguf]
-        paired = ARCHITECTURES[spec.architecture].paired and part.kind in ("q", "k")
-        if found := rows_of(part, "pairs" if paired else "", spec):
+        paired = ARCHITECTURES[spec.architecture].paired and part.kind in PAIRED
+        order: RowOrder = "pairs" if paired else "absorbed" if part.order == "absorbed" else ""
+        if found := rows_of(part, order, spec):
             rows[part.name] = found
     matrices = {
         part.name: part

@@ -58,10 +58,11 @@ def _router(fields: Fields, usual: Router, count: int) -> Router:
     if count % groups:
         raise fields.error("expert_group_count", f"is {groups}, of {count} experts")
     scores: dict[int, Score] = {1: "softmax", 2: "sigmoid", 3: "chosen"}
-    number = fields.integer("expert_gating_func", 0, 3, 0)
+    score = scores.get(fields.integer("expert_gating_func", 0, 3, 0), usual.score)
     return replace(
         usual,
-        score=scores.get(number, usual.score),
+        score=score,
+        group_score="two" if score == "sigmoid" else usual.group_score,
         chosen=fields.integer("expert_used_count", 1, count // groups * kept),
         renormalise=fields.flag("expert_weights_norm", usual.renormalise),
         scale=fields.number("expert_weights_scale", 0.0, 1e6, 1.0) or 1.0,

@@ -21,6 +21,7 @@ from kvrt.model.family import MAX_WIDTH, Family
 from kvrt.model.gguf.architectures import ARCHITECTURES, Architecture
 from kvrt.model.gguf.experts import ROUTER, read_experts
 from kvrt.model.gguf.files import GGUF
+from kvrt.model.gguf.latents import LOG_MULTIPLIER, latent_switches, read_latent
 from kvrt.model.gguf.recurrences import read_recurrence, recurrent_layers
 from kvrt.model.jsonfile import Fields, shown
 from kvrt.model.rotary import MAX_POSITIONS, trained_positions
@@ -71,23 +72,25 @@ def read_spec(gguf: GGUF) -> ModelSpec:
             f"{gguf.path}: holds a vocabulary only, no tensors", fix="give a file that has weights"
         )
     experts = read_experts(gguf, fields, architecture)
+    family = FAMILIES[(architecture.mixture if experts else "") or architecture.family]
     layers = fields.integer("block_count", 1, MAX_LAYERS)
     if experts:  # heads that predict further tokens count as layers, and are not read
         layers -= fields.integer("nextn_predict_layers", 0, layers - 1, 0)
     hidden = fields.integer("embedding_length", 1, MAX_WIDTH)
     heads = _same(fields, "attention.head_count", layers, MAX_HEADS)
     recurrent = recurrent_layers(gguf, layers)
-    kv_heads = _same(fields, "attention.head_count_kv", layers, MAX_HEADS, heads, recurrent)
+    latent = read_latent(fields) if family.latent else None
+    kv_heads = 1
+    if latent is None:
+        kv_heads = _same(fields, "attention.head_count_kv", layers, MAX_HEADS, heads, recurrent)
     if heads % kv_heads:
         raise fields.error(
             "attention.head_count_kv", f"is {kv_heads}, which does not divide {heads} query heads"
         )
-    mixture = architecture.mixture if experts else ""
-    family = FAMILIES[mixture or architecture.family]
-    head_dim = _head_dim(fields, hidden, heads)
+    head_dim = latent.rank + latent.rotated if latent else _head_dim(fields, hidden, heads)
     positions = fields.integer("context_length", 1, MAX_POSITIONS)
     window = fields.integer("attention.sliding_window", 0, MAX_POSITIONS, 0)
-    dims = _dims(fields, family, head_dim)
+    dims = latent.rotated if latent else _dims(fields, family, head_dim)
     rope = trained_positions(_rope(gguf, fields, dims, positions), family, positions)
     dims = dims if dims < head_dim else 0
     rope = replace(rope, dims=dims, truncate=architecture.truncate)
@@ -125,12 +128,18 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         o_bias="blk.0.attn_output.bias" in gguf.tensors,
         mlp_bias="blk.0.ffn_down.bias" in gguf.tensors,
         experts=experts,
+        latent=latent,
         learned_positions=family.learned,
         recurrence=read_recurrence(gguf, fields, recurrent),
         bos=read_token(tokens, "bos_token_id", vocab),
         eos=tuple(dict.fromkeys(token for token in eos if token is not None)),
         **_scales(fields, architecture, hidden, heads, layers),
-        **{**family.switches, **_switches(gguf, architecture), **_parallel(fields)},
+        **{
+            **family.switches,
+            **_switches(gguf, architecture),
+            **_parallel(fields),
+            **(latent_switches(gguf, fields, latent) if latent else {}),
+        },
     )
 
 
@@ -300,7 +309,10 @@ def _rope(gguf: GGUF, fields: Fields, dims: int, positions: int) -> RopeSpec:
         return RopeSpec(theta, "linear", factor, original)
     if theta <= 1.0:
         raise fields.error("rope.freq_base", "must exceed 1 for yarn")
-    for name, usual in (("yarn_log_multiplier", 0.0), ("yarn_ext_factor", 1.0), ("alpha", 0.0)):
+    others = [("yarn_ext_factor", 1.0), ("alpha", 0.0)]
+    if not fields.has("attention.kv_lora_rank"):
+        others.append(("yarn_log_multiplier", 0.0))
+    for name, usual in others:
         if (other := fields.number(f"rope.scaling.{name}", -1e6, 1e6, usual)) != usual:
             raise fields.error(f"rope.scaling.{name}", f"is {other:g}; supported is {usual:g}")
     fast = fields.number("rope.scaling.yarn_beta_fast", 1e-6, 1e6, 32.0)
@@ -309,6 +321,8 @@ def _rope(gguf: GGUF, fields: Fields, dims: int, positions: int) -> RopeSpec:
         raise fields.error("rope.scaling.yarn_beta_fast", f"is {fast:g}; it must exceed {slow:g}")
     # Equation 22 of arXiv 2309.00071: logits are sharpened as the context is stretched.
     usual = 0.1 * math.log(factor) + 1.0
+    if fields.has(LOG_MULTIPLIER):  # sharpens attention itself, in place of what is rotated
+        usual = 1.0
     return RopeSpec(
         theta,
         "yarn",
