@@ -217,6 +217,7 @@ def test_clients_come_before_the_lines_of_a_batch(client: openai.OpenAI) -> None
     assert ended(client, id).status in ("cancelled", "completed")
 
 
+@pytest.mark.promise("P30")
 def test_nobody_finds_the_files_and_batches_of_another_key(serve: Serve, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     made = [add_key(keys, name) for name in ("alice", "bob")]

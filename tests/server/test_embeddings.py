@@ -56,6 +56,7 @@ def test_vectors_are_those_of_the_model(encoder: Path, serve: Serve) -> None:
     )
     with pytest.raises(openai.NotFoundError, match="encoder"):
         client.embeddings.create(model="tiny", input="w1")
+    client.close()
 
 
 def test_a_server_without_such_a_model_says_how_to_have_one(server: Server) -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from kvrt.server.batches.form import MAX_FIELD, MAX_FIELDS, MAX_HEADERS, Form
+from kvrt.server.batches.form import MAX_FIELD, MAX_FIELDS, MAX_HEADERS, MAX_OTHER, Form
 from kvrt.server.errors import Refusal
 
 
@@ -27,7 +27,8 @@ async def taken(kind: str, body: bytes, cuts: list[int]) -> tuple[Form, bytes]:
 
 
 def read(kind: str, body: bytes, cuts: list[int] | None = None) -> tuple[Form, bytes]:
-    return asyncio.run(taken(kind, body, cuts or []))
+    """In pieces of 4 KiB, unless they are given."""
+    return asyncio.run(taken(kind, body, cuts or list(range(4096, len(body), 4096))))
 
 
 def written(data: bytes, name: str, fields: dict[str, str]) -> tuple[str, bytes]:
@@ -68,6 +69,9 @@ WRONG: dict[str, tuple[str, bytes]] = {
     "no headers": (KIND, b"--b\r\n\r\nx\r\n--b--"),
     "endless headers": (KIND, b"--b\r\nX: " + b"x" * 2 * MAX_HEADERS),
     "a long field": (KIND, HEAD % b"purpose" + b"x" * 2 * MAX_FIELD + b"\r\n--b--"),
+    "a long beginning": (KIND, b"x" * 2 * MAX_OTHER),
+    "a long end": (KIND, HEAD % b"a" + b"x\r\n--b--" + b"x" * 2 * MAX_OTHER),
+    "one field again and again": (KIND, (HEAD % b"a" + b"x\r\n") * 100 + b"--b--"),
     "two files": (KIND, HEAD % b"file" + b"x\r\n" + HEAD % b"file" + b"x\r\n--b--"),
     "many fields": (
         KIND, b"".join(HEAD % b"f%d" % n + b"x\r\n" for n in range(MAX_FIELDS + 2)) + b"--b--",

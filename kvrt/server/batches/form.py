@@ -9,6 +9,9 @@ from kvrt.server.errors import Refusal
 MAX_HEADERS = 16 << 10
 MAX_FIELD = 4 << 10
 MAX_FIELDS = 32
+MAX_OTHER = 256 << 10
+"""Bytes that are none of the file's, in all."""
+
 FILE = "file"
 
 Write = Callable[[bytes], Awaitable[None]]
@@ -37,6 +40,8 @@ class Form:
         self._write = write
         self._field: bytearray | None = None
         self._name = ""
+        self._parts = 0
+        self._left = MAX_OTHER
         self.fields: dict[str, str] = {}
         self.file: str | None = None
         """The name of the file that came."""
@@ -50,7 +55,9 @@ class Form:
         data = bytearray(b"\r\n")  # the first mark stands at the beginning of a line, too
         inside, ended = False, False
         async for piece in pieces:
+            self._left -= len(piece)
             if ended:
+                self._check_left(0)
                 continue
             data += piece
             while not ended:
@@ -60,6 +67,7 @@ class Form:
                     if kept > 0:
                         await self._take(data[:kept], inside=inside)
                         del data[:kept]
+                    self._check_left(len(data))
                     break
                 after = at + len(self._mark)
                 head = data.find(b"\r\n\r\n", after)
@@ -77,9 +85,14 @@ class Form:
         if not ended:
             raise _wrong("it is not whole")
 
+    def _check_left(self, unread: int) -> None:
+        if self._left + unread < 0:
+            raise _wrong("too much of it is not the file")
+
     def _begin(self, headers: bytes) -> None:
         """A part."""
-        if len(self.fields) >= MAX_FIELDS:
+        self._parts += 1
+        if self._parts > MAX_FIELDS:
             raise _wrong(f"it has more than {MAX_FIELDS} parts")
         given = ""
         for line in headers.decode("utf-8", "replace").split("\r\n"):
@@ -103,6 +116,7 @@ class Form:
         if not inside or not data:
             return
         if self._field is None:
+            self._left += len(data)
             await self._write(bytes(data))
             return
         self._field += data

@@ -1,0 +1,1 @@
+"""What `ci/batches` measures: `kept` against the runtime in it, `beside` against vLLM's."""
