@@ -14,6 +14,30 @@ def computed_in(dtype: DType, info: DeviceInfo) -> DType:
     return dtype if dtype in info.compute_dtypes else info.compute_dtypes[0]
 
 
+class Heads(NamedTuple):
+    """What a layer's attention computes in, [tokens, ...] each: the other fields but the last are
+    views of these."""
+
+    qkv: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    attended: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of_whole(cls, spec: ModelSpec, count: int, dtype: torch.dtype, device: str) -> "Heads":
+        """Of layers that see all, where those have heads of their own."""
+        assert spec.whole is not None
+        kv_heads, dim = spec.whole.kv_heads, spec.whole.head_dim
+        heads = (spec.heads, kv_heads, kv_heads)[: 2 + spec.whole.values]
+        qkv = torch.empty(count, sum(heads) * dim, dtype=dtype, device=device)
+        q, k, *values = qkv.view(count, -1, dim).split_with_sizes(heads, 1)
+        v = values[0] if values else torch.empty_like(k)
+        attended = torch.empty(count, spec.heads, dim, dtype=dtype, device=device)
+        return cls(qkv, q, k, v, attended, attended.view(count, -1))
+
+
 class Activations(NamedTuple):
     """The activations of a step, [tokens, ...] each. Every layer uses the same: a reader is done
     before the next writer. Taking them once, with their views, saves 15 us a layer."""
@@ -40,6 +64,12 @@ class Activations(NamedTuple):
     gates: Tensor
     recalled: Tensor
     rotations: tuple[Rotation, ...]
+    whole: Heads | None
+
+    @property
+    def usual(self) -> Heads:
+        """Of layers that have the heads of most."""
+        return Heads(self.qkv, self.q, self.k, self.v, self.attended, self.attended_rows)
 
     @classmethod
     def empty(cls, spec: ModelSpec, count: int, dtype: torch.dtype, device: str) -> "Activations":
@@ -92,6 +122,7 @@ class Activations(NamedTuple):
                 Rotation(*(torch.empty(count, width, device=device) for _ in range(2)))
                 for width in pairs
             ),
+            whole=Heads.of_whole(spec, count, dtype, device) if spec.whole else None,
         )
 
     @staticmethod
@@ -102,6 +133,8 @@ class Activations(NamedTuple):
         if spec.latent is not None:
             of_queries = spec.heads * spec.latent.width + 2 * spec.latent.query_rank
             heads += of_queries + spec.attended
+        if spec.whole is not None:
+            heads += 2 * (spec.heads + spec.whole.kv_heads) * spec.whole.head_dim
         kept = 2 * spec.hidden + heads + spec.intermediate
         # Cosines and sines are float32 also where the others are of 16 bits.
         kept += 2 * sum(rope.width(spec.head_dim) for rope in spec.ropes)
@@ -117,9 +150,12 @@ class Activations(NamedTuple):
         """Those of the first `count` tokens, in the same memory."""
         rotations = tuple(Rotation(r.cos[:count], r.sin[:count]) for r in self.rotations)
         tensors: dict[str, Any] = {
-            name: getattr(self, name)[:count] for name in self._fields if name != "rotations"
+            name: getattr(self, name)[:count]
+            for name in self._fields
+            if name not in ("rotations", "whole")
         }
-        return Activations(**tensors, rotations=rotations)
+        whole = Heads(*(one[:count] for one in self.whole)) if self.whole else None
+        return Activations(**tensors, rotations=rotations, whole=whole)
 
 
 def _of_recurrence(spec: ModelSpec) -> tuple[int, int, int, int]:

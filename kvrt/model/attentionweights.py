@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kvrt.model.names import NAMINGS
-from kvrt.model.spec import LatentSpec, ModelSpec
+from kvrt.model.spec import LatentSpec, LayerSpec, ModelSpec
 
 ALWAYS_FLOATS = "kv_up", "key_up", "value_up"
 """Matrices that are not kept as codes: heads are multiplied apart, and some have turned rows."""
@@ -26,22 +26,32 @@ Rows = dict[str, int]
 """How many rows of a weight are of which kind."""
 
 
-def attention_weights(spec: ModelSpec) -> Iterator[tuple[str, Rows, tuple[int, ...]]]:
+def attention_weights(
+    spec: ModelSpec, layer: LayerSpec
+) -> Iterator[tuple[str, Rows, tuple[int, ...]]]:
     """The weights of a layer's attention: field, rows by kind, and columns."""
     hidden = spec.hidden
     if spec.latent is not None:
         kv_up = "kv_up" in NAMINGS[spec.naming]
         yield from _latent_weights(spec.latent, spec.heads, hidden, kv_up)
     else:
-        yield from _plain_weights(spec)
-    yield "o", {"o": hidden}, (spec.attended,)
+        yield from _plain_weights(spec, layer)
+    attended = spec.attended
+    if spec.whole is not None:
+        attended = spec.heads * spec.heads_of(layer.window)[1]
+    yield "o", {"o": hidden}, (attended,)
     if spec.o_bias:
         yield "o_bias", {"o": hidden}, ()
 
 
-def _plain_weights(spec: ModelSpec) -> Iterator[tuple[str, Rows, tuple[int, ...]]]:
-    q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+def _plain_weights(
+    spec: ModelSpec, layer: LayerSpec
+) -> Iterator[tuple[str, Rows, tuple[int, ...]]]:
+    kv_heads, head_dim = spec.heads_of(layer.window)
+    q, kv = spec.heads * head_dim, kv_heads * head_dim
     qkv = {"q": q * (1 + spec.gated_attention), "k": kv, "v": kv}
+    if spec.whole is not None and not layer.window and not spec.whole.values:
+        del qkv["v"]
     whole = spec.qk_norm == "whole"
     yield "qkv", qkv, (spec.hidden,)
     if spec.qkv_bias:
@@ -49,8 +59,8 @@ def _plain_weights(spec: ModelSpec) -> Iterator[tuple[str, Rows, tuple[int, ...]
     if spec.sinks:
         yield "sinks", {"sinks": spec.heads}, ()
     if spec.qk_norm != "none":
-        yield "q_norm", {"q_norm": q if whole else spec.head_dim}, ()
-        yield "k_norm", {"k_norm": kv if whole else spec.head_dim}, ()
+        yield "q_norm", {"q_norm": q if whole else head_dim}, ()
+        yield "k_norm", {"k_norm": kv if whole else head_dim}, ()
 
 
 def _latent_weights(

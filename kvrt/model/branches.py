@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvrt.model.activations import Activations
+from kvrt.model.layerweights import LayerWeights
 from kvrt.model.ops import MixedOps
 from kvrt.model.spec import MLPActivation, ModelSpec
-from kvrt.model.weights import LayerWeights
 from kvrt.spi import Activation, BranchOps, Matrices, PlainActivation
 
 
@@ -29,7 +29,7 @@ def recordable(spec: ModelSpec, branches: bool, mixtures: bool) -> bool:
         branches: it has `BranchOps`.
         mixtures: layers that are mixtures of experts do.
     """
-    if spec.recurrence is not None:
+    if spec.recurrence is not None or spec.value_norm:
         return False
     simple = (
         spec.norm == "rms"
@@ -108,6 +108,7 @@ class Branches:
         self._spec = spec
         self._ops = ops
         self._own = own
+        self._ones: dict[int, Tensor] = {}
         self.recordable = own is not None
 
     def by(self, ops: MixedOps) -> "Branches":
@@ -139,6 +140,27 @@ class Branches:
                 self._own.norm_rows(rows, weight, self._spec.norm_eps)
                 continue
             heads.copy_(self._ops.rms_norm(rows, weight, self._spec.norm_eps).view_as(heads))
+
+    def values(self, k: Tensor, v: Tensor, whole: bool) -> None:
+        """Make a layer's values what they are before its keys are normed and rotated; in place.
+
+        Args:
+            whole: the layer has the heads of `ModelSpec.whole`.
+        """
+        spec = self._spec
+        if whole and spec.whole is not None and not spec.whole.values:
+            v.copy_(k)
+        if spec.value_norm:
+            width = v.shape[-1]
+            if width not in self._ones:
+                self._ones[width] = torch.ones(width, device=v.device)
+            rows = v.reshape(-1, width)
+            v.copy_(self._ops.rms_norm(rows, self._ones[width], spec.norm_eps).view(v.shape))
+
+    def finish(self, x: Tensor, w: LayerWeights) -> None:
+        """Scale what a layer gives, where a model does that; in place."""
+        if w.layer_scale is not None:
+            x.mul_(w.layer_scale)
 
     def heat(self, work: Activations, weight: Tensor | None) -> None:
         """Multiply rotated queries by what goes by their position, where a model does that, and

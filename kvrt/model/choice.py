@@ -105,10 +105,13 @@ def check_shape(shape: Path, spec: ModelSpec, device: Device) -> None:
             "has latents, whose values are the beginning of their keys, but attention on"
             f" {info.backend} does not declare VALUE_WIDTHS"
         )
-    for name, size in (("head_dim", spec.head_dim), ("a latent's rank", spec.value_dim)):
+    sizes = [("head_dim", spec.head_dim), ("a latent's rank", spec.value_dim)]
+    if spec.whole is not None:
+        sizes.append(("global_head_dim", spec.whole.head_dim))
+    for name, size in sizes:
         if info.head_dims and size not in info.head_dims:
-            sizes = ", ".join(map(str, info.head_dims))
-            reason = f"{name} is {size}, but attention on {info.backend} is made for {sizes}"
+            made = ", ".join(map(str, info.head_dims))
+            reason = f"{name} is {size}, but attention on {info.backend} is made for {made}"
             break
     if reason:
         raise ModelError(

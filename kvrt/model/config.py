@@ -106,7 +106,10 @@ def read_config(path: Path, *, head: bool = True) -> ModelSpec:
         head_dim, dims = _head_dim(fields, "head_dim" in family.defaults, hidden, heads), 0
     else:
         head_dim, dims = latent.rank + latent.rotated, latent.rotated
-    ropes = () if family.learned else read_ropes(fields, family, head_dim, max_positions, dims)
+    if family.ropes is not None:
+        ropes = family.ropes(fields, head_dim)
+    else:
+        ropes = () if family.learned else read_ropes(fields, family, head_dim, max_positions, dims)
     stretched = max((rope.stretched_positions for rope in ropes[:1]), default=0)
     return ModelSpec(
         architecture=architecture,

@@ -25,6 +25,7 @@ from kvrt.model.branches import Branches
 from kvrt.model.experts import Mixture
 from kvrt.model.graphs import DecodeGraphs, padded
 from kvrt.model.latent import Latents
+from kvrt.model.layerweights import LayerWeights, Weights
 from kvrt.model.lora.adapter import Adapters
 from kvrt.model.lora.ops import AdaptedOps, segments_of
 from kvrt.model.mixers import Mixer
@@ -32,7 +33,6 @@ from kvrt.model.ops import MixedOps, TorchOps
 from kvrt.model.pieces import pieces
 from kvrt.model.rope import RotationTable, positions_of
 from kvrt.model.spec import LayerSpec, ModelSpec
-from kvrt.model.weights import LayerWeights, Weights
 from kvrt.spi import (
     AttentionBatch,
     AttentionParams,
@@ -59,6 +59,7 @@ class _Layer(NamedTuple):
         rope: which of the model's rotations its queries and keys have.
         norm: of its queries and keys, before rotation.
         heat: multiplies each head of its rotated queries.
+        whole: its heads are `ModelSpec.whole`.
     """
 
     weights: LayerWeights
@@ -70,6 +71,7 @@ class _Layer(NamedTuple):
     heat: Tensor | None
     experts: Experts | None
     recurrent: bool
+    whole: bool
 
 
 class Decoder:
@@ -253,10 +255,21 @@ class Decoder:
         around = self._branches.by(ops)
         norm, mlp, add = around.norm, around.mlp, around.add
         x, normed, gated = work.x, work.normed, work.gated
-        qkv, q, k, v = work.qkv, work.q, work.k, work.v
-        attended = work.attended
-        for w, batch, layer, attention, rope, head_norm, heat, experts, recurrent in self._layers:
-            plan, mixed = plans[batch], work.attended_rows
+        usual, finish = work.usual, self._branches.finish
+        for (
+            w,
+            batch,
+            layer,
+            attention,
+            rope,
+            head_norm,
+            heat,
+            experts,
+            recurrent,
+            whole,
+        ) in self._layers:
+            qkv, q, k, v, attended, mixed = work.whole if whole and work.whole else usual
+            plan = plans[batch]
             read = norm(x, w.attention_norm, w.attention_norm_bias, normed)
             if recurrent:
                 mixed = self._mixer.mix(plans[batch:], layer, read, w, work, ops)
@@ -265,6 +278,7 @@ class Decoder:
                 rotation = None if rope is None else work.rotations[rope]
                 if latents is None:
                     self._branches.norm_whole(w, work)
+                    self._branches.values(k, v, whole)
                     ops.rotate_append(plan, layer, q, k, v, rotation, head_norm)
                 else:
                     latents.append(self._attention, plan, layer, w, work, rotation, ops)
@@ -279,11 +293,13 @@ class Decoder:
                 read = norm(x, w.mlp_norm, w.mlp_norm_bias, normed)
             if experts is not None:
                 self._mixture.add(read, w, experts, work, ops)
+                finish(x, w)
                 continue
             mlp(read, w, gated)
             if parallel:
                 add(mixed, w.o, w.o_bias, w.attention_post_norm, x, normed)
             add(gated, w.down, w.down_bias, w.mlp_post_norm, x, normed)
+            finish(x, w)
 
     def _activations(self, count: int) -> Activations:
         """Those of a step of `count` tokens. The same ones as long as the count stays."""
@@ -319,4 +335,5 @@ class Decoder:
             heat=heat,
             experts=self._mixture.experts_of(w),
             recurrent=layer.recurrent,
+            whole=spec.whole is not None and not layer.window,
         )

@@ -40,7 +40,7 @@ def fill_dummy(
         elif weight.field == "conv":  # so that what is before a token counts
             view.copy_(torch.randn(view.shape, generator=filters))
         else:
-            view.fill_(1.0 if weight.is_norm else 0.0)
+            view.fill_(1.0 if weight.is_one else 0.0)
     generator = torch.Generator().manual_seed(seed)
     seeds = torch.randint(2**31, (len(blocks),), generator=generator).tolist()
     processors = os.cpu_count() or 1

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from kvrt.model.activations import Activations
+from kvrt.model.layerweights import LayerWeights
 from kvrt.model.ops import MixedOps
 from kvrt.model.spec import ModelSpec
-from kvrt.model.weights import LayerWeights
 from kvrt.spi import Activation, Device, ExpertOps, Experts, Matrices, Router
 
 
@@ -74,6 +74,9 @@ class Mixture:
         assert spec is not None
         assert w.router is not None
         x, chosen, weights = work.x, work.chosen, work.weights
+        if spec.beside:
+            self._add_beside(read, w, experts, work, ops)
+            return
         ops.linear(read.float(), w.router, w.router_bias, None, work.logits)
         self._experts.route(work.logits, spec.router, w.correction, chosen, weights)
         if self._spec.residual_scale == 1.0 and not spec.shared_scale:
@@ -89,6 +92,33 @@ class Mixture:
                 shared.mul_(_sigmoid(ops.linear(read.float(), w.shared_scale)))
             made.add_(shared)
         x.add_(made, alpha=self._spec.residual_scale)
+
+    def _add_beside(
+        self,
+        read: Tensor,
+        w: LayerWeights,
+        experts: Experts,
+        work: Activations,
+        ops: MixedOps,
+    ) -> None:
+        """The same where what all tokens have stands beside the experts, as in Gemma 4."""
+        spec, eps = self._spec.experts, self._spec.norm_eps
+        norms = (w.expert_norm, w.expert_post_norm, w.shared_post_norm, w.mlp_post_norm)
+        before, behind, of_shared, of_both = cast(tuple[Tensor, Tensor, Tensor, Tensor], norms)
+        assert spec is not None
+        assert w.router is not None
+        assert w.router_scale is not None
+        assert w.expert_scale is not None
+        x, chosen, weights = work.x, work.chosen, work.weights
+        scale = w.router_scale * self._spec.hidden**-0.5
+        ops.linear(ops.rms_norm(x.float(), scale, eps), w.router, None, None, work.logits)
+        self._experts.route(work.logits, spec.router, None, chosen, weights)
+        weights.mul_(w.expert_scale[chosen])
+        made = torch.empty_like(x)
+        self._experts.mix(ops.rms_norm(x, before, eps), experts, chosen, weights, None, made)
+        shared = ops.linear(self._shared(read, w, work, ops), w.down, w.down_bias)
+        both = ops.rms_norm(shared, of_shared, eps).add_(ops.rms_norm(made, behind, eps))
+        x.add_(ops.rms_norm(both, of_both, eps))
 
     def _shared(self, read: Tensor, w: LayerWeights, work: Activations, ops: MixedOps) -> Tensor:
         """What all tokens have, up to its last product."""

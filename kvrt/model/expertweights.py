@@ -18,6 +18,11 @@ def expert_weights(
         yield "correction", {"correction": count}, (), 0
     if experts.shared_scale:
         yield "shared_scale", {"shared_scale": 1}, (hidden,), 0
+    if experts.beside:
+        yield "router_scale", {"router_scale": hidden}, (), 0
+        yield "expert_scale", {"expert_scale": count}, (), 0
+        for norm in ("expert_norm", "expert_post_norm", "shared_post_norm"):
+            yield norm, {norm: hidden}, (), 0
     yield "expert_gate_up", gate_up, (hidden,), count
     if experts.bias:
         yield "expert_gate_up_bias", gate_up, (), count

@@ -8,6 +8,7 @@ where they are not Llama's, and one row of the tests.
 from collections.abc import Mapping
 
 from kvrt.model.family import ATTENTION_BIAS, LAYER_NORM, Family
+from kvrt.model.gemma4 import GEMMA4
 from kvrt.model.hybrids import HYBRIDS
 from kvrt.model.latents import LATENTS
 from kvrt.model.mixtures import MIXTURES
@@ -326,6 +327,7 @@ FAMILIES: Mapping[str, Family] = {
         switches={"norm": "layer", "norm_bias": True},
     ),
     **MIXTURES,
+    **GEMMA4,
     **HYBRIDS,
     **LATENTS,
 }
@@ -336,6 +338,7 @@ NESTED: Mapping[str, Mapping[str, str]] = {
         "kimi_k2": "DeepseekV3ForCausalLM",
     },
     "Gemma3ForConditionalGeneration": {"gemma3_text": "Gemma3ForCausalLM"},
+    "Gemma4ForConditionalGeneration": {"gemma4_text": "Gemma4ForCausalLM"},
     "Mistral3ForConditionalGeneration": {
         "mistral": "MistralForCausalLM",
         "ministral3": "Ministral3ForCausalLM",

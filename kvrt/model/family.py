@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvrt.model.jsonfile import Fields
-from kvrt.model.spec import ExpertSpec, LatentSpec, MLPActivation
+from kvrt.model.spec import ExpertSpec, LatentSpec, MLPActivation, RopeSpec
 from kvrt.model.windows import Layers, plain_layers
 
 MAX_WIDTH = 1 << 20
@@ -38,6 +38,7 @@ class Family:
         partial: the default of ``partial_rotary_factor``; None: whole heads are rotated.
         stretched_base: ``alpha`` of dynamic scaling makes the base larger, whatever the length.
         learned: positions are learned, and no layer is rotated.
+        ropes: reads the rotations, given the width of a head; None: as of most.
         wide: the feed-forward layer is so many times as wide as the stream where no field says.
         renamed: other names that fields have in its files, and ours.
         defaults: of other fields, where the file does not have them.
@@ -63,10 +64,11 @@ class Family:
     partial: float | None = None
     stretched_base: bool = False
     learned: bool = False
+    ropes: Callable[[Fields, int], tuple[RopeSpec, ...]] | None = None
     wide: int = 0
     renamed: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     refused: Mapping[str, Any] = field(default_factory=dict)
     switches: Mapping[str, Any] = field(default_factory=dict)
-    mixture: Callable[[Fields, int], tuple[ExpertSpec, list[bool]]] | None = None
+    mixture: Callable[[Fields, int], tuple[ExpertSpec | None, list[bool]]] | None = None
     latent: Callable[[Fields], LatentSpec] | None = None

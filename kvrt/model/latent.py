@@ -12,9 +12,9 @@ sees does not depend on how its text was cut into steps.
 from torch import Tensor
 
 from kvrt.model.activations import Activations
+from kvrt.model.layerweights import LayerWeights
 from kvrt.model.ops import MixedOps, rotate
 from kvrt.model.spec import LatentSpec
-from kvrt.model.weights import LayerWeights
 from kvrt.spi import BranchOps, Device, LatentOps, PagedAttention, Rotation
 
 

@@ -24,10 +24,10 @@ def layouts_of(spec: ModelSpec, page_size: int, keys: KVFormat, states: DType) -
         else KVLayout.packed(
             keys,
             layers=len(group.layers),
-            kv_heads=spec.kv_heads,
-            head_dim=spec.head_dim,
+            kv_heads=spec.heads_of(group.window)[0],
+            head_dim=spec.heads_of(group.window)[1],
             page_size=page_size,
-            value_dim=spec.value_dim,
+            value_dim=spec.latent.rank if spec.latent else spec.heads_of(group.window)[1],
             shared=spec.latent is not None,
         )
         for group in spec.groups

@@ -6,11 +6,11 @@ from torch import Tensor
 
 from kvrt.model.activations import Activations
 from kvrt.model.branches import PLAIN
+from kvrt.model.layerweights import LayerWeights
 from kvrt.model.ops import MixedOps
 from kvrt.model.recurrence import TorchRecurrence
 from kvrt.model.spec import ModelSpec
 from kvrt.model.states import GatedDelta
-from kvrt.model.weights import LayerWeights
 from kvrt.spi import DeltaRule, Device, Recurrence, StateBatch
 
 

@@ -204,6 +204,17 @@ _QWEN2_MOE: Naming = {
     "shared_scale": _layer("mlp.shared_expert_gate", "ffn_gate_inp_shexp"),
 }
 
+_GEMMA2: Naming = {
+    **LLAMA,
+    "attention_post_norm": _layer("post_attention_layernorm", "post_attention_norm"),
+    "mlp_norm": _layer("pre_feedforward_layernorm", "ffn_norm"),
+    "mlp_post_norm": _layer("post_feedforward_layernorm", "post_ffw_norm"),
+}
+_GEMMA4: Naming = {
+    **_GEMMA2,
+    "layer_scale": _layer("layer_scalar", "layer_output_scale")._replace(bare=True),
+}
+
 NAMINGS: Mapping[str, Naming] = {
     "llama": LLAMA,
     "lfm2": _LFM2,
@@ -273,14 +284,22 @@ NAMINGS: Mapping[str, Naming] = {
         }
     ),
     "gemma": _less_one(LLAMA),
-    "gemma2": _less_one(
-        {
-            **LLAMA,
-            "attention_post_norm": _layer("post_attention_layernorm", "post_attention_norm"),
-            "mlp_norm": _layer("pre_feedforward_layernorm", "ffn_norm"),
-            "mlp_post_norm": _layer("post_feedforward_layernorm", "post_ffw_norm"),
-        }
-    ),
+    "gemma2": _less_one(_GEMMA2),
+    "gemma4": _GEMMA4,
+    "gemma4_moe": {
+        **_without(_GEMMA4, "gate", "up", "down"),
+        **_shared("mlp"),
+        "router": _layer("router.proj", "ffn_gate_inp"),
+        "router_scale": _layer("router.scale", "ffn_gate_inp.scale")._replace(bare=True),
+        "expert_scale": _layer("router.per_expert_scale", "ffn_down_exps.scale")._replace(
+            bare=True
+        ),
+        "expert_norm": _layer("pre_feedforward_layernorm_2", "pre_ffw_norm_2"),
+        "expert_post_norm": _layer("post_feedforward_layernorm_2", "post_ffw_norm_2"),
+        "shared_post_norm": _layer("post_feedforward_layernorm_1", "post_ffw_norm_1"),
+        "expert_gate_up": _layer("experts.{}.gate_up_proj", "ffn_gate_up_exps.{}"),
+        "expert_down": _layer("experts.{}.down_proj", "ffn_down_exps.{}"),
+    },
     "phi3": {
         **_without(_FUSED_MLP, "q", "k", "v"),
         "qkv": _layer("self_attn.qkv_proj", "attn_qkv"),

@@ -131,6 +131,8 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int) -> Tensor:
         return frequencies / rope.factor
     if rope.kind == "listed":
         return 1.0 / (torch.tensor(rope.divisors) * wavelengths)
+    if rope.kind == "proportional":
+        return torch.where(torch.arange(dims // 2) < rope.turned, frequencies, 0.0)
     if rope.kind == "llama3":
         return _llama3(rope, frequencies)
     if rope.kind == "yarn":

@@ -7,7 +7,9 @@ from kvrt.model.names import NAMINGS
 from kvrt.model.states import MemoryGroup, Recurrent
 from kvrt.spi import Activation, DType, ExpertActivation, Router
 
-RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "listed", "longrope"]
+RopeKind = Literal[
+    "default", "linear", "dynamic", "llama3", "yarn", "listed", "longrope", "proportional"
+]
 MLPActivation = Activation | Literal["gelu", "relu2", "xielu"]
 NormKind = Literal["rms", "layer"]
 HeadNormKind = Literal["none", "heads", "whole", "rotated"]
@@ -23,7 +25,8 @@ class RopeSpec:
             that grows with the context (`rope.for_context`); ``llama3`` only long wavelengths
             divided, with a smooth passage; ``yarn`` as in arXiv 2309.00071; ``listed`` each
             frequency divided by its own number, of `divisors`; ``longrope`` (arXiv 2402.13753) by
-            those, or by `long_divisors` (`rope.for_context`).
+            those, or by `long_divisors` (`rope.for_context`); ``proportional`` leaves all but the
+            first `turned` pairs as they are.
         factor: how much longer the context is than in training.
         original_positions: positions in training (all but default).
         low_freq_factor: wavelengths above original / low are divided by `factor` (llama3).
@@ -34,6 +37,7 @@ class RopeSpec:
         truncate: round the ends of yarn's ramp to whole dimensions.
         divisors: one for each pair that is rotated (listed, longrope).
         long_divisors: likewise, for contexts longer than in training (longrope).
+        turned: pairs that are rotated (proportional).
         dims: of each head, so many of the first dimensions are rotated; 0: all.
     """
 
@@ -49,6 +53,7 @@ class RopeSpec:
     truncate: bool = True
     divisors: tuple[float, ...] = ()
     long_divisors: tuple[float, ...] = ()
+    turned: int = 0
     dims: int = 0
 
     @property
@@ -67,7 +72,7 @@ class RopeSpec:
         With linear, dynamic and yarn, a config.json keeps the length of training, and what the
         model serves is `factor` times that. With the others it has the stretched length.
         """
-        stretched = self.kind not in ("llama3", "listed", "longrope")
+        stretched = self.kind not in ("llama3", "listed", "longrope", "proportional")
         return int(self.factor * self.original_positions) if stretched else 0
 
 
@@ -89,6 +94,21 @@ class LayerSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class WholeSpec:
+    """The heads of layers that see all, where those of layers with a window have another shape.
+
+    Args:
+        kv_heads: key and value heads.
+        head_dim: width of a head.
+        values: they have projections of their own; without, they are what keys are made of.
+    """
+
+    kv_heads: int
+    head_dim: int
+    values: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class ExpertSpec:
     """The experts of layers that have them, as `kvrt.spi.Experts` says, and how they are chosen.
 
@@ -103,6 +123,8 @@ class ExpertSpec:
         limit, alpha: of the activation ``clamped``.
         shared: features of a feed-forward layer that all tokens have besides; 0: there is none.
         shared_scale: its result is multiplied by the sigmoid of ``shared_scale @ x``.
+        beside: both have norms of their own, in front and behind, and what is chosen by is the
+            layer's input, normed (`experts.Mixture.add_beside`).
     """
 
     count: int
@@ -116,6 +138,7 @@ class ExpertSpec:
     alpha: float = 1.0
     shared: int = 0
     shared_scale: bool = False
+    beside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +201,9 @@ class ModelSpec:
         recurrence: of the layers that have none of attention.
         qk_norm: queries and keys are RMS-normed before rotation: each head, or all of a token's; or
             each head after it (rotated).
+        whole: the heads of layers that see all, if they have another shape than `kv_heads` and
+            `head_dim` say.
+        value_norm: each head's value is RMS-normed, without weights.
         naming: which of `names.NAMINGS` its checkpoints have. It also says which norms there are.
         norm: ``rms``, or ``layer`` (arXiv 1607.06450), which takes the mean off first.
         norm_bias: norms of the layer kind have a bias.
@@ -223,6 +249,8 @@ class ModelSpec:
     experts: ExpertSpec | None = None
     recurrence: Recurrent | None = None
     qk_norm: HeadNormKind = "none"
+    whole: WholeSpec | None = None
+    value_norm: bool = False
     naming: str = "llama"
     norm: NormKind = "rms"
     norm_bias: bool = False
@@ -262,6 +290,12 @@ class ModelSpec:
     def dense_width(self, layer: LayerSpec) -> int:
         """Width of what all tokens of a layer have of its feed-forward layer; 0: nothing."""
         return self.experts.shared if self.experts and layer.experts else self.intermediate
+
+    def heads_of(self, window: int) -> tuple[int, int]:
+        """Key and value heads, and their width, of the layers that see so far back."""
+        if self.whole is not None and not window:
+            return self.whole.kv_heads, self.whole.head_dim
+        return self.kv_heads, self.head_dim
 
     @property
     def rope(self) -> RopeSpec:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvrt.model.attentionweights import ALWAYS_FLOATS, attention_weights, heads_apart
 from kvrt.model.expertweights import expert_weights
+from kvrt.model.layerweights import LayerWeights, Weights
 from kvrt.model.names import NAMINGS, Name, RowOrder
 from kvrt.model.recurrenceweights import recurrence_weights
 from kvrt.model.spec import ModelSpec
@@ -96,8 +97,9 @@ class Weight:
         return self.is_matrix and self.field not in ALWAYS_FLOATS
 
     @property
-    def is_norm(self) -> bool:
-        return self.field.endswith("norm")
+    def is_one(self) -> bool:
+        """Whether it changes nothing where it is 1."""
+        return self.field.endswith(("norm", "layer_scale", "router_scale", "expert_scale"))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -140,90 +142,6 @@ NOTHING_PACKED = Packing()
 """Everything is kept as floats."""
 
 
-@dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """The weights of one layer, as views of the arena. See the module for their shapes.
-
-    Args:
-        gate_up, down: of a layer with experts, those of what all tokens have; () if that is
-            nothing.
-    """
-
-    o: "Tensor | Matrices"
-    qkv: "Tensor | Matrices" = ()
-    gate_up: "Tensor | Matrices" = ()
-    down: "Tensor | Matrices" = ()
-    attention_norm: "Tensor | None" = None
-    attention_norm_bias: "Tensor | None" = None
-    attention_post_norm: "Tensor | None" = None
-    mlp_norm: "Tensor | None" = None
-    mlp_norm_bias: "Tensor | None" = None
-    mlp_post_norm: "Tensor | None" = None
-    q_norm: "Tensor | None" = None
-    k_norm: "Tensor | None" = None
-    qkv_bias: "Tensor | None" = None
-    o_bias: "Tensor | None" = None
-    gate_up_bias: "Tensor | None" = None
-    down_bias: "Tensor | None" = None
-    sinks: "Tensor | None" = None
-    query_norm: "Tensor | None" = None
-    q_up: "Tensor | Matrices" = ()
-    latent_norm: "Tensor | None" = None
-    key_up: "Tensor | None" = None
-    value_up: "Tensor | None" = None
-    router: "Tensor | None" = None
-    router_bias: "Tensor | None" = None
-    correction: "Tensor | None" = None
-    expert_gate_up: "Tensor | Matrices" = ()
-    expert_gate_up_bias: "Tensor | None" = None
-    expert_down: "Tensor | Matrices" = ()
-    expert_down_bias: "Tensor | None" = None
-    shared_scale: "Tensor | None" = None
-    xielu: "Tensor | None" = None
-    mixer_in: "Tensor | Matrices" = ()
-    mixer_in_bias: "Tensor | None" = None
-    conv: "Tensor | None" = None
-    conv_bias: "Tensor | None" = None
-    mixer_gates: "Tensor | None" = None
-    mixer_norm: "Tensor | None" = None
-    decay_log: "Tensor | None" = None
-    decay_bias: "Tensor | None" = None
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """All weights of a model, as views of one arena.
-
-    Args:
-        embedding: [vocab, hidden].
-        layers: the layers, first to last.
-        final_norm: float32 [hidden].
-        head: [vocab, hidden]; the embedding itself where they are tied.
-        nbytes: bytes of the arena.
-        final_norm_bias: float32 [hidden], if it has one.
-        head_bias: float32 [vocab], if there is one.
-        positions: float32 [positions, hidden], added to embedded tokens, if there are such.
-    """
-
-    embedding: "Tensor | Matrices"
-    layers: tuple[LayerWeights, ...]
-    final_norm: "Tensor"
-    head: "Tensor | Matrices"
-    nbytes: int
-    final_norm_bias: "Tensor | None" = None
-    head_bias: "Tensor | None" = None
-    positions: "Tensor | None" = None
-
-    @property
-    def packed(self) -> bool:
-        """Whether any stays codes."""
-        every = [self.embedding, self.head]
-        for layer in self.layers:
-            every += (layer.qkv, layer.q_up, layer.mixer_in, layer.o, layer.gate_up, layer.down)
-            every += (layer.expert_gate_up, layer.expert_down)
-        return any(isinstance(weight, tuple) and weight for weight in every)
-
-
 def weights_of(spec: ModelSpec) -> Iterator[Weight]:
     """The weights of a model, in the order of the arena, with the names checkpoints give them."""
     hidden = spec.hidden
@@ -261,7 +179,7 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
             assert spec.recurrence is not None
             own = recurrence_weights(spec.recurrence, hidden)
         else:
-            own = attention_weights(spec)
+            own = attention_weights(spec, what)
         for what_for, rows, columns in own:
             yield weight(layer, what_for, rows, *columns)
         yield from norm(layer, "attention_post_norm", hidden)
@@ -284,6 +202,8 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
             if spec.mlp_bias:
                 yield weight(layer, "down_bias", down)
         yield from norm(layer, "mlp_post_norm", hidden)
+        if "layer_scale" in naming:
+            yield weight(layer, "layer_scale", {"layer_scale": 1})
     yield from norm(None, "final_norm", hidden)
     if not spec.tied:
         yield weight(None, "head", {"head": spec.vocab}, hidden)

@@ -138,6 +138,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
                 "final_logit_softcapping": 3.0, "tie_word_embeddings": True},
     "gemma-3": {"model_type": "gemma3_text", "head_dim": 32, "sliding_window": 9,
                 "query_pre_attn_scalar": 24, "num_hidden_layers": 7, "tie_word_embeddings": True},
+    "gemma-4": {"model_type": "gemma4_text", "head_dim": 32, "global_head_dim": 64,
+                "num_global_key_value_heads": 1, "attention_k_eq_v": True,
+                "hidden_size_per_layer_input": 0, "sliding_window": 9, "num_hidden_layers": 7,
+                "final_logit_softcapping": 3.0, "tie_word_embeddings": True},
+    "gemma-4-moe": {"model_type": "gemma4_text", "head_dim": 32, "global_head_dim": 48,
+                    "hidden_size_per_layer_input": 0, "sliding_window": 9,
+                    "num_hidden_layers": 4, "enable_moe_block": True, "num_experts": 6,
+                    "top_k_experts": 3, "moe_intermediate_size": 40,
+                    "layer_types": ["full_attention", "sliding_attention"] * 2,
+                    "tie_word_embeddings": True},
     "granite": {"model_type": "granite", "embedding_multiplier": 12.0, "logits_scaling": 8.0,
                 "residual_multiplier": 0.22, "attention_multiplier": 0.0625},
     "phi-3": {"model_type": "phi3", "sliding_window": 11,
@@ -311,6 +321,9 @@ def randomised(model: PreTrainedModel) -> PreTrainedModel:
                 parameter.uniform_(0.5, 1.5)
             else:
                 parameter.normal_(0.0, 0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.uniform_(0.5, 1.5)
     return model.float()
 
 

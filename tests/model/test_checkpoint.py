@@ -17,8 +17,9 @@ from kvrt.model.blocks import BLOCK_BYTES
 from kvrt.model.checkpoint import open_checkpoint
 from kvrt.model.config import read_config
 from kvrt.model.filling import fill, fingerprint
+from kvrt.model.layerweights import Weights
 from kvrt.model.shards import INDEX
-from kvrt.model.weights import ALIGNMENT, Weights, assemble, place, weight_bytes
+from kvrt.model.weights import ALIGNMENT, assemble, place, weight_bytes
 from kvrt.spi import DType
 from tests.model.checkpoints import make_model, save_model
 from tests.model.damage import WEIGHTS, damage, read_file, write_file

@@ -32,7 +32,7 @@ from tests.model.stepping import stepping
 LENGTHS = (1, 5, 17, 123)
 NEW = 64
 RELATIVE = 1e-4
-LEARNED = "correction|expert_bias|act_fn"
+LEARNED = "correction|expert_bias|act_fn|layer_scalar"
 """What names of buffers have that are weights."""
 
 
@@ -189,6 +189,7 @@ def test_a_recorded_step_has_the_bits_of_one_that_is_not(case: Case, cpu: Device
     spec, experts = model.spec, model.spec.experts
     scaled = experts is not None and (experts.shared_scale or spec.residual_scale != 1.0)
     unsaid = spec.qk_norm == "rotated" or spec.activation == "xielu" or spec.recurrence is not None
+    unsaid = unsaid or spec.value_norm
     assert (recorded is None) == (scaled or unsaid)
     said = []
     for graphs in (recorded, None):

@@ -15,8 +15,9 @@ from kvrt.model import arena
 from kvrt.model.checkpoint import open_checkpoint
 from kvrt.model.config import read_config
 from kvrt.model.filling import fill
+from kvrt.model.layerweights import Weights
 from kvrt.model.shards import INDEX, SINGLE
-from kvrt.model.weights import Weights, assemble, weight_bytes
+from kvrt.model.weights import assemble, weight_bytes
 from tests.model.checkpoints import make_model, save_model
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

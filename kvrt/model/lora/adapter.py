@@ -9,11 +9,12 @@ from torch import Tensor
 
 from kvrt.errors import CapacityError, ModelError
 from kvrt.model.gguf.architectures import ARCHITECTURES
+from kvrt.model.layerweights import Weights
 from kvrt.model.lora.peft import AdapterFile, Delta, check_all_used
 from kvrt.model.names import RowOrder
 from kvrt.model.rows import rows_of
 from kvrt.model.spec import ModelSpec
-from kvrt.model.weights import Part, Weight, Weights, weights_of
+from kvrt.model.weights import Part, Weight, weights_of
 from kvrt.spi import Device, DType
 
 ADAPTED = ("qkv", "q_up", "o", "gate_up", "down")

@@ -1,0 +1,99 @@
+"""The weights of a decoder, as views of the arena that `kvrt.model.weights` has laid out."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvrt.spi import Matrices
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """The weights of one layer, as views of the arena. See `kvrt.model.weights` for their shapes.
+
+    Args:
+        gate_up, down: of a layer with experts, those of what all tokens have; () if that is
+            nothing.
+    """
+
+    o: "Tensor | Matrices"
+    qkv: "Tensor | Matrices" = ()
+    gate_up: "Tensor | Matrices" = ()
+    down: "Tensor | Matrices" = ()
+    attention_norm: "Tensor | None" = None
+    attention_norm_bias: "Tensor | None" = None
+    attention_post_norm: "Tensor | None" = None
+    mlp_norm: "Tensor | None" = None
+    mlp_norm_bias: "Tensor | None" = None
+    mlp_post_norm: "Tensor | None" = None
+    q_norm: "Tensor | None" = None
+    k_norm: "Tensor | None" = None
+    qkv_bias: "Tensor | None" = None
+    o_bias: "Tensor | None" = None
+    gate_up_bias: "Tensor | None" = None
+    down_bias: "Tensor | None" = None
+    sinks: "Tensor | None" = None
+    query_norm: "Tensor | None" = None
+    q_up: "Tensor | Matrices" = ()
+    latent_norm: "Tensor | None" = None
+    key_up: "Tensor | None" = None
+    value_up: "Tensor | None" = None
+    router: "Tensor | None" = None
+    router_bias: "Tensor | None" = None
+    correction: "Tensor | None" = None
+    expert_gate_up: "Tensor | Matrices" = ()
+    expert_gate_up_bias: "Tensor | None" = None
+    expert_down: "Tensor | Matrices" = ()
+    expert_down_bias: "Tensor | None" = None
+    shared_scale: "Tensor | None" = None
+    xielu: "Tensor | None" = None
+    layer_scale: "Tensor | None" = None
+    router_scale: "Tensor | None" = None
+    expert_scale: "Tensor | None" = None
+    expert_norm: "Tensor | None" = None
+    expert_post_norm: "Tensor | None" = None
+    shared_post_norm: "Tensor | None" = None
+    mixer_in: "Tensor | Matrices" = ()
+    mixer_in_bias: "Tensor | None" = None
+    conv: "Tensor | None" = None
+    conv_bias: "Tensor | None" = None
+    mixer_gates: "Tensor | None" = None
+    mixer_norm: "Tensor | None" = None
+    decay_log: "Tensor | None" = None
+    decay_bias: "Tensor | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """All weights of a model, as views of one arena.
+
+    Args:
+        embedding: [vocab, hidden].
+        layers: the layers, first to last.
+        final_norm: float32 [hidden].
+        head: [vocab, hidden]; the embedding itself where they are tied.
+        nbytes: bytes of the arena.
+        final_norm_bias: float32 [hidden], if it has one.
+        head_bias: float32 [vocab], if there is one.
+        positions: float32 [positions, hidden], added to embedded tokens, if there are such.
+    """
+
+    embedding: "Tensor | Matrices"
+    layers: tuple[LayerWeights, ...]
+    final_norm: "Tensor"
+    head: "Tensor | Matrices"
+    nbytes: int
+    final_norm_bias: "Tensor | None" = None
+    head_bias: "Tensor | None" = None
+    positions: "Tensor | None" = None
+
+    @property
+    def packed(self) -> bool:
+        """Whether any stays codes."""
+        every = [self.embedding, self.head]
+        for layer in self.layers:
+            every += (layer.qkv, layer.q_up, layer.mixer_in, layer.o, layer.gate_up, layer.down)
+            every += (layer.expert_gate_up, layer.expert_down)
+        return any(isinstance(weight, tuple) and weight for weight in every)
