@@ -98,7 +98,10 @@ def test_dummy_weights_need_a_configuration_only_and_repeat(folder: Path, cpu: D
     for path in folder.iterdir():
         if path.name != "config.json":
             path.unlink()
-    models = [load_model(folder, cpu, load_format="dummy", seed=seed) for seed in (7, 7, 8)]
+    places = {folder: 7, folder / "config.json": 7, str(folder): 8}
+    models = [
+        load_model(place, cpu, load_format="dummy", seed=seed) for place, seed in places.items()
+    ]
     first, again, other = (model.decoder.weights.layers[1].down for model in models)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

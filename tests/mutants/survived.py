@@ -605,4 +605,10 @@ SURVIVED = {
         "if used < sum(1 for number",
         "tiers/test_host.py",
     ),
+    "random weights need more than a configuration": M(
+        "kvrt.model.loader",
+        'want="config" if dummy else "foreign"',
+        'want="all" if dummy else "foreign"',
+        "model/test_loader.py",
+    ),
 }
