@@ -1,16 +1,20 @@
 """Every argument that callers give is checked by a table: what is taken, and how it is refused."""
 
+import ast
 import dataclasses
 import decimal
 import fractions
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import kvrt_cli
 import numpy as np
 import pytest
 import torch
 
+import kvrt
 from kvrt import RuntimeConfig, SamplingParams
 from kvrt.checks import Checks, Maybe, Number, Whole, check_options, check_request
 from kvrt.config import MAX_THREADS, OPTIONS
@@ -227,3 +231,32 @@ def test_options_become_what_the_runtime_works_with() -> None:
     assert type(config.prefix_cache_ttl) is float
     assert config.threads == 2
     assert RuntimeConfig(memory_limit="50%").memory_limit == "50%"
+
+
+def _of_errors(path: Path) -> Iterator[tuple[ast.Call, str, str]]:
+    """Where an error is made: the field that is at fault, and what is written of the message."""
+    for call in ast.walk(ast.parse(path.read_text())):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+            param = next((word.value for word in call.keywords if word.arg == "param"), None)
+            texts = [
+                part.value
+                for argument in call.args
+                for part in ast.walk(argument)
+                if isinstance(part, ast.Constant) and isinstance(part.value, str)
+            ]
+            if isinstance(param, ast.Constant) and texts:
+                yield call, param.value, "".join(texts)
+
+
+def test_a_field_that_an_error_says_is_at_fault_is_named_by_its_message() -> None:
+    """A client may show nothing but the message. Fields that are plain words may be paraphrased."""
+    folders = (Path(kvrt.__file__).parent, Path(kvrt_cli.__file__).parent)
+    found = [
+        (f"{path}:{call.lineno}", param, said)
+        for folder in folders
+        for path in folder.rglob("*.py")
+        for call, param, said in _of_errors(path)
+        if "_" in param
+    ]
+    assert len(found) > 10
+    assert not [place for place, param, said in found if param not in said]

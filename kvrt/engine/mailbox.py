@@ -92,7 +92,7 @@ class Mailbox:
                 raise self.refusal.with_traceback(None)
             if request.id in self._names:
                 raise RequestError(
-                    "a request of this name has not ended yet",
+                    "request_id: a request of this name has not ended yet",
                     param="request_id",
                     fix="give each request a name of its own, or none",
                 )

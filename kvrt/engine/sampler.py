@@ -200,7 +200,11 @@ def _adjust(logits: Floats, choice: Choice) -> Floats:
         if choice.allowed is not None:
             scores[~choice.allowed] = -math.inf
         if math.isinf(scores.max()):
-            raise RequestError("every token is banned", param="logit_bias", fix="ban fewer")
+            raise RequestError(
+                "every token is banned, by logit_bias, bad_words or a constraint",
+                param="logit_bias",
+                fix="ban fewer",
+            )
     return scores
 
 

@@ -71,7 +71,7 @@ class Chat:
                 raise RequestError(f"{name} must be true or false", param=name)
         if self.continue_final_message and self.add_generation_prompt:
             raise RequestError(
-                "a message is continued or an answer begun, not both",
+                "continue_final_message and add_generation_prompt do not go together",
                 param="add_generation_prompt",
                 fix="leave out add_generation_prompt or continue_final_message",
             )

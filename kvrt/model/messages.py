@@ -69,7 +69,8 @@ def mark_end(message: dict[str, Any]) -> str:
         message["content"] = text + MARK
     else:
         raise RequestError(
-            "the last message has no content to continue", param="continue_final_message"
+            "continue_final_message: the last message has no content to continue",
+            param="continue_final_message",
         )
     return text
 
@@ -83,8 +84,8 @@ def cut_at_mark(prompt: str, text: str) -> str:
     at = prompt.rfind(MARK.strip())
     if at < 0 or text.strip() not in prompt:
         raise RequestError(
-            "the model's chat template does not write the last message as it is, so it cannot be"
-            " continued",
+            "continue_final_message: the model's chat template does not write the last message as"
+            " it is",
             param="continue_final_message",
         )
     before = prompt[:at]

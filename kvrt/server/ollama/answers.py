@@ -45,7 +45,8 @@ class Answers:
         params = params_of(asked, self._served.defaults, shows_special=shows)
         asks = () if prompt is None else (Ask(prompt, params, "format"),)
         if not asks and asked.keep_alive in UNLOAD:
-            raise Refusal(400, "the model is not given up while it is served", param="keep_alive")
+            why = "keep_alive: the model is not given up while it is served"
+            raise Refusal(400, why, param="keep_alive")
         return AnswerCall(self._served, asked, asks, talk, shape)
 
     def _check_name(self, name: str) -> None:
