@@ -49,8 +49,8 @@ class Places:
         self.look()
 
     def look(self) -> None:
-        """Let in who can come in: of those who wait, the owner with the fewest places, and of
-        those, who has waited for longest."""
+        """Let in who can come in: of those who wait, the owner with the fewest places; owners who
+        have the same take turns."""
         while self._waiting:
             owner = min(self._waiting, key=self._inside.__getitem__)
             nbytes, future = self._waiting[owner][0]

@@ -123,6 +123,15 @@ def test_nothing_is_written_over_and_nothing_is_done_twice(
     assert "it is gone" in run().stderr
 
 
+def test_no_memory_is_too_little_for_many_lines(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Lines wait, or give way and are computed later; none fails."""
+    lines = [asked(f"{n}", f"{n} " * 20, max_tokens=100, ignore_eos=True) for n in range(24)]
+    write(tmp_path / "in.jsonl", lines)
+    done = run("--memory-limit", "12MiB", "--max-running", "40", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout.splitlines()[-1])["completed"] == 24
+
+
 def test_progress_is_told_as_json(run: Callable[..., Any], tmp_path: Path) -> None:
     shared = "The quick brown fox jumps over the lazy dog. " * 4
     write(tmp_path / "in.jsonl", [asked(f"{n}", f"{shared}{n}") for n in range(40)])

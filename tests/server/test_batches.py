@@ -3,6 +3,7 @@
 import io
 import json
 import signal
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,44 @@ def test_what_cannot_be_a_batch_is_refused(client: openai.OpenAI) -> None:
             client.batches.create(**{**good, name: value})  # type: ignore[arg-type]
         assert caught.value.param is not None
         assert caught.value.param.startswith(name)
+
+
+@pytest.mark.promise("P26")
+def test_what_is_asked_of_files_and_batches_is_bounded(batching: Server) -> None:
+    for path in ("/v1/files", "/v1/batches"):
+        for limit in ("0", "-1", "10001", "99999999999999999999", "x", "1.5", "\u0661"):
+            asked = f"{path}?limit={urllib.parse.quote(limit)}"
+            assert batching.ask("GET", asked)[0] == 400, asked
+        for after in ("nothing", "x" * 5000, "%00", "%ff", "'; DROP TABLE files"):
+            asked = f"{path}?after={urllib.parse.quote(after)}"
+            status, _, body = batching.ask("GET", asked)
+            assert (status, json.loads(body)["data"]) == (200, []), asked
+        for id in ("nothing", "%2e%2e", "x" * 5000, "%00", "a%2fb"):
+            assert batching.ask("GET", f"{path}/{id}")[0] == 404, id
+    assert batching.ask("GET", "/v1/files?order=up")[0] == 400
+    assert batching.ask("POST", "/v1/batches", b"x" * (1 << 20))[0] == 413
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    for body, param in (
+        (b"--b--", "file"),
+        (
+            b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\nx\r\n--b--',
+            "purpose",
+        ),
+    ):
+        status, _, said = batching.ask("POST", "/v1/files", body, kind)
+        assert (status, json.loads(said)["error"]["param"]) == (400, param)
+    huge = {**kind, "content-length": str(1 << 40)}
+    assert (
+        batching.raw(
+            b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            + "".join(f"{name}: {value}\r\n" for name, value in huge.items()).encode()
+            + b"\r\n",
+            10,
+        ).split()[1]
+        == b"413"
+    )
+    folder = next(Path(each) for each in batching.process.args if str(each).endswith("/state"))  # type: ignore[union-attr]
+    assert not [path for path in (folder / "files").iterdir() if not path.stat().st_size]
 
 
 @pytest.mark.promise("P34")
