@@ -1,4 +1,4 @@
-"""What of vLLM the connector and the tiers live by, asked for before it is used."""
+"""What of vLLM the connector, the tiers and the attention live by, asked for before it is used."""
 
 import importlib
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from kvrt.errors import ConfigError
 
 TESTED = ("0.32",)
-"""Versions of vLLM that the tests of both have run with."""
+"""Versions of vLLM that the tests of all have run with."""
 
 Members = Mapping[str, tuple[str, ...]]
 """What is overridden or called, by class."""
@@ -40,6 +40,16 @@ OFFLOADING: Members = {
     ),
 }  # fmt: skip
 """Of the tiers."""
+
+ATTENDING: Members = {
+    "vllm.v1.attention.backend.AttentionBackend": (
+        "get_name", "get_impl_cls", "get_builder_cls", "get_supported_kernel_block_sizes",
+        "supported_kv_cache_layouts", "forward_includes_kv_cache_update",
+    ),
+    "vllm.v1.attention.backend.AttentionMetadataBuilder": ("build",),
+    "vllm.v1.attention.backends.registry.AttentionBackendEnum": ("CPU_ATTN",),
+}  # fmt: skip
+"""Of the attention."""
 
 
 def check_contract(version: str, members: Members) -> None:
