@@ -2,6 +2,7 @@
 under the blocks that may be used. `test_vllm.py` has the same with vLLM itself."""
 
 import random
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from kvrt.integrations.vllm.contract import check_contract
 from kvrt.integrations.vllm.ground import BlockMemory, Ground, Layout, Run
 from kvrt.integrations.vllm.obeying import obey
 from kvrt.integrations.vllm.options import Options
+from kvrt.integrations.vllm.plugin import register
 from kvrt.integrations.vllm.telling import Telling
 from kvrt.sharing.orders import Outcome, Verb, post
 from kvrt.sharing.share import Share
@@ -87,14 +89,18 @@ class Pool:
 
 
 class Engine:
-    """Steps of requests that come, grow and go; the worker is so many steps behind.
+    """Steps of requests that come, grow and go; the worker is `lag` steps behind. Blocks that were
+    given back, and are nobody's meanwhile, are looked at `late` steps later.
 
     A step writes to each block that was taken for it, and looks at each that was given back after
     it. Without memory under it, that ends the process.
     """
 
-    def __init__(self, balloon: Balloon, pool: Pool, memory: BlockMemory, lag: int) -> None:
+    def __init__(
+        self, balloon: Balloon, pool: Pool, memory: BlockMemory, lag: int, late: int = 0
+    ) -> None:
         self.balloon, self.pool, self.memory, self.lag = balloon, pool, memory, lag
+        self.later = deque[set[Block]](set() for _ in range(late))
         self.running: list[list[Block]] = []
         self.on_their_way: deque[tuple[Orders, set[Block], set[Block]]] = deque()
         self.read, self.written = set[Block](), set[Block]()
@@ -117,6 +123,8 @@ class Engine:
     def take(self, request: list[Block], blocks: int) -> None:
         request += (new := self.pool.get_new_blocks(blocks))
         self.written.update(new)
+        for each in self.later:
+            each.difference_update(new)
 
     def finish(self, request: list[Block]) -> None:
         self.running.remove(request)
@@ -147,7 +155,8 @@ class Engine:
 
     def end_step(self) -> None:
         orders = self.balloon.orders(len(self.running))
-        self.on_their_way.append((orders, self.read, self.written))
+        self.later.append(self.read)
+        self.on_their_way.append((orders, self.later.popleft(), self.written))
         self.read, self.written = set(), set()
         while len(self.on_their_way) > self.lag:
             orders, read, written = self.on_their_way.popleft()
@@ -195,20 +204,20 @@ def test_a_layout_is_read_off_the_layers(memory: BlockMemory, together: bool) ->
 
 @pytest.mark.parametrize("lag", [0, 1])
 @pytest.mark.parametrize("together", [True, False])
-@pytest.mark.parametrize("limit", [None, 10])
+@pytest.mark.parametrize(("limit", "late"), [(None, 0), (10, 0), (10, 2)])
 def test_whatever_requests_do_every_block_in_use_has_memory_and_no_more_is_held_than_leased(
-    memory: BlockMemory, tmp_path: Path, lag: int, together: bool, limit: int | None
+    memory: BlockMemory, tmp_path: Path, lag: int, together: bool, limit: int | None, late: int
 ) -> None:
     draw = random.Random(2 * lag + together)
     layout = memory.lay(views(memory, together), BLOCK_BYTES)
     size = layout.chunk_bytes
     pool = Pool()
-    balloon = Balloon(pool, headroom=3, keep=0)
+    balloon = Balloon(pool, headroom=3, keep=0, delay=late)
     tenant = Tenant(tmp_path / "ledger", 12 * size, Terms("a"))
     other = Tenant(tmp_path / "ledger", None, Terms("b"))
     bytes_allowed = None if limit is None else limit * size
     balloon.lay(layout, limit_bytes=bytes_allowed, longest=8, tenant=tenant)
-    engine = Engine(balloon, pool, memory, lag)
+    engine = Engine(balloon, pool, memory, lag, late)
     for _ in range(120):
         for request in list(engine.running):
             if len(request) < 8 and draw.random() < 0.3 and not engine.grow(request):
@@ -225,7 +234,7 @@ def test_whatever_requests_do_every_block_in_use_has_memory_and_no_more_is_held_
     assert engine.most > 6
     for request in list(engine.running):
         engine.finish(request)
-    for _ in range(4):
+    for _ in range(4 + late):
         engine.end_step()
     assert balloon.settled
     assert pool.get_num_free_blocks() == 0
@@ -438,3 +447,9 @@ def test_options_are_checked() -> None:
 def test_another_vllm_than_was_tested_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"tested with vLLM 0\.32, and this is 0\.99\.1"):
         check_contract("0.99.1", {})
+
+
+def test_a_vllm_that_is_not_asked_for_kvrts_attention_keeps_its_own() -> None:
+    register({})
+    register({"KVRT_VLLM_ATTENTION": "0"})
+    assert "vllm" not in sys.modules

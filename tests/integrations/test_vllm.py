@@ -94,13 +94,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def engine(model: Path, connector: dict[str, Any] | None, folder: Path) -> Iterator[Engine]:
+def engine(
+    model: Path, connector: dict[str, Any] | None, folder: Path, **environ: str
+) -> Iterator[Engine]:
     options: dict[str, Any] = {"kv_cache_memory_bytes": KV, "kv_transfer_config": connector}
     with (folder / f"log.{len(list(folder.iterdir()))}").open("w") as log:
         started = subprocess.Popen(
             [PYTHON, str(ENGINE), str(model), json.dumps(options)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-            env={**os.environ, "KVRT_SHARE_DIR": str(folder / "shares")},
+            env={**os.environ, **environ, "KVRT_SHARE_DIR": str(folder / "shares")},
         )  # fmt: skip
         with started as process:
             one = Engine(process, {"pids": []})
@@ -291,6 +293,53 @@ def test_blocks_on_disk_outlive_the_engine_and_damaged_ones_are_computed_again(
     assert metrics["kvrt:offload_from_disk_total"] > 0
     assert found[2][-1]["metrics"]["kvrt:offload_lost_total"] > 0
     print(f"tokens found in the first round: {first[0]}, {second[0]}, and {third[0]} of damaged")
+
+
+def test_memory_goes_and_what_was_cached_in_it_is_found_in_host_memory(
+    model: Path, plain: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "shares").mkdir(mode=0o700)
+    both = {
+        "kv_connector": "MultiConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {
+            "connectors": [
+                tiers("host:256MiB"),
+                elastic(share="all:512MiB", linger=0, beside_tiers=True),
+            ]
+        },
+    }
+    with engine(model, both, tmp_path) as one:
+        watch = Watch(tmp_path / "shares" / "all.cpu0")
+        (start,) = watch.rows()
+        answers = []
+        for each in ROUNDS * 2:
+            one.ask([each])
+            answers += one.answers(1)
+            deadline = time.monotonic() + 60
+            while watch.rows()[0].claim.held > start.claim.held:
+                assert time.monotonic() < deadline
+        watch.end()
+    assert tokens(answers) == tokens(plain["answers"]) * 2
+    assert cached(answers)[5:] == [2 * 256, 8 * 640, 8 * 640, 256, 2 * 1408]
+    assert cached(answers)[2] == 8 * 640  # the device held nothing when they were asked for
+    assert start.claim.held < watch.most < KV / 4
+
+
+def test_kvrts_attention_says_the_same_and_keeps_the_layers_of_a_block_together(
+    model: Path, plain: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "shares").mkdir(mode=0o700)
+    share = elastic(share="all:512MiB", linger=0)
+    with engine(model, share, tmp_path, KVRT_VLLM_ATTENTION="1") as one:
+        watch = Watch(tmp_path / "shares" / "all.cpu0")
+        (start,) = watch.rows()
+        one.ask(ROUNDS)
+        answers = one.answers()
+        watch.end()
+    assert tokens(answers) == tokens(plain["answers"])
+    assert start.claim.held == 2 * MIB  # one chunk, not one for each layer
+    print(f"KV idle {start.claim.held / MIB:.0f} MiB, at the peak {watch.most / MIB:.0f}")
 
 
 def test_vllms_own_classes_read_kvrts_events(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ class Balloon:
         headroom: blocks that are kept ready for running requests.
         keep: blocks that may stay free with what is cached in them.
         linger: seconds for which all may, once no request is left: the next one may come at once.
+        delay: steps for which a block keeps its memory when it is held: somebody may yet read it.
         clock: seconds.
     """
 
@@ -104,6 +105,7 @@ class Balloon:
         headroom: int,
         keep: int,
         linger: float = 0.0,
+        delay: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool, self._headroom, self._keep = pool, headroom, keep
@@ -117,6 +119,8 @@ class Balloon:
         """Blocks that were free when nothing ran, and may stay: what is cached in them is to, if it
         can. What only lingers is used again."""
         self._gone: set[int] = set()
+        self._leaving = deque[set[int]](set() for _ in range(delay))
+        """Blocks that are to go in the next steps, the next one's first."""
         self._new: set[int] = set()
         self._fresh = 0
         """Chunks that the next orders map, at most."""
@@ -212,10 +216,12 @@ class Balloon:
         self._reclaim = False
         self._hold(min(pool.get_num_free_blocks(), excess))
         self._number += 1
-        orders = Orders(self._number, tuple(sorted(self._gone)), tuple(sorted(self._new)))
+        self._leaving.append(self._gone)
+        gone = self._leaving.popleft()
+        orders = Orders(self._number, tuple(sorted(gone)), tuple(sorted(self._new)))
         self._sent.append((self._number, self._fresh))
         self._mapped += len(self._new)
-        self._unmapped += len(self._gone)
+        self._unmapped += len(gone)
         self._gone, self._new, self._fresh = set(), set(), 0
         return orders
 
@@ -239,7 +245,8 @@ class Balloon:
     def settled(self) -> bool:
         """Nothing is to be given back, unless a request comes."""
         spare = self._idle and self._pool.get_num_free_blocks() > self._keep
-        return not (spare or self._gone or self._new) and self._leased == len(self._the_ground)
+        going = self._gone or any(self._leaving)
+        return not (spare or going or self._new) and self._leased == len(self._the_ground)
 
     def figures(self) -> BalloonFigures:
         """Where it stands."""
@@ -321,8 +328,10 @@ class Balloon:
             return False
         heapq.heappop(self._held)
         self._fresh += new
-        if number in self._gone:
-            self._gone.remove(number)
+        for going in (self._gone, *self._leaving):
+            if number in going:
+                going.remove(number)
+                break
         else:
             self._new.add(number)
         self._pool.free_blocks([block])

@@ -1,7 +1,7 @@
 """The connector itself: vLLM's calls, passed on to `ground` and `balloon`."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 import vllm
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorHandshakeMetadata,
@@ -30,6 +31,10 @@ from kvrt.integrations.vllm.options import Options
 from kvrt.integrations.vllm.telling import Telling
 from kvrt.spi import DeviceInfo
 from kvrt.units import parse_bytes
+
+STORED_AFTER = 2
+"""vLLM's connector for offloading copies a block so many steps after that in which its request had
+ended, and knows only of vLLM's own requests that the block may be another's by then."""
 
 
 @dataclass
@@ -105,8 +110,9 @@ class ElasticConnector(KVConnectorBase_V1, SupportsHMA):
     @classmethod
     def get_required_kvcache_layout(cls, vllm_config: Any) -> str:
         """All layers of a block together, where the attention can have it so: then a chunk is of
-        few blocks."""
-        return "BLHNC"
+        few blocks. vLLM's connector for offloading wants them apart."""
+        given = vllm_config.kv_transfer_config.kv_connector_extra_config
+        return "LBHNC" if Options.read(given).beside_tiers else "BLHNC"
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -163,7 +169,11 @@ class ElasticConnector(KVConnectorBase_V1, SupportsHMA):
         options = self._options
         keep = _bytes(options.keep) // self._block_bytes
         self._balloon = Balloon(
-            gpu_block_pool, headroom=options.headroom, keep=keep, linger=options.linger
+            gpu_block_pool,
+            headroom=options.headroom,
+            keep=keep,
+            linger=options.linger,
+            delay=STORED_AFTER if options.beside_tiers else 0,
         )
 
     def set_xfer_handshake_metadata(
@@ -257,3 +267,10 @@ class ElasticConnector(KVConnectorBase_V1, SupportsHMA):
 
 def _bytes(size: int | str) -> int:
     return size if isinstance(size, int) else parse_bytes(size)
+
+
+with suppress(ValueError):  # it is known already
+    # A MultiConnector finds the statistics of its connectors by their names alone.
+    KVConnectorFactory.register_connector(
+        "ElasticConnector", "kvrt.integrations.vllm", "ElasticConnector"
+    )

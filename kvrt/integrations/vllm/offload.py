@@ -41,6 +41,7 @@ from kvrt.errors import ConfigError
 from kvrt.integrations.pages import model_identity, open_pages, stored_name
 from kvrt.integrations.tiers import TierOptions
 from kvrt.integrations.vllm.contract import OFFLOADING, check_contract
+from kvrt.integrations.vllm.plugin import attends
 from kvrt.integrations.vllm.region import Region, open_region
 from kvrt.integrations.vllm.shelf import Found, Shelf
 from kvrt.kv.tiers.host import STAGING_BYTES, STAGING_PAGES, HostPage, HostStore
@@ -106,7 +107,7 @@ class TierSpec(OffloadingSpec):
             layout = (
                 *(config.model.dtype, config.kv_cache_layout, self.tokens_per_block),
                 *(tuple(group.layer_names for group in config.groups), self._sizes),
-                *(vllm.__version__, current_platform.get_device_name()),
+                *(vllm.__version__, current_platform.get_device_name(), attends()),
             )
             model = model_identity(config.model.name, self._options.identity)
             disk = open_pages(
@@ -116,7 +117,8 @@ class TierSpec(OffloadingSpec):
         nbytes = tiers.host_bytes or max(STAGING_BYTES, STAGING_PAGES * max(self._sizes))
         region = Region(nbytes)
         host = HostStore(region, self._sizes, nbytes, slab_bytes=nbytes)
-        return Manager(Stores(host, disk, write_at_once=True), region)
+        groups = [group.group_id for group in config.groups]
+        return Manager(Stores(host, disk, write_at_once=True), region, groups)
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         return Worker(kv_caches, self._sizes)
@@ -129,32 +131,38 @@ class TierSpec(OffloadingSpec):
 
 
 class Manager(OffloadingManager):
-    """vLLM's calls, passed on to a `Shelf`."""
+    """vLLM's calls, passed on to a `Shelf`.
 
-    def __init__(self, stores: Stores, region: Region) -> None:
-        self._stores, self._region = stores, region
+    Args:
+        stores: where blocks are.
+        region: the memory of those that are on the host.
+        groups: vLLM's numbers of the groups of layers whose blocks are kept.
+    """
+
+    def __init__(self, stores: Stores, region: Region, groups: list[int]) -> None:
+        self._stores, self._region, self._groups = stores, region, groups
         self._shelf = Shelf(stores)
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
-        return RESULTS[self._shelf.look(_name(key), req_context.req_id)]
+        return RESULTS[self._shelf.look(self._name(key), req_context.req_id)]
 
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
-        disk = self._shelf.fetched(_name(key), req_context.req_id)
+        disk = self._shelf.fetched(self._name(key), req_context.req_id)
         return CacheHitSource.DISK if disk else CacheHitSource.HOST
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
-        return self._places(self._shelf.lend(map(_name, keys), req_context.req_id))
+        return self._places(self._shelf.lend(map(self._name, keys), req_context.req_id))
 
     def complete_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
-        self._shelf.returned(map(_name, keys), req_context.req_id)
+        self._shelf.returned(map(self._name, keys), req_context.req_id)
 
     def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
-        self._shelf.touch(map(_name, keys))
+        self._shelf.touch(map(self._name, keys))
 
     def prepare_store(
         self, keys: Collection[OffloadKey], req_context: ReqContext
     ) -> PrepareStoreOutput:
-        by_name = {_name(key): key for key in keys}
+        by_name = {self._name(key): key for key in keys}
         pages = self._shelf.offer(by_name)
         taken = [by_name[page.name] for page in pages]
         return PrepareStoreOutput(taken, self._places(pages), [])
@@ -162,7 +170,7 @@ class Manager(OffloadingManager):
     def complete_store(
         self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True
     ) -> None:
-        self._shelf.arrived(map(_name, keys), success)
+        self._shelf.arrived(map(self._name, keys), success)
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
         return RequestOffloadingContext()
@@ -190,6 +198,9 @@ class Manager(OffloadingManager):
     def shutdown(self) -> None:
         self._shelf.close()
         self._region.close()
+
+    def _name(self, key: OffloadKey) -> StoredName:
+        return stored_name(key, self._groups.index(get_offload_group_idx(key)))
 
     def _places(self, pages: list[HostPage]) -> Places:
         starts = [self._region.place_of(page.data) for page in pages]
@@ -243,10 +254,6 @@ class Worker(OffloadingWorker):
             nbytes += at - start
         self._done.append(TransferResult(job, True, nbytes, time.perf_counter() - begun))
         return True
-
-
-def _name(key: OffloadKey) -> StoredName:
-    return stored_name(key, get_offload_group_idx(key))
 
 
 def _metric(name: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from kvrt.checks import Checks, Maybe, Number, Size, Text, Whole, check_options
+from kvrt.checks import Checks, Flag, Maybe, Number, Size, Text, Whole, check_options
 from kvrt.errors import ConfigError
 from kvrt.sharing.share import TERMS, Share
 
@@ -13,6 +13,7 @@ OPTIONS: Checks = {
     "keep": Size(),
     "linger": Number(0, 3600),
     "headroom": Whole(0, 4096),
+    "beside_tiers": Flag(),
     "share": Maybe(Text()),
     **{name: check for name, check in TERMS.items() if name not in ("name", "size")},
 }
@@ -29,6 +30,7 @@ class Options:
         keep: of it, what may stay under blocks that nobody uses, with what is cached in them.
         linger: seconds for which memory stays once no request is left, unless others are due it.
         headroom: blocks that are ready before running requests need them.
+        beside_tiers: `TierSpec` keeps blocks as well, listed before this one in a MultiConnector.
         share: a budget that is shared with other processes; None: with none.
     """
 
@@ -36,6 +38,7 @@ class Options:
     keep: int | str = 0
     linger: float = 0.5
     headroom: int = 8
+    beside_tiers: bool = False
     share: Share | None = None
 
     @classmethod
