@@ -58,7 +58,7 @@ def _plain_weights(
         yield "qkv_bias", qkv, ()
     if spec.sinks:
         yield "sinks", {"sinks": spec.heads}, ()
-    if spec.qk_norm != "none":
+    if spec.qk_norm not in ("none", "unit"):
         yield "q_norm", {"q_norm": q if whole else head_dim}, ()
         yield "k_norm", {"k_norm": kv if whole else head_dim}, ()
 

@@ -41,14 +41,17 @@ def recordable(spec: ModelSpec, branches: bool, mixtures: bool) -> bool:
     )
     said = branches and not (spec.norm == "layer" and spec.post_norms)
     mixed = spec.experts is None or (
-        mixtures and not spec.experts.shared_scale and spec.residual_scale == 1.0
+        mixtures
+        and not spec.experts.shared_scale
+        and not spec.experts.scaled_input
+        and spec.residual_scale == 1.0
     )
     return (simple or said) and mixed and spec.qk_norm != "rotated" and spec.activation != "xielu"
 
 
 def heat_at(spec: ModelSpec, positions: NDArray[np.int64]) -> Tensor:
     """What queries are multiplied by at some positions: float32 [tokens], on the host."""
-    rounds = torch.from_numpy(positions // spec.query_positions).float()
+    rounds = torch.from_numpy((positions + spec.query_ahead) // spec.query_positions).float()
     return rounds.add_(1.0).log_().mul_(spec.query_beta).add_(1.0)
 
 
@@ -162,12 +165,12 @@ class Branches:
         if w.layer_scale is not None:
             x.mul_(w.layer_scale)
 
-    def heat(self, work: Activations, weight: Tensor | None) -> None:
+    def heat(self, work: Activations, weight: Tensor | None, rotated: bool) -> None:
         """Multiply rotated queries by what goes by their position, where a model does that, and
         each head by a weight; in place."""
         if weight is not None:
             work.q.mul_(weight)
-        if not self._spec.query_beta:
+        if not self._spec.query_beta or (rotated and self._spec.query_unrotated):
             return
         if self._own is not None:
             self._own.scale_rows(work.q.flatten(1), work.heat.view(-1))

@@ -122,7 +122,7 @@ def read_config(path: Path, *, head: bool = True) -> ModelSpec:
         kv_heads=kv_heads,
         head_dim=head_dim,
         layers=tuple(layers),
-        max_positions=min(max(max_positions, stretched), MAX_POSITIONS),
+        max_positions=min(max(max_positions, stretched), _within(fields, family)),
         norm_eps=fields.number(family.eps, 0.0, 1.0),
         activation=_activation(fields, family),
         ropes=ropes,
@@ -208,6 +208,12 @@ def _architecture(fields: Fields) -> str:
 def _says(fields: Fields, said: bool | str) -> bool:
     """What a family says of all its models, or a field of one."""
     return fields.flag(said, False) if isinstance(said, str) else said
+
+
+def _within(fields: Fields, family: Family) -> int:
+    """The longest context that there can be, whatever else is said."""
+    named = family.within and fields.has(family.within)
+    return fields.integer(family.within, 1, MAX_POSITIONS) if named else MAX_POSITIONS
 
 
 def _intermediate(fields: Fields, usual: int) -> int:

@@ -256,18 +256,8 @@ class Decoder:
         norm, mlp, add = around.norm, around.mlp, around.add
         x, normed, gated = work.x, work.normed, work.gated
         usual, finish = work.usual, self._branches.finish
-        for (
-            w,
-            batch,
-            layer,
-            attention,
-            rope,
-            head_norm,
-            heat,
-            experts,
-            recurrent,
-            whole,
-        ) in self._layers:
+        for one in self._layers:
+            w, batch, layer, attention, rope, head_norm, heat, experts, recurrent, whole = one
             qkv, q, k, v, attended, mixed = work.whole if whole and work.whole else usual
             plan = plans[batch]
             read = norm(x, w.attention_norm, w.attention_norm_bias, normed)
@@ -282,7 +272,7 @@ class Decoder:
                     ops.rotate_append(plan, layer, q, k, v, rotation, head_norm)
                 else:
                     latents.append(self._attention, plan, layer, w, work, rotation, ops)
-                self._branches.heat(work, heat)
+                self._branches.heat(work, heat, rope is not None)
                 run(plan, layer, q, attended, attention)
                 if latents is not None:
                     latents.values(w, work)
@@ -314,6 +304,9 @@ class Decoder:
     def _layer(self, layer: LayerSpec, w: LayerWeights, batch: int, number: int) -> _Layer:
         spec = self.spec
         norm = heat = None
+        if spec.qk_norm == "unit" and layer.rope is not None:
+            ones = torch.ones(spec.head_dim, device=self._torch_device)
+            norm = HeadNorm(ones, ones, spec.norm_eps)  # before rotation, as in "rotated" below
         if w.q_norm is not None and w.k_norm is not None:
             if spec.qk_norm == "heads":
                 norm = HeadNorm(w.q_norm, w.k_norm, spec.norm_eps)

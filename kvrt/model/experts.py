@@ -82,6 +82,9 @@ class Mixture:
         if self._spec.residual_scale == 1.0 and not spec.shared_scale:
             if spec.shared:
                 ops.linear(self._shared(read, w, work, ops), w.down, w.down_bias, x, x)
+            if spec.scaled_input:
+                read = read * weights.to(read.dtype)
+                weights.fill_(1.0)
             self._experts.mix(read, experts, chosen, weights, x, x)
             return
         made = torch.empty_like(x)

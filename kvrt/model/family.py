@@ -39,6 +39,7 @@ class Family:
         stretched_base: ``alpha`` of dynamic scaling makes the base larger, whatever the length.
         learned: positions are learned, and no layer is rotated.
         ropes: reads the rotations, given the width of a head; None: as of most.
+        within: a field that says how long a context may be, beside what else says it.
         wide: the feed-forward layer is so many times as wide as the stream where no field says.
         renamed: other names that fields have in its files, and ours.
         defaults: of other fields, where the file does not have them.
@@ -65,6 +66,7 @@ class Family:
     stretched_base: bool = False
     learned: bool = False
     ropes: Callable[[Fields, int], tuple[RopeSpec, ...]] | None = None
+    within: str = ""
     wide: int = 0
     renamed: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -5,12 +5,19 @@ from dataclasses import replace
 
 from kvrt.model.family import ATTENTION_BIAS, Family
 from kvrt.model.jsonfile import Fields
-from kvrt.model.scales import ernie_switches, glm4_switches, granite_scales, phi_switches
+from kvrt.model.scales import (
+    ernie_switches,
+    glm4_switches,
+    granite_scales,
+    llama4_switches,
+    phi_switches,
+)
 from kvrt.model.spec import ExpertSpec
 from kvrt.model.windows import (
     DEFAULT_WINDOW,
     MAX_LAYERS,
     late_layers,
+    llama4_layers,
     mixed,
     qwen_layers,
     windowed_layers,
@@ -160,6 +167,20 @@ def _ernie(fields: Fields, layers: int) -> Mixture:
     return ExpertSpec(count, width, router, correction=True, shared=shared), sparse
 
 
+def _llama4(fields: Fields, layers: int) -> Mixture:
+    count, chosen = counts(fields, 16, "num_local_experts")
+    if chosen != 1:
+        raise fields.error("num_experts_per_tok", f"is {chosen}; supported is 1")
+    width = _width(fields, "intermediate_size")
+    step = fields.integer("interleave_moe_layer_step", 1, MAX_LAYERS, 1)
+    named = fields.items("moe_layers", int) if fields.has("moe_layers") else None
+    sparse = [
+        layer in named if named is not None else (layer + 1) % step == 0 for layer in range(layers)
+    ]
+    router = Router("sigmoid", chosen)
+    return ExpertSpec(count, width, router, shared=width, scaled_input=True), sparse
+
+
 MIXTURES: Mapping[str, Family] = {
     "MixtralForCausalLM": Family(
         "mixtral",
@@ -242,6 +263,25 @@ MIXTURES: Mapping[str, Family] = {
             "moe_intermediate_size": 1408,
         },
         switches={"naming": "glm4_moe"},
+    ),
+    "Llama4ForCausalLM": Family(
+        "llama4_text",
+        llama4_layers,
+        llama4_switches,
+        mixture=_llama4,
+        width=lambda fields: _width(fields, "intermediate_size_mlp"),
+        qkv_bias=ATTENTION_BIAS,
+        o_bias=ATTENTION_BIAS,
+        theta=500_000.0,
+        within="attention_chunk_size",
+        defaults={
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "num_experts_per_tok": 1,
+            "intermediate_size_mlp": 16_384,
+            "attention_chunk_size": 8192,
+        },
+        switches={"naming": "llama4"},
     ),
     "Dots1ForCausalLM": Family(
         "dots1",

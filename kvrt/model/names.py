@@ -245,6 +245,21 @@ NAMINGS: Mapping[str, Naming] = {
         "correction": _correction("mlp.gate"),
         "mlp_norm": _layer("post_attention_layernorm", "post_attention_norm"),
     },
+    "llama4": {
+        **_without(_experts("feed_forward", router="router"), "expert_gate", "expert_up"),
+        **_shared("feed_forward.shared_expert"),
+        "q": _PAIRED["q"],
+        "k": _PAIRED["k"],
+        "gate": _layer("feed_forward.gate_proj", "ffn_gate"),
+        "up": _layer("feed_forward.up_proj", "ffn_up"),
+        "down": _layer("feed_forward.down_proj", "ffn_down"),
+        "expert_gate_up": _layer(
+            "feed_forward.experts.{}.gate_up_proj", "ffn_gate_up_exps.{}"
+        )._replace(columns=True),
+        "expert_down": _layer("feed_forward.experts.{}.down_proj", "ffn_down_exps.{}")._replace(
+            columns=True
+        ),
+    },
     "dots1": {
         **_experts("mlp"),
         **_shared("mlp.shared_experts"),

@@ -60,6 +60,18 @@ def ministral_scales(fields: Fields) -> dict[str, Any]:
     return {}
 
 
+def llama4_switches(fields: Fields) -> dict[str, Any]:
+    found: dict[str, Any] = {"qk_norm": "unit" if fields.flag("use_qk_norm", True) else "none"}
+    if fields.flag("attn_temperature_tuning", True):
+        found |= {
+            "query_beta": fields.number("attn_scale", 0.0, 1e3, 0.1),
+            "query_positions": fields.integer("floor_scale", 1, MAX_POSITIONS, 8192),
+            "query_ahead": 1,
+            "query_unrotated": True,
+        }
+    return found
+
+
 def neox_switches(fields: Fields) -> dict[str, Any]:
     return {"parallel": fields.flag("use_parallel_residual", True)}
 

@@ -12,7 +12,7 @@ RopeKind = Literal[
 ]
 MLPActivation = Activation | Literal["gelu", "relu2", "xielu"]
 NormKind = Literal["rms", "layer"]
-HeadNormKind = Literal["none", "heads", "whole", "rotated"]
+HeadNormKind = Literal["none", "heads", "whole", "rotated", "unit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,9 @@ class ExpertSpec:
         shared: features of a feed-forward layer that all tokens have besides; 0: there is none.
         shared_scale: its result is multiplied by the sigmoid of ``shared_scale @ x``.
         beside: both have norms of their own, in front and behind, and what is chosen by is the
-            layer's input, normed (`experts.Mixture.add_beside`).
+            layer's input, normed.
+        scaled_input: a token's weight multiplies what its expert reads, not what it gives; it has
+            one expert.
     """
 
     count: int
@@ -139,6 +141,7 @@ class ExpertSpec:
     shared: int = 0
     shared_scale: bool = False
     beside: bool = False
+    scaled_input: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +203,8 @@ class ModelSpec:
         experts: of the layers whose feed-forward layers are mixtures.
         recurrence: of the layers that have none of attention.
         qk_norm: queries and keys are RMS-normed before rotation: each head, or all of a token's; or
-            each head after it (rotated).
+            each head after it (rotated); or likewise without weights, where there is rotation
+            (unit).
         whole: the heads of layers that see all, if they have another shape than `kv_heads` and
             `head_dim` say.
         value_norm: each head's value is RMS-normed, without weights.
@@ -221,6 +225,8 @@ class ModelSpec:
         query_beta: at position p, a query is multiplied by 1 + beta log(1 + floor(p / positions));
             0: it is not.
         query_positions: those positions.
+        query_ahead: p is counted from so many on.
+        query_unrotated: that is only so in layers that are not rotated.
         residual_scale: multiplies what attention and feed-forward layer add.
         logit_scale: multiplies the logits.
         logit_softcap: of the logits, likewise, after that.
@@ -265,6 +271,8 @@ class ModelSpec:
     sinks: bool = False
     query_beta: float = 0.0
     query_positions: int = 1
+    query_ahead: int = 0
+    query_unrotated: bool = False
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     logit_softcap: float = 0.0

@@ -94,6 +94,18 @@ def smollm3_layers(fields: Fields, count: int) -> list[LayerSpec]:
     return [LayerSpec(windows[layer], rope=0 if rotated[layer] else None) for layer in range(count)]
 
 
+def llama4_layers(fields: Fields, count: int) -> list[LayerSpec]:
+    """Every so many layers, one is not rotated. The others see a chunk of the context only, which
+    is as long as the whole one may be here."""
+    interval = fields.integer("no_rope_layer_interval", 1, MAX_LAYERS, 4)
+    rotated = fields.items("no_rope_layers", int) if fields.has("no_rope_layers") else []
+    if not rotated:
+        rotated = [int((layer + 1) % interval != 0) for layer in range(count)]
+    if len(rotated) < count or not set(rotated) <= {0, 1}:
+        raise fields.error("no_rope_layers", f"should be {count} zeros and ones")
+    return [LayerSpec(rope=0 if rotated[layer] else None) for layer in range(count)]
+
+
 def mixed_layers(
     interval: int, layers: int, window: int, local: int = 0, whole: int | None = 0
 ) -> list[LayerSpec]:

@@ -19,6 +19,7 @@ COMMANDS = {
     "models": ("models",),
     "merge": ("merge", "tiny", "tiny", "tiny"),
     "embed": ("embed", "tiny", "x"),
+    "batch": ("batch",),
     "rerank": ("rerank", "tiny", "x", "y"),
     "show": ("show", "tiny", "--backend", "cpu"),
 }

@@ -161,6 +161,22 @@ def test_model_type_tells_the_architecture_where_nothing_else_does(tmp_path: Pat
         spec_of(tmp_path, architectures=None, model_type="bloom")
 
 
+def test_a_context_of_llama_4_is_no_longer_than_a_chunk(tmp_path: Path) -> None:
+    llama4: dict[str, Any] = {
+        "architectures": ["Llama4ForCausalLM"],
+        "num_local_experts": 4,
+        "max_position_embeddings": 1 << 20,
+    }
+    assert spec_of(tmp_path, **llama4).max_positions == 8192
+    assert spec_of(tmp_path, **llama4, attention_chunk_size=512).max_positions == 512
+    assert spec_of(tmp_path, **llama4, attention_chunk_size=None).max_positions == 1 << 20
+    assert [layer.rope for layer in spec_of(tmp_path, **llama4, no_rope_layers=[]).layers] == [
+        0
+    ] * 3
+    with pytest.raises(ModelError, match="num_experts_per_tok is 2"):
+        spec_of(tmp_path, **llama4, num_experts_per_tok=2)
+
+
 def test_windows_are_read_layer_by_layer(tmp_path: Path) -> None:
     def layers(**changes: Any) -> tuple[LayerSpec, ...]:
         return spec_of(tmp_path, sliding_window=9, **changes).layers
