@@ -51,6 +51,11 @@ class Metrics:
             "kvrt_http_requests", "Answers to requests that ask the model, by route and status"
             " (499: the client left).", ["route", "status"], registry=registry,
         )  # fmt: skip
+        self._lines = Counter(
+            "kvrt_batch_lines", "Lines of batches that were answered, by status.", ["status"],
+            registry=registry,
+        )  # fmt: skip
+        self._lines.labels("200")  # so that a rate has a beginning
         self._requests = Counter(
             "kvrt_requests", "Requests that have ended, by how.", ["outcome"], registry=registry
         )
@@ -121,6 +126,10 @@ class Metrics:
     def answered(self, route: str, status: int) -> None:
         """A route that asks the model has answered."""
         self._http.labels(route, str(int(status))).inc()
+
+    def line_answered(self, status: int) -> None:
+        """A line of a batch was."""
+        self._lines.labels(str(status)).inc()
 
     def text(self) -> bytes:
         """All of it."""

@@ -85,7 +85,8 @@ def test_files_are_taken_listed_and_deleted(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.promise("P34")
-def test_a_batch_from_its_file_to_its_answers(client: openai.OpenAI) -> None:
+def test_a_batch_from_its_file_to_its_answers(batching: Server, client: openai.OpenAI) -> None:
+    before = batching.metrics()
     lines = [asked(f"n{n}", f"say {n}") for n in range(40)] + [asked("bad", temperature=7)]
     id = begin(client, lines, metadata={"what": "a test"})
     found = ended(client, id)
@@ -107,6 +108,10 @@ def test_a_batch_from_its_file_to_its_answers(client: openai.OpenAI) -> None:
     files = {each.id: each for each in client.files.list(purpose="batch_output")}
     assert {found.output_file_id, found.error_file_id} <= files.keys()
     assert id in [each.id for each in client.batches.list(limit=5)]
+    after = batching.metrics()
+    for status, count in (("200", 40), ("400", 1)):
+        name = f"kvrt_batch_lines_total,status={status}"
+        assert after[name] - before.get(name, 0) == count
 
 
 def test_lines_ask_every_route_as_clients_do(client: openai.OpenAI) -> None:

@@ -1,7 +1,7 @@
 """Answers lines of batches, by what answers the same requests of clients."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -40,12 +40,18 @@ class LineAnswers:
         runtime: the model; None: there is none.
         served: how it is called.
         embeddings: what makes vectors.
+        answered: told of the status of each.
     """
 
     def __init__(
-        self, runtime: AsyncRuntime | None, served: "Served | None", embeddings: "Embeddings"
+        self,
+        runtime: AsyncRuntime | None,
+        served: "Served | None",
+        embeddings: "Embeddings",
+        answered: Callable[[int], None] = lambda status: None,
     ) -> None:
         self._runtime = runtime
+        self._answered = answered
         self._embeddings = embeddings
         self._apis: Mapping[str, Api] = {}
         if served is not None:
@@ -61,6 +67,11 @@ class LineAnswers:
         Raises:
             KvrtError: no line can be answered any more.
         """
+        reply = await self._reply(url, body, owner)
+        self._answered(reply.status)
+        return reply
+
+    async def _reply(self, url: str, body: bytes, owner: str) -> Reply:
         try:
             if url == EMBEDDINGS:
                 return await self._vectors(body)

@@ -61,7 +61,9 @@ class Worker:
         self.space = space
         self.max_file = MAX_FILE
         self._service = service
-        self._answer = LineAnswers(service.runtime, service.served, embeddings)
+        self._answer = LineAnswers(
+            service.runtime, service.served, embeddings, service.metrics.line_answered
+        )
         self._places = Places(self._room)
         self._runner = Runner(
             store,

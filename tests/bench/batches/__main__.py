@@ -28,6 +28,7 @@ def main() -> int:
         prog="ci/batches", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    parser.add_argument("--only", choices=("kept", "beside"), help="one of the two")
     parser.add_argument("--lines", type=int, default=200, help="of a batch (default: 200)")
     parser.add_argument("--new", type=int, default=32, help="tokens of an answer (default: 32)")
     parser.add_argument("--repeats", type=int, default=5, help="of the first part (default: 5)")
@@ -56,8 +57,9 @@ def run(asked: argparse.Namespace) -> None:
     date = f"{datetime.now(UTC):%Y-%m-%d}"
     found: dict[str, Any] = {"date": date, "machine": machine(), "commit": commit(),
                              "shape": SHAPE, "threads": asked.threads}  # fmt: skip
-    found["kept"] = kept.measured(str(model), asked.threads, lines, new, repeats)
-    if asked.vllm is not None:
+    if asked.only != "beside":
+        found["kept"] = kept.measured(str(model), asked.threads, lines, new, repeats)
+    if asked.only != "kept" and asked.vllm is not None:
         with (work / "batches.log").open("w") as log:
             tools = [
                 beside.kvrt_tool(model, asked.threads, work),
@@ -73,20 +75,22 @@ def run(asked: argparse.Namespace) -> None:
 
 def table(found: dict[str, Any]) -> str:
     """Markdown."""
-    own = found["kept"]
     said = [
         f"# Batches, {found['date']}",
         "",
         f"{found['machine']}; commit {found['commit']}; {found['shape']}'s shape;",
         f"{found['threads']} threads. Written by `ci/batches`.",
-        "",
-        f"{own['lines']} lines of {own['new']} tokens keep {own['kept']:.3f} of the embedded",
-        f"throughput, and {own['kept_of_work']:.3f} by the processors' time.",
     ]
+    if own := found.get("kept"):
+        said += [
+            "",
+            f"{own['lines']} lines of {own['new']} tokens keep {own['kept']:.3f} of the embedded",
+            f"throughput, and {own['kept_of_work']:.3f} by the processors' time.",
+        ]
     if rows := found.get("beside"):
         said += [
             "",
-            "| tool | lines | whole | peak memory | answered after a kill half way | the rest |",
+            "| tool | lines | whole | peak memory | kept of a kill at 3/4 | the rest |",
             "| --- | --: | --: | --: | --: | --: |",
         ]
         for row in rows:

@@ -18,7 +18,13 @@ from tests.bench.batches.lines import MODEL, TEMPLATE, prompts, write
 from tests.bench.peers.child import print_error, started
 
 KVRT = "from kvrt_cli.main import main; main()"
+DTYPE = "bfloat16"
+TOGETHER = 8
+"""Sequences that run together, so that half way some lines are answered, and others are not."""
+
 LOOK_S = 0.05
+KILL = 0.75
+"""Of the time that the whole takes: when it is killed."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ def kvrt_tool(model: Path, threads: int, folder: Path) -> Tool:
         return [
             sys.executable, "-c", KVRT, "batch", "run", model, "-i", input, "-o", output,
             "--backend", "cpu", "--threads", str(threads), "--alias", MODEL,
-            "--chat-template", template,
+            "--chat-template", template, "--dtype", DTYPE, "--max-running", str(TOGETHER),
         ]  # fmt: skip
 
     return Tool("kvrt batch run", command, left, {})
@@ -66,9 +72,10 @@ def vllm_tool(python: Path, model: Path, threads: int, folder: Path) -> Tool:
 
     def command(input: Path, output: Path) -> list[str | Path]:
         return [
-            python.with_name("vllm"), "run-batch", "-i", input, "-o", output, "--model", model,
-            "--served-model-name", MODEL, "--chat-template", template, "--max-model-len", "1024",
-            "--dtype", "bfloat16", "--enforce-eager", "--no-enable-prefix-caching",
+            python, "-m", "vllm.entrypoints.openai.run_batch", "-i", input, "-o", output,
+            "--model", model, "--served-model-name", MODEL, "--chat-template", template,
+            "--max-model-len", "1024", "--dtype", DTYPE, "--enforce-eager", "--max-num-seqs",
+            str(TOGETHER),
         ]  # fmt: skip
 
     environ = {
@@ -86,7 +93,9 @@ def measured(
     rows = []
     for tool in tools:
         whole = _run(tool, input, folder / f"{tool.name}.whole", log)
-        killed = _run(tool, input, folder / f"{tool.name}.killed", log, after=whole["seconds"] / 2)
+        killed = _run(
+            tool, input, folder / f"{tool.name}.killed", log, after=whole["seconds"] * KILL
+        )
         again = _run(tool, input, folder / f"{tool.name}.killed", log, goes_on=True)
         row = {
             "tool": tool.name, "lines": lines, "new": new, "seconds": whole["seconds"],

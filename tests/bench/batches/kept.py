@@ -20,7 +20,8 @@ from tests.bench.peers.child import print_error
 def measured(model: str, threads: int, lines: int, new: int, repeats: int) -> dict[str, Any]:
     """Seconds and processor seconds of each, by repeat, and what is kept at the median."""
     found: dict[str, list[tuple[float, float]]] = {"embedded": [], "batch": []}
-    with kvrt.Runtime(model, backend="cpu", threads=threads, prefix_cache=False) as runtime:
+    options = {"dtype": "bfloat16", "threads": threads, "prefix_cache": False}
+    with kvrt.Runtime(model, backend="cpu", **options) as runtime:
         for repeat in range(-1, repeats):  # the first is to warm up
             texts = prompts(lines, repeat)
             ways = {
