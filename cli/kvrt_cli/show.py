@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -154,6 +154,7 @@ def _facts(model: str, options: Mapping[str, Any], headers: Path) -> dict[str, A
         "intermediate": spec.intermediate,
         "heads": spec.heads,
         "kv_heads": spec.kv_heads,
+        "latent": asdict(spec.latent) if spec.latent else None,
         "head_dim": spec.head_dim,
         "vocab": spec.vocab,
         "context": spec.max_positions,
@@ -236,11 +237,10 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
     yield line("architecture", facts["architecture"])
     yield line("parameters", f"{facts['parameters']:,}")
     yield line("layers", f"{facts['layers']}: " + ", ".join(map(_group, groups)))
-    yield line(
-        "attention",
-        f"{facts['heads']} query heads and {facts['kv_heads']} of keys and values, each"
-        f" {facts['head_dim']} wide",
-    )
+    read = f"{facts['kv_heads']} of keys and values, each {facts['head_dim']} wide"
+    if latent := facts["latent"]:
+        read = f"one latent of {latent['rank']} with a rotated key of {latent['rotated']}"
+    yield line("attention", f"{facts['heads']} query heads and {read}")
     if facts["experts"]:
         yield line(
             "experts",

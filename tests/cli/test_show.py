@@ -71,6 +71,25 @@ def test_of_a_mixture_it_says_what_a_token_is_computed_with(shown: Any, tmp_path
     assert (facts["experts"], facts["experts_of_a_token"]) == (128, 8)
 
 
+def test_of_latents_it_says_what_pages_keep(shown: Any, tmp_path: Path) -> None:
+    """The sizes of DeepSeek-V2-Lite, as its author gives them."""
+    config = {
+        "architectures": ["DeepseekV2ForCausalLM"], "first_k_dense_replace": 1,
+        "hidden_size": 2048, "intermediate_size": 10_944, "kv_lora_rank": 512,
+        "max_position_embeddings": 163_840, "moe_intermediate_size": 1408, "n_routed_experts": 64,
+        "n_shared_experts": 2, "num_attention_heads": 16, "num_experts_per_tok": 6,
+        "num_hidden_layers": 27, "q_lora_rank": None, "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64, "rms_norm_eps": 1e-6, "v_head_dim": 128, "vocab_size": 102_400,
+        "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    facts = shown(tmp_path)
+    assert facts["parameters"] == pytest.approx(15.7e9, rel=0.005)
+    assert facts["parameters_of_a_token"] == pytest.approx(2.66e9, rel=0.02)
+    assert (facts["latent"]["rank"], facts["latent"]["rotated"]) == (512, 64)
+    assert [group["bytes_per_token"] for group in facts["groups"]] == [27 * (512 + 64) * 2]
+
+
 def test_a_model_of_405_billion_parameters_is_planned_from_its_config_alone(
     shown: Any, tmp_path: Path
 ) -> None:
