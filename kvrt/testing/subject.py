@@ -17,6 +17,7 @@ from kvrt.spi import (
     LatentOps,
     Measurable,
     PackedMatrices,
+    Recurrence,
 )
 from kvrt.wrappers import Checked
 
@@ -28,6 +29,7 @@ EXTENSIONS: tuple[Any, ...] = (
     LatentOps,
     Measurable,
     PackedMatrices,
+    Recurrence,
 )
 """The optional protocols that the kit knows."""
 

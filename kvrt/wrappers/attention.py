@@ -18,6 +18,8 @@ from kvrt.spi import (
     Capability,
     KVLayout,
     PagedAttention,
+    StateBatch,
+    StepBatch,
 )
 from kvrt.wrappers.memory import CheckedMemory
 from kvrt.wrappers.rules import Facts, broken, whole
@@ -86,6 +88,20 @@ class CheckedAttention:
                 rule = f"must be None: {self._facts.info.backend} does not declare TREES"
                 raise broken("parents", "a tensor", rule)
             _check_parents(_host_ints("parents", batch.parents, 1), start)
+        self._check_pages(batch, extents, context, table)
+
+    def check_states(self, batch: StateBatch) -> None:
+        """Likewise, of layers with a recurrence."""
+        layout = batch.layout
+        for name in ("layers", "width", "page_size"):
+            if not whole(getattr(layout, name)) or getattr(layout, name) <= 0:
+                raise broken(f"layout.{name}", repr(getattr(layout, name)), "must be positive")
+        start = _host_ints("query_start", batch.query_start, 1)
+        context = _host_ints("context_len", batch.context_len, 1)
+        table = _host_ints("page_table", batch.page_table, 2)
+        _check_rows(start, context, table)
+        size = layout.page_bytes
+        extents = Extents(np.zeros(1, np.int64), size, size, math.inf)
         self._check_pages(batch, extents, context, table)
 
     def adopt(self, batch: AttentionBatch, plan: object) -> CheckedPlan:
@@ -186,7 +202,7 @@ class CheckedAttention:
 
     def _check_pages(
         self,
-        batch: AttentionBatch,
+        batch: StepBatch,
         extents: Extents,
         context: NDArray[np.int64],
         table: NDArray[np.int64],

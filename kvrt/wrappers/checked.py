@@ -14,6 +14,7 @@ from kvrt.spi import (
     LatentOps,
     PackedMatrices,
     PagedAttention,
+    Recurrence,
     Ticket,
 )
 from kvrt.wrappers.attention import CheckedAttention, CheckedPlans
@@ -25,6 +26,7 @@ from kvrt.wrappers.graphs import CheckedGraphs
 from kvrt.wrappers.latent import CheckedLatentOps
 from kvrt.wrappers.memory import CheckedMemory
 from kvrt.wrappers.packed import CheckedPackedMatrices
+from kvrt.wrappers.recurrence import CheckedRecurrence
 from kvrt.wrappers.rules import Facts
 
 
@@ -76,7 +78,15 @@ class Checked:
         self._facts.check_open("extension")
         found: Any = self._inner.extension(kind)
         asked = cast(Any, kind)
-        known = (BranchOps, DenseOps, ExpertOps, GraphCapture, LatentOps, PackedMatrices)
+        known = (
+            BranchOps,
+            DenseOps,
+            ExpertOps,
+            GraphCapture,
+            LatentOps,
+            PackedMatrices,
+            Recurrence,
+        )
         if found is None or asked not in known:
             return cast(Extension | None, found)
         if not isinstance(found, asked):
@@ -85,6 +95,9 @@ class Checked:
         if isinstance(found, GraphCapture):
             graphs = CheckedGraphs(self._facts, self._attention, found, self._layers)
             return cast(Extension, graphs)
+        if isinstance(found, Recurrence):
+            states = CheckedRecurrence(self._facts, self._attention, found, self._layers)
+            return cast(Extension, states)
         if not self._layers:
             return cast(Extension, found)
         if isinstance(found, BranchOps):

@@ -10,6 +10,7 @@ from kvrt.spi import (
     BranchOps,
     Chunk,
     Copier,
+    DeltaRule,
     DenseOps,
     Device,
     DeviceInfo,
@@ -27,9 +28,12 @@ from kvrt.spi import (
     PackedMatrices,
     PagedAttention,
     PlainActivation,
+    Recurrence,
     Rotation,
     Router,
     Span,
+    StateActivation,
+    StateBatch,
     Ticket,
     VirtualMemory,
     WeightFormat,
@@ -320,6 +324,51 @@ class WrappedLatentOps:
         self.device.around("latents.rotate", self.inner.rotate, x, rotation, out)
 
 
+class WrappedRecurrence:
+    def __init__(self, device: Wrapper, inner: Recurrence) -> None:
+        self.device = device
+        self.inner = inner
+
+    def plan(self, batch: StateBatch) -> object:
+        return self.device.around("recurrence.plan", self.inner.plan, batch)
+
+    def convolve(
+        self,
+        plan: object,
+        layer: int,
+        x: "Tensor",
+        weight: "Tensor",
+        bias: "Tensor | None",
+        activation: StateActivation,
+        out: "Tensor",
+    ) -> None:
+        self.device.around(
+            "recurrence.convolve",
+            self.inner.convolve,
+            plan,
+            layer,
+            x,
+            weight,
+            bias,
+            activation,
+            out,
+        )
+
+    def delta(
+        self,
+        tokens: object,
+        borders: object,
+        layer: int,
+        qkv: "Tensor",
+        gates: "Tensor",
+        rule: DeltaRule,
+        out: "Tensor",
+    ) -> None:
+        self.device.around(
+            "recurrence.delta", self.inner.delta, tokens, borders, layer, qkv, gates, rule, out
+        )
+
+
 class WrappedGraph:
     def __init__(self, device: Wrapper, inner: Graph) -> None:
         self.device = device
@@ -353,5 +402,6 @@ WRAPPED: dict[type, Callable[[Wrapper, Any], object]] = {
     GraphCapture: WrappedGraphs,
     LatentOps: WrappedLatentOps,
     PackedMatrices: WrappedPackedMatrices,
+    Recurrence: WrappedRecurrence,
 }
 """What stands before the optional parts."""

@@ -23,6 +23,7 @@ from kvrt.spi import (
     Measurable,
     PackedMatrices,
     PagedAttention,
+    Recurrence,
     Ticket,
 )
 
@@ -37,6 +38,7 @@ from .measure import NativeLimits, TorchLimits
 from .memory import GRANULARITY, open_memory
 from .ops import NativeOps
 from .packed import NativeMatrices
+from .recurrence import NativeRecurrence
 
 _WEIGHT_DTYPES: tuple[DType, ...] = ("float32", "bfloat16", "float16")
 _KV_FORMATS: tuple[KVFormat, ...] = (*_WEIGHT_DTYPES, "int8", "int4")
@@ -81,6 +83,7 @@ class CpuDevice:
                 LatentOps: NativeLatents(threads),
                 Measurable: NativeLimits(threads),
                 PackedMatrices: NativeMatrices(threads, options.exact),
+                Recurrence: NativeRecurrence(threads),
             }
         self.info = DeviceInfo(
             backend="cpu",

@@ -15,6 +15,7 @@
 #include "builds.h"
 #include "experts.h"
 #include "program.h"
+#include "recurrence.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -56,6 +57,13 @@ template <class T> T* at(uintptr_t address) { return reinterpret_cast<T*>(addres
 
 using A = uintptr_t;
 using S = int64_t;
+
+StatePages state_pages(const std::array<S, 10>& from) {
+  const auto& [kv, page_stride, layer_offset, rows, width, table, table_stride, query_start, context_len, sequences] =
+      from;
+  return {at<float>(kv), page_stride, layer_offset, int(rows), int(width), at<const int32_t>(table), table_stride,
+          at<const int32_t>(query_start), at<const int32_t>(context_len), int(sequences)};
+}
 
 PackedMatrix packed_matrix(const std::array<S, 7>& from) {
   const auto& [panels, rows, bits, zero, scales, span, codes] = from;
@@ -239,6 +247,30 @@ NB_MODULE(_native, m) {
         submit(MapArgs{Map(map), at<float>(x), at<const float>(factors), stride, rows, size}, threads);
       },
       "map"_a, "x"_a, "stride"_a, "factors"_a, "rows"_a, "size"_a, "threads"_a, release());
+
+  m.def(
+      "convolve",
+      [](const std::array<S, 10>& pages, A x, S x_stride, A weight, A bias, int kernel, bool silu, A out, S out_stride,
+         int threads) {
+        convolve({state_pages(pages), at<const float>(x), x_stride, at<const float>(weight), at<const float>(bias),
+                  kernel, silu, at<float>(out), out_stride},
+                 threads);
+      },
+      "pages"_a, "x"_a, "x_stride"_a, "weight"_a, "bias"_a, "kernel"_a, "silu"_a, "out"_a, "out_stride"_a, "threads"_a,
+      release());
+
+  m.def(
+      "delta",
+      [](const std::array<S, 10>& tokens, const std::array<S, 10>& borders, A qkv, S qkv_stride, A gates, S gates_stride,
+         A decay_log, A decay_bias, A out, S out_stride, int key_heads, int value_heads, int key_dim, int value_dim,
+         int threads) {
+        delta({state_pages(tokens), state_pages(borders), at<const float>(qkv), qkv_stride, at<const float>(gates),
+               gates_stride, at<const float>(decay_log), at<const float>(decay_bias), at<float>(out), out_stride,
+               key_heads, value_heads, key_dim, value_dim},
+              threads);
+      },
+      "tokens"_a, "borders"_a, "qkv"_a, "qkv_stride"_a, "gates"_a, "gates_stride"_a, "decay_log"_a, "decay_bias"_a,
+      "out"_a, "out_stride"_a, "key_heads"_a, "value_heads"_a, "key_dim"_a, "value_dim"_a, "threads"_a, release());
 
   nb::class_<Program>(m, "Program", "Calls of the operators above, recorded to be computed again by one.")
       .def(nb::init<>())

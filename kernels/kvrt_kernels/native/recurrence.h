@@ -1,0 +1,44 @@
+// Layers that go over a sequence token by token: see kvrt.spi.Recurrence.
+#pragma once
+#include <cstdint>
+
+namespace kvrt {
+
+// Pages of float32 rows, and the sequences of a step over them.
+struct StatePages {
+  float* kv;
+  int64_t page_stride, layer_offset;
+  int rows, width;  // of a layer in a page
+  const int32_t* page_table;
+  int64_t table_stride;
+  const int32_t *query_start, *context_len;
+  int sequences;
+};
+
+struct ConvolveArgs {
+  StatePages pages;
+  const float* x;
+  int64_t x_stride;
+  const float *weight, *bias;  // [width, kernel]; [width] or nullptr
+  int kernel;
+  bool silu;
+  float* out;
+  int64_t out_stride;
+};
+
+struct DeltaArgs {
+  StatePages tokens, borders;
+  const float* qkv;
+  int64_t qkv_stride;
+  const float* gates;  // of each value head b, then of each a
+  int64_t gates_stride;
+  const float *decay_log, *decay_bias;
+  float* out;
+  int64_t out_stride;
+  int key_heads, value_heads, key_dim, value_dim;
+};
+
+void convolve(const ConvolveArgs& args, int threads);
+void delta(const DeltaArgs& args, int threads);
+
+}  // namespace kvrt

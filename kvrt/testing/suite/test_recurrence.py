@@ -1,0 +1,130 @@
+"""The optional recurrent layers against what defines them."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+import pytest
+import torch
+from torch import Tensor
+
+from kvrt.spi import Capability, DeltaRule, Device, DType, Recurrence, StateActivation, StateLayout
+from kvrt.testing import recurrence as reference
+from kvrt.testing.paged import TOLERANCE, PagedKV, mismatch, randoms
+
+LENGTHS = (1, 5, 16, 33, 50)
+CHUNKS = (64, 1, 23)
+LAYERS, LAYER = 3, 1
+
+
+@pytest.fixture
+def recurrence(device: Device) -> Recurrence:
+    found = device.extension(Recurrence)  # type: ignore[type-abstract]
+    if found is None:
+        pytest.skip("the device does not offer Recurrence")
+    return found
+
+
+def steps(chunk: int) -> Iterator[tuple[list[int], list[int]]]:
+    """How far each sequence is after a step, and how many tokens it brings: `chunk` at most."""
+    for end in range(chunk, max(LENGTHS) + chunk, chunk):
+        contexts = [min(length, end) for length in LENGTHS]
+        before = [min(length, end - chunk) for length in LENGTHS]
+        yield contexts, [now - then for now, then in zip(contexts, before, strict=True)]
+
+
+def of_step(texts: Sequence[Tensor], contexts: Sequence[int], counts: Sequence[int]) -> Tensor:
+    """The rows that the sequences bring, one after the other."""
+    parts = zip(texts, contexts, counts, strict=True)
+    return torch.cat([text[end - count : end] for text, end, count in parts])
+
+
+def told_apart(outs: Sequence[tuple[Tensor, list[int]]]) -> list[Tensor]:
+    """What each sequence was given, of what the steps were."""
+    pieces = [out.cpu().split_with_sizes(counts) for out, counts in outs]
+    return [torch.cat(own) for own in zip(*pieces, strict=True)]
+
+
+@pytest.mark.parametrize("kernel", [2, 4, 19])
+@pytest.mark.parametrize("activation", ["none", "silu"])
+@pytest.mark.parametrize("width", [5, 200])
+def test_convolution(
+    device: Device,
+    recurrence: Recurrence,
+    compute: DType,
+    kernel: int,
+    activation: StateActivation,
+    width: int,
+) -> None:
+    weight = randoms(device, "float32", width, kernel, seed=1)
+    bias = randoms(device, "float32", width, seed=2) if kernel % 2 else None
+    texts = [randoms(device, compute, n, width, seed=n) for n in LENGTHS]
+    layout = StateLayout(compute, LAYERS, width, 16)
+    found = []
+    for chunk in CHUNKS:
+        outs = []
+        with PagedKV(device, layout, 20) as pages:
+            tables = [pages.take(length) for length in LENGTHS]
+            for contexts, counts in steps(chunk):
+                x = of_step(texts, contexts, counts)
+                out = torch.full_like(x, torch.nan)
+                plan = recurrence.plan(pages.states(tables, contexts, counts))
+                recurrence.convolve(plan, LAYER, x, weight, bias, activation, out)
+                device.synchronize()
+                outs.append((out, counts))
+        found.append(told_apart(outs))
+    for at, text in enumerate(texts):
+        want = reference.convolved(text, weight, bias, activation)
+        assert not mismatch(found[0][at], want, 4 * TOLERANCE[compute])
+        if Capability.BATCH_INVARIANT in device.info.capabilities:
+            assert all(torch.equal(found[0][at], other[at]) for other in found)
+
+
+@pytest.mark.parametrize(
+    ("key_heads", "value_heads", "key_dim", "value_dim"),
+    [(2, 4, 16, 24), (1, 3, 5, 7), (2, 2, 128, 128)],
+)
+def test_the_gated_delta_rule(
+    device: Device,
+    recurrence: Recurrence,
+    compute: DType,
+    key_heads: int,
+    value_heads: int,
+    key_dim: int,
+    value_dim: int,
+) -> None:
+    log, bias = (randoms(device, "float32", value_heads, seed=seed) for seed in (1, 2))
+    rule = DeltaRule(key_heads, value_heads, key_dim, value_dim, log, bias)
+    keys, values = key_heads * key_dim, value_heads * value_dim
+    inputs = [randoms(device, compute, n, 2 * keys + values, seed=n) for n in LENGTHS]
+    gates = [randoms(device, compute, n, 2 * value_heads, seed=n + 100) for n in LENGTHS]
+    rows = StateLayout("float32", LAYERS, keys + values + value_heads, 16)
+    ends = StateLayout("float32", LAYERS, values * key_dim, 16, of_pages=True)
+    wanted = [reference.delta(*pair, rule) for pair in zip(inputs, gates, strict=True)]
+    found = []
+    for chunk in CHUNKS:
+        outs = []
+        with ExitStack() as stack:
+            tokens, borders = (stack.enter_context(PagedKV(device, of, 20)) for of in (rows, ends))
+            tables = [[each.take(length) for length in LENGTHS] for each in (tokens, borders)]
+            for contexts, counts in steps(chunk):
+                qkv, own = (of_step(texts, contexts, counts) for texts in (inputs, gates))
+                out = torch.full_like(qkv[:, :values], torch.nan)
+                first, then = (
+                    recurrence.plan(each.states(table, contexts, counts))
+                    for each, table in zip((tokens, borders), tables, strict=True)
+                )
+                recurrence.delta(first, then, LAYER, qkv, own, rule, out)
+                device.synchronize()
+                outs.append((out, counts))
+            for length, table, (_, states) in zip(LENGTHS, tables[1], wanted, strict=True):
+                for at, page in itertools.islice(enumerate(table), length // 16):
+                    start = page * ends.page_stride + LAYER * ends.layer_stride
+                    state = borders.tensor[start : start + ends.width].cpu()
+                    want = states[16 * at + 15].flatten()
+                    assert not mismatch(state, want, 4 * TOLERANCE[compute])
+        found.append(told_apart(outs))
+    for at, (want, _) in enumerate(wanted):
+        assert not mismatch(found[0][at], want, 4 * TOLERANCE[compute])
+        if Capability.BATCH_INVARIANT in device.info.capabilities:
+            assert all(torch.equal(found[0][at], other[at]) for other in found)
