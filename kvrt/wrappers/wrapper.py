@@ -342,17 +342,8 @@ class WrappedRecurrence:
         activation: StateActivation,
         out: "Tensor",
     ) -> None:
-        self.device.around(
-            "recurrence.convolve",
-            self.inner.convolve,
-            plan,
-            layer,
-            x,
-            weight,
-            bias,
-            activation,
-            out,
-        )
+        args = plan, layer, x, weight, bias, activation, out
+        self.device.around("recurrence.convolve", self.inner.convolve, *args)
 
     def delta(
         self,

@@ -98,6 +98,16 @@ GROUPS: dict[str, dict[str, object]] = {
         "layer_types": ["conv", "full_attention"],
         "conv_L_cache": 11,
     },
+    "states": {
+        "architectures": ["Qwen3_5ForCausalLM"],
+        "num_attention_heads": 8,  # likewise
+        "num_key_value_heads": 8,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+    },
 }
 """Models whose layers see everything, a window, or the one or the other; those of families that
 compute with operators besides the device's own; and those with a recurrence."""

@@ -35,9 +35,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """The family in tests/model/checkpoints.py, and what differs from it."""
 
-USUALLY = ["lfm-2", pytest.param("qwen-3.5", marks=pytest.mark.extra)]
-USUAL = "prefix_hit", "preempted_and_moved"
-"""The ways that always run."""
+USUAL = ("prefix_hit", "qwen-3.5"), ("preempted_and_moved", "lfm-2")
+"""The ways that always run, and with which model."""
 
 FEW = SamplingParams(max_tokens=12, ignore_eos=True)
 
@@ -77,9 +76,13 @@ def opened(make_runtime: MakeRuntime, known: Callable[[str], Known]) -> Callable
 
 @pytest.mark.promise("P15")
 @pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=[] if way in USUAL else [pytest.mark.extra]) for way in WAYS]
+    ("way", "name"),
+    [
+        pytest.param(way, name, marks=[] if (way, name) in USUAL else [pytest.mark.extra])
+        for way in WAYS
+        for name in MODELS
+    ],
 )
-@pytest.mark.parametrize("name", USUALLY)
 def test_every_way_says_what_transformers_says(
     way: str,
     name: str,
@@ -101,7 +104,7 @@ def test_every_way_says_what_transformers_says(
     assert getattr(ways, way)() == right
 
 
-@pytest.mark.parametrize("name", USUALLY)
+@pytest.mark.parametrize("name", MODELS)
 def test_forked_and_in_beams_a_prompt_is_answered_as_by_transformers(
     name: str, known: Callable[[str], Known], opened: Callable[..., Runtime]
 ) -> None:
@@ -118,7 +121,7 @@ def test_forked_and_in_beams_a_prompt_is_answered_as_by_transformers(
 
 @pytest.mark.promise("P15")
 @pytest.mark.parametrize("page_size", [8, 16])
-@pytest.mark.parametrize("name", USUALLY)
+@pytest.mark.parametrize("name", MODELS)
 def test_drafts_change_nothing_that_is_said(
     page_size: int,
     name: str,
@@ -153,7 +156,7 @@ def test_a_prompt_begins_at_every_border_of_another(
         assert said == answer
 
 
-@pytest.mark.parametrize("name", USUALLY)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_second_turn_computes_what_is_new(name: str, opened: Callable[..., Runtime]) -> None:
     """Of a conversation of 4,000 tokens; and says what it says to one who has forgotten it."""
     runtime, cold = opened(name), opened(name, prefix_cache=False)
@@ -198,7 +201,7 @@ class Spans(Wrapper):
         ]
 
 
-@pytest.mark.parametrize("name", USUALLY)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_text_takes_the_bytes_of_its_window_and_no_more(
     name: str, opened: Callable[..., Runtime], break_device: Break
 ) -> None:

@@ -51,7 +51,7 @@ class Ways:
     def cold(self) -> Answers:
         runtime = self.make(prefix_cache=False)
         if self.full:
-            _limit(runtime, 4)
+            _limit(runtime, max(4, self._least(runtime)))
         answers, cached, _ = self._ask(runtime)
         assert cached == 0
         return answers
@@ -97,7 +97,7 @@ class Ways:
         first.close()
         runtime = self.make(preemption="move")
         assert runtime.load_cache(self.folder) > 0
-        self._fill(runtime, 6)
+        self._fill(runtime, max(6, self._least(runtime)))
         answers, cached, _ = self._ask(runtime)
         assert cached > 0
         assert _fetched(runtime) > 0
@@ -127,7 +127,7 @@ class Ways:
 
     def _spilled(self, offload: str) -> Answers:
         runtime = self.make(offload=offload, preemption="move")
-        _limit(runtime, 6)
+        _limit(runtime, max(6, self._least(runtime)))
         answers, _, _ = self._ask(runtime)
         before = _fetched(runtime)
         _crowd(runtime, 199)
@@ -187,8 +187,8 @@ def _crowd(runtime: Runtime, first: int) -> None:
         ask(runtime, [[(first - n) % 199, n % 199] * (length // 2 + 1)], ONE)
     cache = runtime.stats().cache
     few = cache.cached_pages // 8 + 2  # evicted ahead of need
-    if len(layouts := runtime.cache.layouts) > 1:  # and of other groups, until one has a chunk
-        few += CHUNK // min(layout.page_bytes for layout in layouts)
+    if len(layouts := runtime.cache.layouts) > 1:  # and of each group, of its last chunk
+        few += sum(CHUNK // layout.page_bytes for layout in layouts)
     assert cache.free_pages <= few
 
 
