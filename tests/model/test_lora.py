@@ -21,7 +21,8 @@ from tests.model.ggufs import pack, save_gguf, save_gguf_adapter, write_gguf
 from tests.model.stepping import stepping
 
 FAMILIES = ("llama-biases", "qwen-3", "gemma-2", "granite", "phi-3", "olmo-2", "glm-4", "cohere",
-            "ernie-4.5", "starcoder-2", "gpt-neox", "qwen-2-moe", "glm-4-moe")  # fmt: skip
+            "ernie-4.5", "starcoder-2", "gpt-neox", "qwen-2-moe", "glm-4-moe", "deepseek-3",
+            "deepseek-2-lite")  # fmt: skip
 """Matrices under one name and under several, rows in pairs, norms behind branches, branches that
 are scaled or parallel, layers with a gate and without, what all tokens of a mixture have."""
 
@@ -46,9 +47,9 @@ def test_an_adapter_computes_what_its_merged_weights_do_beside_others_and_alone(
     device: Device = request.getfixturevalue(backend)
     reference = make_model(family)
     model = load_model(save_model(reference, tmp_path), device)
-    every = make_adapter(reference, seed=1, leave=("shared_expert_gate",))
+    every = make_adapter(reference, seed=1, leave=("shared_expert_gate", "kv_b_proj"))
     some = make_adapter(
-        reference, seed=2, leave=("up_proj", "q_proj", "o_proj", "c_fc", "expert_gate")
+        reference, seed=2, leave=("up_proj", "q_proj", "o_proj", "c_fc", "expert_gate", "kv_b_proj")
     )
     held = [
         model.decoder.adapters.make(read_peft(save_adapter(tmp_path / name, matrices)))
