@@ -30,9 +30,11 @@ def taken_apart(
     """
     found = dict(tensors)
     each: dict[str, list[str]] = {}
+    of_none: set[str] = set()
     for part in parts:
         if part.expert is None:
-            _drop_one(found, part.gguf if gguf else part.name, part.shape)
+            of_none.add(own := part.gguf if gguf else part.name)
+            _drop_one(found, own, part.shape)
             continue
         name, whole = (part.gguf, part.together[1]) if gguf else (part.name, part.together[0])
         stem = name.rpartition(".")[0]
@@ -40,7 +42,7 @@ def taken_apart(
             each[whole].append(stem)
     for name, (path, entry) in tensors.items():
         whole, end = _cut(name, each)
-        if whole not in each:
+        if whole not in each or name in of_none:
             continue
         del found[name]
         for stem, piece in zip(each[whole], _pieces(path, entry, len(each[whole])), strict=True):

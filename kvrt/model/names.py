@@ -303,7 +303,7 @@ NAMINGS: Mapping[str, Naming] = {
     "gemma4": _GEMMA4,
     "gemma4_moe": {
         **_without(_GEMMA4, "gate", "up", "down"),
-        **_shared("mlp"),
+        **{f"shared_{part}": LLAMA[part] for part in ("gate", "up", "down")},
         "router": _layer("router.proj", "ffn_gate_inp"),
         "router_scale": _layer("router.scale", "ffn_gate_inp.scale")._replace(bare=True),
         "expert_scale": _layer("router.per_expert_scale", "ffn_down_exps.scale")._replace(

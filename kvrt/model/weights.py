@@ -38,6 +38,9 @@ ALWAYS_FLOAT32 = "router", "shared_scale", "positions", "conv", "mixer_gates"
 """Small matrices that decide much: which experts a token has, what it has of the shared one, where
 it stands, what a channel is convolved with, and what of a state is kept."""
 
+WITHOUT_BIAS = ("norm", "sinks", "layer_scale")
+"""Ends of the fields of vectors that are no biases."""
+
 ALIGNMENT = 128
 """Bytes that each weight's address is a multiple of: two cache lines, or one GPU sector group."""
 
@@ -150,7 +153,7 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
     def weight(
         layer: int | None, field: str, rows: dict[str, int], *columns: int, experts: int = 0
     ) -> Weight:
-        end = "weight" if columns or field.endswith(("norm", "sinks")) else "bias"
+        end = "weight" if columns or field.endswith(WITHOUT_BIAS) else "bias"
         together = field.removesuffix("_bias")
         if len(rows) > 1 and together in naming:  # what is under one name is one tensor
             rows = {together: sum(rows.values())}
@@ -235,7 +238,7 @@ def _part(
     return Part(
         file if name.bare else f"{file}.{end}",
         shape,
-        f"{gguf}.{end}",
+        gguf if gguf.endswith(".scale") else f"{gguf}.{end}",
         kind,
         name.order,
         name.columns,

@@ -25,7 +25,8 @@ from kvrt.model.spec import RopeSpec
 
 NUMBERS = {kind.name: number for number, kind in TYPES.items()}
 SCALARS = {np.uint8: 0, np.int8: 1, np.uint16: 2, np.int16: 3, np.uint32: 4, np.int32: 5,
-           np.float32: 6, np.uint64: 10, np.int64: 11, np.float64: 12}  # fmt: skip
+           np.float32: 6, np.uint64: 10, np.int64: 11, np.float64: 12,
+           np.bool_: 7}  # fmt: skip
 
 Tensor = tuple[str, Sequence[int], bytes]
 """The name of its type, its shape with rows first, its bytes."""
@@ -95,7 +96,8 @@ def gguf_name(name: str, naming: str = "llama") -> str:
 ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "olmo3": "olmo2",
                  "cohere": "command-r", "mixtral": "llama", "qwen2_moe": "qwen2moe",
                  "qwen3_moe": "qwen3moe", "hunyuan_v1_dense": "hunyuan-dense", "phi": "phi2",
-                 "gpt_neox": "gptneox", "gpt_oss": "gpt-oss", "glm4_moe": "glm4moe",
+                 "gpt_neox": "gptneox", "gpt_oss": "gpt-oss",
+                 "gemma4_text": "gemma4", "glm4_moe": "glm4moe",
                  "ernie4_5_moe": "ernie4_5-moe",
                  "minimax_m2": "minimax-m2", "lfm2_moe": "lfm2moe", "youtu": "deepseek2",
                  "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
@@ -123,6 +125,7 @@ WINDOWED = (
     "exaone4",
     "starcoder2",
     "gpt_oss",
+    "gemma4_text",
 )
 EXPERT_KEYS = {
     "num_local_experts": "expert_count",
@@ -132,6 +135,7 @@ EXPERT_KEYS = {
     "n_routed_experts": "expert_count",
     "moe_num_experts": "expert_count",
     "moe_k": "expert_used_count",
+    "top_k_experts": "expert_used_count",
     "norm_topk_prob": "expert_weights_norm",
     "routed_scaling_factor": "expert_weights_scale",
     "n_group": "expert_group_count",
@@ -247,6 +251,21 @@ def keys_of(folder: Path) -> dict[str, Any]:
         keys["rope.scaling.original_context_length"] = original
         if "attention_factor" in rope:
             keys["rope.scaling.yarn_attn_factor"] = rope["attention_factor"]
+    if arch == "gemma4":
+        local = [kind == "sliding_attention" for kind in config["layer_types"]]
+        whole = next(iter(config["per_layer_config"].values()))
+        usual = config["num_key_value_heads"]
+        of_whole = whole.get("num_key_value_heads", usual)
+        keys |= {
+            "attention.sliding_window_pattern": np.array(local),
+            "attention.head_count_kv": [usual if kind else of_whole for kind in local],
+            "attention.key_length": whole["head_dim"],
+            "attention.value_length": whole["head_dim"],
+            "attention.key_length_swa": config["head_dim"],
+            "attention.value_length_swa": config["head_dim"],
+            "rope.dimension_count": whole["head_dim"],
+            "rope.freq_base_swa": rope_of(config, "sliding_attention")["rope_theta"],
+        }
     general = {"general.architecture": arch, "general.type": "model"}
     return general | {f"{arch}.{key}": item for key, item in keys.items()}
 
@@ -319,11 +338,23 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
             READ_AS[arch].mixture if config["model_type"] == "mixtral" else READ_AS[arch].family
         )
         naming = READ_AS[arch].naming or FAMILIES[family].switches.get("naming", "llama")
+        if config.get("enable_moe_block"):
+            naming = READ_AS[arch].naming_of_experts
         name = re.sub("(correction|expert)_bias$", r"\g<0>.bias", name)
         if name.endswith("conv.conv.weight"):
             tensor = tensor.squeeze(1)
-        name = re.sub("sinks$", "sinks.weight", name)
+        if scale := re.search(r"layers\.(\d+)\.router\.(per_expert_)?scale$", name):
+            of = "ffn_down_exps" if scale[2] else "ffn_gate_inp"
+            tensors[f"blk.{scale[1]}.{of}.scale"] = tensor.float()
+            continue
+        name = re.sub(r"(sinks|layer_scalar|experts\.\w+_proj)$", r"\1.weight", name)
         tensors[gguf_name(name, naming)] = tensor.float()
+    if rope["rope_type"] == "proportional":
+        width = next(iter(config["per_layer_config"].values()))["head_dim"]
+        turned = int(rope["partial_rotary_factor"] * width / 2)
+        factors = torch.full((width // 2,), 1e30)
+        factors[:turned] = 1.0
+        tensors["rope_freqs.weight"] = factors
     if rope["rope_type"] == "longrope":
         for kind in ("short", "long"):
             tensors[f"rope_factors_{kind}.weight"] = torch.tensor(rope[f"{kind}_factor"])

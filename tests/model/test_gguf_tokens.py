@@ -1,5 +1,6 @@
 """Tokenizers in GGUF files: the ids, texts and templates that the model was trained with."""
 
+import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, normalizers, pre_tokenizers
 
 from kvrt.errors import ModelError
 from kvrt.model.chats import Chat
@@ -16,6 +17,7 @@ from kvrt.model.gguf.splits import SPLITS
 from kvrt.model.gguf.tokens import read_tokenizer
 from kvrt.model.resolve import resolve
 from kvrt.model.tokenizer import Tokenizer
+from tests.model.checkpoints import piece_tokenizer
 from tests.model.ggufs import converted_tokenizer, joined_by_score, tokenizer_keys, write_gguf
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +39,27 @@ def error_of(path: Path, **changes: Any) -> ModelError:
         opened(path, **changes)
     assert "t.gguf" in str(caught.value)
     return caught.value
+
+
+def test_pairs_of_pieces_are_joined_in_the_order_of_the_list(tmp_path: Path) -> None:
+    reference = piece_tokenizer()
+    reference.normalizer = normalizers.Replace(" ", "▁")
+    vocab, content = reference.get_vocab(), json.loads(reference.to_str())
+    words = sorted(vocab, key=vocab.__getitem__)
+    given = opened(
+        tmp_path,
+        model="gemma4",
+        pre=None,
+        tokens=words,
+        token_type=[2, 3, 3, *[6] * 256, *[1] * (len(words) - 259)],
+        scores=[0.0] * len(words),
+        merges=[" ".join(pair) for pair in content["model"]["merges"]],
+        unknown_token_id=0,
+    )
+    for text in ("hello hello", " a  hello.", "é ✓", "hell o"):
+        ids = given.encode(text)
+        assert ids == reference.encode(text).ids
+        assert given.decode(ids) == text
 
 
 # --- byte pairs ---------------------------------------------------------------------------------

@@ -27,8 +27,11 @@ class Architecture:
         router: how experts are chosen where no key says otherwise; None: there are none.
         mixture: the family of those with experts, if it is another.
         naming: of `kvrt.model.names`, where it is not the family's.
+        naming_of_experts: likewise, of files with experts.
         normed_heads: queries and keys are normed where there are weights for it.
         truncate: see `kvrt.model.spec.RopeSpec`.
+        shapes: layers that see all have heads of another shape.
+        beside: experts stand beside a dense layer (`kvrt.model.spec.ExpertSpec`).
         expert_activation: of experts, with its limit and alpha.
     """
 
@@ -46,11 +49,14 @@ class Architecture:
     router: Router | None = None
     mixture: str = ""
     naming: str = ""
+    naming_of_experts: str = ""
     normed_heads: bool = False
     truncate: bool = True
     expert_activation: ExpertActivation = "silu"
     limit: float = 0.0
     alpha: float = 1.0
+    shapes: bool = False
+    beside: bool = False
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -108,6 +114,16 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma2": Architecture("Gemma2ForCausalLM", mixed=2, activation="gelu_tanh", odd=46),
     "gemma3": Architecture(
         "Gemma3ForCausalLM", mixed=6, local_theta=10_000.0, activation="gelu_tanh", odd=62
+    ),
+    "gemma4": Architecture(
+        "Gemma4ForCausalLM",
+        activation="gelu_tanh",
+        router=Router("softmax", 1, renormalise=True),
+        expert_activation="gelu_tanh",
+        naming_of_experts="gemma4_moe",
+        naming="gemma4",
+        shapes=True,
+        beside=True,
     ),
     "granite": Architecture("GraniteForCausalLM", paired=True, divides_logits=True),
     "phi3": Architecture("Phi3ForCausalLM", windows=True),

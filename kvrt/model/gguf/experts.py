@@ -32,6 +32,7 @@ def read_experts(gguf: GGUF, fields: Fields, architecture: Architecture) -> Expe
         for name, (_, entry) in gguf.tensors.items()
         if name.startswith("blk.")
     }
+    shared = "ffn_up.weight" if architecture.beside else SHARED
     return ExpertSpec(
         count,
         fields.integer(
@@ -47,7 +48,8 @@ def read_experts(gguf: GGUF, fields: Fields, architecture: Architecture) -> Expe
         bias="ffn_down_exps.bias" in tensors,
         limit=architecture.limit,
         alpha=architecture.alpha,
-        shared=tensors[SHARED].shape[0] if SHARED in tensors else 0,
+        shared=tensors[shared].shape[0] if shared in tensors else 0,
+        beside=architecture.beside,
         shared_scale="ffn_gate_inp_shexp.weight" in tensors,
     )
 

@@ -23,10 +23,11 @@ from kvrt.model.gguf.experts import ROUTER, read_experts
 from kvrt.model.gguf.files import GGUF
 from kvrt.model.gguf.latents import LOG_MULTIPLIER, latent_switches, read_latent
 from kvrt.model.gguf.recurrences import read_recurrence, recurrent_layers
+from kvrt.model.gguf.shapes import read_shapes
 from kvrt.model.jsonfile import Fields, shown
 from kvrt.model.rotary import MAX_POSITIONS, trained_positions
 from kvrt.model.scales import gemma_scale
-from kvrt.model.spec import LayerSpec, ModelSpec, RopeSpec
+from kvrt.model.spec import LatentSpec, LayerSpec, ModelSpec, RopeSpec
 from kvrt.model.windows import MAX_LAYERS, mixed_layers
 
 ROPE_DIVISORS = "rope_freqs.weight"
@@ -35,7 +36,7 @@ SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 
 ORIGINAL = "rope.scaling.original_context_length"
 EPS = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
-GEMMAS = ("gemma", "gemma2", "gemma3_text")
+GEMMAS = ("gemma", "gemma2", "gemma3_text", "gemma4_text")
 """Families whose embedding is scaled by its width, which no key says."""
 
 
@@ -80,25 +81,27 @@ def read_spec(gguf: GGUF) -> ModelSpec:
     heads = _same(fields, "attention.head_count", layers, MAX_HEADS)
     recurrent = recurrent_layers(gguf, layers)
     latent = read_latent(fields) if family.latent else None
-    kv_heads = 1
-    if latent is None:
+    shapes = None
+    if architecture.shapes:
+        width = fields.integer("attention.key_length", 2, MAX_HEAD_DIM)
+        divisors = _divisors(gguf, ROPE_DIVISORS, width) if ROPE_DIVISORS in gguf.tensors else ()
+        shapes = read_shapes(gguf, fields, layers, divisors)
+    kv_heads = shapes.kv_heads if shapes else 1
+    if latent is None and shapes is None:
         kv_heads = _same(fields, "attention.head_count_kv", layers, MAX_HEADS, heads, recurrent)
     if heads % kv_heads:
         raise fields.error(
             "attention.head_count_kv", f"is {kv_heads}, which does not divide {heads} query heads"
         )
-    head_dim = latent.rank + latent.rotated if latent else _head_dim(fields, hidden, heads)
     positions = fields.integer("context_length", 1, MAX_POSITIONS)
     window = fields.integer("attention.sliding_window", 0, MAX_POSITIONS, 0)
-    dims = latent.rotated if latent else _dims(fields, family, head_dim)
-    rope = trained_positions(_rope(gguf, fields, dims, positions), family, positions)
-    dims = dims if dims < head_dim else 0
-    rope = replace(rope, dims=dims, truncate=architecture.truncate)
-    ropes = [] if family.learned else [rope]
-    if window and architecture.local_theta is not None:
-        theta = architecture.local_theta or rope.theta
-        theta = fields.number("rope.freq_base_swa", 1.0, 1e15, theta)
-        ropes.append(RopeSpec(theta, dims=rope.dims))
+    if shapes is not None:
+        head_dim, ropes, read = shapes.head_dim, list(shapes.ropes), shapes.layers
+    else:
+        head_dim = latent.rank + latent.rotated if latent else _head_dim(fields, hidden, heads)
+        ropes = _ropes(gguf, fields, architecture, family, latent, head_dim, positions, window)
+        read = _layers(fields, architecture, layers, window, positions)
+    stretched = max((rope.stretched_positions for rope in ropes[:1]), default=0)
     vocab = _vocab(gguf, fields)
     tokens = gguf.fields("tokenizer.ggml.")
     eos = [read_token(tokens, key, vocab) for key in ("eos_token_id", "eot_token_id")]
@@ -117,9 +120,9 @@ def read_spec(gguf: GGUF) -> ModelSpec:
                 experts=ROUTER.format(at) in gguf.tensors,
                 recurrent=recurrent[at],
             )
-            for at, layer in enumerate(_layers(fields, architecture, layers, window, positions))
+            for at, layer in enumerate(read)
         ),
-        max_positions=min(max(positions, rope.stretched_positions), MAX_POSITIONS),
+        max_positions=min(max(positions, stretched), MAX_POSITIONS),
         norm_eps=fields.number(EPS[family.switches.get("norm", "rms")], 0.0, 1.0),
         activation=architecture.activation,
         ropes=tuple(ropes),
@@ -136,16 +139,43 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         **_scales(fields, architecture, hidden, heads, layers),
         **{
             **family.switches,
-            **_switches(gguf, architecture),
+            **_switches(gguf, architecture, mixed=experts is not None),
             **_parallel(fields),
             **(latent_switches(gguf, fields, latent) if latent else {}),
+            **({"whole": shapes.whole, "attention_scale": 1.0} if shapes else {}),
         },
     )
 
 
-def _switches(gguf: GGUF, architecture: Architecture) -> dict[str, Any]:
-    """Those of `ModelSpec` that an architecture says, or which tensors there are."""
-    switches: dict[str, Any] = {"naming": architecture.naming} if architecture.naming else {}
+def _ropes(
+    gguf: GGUF,
+    fields: Fields,
+    architecture: Architecture,
+    family: Family,
+    latent: LatentSpec | None,
+    head_dim: int,
+    positions: int,
+    window: int,
+) -> list[RopeSpec]:
+    """The rotations: of the layers that see all, and of those with a window if it is another."""
+    if family.learned:
+        return []
+    dims = latent.rotated if latent else _dims(fields, family, head_dim)
+    rope = trained_positions(_rope(gguf, fields, dims, positions), family, positions)
+    dims = dims if dims < head_dim else 0
+    ropes = [replace(rope, dims=dims, truncate=architecture.truncate)]
+    if window and architecture.local_theta is not None:
+        theta = architecture.local_theta or rope.theta
+        theta = fields.number("rope.freq_base_swa", 1.0, 1e15, theta)
+        ropes.append(RopeSpec(theta, dims=dims))
+    return ropes
+
+
+def _switches(gguf: GGUF, architecture: Architecture, *, mixed: bool) -> dict[str, Any]:
+    """Those of `ModelSpec` that an architecture says, or which tensors there are; `mixed`: there
+    are experts."""
+    naming = (architecture.naming_of_experts if mixed else "") or architecture.naming
+    switches: dict[str, Any] = {"naming": naming} if naming else {}
     if architecture.normed_heads and "blk.0.attn_q_norm.weight" in gguf.tensors:
         switches["qk_norm"] = "heads"
     return switches

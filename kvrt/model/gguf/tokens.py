@@ -178,6 +178,22 @@ def _pieces(words: Vocabulary) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def _joined_pieces(words: Vocabulary) -> tokenizers.Tokenizer:
+    """SentencePiece's tokens, whose pairs are listed as they are joined; Gemma 4's."""
+    merges = [_pair(words.fields, merge) for merge in words.fields.items("merges", str)]
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(
+            words.ids, merges, unk_token=words.text("unknown"), fuse_unk=True, byte_fallback=True
+        )
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    _frame(tokenizer, words, begins=True)
+    return tokenizer
+
+
 def _merges(words: Vocabulary, scores: Sequence[float]) -> list[tuple[str, str]]:
     """Every two tokens that make a third, in the order of its score; equal ones by their ids."""
     ids, joined = words.ids, (NORMAL, ADDED, UNUSED)
@@ -205,7 +221,7 @@ def _frame(tokenizer: tokenizers.Tokenizer, words: Vocabulary, *, begins: bool) 
         )
 
 
-KINDS = {"gpt2": _byte_pairs, "llama": _pieces}
+KINDS = {"gpt2": _byte_pairs, "llama": _pieces, "gemma4": _joined_pieces}
 
 
 def _add_tokens(tokenizer: tokenizers.Tokenizer, words: Vocabulary) -> None:
