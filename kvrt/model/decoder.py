@@ -12,7 +12,8 @@ in `kvrt.model.mixers`. Nothing that is kept here outlives a step: the KV pages 
 and they belong to the cache.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -27,7 +28,7 @@ from kvrt.model.graphs import DecodeGraphs, padded
 from kvrt.model.latent import Latents
 from kvrt.model.layerweights import LayerWeights, Weights
 from kvrt.model.lora.adapter import Adapters
-from kvrt.model.lora.ops import AdaptedOps, segments_of
+from kvrt.model.lora.ops import AdaptedOps, Segment, segments_of
 from kvrt.model.mixers import Mixer
 from kvrt.model.ops import MixedOps, TorchOps
 from kvrt.model.pieces import pieces
@@ -44,6 +45,7 @@ from kvrt.spi import (
     Experts,
     GraphCapture,
     HeadNorm,
+    LowRankOps,
     PackedMatrices,
     StateBatch,
     StepBatch,
@@ -114,7 +116,10 @@ class Decoder:
             self._ops = MixedOps(ops, self._packed)
         own = device.extension(BranchOps)  # type: ignore[type-abstract]
         self._branches = Branches(spec, self._ops, own)
-        self.adapters = Adapters(spec, weights, device, self.dtype)
+        # As floats beside codes, and else as the weights are, if the device multiplies such.
+        own_dtype = dtype in device.info.weight_dtypes and not weights.packed
+        self.adapters = Adapters(spec, weights, device, dtype if own_dtype else self.dtype)
+        self._low_rank = device.extension(LowRankOps)  # type: ignore[type-abstract]
         self._mixture = Mixture(spec, self._ops, device)
         self._mixer = Mixer(spec, device)
         self._latents = None if spec.latent is None else Latents(spec.latent, self._ops, device)
@@ -196,12 +201,15 @@ class Decoder:
     ) -> Tensor:
         """A step's layers: what the last one leaves of each token."""
         count, first = tokens.numel(), cast(AttentionBatch, batches[0])
-        recorded = self._graphs is not None and adapters is None
+        segments = segments_of(first.query_start.tolist(), adapters) if adapters else ()
+        recorded = self._graphs is not None and (not segments or self._low_rank is not None)
         size = self._graphs.size(count, first) if self._graphs and recorded else 0
         tokens = tokens.to(self._torch_device)
         if self._graphs is not None and size:
             to_size = [padded(cast(AttentionBatch, batch), size) for batch in batches]
-            graph, work = self._graphs.of_size(size, to_size, self._allocate, self._run_layers)
+            graph, work = self._graphs.of_size(
+                size, to_size, self._allocate, self._record(segments), segments
+            )
             x = work.x
             if size > count:
                 x[count:].zero_()
@@ -211,12 +219,7 @@ class Decoder:
             return x
         work = self._activations(count)
         self._begin(tokens, first, work.x, work)
-        ops = self._ops
-        if adapters is not None:
-            starts = first.query_start.tolist()
-            segments = segments_of(starts, adapters, self.adapters.by_number)
-            ops = cast(MixedOps, AdaptedOps(ops, segments))
-        self._run_layers([*map(self._plan, batches)], work, ops)
+        self._record(segments)([*map(self._plan, batches)], work)
         return work.x
 
     def _plan(self, batch: StepBatch) -> object:
@@ -246,11 +249,23 @@ class Decoder:
         if self.spec.embedding_scale != 1.0:
             x.mul_(self.spec.embedding_scale)
 
-    def _run_layers(
-        self, plans: Sequence[object], work: Activations, ops: MixedOps | None = None
-    ) -> None:
+    def _record(
+        self, segments: Sequence[Segment]
+    ) -> Callable[[Sequence[object], Activations], object]:
+        """What makes the calls of a step, some of whose tokens have adapters, and gives what must
+        live as long as these."""
+        if not segments:
+            return functools.partial(self._run_layers, self._ops)
+
+        def record(plans: Sequence[object], work: Activations) -> object:
+            adapted = AdaptedOps(self._ops, self._low_rank, segments, self.adapters.by_number)
+            self._run_layers(cast(MixedOps, adapted), plans, work)
+            return adapted.between
+
+        return record
+
+    def _run_layers(self, ops: MixedOps, plans: Sequence[object], work: Activations) -> None:
         """All layers, from the embedded tokens in ``work.x`` to the last layer's output there."""
-        ops = ops or self._ops
         run, parallel, latents = self._attention.run, self.spec.parallel, self._latents
         around = self._branches.by(ops)
         norm, mlp, add = around.norm, around.mlp, around.add

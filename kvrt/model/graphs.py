@@ -1,6 +1,6 @@
 """Steps of few tokens, recorded once for each size and replayed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,10 +12,11 @@ from kvrt.spi import AttentionBatch, Graph, GraphCapture
 
 
 class Recorded(NamedTuple):
-    """A recorded step, and the activations that it computes in."""
+    """A recorded step, the activations that it computes in, and what else must live as long."""
 
     graph: Graph
     work: Activations
+    kept: object
 
 
 class DecodeGraphs:
@@ -33,6 +34,7 @@ class DecodeGraphs:
         self._capture = capture
         self._work: Activations | None = None
         self._recorded: dict[int, Recorded] = {}
+        self._adapted: tuple[tuple[int, Hashable], Recorded] | None = None
 
     def size(self, tokens: int, batch: AttentionBatch) -> int:
         """How many tokens the step of `tokens` is recorded with; 0 if it is not to be."""
@@ -44,23 +46,35 @@ class DecodeGraphs:
         size: int,
         batches: Sequence[AttentionBatch],
         allocate: Callable[[int], Activations],
-        record: Callable[[Sequence[object], Activations], None],
-    ) -> Recorded:
+        record: Callable[[Sequence[object], Activations], object],
+        adapted: Hashable = (),
+    ) -> tuple[Graph, Activations]:
         """The step of `size` tokens, recorded now, with `batches`, if it has not been before.
 
         Args:
             allocate: makes activations of so many tokens.
-            record: makes the calls of a step, for the device's plans and in these activations.
+            record: makes the calls of a step, for the device's plans and in these activations;
+                what it returns is kept as long as they are.
+            adapted: which of the tokens have which adapters. Of such steps only the last one is
+                kept: most often the next one has the same.
         """
-        found = self._recorded.get(size)
+        found = None if adapted else self._recorded.get(size)
+        if adapted and self._adapted is not None and self._adapted[0] == (size, adapted):
+            found = self._adapted[1]
         if found is None:
             if self._work is None or self._work.tokens < size:
                 self._recorded.clear()  # they compute in the old one
+                self._adapted = None
                 self._work = allocate(1 << (size - 1).bit_length())
             work = self._work.first(size)
-            graph = self._capture.capture(batches, lambda plans: record(plans, work))
-            found = self._recorded[size] = Recorded(graph, work)
-        return found
+            kept: list[object] = []
+            graph = self._capture.capture(batches, lambda plans: kept.append(record(plans, work)))
+            found = Recorded(graph, work, kept)
+            if adapted:
+                self._adapted = (size, adapted), found
+            else:
+                self._recorded[size] = found
+        return found.graph, found.work
 
 
 def padded(batch: AttentionBatch, size: int) -> AttentionBatch:

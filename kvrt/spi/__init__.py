@@ -8,6 +8,7 @@ are values that these take and give, and what is optional:
     facts      what a backend says of itself and of its devices
     latent     what a device may offer for multi-head latent attention
     layout     formats: as what numbers are kept, and where a token's keys and values are
+    low_rank   adapters: matrices of low rank that some tokens have besides
     matrices   formats of weights that are kept as codes; `kvrt.spi.plain` reads and writes them
     optional   what a device may offer besides: dense operators, recorded steps, its own limits
     recurrence layers that go over a sequence token by token, and their pages
@@ -23,14 +24,14 @@ What is optional a device hands out through `Device.extension`. If it is missing
 speed and never correctness.
 
 Time. `PagedAttention.append` and `run`, `DenseOps`, `PackedMatrices`, `ExpertOps`, `LatentOps`,
-`Recurrence`, `Graph.replay` and torch's own operators on the device's tensors are *compute*. It
-takes effect in the order of the calls and may be done later than the call returns: `Device.fence`
-tells when. Its tensors on the device may be changed by later compute, or dropped, as soon as the
-call has returned; a device whose torch does not reuse memory in the order of compute keeps them
-alive until then, and so it does a plan. What lies on the host is taken when the call returns.
-*Copies* are in no order but that of their tickets, and see to it that both of their tensors live
-until the ticket is done. All other methods are done when they return, those of memory above all: a
-caller unmaps what no compute and no copy can use any more.
+`LowRankOps`, `Recurrence`, `Graph.replay` and torch's own operators on the device's tensors are
+*compute*. It takes effect in the order of the calls and may be done later than the call returns:
+`Device.fence` tells when. Its tensors on the device may be changed by later compute, or dropped, as
+soon as the call has returned; a device whose torch does not reuse memory in the order of compute
+keeps them alive until then, and so it does a plan. What lies on the host is taken when the call
+returns. *Copies* are in no order but that of their tickets, and see to it that both of their
+tensors live until the ticket is done. All other methods are done when they return, those of memory
+above all: a caller unmaps what no compute and no copy can use any more.
 
 Rules of the house: sizes and offsets are bytes, strides are elements. A method raises
 `kvrt.errors.OutOfMemory` when the device has no memory left, `kvrt.errors.DeviceError` with the
@@ -59,6 +60,7 @@ from kvrt.spi.layout import (
     KVLayout,
     Quantization,
 )
+from kvrt.spi.low_rank import LowRank, LowRankOps, LowRankRows
 from kvrt.spi.matrices import Matrices, Matrix, WeightFormat
 from kvrt.spi.optional import (
     Activation,
@@ -115,6 +117,9 @@ __all__ = [
     "KVFormat",
     "KVLayout",
     "LatentOps",
+    "LowRank",
+    "LowRankOps",
+    "LowRankRows",
     "Matrices",
     "Matrix",
     "Measurable",

@@ -200,9 +200,9 @@ class GraphCapture(Protocol):
     ) -> Graph:
         """Call `record(plans)` once, and keep the calls it makes instead of computing.
 
-        These are calls of this device's `PagedAttention`, `DenseOps`, `PackedMatrices` and
-        `ExpertOps`, in the calling thread, and nothing else; each result goes to an `out`. The
-        tensors must live as long as the graph.
+        These are calls of this device's `PagedAttention`, `DenseOps`, `PackedMatrices`,
+        `ExpertOps` and `LowRankOps`, in the calling thread, and nothing else; each result goes to
+        an `out`. The tensors must live as long as the graph.
 
         A step has a batch, and a plan, for each set of layers whose pages are their own. All of
         them are the same sequences: they differ in `kv`, `layout` and `page_table` alone.

@@ -12,6 +12,7 @@ from kvrt.spi import (
     Extension,
     GraphCapture,
     LatentOps,
+    LowRankOps,
     PackedMatrices,
     PagedAttention,
     Recurrence,
@@ -24,6 +25,7 @@ from kvrt.wrappers.dense import CheckedDenseOps
 from kvrt.wrappers.experts import CheckedExpertOps
 from kvrt.wrappers.graphs import CheckedGraphs
 from kvrt.wrappers.latent import CheckedLatentOps
+from kvrt.wrappers.low_rank import CheckedLowRankOps
 from kvrt.wrappers.memory import CheckedMemory
 from kvrt.wrappers.packed import CheckedPackedMatrices
 from kvrt.wrappers.recurrence import CheckedRecurrence
@@ -84,6 +86,7 @@ class Checked:
             ExpertOps,
             GraphCapture,
             LatentOps,
+            LowRankOps,
             PackedMatrices,
             Recurrence,
         )
@@ -106,6 +109,8 @@ class Checked:
             return cast(Extension, CheckedExpertOps(self._facts, found))
         if isinstance(found, LatentOps):
             return cast(Extension, CheckedLatentOps(self._facts, found))
+        if isinstance(found, LowRankOps):
+            return cast(Extension, CheckedLowRankOps(self._facts, found))
         if isinstance(found, PackedMatrices):
             return cast(Extension, CheckedPackedMatrices(self._facts, found))
         return cast(Extension, CheckedDenseOps(self._facts, self._attention, found))

@@ -22,6 +22,8 @@ from kvrt.spi import (
     GraphCapture,
     HeadNorm,
     LatentOps,
+    LowRankOps,
+    LowRankRows,
     Matrices,
     Matrix,
     MemoryInfo,
@@ -49,9 +51,9 @@ Result = TypeVar("Result")
 class Wrapper:
     """Forwards everything to `inner`. Override `around`, or put other parts in place.
 
-    `BranchOps`, `DenseOps`, `ExpertOps`, `LatentOps`, `PackedMatrices` and `GraphCapture` are
-    forwarded like the required parts; any other extension, and one that lacks a method, is handed
-    out as it is.
+    `BranchOps`, `DenseOps`, `ExpertOps`, `GraphCapture`, `LatentOps`, `LowRankOps` and
+    `PackedMatrices` are forwarded like the required parts; any other extension, and one that lacks
+    a method, is handed out as it is.
 
     Args:
         inner: the device that does the work.
@@ -360,6 +362,27 @@ class WrappedRecurrence:
         )
 
 
+class WrappedLowRankOps:
+    def __init__(self, device: Wrapper, inner: LowRankOps) -> None:
+        self.device = device
+        self.inner = inner
+
+    def add(self, x: "Tensor", rows: LowRankRows, out: "Tensor") -> None:
+        self.device.around("low_rank.add", self.inner.add, x, rows, out)
+
+    def add_gated(
+        self,
+        x: "Tensor",
+        rows: LowRankRows,
+        both: "Tensor",
+        activation: Activation,
+        out: "Tensor",
+    ) -> None:
+        self.device.around(
+            "low_rank.add_gated", self.inner.add_gated, x, rows, both, activation, out
+        )
+
+
 class WrappedGraph:
     def __init__(self, device: Wrapper, inner: Graph) -> None:
         self.device = device
@@ -392,6 +415,7 @@ WRAPPED: dict[type, Callable[[Wrapper, Any], object]] = {
     ExpertOps: WrappedExpertOps,
     GraphCapture: WrappedGraphs,
     LatentOps: WrappedLatentOps,
+    LowRankOps: WrappedLowRankOps,
     PackedMatrices: WrappedPackedMatrices,
     Recurrence: WrappedRecurrence,
 }

@@ -118,7 +118,7 @@ def test_it_says_what_the_device_left_out(kit: Kit) -> None:
             "device 0: make-believe device (none)",
             "capabilities not declared: ASYNC_COPIES, BATCH_INVARIANT, RAGGED_GRAPHS, TREES",
             "extensions not offered: BranchOps, DenseOps, ExpertOps, GraphCapture, LatentOps,"
-            " Measurable, PackedMatrices, Recurrence",
+            " LowRankOps, Measurable, PackedMatrices, Recurrence",
         ]
     )
 

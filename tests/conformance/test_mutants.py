@@ -15,7 +15,9 @@ from kvrt.testing.packing import PackingBackend
 
 for name, mutant in MUTANTS.items():
     part = mutant.caught_by.partition("::")[0]
-    on_cpu = mutant.codes or part in ("dense", "experts", "graphs", "latent", "trees")
+    on_cpu = mutant.codes or part in (
+        "dense", "experts", "graphs", "latent", "low_rank", "trees"
+    )
     base = "cpu" if on_cpu else "null"
     inner = registry.load(base)
     if part == "packed":

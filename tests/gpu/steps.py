@@ -81,7 +81,8 @@ def steps(backend: str, *, small: bool, native: bool) -> list[Step]:
         Step(
             "kit-kernels",
             (python, *PYTEST, *workers, "--pyargs",
-             *kit("attention", "batches", "branches", "dense", "packed", "experts", "recurrence",
+             *kit("attention", "batches", "branches", "dense", "packed", "experts", "low_rank",
+                  "recurrence",
                   "graphs")),
             150,
         ),

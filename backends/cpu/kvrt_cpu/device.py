@@ -20,6 +20,7 @@ from kvrt.spi import (
     GraphCapture,
     KVFormat,
     LatentOps,
+    LowRankOps,
     Measurable,
     PackedMatrices,
     PagedAttention,
@@ -34,6 +35,7 @@ from .copier import HostCopier
 from .experts import NativeExperts
 from .graphs import NativeGraphs
 from .latent import NativeLatents
+from .low_rank import NativeLowRank
 from .measure import NativeLimits, TorchLimits
 from .memory import GRANULARITY, open_memory
 from .ops import NativeOps
@@ -81,6 +83,7 @@ class CpuDevice:
                 ExpertOps: NativeExperts(threads, options.exact),
                 GraphCapture: NativeGraphs(native, threads),
                 LatentOps: NativeLatents(threads),
+                LowRankOps: NativeLowRank(threads),
                 Measurable: NativeLimits(threads),
                 PackedMatrices: NativeMatrices(threads, options.exact),
                 Recurrence: NativeRecurrence(threads),

@@ -189,6 +189,25 @@ struct MapArgs {
   int rows, size;
 };
 
+// out = act(gate) * up, row by row: what a gated product makes of its own.
+struct GateArgs {
+  Gate gate;
+  const float *x, *up;  // [rows][size] each, rows x_stride apart
+  float* out;           // [rows][size]
+  int64_t x_stride, out_stride;
+  int rows, size;
+};
+
+// y += z b, for few columns of z: each element's sum is taken in their order, and begins with y.
+struct ExpandArgs {
+  Dtype dtype;     // of b
+  const float* z;  // [rows][rank]
+  const void* b;   // [rank][size], rows b_stride apart
+  float* y;        // [rows][size]
+  int64_t z_stride, b_stride, y_stride;
+  int rows, size, rank;
+};
+
 struct AppendArgs {
   Pages pages;
   Batch batch;
@@ -247,6 +266,8 @@ struct Kernels {
 
   void (*norm)(const NormArgs&, int row0, int row1);
   void (*map)(const MapArgs&, int row0, int row1);
+  void (*gate)(const GateArgs&);
+  void (*expand)(const ExpandArgs&);
   void (*append)(const AppendArgs&, int sequence, int token0, int token1);  // tokens of the batch
   void (*rotate)(const RotateArgs&, int row0, int row1);
 

@@ -2,7 +2,9 @@
 // checks and their lifetime are the business of the Python modules beside this one.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -14,6 +16,7 @@
 #include "api.h"
 #include "builds.h"
 #include "experts.h"
+#include "low_rank.h"
 #include "program.h"
 #include "recurrence.h"
 
@@ -271,6 +274,33 @@ NB_MODULE(_native, m) {
       },
       "tokens"_a, "borders"_a, "qkv"_a, "qkv_stride"_a, "gates"_a, "gates_stride"_a, "decay_log"_a, "decay_bias"_a,
       "out"_a, "out_stride"_a, "key_heads"_a, "value_heads"_a, "key_dim"_a, "value_dim"_a, "threads"_a, release());
+
+  using Parts = std::vector<std::array<S, 4>>;
+  nb::class_<LowRankRows>(m, "LowRankRows",
+                          "Of segments of rows: start, stop, the address of a; of each part of b its address, first "
+                          "row, rows and rank.")
+      .def("__init__",
+           [](LowRankRows* made, int dtype, int in_features,
+              const std::vector<std::tuple<int, int, A, Parts>>& segments) {
+             new (made) LowRankRows{Dtype(dtype), in_features, {}};
+             for (const auto& [start, stop, a, parts] : segments) {
+               made->segments.push_back({start, stop, at<const void>(a), {}});
+               for (const auto& [b, first, rows, rank] : parts)
+                 made->segments.back().parts.push_back({at<const void>(A(b)), int(first), int(rows), int(rank)});
+             }
+           },
+           "dtype"_a, "in_features"_a, "segments"_a);
+
+  m.def(
+      "low_rank",
+      [](std::shared_ptr<const LowRankRows> rows, A x, S x_stride, A y, S y_stride, int tokens, int columns, int gate,
+         A out, int threads) {
+        submit(LowRankArgs{std::move(rows), at<const float>(x), at<float>(y), x_stride, y_stride, tokens, columns,
+                           Gate(gate), at<float>(out)},
+               threads);
+      },
+      "rows"_a, "x"_a, "x_stride"_a, "y"_a, "y_stride"_a, "tokens"_a, "columns"_a, "gate"_a, "out"_a, "threads"_a,
+      release(), "The matrices must live as long as what is recorded.");
 
   nb::class_<Program>(m, "Program", "Calls of the operators above, recorded to be computed again by one.")
       .def(nb::init<>())

@@ -44,13 +44,14 @@ namespace KVRT_ISA {
 #include "linear_exact.h"
 #include "linear.h"
 #include "map.h"
+#include "expand.h"
 #include "probe.h"
 // clang-format on
 
 extern const Kernels kernels;
 const Kernels kernels = {
     KVRT_ISA_NAME, attention_scratch, attention, attention_merge, linear_shape, linear_pack,
-    linear_scratch, linear, norm, map, append, rotate, read, product_rounds,
+    linear_scratch, linear, norm, map, gate, expand, append, rotate, read, product_rounds,
 };
 
 }  // namespace KVRT_ISA

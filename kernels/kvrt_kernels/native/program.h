@@ -6,6 +6,7 @@
 
 #include "api.h"
 #include "experts.h"
+#include "low_rank.h"
 #include "threads.h"
 
 namespace kvrt {
@@ -35,7 +36,7 @@ class Program {
 
  private:
   using Step = std::variant<AttentionArgs, AppendArgs, LinearArgs, NormArgs, MapArgs, RouteArgs, ExpertArgs,
-                            RotateArgs, HeadsArgs>;
+                            RotateArgs, HeadsArgs, LowRankArgs>;
 
   // Whoever waits asks for the part of the next product that runs() gives it first.
   static void aim(Team& team, const Kernels& kernels, const LinearArgs* next, int threads) {

@@ -1,21 +1,20 @@
 """An adapter made ready for a model: what it adds to each of the model's weights."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor
 
 from kvrt.errors import CapacityError, ModelError
 from kvrt.model.gguf.architectures import ARCHITECTURES
 from kvrt.model.layerweights import Weights
-from kvrt.model.lora.peft import AdapterFile, Delta, check_all_used
+from kvrt.model.lora.peft import AdapterFile, check_all_used
 from kvrt.model.names import RowOrder
 from kvrt.model.rows import rows_of
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights import Part, Weight, weights_of
-from kvrt.spi import Device, DType
+from kvrt.spi import Device, DType, LowRank
 
 ADAPTED = ("qkv", "q_up", "o", "gate_up", "down")
 """Weights that an adapter may change."""
@@ -30,11 +29,13 @@ class Adapter:
         deltas: by the `id` of the model's weight.
     """
 
-    def __init__(self, number: int, digest: bytes, deltas: dict[int, Delta]) -> None:
+    def __init__(self, number: int, digest: bytes, deltas: dict[int, LowRank]) -> None:
         self.number = number
         self.digest = digest
         self.deltas = deltas
-        self.nbytes = sum(each.a.nbytes + each.b.nbytes for each in deltas.values())
+        self.nbytes = sum(
+            each.a.nbytes + sum(b.nbytes for _, b in each.parts) for each in deltas.values()
+        )
 
 
 class Adapters:
@@ -44,7 +45,7 @@ class Adapters:
         spec: of the model.
         weights: of the model.
         device: they are on.
-        dtype: of their matrices.
+        dtype: of their matrices, one of the device's `weight_dtypes`.
     """
 
     def __init__(self, spec: ModelSpec, weights: Weights, device: Device, dtype: DType) -> None:
@@ -81,19 +82,43 @@ class Adapters:
             )
         used: set[str] = set()
         deltas = {
-            self._ids[weight.layer, weight.field]: self._placed(delta)
+            self._ids[weight.layer, weight.field]: added
             for weight in weights_of(self._spec)
             if weight.layer is not None and weight.field in ADAPTED and weight.is_matrix
-            for delta in _whole(file, weight, self._spec, used)
+            if (added := self._added(file, weight, used)) is not None
         }
         check_all_used(file, used)
         adapter = Adapter(next(self._numbers), file.digest, deltas)
         self._held[adapter.number] = adapter
         return adapter
 
-    def _placed(self, delta: Delta) -> Delta:
-        where = self._device.info.torch_device
-        return Delta(*(part.to(where, self._dtype).contiguous() for part in delta))
+    def _added(self, file: AdapterFile, weight: Weight, used: set[str]) -> LowRank | None:
+        """What is added to a weight: that of its parts, if it has any."""
+        first: list[torch.Tensor] = []
+        parts: list[tuple[int, torch.Tensor]] = []
+        row = 0
+        for part in weight.parts:
+            module = (part.gguf if file.architecture else part.name).removesuffix(".weight")
+            if module not in file.deltas:
+                module = module.removeprefix("model.")
+            if delta := file.deltas.get(module):
+                used.add(module)
+                if (len(delta.b), delta.a.shape[1]) != part.shape:
+                    raise ModelError(
+                        f"{file.path}: adds to {module} a matrix"
+                        f" {[len(delta.b), delta.a.shape[1]]}; the model's is {list(part.shape)}",
+                        fix="check that the adapter belongs to this model",
+                    )
+                b = delta.b.clone()
+                if (rows := rows_of(part, _order(file, part), self._spec)) is not None:
+                    rows.put_in_order(b)
+                first.append(delta.a)
+                parts.append((row, self._placed(b.T)))
+            row += part.shape[0]
+        return LowRank(self._placed(torch.cat(first)), tuple(parts)) if parts else None
+
+    def _placed(self, matrix: torch.Tensor) -> torch.Tensor:
+        return matrix.to(self._device.info.torch_device, self._dtype).contiguous()
 
 
 def _order(file: AdapterFile, part: Part) -> RowOrder:
@@ -102,34 +127,3 @@ def _order(file: AdapterFile, part: Part) -> RowOrder:
         return part.order
     paired = ARCHITECTURES[file.architecture].paired and part.kind in ("q", "k")
     return "pairs" if paired else ""
-
-
-def _whole(file: AdapterFile, weight: Weight, spec: ModelSpec, used: set[str]) -> Iterator[Delta]:
-    """What is added to a weight: that of its parts, if it has any; their ranks lie behind each
-    other, and so do their rows."""
-    out = weight.shape[0]
-    firsts: list[Tensor] = []
-    seconds: list[Tensor] = []
-    row = 0
-    for part in weight.parts:
-        module = (part.gguf if file.architecture else part.name).removesuffix(".weight")
-        if module not in file.deltas:
-            module = module.removeprefix("model.")
-        if delta := file.deltas.get(module):
-            used.add(module)
-            if (len(delta.b), delta.a.shape[1]) != part.shape:
-                raise ModelError(
-                    f"{file.path}: adds to {module} a matrix"
-                    f" {[len(delta.b), delta.a.shape[1]]}; the model's is {list(part.shape)}",
-                    fix="check that the adapter belongs to this model",
-                )
-            b = delta.b.clone()
-            if (rows := rows_of(part, _order(file, part), spec)) is not None:
-                rows.put_in_order(b)
-            second = torch.zeros(out, len(delta.a))
-            second[row : row + len(b)] = b
-            firsts.append(delta.a)
-            seconds.append(second)
-        row += part.shape[0]
-    if firsts:
-        yield Delta(torch.cat(firsts), torch.cat(seconds, 1))

@@ -1,43 +1,34 @@
 """The operators of a step, some of whose tokens have adapters."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from kvrt.model.branches import PLAIN
 from kvrt.model.lora.adapter import Adapter
-from kvrt.model.lora.peft import Delta
 from kvrt.model.ops import MixedOps
-from kvrt.spi import Activation, Matrices
+from kvrt.spi import Activation, LowRank, LowRankOps, LowRankRows, Matrices
+
+Segment = tuple[int, int, int]
+"""First token, the one behind the last, and the number of their adapter."""
 
 
-class Segment(NamedTuple):
-    """Tokens from `start` to before `stop`, which have one adapter, or none."""
-
-    start: int
-    stop: int
-    adapter: Adapter | None
-
-
-def segments_of(
-    query_start: Sequence[int], numbers: Sequence[int], adapters: Mapping[int, Adapter]
-) -> list[Segment]:
-    """The segments of a step.
+def segments_of(query_start: Sequence[int], numbers: Sequence[int]) -> tuple[Segment, ...]:
+    """The tokens of a step that have adapters.
 
     Args:
         query_start: [sequences + 1]; where the tokens of each sequence begin.
         numbers: [sequences]; of their adapters, 0: it has none.
-        adapters: by their numbers.
     """
     segments: list[Segment] = []
     at = 0
     for number, same in itertools.groupby(numbers):
         start, at = query_start[at], at + len([*same])
-        segments.append(Segment(start, query_start[at], adapters[number] if number else None))
-    return segments
+        if number and start < query_start[at]:
+            segments.append((start, query_start[at], number))
+    return tuple(segments)
 
 
 class AdaptedOps:
@@ -48,12 +39,23 @@ class AdaptedOps:
 
     Args:
         ops: of the model.
-        segments: of all tokens of the step, in their order.
+        own: the device's, for adapters, if it has them.
+        segments: of the step.
+        adapters: by their numbers.
     """
 
-    def __init__(self, ops: MixedOps, segments: Sequence[Segment]) -> None:
+    def __init__(
+        self,
+        ops: MixedOps,
+        own: LowRankOps | None,
+        segments: Sequence[Segment],
+        adapters: Mapping[int, Adapter],
+    ) -> None:
         self._ops = ops
-        self._segments = segments
+        self._own = own
+        self._rows = _rows_of(segments, adapters)
+        self.between: dict[tuple[int, int], Tensor] = {}
+        """What is computed in; it must live as long as recorded calls."""
         self.rms_norm = ops.rms_norm
         self.rotate_append = ops.rotate_append
 
@@ -66,7 +68,8 @@ class AdaptedOps:
         out: Tensor | None = None,
     ) -> Tensor:
         result = self._ops.linear(x, weight, bias, residual, out)
-        self._add(x, weight, result, 0)
+        if (rows := self._rows.get(id(weight))) is not None:
+            self._add(x, rows, result)
         return result
 
     def gated_linear(
@@ -77,42 +80,66 @@ class AdaptedOps:
         bias: Tensor | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
+        rows = self._rows.get(id(weight))
+        if rows is None:
+            return self._ops.gated_linear(x, weight, activation, bias, out)
+        shape = (len(x), _width(weight))
         if out is None:
-            width = (len(x), self._rows(weight) // 2)
-            out = torch.empty(width, dtype=x.dtype, device=x.device)
-        for adapted, (start, stop) in self._runs(weight):
-            part = x[start:stop]
-            if not adapted:
-                self._ops.gated_linear(part, weight, activation, bias, out[start:stop])
-                continue
-            both = self._ops.linear(part, weight, bias)
-            self._add(part, weight, both, start)
-            gate, up = both.chunk(2, dim=-1)
-            out[start:stop] = PLAIN[activation](gate.float()) * up
+            out = torch.empty(shape[0], shape[1] // 2, dtype=x.dtype, device=x.device)
+        if self._own is None:
+            self._gated(x, weight, rows, activation, bias, out)
+            return out
+        both = self.between.get(shape)
+        if both is None:
+            both = self.between[shape] = torch.empty(shape, dtype=x.dtype, device=x.device)
+        self._ops.linear(x, weight, bias, None, both)
+        self._own.add_gated(x, rows, both, activation, out)
         return out
 
-    def _rows(self, weight: Tensor | Matrices) -> int:
-        if isinstance(weight, tuple):
-            return sum(matrix.out for matrix in weight)
-        return len(weight)
+    def _add(self, x: Tensor, rows: LowRankRows, result: Tensor) -> None:
+        if self._own is not None:
+            self._own.add(x, rows, result)
+            return
+        for start, stop, added in rows.segments:
+            between, at = self._ops.linear(x[start:stop], added.a), 0
+            for first, b in added.parts:
+                part = between[:, at : at + len(b)]
+                result[start:stop, first : first + b.shape[1]] += part @ b.to(part.dtype)
+                at += len(b)
 
-    def _of(self, segment: Segment, weight: Tensor | Matrices) -> Delta | None:
-        return None if segment.adapter is None else segment.adapter.deltas.get(id(weight))
+    def _gated(
+        self,
+        x: Tensor,
+        weight: Tensor | Matrices,
+        rows: LowRankRows,
+        activation: Activation,
+        bias: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        """Of tokens with nothing to add, what gated products of the device's own are."""
+        plain = 0
+        for start, stop, added in (*rows.segments, (len(x), len(x), None)):
+            if plain < start:
+                own = slice(plain, start)
+                self._ops.gated_linear(x[own], weight, activation, bias, out[own])
+            plain = stop
+            if added is not None:
+                both = self._ops.linear(x[start:stop], weight, bias)
+                self._add(x[start:stop], LowRankRows(((0, stop - start, added),)), both)
+                gate, up = both.chunk(2, dim=-1)
+                out[start:stop] = PLAIN[activation](gate.float()) * up
 
-    def _runs(self, weight: Tensor | Matrices) -> Iterator[tuple[bool, tuple[int, int]]]:
-        """Tokens that follow each other, all with something to add to a weight's products, or
-        none."""
-        runs = itertools.groupby(self._segments, lambda each: self._of(each, weight) is not None)
-        for adapted, segments in runs:
-            listed = [*segments]
-            yield adapted, (listed[0].start, listed[-1].stop)
 
-    def _add(self, x: Tensor, weight: Tensor | Matrices, result: Tensor, first: int) -> None:
-        """Add to the products of a weight with `x`, whose rows are tokens from `first` on."""
-        for segment in self._segments:
-            start, stop = segment.start - first, segment.stop - first
-            if not 0 <= start < len(x) or (delta := self._of(segment, weight)) is None:
-                continue
-            own = result[start:stop]
-            low = self._ops.linear(x[start:stop], delta.a)
-            self._ops.linear(low, delta.b, None, own, own)
+def _width(weight: Tensor | Matrices) -> int:
+    return sum(matrix.out for matrix in weight) if isinstance(weight, tuple) else len(weight)
+
+
+def _rows_of(
+    segments: Sequence[Segment], adapters: Mapping[int, Adapter]
+) -> dict[int, LowRankRows]:
+    """Of each weight that something is added to, by its `id`, to which tokens what."""
+    found: dict[int, list[tuple[int, int, LowRank]]] = {}
+    for start, stop, number in segments:
+        for weight, added in adapters[number].deltas.items():
+            found.setdefault(weight, []).append((start, stop, added))
+    return {weight: LowRankRows(tuple(rows)) for weight, rows in found.items()}

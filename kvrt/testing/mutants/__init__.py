@@ -106,6 +106,12 @@ from kvrt.testing.mutants.latent import (
     RotatesWhatItWasGiven,
     TakesTheNextHeadsMatrix,
 )
+from kvrt.testing.mutants.low_rank import (
+    AddsAllPartsToTheFirstRows,
+    ForgetsTheLastSegment,
+    GatesByAnother,
+    GatesByUp,
+)
 from kvrt.testing.mutants.memory import (
     CutsOffsets,
     ForgetsToUnmap,
@@ -158,6 +164,7 @@ from kvrt.wrappers.wrapper import (
     WrappedExpertOps,
     WrappedGraphs,
     WrappedLatentOps,
+    WrappedLowRankOps,
     WrappedMemory,
     WrappedPackedMatrices,
     Wrapper,
@@ -177,6 +184,7 @@ class MutantDevice(Wrapper):
         self._experts = mutant.experts
         self._graphs = mutant.graphs
         self._latents = mutant.latents
+        self._low_rank = mutant.low_rank
         self._packed = mutant.packed
         claimed = inner.info.capabilities | mutant.claims
         self._info = replace(inner.info, backend=backend.name, capabilities=claimed)
@@ -195,6 +203,8 @@ class MutantDevice(Wrapper):
             return self._graphs(self, found.inner)  # type: ignore[return-value]
         if isinstance(found, WrappedLatentOps):
             return self._latents(self, found.inner)  # type: ignore[return-value]
+        if isinstance(found, WrappedLowRankOps):
+            return self._low_rank(self, found.inner)  # type: ignore[return-value]
         if isinstance(found, WrappedPackedMatrices):
             return self._packed(self, found.inner)  # type: ignore[return-value]
         return found
@@ -244,6 +254,7 @@ class Mutant:
         experts: replaces `ExpertOps`, likewise.
         graphs: replaces `GraphCapture`, likewise.
         latents: replaces `LatentOps`, likewise.
+        low_rank: replaces `LowRankOps`, likewise.
         packed: replaces `PackedMatrices`, likewise.
         claims: capabilities it declares though the device may not have them.
         any_index: open() takes any index.
@@ -258,6 +269,7 @@ class Mutant:
     experts: type[WrappedExpertOps] = WrappedExpertOps
     graphs: type[WrappedGraphs] = WrappedGraphs
     latents: type[WrappedLatentOps] = WrappedLatentOps
+    low_rank: type[WrappedLowRankOps] = WrappedLowRankOps
     packed: type[WrappedPackedMatrices] = WrappedPackedMatrices
     device: type[MutantDevice] = MutantDevice
     claims: frozenset[Capability] = frozenset()
@@ -522,6 +534,14 @@ MUTANTS: Mapping[str, Mutant] = {
     "mixes_many_otherwise": Mutant(
         "experts::test_a_token_has_the_same_bits_beside_any_others", experts=MixesManyOtherwise
     ),
+    "forgets_the_last_segment": Mutant(
+        "low_rank::test_each_token_has_its_own_added", low_rank=ForgetsTheLastSegment
+    ),
+    "adds_all_parts_to_the_first_rows": Mutant(
+        "low_rank::test_each_token_has_its_own_added", low_rank=AddsAllPartsToTheFirstRows
+    ),
+    "gates_by_up": Mutant("low_rank::test_gates_follow", low_rank=GatesByUp),
+    "gates_by_another": Mutant("low_rank::test_gates_follow", low_rank=GatesByAnother),
     "never_closes": Mutant("lifecycle", device=NeverCloses),
     "closes_once": Mutant("lifecycle", device=ClosesOnce),
 }
