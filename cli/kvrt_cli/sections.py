@@ -33,7 +33,7 @@ SERVE: Sections = {
     "Server": ("host", "port", "alias", "chat_template", "reader", "strict", "max_requests",
                "max_body", "drain_seconds", "ready_seconds", "response_cache",
                "response_cache_all", "metrics_compat", "otel", "embed_model", "rerank_model",
-               "kv_events", "kv_events_replay"),
+               "lora", "kv_events", "kv_events_replay"),
     "Batches": ("batches", "batch_space", "batch_lines", "batch_webhook",
                 "batch_webhook_secret"),
     "Keys": ("keys", "new_key", "role", "limits", "audit", "without_keys",

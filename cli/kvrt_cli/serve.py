@@ -229,6 +229,12 @@ def nbytes(value: str) -> int:
     help="For a model that has none, or in place of its own; plain: one that is built in.",
 )
 @click.option(
+    "--lora",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="A LoRA adapter for the model, which clients ask by NAME; may be given several times.",
+)
+@click.option(
     "--reader",
     metavar="NAME",
     help="What takes answers apart into reasoning, content and calls of tools, by its entry point"
@@ -275,7 +281,7 @@ def serve(
              "strict", "max_requests", "max_body", "response_cache", "response_cache_all",
              "drain_seconds", "ready_seconds", "kv_events", "kv_events_replay", "chat_template",
              "reader", "embed_model", "rerank_model", "batches", "batch_space",
-             "batch_lines", "batch_webhook", "batch_webhook_secret")  # fmt: skip
+             "batch_lines", "batch_webhook", "batch_webhook_secret", "lora")  # fmt: skip
     config = ServerConfig(keys=keys, **{name: options[name] for name in names})
     wanted = runtime_config(TINY if model is None else model, options)
     if config.batches is not None:
@@ -295,6 +301,8 @@ def serve(
         open_embedder(config.embed_model, wanted) as embedder,
         _open_reranker(config.rerank_model, wanted) as reranker,
     ):
+        for name, path in config.adapters.items():
+            runtime.load_adapter(name, path)
 
         def begun() -> None:
             terminal.note(f"serving at {prepared.url}; Ctrl-C ends it")

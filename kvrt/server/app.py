@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 
 from kvrt.server import page
+from kvrt.server.adapters import Adapters
 from kvrt.server.anthropic.messages import MessagesApi
 from kvrt.server.batches.api import BatchesApi
 from kvrt.server.batches.files import FilesApi
@@ -50,6 +51,7 @@ def make_app(
     embeddings = embeddings or Embeddings(None, strict=served.strict, any_name=served.any_name)
     rerank = rerank or Rerank(None, strict=served.strict, any_name=served.any_name)
     files, batches = FilesApi(worker), BatchesApi(worker, strict=served.strict)
+    adapters = Adapters(service.runtime.runtime, served, service.config)
     gets: dict[str, Handler] = {
         **{path: page.handler(path) for path in page.FILES},
         "/status": Status(service).status,
@@ -73,6 +75,8 @@ def make_app(
         "/api/show": about.show,
         "/tokenize": plain.tokenize,
         "/detokenize": plain.detokenize,
+        "/v1/load_lora_adapter": adapters.load,
+        "/v1/unload_lora_adapter": adapters.unload,
         "/v1/embeddings": embeddings.create,
         "/rerank": rerank.create,
         "/v1/rerank": rerank.create,

@@ -16,16 +16,31 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class AskedAdapter:
+    """An adapter that answers.
+
+    Args:
+        name: as it is loaded.
+        number: tells it from others that had the name before.
+    """
+
+    name: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """One prompt, and how it is to be answered.
 
     Args:
         held_by: the field of the request that constrains the answer.
+        adapter: answers; None: the model as it is.
     """
 
     prompt: "Prompt"
     params: SamplingParams
     held_by: str = ""
+    adapter: AskedAdapter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +185,12 @@ async def _stream(
     """What is wrong with a constraint is told by the name that the client knows it by."""
     try:
         return await runtime.stream(
-            each.prompt, each.params, cache_salt=salt, priority=priority, timeout=timeout
+            each.prompt,
+            each.params,
+            cache_salt=salt,
+            priority=priority,
+            adapter=None if each.adapter is None else each.adapter.name,
+            timeout=timeout,
         )
     except RequestError as error:
         if error.param != "constraint" or not each.held_by:

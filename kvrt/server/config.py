@@ -1,6 +1,7 @@
 """How a server is set up."""
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,7 @@ class ServerConfig:
         rerank_model: sorts texts; see `kvrt.Reranker`.
         chat_template: a file, or ``plain``, for a model that has no chat template, or another.
         reader: the name of what takes answers apart, instead of what the chat template shows.
+        lora: adapters of the model, each as ``NAME=PATH``: clients ask them by their names.
     """
 
     host: str = "127.0.0.1"
@@ -93,11 +95,16 @@ class ServerConfig:
     batch_lines: int = 50_000
     batch_webhook: str | None = None
     batch_webhook_secret: Path | None = None
+    lora: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in OPTIONS}
         for name, value in check_options(OPTIONS, **given).items():
             object.__setattr__(self, name, value)
+        if len(self.adapters) < len(self.lora) or not all(map(all, self.adapters.items())):
+            raise ConfigError(
+                "lora is to be NAME=PATH, each with a name of its own", fix="as --lora law=./law"
+            )
         if (self.jwt_issuer is None) != (self.jwt_audience is None):
             raise ConfigError(
                 "jwt_issuer and jwt_audience go together",
@@ -122,6 +129,11 @@ class ServerConfig:
             )
         if self.kv_events_replay is not None and self.kv_events is None:
             raise ConfigError("kv_events_replay has nothing to answer with without kv_events")
+
+    @property
+    def adapters(self) -> Mapping[str, str]:
+        """Paths of adapters, by their names."""
+        return {name: path for name, _, path in (each.partition("=") for each in self.lora)}
 
 
 OPTIONS: Checks = {
@@ -156,6 +168,7 @@ OPTIONS: Checks = {
     "batch_lines": Whole(1, 10_000_000),
     "batch_webhook": Maybe(Text(2048)),
     "batch_webhook_secret": Maybe(Folder()),
+    "lora": Texts(1024, 4096),
 }
 """Of each field, what it may be."""
 

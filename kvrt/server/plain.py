@@ -76,7 +76,7 @@ class Plain:
         return answer({"version": kvrt.__version__, "python": platform.python_version()})
 
     async def models(self, request: Request) -> Response:
-        names = self._service.served.names
+        names = self._service.served.all_names
         data = [self._model(name) for name in names]
         pages = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
         return answer({"object": "list", "data": data, **pages})
@@ -100,6 +100,7 @@ class Plain:
             "display_name": name,
             "lifecycle": "active",
             "created_at": made.isoformat(),
+            "parent": served.names[0] if name in served.adapters else None,
         }
 
     async def tokenize(self, request: Request) -> Response:

@@ -11,6 +11,7 @@ from kvrt.dialect.plugins import find_reader
 from kvrt.errors import ConfigError
 from kvrt.model.chats import ChatTemplates
 from kvrt.model.loader import Model
+from kvrt.server.asking import AskedAdapter
 from kvrt.server.config import ANY_NAME, ServerConfig
 from kvrt.server.errors import Refusal
 from kvrt.server.sampling import Defaults
@@ -65,6 +66,8 @@ class Served:
         named = [name for name in config.alias if name != ANY_NAME]
         self.names = [*named, own] if own not in named else named
         self.any_name = ANY_NAME in config.alias
+        self.adapters: dict[str, int] = {}
+        """By name; a number that no other has had, also none of the same name."""
         self.defaults = Defaults(model.generation)
         self.max_body = config.max_body or max(BODY_FLOOR, BYTES_A_TOKEN * model.max_model_len)
         self._texts: dict[int, str] = {}
@@ -87,15 +90,31 @@ class Served:
         end = tokenizer.decode(prompt[-len(reasoning.begin) - 8 :], skip_special=False)
         return end.rstrip().endswith(reasoning.begin)
 
+    @property
+    def all_names(self) -> list[str]:
+        """Of the model, and of its adapters."""
+        return [*self.names, *self.adapters]
+
     def check_name(self, name: str) -> None:
-        """Raise `Refusal` if it is no name of the model."""
-        if not self.any_name and name not in self.names:
+        """Raise `Refusal` if it is none of these."""
+        if not self.any_name and name not in self.names and name not in self.adapters:
             raise Refusal(
                 HTTPStatus.NOT_FOUND,
                 f"no such model; this server has {self.names[0]}",
                 param="model",
                 code="model_not_found",
             )
+
+    def adapter(self, name: str) -> AskedAdapter | None:
+        """The adapter of that name; None: it is the model as it is.
+
+        Raises:
+            Refusal: it is neither's.
+        """
+        self.check_name(name)
+        if name in self.names or name not in self.adapters:
+            return None
+        return AskedAdapter(name, self.adapters[name])
 
     def token_text(self, token: int) -> str:
         """How a token reads in the middle of a text."""

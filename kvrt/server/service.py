@@ -37,6 +37,7 @@ class Service:
         tracing: Tracing | None = None,
     ) -> None:
         self.runtime = runtime
+        self.config = config
         self.served = Served(runtime.runtime.model, config, template)
         self.gate = Gate(config.max_requests)
         self.quotas = Quotas(Limits.read(config.limits))

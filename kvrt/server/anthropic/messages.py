@@ -111,7 +111,7 @@ class MessagesApi:
 
     def read(self, body: bytes) -> "MessagesCall":
         request = decode(body, MessagesRequest, strict=self._served.strict)
-        self._served.check_name(request.model)
+        adapter = self._served.adapter(request.model)
         choice = request.choice(self._served)
         form = None if request.output_config is None else request.output_config.format
         fields = Sampling(
@@ -130,7 +130,8 @@ class MessagesApi:
             skip_special_tokens=talk.skips_special(None),
         )
         chat = request.chat(self._served, choice)
-        return MessagesCall(self._served, request, [Ask(chat, params, held.field)], talk)
+        asks = [Ask(chat, params, held.field, adapter)]
+        return MessagesCall(self._served, request, asks, talk)
 
 
 @dataclass(slots=True)

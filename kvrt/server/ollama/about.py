@@ -44,7 +44,7 @@ class About:
     async def tags(self, request: Request) -> Response:
         made = _time(self._served.created)
         return answer(
-            {"models": [{**self._entry(n), "modified_at": made} for n in self._served.names]}
+            {"models": [{**self._entry(n), "modified_at": made} for n in self._served.all_names]}
         )
 
     async def ps(self, request: Request) -> Response:
@@ -56,7 +56,9 @@ class About:
             "size_vram": on_device,
             "context_length": model.max_model_len,
         }
-        return answer({"models": [{**self._entry(name), **held} for name in self._served.names]})
+        return answer(
+            {"models": [{**self._entry(name), **held} for name in self._served.all_names]}
+        )
 
     async def show(self, request: Request) -> Response:
         served = self._served

@@ -43,7 +43,8 @@ class Answers:
         """A request without a prompt only wants the model to be loaded, which it is."""
         shows = talk.skips_special(None) is False
         params = params_of(asked, self._served.defaults, shows_special=shows)
-        asks = () if prompt is None else (Ask(prompt, params, "format"),)
+        adapter = self._served.adapter(asked.model.removesuffix(":latest"))
+        asks = () if prompt is None else (Ask(prompt, params, "format", adapter),)
         if not asks and asked.keep_alive in UNLOAD:
             why = "keep_alive: the model is not given up while it is served"
             raise Refusal(400, why, param="keep_alive")

@@ -57,7 +57,7 @@ class ChatCompletions:
 
     def read(self, body: bytes) -> "ChatCall":
         request = decode(body, ChatRequest, strict=self._served.strict)
-        self._served.check_name(request.model)
+        adapter = self._served.adapter(request.model)
         _check_offered(request)
         choice = choose(
             self._served,
@@ -85,7 +85,8 @@ class ChatCompletions:
             continue_final_message=bool(request.continue_final_message),
             add_generation_prompt=request.add_generation_prompt,
         )
-        return ChatCall(self._served, request, [Ask(chat, params, held.field)], wanted, talk)
+        asks = [Ask(chat, params, held.field, adapter)]
+        return ChatCall(self._served, request, asks, wanted, talk)
 
 
 def _check_offered(request: ChatRequest) -> None:

@@ -47,7 +47,7 @@ class Completions:
 
     def read(self, body: bytes) -> "CompletionCall":
         request = decode(body, CompletionRequest, strict=self._served.strict)
-        self._served.check_name(request.model)
+        adapter = self._served.adapter(request.model)
         _check_offered(request)
         most = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
         scored = request.logprobs if request.echo else None
@@ -66,7 +66,8 @@ class Completions:
                 f"prompt: {len(prompts)} prompts of n = {params.n} are more than {MAX_PROMPTS}",
                 param="prompt",
             )
-        return CompletionCall(self._served, request, [Ask(p, params, held.field) for p in prompts])
+        asks = [Ask(prompt, params, held.field, adapter) for prompt in prompts]
+        return CompletionCall(self._served, request, asks)
 
 
 def _check_offered(request: CompletionRequest) -> None:

@@ -61,7 +61,7 @@ class Responses:
 
     def read(self, body: bytes) -> "ResponsesCall":
         request = decode(body, ResponsesRequest, strict=self._served.strict)
-        self._served.check_name(request.model)
+        adapter = self._served.adapter(request.model)
         _check_offered(request)
         choice = choose(
             self._served,
@@ -80,7 +80,7 @@ class Responses:
             skip_special_tokens=talk.skips_special(request.skip_special_tokens),
         )
         said = as_said(self._served.dialect, _messages(request))
-        ask = Ask(Chat(said, tools=choice.tools or None), params, held.field)
+        ask = Ask(Chat(said, tools=choice.tools or None), params, held.field, adapter)
         return ResponsesCall(request, [ask], talk)
 
     def broken(self, refusal: Refusal) -> bytes:
