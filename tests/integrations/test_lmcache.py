@@ -34,7 +34,8 @@ class Memory:
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    backends = pytest.importorskip("lmcache.v1.storage_backend")
+    pytest.importorskip("lmcache")
+    from lmcache.v1 import storage_backend as backends
     from lmcache.v1.config import LMCacheEngineConfig
     from lmcache.v1.metadata import LMCacheMetadata
 

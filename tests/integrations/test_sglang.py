@@ -34,8 +34,10 @@ class Pool:
 
 @pytest.fixture
 def attach(tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    storage = pytest.importorskip("sglang.srt.mem_cache.hicache_storage")
-    factory = pytest.importorskip("sglang.srt.mem_cache.storage.backend_factory")
+    pytest.importorskip("sglang")
+    from sglang.srt.mem_cache import hicache_storage as storage
+    from sglang.srt.mem_cache.storage import backend_factory as factory
+
     made: list[Any] = []
     usual = storage.HiCacheStorageConfig(
         tp_rank=0, tp_size=1, pp_rank=0, pp_size=1, attn_cp_rank=0, attn_cp_size=1,
