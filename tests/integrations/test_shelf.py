@@ -156,6 +156,17 @@ def test_a_damaged_page_is_never_promised(desk: Callable[..., Desk], tmp_path: P
     assert two.shelf.take_counts().lost == 1
 
 
+def test_what_comes_for_a_request_that_has_ended_is_nobodys(desk: Callable[..., Desk]) -> None:
+    one = desk()
+    one.keep(NAMES[:1])
+    one.close()
+    two = desk()
+    assert two.shelf.look(NAMES[0], "a") is Found.COMING
+    two.shelf.ended("a")
+    until(lambda: two.idle() and NAMES[0] in two.host)
+    assert two.look(NAMES[0], "b") is Found.HERE
+
+
 def test_models_in_one_folder_do_not_answer_each_other(desk: Callable[..., Desk]) -> None:
     one, other = desk(), desk(model=bytes([1] * 32))
     one.keep(NAMES[:1])
@@ -224,8 +235,9 @@ def test_whatever_requests_do_they_read_what_was_written_and_nothing_stays_pinne
             for pages in stale:  # the worker is about these when it is told to do more
                 one.write(pages)
             for pages in written:
-                one.write(pages)
-                one.shelf.arrived([page.name for page in pages], draw.random() < 0.9)
+                if whole := draw.random() < 0.9:
+                    one.write(pages)
+                one.shelf.arrived([page.name for page in pages], whole)
             for request, pages in lent:
                 one.check(pages)
                 read += len(pages)
