@@ -597,4 +597,46 @@ DRAWN = {
         "those.difference_update(new)",
         "pages/test_arena.py",
     ),
+    "answers are counted on before they are on the disk": M(
+        "kvrt.batches.work",
+        "os.fdatasync(journal)",
+        "journal",
+        "batches/test_life.py",
+    ),
+    "answers are written over those of before": M(
+        "kvrt.batches.work",
+        '_write(journal, b"".join(each.record for each in answers), end)',
+        '_write(journal, b"".join(each.record for each in answers), 0)',
+        "batches/test_run.py",
+    ),
+    "a line that has failed is never asked again": M(
+        "kvrt.batches.catalog",
+        "WHERE batch = ? AND state = 2",
+        "WHERE batch = ? AND state = 3",
+        "batches/test_run.py",
+    ),
+    "a place is lost with whoever gave up waiting": M(
+        "kvrt.batches.places",
+        "            else:\n                self.leave(owner, nbytes)",
+        "            else:\n                pass",
+        "batches/test_places.py",
+    ),
+    "lines that fail leave no reason to keep the others": M(
+        "kvrt.batches.run",
+        "if batch.done == batch.total:",
+        "if batch.left == 0:",
+        "batches/test_run.py batches/test_life.py",
+    ),
+    "a part of a form is cut in two where its end may begin": M(
+        "kvrt.server.batches.form",
+        "kept = len(data) - len(self._mark)",
+        "kept = len(data)",
+        "server/test_forms.py",
+    ),
+    "a file is found by any key": M(
+        "kvrt.batches.files",
+        'WHERE id = ? AND owner = ?", (id, owner)',
+        'WHERE id = ? OR owner = ?", (id, owner)',
+        "server/test_batches.py",
+    ),
 }
