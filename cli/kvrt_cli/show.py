@@ -35,6 +35,12 @@ FIRST, TIMES = 1024, 4
 """Tokens of the shortest context that is planned for, where none is asked for, and how many times
 as long each next one is."""
 QUANTIZED = ("int8", "int5", "int4")
+KEEPS = {
+    "window": "what the last tokens were",
+    "page": "what a page's tokens add",
+    "border": "a state for each page",
+}
+"""What recurrent layers do (`kvrt.model.states.Kept`)."""
 
 
 @click.command("show", short_help="What a model is, what it takes, and how much of it fits here.")
@@ -168,6 +174,7 @@ def _facts(model: str, options: Mapping[str, Any], headers: Path) -> dict[str, A
             {
                 "layers": len(group.layers),
                 "window": group.reach(layout.page_size),
+                "keeps": KEEPS[group.kept] if group.width else "keys and values",
                 "bytes_per_token": layout.page_bytes / layout.page_size,
             }
             for group, layout in zip(spec.groups, layouts, strict=True)
@@ -278,6 +285,8 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _group(group: Mapping[str, Any]) -> str:
+    if group["keeps"] != "keys and values":
+        return f"{group['layers']} that keep {group['keeps']}"
     sees = f"see {group['window']:,} tokens back" if group["window"] else "see all"
     return f"{group['layers']} that {sees}"
 

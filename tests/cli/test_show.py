@@ -55,6 +55,31 @@ def test_show_says_what_a_runtime_has(shown: Any) -> None:
         ]
 
 
+def test_of_recurrent_layers_it_says_what_they_keep(shown: Any, tmp_path: Path) -> None:
+    """The shape of Qwen3.5-9B: 24 of 32 layers have states of 2 MiB, at the end of each page."""
+    config = {
+        "architectures": ["Qwen3_5ForCausalLM"],
+        "vocab_size": 248_320,
+        "hidden_size": 4096,
+        "intermediate_size": 12_288,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 32_768,
+        "torch_dtype": "bfloat16",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    groups = shown(tmp_path)["groups"]
+    assert [group["layers"] for group in groups] == [8, 24, 24, 24]
+    assert [group["window"] for group in groups] == [0, 4, 16, 17]
+    keys, inputs, _, states = (group["bytes_per_token"] for group in groups)
+    assert keys == 8 * 2 * 4 * 256 * 2 == 32 << 10
+    assert inputs == 24 * 8192 * 4, "as the CPU computes them"
+    assert states * 16 == 24 * (2 << 20)
+
+
 def test_of_a_mixture_it_says_what_a_token_is_computed_with(shown: Any, tmp_path: Path) -> None:
     """The sizes of Qwen3-30B-A3B, as its author gives them."""
     config = {

@@ -228,6 +228,24 @@ DRAWN = {
         "and mixed",
         "model/test_families.py",
     ),
+    "what heads attend to is not gated": M(
+        "kvrt.model.branches",
+        "work.attended.mul_(sigmoid(work.gate))",
+        "pass",
+        "model/test_families.py",
+    ),
+    "a state is given up before the last token of the next page": M(
+        "kvrt.model.states",
+        'return page_size + (self.kept == "border")',
+        "return page_size",
+        "runtime/test_recurrent.py",
+    ),
+    "a convolution reaches a page less far back": M(
+        "kvrt.model.states",
+        "return (MemoryGroup(layers, self.kernel, self.channels),)",
+        "return (MemoryGroup(layers, 1, self.channels),)",
+        "runtime/test_recurrent.py",
+    ),
     "logits are not capped": M(
         "kvrt.model.branches",
         "if spec.logit_softcap:",
