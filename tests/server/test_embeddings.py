@@ -26,7 +26,8 @@ def test_vectors_are_those_of_the_model(encoder: Path, serve: Serve) -> None:
         ids = [[2, 5, 6, 3], [2, 3]]
         of_ids, short = embedder.embed(ids).vectors, embedder.embed(TEXTS, dimensions=7).vectors
     server = serve("--embed-model", str(encoder))
-    client = server.client()
+    # Its types know no vectors in base64, which it asks for, and makes numbers of behind its check.
+    client = server.client(_strict_response_validation=False)
     made = client.embeddings.create(model="encoder", input=TEXTS)
     assert [each.index for each in made.data] == [0, 1]
     assert made.usage.prompt_tokens == sum(want.tokens)
