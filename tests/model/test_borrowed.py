@@ -126,6 +126,7 @@ def test_what_is_more_than_attention_between_tokens_is_refused(
         load_model(tmp_path, cpu, model_impl="transformers")
 
 
+@pytest.mark.promise("P25")
 def test_code_of_a_repository_is_never_run(tmp_path: Path, cpu: Device) -> None:
     folder = save_model(make_model("llama-2"), tmp_path)
     ran = tmp_path / "ran"
