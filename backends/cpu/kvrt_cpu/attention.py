@@ -14,9 +14,9 @@ from .memory import LinuxMemory
 class NativeAttention:
     """The compiled kernels.
 
-    Activations are float32. `plan` raises `ContractError` for a head_dim that is not a multiple of
-    16 up to 256. The calls of a layer check nothing: it would take longer than small calls do, and
-    `kvrt.wrappers.Checked` has checked.
+    Activations are float32. `plan` raises `ContractError` for a head_dim that is not among
+    `kvrt_kernels.HEAD_DIMS`. The calls of a layer check nothing: it would take longer than small
+    calls do, and `kvrt.wrappers.Checked` has checked.
     """
 
     def __init__(self, memory: LinuxMemory, threads: int) -> None:
