@@ -75,6 +75,8 @@ MAX_THREADS = max(64, 8 * (os.cpu_count() or 1))
 """More than a processor has any use for; each takes memory of the system's."""
 DRAFTS = 10
 """Tokens guessed in a step where speculation is on and no number is given."""
+MODEL_DRAFTS = 8
+"""Likewise by a model; fewer, where that is worth more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +133,10 @@ class RuntimeConfig:
         speculate: ``ngram``, or ``ngram:K``: guess up to K tokens a step (10) from what the text
             has said before, and verify them together. The text stays the same. None: only for
             requests that ask for it.
+        draft_model: a smaller model with the same tokenizer, which guesses tokens in place of the
+            text: a folder, a GGUF file or a hub id. It has its own KV pages within the memory
+            limit. The text stays the same; how many tokens it guesses follows from what is gained,
+            at most ``speculate`` (``draft:K``; 8). None: there is none.
         threads: host threads for kernels; None: the backend's choice.
         share: share the device's memory with other processes: a `kvrt.Share`, or the
             name of one, as ``gpu0``. Weights and KV memory are leased before they are taken, and
@@ -167,6 +173,7 @@ class RuntimeConfig:
     cache_dir: str | Path | None = None
     preemption: Preemption = "auto"
     speculate: str | None = None
+    draft_model: str | Path | None = None
     threads: int | None = None
     share: Share | str | None = None
     offline: bool = False
@@ -187,7 +194,7 @@ class RuntimeConfig:
                 "offload and cache_dir find pages by their tokens, and prefix_cache is off",
                 fix="leave prefix_cache on",
             )
-        draft_limit(self.speculate)
+        draft_limit(self.speculate, by_model=self.draft_model is not None)
 
 
 def weights_folder(environ: Mapping[str, str] = os.environ) -> Path:
@@ -221,6 +228,7 @@ OPTIONS: Checks = {
     "cache_dir": Maybe(Folder()),
     "preemption": OneOf(get_args(Preemption)),
     "speculate": Maybe(Text()),
+    "draft_model": Maybe(Of((str, Path))),
     "threads": Maybe(Whole(1, MAX_THREADS)),
     "share": Maybe(Of((Share, str))),
     "offline": Flag(),
@@ -231,19 +239,23 @@ OPTIONS: Checks = {
 """Of each field, what it may be."""
 
 
-def draft_limit(speculate: str | None) -> int:
-    """Tokens that may be guessed in a step, by ``ngram``, ``ngram:K`` or None.
+def draft_limit(speculate: str | None, *, by_model: bool = False) -> int:
+    """Tokens that may be guessed in a step, by ``ngram[:K]``, or with a model ``draft[:K]``; None:
+    none, or as many as usual with a model.
 
     Raises:
         ConfigError: it is none of these, or K is not from 1 to `kvrt.sampling.MAX_DRAFTS`.
     """
+    wanted, usual = ("draft", MODEL_DRAFTS) if by_model else ("ngram", DRAFTS)
     if speculate is None:
-        return 0
+        return usual if by_model else 0
     method, colon, count = str(speculate).partition(":")
-    number = int(count) if count.isascii() and count.isdigit() else DRAFTS
-    if method != "ngram" or bool(colon) != count.isdigit() or not 1 <= number <= MAX_DRAFTS:
+    number = int(count) if count.isascii() and count.isdigit() else usual
+    if method != wanted or bool(colon) != count.isdigit() or not 1 <= number <= MAX_DRAFTS:
+        why = ", and draft_model guesses" if by_model else ""
         raise ConfigError(
-            f"speculate is {speculate!r}",
-            fix=f"use ngram, or ngram:K with K from 1 to {MAX_DRAFTS}",
+            f"speculate is {speculate!r}{why}",
+            fix=f"use {wanted}, or {wanted}:K with K from 1 to {MAX_DRAFTS}"
+            + ("" if by_model else "; draft is of a draft_model"),
         )
     return number

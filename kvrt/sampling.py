@@ -68,9 +68,9 @@ class SamplingParams:
         logprobs: give the log-probability of each new token and of so many likeliest ones.
         prompt_logprobs: the same for each prompt token but the first.
         n: so many independent completions of one prompt; they share its pages.
-        speculate: at most so many tokens are guessed in a step, from what the text has said before,
-            and verified; 0: none; None: as the runtime is set up, and what a constraint leaves no
-            choice of. Never changes what is said.
+        speculate: at most so many tokens are guessed in a step, from what the text has said before
+            or by the runtime's draft model, and verified; 0: none; None: as the runtime is set up,
+            and what a constraint leaves no choice of. Never changes what is said.
         beam_width: above 1, beam search: so many continuations are followed at once, and the `n`
             likeliest as wholes are given, all at the end. It draws no tokens, guesses none, and
             takes no stop strings; see `kvrt.sched.beams`.

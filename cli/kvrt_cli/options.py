@@ -212,9 +212,16 @@ runtime_options = apply(
         click.option(
             "--speculate",
             "speculation",
-            metavar="ngram[:K]",
+            metavar="ngram[:K]|draft[:K]",
             help="Guess up to K tokens a step (10) from what the text has said before, and verify"
             " them together: the same text, sooner where it repeats itself.",
+        ),
+        click.option(
+            "--draft-model",
+            metavar="MODEL",
+            help="A smaller model with the same tokenizer, which guesses tokens that the model"
+            " verifies several at a time: the same text, sooner. --speculate draft:K: at most K"
+            " a step (8).",
         ),
         offline_option,
         revision_option,
@@ -251,6 +258,7 @@ def runtime_config(model: str, options: Mapping[str, Any]) -> RuntimeConfig:
         max_batch_tokens=options["max_batch_tokens"],
         max_running=options["max_running"],
         speculate=options["speculation"],
+        draft_model=options["draft_model"],
         threads=options["threads"],
         offline=options["offline"],
         revision=options["revision"],

@@ -13,7 +13,7 @@ MODEL = ("adapter", "backend", "device", "dtype", "dtype_names", "load_format", 
 MEMORY = ("memory_limit", "kv_cache_dtype", "page_size", "prefix_cache", "prefix_cache_policy",
           "prefix_cache_ttl", "cache_dir", "offload", "offload_write", "preemption")  # fmt: skip
 SHARING = ("share", "guarantee", "lend", "weight", "share_priority")
-SCHEDULING = ("max_batch_tokens", "max_running", "speculation")
+SCHEDULING = ("max_batch_tokens", "max_running", "speculation", "draft_model")
 OUTPUT = ("as_json", "no_stream", "output", "verbose", "quiet", "color", "help")
 
 RUN: Sections = {

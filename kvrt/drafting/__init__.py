@@ -11,6 +11,7 @@ position). So drafts decide how many steps a text takes, and never what it says.
     lookup      guesses from the text itself, for nothing but the look
     drafter     one sequence's guesses: how often they came true, and so how many are worth it
     cost        what a further token of a step costs, which the worth is compared with
+    gain        what tokens that a small model drafts are worth
     drafts      a tree of guesses, as a step computes and verifies it
 
 Values: no device, no tensors. Which drafts go into a step is decided in `kvrt.sched.speculation`.

@@ -35,11 +35,26 @@ class StepCost:
         """
         if not self._weight:
             return tokens / (self.PRIOR_TOKENS + tokens)
+        slope, step = self._slope(), self.seconds(tokens)
+        return min(1.0, slope * tokens / step) if step > 0 else 1.0
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was observed."""
+        return self._weight > 0
+
+    def seconds(self, tokens: int) -> float:
+        """What a step of so many takes; 0: nothing was observed."""
+        if not self._weight:
+            return 0.0
+        mean_tokens, mean = self._tokens / self._weight, self._seconds / self._weight
+        return mean + self._slope() * (tokens - mean_tokens)
+
+    def _slope(self) -> float:
+        """Seconds that a further token takes."""
         mean_tokens, mean = self._tokens / self._weight, self._seconds / self._weight
         spread = max(0.0, self._squares / self._weight - mean_tokens**2)
         together = self._products / self._weight - mean_tokens * mean
         prior = mean / (self.PRIOR_TOKENS + mean_tokens)
         slope = (together + self.PRIOR_WEIGHT * prior) / (spread + self.PRIOR_WEIGHT)
-        slope = min(max(slope, 0.0), mean / mean_tokens)
-        step = mean + slope * (tokens - mean_tokens)
-        return min(1.0, slope * tokens / step) if step > 0 else 1.0
+        return min(max(slope, 0.0), mean / mean_tokens)

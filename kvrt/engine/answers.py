@@ -151,6 +151,22 @@ class Answers:
 
         return drafts.path(follows), chosen
 
+    def guess(self, seq: Seq, drafted: Sequence[int], scores: Scores, at: int) -> int | None:
+        """What would be drawn behind a line of drafts if row `at` of the scores were the
+        model's; None: nothing is."""
+        request = self._live.request(seq)
+        if seq.id not in request.outputs:
+            return None
+        try:
+            choice = self._choice(request, seq, drafted)
+            return None if choice is None else scores.token(at, choice)
+        except KvrtError:  # it says so where it is verified
+            return None
+
+    def ends(self, seq: Seq) -> frozenset[int]:
+        """The tokens that end a sequence."""
+        return self._live.request(seq).ends
+
     def _fork(self, seq: Seq, request: Request) -> list[Seq]:
         """The siblings that share `seq`'s pages from the end of its prompt on, if it has any."""
         heirs = [self._live.fork(seq) for _ in range(1, seq.width)]
@@ -217,7 +233,7 @@ class Answers:
         """Take the token drawn behind the sequence, and those behind drafts that came true."""
         start = seq.computed
         request.drafted_tokens += drafted
-        self._speculation.drafted += drafted
+        self._speculation.verified(seq, drafted, len(path))
         for place, choice in enumerate(chosen):
             if place:
                 seq.tokens.append(UNKNOWN)

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvrt.config import Environment, RuntimeConfig, weights_folder
+from kvrt.engine.drafter import check_drafter
 from kvrt.engine.engine import Engine
 from kvrt.engine.fingerprint import own_folder, page_fingerprint, page_format
 from kvrt.engine.prefixes import Prefixes
@@ -77,10 +78,15 @@ def assemble(
     if tenant is not None:
         stack.callback(tenant.close)
 
+    drafter = _load_drafter(config, device, progress)
+    if drafter is not None:
+        stack.callback(drafter.decoder.close)
+
     def room(spec: ModelSpec, dtype: DType, weights: int) -> None:
-        smallest = check_room(config, device, spec, dtype, weights)
+        smallest = check_room(config, device, spec, dtype, weights, drafter)
         if tenant is not None:
-            tenant.take_soon(weights + smallest, LEASE_S)
+            own = 0 if drafter is None else drafter.weight_bytes
+            tenant.take_soon(weights + own + smallest, LEASE_S)
 
     model = load_model(
         config.model,
@@ -98,19 +104,24 @@ def assemble(
         check_room=room,
     )
     stack.callback(model.decoder.close)
+    ratio = None
+    if drafter is not None:
+        check_drafter(drafter, model)
+        ratio = drafter.weight_bytes / model.weight_bytes
+        model = replace(model, weight_bytes=model.weight_bytes + drafter.weight_bytes)
     still_wanted()
     if tenant is not None:  # the smallest cache takes its own again
         tenant.give(max(0, tenant.held - model.weight_bytes))
         tenant.take_soon(model.weight_bytes - tenant.held, LEASE_S)
-    executor, cache = make_cache(config, device, model, tenant)
+    executor, cache = make_cache(config, device, model, tenant, drafter)
     stack.callback(cache.close)
-    fingerprint = page_fingerprint(model, cache.layouts, device.info)
+    fingerprint = page_fingerprint(model, cache.layouts, device.info, drafter)
     reuse = make_reuse(config, cache)
     offload = make_offload(config, executor, fingerprint, reuse)
     memory = Memory(cache, reuse, offload, tenant)
     stack.callback(memory.close)
     limits = Limits(config.max_batch_tokens, config.max_running)
-    engine = Engine(model, executor, memory, limits, POLICIES[config.policy])
+    engine = Engine(model, executor, memory, limits, POLICIES[config.policy], ratio)
     return Assembly(device, model, cache, engine, Prefixes(engine), fingerprint)
 
 
@@ -120,6 +131,22 @@ def _join(config: RuntimeConfig, device: Device) -> Tenant | None:
         return None
     assert isinstance(config.share, Share), "a name has become one"
     return config.share.join(Path(config.model).name, device.info)
+
+
+def _load_drafter(config: RuntimeConfig, device: Device, progress: Progress | None) -> Model | None:
+    """A small model that drafts; None: there is none."""
+    if config.draft_model is None:
+        return None
+    return load_model(
+        config.draft_model,
+        device,
+        dtype=config.dtype,
+        load_format=config.load_format,
+        quantize=config.quantize,
+        offline=config.offline,
+        progress=progress,
+        seed=config.seed or 0,
+    )
 
 
 def _quantized_dir(config: RuntimeConfig) -> Path | None:

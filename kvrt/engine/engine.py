@@ -19,6 +19,7 @@ from kvrt.engine import beaming
 from kvrt.engine.answers import UNKNOWN, Answers
 from kvrt.engine.events import Observers, RequestPreempted, RequestStarted, StepDone
 from kvrt.engine.forward import Forward, NoRoom
+from kvrt.engine.guessing import Guessing
 from kvrt.engine.live import Live
 from kvrt.engine.neighbours import Neighbours
 from kvrt.engine.request import Request
@@ -50,10 +51,17 @@ class Engine:
         memory: the KV memory in that executor.
         limits: of one step.
         policy: the order of service.
+        draft_ratio: the size of a model that drafts, to that of the model; None: there is none.
     """
 
     def __init__(
-        self, model: Model, executor: Executor, memory: Memory, limits: Limits, policy: Policy
+        self,
+        model: Model,
+        executor: Executor,
+        memory: Memory,
+        limits: Limits,
+        policy: Policy,
+        draft_ratio: float | None = None,
     ) -> None:
         self.model = model
         self.executor = executor
@@ -62,12 +70,16 @@ class Engine:
         self.limits = limits
         self.policy = policy
         self.speculation = Speculation(
-            trees=Capability.TREES in executor.info.capabilities and model.spec.branches
+            trees=Capability.TREES in executor.info.capabilities and model.spec.branches,
+            ratio=draft_ratio,
         )
         self.steps = self.sampled = self.preemptions = 0
         self.observers = Observers()
-        self._live = Live(memory, policy)
+        self._live = Live(memory, policy, by_model=draft_ratio is not None)
         self._answers = Answers(self._live, self.speculation, model.eos_ids)
+        self._guessing: Guessing | None = None
+        if self.speculation.gain is not None:
+            self._guessing = Guessing(executor, memory, self._answers, self.speculation, limits)
         self._forward = Forward(executor, memory.cache)
         self._neighbours = Neighbours(memory, self._live, limits)
         self._next_warning = 0.0
@@ -153,6 +165,8 @@ class Engine:
                 return
         rows = [row for row in plan.rows if row.seq in self._live]
         rows.sort(key=lambda row: row.seq.adapter)  # those of one adapter are computed together
+        if plan.rooms and self._guessing is not None:
+            rows = self._guessing.fill(rows, plan.rooms)
         if not rows and self.memory.offload is not None:
             self.memory.offload.wait()
         if rows:
@@ -290,7 +304,7 @@ class Engine:
         if request.beams is not None:
             seq = beaming.gather(live, request, self.steps)
         del live.running[seq]
-        seq.computed = seq.named = 0
+        seq.computed = seq.named = seq.drafted = 0
         seq.preemptions += 1
         seq.waiting_since = self.steps
         live.waiting.append(seq)

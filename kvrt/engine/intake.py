@@ -108,7 +108,9 @@ def _drafts_of(params: SamplingParams, config: RuntimeConfig) -> int:
     """How many tokens may be guessed in a step."""
     if params.beam_width > 1:
         return 0
-    return draft_limit(config.speculate) if params.speculate is None else params.speculate
+    if params.speculate is not None:
+        return params.speculate
+    return draft_limit(config.speculate, by_model=config.draft_model is not None)
 
 
 def _forced_of(params: SamplingParams) -> int:

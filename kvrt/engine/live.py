@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
+from kvrt.drafting.drafter import Drafter
 from kvrt.engine.request import Request
 from kvrt.kv.memory import Memory
 from kvrt.kv.seq import Seq
@@ -20,10 +21,12 @@ class Live:
     Args:
         memory: where their pages are.
         policy: in which order they are to be served.
+        by_model: drafts are made by a model, and not looked up in the text.
     """
 
-    def __init__(self, memory: Memory, policy: Policy) -> None:
+    def __init__(self, memory: Memory, policy: Policy, *, by_model: bool = False) -> None:
         self.memory = memory
+        self._by_model = by_model
         self.waiting = Waiting(policy)
         self.fetching: dict[Seq, None] = {}
         self.running: dict[Seq, None] = {}
@@ -72,7 +75,8 @@ class Live:
             # Log-probabilities of a prompt need the logits of each token.
             matches=request.shares and params.prompt_logprobs is None,
             shares=request.shares,
-            drafter=Speculation.drafter(request.drafts, request.forced),
+            drafter=self._drafter(request),
+            guesses=request.drafts if self._by_model else 0,
             together=number if params.beam_width > 1 else None,
         )
         self._own(request, seq)
@@ -88,12 +92,15 @@ class Live:
             tokens=list(seq.tokens),
             names=list(seq.names),
             width=1,
-            drafter=Speculation.drafter(request.drafts, request.forced),
+            drafter=self._drafter(request),
         )
         self.memory.commit(self.memory.cache.table.fork(seq.id, heir.id))
         self._own(request, heir)
         self.running[heir] = None
         return heir
+
+    def _drafter(self, request: Request) -> Drafter | None:
+        return Speculation.drafter(0 if self._by_model else request.drafts, request.forced)
 
     def _own(self, request: Request, seq: Seq) -> None:
         self._requests[seq.id] = request

@@ -74,16 +74,18 @@ class Scores:
         Raises:
             KvrtError: the row is not made of finite numbers.
         """
-        self.check(at)
-        params = choice.params
-        if params.greedy and not _adjusted(choice):
-            token = self._greedy[at]
-        else:
-            scores = _adjust(self._rows[at], choice)
-            token = int(scores.argmax()) if params.greedy else _draw(scores, choice)
-        if params.logprobs is None:
+        token, wanted = self.token(at, choice), choice.params.logprobs
+        if wanted is None:
             return Chosen(token)
-        return Chosen(token, token_logprobs(self._logits[at], token, params.logprobs))
+        return Chosen(token, token_logprobs(self._logits[at], token, wanted))
+
+    def token(self, at: int, choice: Choice) -> int:
+        """`choose`, but for log-probabilities."""
+        self.check(at)
+        if choice.params.greedy and not _adjusted(choice):
+            return self._greedy[at]
+        scores = _adjust(self._rows[at], choice)
+        return int(scores.argmax()) if choice.params.greedy else _draw(scores, choice)
 
     def logprobs(self, at: int, token: int, top: int) -> TokenLogprobs:
         """Of `token` in row `at`, and of the `top` likeliest. Raises as `choose`."""

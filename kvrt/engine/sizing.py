@@ -84,15 +84,28 @@ def page_layouts(
     return layouts_of(spec, config.page_size, keys, computed)
 
 
+def drafter_layouts(config: RuntimeConfig, drafter: Model) -> list[PageLayout]:
+    """Those of a model that drafts."""
+    return page_layouts(config, drafter.spec, drafter.dtype, drafter.decoder.dtype)
+
+
 def smallest_bytes(shapes: Iterable[Geometry]) -> int:
     """What a cache with a page of each group takes."""
     return sum(shape.chunk_bytes * shape.min_chunks for shape in shapes)
 
 
 def check_room(
-    config: RuntimeConfig, device: Device, spec: ModelSpec, dtype: DType, weights: int
+    config: RuntimeConfig,
+    device: Device,
+    spec: ModelSpec,
+    dtype: DType,
+    weights: int,
+    drafter: Model | None = None,
 ) -> int:
     """Before weights of so many bytes are loaded: a limit has room for them and a smallest cache.
+
+    Args:
+        drafter: a model that drafts, which is loaded.
 
     Returns:
         Bytes of that cache.
@@ -102,6 +115,9 @@ def check_room(
         ConfigError: the device does not keep keys and values as they are wanted.
     """
     layouts = page_layouts(config, spec, dtype, computed_in(dtype, device.info))
+    if drafter is not None:
+        layouts += drafter_layouts(config, drafter)
+        weights += drafter.weight_bytes
     room = smallest_bytes(geometry_of(layout, device.info, pages=2) for layout in layouts)
     limit = config.memory_limit
     if limit is not None and limit_bytes(limit, device.info) < weights + room:
@@ -140,6 +156,7 @@ def cache_sizes(
     computed: DType,
     positions: int,
     free: int,
+    drafter: Model | None = None,
 ) -> CacheSizes:
     """The sizes of a model's KV cache.
 
@@ -148,11 +165,14 @@ def cache_sizes(
         computed: of activations.
         positions: the longest prompt and output together.
         free: bytes of the device's memory, after loading.
+        drafter: a model that drafts, whose groups are behind the model's own.
 
     Raises:
         ConfigError: the device does not keep keys and values as they are wanted.
     """
     layouts = page_layouts(config, spec, dtype, computed)
+    if drafter is not None:
+        layouts += drafter_layouts(config, drafter)
     # Addresses cost nothing: reserve what the device could ever hold, so that limits can grow.
     pages = -(-positions // config.page_size) * config.max_running + 1
     shapes = [geometry_of(layout, info, pages) for layout in layouts]
@@ -165,12 +185,18 @@ def cache_sizes(
 
 
 def make_cache(
-    config: RuntimeConfig, device: Device, model: Model, tenant: Tenant | None = None
+    config: RuntimeConfig,
+    device: Device,
+    model: Model,
+    tenant: Tenant | None = None,
+    drafter: Model | None = None,
 ) -> tuple[LocalExecutor, KVCache]:
     """Size the KV cache: its page layouts, the ranges it reserves, and how much of it may be used.
 
     Args:
+        model: whose `weight_bytes` are all that is loaded.
         tenant: of a device that is shared.
+        drafter: a model that drafts.
 
     Returns:
         What runs the model over its pages, and the cache that keeps them, which closes it.
@@ -178,8 +204,9 @@ def make_cache(
     info, spec = device.info, model.spec
     free = device.memory.info().free
     sizes = cache_sizes(
-        config, info, spec, model.dtype, model.decoder.dtype, model.max_model_len, free
+        config, info, spec, model.dtype, model.decoder.dtype, model.max_model_len, free, drafter
     )
+    groups = [*spec.groups, *(drafter.spec.groups if drafter else ())]
     step = sizes.step
     if config.memory_limit is None:
         limit = sizes.limit(free)
@@ -208,6 +235,8 @@ def make_cache(
         sizes.layouts,
         sizes.pages,
         model.decoder.forward,
+        drafter=None if drafter is None else drafter.decoder.forward,
+        own_groups=len(spec.groups),
         poison=config.debug,
         tenant=tenant,
     )
@@ -215,7 +244,7 @@ def make_cache(
         executor,
         limit_bytes=limit,
         keep_warm_bytes=config.keep_warm,
-        windows=[(group.reach(config.page_size), 0) for group in spec.groups],
+        windows=[(group.reach(config.page_size), 0) for group in groups],
         step_tokens=config.max_batch_tokens,
     )
     return executor, cache

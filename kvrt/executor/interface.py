@@ -80,6 +80,7 @@ class Step(NamedTuple):
         wanted: [rows]; the tokens whose logits are wanted.
         adapters: [sequences]; the numbers of what is added to the model for them, 0: nothing. None:
             nothing is, to any.
+        drafting: the model that drafts computes it, over its own groups.
     """
 
     pages: tuple[Ints, ...]
@@ -89,6 +90,7 @@ class Step(NamedTuple):
     tokens: Ints
     wanted: Ints
     adapters: Ints | None = None
+    drafting: bool = False
 
 
 class Running(NamedTuple):

@@ -172,6 +172,9 @@ class LocalExecutor(LocalPages):
         pages: see there.
         forward: of the model, which was loaded for this device.
         poison: see there.
+        drafter: of a small model that drafts.
+        own_groups: the first so many groups are those of `forward`, and the others of `drafter`;
+            None: all are.
         tenant: see there.
 
     Raises:
@@ -186,18 +189,25 @@ class LocalExecutor(LocalPages):
         pages: int,
         forward: Forward,
         *,
+        drafter: Forward | None = None,
+        own_groups: int | None = None,
         poison: bool = False,
         tenant: Tenant | None = None,
     ) -> None:
         super().__init__(device, layouts, pages, poison=poison, tenant=tenant)
         self._forward = forward
+        self._drafter = drafter
+        self._own_groups = own_groups
         self._owner = owner_of(device)
 
     def launch(self, step: Step) -> Running:
-        batches = self.batches(step)
+        batches, forward = self.batches(step)[: self._own_groups], self._forward
+        if step.drafting:
+            assert self._drafter is not None, "there is one where anybody drafts"
+            batches, forward = self.batches(step)[self._own_groups :], self._drafter
         more = () if step.adapters is None else (step.adapters.tolist(),)
         with blaming(self._owner, "the forward pass"):
-            logits = self._forward(
+            logits = forward(
                 torch.from_numpy(step.tokens), batches, torch.from_numpy(step.wanted), *more
             )
         return Running(logits, self._device.fence())

@@ -34,6 +34,8 @@ class Seq:
         named: how many of its first pages can be found by their names.
         last_named: the prefix index's entry of the last of them.
         drafter: guesses at its next tokens, if it wants that.
+        guesses: so many tokens a small model may draft for it in a step.
+        drafted: how many of its first tokens that model has computed.
         together: sequences with the same number lose their pages together; None: it is alone.
         adapter: the number of what is added to the model for it; 0: nothing.
         apart: it ran out of pages beside no other, and runs beside none from then on.
@@ -57,6 +59,8 @@ class Seq:
     named: int = 0
     last_named: object = None
     drafter: Drafter | None = None
+    guesses: int = 0
+    drafted: int = 0
     together: int | None = None
     adapter: int = 0
     apart: bool = False

@@ -68,6 +68,7 @@ class StepPlan:
         preempted: running sequences that lost their pages, to wait again. If these are all there
             are, they are to run apart: what they had lay in too many chunks (`Seq.apart`).
         stuck: sequences that cannot go on even alone: there is no page left to give them.
+        rooms: sequences that have pages for so many drafts of a model, which are to be made yet.
     """
 
     rows: tuple[Row, ...]
@@ -76,6 +77,7 @@ class StepPlan:
     fetches: Mapping[Seq, Fetches] = field(default_factory=dict)
     preempted: tuple[Seq, ...] = ()
     stuck: tuple[Seq, ...] = ()
+    rooms: Mapping[Seq, int] = field(default_factory=dict)
 
     @property
     def table(self) -> PageTable:

@@ -1,18 +1,23 @@
 """Which drafts go into a step: after all else is planned, with what tokens and pages are left."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from kvrt.drafting.cost import StepCost
 from kvrt.drafting.drafter import Drafter
+from kvrt.drafting.gain import Gain
 from kvrt.drafting.lookup import PromptLookup
 from kvrt.kv.pages.lanes import Shortage
+from kvrt.kv.seq import Seq
 from kvrt.sched.batching import Limits, Row, StepPlan
 
 MARGIN = 1.5
 """A draft must promise so much more than it costs: chances and costs are estimates."""
 LEAST = 0.15
 """Drafts less likely than this are not made, however little they cost."""
+
+HORIZON = 64
+"""A sequence is expected to go on for so many tokens, unless it must end before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +40,18 @@ class Speculation:
 
     Args:
         trees: whether the device computes branches.
+        ratio: of the size of a model that drafts to that of the model that is asked; None: there
+            is none.
     """
 
-    def __init__(self, *, trees: bool) -> None:
+    def __init__(self, *, trees: bool, ratio: float | None = None) -> None:
         self.cost = StepCost()
+        self.gain = None if ratio is None else Gain(self.cost, ratio)
+        self.lag: Callable[[Seq], int] = lambda seq: len(seq.tokens)
+        """Tokens of a sequence that the model that drafts has to compute before it can guess."""
         self.drafted = self.accepted = 0
+        self.odds: dict[Seq, list[float]] = {}
+        """What a model that drafts thinks of the drafts that are to be verified."""
         self._trees = trees
 
     @staticmethod
@@ -56,6 +68,7 @@ class Speculation:
         Pages for them are taken from the free ones only: nothing is evicted and nobody is preempted
         for a guess. What they took comes back when the step ends.
         """
+        plan = self._with_rooms(plan, limits)
         guessing = {
             index: drafter
             for index, row in enumerate(plan.rows)
@@ -83,17 +96,66 @@ class Speculation:
             budget -= len(drafts)
         return replace(plan, rows=tuple(rows), change=change)
 
+    def _with_rooms(self, plan: StepPlan, limits: Limits) -> StepPlan:
+        """The plan, with pages for drafts of a model where it pays to ask that; likewise of free
+        ones only."""
+        gain = self.gain
+        if gain is None or plan.preempted or plan.stuck:
+            return plan
+        wanted = [row for row in plan.rows if self._may_guess(row)]
+        if not wanted:
+            return plan
+        tokens = sum(row.count for row in plan.rows)
+        course = gain.course(tokens, sum(row.samples for row in plan.rows))
+        lags = {row.seq: self.lag(row.seq) for row in wanted}
+        wanted.sort(key=lambda row: lags[row.seq])
+
+        def pays() -> bool:
+            late = sum(_spread(gain.pass_seconds(lags[row.seq]), row) for row in wanted)
+            return course.pays([1.0] * len(wanted), late)
+
+        while len(wanted) > 1 and not pays():
+            wanted.pop()
+        if not gain.tries(pays()):
+            return plan
+        rooms: dict[Seq, int] = {}
+        change, budget = plan.change, limits.max_batch_tokens - tokens
+        for row in wanted:
+            seq = row.seq
+            room = min(seq.guesses, budget, seq.max_len - len(seq.tokens) - 1)
+            if room < 1:
+                continue
+            grown = change.table.grow({seq.id: room}, {seq.id: row.start})
+            if not isinstance(grown, Shortage):
+                change, rooms[seq] = change.then(grown), room
+                budget -= room
+        return replace(plan, change=change, rooms=rooms)
+
+    @staticmethod
+    def _may_guess(row: Row) -> bool:
+        seq = row.seq
+        forced = seq.drafter is not None and bool(seq.drafter.guess.branches)
+        return seq.guesses > 0 and row.samples and row.count == 1 and seq.width == 1 and not forced
+
     def hopes(self, rows: Sequence[Row]) -> bool:
         """Whether some of these may have drafts in the next step, which then cannot be planned yet.
 
         It goes by the last guess: the next one depends on a token that is not known.
         """
+        if self.gain is not None and any(row.seq.guesses for row in rows):
+            return True
         worth = self._worth(rows)
         return any(
             row.seq.drafter is not None
             and bool(row.seq.drafter.drafts(1, worth, trees=self._trees))
             for row in rows
         )
+
+    def verified(self, seq: Seq, drafted: int, accepted: int) -> None:
+        """Of a sequence's drafts so many have come true."""
+        self.drafted += drafted
+        if self.gain is not None and (odds := self.odds.pop(seq, None)):
+            self.gain.learn(odds, accepted)
 
     @property
     def stats(self) -> SpeculationStats:
@@ -102,6 +164,11 @@ class Speculation:
     def _worth(self, rows: Sequence[Row]) -> float:
         """The probability from which on a draft is made."""
         return max(LEAST, MARGIN * self.cost.worth(sum(row.samples for row in rows)))
+
+
+def _spread(seconds: float, row: Row) -> float:
+    """What is spent once, over the tokens that a sequence may still say."""
+    return seconds / max(1, min(HORIZON, row.seq.max_len - len(row.seq.tokens)))
 
 
 def parents_of(rows: Sequence[Row]) -> list[int] | None:

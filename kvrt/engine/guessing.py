@@ -1,0 +1,197 @@
+"""Drafts by a small model, for all sequences that have room for them in a step.
+
+    plan      rooms for drafts     which sequences may have how many
+    apply     their pages
+    fill      pass 1               of each sequence, what the small model has not computed yet
+              pass 2, 3, ...       a further token each, as long as it pays
+    run       the step, with the drafts behind each sequence's own token
+
+The small model's keys and values are in pages of the same table, in groups of their own behind
+those of the model that is asked: they fork, move and go with these. They are computed only for who
+drafts, so that a sequence may have tokens of which the small model knows nothing yet. What it does
+not know it computes again; wrong ones would cost time, and never change a text.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kvrt.drafting.drafts import Drafts
+from kvrt.drafting.gain import Course
+from kvrt.engine.answers import Answers
+from kvrt.engine.sampler import Scores
+from kvrt.errors import OutOfMemory
+from kvrt.executor.interface import Executor
+from kvrt.kv.memory import Memory
+from kvrt.kv.seq import Seq
+from kvrt.sched.batching import Limits, Row
+from kvrt.sched.speculation import Speculation
+
+MOST_KNOWN = 1 << 16
+"""Names of pages that are remembered as computed by the small model, too."""
+
+
+class _Span(NamedTuple):
+    """Tokens of a row that the small model computes: from `start` on."""
+
+    row: Row
+    start: int
+    tokens: Sequence[int]
+
+
+class Guessing:
+    """Belongs to the engine's thread.
+
+    Args:
+        executor: runs the small model, too.
+        memory: with its pages.
+        answers: choose drafts as they choose tokens.
+        speculation: knows what drafts are worth, and asks how far the small model is.
+        limits: of a pass.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        memory: Memory,
+        answers: Answers,
+        speculation: Speculation,
+        limits: Limits,
+    ) -> None:
+        assert speculation.gain is not None, "there is a model that drafts"
+        self._executor = executor
+        self._memory = memory
+        self._answers = answers
+        self._gain = speculation.gain
+        self._odds = speculation.odds
+        self._most = limits.max_batch_tokens
+        speculation.lag = self.lag
+        self._known: dict[bytes, None] = {}
+
+    def lag(self, seq: Seq) -> int:
+        """Tokens of a sequence that the small model has to compute before it can guess."""
+        seq.drafted = min(seq.drafted, seq.computed)
+        if not seq.drafted:
+            names = seq.names[: seq.computed // self._memory.cache.page_size]
+            known = next((n for n, name in enumerate(names) if name.key not in self._known), None)
+            found = len(names) if known is None else known
+            seq.drafted = found * self._memory.cache.page_size
+        return len(seq.tokens) - seq.drafted
+
+    def fill(self, rows: Sequence[Row], rooms: Mapping[Seq, int]) -> list[Row]:
+        """The rows, with drafts in those that have room for them."""
+        course = self._gain.course(sum(row.count for row in rows), sum(row.samples for row in rows))
+        guessing = [row for row in rows if row.seq in rooms]
+        lines: dict[Seq, list[int]] = {row.seq: [] for row in guessing}
+        self._odds.clear()
+        self._odds.update((row.seq, []) for row in guessing)
+        with suppress(OutOfMemory):  # a step without drafts needs less
+            self._guess(guessing, rooms, course, lines)
+        filled = [self._with(row, lines.get(row.seq, [])) for row in rows]
+        table = self._memory.cache.table
+        for row in filled:
+            if row.seq in rooms and len(row.drafts) < rooms[row.seq]:
+                self._memory.commit(table.truncate(row.seq.id, row.start + row.count))
+                table = self._memory.cache.table
+        return filled
+
+    @staticmethod
+    def _with(row: Row, line: Sequence[int]) -> Row:
+        if not line:
+            return row
+        drafts = Drafts(tuple(line), tuple(range(-1, len(line) - 1)))
+        return replace(row, count=row.count + len(line), drafts=drafts)
+
+    def _guess(
+        self,
+        rows: Sequence[Row],
+        rooms: Mapping[Seq, int],
+        course: Course,
+        lines: dict[Seq, list[int]],
+    ) -> None:
+        chances = {row.seq: 1.0 for row in rows}
+        active = list(rows)
+        while active:
+            logits = self._pass([self._span(row, lines[row.seq]) for row in active])
+            scores, whole = Scores(logits), logits.logsumexp(1)
+            course.spend(len(active))
+            going = []
+            for at, row in enumerate(active):
+                seq, line = row.seq, lines[row.seq]
+                token = self._answers.guess(seq, line, scores, at)
+                if token is None:
+                    continue
+                probability = math.exp(float(logits[at, token]) - float(whole[at]))
+                chance = chances[seq] * self._gain.chance(probability)
+                if line and not course.worth(chance):
+                    continue
+                chances[seq] = chance
+                line.append(token)
+                self._odds[seq].append(probability)
+                course.add(chance)
+                if len(line) < rooms[seq] and token not in self._answers.ends(seq):
+                    going.append(row)
+            active = going
+            while active and not course.pays([chances[row.seq] for row in active]):
+                active.remove(min(active, key=lambda row: chances[row.seq]))
+
+    def _span(self, row: Row, line: Sequence[int]) -> _Span:
+        seq = row.seq
+        if line:
+            return _Span(row, row.start + len(line), line[-1:])
+        return _Span(row, seq.drafted, seq.tokens[seq.drafted : row.start + 1])
+
+    def _pass(self, spans: Sequence[_Span]) -> Tensor:
+        """Compute all tokens of the spans: the logits behind each, float32 [spans, vocab], on the
+        host."""
+        found: list[Tensor] = []
+        batch: list[_Span] = []
+        room = self._most
+        for span in spans:
+            while len(span.tokens) > room:
+                if room:
+                    batch.append(span._replace(tokens=span.tokens[:room]))
+                    span = _Span(span.row, span.start + room, span.tokens[room:])
+                found.append(self._run(batch, cut=bool(room)))
+                batch, room = [], self._most
+            batch.append(span)
+            room -= len(span.tokens)
+        found.append(self._run(batch))
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _run(self, spans: Sequence[_Span], *, cut: bool = False) -> Tensor:
+        """One pass. `cut`: the last span has more to come."""
+        begun = time.perf_counter()
+        counts = [len(span.tokens) for span in spans]
+        ends = [end - 1 for end in itertools.accumulate(counts)]
+        step = self._memory.cache.step(
+            [span.row.seq.id for span in spans],
+            counts,
+            [token for span in spans for token in span.tokens],
+            ends[: len(spans) - cut],
+            contexts=[span.start + len(span.tokens) for span in spans],
+        )
+        logits = self._executor.launch(step._replace(drafting=True)).logits.cpu()
+        for span in spans:
+            self._computed(span.row.seq, span.start + len(span.tokens))
+        if sum(counts) == len(spans):
+            self._gain.passes.observe(len(spans), time.perf_counter() - begun)
+        return logits
+
+    def _computed(self, seq: Seq, length: int) -> None:
+        """The small model has computed the first tokens of a sequence. Whoever begins with its
+        named pages need not do so again."""
+        size = self._memory.cache.page_size
+        before, seq.drafted = seq.drafted, length
+        for name in seq.names[before // size : min(length, seq.computed) // size]:
+            self._known.pop(name.key, None)
+            self._known[name.key] = None
+        while len(self._known) > MOST_KNOWN:
+            del self._known[next(iter(self._known))]
