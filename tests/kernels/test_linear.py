@@ -41,7 +41,7 @@ def make(rows, out_features, in_features, dtype, seed=0):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("out_features", "in_features"), SHAPES)
 def test_products_of_odd_shapes_equal_the_reference(isa, dtype, out_features, in_features):
-    for rows in (1, 2, 3, 7, 13, 100):
+    for rows in (1, 2, 3, 7, 13, 100, 201):
         x, w = make(rows, out_features, in_features, dtype)
         bias, residual = torch.randn(out_features), torch.randn(rows, out_features)
         got = linear.linear(x, w, bias, residual)
@@ -52,7 +52,12 @@ def test_products_of_odd_shapes_equal_the_reference(isa, dtype, out_features, in
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 def test_gated_products_equal_the_reference(isa, dtype, activation):
-    for rows, out_features, in_features in ((1, 37, 100), (3, 64, 576), (50, 96, 1030)):
+    for rows, out_features, in_features in (
+        (1, 37, 100),
+        (3, 64, 576),
+        (50, 96, 1030),
+        (213, 45, 1100),
+    ):
         x, w = make(rows, 2 * out_features, in_features, dtype)
         x *= 10  # far into both tails of the activation
         for bias in (None, torch.randn(2 * out_features)):
@@ -66,11 +71,21 @@ def test_gated_products_equal_the_reference(isa, dtype, activation):
 @pytest.mark.parametrize(("out_features", "in_features"), [(123, 100), (96, 1024), (40, 2306)])
 @pytest.mark.promise("P15")
 def test_a_row_has_the_same_bits_in_any_batch(isa, dtype, out_features, in_features):
-    x, w = make(250, 2 * out_features, in_features, dtype)
+    rows = 250 if in_features > 100 else 1100  # which are several blocks, too
+    x, w = make(rows, 2 * out_features, in_features, dtype)
     bias = torch.randn(2 * out_features)
     plain = linear.linear(x, w, bias, threads=2)
     gated = linear.gated_linear(x, w, "silu", threads=2)
-    for first, count in ((0, 1), (3, 2), (17, 3), (40, 5), (100, 12), (120, 13), (9, 101)):
+    for first, count in (
+        (0, 1),
+        (3, 2),
+        (17, 3),
+        (40, 5),
+        (100, 12),
+        (120, 13),
+        (9, 101),
+        (30, 195),
+    ):
         rows = slice(first, first + count)
         for threads in (1, 2, 3):
             assert torch.equal(linear.linear(x[rows], w, bias, threads=threads), plain[rows])
@@ -123,8 +138,8 @@ def test_empty_products_are_empty_or_zero():
     assert linear.linear(torch.zeros(3, 16), torch.zeros(0, 16)).shape == (3, 0)
     for dtype in DTYPES.values():
         assert (
-            linear.linear(torch.zeros(3, 0), torch.zeros(2, 0, dtype=dtype)).tolist()
-            == [[0, 0]] * 3
+            linear.linear(torch.zeros(200, 0), torch.zeros(2, 0, dtype=dtype)).tolist()
+            == [[0, 0]] * 200
         )
 
 
@@ -147,7 +162,7 @@ def test_tensors_of_another_shape_or_dtype_are_refused():
             call()
 
 
-@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("rows", [1, 40, 300])
 def test_a_product_may_be_added_to_its_residual_in_place(rows):
     x, w = make(rows, 50, 100, "bfloat16")
     residual = torch.randn(rows, 50)

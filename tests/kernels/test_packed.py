@@ -77,7 +77,7 @@ def test_exact_products_of_several_matrices_have_the_bits_of_those_with_unpacked
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.promise("P15")
 def test_a_row_has_the_same_bits_in_any_batch(isa, name):
-    x, matrix, _ = make(name, 122, 768, rows=120)
+    x, matrix, _ = make(name, 122, 768, rows=420)  # several blocks of rows
     bias = torch.randn(122)
     plain = packed.linear(x, (matrix,), bias, threads=2)
     gated = packed.gated_linear(x, (matrix,), "silu", threads=2)

@@ -246,6 +246,7 @@ struct HeadsArgs {
 struct LinearShape {
   int columns;            // so many outputs are computed at a time
   int group;              // so many rows of x are packed together: blocks of rows begin at multiples of it
+  int rows;               // so many rows of x at most are best computed together, so that they stay in cache
   int64_t packed_stride;  // 32-bit words of a row of the packed activations; 0: `x` can be used as it is
 };
 

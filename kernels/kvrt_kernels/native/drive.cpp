@@ -121,14 +121,18 @@ void compute(const Kernels& kernels, const AttentionArgs& a, int threads) {
 void compute(const Kernels& kernels, const LinearArgs& a, int threads) {
   if (a.m == 0 || a.n == 0) return;
   threads = std::max(1, threads);
-  // A unit of work is a block of up to 96 rows, so that they stay in the second-level cache while W passes by, times some
-  // columns: the fewest if there is one block of rows, as runs of units are computed as one; else up to 96.
-  constexpr int64_t kMaxRows = 96, kMaxColumns = 96, kMaxColumnsOfFew = 256;
+  // A unit of work is a block of rows, which stay in the second-level cache while W passes by, times some columns: the
+  // fewest if there is one block of few rows, as runs of units are computed as one; else up to 96, as kernels for many rows
+  // begin slowly, but so few that each thread has some units.
+  constexpr int64_t kFewRows = 96, kMaxColumns = 96, kMaxColumnsOfFew = 256, kUnits = 8, kUnitsOfOneBlock = 3;
   const LinearShape shape = kernels.linear_shape(a);
   const int64_t least = shape.columns, groups = (a.m + shape.group - 1) / shape.group;
-  const int64_t blocks = (a.m + kMaxRows - 1) / kMaxRows, rows = (groups + blocks - 1) / blocks * shape.group;
+  const int64_t fair = int64_t(a.m) * a.n / (least * kUnits * threads);
+  const int64_t most_rows = std::min<int64_t>(shape.rows, std::max(kFewRows, fair));
+  const int64_t blocks = (a.m + most_rows - 1) / most_rows, rows = (groups + blocks - 1) / blocks * shape.group;
   const int64_t most = rows <= 16 ? kMaxColumnsOfFew : kMaxColumns;
-  int64_t columns = blocks == 1 ? least : std::min(most, a.n * blocks / (8 * threads));
+  const int64_t share = a.n * blocks / ((blocks == 1 ? kUnitsOfOneBlock : kUnits) * threads);
+  int64_t columns = blocks == 1 && rows <= kFewRows ? least : std::min(most, share);
   columns = std::max<int64_t>(1, columns / least) * least;
 
   const float* x = a.x;
@@ -153,8 +157,8 @@ void compute(const Kernels& kernels, const LinearArgs& a, int threads) {
     if (blocks > 1) {
       for (int64_t i = begin; i < end; i++) compute(i % blocks, i / blocks * columns, (i / blocks + 1) * columns);
     } else {
-      for (int64_t n = begin * columns; n < end * columns; n += most)
-        compute(0, n, std::min(n + most, end * columns));
+      const int64_t until = std::min<int64_t>(a.n, end * columns);
+      for (int64_t n = begin * columns; n < until; n += most) compute(0, n, std::min(n + most, until));
     }
   });
 }

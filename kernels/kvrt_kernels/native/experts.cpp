@@ -124,7 +124,7 @@ namespace {
 thread_local Buffer scratch;                           // of the thread that computes
 thread_local Buffer gathered, packed, between, results;  // of the thread that called, read or written by all
 
-constexpr int kMaxRows = 96, kMaxColumns = 96, kMaxColumnsOfFew = 256;  // of a unit of work, as in drive.cpp
+constexpr int kMaxColumns = 96, kMaxColumnsOfFew = 256;  // of a unit of work, as in drive.cpp
 
 // Rows of an expert that are computed together; where they are among those of all experts.
 struct Block {
@@ -144,13 +144,13 @@ std::vector<int32_t> counts_of(const ExpertArgs& a) {
   return counts;
 }
 
-Rows rows_of(const ExpertArgs& a, const std::vector<int32_t>& counts, int group) {
+Rows rows_of(const ExpertArgs& a, const std::vector<int32_t>& counts, int group, int most) {
   Rows rows;
   std::vector<int32_t> next(a.experts);
   for (int e = 0; e < a.experts; e++) {
     next[e] = rows.total;
     if (!counts[e]) continue;
-    const int groups = (counts[e] + group - 1) / group, blocks = (counts[e] + kMaxRows - 1) / kMaxRows;
+    const int groups = (counts[e] + group - 1) / group, blocks = (counts[e] + most - 1) / most;
     const int step = (groups + blocks - 1) / blocks * group;
     for (int m = 0; m < counts[e]; m += step)
       rows.blocks.push_back({e, rows.total + m, std::min(step, counts[e] - m)});
@@ -210,9 +210,10 @@ void compute(const Kernels& kernels, const ExpertArgs& a, int threads) {
   LinearArgs up = a.gate_up, down = a.down;
   // All experts' products are computed by one kernel: that for as many rows as the busiest has.
   up.m = down.m = *std::max_element(counts.begin(), counts.end());
-  const int group = std::max(kernels.linear_shape(of_expert(up, *a.weights, 0)).group,
-                             kernels.linear_shape(of_expert(down, *a.down_weights, 0)).group);
-  const Rows rows = rows_of(a, counts, group);
+  const LinearShape shapes[] = {kernels.linear_shape(of_expert(up, *a.weights, 0)),
+                                kernels.linear_shape(of_expert(down, *a.down_weights, 0))};
+  const int group = std::max(shapes[0].group, shapes[1].group);
+  const Rows rows = rows_of(a, counts, group, std::min(shapes[0].rows, shapes[1].rows));
   const int in = up.k, width = up.n, out = down.n, step = 16;
 
   float* x = static_cast<float*>(gathered.get(sizeof(float) * rows.total * in));

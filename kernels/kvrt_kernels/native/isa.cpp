@@ -31,9 +31,11 @@ namespace KVRT_ISA {
 #include "attention_amx.h"
 #endif
 #include "attention.h"
+#include "gate.h"
 #include "linear_lanes.h"
 #if defined(__AMX_BF16__)
 #include "linear_amx.h"
+#include "linear_amx_many.h"
 #endif
 #include "panels.h"
 #include "dot4.h"

@@ -79,14 +79,14 @@ KVRT_INLINE TileConfig tiles_of_codes() {
   return TileConfig({16, 16, 16, 16, 8, 4, 16, 16}, {64, 64, 64, 64, 64, 64, 32, 16});
 }
 
-// c[16][16] += blocks of 16 rows of x . those of a panel.
+// c[16][16] += blocks of 16 rows of x . those of a panel; `fresh`: c begins with zero.
 template <class S>
-static void add_code_blocks(const LaidOut& w, int blocks, const CodeTile* x, float* c, int32_t* sums) {
+static void add_code_blocks(const LaidOut& w, int blocks, const CodeTile* x, bool fresh, float* c, int32_t* sums) {
   constexpr int groups = S::groups, size = kCodes / groups;
   const int count = blocks * groups;
   vf acc[kSide];
 #pragma GCC unroll 16
-  for (int r = 0; r < kSide; r++) acc[r] = load(c + r * kPanelRows);
+  for (int r = 0; r < kSide; r++) acc[r] = fresh ? vf{} : load(c + r * kPanelRows);
 // Tiles have to be named by literals.
 #define KVRT_GROUP(sum, of_w, of_x)                                   \
   do {                                                                \
@@ -153,7 +153,7 @@ struct CodeTiles {
   }
 
   static LinearShape shape(const LinearArgs& a) {
-    return {kPanelRows, kSide, int64_t(Panels::blocks(a)) * int64_t(sizeof(CodeTile) / sizeof(float) / kSide)};
+    return {kPanelRows, kSide, 2 * kMostRows, int64_t(Panels::blocks(a)) * int64_t(sizeof(CodeTile) / sizeof(float) / kSide)};
   }
   static void pack(const LinearArgs& a, int m0, int m1, float* packed) {
     for (int m = m0; m < m1; m += kSide) {
@@ -170,37 +170,65 @@ struct CodeTiles {
     }
   }
 
-  struct Work {
-    LaidOut panel;
-    int32_t sums[4 * kGroupSums];
-    float c[][kPanelRows];
+  // What is laid out of a panel, and products with 16 rows of W, [rows][16]: of gate and up, and of the panel.
+  struct Room {
+    LaidOut* panel;
+    int32_t* sums;
+    float *c[2], *of_panel;
+
+    Room(int rows, Arena& arena) {
+      const size_t all = size_t(rows + kSide - 1) / kSide * kSide * kPanelRows;
+      panel = arena.take<LaidOut>(1);
+      sums = arena.take<int32_t>(4 * kGroupSums);
+      for (float** to : {&c[0], &c[1], &of_panel}) *to = arena.take<float>(all);
+    }
   };
-  static size_t work(int rows) {
-    return sizeof(Work) / sizeof(float) + size_t(rows + kSide - 1) / kSide * kSide * kPanelRows;
+  static size_t scratch(const LinearArgs&, int rows, int) {
+    Arena arena{nullptr};
+    Room(rows, arena);
+    return arena.used;
   }
-  static void product(const LinearArgs& a, int parts, int n0, int n1, const float* x, int64_t x_stride, int rows,
-                      float* c, int64_t c_stride, float* work) {
-    Work& w = *reinterpret_cast<Work*>(work);
+
+  static void block(const LinearArgs& a, const float* x, int64_t x_stride, int m0, int m1, int n0, int n1, Arena arena) {
+    const int rows = m1 - m0, parts = a.gate == Gate::none ? 1 : 2;
+    const Room room(rows, arena);
     const TileConfig config = tiles_of_codes();
-    by_panels(a, parts, n0, n1, rows, c, c_stride, w.c[0], [&](const char* panel, Packing packing) {
-      by_packing(packing, [&](auto codes, auto scales) {
-        if constexpr (!std::is_same_v<decltype(codes), E4m3>)
-          multiply<decltype(codes), decltype(scales)>(panel, packing, Panels::blocks(a), x, x_stride, rows, w);
-      });
-    });
+    x += m0 * x_stride;
+    for (int n = n0; n < n1; n += kPanelRows) {
+      const int count = n1 - n < kPanelRows ? n1 - n : kPanelRows;
+      for (int part = 0; part < parts; part++) {
+        const int first = part * a.n + n;
+        const PackedRow at = packed_row(a, first);
+        const bool whole = at.row % kPanelRows == 0 && at.matrix->rows - at.row >= count;  // of one panel
+        float* sums = whole ? room.c[part] : room.of_panel;
+        by_panels(a, 1, first, first + count, rows, room.c[part], kPanelRows, sums, [&](const char* panel, Packing packing) {
+          by_packing(packing, [&](auto codes, auto scales) {
+            if constexpr (!std::is_same_v<decltype(codes), E4m3>)
+              multiply<decltype(codes), decltype(scales)>(a, panel, packing, x, x_stride, m0, rows, n, sums, room);
+          });
+        });
+      }
+      for (int r = 0; r < rows; r++)
+        follow(a, m0 + r, n, count, load(room.c[0] + r * kPanelRows), load(room.c[parts - 1] + r * kPanelRows));
+    }
   }
 
  private:
+  // sums[rows][16] = x . those of a panel; asks for y[m0 .. m0 + rows][n ..].
   template <class C, class S>
-  static void multiply(const char* panel, Packing packing, int blocks, const float* x, int64_t x_stride, int rows,
-                       Work& w) {
-    __builtin_memset(w.c, 0, sizeof(float) * ((rows + kSide - 1) / kSide * kSide) * kPanelRows);
+  static void multiply(const LinearArgs& a, const char* panel, Packing packing, const float* x, int64_t x_stride, int m0,
+                       int rows, int n, float* sums, const Room& room) {
+    const int blocks = Panels::blocks(a);
     PanelAt at{panel, panel, 0};
     for (int b = 0; b < blocks; b += kTileBlocks) {
       const int count = blocks - b < kTileBlocks ? blocks - b : kTileBlocks;
-      at = lay_out_codes<C, S>(at, packing, count, w.panel);
-      for (int m = 0; m < rows; m += kSide)
-        add_code_blocks<S>(w.panel, count, reinterpret_cast<const CodeTile*>(x + m * x_stride) + b, w.c[m], w.sums);
+      at = lay_out_codes<C, S>(at, packing, count, *room.panel);
+      for (int m = 0; m < rows; m += kSide) {
+        const CodeTile* from = reinterpret_cast<const CodeTile*>(x + m * x_stride) + b;
+        add_code_blocks<S>(*room.panel, count, from, b == 0, sums + m * kPanelRows, room.sums);
+        if (b + count == blocks)
+          for (int r = m; r < m + kSide && r < rows; r++) ask_to_follow(a, m0 + r, n);
+      }
     }
   }
 };

@@ -51,7 +51,7 @@ static void lay_out_codes(const char* panel, Packing packing, int k0, int length
 struct Decoded {
   static constexpr int kDecoded = kPanelRows * kBlock;  // floats
 
-  static LinearShape shape(const LinearArgs& a) { return {kPanelRows, 1, Lanes<float>::shape(a).packed_stride}; }
+  static LinearShape shape(const LinearArgs& a) { return {kPanelRows, 1, kMostRows / 2, Lanes<float>::shape(a).packed_stride}; }
   static void pack(const LinearArgs& a, int m0, int m1, float* packed) { Lanes<float>::pack(a, m0, m1, packed); }
   static size_t work(int rows) { return kDecoded + size_t(kPanelRows) * rows; }
 

@@ -15,6 +15,7 @@ constexpr int kOut = 8;
 constexpr int kOut = 4;
 #endif
 constexpr int kBlock = 1024;
+constexpr int kMostRows = 192;  // of x, of which a block of k stays in the second-level cache while W passes by
 constexpr int kIn = 3;  // rows of x in the widest register tile
 constexpr int kDirectRows = 24;  // up to here tiles read W where it is, as one stream; above, a panel is laid out
 
@@ -263,7 +264,7 @@ static void product_in_lanes(const LinearArgs& a, int parts, int n0, int n1, con
 // What linear.h wants to know of these kernels.
 template <class T> struct Lanes {
   static LinearShape shape(const LinearArgs& a) {
-    return {kOut, 1, kStep<T> == L && a.k % L == 0 ? 0 : words<T>(a.k)};
+    return {kOut, 1, kMostRows, kStep<T> == L && a.k % L == 0 ? 0 : words<T>(a.k)};
   }
   static void pack(const LinearArgs& a, int m0, int m1, float* packed) {
     for (int m = m0; m < m1; m++) pack_row<T>(a.x + m * a.x_stride, a.k, packed + m * words<T>(a.k));

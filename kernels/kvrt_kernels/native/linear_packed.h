@@ -129,7 +129,7 @@ static void panel_tiles(const char* panel, Packing packing, int blocks, const in
 
 // What linear.h wants to know of this kernel.
 struct Panels {
-  static LinearShape shape(const LinearArgs& a) { return {kPanelRows, 1, int64_t(blocks(a)) * kBlockWords}; }
+  static LinearShape shape(const LinearArgs& a) { return {kPanelRows, 1, kMostRows / 2, int64_t(blocks(a)) * kBlockWords}; }
   static void pack(const LinearArgs& a, int m0, int m1, float* packed) {
     const int64_t stride = shape(a).packed_stride;
     for (int m = m0; m < m1; m++)

@@ -167,7 +167,7 @@ template <class F> KVRT_INLINE void by_packing(Packing p, const F& f) {
 // ---- products -------------------------------------------------------------------------------------------------------
 
 // c[parts][rows][c_stride] = x . W[n0 .. n1)^T for each part, where compute(panel, packing) leaves the products with the
-// 16 rows of a panel in `sums`, [rows][16]. A part may begin anywhere in a panel.
+// 16 rows of a panel in `sums`, [rows][16]. A part may begin anywhere in a panel. `c` may be `sums`, for one panel's rows.
 template <class F>
 KVRT_INLINE void by_panels(const LinearArgs& a, int parts, int n0, int n1, int rows, float* c, int64_t c_stride,
                            const float* sums, const F& compute) {
@@ -179,6 +179,7 @@ KVRT_INLINE void by_panels(const LinearArgs& a, int parts, int n0, int n1, int r
       until = row + (left < kPanelRows - lane ? left : kPanelRows - lane);
       if (until > last) until = last;
       compute(panel_of(at, a.k), at.matrix->packing);
+      if (c == sums) continue;
       for (int r = 0; r < rows; r++)
         __builtin_memcpy(c + r * c_stride + row - first, sums + r * kPanelRows + lane, sizeof(float) * (until - row));
     }
