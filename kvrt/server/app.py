@@ -1,7 +1,8 @@
 """The routes, as one ASGI application."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from http import HTTPStatus
+from typing import TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -32,6 +33,17 @@ from kvrt.server.sockets import Socket
 from kvrt.server.status import Status
 
 Handler = Callable[[Request], Awaitable[Response]]
+Answering = TypeVar("Answering")
+BARE = {
+    "/v1/models": "/models",
+    "/v1/models/{name:path}": "/models/{name:path}",
+    "/v1/embeddings": "/embeddings",
+    "/v1/completions": "/completions",
+    "/v1/chat/completions": "/chat/completions",
+    "/v1/responses": "/responses",
+    "/v1/responses/input_tokens": "/responses/input_tokens",
+}
+"""Where OpenAI's are found, too: not every client's address ends with the version."""
 
 
 def make_app(
@@ -107,13 +119,13 @@ def make_app(
         **{path: Endpoint(service, path, api, LINES) for path, api in in_lines.items()},
     }
     routes = [
-        *(Route(path, handler, methods=["GET"]) for path, handler in gets.items()),
-        *(Route(path, handler, methods=["POST"]) for path, handler in posts.items()),
+        *(Route(path, handler, methods=["GET"]) for path, handler in _paths(gets)),
+        *(Route(path, handler, methods=["POST"]) for path, handler in _paths(posts)),
         *(Route(path, handler, methods=["DELETE"]) for path, handler in deletes.items()),
-        *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
+        *(Route(path, endpoint, methods=["POST"]) for path, endpoint in _paths(endpoints)),
         *(
             WebSocketRoute(path, Socket(endpoint, service.book))
-            for path, endpoint in endpoints.items()
+            for path, endpoint in _paths(endpoints)
         ),
     ]
     app = Starlette(
@@ -122,6 +134,14 @@ def make_app(
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _paths(routes: Mapping[str, Answering]) -> Iterator[tuple[str, Answering]]:
+    """Each with what answers there."""
+    for path, answers in routes.items():
+        yield path, answers
+        if path in BARE:
+            yield BARE[path], answers
 
 
 async def _refuse_http(request: Request, error: Exception) -> Response:

@@ -60,8 +60,9 @@ class Server:
 
     def client(self, **options: Any) -> openai.OpenAI:
         """One that refuses answers that are not as its types are."""
-        strict = {"api_key": "none", "max_retries": 0, "_strict_response_validation": True}
-        return openai.OpenAI(base_url=f"{self.url}/v1", **{**strict, **options})
+        usual = {"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0,
+                 "_strict_response_validation": True}  # fmt: skip
+        return openai.OpenAI(**{**usual, **options})
 
     def ask(
         self,

@@ -17,14 +17,15 @@ from kvrt.server.keys import Keys, add_key
 
 from .conftest import Server, started
 
-ROUTES = ["/v1/models", "/v1/models/tiny", "/v1/completions", "/v1/chat/completions", "/tokenize",
-          "/v1/embeddings", "/detokenize", "/v1/messages", "/v1/messages/count_tokens",
-          "/metrics", "/version", "/", "/v1/responses", "/v1/responses/input_tokens", "/nothing",
-          "/api/chat", "/api/generate", "/api/tags", "/api/ps", "/api/show", "/api/version",
-          "/status", "/page.css", "/page.js", "/chat.js", "/live.js", "/icon.svg",
-          "/v1/files", "/v1/files/x", "/v1/files/x/content", "/v1/batches", "/v1/batches/x",
-          "/v1/batches/x/cancel", "/v1/batches/x/retry", "/v1/load_lora_adapter",
-          "/v1/unload_lora_adapter"]  # fmt: skip
+ROUTES = ["/models", "/models/tiny", "/embeddings", "/completions", "/chat/completions",
+          "/responses", "/responses/input_tokens", "/v1/models", "/v1/models/tiny",
+          "/v1/completions", "/v1/chat/completions", "/tokenize", "/v1/embeddings", "/detokenize",
+          "/v1/messages", "/v1/messages/count_tokens", "/metrics", "/version", "/",
+          "/v1/responses", "/v1/responses/input_tokens", "/nothing", "/api/chat", "/api/generate",
+          "/api/tags", "/api/ps", "/api/show", "/api/version", "/status", "/page.css", "/page.js",
+          "/chat.js", "/live.js", "/icon.svg", "/v1/files", "/v1/files/x", "/v1/files/x/content",
+          "/v1/batches", "/v1/batches/x", "/v1/batches/x/cancel", "/v1/batches/x/retry",
+          "/v1/load_lora_adapter", "/v1/unload_lora_adapter"]  # fmt: skip
 TRICKS = ["/{}", "/v1/..{}", "{}/", "{}/.", "{}%2e", "/%2e%2e{}", "{}?a=/livez", "{};/livez",
           "/livez/..{}", "/livez/{}", "/livez%00{}", "/LIVEZ{}", "{}#/livez"]  # fmt: skip
 

@@ -145,6 +145,23 @@ def test_a_chat_is_answered_whole_and_as_a_stream(client: openai.OpenAI, tiny: R
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
+def test_an_address_without_the_version_finds_the_same(server: Server) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "temperature": 0}
+    with server.client(base_url=server.url) as bare, server.client() as usual:
+        assert list(bare.models.list()) == list(usual.models.list())
+        assert bare.models.retrieve("tiny").id == "tiny"
+        said = [
+            client.chat.completions.create(**asked, messages=MESSAGES, max_tokens=8).choices
+            for client in (bare, usual)
+        ]
+        assert said[0] == said[1]
+        assert bare.completions.create(**asked, prompt="a").choices
+        assert bare.responses.create(**asked, input="a", max_output_tokens=2).output
+        assert bare.responses.input_tokens.count(model="tiny", input="a").input_tokens
+        with pytest.raises(openai.NotFoundError):
+            bare.post("/messages", cast_to=object, body={})
+
+
 def test_a_response_is_answered_whole_and_as_a_stream(client: openai.OpenAI, tiny: Runtime) -> None:
     prompt = "System: Be brief.\n\nUser: Say something.\n\nAssistant:"
     alone = tiny.generate(prompt, SamplingParams(max_tokens=20))[0]
