@@ -90,9 +90,9 @@ def _save(folder: Path, follow: Mapping[int, int], ends: Sequence[int], rows: in
     width = -(-rows // 64) * 64
     head = torch.zeros(rows, width)
     for place, end in enumerate(ends):
-        head[end] = 0.5 - 0.1 * place
+        head[end] = 5 - place
     for token, other in follow.items():
-        head[other, token] = 1
+        head[other, token] = 10
     layer, zeros = "model.layers.0.", torch.zeros
     save_file(
         {

@@ -1,0 +1,108 @@
+"""What evaluates models and measures servers over HTTP: lm-eval, guidellm, aiperf."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from kvrt.model import bundled
+from tests.clients.conftest import Clients
+from tests.server.conftest import Server
+
+TINY = Path(bundled.__file__).with_name("tiny")
+pytestmark = [pytest.mark.extra, pytest.mark.timeout(900)]
+PAIRS = [
+    ("def add(a, b):", "\n    return a + b\n"),
+    ("import os", "\nimport sys\n"),
+    ("class A:\n    def f(self):", "\n        return self.x"),
+    ("for i in range(", "10):\n    print(i)\n"),
+    ('def read(path):\n    """', 'Return the lines of a file."""\n' * 6),
+]
+"""Beginnings, and how they may go on."""
+
+TASK = """task: lines
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{{{begin}}}}"
+doc_to_target: "{{{{end}}}}"
+target_delimiter: ""
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+def test_lm_evals_log_likelihoods_are_those_of_a_direct_computation(
+    clients: Clients, tiny: Server, tmp_path: Path
+) -> None:
+    data, task = tmp_path / "lines.jsonl", tmp_path / "lines.yaml"
+    data.write_text("".join(json.dumps({"begin": b, "end": e}) + "\n" for b, e in PAIRS))
+    task.write_text(TASK.format(data=data))
+    model = f"model=tiny,base_url={tiny.url}/v1/completions,tokenizer={TINY},max_length=1024"
+    command = [clients.bin / "lm_eval", "run", "--model", "local-completions", "--tasks", task,
+               "--model_args", f"{model},num_concurrent=2", "--output_path", tmp_path / "out",
+               "--log_samples"]  # fmt: skip
+    done = clients.run(command, tmp_path, {"HF_DATASETS_CACHE": str(tmp_path / "cache")})
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = (tmp_path / "out").glob("*/samples_*.jsonl")
+    samples = map(json.loads, path.read_text().splitlines())
+    said = {sample["doc_id"]: sample for sample in samples}
+    assert len(said) == len(PAIRS)
+    for number, pair in enumerate(PAIRS):
+        score, greedy = direct(*pair)
+        given, is_greedy = said[number]["filtered_resps"][0]
+        assert float(given) == pytest.approx(score, abs=1e-3)
+        assert str(is_greedy) == str(greedy)
+
+
+def direct(begin: str, end: str) -> tuple[float, bool]:
+    """By transformers: the log-likelihood of `end` behind `begin`, and whether it is likeliest."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    model = LlamaForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
+    ids = torch.tensor([tokenizer(begin + end)["input_ids"]])
+    first = len(tokenizer(begin)["input_ids"])
+    with torch.inference_mode():
+        logprobs = model(ids).logits[0].log_softmax(-1)[first - 1 : -1]
+    chosen = ids[0, first:]
+    score = logprobs.gather(1, chosen[:, None]).sum().item()
+    return score, bool((logprobs.argmax(-1) == chosen).all())
+
+
+def test_guidellm_measures_it(clients: Clients, tiny: Server, tmp_path: Path) -> None:
+    command = [
+        clients.bin / "guidellm", "run", "--backend",
+        f"kind=openai_http,target={tiny.url},model=tiny", "--tokenizer",
+        f"kind=hf_auto,model={TINY}", "--profile", "kind=concurrent,streams=4", "--constraint",
+        "kind=max_requests,count=12", "--data",
+        "kind=synthetic_text,prompt_tokens=32,output_tokens=16", "--output",
+        f"kind=json,path={tmp_path / 'out.json'}", "--disable-console",
+    ]  # fmt: skip
+    done = clients.run(command, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = json.loads((tmp_path / "out.json").read_text())["benchmarks"]
+    totals = found["metrics"]["request_totals"]
+    assert (totals["successful"], totals["errored"], totals["incomplete"]) == (12, 0, 0)
+    for request in found["requests"]["successful"]:
+        assert request["output_tokens"] == 16
+        assert request["time_to_first_token_ms"] > 0
+
+
+def test_aiperf_measures_it(clients: Clients, tiny: Server, tmp_path: Path) -> None:
+    command = [
+        clients.bin / "aiperf", "profile", "--model", "tiny", "--url", tiny.url,
+        "--endpoint-type", "chat", "--streaming", "--tokenizer", TINY, "--request-count", "24",
+        "--concurrency", "8", "--synthetic-input-tokens-mean", "32", "--output-tokens-mean", "16",
+        "--extra-inputs", "ignore_eos:true", "--random-seed", "3", "--artifact-dir",
+        tmp_path / "out", "--ui", "none",
+    ]  # fmt: skip
+    # It takes a folder for a name on the hub, once it is told not to ask there.
+    done = clients.run(command, tmp_path, {"HF_HUB_OFFLINE": ""})
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: Any = json.loads((tmp_path / "out" / "profile_export_aiperf.json").read_text())
+    assert found["completed_request_count"]["avg"] == 24
+    assert found["request_error_rate"]["avg"] == 0
+    assert found["total_usage_completion_tokens"]["avg"] == 24 * 16
+    assert found["time_to_first_token"]["avg"] > 0
