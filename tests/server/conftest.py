@@ -59,10 +59,12 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def client(self, **options: Any) -> openai.OpenAI:
-        """One that refuses answers that are not as its types are."""
-        usual = {"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0,
-                 "_strict_response_validation": True}  # fmt: skip
+        usual = {"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0}
         return openai.OpenAI(**{**usual, **options})
+
+    def strict_client(self) -> openai.OpenAI:
+        """One that refuses answers that are not as its types are."""
+        return self.client(_strict_response_validation=True)
 
     def ask(
         self,

@@ -16,7 +16,7 @@ from .conftest import MESSAGES, PROMPT, Server
 
 @pytest.fixture
 def client(server: Server) -> Iterator[openai.OpenAI]:
-    with server.client() as client:
+    with server.strict_client() as client:
         yield client
 
 
@@ -24,7 +24,7 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 def lenient(server: Server) -> Iterator[openai.OpenAI]:
     """For completions: where there is no reason to end yet, and no log-probability of a first
     token, OpenAI's own server says null, for which its client's types have no room."""
-    with server.client(_strict_response_validation=False) as client:
+    with server.client() as client:
         yield client
 
 

@@ -31,7 +31,7 @@ SCHEMA = {**Person.model_json_schema(), "additionalProperties": False}
 
 @pytest.fixture
 def client(server: Server) -> Iterator[openai.OpenAI]:
-    with server.client() as one:
+    with server.strict_client() as one:
         yield one
 
 
