@@ -167,9 +167,9 @@ void compute(const Kernels& kernels, const LinearArgs& a, int threads) {
 void compute(const Kernels& kernels, const HeadsArgs& a, int threads) {
   const LinearArgs& first = a.first;
   if (first.m == 0 || first.n == 0) return;
-  constexpr int64_t kMaxRows = 96, kMaxColumns = 96, kMaxColumnsOfFew = 256;
-  const int64_t blocks = (first.m + kMaxRows - 1) / kMaxRows, rows = (first.m + blocks - 1) / blocks;
+  constexpr int64_t kMaxColumns = 96, kMaxColumnsOfFew = 256;
   const LinearShape shape = kernels.linear_shape(first);
+  const int64_t blocks = (first.m + shape.rows - 1) / shape.rows, rows = (first.m + blocks - 1) / blocks;
   const int64_t most = rows <= 16 ? kMaxColumnsOfFew : kMaxColumns;
   const int64_t columns = std::max<int64_t>(1, most / shape.columns) * shape.columns;
   const int64_t pieces = (first.n + columns - 1) / columns;
@@ -177,8 +177,8 @@ void compute(const Kernels& kernels, const HeadsArgs& a, int threads) {
   const size_t bytes = kernels.linear_scratch(first, int(rows), int(columns));
   each(std::max(1, threads), a.heads * blocks * pieces, [&](int64_t i) {
     const int64_t head = i / pieces / blocks, m0 = i / pieces % blocks * rows, n0 = i % pieces * columns;
-    LinearArgs one = first;
-    one.m = int(std::min(rows, first.m - m0));
+    const int count = int(std::min(rows, first.m - m0));
+    LinearArgs one = first;  // with all its rows, by which a kernel is chosen
     one.x += head * a.x_head + m0 * first.x_stride;
     one.y += head * a.y_head + m0 * first.y_stride;
     one.w = row_of(first, int(head * first.n)).at;
@@ -186,11 +186,11 @@ void compute(const Kernels& kernels, const HeadsArgs& a, int threads) {
     int64_t x_stride = one.x_stride;
     if (shape.packed_stride) {
       float* packed = static_cast<float*>(own.get(sizeof(float) * groups * shape.group * shape.packed_stride));
-      kernels.linear_pack(one, 0, one.m, packed);
+      kernels.linear_pack(one, 0, count, packed);
       x = packed;
       x_stride = shape.packed_stride;
     }
-    kernels.linear(one, x, x_stride, 0, one.m, int(n0), int(std::min<int64_t>(first.n, n0 + columns)), scratch.get(bytes));
+    kernels.linear(one, x, x_stride, 0, count, int(n0), int(std::min<int64_t>(first.n, n0 + columns)), scratch.get(bytes));
   });
 }
 
