@@ -31,6 +31,7 @@ from kvrt.kv.memory import Memory
 from kvrt.kv.offload import Offload
 from kvrt.kv.pages.lanes import SeqId
 from kvrt.kv.pages.table import Change
+from kvrt.kv.rows import Rows
 from kvrt.kv.seq import Seq
 from kvrt.kv.tiers.host import HostStore
 from kvrt.kv.tiers.names import StoredName, chain, root_key
@@ -39,7 +40,7 @@ from kvrt.registry import load
 from kvrt.sampling import SamplingParams
 from kvrt.sched.batching import Limits
 from kvrt.sched.policy import POLICIES
-from kvrt.spi import AttentionParams, Device, KVLayout
+from kvrt.spi import AttentionBatch, AttentionParams, Device, KVLayout
 from kvrt.testing.chaos import Chaos
 from kvrt.wrappers import Checked
 from kvrt.wrappers.wrapper import Params, Result, Wrapper
@@ -196,7 +197,28 @@ class Mutant(NamedTuple):
     life: Life
 
 
+def life_of_rows(chaos: Chaos, folder: Path) -> None:
+    """A batch of two of which one ends, so that in time its memory goes back."""
+    device = Checked(chaos)
+    layout = KVLayout.packed("float32", layers=1, kv_heads=2, head_dim=128, page_size=64)
+    rows = Rows(LocalPages(device, [layout], 256), [0], 256 * layout.page_bytes)
+    for step in range(80):
+        tokens = [1] if step else [64 * 40] * 2
+        (batch,) = rows.begin(tokens)
+        assert isinstance(batch, AttentionBatch)
+        q, k, v, out = (torch.ones(sum(tokens), 2, 128) for _ in range(4))
+        plan = device.attention.plan(batch)
+        device.attention.append(plan, 0, k, v)
+        device.attention.run(plan, 0, q, out, AttentionParams(1.0))
+        if not step:
+            rows.select([0])
+    rows.close()
+
+
 MUTANTS = {
+    "a batch goes on while its last step runs": Mutant(
+        Rows, "begin", "self._executor.finish()", "pass", life_of_rows
+    ),
     "a step ends without its fence": Mutant(
         LocalExecutor,
         "launch",
@@ -260,7 +282,14 @@ each_order = pytest.mark.parametrize("chaos", ["early", "late", "mixed"], indire
 
 @each_order
 @pytest.mark.parametrize(
-    "life", [life_of_an_engine, life_of_a_crowded_engine, life_of_a_cache, life_of_the_tiers]
+    "life",
+    [
+        life_of_an_engine,
+        life_of_a_crowded_engine,
+        life_of_a_cache,
+        life_of_rows,
+        life_of_the_tiers,
+    ],
 )
 def test_the_core_waits_for_the_device(life: Life, chaos: Chaos, tiny_lm: Path) -> None:
     life(chaos, tiny_lm)
