@@ -22,7 +22,7 @@ from tests.model.stepping import stepping
 
 FAMILIES = ("llama-biases", "qwen-3", "gemma-2", "granite", "phi-3", "olmo-2", "glm-4", "cohere",
             "ernie-4.5", "starcoder-2", "gpt-neox", "qwen-2-moe", "glm-4-moe", "deepseek-3",
-            "deepseek-2-lite")  # fmt: skip
+            "deepseek-2-lite", "lfm-2")  # fmt: skip
 """Matrices under one name and under several, rows in pairs, norms behind branches, branches that
 are scaled or parallel, layers with a gate and without, what all tokens of a mixture have."""
 

@@ -16,7 +16,7 @@ from kvrt.model.spec import ModelSpec
 from kvrt.model.weights import Part, Weight, weights_of
 from kvrt.spi import Device, DType, LowRank
 
-ADAPTED = ("qkv", "q_up", "o", "gate_up", "down")
+ADAPTED = ("qkv", "q_up", "mixer_in", "o", "gate_up", "down")
 """Weights that an adapter may change."""
 
 
