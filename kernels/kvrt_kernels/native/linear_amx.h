@@ -9,7 +9,7 @@
 // each sum is rounded to nearest, subnormals are zero.
 
 constexpr int kTileOut = 2 * kSide;  // rows of W that are multiplied together
-constexpr int kLeastOfMany = 192;    // rows of x that linear_amx_many.h computes: they make up for turning W
+constexpr int kLeastOfMany = 1024;   // rows of x that linear_amx_many.h computes: they make up for turning W
 constexpr int kTileBlock = 512;      // elements of k that a panel has room for
 
 // ---- packing of activations -----------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ static void product_in_tiles(const LinearArgs& a, int parts, int n0, int n1, con
 struct Tiles {
   static constexpr int kPanel = kTileOut * kTileBlock / 2;  // floats
 
-  static LinearShape shape(const LinearArgs& a) { return {kTileOut, kSide, kLeastOfMany, (a.k + kTileStep - 1) / kTileStep * L}; }
+  static LinearShape shape(const LinearArgs& a) { return {kTileOut, kSide, kMostRows / 2, (a.k + kTileStep - 1) / kTileStep * L}; }
   static void pack(const LinearArgs& a, int m0, int m1, float* packed) {
     for (int m = m0; m < m1; m += kSide)
       pack_group(a, m, m1 - m < kSide ? m1 - m : kSide, packed + m * shape(a).packed_stride);
