@@ -14,7 +14,7 @@ SHAPES = [(1, 16, 24), (4, 20, 33), (7, 128, 512), (3, 300, 16), (2, 1, 1)]
 @pytest.mark.parametrize(("heads", "width", "rows"), SHAPES)
 def test_a_head_has_the_bits_of_a_product_of_its_own(isa, dtype, heads, width, rows):
     weight = torch.randn(heads, rows, width).mul_(width**-0.5).to(dtype)
-    for tokens in (0, 1, 3, 17, 97, 200):
+    for tokens in (0, 1, 3, 17, 97, 200, 600):
         x = torch.randn(tokens, heads + 1, width + 3)[:, 1:, :width]
         for threads in (1, 2):
             out = torch.full((tokens, heads + 1, rows + 5), 7.0)
