@@ -40,6 +40,12 @@ def test_text_is_encoded_as_transformers_does(
     assert tokenizer.encode(text) == want
 
 
+def test_the_first_token_of_a_vocabulary_may_begin_and_end_texts(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(tmp_path, bos_token="<unk>", eos_token="<unk>")
+    assert (tokenizer.bos, tokenizer.eos) == (0, 0)
+    assert tokenizer.ends == {0}
+
+
 def test_settings_of_a_training_run_do_not_cut_prompts(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.enable_truncation(4)
