@@ -67,10 +67,8 @@ class Adapters:
             raise Refusal(HTTPStatus.BAD_REQUEST, "a model of that name is there", "lora_name")
         try:
             await asyncio.to_thread(self._runtime.load_adapter, name, Path(asked.lora_path))
-        except ConfigError:
-            raise Refusal(
-                HTTPStatus.BAD_REQUEST, "lora_name and lora_path cannot be used", "lora_name"
-            ) from None
+        except ConfigError as error:
+            raise Refusal(HTTPStatus.BAD_REQUEST, str(error), "lora_name") from None
         except ModelError as error:
             raise Refusal(HTTPStatus.BAD_REQUEST, str(error), "lora_path") from None
         except CapacityError as error:
