@@ -123,7 +123,8 @@ def test_a_model_of_405_billion_parameters_is_planned_from_its_config_alone(
     assert facts["parameters"] == 405_853_388_800
     assert facts["weight_bytes"] == pytest.approx(2 * facts["parameters"], rel=1e-4)
     assert "safetensors" in facts["without_weights"]
-    assert facts["groups"] == [{"layers": 126, "window": 0, "bytes_per_token": 126 * 2 * 8 * 256}]
+    keeps = {"keeps": "keys and values", "bytes_per_token": 126 * 2 * 8 * 256}
+    assert facts["groups"] == [{"layers": 126, "window": 0, **keeps}]
     (fits,) = facts["fits"]
     assert fits["bytes"] == 4096 * 126 * 2 * 8 * 256
     left = (1500 << 30) - facts["weight_bytes"]
