@@ -214,7 +214,7 @@ class Decoder:
             if size > count:
                 x[count:].zero_()
                 x = x[:count]
-            self._begin(tokens, first, x, work)
+            self._begin(tokens, cast(AttentionBatch, to_size[0]), x, work)
             graph.replay(to_size)
             return x
         work = self._activations(count)
@@ -227,14 +227,14 @@ class Decoder:
         return planner.plan(batch)  # type: ignore[arg-type]
 
     def _begin(self, tokens: Tensor, batch: AttentionBatch, x: Tensor, work: Activations) -> None:
-        """Embed the tokens in `x`, and look up how they are rotated."""
+        """Embed the tokens in `x`, and look up how they are rotated, as padding is, too."""
         for piece in pieces(len(tokens), self.spec.hidden, self._torch_device):
             self._embed(tokens[piece], x[piece])
         positions = positions_of(batch)
         for table, rotation in zip(self._tables, work.rotations, strict=True):
             table.select(positions, rotation)
         if self.weights.positions is not None:
-            rows = torch.from_numpy(positions).to(self._torch_device)
+            rows = torch.from_numpy(positions[: len(x)]).to(self._torch_device)
             x.add_(self.weights.positions.index_select(0, rows))
         if self.spec.query_beta:
             work.heat[: len(positions), 0, 0] = branches.heat_at(self.spec, positions)
