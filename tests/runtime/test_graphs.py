@@ -1,6 +1,7 @@
 """A decode step that is recorded and replayed gives the answers of one that is not."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from kvrt.sampling import SamplingParams
 from kvrt.spi import AttentionBatch, Chunk, Device, GraphCapture, KVLayout, Span
 from kvrt.testing.chaos import Chaos
 from kvrt.wrappers.wrapper import WrappedGraph, WrappedGraphs, WrappedMemory, Wrapper
+from tests.model.checkpoints import make_model, save_model
 
 from .conftest import Break, MakeRuntime
 
@@ -155,6 +157,45 @@ def test_padding_writes_to_the_null_page_only(
     assert any(0 in changed for _, changed, _ in device.writes), "padded"
     for _, changed, own in device.writes:
         assert changed | {0} == own | {0}
+
+
+class Padded(Wrapper):
+    """Records steps of 4 and 8 tokens only."""
+
+    def extension(self, kind: type) -> Any:
+        found = super().extension(kind)
+        return Sized(self, found.inner) if isinstance(found, WrappedGraphs) else found
+
+
+class Sized(WrappedGraphs):
+    def size(self, tokens: int) -> int:
+        return -(-tokens // 4) * 4 if tokens <= 8 else 0
+
+
+@pytest.mark.promise("P19")
+@pytest.mark.parametrize(
+    "family", ["gemma-2", "glm-4", "gpt-2", "gpt-neox", "ministral-3", "deepseek-2"]
+)
+def test_padding_changes_no_token_of_any_kind_of_layer(
+    family: str, tmp_path: Path, make_runtime: MakeRuntime, break_device: Break
+) -> None:
+    """Windows, rotation of all and of few dimensions, heated queries, latents."""
+    folder = save_model(make_model(family), tmp_path)
+    params = [SamplingParams(max_tokens=20 - 2 * n, ignore_eos=True, logprobs=2) for n in range(7)]
+    opened: list[Chaos] = []
+
+    def trace(device: Device) -> Padded:
+        opened.append(Chaos(device))
+        return Padded(opened[-1])
+
+    answers = []
+    for wrapper in (Eager, trace):
+        break_device(wrapper)
+        runtime = make_runtime(model=folder, load_format="auto")
+        answers.append(said(runtime.generate(PROMPTS, params)))
+    assert answers[0] == answers[1]
+    assert opened[0].calls["graphs.capture"] >= 2, "of 4 tokens and of 8"
+    assert opened[0].calls["graph.replay"] > 10
 
 
 @pytest.mark.promise("P19")
