@@ -214,7 +214,7 @@ class Decoder:
             if size > count:
                 x[count:].zero_()
                 x = x[:count]
-            self._begin(tokens, cast(AttentionBatch, to_size[0]), x, work)
+            self._begin(tokens, to_size[0], x, work)
             graph.replay(to_size)
             return x
         work = self._activations(count)
