@@ -4,23 +4,22 @@ with kvrt.Embedder("all-MiniLM-L6-v2") as embedder:
     vectors = embedder.embed(["a text", "another"]).vectors
 """
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvrt.checks import Checks, Flag, Maybe, Of, OneOf, Text, Whole, check_options, check_request
 from kvrt.config import OPTIONS, Environment
+from kvrt.embedding.closing import Closing
 from kvrt.embedding.decoding import batches_of, open_texts
 from kvrt.embedding.dense import Dense, read_dense
 from kvrt.embedding.pooling import finished, pooled
 from kvrt.embedding.recipe import POOLINGS, Pooling, read_recipe
-from kvrt.errors import ConfigError, ModelError, RequestError
+from kvrt.errors import ModelError, RequestError
 from kvrt.model.config import is_decoder
 from kvrt.model.resolve import resolve
 from kvrt.model.tokenizer import read_tokenizer
@@ -55,7 +54,7 @@ class Embeddings:
     tokens: tuple[int, ...]
 
 
-class Embedder:
+class Embedder(Closing):
     """A model that makes vectors of texts. Any thread may ask it; texts are taken in turn.
 
     Args:
@@ -130,8 +129,7 @@ class Embedder:
             self._device.close()
             raise
         self.longest = min(recipe.longest or self._encoder.positions, self._encoder.positions)
-        self._lock = threading.Lock()
-        self._closed = False
+        super().__init__("embedder", self._encoder, self._device)
 
     def embed(
         self,
@@ -167,9 +165,7 @@ class Embedder:
         tokens = [self._tokens(text, before, cut=checked["truncate"]) for text in listed]
         vectors = np.empty((len(tokens), wanted), np.float32)
         skipped = self._length_of(before) if before and self._without_prompt else 0
-        with self._lock:
-            if self._closed:
-                raise ConfigError("the embedder is closed", fix="make another")
+        with self._asked():
             for some in batches_of([len(own) for own in tokens]):
                 states = self._encoder.states([tokens[number] for number in some])
                 for number, own in zip(some, states, strict=True):
@@ -226,22 +222,3 @@ class Embedder:
                 f"texts has one that is neither text nor token ids below {vocab}", param="texts"
             )
         return list(text)
-
-    def close(self) -> None:
-        """Give the memory back. It embeds no more."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._encoder.close()
-                self._device.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -4,19 +4,18 @@ with kvrt.Reranker("BAAI/bge-reranker-v2-m3") as reranker:
     best = reranker.rank("How warm is it?", texts).order[0]
 """
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from kvrt.checks import Checks, Flag, Maybe, Text, check_options, check_request
 from kvrt.config import Environment
+from kvrt.embedding.closing import Closing
 from kvrt.embedding.decoding import batches_of
 from kvrt.embedding.embedder import CHOICES
 from kvrt.embedding.judges import Judge, Pair, open_judge
-from kvrt.errors import ConfigError, ModelError, RequestError
+from kvrt.errors import ModelError, RequestError
 from kvrt.model.resolve import resolve
 from kvrt.registry import open_device
 from kvrt.spi import DeviceOptions, DType
@@ -49,7 +48,7 @@ class Ranking:
         return tuple(sorted(range(len(self.scores)), key=lambda number: -self.scores[number]))
 
 
-class Reranker:
+class Reranker(Closing):
     """A model that tells how much a text says about a question. Any thread may ask it; questions
     are taken in turn.
 
@@ -103,8 +102,7 @@ class Reranker:
             self._device.close()
             raise
         self.longest = self._judge.longest
-        self._lock = threading.Lock()
-        self._closed = False
+        super().__init__("reranker", self._judge, self._device)
 
     def rank(
         self,
@@ -133,9 +131,7 @@ class Reranker:
             raise RequestError("texts is no list of texts", param="texts")
         pairs = [self._pair(checked, text) for text in listed]
         scores = [0.0] * len(pairs)
-        with self._lock:
-            if self._closed:
-                raise ConfigError("the reranker is closed", fix="make another")
+        with self._asked():
             for some in batches_of([len(pair.tokens) for pair in pairs]):
                 told = self._judge.scores([pairs[number] for number in some])
                 for number, score in zip(some, told, strict=True):
@@ -152,22 +148,3 @@ class Reranker:
                 fix="make them shorter, or ask for what is beyond to be left out",
             )
         return pair
-
-    def close(self) -> None:
-        """Give the memory back. It ranks no more."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._judge.close()
-                self._device.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

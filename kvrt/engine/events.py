@@ -120,6 +120,6 @@ class Observers:
         for observer in self._all:
             try:
                 observer(event)
-            except Exception:
+            except Exception:  # whatever it is, it must not end the engine
                 log.exception("an observer failed, and is told nothing more")
                 self.remove(observer)

@@ -135,7 +135,7 @@ class Worker:
                         await self._closing.wait()
                 except TimeoutError:
                     continue
-            except Exception:
+            except Exception:  # a fault of ours: other batches go on, and the next server tries it
                 log.exception("batch %s failed", id)
             return
 
