@@ -51,9 +51,8 @@ Result = TypeVar("Result")
 class Wrapper:
     """Forwards everything to `inner`. Override `around`, or put other parts in place.
 
-    `BranchOps`, `DenseOps`, `ExpertOps`, `GraphCapture`, `LatentOps`, `LowRankOps` and
-    `PackedMatrices` are forwarded like the required parts; any other extension, and one that lacks
-    a method, is handed out as it is.
+    Extensions of `WRAPPED` are forwarded like the required parts; any other, and one that lacks a
+    method, is handed out as it is.
 
     Args:
         inner: the device that does the work.
