@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from kvrt.embedding.reranker import Ranking, Reranker
     from kvrt.engine.stats import RuntimeStats
     from kvrt.kv.index.events import CacheEvent
-    from kvrt.model.chats import Chat
+    from kvrt.model.chat.templates import Chat
     from kvrt.runtime import Runtime
     from kvrt.sharing.share import Share
     from kvrt.stream import Stream
@@ -90,7 +90,7 @@ _LAZY = {
     "ArenaStats": "kvrt.arena",
     "AsyncRuntime": "kvrt.aio.runtime",
     "AsyncStream": "kvrt.aio.stream",
-    "Chat": "kvrt.model.chats",
+    "Chat": "kvrt.model.chat.templates",
     "Embedder": "kvrt.embedding.embedder",
     "Embeddings": "kvrt.embedding.embedder",
     "Ranking": "kvrt.embedding.reranker",

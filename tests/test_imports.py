@@ -92,6 +92,6 @@ def test_a_command_loads_what_it_needs_and_nothing_of_the_others() -> None:
     command = [sys.executable, "-c", STARTING, "run", "tiny", "Hello", "--max-tokens", "1"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     loaded = set(result.stdout.split())
-    assert "kvrt.model.decoder" in loaded
-    assert not loaded & {"jinja2", "kvrt.model.chat", "kvrt.model.gguf.source"}
+    assert "kvrt.model.decoder.decoder" in loaded
+    assert not loaded & {"jinja2", "kvrt.model.chat.template", "kvrt.model.gguf.source"}
     assert not loaded & {f"kvrt_cli.{name}" for name in ("bench", "doctor", "serve", "show", "top")}

@@ -42,7 +42,7 @@ class Asking:
         Raises:
             RequestError: a sampling parameter is out of range.
         """
-        from kvrt.model.chats import Chat
+        from kvrt.model.chat.templates import Chat
 
         if isinstance(prompt, str) and self.chat:
             prompt = [{"role": "user", "content": prompt}]

@@ -70,9 +70,9 @@ def merge(
     are merged one at a time, so memory is taken for the largest of them alone. Configuration and
     tokenizer are those of --base, or of the first.
     """
+    from kvrt.model.files.resolve import resolve
     from kvrt.model.merging.files import merge as merge_files
     from kvrt.model.merging.methods import Recipe
-    from kvrt.model.resolve import resolve
 
     terminal.quiet = quiet
     recipe = Recipe(

@@ -12,7 +12,7 @@ from kvrt_cli.terminal import Terminal
 @click.pass_obj
 def models(terminal: Terminal, /, as_json: bool) -> None:
     """List the architectures that run, as config.json names them, and as GGUF files do."""
-    from kvrt.model.families import FAMILIES, NESTED
+    from kvrt.model.families.decoders import FAMILIES, NESTED
     from kvrt.model.gguf.architectures import ARCHITECTURES
 
     rows = []

@@ -13,7 +13,7 @@ from kvrt_cli.stdin import decode, without_mark
 
 if TYPE_CHECKING:
     from kvrt.engine.prompts import Prompt
-    from kvrt.model.chats import Chat
+    from kvrt.model.chat.templates import Chat
 
 PROMPTS = ("prompt", "messages", "token_ids")
 OF_CHATS = ("tools", "variables", "template", "continue_final_message", "add_generation_prompt")
@@ -151,7 +151,7 @@ def _from_object(number: int, value: dict[str, Any]) -> Item:
 
 
 def _chat(value: Mapping[str, Any]) -> "Chat":
-    from kvrt.model.chats import Chat
+    from kvrt.model.chat.templates import Chat
 
     options = {name: value[name] for name in OF_CHATS if name in value}
     if "messages" not in value:

@@ -28,7 +28,7 @@ from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from kvrt.engine.planning import Plan
-    from kvrt.model.checkpoint import Checkpoint
+    from kvrt.model.checkpoint.checkpoint import Checkpoint
     from kvrt.model.choice import Choice
 
 FIRST, TIMES = 1024, 4
@@ -97,7 +97,7 @@ def _facts(model: str, options: Mapping[str, Any], headers: Path) -> dict[str, A
     """
     from kvrt.engine.planning import plan
     from kvrt.model.choice import check_shape, choose
-    from kvrt.model.resolve import resolve
+    from kvrt.model.files.resolve import resolve
     from kvrt.model.source import open_source
     from kvrt.registry import open_device
     from kvrt.spi import DeviceOptions

@@ -15,7 +15,7 @@ from typing import Any
 
 from kvrt.dialect.marks import Calls, Dialect, Reasoning, segments
 from kvrt.errors import KvrtError
-from kvrt.model.chats import Chat, ChatTemplates
+from kvrt.model.chat.templates import Chat, ChatTemplates
 
 LONGEST_WORD = 40
 USER, SAID, THOUGHT = "kvrtasks", "Kvrtsaid", "Kvrtthought"

@@ -12,7 +12,7 @@ from kvrt.errors import ModelError
 from kvrt.executor.local import LocalPages
 from kvrt.kv.rows import Rows
 from kvrt.model.config import is_decoder
-from kvrt.model.decoder import Decoder
+from kvrt.model.decoder.decoder import Decoder
 from kvrt.model.encoder.encoder import load_encoder
 from kvrt.model.encoder.families import ENCODERS
 from kvrt.model.layouts import layouts_of

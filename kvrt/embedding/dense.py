@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from kvrt.errors import ModelError
-from kvrt.model.blocks import FLOATS, read_bytes
-from kvrt.model.header import Tensors, read_header
-from kvrt.model.jsonfile import Fields, read_object, shown
+from kvrt.model.checkpoint.blocks import FLOATS, read_bytes
+from kvrt.model.checkpoint.header import Tensors, read_header
+from kvrt.model.files.jsonfile import Fields, read_object, shown
 
 MAX_WIDTH = 1 << 20
 WEIGHTS = "model.safetensors"

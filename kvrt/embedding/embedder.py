@@ -21,8 +21,8 @@ from kvrt.embedding.pooling import finished, pooled
 from kvrt.embedding.recipe import POOLINGS, Pooling, read_recipe
 from kvrt.errors import ModelError, RequestError
 from kvrt.model.config import is_decoder
-from kvrt.model.resolve import resolve
-from kvrt.model.tokenizer import read_tokenizer
+from kvrt.model.files.resolve import resolve
+from kvrt.model.tokens.tokenizer import read_tokenizer
 from kvrt.registry import open_device
 from kvrt.spi import DeviceOptions, DType
 

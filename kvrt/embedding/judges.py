@@ -13,8 +13,8 @@ from kvrt.model.encoder.encoder import load_encoder
 from kvrt.model.encoder.families import ENCODERS
 from kvrt.model.encoder.spec import read_encoder
 from kvrt.model.encoder.weights import EncoderFiles
-from kvrt.model.jsonfile import Fields, read_object, shown
-from kvrt.model.tokenizer import Tokenizer, read_tokenizer
+from kvrt.model.files.jsonfile import Fields, read_object, shown
+from kvrt.model.tokens.tokenizer import Tokenizer, read_tokenizer
 from kvrt.spi import Device, DType
 
 

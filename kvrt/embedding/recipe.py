@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kvrt.errors import ModelError
-from kvrt.model.jsonfile import Fields, read_list, read_object, shown
-from kvrt.model.rotary import MAX_POSITIONS
+from kvrt.model.families.rotary import MAX_POSITIONS
+from kvrt.model.files.jsonfile import Fields, read_list, read_object, shown
 
 Pooling = Literal["cls", "mean", "max", "sqrt", "weighted", "last"]
 """The first token's state; the mean or the largest of all tokens'; their sum over the square root

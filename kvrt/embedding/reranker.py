@@ -16,7 +16,7 @@ from kvrt.embedding.decoding import batches_of
 from kvrt.embedding.embedder import CHOICES
 from kvrt.embedding.judges import Judge, Pair, open_judge
 from kvrt.errors import ModelError, RequestError
-from kvrt.model.resolve import resolve
+from kvrt.model.files.resolve import resolve
 from kvrt.registry import open_device
 from kvrt.spi import DeviceOptions, DType
 

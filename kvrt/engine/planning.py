@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from kvrt.config import RuntimeConfig
 from kvrt.engine.sizing import CacheSizes, cache_sizes
 from kvrt.kv.pages.group import Group
-from kvrt.model.activations import computed_in
 from kvrt.model.choice import Choice
+from kvrt.model.decoder.activations import computed_in
 from kvrt.spi import DeviceInfo
 
 

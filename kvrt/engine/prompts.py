@@ -8,9 +8,9 @@ from kvrt.checks import Wrong, as_index, items_of, shown
 from kvrt.errors import CapacityError, RequestError
 from kvrt.kv.cache import KVCache
 from kvrt.kv.tiers.names import root_key
-from kvrt.model.chats import Chat
+from kvrt.model.chat.messages import Message
+from kvrt.model.chat.templates import Chat
 from kvrt.model.loader import Model
-from kvrt.model.messages import Message
 from kvrt.sampling import SamplingParams
 
 

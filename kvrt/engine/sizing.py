@@ -15,10 +15,10 @@ from kvrt.executor.local import LocalExecutor
 from kvrt.kv.cache import KVCache
 from kvrt.kv.limit import LimitChange
 from kvrt.kv.pages.geometry import Geometry
-from kvrt.model.activations import Activations, computed_in
+from kvrt.model.decoder.activations import Activations, computed_in
+from kvrt.model.decoder.rope import rotation_bytes
 from kvrt.model.layouts import layouts_of
 from kvrt.model.loader import Model
-from kvrt.model.rope import rotation_bytes
 from kvrt.model.spec import ModelSpec
 from kvrt.sharing.tenant import Tenant
 from kvrt.spi import ITEM_BYTES, Device, DeviceInfo, DType, PageLayout

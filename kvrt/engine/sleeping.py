@@ -4,7 +4,7 @@ import logging
 import time
 
 from kvrt.engine.engine import Engine
-from kvrt.model.resident import Resident
+from kvrt.model.weights.resident import Resident
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from kvrt.spi import AttentionBatch, Device, PageLayout, StateBatch, StateLayout
 from kvrt.wrappers.named import blaming, owner_of
 
 Forward = Callable[..., Tensor]
-"""One step of a model; see `kvrt.model.decoder.Decoder.forward`."""
+"""One step of a model; see `kvrt.model.decoder.decoder.Decoder.forward`."""
 
 
 class LocalPages:

@@ -1,12 +1,15 @@
 """Models: from the files of a checkpoint to logits.
 
-    resolve     which folder a model's name means; downloads it if need be
+    files       which folder a model's name means; downloads it if need be
     config      config.json                -> ModelSpec, a value with everything checked
-    checkpoint  *.safetensors              -> Checkpoint: headers that agree with the model
-    filling     Checkpoint                 -> Weights, in one arena on the device
-    tokenizer   tokenizer.json, side files -> token ids and back; in it, no `patterns` without end
-    chat        templates, messages        -> a prompt; each `template` in a `sandbox` with `bounds`
-    decoder     ModelSpec, Weights, device -> logits
+    checkpoint  *.safetensors              -> headers that agree with the model -> Weights
+    gguf        *.gguf                     -> the same, from a file of llama.cpp's format
+    weights     which there are, and where they lie in one arena on the device
+    packed      weights that are kept as codes of 8 bits and fewer
+    tokens      tokenizer.json, side files -> token ids and back
+    chat        templates, messages        -> a prompt; each template in a sandbox with bounds
+    decoder     ModelSpec, Weights, device -> logits; `lora` adapts it, `borrowed` stands in for it
+    encoder     the same for models that read a text in both directions
     loader      all of these together      -> Model
 
 Nothing here unpickles, and nothing runs code that comes with a model: chat templates are rendered

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Literal
 
 from kvrt.errors import ConfigError, ModelError
-from kvrt.model.checkpoint import Checkpoint
+from kvrt.model.checkpoint.checkpoint import Checkpoint
+from kvrt.model.decoder.rope import for_context
 from kvrt.model.packed.choice import as_announced, as_stored, quantizing
 from kvrt.model.packed.methods import Method
 from kvrt.model.packed.quantize import Quantize
-from kvrt.model.rope import for_context
 from kvrt.model.source import Source
 from kvrt.model.spec import ModelSpec
-from kvrt.model.weights import NOTHING_PACKED, Packing, weight_bytes, weights_of
+from kvrt.model.weights.weights import NOTHING_PACKED, Packing, weight_bytes, weights_of
 from kvrt.spi import Capability, Device, DType
 
 

@@ -13,12 +13,12 @@ from typing import Any, cast
 
 from kvrt.errors import ModelError
 from kvrt.model.encoder.families import ENCODERS
-from kvrt.model.families import FAMILIES, NESTED
-from kvrt.model.family import MAX_WIDTH, Family
-from kvrt.model.jsonfile import Fields, read_object, shown
-from kvrt.model.rotary import MAX_POSITIONS, read_ropes
+from kvrt.model.families.decoders import FAMILIES, NESTED
+from kvrt.model.families.family import MAX_WIDTH, Family
+from kvrt.model.families.rotary import MAX_POSITIONS, read_ropes
+from kvrt.model.families.windows import MAX_LAYERS
+from kvrt.model.files.jsonfile import Fields, read_object, shown
 from kvrt.model.spec import ExpertSpec, MLPActivation, ModelSpec
-from kvrt.model.windows import MAX_LAYERS
 from kvrt.spi import Activation, DType
 
 # Upper limits, about ten times the largest published model: beyond them a value is damage, and

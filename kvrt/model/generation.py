@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvrt.model.config import read_tokens
-from kvrt.model.jsonfile import Fields, read_object
+from kvrt.model.files.jsonfile import Fields, read_object
 from kvrt.model.spec import ModelSpec
 
 FILE = "generation_config.json"

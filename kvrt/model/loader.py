@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from kvrt.errors import CapacityError, ConfigError, RequestError
-from kvrt.model import arena
-from kvrt.model.activations import computed_in
-from kvrt.model.chats import Chat
+from kvrt.model.chat.messages import Message
+from kvrt.model.chat.templates import Chat
 from kvrt.model.choice import check_shape, choose, choose_dtype, choose_length
-from kvrt.model.decoder import Decoder
-from kvrt.model.detokenizer import Detokenizer
-from kvrt.model.experts import notes_on_experts
+from kvrt.model.decoder.activations import computed_in
+from kvrt.model.decoder.decoder import Decoder
+from kvrt.model.decoder.experts import notes_on_experts
+from kvrt.model.files.resolve import resolve
 from kvrt.model.generation import GenerationDefaults, read_generation
-from kvrt.model.messages import Message
 from kvrt.model.packed.choice import kept_weights
 from kvrt.model.packed.quantize import Quantize
 from kvrt.model.progress import Progress
-from kvrt.model.resident import Resident
-from kvrt.model.resolve import resolve
 from kvrt.model.source import open_source
 from kvrt.model.spec import ModelSpec
-from kvrt.model.tokenizer import TOKENIZER, Tokenizer, read_tokenizer
-from kvrt.model.weights import assemble
+from kvrt.model.tokens.detokenizer import Detokenizer
+from kvrt.model.tokens.tokenizer import TOKENIZER, Tokenizer, read_tokenizer
+from kvrt.model.weights import arena
+from kvrt.model.weights.resident import Resident
+from kvrt.model.weights.weights import assemble
 from kvrt.spi import Device, DType
 
 if TYPE_CHECKING:

@@ -3,15 +3,16 @@
 from pathlib import Path
 from typing import Protocol
 
-from kvrt.model import checkpoint, tokenizer
-from kvrt.model.checkpoint import Checkpoint
+from kvrt.model.checkpoint import checkpoint
+from kvrt.model.checkpoint.checkpoint import Checkpoint
 from kvrt.model.config import read_config
+from kvrt.model.files.jsonfile import Fields, read_object
 from kvrt.model.generation import GenerationDefaults, read_generation
-from kvrt.model.jsonfile import Fields, read_object
 from kvrt.model.packed.config import read_method
 from kvrt.model.packed.methods import Method
 from kvrt.model.spec import ModelSpec
-from kvrt.model.tokenizer import TOKENIZER, Tokenizer
+from kvrt.model.tokens import tokenizer
+from kvrt.model.tokens.tokenizer import TOKENIZER, Tokenizer
 
 
 class Source(Protocol):

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from kvrt.model.names import NAMINGS
 from kvrt.model.states import MemoryGroup, Recurrent
+from kvrt.model.weights.names import NAMINGS
 from kvrt.spi import Activation, DType, ExpertActivation, Router
 
 RopeKind = Literal[

@@ -14,7 +14,7 @@ from starlette.responses import Response
 import kvrt
 from kvrt.engine.prompts import tokens_of
 from kvrt.errors import KvrtError
-from kvrt.model.chats import Chat
+from kvrt.model.chat.templates import Chat
 from kvrt.server.anthropic.messages import Conversation
 from kvrt.server.entry import entry_of
 from kvrt.server.errors import Refusal, refusal_of

@@ -9,7 +9,7 @@ from kvrt.dialect.derive import derive
 from kvrt.dialect.marks import Dialect
 from kvrt.dialect.plugins import find_reader
 from kvrt.errors import ConfigError
-from kvrt.model.chats import ChatTemplates
+from kvrt.model.chat.templates import ChatTemplates
 from kvrt.model.loader import Model
 from kvrt.server.asking import AskedAdapter
 from kvrt.server.config import ANY_NAME, ServerConfig

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from kvrt.model.families import FAMILIES, NESTED
+from kvrt.model.families.decoders import FAMILIES, NESTED
 
 from .conftest import Kvrt
 

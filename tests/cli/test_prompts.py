@@ -14,7 +14,7 @@ from kvrt_cli.prompts import read_items
 from kvrt_cli.sampling import NAMES
 
 from kvrt.errors import RequestError
-from kvrt.model.chats import Chat
+from kvrt.model.chat.templates import Chat
 
 from .conftest import DUMMY, Kvrt
 

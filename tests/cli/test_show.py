@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import kvrt
-from kvrt.model.resolve import resolve
+from kvrt.model.files.resolve import resolve
 
 from .conftest import Kvrt
 

@@ -9,7 +9,7 @@ from kvrt.dialect.events import Arguments, Called, Content, Event, Thought
 from kvrt.dialect.marks import Dialect
 from kvrt.dialect.reader import DialectReader
 from kvrt.errors import KvrtError
-from kvrt.model.chats import Chat, ChatTemplates
+from kvrt.model.chat.templates import Chat, ChatTemplates
 
 ASKED = {"role": "user", "content": "What is the weather like?"}
 WEATHER = {

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from kvrt_kernels import branches, norm
 
-from kvrt.model.branches import PLAIN
+from kvrt.model.decoder.branches import PLAIN
 
 SIZES = [1, 5, 64, 123, 576, 4096]
 

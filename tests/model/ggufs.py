@@ -16,12 +16,12 @@ from gguf.quants import quantize
 from safetensors.torch import load_file
 from tokenizers.pre_tokenizers import ByteLevel
 
-from kvrt.model.families import FAMILIES
+from kvrt.model.decoder.rope import inverse_frequencies
+from kvrt.model.families.decoders import FAMILIES
 from kvrt.model.gguf.architectures import ARCHITECTURES as READ_AS
 from kvrt.model.gguf.types import TYPES
-from kvrt.model.names import NAMINGS
-from kvrt.model.rope import inverse_frequencies
 from kvrt.model.spec import RopeSpec
+from kvrt.model.weights.names import NAMINGS
 
 NUMBERS = {kind.name: number for number, kind in TYPES.items()}
 SCALARS = {np.uint8: 0, np.int8: 1, np.uint16: 2, np.int16: 3, np.uint32: 4, np.int32: 5,

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from kvrt.errors import ModelError, RequestError
-from kvrt.model.chat import ChatTemplate
+from kvrt.model.chat.template import ChatTemplate
 
 BIG = "{% set s = 'ab' * 100000 %}"
 LAUGHS = "{% set ns = namespace(x=[1]) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}"

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from kvrt.errors import ModelError
-from kvrt.model.tokenizer import read_tokenizer
+from kvrt.model.tokens.tokenizer import read_tokenizer
 from tests.model.checkpoints import VOCAB, byte_tokenizer, save_tokenizer
 
 NEXT = byte_tokenizer().get_vocab_size()

@@ -10,9 +10,9 @@ from transformers import AutoTokenizer
 
 import kvrt
 from kvrt.errors import ModelError, RequestError
-from kvrt.model.chat import ChatTemplate
-from kvrt.model.chats import Chat
-from kvrt.model.tokenizer import Tokenizer, read_tokenizer
+from kvrt.model.chat.template import ChatTemplate
+from kvrt.model.chat.templates import Chat
+from kvrt.model.tokens.tokenizer import Tokenizer, read_tokenizer
 from tests.model.checkpoints import VOCAB, save_tokenizer
 
 TEMPLATES = {

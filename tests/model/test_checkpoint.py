@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kvrt.errors import ModelError
-from kvrt.model import arena
-from kvrt.model.blocks import BLOCK_BYTES
-from kvrt.model.checkpoint import open_checkpoint
+from kvrt.model.checkpoint.blocks import BLOCK_BYTES
+from kvrt.model.checkpoint.checkpoint import open_checkpoint
+from kvrt.model.checkpoint.filling import fill, fingerprint
+from kvrt.model.checkpoint.shards import INDEX
 from kvrt.model.config import read_config
-from kvrt.model.filling import fill, fingerprint
-from kvrt.model.layerweights import Weights
-from kvrt.model.shards import INDEX
-from kvrt.model.weights import ALIGNMENT, assemble, place, weight_bytes
+from kvrt.model.weights import arena
+from kvrt.model.weights.layers import Weights
+from kvrt.model.weights.weights import ALIGNMENT, assemble, place, weight_bytes
 from kvrt.spi import DType
 from tests.model.checkpoints import make_model, save_model
 from tests.model.damage import WEIGHTS, damage, read_file, write_file

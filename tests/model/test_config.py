@@ -12,8 +12,8 @@ from transformers import AutoConfig
 
 from kvrt.errors import ModelError
 from kvrt.model.config import read_config
-from kvrt.model.rope import for_context, inverse_frequencies
-from kvrt.model.rotary import MAX_POSITIONS
+from kvrt.model.decoder.rope import for_context, inverse_frequencies
+from kvrt.model.families.rotary import MAX_POSITIONS
 from kvrt.model.spec import LayerSpec, ModelSpec
 from tests.model.checkpoints import BASE, LLAMA3_ROPE, YARN_ROPE
 

@@ -22,7 +22,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from kvrt.errors import ModelError
 from kvrt.model.config import FAMILIES, read_config
-from kvrt.model.rope import for_context, inverse_frequencies
+from kvrt.model.decoder.rope import for_context, inverse_frequencies
 from kvrt.model.spec import ModelSpec
 from tests.model.checkpoints import BASE as SMALL
 from tests.model.checkpoints import FAMILIES as FAMILY_ROWS

@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from kvrt.model.detokenizer import KEEP, Detokenizer
-from kvrt.model.resolve import resolve
-from kvrt.model.tokenizer import Tokenizer, read_tokenizer
+from kvrt.model.files.resolve import resolve
+from kvrt.model.tokens.detokenizer import KEEP, Detokenizer
+from kvrt.model.tokens.tokenizer import Tokenizer, read_tokenizer
 from tests.model.checkpoints import byte_tokenizer, piece_tokenizer
 
 BAD = "\ufffd"

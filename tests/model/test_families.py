@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from kvrt.model.choice import choose
-from kvrt.model.graphs import DecodeGraphs
+from kvrt.model.decoder.graphs import DecodeGraphs
 from kvrt.model.loader import Model, load_model
 from kvrt.model.source import open_source
 from kvrt.spi import Device, Graph, GraphCapture

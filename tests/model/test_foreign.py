@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from kvrt.errors import ModelError
+from kvrt.model.files.resolve import resolve
 from kvrt.model.loader import load_model
-from kvrt.model.resolve import resolve
 from kvrt.spi import Device
 from tests.model.checkpoints import make_model, save_model, save_tokenizer
 from tests.model.ggufs import write_gguf

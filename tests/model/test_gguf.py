@@ -13,15 +13,15 @@ from gguf.quants import dequantize
 from safetensors.torch import load_file
 
 from kvrt.errors import ModelError, RequestError
-from kvrt.model.families import FAMILIES as FAMILIES_OF
+from kvrt.model.decoder.rope import inverse_frequencies
+from kvrt.model.families.decoders import FAMILIES as FAMILIES_OF
 from kvrt.model.gguf.architectures import ARCHITECTURES
 from kvrt.model.gguf.header import read_header
 from kvrt.model.gguf.types import BY_NAME, TYPES
 from kvrt.model.loader import Model, load_model
-from kvrt.model.names import NAMINGS
 from kvrt.model.packed.ggml import TYPES as PACKED
-from kvrt.model.rope import inverse_frequencies
 from kvrt.model.spec import ModelSpec
+from kvrt.model.weights.names import NAMINGS
 from kvrt.spi import Device
 from tests.model.checkpoints import (
     LONGROPE,

@@ -11,12 +11,12 @@ import tokenizers
 from tokenizers import Regex, normalizers, pre_tokenizers
 
 from kvrt.errors import ModelError
-from kvrt.model.chats import Chat
+from kvrt.model.chat.templates import Chat
+from kvrt.model.files.resolve import resolve
 from kvrt.model.gguf.files import open_gguf
 from kvrt.model.gguf.splits import SPLITS
 from kvrt.model.gguf.tokens import read_tokenizer
-from kvrt.model.resolve import resolve
-from kvrt.model.tokenizer import Tokenizer
+from kvrt.model.tokens.tokenizer import Tokenizer
 from tests.model.checkpoints import piece_tokenizer
 from tests.model.ggufs import converted_tokenizer, joined_by_score, tokenizer_keys, write_gguf
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kvrt import registry
-from kvrt.model.decoder import Decoder
+from kvrt.model.decoder.decoder import Decoder
 from kvrt.model.loader import load_model
 from kvrt.spi import Device, KVLayout
 from kvrt.testing.paged import PagedKV

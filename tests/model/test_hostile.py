@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from kvrt.errors import KvrtError, ModelError, RequestError
-from kvrt.model.chats import Chat
+from kvrt.model.chat.templates import Chat
 from kvrt.model.loader import load_model
-from kvrt.model.tokenizer import read_tokenizer
+from kvrt.model.tokens.tokenizer import read_tokenizer
 from kvrt.spi import Device
 from tests.model.checkpoints import VOCAB, make_model, save_model, save_tokenizer
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvrt.model.jsonfile import shown
+from kvrt.model.files.jsonfile import shown
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from kvrt.errors import CapacityError, ConfigError, ModelError, OutOfMemory, RequestError
-from kvrt.model import arena
 from kvrt.model.loader import load_model
+from kvrt.model.weights import arena
 from kvrt.spi import Device, MemoryInfo
 from kvrt.testing.host import physical_bytes
 from tests.model.checkpoints import VOCAB, make_model, save_model, save_tokenizer

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from kvrt.model.families import FAMILIES, NESTED
+from kvrt.model.families.decoders import FAMILIES, NESTED
 from kvrt.model.gguf.architectures import ARCHITECTURES
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kvrt.errors import ModelError
-from kvrt.model import arena
-from kvrt.model.checkpoint import open_checkpoint
+from kvrt.model.checkpoint.checkpoint import open_checkpoint
+from kvrt.model.checkpoint.filling import fill
+from kvrt.model.checkpoint.shards import INDEX, SINGLE
 from kvrt.model.config import read_config
-from kvrt.model.filling import fill
-from kvrt.model.layerweights import Weights
-from kvrt.model.shards import INDEX, SINGLE
-from kvrt.model.weights import assemble, weight_bytes
+from kvrt.model.weights import arena
+from kvrt.model.weights.layers import Weights
+from kvrt.model.weights.weights import assemble, weight_bytes
 from tests.model.checkpoints import make_model, save_model
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -93,7 +93,7 @@ def test_an_output_matrix_of_its_own_is_used(
 def test_a_difference_is_found_in_any_block(
     tied: Path, row: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvrt.model.blocks.BLOCK_BYTES", 1 << 12)
+    monkeypatch.setattr("kvrt.model.checkpoint.blocks.BLOCK_BYTES", 1 << 12)
     head = load_file(tied / SINGLE)[EMBEDDING].clone()
     head[row, 7] += 1
     change(tied / SINGLE, {HEAD: head})

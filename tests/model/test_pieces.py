@@ -6,8 +6,8 @@ import threading
 import pytest
 import torch
 
+from kvrt.model.decoder.pieces import ALONE, pieces
 from kvrt.model.loader import load_model
-from kvrt.model.pieces import ALONE, pieces
 from kvrt.registry import open_device
 from kvrt.spi import DeviceOptions
 from tests.model.stepping import stepping

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvrt.model.recurrence import TorchRecurrence
+from kvrt.model.decoder.recurrence import TorchRecurrence
 from kvrt.spi import Device, DType, Recurrence
 from kvrt.testing.suite.test_recurrence import test_convolution, test_the_gated_delta_rule
 

@@ -11,7 +11,7 @@ import torch
 
 from kvrt.errors import ModelError
 from kvrt.model.loader import load_model
-from kvrt.model.resident import Resident
+from kvrt.model.weights.resident import Resident
 from kvrt.registry import open_device
 from kvrt.spi import Device
 from tests.model.checkpoints import make_model, save_model, save_tokenizer

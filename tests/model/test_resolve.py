@@ -10,10 +10,10 @@ from huggingface_hub import constants
 
 from kvrt.embedding.embedder import Embedder
 from kvrt.errors import ModelError
-from kvrt.model.checkpoint import open_checkpoint
+from kvrt.model.checkpoint.checkpoint import open_checkpoint
 from kvrt.model.config import read_config
+from kvrt.model.files.resolve import resolve
 from kvrt.model.gguf.choice import choose
-from kvrt.model.resolve import resolve
 from kvrt.model.source import open_source
 from tests.embedding.encoders import make_encoder, save_recipe
 from tests.model.checkpoints import make_model, save_model, save_tokenizer
@@ -176,7 +176,7 @@ def test_what_is_in_the_cache_serves_at_once_where_the_hub_does_not(
     found = resolve(REPOSITORY)
     for listing in (tmp_path / "hub").glob("*/trees/*"):
         listing.unlink()  # caches of older versions of the library have none
-    monkeypatch.setattr("kvrt.model.hub.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("kvrt.model.files.hub.ANSWER_SECONDS", 0.2)
     caplog.clear()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1] if answer == "none" else 9
@@ -334,7 +334,7 @@ def test_the_header_of_a_gguf_file_is_read_without_its_weights(
     one = save_model(make_model("llama-2", vocab_size=80_000), tmp_path / "one")
     file = save_gguf(one, tmp_path / "model-Q8_0.gguf", general__name="a" * 5000)
     hub.files = {file.name: file.read_bytes(), "README.md": b"#"}
-    monkeypatch.setattr("kvrt.model.hubheader.FIRST", first)
+    monkeypatch.setattr("kvrt.model.files.hubheader.FIRST", first)
     headers = tmp_path / "headers"
     headers.mkdir()
     found = resolve(REPOSITORY, want="config", headers=headers)

@@ -8,8 +8,8 @@ import psutil
 import pytest
 import torch
 
-from kvrt.model import rope
-from kvrt.model.rope import RotationTable, inverse_frequencies, rotation_bytes
+from kvrt.model.decoder import rope
+from kvrt.model.decoder.rope import RotationTable, inverse_frequencies, rotation_bytes
 from kvrt.model.spec import RopeSpec
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams

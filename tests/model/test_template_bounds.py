@@ -11,8 +11,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from kvrt.errors import KvrtError, ModelError
-from kvrt.model import bounds
-from kvrt.model.chat import ChatTemplate
+from kvrt.model.chat import bounds
+from kvrt.model.chat.template import ChatTemplate
 from tests.model.checkpoints import save_tokenizer
 from tests.model.hostile_templates import COMPILING, RENDERING
 

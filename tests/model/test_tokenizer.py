@@ -9,7 +9,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 from kvrt.errors import ModelError, RequestError
-from kvrt.model.tokenizer import Tokenizer, read_tokenizer
+from kvrt.model.tokens.tokenizer import Tokenizer, read_tokenizer
 from tests.model.checkpoints import VOCAB, byte_tokenizer, save_tokenizer
 
 KINDS = ("bytes", "pieces")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kvrt.model.blocks import blocks, mapped
+from kvrt.model.checkpoint.blocks import blocks, mapped
 from kvrt.model.gguf.files import open_gguf
 from kvrt.model.gguf.tokens import KINDS, read_tokenizer
 from tests.model.ggufs import joined_by_score

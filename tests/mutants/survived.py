@@ -73,7 +73,7 @@ SURVIVED = {
         "runtime/test_life.py",
     ),
     "a recorded step pads with one sequence too many": M(
-        "kvrt.model.graphs",
+        "kvrt.model.decoder.graphs",
         "torch.arange(tokens + 1, size + 1, dtype=torch.int32)",
         "torch.arange(tokens + 1, size + 1, dtype=torch.int32).clamp(max=size - 1)",
         "runtime/test_graphs.py",
@@ -318,19 +318,19 @@ SURVIVED = {
         "triton/test_interpreted.py::test_the_kernels_touch_nothing_but_their_own_tokens",
     ),
     "a file of seven bytes has a length of its header": M(
-        "kvrt.model.header",
+        "kvrt.model.checkpoint.header",
         "if len(prefix) < 8:\n            raise ModelError(",
         "if len(prefix) < 8:\n            ModelError(",
         "model/test_checkpoint.py",
     ),
     "no time is spent on what makes no text": M(
-        "kvrt.model.bounds",
+        "kvrt.model.chat.bounds",
         "        else:\n            self.spend(0)",
         "        else:\n            pass",
         "model/test_template_bounds.py",
     ),
     "numbers grow from the right": M(
-        "kvrt.model.bounds",
+        "kvrt.model.chat.bounds",
         "if left.bit_length() + right.bit_length() > BITS:",
         "if left.bit_length() > BITS:",
         "model/test_template_bounds.py",
@@ -423,13 +423,13 @@ SURVIVED = {
         "registry/test_checked_memory.py",
     ),
     "offline, the network is asked whether it is there": M(
-        "kvrt.model.hub",
+        "kvrt.model.files.hub",
         "not offline and _is_cached(",
         "_is_cached(",
         "model/test_resolve.py",
     ),
     "a step is recorded each time": M(
-        "kvrt.model.graphs", "if found is None:", "if True:", "runtime/test_graphs.py"
+        "kvrt.model.decoder.graphs", "if found is None:", "if True:", "runtime/test_graphs.py"
     ),
     "scales are not aligned": M(
         "kvrt.spi.layout",
@@ -438,7 +438,7 @@ SURVIVED = {
         "pages/test_geometry.py",
     ),
     "the home of somebody unknown is a path": M(
-        "kvrt.model.resolve",
+        "kvrt.model.files.resolve",
         "nobody's home\n        return None",
         "nobody's home\n        pass",
         "model/test_resolve.py",
@@ -498,7 +498,7 @@ SURVIVED = {
         "sched/test_output.py",
     ),
     "special tokens are found in a text that was changed": M(
-        "kvrt.model.added",
+        "kvrt.model.tokens.added",
         "normalized=text not in known",
         "normalized=text in known",
         "model/test_added.py",
@@ -546,7 +546,7 @@ SURVIVED = {
         "kvrt.kv.tiers.blockfile", "if got == 0:", "if got < 0:", "tiers/test_blockfile.py"
     ),
     "numbers may be made into any number of bytes": M(
-        "kvrt.model.bounds",
+        "kvrt.model.chat.bounds",
         'if isinstance(owner, int) and name == "to_bytes":',
         "if False:",
         "model/test_template_bounds.py",
@@ -618,7 +618,7 @@ SURVIVED = {
         "tiers/test_faults.py",
     ),
     "no text ends with the first token of a vocabulary": M(
-        "kvrt.model.tokenizer",
+        "kvrt.model.tokens.tokenizer",
         "return None if text is None else self._tokenizer.token_to_id(text)",
         "return None if text is None else self._tokenizer.token_to_id(text) or None",
         "model/test_tokenizer.py",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kvrt.config import Quantize
 from kvrt.model.spec import ModelSpec
-from kvrt.model.weights import weights_of
+from kvrt.model.weights.weights import weights_of
 from kvrt.spi import WeightFormat
 from kvrt.testing.matrices import FORMATS, random_rows
 
@@ -41,4 +41,4 @@ def hold(container: str, patch: pytest.MonkeyPatch) -> None:
         return random_rows(format, *values.shape, seed=abs(hash(float(values[0, 0]))))
 
     patch.setattr("kvrt.model.packed.choice.formats_for", formats)
-    patch.setattr("kvrt.model.targets.quantized", made)
+    patch.setattr("kvrt.model.checkpoint.targets.quantized", made)

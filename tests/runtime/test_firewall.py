@@ -141,7 +141,7 @@ def test_a_panic_of_a_tokenizer_ends_the_request_whose_text_it_was(
 ) -> None:
     """It comes out of compiled code, and is no `Exception` unless our tokenizer makes it one."""
     if not caught:
-        monkeypatch.setattr("kvrt.model.tokenizer._is_fault", lambda error: False)
+        monkeypatch.setattr("kvrt.model.tokens.tokenizer._is_fault", lambda error: False)
     words = {f"w{n}": n for n in range(198)} | {"x": 198}
     tokenizer = json.loads(Tokenizer(WordLevel(words, unk_token="w0")).to_str())
     tokenizer["decoder"] = {"type": "Strip", "content": "x", "start": 0, "stop": 2**62}

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from kvrt_cli.main import cli
 
 import kvrt
-from kvrt.model.resolve import resolve
+from kvrt.model.files.resolve import resolve
 from tests.model.ggufs import converted_tokenizer, keys_of, pack, tensors_of, write_gguf
 
 PROMPT = "def read_lines(path):\n"

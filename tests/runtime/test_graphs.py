@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from kvrt.model.graphs import padded
+from kvrt.model.decoder.graphs import padded
 from kvrt.outputs import Result
 from kvrt.sampling import SamplingParams
 from kvrt.spi import AttentionBatch, Chunk, Device, GraphCapture, KVLayout, Span

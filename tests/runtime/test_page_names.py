@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import kvrt.engine.fingerprint
-import kvrt.model.filling
+import kvrt.model.checkpoint.filling
 import kvrt.model.loader
 from kvrt.engine.fingerprint import own_folder
 from kvrt.errors import StoreError
@@ -252,17 +252,21 @@ class Mutant(NamedTuple):
 
 MUTANTS = {
     "weight bytes": Mutant(
-        kvrt.model.filling, "fingerprint", ", digests[name]", "", "one byte of the weights"
+        kvrt.model.checkpoint.filling,
+        "fingerprint",
+        ", digests[name]",
+        "",
+        "one byte of the weights",
     ),
     "most of the weight bytes": Mutant(
-        kvrt.model.filling,
+        kvrt.model.checkpoint.filling,
         "_copy",
         "raw.numpy()",
         "raw.numpy()[:4096]",
         "one byte of the weights",
     ),
     "stored dtype": Mutant(
-        kvrt.model.filling,
+        kvrt.model.checkpoint.filling,
         "fingerprint",
         "entry.dtype, ",
         "",

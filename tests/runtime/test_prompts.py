@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from kvrt.errors import RequestError
-from kvrt.model.tokenizer import Tokenizer
+from kvrt.model.tokens.tokenizer import Tokenizer
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 

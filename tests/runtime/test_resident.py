@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from kvrt.model.config import read_config
-from kvrt.model.weights import weights_of
+from kvrt.model.weights.weights import weights_of
 
 SHAPE = {
     "architectures": ["LlamaForCausalLM"],

@@ -4,7 +4,7 @@ import pytest
 
 from kvrt.engine.sizing import FREE_SHARE
 from kvrt.errors import CapacityError
-from kvrt.model import arena
+from kvrt.model.weights import arena
 
 from .conftest import Break, MakeRuntime
 from .test_step_memory import Small

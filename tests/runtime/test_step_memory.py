@@ -13,7 +13,7 @@ from kvrt.engine.forward import PATIENCE, Scored, cut
 from kvrt.engine.sizing import FREE_SHARE, step_bytes
 from kvrt.errors import CapacityError, OutOfMemory
 from kvrt.kv.seq import Seq
-from kvrt.model.activations import Activations
+from kvrt.model.decoder.activations import Activations
 from kvrt.outputs import Result
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kvrt.model.chats import Chat
+from kvrt.model.chat.templates import Chat
 from kvrt.outputs import Completion, Result, Timings, Usage
 from kvrt.sampling import SamplingParams
 from kvrt.server.asking import Ask

@@ -10,9 +10,9 @@ from torch import Tensor
 from kvrt.errors import ModelError
 from kvrt.model.borrowed.attention import Call, asking
 from kvrt.model.borrowed.trial import Found, module_logits
+from kvrt.model.decoder.rope import positions_of
 from kvrt.model.lora.adapter import Adapter, Adapters
 from kvrt.model.lora.peft import AdapterFile
-from kvrt.model.rope import positions_of
 from kvrt.model.spec import ModelSpec
 from kvrt.spi import AttentionBatch, AttentionParams, Device, DType, PagedAttention
 
@@ -67,7 +67,7 @@ class _OverPages:
 
 
 class BorrowedDecoder:
-    """A model on a device, as `kvrt.model.decoder.Decoder` is one.
+    """A model on a device, as `kvrt.model.decoder.decoder.Decoder` is one.
 
     Args:
         spec: its shape.
@@ -112,7 +112,7 @@ class BorrowedDecoder:
         logits_rows: Tensor,
         adapters: Sequence[int] | None = None,
     ) -> Tensor:
-        """See `kvrt.model.decoder.Decoder.forward`."""
+        """See `kvrt.model.decoder.decoder.Decoder.forward`."""
         plans = [*map(self._attention.plan, batches)]
         positions = torch.from_numpy(positions_of(batches[0]))
         where = self._torch_device

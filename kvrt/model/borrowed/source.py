@@ -18,13 +18,13 @@ from transformers.utils import logging
 from kvrt.errors import ConfigError, KvrtError, ModelError
 from kvrt.model.borrowed.attention import NAME
 from kvrt.model.borrowed.trial import Found, try_out
+from kvrt.model.checkpoint.header import read_header
+from kvrt.model.checkpoint.shards import find_weights
 from kvrt.model.config import read_token, read_tokens
-from kvrt.model.header import read_header
-from kvrt.model.jsonfile import Fields, few, read_object, shown
-from kvrt.model.resident import Resident
-from kvrt.model.rotary import MAX_POSITIONS
-from kvrt.model.shards import find_weights
+from kvrt.model.families.rotary import MAX_POSITIONS
+from kvrt.model.files.jsonfile import Fields, few, read_object, shown
 from kvrt.model.spec import LayerSpec, ModelSpec
+from kvrt.model.weights.resident import Resident
 from kvrt.spi import ITEM_BYTES, DType
 
 LENGTHENED = ("dynamic", "longrope", "su")

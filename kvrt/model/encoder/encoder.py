@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kvrt.model.activations import computed_in
-from kvrt.model.branches import PLAIN
 from kvrt.model.choice import choose_dtype
+from kvrt.model.decoder.activations import computed_in
+from kvrt.model.decoder.branches import PLAIN
+from kvrt.model.decoder.ops import TorchOps
 from kvrt.model.encoder.spec import EncoderSpec, read_encoder
 from kvrt.model.encoder.weights import EncoderFiles, EncoderWeights, Norm
-from kvrt.model.ops import TorchOps
 from kvrt.spi import DenseOps, Device, DType
 
 

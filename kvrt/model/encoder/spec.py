@@ -6,11 +6,11 @@ from pathlib import Path
 
 from kvrt.model.config import MAX_HEADS, MAX_VOCAB, UNGATED, read_dtype
 from kvrt.model.encoder.families import ENCODERS
-from kvrt.model.family import MAX_WIDTH
-from kvrt.model.jsonfile import Fields, read_object, shown
-from kvrt.model.rotary import MAX_POSITIONS
+from kvrt.model.families.family import MAX_WIDTH
+from kvrt.model.families.rotary import MAX_POSITIONS
+from kvrt.model.families.windows import MAX_LAYERS
+from kvrt.model.files.jsonfile import Fields, read_object, shown
 from kvrt.model.spec import MLPActivation
-from kvrt.model.windows import MAX_LAYERS
 from kvrt.spi import DType
 
 

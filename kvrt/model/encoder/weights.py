@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from kvrt.errors import CapacityError, ModelError
-from kvrt.model.blocks import FLOATS, read_bytes
+from kvrt.model.checkpoint.blocks import FLOATS, read_bytes
+from kvrt.model.checkpoint.header import Tensors, read_header
+from kvrt.model.checkpoint.shards import find_weights
 from kvrt.model.encoder.families import ENCODERS
 from kvrt.model.encoder.spec import EncoderSpec
-from kvrt.model.header import Tensors, read_header
-from kvrt.model.jsonfile import shown
-from kvrt.model.shards import find_weights
+from kvrt.model.files.jsonfile import shown
 from kvrt.spi import ITEM_BYTES, Device, DType
 
 OLD = {".gamma": ".weight", ".beta": ".bias"}

@@ -26,7 +26,7 @@ class Architecture:
         also: other families whose models are of this architecture.
         router: how experts are chosen where no key says otherwise; None: there are none.
         mixture: the family of those with experts, if it is another.
-        naming: of `kvrt.model.names`, where it is not the family's.
+        naming: of `kvrt.model.weights.names`, where it is not the family's.
         naming_of_experts: likewise, of files with experts.
         normed_heads: queries and keys are normed where there are weights for it.
         truncate: see `kvrt.model.spec.RopeSpec`.

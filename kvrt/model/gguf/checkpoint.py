@@ -4,18 +4,18 @@ from collections import Counter
 from collections.abc import Mapping
 
 from kvrt.errors import ModelError
-from kvrt.model.apart import taken_apart
-from kvrt.model.blocks import FLOATS, READABLE
-from kvrt.model.checkpoint import Checkpoint, is_further
+from kvrt.model.checkpoint.apart import taken_apart
+from kvrt.model.checkpoint.blocks import FLOATS, READABLE
+from kvrt.model.checkpoint.checkpoint import Checkpoint, is_further
+from kvrt.model.checkpoint.header import Tensors
+from kvrt.model.checkpoint.rows import Rows, rows_of
+from kvrt.model.files.jsonfile import shown
 from kvrt.model.gguf.architectures import ARCHITECTURES
 from kvrt.model.gguf.files import GGUF
 from kvrt.model.gguf.spec import LONG, ROPE_DIVISORS, SHORT
-from kvrt.model.header import Tensors
-from kvrt.model.jsonfile import shown
-from kvrt.model.names import RowOrder
-from kvrt.model.rows import Rows, rows_of
 from kvrt.model.spec import ModelSpec
-from kvrt.model.weights import ALWAYS_FLOAT32, Part, parts_of
+from kvrt.model.weights.names import RowOrder
+from kvrt.model.weights.weights import ALWAYS_FLOAT32, Part, parts_of
 from kvrt.spi import DType
 
 UNPACKED: DType = "bfloat16"

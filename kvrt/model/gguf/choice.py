@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kvrt.errors import ModelError
+from kvrt.model.checkpoint.shards import INDEX, SINGLE
+from kvrt.model.files.jsonfile import few
 from kvrt.model.gguf.files import SPLIT
-from kvrt.model.jsonfile import few
-from kvrt.model.shards import INDEX, SINGLE
 
 DEFAULTS = ("Q4_K_M", "Q8_0")
 """Taken where no quantisation is named: the first of them that is there."""

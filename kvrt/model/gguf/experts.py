@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
+from kvrt.model.families.mixtures import MAX_EXPERTS, MAX_WIDTH
+from kvrt.model.files.jsonfile import Fields
 from kvrt.model.gguf.architectures import Architecture
 from kvrt.model.gguf.files import GGUF
-from kvrt.model.jsonfile import Fields
-from kvrt.model.mixtures import MAX_EXPERTS, MAX_WIDTH
 from kvrt.model.spec import ExpertSpec
 from kvrt.spi import Router
 from kvrt.spi.experts import Score

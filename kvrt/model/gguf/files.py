@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvrt.errors import ModelError
+from kvrt.model.checkpoint.header import TensorEntry
+from kvrt.model.files.jsonfile import Fields, shown
 from kvrt.model.gguf.header import Header, Keys, read_header
-from kvrt.model.header import TensorEntry
-from kvrt.model.jsonfile import Fields, shown
 
 SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 MAX_FILES = 1 << 10

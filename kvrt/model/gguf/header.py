@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvrt.errors import ModelError
+from kvrt.model.checkpoint.header import DAMAGED, TensorEntry
+from kvrt.model.files.jsonfile import open_regular, shown
 from kvrt.model.gguf.types import TYPES
-from kvrt.model.header import DAMAGED, TensorEntry
-from kvrt.model.jsonfile import open_regular, shown
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

@@ -3,9 +3,9 @@
 import math
 from typing import Any
 
+from kvrt.model.families.latents import MAX_RANK
+from kvrt.model.files.jsonfile import Fields
 from kvrt.model.gguf.files import GGUF
-from kvrt.model.jsonfile import Fields
-from kvrt.model.latents import MAX_RANK
 from kvrt.model.spec import LatentSpec
 
 LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"

@@ -1,9 +1,9 @@
 """Layers with a recurrence, in GGUF files."""
 
-from kvrt.model.family import MAX_WIDTH
+from kvrt.model.families.family import MAX_WIDTH
+from kvrt.model.families.hybrids import MAX_KERNEL
+from kvrt.model.files.jsonfile import Fields
 from kvrt.model.gguf.files import GGUF
-from kvrt.model.hybrids import MAX_KERNEL
-from kvrt.model.jsonfile import Fields
 from kvrt.model.states import ShortConvolution
 
 FILTERS = "blk.{}.shortconv.conv.weight"

@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 from kvrt.model.config import MAX_HEAD_DIM, MAX_HEADS
+from kvrt.model.families.rotary import MAX_POSITIONS
+from kvrt.model.files.jsonfile import Fields, shown
 from kvrt.model.gguf.files import GGUF
-from kvrt.model.jsonfile import Fields, shown
-from kvrt.model.rotary import MAX_POSITIONS
 from kvrt.model.spec import LayerSpec, RopeSpec, WholeSpec
 
 NEVER = 1e29

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from kvrt.model.checkpoint import Checkpoint
+from kvrt.model.checkpoint.checkpoint import Checkpoint
 from kvrt.model.generation import GenerationDefaults
 from kvrt.model.gguf import checkpoint, tokens
 from kvrt.model.gguf.files import open_gguf
 from kvrt.model.gguf.spec import read_spec
 from kvrt.model.spec import ModelSpec
-from kvrt.model.tokenizer import Tokenizer
+from kvrt.model.tokens.tokenizer import Tokenizer
 
 
 class GGUFSource:

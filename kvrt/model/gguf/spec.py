@@ -16,19 +16,19 @@ from kvrt.model.config import (
     MAX_VOCAB,
     read_token,
 )
-from kvrt.model.families import FAMILIES
-from kvrt.model.family import MAX_WIDTH, Family
+from kvrt.model.families.decoders import FAMILIES
+from kvrt.model.families.family import MAX_WIDTH, Family
+from kvrt.model.families.rotary import MAX_POSITIONS, trained_positions
+from kvrt.model.families.scales import gemma_scale
+from kvrt.model.families.windows import MAX_LAYERS, mixed_layers
+from kvrt.model.files.jsonfile import Fields, shown
 from kvrt.model.gguf.architectures import ARCHITECTURES, Architecture
 from kvrt.model.gguf.experts import ROUTER, read_experts
 from kvrt.model.gguf.files import GGUF
 from kvrt.model.gguf.latents import LOG_MULTIPLIER, latent_switches, read_latent
 from kvrt.model.gguf.recurrences import read_recurrence, recurrent_layers
 from kvrt.model.gguf.shapes import read_shapes
-from kvrt.model.jsonfile import Fields, shown
-from kvrt.model.rotary import MAX_POSITIONS, trained_positions
-from kvrt.model.scales import gemma_scale
 from kvrt.model.spec import LatentSpec, LayerSpec, ModelSpec, RopeSpec
-from kvrt.model.windows import MAX_LAYERS, mixed_layers
 
 ROPE_DIVISORS = "rope_freqs.weight"
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from kvrt.model.chats import DEFAULT, ChatTemplates
+from kvrt.model.chat.templates import DEFAULT, ChatTemplates
+from kvrt.model.files.jsonfile import Fields, shown
 from kvrt.model.gguf.files import AGAIN, GGUF
 from kvrt.model.gguf.splits import SPLITS
-from kvrt.model.jsonfile import Fields, shown
-from kvrt.model.tokenizer import Tokenizer, blamed
+from kvrt.model.tokens.tokenizer import Tokenizer, blamed
 
 NORMAL, UNKNOWN, CONTROL, ADDED, UNUSED, BYTE = range(1, 7)
 """What ``tokenizer.ggml.token_type`` says of a token."""

@@ -7,13 +7,13 @@ from weakref import WeakValueDictionary
 import torch
 
 from kvrt.errors import CapacityError, ModelError
+from kvrt.model.checkpoint.rows import rows_of
 from kvrt.model.gguf.architectures import ARCHITECTURES
-from kvrt.model.layerweights import Weights
 from kvrt.model.lora.peft import AdapterFile, check_all_used
-from kvrt.model.names import RowOrder
-from kvrt.model.rows import rows_of
 from kvrt.model.spec import ModelSpec
-from kvrt.model.weights import Part, Weight, weights_of
+from kvrt.model.weights.layers import Weights
+from kvrt.model.weights.names import RowOrder
+from kvrt.model.weights.weights import Part, Weight, weights_of
 from kvrt.spi import Device, DType, LowRank
 
 ADAPTED = ("qkv", "q_up", "mixer_in", "o", "gate_up", "down")

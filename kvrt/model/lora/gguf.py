@@ -8,9 +8,9 @@ import hashlib
 from pathlib import Path
 
 from kvrt.errors import ModelError
+from kvrt.model.files.jsonfile import Fields, shown
 from kvrt.model.gguf.architectures import ARCHITECTURES
 from kvrt.model.gguf.header import read_header
-from kvrt.model.jsonfile import Fields, shown
 from kvrt.model.lora.peft import AdapterFile, Delta, read_matrix
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from kvrt.model.branches import PLAIN
+from kvrt.model.decoder.branches import PLAIN
+from kvrt.model.decoder.ops import MixedOps
 from kvrt.model.lora.adapter import Adapter
-from kvrt.model.ops import MixedOps
 from kvrt.spi import Activation, LowRank, LowRankOps, LowRankRows, Matrices
 
 Segment = tuple[int, int, int]

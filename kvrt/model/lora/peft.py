@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from kvrt.errors import ModelError
-from kvrt.model.blocks import FLOATS, read_bytes
-from kvrt.model.header import TensorEntry, read_header
-from kvrt.model.jsonfile import Fields, few, read_object, shown
+from kvrt.model.checkpoint.blocks import FLOATS, read_bytes
+from kvrt.model.checkpoint.header import TensorEntry, read_header
+from kvrt.model.files.jsonfile import Fields, few, read_object, shown
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.\w+)?\.weight")

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from kvrt.errors import ConfigError, ModelError
-from kvrt.model.blocks import FLOATS, read_bytes
-from kvrt.model.header import TensorEntry, Tensors, read_header
-from kvrt.model.jsonfile import few, shown
+from kvrt.model.checkpoint.blocks import FLOATS, read_bytes
+from kvrt.model.checkpoint.header import TensorEntry, Tensors, read_header
+from kvrt.model.checkpoint.shards import INDEX, SINGLE, find_weights
+from kvrt.model.files.jsonfile import few, shown
 from kvrt.model.merging.methods import Recipe
 from kvrt.model.progress import Progress
-from kvrt.model.shards import INDEX, SINGLE, find_weights
 
 SHARD_BYTES = 5 << 30
 AROUND = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -152,7 +152,7 @@ def _shard_name(number: int, count: int) -> str:
 
 
 def _header(tensors: Tensors, names: Sequence[str]) -> bytes:
-    """As `kvrt.model.header` reads it; the data begins at a multiple of 8 bytes."""
+    """As `kvrt.model.checkpoint.header` reads it; the data begins at a multiple of 8 bytes."""
     entries: dict[str, Mapping[str, object]] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name in names:

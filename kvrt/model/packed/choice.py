@@ -11,17 +11,17 @@ import torch
 import xxhash
 
 from kvrt.errors import ConfigError
-from kvrt.model import arena
-from kvrt.model.checkpoint import Checkpoint
-from kvrt.model.header import TensorEntry
-from kvrt.model.jsonfile import few
+from kvrt.model.checkpoint.checkpoint import Checkpoint
+from kvrt.model.checkpoint.header import TensorEntry
+from kvrt.model.files.jsonfile import few
 from kvrt.model.packed.ggml import TYPES
 from kvrt.model.packed.kept import KeptWeights
 from kvrt.model.packed.methods import Method
 from kvrt.model.packed.quantize import FORMATS, Quantize, formats_for
 from kvrt.model.packed.tensors import format_of
 from kvrt.model.spec import ModelSpec
-from kvrt.model.weights import NOTHING_PACKED, Packing, weights_of
+from kvrt.model.weights import arena
+from kvrt.model.weights.weights import NOTHING_PACKED, Packing, weights_of
 from kvrt.spi import Device, DType, PackedMatrices, WeightFormat
 from kvrt.units import format_bytes
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from kvrt.model.jsonfile import Fields, shown
+from kvrt.model.files.jsonfile import Fields, shown
 from kvrt.model.packed.methods import AWQ, GPTQ, Float4, Float8, IntQuantized, Method, PackQuantized
 
 LARGEST = 1 << 20

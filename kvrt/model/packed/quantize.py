@@ -11,7 +11,7 @@ from kvrt.model.packed.ggml import TYPES
 from kvrt.model.packed.pieces import by_pieces
 from kvrt.model.packed.search import LARGEST_HALF, Array, affine, symmetric
 from kvrt.model.spec import ModelSpec
-from kvrt.model.weights import weights_of
+from kvrt.model.weights.weights import weights_of
 from kvrt.spi import WeightFormat
 from kvrt.spi.plain import plain_rows
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from kvrt.errors import ModelError
-from kvrt.model.header import Tensors
-from kvrt.model.jsonfile import shown
+from kvrt.model.checkpoint.header import Tensors
+from kvrt.model.files.jsonfile import shown
 from kvrt.model.packed.methods import FLOATS, Float8, Held, Method
 from kvrt.model.spec import ModelSpec
-from kvrt.model.weights import Part, weights_of
+from kvrt.model.weights.weights import Part, weights_of
 from kvrt.spi import WeightFormat
 
 DTYPES = {

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from kvrt.dialect.events import Arguments, Called, Content, Event, Thought
-from kvrt.model.chats import Chat
+from kvrt.model.chat.templates import Chat
 from kvrt.outputs import Completion, Delta, Result
 from kvrt.server.anthropic.blocks import functions, in_openais_words
 from kvrt.server.anthropic.errors import broken, refused

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kvrt.dialect.events import Content, Thought
-from kvrt.model.chats import Chat
+from kvrt.model.chat.templates import Chat
 from kvrt.outputs import Delta, Result, Timings, TokenLogprobs
 from kvrt.server.asking import Ask
 from kvrt.server.errors import Refusal

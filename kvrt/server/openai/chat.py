@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvrt.dialect.events import Arguments, Called, Content, Event, Thought
-from kvrt.model.chats import Chat
+from kvrt.model.chat.templates import Chat
 from kvrt.outputs import Completion, Delta, FinishReason, Result, TokenLogprobs
 from kvrt.server.asking import Ask
 from kvrt.server.errors import Refusal

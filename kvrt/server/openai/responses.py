@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from kvrt.model.chats import Chat
+from kvrt.model.chat.templates import Chat
 from kvrt.outputs import Completion, Delta, Result
 from kvrt.server.asking import Ask
 from kvrt.server.errors import Refusal

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from kvrt import registry
 from kvrt.errors import ModelError
-from kvrt.model.jsonfile import Fields
+from kvrt.model.files.jsonfile import Fields
 from kvrt.model.loader import load_model
 from kvrt.model.packed.config import read_method
 from kvrt.spi import Device

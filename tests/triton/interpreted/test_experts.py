@@ -6,8 +6,8 @@ from typing import cast
 import pytest
 import torch
 
-from kvrt.model.experts import PlainExperts
-from kvrt.model.ops import MixedOps
+from kvrt.model.decoder.experts import PlainExperts
+from kvrt.model.decoder.ops import MixedOps
 from kvrt.spi import DenseOps, Device, DType, Experts, Router
 from kvrt.testing import experts as reference
 from kvrt.testing.paged import mismatch, randoms

@@ -1,0 +1,12 @@
+"""One transformer for every supported architecture, driven by its spec.
+
+decoder      a step, layer by layer
+activations  the tensors it computes in
+branches     what is around a layer's products
+latent, experts, mixers
+             latent attention, mixtures of experts, and layers with a recurrence
+rope         tables of the rotary embedding
+graphs       steps recorded and replayed
+ops, recurrence, pieces
+             operators in torch, for devices that bring none of their own
+"""

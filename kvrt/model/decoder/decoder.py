@@ -1,0 +1,347 @@
+"""The decoder: one transformer for every supported architecture, driven by its spec.
+
+    x = embedding[tokens]
+    for each layer:
+        q, k, v = qkv @ norm(x)         rotated; k and v go to the KV pages
+        x += o @ attention(q, pages)
+        x += down @ (act(gate @ norm(x)) * (up @ norm(x)))
+    logits = head @ norm(x)             for the rows that were asked for
+
+What families do otherwise is in `branches`, and what layers have in place of attention in `mixers`.
+Nothing that is kept here outlives a step: the KV pages are the only memory, and they belong to the
+cache.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kvrt.model.decoder import branches
+from kvrt.model.decoder.activations import Activations, computed_in
+from kvrt.model.decoder.branches import Branches
+from kvrt.model.decoder.experts import Mixture
+from kvrt.model.decoder.graphs import DecodeGraphs, padded
+from kvrt.model.decoder.latent import Latents
+from kvrt.model.decoder.mixers import Mixer
+from kvrt.model.decoder.ops import MixedOps, TorchOps
+from kvrt.model.decoder.pieces import pieces
+from kvrt.model.decoder.rope import RotationTable, positions_of
+from kvrt.model.lora.adapter import Adapters
+from kvrt.model.lora.ops import AdaptedOps, Segment, segments_of
+from kvrt.model.spec import LayerSpec, ModelSpec
+from kvrt.model.weights.layers import LayerWeights, Weights
+from kvrt.spi import (
+    AttentionBatch,
+    AttentionParams,
+    BranchOps,
+    Capability,
+    DenseOps,
+    Device,
+    DType,
+    Experts,
+    GraphCapture,
+    HeadNorm,
+    LowRankOps,
+    PackedMatrices,
+    StateBatch,
+    StepBatch,
+)
+
+
+class _Layer(NamedTuple):
+    """What a step needs of a layer, gathered once.
+
+    Args:
+        batch: which of the step's batches its pages are in; of those of a recurrence, the first.
+        number: which of that batch's layers it is.
+        rope: which of the model's rotations its queries and keys have.
+        norm: of its queries and keys, before rotation.
+        heat: multiplies each head of its rotated queries.
+        whole: its heads are `ModelSpec.whole`.
+    """
+
+    weights: LayerWeights
+    batch: int
+    number: int
+    attention: AttentionParams
+    rope: int | None
+    norm: HeadNorm | None
+    heat: Tensor | None
+    experts: Experts | None
+    recurrent: bool
+    whole: bool
+
+
+class Decoder:
+    """A model on a device.
+
+    Args:
+        spec: its shape.
+        weights: its weights, on the device.
+        device: computes, with its own `DenseOps` if it has them and in plain torch if not. Weights
+            that are codes need its `PackedMatrices`.
+        dtype: of the weights; activations have it too if the device computes in it, and
+            otherwise the dtype the device prefers.
+        max_positions: the longest context that will be asked for.
+        groups: the layers whose pages are in one place, for each of a step's batches; None: those
+            that keep memory alike, as in `ModelSpec.groups`.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Weights,
+        device: Device,
+        dtype: DType,
+        max_positions: int,
+        groups: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        self.spec = spec
+        self.weights = weights
+        self.max_positions = max_positions
+        self.dtype = computed_in(dtype, device.info)
+        self._torch_dtype: torch.dtype = getattr(torch, self.dtype)
+        self._torch_device = device.info.torch_device
+        self._attention = device.attention
+        dense = device.extension(DenseOps)  # type: ignore[type-abstract]
+        ops = TorchOps(device.attention) if dense is None else dense
+        self._packed = device.extension(PackedMatrices)  # type: ignore[type-abstract]
+        # Without weights that are codes, no call needs to look what its weight is.
+        self._ops = cast(MixedOps, ops)
+        if self._packed is not None and weights.packed:
+            self._ops = MixedOps(ops, self._packed)
+        own = device.extension(BranchOps)  # type: ignore[type-abstract]
+        self._branches = Branches(spec, self._ops, own)
+        # As floats beside codes, and else as the weights are, if the device multiplies such.
+        own_dtype = dtype in device.info.weight_dtypes and not weights.packed
+        self.adapters = Adapters(spec, weights, device, dtype if own_dtype else self.dtype)
+        self._low_rank = device.extension(LowRankOps)  # type: ignore[type-abstract]
+        self._mixture = Mixture(spec, self._ops, device)
+        self._mixer = Mixer(spec, device)
+        self._latents = None if spec.latent is None else Latents(spec.latent, self._ops, device)
+        self._work: Activations | None = None
+        capture = device.extension(GraphCapture)  # type: ignore[type-abstract]
+        self._graphs: DecodeGraphs | None = None
+        if (
+            capture is not None
+            and dense is not None
+            and branches.recordable(spec, self._branches.recordable, self._mixture.recordable)
+            and (self._latents is None or self._latents.recordable)
+        ):
+            ragged = Capability.RAGGED_GRAPHS in device.info.capabilities
+            self._graphs = DecodeGraphs(capture, ragged)
+        self._tables = [
+            RotationTable(rope, spec.head_dim, max_positions, self._torch_device)
+            for rope in spec.ropes
+        ]
+        places: dict[int, tuple[int, int]] = {}
+        for batch, layers in enumerate(groups or [group.layers for group in spec.groups]):
+            for number, layer in enumerate(layers):
+                places.setdefault(layer, (batch, number))
+        self._layers = [
+            self._layer(layer, w, *places[index])
+            for index, (layer, w) in enumerate(zip(spec.layers, weights.layers, strict=True))
+        ]
+
+    def close(self) -> None:
+        """Give the weights back, and all that steps were computed in. It computes no more."""
+        self._graphs = self._work = None
+        self._layers = []
+        del self.weights, self._tables
+
+    def forward(
+        self,
+        tokens: Tensor,
+        batches: Sequence[StepBatch],
+        logits_rows: Tensor,
+        adapters: Sequence[int] | None = None,
+    ) -> Tensor:
+        """One step: store the tokens' keys and values, and compute the logits asked for.
+
+        Args:
+            tokens: int32 or int64 [tokens], on the host; all sequences, one after the other.
+            batches: where each sequence's pages are, and which of the tokens are its own; one
+                batch for each of the `groups`, of the same sequences, first those that attend.
+            logits_rows: int32 or int64 [rows], on the host; the tokens whose logits are wanted.
+            adapters: [sequences]; the numbers of their adapters, 0: of none. None: of none at all.
+
+        Returns:
+            float32 [rows, vocab], on the device.
+        """
+        if not logits_rows.numel():
+            self._run(tokens, batches, adapters)
+            return torch.empty(0, self.spec.vocab, device=self._torch_device)
+        x = self._last(tokens, batches, logits_rows, adapters)
+        logits = self._ops.linear(x, self.weights.head, self.weights.head_bias)
+        return branches.finish(self.spec, logits.float())
+
+    def states(self, tokens: Tensor, batches: Sequence[StepBatch], rows: Tensor) -> Tensor:
+        """The same with what the head reads, in place of logits: float32 [rows, hidden]."""
+        return self._last(tokens, batches, rows, None).float()
+
+    def _last(
+        self,
+        tokens: Tensor,
+        batches: Sequence[StepBatch],
+        rows: Tensor,
+        adapters: Sequence[int] | None,
+    ) -> Tensor:
+        """The last states of some rows, normed."""
+        x = self._run(tokens, batches, adapters)
+        if rows.tolist() != [*range(len(x))]:  # a decode step asks for those of all tokens
+            x = x.index_select(0, rows.to(self._torch_device))
+        return self._branches.norm(x, self.weights.final_norm, self.weights.final_norm_bias)
+
+    def _run(
+        self, tokens: Tensor, batches: Sequence[StepBatch], adapters: Sequence[int] | None
+    ) -> Tensor:
+        """A step's layers: what the last one leaves of each token."""
+        count, first = tokens.numel(), cast(AttentionBatch, batches[0])
+        segments = segments_of(first.query_start.tolist(), adapters) if adapters else ()
+        recorded = self._graphs is not None and (not segments or self._low_rank is not None)
+        size = self._graphs.size(count, first) if self._graphs and recorded else 0
+        tokens = tokens.to(self._torch_device)
+        if self._graphs is not None and size:
+            to_size = [padded(cast(AttentionBatch, batch), size) for batch in batches]
+            graph, work = self._graphs.of_size(
+                size, to_size, self._allocate, self._record(segments), segments
+            )
+            x = work.x
+            if size > count:
+                x[count:].zero_()
+                x = x[:count]
+            self._begin(tokens, to_size[0], x, work)
+            graph.replay(to_size)
+            return x
+        work = self._activations(count)
+        self._begin(tokens, first, work.x, work)
+        self._record(segments)([*map(self._plan, batches)], work)
+        return work.x
+
+    def _plan(self, batch: StepBatch) -> object:
+        planner = self._mixer if isinstance(batch, StateBatch) else self._attention
+        return planner.plan(batch)  # type: ignore[arg-type]
+
+    def _begin(self, tokens: Tensor, batch: AttentionBatch, x: Tensor, work: Activations) -> None:
+        """Embed the tokens in `x`, and look up how they are rotated, as padding is, too."""
+        for piece in pieces(len(tokens), self.spec.hidden, self._torch_device):
+            self._embed(tokens[piece], x[piece])
+        positions = positions_of(batch)
+        for table, rotation in zip(self._tables, work.rotations, strict=True):
+            table.select(positions, rotation)
+        if self.weights.positions is not None:
+            rows = torch.from_numpy(positions[: len(x)]).to(self._torch_device)
+            x.add_(self.weights.positions.index_select(0, rows))
+        if self.spec.query_beta:
+            work.heat[: len(positions), 0, 0] = branches.heat_at(self.spec, positions)
+
+    def _embed(self, tokens: Tensor, x: Tensor) -> None:
+        embedding = self.weights.embedding
+        if isinstance(embedding, Tensor):
+            x.copy_(F.embedding(tokens, embedding))
+        else:
+            assert self._packed is not None
+            self._packed.rows(embedding[0], tokens, x)
+        if self.spec.embedding_scale != 1.0:
+            x.mul_(self.spec.embedding_scale)
+
+    def _record(
+        self, segments: Sequence[Segment]
+    ) -> Callable[[Sequence[object], Activations], object]:
+        """What makes the calls of a step, some of whose tokens have adapters, and gives what must
+        live as long as these."""
+        if not segments:
+            return functools.partial(self._run_layers, self._ops)
+
+        def record(plans: Sequence[object], work: Activations) -> object:
+            adapted = AdaptedOps(self._ops, self._low_rank, segments, self.adapters.by_number)
+            self._run_layers(cast(MixedOps, adapted), plans, work)
+            return adapted.between
+
+        return record
+
+    def _run_layers(self, ops: MixedOps, plans: Sequence[object], work: Activations) -> None:
+        """All layers, from the embedded tokens in ``work.x`` to the last layer's output there."""
+        run, parallel, latents = self._attention.run, self.spec.parallel, self._latents
+        around = self._branches.by(ops)
+        norm, mlp, add = around.norm, around.mlp, around.add
+        x, normed, gated = work.x, work.normed, work.gated
+        usual, finish = work.usual, self._branches.finish
+        for one in self._layers:
+            w, batch, layer, attention, rope, head_norm, heat, experts, recurrent, whole = one
+            qkv, q, k, v, attended, mixed = work.whole if whole and work.whole else usual
+            plan = plans[batch]
+            read = norm(x, w.attention_norm, w.attention_norm_bias, normed)
+            if recurrent:
+                mixed = self._mixer.mix(plans[batch:], layer, read, w, work, ops)
+            else:
+                ops.linear(read, w.qkv, w.qkv_bias, None, qkv)
+                rotation = None if rope is None else work.rotations[rope]
+                if latents is None:
+                    self._branches.norm_whole(w, work)
+                    self._branches.values(k, v, whole)
+                    ops.rotate_append(plan, layer, q, k, v, rotation, head_norm)
+                else:
+                    latents.append(self._attention, plan, layer, w, work, rotation, ops)
+                self._branches.heat(work, heat, rope is not None)
+                run(plan, layer, q, attended, attention)
+                if latents is not None:
+                    latents.values(w, work)
+                self._branches.gate(work)
+            if not parallel:
+                add(mixed, w.o, w.o_bias, w.attention_post_norm, x, normed)
+            if w.mlp_norm is not None or not parallel:
+                read = norm(x, w.mlp_norm, w.mlp_norm_bias, normed)
+            if experts is not None:
+                self._mixture.add(read, w, experts, work, ops)
+                finish(x, w)
+                continue
+            mlp(read, w, gated)
+            if parallel:
+                add(mixed, w.o, w.o_bias, w.attention_post_norm, x, normed)
+            add(gated, w.down, w.down_bias, w.mlp_post_norm, x, normed)
+            finish(x, w)
+
+    def _activations(self, count: int) -> Activations:
+        """Those of a step of `count` tokens. The same ones as long as the count stays."""
+        if self._work is None or self._work.tokens != count:
+            self._work = None  # first free the old ones
+            self._work = self._allocate(count)
+        return self._work
+
+    def _allocate(self, count: int) -> Activations:
+        return Activations.empty(self.spec, count, self._torch_dtype, self._torch_device)
+
+    def _layer(self, layer: LayerSpec, w: LayerWeights, batch: int, number: int) -> _Layer:
+        spec = self.spec
+        norm = heat = None
+        if spec.qk_norm == "unit" and layer.rope is not None:
+            ones = torch.ones(spec.head_dim, device=self._torch_device)
+            norm = HeadNorm(ones, ones, spec.norm_eps)  # before rotation, as in "rotated" below
+        if w.q_norm is not None and w.k_norm is not None:
+            if spec.qk_norm == "heads":
+                norm = HeadNorm(w.q_norm, w.k_norm, spec.norm_eps)
+            if spec.qk_norm == "rotated":
+                # Rotation keeps a head's length, so it may as well be normed before; and of what
+                # the products of queries and keys are multiplied by, queries can have all.
+                ones = torch.ones_like(w.q_norm)
+                norm, heat = HeadNorm(ones, ones, spec.norm_eps), w.q_norm * w.k_norm
+        scale = spec.attention_scale or spec.head_dim**-0.5
+        return _Layer(
+            weights=w,
+            batch=batch,
+            number=number,
+            attention=AttentionParams(
+                scale, layer.window, spec.attention_softcap, sink_logits=w.sinks
+            ),
+            rope=layer.rope,
+            norm=norm,
+            heat=heat,
+            experts=self._mixture.experts_of(w),
+            recurrent=layer.recurrent,
+            whole=spec.whole is not None and not layer.window,
+        )

@@ -1,0 +1,243 @@
+"""Mixtures of experts: the layer, and its operators on a device that has none of its own."""
+
+from collections.abc import Iterator
+from typing import cast, get_args
+
+import torch
+from torch import Tensor
+
+from kvrt.model.decoder.activations import Activations
+from kvrt.model.decoder.ops import MixedOps
+from kvrt.model.spec import ModelSpec
+from kvrt.model.weights.layers import LayerWeights
+from kvrt.spi import Activation, Device, ExpertOps, Experts, Matrices, Router
+
+
+def notes_on_experts(spec: ModelSpec, device: Device) -> Iterator[str]:
+    """What a user may want to know of a device that computes mixtures of experts."""
+    if spec.experts is not None and device.extension(ExpertOps) is None:  # type: ignore[type-abstract]
+        yield (
+            f"{device.info.backend} computes one expert after the other, and asks the host which:"
+            " it has no operators of its own for mixtures of experts"
+        )
+
+
+class Mixture:
+    """What the mixtures of a model have in common.
+
+    Args:
+        ops: the operators of other products.
+        device: computes, with its own `ExpertOps` if it has them.
+    """
+
+    def __init__(self, spec: ModelSpec, ops: MixedOps, device: Device) -> None:
+        own = device.extension(ExpertOps)  # type: ignore[type-abstract]
+        self._spec = spec
+        self._experts: ExpertOps = PlainExperts(ops) if own is None else own
+        self.recordable = own is not None
+
+    def experts_of(self, w: LayerWeights) -> Experts | None:
+        """The experts of a layer, if it has any."""
+        spec = self._spec.experts
+        if spec is None or w.router is None:
+            return None
+        gate_up_bias, down_bias = (
+            None if bias is None else bias.view(spec.count, -1)
+            for bias in (w.expert_gate_up_bias, w.expert_down_bias)
+        )
+        return Experts(
+            spec.count,
+            spec.width,
+            w.expert_gate_up,
+            w.expert_down,
+            spec.activation,
+            gate_up_bias,
+            down_bias,
+            spec.limit,
+            spec.alpha,
+        )
+
+    def add(
+        self,
+        read: Tensor,
+        w: LayerWeights,
+        experts: Experts,
+        work: Activations,
+        ops: MixedOps,
+    ) -> None:
+        """Add to ``work.x`` what a layer's experts make of `read`, its norm.
+
+        Args:
+            ops: of the step, for what all tokens have.
+        """
+        spec = self._spec.experts
+        assert spec is not None
+        assert w.router is not None
+        x, chosen, weights = work.x, work.chosen, work.weights
+        if spec.beside:
+            self._add_beside(read, w, experts, work, ops)
+            return
+        ops.linear(read.float(), w.router, w.router_bias, None, work.logits)
+        self._experts.route(work.logits, spec.router, w.correction, chosen, weights)
+        if self._spec.residual_scale == 1.0 and not spec.shared_scale:
+            if spec.shared:
+                ops.linear(self._shared(read, w, work, ops), w.down, w.down_bias, x, x)
+            if spec.scaled_input:
+                read = read * weights.to(read.dtype)
+                weights.fill_(1.0)
+            self._experts.mix(read, experts, chosen, weights, x, x)
+            return
+        made = torch.empty_like(x)
+        self._experts.mix(read, experts, chosen, weights, None, made)
+        if spec.shared:
+            shared = ops.linear(self._shared(read, w, work, ops), w.down, w.down_bias)
+            if w.shared_scale is not None:
+                shared.mul_(_sigmoid(ops.linear(read.float(), w.shared_scale)))
+            made.add_(shared)
+        x.add_(made, alpha=self._spec.residual_scale)
+
+    def _add_beside(
+        self,
+        read: Tensor,
+        w: LayerWeights,
+        experts: Experts,
+        work: Activations,
+        ops: MixedOps,
+    ) -> None:
+        """The same where what all tokens have stands beside the experts, as in Gemma 4."""
+        spec, eps = self._spec.experts, self._spec.norm_eps
+        norms = (w.expert_norm, w.expert_post_norm, w.shared_post_norm, w.mlp_post_norm)
+        before, behind, of_shared, of_both = cast(tuple[Tensor, Tensor, Tensor, Tensor], norms)
+        assert spec is not None
+        assert w.router is not None
+        assert w.router_scale is not None
+        assert w.expert_scale is not None
+        x, chosen, weights = work.x, work.chosen, work.weights
+        scale = w.router_scale * self._spec.hidden**-0.5
+        ops.linear(ops.rms_norm(x.float(), scale, eps), w.router, None, None, work.logits)
+        self._experts.route(work.logits, spec.router, None, chosen, weights)
+        weights.mul_(w.expert_scale[chosen])
+        made = torch.empty_like(x)
+        self._experts.mix(ops.rms_norm(x, before, eps), experts, chosen, weights, None, made)
+        shared = ops.linear(self._shared(read, w, work, ops), w.down, w.down_bias)
+        both = ops.rms_norm(shared, of_shared, eps).add_(ops.rms_norm(made, behind, eps))
+        x.add_(ops.rms_norm(both, of_both, eps))
+
+    def _shared(self, read: Tensor, w: LayerWeights, work: Activations, ops: MixedOps) -> Tensor:
+        """What all tokens have, up to its last product."""
+        kind = self._spec.activation
+        assert kind in get_args(Activation)
+        activation = cast(Activation, kind)
+        return ops.gated_linear(read, w.gate_up, activation, w.gate_up_bias, work.shared)
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    """Of operators whose bits do not depend on how many numbers there are."""
+    return x.neg().exp_().add_(1.0).reciprocal_()
+
+
+class PlainExperts:
+    """`kvrt.spi.ExpertOps` by the operators of a dense decoder, on any device.
+
+    It asks the host which experts are used, and computes one after the other: right, but slow.
+    """
+
+    def __init__(self, ops: MixedOps) -> None:
+        self._ops = ops
+
+    def route(
+        self,
+        logits: Tensor,
+        router: Router,
+        correction: Tensor | None,
+        chosen: Tensor,
+        weights: Tensor,
+    ) -> None:
+        if router.score == "sparsemixer":
+            _route_sparsely(logits, router, chosen, weights)
+            return
+        scores = logits
+        if router.score == "softmax":
+            scores = logits.softmax(-1)
+        elif router.score == "sigmoid":
+            scores = _sigmoid(logits)
+        ranked = scores if correction is None else scores + correction
+        if router.groups_chosen < router.groups:
+            ranked = _of_best_groups(ranked, router)
+        best = _best(ranked, router.chosen)
+        chosen.copy_(best)
+        kept = scores.gather(1, best)
+        if router.score == "chosen":
+            kept = kept.softmax(-1)
+        if router.renormalise:
+            kept = kept / kept.sum(-1, keepdim=True).clamp(min=router.least)
+        weights.copy_(kept * router.scale)
+
+    def mix(
+        self,
+        x: Tensor,
+        experts: Experts,
+        chosen: Tensor,
+        weights: Tensor,
+        residual: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        tokens, each = chosen.shape
+        used = chosen.flatten()
+        results = torch.empty(tokens * each, out.shape[1], device=x.device)
+        for expert in sorted(set(used.tolist())):
+            slots = (used == expert).nonzero()[:, 0]
+            result = self._one(x.index_select(0, slots // each), experts, expert)
+            results[slots] = result.float() * weights.flatten()[slots, None]
+        results = results.view(tokens, each, -1)
+        total = results[:, 0].clone()
+        for slot in range(1, each):
+            total.add_(results[:, slot])
+        out.copy_(total if residual is None else total.add_(residual))
+
+    def _one(self, x: Tensor, experts: Experts, expert: int) -> Tensor:
+        gate_up = _of(experts.gate_up, experts.count, expert)
+        down = _of(experts.down, experts.count, expert)
+        bias = None if experts.gate_up_bias is None else experts.gate_up_bias[expert]
+        if experts.activation == "clamped":
+            gate, up = self._ops.linear(x, gate_up, bias).chunk(2, -1)
+            gate, up = gate.clamp(max=experts.limit), up.clamp(-experts.limit, experts.limit)
+            between = (up + 1.0) * gate * _sigmoid(experts.alpha * gate)
+        else:
+            activation: Activation = experts.activation
+            between = self._ops.gated_linear(x, gate_up, activation, bias)
+        bias = None if experts.down_bias is None else experts.down_bias[expert]
+        return self._ops.linear(between, down, bias)
+
+
+def _of(weight: Tensor | Matrices, count: int, expert: int) -> Tensor | Matrices:
+    """An expert's part of a weight."""
+    each = len(weight) // count
+    return weight[each * expert : each * (expert + 1)]
+
+
+def _best(scores: Tensor, count: int) -> Tensor:
+    """Which are the largest of each row; of equals the first."""
+    return scores.sort(dim=-1, descending=True, stable=True).indices[:, :count]
+
+
+def _of_best_groups(scores: Tensor, router: Router) -> Tensor:
+    """The scores of experts that can be chosen; the others' are negative infinity."""
+    groups = scores.view(len(scores), router.groups, -1)
+    best = 2 if router.group_score == "two" else 1
+    worth = groups.sort(-1, descending=True).values[..., :best].sum(-1)
+    usable = torch.zeros_like(worth)
+    usable.scatter_(1, _best(worth, router.groups_chosen), 1.0)
+    return torch.where(usable[..., None] > 0, groups, -torch.inf).flatten(1)
+
+
+def _route_sparsely(logits: Tensor, router: Router, chosen: Tensor, weights: Tensor) -> None:
+    left = logits.clone()
+    for slot in range(router.chosen):
+        best = _best(left, 1)
+        most = left.gather(1, best)
+        far = (most - logits) / torch.maximum(logits.abs(), most) > 2 * router.jitter
+        share = torch.where(far, -torch.inf, left).softmax(-1)
+        chosen[:, slot] = best[:, 0]
+        weights[:, slot] = share.gather(1, best)[:, 0] * router.scale
+        left.scatter_(1, best, -torch.inf)

@@ -1,0 +1,101 @@
+"""Layers with a recurrence in place of attention."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from kvrt.model.decoder.activations import Activations
+from kvrt.model.decoder.branches import PLAIN
+from kvrt.model.decoder.ops import MixedOps
+from kvrt.model.decoder.recurrence import TorchRecurrence
+from kvrt.model.spec import ModelSpec
+from kvrt.model.states import GatedDelta
+from kvrt.model.weights.layers import LayerWeights
+from kvrt.spi import DeltaRule, Device, Recurrence, StateBatch
+
+
+class Mixer:
+    """What recurrent layers add, up to their last product.
+
+    Args:
+        spec: of a model that may have some.
+        device: computes, with its own `Recurrence` if it has one, and in plain torch if not.
+    """
+
+    def __init__(self, spec: ModelSpec, device: Device) -> None:
+        self._spec = spec
+        own = device.extension(Recurrence)  # type: ignore[type-abstract]
+        self._recurrence: Recurrence = TorchRecurrence() if own is None else own
+        self._mix = self._delta if isinstance(spec.recurrence, GatedDelta) else self._convolved
+
+    def plan(self, batch: StateBatch) -> object:
+        return self._recurrence.plan(batch)
+
+    def mix(
+        self,
+        plans: Sequence[object],
+        layer: int,
+        read: Tensor,
+        w: LayerWeights,
+        work: Activations,
+        ops: MixedOps,
+    ) -> Tensor:
+        """What the last product of a layer is of.
+
+        Args:
+            plans: first those of its groups.
+            layer: its number there.
+            read: [tokens, hidden], what it reads.
+        """
+        return self._mix(plans, layer, read, w, work, ops)
+
+    def _convolved(
+        self,
+        plans: Sequence[object],
+        layer: int,
+        read: Tensor,
+        w: LayerWeights,
+        work: Activations,
+        ops: MixedOps,
+    ) -> Tensor:
+        assert w.conv is not None
+        b, c, x = ops.linear(read, w.mixer_in, w.mixer_in_bias, None, work.mixed).chunk(3, -1)
+        b.mul_(x)
+        self._recurrence.convolve(plans[0], layer, b, w.conv, w.conv_bias, "none", work.convolved)
+        return work.convolved.mul_(c)
+
+    def _delta(
+        self,
+        plans: Sequence[object],
+        layer: int,
+        read: Tensor,
+        w: LayerWeights,
+        work: Activations,
+        ops: MixedOps,
+    ) -> Tensor:
+        shape = self._spec.recurrence
+        assert isinstance(shape, GatedDelta)
+        assert w.conv is not None
+        assert w.mixer_gates is not None
+        assert w.decay_log is not None
+        assert w.decay_bias is not None
+        assert w.mixer_norm is not None
+        qkv, z = ops.linear(read, w.mixer_in, None, None, work.mixed).split_with_sizes(
+            (shape.channels, shape.out), -1
+        )
+        gates = ops.linear(read, w.mixer_gates, None, None, work.gates)
+        self._recurrence.convolve(plans[0], layer, qkv, w.conv, None, "silu", work.convolved)
+        rule = DeltaRule(
+            shape.key_heads,
+            shape.value_heads,
+            shape.key_dim,
+            shape.value_dim,
+            w.decay_log,
+            w.decay_bias,
+        )
+        self._recurrence.delta(
+            plans[1], plans[2], layer, work.convolved, gates, rule, work.recalled
+        )
+        heads = work.recalled.view(-1, shape.value_dim)
+        heads.copy_(ops.rms_norm(heads, w.mixer_norm, self._spec.norm_eps))
+        return work.recalled.mul_(PLAIN["silu"](z.float()))

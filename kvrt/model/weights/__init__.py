@@ -1,0 +1,11 @@
+"""Which weights a decoder has, what they are made of, and where they lie.
+
+weights   all of them, laid out
+attention, experts, recurrences
+          those of one kind of layer
+names     what checkpoints call their tensors
+layers    views of them, for the decoder
+arena     the block of memory they lie in
+dummy     random ones, for a model of which there is only the shape
+resident  weights that may leave the memory, and come back
+"""
