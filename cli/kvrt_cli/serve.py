@@ -272,9 +272,9 @@ def serve(
     """
     terminal.quiet = quiet
     check_extra("serve")
+    from kvrt.server.access.keys import add_key
+    from kvrt.server.access.limits import Limits
     from kvrt.server.config import ServerConfig
-    from kvrt.server.keys import add_key
-    from kvrt.server.limits import Limits
 
     names = ("host", "port", "alias", "jwt_issuer", "jwt_audience", "jwt_keys",
              "jwt_role", "limits", "audit", "otel", "metrics_compat", "without_keys",

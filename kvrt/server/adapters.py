@@ -16,9 +16,9 @@ from kvrt.runtime import Runtime
 from kvrt.server.config import ServerConfig, is_loopback
 from kvrt.server.entry import entry_of
 from kvrt.server.errors import Refusal
-from kvrt.server.fields import Name, decode
-from kvrt.server.http import read_body
 from kvrt.server.served import Served
+from kvrt.server.wire.http import read_body
+from kvrt.server.words.fields import Name, decode
 
 MAX_BODY = 64 << 10
 

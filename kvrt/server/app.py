@@ -18,7 +18,6 @@ from kvrt.server.batches.files import FilesApi
 from kvrt.server.batches.worker import Worker
 from kvrt.server.endpoint import Endpoint
 from kvrt.server.errors import Refusal
-from kvrt.server.http import LINES
 from kvrt.server.ollama.about import About
 from kvrt.server.ollama.answers import ChatAnswers, GenerateAnswers
 from kvrt.server.openai.chat import ChatCompletions
@@ -26,11 +25,12 @@ from kvrt.server.openai.completions import Completions
 from kvrt.server.openai.embeddings import Embeddings
 from kvrt.server.openai.responses import Responses
 from kvrt.server.plain import ERRORS, Plain, refuse
-from kvrt.server.protocol import Api
 from kvrt.server.rerank import Rerank
 from kvrt.server.service import Service
-from kvrt.server.sockets import Socket
-from kvrt.server.status import Status
+from kvrt.server.telemetry.status import Status
+from kvrt.server.wire.http import LINES
+from kvrt.server.wire.sockets import Socket
+from kvrt.server.words.protocol import Api
 
 Handler = Callable[[Request], Awaitable[Response]]
 Answering = TypeVar("Answering")

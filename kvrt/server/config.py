@@ -34,13 +34,13 @@ class ServerConfig:
         host: address to listen at.
         port: 0: any that is free.
         alias: names of the model, for clients, beside its own; ``*``: every name is its.
-        keys: a file of keys, of which clients need one; see `kvrt.server.keys`.
+        keys: a file of keys, of which clients need one; see `kvrt.server.access.keys`.
         jwt_issuer, jwt_audience, jwt_keys, jwt_role: whose tokens are taken as keys; see
-            `kvrt.server.oidc.Trust`.
-        limits: of each key that has none of its own, as `kvrt.server.limits.Limits.read` takes
-            them.
-        audit: a file for the audit log; see `kvrt.server.audit`.
-        otel: a span of OpenTelemetry for each request; see `kvrt.server.tracing`.
+            `kvrt.server.access.oidc.Trust`.
+        limits: of each key that has none of its own, as
+            `kvrt.server.access.limits.Limits.read` takes them.
+        audit: a file for the audit log; see `kvrt.server.telemetry.audit`.
+        otel: a span of OpenTelemetry for each request; see `kvrt.server.telemetry.tracing`.
         metrics_compat: ``vllm``: metrics have its names, too.
         without_keys: listen at an address that others reach, although there are no keys.
         strict: fields that are not known are refused.

@@ -9,14 +9,14 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from kvrt.server import gate
+from kvrt.server.access import gate
 from kvrt.server.asking import Answers, ask
 from kvrt.server.entry import Entry, entry_of
 from kvrt.server.errors import refusal_of
-from kvrt.server.http import EVENTS, Reply, headers_of, read_body, until_gone
 from kvrt.server.kept import HEADER, Told
-from kvrt.server.protocol import Api, Call
 from kvrt.server.service import Service
+from kvrt.server.wire.http import EVENTS, Reply, headers_of, read_body, until_gone
+from kvrt.server.words.protocol import Api, Call
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import Message, Scope, Send
 
-from kvrt.server.keys import Owner
+from kvrt.server.access.keys import Owner
 
 if TYPE_CHECKING:
     from kvrt.server.asking import Answers, Progress

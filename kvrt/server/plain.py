@@ -18,11 +18,11 @@ from kvrt.model.chat.templates import Chat
 from kvrt.server.anthropic.messages import Conversation
 from kvrt.server.entry import entry_of
 from kvrt.server.errors import Refusal, refusal_of
-from kvrt.server.fields import Message, TokenId, decode
-from kvrt.server.http import read_body
 from kvrt.server.openai.responses import Responses
 from kvrt.server.service import Service
-from kvrt.server.shapes import shape_for
+from kvrt.server.wire.http import read_body
+from kvrt.server.words.fields import Message, TokenId, decode
+from kvrt.server.words.shapes import shape_for
 
 MAX_TOKENS = 1 << 20
 

@@ -11,9 +11,9 @@ from starlette.responses import Response
 
 from kvrt.server.beside import check_name
 from kvrt.server.errors import Refusal
-from kvrt.server.fields import Name, decode
-from kvrt.server.http import read_body
 from kvrt.server.plain import answer
+from kvrt.server.wire.http import read_body
+from kvrt.server.words.fields import Name, decode
 
 if TYPE_CHECKING:
     from kvrt.embedding.reranker import Reranker

@@ -17,23 +17,23 @@ from kvrt.aio.runtime import AsyncRuntime
 from kvrt.batches.store import Store
 from kvrt.errors import ConfigError
 from kvrt.runtime import Runtime
-from kvrt.server import sockets
+from kvrt.server.access.guard import Guard
+from kvrt.server.access.keys import Keys
+from kvrt.server.access.limits import Limits
+from kvrt.server.access.oidc import Credentials, Issuer, Trust
 from kvrt.server.app import make_app
-from kvrt.server.audit import Audit
 from kvrt.server.batches.webhooks import Hook
 from kvrt.server.batches.worker import Worker
 from kvrt.server.beside import Beside
 from kvrt.server.config import ServerConfig
-from kvrt.server.connection import Connection
-from kvrt.server.guard import Guard
-from kvrt.server.keys import Keys
-from kvrt.server.limits import Limits
-from kvrt.server.oidc import Credentials, Issuer, Trust
 from kvrt.server.openai.embeddings import Embeddings
 from kvrt.server.rerank import Rerank
 from kvrt.server.served import read_template
 from kvrt.server.service import Service
-from kvrt.server.tracing import Tracing
+from kvrt.server.telemetry.audit import Audit
+from kvrt.server.telemetry.tracing import Tracing
+from kvrt.server.wire import sockets
+from kvrt.server.wire.connection import Connection
 
 if TYPE_CHECKING:
     from kvrt.integrations.events import EventPublisher

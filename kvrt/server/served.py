@@ -14,7 +14,7 @@ from kvrt.model.loader import Model
 from kvrt.server.asking import AskedAdapter
 from kvrt.server.config import ANY_NAME, ServerConfig
 from kvrt.server.errors import Refusal
-from kvrt.server.sampling import Defaults
+from kvrt.server.words.sampling import Defaults
 
 PLAIN = "plain"
 """The chat template that is built in, for models that have learnt no other."""

@@ -6,15 +6,15 @@ from time import monotonic
 
 from kvrt.aio.runtime import AsyncRuntime
 from kvrt.engine.events import Event
-from kvrt.server.audit import Audit
+from kvrt.server.access.gate import Gate
+from kvrt.server.access.limits import Limits, Quotas
 from kvrt.server.config import ServerConfig
 from kvrt.server.entry import Book
-from kvrt.server.gate import Gate
 from kvrt.server.kept import KeptAnswers
-from kvrt.server.limits import Limits, Quotas
-from kvrt.server.metrics import Metrics
 from kvrt.server.served import Served
-from kvrt.server.tracing import Tracing
+from kvrt.server.telemetry.audit import Audit
+from kvrt.server.telemetry.metrics import Metrics
+from kvrt.server.telemetry.tracing import Tracing
 
 
 class Service:

@@ -11,8 +11,8 @@ import torch
 
 from kvrt import ConfigError, Runtime, SamplingParams
 from kvrt.model.spec import ModelSpec
+from kvrt.server.access.keys import add_key
 from kvrt.server.config import ServerConfig
-from kvrt.server.keys import add_key
 from tests.model.adapters import Matrices, save_adapter
 
 from .conftest import MESSAGES, PROMPT, Server, started

@@ -16,12 +16,12 @@ import pytest
 
 from kvrt.server.anthropic.messages import Conversation, MessagesRequest
 from kvrt.server.errors import Refusal
-from kvrt.server.fields import decode
 from kvrt.server.ollama.fields import ChatAsked, GenerateAsked
 from kvrt.server.openai.chat import ChatRequest
 from kvrt.server.openai.completions import CompletionRequest
 from kvrt.server.openai.responses import ResponsesRequest
 from kvrt.server.plain import DetokenizeRequest, TokenizeRequest
+from kvrt.server.words.fields import decode
 
 from .conftest import MESSAGES, PROMPT, Server
 

@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from kvrt.server.keys import add_key
+from kvrt.server.access.keys import add_key
 from tests.batches.inputs import line
 
 from .conftest import MESSAGES, Serve, Server, started, until

@@ -18,11 +18,11 @@ import uvicorn
 
 from kvrt.aio.runtime import AsyncRuntime
 from kvrt.runtime import Runtime
-from kvrt.server import connection, http
+from kvrt.server.access.guard import Guard
 from kvrt.server.app import make_app
 from kvrt.server.config import ServerConfig
-from kvrt.server.guard import Guard
 from kvrt.server.service import Service
+from kvrt.server.wire import connection, http
 
 from .conftest import PROMPT, Server, until
 from .test_bad_input import canary

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from kvrt_cli.main import cli
 
 from kvrt.errors import ConfigError
+from kvrt.server.access.guard import OPEN
+from kvrt.server.access.keys import Keys, add_key
 from kvrt.server.config import ServerConfig
-from kvrt.server.guard import OPEN
-from kvrt.server.keys import Keys, add_key
 
 from .conftest import Server, started
 

@@ -11,9 +11,9 @@ import pytest
 from kvrt.model.chat.templates import Chat
 from kvrt.outputs import Completion, Result, Timings, Usage
 from kvrt.sampling import SamplingParams
+from kvrt.server.access.keys import add_key
 from kvrt.server.asking import Ask
 from kvrt.server.kept import KeptAnswers
-from kvrt.server.keys import add_key
 
 from .clients import ROUTES, asked
 from .conftest import PROMPT, Server, started

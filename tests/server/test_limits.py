@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from kvrt_cli.main import cli
 
 from kvrt.errors import ConfigError
-from kvrt.server import audit
-from kvrt.server.audit import Audit
+from kvrt.server.access.keys import Keys, Owner, add_key
+from kvrt.server.access.limits import UNLIMITED, Limits, Quota, Quotas
 from kvrt.server.entry import Entry
 from kvrt.server.errors import Refusal
-from kvrt.server.keys import Keys, Owner, add_key
-from kvrt.server.limits import UNLIMITED, Limits, Quota, Quotas
+from kvrt.server.telemetry import audit
+from kvrt.server.telemetry.audit import Audit
 
 from .conftest import PROMPT, Server, started, until
 
@@ -112,7 +112,7 @@ def test_over_any_hour_no_more_was_let_in_than_the_limit(seed: int) -> None:
 def test_owners_have_their_own_and_those_who_are_owed_nothing_are_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("kvrt.server.limits.IDLE_OWNERS", 3)
+    monkeypatch.setattr("kvrt.server.access.limits.IDLE_OWNERS", 3)
     quotas = Quotas(Limits(requests=1))
     busy = quotas.of("busy", UNLIMITED)
     with busy.enter():

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from kvrt_cli.main import cli
 
 from kvrt.errors import ConfigError
-from kvrt.server.keys import Owner, add_key
-from kvrt.server.oidc import Credentials, Issuer, Trust
+from kvrt.server.access.keys import Owner, add_key
+from kvrt.server.access.oidc import Credentials, Issuer, Trust
 
 from .conftest import started
 

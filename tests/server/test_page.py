@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kvrt.server.keys import add_key
+from kvrt.server.access.keys import add_key
 from kvrt.server.page import FILES, FOLDER
 
 from .conftest import Server, started, until

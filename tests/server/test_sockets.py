@@ -12,7 +12,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, Ping, RejectConnection, TextMessage
 from wsproto.events import Request as Handshake
 
-from kvrt.server.keys import add_key
+from kvrt.server.access.keys import add_key
 
 from .clients import ROUTES, asked
 from .conftest import PROMPT, Serve, Server, until

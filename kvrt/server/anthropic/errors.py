@@ -3,7 +3,7 @@
 from typing import Any
 
 from kvrt.server.errors import Refusal
-from kvrt.server.http import event
+from kvrt.server.wire.http import event
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error",
          413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error",

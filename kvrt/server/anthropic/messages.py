@@ -15,7 +15,9 @@ from kvrt.server.anthropic.blocks import functions, in_openais_words
 from kvrt.server.anthropic.errors import broken, refused
 from kvrt.server.asking import Ask
 from kvrt.server.errors import Refusal
-from kvrt.server.fields import (
+from kvrt.server.served import Served
+from kvrt.server.wire.http import event
+from kvrt.server.words.fields import (
     Messages,
     Name,
     Sampling,
@@ -25,10 +27,8 @@ from kvrt.server.fields import (
     TopK,
     decode,
 )
-from kvrt.server.http import event
-from kvrt.server.served import Served
-from kvrt.server.structured import both, held_to
-from kvrt.server.talk import Choice, Spoken, Talk, as_said, choose
+from kvrt.server.words.structured import both, held_to
+from kvrt.server.words.talk import Choice, Spoken, Talk, as_said, choose
 
 Blocks = Annotated[list[dict[str, Any]], Meta(max_length=1024)]
 

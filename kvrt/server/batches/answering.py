@@ -16,7 +16,7 @@ from kvrt.server.openai.chat import ChatCompletions
 from kvrt.server.openai.completions import Completions
 from kvrt.server.openai.errors import refused
 from kvrt.server.openai.responses import Responses
-from kvrt.server.protocol import Api
+from kvrt.server.words.protocol import Api
 
 if TYPE_CHECKING:
     from kvrt.server.openai.embeddings import Embeddings

@@ -18,8 +18,8 @@ from kvrt.server.batches.form import Form
 from kvrt.server.batches.worker import Worker
 from kvrt.server.entry import entry_of
 from kvrt.server.errors import Refusal
-from kvrt.server.http import READ_S, headers_of, pieces_of
 from kvrt.server.plain import answer
+from kvrt.server.wire.http import READ_S, headers_of, pieces_of
 
 PURPOSES = ("batch", "assistants", "fine-tune", "vision", "user_data", "evals", "batch_output")
 """As OpenAI's; only ``batch`` is of use here."""

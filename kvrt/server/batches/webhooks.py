@@ -17,7 +17,7 @@ from pathlib import Path
 from kvrt.batches.deliveries import Delivery
 from kvrt.batches.store import Store
 from kvrt.errors import ConfigError
-from kvrt.server.outgoing import fetch, is_private
+from kvrt.server.wire.outgoing import fetch, is_private
 
 log = logging.getLogger(__name__)
 

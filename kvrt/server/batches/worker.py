@@ -14,7 +14,7 @@ from kvrt.batches.words import Batch, Kind
 from kvrt.errors import KvrtError
 from kvrt.server.batches.answering import URLS, LineAnswers
 from kvrt.server.batches.webhooks import Hook, Webhooks
-from kvrt.server.metrics import usage
+from kvrt.server.telemetry.metrics import usage
 
 if TYPE_CHECKING:
     from kvrt.server.openai.embeddings import Embeddings

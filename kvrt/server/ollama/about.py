@@ -9,10 +9,10 @@ from starlette.responses import Response
 
 import kvrt
 from kvrt.server.errors import Refusal
-from kvrt.server.fields import Name, decode
-from kvrt.server.http import read_body
 from kvrt.server.plain import answer
 from kvrt.server.service import Service
+from kvrt.server.wire.http import read_body
+from kvrt.server.words.fields import Name, decode
 
 NEVER = "9999-12-31T23:59:59Z"
 """When a model is given up that stays as long as its server."""

@@ -10,12 +10,12 @@ from kvrt.model.chat.templates import Chat
 from kvrt.outputs import Delta, Result, Timings, TokenLogprobs
 from kvrt.server.asking import Ask
 from kvrt.server.errors import Refusal
-from kvrt.server.fields import Message, decode
 from kvrt.server.ollama.errors import broken, line, refused
 from kvrt.server.ollama.fields import Asked, ChatAsked, GenerateAsked, params_of, thinking
 from kvrt.server.openai.shared import finish_reason, token_entries
 from kvrt.server.served import Served
-from kvrt.server.talk import NO_TOOLS, Choice, Spoken, Talk, as_said, choose
+from kvrt.server.words.fields import Message, decode
+from kvrt.server.words.talk import NO_TOOLS, Choice, Spoken, Talk, as_said, choose
 
 UNLOAD = (0, "0", "0s", "0m")
 """Values of `keep_alive` that ask for the model to be given up at once."""

@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from kvrt.sampling import SamplingParams
 from kvrt.server.errors import Refusal
-from kvrt.server.fields import (
+from kvrt.server.words.fields import (
     MOST,
     Message,
     Name,
@@ -21,8 +21,8 @@ from kvrt.server.fields import (
     Top,
     TopK,
 )
-from kvrt.server.sampling import Defaults
-from kvrt.server.structured import FREE, Held, held_to
+from kvrt.server.words.sampling import Defaults
+from kvrt.server.words.structured import FREE, Held, held_to
 
 Count = Annotated[int, Meta(ge=-2, le=MOST)]
 """Tokens; below 0: as many as there is room for."""

@@ -11,13 +11,13 @@ from kvrt.model.chat.templates import Chat
 from kvrt.outputs import Completion, Delta, FinishReason, Result, TokenLogprobs
 from kvrt.server.asking import Ask
 from kvrt.server.errors import Refusal
-from kvrt.server.fields import Messages, Tokens, Top, decode
-from kvrt.server.http import event
 from kvrt.server.openai.errors import broken, refused
 from kvrt.server.openai.shared import DONE, Common, finish_reason, token_entries, usage
 from kvrt.server.served import Served
-from kvrt.server.structured import both, held_to
-from kvrt.server.talk import Call, Spoken, Talk, as_said, choose
+from kvrt.server.wire.http import event
+from kvrt.server.words.fields import Messages, Tokens, Top, decode
+from kvrt.server.words.structured import both, held_to
+from kvrt.server.words.talk import Call, Spoken, Talk, as_said, choose
 
 
 class ChatRequest(Common, kw_only=True):

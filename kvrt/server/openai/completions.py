@@ -11,12 +11,12 @@ from msgspec import Meta
 from kvrt.outputs import Completion, Delta, Result, TokenLogprobs
 from kvrt.server.asking import Ask
 from kvrt.server.errors import Refusal
-from kvrt.server.fields import MAX_PROMPTS, TokenId, Tokens, Top, decode
-from kvrt.server.http import event
 from kvrt.server.openai.errors import broken, refused
 from kvrt.server.openai.shared import DONE, Common, finish_reason, number, usage
 from kvrt.server.served import Served
-from kvrt.server.structured import held_to
+from kvrt.server.wire.http import event
+from kvrt.server.words.fields import MAX_PROMPTS, TokenId, Tokens, Top, decode
+from kvrt.server.words.structured import held_to
 
 DEFAULT_MAX_TOKENS = 16
 """As OpenAI's."""

@@ -12,9 +12,9 @@ from starlette.responses import Response
 
 from kvrt.server.beside import check_name
 from kvrt.server.errors import Refusal
-from kvrt.server.fields import Name, TokenId, decode
-from kvrt.server.http import read_body
 from kvrt.server.plain import answer
+from kvrt.server.wire.http import read_body
+from kvrt.server.words.fields import Name, TokenId, decode
 
 if TYPE_CHECKING:
     from kvrt.embedding.embedder import Embedder

@@ -6,7 +6,7 @@ from typing import Any
 
 from kvrt.dialect.events import Arguments, Called, Content, Event, Thought
 from kvrt.server.errors import Refusal
-from kvrt.server.talk import Call
+from kvrt.server.words.talk import Call
 
 TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
 ROLES = {"developer": "system"}

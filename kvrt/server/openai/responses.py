@@ -15,13 +15,13 @@ from kvrt.model.chat.templates import Chat
 from kvrt.outputs import Completion, Delta, Result
 from kvrt.server.asking import Ask
 from kvrt.server.errors import Refusal
-from kvrt.server.fields import Name, Sampling, Tokens, decode
-from kvrt.server.http import event
 from kvrt.server.openai.errors import refused
 from kvrt.server.openai.items import Output, Said, messages_of
 from kvrt.server.served import Served
-from kvrt.server.structured import both, held_to
-from kvrt.server.talk import Spoken, Talk, as_said, choose
+from kvrt.server.wire.http import event
+from kvrt.server.words.fields import Name, Sampling, Tokens, decode
+from kvrt.server.words.structured import both, held_to
+from kvrt.server.words.talk import Spoken, Talk, as_said, choose
 
 Items = Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=4096)]
 FUNCTION = ("name", "description", "parameters", "strict")

@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 
 from kvrt.outputs import FinishReason, Result, TokenLogprobs
-from kvrt.server.fields import Name, Sampling
-from kvrt.server.http import event
 from kvrt.server.served import Served
+from kvrt.server.wire.http import event
+from kvrt.server.words.fields import Name, Sampling
 
 DONE = event(b"[DONE]")
 LOWEST = -9999.0

@@ -6,7 +6,7 @@ from typing import Any
 
 from kvrt.errors import RequestError
 from kvrt.server.errors import Refusal
-from kvrt.server.fields import Sampling
+from kvrt.server.words.fields import Sampling
 from kvrt.structured.constraint import Constraint
 
 MAKE: Mapping[str, Callable[[Any], Constraint]] = {

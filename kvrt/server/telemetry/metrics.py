@@ -11,9 +11,9 @@ from kvrt.engine.events import Event, RequestFinished, RequestPreempted, StepDon
 from kvrt.engine.stats import RuntimeStats
 from kvrt.outputs import Result
 from kvrt.runtime import Runtime
-from kvrt.server.audit import Audit
-from kvrt.server.compat import AsVLLM
 from kvrt.server.kept import KeptAnswers
+from kvrt.server.telemetry.audit import Audit
+from kvrt.server.telemetry.compat import AsVLLM
 
 LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 PACE_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from kvrt.errors import ConfigError
-from kvrt.server.keys import Keys, Owner, Role
-from kvrt.server.outgoing import LARGEST, fetch, is_private
+from kvrt.server.access.keys import Keys, Owner, Role
+from kvrt.server.wire.outgoing import LARGEST, fetch, is_private
 
 log = logging.getLogger(__name__)
 

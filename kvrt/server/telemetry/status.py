@@ -11,9 +11,9 @@ from starlette.responses import Response
 
 import kvrt
 from kvrt.server.entry import Entry, entry_of
-from kvrt.server.metrics import usage
 from kvrt.server.plain import answer
 from kvrt.server.service import Service
+from kvrt.server.telemetry.metrics import usage
 
 ENDINGS = {200: "answered", 499: "left"}
 

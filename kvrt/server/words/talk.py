@@ -12,7 +12,7 @@ from kvrt.dialect.reader import DialectReader
 from kvrt.errors import RequestError
 from kvrt.server.errors import Refusal
 from kvrt.server.served import Served
-from kvrt.server.structured import FREE, Held
+from kvrt.server.words.structured import FREE, Held
 from kvrt.structured.constraint import Constraint
 
 MAX_TOOLS = 512

@@ -10,14 +10,14 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from kvrt.server.access.keys import Owner
+from kvrt.server.access.oidc import Credentials
 from kvrt.server.config import is_loopback
 from kvrt.server.entry import ENTRY, Book, Entry
 from kvrt.server.errors import Refusal
-from kvrt.server.http import Reply, headers_of, request_id
-from kvrt.server.keys import Owner
-from kvrt.server.oidc import Credentials
 from kvrt.server.page import FILES
-from kvrt.server.shapes import shape_for
+from kvrt.server.wire.http import Reply, headers_of, request_id
+from kvrt.server.words.shapes import shape_for
 
 OPEN = frozenset({"/livez", "/readyz", "/health"})
 """Routes that need no key: they tell nothing of anybody."""

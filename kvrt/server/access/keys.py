@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kvrt.errors import ConfigError
-from kvrt.server.limits import UNLIMITED, Limits
+from kvrt.server.access.limits import UNLIMITED, Limits
 
 Role = Literal["admin", "user", "metrics"]
 """``metrics`` sees only how the server does; ``user`` asks; ``admin`` does both."""

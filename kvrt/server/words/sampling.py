@@ -5,7 +5,7 @@ from typing import Any
 from kvrt.errors import ModelError, RequestError
 from kvrt.model.generation import GenerationDefaults
 from kvrt.sampling import SamplingParams
-from kvrt.server.fields import Sampling
+from kvrt.server.words.fields import Sampling
 
 SAME = ("temperature", "top_k", "min_p", "repetition_penalty", "presence_penalty",
         "frequency_penalty", "n", "min_tokens", "stop_token_ids", "ignore_eos",

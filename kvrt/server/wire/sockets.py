@@ -19,7 +19,7 @@ import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
 from kvrt.server.entry import ENTRY, Book, Entry, entry_of
-from kvrt.server.http import EVENTS
+from kvrt.server.wire.http import EVENTS
 
 DONE = "[DONE]"
 DATA = b"data: "

@@ -1,0 +1,7 @@
+"""Bytes in, bytes out.
+
+connection  uvicorn's connection, whose requests have to come to a point
+http        bodies with a limit, JSON, events
+sockets     the same by WebSockets
+outgoing    connections that the server makes itself
+"""
