@@ -22,17 +22,17 @@ from kvrt.spi import (
     Ticket,
 )
 from kvrt.testing.hazards import Access, Hazards, pages_used
-from kvrt.wrappers.wrapper import (
+from kvrt.wrappers.operators import WrappedDenseOps
+from kvrt.wrappers.parts import (
     Params,
     Result,
     WrappedAttention,
     WrappedCopier,
-    WrappedDenseOps,
     WrappedGraph,
     WrappedGraphs,
     WrappedMemory,
-    Wrapper,
 )
+from kvrt.wrappers.wrapper import Wrapper
 
 Copies = Literal["early", "late", "mixed"]
 PATIENCE = 8

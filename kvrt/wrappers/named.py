@@ -8,7 +8,8 @@ import torch
 
 from kvrt.errors import ContractError, DeviceError, KvrtError, OutOfMemory, in_one_line
 from kvrt.spi import Copier, Device, Extension, PagedAttention, VirtualMemory
-from kvrt.wrappers.wrapper import Params, Result, Wrapper
+from kvrt.wrappers.parts import Params, Result
+from kvrt.wrappers.wrapper import Wrapper
 
 SHORT = re.compile(r"can't allocate memory|out of memory|STATUS_ALLOC_FAILED", re.IGNORECASE)
 PARTS: dict[str, type] = {"memory": VirtualMemory, "copier": Copier, "attention": PagedAttention}

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvrt.spi import AttentionBatch, Device
-from kvrt.wrappers.wrapper import Params, Result, Wrapper
+from kvrt.wrappers.parts import Params, Result
+from kvrt.wrappers.wrapper import Wrapper
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,10 @@ from kvrt.errors import DeviceError
 from kvrt.registry import load
 from kvrt.spi import Chunk, Device, Span
 from kvrt.testing import reference
-from kvrt.testing.mutants import Mutant, MutantBackend
+from kvrt.testing.mutants import MutantBackend
 from kvrt.testing.mutants.memory import KeepsDestroyedChunks, MapsZeroes
-from kvrt.wrappers.wrapper import WrappedMemory
+from kvrt.testing.mutants.mutant import Mutant
+from kvrt.wrappers.parts import WrappedMemory
 
 from .conftest import Kvrt
 

@@ -10,7 +10,8 @@ pytest_plugins = ["pytester"]
 
 SOURCE = """
 from kvrt import registry
-from kvrt.testing.mutants import MUTANTS, Mutant, MutantBackend
+from kvrt.testing.mutants import MUTANTS, MutantBackend
+from kvrt.testing.mutants.mutant import Mutant
 from kvrt.testing.packing import PackingBackend
 
 for name, mutant in MUTANTS.items():

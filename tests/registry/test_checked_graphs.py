@@ -20,7 +20,8 @@ from kvrt.spi import (
 )
 from kvrt.testing.paged import PagedKV, fill_past
 from kvrt.wrappers import Checked
-from kvrt.wrappers.wrapper import WrappedGraphs, Wrapper
+from kvrt.wrappers.parts import WrappedGraphs
+from kvrt.wrappers.wrapper import Wrapper
 
 LAYOUT = KVLayout.packed("float32", layers=2, kv_heads=2, head_dim=16, page_size=4)
 

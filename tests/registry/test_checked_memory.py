@@ -12,7 +12,8 @@ from kvrt.errors import ContractError, OutOfMemory
 from kvrt.spi import Chunk, Device, MemoryInfo, Span, VirtualMemory
 from kvrt.testing.chaos import Chaos
 from kvrt.wrappers import Call, Checked
-from kvrt.wrappers.wrapper import WrappedMemory, Wrapper
+from kvrt.wrappers.parts import WrappedMemory
+from kvrt.wrappers.wrapper import Wrapper
 
 G = 65536
 

@@ -6,7 +6,8 @@ from typing import cast
 
 from kvrt.errors import KvrtError
 from kvrt.spi import Device
-from kvrt.wrappers.wrapper import Params, Result, Wrapper
+from kvrt.wrappers.parts import Params, Result
+from kvrt.wrappers.wrapper import Wrapper
 
 
 class Faulty(Wrapper):

@@ -43,7 +43,8 @@ from kvrt.sched.policy import POLICIES
 from kvrt.spi import AttentionBatch, AttentionParams, Device, KVLayout
 from kvrt.testing.chaos import Chaos
 from kvrt.wrappers import Checked
-from kvrt.wrappers.wrapper import Params, Result, Wrapper
+from kvrt.wrappers.parts import Params, Result
+from kvrt.wrappers.wrapper import Wrapper
 
 Life = Callable[[Chaos, Path], None]
 

@@ -12,7 +12,8 @@ from kvrt.outputs import Result
 from kvrt.sampling import SamplingParams
 from kvrt.spi import AttentionBatch, Chunk, Device, GraphCapture, KVLayout, Span
 from kvrt.testing.chaos import Chaos
-from kvrt.wrappers.wrapper import WrappedGraph, WrappedGraphs, WrappedMemory, Wrapper
+from kvrt.wrappers.parts import WrappedGraph, WrappedGraphs, WrappedMemory
+from kvrt.wrappers.wrapper import Wrapper
 from tests.model.checkpoints import make_model, save_model
 
 from .conftest import Break, MakeRuntime

@@ -23,7 +23,8 @@ from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.spi import Device
 from kvrt.stream import Stream
-from kvrt.wrappers.wrapper import Params, Result, Wrapper
+from kvrt.wrappers.parts import Params, Result
+from kvrt.wrappers.wrapper import Wrapper
 
 from .conftest import Break, MakeRuntime, until
 

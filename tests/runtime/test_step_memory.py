@@ -19,8 +19,9 @@ from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.sched.batching import Row
 from kvrt.spi import AttentionBatch, Device, MemoryInfo
-from kvrt.wrappers.wrapper import Params, WrappedMemory, Wrapper
-from kvrt.wrappers.wrapper import Result as Returned
+from kvrt.wrappers.parts import Params, WrappedMemory
+from kvrt.wrappers.parts import Result as Returned
+from kvrt.wrappers.wrapper import Wrapper
 
 from .conftest import Break, MakeRuntime
 

@@ -13,7 +13,8 @@ from kvrt.errors import DeviceError
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from kvrt.spi import Device
-from kvrt.wrappers.wrapper import Params, Result, Wrapper
+from kvrt.wrappers.parts import Params, Result
+from kvrt.wrappers.wrapper import Wrapper
 
 from .conftest import Break, MakeRuntime
 

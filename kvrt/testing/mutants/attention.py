@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kvrt.spi import AttentionBatch, AttentionParams
+from kvrt.spi import AttentionBatch, AttentionParams, Capability
 from kvrt.testing import reference
-from kvrt.wrappers.wrapper import WrappedAttention
+from kvrt.testing.mutants.mutant import Mutant
+from kvrt.wrappers.parts import WrappedAttention
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,3 +312,36 @@ class ForgetsTheSign(MutantCodes):
     def spoil(self, batch: AttentionBatch, items: Tensor, scales: Tensor) -> None:
         if batch.layout.format == "int8":
             batch.kv[items] = batch.kv[items].view(torch.int8).abs().view(torch.uint8)
+
+
+MUTANTS = {
+    "ignores_the_scale": Mutant("attention", attention=IgnoresTheScale),
+    "ignores_the_window": Mutant("attention", attention=IgnoresTheWindow),
+    "ignores_the_softcap": Mutant("attention", attention=IgnoresTheSoftcap),
+    "ignores_the_layer": Mutant("attention", attention=IgnoresTheLayer),
+    "reads_pages_backwards": Mutant("attention", attention=ReadsPagesBackwards),
+    "reads_pages_by_number": Mutant("attention", attention=ReadsPagesByNumber),
+    "misses_the_last_page": Mutant("attention", attention=MissesTheLastPage),
+    "interleaves_heads": Mutant("attention", attention=InterleavesHeads),
+    "sees_the_future": Mutant("attention", attention=SeesTheFuture),
+    "multiplies_the_unused_by_zero": Mutant("attention", attention=MultipliesTheUnusedByZero),
+    "ignores_row_strides": Mutant("attention", attention=IgnoresRowStrides),
+    "truncates_on_append": Mutant("attention", attention=TruncatesOnAppend),
+    "drops_the_last_token": Mutant("attention", attention=DropsTheLastToken),
+    "ignores_branches": Mutant("trees", attention=IgnoresBranches),
+    "stores_by_position": Mutant("trees", attention=StoresByPosition),
+    "sees_other_branches": Mutant("trees", attention=SeesOtherBranches),
+    "windows_by_row": Mutant("trees", attention=WindowsByRow),
+    "keeps_one_scale_for_all": Mutant("attention", attention=KeepsOneScaleForAll, codes=True),
+    "keeps_the_scale_of_the_token_before": Mutant(
+        "attention", attention=KeepsTheScaleOfTheTokenBefore, codes=True
+    ),
+    "swaps_groups": Mutant("attention", attention=SwapsGroups, codes=True),
+    "swaps_nibbles": Mutant("attention", attention=SwapsNibbles, codes=True),
+    "forgets_the_sign": Mutant("attention", attention=ForgetsTheSign, codes=True),
+    "depends_on_the_batch": Mutant(
+        "attention",
+        attention=DependsOnTheBatch,
+        claims=frozenset({Capability.BATCH_INVARIANT}),
+    ),
+}

@@ -8,6 +8,7 @@ from torch import Tensor
 from kvrt.spi import AttentionBatch, AttentionParams
 from kvrt.testing import reference
 from kvrt.testing.mutants.attention import MutantAttention, Step
+from kvrt.testing.mutants.mutant import Mutant
 from kvrt.wrappers.rules import TORCH_DTYPE
 
 
@@ -230,3 +231,43 @@ def _running_sum(terms: Tensor) -> Tensor:
     for term in terms.bfloat16():
         total = total + term
     return total
+
+
+MUTANTS = {
+    "ignores_the_window_in_prompts": Mutant(
+        "attention::test_a_token_sees_only_its_window", attention=IgnoresTheWindowInPrompts
+    ),
+    "caps_before_it_scales": Mutant(
+        "attention::test_scores_are_capped_softly", attention=CapsBeforeItScales
+    ),
+    "cuts_page_numbers": Mutant(
+        "attention::test_every_declared_dtype_agrees", attention=CutsPageNumbers
+    ),
+    "wraps_element_indices": Mutant(
+        "attention::test_every_declared_dtype_agrees", attention=WrapsElementIndices
+    ),
+    "scales_heads_of_32_wrongly": Mutant(
+        "batches::test_every_size_of_a_head_agrees", attention=ScalesHeadsOf32Wrongly
+    ),
+    "has_eight_heads_of_a_group": Mutant(
+        "batches::test_each_query_head_reads_its_own_kv_head", attention=HasEightHeadsOfAGroup
+    ),
+    "cuts_long_contexts": Mutant("batches::test_a_very_long_context", attention=CutsLongContexts),
+    "loses_late_rows": Mutant("batches::test_a_long_prompt", attention=LosesLateRows),
+    "shares_a_page_from_the_33rd_on": Mutant(
+        "batches::test_seventy_sequences_at_once", attention=SharesAPageFromThe33rdOn
+    ),
+    "counts_only_those_with_tokens": Mutant(
+        "batches::test_sequences_may_bring_nothing", attention=CountsOnlyThoseWithTokens
+    ),
+    "gives_tokens_to_those_without": Mutant(
+        "batches::test_sequences_may_bring_nothing", attention=GivesTokensToThoseWithout
+    ),
+    "reads_the_batch_late": Mutant(
+        "batches::test_the_batch_is_the_callers_again_after_plan", attention=ReadsTheBatchLate
+    ),
+    "keeps_full_pages": Mutant(
+        "batches::test_a_page_that_holds_something_else_is_read_anew", attention=KeepsFullPages
+    ),
+    "sums_in_bfloat16": Mutant("batches::test_sums_are_taken_in_float32", attention=SumsInBfloat16),
+}

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from kvrt.spi import Done, Ticket
-from kvrt.wrappers.wrapper import WrappedCopier
+from kvrt.testing.mutants.mutant import Mutant
+from kvrt.wrappers.parts import WrappedCopier
 
 Copy = Callable[[Tensor, Tensor, Ticket | None], Ticket]
 
@@ -139,3 +140,31 @@ class DropsTheLastByte(WrappedCopier):
     def to_device(self, dst: Tensor, src: Tensor, after: Ticket | None = None) -> Ticket:
         dst, src = (tensor.view(-1).view(torch.uint8)[:-1] for tensor in (dst, src))
         return super().to_device(dst, src, after)
+
+
+MUTANTS = {
+    "copies_before_the_fence": Mutant("copier", copier=CopiesBeforeTheFence),
+    "tickets_come_true_too_early": Mutant("copier", copier=TicketsComeTrueTooEarly),
+    "large_tickets_come_true_too_early": Mutant(
+        "copier::test_what_a_ticket_promised_is_there", copier=LargeTicketsComeTrueTooEarly
+    ),
+    "takes_no_patience_for_done": Mutant(
+        "copier::test_a_ticket_does_not_come_true_before_the_copy", copier=TakesNoPatienceForDone
+    ),
+    "has_one_staging_buffer": Mutant(
+        "copier::test_copies_in_flight_at_once_keep_their_own_bytes", copier=HasOneStagingBuffer
+    ),
+    "synchronizes_without_copies": Mutant(
+        "copier::test_synchronize_waits_for_copies", copier=LateCopier
+    ),
+    "drops_the_last_byte": Mutant("copier", copier=DropsTheLastByte),
+    "loses_what_is_beyond_64_kib": Mutant(
+        "copier::test_bytes_go_to_the_device_and_come_back", copier=LosesWhatIsBeyond
+    ),
+    "loses_what_is_beyond_a_mebibyte": Mutant(
+        "copier::test_bytes_go_to_the_device_and_come_back", copier=LosesWhatIsBeyondAMebibyte
+    ),
+    "rounds_addresses_down": Mutant(
+        "copier::test_addresses_may_be_odd", copier=RoundsAddressesDown
+    ),
+}

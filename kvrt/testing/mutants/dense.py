@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from kvrt.spi import Activation, HeadNorm, Rotation
-from kvrt.wrappers.wrapper import WrappedDenseOps
+from kvrt.testing.mutants.mutant import Mutant
+from kvrt.wrappers.operators import WrappedDenseOps
 
 
 class ForgetsTheBias(WrappedDenseOps):
@@ -72,3 +73,13 @@ class RotatesTheOtherWay(WrappedDenseOps):
     ) -> None:
         rotation = replace(rotation, sin=-rotation.sin) if rotation else None
         super().rotate_append(plan, layer, q, k, v, rotation, norm)
+
+
+MUTANTS = {
+    "forgets_the_bias": Mutant("dense", dense=ForgetsTheBias),
+    "swaps_gate_and_up": Mutant("dense", dense=SwapsGateAndUp),
+    "forgets_epsilon": Mutant("dense", dense=ForgetsEpsilon),
+    "forgets_out": Mutant("dense", dense=ForgetsOut),
+    "norms_keys_like_queries": Mutant("dense", dense=NormsKeysLikeQueries),
+    "rotates_the_other_way": Mutant("dense", dense=RotatesTheOtherWay),
+}

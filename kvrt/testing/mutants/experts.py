@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from kvrt.spi import Experts, Router
-from kvrt.wrappers.wrapper import WrappedExpertOps
+from kvrt.testing.mutants.mutant import Mutant
+from kvrt.wrappers.operators import WrappedExpertOps
 
 
 class _RoutesByAnother(WrappedExpertOps):
@@ -183,3 +184,57 @@ class MixesManyOtherwise(WrappedExpertOps):
         super().mix(x, experts, chosen, weights, residual, out)
         if len(x) > 100:
             out.mul_(1 + 2.0**-20)
+
+
+MUTANTS = {
+    "forgets_to_renormalise": Mutant(
+        "experts::test_the_best_are_chosen_in_order_and_weighed", experts=ForgetsToRenormalise
+    ),
+    "ignores_groups": Mutant(
+        "experts::test_the_best_are_chosen_in_order_and_weighed", experts=IgnoresGroups
+    ),
+    "takes_groups_by_their_best": Mutant(
+        "experts::test_the_best_are_chosen_in_order_and_weighed", experts=TakesGroupsByTheirBest
+    ),
+    "scales_no_weights": Mutant(
+        "experts::test_the_best_are_chosen_in_order_and_weighed", experts=ScalesNoWeights
+    ),
+    "divides_by_whatever_the_sum_is": Mutant(
+        "experts::test_the_best_are_chosen_in_order_and_weighed", experts=DividesByWhateverTheSumIs
+    ),
+    "ignores_the_correction": Mutant(
+        "experts::test_the_best_are_chosen_in_order_and_weighed", experts=IgnoresTheCorrection
+    ),
+    "weighs_with_the_correction": Mutant(
+        "experts::test_the_best_are_chosen_in_order_and_weighed", experts=WeighsWithTheCorrection
+    ),
+    "takes_the_last_of_equals": Mutant(
+        "experts::test_the_best_are_chosen_in_order_and_weighed", experts=TakesTheLastOfEquals
+    ),
+    "chooses_the_worst_first": Mutant(
+        "experts::test_the_best_are_chosen_in_order_and_weighed", experts=ChoosesTheWorstFirst
+    ),
+    "swaps_weights": Mutant(
+        "experts::test_a_token_has_the_sum_of_its_experts", experts=SwapsWeights
+    ),
+    "forgets_the_last_expert": Mutant(
+        "experts::test_a_token_has_the_sum_of_its_experts", experts=ForgetsTheLastExpert
+    ),
+    "forgets_the_bias_of_down": Mutant(
+        "experts::test_a_token_has_the_sum_of_its_experts", experts=ForgetsTheBiasOfDown
+    ),
+    "shares_the_first_bias": Mutant(
+        "experts::test_a_token_has_the_sum_of_its_experts", experts=SharesTheFirstBias
+    ),
+    "cuts_nothing": Mutant("experts::test_a_token_has_the_sum_of_its_experts", experts=CutsNothing),
+    "forgets_what_is_added_to": Mutant(
+        "experts::test_a_token_has_the_sum_of_its_experts", experts=ForgetsWhatIsAddedTo
+    ),
+    "adds_in_the_order_of_experts": Mutant(
+        "experts::test_results_are_added_in_the_order_of_the_choice",
+        experts=AddsInTheOrderOfExperts,
+    ),
+    "mixes_many_otherwise": Mutant(
+        "experts::test_a_token_has_the_same_bits_beside_any_others", experts=MixesManyOtherwise
+    ),
+}

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from kvrt.spi import AttentionBatch, Graph
-from kvrt.wrappers.wrapper import WrappedGraphs
+from kvrt.testing.mutants.mutant import Mutant
+from kvrt.wrappers.parts import WrappedGraphs
 
 Batches = Sequence[AttentionBatch]
 Record = Callable[[Sequence[object]], None]
@@ -42,3 +43,13 @@ class ComputesWhileRecording(WrappedGraphs):
 class RecordsTooFew(WrappedGraphs):
     def size(self, tokens: int) -> int:
         return max(1, tokens - 1)
+
+
+MUTANTS = {
+    "replays_the_recorded_batch": Mutant("graphs", graphs=ReplaysTheRecordedBatch),
+    "computes_while_recording": Mutant("graphs", graphs=ComputesWhileRecording),
+    "takes_all_for_the_first": Mutant(
+        "graphs::test_a_step_may_have_several_batches", graphs=TakesAllForTheFirst
+    ),
+    "records_too_few": Mutant("graphs", graphs=RecordsTooFew),
+}

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from kvrt.spi import Rotation
-from kvrt.wrappers.wrapper import WrappedLatentOps
+from kvrt.testing.mutants.mutant import Mutant
+from kvrt.wrappers.operators import WrappedLatentOps
 
 
 class TakesTheNextHeadsMatrix(WrappedLatentOps):
@@ -53,3 +54,35 @@ class LeavesWhatIsNotRotated(WrappedLatentOps):
     def rotate(self, x: Tensor, rotation: Rotation | None, out: Tensor) -> None:
         if rotation is not None:
             super().rotate(x, rotation, out)
+
+
+MUTANTS = {
+    "takes_the_next_heads_matrix": Mutant(
+        "latent::test_a_head_is_multiplied_with_a_matrix_of_its_own",
+        latents=TakesTheNextHeadsMatrix,
+    ),
+    "multiplies_with_the_first_heads": Mutant(
+        "latent::test_a_head_is_multiplied_with_a_matrix_of_its_own",
+        latents=MultipliesWithTheFirstHeads,
+    ),
+    "multiplies_many_tokens_otherwise": Mutant(
+        "latent::test_a_head_has_the_bits_of_a_product_alone_beside_any_others",
+        latents=MultipliesManyTokensOtherwise,
+    ),
+    "rotates_what_it_was_given": Mutant(
+        "latent::test_heads_are_rotated_where_they_are_or_to_another_place",
+        latents=RotatesWhatItWasGiven,
+    ),
+    "rotates_the_whole_head": Mutant(
+        "latent::test_heads_are_rotated_where_they_are_or_to_another_place",
+        latents=RotatesTheWholeHead,
+    ),
+    "rotates_backwards": Mutant(
+        "latent::test_around_attention_they_read_what_keys_and_values_of_their_own_would_say",
+        latents=RotatesBackwards,
+    ),
+    "leaves_what_is_not_rotated": Mutant(
+        "latent::test_heads_are_rotated_where_they_are_or_to_another_place",
+        latents=LeavesWhatIsNotRotated,
+    ),
+}

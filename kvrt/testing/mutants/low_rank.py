@@ -5,7 +5,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from kvrt.spi import Activation, LowRankRows
-from kvrt.wrappers.wrapper import WrappedLowRankOps
+from kvrt.testing.mutants.mutant import Mutant
+from kvrt.wrappers.operators import WrappedLowRankOps
 
 
 class ForgetsTheLastSegment(WrappedLowRankOps):
@@ -37,3 +38,15 @@ class GatesByAnother(WrappedLowRankOps):
         self, x: Tensor, rows: LowRankRows, both: Tensor, activation: Activation, out: Tensor
     ) -> None:
         super().add_gated(x, rows, both, "gelu_tanh", out)
+
+
+MUTANTS = {
+    "forgets_the_last_segment": Mutant(
+        "low_rank::test_each_token_has_its_own_added", low_rank=ForgetsTheLastSegment
+    ),
+    "adds_all_parts_to_the_first_rows": Mutant(
+        "low_rank::test_each_token_has_its_own_added", low_rank=AddsAllPartsToTheFirstRows
+    ),
+    "gates_by_up": Mutant("low_rank::test_gates_follow", low_rank=GatesByUp),
+    "gates_by_another": Mutant("low_rank::test_gates_follow", low_rank=GatesByAnother),
+}

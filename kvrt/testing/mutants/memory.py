@@ -7,7 +7,8 @@ from torch import Tensor
 
 from kvrt.errors import OutOfMemory
 from kvrt.spi import Chunk, DType, MemoryInfo, Span
-from kvrt.wrappers.wrapper import WrappedMemory
+from kvrt.testing.mutants.mutant import Mutant
+from kvrt.wrappers.parts import WrappedMemory
 
 
 class KeepsDestroyedChunks(WrappedMemory):
@@ -122,3 +123,28 @@ class IsAlwaysFree(WrappedMemory):
     def info(self) -> MemoryInfo:
         info = super().info()
         return replace(info, free=info.total)
+
+
+MUTANTS = {
+    "keeps_destroyed_chunks": Mutant("memory", memory=KeepsDestroyedChunks),
+    "forgets_to_unmap": Mutant("memory", memory=ForgetsToUnmap),
+    "maps_one_chunk_too_far": Mutant("memory", memory=MapsOneChunkTooFar),
+    "maps_zeroes": Mutant("memory", memory=MapsZeroes),
+    "reserves_memory": Mutant("memory", memory=ReservesMemory),
+    "maps_wide_spans_backwards": Mutant(
+        "memory::test_a_chunk_is_mapped_where_it_was_asked_to_be", memory=MapsWideSpansBackwards
+    ),
+    "cuts_offsets": Mutant(
+        "memory::test_a_chunk_is_mapped_where_it_was_asked_to_be", memory=CutsOffsets
+    ),
+    "remembers_tensors": Mutant(
+        "memory::test_a_tensor_covers_its_span_also_where_another_one_was", memory=RemembersTensors
+    ),
+    "keeps_one_chunk_in_a_thousand": Mutant(
+        "memory::test_no_chunk_of_a_thousand_is_kept", memory=KeepsOneChunkInAThousand
+    ),
+    "is_always_free": Mutant(
+        "memory::test_free_memory_falls_by_what_is_taken_and_rises_again", memory=IsAlwaysFree
+    ),
+    "loses_the_last_chunks": Mutant("errors", memory=LosesTheLastChunks),
+}

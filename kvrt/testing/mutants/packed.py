@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from kvrt.spi import Activation, Matrices, Matrix, WeightFormat
+from kvrt.testing.mutants.mutant import Mutant
 from kvrt.testing.packing import BLOCK
-from kvrt.wrappers.wrapper import WrappedPackedMatrices
+from kvrt.wrappers.operators import WrappedPackedMatrices
 
 
 class _PacksOtherRows(WrappedPackedMatrices):
@@ -215,3 +216,35 @@ class TakesTwiceTheMemory(WrappedPackedMatrices):
     def pack(self, format: WeightFormat, plain: Tensor, width: int, into: Tensor) -> Matrix:
         matrix = super().pack(format, plain, width, into[: len(into) // 2])
         return Matrix(format, into, matrix.out, width)
+
+
+MUTANTS = {
+    "swaps_the_nibbles_of_codes": Mutant("packed::test_linear", packed=SwapsTheNibblesOfCodes),
+    "forgets_the_high_bits": Mutant("packed::test_linear", packed=ForgetsTheHighBits),
+    "forgets_offsets": Mutant("packed::test_linear", packed=ForgetsOffsets),
+    "shares_the_first_scale": Mutant("packed::test_linear", packed=SharesTheFirstScale),
+    "shares_scales_of_16": Mutant("packed::test_linear", packed=SharesScalesOf16),
+    "shares_the_first_factor": Mutant("packed::test_linear", packed=SharesTheFirstFactor),
+    "takes_the_middle_for_zeros": Mutant("packed::test_linear", packed=TakesTheMiddleForZeros),
+    "rounds_what_it_says_it_does_not": Mutant(
+        "packed::test_linear", packed=RoundsWhatItSaysItDoesNot
+    ),
+    "swaps_the_packed_rows": Mutant("packed::test_linear", packed=SwapsThePackedRows),
+    "packs_late": Mutant("packed::test_linear", packed=PacksLate),
+    "takes_the_first_for_all": Mutant(
+        "packed::test_a_weight_may_be_of_several_formats", packed=TakesTheFirstForAll
+    ),
+    "rounds_whole_rows": Mutant(
+        "packed::test_scales_may_be_of_any_sign_and_size", packed=RoundsWholeRows
+    ),
+    "hides_what_is_not_finite": Mutant(
+        "packed::test_what_is_not_finite_stays_in_its_row", packed=HidesWhatIsNotFinite
+    ),
+    "forgets_the_last_block": Mutant("packed::test_linear", packed=ForgetsTheLastBlock),
+    "swaps_packed_gate_and_up": Mutant("packed::test_gated_linear", packed=SwapsPackedGateAndUp),
+    "gathers_the_next_row": Mutant("packed::test_rows_are_exact", packed=GathersTheNextRow),
+    "rounds_gathered_rows": Mutant("packed::test_rows_are_exact", packed=RoundsGatheredRows),
+    "takes_twice_the_memory": Mutant(
+        "packed::test_a_packed_matrix_is_about_as_large_as_before", packed=TakesTwiceTheMemory
+    ),
+}

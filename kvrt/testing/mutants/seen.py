@@ -8,6 +8,7 @@ from torch import Tensor
 from kvrt.spi import AttentionBatch, AttentionParams
 from kvrt.testing import reference
 from kvrt.testing.mutants.attention import MutantAttention, Step
+from kvrt.testing.mutants.mutant import Mutant
 
 
 class UsesEntriesBeforeTheWindow(MutantAttention):
@@ -117,3 +118,27 @@ class GivesValuesTheWidthOfKeys(MutantAttention):
                 where = reference.items(layout, batch.page_table[s], slots, layer, 1)
                 beyond = torch.arange(layout.value_dim, layout.head_dim)
                 batch.kv[where[..., :1] + beyond] = 0
+
+
+MUTANTS = {
+    "uses_entries_before_the_window": Mutant(
+        "seen::test_nothing_before_a_window_is_read", attention=UsesEntriesBeforeTheWindow
+    ),
+    "reads_pages_before_the_window": Mutant(
+        "seen::test_nothing_before_a_window_is_read", attention=ReadsPagesBeforeTheWindow
+    ),
+    "ignores_sinks": Mutant("seen", attention=IgnoresSinks),
+    "keeps_a_sink_too_many": Mutant("seen", attention=KeepsASinkTooMany),
+    "ignores_sink_logits": Mutant(
+        "seen::test_a_sinks_logit_is_in_the_denominator", attention=IgnoresSinkLogits
+    ),
+    "scales_sink_logits": Mutant(
+        "seen::test_a_sinks_logit_is_in_the_denominator", attention=ScalesSinkLogits
+    ),
+    "is_always_causal": Mutant(
+        "seen::test_without_causality_a_token_sees_all_of_its_context", attention=IsAlwaysCausal
+    ),
+    "takes_the_end_of_keys_for_values": Mutant("values", attention=TakesTheEndOfKeysForValues),
+    "stores_values_that_are_keys": Mutant("values", attention=StoresValuesThatAreKeys),
+    "gives_values_the_width_of_keys": Mutant("values", attention=GivesValuesTheWidthOfKeys),
+}

@@ -28,7 +28,7 @@ from kvrt.spi import (
     Ticket,
 )
 from kvrt.wrappers import Wrapper
-from kvrt.wrappers.wrapper import WrappedMemory
+from kvrt.wrappers.parts import WrappedMemory
 from kvrt_deferred import tensors
 from kvrt_deferred.tensors import COMPUTE, PLACE, Deferred, Event
 
