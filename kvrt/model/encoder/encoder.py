@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from kvrt.model.checkpoint.floats import Norm
 from kvrt.model.choice import choose_dtype
 from kvrt.model.decoder.activations import computed_in
 from kvrt.model.decoder.branches import PLAIN
 from kvrt.model.decoder.ops import TorchOps
+from kvrt.model.encoder.parts import attend, normed
 from kvrt.model.encoder.spec import EncoderSpec, read_encoder
-from kvrt.model.encoder.weights import EncoderFiles, EncoderWeights, Norm
+from kvrt.model.encoder.weights import EncoderFiles, EncoderWeights
 from kvrt.spi import DenseOps, Device, DType
 
 
@@ -84,7 +85,9 @@ class Encoder:
         x = self._norm(summed, w.norm)
         for layer in w.layers:
             qkv = linear(x, *layer.qkv)
-            attended = torch.cat([self._attend(own) for own in torch.split(qkv, lengths)])
+            attended = torch.cat(
+                [attend(own, self.spec.heads) for own in torch.split(qkv, lengths)]
+            )
             x = self._norm(linear(attended, *layer.o, x), layer.attention_norm)
             wide = PLAIN[self.spec.activation](linear(x, *layer.up).float()).to(x.dtype)
             x = self._norm(linear(wide, *layer.down, x), layer.mlp_norm)
@@ -94,15 +97,8 @@ class Encoder:
         """Give the weights back. It computes no more."""
         del self._weights
 
-    def _attend(self, qkv: Tensor) -> Tensor:
-        """Attention of one text's tokens, [tokens, 3 * hidden], to each other."""
-        heads = qkv.view(len(qkv), 3, self.spec.heads, -1).permute(1, 2, 0, 3)
-        q, k, v = heads.contiguous().unbind(0)
-        return F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1)
-
     def _norm(self, x: Tensor, norm: Norm) -> Tensor:
-        width = (self.spec.hidden,)
-        return F.layer_norm(x.float(), width, *norm, self.spec.norm_eps).to(self._computed)
+        return normed(x, norm, self.spec.norm_eps, self._computed)
 
 
 def load_encoder(
