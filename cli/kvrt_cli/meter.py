@@ -1,8 +1,7 @@
-"""How far a batch is, how fast, and how long it will take."""
+"""How far a batch is, shown while it goes on."""
 
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,90 +9,68 @@ from typing import TYPE_CHECKING, Any
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:
+    from kvrt.batches.pace import Standing
     from kvrt.batches.words import Batch
 
 INTERVAL_S = 1.0
 
 
 class Meter:
-    """What has become of a batch since it was `begun` here.
+    """What has become of a batch since it was `begun` here, and who is shown it.
 
     Args:
         begun: as it stood then.
     """
 
     def __init__(self, begun: "Batch") -> None:
-        self.begun = begun
-        self.batch = begun
+        from kvrt.batches.pace import Pace
+
+        self._pace = Pace(begun)
         self.show: Callable[[], None] = lambda: None
-        self._since = time.monotonic()
-        self._until: float | None = None
+        self.stop = self._pace.stop
 
     def watch(self, batch: "Batch") -> None:
         """It has come so far."""
-        if not self.begun.total:
-            self.begun = batch  # it was just checked
-        self.batch = batch
+        self._pace.watch(batch)
         self.show()
 
-    def stop(self) -> None:
-        """Time counts no more."""
-        self._until = time.monotonic()
+    @property
+    def batch(self) -> "Batch":
+        """As it stands."""
+        return self._pace.batch
 
     @property
-    def seconds(self) -> float:
-        return (self._until or time.monotonic()) - self._since
-
-    @property
-    def answered(self) -> int:
-        """Lines that were answered here."""
-        return self.begun.left - self.batch.left
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Of answers."""
-        said = self.batch.tokens.said - self.begun.tokens.said
-        return said / self.seconds if self.seconds else 0.0
-
-    @property
-    def seconds_left(self) -> float | None:
-        """None: it is not known yet."""
-        if not self.answered:
-            return None
-        return self.batch.left * self.seconds / self.answered
-
-    @property
-    def cached(self) -> float:
-        """The part of the prompts that was not computed, because its pages were there."""
-        tokens = self.batch.tokens
-        return tokens.cached / tokens.prompt if tokens.prompt else 0.0
+    def standing(self) -> "Standing":
+        """As of now."""
+        return self._pace.standing
 
     def as_json(self) -> dict[str, Any]:
-        batch, tokens, left = self.batch, self.batch.tokens, self.seconds_left
+        batch, found = self.batch, self.standing
+        left = found.seconds_left
         return {
             "status": batch.status,
             "total": batch.total,
             "completed": batch.done,
             "failed": batch.failed,
-            "prompt_tokens": tokens.prompt,
-            "cached_tokens": tokens.cached,
-            "completion_tokens": tokens.said,
-            "seconds": round(self.seconds, 3),
-            "lines_per_s": round(self.answered / self.seconds, 3) if self.seconds else 0.0,
-            "tokens_per_s": round(self.tokens_per_s, 3),
+            "prompt_tokens": batch.tokens.prompt,
+            "cached_tokens": batch.tokens.cached,
+            "completion_tokens": batch.tokens.said,
+            "seconds": round(found.seconds, 3),
+            "lines_per_s": round(found.lines_per_s, 3),
+            "tokens_per_s": round(found.tokens_per_s, 3),
             "seconds_left": None if left is None else round(left, 1),
         }
 
 
 def summary(meter: Meter) -> str:
     """In a line, for people."""
-    batch = meter.batch
+    batch, found = meter.batch, meter.standing
     done = f"{batch.done} of {batch.total} lines answered"
-    if not meter.answered:
+    if not found.lines:
         return f"{done}, none of them now"
     return (
-        f"{done}, {meter.answered} of them now, in {meter.seconds:.1f} s;"
-        f" {meter.tokens_per_s:.1f} tokens/s, {meter.cached:.0%} of the prompts cached"
+        f"{done}, {found.lines} of them now, in {found.seconds:.1f} s;"
+        f" {found.tokens_per_s:.1f} tokens/s, {found.cached:.0%} of the prompts cached"
     )
 
 
@@ -148,10 +125,10 @@ def _bar(terminal: Terminal, meter: Meter, *, shown: bool) -> Iterator[None]:
     task = bar.add_task("", total=None, told="")
 
     def moved() -> None:
-        batch = meter.batch
+        batch, found = meter.batch, meter.standing
         bar.start()  # not before there is something to show: checking has none
         told = (
-            f"{batch.failed} failed, {meter.tokens_per_s:.0f} tokens/s, {meter.cached:.0%} cached"
+            f"{batch.failed} failed, {found.tokens_per_s:.0f} tokens/s, {found.cached:.0%} cached"
         )
         bar.update(task, total=batch.total, completed=batch.total - batch.left, told=told)
 

@@ -124,6 +124,16 @@ class Work:
             (batch.num, after, AT_ONCE),
         ).fetchall()
 
+    def bad(
+        self, batch: Batch, after: int, most: int, *, unasked: bool
+    ) -> list[tuple[int, int, int, int, int, int]]:
+        """As `results`, of lines that failed, and if `unasked` of those that wait."""
+        return self._sql.execute(
+            "SELECT number, state, record_at, record_size, at, size FROM lines"
+            " WHERE batch = ? AND number > ? AND state IN (?, ?) ORDER BY number LIMIT ?",
+            (batch.num, after, BAD, WAITING if unasked else BAD, most),
+        ).fetchall()
+
     def said(self, batch: Batch, at: int, size: int) -> bytes:
         """Bytes of the journal."""
         return os.pread(self._journal(batch), size, at)

@@ -82,6 +82,7 @@ def make_app(
         "/v1/files/{id}/content": files.content,
         "/v1/batches": batches.list,
         "/v1/batches/{id}": batches.retrieve,
+        "/v1/batches/{id}/failed": batches.failed,
     }
     posts: dict[str, Handler] = {
         "/api/show": about.show,

@@ -237,6 +237,64 @@ def test_lines_that_failed_are_asked_again(batching: Server, client: openai.Open
     assert batching.post(f"/v1/batches/{id}/retry", {})[0] == 409
 
 
+def failed_of(server: Server, id: str, query: str = "") -> Any:
+    status, _, body = server.ask("GET", f"/v1/batches/{id}/failed{query}")
+    assert status == 200, body
+    return json.loads(body)
+
+
+def test_lines_that_failed_are_told_with_their_reasons(
+    batching: Server, client: openai.OpenAI
+) -> None:
+    bad = {"b": {"temperature": 7}, "d": {"max_tokens": -1}, "e": {"stream": True}}
+    id = begin(client, [asked(name, **bad.get(name, {})) for name in "abcde"])
+    found = ended(client, id)
+    told = failed_of(batching, id)
+    errors = [each["response"] for each in lines_of(client, found.error_file_id)]
+    assert [(each["line"], each["custom_id"]) for each in told["data"]] == [
+        (2, "b"), (4, "d"), (5, "e")
+    ]  # fmt: skip
+    assert [each["param"] for each in told["data"]] == ["temperature", "max_tokens", "stream"]
+    for each, error in zip(told["data"], errors, strict=True):
+        assert each["status_code"] == error["status_code"] == 400
+        assert each["message"] == error["body"]["error"]["message"]
+    assert not told["has_more"]
+    first = failed_of(batching, id, "?limit=1")
+    assert (first["data"], first["has_more"]) == (told["data"][:1], True)
+    assert failed_of(batching, id, "?after=2")["data"] == told["data"][1:]
+    for query in ("limit=0", "limit=101", "after=x", "after=-1", "after=99999999999"):
+        assert batching.ask("GET", f"/v1/batches/{id}/failed?{query}")[0] == 400, query
+    assert batching.ask("GET", "/v1/batches/none/failed")[0] == 404
+
+
+def test_lines_that_were_not_asked_are_told_once_the_batch_is_over(
+    batching: Server, client: openai.OpenAI
+) -> None:
+    lines = [asked(f"n{n}", max_tokens=400, ignore_eos=True) for n in range(200)]
+    lines[0] = asked("n0", temperature=7)
+    id = begin(client, lines)
+    until(lambda: bool(failed_of(batching, id)["data"]), 60)
+    (only,) = failed_of(batching, id)["data"]
+    assert (only["line"], only["status_code"]) == (1, 400)
+    until(lambda: (client.batches.retrieve(id).model_extra or {})["progress"] is not None, 60)
+    progress = (client.batches.retrieve(id).model_extra or {})["progress"]
+    assert progress["lines"] >= 1
+    assert progress["seconds_left"] > 0
+    client.batches.cancel(id)
+    found = ended(client, id)
+    counts = found.request_counts
+    assert counts is not None
+    told, page = [], {"data": [{"line": 0}], "has_more": True}
+    while page["has_more"]:
+        page = failed_of(batching, id, f"?limit=100&after={told[-1]['line'] if told else 1}")
+        told += page["data"]
+    assert len(told) == counts.total - counts.completed - counts.failed
+    assert {(each["status_code"], each["code"]) for each in told} == {(None, "batch_cancelled")}
+    client.files.delete(found.input_file_id)
+    assert failed_of(batching, id)["data"][1]["custom_id"] is None
+    until(lambda: (client.batches.retrieve(id).model_extra or {})["progress"] is None, 60)
+
+
 def test_a_batch_is_deleted_and_its_files_stay(batching: Server, client: openai.OpenAI) -> None:
     id = begin(client, [asked("a")])
     found = ended(client, id)
@@ -286,6 +344,7 @@ def test_nobody_finds_the_files_and_batches_of_another_key(serve: Serve, tmp_pat
                 ask(id)
         bobs = {"authorization": f"Bearer {made[1]}"}
         assert server.ask("POST", f"/v1/batches/{id}/retry", {}, bobs)[0] == 404
+        assert server.ask("GET", f"/v1/batches/{id}/failed", headers=bobs)[0] == 404
         assert server.ask("DELETE", f"/v1/batches/{id}", headers=bobs)[0] == 404
         assert [*bob.files.list(after=files[0])] == [*bob.batches.list(after=id)] == []
         assert [*bob.files.list()] == [*bob.batches.list()] == []

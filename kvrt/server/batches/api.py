@@ -1,4 +1,4 @@
-"""``/v1/batches``: as OpenAI's, with ``retry`` and ``DELETE`` besides."""
+"""``/v1/batches``: as OpenAI's, with ``failed``, ``retry`` and ``DELETE`` besides."""
 
 import re
 from dataclasses import asdict
@@ -10,6 +10,8 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
+from kvrt.batches.failures import failures
+from kvrt.batches.pace import Standing
 from kvrt.batches.words import Batch
 from kvrt.server.batches.answering import URLS
 from kvrt.server.batches.files import expiry, file_id, listed, number, owner_of, there
@@ -22,6 +24,7 @@ from kvrt.server.words.fields import Name, decode
 MAX_BODY = 64 << 10
 MAX_LIST = 100
 DEFAULT_LIST = 20
+MOST_LINES = 10**8
 UNITS = {"m": 60, "h": 3600, "d": 86_400}
 WINDOW = re.compile(r"([1-9][0-9]{0,3})([mhd])", re.ASCII)
 
@@ -87,17 +90,17 @@ class BatchesApi:
             files_expire=seconds_after,
         )
         worker.add(batch)
-        return answer(shown(batch))
+        return answer(self._shown(batch))
 
     async def list(self, request: Request) -> Response:
         store, query = there(self._worker).store, request.query_params
         limit = number(query.get("limit"), MAX_LIST, DEFAULT_LIST)
         after = query.get("after")
         found = await store.do(store.batches.page, owner_of(request), after, limit + 1)
-        return answer(listed([shown(each) for each in found], limit))
+        return answer(listed([self._shown(each) for each in found], limit))
 
     async def retrieve(self, request: Request) -> Response:
-        return answer(shown(await self._batch(request)))
+        return answer(self._shown(await self._batch(request)))
 
     async def cancel(self, request: Request) -> Response:
         batch = await self._batch(request)
@@ -105,7 +108,18 @@ class BatchesApi:
             raise Refusal(
                 HTTPStatus.CONFLICT, f"the batch is {batch.status}", code="batch_not_cancellable"
             )
-        return answer(shown(await there(self._worker).cancel(batch)))
+        return answer(self._shown(await there(self._worker).cancel(batch)))
+
+    async def failed(self, request: Request) -> Response:
+        """Lines that have no good answer, and why, while it goes on and when it is over."""
+        batch, store = await self._batch(request), there(self._worker).store
+        query = request.query_params
+        limit = number(query.get("limit"), MAX_LIST, DEFAULT_LIST)
+        after = number(query.get("after"), MOST_LINES, 0, param="after")
+        path = store.files.path(batch.input)
+        found = await store.do(failures, store.work, batch, path, after, limit + 1)
+        data = [asdict(each) for each in found[:limit]]
+        return answer({"object": "list", "data": data, "has_more": len(found) > limit})
 
     async def retry(self, request: Request) -> Response:
         """Ask again what has no good answer, within the same time as before."""
@@ -119,7 +133,7 @@ class BatchesApi:
         await store.do(store.batches.reopen, batch, _seconds(batch.window))
         batch = await self._batch(request)
         worker.add(batch)
-        return answer(shown(batch))
+        return answer(self._shown(batch))
 
     async def delete(self, request: Request) -> Response:
         """Forget it; its files stay, until they are deleted."""
@@ -129,6 +143,9 @@ class BatchesApi:
         await store.do(store.batches.remove, batch)
         await store.do(store.work.drop_journal, batch)
         return answer({"id": batch.id, "object": "batch", "deleted": True})
+
+    def _shown(self, batch: Batch) -> dict[str, Any]:
+        return shown(batch, there(self._worker).standing(batch))
 
     async def _check_room(self, worker: Worker, owner: str) -> None:
         if await worker.store.do(worker.store.batches.open_count, owner) >= MOST_OPEN:
@@ -155,8 +172,12 @@ def _seconds(window: str) -> int:
     return int(match[1]) * UNITS[match[2]]
 
 
-def shown(batch: Batch) -> dict[str, Any]:
-    """As clients read it."""
+def shown(batch: Batch, standing: Standing | None = None) -> dict[str, Any]:
+    """As clients read it.
+
+    Args:
+        standing: how it goes on; None: it does not, or has not begun.
+    """
     tokens, problems = batch.tokens, [asdict(each) for each in batch.problems]
     ended = batch.over and batch.status != "failed"
     unanswered = batch.total - batch.done
@@ -182,4 +203,5 @@ def shown(batch: Batch) -> dict[str, Any]:
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": tokens.prompt + tokens.said,
         },
+        "progress": None if standing is None else asdict(standing),
     }

@@ -229,12 +229,12 @@ def owner_of(request: Request) -> str:
     return owner.name
 
 
-def number(given: str | None, most: int, default: int) -> int:
-    """The ``limit`` of a list."""
+def number(given: str | None, most: int, default: int, param: str = "limit") -> int:
+    """A number in the query of a list."""
     if given is None:
         return default
-    if not given.isascii() or not given.isdigit() or not 1 <= int(given[:9]) <= most:
-        raise Refusal(400, f"limit is a number from 1 to {most}", param="limit")
+    if not given.isascii() or not given.isdigit() or not 1 <= int(given[:10]) <= most:
+        raise Refusal(400, f"{param} is a number from 1 to {most}", param=param)
     return int(given)
 
 

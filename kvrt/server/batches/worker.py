@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from kvrt.batches.pace import Pace, Standing
 from kvrt.batches.places import Places
 from kvrt.batches.run import Answer, Rules, Runner
 from kvrt.batches.store import Store
@@ -72,8 +73,10 @@ class Worker:
             self._places,
             store.files.path,
             listed=True,
+            watch=self._watch,
         )
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._paces: dict[str, Pace] = {}
         self._again: dict[str, Batch] = {}
         self._closing = asyncio.Event()
         self._crowded = False
@@ -100,8 +103,18 @@ class Worker:
 
     def _worked(self, id: str, task: asyncio.Task[None]) -> None:
         del self._tasks[id]
+        self._paces.pop(id, None)
         if (batch := self._again.pop(id, None)) is not None:
             self.add(batch)
+
+    def _watch(self, batch: Batch) -> None:
+        """On the loop: it has come so far."""
+        self._paces.setdefault(batch.id, Pace(batch)).watch(batch)
+
+    def standing(self, batch: Batch) -> Standing | None:
+        """How it goes on; None: it does not."""
+        pace = self._paces.get(batch.id)
+        return None if pace is None else pace.standing
 
     async def cancel(self, batch: Batch) -> Batch:
         found = await self._runner.end(batch.id, "cancelled")
