@@ -7,10 +7,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 FOLDER = Path(__file__).parent / "static"
-FILES = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css"),
-         "/page.js": ("page.js", "text/javascript"), "/chat.js": ("chat.js", "text/javascript"),
-         "/live.js": ("live.js", "text/javascript"), "/icon.svg": ("icon.svg", "image/svg+xml"),
-         }  # fmt: skip
+KINDS = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
+FILES = {
+    "/" if path.name == "index.html" else f"/{path.name}": (path.name, KINDS[path.suffix])
+    for path in sorted(FOLDER.iterdir())
+}
 """By their paths: the file, and what it is."""
 
 HEADERS = {

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,24 @@ import pytest
 
 from kvrt.server.access.keys import add_key
 from kvrt.server.page import FILES, FOLDER
+from tests.batches.inputs import line
 
 from .conftest import Server, started, until
 
 ASK: dict[str, Any] = {"model": "tiny", "prompt": "a", "max_tokens": 4, "ignore_eos": True}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
+UNNAMED = """[...document.querySelectorAll("button, input, textarea, canvas, table, progress, a")]
+  .filter((each) => !(each.labels?.length || each.textContent.trim() || each.caption
+                      || each.getAttribute("aria-label"))).length"""
+
 
 def basic(key: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(f"me:{key}".encode()).decode()}
+
+
+def jsonl(lines: list[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(each).encode() + b"\n" for each in lines)
 
 
 def test_the_page_is_served_with_a_policy_that_lets_nothing_else_in(server: Server) -> None:
@@ -57,7 +67,8 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, di
         "admin": add_key(path, "admin", "admin"),
         "metrics": add_key(path, "metrics", "metrics"),
     }
-    with started(folder, "--keys", str(path), "--offload", "host:16MiB") as server:
+    options = ("--offload", "host:16MiB", "--batches", str(folder / "batches"))
+    with started(folder, "--keys", str(path), *options) as server:
         yield server, keys
 
 
@@ -117,7 +128,7 @@ def test_the_status_tells_of_requests_and_of_every_page(server: Server) -> None:
         def told() -> Any:
             return json.loads(server.ask("GET", "/status")[2])
 
-        until(lambda: told()["requests"] and told()["requests"][0]["generated_tokens"] > 8)
+        until(lambda: told()["requests"] and told()["requests"][0]["generated_tokens"] > 200)
         status = told()
         flight = status["requests"][0]
         assert flight["route"] == "/v1/completions"
@@ -155,77 +166,164 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.mark.extra
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_conversation_in_a_real_browser_by_keyboard_alone(
-    keyed: Any, browser: Any, scheme: str, tmp_path: Path
-) -> None:
-    """KVRT_PICTURES=docs writes the picture of docs/serve.md."""
-    server, keys = keyed
-    pictures = Path(os.environ.get("KVRT_PICTURES", tmp_path))
+@contextmanager
+def opened(
+    browser: Any, server: Server, key: str, part: str = "", scheme: str = "light"
+) -> Iterator[Any]:
+    """The page as a key sees it; all it asks is this server, and nothing on it fails."""
     context = browser.new_context(
-        http_credentials={"username": "me", "password": keys["admin"]}, color_scheme=scheme,
+        http_credentials={"username": "me", "password": key}, color_scheme=scheme,
         viewport={"width": 1240, "height": 900},
     )  # fmt: skip
     page = context.new_page()
-
-    def holds(expression: str) -> None:
-        until(lambda: page.evaluate(expression), 60)
-
     faults: list[str] = []
     asked: list[str] = []
     page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
-    page.goto(f"http://127.0.0.1:{server.port}/")
-    holds("document.getElementById('state').textContent === 'ready'")
-    assert page.title() == "tiny - kvrt"
-
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.className") == "skip"
-    page.keyboard.press("Enter")
-    assert page.evaluate("document.activeElement.id") == "say"
-    page.locator("#max_tokens").evaluate("field => field.value = 80")
-    page.keyboard.type("<b>Say</b> something.")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#said li.assistant small", timeout=60_000)
-    assert page.locator("#said li.user span").inner_text() == "<b>Say</b> something."
-    assert page.locator("#said b b").count() == 0, "what was said is text"
-    assert page.locator("#said").get_attribute("aria-busy") == "false"
-    assert "first token after" in page.locator("#said li.assistant small").inner_text()
-    holds("document.querySelectorAll('#flights tr').length > 0")
-    holds("document.querySelector('#facts dd').textContent === 'tiny'")
-    holds("/[1-9][0-9]* cached/.test(document.querySelector('figcaption').textContent)")
-    with ThreadPoolExecutor(8) as pool:
-        long = {**ASK, "max_tokens": 800}
-        for number in range(8):
-            body = {**long, "prompt": [20 + number] * 180}
-            pool.submit(server.post, "/v1/completions", body, headers=basic(keys["alice"]))
-        holds("document.querySelectorAll('#flights td:nth-child(4)')[7]?.textContent === 'runs'")
-        holds("/[1-9][0-9]* used/.test(document.querySelector('figcaption').textContent)")
-        page.evaluate("window.scrollTo(0, 0)")
-        page.screenshot(path=pictures / f"page-{scheme}.png")
-
-    page.locator("#max_tokens").evaluate("field => field.value = 900")
-    page.locator("#say").fill("Count.")
-    page.keyboard.press("Enter")
-    holds("document.querySelectorAll('#said li.assistant').length === 2")
-    holds("document.querySelectorAll('#said li.assistant span')[1].textContent")
-    page.keyboard.press("Escape")
-    holds("!document.getElementById('send').disabled")
-    until(lambda: json.loads(
-        server.ask("GET", "/status", headers=basic(keys["admin"]))[2])["requests"] == []
-    )  # fmt: skip
-    unnamed = page.evaluate(
-        """[...document.querySelectorAll("button, input, textarea, canvas, table")].filter(
-             (each) => !(each.labels?.length || each.textContent.trim() || each.caption
-                         || each.getAttribute("aria-label"))).length"""
-    )
-    assert unnamed == 0, "a screen reader has a name for everything"
+    page.goto(f"{server.url}/{part}")
+    page.wait_for_selector("#state:text-is('ready')")
+    yield page
+    assert page.evaluate(UNNAMED) == 0, "a screen reader has a name for everything"
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    assert all(url.startswith(f"http://127.0.0.1:{server.port}/") for url in asked)
+    assert all(url.startswith(f"{server.url}/") for url in asked)
     assert not faults, faults
     context.close()
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_conversation_in_a_real_browser_by_keyboard_alone(
+    keyed: Any, browser: Any, scheme: str, tmp_path: Path
+) -> None:
+    """PICTURES=docs writes the picture of docs/serve.md."""
+    server, keys = keyed
+    pictures = Path(os.environ.get("PICTURES", tmp_path))
+    with opened(browser, server, keys["admin"], scheme=scheme) as page:
+
+        def holds(expression: str) -> None:
+            until(lambda: page.evaluate(expression), 60)
+
+        assert page.title() == "tiny - kvrt"
+
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "say"
+        page.locator("#max_tokens").evaluate("field => field.value = 80")
+        page.keyboard.type("<b>Say</b> something.")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#said li.assistant small", timeout=60_000)
+        assert page.locator("#said li.user span").inner_text() == "<b>Say</b> something."
+        assert page.locator("#said b b").count() == 0, "what was said is text"
+        assert page.locator("#said").get_attribute("aria-busy") == "false"
+        assert "first token after" in page.locator("#said li.assistant small").inner_text()
+        holds("document.querySelectorAll('#flights tr').length > 0")
+        holds("document.querySelector('#facts dd').textContent === 'tiny'")
+        holds("/[1-9][0-9]* cached/.test(document.querySelector('figcaption').textContent)")
+        with ThreadPoolExecutor(8) as pool:
+            long = {**ASK, "max_tokens": 800}
+            for number in range(8):
+                body = {**long, "prompt": [20 + number] * 180}
+                pool.submit(server.post, "/v1/completions", body, headers=basic(keys["alice"]))
+            holds(
+                "document.querySelectorAll('#flights td:nth-child(4)')[7]?.textContent === 'runs'"
+            )
+            holds("/[1-9][0-9]* used/.test(document.querySelector('figcaption').textContent)")
+            page.evaluate("window.scrollTo(0, 0)")
+            page.screenshot(path=pictures / f"page-{scheme}.png")
+
+        page.locator("#max_tokens").evaluate("field => field.value = 900")
+        page.locator("#say").fill("Count.")
+        page.keyboard.press("Enter")
+        holds("document.querySelectorAll('#said li.assistant').length === 2")
+        holds("document.querySelectorAll('#said li.assistant span')[1].textContent")
+        page.keyboard.press("Escape")
+        holds("!document.getElementById('send').disabled")
+        until(lambda: json.loads(
+            server.ask("GET", "/status", headers=basic(keys["admin"]))[2])["requests"] == []
+        )  # fmt: skip
+
+
+@pytest.mark.extra
+def test_a_batch_is_begun_watched_cancelled_and_asked_again_in_a_real_browser(
+    keyed: Any, browser: Any, tmp_path: Path
+) -> None:
+    """PICTURES=docs writes the picture of docs/serve.md."""
+    server, keys = keyed
+    pictures = Path(os.environ.get("PICTURES", tmp_path))
+    lines = [line(f"line-{n}", prompt=f"def f{n}(", max_tokens=8, temperature=0) for n in range(60)]
+    for number in (3, 20):
+        lines[number]["body"]["temperature"] = 7
+    for each in lines[30:]:
+        each["body"].update(max_tokens=900, ignore_eos=True)
+    (tmp_path / "requests.jsonl").write_bytes(jsonl(lines))
+    (tmp_path / "odd.jsonl").write_bytes(b"no request\n")
+    with opened(browser, server, keys["alice"]) as page:
+        page.keyboard.press("Tab")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == "Now"
+        page.keyboard.press("End")
+        page.keyboard.press("Home")
+        page.keyboard.press("ArrowRight")
+        while page.evaluate("document.activeElement.textContent") != "Batches":
+            page.keyboard.press("ArrowRight")
+        assert page.url.endswith("/#batches")
+        assert page.locator("#now").is_hidden()
+        page.wait_for_selector("text=There are none yet.")
+
+        page.locator("#file").set_input_files(tmp_path / "odd.jsonl")
+        page.locator("#start").press("Enter")
+        page.wait_for_selector("#batch-fault:has-text('no request')")
+        page.locator("#file").set_input_files(tmp_path / "requests.jsonl")
+        page.locator("#start").press("Enter")
+        card = page.locator("#all-batches > li")
+        told = "2 failed"
+        page.wait_for_selector(f"#all-batches p:has-text('{told}')", timeout=60_000)
+        assert card.locator("h3").inner_text() == "requests.jsonl"
+        assert card.locator("[role=status]").inner_text() == "in progress"
+        assert card.locator("progress").evaluate("bar => 0 < bar.value && bar.value < bar.max")
+        assert card.get_by_text("Download output").is_hidden()
+        card.locator("summary").press("Enter")
+        page.wait_for_selector("#all-batches td:has-text('line-20')")
+        reasons = card.locator("tbody tr").all_inner_texts()
+        assert [each.split("\t")[:3] for each in reasons] == [
+            ["4", "line-3", "400"], ["21", "line-20", "400"]
+        ]  # fmt: skip
+        assert all("temperature" in each for each in reasons)
+        page.wait_for_selector("#all-batches p:has-text('tokens/s')")
+        page.screenshot(path=pictures / "page-batches.png")
+
+        card.get_by_text("Cancel").press("Enter")
+        page.wait_for_selector("#all-batches [role=status]:has-text('cancelled')", timeout=60_000)
+        page.wait_for_selector("#all-batches td:has-text('the batch was cancelled')")
+        with page.expect_download() as download:
+            card.get_by_text("Download output").press("Enter")
+        output = download.value.path().read_bytes().splitlines()
+        with page.expect_download() as download:
+            card.get_by_text("Download errors").press("Enter")
+        errors = download.value.path().read_bytes().splitlines()
+        names = sorted(json.loads(each)["custom_id"] for each in output + errors)
+        assert names == sorted(each["custom_id"] for each in lines)
+        assert f"Failed lines: {len(errors)}" in card.locator("summary").inner_text()
+
+        card.get_by_text("Retry failed lines").press("Enter")
+        page.wait_for_selector("#all-batches [role=status]:has-text('completed')", timeout=120_000)
+        page.wait_for_selector("#all-batches p:has-text('58 of 60 lines answered, 2 failed')")
+        page.wait_for_selector("#all-batches summary:has-text('Failed lines: 2')")
+        assert page.evaluate(UNNAMED) == 0, "a screen reader has a name for everything"
+        page.reload()
+        page.wait_for_selector("#all-batches p:has-text('58 of 60')")
+    with opened(browser, server, keys["bob"], "#batches") as page:
+        page.wait_for_selector("text=There are none yet.")
+
+
+@pytest.mark.extra
+def test_a_server_without_batches_says_so_on_its_page(server: Server, browser: Any) -> None:
+    page = browser.new_page()
+    page.goto(f"{server.url}/#batches")
+    page.wait_for_selector("#batches-told:has-text('--batches')")
+    assert page.locator("#begin").is_hidden()
 
 
 @pytest.mark.extra

@@ -1,5 +1,7 @@
 // A conversation with the model, by /v1/chat/completions as a stream.
 
+import { ask } from "./ask.js";
+
 export class Chat {
   // Takes the elements of the page by their ids.
   constructor(page) {
@@ -90,13 +92,12 @@ export class Chat {
   }
 
   async stream(told, shown, begun) {
-    const answer = await fetch("v1/chat/completions", {
+    const answer = await ask("v1/chat/completions", {
       method: "POST",
       headers: { "content-type": "application/json" },
       body: JSON.stringify(this.request()),
       signal: this.answering.signal,
     });
-    if (!answer.ok) throw new Error(await reason(answer));
     const said = shown.querySelector("span");
     for await (const data of events(answer.body)) {
       if (data === "[DONE]") return;
@@ -140,14 +141,6 @@ export class Chat {
     this.at("said").append(item);
     this.at("said").scrollTop = this.at("said").scrollHeight;
     return item;
-  }
-}
-
-async function reason(answer) {
-  try {
-    return (await answer.json()).error.message;
-  } catch {
-    return `the server answered ${answer.status}`;
   }
 }
 

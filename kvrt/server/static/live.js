@@ -1,6 +1,6 @@
 // How the server does: its requests, its memory, its model, from /status.
 
-const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
+import { bytes, element, percent, rows, tell } from "./dom.js";
 
 export function show(page, status) {
   const at = (id) => page.getElementById(id);
@@ -25,9 +25,9 @@ export function lost(page) {
   state(page.getElementById("state"), "no answer from the server", true);
 }
 
-function state(element, text, bad) {
-  if (element.textContent !== text) element.textContent = text; // read out when it changes
-  element.classList.toggle("bad", bad);
+function state(line, text, bad) {
+  tell(line, text);
+  line.classList.toggle("bad", bad);
 }
 
 function flight(request) {
@@ -118,39 +118,4 @@ function draw(figure, group, number, count) {
       top -= tall;
     }
   });
-}
-
-function rows(body, all, numbers) {
-  body.replaceChildren(
-    ...all.map((cells) => {
-      const row = element("tr", "");
-      row.append(
-        ...cells.map((cell, place) => {
-          const made = element("td", cell);
-          if (numbers.includes(place)) made.className = "number";
-          return made;
-        }),
-      );
-      return row;
-    }),
-  );
-}
-
-function element(name, text) {
-  const made = document.createElement(name);
-  made.textContent = text;
-  return made;
-}
-
-function percent(part) {
-  return `${(part * 100).toFixed(part < 0.1 ? 1 : 0)} %`;
-}
-
-function bytes(count) {
-  let unit = 0;
-  while (count >= 1024 && unit < UNITS.length - 1) {
-    count /= 1024;
-    unit += 1;
-  }
-  return `${unit && count < 100 ? count.toFixed(1) : Math.round(count)} ${UNITS[unit]}`;
 }

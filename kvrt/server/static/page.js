@@ -1,20 +1,26 @@
-// The page: a conversation (chat.js), and how the server does (live.js).
+// The page: its parts (tabs.js), a conversation (chat.js), how the server does (live.js), and
+// batches (batches.js).
 
+import { json } from "./ask.js";
+import { Batches } from "./batches.js";
 import { Chat } from "./chat.js";
 import { show, lost } from "./live.js";
+import { Tabs } from "./tabs.js";
 
 const EVERY_MS = 1000;
 
 const chat = new Chat(document);
+const looked = { batches: new Batches(document) };
+const tabs = new Tabs(document);
+tabs.changed = () => looked[tabs.shown]?.look();
 
 async function look() {
   if (!document.hidden) {
     try {
-      const answer = await fetch("status");
-      if (!answer.ok) throw new Error(`status ${answer.status}`);
-      const status = await answer.json();
+      const status = await json("status");
       show(document, status);
       chat.model = status.model.names[0];
+      await looked[tabs.shown]?.look(status);
     } catch {
       lost(document);
     }
