@@ -9,7 +9,7 @@ from kvrt.errors import ConfigError, ModelError
 from kvrt.model.checkpoint.checkpoint import Checkpoint
 from kvrt.model.decoder.rope import for_context
 from kvrt.model.packed.choice import as_announced, as_stored, quantizing
-from kvrt.model.packed.methods import Method
+from kvrt.model.packed.method import Method
 from kvrt.model.packed.quantize import Quantize
 from kvrt.model.source import Source
 from kvrt.model.spec import ModelSpec

@@ -9,7 +9,7 @@ from kvrt.model.config import read_config
 from kvrt.model.files.jsonfile import Fields, read_object
 from kvrt.model.generation import GenerationDefaults, read_generation
 from kvrt.model.packed.config import read_method
-from kvrt.model.packed.methods import Method
+from kvrt.model.packed.method import Method
 from kvrt.model.spec import ModelSpec
 from kvrt.model.tokens import tokenizer
 from kvrt.model.tokens.tokenizer import TOKENIZER, Tokenizer

@@ -18,7 +18,7 @@ from kvrt.model.checkpoint.header import Header, TensorEntry, Tensors, read_head
 from kvrt.model.checkpoint.rows import Rows, rows_of
 from kvrt.model.checkpoint.shards import find_weights
 from kvrt.model.files.jsonfile import few, shown
-from kvrt.model.packed.methods import Method
+from kvrt.model.packed.method import Method
 from kvrt.model.packed.tensors import find_matrices
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights.names import NAMINGS

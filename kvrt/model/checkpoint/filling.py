@@ -22,7 +22,7 @@ from kvrt.model.checkpoint.checkpoint import Checkpoint
 from kvrt.model.checkpoint.header import TensorEntry
 from kvrt.model.checkpoint.targets import Codes, Floats, Target, Turned, targets_of
 from kvrt.model.files.jsonfile import few, shown
-from kvrt.model.packed.methods import Method, plain_of, values_of
+from kvrt.model.packed.method import Method, plain_of, values_of
 from kvrt.model.packed.tensors import format_of, read_matrix
 from kvrt.model.progress import Progress
 from kvrt.model.spec import ModelSpec
@@ -154,7 +154,7 @@ def _copy_matrix(
         digests[name] = xxhash.xxh3_128(raw.numpy().data).digest()
         return raw
 
-    held = read_matrix(method, ends, checkpoint.tensors, read)
+    held = read_matrix(method, ends, checkpoint.tensors, target.shape, read)
     format = format_of(method, ends, checkpoint.tensors)
     where = checkpoint.tensors[ends[method.first]][0], ends[method.first]
     if isinstance(target, Codes) and target.format == format:

@@ -26,6 +26,7 @@ class Floats:
         self._view = view
         self._at = 0
         self.dtype = view.dtype
+        self.shape = tuple(view.shape)
         self.kept_as = str(view.dtype).removeprefix("torch.")
         self.largest = torch.finfo(view.dtype).max
 
@@ -61,6 +62,7 @@ class Codes:
     def __init__(self, matrix: Matrix, products: PackedMatrices) -> None:
         self._matrix, self._products = matrix, products
         self.format = matrix.format
+        self.shape = matrix.out, matrix.width
         self._plain = np.empty((0, 0), np.uint8)
         self._rest = torch.empty(0)
         self._row = 0
@@ -125,6 +127,7 @@ class Turned:
         self._target = target
         self._width = width
         self._pieces: list[Tensor] = []
+        self.shape = target.shape
         self.kept_as, self.largest = target.kept_as, target.largest
 
     def put(self, source: Tensor) -> None:

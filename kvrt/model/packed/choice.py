@@ -16,7 +16,7 @@ from kvrt.model.checkpoint.header import TensorEntry
 from kvrt.model.files.jsonfile import few
 from kvrt.model.packed.ggml import TYPES
 from kvrt.model.packed.kept import KeptWeights
-from kvrt.model.packed.methods import Method
+from kvrt.model.packed.method import Method
 from kvrt.model.packed.quantize import FORMATS, Quantize, formats_for
 from kvrt.model.packed.tensors import format_of
 from kvrt.model.spec import ModelSpec
@@ -95,7 +95,7 @@ def as_stored(checkpoint: Checkpoint, device: Device) -> Packing:
         if entry.dtype in TYPES
     }
     method = checkpoint.method
-    if method is not None and not method.ordered:
+    if method is not None and method.stays:
         for weight in weights_of(checkpoint.spec):
             for part in weight.parts:
                 if part.name in checkpoint.matrices:
@@ -112,7 +112,7 @@ def as_announced(spec: ModelSpec, method: Method, device: Device) -> Packing:
     method keeps them, as far as the device multiplies them."""
     products = device.extension(PackedMatrices)  # type: ignore[type-abstract]
     format = method.format("F16")
-    if products is None or method.ordered or not products.multiplies(format):
+    if products is None or not method.stays or not products.multiplies(format):
         return NOTHING_PACKED
     formats = {
         part.name: format

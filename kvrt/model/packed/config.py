@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 
 from kvrt.model.files.jsonfile import Fields, shown
-from kvrt.model.packed.methods import AWQ, GPTQ, Float4, Float8, IntQuantized, Method, PackQuantized
+from kvrt.model.packed.method import Method
+from kvrt.model.packed.methods import AWQ, GPTQ, Float4, Float8, IntQuantized, PackQuantized
+from kvrt.model.packed.nf4 import FourBit
 
 LARGEST = 1 << 20
 """Of a group: beyond it, a value is damage."""
@@ -114,6 +116,17 @@ def _fp8(fields: Fields) -> Method:
     return Float8("weight_scale_inv", _pair(fields, "weight_block_size"))
 
 
+def _bitsandbytes(fields: Fields) -> Method:
+    if fields.flag("load_in_8bit", False):
+        return IntQuantized(0, symmetric=True, scales="SCB", times=127)
+    if not fields.flag("load_in_4bit", False):
+        raise fields.error("load_in_4bit", "is false, and load_in_8bit too; expected one of them")
+    kind = fields.text("bnb_4bit_quant_type", "fp4")
+    if kind not in ("nf4", "fp4"):
+        raise fields.error("bnb_4bit_quant_type", f"is {shown(kind)}; supported are nf4 and fp4")
+    return FourBit(kind, nested=fields.flag("bnb_4bit_use_double_quant", False))
+
+
 def _pair(fields: Fields, name: str) -> tuple[int, int]:
     pair = fields.items(name, int)
     if len(pair) != 2 or not all(1 <= size <= LARGEST for size in pair):
@@ -142,5 +155,6 @@ METHODS: Mapping[str, Callable[[Fields], Method]] = {
     "awq": _awq,
     "compressed-tensors": _compressed,
     "fp8": _fp8,
+    "bitsandbytes": _bitsandbytes,
     "mxfp4": lambda fields: Float4(32, first="blocks", scales="scales", blocks=True),
 }

@@ -23,69 +23,24 @@ Its values are ``scale * (code - zero)``, where `group` elements of a row share 
     mxfp4               X_blocks  uint8 [experts, out, in / 32, 16], as mxfp4-pack-quantized;
                         X_scales  [experts, out, in / 32]: of all experts of a layer (gpt-oss)
     fp8                 X.weight  E4M3;  X.weight_scale_inv  [out / block, in / block]
+    bitsandbytes        of 8 bits: X.weight  int8;  X.SCB  [out], 127 times the scales; of 4
+                        bits see `nf4`
 
 Activations that a method would have rounded as well are not: kvrt multiplies them as it does all.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from kvrt.model.packed.ggml import E2M1
+from kvrt.model.packed.method import Held, Unreadable, Wanted
 from kvrt.spi import WeightFormat
 from kvrt.spi.matrices import Scale
-from kvrt.spi.plain import plain_rows
-from kvrt.spi.plain import values_of as plain_values
 
 FLOATS = ("F16", "BF16", "F32")
-
-
-class Wanted(NamedTuple):
-    """A tensor that a matrix is kept as: what it may be, and whether it may be missing."""
-
-    dtypes: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    optional: bool = False
-
-
-class Held(NamedTuple):
-    """What the tensors of a matrix hold.
-
-    Args:
-        codes: uint8 [out, in].
-        scales: float [out, groups].
-        zeros: uint8 [out, groups]; None: those of the format.
-        group_of: int64 [in], the group of each column; None: they are in order.
-    """
-
-    codes: Tensor
-    scales: Tensor
-    zeros: Tensor | None = None
-    group_of: Tensor | None = None
-
-
-class Method(Protocol):
-    """A way to keep a matrix."""
-
-    @property
-    def ordered(self) -> bool:
-        """Whether columns may be in another order than that of their groups."""
-
-    @property
-    def first(self) -> str:
-        """The end of the name of the tensor that has the codes."""
-
-    def wanted(self, out: int, width: int) -> Mapping[str, Wanted]:
-        """The tensors of a matrix, by the ends of their names."""
-
-    def format(self, scales: str) -> WeightFormat:
-        """What holds it without loss, if its columns are in order, with scales of such a dtype."""
-
-    def read(self, tensors: Mapping[str, Tensor]) -> Held:
-        """What the tensors hold, by the ends of their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +59,11 @@ class GPTQ:
     less_one: bool = True
     ordered: bool = False
     first: str = "qweight"
+    scales: str = "scales"
+
+    @property
+    def stays(self) -> bool:
+        return not self.ordered
 
     def wanted(self, out: int, width: int) -> Mapping[str, Wanted]:
         groups = width // (self.group or width)
@@ -131,8 +91,10 @@ class AWQ:
     """See the module."""
 
     group: int
+    stays: bool = True
     ordered: bool = False
     first: str = "qweight"
+    scales: str = "scales"
 
     def wanted(self, out: int, width: int) -> Mapping[str, Wanted]:
         groups = width // (self.group or width)
@@ -159,6 +121,11 @@ class PackQuantized:
     symmetric: bool
     ordered: bool = False
     first: str = "weight_packed"
+    scales: str = "weight_scale"
+
+    @property
+    def stays(self) -> bool:
+        return not self.ordered
 
     def wanted(self, out: int, width: int) -> Mapping[str, Wanted]:
         groups = width // (self.group or width)
@@ -188,10 +155,20 @@ class PackQuantized:
 
 @dataclass(frozen=True, slots=True)
 class IntQuantized:
-    """See the module."""
+    """See the module.
+
+    Args:
+        group: 0: a whole row.
+        symmetric: there are no zeros.
+        scales: the end of the name of the tensor of scales.
+        times: what scales are stored times: those of ``bitsandbytes`` are a row's largest number.
+    """
 
     group: int
     symmetric: bool
+    scales: str = "weight_scale"
+    times: int = 1
+    stays: bool = True
     ordered: bool = False
     first: str = "weight"
 
@@ -199,19 +176,25 @@ class IntQuantized:
         groups = width // (self.group or width)
         wanted = {
             "weight": Wanted(("I8",), ((out, width),)),
-            "weight_scale": Wanted(FLOATS, ((out, groups),)),
+            self.scales: Wanted(FLOATS, ((out, groups), (out,))[: 1 + (groups == 1)]),
         }
         if not self.symmetric:
             wanted["weight_zero_point"] = Wanted(("I8",), ((out, groups),))
+        if self.times != 1:
+            wanted["weight_format"] = Wanted(("U8",), ((),), optional=True)
         return wanted
 
     def format(self, scales: str) -> WeightFormat:
         return _format(8, self.group, scales, self.symmetric)
 
     def read(self, tensors: Mapping[str, Tensor]) -> Held:
-        codes = tensors["weight"].view(torch.uint8) ^ 128
+        codes, scales = tensors["weight"].view(torch.uint8) ^ 128, tensors[self.scales]
         zeros = None if self.symmetric else tensors["weight_zero_point"].view(torch.uint8) ^ 128
-        return Held(codes, tensors["weight_scale"], zeros)
+        if self.times != 1:
+            if "weight_format" in tensors and int(tensors["weight_format"]):
+                raise Unreadable("weight_format", "says that codes are not row after row")
+            scales = scales.float() / self.times
+        return Held(codes, scales.view(len(codes), -1), zeros)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +202,13 @@ class Float8:
     """See the module.
 
     Args:
-        scale: the end of the name of the tensor of scales.
+        scales: the end of the name of the tensor of scales.
         block: rows and columns that share a scale; 0: all of them.
     """
 
-    scale: str
+    scales: str
     block: tuple[int, int]
+    stays: bool = True
     ordered: bool = False
     first: str = "weight"
 
@@ -234,7 +218,7 @@ class Float8:
         shapes = (shape, (), (1,)) if shape == (1, 1) else (shape, shape[:1])[: 1 + (columns == 0)]
         return {
             "weight": Wanted(("F8_E4M3",), ((out, width),)),
-            self.scale: Wanted(FLOATS, shapes),
+            self.scales: Wanted(FLOATS, shapes),
             "input_scale": Wanted(FLOATS, ((), (1,)), optional=True),
         }
 
@@ -244,7 +228,7 @@ class Float8:
         return WeightFormat(name, 8, columns, "float32", codes="e4m3")
 
     def read(self, tensors: Mapping[str, Tensor]) -> Held:
-        codes, scales = tensors["weight"].view(torch.uint8), tensors[self.scale].float()
+        codes, scales = tensors["weight"].view(torch.uint8), tensors[self.scales].float()
         out, rows = len(codes), self.block[0] or len(codes)
         scales = scales.view(-(-out // rows), -1)
         return Held(codes, scales.repeat_interleave(rows, 0)[:out])
@@ -261,6 +245,7 @@ class Float4:
     """
 
     group: int
+    stays: bool = True
     ordered: bool = False
     first: str = "weight_packed"
     scales: str = "weight_scale"
@@ -291,27 +276,6 @@ class Float4:
     @property
     def _divided(self) -> bool:
         return self.group == 16
-
-
-def plain_of(format: WeightFormat, held: Held) -> Tensor:
-    """The plain form of what is held, whose columns are in the order of their groups."""
-    return plain_rows(format, held.codes, held.scales, offsets=held.zeros)
-
-
-def values_of(format: WeightFormat, held: Held) -> Tensor:
-    """The values of what is held, columns being in any order, or groups not whole: [out, in]."""
-    if format.table:
-        return plain_values(format, held.codes, held.scales)
-    width = held.codes.shape[1]
-    group_of = held.group_of
-    if group_of is None:
-        group_of = torch.arange(width) // (format.group or width)
-    if format.codes == "e4m3":
-        numbers = held.codes.view(torch.float8_e4m3fn).float()
-    else:
-        zeros = format.zero if held.zeros is None else held.zeros.float()[:, group_of]
-        numbers = held.codes.float() - zeros
-    return numbers * held.scales.float()[:, group_of]
 
 
 def _format(bits: int, group: int, scales: str, symmetric: bool) -> WeightFormat:

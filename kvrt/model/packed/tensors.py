@@ -9,7 +9,8 @@ from torch import Tensor
 from kvrt.errors import ModelError
 from kvrt.model.checkpoint.header import Tensors
 from kvrt.model.files.jsonfile import shown
-from kvrt.model.packed.methods import FLOATS, Float8, Held, Method
+from kvrt.model.packed.method import Held, Method, Unreadable
+from kvrt.model.packed.methods import FLOATS, Float8
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights.weights import Part, weights_of
 from kvrt.spi import WeightFormat
@@ -63,7 +64,8 @@ def _checked(folder: Path, part: Part, method: Method, tensors: Tensors) -> dict
                 fix="check that config.json belongs to these weights and the download is complete",
             )
         path, entry = tensors[name]
-        if entry.dtype not in wanted.dtypes or entry.shape not in wanted.shapes:
+        misshapen = wanted.shapes and entry.shape not in wanted.shapes
+        if entry.dtype not in wanted.dtypes or misshapen:
             shapes = " or ".join(str(list(shape)) for shape in wanted.shapes)
             raise ModelError(
                 f"{path}: tensor {shown(name)}: is {entry.dtype} {list(entry.shape)}, but"
@@ -76,29 +78,41 @@ def _checked(folder: Path, part: Part, method: Method, tensors: Tensors) -> dict
 
 def format_of(method: Method, names: Mapping[str, str], tensors: Tensors) -> WeightFormat:
     """What holds a matrix without loss, if its columns are in order and whole groups."""
-    (scales,) = (name for end, name in names.items() if end.startswith(("scale", "weight_scale")))
-    return method.format(tensors[scales][1].dtype)
+    return method.format(tensors[names[method.scales]][1].dtype)
 
 
 def read_matrix(
     method: Method,
     names: Mapping[str, str],
     tensors: Tensors,
+    shape: tuple[int, ...],
     read: Callable[[str], Tensor],
 ) -> Held:
     """What the tensors of a matrix hold.
 
     Args:
+        shape: of the matrix.
         read: gives the bytes of a tensor, by its name: uint8 [bytes].
 
     Raises:
-        ModelError: columns are in groups that there are not, or in another order than is said.
+        ModelError: columns are in groups that there are not, or in another order than is said; or a
+            tensor contradicts another.
     """
     given = {}
     for end, name in names.items():
         entry = tensors[name][1]
         given[end] = read(name).view(DTYPES[entry.dtype]).view(entry.shape)
-    held = method.read(given)
+    try:
+        held = method.read(given)
+        if held.codes.shape != shape:
+            has = list(held.codes.shape)
+            raise Unreadable(method.first, f"has the shape {has}, which config.json does not make")
+    except Unreadable as error:
+        name = names[error.end]
+        raise ModelError(
+            f"{tensors[name][0]}: tensor {shown(name)}: {error.reason}",
+            fix="check that config.json belongs to these weights",
+        ) from None
     if held.group_of is not None:
         _check_groups(method, names, tensors, held)
     return held

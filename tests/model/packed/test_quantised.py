@@ -38,6 +38,10 @@ def gptq(bits: int, group: int, **more: Any) -> dict[str, Any]:
     return {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": False} | more
 
 
+def bitsandbytes(**fields: Any) -> dict[str, Any]:
+    return {"quant_method": "bitsandbytes", "llm_int8_skip_modules": None} | fields
+
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "gptq of 4 bits": gptq(4, 32),
     "gptq of 2 bits": gptq(2, 16),
@@ -58,6 +62,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "fp8 by tensor": packed(8, 0, "float-quantized", type="float", strategy="tensor"),
     "nvfp4": packed(4, 16, "nvfp4-pack-quantized", type="float", strategy="tensor_group"),
     "mxfp4": packed(4, 32, "mxfp4-pack-quantized", type="float"),
+    "nf4": bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+    "nf4, scales in codes": bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4",
+                                         bnb_4bit_use_double_quant=True),
+    "int8 of bitsandbytes": bitsandbytes(load_in_8bit=True),
 }  # fmt: skip
 
 
@@ -70,12 +78,12 @@ def write(name: str, folder: Path) -> tuple[Path, Path]:
     values = dict(stored)
     for key in [key for key in stored if re.search(r"\.(o|gate|up|down)_proj\.", key)]:
         shape = tuple(stored.pop(key).shape)
-        _, (tensors, exact) = CASES[name](shape)
+        method, (tensors, exact) = CASES[name](shape)
         power = 2.0**-5  # of two, so that products are as exact as before
         if "weight_global_scale" in tensors:
             tensors["weight_global_scale"] /= power
         else:
-            (scale,) = (end for end in tensors if "scale" in end)
+            scale = next((end for end in tensors if end.endswith("quant_map")), method.scales)
             exponents = tensors[scale].dtype == torch.uint8
             tensors[scale] = tensors[scale] - 5 if exponents else tensors[scale] * power
         values[key] = exact * power
@@ -110,7 +118,7 @@ def test_a_model_computes_with_the_very_numbers_of_the_checkpoint(
     assert torch.equal(logits_of(unpacked, cpu), want)
     assert "4 quantised) are unpacked" in unpacked.notes[0]
     model = load_model(given, device)
-    stays = "another order" not in name and "cut" not in name
+    stays = not re.search("another order|cut|nf4", name)
     assert isinstance(model.decoder.weights.layers[0].down, tuple) == stays
     assert (model.notes == ()) == stays
     if stays:
@@ -126,7 +134,7 @@ def test_the_processor_multiplies_codes_with_the_bits_of_their_numbers(
     given, floats = write(name, tmp_path)
     want = logits_of(load_model(floats, cpu), cpu)
     model = load_model(given, exact_cpu)
-    stays = not re.search("another order|cut|2 bits|nvfp4", name)
+    stays = not re.search("another order|cut|2 bits|nvfp4|nf4", name)
     assert isinstance(model.decoder.weights.layers[0].down, tuple) == stays
     if stays:
         assert torch.equal(logits_of(model, exact_cpu), want)
@@ -142,6 +150,11 @@ def test_the_processor_multiplies_codes_with_the_bits_of_their_numbers(
     [
         ({"quant_method": "hqq"}, "quant_method is 'hqq', .*supported are gptq, awq, compressed-"),
         ({"quant_method": 4}, "quantization_config.quant_method"),
+        (bitsandbytes(), "load_in_4bit is false, and load_in_8bit too"),
+        (
+            bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf3"),
+            "bnb_4bit_quant_type is 'nf3'; supported are nf4 and fp4",
+        ),
         ({"bits": 3}, "quantization_config.bits is 3; supported are 2, 4, 8"),
         ({"group_size": 0}, "quantization_config.group_size is 0"),
         ({"group_size": 48}, "makes groups of 48 columns, but '.*o_proj.weight' has 64"),
@@ -190,6 +203,33 @@ def test_any_value_of_any_field_is_a_method_or_an_error_that_names_a_field(name:
 
 
 UP = "model.layers.0.mlp.up_proj."
+NF4_STATE = "weight.quant_state.bitsandbytes__nf4"
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({"shape": [32, 128]}, r"has the shape \[32, 128\], which"),
+        ({"shape": [64, 32]}, r"says \[64, 32\], which is not the shape of the codes"),
+        ({"shape": [2**40, 2**40]}, "which is not the shape of the codes"),
+        ({"blocksize": 128}, "has blocks of 128 and 256, not of 64 and 256"),
+        ({"nested_offset": 1e999}, "has a nested_offset that is not finite"),
+        ({"nested_offset": "x"}, "does not say shape, blocksize and nested_offset"),
+        ({"shape": "ab"}, "does not say shape"),
+        ({"shape": 7}, "does not say shape"),
+        ({"shape": None}, "does not say shape"),
+    ],
+)
+def test_what_4_bits_say_of_themselves_has_to_be_so(
+    state: dict[str, Any], says: str, cpu: Device, tmp_path: Path
+) -> None:
+    given, _ = write("nf4, scales in codes", tmp_path)
+    tensors = load_file(given / WEIGHTS)
+    said = json.loads(bytes(tensors[UP + NF4_STATE].tolist())) | state
+    tensors[UP + NF4_STATE] = torch.tensor(list(json.dumps(said).encode()), dtype=torch.uint8)
+    save_file(tensors, given / WEIGHTS)
+    with pytest.raises(ModelError, match=says):
+        load_model(given, cpu)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +251,11 @@ UP = "model.layers.0.mlp.up_proj."
         ),
         ("nvfp4", "weight_global_scale", None, f"{UP}weight_global_scale' is missing"),
         ("fp8 by blocks", "weight", float("nan"), f"{UP}weight': has values that are not finite"),
+        ("nf4", "weight.quant_map", float("nan"), f"{UP}weight': has values that are not finite"),
+        ("nf4", "weight.absmax", None, f"{UP}weight.absmax' is missing"),
+        ("nf4", NF4_STATE, 0, "quant_state.*: does not say shape, blocksize and nested"),
+        ("nf4, scales in codes", NF4_STATE, None, f"{UP}weight.quant_state.* is missing"),
+        ("int8 of bitsandbytes", "weight_format", 1, "says that codes are not row after row"),
     ],
 )
 def test_a_damaged_tensor_is_refused_by_its_name(
