@@ -44,7 +44,7 @@ def _gptq(fields: Fields) -> Method:
             "checkpoint_format", f"is {shown(layout)}; supported are gptq and gptq_v2"
         )
     return GPTQ(
-        bits=_bits(fields, "bits", 2, 4, 8),
+        bits=_bits(fields, "bits", 2, 3, 4, 8),
         group=_group(fields),
         less_one=layout == "gptq",
         ordered=fields.flag("desc_act", False),

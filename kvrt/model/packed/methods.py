@@ -48,7 +48,7 @@ class GPTQ:
     """See the module.
 
     Args:
-        bits: 2, 4 or 8.
+        bits: 2, 3, 4 or 8.
         group: 0: a whole row.
         less_one: zeros are stored less 1, modulo 2^bits.
         ordered: columns may be in another order than that of their groups (``desc_act``).
@@ -292,6 +292,10 @@ def _numbers(words: Tensor, bits: int) -> Tensor:
     # The bytes of a word are in the same order, on the machines that kvrt runs on.
     in_bytes = words.contiguous().view(torch.uint8)
     mask = (1 << bits) - 1
+    if bits == 3:  # eight of them are three bytes
+        low, middle, high = in_bytes.int().view(len(in_bytes), -1, 3).unbind(2)
+        eight = low | middle << 8 | high << 16
+        return torch.stack([eight >> at & mask for at in range(0, 24, 3)], 2).flatten(1).byte()
     parts = [in_bytes >> shift & mask for shift in range(0, 8, bits)]
     return torch.stack(parts, 2).flatten(1)
 

@@ -12,7 +12,7 @@ from kvrt.model.packed.methods import AWQ, GPTQ, Float4, Float8, IntQuantized, P
 from kvrt.model.packed.nf4 import FourBit
 from kvrt.spi.plain import unpack
 
-OUT, WIDTH = 48, 256
+OUT, WIDTH = 96, 256
 Shape = tuple[int, int]
 Made = tuple[dict[str, Tensor], Tensor]
 """The tensors of a matrix, and its values."""
@@ -21,8 +21,10 @@ Made = tuple[dict[str, Tensor], Tensor]
 def bits_of(words: Tensor, index: int, bits: int) -> int:
     """Number `index` of `bits` bits in a line of int32 words."""
     at = index * bits
-    word = int(words[at // 32]) & 0xFFFFFFFF
-    return word >> at % 32 & (1 << bits) - 1
+    pair = [
+        int(word) & 0xFFFFFFFF for word in words[at // 32 : at // 32 + 2]
+    ]  # 3 bits may be in two
+    return (pair[0] | pair[-1] << 32) >> at % 32 & (1 << bits) - 1
 
 
 def random_words(*shape: int) -> Tensor:
@@ -186,6 +188,7 @@ def eight_bit(shape: Shape) -> tuple[Method, Made]:
 CASES: dict[str, Callable[[Shape], tuple[Method, Made]]] = {
     "gptq of 4 bits": lambda shape: gptq(shape, 4, 32),
     "gptq of 2 bits": lambda shape: gptq(shape, 2, 16),
+    "gptq of 3 bits": lambda shape: gptq(shape, 3, 32),
     "gptq of 8 bits by rows": lambda shape: gptq(shape, 8, 0),
     "gptq, version 2": lambda shape: gptq(shape, 4, 32, less_one=False),
     "gptq in another order": lambda shape: gptq(shape, 4, 32, ordered=True),

@@ -45,6 +45,7 @@ def bitsandbytes(**fields: Any) -> dict[str, Any]:
 CONFIGS: dict[str, dict[str, Any]] = {
     "gptq of 4 bits": gptq(4, 32),
     "gptq of 2 bits": gptq(2, 16),
+    "gptq of 3 bits": gptq(3, 32),
     "gptq of 8 bits by rows": gptq(8, -1),
     "gptq, version 2": gptq(4, 32, checkpoint_format="gptq_v2"),
     "gptq in another order": gptq(4, 32, desc_act=True),
@@ -134,7 +135,7 @@ def test_the_processor_multiplies_codes_with_the_bits_of_their_numbers(
     given, floats = write(name, tmp_path)
     want = logits_of(load_model(floats, cpu), cpu)
     model = load_model(given, exact_cpu)
-    stays = not re.search("another order|cut|2 bits|nvfp4|nf4", name)
+    stays = not re.search("another order|cut|2 bits|3 bits|nvfp4|nf4", name)
     assert isinstance(model.decoder.weights.layers[0].down, tuple) == stays
     if stays:
         assert torch.equal(logits_of(model, exact_cpu), want)
@@ -155,7 +156,7 @@ def test_the_processor_multiplies_codes_with_the_bits_of_their_numbers(
             bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf3"),
             "bnb_4bit_quant_type is 'nf3'; supported are nf4 and fp4",
         ),
-        ({"bits": 3}, "quantization_config.bits is 3; supported are 2, 4, 8"),
+        ({"bits": 5}, "quantization_config.bits is 5; supported are 2, 3, 4, 8"),
         ({"group_size": 0}, "quantization_config.group_size is 0"),
         ({"group_size": 48}, "makes groups of 48 columns, but '.*o_proj.weight' has 64"),
         ({"group_size": 64}, r"qzeros': is I32 \[2, 8\], but config.json makes it I32 \[1, 8\]"),
