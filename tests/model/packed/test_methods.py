@@ -21,10 +21,8 @@ Made = tuple[dict[str, Tensor], Tensor]
 def bits_of(words: Tensor, index: int, bits: int) -> int:
     """Number `index` of `bits` bits in a line of int32 words."""
     at = index * bits
-    pair = [
-        int(word) & 0xFFFFFFFF for word in words[at // 32 : at // 32 + 2]
-    ]  # 3 bits may be in two
-    return (pair[0] | pair[-1] << 32) >> at % 32 & (1 << bits) - 1
+    low, *high = [int(word) & 0xFFFFFFFF for word in words[at // 32 : at // 32 + 2]]
+    return (low | sum(high) << 32) >> at % 32 & (1 << bits) - 1
 
 
 def random_words(*shape: int) -> Tensor:
