@@ -58,13 +58,17 @@ class Subject:
         torch.set_num_threads(self.torch_threads)
 
 
+IMPORTED_WITHIN_S = 120.0
+"""A kit may run where others keep the processors busy, and nobody waits at a terminal."""
+
+
 def open_subject(name: str, index: int) -> Subject:
     """Open a device to be tested.
 
     Raises:
         BackendUnavailable: it cannot be opened.
     """
-    backend = registry.load(name)
+    backend = registry.load(name, timeout=IMPORTED_WITHIN_S)
     device = Checked(backend.open(index))
     # Once the device is open: the reference is many small operators, for which torch's threads
     # would only wait for one another, a hundred times as long where the processors are shared.
