@@ -32,6 +32,7 @@ from kvrt.engine.events import Observer
 from kvrt.engine.intake import STREAM, Wishes, request_of
 from kvrt.engine.mailbox import Signal
 from kvrt.engine.prompts import Prompt, as_list
+from kvrt.engine.queue import Queued
 from kvrt.engine.request import failed_result
 from kvrt.engine.sizing import set_limit
 from kvrt.engine.stats import RuntimeStats, stats_of
@@ -280,6 +281,15 @@ class Runtime(CacheControl):
         """
         cells = check_options({"cells": Whole(1, 65536)}, cells=cells)["cells"]
         return self._worker.engine.memory.cache.picture(cells)
+
+    def queue(self, most: int = 100) -> tuple[Queued, ...]:
+        """Requests that wait, the next one first, and why. Does not wait.
+
+        Args:
+            most: of them, at most.
+        """
+        most = check_options({"most": Whole(1, 65536)}, most=most)["most"]
+        return self._worker.engine.queue(most)
 
     def set_memory_limit(self, limit: int | str, revision: int | None = None) -> LimitChange:
         """Change what weights and KV cache together may take, in bytes, while running.

@@ -22,6 +22,7 @@ from kvrt.engine.forward import Forward, NoRoom
 from kvrt.engine.guessing import Guessing
 from kvrt.engine.live import Live
 from kvrt.engine.neighbours import Neighbours
+from kvrt.engine.queue import Queued, queue_of
 from kvrt.engine.request import Request
 from kvrt.errors import KvrtError
 from kvrt.executor.interface import Executor, Failed
@@ -29,7 +30,7 @@ from kvrt.kv.memory import Memory
 from kvrt.kv.seq import Seq
 from kvrt.model.loader import Model
 from kvrt.outputs import FinishReason
-from kvrt.sched.batching import Limits, Row, StepPlan, plan_step
+from kvrt.sched.batching import Held, Limits, Row, StepPlan, plan_step
 from kvrt.sched.policy import Policy
 from kvrt.sched.speculation import Speculation
 from kvrt.sharing.tenant import NotLeased
@@ -84,11 +85,17 @@ class Engine:
         self._neighbours = Neighbours(memory, self._live, limits)
         self._next_warning = 0.0
         self._planned: StepPlan | None = None  # and applied: what the next step runs
+        self._held: tuple[Held | None, frozenset[int]] = (None, frozenset())
         self._parked = False
 
     @property
     def busy(self) -> bool:
         return bool(self._live) and not self._parked
+
+    def queue(self, most: int) -> tuple[Queued, ...]:
+        """The first of those that wait, in their order, as of the last step. From any thread."""
+        held, awaiting = self._held
+        return queue_of(self._live, self.steps, held, awaiting, most, parked=self._parked)
 
     # --- what comes in -----------------------------------------------------------------------
 
@@ -200,7 +207,7 @@ class Engine:
         self._measure(rows, started)
 
     def _plan(self, running: Iterable[Seq]) -> StepPlan:
-        return plan_step(
+        plan = plan_step(
             self.cache.table,
             running,
             self._live.waiting,
@@ -210,6 +217,8 @@ class Engine:
             self._live.fetching,
             shed=self._neighbours.wait_for_us(),
         )
+        self._held = plan.held, frozenset(seq.id for seq in plan.awaiting)
+        return plan
 
     def _plan_ahead(self) -> StepPlan | None:
         """The step after the one in flight, as far as it can be known.

@@ -47,6 +47,10 @@ class Live:
         """Whose sequence it is."""
         return self._requests[seq.id]
 
+    def find(self, seq: Seq) -> Request | None:
+        """Whose sequence it is; None: it has ended."""
+        return self._requests.get(seq.id)
+
     def of(self, request: Request) -> list[Seq]:
         """A request's sequences, in order of arrival; none if it has ended."""
         return [*self._seqs.get(request, {}).values()]

@@ -14,6 +14,7 @@ Planning is pure: it returns the next page table and the ops that lead to it, an
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from kvrt.drafting.drafts import NO_DRAFTS, Drafts
 from kvrt.kv.index.ends import InOrder
@@ -31,6 +32,11 @@ is not paid for by a preemption a moment later."""
 _EVICTED_AT_ONCE = 16
 """Pages evicted beyond those needed, so that choosing them does not cost every step anew; never
 more than an eighth of what is cached."""
+
+
+Held = Literal["tokens", "places", "memory", "alone"]
+"""Why none is admitted any more: the step has no tokens left; no more may run at once; no pages are
+left; one runs alone, or has to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,8 @@ class StepPlan:
             are, they are to run apart: what they had lay in too many chunks (`Seq.apart`).
         stuck: sequences that cannot go on even alone: there is no page left to give them.
         rooms: sequences that have pages for so many drafts of a model, which are to be made yet.
+        held: why some that wait are not admitted; None: there are none, or all are `awaiting`.
+        awaiting: sequences that are not admitted, because others just compute their next page.
     """
 
     rows: tuple[Row, ...]
@@ -78,6 +86,8 @@ class StepPlan:
     preempted: tuple[Seq, ...] = ()
     stuck: tuple[Seq, ...] = ()
     rooms: Mapping[Seq, int] = field(default_factory=dict)
+    held: Held | None = None
+    awaiting: tuple[Seq, ...] = ()
 
     @property
     def table(self) -> PageTable:
@@ -280,22 +290,28 @@ def plan_step(
     rows = [Row(seq, seq.computed, count, count == seq.pending) for seq, count in wants.items()]
     admitted: dict[Seq, int] = {}
     fetches: dict[Seq, Fetches] = {}
+    held: Held | None = "memory" if preempted or stuck else None
+    awaiting: list[Seq] = []
     if waiting and not preempted and not stuck:
         placed = (*order, *fetching)
         at_once = limits.max_batch_tokens
         spare = draft.room - sum(bytes_to_come(draft.table, seq, at_once) for seq in placed)
         places = limits.max_running - sum(seq.width for seq in placed)
-        if any(seq.apart for seq in placed):
+        apart = any(seq.apart for seq in placed)
+        if apart:
             places = 0
         computing = _Computing(reuse, placed, draft)
         for seq in waiting.in_order(step):
             alone = not placed and not admitted
-            if not budget or (not alone and (spare < 0 or places < 1 or seq.apart)):
+            held = _held(budget, spare, places - 1, alone=alone, apart=apart or seq.apart)
+            if held is not None:
                 break  # so it is for all that come after it
             if computing.awaited(seq, draft):
+                awaiting.append(seq)
                 continue
             named, cached = len(seq.names), reuse.match(seq, draft.dropped)
             if len(seq.names) > named and computing.awaited(seq, draft):
+                awaiting.append(seq)
                 continue
             trial = draft.copy()
             matched = len(cached[0]) if cached else 0
@@ -303,7 +319,8 @@ def plan_step(
                 trial.do(trial.table.attach(seq.id, cached))
             spare -= draft.room - trial.room + bytes_to_come(trial.table, seq, at_once)
             places = 0 if seq.apart else places - seq.width
-            if not budget or (not alone and (spare < 0 or places < 0)):
+            held = _held(budget, spare, places, alone=alone)
+            if held is not None:
                 break
             start = trial.table.length(seq.id)
             outside, resumed = reuse.stored(seq, matched, draft.dropped), draft.copy()
@@ -318,13 +335,36 @@ def plan_step(
                     draft.clear()  # what it begins with may lie in too many chunks
                 elif alone:
                     stuck.append(seq)
+                held = "memory"
                 break
             draft = trial
             admitted[seq] = start
             computing.add(seq, draft)
             rows.append(Row(seq, start, count, start + count == len(seq.tokens)))
             budget -= count
-    return StepPlan(tuple(rows), draft.change, admitted, fetches, tuple(preempted), tuple(stuck))
+    return StepPlan(
+        tuple(rows), draft.change, admitted, fetches, tuple(preempted), tuple(stuck),
+        held=held, awaiting=tuple(awaiting),
+    )  # fmt: skip
+
+
+def _held(budget: int, spare: int, places: int, *, alone: bool, apart: bool = False) -> Held | None:
+    """What keeps a sequence from being admitted; one that is alone needs but tokens.
+
+    Args:
+        budget: tokens that are left.
+        spare, places: bytes and places that are left behind it.
+        apart: see `Seq`.
+    """
+    if not budget:
+        return "tokens"
+    if alone:
+        return None
+    if spare < 0:
+        return "memory"
+    if apart:
+        return "alone"
+    return "places" if places < 0 else None
 
 
 def _victims(order: Sequence[Seq], table: PageTable, reuse: Reuse) -> list[Seq]:

@@ -37,6 +37,10 @@ class Waiting:
         """In the order in which they came here."""
         return iter(self._urgency)
 
+    def first(self, most: int, step: int) -> list[Seq]:
+        """By rank at `step`, so many at most. From any thread."""
+        return heapq.nsmallest(most, list(self._urgency), lambda seq: self._policy.rank(seq, step))
+
     def append(self, seq: Seq) -> None:
         """It waits from now on; what its urgency depends on must not change meanwhile."""
         urgency = self._urgency[seq] = self._policy.urgency(seq)

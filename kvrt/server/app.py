@@ -66,7 +66,7 @@ def make_app(
     adapters = Adapters(service.runtime.runtime, served, service.config)
     gets: dict[str, Handler] = {
         **{path: page.handler(path) for path in page.FILES},
-        "/status": Status(service).status,
+        "/status": Status(service, worker).status,
         "/livez": plain.live,
         "/readyz": plain.ready,
         "/health": plain.ready,

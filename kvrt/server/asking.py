@@ -189,6 +189,7 @@ async def _stream(
             each.params,
             cache_salt=salt,
             priority=priority,
+            metadata=salt,
             adapter=None if each.adapter is None else each.adapter.name,
             timeout=timeout,
         )

@@ -122,6 +122,11 @@ class Clock:
             assert row.samples == (row.count == row.seq.pending)
             assert plan.table.length(row.seq.id) == row.start + row.count
         assert plan.table.mapped_chunks <= plan.table.limit
+        passed = {*plan.admitted, *plan.stuck, *plan.awaiting}
+        left = [seq for seq in self.waiting if seq not in passed]
+        assert (plan.held is not None) == bool(left or plan.preempted or plan.stuck)
+        if plan.held == "tokens":
+            assert sum(row.count for row in plan.rows) == self.limits.max_batch_tokens
 
     def run(self, steps: int) -> None:
         while self.waiting or self.running:
@@ -135,6 +140,24 @@ def decoding(clock: Clock, count: int) -> list[Seq]:
     while any(seq.pending != 1 or not seq.computed for seq in seqs):
         clock.tick()
     return seqs
+
+
+def test_a_plan_says_why_others_wait() -> None:
+    for why, chunks, limits, one, other in (
+        ("places", 100, Limits(64, 1), (3, 9), (3, 9)),
+        ("tokens", 100, Limits(8, 9), (8, 9), (3, 9)),
+        ("memory", 2, Limits(64, 9), (3, 9), (9, 3)),
+        (None, 100, Limits(64, 9), (3, 9), (3, 9)),
+    ):
+        clock = Clock(chunks, limits)
+        clock.add(*one)
+        clock.add(*other)
+        assert clock.tick().held == why
+    clock = Clock(100, Limits(64, 9))
+    clock.add(3, 9).apart = True
+    clock.add(3, 9)
+    clock.tick()
+    assert clock.tick().held == "alone"
 
 
 def test_each_of_several_completions_takes_a_place() -> None:

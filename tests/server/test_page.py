@@ -21,6 +21,7 @@ from tests.batches.inputs import line
 from .conftest import Server, started, until
 
 ASK: dict[str, Any] = {"model": "tiny", "prompt": "a", "max_tokens": 4, "ignore_eos": True}
+PLACES = 12
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 UNNAMED = """[...document.querySelectorAll("button, input, textarea, canvas, table, progress, a")]
@@ -68,6 +69,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, di
         "metrics": add_key(path, "metrics", "metrics"),
     }
     options = ("--offload", "host:16MiB", "--batches", str(folder / "batches"))
+    options = (*options, "--max-running", str(PLACES))
     with started(folder, "--keys", str(path), *options) as server:
         yield server, keys
 
@@ -118,6 +120,38 @@ def test_a_user_sees_its_own_requests_and_an_admin_all_and_nobody_what_was_said(
     assert seen("alice") == ["alice"]
     assert seen("bob") == ["bob"]
     assert server.ask("GET", "/status", headers=basic(keys["metrics"]))[0] == 403
+
+
+@contextmanager
+def crowded(server: Server, key: str) -> Iterator[None]:
+    """All places are taken by a request of `key`, and another one waits."""
+    long = {**ASK, "max_tokens": 900, "temperature": 1.0}
+    with ThreadPoolExecutor(2) as pool:
+
+        def post(key: str, **body: Any) -> None:
+            pool.submit(server.post, "/v1/completions", {**long, **body}, headers=basic(key))
+
+        post(key, n=PLACES)
+        until(lambda: queue_of(server, key)["server"]["running"] == PLACES)
+        post(key)
+        yield
+
+
+def queue_of(server: Server, key: str) -> Any:
+    return json.loads(server.ask("GET", "/status", headers=basic(key))[2])
+
+
+def test_the_status_tells_each_key_which_of_its_requests_wait_and_why(keyed: Any) -> None:
+    server, keys = keyed
+    with crowded(server, keys["alice"]):
+        until(lambda: [e["why"] for e in queue_of(server, keys["alice"])["queue"]] == ["places"])
+        (waiting,) = queue_of(server, keys["admin"])["queue"]
+        assert (waiting["key"], waiting["priority"], waiting["batch"]) == ("alice", 0, False)
+        assert waiting["prompt_tokens"] > 0
+        assert queue_of(server, keys["bob"])["queue"] == []
+    assert queue_of(server, keys["admin"])["batches"] == {
+        "asked": 0, "places": PLACES * 3 // 4, "crowded": False
+    }  # fmt: skip
 
 
 @pytest.mark.promise("P40")
@@ -316,6 +350,21 @@ def test_a_batch_is_begun_watched_cancelled_and_asked_again_in_a_real_browser(
         page.wait_for_selector("#all-batches p:has-text('58 of 60')")
     with opened(browser, server, keys["bob"], "#batches") as page:
         page.wait_for_selector("text=There are none yet.")
+
+
+@pytest.mark.extra
+def test_the_queue_is_shown_with_the_reason_in_a_real_browser(
+    keyed: Any, browser: Any, tmp_path: Path
+) -> None:
+    server, keys = keyed
+    pictures = Path(os.environ.get("PICTURES", tmp_path))
+    with opened(browser, server, keys["admin"], "#queue") as page:
+        page.wait_for_selector("#queue-lines:has-text('0 lines are asked')")
+        with crowded(server, keys["alice"]):
+            page.wait_for_selector("#queued td:has-text('no more may run at once')")
+            cells = page.locator("#queued td").all_inner_texts()
+            assert (cells[0], cells[2], cells[3]) == ("1", "alice", "0")
+            page.screenshot(path=pictures / "page-queue.png")
 
 
 @pytest.mark.extra

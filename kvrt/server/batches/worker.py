@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,21 @@ SWEEP_S = 60.0
 MAX_FILE = 512 << 20
 MOST_OPEN = 100
 """Batches of one key that are not over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What lines take of a server.
+
+    Args:
+        asked: of them, now.
+        places: that there are for them, now.
+        crowded: clients have the KV memory.
+    """
+
+    asked: int
+    places: int
+    crowded: bool
 
 
 class Worker:
@@ -115,6 +131,11 @@ class Worker:
         """How it goes on; None: it does not."""
         pace = self._paces.get(batch.id)
         return None if pace is None else pace.standing
+
+    @property
+    def load(self) -> Load:
+        """What lines take of the server, now."""
+        return Load(self._places.inside, max(0, self._room()), self._crowded)
 
     async def cancel(self, batch: Batch) -> Batch:
         found = await self._runner.end(batch.id, "cancelled")

@@ -1,23 +1,25 @@
-// The page: its parts (tabs.js), a conversation (chat.js), how the server does (live.js), and
-// batches (batches.js).
+// The page: its parts (tabs.js), a conversation (chat.js), how the server does (live.js), who
+// waits (queue.js), and batches (batches.js).
 
 import { json } from "./ask.js";
 import { Batches } from "./batches.js";
 import { Chat } from "./chat.js";
 import { show, lost } from "./live.js";
+import { Queue } from "./queue.js";
 import { Tabs } from "./tabs.js";
 
 const EVERY_MS = 1000;
 
 const chat = new Chat(document);
-const looked = { batches: new Batches(document) };
+const looked = { queue: new Queue(document), batches: new Batches(document) };
 const tabs = new Tabs(document);
-tabs.changed = () => looked[tabs.shown]?.look();
+let status = null; // the last that came
+tabs.changed = () => status && looked[tabs.shown]?.look(status);
 
 async function look() {
   if (!document.hidden) {
     try {
-      const status = await json("status");
+      status = await json("status");
       show(document, status);
       chat.model = status.model.names[0];
       await looked[tabs.shown]?.look(status);

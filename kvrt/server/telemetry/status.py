@@ -10,12 +10,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import kvrt
+from kvrt.engine.queue import Queued
+from kvrt.server.batches.answering import BEHIND
+from kvrt.server.batches.worker import Worker
 from kvrt.server.entry import Entry, entry_of
 from kvrt.server.plain import answer
 from kvrt.server.service import Service
 from kvrt.server.telemetry.metrics import usage
 
 ENDINGS = {200: "answered", 499: "left"}
+
+QUEUE = 100
+"""Requests that wait, at most, that are told of: the first."""
 
 CELLS = 512
 """Parts, at most, that the memory of a group is drawn in."""
@@ -26,10 +32,12 @@ class Status:
 
     Args:
         service: that it is about.
+        worker: has files and batches; None: there are none.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, worker: Worker | None = None) -> None:
         self._service = service
+        self._worker = worker
         self._begun = time.time()
 
     async def status(self, request: Request) -> Response:
@@ -48,6 +56,12 @@ class Status:
                 "model": self._model(),
                 "requests": seen(book.open),
                 "recent": seen(reversed(book.recent)),
+                "queue": [
+                    _waiting(each)
+                    for each in self._service.runtime.runtime.queue(QUEUE)
+                    if asking.role == "admin" or each.metadata == asking.name
+                ],
+                "batches": None if self._worker is None else asdict(self._worker.load),
                 "memory": self._memory(),
             }
         )
@@ -103,6 +117,20 @@ class Status:
 
 def _tier(name: str, pages: int, used: int, limit: int | None) -> dict[str, Any]:
     return {"name": name, "pages": pages, "used_bytes": used, "limit_bytes": limit}
+
+
+def _waiting(queued: Queued) -> dict[str, Any]:
+    return {
+        "id": queued.request_id,
+        "key": queued.metadata,
+        "batch": queued.priority == BEHIND,
+        "priority": queued.priority,
+        "prompt_tokens": queued.prompt_tokens,
+        "generated_tokens": queued.generated_tokens,
+        "seconds": queued.seconds,
+        "preemptions": queued.preemptions,
+        "why": queued.why,
+    }
 
 
 def _told(entry: Entry) -> dict[str, Any]:
