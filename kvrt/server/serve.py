@@ -2,16 +2,11 @@
 
 import asyncio
 import contextlib
-import os
-import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
-
-import uvicorn
 
 from kvrt.aio.runtime import AsyncRuntime
 from kvrt.batches.store import Store
@@ -32,23 +27,10 @@ from kvrt.server.served import read_template
 from kvrt.server.service import Service
 from kvrt.server.telemetry.audit import Audit
 from kvrt.server.telemetry.tracing import Tracing
-from kvrt.server.wire import sockets
-from kvrt.server.wire.connection import Connection
+from kvrt.server.wire.listener import Listener, bind, url_of
 
 if TYPE_CHECKING:
     from kvrt.integrations.events import EventPublisher
-
-HEADERS_LIMIT = 64 << 10
-"""Bytes of a request's line and headers."""
-
-KEEP_ALIVE_S = 75
-"""A connection may be idle for so long."""
-
-CUT_S = 5.0
-"""What is cut off has so long to say so."""
-
-SPARE_CONNECTIONS = 256
-"""Beside those of requests that are answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +68,7 @@ class Prepared:
     @property
     def url(self) -> str:
         """Where clients find it."""
-        host, port = self.bound.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return url_of(self.bound)
 
 
 def prepare(config: ServerConfig) -> Prepared:
@@ -107,7 +88,7 @@ def prepare(config: ServerConfig) -> Prepared:
     audit = None if config.audit is None else Audit(config.audit)
     tracing = Tracing() if config.otel else None
     with contextlib.ExitStack() as opened:
-        bound = opened.enter_context(contextlib.closing(_bind(config)))
+        bound = opened.enter_context(contextlib.closing(bind(config.host, config.port)))
         store = None
         if config.batches is not None:
             store = opened.enter_context(
@@ -138,28 +119,6 @@ def _publisher(config: ServerConfig) -> "EventPublisher | None":
     from kvrt.integrations.events import EventPublisher
 
     return EventPublisher(config.kv_events, replay=config.kv_events_replay)
-
-
-def _bind(config: ServerConfig) -> socket.socket:
-    try:
-        found = socket.getaddrinfo(
-            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        family, kind, protocol, _, address = found[0]
-        bound = socket.socket(family, kind, protocol)
-        try:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind(address)
-        except BaseException:
-            bound.close()
-            raise
-    except OSError as error:
-        raise ConfigError(
-            f"port {config.port} of {config.host} cannot be had: {error.strerror}",
-            fix="give another with --host and --port; --port 0 takes one that is free",
-        ) from None
-    bound.setblocking(False)
-    return bound
 
 
 NOTHING = Beside()
@@ -203,50 +162,20 @@ async def serve(
             hook=prepared.hook,
         )
         await worker.begin()
-    server = _Server(
-        uvicorn.Config(
-            Guard(
-                make_app(service, embeddings, rerank, worker),
-                service.book,
-                config.host,
-                prepared.keys,
-            ),
-            http=Connection,
-            ws="wsproto" if sockets.offered() else "none",
-            ws_max_size=service.served.max_body,
-            loop="none",
-            lifespan="off",
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            h11_max_incomplete_event_size=HEADERS_LIMIT,
-            limit_concurrency=config.max_requests + SPARE_CONNECTIONS,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=int(config.drain_seconds + CUT_S) + 1,
-        ),
-        begun,
+    app = make_app(service, embeddings, rerank, worker)
+    server = Listener(
+        Guard(app, service.book, config.host, prepared.keys),
+        service.gate,
+        drain_seconds=config.drain_seconds,
+        max_message=served.max_body,
+        begun=begun,
+        ending=worker.stop if worker is not None else lambda: None,
+        cut=service.cut_all,
     )
-    loop = asyncio.get_running_loop()
-
-    def end(number: int) -> None:
-        if service.gate.closing:
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        service.gate.closing = True
-        server.should_exit = True
-        if worker is not None:
-            worker.stop()
-        loop.call_later(config.drain_seconds, service.cut_all)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, partial(end, number))
     issuer = prepared.keys.issuer if prepared.keys else None
     refreshing = None if issuer is None else asyncio.create_task(issuer.keep_fresh())
     try:
-        await server.serve([prepared.bound])
+        await server.listen(prepared.bound)
     finally:
         if refreshing is not None:
             refreshing.cancel()
@@ -258,19 +187,3 @@ async def serve(
             await asyncio.to_thread(prepared.audit.close)
         if prepared.tracing is not None:
             await asyncio.to_thread(prepared.tracing.close)
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals alone, and says when it has begun."""
-
-    def __init__(self, config: uvicorn.Config, begun: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._begun = begun
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._begun()

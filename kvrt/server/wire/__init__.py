@@ -1,5 +1,6 @@
 """Bytes in, bytes out.
 
+listener    a socket at an address, and uvicorn over it
 connection  uvicorn's connection, whose requests have to come to a point
 http        bodies with a limit, JSON, events
 sockets     the same by WebSockets
