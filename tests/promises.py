@@ -66,8 +66,8 @@ PROMISES = {
     "method or the headers; where they are not, no web page of another site can ask.",
     "P29": "The server listens at this machine alone; another address without keys is refused.",
     "P30": "Requests with different salts never share KV pages, those with the same do; a salt "
-    "that is no short printable text is refused. Files and batches are found by their own key "
-    "alone.",
+    "that is no short printable text is refused. What a workspace has, no route of the server "
+    "tells another.",
     "P31": "A KV page is found by a SHA-256 chain over model, KV format, layout, salt and tokens "
     "that is the same in every process; the tokens themselves are compared, so colliding "
     "hashes are never a wrong answer.",

@@ -65,7 +65,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "starlette": ("kvrt/server",),
     "uvicorn": ("kvrt/server",),
     "msgspec": ("kvrt/server", "kvrt/integrations", "kvrt/batches"),
-    "sqlite3": ("kvrt/batches",),
+    "sqlite3": ("kvrt/batches", "kvrt/server/tenants"),
     "jwt": ("kvrt/server",),
     "opentelemetry": ("kvrt/server",),
     "prometheus_client": ("kvrt/server", "kvrt/integrations"),

@@ -68,6 +68,7 @@ class Commands(Mapping[str, click.Command]):
         "serve",
         "show",
         "top",
+        "usage",
     )
 
     def __getitem__(self, name: str) -> click.Command:
@@ -208,6 +209,7 @@ def cli() -> None:
       kvrt doctor                     what works on this machine, and how to mend the rest
       kvrt top                        who shares a device, and what each one holds
       kvrt ctl                        ... change that, and let a model sleep
+      kvrt usage FILE                 what keys of a server have taken
       kvrt bench                      tokens per second
     """
     logging.getLogger("kvrt").setLevel(Environment().log_level)

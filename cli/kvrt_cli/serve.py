@@ -76,6 +76,12 @@ def nbytes(value: str) -> int:
     help="Of --new-key: user asks, metrics sees /metrics alone, admin does both.",
 )
 @click.option(
+    "--workspace",
+    metavar="NAME",
+    help="Of --new-key: whose files, batches, cached pages and limits the key shares; default: it"
+    " has its own.",
+)
+@click.option(
     "--jwt-issuer",
     metavar="URL",
     help="Take tokens that this OpenID provider has signed, in place of keys or beside them.",
@@ -98,8 +104,23 @@ def nbytes(value: str) -> int:
     "limits",
     multiple=True,
     metavar="NAME=N",
-    help="Of --new-key, or of each key that has none of its own: requests or tokens a minute, or"
-    " concurrent requests; may be given several times.",
+    help="Of --new-key, or of each key that has none of its own: requests or tokens a minute,"
+    " concurrent requests, or daily_ or monthly_ requests or tokens; may be given several times.",
+)
+@click.option(
+    "--usage",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Keep who has asked what and how many tokens it took, for kvrt usage and for limits of"
+    " days and months.",
+)
+@click.option(
+    "--usage-days",
+    type=click.IntRange(1, 36_500),
+    default=400,
+    show_default=True,
+    metavar="N",
+    help="It forgets a request after so many days.",
 )
 @click.option(
     "--audit",
@@ -107,6 +128,18 @@ def nbytes(value: str) -> int:
     metavar="FILE",
     help="Append a line of JSON for each request: when, whose key, route, status, tokens; never"
     " what was said.",
+)
+@click.option(
+    "--audit-size",
+    type=nbytes,
+    metavar="SIZE",
+    help="The audit log begins anew when it has so much; what was there is FILE.TIME then.",
+)
+@click.option(
+    "--audit-days",
+    type=click.IntRange(1, 36_500),
+    metavar="N",
+    help="It begins anew each day, and what is older than so many days is deleted.",
 )
 @click.option(
     "--otel",
@@ -261,6 +294,7 @@ def serve(
     keys: Path | None,
     new_key: str | None,
     role: str,
+    workspace: str | None,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -277,7 +311,8 @@ def serve(
     from kvrt.server.config import ServerConfig
 
     names = ("host", "port", "alias", "jwt_issuer", "jwt_audience", "jwt_keys",
-             "jwt_role", "limits", "audit", "otel", "metrics_compat", "without_keys",
+             "jwt_role", "limits", "usage", "usage_days", "audit", "audit_size", "audit_days",
+             "otel", "metrics_compat", "without_keys",
              "strict", "max_requests", "max_body", "response_cache", "response_cache_all",
              "drain_seconds", "ready_seconds", "kv_events", "kv_events_replay", "chat_template",
              "reader", "embed_model", "rerank_model", "batches", "batch_space",
@@ -289,8 +324,11 @@ def serve(
     if new_key is not None:
         if config.keys is None:
             raise click.UsageError("--new-key needs --keys FILE, where the key is to be known")
-        click.echo(add_key(config.keys, new_key, role, Limits.read(config.limits)))  # type: ignore[arg-type]
+        limits = Limits.read(config.limits)
+        click.echo(add_key(config.keys, new_key, role, limits, workspace or ""))  # type: ignore[arg-type]
         return
+    if workspace is not None:
+        raise click.UsageError("--workspace is of --new-key; lines of --keys have it as in=NAME")
     from kvrt.server import serve as server
     from kvrt.server.beside import Beside
 

@@ -105,6 +105,12 @@ class AsyncStream(AsyncIterator[Delta]):
         self._abort = abort
 
     @property
+    def cached_tokens(self) -> int:
+        """How many of the prompt were not computed; 0 until the request has ended."""
+        result = self._arrivals.result
+        return 0 if result is None else result.usage.cached_tokens
+
+    @property
     def tokens(self) -> int:
         """How many were said so far, taken or not."""
         return self._arrivals.tokens

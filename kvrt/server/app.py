@@ -28,6 +28,8 @@ from kvrt.server.plain import ERRORS, Plain, refuse
 from kvrt.server.rerank import Rerank
 from kvrt.server.service import Service
 from kvrt.server.telemetry.status import Status
+from kvrt.server.tenants.metering import Asked, metered
+from kvrt.server.tenants.route import Usage
 from kvrt.server.wire.http import LINES
 from kvrt.server.wire.sockets import Socket
 from kvrt.server.words.protocol import Api
@@ -64,9 +66,16 @@ def make_app(
     rerank = rerank or Rerank(None, strict=served.strict, any_name=served.any_name)
     files, batches = FilesApi(worker), BatchesApi(worker, strict=served.strict)
     adapters = Adapters(service.runtime.runtime, served, service.config)
+    beside: dict[str, Asked] = {
+        "/v1/embeddings": embeddings,
+        "/rerank": rerank,
+        "/v1/rerank": rerank,
+        "/v2/rerank": rerank,
+    }
     gets: dict[str, Handler] = {
         **{path: page.handler(path) for path in page.FILES},
         "/status": Status(service, worker).status,
+        "/usage": Usage(service.accounts, service.config.usage).usage,
         "/livez": plain.live,
         "/readyz": plain.ready,
         "/health": plain.ready,
@@ -90,10 +99,7 @@ def make_app(
         "/detokenize": plain.detokenize,
         "/v1/load_lora_adapter": adapters.load,
         "/v1/unload_lora_adapter": adapters.unload,
-        "/v1/embeddings": embeddings.create,
-        "/rerank": rerank.create,
-        "/v1/rerank": rerank.create,
-        "/v2/rerank": rerank.create,
+        **{path: metered(service.accounts, path, asked) for path, asked in beside.items()},
         "/v1/messages/count_tokens": plain.count_tokens,
         "/v1/responses/input_tokens": plain.input_tokens,
         "/v1/files": files.create,

@@ -49,11 +49,13 @@ class Progress:
 
     Args:
         prompt_tokens: of all prompts.
+        cached_tokens: of these, not computed, as far as it is known: of answers that are whole.
         generated_tokens: said so far.
         first: when the first of them was, by ``time.monotonic``; None: not yet.
     """
 
     prompt_tokens: int
+    cached_tokens: int
     generated_tokens: int
     first: float | None
 
@@ -63,6 +65,9 @@ class Stream(Protocol):
 
     @property
     def prompt_token_ids(self) -> Sequence[int]: ...
+
+    @property
+    def cached_tokens(self) -> int: ...
 
     @property
     def tokens(self) -> int: ...
@@ -104,7 +109,8 @@ class Answers:
     def progress(self) -> Progress:
         firsts = [stream.first for stream in self._streams if stream.first is not None]
         said = sum(stream.tokens for stream in self._streams)
-        return Progress(sum(map(len, self.prompts)), said, min(firsts, default=None))
+        cached = sum(stream.cached_tokens for stream in self._streams)
+        return Progress(sum(map(len, self.prompts)), cached, said, min(firsts, default=None))
 
     async def results(self) -> list[Result]:
         """All of them, once each has ended.

@@ -39,7 +39,12 @@ class ServerConfig:
             `kvrt.server.access.oidc.Trust`.
         limits: of each key that has none of its own, as
             `kvrt.server.access.limits.Limits.read` takes them.
+        usage: a file for who has taken what; see `kvrt.server.tenants.ledger`.
+        usage_days: days after which it forgets a request.
         audit: a file for the audit log; see `kvrt.server.telemetry.audit`.
+        audit_size: bytes after which the audit log begins anew; None: it does not for that.
+        audit_days: days that it begins anew after each of, and after which it is deleted; None:
+            neither.
         otel: a span of OpenTelemetry for each request; see `kvrt.server.telemetry.tracing`.
         metrics_compat: ``vllm``: metrics have its names, too.
         without_keys: listen at an address that others reach, although there are no keys.
@@ -73,7 +78,11 @@ class ServerConfig:
     jwt_keys: str | None = None
     jwt_role: str | None = None
     limits: tuple[str, ...] = ()
+    usage: Path | None = None
+    usage_days: int = 400
     audit: Path | None = None
+    audit_size: int | None = None
+    audit_days: int | None = None
     otel: bool = False
     metrics_compat: str | None = None
     without_keys: bool = False
@@ -127,6 +136,8 @@ class ServerConfig:
                 fix="give keys with --keys FILE or tokens with --jwt-issuer URL, or say"
                 " --without-keys if something else guards it",
             )
+        if self.audit is None and (self.audit_size or self.audit_days):
+            raise ConfigError("audit_size and audit_days are of an audit log", fix="give --audit")
         if self.kv_events_replay is not None and self.kv_events is None:
             raise ConfigError("kv_events_replay has nothing to answer with without kv_events")
 
@@ -145,8 +156,12 @@ OPTIONS: Checks = {
     "jwt_audience": Maybe(Text(2048)),
     "jwt_keys": Maybe(Text()),
     "jwt_role": Maybe(Text(256)),
-    "limits": Texts(3, 64),
+    "limits": Texts(16, 64),
+    "usage": Maybe(Folder()),
+    "usage_days": Whole(1, 36_500),
     "audit": Maybe(Folder()),
+    "audit_size": Maybe(Whole(1024, 2**50)),
+    "audit_days": Maybe(Whole(1, 36_500)),
     "otel": Flag(),
     "metrics_compat": Maybe(OneOf(COMPATS)),
     "without_keys": Flag(),

@@ -15,6 +15,8 @@ from kvrt.server.entry import Entry, entry_of
 from kvrt.server.errors import refusal_of
 from kvrt.server.kept import HEADER, Told
 from kvrt.server.service import Service
+from kvrt.server.tenants.accounts import Visit
+from kvrt.server.tenants.reserving import reserved
 from kvrt.server.wire.http import EVENTS, Reply, headers_of, read_body, until_gone
 from kvrt.server.words.protocol import Api, Call
 
@@ -56,15 +58,23 @@ class Endpoint:
 
     async def _reply(self, scope: Scope, receive: Receive, reply: Reply, entry: Entry) -> int:
         assert entry.owner is not None, "nobody else gets here"
-        quota = self._service.quotas.of(entry.owner.name, entry.owner.limits)
+        accounts = self._service.accounts
         try:
             body = await read_body(scope, receive, self._service.served.max_body)
             call = self._api.read(body)
-            count = sum(each.params.n for each in call.asks)
-            with quota.enter(), self._service.gate.enter(count):
-                reply.headers.update(quota.headers)
-                work = self._answer(call, reply, entry, headers_of(scope, HEADER))
-                await _attended(work, receive, self._service.cut)
+            with accounts.visit(entry.owner, self._route, entry.id) as visit:
+                visit.model = self._service.served.name_of(call.asks)
+                reply.headers.update(visit.headers)
+                try:
+                    await self._attend(call, scope, receive, reply, entry, visit)
+                    visit.status = reply.status
+                except Exception as error:
+                    left = isinstance(error, ConnectionError)
+                    visit.status = LEFT if left else refusal_of(error).status
+                    raise
+                finally:
+                    if (told := entry.progress) is not None:
+                        visit.took(told.prompt_tokens, told.cached_tokens, told.generated_tokens)
             return reply.status
         except ConnectionError:
             raise
@@ -77,12 +87,25 @@ class Endpoint:
             else:
                 await reply.events([self._api.broken(refusal)], more=False)
             return refusal.status
-        finally:
-            if (progress := entry.progress) is not None:
-                quota.spend(progress.prompt_tokens + progress.generated_tokens)
 
-    async def _answer(self, call: Call, reply: Reply, entry: Entry, cached: Sequence[str]) -> None:
-        answers = entry.answers = await self._asked(call, reply, entry, cached)
+    async def _attend(
+        self,
+        call: Call,
+        scope: Scope,
+        receive: Receive,
+        reply: Reply,
+        entry: Entry,
+        visit: Visit,
+    ) -> None:
+        """Answer as long as the client is there."""
+        with self._service.gate.enter(sum(each.params.n for each in call.asks)):
+            work = self._answer(call, reply, entry, headers_of(scope, HEADER), visit)
+            await _attended(work, receive, self._service.cut)
+
+    async def _answer(
+        self, call: Call, reply: Reply, entry: Entry, cached: Sequence[str], visit: Visit
+    ) -> None:
+        answers = entry.answers = await self._asked(call, reply, entry, cached, visit)
         try:
             if not call.stream:
                 await reply.json(call.whole(await answers.results()))
@@ -97,7 +120,7 @@ class Endpoint:
             answers.close()
 
     async def _asked(
-        self, call: Call, reply: Reply, entry: Entry, cached: Sequence[str]
+        self, call: Call, reply: Reply, entry: Entry, cached: Sequence[str], visit: Visit
     ) -> Answers:
         """Of the runtime, unless an answer was kept that will do.
 
@@ -105,15 +128,17 @@ class Endpoint:
             cached: what the request says of that.
         """
         assert entry.owner is not None, "nobody else gets here"
-        owner, kept = entry.owner.name, self._service.kept
-        key = None if kept is None else kept.key(call.asks, owner, cached)
+        tenant, kept, runtime = entry.owner.tenant, self._service.kept, self._service.runtime
+        key = None if kept is None else kept.key(call.asks, tenant, cached)
         if kept is None or key is None:
-            return await ask(self._service.runtime, call.asks, owner)
+            return await ask(runtime, await reserved(runtime, call.asks, visit), tenant)
         found = kept.find(key)
         reply.headers[HEADER.decode()] = "miss" if found is None else "hit"
         if found is not None:
+            visit.kept = True
             return Answers([Told(result) for result in found])
-        return await ask(self._service.runtime, call.asks, owner, partial(kept.keep, key))
+        asks = await reserved(runtime, call.asks, visit)
+        return await ask(runtime, asks, tenant, partial(kept.keep, key))
 
 
 async def _attended(

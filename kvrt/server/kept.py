@@ -88,6 +88,7 @@ class Told(AsyncIterator[Delta]):
     def __init__(self, result: Result) -> None:
         self._result = result
         self.prompt_token_ids: Sequence[int] = result.prompt_token_ids
+        self.cached_tokens = len(result.prompt_token_ids)
         self._pieces = self._told()
 
     def _told(self) -> Iterator[Delta]:

@@ -6,13 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from msgspec import Meta
-from starlette.requests import Request
-from starlette.responses import Response
 
 from kvrt.server.beside import check_name
 from kvrt.server.errors import Refusal
-from kvrt.server.plain import answer
-from kvrt.server.wire.http import read_body
 from kvrt.server.words.fields import Name, decode
 
 if TYPE_CHECKING:
@@ -45,7 +41,7 @@ class RerankRequest(msgspec.Struct, kw_only=True):
 
 
 class Rerank:
-    """The route.
+    """The route, behind `kvrt.server.tenants.metering`.
 
     Args:
         reranker: sorts texts; None: nothing does.
@@ -53,21 +49,16 @@ class Rerank:
         any_name: every name is the model's.
     """
 
+    max_body = MAX_BODY
+
     def __init__(self, reranker: "Reranker | None", *, strict: bool, any_name: bool) -> None:
         self._reranker = reranker
         self._strict = strict
         self._any_name = any_name
 
-    async def create(self, request: Request) -> Response:
-        """Answer one request."""
-        reranker = self._reranker
-        if reranker is None:
-            raise Refusal(
-                HTTPStatus.NOT_FOUND,
-                "this server has no model that sorts texts: it was started without --rerank-model",
-                code="model_not_found",
-            )
-        body = await read_body(request.scope, request.receive, MAX_BODY)
+    async def of(self, body: bytes) -> dict[str, Any]:
+        """The answer to a request's body."""
+        reranker = self.check_there()
         asked = decode(body, RerankRequest, strict=self._strict)
         check_name(reranker.name, asked.model, "sorts texts", any_name=self._any_name)
         texts = [one if isinstance(one, str) else one.text for one in asked.documents]
@@ -83,14 +74,22 @@ class Rerank:
             for index in ranking.order[: asked.top_n]
         ]
         count = sum(ranking.tokens)
-        return answer(
-            {
-                "model": asked.model,
-                "results": results,
-                "usage": {"prompt_tokens": count, "total_tokens": count},
-                "meta": {"tokens": {"input_tokens": count}},
-            }
-        )
+        return {
+            "model": asked.model,
+            "results": results,
+            "usage": {"prompt_tokens": count, "total_tokens": count},
+            "meta": {"tokens": {"input_tokens": count}},
+        }
+
+    def check_there(self) -> "Reranker":
+        """What sorts them."""
+        if self._reranker is None:
+            raise Refusal(
+                HTTPStatus.NOT_FOUND,
+                "this server has no model that sorts texts: it was started without --rerank-model",
+                code="model_not_found",
+            )
+        return self._reranker
 
 
 def _result(index: int, score: float, text: str | None) -> dict[str, Any]:

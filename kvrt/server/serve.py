@@ -27,6 +27,8 @@ from kvrt.server.served import read_template
 from kvrt.server.service import Service
 from kvrt.server.telemetry.audit import Audit
 from kvrt.server.telemetry.tracing import Tracing
+from kvrt.server.tenants.accounts import Accounts
+from kvrt.server.tenants.ledger import Ledger
 from kvrt.server.wire.listener import Listener, bind, url_of
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class Prepared:
         bound: a socket at the address; nobody can connect before `serve`.
         keys: of clients, or what stands for keys; None: they need none.
         template: a chat template.
+        ledger: who has taken what; closed in the end. None: nothing is kept.
         audit: the audit log; closed in the end.
         tracing: likewise.
         publisher: of what is cached; None: nobody is told.
@@ -51,6 +54,7 @@ class Prepared:
     bound: socket.socket
     keys: Credentials | None
     template: str | None
+    ledger: Ledger | None
     audit: Audit | None
     tracing: Tracing | None
     publisher: "EventPublisher | None"
@@ -64,6 +68,8 @@ class Prepared:
             self.publisher.close()
         if self.store is not None:
             self.store.close()
+        if self.ledger is not None:
+            self.ledger.close()
 
     @property
     def url(self) -> str:
@@ -81,26 +87,38 @@ def prepare(config: ServerConfig) -> Prepared:
     """
     keys = _credentials(config)
     template = None if config.chat_template is None else read_template(config.chat_template)
-    Limits.read(config.limits)
+    limits = Limits.read(config.limits)
+    if limits.lasting and config.usage is None:
+        raise ConfigError(
+            "limits of days or months are to be known after a restart, too", fix="give --usage FILE"
+        )
     hook = None
     if config.batch_webhook is not None and config.batch_webhook_secret is not None:
         hook = Hook.read(config.batch_webhook, config.batch_webhook_secret)
-    audit = None if config.audit is None else Audit(config.audit)
+    audit = None
+    if config.audit is not None:
+        audit = Audit(config.audit, config.audit_size, config.audit_days)
     tracing = Tracing() if config.otel else None
     with contextlib.ExitStack() as opened:
         bound = opened.enter_context(contextlib.closing(bind(config.host, config.port)))
+        ledger = None
+        if config.usage is not None:
+            ledger = Ledger(config.usage, config.usage_days)
+            opened.enter_context(contextlib.closing(ledger))
         store = None
         if config.batches is not None:
             store = opened.enter_context(
                 contextlib.closing(Store(config.batches, tells=hook is not None))
             )
-        prepared = Prepared(bound, keys, template, audit, tracing, _publisher(config), store, hook)
+        publisher = _publisher(config)
+        prepared = Prepared(bound, keys, template, ledger, audit, tracing, publisher, store, hook)
         opened.pop_all()
     return prepared
 
 
 def _credentials(config: ServerConfig) -> Credentials | None:
-    keys = None if config.keys is None else Keys(config.keys)
+    lasting = config.usage is not None
+    keys = None if config.keys is None else Keys(config.keys, lasting=lasting)
     issuer = None
     if config.jwt_issuer is not None and config.jwt_audience is not None:
         trust = Trust(config.jwt_issuer, config.jwt_audience, config.jwt_keys, config.jwt_role)
@@ -146,7 +164,12 @@ async def serve(
     if prepared.publisher is not None:
         prepared.publisher.follow(runtime)
     service = Service(
-        AsyncRuntime(runtime), config, prepared.template, prepared.audit, prepared.tracing
+        AsyncRuntime(runtime),
+        config,
+        prepared.template,
+        prepared.audit,
+        prepared.tracing,
+        Accounts(Limits.read(config.limits), prepared.keys, prepared.ledger),
     )
     served = service.served
     names = {"strict": served.strict, "any_name": served.any_name}
@@ -172,13 +195,15 @@ async def serve(
         ending=worker.stop if worker is not None else lambda: None,
         cut=service.cut_all,
     )
-    issuer = prepared.keys.issuer if prepared.keys else None
-    refreshing = None if issuer is None else asyncio.create_task(issuer.keep_fresh())
+    refreshing = [
+        asyncio.create_task(each.keep_fresh())
+        for each in (prepared.keys.of if prepared.keys else ())
+    ]
     try:
         await server.listen(prepared.bound)
     finally:
-        if refreshing is not None:
-            refreshing.cancel()
+        for task in refreshing:
+            task.cancel()
         if worker is not None:
             await worker.close()
         service.close()

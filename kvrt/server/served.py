@@ -11,7 +11,7 @@ from kvrt.dialect.plugins import find_reader
 from kvrt.errors import ConfigError
 from kvrt.model.chat.templates import ChatTemplates
 from kvrt.model.loader import Model
-from kvrt.server.asking import AskedAdapter
+from kvrt.server.asking import Ask, AskedAdapter
 from kvrt.server.config import ANY_NAME, ServerConfig
 from kvrt.server.errors import Refusal
 from kvrt.server.words.sampling import Defaults
@@ -89,6 +89,11 @@ class Served:
             return False
         end = tokenizer.decode(prompt[-len(reasoning.begin) - 8 :], skip_special=False)
         return end.rstrip().endswith(reasoning.begin)
+
+    def name_of(self, asks: Sequence[Ask]) -> str:
+        """What answers them: an adapter, or the model."""
+        adapter = asks[0].adapter if asks else None
+        return self.names[0] if adapter is None else adapter.name
 
     @property
     def all_names(self) -> list[str]:

@@ -7,7 +7,7 @@ from time import monotonic
 from kvrt.aio.runtime import AsyncRuntime
 from kvrt.engine.events import Event
 from kvrt.server.access.gate import Gate
-from kvrt.server.access.limits import Limits, Quotas
+from kvrt.server.access.limits import Limits
 from kvrt.server.config import ServerConfig
 from kvrt.server.entry import Book
 from kvrt.server.kept import KeptAnswers
@@ -15,6 +15,7 @@ from kvrt.server.served import Served
 from kvrt.server.telemetry.audit import Audit
 from kvrt.server.telemetry.metrics import Metrics
 from kvrt.server.telemetry.tracing import Tracing
+from kvrt.server.tenants.accounts import Accounts
 
 
 class Service:
@@ -26,6 +27,7 @@ class Service:
         template: a chat template for the model.
         audit: told of all requests.
         tracing: likewise.
+        accounts: of who asks; None: nobody is held to anything.
     """
 
     def __init__(
@@ -35,12 +37,13 @@ class Service:
         template: str | None = None,
         audit: Audit | None = None,
         tracing: Tracing | None = None,
+        accounts: Accounts | None = None,
     ) -> None:
         self.runtime = runtime
         self.config = config
         self.served = Served(runtime.runtime.model, config, template)
         self.gate = Gate(config.max_requests)
-        self.quotas = Quotas(Limits.read(config.limits))
+        self.accounts = accounts or Accounts(Limits.read(config.limits))
         size = config.response_cache
         self.kept = None if size is None else KeptAnswers(size, always=config.response_cache_all)
         ended = [] if audit is None else [audit.add]

@@ -289,6 +289,63 @@ def test_a_disk_that_takes_nothing_costs_lines_of_the_audit_log_and_keeps_nobody
     assert time.monotonic() - begun < 5
 
 
+def lines_of(folder: Path) -> list[str]:
+    """The ids in a log and in what it was before, the oldest first."""
+    files = sorted(folder.iterdir(), key=lambda path: (path.name == "audit", path.name))
+    return [json.loads(line)["id"] for path in files for line in path.read_text().splitlines()]
+
+
+def test_a_log_of_a_largest_size_begins_anew_and_loses_nothing(tmp_path: Path) -> None:
+    ids = [f"r{number}" for number in range(60)]
+    for some in (ids[:40], ids[40:]):
+        log = Audit(tmp_path / "audit", 1024)
+        for id in some:
+            log.add(Entry(id, TEXT))
+            until(log._lines.empty)
+        log.close()
+        assert log.lost == 0
+    assert lines_of(tmp_path) == ids
+    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
+    assert len(sizes) > 5
+    assert max(sizes) <= 1024
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
+
+
+def test_a_log_of_days_begins_anew_each_day_and_what_is_too_old_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = (
+        "audit.20991231T000000000000Z",
+        "audit.old",
+        "audit.2020",
+        "other.20200101T000000000000Z",
+    )
+    for name in (*kept, "audit.20200101T000000000000Z"):
+        (tmp_path / name).touch()
+    yesterday = time.time() - 90_000
+    first = Audit(tmp_path / "audit", days=7)
+    first.add(Entry("of-yesterday", TEXT, at=yesterday))
+    first.close()
+    again = Audit(tmp_path / "audit", days=7)
+    again.add(Entry("of-today", TEXT))
+    again.close()
+    third = Audit(tmp_path / "audit", days=7)
+    third.add(Entry("of-today-too", TEXT))
+    third.close()
+    found = (tmp_path / "audit").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in found] == ["of-today", "of-today-too"]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {*kept, "audit"} <= names
+    (before,) = names - {*kept, "audit"}
+    assert "of-yesterday" in (tmp_path / before).read_text()
+    plain = Audit(Path("/dev/null"), 1024, 1)
+    for number in range(50):
+        plain.add(Entry(f"r{number}", TEXT))
+    plain.close()
+    assert plain.lost == 0
+    assert Path("/dev/null").is_char_device(), "what is no file is left where it is"
+
+
 def test_lines_that_find_no_room_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,17 +2,26 @@
 
     # name  role   SHA-256 of the key                                                limits
     alice   user   9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08  requests=60
+    bob     user   60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752  in=acme
 
-Keys are random, so that a plain hash tells nothing of them. The owner's name is also the salt of
-what they have in the KV cache: nobody shares pages with somebody else.
+    # workspaces: what all keys in them may take together
+    workspace acme daily_tokens=1000000
+
+Keys are random, so that a plain hash tells nothing of them. Keys of one workspace share what they
+have: files, batches, cached pages, kept answers. A key that is in none is one by itself, of its own
+name. The workspace's name is the salt of what it has in the KV cache: nobody shares pages with
+somebody else's.
 """
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
+import logging
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -23,30 +32,105 @@ from kvrt.server.access.limits import UNLIMITED, Limits
 Role = Literal["admin", "user", "metrics"]
 """``metrics`` sees only how the server does; ``user`` asks; ``admin`` does both."""
 
-LINE = re.compile(r"([\w.@-]{1,64})\s+(\w+)\s+([0-9a-f]{64})((?:\s+\w+=\d+)*)", re.ASCII)
+log = logging.getLogger(__name__)
+
+NAME = r"[\w.@-]{1,64}"
+LIMITS = r"((?:\s+\w+=\d+)*)"
+LINE = re.compile(rf"({NAME})\s+(\w+)\s+([0-9a-f]{{64}})(?:\s+in=({NAME}))?{LIMITS}", re.ASCII)
+WORKSPACE = re.compile(rf"workspace\s+({NAME}){LIMITS}", re.ASCII)
 PREFIX = "kvrt-"
+LOOK_S = 1.0
+"""How often the file is looked at."""
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose a key is."""
+    """Whose a key is.
+
+    Args:
+        workspace: that it is in; empty: one by itself.
+    """
 
     name: str
     role: Role
     limits: Limits = UNLIMITED
+    workspace: str = ""
+
+    @property
+    def tenant(self) -> str:
+        """With whom it shares what it has."""
+        return self.workspace or self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a file says.
+
+    Args:
+        owners: each with the hash of its key.
+        workspaces: the limits of those that have some.
+    """
+
+    owners: Sequence[tuple[bytes, Owner]]
+    workspaces: Mapping[str, Limits]
 
 
 class Keys:
     """The keys of a file.
 
+    Args:
+        lasting: limits of a day and of a month can be kept to.
+
     Raises:
         ConfigError: it cannot be read, has none, or a line is not as it should be.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._owners = _read(path)
-        if not self._owners:
-            raise ConfigError(f"{path} has no keys", fix="add one with --new-key NAME")
+    def __init__(self, path: Path, *, lasting: bool = True) -> None:
+        self._path = path
+        self._lasting = lasting
+        self._seen = _state(path)
+        self._known = self._read()
+
+    def _read(self) -> Known:
+        known = _read(self._path)
+        if not known.owners:
+            raise ConfigError(f"{self._path} has no keys", fix="add one with --new-key NAME")
+        limits = [*known.workspaces.values(), *(owner.limits for _, owner in known.owners)]
+        if not self._lasting and any(each.lasting for each in limits):
+            raise ConfigError(
+                f"{self._path} has limits of days or months, and nothing keeps what was taken",
+                fix="give --usage FILE",
+            )
+        return known
+
+    async def keep_fresh(self) -> None:
+        """Read the file again whenever it is another, until this is cancelled. One that is not as
+        it should be changes nothing."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await asyncio.to_thread(self.look)
+
+    def look(self) -> None:
+        """Read the file if it is another than before."""
+        seen = _state(self._path)
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            self._known = self._read()
+        except ConfigError as error:
+            log.warning("the keys of before are used on: %s", error)
+        else:
+            log.info("%s: keys were read again", self._path)
+
+    @property
+    def workspaces(self) -> Mapping[str, Limits]:
+        """Those that have a line: what all keys in each may take together."""
+        return self._known.workspaces
+
+    def limits_of(self, name: str) -> Limits:
+        """A key's own, by its owner's name."""
+        return next((own.limits for _, own in self._known.owners if own.name == name), UNLIMITED)
 
     def owner(self, given: Sequence[str]) -> Owner | None:
         """Whose key a request brings; None: nobody's, or it brings several different ones."""
@@ -54,38 +138,62 @@ class Keys:
             return None
         hashed = hashlib.sha256(given[0].encode("utf-8", "surrogateescape")).digest()
         found = None
-        for known, owner in self._owners:  # all of them, so that the time tells nothing
+        for known, owner in self._known.owners:  # all of them, so that the time tells nothing
             if hmac.compare_digest(known, hashed):
                 found = owner
         return found
 
 
-def _read(path: Path) -> list[tuple[bytes, Owner]]:
-    """Hashes, and whose they are."""
+def _state(path: Path) -> tuple[int, ...] | None:
+    """What tells a file from what it was; None: it is not there."""
+    with contextlib.suppress(OSError):
+        told = path.stat()
+        return told.st_ino, told.st_size, told.st_mtime_ns
+    return None
+
+
+def _read(path: Path) -> Known:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"{path}: keys cannot be read: {type(error).__name__}") from None
-    owners = []
+    owners: list[tuple[bytes, Owner]] = []
+    workspaces: dict[str, Limits] = {}
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line or line.startswith("#"):
             continue
-        match = LINE.fullmatch(line)
-        role = next((role for role in get_args(Role) if match and match[2] == role), None)
-        if match is None or role is None:
-            raise ConfigError(
-                f"{path}: line {number} is not NAME ROLE HASH [LIMIT=NUMBER...]",
-                fix=f"ROLE is one of {', '.join(get_args(Role))}; --new-key NAME adds a line",
-            )
         try:
-            limits = Limits.read(tuple(match[4].split()))
+            if (match := WORKSPACE.fullmatch(line)) is None:
+                owners.append(_owner(line))
+            elif match[1] in workspaces:
+                raise ConfigError("the workspace has a line already")
+            else:
+                workspaces[match[1]] = Limits.read(tuple(match[2].split()))
         except ConfigError as error:
             raise ConfigError(f"{path}: line {number}: {error}", fix=error.fix) from None
-        owners.append((bytes.fromhex(match[3]), Owner(match[1], role, limits)))
-    return owners
+    return Known(owners, workspaces)
 
 
-def add_key(path: Path, name: str, role: Role = "user", limits: Limits = UNLIMITED) -> str:
+def _owner(line: str) -> tuple[bytes, Owner]:
+    """The hash of a key, and whose it is."""
+    match = LINE.fullmatch(line)
+    role = next((role for role in get_args(Role) if match and match[2] == role), None)
+    if match is None or role is None:
+        raise ConfigError(
+            "it is not NAME ROLE HASH [in=WORKSPACE] [LIMIT=NUMBER...]",
+            fix=f"ROLE is one of {', '.join(get_args(Role))}; --new-key NAME adds a line",
+        )
+    limits = Limits.read(tuple(match[5].split()))
+    return bytes.fromhex(match[3]), Owner(match[1], role, limits, match[4] or "")
+
+
+def add_key(
+    path: Path,
+    name: str,
+    role: Role = "user",
+    limits: Limits = UNLIMITED,
+    workspace: str = "",
+) -> str:
     """Add a line to a file of keys, which is made for its owner alone, and return the key.
 
     Raises:
@@ -96,9 +204,11 @@ def add_key(path: Path, name: str, role: Role = "user", limits: Limits = UNLIMIT
             raise ConfigError(f"{path} is no file")
         _read(path)
     key = PREFIX + secrets.token_urlsafe(32)
-    line = f"{name} {role} {hashlib.sha256(key.encode()).hexdigest()} {limits}".strip()
+    hashed = hashlib.sha256(key.encode()).hexdigest()
+    place = [f"in={workspace}"] if workspace else []
+    line = " ".join([name, role, hashed, *place, str(limits)]).strip()
     if not LINE.fullmatch(line):
-        raise ConfigError("the name of a key's owner has 1 to 64 letters, digits or one of . @ _ -")
+        raise ConfigError("the name of a key or a workspace has 1 to 64 letters, digits or . @ _ -")
     try:
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with open(handle, "a", encoding="utf-8") as file:

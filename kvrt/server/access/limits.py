@@ -1,4 +1,5 @@
-"""How much each key may ask for: requests and tokens a minute, and calls at once.
+"""How much each key or workspace may ask for: requests and tokens a minute, and calls at once; and
+what else it may be held to: see `kvrt.server.tenants`.
 
 Each allowance is a bucket that holds a minute's worth and fills evenly. What an answer will take is
 not known when it is asked for, so tokens are taken when it has ended, and the bucket may be in
@@ -16,6 +17,8 @@ from kvrt.errors import ConfigError
 from kvrt.server.errors import Refusal
 
 MINUTE_S = 60.0
+PERIODS = ("daily", "monthly")
+MEASURES = ("requests", "tokens")
 LARGEST = 10**12
 IDLE_OWNERS = 10_000
 """More than so many owners who are owed nothing are forgotten."""
@@ -29,11 +32,17 @@ class Limits:
         requests: calls a minute.
         tokens: of prompts and answers, a minute.
         concurrent: calls at once.
+        daily_requests, daily_tokens, monthly_requests, monthly_tokens: likewise, in a day and in a
+            month of UTC.
     """
 
     requests: int | None = None
     tokens: int | None = None
     concurrent: int | None = None
+    daily_requests: int | None = None
+    daily_tokens: int | None = None
+    monthly_requests: int | None = None
+    monthly_tokens: int | None = None
 
     @classmethod
     def read(cls, words: tuple[str, ...]) -> "Limits":
@@ -58,6 +67,12 @@ class Limits:
 
     def __bool__(self) -> bool:
         return self != UNLIMITED
+
+    @property
+    def lasting(self) -> bool:
+        """Whether what was taken must be known after a restart, too."""
+        given = (getattr(self, f"{period}_{what}") for period in PERIODS for what in MEASURES)
+        return any(limit is not None for limit in given)
 
     def __str__(self) -> str:
         given = {each.name: getattr(self, each.name) for each in fields(self)}
@@ -105,10 +120,10 @@ class Quota:
         self._fill()
         most = self.limits.concurrent
         if most is not None and self._inside >= most:
-            raise _too_much("concurrent", f"of this key's {most} calls at once, all go on", 1)
+            raise _too_much("concurrent", f"of {most} calls at once, all go on", 1)
         for name, bucket in self._buckets.items():
             if wait := bucket.seconds_until(1.0):
-                raise _too_much(name, f"this key's {bucket.rate} {name} a minute are used up", wait)
+                raise _too_much(name, f"{bucket.rate} {name} a minute are used up", wait)
         if "requests" in self._buckets:
             self._buckets["requests"].level -= 1
         self._inside += 1

@@ -135,14 +135,19 @@ class Credentials:
     """
 
     def __init__(self, keys: Keys | None, issuer: Issuer | None) -> None:
-        self._keys = keys
-        self.issuer = issuer
+        self.keys = keys
+        self._issuer = issuer
+
+    @property
+    def of(self) -> "list[Keys | Issuer]":
+        """Both, as far as there are."""
+        return [each for each in (self.keys, self._issuer) if each is not None]
 
     def owner(self, given: Sequence[str]) -> Owner | None:
         """Whose credential a request brings; None: nobody's, or it brings several."""
-        owner = None if self._keys is None else self._keys.owner(given)
-        if owner is None and self.issuer is not None and len(set(given)) == 1:
-            owner = self.issuer.owner(given[0])
+        owner = None if self.keys is None else self.keys.owner(given)
+        if owner is None and self._issuer is not None and len(set(given)) == 1:
+            owner = self._issuer.owner(given[0])
         return owner
 
 

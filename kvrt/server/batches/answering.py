@@ -16,6 +16,9 @@ from kvrt.server.openai.chat import ChatCompletions
 from kvrt.server.openai.completions import Completions
 from kvrt.server.openai.errors import refused
 from kvrt.server.openai.responses import Responses
+from kvrt.server.tenants.accounts import Accounts, Visit
+from kvrt.server.tenants.metering import counted
+from kvrt.server.tenants.reserving import reserved
 from kvrt.server.words.protocol import Api
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ class LineAnswers:
         runtime: the model; None: there is none.
         served: how it is called.
         embeddings: what makes vectors.
+        accounts: whom lines count for.
         answered: told of the status of each.
     """
 
@@ -48,11 +52,14 @@ class LineAnswers:
         runtime: AsyncRuntime | None,
         served: "Served | None",
         embeddings: "Embeddings",
+        accounts: Accounts,
         answered: Callable[[int], None] = lambda status: None,
     ) -> None:
         self._runtime = runtime
         self._answered = answered
         self._embeddings = embeddings
+        self._accounts = accounts
+        self._served = served
         self._apis: Mapping[str, Api] = {}
         if served is not None:
             self._apis = {
@@ -73,9 +80,10 @@ class LineAnswers:
 
     async def _reply(self, url: str, body: bytes, owner: str) -> Reply:
         try:
-            if url == EMBEDDINGS:
-                return await self._vectors(body)
-            return await self._said(self._apis[url], body, owner)
+            with self._accounts.line(owner, url) as visit:
+                if url == EMBEDDINGS:
+                    return await self._vectors(body, visit)
+                return await self._said(self._apis[url], body, owner, visit)
         except Exception as error:
             if self._runtime is not None and (ended := self._runtime.runtime.ended) is not None:
                 raise ended from error
@@ -84,21 +92,27 @@ class LineAnswers:
                 log.exception("a line for %s failed", url)
             return Reply(refusal.status, msgspec.json.encode(refused(refusal)))
 
-    async def _vectors(self, body: bytes) -> Reply:
-        answer = await self._embeddings.of(body)
+    async def _vectors(self, body: bytes, visit: Visit) -> Reply:
+        answer = await counted(visit, self._embeddings, body)
         tokens = Tokens(prompt=answer["usage"]["prompt_tokens"])
         return Reply(200, msgspec.json.encode(answer), tokens)
 
-    async def _said(self, api: Api, body: bytes, owner: str) -> Reply:
+    async def _said(self, api: Api, body: bytes, owner: str, visit: Visit) -> Reply:
         assert self._runtime is not None, "there is a model where there are its routes"
+        assert self._served is not None, "likewise"
         call = api.read(body)
         if call.stream:
             raise Refusal(400, "stream: a line of a batch is answered as a whole", param="stream")
-        answers = await ask(self._runtime, call.asks, owner, priority=BEHIND, timeout=None)
+        visit.model = self._served.name_of(call.asks)
+        asks = await reserved(self._runtime, call.asks, visit)
+        answers = await ask(self._runtime, asks, owner, priority=BEHIND, timeout=None)
         try:
             results = await answers.results()
+            visit.status = 200
         finally:
             answers.close()
+            told = answers.progress
+            visit.took(told.prompt_tokens, told.cached_tokens, told.generated_tokens)
         return Reply(200, msgspec.json.encode(call.whole(results)), _tokens(results))
 
 

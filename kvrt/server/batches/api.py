@@ -151,7 +151,7 @@ class BatchesApi:
         if await worker.store.do(worker.store.batches.open_count, owner) >= MOST_OPEN:
             raise Refusal(
                 HTTPStatus.TOO_MANY_REQUESTS,
-                f"{MOST_OPEN} batches of this key are not over",
+                f"{MOST_OPEN} batches of this workspace are not over",
                 code="rate_limit_exceeded",
                 headers={"retry-after": "60"},
             )

@@ -1,4 +1,4 @@
-"""``/v1/files``: what clients send, and what batches make. Each key's own, and nobody else's."""
+"""``/v1/files``: what clients send, and what batches make. Each workspace has its own."""
 
 import asyncio
 import contextlib
@@ -196,7 +196,9 @@ def _plain(name: str) -> str:
 
 def _too_large(limit: int, most: int) -> Refusal:
     if limit < most:
-        why = f"there is room for {max(0, limit)} bytes more of this key's files: delete others"
+        why = (
+            f"there is room for {max(0, limit)} bytes more of this workspace's files: delete others"
+        )
     else:
         why = f"a file has {most} bytes, at most"
     return Refusal(
@@ -223,10 +225,10 @@ def there(worker: Worker | None) -> Worker:
 
 
 def owner_of(request: Request) -> str:
-    """Whose key a request brought."""
+    """The workspace of the key that a request brought."""
     owner = entry_of(request.scope).owner
     assert owner is not None, "nobody else gets here"
-    return owner.name
+    return owner.tenant
 
 
 def number(given: str | None, most: int, default: int, param: str = "limit") -> int:

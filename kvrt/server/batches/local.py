@@ -16,12 +16,14 @@ from kvrt.batches.run import Answer, Reply, Rules, Runner
 from kvrt.batches.store import Store
 from kvrt.batches.words import Batch, Kind
 from kvrt.errors import ConfigError
+from kvrt.server.access.limits import UNLIMITED
 from kvrt.server.batches.answering import EMBEDDINGS, URLS, LineAnswers
 from kvrt.server.config import ANY_NAME, ServerConfig
 from kvrt.server.errors import Refusal
 from kvrt.server.openai.embeddings import Embeddings
 from kvrt.server.openai.errors import refused
 from kvrt.server.served import Served
+from kvrt.server.tenants.accounts import Accounts
 
 if TYPE_CHECKING:
     from kvrt.embedding.embedder import Embedder
@@ -140,14 +142,15 @@ class Models:
     async def _load_embedder(self, name: str, called: str) -> Answer:
         embedder = await self._enter(self._open_embedder(name))
         known = ANY_NAME in self._job.alias or self._job.embed_model is None
-        return LineAnswers(None, None, Embeddings(embedder, strict=False, any_name=known))
+        vectors = Embeddings(embedder, strict=False, any_name=known)
+        return LineAnswers(None, None, vectors, Accounts(UNLIMITED))
 
     async def _load_model(self, name: str, called: str) -> Answer:
         runtime = await self._enter(self._open_runtime(name))
         alias = self._job.alias if self._job.model is not None else (*self._job.alias, called)
         served = Served(runtime.model, ServerConfig(alias=alias), self._job.template)
         none = Embeddings(None, strict=False, any_name=False)
-        return LineAnswers(AsyncRuntime(runtime), served, none)
+        return LineAnswers(AsyncRuntime(runtime), served, none, Accounts(UNLIMITED))
 
     async def _enter(self, opened: AbstractContextManager[T]) -> T:
         return await asyncio.to_thread(self._stack.enter_context, opened)

@@ -34,7 +34,7 @@ AGAIN_S = 5.0
 SWEEP_S = 60.0
 MAX_FILE = 512 << 20
 MOST_OPEN = 100
-"""Batches of one key that are not over."""
+"""Batches of one workspace that are not over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Worker:
         store: where batches are; closed in the end.
         service: whose model answers.
         embeddings: what makes vectors.
-        space: bytes that the files of one key may take.
+        space: bytes that the files of one workspace may take.
         most: lines of a batch.
         hook: who is told of batches that are over.
     """
@@ -79,7 +79,11 @@ class Worker:
         self.max_file = MAX_FILE
         self._service = service
         self._answer = LineAnswers(
-            service.runtime, service.served, embeddings, service.metrics.line_answered
+            service.runtime,
+            service.served,
+            embeddings,
+            service.accounts,
+            service.metrics.line_answered,
         )
         self._places = Places(self._room)
         self._runner = Runner(

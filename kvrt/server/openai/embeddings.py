@@ -7,13 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
-from starlette.requests import Request
-from starlette.responses import Response
 
 from kvrt.server.beside import check_name
 from kvrt.server.errors import Refusal
-from kvrt.server.plain import answer
-from kvrt.server.wire.http import read_body
 from kvrt.server.words.fields import Name, TokenId, decode
 
 if TYPE_CHECKING:
@@ -43,7 +39,7 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
 
 
 class Embeddings:
-    """The route.
+    """The route, behind `kvrt.server.tenants.metering`.
 
     Args:
         embedder: makes the vectors; None: nothing does.
@@ -51,19 +47,16 @@ class Embeddings:
         any_name: every name is the model's.
     """
 
+    max_body = MAX_BODY
+
     def __init__(self, embedder: "Embedder | None", *, strict: bool, any_name: bool) -> None:
         self._embedder = embedder
         self._strict = strict
         self._any_name = any_name
 
-    async def create(self, request: Request) -> Response:
-        """Answer one request."""
-        self._check_there()
-        return answer(await self.of(await read_body(request.scope, request.receive, MAX_BODY)))
-
     async def of(self, body: bytes) -> dict[str, Any]:
         """The answer to a request's body."""
-        embedder = self._check_there()
+        embedder = self.check_there()
         asked = decode(body, EmbeddingRequest, strict=self._strict)
         check_name(embedder.name, asked.model, "makes embeddings", any_name=self._any_name)
         made = await asyncio.to_thread(
@@ -87,7 +80,7 @@ class Embeddings:
         usage = {"prompt_tokens": count, "total_tokens": count}
         return {"object": "list", "data": data, "model": asked.model, "usage": usage}
 
-    def _check_there(self) -> "Embedder":
+    def check_there(self) -> "Embedder":
         """What makes the vectors."""
         if self._embedder is None:
             raise Refusal(

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 import kvrt
 from kvrt.engine.queue import Queued
+from kvrt.server.access.keys import Owner
 from kvrt.server.batches.answering import BEHIND
 from kvrt.server.batches.worker import Worker
 from kvrt.server.entry import Entry, entry_of
@@ -47,7 +48,7 @@ class Status:
         book = self._service.book
 
         def seen(entries: Iterable[Entry]) -> list[dict[str, Any]]:
-            own = [e for e in entries if asking.role == "admin" or e.owner == asking]
+            own = [e for e in entries if asking.role == "admin" or _is_of(e.owner, asking)]
             return [_told(entry) for entry in own if entry.answers is not None]
 
         return answer(
@@ -59,7 +60,7 @@ class Status:
                 "queue": [
                     _waiting(each)
                     for each in self._service.runtime.runtime.queue(QUEUE)
-                    if asking.role == "admin" or each.metadata == asking.name
+                    if asking.role == "admin" or each.metadata == asking.tenant
                 ],
                 "batches": None if self._worker is None else asdict(self._worker.load),
                 "memory": self._memory(),
@@ -113,6 +114,11 @@ class Status:
             "groups": [asdict(group) for group in runtime.picture(CELLS)],
             "tiers": tiers,
         }
+
+
+def _is_of(owner: Owner | None, asking: Owner) -> bool:
+    """Whether the same key asks, whatever its file says of it by now."""
+    return owner is not None and (owner.name, owner.tenant) == (asking.name, asking.tenant)
 
 
 def _tier(name: str, pages: int, used: int, limit: int | None) -> dict[str, Any]:
