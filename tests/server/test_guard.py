@@ -25,6 +25,7 @@ ROUTES = ["/models", "/models/tiny", "/embeddings", "/completions", "/chat/compl
           "/api/tags", "/api/ps", "/api/show", "/api/version", "/status", "/page.css", "/page.js",
           "/chat.js", "/live.js", "/icon.svg", "/v1/files", "/v1/files/x", "/v1/files/x/content",
           "/v1/batches", "/v1/batches/x", "/v1/batches/x/cancel", "/v1/batches/x/retry",
+          "/v1/batches/x/failed",
           "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/rerank", "/v1/rerank",
           "/v2/rerank", "/usage"]  # fmt: skip
 TRICKS = ["/{}", "/v1/..{}", "{}/", "{}/.", "{}%2e", "/%2e%2e{}", "{}?a=/livez", "{};/livez",

@@ -17,6 +17,7 @@ from kvrt.aio.runtime import AsyncRuntime
 from kvrt.server.access.keys import add_key
 from kvrt.server.app import make_app
 from kvrt.server.config import ServerConfig
+from kvrt.server.page import FILES
 from kvrt.server.service import Service
 from tests.embedding.encoders import make_encoder
 from tests.embedding.test_reranker import Case
@@ -91,9 +92,8 @@ EMBED = Makes(lambda: {"model": "encoder", "input": "w1"})
 COUNT = Makes(lambda: {"model": "tiny", "input": "w1"})
 TABLE: dict[str, Asks | Owned | Lists | Makes | Same | ForAdmins] = {
     **{f"GET {path}": Same() for path in (
-        "/", "/page.css", "/page.js", "/chat.js", "/live.js", "/icon.svg", "/livez", "/readyz",
-        "/health", "/version", "/v1/models", "/models", "/v1/models/{name:path}",
-        "/models/{name:path}", "/api/version", "/api/tags", "/api/ps",
+        *FILES, "/livez", "/readyz", "/health", "/version", "/v1/models", "/models",
+        "/v1/models/{name:path}", "/models/{name:path}", "/api/version", "/api/tags", "/api/ps",
     )},
     "POST /api/show": Makes(lambda: {"model": "tiny"}),
     **{f"{kind} {path}": Asks(shape) for kind in ("POST", "WS") for path, shape in (
