@@ -44,6 +44,7 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         entry = entry_of(scope)
+        entry.model = self._service.served.names[0]
         reply = Reply(send, {"x-request-id": entry.id})
         try:
             entry.status = await self._reply(scope, receive, reply, entry)

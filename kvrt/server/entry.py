@@ -32,6 +32,7 @@ class Entry:
         owner: whose key it brought; None: nobody's.
         status: of its answer; 0: there is none yet.
         answers: of the model, once it was asked.
+        model: its name.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Entry:
     owner: Owner | None = None
     status: int = 0
     answers: "Answers | None" = None
+    model: str = ""
     at: float = field(default_factory=time.time)
     begun: float = field(default_factory=time.monotonic)
     ended: float | None = None

@@ -21,6 +21,7 @@ from kvrt.server.batches.webhooks import Hook
 from kvrt.server.batches.worker import Worker
 from kvrt.server.beside import Beside
 from kvrt.server.config import ServerConfig
+from kvrt.server.desk import Desk
 from kvrt.server.openai.embeddings import Embeddings
 from kvrt.server.rerank import Rerank
 from kvrt.server.served import read_template
@@ -163,14 +164,9 @@ async def serve(
     """
     if prepared.publisher is not None:
         prepared.publisher.follow(runtime)
-    service = Service(
-        AsyncRuntime(runtime),
-        config,
-        prepared.template,
-        prepared.audit,
-        prepared.tracing,
-        Accounts(Limits.read(config.limits), prepared.keys, prepared.ledger),
-    )
+    accounts = Accounts(Limits.read(config.limits), prepared.keys, prepared.ledger)
+    desk = Desk(config, prepared.audit, prepared.tracing, accounts)
+    service = Service(AsyncRuntime(runtime), config, prepared.template, desk)
     served = service.served
     names = {"strict": served.strict, "any_name": served.any_name}
     embeddings, rerank = Embeddings(beside.embedder, **names), Rerank(beside.reranker, **names)
@@ -187,13 +183,13 @@ async def serve(
         await worker.begin()
     app = make_app(service, embeddings, rerank, worker)
     server = Listener(
-        Guard(app, service.book, config.host, prepared.keys),
-        service.gate,
+        Guard(app, desk.book, config.host, prepared.keys),
+        desk.gate,
         drain_seconds=config.drain_seconds,
         max_message=served.max_body,
         begun=begun,
         ending=worker.stop if worker is not None else lambda: None,
-        cut=service.cut_all,
+        cut=desk.cut_all,
     )
     refreshing = [
         asyncio.create_task(each.keep_fresh())

@@ -46,8 +46,8 @@ class Tracing:
         self._contexts = TraceContextTextMapPropagator()
         self._trace = trace
 
-    def add(self, entry: Entry, model: str) -> None:
-        """A request to a model of this name has ended. Does not wait."""
+    def add(self, entry: Entry) -> None:
+        """A request has ended. Does not wait."""
         progress = entry.progress
         if progress is None:
             return
@@ -56,7 +56,7 @@ class Tracing:
         attributes: dict[str, Any] = {
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": "kvrt",
-            "gen_ai.request.model": model,
+            "gen_ai.request.model": entry.model,
             "gen_ai.usage.input_tokens": progress.prompt_tokens,
             "gen_ai.usage.output_tokens": progress.generated_tokens,
             "http.request.method": "POST",
@@ -65,7 +65,7 @@ class Tracing:
             "kvrt.request_id": entry.id,
         }
         span = self._tracer.start_span(
-            f"{operation} {model}",
+            f"{operation} {entry.model}",
             context=self._contexts.extract({"traceparent": entry.parent}),
             kind=self._trace.SpanKind.SERVER,
             attributes=attributes,

@@ -1,0 +1,45 @@
+"""What a server has once, however many models it has."""
+
+import asyncio
+
+from kvrt.server.access.gate import Gate
+from kvrt.server.access.limits import Limits
+from kvrt.server.config import ServerConfig
+from kvrt.server.entry import Book
+from kvrt.server.telemetry.audit import Audit
+from kvrt.server.telemetry.tracing import Tracing
+from kvrt.server.tenants.accounts import Accounts
+
+
+class Desk:
+    """Belongs to the event loop.
+
+    Args:
+        config: of the server.
+        audit: told of all requests.
+        tracing: likewise.
+        accounts: of who asks; None: nobody is held to anything.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        audit: Audit | None = None,
+        tracing: Tracing | None = None,
+        accounts: Accounts | None = None,
+    ) -> None:
+        self.config = config
+        self.audit = audit
+        self.gate = Gate(config.max_requests)
+        self.accounts = accounts or Accounts(Limits.read(config.limits))
+        ended = [] if audit is None else [audit.add]
+        if tracing is not None:
+            ended.append(tracing.add)
+        self.book = Book(ended)
+        self.cut = asyncio.get_running_loop().create_future()
+        """Done when nothing may go on any longer."""
+
+    def cut_all(self) -> None:
+        """End what still goes on."""
+        if not self.cut.done():
+            self.cut.set_result(None)
