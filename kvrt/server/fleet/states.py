@@ -39,8 +39,6 @@ RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
 GUESSED_BYTES_A_SECOND = 1e9
 """That a model loads at, until it was measured."""
 
-HOLDING = frozenset({"loading", "loaded", "unloading"})
-
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -83,9 +81,11 @@ class Member:
         name: for clients.
         need: bytes of its weights and the smallest KV cache.
         keep_alive: seconds that it stays without requests; infinite: always.
-        sleeps: it can give its weights back and stay where it is, which brings it back sooner.
+        residue: bytes that it holds while it sleeps, which brings it back sooner; None: it cannot
+            sleep.
         load_s: what its last load took; None: it was not measured.
         place: the device that it is on, or sleeps on.
+        held: bytes that it has there, or that are kept for it.
         running: requests that have it.
         expires: when it goes, if nobody asks for it.
         rests: where it goes as soon as it is idle; None: it was not told to.
@@ -97,10 +97,11 @@ class Member:
     name: str
     need: int
     keep_alive: float
-    sleeps: bool = False
+    residue: int | None = None
     state: State = "unloaded"
     load_s: float | None = None
     place: int | None = None
+    held: int = 0
     running: int = 0
     waiting: list[Ticket] = field(default_factory=list)
     expires: float = inf
@@ -109,7 +110,11 @@ class Member:
     retry_at: float = 0.0
     error: Refusal | None = None
     demand: Demand = field(default_factory=Demand)
-    _goes: Rest = "unloaded"
+    goes: Rest = "unloaded"
+
+    def left(self, where: Rest) -> int:
+        """Bytes that it holds where it rests."""
+        return self.residue or 0 if where == "sleeping" else 0
 
     @property
     def idle(self) -> bool:
@@ -209,7 +214,7 @@ class Fleet:
         if member.state == "sleeping" and where == "unloaded":
             self._give_up(member, where)
         elif member.state == "loaded" or (member.state == "loading" and not member.waiting):
-            member.rests = where if member.sleeps else "unloaded"
+            member.rests = "unloaded" if member.residue is None else where
         self.advance(now)
 
     def loaded(self, name: str, now: float, need: int, load_s: float) -> None:
@@ -222,7 +227,8 @@ class Fleet:
         member = self.members[name]
         assert member.state == "loading", "it was ordered"
         assert member.place is not None, "it has one"
-        member.state, member.need, member.load_s = "loaded", need, load_s
+        member.state, member.load_s = "loaded", load_s
+        member.need = member.held = need
         member.failures, member.error = 0, None
         self._settled_at[member.place] = now
         self._stays(member, now, None)
@@ -237,7 +243,7 @@ class Fleet:
         member = self.members[name]
         assert member.state == "loading", "it was ordered"
         member.need = max(member.need, need)
-        member.state, member.place, member.rests = "failed", None, None
+        member.state, member.place, member.rests, member.held = "failed", None, None, 0
         member.retry_at = now + min(LONGEST_RETRY_S, RETRY_S * 2**member.failures)
         member.failures += 1
         member.error = error
@@ -247,11 +253,16 @@ class Fleet:
         member.waiting = []
         self.advance(now)
 
-    def gone(self, name: str, now: float) -> None:
-        """Its memory has come back."""
+    def gone(self, name: str, now: float, where: Rest | None = None) -> None:
+        """Its memory has come back.
+
+        Args:
+            where: it rests; None: as it was ordered.
+        """
         member = self.members[name]
         assert member.state == "unloading", "it was ordered"
-        member.state = member._goes
+        member.state = where or member.goes
+        member.held = member.left(member.state)
         if member.state == "unloaded":
             member.place = None
         self.advance(now)
@@ -295,7 +306,7 @@ class Fleet:
 
     def used(self, place: int) -> int:
         """Bytes of a device that models hold."""
-        return sum(m.need for m in self._at(place) if m.state in HOLDING)
+        return sum(member.held for member in self._at(place))
 
     def _at(self, place: int) -> Iterator[Member]:
         return (member for member in self.members.values() if member.place == place)
@@ -328,30 +339,32 @@ class Fleet:
                 continue
             free = {place: self.rooms[place] - self.used(place) for place in places}
             roomiest = max(places, key=lambda place: free[place])
-            if free[roomiest] >= member.need:
+            lacking = member.need - member.held
+            if free[roomiest] >= lacking:
                 self._begin(member, roomiest)
                 continue
             coming = {p: free[p] + self._leaving(p) for p in places}
-            found = [place for place in places if coming[place] >= member.need]
+            found = [place for place in places if coming[place] >= lacking]
             if not found:
                 choice = self._cheapest(member, coming, now, busy=False)
                 if choice is not None:
-                    place, victims = choice
+                    place, victims, where = choice
                     for victim in victims:
-                        self._give_up(victim, "sleeping" if victim.sleeps else "unloaded")
+                        self._give_up(victim, where)
                     found = [place]
             late = {p: coming[p] for p in places if now >= self._late_at(member, p)}
             if not found and late:
                 choice = self._cheapest(member, late, now, busy=True)
                 if choice is not None:
-                    place, victims = choice
+                    place, victims, _ = choice
                     draining |= set(victims)
                     found = [place]
             kept_free.update(found)
         return draining
 
     def _leaving(self, place: int) -> int:
-        return sum(member.need for member in self._at(place) if member.state == "unloading")
+        going = (member for member in self._at(place) if member.state == "unloading")
+        return sum(member.held - member.left(member.goes) for member in going)
 
     def _late_at(self, member: Member, place: int) -> float:
         """When it has waited for long enough for those at a place to let it have its turn."""
@@ -359,35 +372,54 @@ class Fleet:
 
     def _cheapest(
         self, member: Member, coming: Mapping[int, int], now: float, *, busy: bool
-    ) -> tuple[int, list[Member]] | None:
-        """The place where the least is lost for a model, and what goes there.
+    ) -> tuple[int, list[Member], Rest] | None:
+        """The place where the least is lost for a model, what goes there, and where to.
 
         Args:
             coming: bytes that are free at each place, or will be.
             busy: also those that have requests.
         """
-        found: list[tuple[float, int, list[Member]]] = []
-        for place, nbytes in coming.items():
-            able = [m for m in self._at(place) if m.idle or (busy and m.state == "loaded")]
-            able.sort(key=lambda m: self._worth(m, now))
-            victims: list[Member] = []
-            missing = member.need - nbytes
-            for each in able:
-                if missing > 0:
-                    victims.append(each)
-                    missing -= each.need
-            if missing > 0:
-                continue
-            for each in reversed(victims[:]):  # one that is large may do without the small ones
-                if missing + each.need <= 0:
-                    victims.remove(each)
-                    missing += each.need
-            lost = sum(self._worth(each, now) * each.need for each in victims)
-            found.append((lost, place, victims))
-        if not found:
+        ways: tuple[Rest, ...] = ("sleeping", "unloaded")
+        for where in ways:  # of those that sleep something stays, which may be too much
+            found = []
+            for place, nbytes in coming.items():
+                lacking = member.need - member.held - nbytes
+                victims = self._victims(member, place, lacking, where, now, busy=busy)
+                if victims is not None:
+                    lost = sum(self._worth(each, now) * each.held for each in victims)
+                    found.append((lost, place, victims))
+            if found:
+                _, place, victims = min(found, key=lambda each: each[:2])
+                return place, victims, where
+        return None
+
+    def _victims(
+        self, member: Member, place: int, lacking: int, where: Rest, now: float, *, busy: bool
+    ) -> list[Member] | None:
+        """The least worth at a place that together give up so many bytes; None: there are not so
+        many."""
+
+        def gain(each: Member) -> int:
+            return each.held - (each.left(where) if each.residue is not None else 0)
+
+        able = [
+            m for m in self._at(place)
+            if m is not member and gain(m) > 0
+            and (m.idle or m.state == "sleeping" or (busy and m.state == "loaded"))
+        ]  # fmt: skip
+        able.sort(key=lambda m: self._worth(m, now))
+        victims: list[Member] = []
+        for each in able:
+            if lacking > 0:
+                victims.append(each)
+                lacking -= gain(each)
+        if lacking > 0:
             return None
-        _, place, victims = min(found, key=lambda each: each[:2])
-        return place, victims
+        for each in reversed(victims[:]):  # one that is large may do without the small ones
+            if lacking + gain(each) <= 0:
+                victims.remove(each)
+                lacking += gain(each)
+        return victims
 
     def _measured_worth(self, member: Member, now: float) -> float:
         rate = member.demand.rate(now)
@@ -398,15 +430,16 @@ class Fleet:
     def _begin(self, member: Member, place: int) -> None:
         verb: Verb = "wake" if member.state == "sleeping" else "load"
         member.state, member.place, member.rests = "loading", place, None
+        member.held = member.need
         self._orders.append(Order(verb, member.name, place))
 
     def _give_up(self, member: Member, where: Rest) -> None:
         assert member.place is not None, "it holds something"
         assert not member.running, "a busy model stays"
-        member.state, member._goes, member.rests = "unloading", where, None
-        self._orders.append(
-            Order("sleep" if where == "sleeping" else "unload", member.name, member.place)
-        )
+        goes: Rest = "unloaded" if member.residue is None else where
+        member.state, member.goes, member.rests = "unloading", goes, None
+        verb: Verb = "sleep" if goes == "sleeping" else "unload"
+        self._orders.append(Order(verb, member.name, member.place))
 
     def _grant(self) -> None:
         for member in self.members.values():

@@ -339,7 +339,7 @@ def test_a_request_says_how_long_its_model_stays(wanted: float, gone_after: floa
 
 
 def test_models_that_can_sleep_do_so_to_make_room_and_are_unloaded_later() -> None:
-    world = World(100, sleeps=True, keep_alive=50.0)
+    world = World(100, residue=5, keep_alive=50.0)
     for ticket in world.have("big"):
         world.end(ticket)
     (half,) = world.have("half")
@@ -356,7 +356,7 @@ def test_models_that_can_sleep_do_so_to_make_room_and_are_unloaded_later() -> No
 
 
 def test_a_model_that_is_told_to_go_goes_when_its_requests_have_ended() -> None:
-    world = World(100, sleeps=True)
+    world = World(100, residue=5)
     (busy,) = world.have("big")
     world.fleet.rest("big", "sleeping", world.now)
     world.take()
@@ -391,8 +391,8 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(100, 60, sleeps=True, keep_alive=20.0, most_waiting=8)
-        self.world.fleet.members["small"].sleeps = False
+        self.world = World(100, 60, residue=5, keep_alive=20.0, most_waiting=8)
+        self.world.fleet.members["small"].residue = None
         self.open: list[Ticket] = []
         self.answered: set[Ticket] = set()
 
