@@ -31,7 +31,8 @@ class Service:
         self.runtime = runtime
         self.config = config
         self.desk = desk = desk or Desk(config)
-        self.gate, self.accounts, self.book, self.cut = desk.gate, desk.accounts, desk.book, desk.cut
+        self.gate, self.accounts = desk.gate, desk.accounts
+        self.book, self.cut = desk.book, desk.cut
         self.served = Served(runtime.runtime.model, config, template)
         size = config.response_cache
         self.kept = None if size is None else KeptAnswers(size, always=config.response_cache_all)

@@ -16,7 +16,9 @@ NEEDS = {"big": 60, "half": 50, "small": 20, "tiny": 10}
 BAD = Refusal(503, "its files are damaged")
 
 
-def fleet(*rooms: int, most_waiting: int = 512, objective: float | None = None, **changes: Any) -> Fleet:
+def fleet(
+    *rooms: int, most_waiting: int = 512, objective: float | None = None, **changes: Any
+) -> Fleet:
     """With the models of `NEEDS`."""
     made = Fleet(rooms or (100,), most_waiting=most_waiting, objective=objective)
     for name, need in NEEDS.items():
