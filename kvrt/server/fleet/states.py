@@ -1,11 +1,11 @@
 """Which model is loaded, which waits, which goes. Values and rules: no clock, no thread, no device.
 
-               orders "load", "wake"                    `loaded`
-    unloaded ------------------------> loading -----------------------> loaded
-    sleeping ------------------------>    |                               |  orders "sleep", "unload"
-    failed   ------------------------>    | `failed`                      v
-        ^---------------------------------+            sleeping <---- unloading
-                                                       unloaded <--------   `gone`
+             "load", "wake"              `loaded`
+    unloaded --------------> loading --------------> loaded
+    sleeping -------------->    |                      |  "sleep", "unload"
+    failed   -------------->    | `failed`             v
+        ^-----------------------+   sleeping <---- unloading
+                                    unloaded <--------'  `gone`
 
 - A model with requests that run is never given up; one without goes when its memory is needed, the
   least worth first, or when it was not asked for as long as it is kept alive.

@@ -400,11 +400,15 @@ class Machine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(sorted(NEEDS)), keep=st.sampled_from([None, 0.0, 5.0, math.inf]))
     def ask(self, name: str, keep: float | None) -> None:
-        try:
+        member = self.world.fleet.members[name]
+        full = len(member.waiting) == 8
+        fails = member.state == "failed" and self.world.now < member.retry_at
+        if not full and not fails:
             self.open.append(self.world.ask(name, keep_alive=keep))
-        except Refusal as refusal:
-            member = self.world.fleet.members[name]
-            assert (refusal.status == 429) == (len(member.waiting) == 8)
+            return
+        with pytest.raises(Refusal) as error:
+            self.world.ask(name, keep_alive=keep)
+        assert error.value.status == (503 if fails else 429)
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
