@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from kvrt.spi import DeltaRule, StateActivation, StateBatch
+from kvrt.spi import DeltaRule, StateActivation, StateBatch, StateSpaceRule
 from kvrt_kernels._args import address, need, threads_or_default
 from kvrt_kernels._load import native
 
@@ -76,20 +76,44 @@ def delta(
     out: Tensor,
     threads: int | None = None,
 ) -> None:
+    keys = rule.key_heads * rule.key_dim
     native().delta(
         tokens.pages(layer),
         borders.pages(layer),
-        address(qkv),
-        qkv.stride(0),
+        (*(address(qkv[:, first:]) for first in (0, keys, 2 * keys)), address(out)),
+        (qkv.stride(0), out.stride(0)),
+        (rule.key_heads, rule.value_heads, rule.key_dim, rule.value_dim, rule.decays),
         address(gates),
         gates.stride(0),
         address(rule.decay_log),
         address(rule.decay_bias),
-        address(out),
-        out.stride(0),
-        rule.key_heads,
-        rule.value_heads,
-        rule.key_dim,
-        rule.value_dim,
+        rule.strength,
+        threads_or_default(threads),
+    )
+
+
+def scan(
+    tokens: Plan,
+    borders: Plan,
+    layer: int,
+    xbc: Tensor,
+    times: Tensor,
+    rule: StateSpaceRule,
+    out: Tensor,
+    threads: int | None = None,
+) -> None:
+    values, keys = rule.heads * rule.head_dim, rule.groups * rule.state_dim
+    native().scan(
+        tokens.pages(layer),
+        borders.pages(layer),
+        (*(address(xbc[:, first:]) for first in (values + keys, values, 0)), address(out)),
+        (xbc.stride(0), out.stride(0)),
+        (rule.groups, rule.heads, rule.state_dim, rule.head_dim, 1),
+        address(times),
+        times.stride(0),
+        address(rule.decay_log),
+        address(rule.time_bias),
+        address(rule.skip),
+        *rule.limits,
         threads_or_default(threads),
     )

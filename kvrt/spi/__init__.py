@@ -80,6 +80,7 @@ from kvrt.spi.recurrence import (
     StateActivation,
     StateBatch,
     StateLayout,
+    StateSpaceRule,
     StepBatch,
 )
 
@@ -137,6 +138,7 @@ __all__ = [
     "StateActivation",
     "StateBatch",
     "StateLayout",
+    "StateSpaceRule",
     "StepBatch",
     "Ticket",
     "VirtualMemory",

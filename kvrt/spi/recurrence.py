@@ -5,6 +5,7 @@ which later tokens need for a while, and states, of which there is one for each 
 layer's state was after the page's last token.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -101,8 +102,9 @@ class DeltaRule:
         out = s.T @ q
 
     with ``decay = exp(g)``, ``g = -exp(decay_log) * softplus(a + decay_bias)`` and
-    ``beta = sigmoid(b)``. Queries and keys are first divided by the root of the sum of their
-    squares and 1e-6, and queries multiplied by ``key_dim ** -0.5``.
+    ``beta = strength * sigmoid(b)``. Queries and keys are first divided by the root of the sum of
+    their squares and 1e-6, and queries multiplied by ``key_dim ** -0.5``. A decay is of a head, or
+    each of a key's numbers has its own (Moonshot AI 2025, arXiv 2510.26692).
 
     Args:
         key_heads: of queries and keys.
@@ -110,7 +112,9 @@ class DeltaRule:
         key_dim: width of a query or key.
         value_dim: width of a value.
         decay_log: float32 [value_heads], on the device.
-        decay_bias: likewise.
+        decay_bias: float32 [value_heads * decays], likewise.
+        decays: of a head: 1 or `key_dim`.
+        strength: how much is put in at most.
     """
 
     key_heads: int
@@ -119,6 +123,40 @@ class DeltaRule:
     value_dim: int
     decay_log: "Tensor"
     decay_bias: "Tensor"
+    decays: int = 1
+    strength: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpaceRule:
+    """A selective state space (Dao and Gu 2024, arXiv 2405.21060) with its weights, in float32.
+
+    Each head has a state s, [state_dim, head_dim], at first 0. At each token
+
+        s = exp(-exp(decay_log) * t) * s + outer(b, t * x)
+        out = s.T @ c + skip * x
+
+    with a time ``t = softplus(time + time_bias)``, within `limits`.
+
+    Args:
+        groups: of heads, each with a b and a c.
+        heads: a multiple; head h has those of group ``h // (heads // groups)``.
+        state_dim: width of a b or c.
+        head_dim: width of an x.
+        decay_log: float32 [heads], on the device.
+        time_bias: likewise.
+        skip: likewise.
+        limits: the shortest and the longest time.
+    """
+
+    groups: int
+    heads: int
+    state_dim: int
+    head_dim: int
+    decay_log: "Tensor"
+    time_bias: "Tensor"
+    skip: "Tensor"
+    limits: tuple[float, float] = (0.0, math.inf)
 
 
 @runtime_checkable
@@ -174,20 +212,44 @@ class Recurrence(Protocol):
         """Go on with the gated delta rule, in float32.
 
         Within a page that begins with the state s, token t of it is computed from the tokens before
-        it there, in their order, as
+        it there. With ``d_tj = g_t + g_(t-1) + ... + g_(j+1)``, added up from the nearest one back,
+        and d_t that of all:
 
-            c_t = g_0 + ... + g_t
-            u_t = beta_t * (v_t - exp(c_t) * s.T @ k_t - sum of exp(c_t - c_j) * (k_j . k_t) * u_j)
-            out_t = exp(c_t) * s.T @ q_t + sum of exp(c_t - c_j) * (k_j . q_t) * u_j, and its own
+            u_t = beta_t * (v_t - exp(d_t) * s.T @ k_t - sum of exp(d_tj) * (k_j . k_t) * u_j)
+            out_t = exp(d_t) * s.T @ q_t + sum of exp(d_tj) * (k_j . q_t) * u_j, and its own
 
-        and the page's last one leaves ``exp(c_t) * s + sum of exp(c_t - c_j) * outer(k_j, u_j)``.
+        and the page's last one leaves ``exp(d_t) * s + sum of exp(d_tj) * outer(k_j, u_j)``.
         So nothing is written twice, and a token's bits depend on its position alone.
 
         Args:
-            tokens: the plan of pages with a row for each token: its keys, u and c of each head.
+            tokens: the plan of pages with a row for each token: its keys, u and g of each head.
+                Where each of a key's numbers decays by itself, g has as many, and exp(d_tj)
+                multiplies those of k_j.
             borders: the plan of pages with a row for each: the states of all heads. It is read of
                 the page before each token's own, and written by a page's last token.
             qkv: [tokens, 2 * key_heads * key_dim + value_heads * value_dim]: queries, keys, values.
-            gates: [tokens, 2 * value_heads]: b, then a.
+            gates: [tokens, value_heads * (1 + decays)]: b, then a.
             out: [tokens, value_heads * value_dim].
+        """
+
+    def scan(
+        self,
+        tokens: object,
+        borders: object,
+        layer: int,
+        xbc: "Tensor",
+        times: "Tensor",
+        rule: StateSpaceRule,
+        out: "Tensor",
+    ) -> None:
+        """Go on with a state space, in float32: as `delta`, with b in place of keys and c of
+        queries, as they are, and ``u = t * x``. Last ``skip * x`` is added.
+
+        Args:
+            tokens: the plan of pages with a row for each token: its b, u and -exp(decay_log) * t of
+                each head.
+            borders: the plan of pages with a row for each: the states of all heads.
+            xbc: [tokens, heads * head_dim + 2 * groups * state_dim]: x, b, c.
+            times: [tokens, heads].
+            out: [tokens, heads * head_dim].
         """

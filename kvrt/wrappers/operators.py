@@ -22,6 +22,7 @@ from kvrt.spi import (
     Router,
     StateActivation,
     StateBatch,
+    StateSpaceRule,
     WeightFormat,
 )
 from kvrt.wrappers.parts import Caller
@@ -232,6 +233,20 @@ class WrappedRecurrence:
     ) -> None:
         self.device.around(
             "recurrence.delta", self.inner.delta, tokens, borders, layer, qkv, gates, rule, out
+        )
+
+    def scan(
+        self,
+        tokens: object,
+        borders: object,
+        layer: int,
+        xbc: "Tensor",
+        times: "Tensor",
+        rule: StateSpaceRule,
+        out: "Tensor",
+    ) -> None:
+        self.device.around(
+            "recurrence.scan", self.inner.scan, tokens, borders, layer, xbc, times, rule, out
         )
 
 

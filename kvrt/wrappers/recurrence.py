@@ -6,7 +6,7 @@ from typing import get_args
 import torch
 
 from kvrt.errors import ContractError
-from kvrt.spi import DeltaRule, Recurrence, StateActivation, StateBatch
+from kvrt.spi import DeltaRule, Recurrence, StateActivation, StateBatch, StateSpaceRule
 from kvrt.wrappers.attention import CheckedAttention
 from kvrt.wrappers.rules import Facts, broken, whole
 
@@ -82,16 +82,45 @@ class CheckedRecurrence:
         own, ends = self._states("tokens", tokens, layer), self._states("borders", borders, layer)
         if self._layers:
             keys, values = rule.key_heads * rule.key_dim, rule.value_heads * rule.value_dim
+            decays = rule.value_heads * rule.decays
             if rule.value_heads % rule.key_heads:
                 raise broken("rule", rule, "must have as many value heads for each key head")
-            self._check_layout("tokens", own, keys + values + rule.value_heads, of_pages=False)
+            if rule.decays not in (1, rule.key_dim):
+                raise broken("rule", rule, "must have a decay of each head or of each key's number")
+            self._check_layout("tokens", own, keys + values + decays, of_pages=False)
             self._check_layout("borders", ends, values * rule.key_dim, of_pages=True)
             self._check_rows("qkv", qkv, own, 2 * keys + values)
-            self._check_rows("gates", gates, own, 2 * rule.value_heads)
+            self._check_rows("gates", gates, own, rule.value_heads + decays)
             self._check_rows("out", out, own, values)
             self._facts.check_vector("rule.decay_log", rule.decay_log, rule.value_heads)
-            self._facts.check_vector("rule.decay_bias", rule.decay_bias, rule.value_heads)
+            self._facts.check_vector("rule.decay_bias", rule.decay_bias, decays)
         self._inner.delta(own.inner, ends.inner, layer, qkv, gates, rule, out)
+
+    def scan(
+        self,
+        tokens: object,
+        borders: object,
+        layer: int,
+        xbc: torch.Tensor,
+        times: torch.Tensor,
+        rule: StateSpaceRule,
+        out: torch.Tensor,
+    ) -> None:
+        own, ends = self._states("tokens", tokens, layer), self._states("borders", borders, layer)
+        if self._layers:
+            keys, values = rule.groups * rule.state_dim, rule.heads * rule.head_dim
+            if rule.heads % rule.groups:
+                raise broken("rule", rule, "must have as many heads in each group")
+            if not 0 <= rule.limits[0] <= rule.limits[1]:
+                raise broken("rule", rule, "must have limits from 0, the shortest first")
+            self._check_layout("tokens", own, keys + values + rule.heads, of_pages=False)
+            self._check_layout("borders", ends, values * rule.state_dim, of_pages=True)
+            self._check_rows("xbc", xbc, own, values + 2 * keys)
+            self._check_rows("times", times, own, rule.heads)
+            self._check_rows("out", out, own, values)
+            for name in ("decay_log", "time_bias", "skip"):
+                self._facts.check_vector(f"rule.{name}", getattr(rule, name), rule.heads)
+        self._inner.scan(own.inner, ends.inner, layer, xbc, times, rule, out)
 
     def _states(self, argument: str, plan: object, layer: int) -> CheckedStates:
         self._facts.check_open("recurrence")

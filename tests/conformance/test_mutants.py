@@ -17,7 +17,7 @@ from kvrt.testing.packing import PackingBackend
 for name, mutant in MUTANTS.items():
     part = mutant.caught_by.partition("::")[0]
     on_cpu = mutant.codes or part in (
-        "dense", "experts", "graphs", "latent", "low_rank", "trees"
+        "dense", "experts", "graphs", "latent", "low_rank", "recurrence", "trees"
     )
     base = "cpu" if on_cpu else "null"
     inner = registry.load(base)

@@ -3,7 +3,7 @@
 from kvrt_kernels import recurrence
 from torch import Tensor
 
-from kvrt.spi import DeltaRule, StateActivation, StateBatch
+from kvrt.spi import DeltaRule, StateActivation, StateBatch, StateSpaceRule
 
 
 class NativeRecurrence:
@@ -41,3 +41,17 @@ class NativeRecurrence:
         assert isinstance(tokens, recurrence.Plan)
         assert isinstance(borders, recurrence.Plan)
         recurrence.delta(tokens, borders, layer, qkv, gates, rule, out, self._threads)
+
+    def scan(
+        self,
+        tokens: object,
+        borders: object,
+        layer: int,
+        xbc: Tensor,
+        times: Tensor,
+        rule: StateSpaceRule,
+        out: Tensor,
+    ) -> None:
+        assert isinstance(tokens, recurrence.Plan)
+        assert isinstance(borders, recurrence.Plan)
+        recurrence.scan(tokens, borders, layer, xbc, times, rule, out, self._threads)

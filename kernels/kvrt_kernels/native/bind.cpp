@@ -68,6 +68,15 @@ StatePages state_pages(const std::array<S, 10>& from) {
           at<const int32_t>(query_start), at<const int32_t>(context_len), int(sequences)};
 }
 
+// rows: queries, keys, values, out; strides: of the first three, of out; shape: heads of keys and of values, widths of
+// both, decays of a value head.
+StateArgs state_args(const std::array<S, 10>& tokens, const std::array<S, 10>& borders, const std::array<A, 4>& rows,
+                     const std::array<S, 2>& strides, const std::array<int, 5>& shape) {
+  return {state_pages(tokens), state_pages(borders), at<const float>(rows[0]), at<const float>(rows[1]),
+          at<const float>(rows[2]), strides[0], at<float>(rows[3]), strides[1],
+          shape[0], shape[1], shape[2], shape[3], shape[4]};
+}
+
 PackedMatrix packed_matrix(const std::array<S, 7>& from) {
   const auto& [panels, rows, bits, zero, scales, span, codes] = from;
   return {at<const void>(A(panels)), int(rows), {int(bits), int(zero), Scales(scales), int(span), Codes(codes)}};
@@ -264,16 +273,27 @@ NB_MODULE(_native, m) {
 
   m.def(
       "delta",
-      [](const std::array<S, 10>& tokens, const std::array<S, 10>& borders, A qkv, S qkv_stride, A gates, S gates_stride,
-         A decay_log, A decay_bias, A out, S out_stride, int key_heads, int value_heads, int key_dim, int value_dim,
-         int threads) {
-        delta({state_pages(tokens), state_pages(borders), at<const float>(qkv), qkv_stride, at<const float>(gates),
-               gates_stride, at<const float>(decay_log), at<const float>(decay_bias), at<float>(out), out_stride,
-               key_heads, value_heads, key_dim, value_dim},
+      [](const std::array<S, 10>& tokens, const std::array<S, 10>& borders, const std::array<A, 4>& rows,
+         const std::array<S, 2>& strides, const std::array<int, 5>& shape, A gates, S gates_stride, A decay_log,
+         A decay_bias, float strength, int threads) {
+        delta({state_args(tokens, borders, rows, strides, shape), at<const float>(gates), gates_stride,
+               at<const float>(decay_log), at<const float>(decay_bias), strength},
               threads);
       },
-      "tokens"_a, "borders"_a, "qkv"_a, "qkv_stride"_a, "gates"_a, "gates_stride"_a, "decay_log"_a, "decay_bias"_a,
-      "out"_a, "out_stride"_a, "key_heads"_a, "value_heads"_a, "key_dim"_a, "value_dim"_a, "threads"_a, release());
+      "tokens"_a, "borders"_a, "rows"_a, "strides"_a, "shape"_a, "gates"_a, "gates_stride"_a, "decay_log"_a,
+      "decay_bias"_a, "strength"_a, "threads"_a, release());
+
+  m.def(
+      "scan",
+      [](const std::array<S, 10>& tokens, const std::array<S, 10>& borders, const std::array<A, 4>& rows,
+         const std::array<S, 2>& strides, const std::array<int, 5>& shape, A times, S times_stride, A decay_log,
+         A time_bias, A skip, float shortest, float longest, int threads) {
+        scan({state_args(tokens, borders, rows, strides, shape), at<const float>(times), times_stride,
+              at<const float>(decay_log), at<const float>(time_bias), at<const float>(skip), shortest, longest},
+             threads);
+      },
+      "tokens"_a, "borders"_a, "rows"_a, "strides"_a, "shape"_a, "times"_a, "times_stride"_a, "decay_log"_a,
+      "time_bias"_a, "skip"_a, "shortest"_a, "longest"_a, "threads"_a, release());
 
   using Parts = std::vector<std::array<S, 4>>;
   nb::class_<LowRankRows>(m, "LowRankRows",

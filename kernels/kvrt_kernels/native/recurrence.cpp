@@ -1,4 +1,5 @@
-// Short convolutions, and the gated delta rule (Yang et al. 2024, arXiv 2412.06464), over pages.
+// Short convolutions, the gated delta rule (Yang et al. 2024, arXiv 2412.06464) and state spaces (Dao and Gu 2024, arXiv
+// 2405.21060), over pages.
 //
 // Every sum is taken in an order that a token's position says, and nothing is fused (-ffp-contract=off): so a token has
 // the same bits in any batch, and on any instruction set. Threads share tokens, or heads.
@@ -95,13 +96,10 @@ KVRT_EACH_ISA void convolve_tokens(const ConvolveArgs& a, int token0, int token1
   }
 }
 
-// ---- gated delta rule -----------------------------------------------------------------------------------------------
+// ---- states ---------------------------------------------------------------------------------------------------------
 
-KVRT_EACH_ISA void unit(const float* from, float* to, int size) {
-  const float scale = 1.f / std::sqrt(dot(from, from, size) + 1e-6f);
-  for (int i = 0; i < size; i++) to[i] = from[i] * scale;
-}
-
+// Where a token is. Its row has keys, then of each value head what is put into its state, then the logarithm of how much
+// it leaves there.
 struct Place {
   const float* page;  // the first row of the token's page
   float* row;
@@ -110,78 +108,168 @@ struct Place {
   int slot;
 };
 
-// One token and one value head, with its unit key k and query q.
-KVRT_EACH_ISA void recall(const DeltaArgs& a, const Place& at, int token, int head, const float* k, const float* q,
-                          float* old) {
-  const int keys = a.key_dim, values = a.value_dim, width = a.tokens.width, group = a.value_heads / a.key_heads;
-  const int key = head / group * keys, value = a.key_heads * keys + head * values, c = width - a.value_heads + head;
-  const float* gates = a.gates + token * a.gates_stride;
-  const float beta = 1.f / (1.f + std::exp(-gates[head])), x = gates[a.value_heads + head] + a.decay_bias[head];
-  float gone = -std::exp(a.decay_log[head]) * (x > 20.f ? x : std::log1p(std::exp(x)));
-  if (at.slot) gone += at.row[c - width];
-  const float decay = std::exp(gone);
-  float *by_key = old, *by_query = old + values;
-  std::fill(old, old + 2 * values, 0.f);
-  const int64_t state = int64_t(head) * keys * values;
-  if (at.before) {
-    for (int d = 0; d < keys; d++) {
-      const float* s = at.before + state + int64_t(d) * values;
-      const float kd = k[d], qd = q[d];
-      for (int v = 0; v < values; v++) {
-        by_key[v] += s[v] * kd;
-        by_query[v] += s[v] * qd;
-      }
-    }
-    for (int v = 0; v < 2 * values; v++) old[v] *= decay;
-  }
-  for (int j = 0; j < at.slot; j++) {
-    const float* other = at.page + int64_t(j) * width;
-    const float share = std::exp(gone - other[c]);
-    add_scaled(by_key, other + value, dot(other + key, k, keys) * share, values);
-    add_scaled(by_query, other + value, dot(other + key, q, keys) * share, values);
-  }
-  const float* v = a.qkv + token * a.qkv_stride + 2 * a.key_heads * keys + head * values;
-  float *u = at.row + value, *out = a.out + token * a.out_stride + head * values;
-  const float own = dot(k, q, keys);
-  for (int i = 0; i < values; i++) {
-    u[i] = (v[i] - by_key[i]) * beta;
-    out[i] = by_query[i] + u[i] * own;
-  }
-  at.row[c] = gone;
-  if (!at.after) return;
-  for (int d = 0; d < keys; d++) {
-    float* s = at.after + state + int64_t(d) * values;
-    for (int i = 0; i < values; i++) s[i] = at.before ? at.before[state + int64_t(d) * values + i] * decay : 0.f;
-  }
-  for (int j = 0; j <= at.slot; j++) {
-    const float* other = at.page + int64_t(j) * width;
-    const float share = j < at.slot ? std::exp(gone - other[c]) : 1.f;
-    for (int d = 0; d < keys; d++)
-      add_scaled(at.after + state + int64_t(d) * values, other + value, other[key + d] * share, values);
+KVRT_EACH_ISA Place place_of(const StateArgs& a, int sequence, int token) {
+  const int size = a.tokens.rows, next = a.tokens.query_start[sequence + 1];
+  const int64_t position = int64_t(a.tokens.context_len[sequence]) - next + token;
+  Place at;
+  at.slot = int(position % size);
+  at.row = row(a.tokens, sequence, position);
+  at.page = at.row - int64_t(at.slot) * a.tokens.width;
+  at.before = position < size ? nullptr : row(a.borders, sequence, position / size - 1);
+  at.after = at.slot == size - 1 ? row(a.borders, sequence, position / size) : nullptr;
+  return at;
+}
+
+// The parts of a row that a value head has.
+struct Parts {
+  int key, value, gone;
+};
+
+KVRT_EACH_ISA Parts parts_of(const StateArgs& a, int head) {
+  const int values = a.key_heads * a.key_dim, gone = values + a.value_heads * a.value_dim;
+  return {head / (a.value_heads / a.key_heads) * a.key_dim, values + head * a.value_dim, gone + head * a.decays};
+}
+
+KVRT_EACH_ISA float softplus(float x) { return x > 20.f ? x : std::log1p(std::exp(x)); }
+
+// A key's numbers, each by how much is left of what was put in.
+KVRT_EACH_ISA void fade(float* __restrict to, const float* __restrict from, const float* __restrict gone, int decays,
+                        int size) {
+  if (decays == 1) {
+    const float share = std::exp(*gone);
+    for (int i = 0; i < size; i++) to[i] = from[i] * share;
+  } else {
+    for (int i = 0; i < size; i++) to[i] = from[i] * exponential(gone[i]);
   }
 }
 
-// All new tokens of a sequence, for the value heads of one key.
-KVRT_EACH_ISA void delta_head(const DeltaArgs& a, int sequence, int key_head) {
-  const int keys = a.key_dim, size = a.tokens.rows, group = a.value_heads / a.key_heads;
-  std::vector<float> scratch(2 * keys + 2 * a.value_dim);
-  float *k = scratch.data(), *q = k + keys, *old = q + keys;
-  const float scale = 1.f / std::sqrt(float(keys));
-  const int32_t* start = a.tokens.query_start + sequence;
-  for (int token = start[0]; token < start[1]; token++) {
-    const int64_t position = int64_t(a.tokens.context_len[sequence]) - start[1] + token;
-    Place at;
-    at.slot = int(position % size);
-    at.row = row(a.tokens, sequence, position);
-    at.page = at.row - int64_t(at.slot) * a.tokens.width;
-    at.before = position < size ? nullptr : row(a.borders, sequence, position / size - 1);
-    at.after = at.slot == size - 1 ? row(a.borders, sequence, position / size) : nullptr;
-    const float* own = a.qkv + token * a.qkv_stride + key_head * keys;
-    unit(own, q, keys);
+KVRT_EACH_ISA void add(float* __restrict to, const float* __restrict from, int size) {
+  for (int i = 0; i < size; i++) to[i] += from[i];
+}
+
+// What the tokens before have put in under each of some keys: `found`, [kAsked][value_dim]. From the nearest one back, so
+// that what has gone since is a sum of few numbers, and no difference of two large ones. `scratch`: [kAsked + 1][key_dim].
+template <int kAsked>
+KVRT_EACH_ISA void look_back(const StateArgs& a, const Place& at, int head, const float* const (&asked)[kAsked],
+                             float* found, float* scratch) {
+  const int keys = a.key_dim, values = a.value_dim, decays = a.decays;
+  const Parts part = parts_of(a, head);
+  float* gone = scratch + kAsked * keys;
+  std::memcpy(gone, at.row + part.gone, sizeof(float) * decays);
+  std::fill(found, found + kAsked * values, 0.f);
+  for (int j = at.slot - 1; j >= 0; j--) {
+    const float* other = at.page + int64_t(j) * a.tokens.width;
+    fade(scratch, other + part.key, gone, decays, keys);
+    for (int n = 0; n < kAsked; n++)
+      add_scaled(found + n * values, other + part.value, dot(scratch, asked[n], keys), values);
+    add(gone, other + part.gone, decays);
+  }
+  if (!at.before) return;
+  for (int n = 0; n < kAsked; n++) fade(scratch + n * keys, asked[n], gone, decays, keys);
+  for (int d = 0; d < keys; d++) {
+    const float* s = at.before + (int64_t(head) * keys + d) * values;
+    for (int n = 0; n < kAsked; n++) add_scaled(found + n * values, s, scratch[n * keys + d], values);
+  }
+}
+
+// A head's state at the end of its page, if that is where a token is; likewise. `scratch`: [2][key_dim].
+KVRT_EACH_ISA void leave(const StateArgs& a, const Place& at, int head, float* scratch) {
+  if (!at.after) return;
+  const int keys = a.key_dim, values = a.value_dim, decays = a.decays;
+  const Parts part = parts_of(a, head);
+  const int64_t first = int64_t(head) * keys * values;
+  float* gone = scratch + keys;
+  std::fill(gone, gone + decays, 0.f);
+  std::fill(at.after + first, at.after + first + int64_t(keys) * values, 0.f);
+  for (int j = at.slot; j >= 0; j--) {
+    const float* other = at.page + int64_t(j) * a.tokens.width;
+    fade(scratch, other + part.key, gone, decays, keys);
+    for (int d = 0; d < keys; d++)
+      add_scaled(at.after + first + int64_t(d) * values, other + part.value, scratch[d], values);
+    add(gone, other + part.gone, decays);
+  }
+  if (!at.before) return;
+  for (int d = 0; d < keys; d++) {
+    const int64_t n = first + int64_t(d) * values;
+    const float share = decays == 1 ? std::exp(*gone) : exponential(gone[d]);
+    add_scaled(at.after + n, at.before + n, share, values);
+  }
+}
+
+// ---- gated delta rule -----------------------------------------------------------------------------------------------
+
+KVRT_EACH_ISA void unit(const float* from, float* to, int size) {
+  const float scale = 1.f / std::sqrt(dot(from, from, size) + 1e-6f);
+  for (int i = 0; i < size; i++) to[i] = from[i] * scale;
+}
+
+// The keys of some tokens, which all value heads read: they are there before any of these begins.
+KVRT_EACH_ISA void store_keys(const StateArgs& a, int token0, int token1, bool units) {
+  const StatePages& p = a.tokens;
+  int sequence = int(std::upper_bound(p.query_start, p.query_start + p.sequences + 1, token0) - p.query_start) - 1;
+  for (int token = token0; token < token1; token++) {
+    while (token >= p.query_start[sequence + 1]) sequence++;
+    float* to = row(p, sequence, int64_t(p.context_len[sequence]) - p.query_start[sequence + 1] + token);
+    const float* from = a.keys + token * a.stride;
+    if (units)
+      for (int head = 0; head < a.key_heads; head++) unit(from + head * a.key_dim, to + head * a.key_dim, a.key_dim);
+    else
+      std::memcpy(to, from, sizeof(float) * a.key_heads * a.key_dim);
+  }
+}
+
+// All new tokens of a sequence, for a value head.
+KVRT_EACH_ISA void delta_head(const DeltaArgs& args, int sequence, int head) {
+  const StateArgs& a = args.state;
+  const int keys = a.key_dim, values = a.value_dim, decays = a.decays;
+  const Parts part = parts_of(a, head);
+  std::vector<float> room(4 * keys + 2 * values);
+  float *q = room.data(), *found = q + keys, *scratch = found + 2 * values;
+  const float scale = 1.f / std::sqrt(float(keys)), rate = -std::exp(args.decay_log[head]);
+  const float* bias = args.decay_bias + head * decays;
+  for (int token = a.tokens.query_start[sequence]; token < a.tokens.query_start[sequence + 1]; token++) {
+    const Place at = place_of(a, sequence, token);
+    const float *k = at.row + part.key, *gates = args.gates + token * args.gates_stride;
+    unit(a.queries + token * a.stride + part.key, q, keys);
     for (int d = 0; d < keys; d++) q[d] *= scale;
-    unit(own + a.key_heads * keys, k, keys);
-    std::memcpy(at.row + key_head * keys, k, sizeof(float) * keys);
-    for (int head = key_head * group; head < (key_head + 1) * group; head++) recall(a, at, token, head, k, q, old);
+    const float beta = args.strength / (1.f + std::exp(-gates[head]));
+    float* gone = at.row + part.gone;
+    for (int d = 0; d < decays; d++) gone[d] = rate * softplus(gates[a.value_heads + head * decays + d] + bias[d]);
+    look_back<2>(a, at, head, {k, q}, found, scratch);
+    const float *v = a.values + token * a.stride + head * values, own = dot(k, q, keys);
+    float *u = at.row + part.value, *out = a.out + token * a.out_stride + head * values;
+    for (int i = 0; i < values; i++) {
+      u[i] = (v[i] - found[i]) * beta;
+      out[i] = found[values + i] + u[i] * own;
+    }
+    leave(a, at, head, scratch);
+  }
+}
+
+// ---- state spaces ---------------------------------------------------------------------------------------------------
+
+// Likewise.
+KVRT_EACH_ISA void scan_head(const ScanArgs& args, int sequence, int head) {
+  const StateArgs& a = args.state;
+  const int keys = a.key_dim, values = a.value_dim;
+  const Parts part = parts_of(a, head);
+  std::vector<float> room(2 * keys + values);
+  float *found = room.data(), *scratch = found + values;
+  const float rate = -std::exp(args.decay_log[head]), skip = args.skip[head];
+  for (int token = a.tokens.query_start[sequence]; token < a.tokens.query_start[sequence + 1]; token++) {
+    const Place at = place_of(a, sequence, token);
+    const float *k = at.row + part.key, *q = a.queries + token * a.stride + part.key;
+    const float passed = softplus(args.times[token * args.times_stride + head] + args.time_bias[head]);
+    const float time = std::min(std::max(passed, args.shortest), args.longest);
+    at.row[part.gone] = rate * time;
+    look_back<1>(a, at, head, {q}, found, scratch);
+    const float *x = a.values + token * a.stride + head * values, own = dot(k, q, keys);
+    float *u = at.row + part.value, *out = a.out + token * a.out_stride + head * values;
+    for (int i = 0; i < values; i++) {
+      u[i] = x[i] * time;
+      out[i] = found[i] + u[i] * own + x[i] * skip;
+    }
+    leave(a, at, head, scratch);
   }
 }
 
@@ -189,13 +277,17 @@ KVRT_EACH_ISA void delta_head(const DeltaArgs& a, int sequence, int key_head) {
 
 struct Build {
   void (*convolve)(const ConvolveArgs&, int, int);
+  void (*keys)(const StateArgs&, int, int, bool);
   void (*delta)(const DeltaArgs&, int, int);
+  void (*scan)(const ScanArgs&, int, int);
 };
 
 #define KVRT_BUILD(name, target)                                                                               \
   target void convolve_##name(const ConvolveArgs& a, int from, int to) { convolve_tokens(a, from, to); }       \
+  target void keys_##name(const StateArgs& a, int from, int to, bool units) { store_keys(a, from, to, units); } \
   target void delta_##name(const DeltaArgs& a, int sequence, int head) { delta_head(a, sequence, head); }      \
-  constexpr Build name{convolve_##name, delta_##name};
+  target void scan_##name(const ScanArgs& a, int sequence, int head) { scan_head(a, sequence, head); }         \
+  constexpr Build name{convolve_##name, keys_##name, delta_##name, scan_##name};
 
 KVRT_BUILD(plain, )
 #if defined(__x86_64__)
@@ -214,6 +306,16 @@ Build best() {
 
 const Build chosen = best();
 
+// First the keys of all tokens, then each value head of each sequence by itself.
+template <typename F>
+void by_head(const StateArgs& a, bool units, int threads, const F& head) {
+  const StatePages& p = a.tokens;
+  runs(threads, p.query_start[p.sequences],
+       [&](int64_t from, int64_t to) { chosen.keys(a, int(from), int(to), units); });
+  const int64_t heads = a.value_heads;
+  each(threads, p.sequences * heads, [&](int64_t i) { head(int(i / heads), int(i % heads)); });
+}
+
 }  // namespace
 
 void convolve(const ConvolveArgs& args, int threads) {
@@ -222,9 +324,11 @@ void convolve(const ConvolveArgs& args, int threads) {
 }
 
 void delta(const DeltaArgs& args, int threads) {
-  const int64_t heads = args.key_heads;
-  each(threads, args.tokens.sequences * heads,
-       [&](int64_t i) { chosen.delta(args, int(i / heads), int(i % heads)); });
+  by_head(args.state, true, threads, [&](int sequence, int head) { chosen.delta(args, sequence, head); });
+}
+
+void scan(const ScanArgs& args, int threads) {
+  by_head(args.state, false, threads, [&](int sequence, int head) { chosen.scan(args, sequence, head); });
 }
 
 }  // namespace kvrt

@@ -26,19 +26,35 @@ struct ConvolveArgs {
   int64_t out_stride;
 };
 
-struct DeltaArgs {
+// What the rules have in common that keep a state of each value head: [key_dim, value_dim].
+struct StateArgs {
   StatePages tokens, borders;
-  const float* qkv;
-  int64_t qkv_stride;
-  const float* gates;  // of each value head b, then of each a
-  int64_t gates_stride;
-  const float *decay_log, *decay_bias;
+  const float *queries, *keys, *values;  // of the first token
+  int64_t stride;                        // from one token to the next
   float* out;
   int64_t out_stride;
   int key_heads, value_heads, key_dim, value_dim;
+  int decays;  // of a value head: 1, or one for each of a key's numbers
+};
+
+struct DeltaArgs {
+  StateArgs state;
+  const float* gates;  // of each value head b, then of each a
+  int64_t gates_stride;
+  const float *decay_log, *decay_bias;
+  float strength;
+};
+
+struct ScanArgs {
+  StateArgs state;
+  const float* times;
+  int64_t times_stride;
+  const float *decay_log, *time_bias, *skip;
+  float shortest, longest;
 };
 
 void convolve(const ConvolveArgs& args, int threads);
 void delta(const DeltaArgs& args, int threads);
+void scan(const ScanArgs& args, int threads);
 
 }  // namespace kvrt

@@ -1,12 +1,14 @@
 """`kvrt.spi.Recurrence` in torch's own operators, on any device."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kvrt.model.decoder.branches import PLAIN, sigmoid
-from kvrt.spi import DeltaRule, StateActivation, StateBatch
+from kvrt.spi import DeltaRule, StateActivation, StateBatch, StateSpaceRule
 
 
 class TorchPlan:
@@ -102,62 +104,121 @@ class TorchRecurrence:
     ) -> None:
         assert isinstance(tokens, TorchPlan)
         assert isinstance(borders, TorchPlan)
+        shape = _Shape(rule.key_heads, rule.value_heads, rule.key_dim, rule.value_dim, rule.decays)
+        wide = rule.key_heads * rule.key_dim
         for token in range(len(qkv)):
-            made = _step(tokens, borders, layer, token, qkv[token].float(), gates[token], rule)
-            out[token] = made.flatten()
+            q, k, v = qkv[token].float().split_with_sizes((wide, wide, len(qkv[token]) - 2 * wide))
+            k, q = (_unit(part.view(rule.key_heads, rule.key_dim)) for part in (k, q))
+            b, a = (
+                gates[token]
+                .float()
+                .split_with_sizes((rule.value_heads, rule.value_heads * rule.decays))
+            )
+            gone = torch.nn.functional.softplus(a + rule.decay_bias).view(shape.heads, -1)
+            before = _Before(tokens, borders, layer, token, shape, -_rates(rule.decay_log) * gone)
+            known = before.recall(shape.of_heads(k))
+            u = (v.view(shape.heads, -1) - known) * (rule.strength * sigmoid(b)).unsqueeze(1)
+            out[token] = before.put(k, u, q * rule.key_dim**-0.5).flatten()
+
+    def scan(
+        self,
+        tokens: object,
+        borders: object,
+        layer: int,
+        xbc: Tensor,
+        times: Tensor,
+        rule: StateSpaceRule,
+        out: Tensor,
+    ) -> None:
+        assert isinstance(tokens, TorchPlan)
+        assert isinstance(borders, TorchPlan)
+        shape = _Shape(rule.groups, rule.heads, rule.state_dim, rule.head_dim)
+        wide = rule.groups * rule.state_dim
+        for token in range(len(xbc)):
+            x, b, c = xbc[token].float().split_with_sizes((len(xbc[token]) - 2 * wide, wide, wide))
+            x, b, c = x.view(rule.heads, -1), b.view(rule.groups, -1), c.view(rule.groups, -1)
+            time = torch.nn.functional.softplus(times[token].float() + rule.time_bias)
+            time = time.clamp(*rule.limits).unsqueeze(1)
+            before = _Before(tokens, borders, layer, token, shape, -_rates(rule.decay_log) * time)
+            read = before.put(b, x * time, c)
+            out[token] = (read + x * rule.skip.unsqueeze(1)).flatten()
 
 
-def _step(
-    tokens: TorchPlan,
-    borders: TorchPlan,
-    layer: int,
-    token: int,
-    qkv: Tensor,
-    gates: Tensor,
-    rule: DeltaRule,
-) -> Tensor:
-    """What a token is given: [value_heads, value_dim]. Its operators are of shapes that its
-    position alone says; sums of products are no products of matrices, whose bits depend on where
-    these lie."""
-    heads, (keys, values) = rule.value_heads, (rule.key_dim, rule.value_dim)
-    wide = rule.key_heads * keys
-    q, k = (_unit(part.view(rule.key_heads, keys)) for part in qkv[: 2 * wide].chunk(2))
-    own = heads // rule.key_heads
-    k_heads = k.repeat_interleave(own, 0)
-    q_heads = q.repeat_interleave(own, 0) * keys**-0.5
-    beta, a = sigmoid(gates[:heads].float()), gates[heads:].float()
-    gone = -rule.decay_log.exp() * torch.nn.functional.softplus(a + rule.decay_bias)
-    position, size = int(tokens.position[token]), tokens.layout.page_size
-    slot = position % size
-    page = tokens.page(token, layer)
-    before = page[:slot].split_with_sizes((wide, heads * values, heads), 1)
-    k_before = before[0].view(slot, rule.key_heads, keys).repeat_interleave(own, 1)
-    u_before = before[1].view(slot, heads, values)
-    if slot:
-        gone = gone + before[2][-1]
-    left = (gone - before[2]).exp()
-    state = torch.zeros(heads, keys, values, device=qkv.device)
-    if position >= size:
-        state = borders.page(token, layer, back=1).view(heads, keys, values)
+class _Shape(NamedTuple):
+    """Of states: heads of keys and of values, the widths of both, decays of a value head."""
 
-    def recalled(key: Tensor) -> Tensor:
-        """What the tokens before put in under a key of each head."""
-        old = (state * key.unsqueeze(2)).sum(1) * gone.exp().unsqueeze(1)
-        like = (k_before * key).sum(2) * left
-        return old + (u_before * like.unsqueeze(2)).sum(0)
+    key_heads: int
+    heads: int
+    keys: int
+    values: int
+    decays: int = 1
 
-    v = qkv[2 * wide :].view(heads, values)
-    u = (v - recalled(k_heads)) * beta.unsqueeze(1)
-    row = page[slot]
-    row[:wide], row[wide:-heads], row[-heads:] = k.flatten(), u.flatten(), gone
-    if slot == size - 1:
-        kept = state * gone.exp().view(-1, 1, 1)
-        for key, new, share in zip(k_before, u_before, left, strict=True):
-            kept += key.unsqueeze(2) * (new * share.unsqueeze(1)).unsqueeze(1)
-        kept += k_heads.unsqueeze(2) * u.unsqueeze(1)
-        borders.page(token, layer)[0] = kept.flatten()
-    found: Tensor = recalled(q_heads) + u * (k_heads * q_heads).sum(1).unsqueeze(1)
-    return found
+    def of_heads(self, keys: Tensor) -> Tensor:
+        """Each value head's key: [..., heads, keys]."""
+        return keys.repeat_interleave(self.heads // self.key_heads, -2)
+
+
+class _Before:
+    """What a token finds of those before it: of its page, and what the page before that left.
+
+    Its operators are of shapes that its position alone says; sums of products are no products of
+    matrices, whose bits depend on where these lie.
+
+    Args:
+        gone: the logarithm of what the token leaves of what was there: [heads, decays].
+    """
+
+    def __init__(
+        self,
+        tokens: TorchPlan,
+        borders: TorchPlan,
+        layer: int,
+        token: int,
+        shape: _Shape,
+        gone: Tensor,
+    ) -> None:
+        size = tokens.layout.page_size
+        position = int(tokens.position[token])
+        slot = position % size
+        page = tokens.page(token, layer)
+        sizes = (shape.key_heads * shape.keys, shape.heads * shape.values, gone.numel())
+        k, u, others = page[:slot].split_with_sizes(sizes, 1)
+        self._shape, self._row, self._sizes, self._own = shape, page[slot], sizes, gone
+        others = others.view(slot, shape.heads, shape.decays)
+        # From the nearest one back: a sum of few numbers, and no difference of two large ones.
+        since = torch.cat((gone.unsqueeze(0), others.flip(0))).cumsum(0).exp()
+        self._left = since[-1]
+        keys = shape.of_heads(k.view(slot, shape.key_heads, shape.keys))
+        self._keys = keys * since[:-1].flip(0)
+        self._u = u.view(slot, shape.heads, shape.values)
+        self._state = torch.zeros(shape.heads, shape.keys, shape.values, device=gone.device)
+        if position >= size:
+            self._state = borders.page(token, layer, back=1).view(self._state.shape)
+        self._after = borders.page(token, layer)[0] if slot == size - 1 else None
+
+    def recall(self, key: Tensor) -> Tensor:
+        """What was put in under a key of each head: [heads, values]."""
+        old = (self._state * (key * self._left).unsqueeze(2)).sum(1)
+        like = (self._keys * key).sum(2)
+        return old + (self._u * like.unsqueeze(2)).sum(0)
+
+    def put(self, key: Tensor, u: Tensor, query: Tensor) -> Tensor:
+        """Put u in under a key; what there is then under a query: [heads, values]."""
+        row, (wide, values, _) = self._row, self._sizes
+        row[:wide], row[wide : wide + values] = key.flatten(), u.flatten()
+        row[wide + values :] = self._own.flatten()
+        key, query = self._shape.of_heads(key), self._shape.of_heads(query)
+        if self._after is not None:
+            kept = self._state * self._left.unsqueeze(2)
+            for other, new in zip(self._keys, self._u, strict=True):
+                kept += other.unsqueeze(2) * new.unsqueeze(1)
+            kept += key.unsqueeze(2) * u.unsqueeze(1)
+            self._after.copy_(kept.flatten())
+        return self.recall(query) + u * (key * query).sum(1).unsqueeze(1)
+
+
+def _rates(decay_log: Tensor) -> Tensor:
+    return decay_log.exp().unsqueeze(1)
 
 
 def _unit(heads: Tensor) -> Tensor:

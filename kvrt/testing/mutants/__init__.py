@@ -22,6 +22,7 @@ from kvrt.testing.mutants import (
     low_rank,
     memory,
     packed,
+    recurrence,
     seen,
 )
 from kvrt.testing.mutants.mutant import Mutant
@@ -39,6 +40,7 @@ MUTANTS: Mapping[str, Mutant] = {
     **latent.MUTANTS,
     **experts.MUTANTS,
     **low_rank.MUTANTS,
+    **recurrence.MUTANTS,
 }
 
 

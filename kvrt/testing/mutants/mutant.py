@@ -9,6 +9,7 @@ from kvrt.wrappers.operators import (
     WrappedLatentOps,
     WrappedLowRankOps,
     WrappedPackedMatrices,
+    WrappedRecurrence,
 )
 from kvrt.wrappers.parts import WrappedAttention, WrappedCopier, WrappedGraphs, WrappedMemory
 from kvrt.wrappers.wrapper import Wrapper
@@ -28,6 +29,7 @@ class MutantDevice(Wrapper):
         self._latents = mutant.latents
         self._low_rank = mutant.low_rank
         self._packed = mutant.packed
+        self._recurrence = mutant.recurrence
         claimed = inner.info.capabilities | mutant.claims
         self._info = replace(inner.info, backend=name, capabilities=claimed)
 
@@ -49,6 +51,8 @@ class MutantDevice(Wrapper):
             return self._low_rank(self, found.inner)  # type: ignore[return-value]
         if isinstance(found, WrappedPackedMatrices):
             return self._packed(self, found.inner)  # type: ignore[return-value]
+        if isinstance(found, WrappedRecurrence):
+            return self._recurrence(self, found.inner)  # type: ignore[return-value]
         return found
 
 
@@ -65,6 +69,7 @@ class Mutant:
         latents: replaces `LatentOps`, likewise.
         low_rank: replaces `LowRankOps`, likewise.
         packed: replaces `PackedMatrices`, likewise.
+        recurrence: replaces `Recurrence`, likewise.
         claims: capabilities it declares though the device may not have them.
         any_index: open() takes any index.
         codes: needs a device that keeps int8 and int4.
@@ -80,6 +85,7 @@ class Mutant:
     latents: type[WrappedLatentOps] = WrappedLatentOps
     low_rank: type[WrappedLowRankOps] = WrappedLowRankOps
     packed: type[WrappedPackedMatrices] = WrappedPackedMatrices
+    recurrence: type[WrappedRecurrence] = WrappedRecurrence
     device: type[MutantDevice] = MutantDevice
     claims: frozenset[Capability] = frozenset()
     any_index: bool = False

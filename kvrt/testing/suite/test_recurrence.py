@@ -1,14 +1,24 @@
 """The optional recurrent layers against what defines them."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
 import pytest
 import torch
 from torch import Tensor
 
-from kvrt.spi import Capability, DeltaRule, Device, DType, Recurrence, StateActivation, StateLayout
+from kvrt.spi import (
+    Capability,
+    DeltaRule,
+    Device,
+    DType,
+    Recurrence,
+    StateActivation,
+    StateLayout,
+    StateSpaceRule,
+)
 from kvrt.testing import recurrence as reference
 from kvrt.testing.paged import TOLERANCE, PagedKV, mismatch, randoms
 
@@ -80,6 +90,64 @@ def test_convolution(
             assert all(torch.equal(found[0][at], other[at]) for other in found)
 
 
+Rule = DeltaRule | StateSpaceRule
+
+
+def check_states(
+    device: Device,
+    recurrence: Recurrence,
+    compute: DType,
+    rule: Rule,
+    made: int,
+    gates: int,
+    values: int,
+    row: int,
+    state: int,
+) -> None:
+    """In chunks of any size, a rule gives what it is defined to give, and leaves its states.
+
+    Args:
+        made, gates, values: what is made of a token, says what is kept of it, and is given to it.
+        row, state: what is kept of a token, and at a page's end.
+    """
+    of_delta = isinstance(rule, DeltaRule)
+    call: Callable[..., None] = recurrence.delta if of_delta else recurrence.scan
+    define: Callable[..., tuple[Tensor, Tensor]] = reference.delta if of_delta else reference.scan
+    inputs = [randoms(device, compute, n, made, seed=n) for n in LENGTHS]
+    gated = [randoms(device, compute, n, gates, seed=n + 100) for n in LENGTHS]
+    rows = StateLayout("float32", LAYERS, row, 16)
+    ends = StateLayout("float32", LAYERS, state, 16, of_pages=True)
+    wanted = [define(*pair, rule) for pair in zip(inputs, gated, strict=True)]
+    found = []
+    for chunk in CHUNKS:
+        outs = []
+        with ExitStack() as stack:
+            tokens, borders = (stack.enter_context(PagedKV(device, of, 20)) for of in (rows, ends))
+            tables = [[each.take(length) for length in LENGTHS] for each in (tokens, borders)]
+            for contexts, counts in steps(chunk):
+                x, own = (of_step(texts, contexts, counts) for texts in (inputs, gated))
+                out = torch.full_like(x[:, :values], torch.nan)
+                first, then = (
+                    recurrence.plan(each.states(table, contexts, counts))
+                    for each, table in zip((tokens, borders), tables, strict=True)
+                )
+                call(first, then, LAYER, x, own, rule, out)
+                device.synchronize()
+                outs.append((out, counts))
+            for length, table, (_, states) in zip(LENGTHS, tables[1], wanted, strict=True):
+                for at, page in itertools.islice(enumerate(table), length // 16):
+                    start = page * ends.page_stride + LAYER * ends.layer_stride
+                    kept = borders.tensor[start : start + ends.width].cpu()
+                    want = states[16 * at + 15].flatten()
+                    assert not mismatch(kept, want, 4 * TOLERANCE[compute])
+        found.append(told_apart(outs))
+    for at, (want, _) in enumerate(wanted):
+        assert not mismatch(found[0][at], want, 4 * TOLERANCE[compute])
+        if Capability.BATCH_INVARIANT in device.info.capabilities:
+            assert all(torch.equal(found[0][at], other[at]) for other in found)
+
+
+@pytest.mark.parametrize("by_number", [False, True])
 @pytest.mark.parametrize(
     ("key_heads", "value_heads", "key_dim", "value_dim"),
     [(2, 4, 16, 24), (1, 3, 5, 7), (2, 2, 128, 128)],
@@ -92,39 +160,57 @@ def test_the_gated_delta_rule(
     value_heads: int,
     key_dim: int,
     value_dim: int,
+    by_number: bool,
 ) -> None:
-    log, bias = (randoms(device, "float32", value_heads, seed=seed) for seed in (1, 2))
-    rule = DeltaRule(key_heads, value_heads, key_dim, value_dim, log, bias)
-    keys, values = key_heads * key_dim, value_heads * value_dim
-    inputs = [randoms(device, compute, n, 2 * keys + values, seed=n) for n in LENGTHS]
-    gates = [randoms(device, compute, n, 2 * value_heads, seed=n + 100) for n in LENGTHS]
-    rows = StateLayout("float32", LAYERS, keys + values + value_heads, 16)
-    ends = StateLayout("float32", LAYERS, values * key_dim, 16, of_pages=True)
-    wanted = [reference.delta(*pair, rule) for pair in zip(inputs, gates, strict=True)]
-    found = []
-    for chunk in CHUNKS:
-        outs = []
-        with ExitStack() as stack:
-            tokens, borders = (stack.enter_context(PagedKV(device, of, 20)) for of in (rows, ends))
-            tables = [[each.take(length) for length in LENGTHS] for each in (tokens, borders)]
-            for contexts, counts in steps(chunk):
-                qkv, own = (of_step(texts, contexts, counts) for texts in (inputs, gates))
-                out = torch.full_like(qkv[:, :values], torch.nan)
-                first, then = (
-                    recurrence.plan(each.states(table, contexts, counts))
-                    for each, table in zip((tokens, borders), tables, strict=True)
-                )
-                recurrence.delta(first, then, LAYER, qkv, own, rule, out)
-                device.synchronize()
-                outs.append((out, counts))
-            for length, table, (_, states) in zip(LENGTHS, tables[1], wanted, strict=True):
-                for at, page in itertools.islice(enumerate(table), length // 16):
-                    start = page * ends.page_stride + LAYER * ends.layer_stride
-                    state = borders.tensor[start : start + ends.width].cpu()
-                    want = states[16 * at + 15].flatten()
-                    assert not mismatch(state, want, 4 * TOLERANCE[compute])
-        found.append(told_apart(outs))
-    for at, (want, _) in enumerate(wanted):
-        assert not mismatch(found[0][at], want, 4 * TOLERANCE[compute])
-        if Capability.BATCH_INVARIANT in device.info.capabilities:
-            assert all(torch.equal(found[0][at], other[at]) for other in found)
+    """With a decay of each head, and of each of a key's numbers."""
+    decays = key_dim if by_number else 1
+    log = randoms(device, "float32", value_heads, seed=1)
+    bias = randoms(device, "float32", value_heads * decays, seed=2)
+    strength = 2.0 if by_number else 1.0
+    rule = DeltaRule(key_heads, value_heads, key_dim, value_dim, log, bias, decays, strength)
+    keys, values, gone = key_heads * key_dim, value_heads * value_dim, value_heads * decays
+    check_states(
+        device,
+        recurrence,
+        compute,
+        rule,
+        made=2 * keys + values,
+        gates=value_heads + gone,
+        values=values,
+        row=keys + values + gone,
+        state=values * key_dim,
+    )
+
+
+@pytest.mark.parametrize("rate", [0.0, 5.0])
+@pytest.mark.parametrize("limits", [(0.0, math.inf), (0.5, 0.9)])
+@pytest.mark.parametrize(
+    ("groups", "heads", "state_dim", "head_dim"),
+    [(2, 4, 16, 24), (1, 3, 5, 7), (1, 4, 128, 64)],
+)
+def test_state_spaces(
+    device: Device,
+    recurrence: Recurrence,
+    compute: DType,
+    groups: int,
+    heads: int,
+    state_dim: int,
+    head_dim: int,
+    limits: tuple[float, float],
+    rate: float,
+) -> None:
+    """Also where what some tokens leave is nearly nothing, and others nearly all."""
+    log, bias, skip = (randoms(device, "float32", heads, seed=seed) for seed in (1, 2, 3))
+    rule = StateSpaceRule(groups, heads, state_dim, head_dim, log + rate, bias - rate, skip, limits)
+    keys, values = groups * state_dim, heads * head_dim
+    check_states(
+        device,
+        recurrence,
+        compute,
+        rule,
+        made=values + 2 * keys,
+        gates=heads,
+        values=values,
+        row=keys + values + heads,
+        state=values * state_dim,
+    )

@@ -1,0 +1,77 @@
+"""Faults of recurrent layers."""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from kvrt.spi import DeltaRule, StateBatch, StateSpaceRule
+from kvrt.testing.mutants.mutant import Mutant
+from kvrt.wrappers.operators import WrappedRecurrence
+
+
+class ForgetsWhatIsBeforeAStep(WrappedRecurrence):
+    """Sequences begin with their new tokens."""
+
+    def plan(self, batch: StateBatch) -> object:
+        brought = batch.query_start.diff()
+        return super().plan(replace(batch, context_len=brought))
+
+
+class PutsInNoMoreThanAll(WrappedRecurrence):
+    def delta(
+        self,
+        tokens: object,
+        borders: object,
+        layer: int,
+        qkv: Tensor,
+        gates: Tensor,
+        rule: DeltaRule,
+        out: Tensor,
+    ) -> None:
+        weaker = replace(rule, strength=min(rule.strength, 1.0))
+        super().delta(tokens, borders, layer, qkv, gates, weaker, out)
+
+
+class SkipsNothing(WrappedRecurrence):
+    def scan(
+        self,
+        tokens: object,
+        borders: object,
+        layer: int,
+        xbc: Tensor,
+        times: Tensor,
+        rule: StateSpaceRule,
+        out: Tensor,
+    ) -> None:
+        without = replace(rule, skip=rule.skip * 0.0)
+        super().scan(tokens, borders, layer, xbc, times, without, out)
+
+
+class LeavesTheStateOfTheFirstLayer(WrappedRecurrence):
+    """Where that of each layer goes."""
+
+    def scan(
+        self,
+        tokens: object,
+        borders: object,
+        layer: int,
+        xbc: Tensor,
+        times: Tensor,
+        rule: StateSpaceRule,
+        out: Tensor,
+    ) -> None:
+        super().scan(tokens, borders, 0, xbc, times, rule, out)
+
+
+MUTANTS = {
+    "forgets_what_is_before_a_step": Mutant(
+        "recurrence::test_convolution", recurrence=ForgetsWhatIsBeforeAStep
+    ),
+    "puts_in_no_more_than_all": Mutant(
+        "recurrence::test_the_gated_delta_rule", recurrence=PutsInNoMoreThanAll
+    ),
+    "skips_nothing": Mutant("recurrence::test_state_spaces", recurrence=SkipsNothing),
+    "leaves_the_state_of_the_first_layer": Mutant(
+        "recurrence::test_state_spaces", recurrence=LeavesTheStateOfTheFirstLayer
+    ),
+}
