@@ -96,7 +96,7 @@ def read_config(path: Path, *, head: bool = True) -> ModelSpec:
         raise fields.error(
             "num_key_value_heads", f"is {kv_heads}, which does not divide {heads} query heads"
         )
-    layers = family.layers(fields, fields.integer("num_hidden_layers", 1, MAX_LAYERS))
+    layers = family.layers(fields, _count(fields))
     experts: ExpertSpec | None = None
     if family.mixture is not None:
         experts, sparse = family.mixture(fields, len(layers))
@@ -109,7 +109,8 @@ def read_config(path: Path, *, head: bool = True) -> ModelSpec:
     if family.ropes is not None:
         ropes = family.ropes(fields, head_dim)
     else:
-        ropes = () if family.learned else read_ropes(fields, family, head_dim, max_positions, dims)
+        rotated = any(layer.rope is not None for layer in layers)
+        ropes = read_ropes(fields, family, head_dim, max_positions, dims) if rotated else ()
     stretched = max((rope.stretched_positions for rope in ropes[:1]), default=0)
     return ModelSpec(
         architecture=architecture,
@@ -203,6 +204,13 @@ def _architecture(fields: Fields) -> str:
         fix=(f"the nearest supported architecture is {near[0]}; " if near else "")
         + "--model-impl transformers runs what transformers has, slower",
     )
+
+
+def _count(fields: Fields) -> int:
+    """How many layers there are; where only their kinds are listed, as many."""
+    listed = not fields.has("num_hidden_layers") and fields.has("layer_types")
+    default = len(fields.items("layer_types", str)) if listed else None
+    return fields.integer("num_hidden_layers", 1, MAX_LAYERS, default)
 
 
 def _says(fields: Fields, said: bool | str) -> bool:

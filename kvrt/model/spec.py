@@ -85,12 +85,23 @@ class LayerSpec:
         rope: which of the model's `ropes` rotates queries and keys; None: none does.
         experts: its feed-forward layer is a mixture of `ModelSpec.experts`.
         recurrent: in place of attention it has `ModelSpec.recurrence`.
+        beside: it has both, which read the same, and what they give is added.
+        mixes: it has the one or the other; without, its feed-forward layer alone.
+        feeds: it has a feed-forward layer.
     """
 
     window: int = 0
     rope: int | None = 0
     experts: bool = False
     recurrent: bool = False
+    beside: bool = False
+    mixes: bool = True
+    feeds: bool = True
+
+    @property
+    def attends(self) -> bool:
+        """Whether it has attention."""
+        return self.mixes and (self.beside or not self.recurrent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +239,9 @@ class ModelSpec:
         query_ahead: p is counted from so many on.
         query_unrotated: that is only so in layers that are not rotated.
         residual_scale: multiplies what attention and feed-forward layer add.
+        attended_scale, mixed_scale, fed_scale: likewise, each what attention, a recurrence and the
+            feed-forward layer add.
+        gate_scale: multiplies the feed-forward layer's gate before its activation.
         logit_scale: multiplies the logits.
         logit_softcap: of the logits, likewise, after that.
         bos: the token that begins a text, if config.json names one.
@@ -274,6 +288,10 @@ class ModelSpec:
     query_ahead: int = 0
     query_unrotated: bool = False
     residual_scale: float = 1.0
+    attended_scale: float = 1.0
+    mixed_scale: float = 1.0
+    fed_scale: float = 1.0
+    gate_scale: float = 1.0
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
     bos: int | None = None
@@ -297,6 +315,8 @@ class ModelSpec:
 
     def dense_width(self, layer: LayerSpec) -> int:
         """Width of what all tokens of a layer have of its feed-forward layer; 0: nothing."""
+        if not layer.feeds:
+            return 0
         return self.experts.shared if self.experts and layer.experts else self.intermediate
 
     def heads_of(self, window: int) -> tuple[int, int]:
@@ -319,7 +339,7 @@ class ModelSpec:
     def groups(self) -> tuple[MemoryGroup, ...]:
         """Which layers keep memory alike: those that see as far back, first those that see all; and
         then those with a recurrence."""
-        attending = [(at, one.window) for at, one in enumerate(self.layers) if not one.recurrent]
+        attending = [(at, one.window) for at, one in enumerate(self.layers) if one.attends]
         groups = tuple(
             MemoryGroup(tuple(at for at, seen in attending if seen == window), window)
             for window in sorted({window for _, window in attending})
@@ -327,4 +347,4 @@ class ModelSpec:
         if self.recurrence is None:
             return groups
         recurrent = tuple(at for at, one in enumerate(self.layers) if one.recurrent)
-        return groups + self.recurrence.groups(recurrent)
+        return groups + self.recurrence.memory(recurrent)

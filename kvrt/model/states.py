@@ -1,7 +1,11 @@
 """What layers have in place of attention, and what they keep of a text: values, with no torch."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
+
+Gating = Literal["normed", "before", "only"]
+"""What is gated is then normed; or it is normed before; or gated only."""
 
 Kept = Literal["window", "page", "border"]
 """What of the text before a token it needs: so many tokens, its own included; those of its page
@@ -69,7 +73,12 @@ class ShortConvolution:
         """Numbers that say what is kept and taken in."""
         return 0
 
-    def groups(self, layers: tuple[int, ...]) -> tuple[MemoryGroup, ...]:
+    @property
+    def biases(self) -> tuple[bool, bool, bool]:
+        """Whether its first product, its convolution and its last product have one."""
+        return self.bias, self.bias, self.bias
+
+    def memory(self, layers: tuple[int, ...]) -> tuple[MemoryGroup, ...]:
         """What such layers keep: of each token, ``b * x``."""
         return (MemoryGroup(layers, self.kernel, self.channels),)
 
@@ -126,16 +135,100 @@ class GatedDelta:
         """Numbers that say what is kept and taken in."""
         return 2 * self.value_heads
 
-    def groups(self, layers: tuple[int, ...]) -> tuple[MemoryGroup, ...]:
+    @property
+    def biases(self) -> tuple[bool, bool, bool]:
+        """As with `ShortConvolution`."""
+        return False, False, False
+
+    def memory(self, layers: tuple[int, ...]) -> tuple[MemoryGroup, ...]:
         """What such layers keep: of each token what is convolved; then its keys, what it puts into
-        the state, and how much is left of its page's beginning; and the state at a page's end."""
+        the state, and how much it leaves there; and the state at a page's end."""
         token = self.keys + self.out + self.value_heads
         state = self.value_heads * self.key_dim * self.value_dim
-        return (
-            MemoryGroup(layers, self.kernel, self.channels),
-            MemoryGroup(layers, 1, token, "page", exact=True),
-            MemoryGroup(layers, 1, state, "border", exact=True),
-        )
+        return _of_states(layers, self.kernel, self.channels, token, state)
 
 
-Recurrent = ShortConvolution | GatedDelta
+@dataclass(frozen=True, slots=True)
+class StateSpace:
+    """What a layer has in place of attention (Dao and Gu 2024, arXiv 2405.21060):
+
+        z, x, b, c, t = in @ x           x, b and c are convolved, and silu is taken of them
+        t = softplus(t + time_bias)
+        s = exp(-exp(decay_log) * t) * s + outer(b, t * x)
+        x += out @ norm((s.T @ c + skip * x) * silu(z))
+
+    with a state s of each head. Norms are of the heads that have a b and c together.
+
+    Args:
+        groups: of heads, each with a b and a c.
+        heads: a multiple; head h has those of group ``h // (heads // groups)``.
+        state_dim: width of a b or c.
+        head_dim: width of an x.
+        kernel: how many tokens a token's convolution takes in, itself included; two or more.
+        bias: the first product has one.
+        out_bias: the last product has one.
+        conv_bias: the convolution has one.
+        gating: what becomes of z.
+        limits: the shortest and the longest t.
+        scales: of z, x, b, c and t, before anything else; (): they are as they are.
+    """
+
+    groups: int
+    heads: int
+    state_dim: int
+    head_dim: int
+    kernel: int
+    bias: bool = False
+    out_bias: bool = False
+    conv_bias: bool = True
+    gating: Gating = "normed"
+    limits: tuple[float, float] = (0.0, math.inf)
+    scales: tuple[float, ...] = ()
+
+    @property
+    def keys(self) -> int:
+        """Numbers of a token's b, or c."""
+        return self.groups * self.state_dim
+
+    @property
+    def out(self) -> int:
+        """Numbers of a token's x; its last product is of as many."""
+        return self.heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """What is convolved."""
+        return self.out + 2 * self.keys
+
+    @property
+    def made(self) -> int:
+        """Numbers that are made of what a layer reads, for each token."""
+        return self.out + self.channels + self.heads
+
+    @property
+    def gates(self) -> int:
+        """Numbers that say what is kept, and are made by themselves."""
+        return 0
+
+    @property
+    def biases(self) -> tuple[bool, bool, bool]:
+        """As with `ShortConvolution`."""
+        return self.bias, self.conv_bias, self.out_bias
+
+    def memory(self, layers: tuple[int, ...]) -> tuple[MemoryGroup, ...]:
+        """What such layers keep: as with `GatedDelta`."""
+        token, state = self.keys + self.out + self.heads, self.out * self.state_dim
+        return _of_states(layers, self.kernel, self.channels, token, state)
+
+
+def _of_states(
+    layers: tuple[int, ...], kernel: int, channels: int, token: int, state: int
+) -> tuple[MemoryGroup, ...]:
+    return (
+        MemoryGroup(layers, kernel, channels),
+        MemoryGroup(layers, 1, token, "page", exact=True),
+        MemoryGroup(layers, 1, state, "border", exact=True),
+    )
+
+
+Recurrent = ShortConvolution | GatedDelta | StateSpace

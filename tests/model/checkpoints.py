@@ -80,6 +80,19 @@ DELTA = {
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
 }
 
+SPACE = {
+    "mamba_n_heads": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 20,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 16,
+}
+GRANITE_SCALES = {
+    "embedding_multiplier": 12.0,
+    "logits_scaling": 8.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.0625,
+}
 MSCALED_ROPE = YARN_ROPE | {"beta_fast": 32.0, "beta_slow": 1.0}
 LATENT = {
     "num_key_value_heads": 4,
@@ -252,6 +265,28 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen-3.5-moe": {"model_type": "qwen3_5_moe_text", "head_dim": 32, **DELTA, "num_experts": 12,
                      "num_experts_per_tok": 3, "moe_intermediate_size": 40,
                      "shared_expert_intermediate_size": 56},
+    "granite-4": {"model_type": "granitemoehybrid", **SPACE, **GRANITE_SCALES,
+                  "num_local_experts": 0, "shared_intermediate_size": 96,
+                  "layer_types": ["mamba", "attention", "mamba"]},
+    "granite-4-moe": {"model_type": "granitemoehybrid", **SPACE, **GRANITE_SCALES,
+                      "num_local_experts": 5, "num_experts_per_tok": 3, "mamba_n_groups": 1,
+                      "shared_intermediate_size": 40, "position_embedding_type": "rope",
+                      "layer_types": ["mamba", "mamba", "attention"]},
+    "bamba": {"model_type": "bamba", **SPACE, "attn_layer_indices": [1], "mamba_proj_bias": True,
+              "attention_bias": True, "mlp_bias": True},
+    "falcon-h1": {"model_type": "falcon_h1", **SPACE, "mamba_d_ssm": 96, "mamba_d_head": 12,
+                  "head_dim": 32, "embedding_multiplier": 5.7, "lm_head_multiplier": 0.04,
+                  "attention_in_multiplier": 1.3, "attention_out_multiplier": 0.7,
+                  "key_multiplier": 0.4, "mlp_multipliers": [0.9, 0.3], "ssm_in_multiplier": 1.2,
+                  "ssm_out_multiplier": 0.25, "ssm_multipliers": [0.35, 0.25, 0.18, 0.5, 0.35]},
+    "falcon-h1-normed": {"model_type": "falcon_h1", **SPACE, "mamba_d_ssm": 96,
+                         "mamba_d_head": 12, "mamba_rms_norm": True, "projectors_bias": True,
+                         "mamba_norm_before_gate": True},
+    "nemotron-h": {"model_type": "nemotron_h", "head_dim": 32, "mamba_num_heads": 8,
+                   "mamba_head_dim": 12, "n_groups": 2, "ssm_state_size": 20, "chunk_size": 16,
+                   "use_bias": True, "mlp_bias": True, "layer_norm_epsilon": 1e-5,
+                   "num_hidden_layers": 5,
+                   "layers_block_type": ["mamba", "mlp", "attention", "mamba", "mlp"]},
     "smollm-3": {
         "model_type": "smollm3",
         "num_hidden_layers": 4,

@@ -254,8 +254,8 @@ DRAWN = {
     ),
     "what branches add is not scaled": M(
         "kvrt.model.decoder.branches",
-        "scale = self._spec.residual_scale",
-        "scale = 1.0",
+        "scale = self._spec.residual_scale * own_scale",
+        "scale = own_scale",
         "model/test_families.py",
     ),
     "norms of one less stay so": M(

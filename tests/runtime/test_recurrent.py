@@ -32,6 +32,7 @@ SHAPE: dict[str, Any] = {
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm-2": ("lfm-2", {"layer_types": ["conv", "full_attention"] * 4, "conv_L_cache": 11}),
     "qwen-3.5": ("qwen-3.5", {"layer_types": ["linear_attention", "full_attention"] * 4}),
+    "granite-4": ("granite-4", {"layer_types": ["mamba", "attention"] * 4}),
 }
 """The family in tests/model/checkpoints.py, and what differs from it."""
 
@@ -104,7 +105,13 @@ def test_every_way_says_what_transformers_says(
     assert getattr(ways, way)() == right
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "granite-4" else [pytest.mark.extra])
+        for name in MODELS
+    ],
+)
 def test_forked_and_in_beams_a_prompt_is_answered_as_by_transformers(
     name: str, known: Callable[[str], Known], opened: Callable[..., Runtime]
 ) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kvrt.model.spec import ModelSpec
 from kvrt.model.states import GatedDelta
-from kvrt.model.weights.names import RowOrder
+from kvrt.model.weights.naming import RowOrder
 from kvrt.model.weights.weights import Part
 
 

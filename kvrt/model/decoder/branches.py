@@ -74,12 +74,13 @@ def _gelu_tanh(x: Tensor) -> Tensor:
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """The sigmoid, of bits that do not depend on how many numbers there are."""
-    return (x * 0.5).tanh_().add_(1.0).mul_(0.5)
+    """The sigmoid, near 0 as exact as elsewhere: what is scaled by it may be normed; of bits that
+    do not depend on how many numbers there are."""
+    return x.neg().exp_().add_(1.0).reciprocal_()
 
 
 def _silu(x: Tensor) -> Tensor:
-    return (x * 0.5).tanh_().add_(1.0).mul_(x).mul_(0.5)
+    return sigmoid(x).mul_(x)
 
 
 PLAIN: Mapping[MLPActivation, Callable[[Tensor], Tensor]] = {
@@ -184,8 +185,11 @@ class Branches:
 
     def mlp(self, x: Tensor, w: LayerWeights, out: Tensor) -> None:
         """The feed-forward layer up to its last product."""
-        kind = self._spec.activation
-        if self._spec.gated:
+        kind, gate_scale = self._spec.activation, self._spec.gate_scale
+        if gate_scale != 1.0:
+            gate, up = self._ops.linear(x, w.gate_up, w.gate_up_bias).chunk(2, -1)
+            out.copy_(PLAIN[kind](gate.float().mul_(gate_scale)).mul_(up))
+        elif self._spec.gated:
             assert kind in get_args(Activation)
             self._ops.gated_linear(x, w.gate_up, cast(Activation, kind), w.gate_up_bias, out)
         else:
@@ -208,13 +212,15 @@ class Branches:
         norm: Tensor | None,
         x: Tensor,
         work: Tensor,
+        own_scale: float = 1.0,
     ) -> None:
         """Add to `x` what a branch's last product makes of it, normed and scaled.
 
         Args:
             work: of x's shape, to compute in.
+            own_scale: of the branch, beside that of all.
         """
-        scale = self._spec.residual_scale
+        scale = self._spec.residual_scale * own_scale
         if norm is None and scale == 1.0:
             self._ops.linear(branch, weight, bias, x, x)
             return

@@ -56,8 +56,10 @@ class _Layer(NamedTuple):
     """What a step needs of a layer, gathered once.
 
     Args:
-        batch: which of the step's batches its pages are in; of those of a recurrence, the first.
+        batch: which of the step's batches its keys and values are in, if it attends.
         number: which of that batch's layers it is.
+        states: likewise, the first of those that its recurrence has, if it has one.
+        state: likewise.
         rope: which of the model's rotations its queries and keys have.
         norm: of its queries and keys, before rotation.
         heat: multiplies each head of its rotated queries.
@@ -72,8 +74,11 @@ class _Layer(NamedTuple):
     norm: HeadNorm | None
     heat: Tensor | None
     experts: Experts | None
-    recurrent: bool
     whole: bool
+    attends: bool
+    feeds: bool
+    states: int | None
+    state: int
 
 
 class Decoder:
@@ -138,13 +143,13 @@ class Decoder:
             RotationTable(rope, spec.head_dim, max_positions, self._torch_device)
             for rope in spec.ropes
         ]
-        places: dict[int, tuple[int, int]] = {}
+        places: list[list[tuple[int, int]]] = [[] for _ in spec.layers]
         for batch, layers in enumerate(groups or [group.layers for group in spec.groups]):
             for number, layer in enumerate(layers):
-                places.setdefault(layer, (batch, number))
+                places[layer].append((batch, number))
         self._layers = [
-            self._layer(layer, w, *places[index])
-            for index, (layer, w) in enumerate(zip(spec.layers, weights.layers, strict=True))
+            self._layer(layer, w, own)
+            for layer, w, own in zip(spec.layers, weights.layers, places, strict=True)
         ]
 
     def close(self) -> None:
@@ -266,19 +271,21 @@ class Decoder:
 
     def _run_layers(self, ops: MixedOps, plans: Sequence[object], work: Activations) -> None:
         """All layers, from the embedded tokens in ``work.x`` to the last layer's output there."""
-        run, parallel, latents = self._attention.run, self.spec.parallel, self._latents
+        spec = self.spec
+        run, parallel, latents = self._attention.run, spec.parallel, self._latents
         around = self._branches.by(ops)
         norm, mlp, add = around.norm, around.mlp, around.add
         x, normed, gated = work.x, work.normed, work.gated
         usual, finish = work.usual, self._branches.finish
         for one in self._layers:
-            w, batch, layer, attention, rope, head_norm, heat, experts, recurrent, whole = one
+            w, batch, layer, attention, rope, head_norm, heat, experts, whole, *_ = one
+            states = one.states
             qkv, q, k, v, attended, mixed = work.whole if whole and work.whole else usual
-            plan = plans[batch]
             read = norm(x, w.attention_norm, w.attention_norm_bias, normed)
-            if recurrent:
-                mixed = self._mixer.mix(plans[batch:], layer, read, w, work, ops)
-            else:
+            if states is not None:
+                kept = self._mixer.mix(plans[states:], one.state, read, w, work, ops)
+            if one.attends:
+                plan = plans[batch]
                 ops.linear(read, w.qkv, w.qkv_bias, None, qkv)
                 rotation = None if rope is None else work.rotations[rope]
                 if latents is None:
@@ -292,8 +299,12 @@ class Decoder:
                 if latents is not None:
                     latents.values(w, work)
                 self._branches.gate(work)
-            if not parallel:
-                add(mixed, w.o, w.o_bias, w.attention_post_norm, x, normed)
+            if states is not None:
+                add(kept, w.mixer_out, w.mixer_out_bias, None, x, normed, spec.mixed_scale)
+            if one.attends and not parallel:
+                add(mixed, w.o, w.o_bias, w.attention_post_norm, x, normed, spec.attended_scale)
+            if not one.feeds:
+                continue
             if w.mlp_norm is not None or not parallel:
                 read = norm(x, w.mlp_norm, w.mlp_norm_bias, normed)
             if experts is not None:
@@ -302,8 +313,8 @@ class Decoder:
                 continue
             mlp(read, w, gated)
             if parallel:
-                add(mixed, w.o, w.o_bias, w.attention_post_norm, x, normed)
-            add(gated, w.down, w.down_bias, w.mlp_post_norm, x, normed)
+                add(mixed, w.o, w.o_bias, w.attention_post_norm, x, normed, spec.attended_scale)
+            add(gated, w.down, w.down_bias, w.mlp_post_norm, x, normed, spec.fed_scale)
             finish(x, w)
 
     def _activations(self, count: int) -> Activations:
@@ -316,8 +327,11 @@ class Decoder:
     def _allocate(self, count: int) -> Activations:
         return Activations.empty(self.spec, count, self._torch_dtype, self._torch_device)
 
-    def _layer(self, layer: LayerSpec, w: LayerWeights, batch: int, number: int) -> _Layer:
+    def _layer(self, layer: LayerSpec, w: LayerWeights, places: list[tuple[int, int]]) -> _Layer:
+        """Args: places: of its pages: batches, and its number there; first those it attends to."""
         spec = self.spec
+        batch, number = places[0] if layer.attends else (0, 0)
+        states, state = places[layer.attends] if layer.recurrent else (None, 0)
         norm = heat = None
         if spec.qk_norm == "unit" and layer.rope is not None:
             ones = torch.ones(spec.head_dim, device=self._torch_device)
@@ -342,6 +356,9 @@ class Decoder:
             norm=norm,
             heat=heat,
             experts=self._mixture.experts_of(w),
-            recurrent=layer.recurrent,
             whole=spec.whole is not None and not layer.window,
+            attends=layer.attends,
+            feeds=layer.feeds,
+            states=states,
+            state=state,
         )

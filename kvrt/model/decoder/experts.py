@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kvrt.model.decoder.activations import Activations
+from kvrt.model.decoder.branches import sigmoid
 from kvrt.model.decoder.ops import MixedOps
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights.layers import LayerWeights
@@ -92,7 +93,7 @@ class Mixture:
         if spec.shared:
             shared = ops.linear(self._shared(read, w, work, ops), w.down, w.down_bias)
             if w.shared_scale is not None:
-                shared.mul_(_sigmoid(ops.linear(read.float(), w.shared_scale)))
+                shared.mul_(sigmoid(ops.linear(read.float(), w.shared_scale)))
             made.add_(shared)
         x.add_(made, alpha=self._spec.residual_scale)
 
@@ -131,11 +132,6 @@ class Mixture:
         return ops.gated_linear(read, w.gate_up, activation, w.gate_up_bias, work.shared)
 
 
-def _sigmoid(x: Tensor) -> Tensor:
-    """Of operators whose bits do not depend on how many numbers there are."""
-    return x.neg().exp_().add_(1.0).reciprocal_()
-
-
 class PlainExperts:
     """`kvrt.spi.ExpertOps` by the operators of a dense decoder, on any device.
 
@@ -160,7 +156,7 @@ class PlainExperts:
         if router.score == "softmax":
             scores = logits.softmax(-1)
         elif router.score == "sigmoid":
-            scores = _sigmoid(logits)
+            scores = sigmoid(logits)
         ranked = scores if correction is None else scores + correction
         if router.groups_chosen < router.groups:
             ranked = _of_best_groups(ranked, router)
@@ -202,7 +198,7 @@ class PlainExperts:
         if experts.activation == "clamped":
             gate, up = self._ops.linear(x, gate_up, bias).chunk(2, -1)
             gate, up = gate.clamp(max=experts.limit), up.clamp(-experts.limit, experts.limit)
-            between = (up + 1.0) * gate * _sigmoid(experts.alpha * gate)
+            between = (up + 1.0) * gate * sigmoid(experts.alpha * gate)
         else:
             activation: Activation = experts.activation
             between = self._ops.gated_linear(x, gate_up, activation, bias)

@@ -2,8 +2,9 @@
 
 family    what is so in all models of a family: the fields of the rows
 decoders  the rows, those of the other modules too
-mixtures, latents, hybrids, gemma4
-          rows of families with experts, with latents, with recurrences, and of Gemma 4
+mixtures, latents, hybrids, spaces, gemma4
+          rows of families with experts, with latents, with recurrences, of these with state spaces,
+          and of Gemma 4
 scales, windows, rotary
           what config.json says of the arithmetic, the windows and the rotation, for all of them
 """

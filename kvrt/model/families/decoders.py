@@ -20,6 +20,7 @@ from kvrt.model.families.scales import (
     ministral_scales,
     neox_switches,
 )
+from kvrt.model.families.spaces import SPACES
 from kvrt.model.families.windows import (
     DEFAULT_WINDOW,
     exaone_layers,
@@ -329,6 +330,7 @@ FAMILIES: Mapping[str, Family] = {
     **MIXTURES,
     **GEMMA4,
     **HYBRIDS,
+    **SPACES,
     **LATENTS,
 }
 

@@ -16,6 +16,9 @@ LIMIT = 1 << 20
 """Bytes of JSON that are parsed: six times what a model of 400 billion parameters needs for its
 list of tensors. A megabyte of hostile JSON becomes less than 64 MB of Python objects."""
 
+INFINITY = {"__float__": "Infinity"}
+"""As transformers writes it."""
+
 
 def open_regular(path: Path, *, expected: bytes = b"") -> int:
     """A file descriptor of a regular file, for reading.
@@ -190,11 +193,12 @@ class Fields:
         return list(value)
 
     def numbers(self, name: str, low: float, high: float) -> list[float]:
-        """A list of numbers."""
+        """A list of numbers; infinity may be one."""
         value = self._get(name, None)
         expected = f"a list of numbers from {low:g} to {high:g}"
         if not isinstance(value, list):
             raise self._unfit(name, value, expected)
+        value = [math.inf if item == INFINITY else item for item in value]
         for item in value:
             fits = isinstance(item, int | float) and not isinstance(item, bool)
             if not fits or not low <= item <= high:

@@ -14,7 +14,7 @@ from kvrt.model.gguf.architectures import ARCHITECTURES
 from kvrt.model.gguf.files import GGUF
 from kvrt.model.gguf.spec import LONG, ROPE_DIVISORS, SHORT
 from kvrt.model.spec import ModelSpec
-from kvrt.model.weights.names import RowOrder
+from kvrt.model.weights.naming import RowOrder
 from kvrt.model.weights.weights import ALWAYS_FLOAT32, Part, parts_of
 from kvrt.spi import DType
 

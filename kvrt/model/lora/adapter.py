@@ -12,11 +12,11 @@ from kvrt.model.gguf.architectures import ARCHITECTURES
 from kvrt.model.lora.peft import AdapterFile, check_all_used
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights.layers import Weights
-from kvrt.model.weights.names import RowOrder
+from kvrt.model.weights.naming import RowOrder
 from kvrt.model.weights.weights import Part, Weight, weights_of
 from kvrt.spi import Device, DType, LowRank
 
-ADAPTED = ("qkv", "q_up", "mixer_in", "o", "gate_up", "down")
+ADAPTED = ("qkv", "q_up", "mixer_in", "mixer_out", "o", "gate_up", "down")
 """Weights that an adapter may change."""
 
 

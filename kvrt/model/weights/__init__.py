@@ -3,7 +3,7 @@
 weights   all of them, laid out
 attention, experts, recurrences
           those of one kind of layer
-names     what checkpoints call their tensors
+names     what checkpoints call their tensors; with `hybrids`, of `naming`'s parts
 layers    views of them, for the decoder
 arena     the block of memory they lie in
 dummy     random ones, for a model of which there is only the shape

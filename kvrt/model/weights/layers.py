@@ -18,7 +18,7 @@ class LayerWeights:
             nothing.
     """
 
-    o: "Tensor | Matrices"
+    o: "Tensor | Matrices" = ()
     qkv: "Tensor | Matrices" = ()
     gate_up: "Tensor | Matrices" = ()
     down: "Tensor | Matrices" = ()
@@ -63,6 +63,9 @@ class LayerWeights:
     mixer_norm: "Tensor | None" = None
     decay_log: "Tensor | None" = None
     decay_bias: "Tensor | None" = None
+    skip: "Tensor | None" = None
+    mixer_out: "Tensor | Matrices" = ()
+    mixer_out_bias: "Tensor | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,5 +98,5 @@ class Weights:
         every = [self.embedding, self.head]
         for layer in self.layers:
             every += (layer.qkv, layer.q_up, layer.mixer_in, layer.o, layer.gate_up, layer.down)
-            every += (layer.expert_gate_up, layer.expert_down)
+            every += (layer.expert_gate_up, layer.expert_down, layer.mixer_out)
         return any(isinstance(weight, tuple) and weight for weight in every)

@@ -1,35 +1,43 @@
-"""Which weights a layer with a recurrence has, in place of qkv.
+"""Which weights a layer with a recurrence has, in place of qkv and o.
 
 mixer_in      [made, hidden]          what is convolved, and what its result is multiplied by
 mixer_gates   [gates, hidden]
 conv          [channels, kernel]
+mixer_out     [hidden, out]
 """
 
 from collections.abc import Iterator
 
-from kvrt.model.states import GatedDelta, Recurrent
+from kvrt.model.states import GatedDelta, Recurrent, StateSpace
+
+Rows = dict[str, int]
+"""How many rows of a weight are of which kind."""
 
 
 def recurrence_weights(
     shape: Recurrent, hidden: int
-) -> Iterator[tuple[str, dict[str, int], tuple[int, ...]]]:
+) -> Iterator[tuple[str, Rows, tuple[int, ...]]]:
     """The weights of a layer: field, rows by kind, and columns."""
-    mixer_in, filters, out = (
-        {"mixer_in": shape.made},
-        {"conv": shape.channels},
-        {"mixer_out": hidden},
-    )
+    mixer_in: Rows = {"mixer_in": shape.made}
+    filters, out = {"conv": shape.channels}, {"mixer_out": hidden}
     if isinstance(shape, GatedDelta):
         heads = shape.value_heads
         mixer_in = {"delta_qkv": shape.channels, "delta_z": shape.out}
         yield "mixer_gates", {"delta_b": heads, "delta_a": heads}, (hidden,)
-        yield "decay_log", {"decay_log": heads}, ()
-        yield "decay_bias", {"decay_bias": heads}, ()
-        yield "mixer_norm", {"mixer_norm": shape.value_dim}, ()
+        yield from _vectors(decay_log=heads, decay_bias=heads, mixer_norm=shape.value_dim)
+    if isinstance(shape, StateSpace):
+        yield from _vectors(decay_log=shape.heads, decay_bias=shape.heads, skip=shape.heads)
+        if shape.gating != "only":
+            yield from _vectors(mixer_norm=shape.out)
     yield "mixer_in", mixer_in, (hidden,)
     yield "conv", filters, (shape.kernel,)
-    yield "o", out, (shape.out,)
-    if not isinstance(shape, GatedDelta) and shape.bias:
-        yield "mixer_in_bias", mixer_in, ()
-        yield "conv_bias", filters, ()
-        yield "o_bias", out, ()
+    yield "mixer_out", out, (shape.out,)
+    of_bias = {"mixer_in_bias": mixer_in, "conv_bias": filters, "mixer_out_bias": out}
+    for (field, rows), has in zip(of_bias.items(), shape.biases, strict=True):
+        if has:
+            yield field, rows, ()
+
+
+def _vectors(**sizes: int) -> Iterator[tuple[str, Rows, tuple[int, ...]]]:
+    for field, size in sizes.items():
+        yield field, {field: size}, ()

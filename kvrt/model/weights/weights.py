@@ -27,7 +27,8 @@ from kvrt.model.spec import ModelSpec
 from kvrt.model.weights.attention import ALWAYS_FLOATS, attention_weights, heads_apart
 from kvrt.model.weights.experts import expert_weights
 from kvrt.model.weights.layers import LayerWeights, Weights
-from kvrt.model.weights.names import NAMINGS, Name, RowOrder
+from kvrt.model.weights.names import NAMINGS
+from kvrt.model.weights.naming import Name, RowOrder
 from kvrt.model.weights.recurrences import recurrence_weights
 from kvrt.spi import ITEM_BYTES, DType, Matrices, Matrix, PackedMatrices, WeightFormat
 
@@ -177,16 +178,18 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
     if spec.learned_positions:
         yield weight(None, "positions", {"positions": spec.max_positions}, hidden)
     for layer, what in enumerate(spec.layers):
-        yield from norm(layer, "attention_norm", hidden)
+        if what.mixes:
+            yield from norm(layer, "attention_norm", hidden)
         if what.recurrent:
             assert spec.recurrence is not None
-            own = recurrence_weights(spec.recurrence, hidden)
-        else:
-            own = attention_weights(spec, what)
-        for what_for, rows, columns in own:
-            yield weight(layer, what_for, rows, *columns)
-        yield from norm(layer, "attention_post_norm", hidden)
-        yield from norm(layer, "mlp_norm", hidden)
+            for what_for, rows, columns in recurrence_weights(spec.recurrence, hidden):
+                yield weight(layer, what_for, rows, *columns)
+        if what.attends:
+            for what_for, rows, columns in attention_weights(spec, what):
+                yield weight(layer, what_for, rows, *columns)
+            yield from norm(layer, "attention_post_norm", hidden)
+        if what.feeds:
+            yield from norm(layer, "mlp_norm", hidden)
         if spec.experts and what.experts:
             for field, rows, columns, count in expert_weights(spec.experts, hidden):
                 yield weight(layer, field, rows, *columns, experts=count)
@@ -204,7 +207,8 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
             yield weight(layer, "down", down, mlp)
             if spec.mlp_bias:
                 yield weight(layer, "down_bias", down)
-        yield from norm(layer, "mlp_post_norm", hidden)
+        if what.feeds:
+            yield from norm(layer, "mlp_post_norm", hidden)
         if "layer_scale" in naming:
             yield weight(layer, "layer_scale", {"layer_scale": 1})
     yield from norm(None, "final_norm", hidden)
