@@ -111,8 +111,11 @@ class Batches:
     def unfinished(self) -> list[Batch]:
         """Those with lines that have no good answer: their journals are needed again, if these are
         asked once more."""
-        rows = self._sql.execute(f"SELECT {COLUMNS} FROM batches WHERE done < total OR end IS NULL")
-        return [each for each in map(_batch, rows) if each.status != "failed"]
+        rows = self._sql.execute(
+            f"SELECT {COLUMNS} FROM batches WHERE done < total OR end IS NULL OR status = 'failed'"
+        )
+        found = map(_batch, rows)
+        return [each for each in found if each.status != "failed" or each.total]
 
     def open_count(self, owner: str) -> int:
         return sum(batch.owner == owner for batch in self.open())
@@ -131,6 +134,24 @@ class Batches:
                 times=self._reached(batch, "failed"),
                 problems=json.dumps([asdict(each) for each in problems]),
                 total=0,
+            )
+            self._tell(batch, "failed")
+
+    def give_up(self, id: str, problem: Problem) -> None:
+        """Something is wrong that is no line's fault: what was answered stays, for `reopen`. One
+        that was not begun is forgotten, as by `fail`."""
+        batch = self.get(id)
+        if batch is None or batch.over:
+            return
+        if batch.status == "validating" or not batch.total:
+            self.fail(batch, [problem])
+            return
+        with self._database.transaction():
+            self._update(
+                batch,
+                status="failed",
+                times=self._reached(batch, "failed"),
+                problems=json.dumps([asdict(problem)]),
             )
             self._tell(batch, "failed")
 
@@ -173,7 +194,9 @@ class Batches:
             self._sql.execute(
                 "UPDATE lines SET state = 0 WHERE batch = ? AND state = 2", (batch.num,)
             )
-            self._update(batch, status="in_progress", end=None, failed=0, expires=expires)
+            self._update(
+                batch, status="in_progress", end=None, failed=0, expires=expires, problems="[]"
+            )
 
     def remove(self, batch: Batch) -> None:
         """Forget it, and its lines."""

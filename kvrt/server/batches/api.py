@@ -125,7 +125,8 @@ class BatchesApi:
         """Ask again what has no good answer, within the same time as before."""
         batch, worker = await self._batch(request), there(self._worker)
         store = worker.store
-        if not batch.over or not (batch.left or batch.failed):
+        broken = batch.status == "failed" and batch.total
+        if not batch.over or not (batch.left or batch.failed or broken):
             raise Refusal(HTTPStatus.CONFLICT, "no line is to be asked again", code="nothing_to_do")
         if await store.do(store.files.get, batch.input, batch.owner) is None:
             raise Refusal(HTTPStatus.CONFLICT, "the input is deleted", code="input_missing")

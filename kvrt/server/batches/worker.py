@@ -1,9 +1,9 @@
 """Works on the batches of a server, beside its clients and behind them."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from kvrt.batches.pace import Pace, Standing
 from kvrt.batches.places import Places
 from kvrt.batches.run import Answer, Rules, Runner
 from kvrt.batches.store import Store
-from kvrt.batches.words import Batch, Kind
+from kvrt.batches.words import Batch, Kind, Problem
 from kvrt.errors import KvrtError
 from kvrt.server.batches.answering import URLS, LineAnswers
 from kvrt.server.batches.webhooks import Hook, Webhooks
@@ -33,6 +33,9 @@ AGAIN_S = 5.0
 
 SWEEP_S = 60.0
 MAX_FILE = 512 << 20
+FAULTS = 3
+"""A batch that fails so often by a fault of ours is given up, until somebody has it tried again."""
+
 MOST_OPEN = 100
 """Batches of one workspace that are not over."""
 
@@ -161,23 +164,35 @@ class Worker:
         await asyncio.to_thread(self.store.close)
 
     async def _work(self, id: str) -> None:
+        faults = 0
         while not self._closing.is_set():
             try:
                 await self._runner.run(id)
+                return
             except (OSError, KvrtError) as error:
                 log.warning("batch %s cannot go on now: %s", id, type(error).__name__)
-                if not self._service.lives:
-                    return
-                try:
-                    async with asyncio.timeout(AGAIN_S):
-                        await self._closing.wait()
-                except TimeoutError:
-                    continue
-            except Exception:  # a fault of ours: other batches go on, and the next server tries it
+            except Exception:  # a fault of ours: other batches go on
                 log.exception("batch %s failed", id)
-            return
+                faults += 1
+            if not self._service.lives:
+                return
+            if faults >= FAULTS and await self._given_up(id):
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(AGAIN_S):
+                    await self._closing.wait()
 
-    @asynccontextmanager
+    async def _given_up(self, id: str) -> bool:
+        """Whether it is kept that it failed."""
+        problem = Problem("internal_error", "the server failed; its log says where")
+        try:
+            await self.store.do(self.store.batches.give_up, id, problem)
+        except OSError as error:
+            log.warning("that batch %s failed cannot be kept: %s", id, type(error).__name__)
+            return False
+        return True
+
+    @contextlib.asynccontextmanager
     async def _answers(self, kind: Kind) -> AsyncIterator[Answer]:
         yield self._answer
 
