@@ -17,7 +17,7 @@ OVER: frozenset[Status] = frozenset(get_args(End)) | {"failed"}
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a batch is not begun.
+    """Why a batch failed.
 
     Args:
         code: for programs.

@@ -23,20 +23,24 @@ class Beside(NamedTuple):
     reranker: "Reranker | None" = None
 
 
-def check_name(own: str, named: str, does: str, *, any_name: bool) -> None:
-    """Refuse a request that names another model.
+def check_name(own: str, named: str, does: str, *, any_name: bool) -> str:
+    """The name of the model that is asked: the one that is named, or its own if none is.
 
     Args:
         own: the model's name, or its folder.
         named: by the request.
         does: what the server does with it.
         any_name: every name is the model's.
+
+    Raises:
+        Refusal: the request names another.
     """
     short = Path(own).expanduser().name
-    if named not in (short, own) and not any_name:
+    if named and named not in (short, own) and not any_name:
         raise Refusal(
             HTTPStatus.NOT_FOUND,
             f"no such model; this server {does} with {short}",
             param="model",
             code="model_not_found",
         )
+    return named or short

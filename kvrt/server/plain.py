@@ -124,7 +124,7 @@ class Plain:
         """Of messages, as Anthropic's clients ask."""
         served = self._service.served
         body = await read_body(request.scope, request.receive, served.max_body)
-        asked = decode(body, Conversation, strict=served.strict)
+        asked = served.fields(body, Conversation)
         served.check_name(asked.model)
         chat = asked.chat(served, asked.choice(served))
         tokens = await asyncio.to_thread(tokens_of, chat, served.model)

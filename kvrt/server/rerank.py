@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from kvrt.server.beside import check_name
 from kvrt.server.errors import Refusal
-from kvrt.server.words.fields import Name, decode
+from kvrt.server.words.fields import Named, decode
 
 if TYPE_CHECKING:
     from kvrt.embedding.reranker import Reranker
@@ -27,13 +27,12 @@ class Document(msgspec.Struct):
 Documents = Annotated[list[str | Document], Meta(min_length=1, max_length=MAX_TEXTS)]
 
 
-class RerankRequest(msgspec.Struct, kw_only=True):
+class RerankRequest(Named, kw_only=True):
     """The fields of a request. The last two are ours: see `kvrt.Reranker.rank`. Texts that are too
     long are cut where nothing else is said, as these protocols do."""
 
     query: Annotated[str, Meta(min_length=1)]
     documents: Documents
-    model: Name
     top_n: Annotated[int, Meta(ge=1)] | None = None
     return_documents: bool = False
     instruction: str | None = None
@@ -60,7 +59,7 @@ class Rerank:
         """The answer to a request's body."""
         reranker = self.check_there()
         asked = decode(body, RerankRequest, strict=self._strict)
-        check_name(reranker.name, asked.model, "sorts texts", any_name=self._any_name)
+        name = check_name(reranker.name, asked.model, "sorts texts", any_name=self._any_name)
         texts = [one if isinstance(one, str) else one.text for one in asked.documents]
         ranking = await asyncio.to_thread(
             reranker.rank,
@@ -75,7 +74,7 @@ class Rerank:
         ]
         count = sum(ranking.tokens)
         return {
-            "model": asked.model,
+            "model": name,
             "results": results,
             "usage": {"prompt_tokens": count, "total_tokens": count},
             "meta": {"tokens": {"input_tokens": count}},

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
+from typing import TypeVar
 
 from kvrt.dialect.derive import derive
 from kvrt.dialect.marks import Dialect
@@ -14,7 +15,10 @@ from kvrt.model.loader import Model
 from kvrt.server.asking import Ask, AskedAdapter
 from kvrt.server.config import ANY_NAME, ServerConfig
 from kvrt.server.errors import Refusal
+from kvrt.server.words.fields import Named, decode
 from kvrt.server.words.sampling import Defaults
+
+Fields = TypeVar("Fields", bound=Named)
 
 PLAIN = "plain"
 """The chat template that is built in, for models that have learnt no other."""
@@ -94,6 +98,16 @@ class Served:
         """What answers them: an adapter, or the model."""
         adapter = asks[0].adapter if asks else None
         return self.names[0] if adapter is None else adapter.name
+
+    def fields(self, body: bytes, kind: type[Fields]) -> Fields:
+        """A request's fields. One that names no model means the one that there is.
+
+        Raises:
+            Refusal: it is not JSON, or a field is not what it may be.
+        """
+        found = decode(body, kind, strict=self.strict)
+        found.model = found.model or self.names[0]
+        return found
 
     @property
     def all_names(self) -> list[str]:

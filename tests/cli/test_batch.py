@@ -72,22 +72,22 @@ def test_a_line_that_cannot_be_answered_costs_no_other(
         "temperature": asked("temperature", "x", temperature=9),
         "stream": asked("stream", "x", stream=True),
         "long": asked("long", "x " * 5000),
-        "model": {**asked("model", "x"), "body": {"prompt": "x"}},
         "vectors": {**asked("vectors", "x"), "url": "/v1/embeddings", "body": {"input": "x"}},
         "other": asked("other", "x", model="other"),
     }
-    write(tmp_path / "in.jsonl", [asked("first", "x"), *wrong.values(), asked("last", "x")])
+    last = {**asked("last", "x"), "body": {"prompt": "x", "max_tokens": 2}}  # it names no model
+    write(tmp_path / "in.jsonl", [asked("first", "x"), *wrong.values(), last])
     done = run("tiny")
     assert done.exit_code == 1, done.output
     assert [each["custom_id"] for each in read(tmp_path / "out.jsonl")] == ["first", "last"]
     errors = read(tmp_path / "out.errors.jsonl")
     assert [each["custom_id"] for each in errors] == list(wrong)
-    assert [each["response"]["status_code"] for each in errors] == [400, 400, 400, 400, 400, 404]
-    assert "6 of 8 lines have no answer" in done.stderr
+    assert [each["response"]["status_code"] for each in errors] == [400, 400, 400, 400, 404]
+    assert "5 of 7 lines have no answer" in done.stderr
     assert "--retry" in done.stderr
     again = run("tiny", "--retry", "--json")
     told = json.loads(again.stdout.splitlines()[-1])
-    assert (told["status"], told["completed"], told["failed"]) == ("completed", 2, 6)
+    assert (told["status"], told["completed"], told["failed"]) == ("completed", 2, 5)
 
 
 def test_nothing_is_asked_where_a_line_cannot_be(run: Callable[..., Any], tmp_path: Path) -> None:

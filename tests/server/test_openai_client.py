@@ -11,6 +11,7 @@ import pytest
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 
+from .clients import ROUTES, asked
 from .conftest import MESSAGES, PROMPT, Server
 
 
@@ -160,6 +161,24 @@ def test_an_address_without_the_version_finds_the_same(server: Server) -> None:
         assert bare.responses.input_tokens.count(model="tiny", input="a").input_tokens
         with pytest.raises(openai.NotFoundError):
             bare.post("/messages", cast_to=object, body={})
+
+
+@pytest.mark.parametrize("route", [*ROUTES, "/v1/messages/count_tokens"])
+def test_a_request_that_names_no_model_means_the_one_that_there_is(
+    server: Server, route: str
+) -> None:
+    shape = route.removesuffix("/count_tokens")
+    body = asked(shape, "Say something.", 2, stream=False)
+    if shape != route:
+        del body["stream"], body["max_tokens"]
+    named = server.post(route, body)
+    assert named[0] == 200
+    del body["model"]
+    status, answer = server.post(route, body)
+    assert status == 200
+    assert answer.get("model") == named[1].get("model")
+    body["model"] = "other"
+    assert server.post(route, body)[0] == 404
 
 
 def test_a_response_is_answered_whole_and_as_a_stream(client: openai.OpenAI, tiny: Runtime) -> None:

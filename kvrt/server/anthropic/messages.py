@@ -19,13 +19,12 @@ from kvrt.server.served import Served
 from kvrt.server.wire.http import event
 from kvrt.server.words.fields import (
     Messages,
-    Name,
+    Named,
     Sampling,
     Share,
     StopText,
     Tokens,
     TopK,
-    decode,
 )
 from kvrt.server.words.structured import both, held_to
 from kvrt.server.words.talk import Choice, Spoken, Talk, as_said, choose
@@ -33,10 +32,9 @@ from kvrt.server.words.talk import Choice, Spoken, Talk, as_said, choose
 Blocks = Annotated[list[dict[str, Any]], Meta(max_length=1024)]
 
 
-class Conversation(msgspec.Struct, kw_only=True):
+class Conversation(Named, kw_only=True):
     """What both routes take. Of the second group, only what changes nothing is taken."""
 
-    model: Name
     messages: Messages
     system: str | Blocks | None = None
 
@@ -110,7 +108,7 @@ class MessagesApi:
         self._served = served
 
     def read(self, body: bytes) -> "MessagesCall":
-        request = decode(body, MessagesRequest, strict=self._served.strict)
+        request = self._served.fields(body, MessagesRequest)
         adapter = self._served.adapter(request.model)
         choice = request.choice(self._served)
         form = None if request.output_config is None else request.output_config.format

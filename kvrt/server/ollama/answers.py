@@ -14,7 +14,7 @@ from kvrt.server.ollama.errors import broken, line, refused
 from kvrt.server.ollama.fields import Asked, ChatAsked, GenerateAsked, params_of, thinking
 from kvrt.server.openai.shared import finish_reason, token_entries
 from kvrt.server.served import Served
-from kvrt.server.words.fields import Message, decode
+from kvrt.server.words.fields import Message
 from kvrt.server.words.talk import NO_TOOLS, Choice, Spoken, Talk, as_said, choose
 
 UNLOAD = (0, "0", "0s", "0m")
@@ -58,7 +58,7 @@ class ChatAnswers(Answers):
     """The protocol of ``/api/chat``."""
 
     def read(self, body: bytes) -> "AnswerCall":
-        asked = decode(body, ChatAsked, strict=self._served.strict)
+        asked = self._served.fields(body, ChatAsked)
         self._check_name(asked.model)
         asked.check_offered()
         choice = choose(self._served, asked.tools or (), None, several=True)
@@ -86,7 +86,7 @@ class GenerateAnswers(Answers):
     """The protocol of ``/api/generate``."""
 
     def read(self, body: bytes) -> "AnswerCall":
-        asked = decode(body, GenerateAsked, strict=self._served.strict)
+        asked = self._served.fields(body, GenerateAsked)
         self._check_name(asked.model)
         asked.check_offered()
         prompt = self._prompt(asked) if asked.prompt else None

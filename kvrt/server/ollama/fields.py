@@ -10,7 +10,7 @@ from kvrt.server.errors import Refusal
 from kvrt.server.words.fields import (
     MOST,
     Message,
-    Name,
+    Named,
     Penalty,
     Repetition,
     Sampling,
@@ -75,10 +75,9 @@ class Options(msgspec.Struct, kw_only=True):
         }
 
 
-class Asked(msgspec.Struct, kw_only=True):
+class Asked(Named, kw_only=True):
     """What both routes take. Of the second group, only what changes nothing."""
 
-    model: Name
     stream: bool | None = None
     options: Options | None = None
     keep_alive: int | float | str | None = None
@@ -106,7 +105,7 @@ class Asked(msgspec.Struct, kw_only=True):
 class ChatAsked(Asked, kw_only=True):
     """The fields of ``/api/chat``."""
 
-    messages: Annotated[list[Message], Meta(max_length=4096)] = []
+    messages: Annotated[list[Message], Meta(max_length=4096)] = msgspec.field(default_factory=list)
 
     tools: list[dict[str, Any]] | None = None
 

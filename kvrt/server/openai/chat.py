@@ -15,7 +15,7 @@ from kvrt.server.openai.errors import broken, refused
 from kvrt.server.openai.shared import DONE, Common, finish_reason, token_entries, usage
 from kvrt.server.served import Served
 from kvrt.server.wire.http import event
-from kvrt.server.words.fields import Messages, Tokens, Top, decode
+from kvrt.server.words.fields import Messages, Tokens, Top
 from kvrt.server.words.structured import both, held_to
 from kvrt.server.words.talk import Call, Spoken, Talk, as_said, choose
 
@@ -56,7 +56,7 @@ class ChatCompletions:
         self._served = served
 
     def read(self, body: bytes) -> "ChatCall":
-        request = decode(body, ChatRequest, strict=self._served.strict)
+        request = self._served.fields(body, ChatRequest)
         adapter = self._served.adapter(request.model)
         _check_offered(request)
         choice = choose(

@@ -15,7 +15,7 @@ from kvrt.server.openai.errors import broken, refused
 from kvrt.server.openai.shared import DONE, Common, finish_reason, number, usage
 from kvrt.server.served import Served
 from kvrt.server.wire.http import event
-from kvrt.server.words.fields import MAX_PROMPTS, TokenId, Tokens, Top, decode
+from kvrt.server.words.fields import MAX_PROMPTS, TokenId, Tokens, Top
 from kvrt.server.words.structured import held_to
 
 DEFAULT_MAX_TOKENS = 16
@@ -46,7 +46,7 @@ class Completions:
         self._served = served
 
     def read(self, body: bytes) -> "CompletionCall":
-        request = decode(body, CompletionRequest, strict=self._served.strict)
+        request = self._served.fields(body, CompletionRequest)
         adapter = self._served.adapter(request.model)
         _check_offered(request)
         most = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens

@@ -5,12 +5,11 @@ import base64
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta
 
 from kvrt.server.beside import check_name
 from kvrt.server.errors import Refusal
-from kvrt.server.words.fields import Name, TokenId, decode
+from kvrt.server.words.fields import Named, TokenId, decode
 
 if TYPE_CHECKING:
     from kvrt.embedding.embedder import Embedder
@@ -26,11 +25,10 @@ Inputs = (
 """A text, token ids, or several of one of them."""
 
 
-class EmbeddingRequest(msgspec.Struct, kw_only=True):
+class EmbeddingRequest(Named, kw_only=True):
     """The fields of a request. The last two are ours: see `kvrt.Embedder.embed`."""
 
     input: Inputs
-    model: Name
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
     user: str | None = None
@@ -58,7 +56,7 @@ class Embeddings:
         """The answer to a request's body."""
         embedder = self.check_there()
         asked = decode(body, EmbeddingRequest, strict=self._strict)
-        check_name(embedder.name, asked.model, "makes embeddings", any_name=self._any_name)
+        name = check_name(embedder.name, asked.model, "makes embeddings", any_name=self._any_name)
         made = await asyncio.to_thread(
             embedder.embed,
             _several(asked.input),
@@ -78,7 +76,7 @@ class Embeddings:
         ]
         count = sum(made.tokens)
         usage = {"prompt_tokens": count, "total_tokens": count}
-        return {"object": "list", "data": data, "model": asked.model, "usage": usage}
+        return {"object": "list", "data": data, "model": name, "usage": usage}
 
     def check_there(self) -> "Embedder":
         """What makes the vectors."""

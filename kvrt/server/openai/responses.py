@@ -19,7 +19,7 @@ from kvrt.server.openai.errors import refused
 from kvrt.server.openai.items import Output, Said, messages_of
 from kvrt.server.served import Served
 from kvrt.server.wire.http import event
-from kvrt.server.words.fields import Name, Sampling, Tokens, decode
+from kvrt.server.words.fields import Sampling, Tokens
 from kvrt.server.words.structured import both, held_to
 from kvrt.server.words.talk import Spoken, Talk, as_said, choose
 
@@ -31,7 +31,6 @@ FUNCTION = ("name", "description", "parameters", "strict")
 class ResponsesRequest(Sampling, kw_only=True):
     """The fields of a request. Of the second group, only what changes nothing is taken."""
 
-    model: Name
     input: str | Items
     instructions: str | None = None
     max_output_tokens: Tokens | None = None
@@ -60,7 +59,7 @@ class Responses:
         self._served = served
 
     def read(self, body: bytes) -> "ResponsesCall":
-        request = decode(body, ResponsesRequest, strict=self._served.strict)
+        request = self._served.fields(body, ResponsesRequest)
         adapter = self._served.adapter(request.model)
         _check_offered(request)
         choice = choose(

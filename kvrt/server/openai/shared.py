@@ -8,7 +8,7 @@ import msgspec
 from kvrt.outputs import FinishReason, Result, TokenLogprobs
 from kvrt.server.served import Served
 from kvrt.server.wire.http import event
-from kvrt.server.words.fields import Name, Sampling
+from kvrt.server.words.fields import Sampling
 
 DONE = event(b"[DONE]")
 LOWEST = -9999.0
@@ -25,7 +25,6 @@ class StreamOptions(msgspec.Struct):
 class Common(Sampling, kw_only=True):
     """Fields of both. Those of the last group are taken and change nothing here."""
 
-    model: Name
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

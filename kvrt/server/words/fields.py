@@ -42,7 +42,17 @@ UNKNOWN = re.compile(r"Object contains unknown field `([\w]{1,64})`")
 Fields = TypeVar("Fields", bound=msgspec.Struct)
 
 
-class Sampling(msgspec.Struct, kw_only=True):
+class Named(msgspec.Struct, kw_only=True):
+    """What is asked of a model.
+
+    Args:
+        model: its name; empty: the one that there is (`kvrt.server.served.Served.fields`).
+    """
+
+    model: Name = ""
+
+
+class Sampling(Named, kw_only=True):
     """What several protocols have under the same names. Null is the same as nothing.
 
     The second half is what other servers than OpenAI's take.
