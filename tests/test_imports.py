@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "triton", "numpy", "transformers", "tokenizers", "safetensors", "cuda", "hip"}
-HEAVY |= {"asyncio", "starlette", "uvicorn", "msgspec", "prometheus_client"}
+HEAVY |= {"asyncio", "starlette", "uvicorn", "httpx", "msgspec", "prometheus_client"}
 LIMIT_MS = 150
 
 PROBE = """

@@ -1,0 +1,48 @@
+// A server, as one key sees it.
+
+import { Batches } from "./batches.js";
+import { Connection, type Options } from "./connection.js";
+import { said } from "./lines.js";
+import type { Model, Models, Status } from "./types.js";
+
+export interface Message {
+  role: string;
+  content: string;
+}
+
+/** Of a chat: `model`, or the first there is; `signal` ends it; others as of chat completions. */
+export interface Asked {
+  model?: string;
+  signal?: AbortSignal;
+  [field: string]: unknown;
+}
+
+export class Client {
+  readonly batches: Batches;
+  private readonly connection: Connection;
+
+  constructor(options: Options = {}) {
+    this.connection = new Connection(options);
+    this.batches = new Batches(this.connection);
+  }
+
+  /** How the server does right now. */
+  status(): Promise<Status> {
+    return this.connection.json("GET", "/status");
+  }
+
+  /** What requests may name. */
+  async models(): Promise<readonly Model[]> {
+    return (await this.connection.json<Models>("GET", "/v1/models")).data;
+  }
+
+  /** What the model says, piece by piece. Who leaves the loop ends the answer. */
+  async *chat(
+    messages: string | readonly Message[], { model, signal, ...fields }: Asked = {},
+  ): AsyncGenerator<string, void, undefined> {
+    const name = model ?? (await this.models())[0]?.id;
+    const all = typeof messages === "string" ? [{ role: "user", content: messages }] : messages;
+    const body = { ...fields, model: name, messages: all, stream: true };
+    yield* said(await this.connection.ask("POST", "/v1/chat/completions", body, signal));
+  }
+}

@@ -1,0 +1,238 @@
+"""What comes back of files, batches and models, as values. Times are seconds since 1970."""
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+BatchStatus = Literal[
+    "validating", "in_progress", "finalizing", "cancelling",
+    "completed", "failed", "expired", "cancelled",
+]  # fmt: skip
+
+
+class Model(Struct, frozen=True):
+    """A model, or an adapter, that requests may name.
+
+    Args:
+        max_model_len: tokens of its context.
+        parent: the model that an adapter changes.
+    """
+
+    id: str
+    object: str
+    created: int
+    owned_by: str
+    max_model_len: int
+    type: str
+    display_name: str
+    lifecycle: str
+    created_at: str
+    parent: str | None
+
+
+class Models(Struct, frozen=True):
+    """All of them."""
+
+    object: str
+    data: list[Model]
+    has_more: bool
+    first_id: str
+    last_id: str
+
+
+class File(Struct, frozen=True):
+    """A file of requests, or of answers."""
+
+    id: str
+    object: str
+    bytes: int
+    created_at: int
+    expires_at: int | None
+    filename: str
+    purpose: str
+    status: str
+    status_details: str | None
+
+
+class Counts(Struct, frozen=True):
+    """Lines."""
+
+    total: int
+    completed: int
+    failed: int
+
+
+class InputDetails(Struct, frozen=True):
+    """Of tokens of prompts."""
+
+    cached_tokens: int
+
+
+class OutputDetails(Struct, frozen=True):
+    """Of tokens of answers."""
+
+    reasoning_tokens: int
+
+
+class BatchUsage(Struct, frozen=True):
+    """Tokens."""
+
+    input_tokens: int
+    input_tokens_details: InputDetails
+    output_tokens: int
+    output_tokens_details: OutputDetails
+    total_tokens: int
+
+
+class Problem(Struct, frozen=True):
+    """Why a batch was not begun.
+
+    Args:
+        line: of the input, from 1; None: it is about the whole.
+    """
+
+    code: str
+    message: str
+    line: int | None
+    param: str | None
+
+
+class Problems(Struct, frozen=True):
+    """All of them."""
+
+    object: str
+    data: list[Problem]
+
+
+class Progress(Struct, frozen=True):
+    """How a batch goes on.
+
+    Args:
+        seconds: since the server has worked on it.
+        lines: that were answered since, with errors or without.
+        lines_per_s, tokens_per_s: of those, and of what was said.
+        cached: the part of all prompts that was not computed.
+        seconds_left: None: it is not known yet.
+    """
+
+    seconds: float
+    lines: int
+    lines_per_s: float
+    tokens_per_s: float
+    cached: float
+    seconds_left: float | None
+
+
+class Batch(Struct, frozen=True):
+    """A batch as it stands.
+
+    Args:
+        progress: None: it is not worked on.
+    """
+
+    id: str
+    object: str
+    endpoint: str
+    errors: Problems | None
+    input_file_id: str
+    completion_window: str
+    status: BatchStatus
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    expires_at: int | None
+    in_progress_at: int | None
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: Counts
+    metadata: dict[str, str] | None
+    usage: BatchUsage
+    progress: Progress | None
+
+    @property
+    def over(self) -> bool:
+        """Nothing becomes of it any more, unless it is retried."""
+        return self.status in ("completed", "failed", "expired", "cancelled")
+
+
+class BatchPage(Struct, frozen=True):
+    """Some batches, the newest first."""
+
+    object: str
+    data: list[Batch]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class Failure(Struct, frozen=True):
+    """A line that has no good answer.
+
+    Args:
+        line: its number in the input, from 1.
+        custom_id: its name; None: the input is deleted.
+        status_code: of its answer; None: it was not answered.
+    """
+
+    line: int
+    custom_id: str | None
+    status_code: int | None
+    code: str | None
+    message: str
+    param: str | None
+
+
+class FailurePage(Struct, frozen=True):
+    """Some of them, in the order of the input."""
+
+    object: str
+    data: list[Failure]
+    has_more: bool
+
+
+class Deleted(Struct, frozen=True):
+    """Something is gone."""
+
+    id: str
+    object: str
+    deleted: bool
+
+
+class Response(Struct, frozen=True):
+    """Of a line."""
+
+    status_code: int
+    request_id: str
+    body: dict[str, Any]
+
+
+class LineError(Struct, frozen=True):
+    """Why a line was not asked."""
+
+    code: str
+    message: str
+
+
+class Answer(Struct, frozen=True):
+    """What came of a line.
+
+    Args:
+        response: None: it was not asked.
+        error: why.
+    """
+
+    id: str
+    custom_id: str
+    response: Response | None
+    error: LineError | None
+
+    @property
+    def body(self) -> dict[str, Any] | None:
+        """Of a good answer; None: there is none."""
+        if self.response is None or self.response.status_code >= 300:
+            return None
+        return self.response.body

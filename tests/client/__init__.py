@@ -1,0 +1,1 @@
+"""`kvrt.client`, and the same in TypeScript, against a real server."""
