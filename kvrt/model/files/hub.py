@@ -31,6 +31,7 @@ from kvrt.model.files.hubheader import fetch_header
 from kvrt.model.files.jsonfile import read_list
 from kvrt.model.gguf.choice import choose
 from kvrt.model.progress import Progress
+from kvrt.model.speech.spec import read_speech
 
 CONFIG = "config.json"
 SMALL_FILES = ["*.json", "*.jinja"]
@@ -50,6 +51,7 @@ def download(
     *,
     weights: bool,
     encoder: bool,
+    speech: bool = False,
     known: bool = True,
     quantization: str | None,
     revision: str | None,
@@ -58,9 +60,9 @@ def download(
     headers: Path | None = None,
 ) -> Path:
     """The snapshot of a repository, completed if need be; `weights`: with them. `encoder`: it is
-    one, and what stands around it is wanted as well; not `known`: its architecture may be any.
-    `headers`: a folder for those of GGUF files,
-    which are wanted without what is behind them.
+    one, and what stands around it is wanted as well; `speech`: it writes what is said; not `known`:
+    its architecture may be any. `headers`: a folder for those of GGUF files, which are wanted
+    without what is behind them.
 
     Where a `quantization` is named, or there are no safetensors, it is a GGUF file in the snapshot.
     See `kvrt.model.files.resolve.resolve`.
@@ -75,6 +77,8 @@ def download(
             config = first / CONFIG
             read_config(config, head=False) if is_decoder(config) else read_encoder(config)
             _fetch(repository, _around(first), first, local, progress, offline)
+        elif speech:
+            read_speech(first / CONFIG)
         elif known:
             read_config(first / CONFIG)
         if not weights:

@@ -23,7 +23,7 @@ CONFIG = "config.json"
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})(?::([\w.-]{1,96}))?", re.ASCII)
 NAME = re.compile(r"[\w./~@:+-]{1,200}")
 
-Want = Literal["all", "config", "encoder", "foreign"]
+Want = Literal["all", "config", "encoder", "speech", "foreign"]
 
 
 def resolve(
@@ -40,8 +40,8 @@ def resolve(
     Args:
         model: a path, a hub id, or ``tiny``. What exists as a folder is a path, except ``tiny``.
         want: ``config`` leaves out the weights; a path may then be that of a config.json.
-            ``encoder`` is all of one that makes vectors of texts, ``foreign`` all of one whose
-            architecture somebody else knows.
+            ``encoder`` is all of one that makes vectors of texts, ``speech`` of one that writes
+            what is said, ``foreign`` all of one whose architecture somebody else knows.
         revision: branch, tag or commit; only for a hub id.
         offline: use only what has been downloaded before.
         progress: told about the bytes of a download.
@@ -88,6 +88,7 @@ def resolve(
         hub_id[1],
         weights=want != "config",
         encoder=want == "encoder",
+        speech=want == "speech",
         known=want != "foreign",
         quantization=hub_id[2],
         revision=revision,

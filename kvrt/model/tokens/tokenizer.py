@@ -154,6 +154,10 @@ class Tokenizer:
         """How the tokenizer writes one token, or None if there is no such id."""
         return self._tokenizer.id_to_token(id)
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its text, or None."""
+        return self._tokenizer.token_to_id(token)
+
     def is_silent(self, id: int, *, skip_special: bool = True) -> bool:
         """Whether a token has no text: a special token, or an id the tokenizer does not use."""
         return (skip_special and id in self._special) or self._tokenizer.id_to_token(id) is None
@@ -193,7 +197,7 @@ class Tokenizer:
 
     def _named_id(self, name: str) -> int | None:
         text = self.named.get(name)
-        return None if text is None else self._tokenizer.token_to_id(text)
+        return None if text is None else self.id_of(text)
 
 
 def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
