@@ -24,10 +24,11 @@ __all__ = [
     "set_isa",
 ]
 
-TRITON_HEAD_DIMS = tuple(range(16, 257, 16))
-HEAD_DIMS = (*TRITON_HEAD_DIMS, 320, 384, 448, 512, 576)
+TRITON_HEAD_DIMS = (*range(16, 257, 16), 320, 512, 576)
+HEAD_DIMS = (*range(16, 257, 16), 320, 384, 448, 512, 576)
 """Sizes of a head that attention can do, native and in Triton; in plain torch it can do any.
 
-The native kernels can do as many elements as their `kMostOfHead` says. In Triton a tile of larger
-heads would not fit what a multiprocessor has of memory of its own.
+The native kernels can do as many elements as their `kMostOfHead` says. In Triton those of more than
+256 are what latents have: a tile of them is multiplied by chunks, for it would not fit what a
+multiprocessor has of memory of its own.
 """

@@ -313,8 +313,8 @@ SURVIVED = {
     ),
     "queries are read beyond their end": M(
         "kvrt_kernels.triton.work",
-        "d = tl.arange(0, BLOCK_D)\n    mask = valid[:, None]",
-        "d = tl.arange(0, BLOCK_D)\n    mask = (row + token >= 0)[:, None]",
+        "d = tl.arange(0, BLOCK_D)\n        mask = valid[:, None]",
+        "d = tl.arange(0, BLOCK_D)\n        mask = (row + token >= 0)[:, None]",
         "triton/test_interpreted.py::test_the_kernels_touch_nothing_but_their_own_tokens",
     ),
     "a file of seven bytes has a length of its header": M(

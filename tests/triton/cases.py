@@ -85,6 +85,12 @@ COMMON = [
 ]
 """What most models need."""
 
+LATENT: tuple[tuple[DType, KVFormat | None], ...] = (
+    ("bfloat16", None),
+    ("bfloat16", "int8"),
+    ("float32", None),
+)
+
 ALL = [
     Case(what, head_dim, dtype, special, branches)
     for what in ("decode", "prefill")
@@ -114,6 +120,12 @@ ALL = [
     *(Case("prefill", 64, kv=kv, value_dim=32) for kv in ("int8", "fp8")),
     Case("append", value_dim=64),
     Case("append", value_dim=64, shared=True),
+    *(
+        Case(what, 576, dtype, kv=kv, value_dim=512, shared=True)
+        for what in ("decode", "prefill")
+        for dtype, kv in LATENT
+    ),
+    Case("append", 576, value_dim=512, shared=True),
     Case("dense"),
     Case("dense", dtype="float32"),
     *(Case(what, weights=weights) for what in ("few tokens", "many tokens") for weights in PACKED),

@@ -3,7 +3,16 @@
 import itertools
 
 import pytest
-from kvrt_kernels.triton.configs import ANY, CONFIGS, SIBLINGS, Config, config, formats_on
+from kvrt_kernels.triton.configs import (
+    ANY,
+    CONFIGS,
+    SIBLINGS,
+    WIDE,
+    WIDE_CHUNK,
+    Config,
+    config,
+    formats_on,
+)
 
 
 @pytest.mark.parametrize(
@@ -35,12 +44,13 @@ def test_siblings_have_an_entry() -> None:
 def test_every_head_size_and_width_has_a_tile_that_segments_consist_of(entry: Config) -> None:
     for tiles in (entry.decode, entry.prefill):
         assert {key for key in tiles if key[0] in (16, 32)} == set(
-            itertools.product((16, 32), (64, 128, 256))
+            itertools.product((16, 32), (64, 128, 256, WIDE))
         )
         for (_, head), tile in tiles.items():
             assert entry.segment % tile.block_n == 0
             assert tile.block_m >= 16, "a matrix instruction has 16 rows"
-            assert not tile.chunk or head % tile.chunk == 0
+            assert not tile.chunk or (WIDE_CHUNK if head == WIDE else head) % tile.chunk == 0
+            assert tile.chunk or head != WIDE
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from kvrt.spi import QUANTIZATIONS, AttentionBatch, AttentionParams
 from kvrt_kernels.triton.append import append
-from kvrt_kernels.triton.configs import Tile, Tiles, config, options
+from kvrt_kernels.triton.configs import (
+    WIDE,
+    WIDE_CHUNK,
+    WIDEST,
+    Tile,
+    Tiles,
+    config,
+    options,
+)
 from kvrt_kernels.triton.decode import decode_kernel, merge_kernel
 from kvrt_kernels.triton.plan import Plan
 from kvrt_kernels.triton.prefill import prefill_kernel
@@ -192,6 +200,7 @@ class TritonAttention:
     @staticmethod
     def _tile(tiles: Tiles, shared: dict[str, Any], plan: Plan) -> Tile:
         head = max(64, shared["BLOCK_D"], shared["BLOCK_V"])
+        head = head if head <= WIDEST else WIDE
         bits = shared["DOT"].primitive_bitwidth
         of_codes = tiles.get((bits - 8, head)) if plan.layout.format in QUANTIZATIONS else None
         return of_codes or tiles[bits, head]
@@ -200,6 +209,8 @@ class TritonAttention:
         """The compile-time arguments that decode and prefill have in common."""
         layout = plan.layout
         keys, values = map(triton.next_power_of_2, (layout.head_dim, layout.value_dim))
+        if layout.head_dim > WIDEST:  # they are multiplied by chunks
+            keys = triton.cdiv(layout.head_dim, WIDE_CHUNK) * WIDE_CHUNK
         multiple = plan.base(layer) | layout.head_stride * plan.kv.element_size() | ALIGNED
         return {
             "KV": plan.dtype,

@@ -49,9 +49,22 @@ def options(warps: int, stages: int = 1) -> dict[str, Any]:
 
 
 Tiles = Mapping[tuple[int, int], Tile]
-"""By bits of a number and the head size, rounded up to 64, 128 or 256.
+"""By bits of a number and the head size, rounded up to 64, 128, 256 or 512; all above that are 512.
 
 To unpack codes takes registers: they may have tiles of their own, by 8 bits less."""
+
+WIDEST, WIDE, WIDE_CHUNK = 256, 512, 64
+"""Heads wider than the first, as those of latents, are multiplied by chunks that divide the last
+number."""
+
+WIDE_DECODE: Tiles = {
+    (16, WIDE): Tile(16, 16, 8, 1, chunk=64),
+    (32, WIDE): Tile(16, 16, 4, 1, chunk=32),
+}
+WIDE_PREFILL: Tiles = {
+    (16, WIDE): Tile(32, 32, 8, 1, chunk=64),
+    (32, WIDE): Tile(16, 16, 8, 1, chunk=32),
+}
 
 
 Products = Mapping[tuple[int, bool], Tile]
@@ -93,7 +106,8 @@ class Config:
 AMPERE = Config(
     segment=256,
     products=NVIDIA_PRODUCTS,
-    decode={
+    decode=dict(WIDE_DECODE)
+    | {
         (16, 64): Tile(16, 64, 4, 3),
         (16, 128): Tile(16, 64, 4, 3),
         (16, 256): Tile(16, 32, 4, 3),
@@ -102,7 +116,8 @@ AMPERE = Config(
         (32, 128): Tile(16, 32, 4, 2),
         (32, 256): Tile(16, 16, 4, 2),
     },
-    prefill={
+    prefill=dict(WIDE_PREFILL)
+    | {
         (16, 64): Tile(128, 64, 8, 3, peeled=True),
         (16, 128): Tile(128, 32, 8, 3),
         (8, 64): Tile(64, 64, 8, 2),
@@ -136,7 +151,8 @@ BLACKWELL = Config(
 CDNA = Config(
     segment=256,
     products=AMD_PRODUCTS,
-    decode={
+    decode=dict(WIDE_DECODE)
+    | {
         (16, 64): Tile(16, 64, 4, 1),
         (16, 128): Tile(16, 64, 4, 1),
         (16, 256): Tile(16, 32, 4, 1),
@@ -144,7 +160,8 @@ CDNA = Config(
         (32, 128): Tile(16, 32, 4, 1),
         (32, 256): Tile(16, 16, 4, 1),
     },
-    prefill={
+    prefill=dict(WIDE_PREFILL)
+    | {
         (16, 64): Tile(128, 64, 4, 1, peeled=True),
         (16, 128): Tile(128, 32, 8, 1, peeled=True),
         (8, 256): Tile(64, 16, 8, 1),
@@ -157,7 +174,8 @@ CDNA = Config(
 RDNA3 = Config(
     segment=256,
     products=AMD_PRODUCTS,
-    decode={
+    decode=dict(WIDE_DECODE)
+    | {
         (16, 64): Tile(16, 32, 2, 1),
         (16, 128): Tile(16, 16, 4, 1),
         (8, 256): Tile(16, 16, 16, 1, chunk=64),
@@ -166,10 +184,12 @@ RDNA3 = Config(
         (32, 128): Tile(16, 32, 4, 1, chunk=16),
         (32, 256): Tile(16, 16, 8, 1, chunk=32),
     },
-    prefill={
+    prefill=dict(WIDE_PREFILL)
+    | {
         (16, 64): Tile(128, 32, 8, 1),
         (16, 128): Tile(64, 16, 8, 1),
         (8, 256): Tile(32, 16, 16, 1, chunk=64),
+        (8, WIDE): Tile(32, 16, 16, 1, chunk=64),
         (16, 256): Tile(32, 16, 16, 1),
         (32, 64): Tile(32, 16, 4, 1, chunk=32),
         (32, 128): Tile(32, 32, 8, 1, chunk=32),

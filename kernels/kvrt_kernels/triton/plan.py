@@ -100,7 +100,7 @@ class Plan:
             after `update`; only its page table may move.
 
     Raises:
-        ContractError: a head_dim or value_dim that is not a multiple of 16 from 16 to 256.
+        ContractError: a head_dim or value_dim that is not among `kvrt_kernels.TRITON_HEAD_DIMS`.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Plan:
         batch, layout = branching.batch, batch.layout
         for name, dim in (("head_dim", layout.head_dim), ("value_dim", layout.value_dim)):
             if dim not in TRITON_HEAD_DIMS:
-                raise ContractError(f"{name} must be a multiple of 16 from 16 to 256, not {dim}")
+                raise ContractError(f"{name} must be among {TRITON_HEAD_DIMS}, not {dim}")
         self.layout: KVLayout = layout
         self.kv = batch.kv
         self.dtype = DTYPE[layout.format]

@@ -75,11 +75,11 @@ def load_rows(
     With CHUNK, where they begin, [BLOCK_M]; those that are not `valid` begin where the first does.
     """
     at = (row + token).to(tl.int64) * q_stride + head * HEAD_DIM
-    d = tl.arange(0, BLOCK_D)
-    mask = valid[:, None]
-    if HEAD_DIM != BLOCK_D:
-        mask = mask & (d < HEAD_DIM)[None, :]
     if CHUNK == 0:
+        d = tl.arange(0, BLOCK_D)
+        mask = valid[:, None]
+        if HEAD_DIM != BLOCK_D:
+            mask = mask & (d < HEAD_DIM)[None, :]
         rows = tl.load(q + at[:, None] + d[None, :], mask=mask, other=0.0).to(DOT)
     else:
         rows = q + tl.where(valid, at, row * q_stride)

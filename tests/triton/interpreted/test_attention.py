@@ -82,7 +82,14 @@ def test_without_causality_a_token_sees_all_of_its_context(device: Device) -> No
 
 @pytest.mark.parametrize(
     ("head_dim", "value_dim", "shared"),
-    [(64, 32, False), (48, 128, False), (64, 48, True), (48, 48, True)],
+    [
+        (64, 32, False),
+        (48, 128, False),
+        (64, 48, True),
+        (48, 48, True),
+        (320, 256, True),
+        (576, 512, True),
+    ],
 )
 @pytest.mark.parametrize("kv", ["float32", "int4"])
 def test_values_have_a_width_of_their_own_or_are_the_beginning_of_the_keys(
