@@ -102,6 +102,10 @@ class RuntimeConfig:
         quantized_dir: a folder in which weights are kept once they are quantised, so that the next
             start reads them; ``auto``: kvrt/weights in the user's folder of caches. None: they are
             quantised anew at each start.
+        offload_experts: memory for the experts of a mixture: bytes, or a string such as ``2GiB`` or
+            ``25%`` (of the device's memory). As many as have room are in it, those that are used
+            most, and others are read from the model's files when a token chooses them: the same
+            text, slower. None: all experts are in memory.
         activations: what weights that are codes are multiplied with: ``int8``, activations as codes
             of 8 bits, with a scale for each 32; or ``exact``, as they are, where the device has
             such products, and otherwise such weights are unpacked.
@@ -157,6 +161,7 @@ class RuntimeConfig:
     model_impl: ModelImpl = "kvrt"
     quantize: Quantize | None = None
     quantized_dir: str | Path | None = "auto"
+    offload_experts: int | str | None = None
     activations: Literal["int8", "exact"] = "int8"
     max_model_len: int | None = None
     memory_limit: int | str | None = None
@@ -212,6 +217,7 @@ OPTIONS: Checks = {
     "model_impl": OneOf(get_args(ModelImpl)),
     "quantize": Maybe(OneOf(get_args(Quantize))),
     "quantized_dir": Maybe(Folder()),
+    "offload_experts": Maybe(Size()),
     "activations": OneOf(("int8", "exact")),
     "max_model_len": Maybe(Whole(2, 2**31 - 1)),
     "memory_limit": Maybe(Size()),

@@ -164,6 +164,14 @@ runtime_options = apply(
             " them; auto: ~/.cache/kvrt/weights.",
         ),
         click.option(
+            "--offload-experts",
+            type=size,
+            metavar="SIZE",
+            help="Memory for the experts of a mixture (2GiB, 25%): those that are used most are in"
+            " it, others are read from the model's files when a token chooses them. The same text,"
+            " slower. Default: all are in memory.",
+        ),
+        click.option(
             "--activations",
             type=click.Choice(["int8", "exact"]),
             default="int8",
@@ -251,6 +259,7 @@ def runtime_config(model: str, options: Mapping[str, Any]) -> RuntimeConfig:
         model_impl=options["model_impl"],
         quantize=options["quantize"],
         quantized_dir=None if options["quantized_dir"] == "none" else options["quantized_dir"],
+        offload_experts=options["offload_experts"],
         activations=options["activations"],
         max_model_len=options["max_model_len"],
         memory_limit=options["memory_limit"],

@@ -8,8 +8,8 @@ Sections = Mapping[str, tuple[str, ...]]
 """By title, the parameters in it by their names."""
 
 MODEL = ("adapter", "backend", "device", "dtype", "dtype_names", "load_format", "model_impl",
-         "quantize", "quantized_dir", "activations", "max_model_len", "threads", "offline",
-         "revision", "list_devices")  # fmt: skip
+         "quantize", "quantized_dir", "offload_experts", "activations", "max_model_len",
+         "threads", "offline", "revision", "list_devices")  # fmt: skip
 MEMORY = ("memory_limit", "kv_cache_dtype", "page_size", "prefix_cache", "prefix_cache_policy",
           "prefix_cache_ttl", "cache_dir", "offload", "offload_write", "preemption")  # fmt: skip
 SHARING = ("share", "guarantee", "lend", "weight", "share_priority")

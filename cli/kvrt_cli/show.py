@@ -98,6 +98,7 @@ def _facts(model: str, options: Mapping[str, Any], headers: Path) -> dict[str, A
     from kvrt.engine.planning import plan
     from kvrt.model.choice import check_shape, choose
     from kvrt.model.files.resolve import resolve
+    from kvrt.model.offload.forms import expert_bytes
     from kvrt.model.source import open_source
     from kvrt.registry import open_device
     from kvrt.spi import DeviceOptions
@@ -147,6 +148,7 @@ def _facts(model: str, options: Mapping[str, Any], headers: Path) -> dict[str, A
     finally:
         device.close()
     spec, layouts = choice.spec, planned.sizes.layouts
+    expert_size, fewest = expert_bytes(spec, choice.dtype, choice.packing)
     return {
         "model": model,
         "path": model if place.is_relative_to(headers) else str(source.path),
@@ -155,6 +157,8 @@ def _facts(model: str, options: Mapping[str, Any], headers: Path) -> dict[str, A
         "parameters_of_a_token": choice.parameters_of_a_token,
         "experts": 0 if spec.experts is None else spec.experts.count,
         "experts_of_a_token": 0 if spec.experts is None else spec.experts.router.chosen,
+        "expert_bytes": expert_size,
+        "fewest_expert_bytes": fewest,
         "layers": len(spec.layers),
         "hidden": spec.hidden,
         "intermediate": spec.intermediate,
@@ -266,6 +270,12 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
     kept = f"{packed} matrices as codes, the rest in" if packed else "in"
     taken = format_bytes(facts["weight_bytes"])
     yield line("weights", f"{taken} in memory, {kept} {facts['dtype']}")
+    if facts["experts"]:
+        experts, fewest = map(format_bytes, (facts["expert_bytes"], facts["fewest_expert_bytes"]))
+        yield line(
+            "experts",
+            f"{experts} of that; --offload-experts keeps as little as {fewest} of them in memory",
+        )
     for group in groups:
         size = format_bytes(round(group["bytes_per_token"]))
         yield line("KV memory", f"{size} a token for {_group(group)}, in {facts['kv_cache_dtype']}")

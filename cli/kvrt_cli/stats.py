@@ -44,6 +44,9 @@ class Statistics:
         host_bytes: that they take.
         disk_pages: pages on disk.
         disk_bytes: that they take.
+        expert_uses: experts that a layer needed in a step, of those that are brought to memory as
+            needed, since the runtime was made.
+        expert_reads: those of them that were not there.
         preemptions: how often a request's pages were taken, to be had again later.
         drafted_tokens: guessed in advance, by speculation.
         accepted_tokens: how many of those came true.
@@ -69,6 +72,8 @@ class Statistics:
     host_bytes: int
     disk_pages: int
     disk_bytes: int
+    expert_uses: int
+    expert_reads: int
     preemptions: int
     drafted_tokens: int
     accepted_tokens: int
@@ -94,7 +99,7 @@ def collect(runtime: "Runtime", results: Sequence[Result], seconds: float) -> St
     else:
         prompt_s, timed, generation_s = seconds, completion, seconds
     settled = _settled(runtime)
-    cache, offload = settled.cache, settled.offload
+    cache, offload, experts = settled.cache, settled.offload, settled.experts
     disks = offload.disks if offload is not None else ()
     return Statistics(
         requests=len(results),
@@ -117,6 +122,8 @@ def collect(runtime: "Runtime", results: Sequence[Result], seconds: float) -> St
         host_bytes=offload.host.used_bytes if offload else 0,
         disk_pages=sum(disk.pages for disk in disks),
         disk_bytes=sum(disk.used_bytes for disk in disks),
+        expert_uses=experts.hits + experts.misses if experts else 0,
+        expert_reads=experts.misses if experts else 0,
         preemptions=sum(result.usage.preemptions for result in results),
         drafted_tokens=sum(result.usage.drafted_tokens for result in results),
         accepted_tokens=sum(result.usage.accepted_tokens for result in results),
@@ -162,6 +169,12 @@ def block(stats: Statistics) -> str:
             " far"
         )
         rows.insert(-1, ("KV tiers", tiers))
+    if stats.expert_uses:
+        there = 1 - stats.expert_reads / stats.expert_uses
+        experts = (
+            f"{there:.1%} of {stats.expert_uses} were in memory, {stats.expert_reads} were read"
+        )
+        rows.append(("experts", experts))
     if stats.drafted_tokens:
         drafts = f"{stats.accepted_tokens} of {stats.drafted_tokens} guessed tokens came true"
         rows.append(("speculation", drafts))

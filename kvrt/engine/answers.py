@@ -296,6 +296,12 @@ class Answers:
             request.deliver(request.outputs[seq.id].finish(reason))
             self._drop(request, seq, step)
 
+    def fail_rows(self, rows: Sequence[Row], error: KvrtError, step: int) -> None:
+        """A step could not be computed: end the requests it was for with `error`."""
+        for row in rows:
+            self._failed[self._live.request(row.seq)] = error
+        self._end_failed(step)
+
     def fail(self, error: KvrtError) -> None:
         """End every request with `error`; pages stay as they are."""
         requests = self._live.requests

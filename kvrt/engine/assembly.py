@@ -10,7 +10,7 @@ from kvrt.engine.drafter import check_drafter
 from kvrt.engine.engine import Engine
 from kvrt.engine.fingerprint import own_folder, page_fingerprint, page_format
 from kvrt.engine.prefixes import Prefixes
-from kvrt.engine.sizing import check_room, make_cache
+from kvrt.engine.sizing import check_room, limit_bytes, make_cache
 from kvrt.engine.sleeping import LEASE_S
 from kvrt.executor.interface import PageMemory
 from kvrt.kv.cache import KVCache
@@ -88,6 +88,7 @@ def assemble(
             own = 0 if drafter is None else drafter.weight_bytes
             tenant.take_soon(weights + own + smallest, LEASE_S)
 
+    experts = config.offload_experts
     model = load_model(
         config.model,
         device,
@@ -96,6 +97,7 @@ def assemble(
         model_impl=config.model_impl,
         quantize=config.quantize,
         quantized_dir=_quantized_dir(config),
+        offload_experts=None if experts is None else limit_bytes(experts, device.info),
         max_model_len=config.max_model_len,
         offline=config.offline,
         revision=config.revision,

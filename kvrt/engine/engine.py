@@ -29,6 +29,7 @@ from kvrt.executor.interface import Executor, Failed
 from kvrt.kv.memory import Memory
 from kvrt.kv.seq import Seq
 from kvrt.model.loader import Model
+from kvrt.model.offload.reading import Unreadable
 from kvrt.outputs import FinishReason
 from kvrt.sched.batching import Held, Limits, Row, StepPlan, plan_step
 from kvrt.sched.policy import Policy
@@ -181,6 +182,10 @@ class Engine:
                 self._carry_out(rows)
             except NoRoom as error:
                 self._carry_out_alone(rows, error.seq)
+            except Unreadable as error:
+                log.error("a step failed: %s", error)
+                self.executor.finish()  # a part of it may have been computed
+                self._answers.fail_rows(rows, error, self.steps)
         self.cache.end_step(self.steps)
 
     def _carry_out(self, rows: Sequence[Row]) -> None:

@@ -6,6 +6,7 @@ from kvrt.engine.engine import Engine
 from kvrt.kv.index.reuse import ReuseStats
 from kvrt.kv.offload import OffloadStats
 from kvrt.kv.stats import CacheStats
+from kvrt.model.offload.pool import ExpertStats
 from kvrt.sched.speculation import SpeculationStats
 
 
@@ -21,6 +22,8 @@ class RuntimeStats:
         reuse: prefixes found in it; see `kvrt.kv.index.reuse.ReuseStats`.
         speculation: guesses, and what came of them; see `kvrt.sched.speculation.SpeculationStats`.
         offload: pages moved off the device and back; None: there is nowhere to go.
+        experts: those that are brought as needed; see `kvrt.model.offload.pool.ExpertStats`. None:
+            all are in memory, or there are none.
     """
 
     load_seconds: float
@@ -30,6 +33,7 @@ class RuntimeStats:
     reuse: ReuseStats
     speculation: SpeculationStats
     offload: OffloadStats | None = None
+    experts: ExpertStats | None = None
 
 
 def stats_of(engine: Engine, load_seconds: float) -> RuntimeStats:
@@ -42,4 +46,5 @@ def stats_of(engine: Engine, load_seconds: float) -> RuntimeStats:
         ReuseStats() if memory.reuse is None else memory.reuse.stats,
         engine.speculation.stats,
         None if memory.offload is None else memory.offload.stats(),
+        None if engine.model.pool is None else engine.model.pool.stats(),
     )

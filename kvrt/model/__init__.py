@@ -5,6 +5,7 @@
     checkpoint  *.safetensors              -> headers that agree with the model -> Weights
     gguf        *.gguf                     -> the same, from a file of llama.cpp's format
     weights     which there are, and where they lie in one arena on the device
+    offload     experts that are read when a token chooses them, and not all in memory
     packed      weights that are kept as codes of 8 bits and fewer
     tokens      tokenizer.json, side files -> token ids and back
     chat        templates, messages        -> a prompt; each template in a sandbox with bounds

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +18,8 @@ from kvrt.model.decoder.decoder import Decoder
 from kvrt.model.decoder.experts import notes_on_experts
 from kvrt.model.files.resolve import resolve
 from kvrt.model.generation import GenerationDefaults, read_generation
+from kvrt.model.offload.forms import Form, check_offload, forms_within
+from kvrt.model.offload.pool import ExpertPool
 from kvrt.model.packed.choice import kept_weights
 from kvrt.model.packed.quantize import Quantize
 from kvrt.model.progress import Progress
@@ -27,7 +29,7 @@ from kvrt.model.tokens.detokenizer import Detokenizer
 from kvrt.model.tokens.tokenizer import TOKENIZER, Tokenizer, read_tokenizer
 from kvrt.model.weights import arena
 from kvrt.model.weights.resident import Resident
-from kvrt.model.weights.weights import assemble
+from kvrt.model.weights.weights import assemble, weight_bytes
 from kvrt.spi import Device, DType
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class Model:
         max_model_len: the longest prompt and output together, in tokens.
         resident: its weights' memory, which may go and come back.
         notes: what a user may want to know of how it was loaded.
+        pool: its experts, if they are brought as needed.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Model:
     max_model_len: int
     resident: Resident
     notes: tuple[str, ...] = ()
+    pool: ExpertPool | None = None
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """The token ids of a prompt; not `special`: of what stands within a text.
@@ -136,6 +140,7 @@ def load_model(
     quantize: Quantize | None = None,
     quantized_dir: Path | None = None,
     model_impl: ModelImpl = "kvrt",
+    offload_experts: int | None = None,
     max_model_len: int | None = None,
     revision: str | None = None,
     offline: bool = False,
@@ -158,6 +163,8 @@ def load_model(
         quantized_dir: where weights are kept once they are quantised; None: nowhere.
         model_impl: ``transformers`` runs transformers' own module over kvrt's pages, from a folder
             of floats; see `kvrt.model.borrowed`.
+        offload_experts: bytes of memory for the experts of a mixture, which are brought to it from
+            the files as needed; see `kvrt.model.offload`. None: all are in memory.
         max_model_len: the longest context that will be asked for; None is the model's own limit.
         revision: branch, tag or commit of a hub id.
         offline: download nothing.
@@ -168,10 +175,12 @@ def load_model(
 
     Raises:
         ModelError: the model is missing, damaged or not supported.
-        ConfigError: `dtype`, `quantize` or `max_model_len` cannot be used here.
+        ConfigError: `dtype`, `quantize`, `offload_experts` or `max_model_len` cannot be used here.
         CapacityError: its weights do not fit in the device's free memory.
     """
     dummy = load_format == "dummy"
+    if offload_experts is not None:
+        check_offload(dummy=dummy, quantize=quantize, model_impl=model_impl)
     place = resolve(
         model,
         want="config" if dummy else "foreign" if model_impl == "transformers" else "all",
@@ -200,24 +209,35 @@ def load_model(
     spec, chosen, packing = choice.spec, choice.dtype, choice.packing
     generation = source.generation(spec)
     tokenizer = source.tokenizer(spec)
-    needed = choice.weight_bytes
+    forms: tuple[Form, ...] = ()
+    if offload_experts is not None:
+        forms = forms_within(spec, chosen, packing, offload_experts)
+        packing = replace(packing, offloaded=True)
+    resident_bytes = weight_bytes(spec, chosen, packing)
+    needed = resident_bytes + sum(form.nbytes for form in forms)
     check_room(spec, chosen, needed)
     memory = _allocate(str(model), needed, chosen, device)
     kept = None
     if checkpoint and quantize and quantized_dir is not None and packing.formats:
         kept = kept_weights(quantized_dir, spec, chosen, packing, device)
+    pool = ExpertPool(spec, forms, memory[resident_bytes:]) if forms else None
     resident = Resident(
-        memory, spec, chosen, packing, checkpoint, seed=seed, quantize=quantize, kept=kept
-    )
+        memory, spec, chosen, packing, checkpoint, seed=seed, quantize=quantize, kept=kept,
+        pool=pool,
+    )  # fmt: skip
     stored, notes = resident.read(progress)
-    weights = assemble(spec, chosen, memory, packing)
+    elsewhere = () if pool is None else pool.views()
+    weights = assemble(spec, chosen, memory, packing, elsewhere)
     notes += notes_on_experts(spec, device)
+    if pool is not None:
+        pool.biases_of(weights)
+        notes.append(pool.note)
     return Model(
         name=str(model),
         path=source.path,
         spec=spec,
         dtype=chosen,
-        decoder=Decoder(spec, weights, device, chosen, choice.positions),
+        decoder=Decoder(spec, weights, device, chosen, choice.positions, pool=pool),
         tokenizer=tokenizer,
         generation=generation,
         eos_ids=_eos_ids(generation, tokenizer, spec.vocab),
@@ -228,6 +248,7 @@ def load_model(
         max_model_len=choice.positions,
         resident=resident,
         notes=tuple(notes),
+        pool=pool,
     )
 
 

@@ -94,6 +94,9 @@ def test_of_a_mixture_it_says_what_a_token_is_computed_with(shown: Any, tmp_path
     assert facts["parameters"] == pytest.approx(30.5e9, rel=0.005)
     assert facts["parameters_of_a_token"] == pytest.approx(3.3e9, rel=0.02)
     assert (facts["experts"], facts["experts_of_a_token"]) == (128, 8)
+    one = 3 * 768 * 2048 * 2
+    assert facts["expert_bytes"] == 48 * 128 * one
+    assert facts["fewest_expert_bytes"] == 8 * one, "as much as --offload-experts must be given"
 
 
 def test_of_latents_it_says_what_pages_keep(shown: Any, tmp_path: Path) -> None:

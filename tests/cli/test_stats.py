@@ -54,6 +54,8 @@ def test_tiers_and_guesses_are_told_of_where_there_were_any() -> None:
         assert told["KV tiers"].endswith(f"{some.get('fetched_tokens', 0)} tokens fetched so far")
     told = lines(replace(ONE, drafted_tokens=8, accepted_tokens=3))
     assert told["speculation"] == "3 of 8 guessed tokens came true"
+    told = lines(replace(ONE, expert_uses=800, expert_reads=34))
+    assert told["experts"] == "95.8% of 800 were in memory, 34 were read"
 
 
 def test_memory_is_told_of_with_what_each_number_is_of() -> None:

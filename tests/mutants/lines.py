@@ -603,6 +603,24 @@ DRAWN = {
         "elif _marks(checkpoint):",
         "model/test_resident.py",
     ),
+    "an expert that a token needs goes for another": M(
+        "kvrt.model.offload.residency",
+        "return order[~np.isin(self._expert[order], needed)]",
+        "return order",
+        "model/test_offload.py",
+    ),
+    "an expert that could not be read counts as there": M(
+        "kvrt.model.offload.pool",
+        "places.residency.forget(int(keys[at]))",
+        "places.residency.check_integrity()",
+        "model/test_offload.py",
+    ),
+    "what is read of an expert is taken for what it was": M(
+        "kvrt.model.offload.reading",
+        "if xxhash.xxh3_128(data).digest() != self._digests[name]:",
+        "if len(data) == 0:",
+        "model/test_offload.py",
+    ),
     "an arena unmaps under work": M(
         "kvrt.arena",
         "if those and not done():",

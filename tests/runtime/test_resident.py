@@ -62,14 +62,29 @@ with kvrt.Runtime(sys.argv[1], backend="cpu", threads=2, **json.loads(sys.argv[2
     assert all(len(result.token_ids) == 8 for result in results)
     stats = runtime.stats()
     own = resident("VmHWM") - libraries - stats.weight_bytes - stats.cache.peak_mapped_bytes
-    print(json.dumps([own >> 20, stats.weight_bytes >> 20]))
+    experts = 0 if stats.experts is None else stats.experts.misses
+    print(json.dumps([own >> 20, stats.weight_bytes >> 20, experts]))
 """
+
+MIXTURE = SHAPE | {
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "hidden_size": 512,
+    "num_local_experts": 24,
+    "num_experts_per_tok": 2,
+    "intermediate_size": 1024,
+}
+"""216 MiB of experts, in bfloat16."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("resident")
-    (folder / "config.json").write_text(json.dumps(SHAPE))
+    return save(tmp_path_factory.mktemp("resident"), SHAPE)
+
+
+def save(folder: Path, shape: dict[str, object]) -> Path:
+    """A model of random numbers."""
+    (folder / "config.json").write_text(json.dumps(shape))
     numbers = torch.randn(1 << 22).mul_(0.02).bfloat16()
     tensors = {
         part.name: numbers[: part.numel].view(part.shape).clone()
@@ -94,8 +109,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_takes_little_memory_beside_weights_and_kv(
     folder: Path, options: dict[str, object]
 ) -> None:
-    command = [sys.executable, "-c", PROBE, str(folder), json.dumps(options)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    own, weights = json.loads(result.stdout)  # MiB
+    own, weights, _ = probe(folder, options)
     assert weights > (100 if "dtype" in options else 30)
     assert own < 75, "a copy of the weights would add 35 at least"
+
+
+def test_experts_that_are_read_as_needed_take_what_they_may(tmp_path: Path) -> None:
+    """All are needed, and read, while few have room."""
+    own, weights, read = probe(save(tmp_path, MIXTURE), {"offload_experts": "32MiB"})
+    assert read >= 3 * 24
+    assert weights < 32 + 30, "and what is not experts"
+    assert own < 75, "all experts would add 180 at least"
+
+
+def probe(folder: Path, options: dict[str, object]) -> list[int]:
+    """MiB beside weights and KV, and of weights; experts that were read."""
+    command = [sys.executable, "-c", PROBE, str(folder), json.dumps(options)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: list[int] = json.loads(result.stdout)
+    return found

@@ -55,7 +55,7 @@ def blocks(
     """
     kind = BY_NAME[entry.dtype]
     for raw in raw_blocks(mapping, entry, count // kind.numbers * kind.nbytes):
-        yield raw, _numbers(raw, kind)
+        yield raw, numbers(raw, kind)
 
 
 def raw_blocks(mapping: mmap.mmap, entry: TensorEntry, size: int = BLOCK_BYTES) -> Iterator[Tensor]:
@@ -70,7 +70,8 @@ def raw_blocks(mapping: mmap.mmap, entry: TensorEntry, size: int = BLOCK_BYTES) 
         mapping.madvise(mmap.MADV_DONTNEED, page, at - page + length)
 
 
-def _numbers(raw: Tensor, kind: ElementType) -> Iterator[Tensor]:
+def numbers(raw: Tensor, kind: ElementType) -> Iterator[Tensor]:
+    """The numbers in bytes of a file; see `blocks`."""
     if kind.name in FLOATS:
         yield raw.view(getattr(torch, FLOATS[kind.name]))
     else:

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,17 +17,27 @@ import xxhash
 from torch import Tensor
 
 from kvrt.errors import ModelError
-from kvrt.model.checkpoint.blocks import BLOCK_BYTES, PIECE, blocks, mapped, raw_blocks, read_bytes
+from kvrt.model.checkpoint.blocks import (
+    BLOCK_BYTES,
+    PIECE,
+    blocks,
+    mapped,
+    numbers,
+    raw_blocks,
+    read_bytes,
+)
 from kvrt.model.checkpoint.checkpoint import Checkpoint
 from kvrt.model.checkpoint.header import TensorEntry
+from kvrt.model.checkpoint.rows import Rows
 from kvrt.model.checkpoint.targets import Codes, Floats, Target, Turned, targets_of
 from kvrt.model.files.jsonfile import few, shown
-from kvrt.model.packed.method import Method, plain_of, values_of
+from kvrt.model.gguf.types import BY_NAME
+from kvrt.model.packed.method import plain_of, values_of
 from kvrt.model.packed.tensors import format_of, read_matrix
 from kvrt.model.progress import Progress
 from kvrt.model.spec import ModelSpec
-from kvrt.model.weights.weights import NOTHING_PACKED, Packing, place
-from kvrt.spi import DType
+from kvrt.model.weights.weights import NOTHING_PACKED, Packing, Part, Weight, place
+from kvrt.spi import DType, Matrices
 from kvrt.spi.plain import finite_rows
 
 log = logging.getLogger(__name__)
@@ -40,12 +50,14 @@ def fill(
     arena: Tensor,
     packing: Packing = NOTHING_PACKED,
     progress: Progress | None = None,
+    elsewhere: Iterable[tuple[Weight, Tensor | Matrices]] = (),
 ) -> dict[str, bytes]:
     """Copy a checkpoint into an arena, converted to what each weight is kept as.
 
     Args:
         arena: uint8 [`weights.weight_bytes`], on any device.
         progress: told about the bytes of the files that have been read.
+        elsewhere: where weights go that are not in the arena. They may share their places.
 
     Returns:
         XXH3-128 of all bytes of each tensor, as the file has them: see `fingerprint`.
@@ -53,7 +65,8 @@ def fill(
     Raises:
         ModelError: a value is not finite, or too large for `dtype`; the tensor is named.
     """
-    targets = _targets(checkpoint, spec, dtype, arena, packing)
+    everything = (*place(spec, dtype, arena, packing), *elsewhere)
+    targets = _targets(checkpoint, everything, packing)
     parts = {name for names in checkpoint.matrices.values() for name in names.values()}
     by_file: dict[Path, list[str]] = {}
     for name, (path, _) in sorted(checkpoint.tensors.items(), key=lambda item: item[1][1].start):
@@ -74,11 +87,15 @@ def fill(
                 if odd:  # only the requests that have these tokens meet them
                     log.warning("%s: %s is not finite in rows %s", path, entry.name, few(odd))
                 report(sum(map(sizes.__getitem__, digests)), sum(sizes.values()))
-    if checkpoint.method is not None:
-        for name, ends in checkpoint.matrices.items():
-            digests |= _copy_matrix(checkpoint, checkpoint.method, ends, targets[name])
-            targets[name].finish(checkpoint.rows.get(name))
-            report(sum(map(sizes.__getitem__, digests)), sum(sizes.values()))
+
+    def read(name: str) -> Tensor:
+        raw = read_bytes(*checkpoint.tensors[name])
+        digests[name] = xxhash.xxh3_128(raw.numpy().data).digest()
+        return raw
+
+    for name in checkpoint.matrices:
+        put_matrix(checkpoint, name, targets[name], read)
+        report(sum(map(sizes.__getitem__, digests)), sum(sizes.values()))
     return digests
 
 
@@ -90,49 +107,71 @@ def refill(
     packing: Packing = NOTHING_PACKED,
 ) -> None:
     """Copy again what `fill` has copied before from files that are the same: by all processors, and
-    without looking at the numbers."""
-    targets = _targets(checkpoint, spec, dtype, arena, packing)
-    parts = {name for names in checkpoint.matrices.values() for name in names.values()}
+    without looking at the numbers. Offloaded experts are not copied."""
+    targets = _targets(checkpoint, place(spec, dtype, arena, packing), packing)
     mappings = {path: mapped(path) for path in {path for path, _ in checkpoint.tensors.values()}}
 
     def copy(name: str) -> None:
         path, entry = checkpoint.tensors[name]
-        target = targets[name]
-        for raw, pieces in blocks(mappings[path], entry, _at_once(entry)):
-            if isinstance(target, Codes) and target.stays(entry.dtype):
-                target.put_blocks(entry.dtype, raw)
-                continue
-            for piece in pieces:  # what is converted in small parts wakes none of torch's threads
-                stays = isinstance(target, Floats) and target.dtype == piece.dtype
-                for part in torch.split(piece, piece.numel() if stays else PIECE):
-                    target.put(part)
-        target.finish(checkpoint.rows.get(name))
+        raws = raw_blocks(mappings[path], entry, _bytes_at_once(entry))
+        put_again(entry, raws, targets[name], checkpoint.rows.get(name))
 
     with ThreadPoolExecutor(os.cpu_count(), "kvrt-read") as pool:
-        for _ in pool.map(copy, (name for name in checkpoint.tensors if name not in parts)):
+        for _ in pool.map(copy, targets.keys() - checkpoint.matrices.keys()):
             pass
-    if checkpoint.method is not None:
-        for name, ends in checkpoint.matrices.items():
-            _copy_matrix(checkpoint, checkpoint.method, ends, targets[name])
-            targets[name].finish(checkpoint.rows.get(name))
+    for name in targets.keys() & checkpoint.matrices.keys():
+        put_matrix(
+            checkpoint, name, targets[name], lambda end: read_bytes(*checkpoint.tensors[end])
+        )
+
+
+def put_again(
+    entry: TensorEntry, raws: Iterable[Tensor], target: Target, rows: Rows | None
+) -> None:
+    """Put all of a tensor that has been looked at before.
+
+    Args:
+        raws: its bytes, as the file has them, in one or more parts of whole rows.
+        rows: how its rows lie there.
+    """
+    for raw in raws:
+        if isinstance(target, Codes) and target.stays(entry.dtype):
+            target.put_blocks(entry.dtype, raw)
+            continue
+        # What is converted in small parts wakes none of torch's threads.
+        for piece in numbers(raw, BY_NAME[entry.dtype]):
+            stays = isinstance(target, Floats) and target.dtype == piece.dtype
+            for part in torch.split(piece, piece.numel() if stays else PIECE):
+                target.put(part)
+    target.finish(rows)
 
 
 def _targets(
-    checkpoint: Checkpoint, spec: ModelSpec, dtype: DType, arena: Tensor, packing: Packing
+    checkpoint: Checkpoint, placed: Iterable[tuple[Weight, Tensor | Matrices]], packing: Packing
 ) -> dict[str, Target]:
     """Where the numbers of each tensor go, and of each matrix that is several."""
-    targets: dict[str, Target] = {}
-    for weight, view in place(spec, dtype, arena, packing):
-        for part, target in targets_of(weight, view, packing):
-            turned = part.columns and len(part.shape) == 2 and part.name in checkpoint.tensors
-            targets[part.name] = Turned(target, part.shape[1]) if turned else target
-    return targets
+    return {
+        part.name: target_in(checkpoint, part, target)
+        for weight, view in placed
+        for part, target in targets_of(weight, view, packing)
+    }
+
+
+def target_in(checkpoint: Checkpoint, part: Part, target: Floats | Codes) -> Target:
+    """Where the numbers of a tensor go, as they lie in a checkpoint's files."""
+    turned = part.columns and len(part.shape) == 2 and part.name in checkpoint.tensors
+    return Turned(target, part.shape[1]) if turned else target
 
 
 def _at_once(entry: TensorEntry) -> int:
     """Numbers of a tensor that are a block: whole rows."""
     width = entry.shape[-1]
     return max(1, BLOCK_BYTES // 4 // width) * width
+
+
+def _bytes_at_once(entry: TensorEntry) -> int:
+    kind = BY_NAME[entry.dtype]
+    return _at_once(entry) // kind.numbers * kind.nbytes
 
 
 def _not_finite(path: Path, name: str) -> ModelError:
@@ -142,18 +181,19 @@ def _not_finite(path: Path, name: str) -> ModelError:
     )
 
 
-def _copy_matrix(
-    checkpoint: Checkpoint, method: Method, ends: Mapping[str, str], target: Target
-) -> dict[str, bytes]:
-    """Copy a matrix that is several tensors, and give the digests of these."""
-    digests: dict[str, bytes] = {}
+def put_matrix(
+    checkpoint: Checkpoint, name: str, target: Target, read: Callable[[str], Tensor]
+) -> None:
+    """Put all of a matrix that is several tensors.
 
-    def read(name: str) -> Tensor:
-        path, entry = checkpoint.tensors[name]
-        raw = read_bytes(path, entry)
-        digests[name] = xxhash.xxh3_128(raw.numpy().data).digest()
-        return raw
+    Args:
+        read: gives the bytes of a tensor, by its name: uint8 [bytes].
 
+    Raises:
+        ModelError: as `fill`.
+    """
+    method, ends = checkpoint.method, checkpoint.matrices[name]
+    assert method is not None
     held = read_matrix(method, ends, checkpoint.tensors, target.shape, read)
     format = format_of(method, ends, checkpoint.tensors)
     where = checkpoint.tensors[ends[method.first]][0], ends[method.first]
@@ -168,7 +208,7 @@ def _copy_matrix(
         target.put(values.flatten())
     if not finite:
         raise _not_finite(*where)
-    return digests
+    target.finish(checkpoint.rows.get(name))
 
 
 def _copy(

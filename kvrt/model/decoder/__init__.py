@@ -5,6 +5,7 @@ activations  the tensors it computes in
 branches     what is around a layer's products
 latent, experts, mixers
              latent attention, mixtures of experts, and layers with a recurrence
+offloaded    the same with experts that are read as needed
 rope         tables of the rotary embedding
 graphs       steps recorded and replayed
 ops, recurrence, pieces

@@ -27,12 +27,14 @@ from kvrt.model.decoder.experts import Mixture
 from kvrt.model.decoder.graphs import DecodeGraphs, padded
 from kvrt.model.decoder.latent import Latents
 from kvrt.model.decoder.mixers import Mixer
+from kvrt.model.decoder.offloaded import Offloaded
 from kvrt.model.decoder.ops import MixedOps, TorchOps
 from kvrt.model.decoder.pieces import pieces
 from kvrt.model.decoder.rope import RotationTable, positions_of
 from kvrt.model.lora.adapter import Adapters
 from kvrt.model.lora.ops import AdaptedOps, Segment, segments_of
-from kvrt.model.spec import LayerSpec, ModelSpec
+from kvrt.model.offload.pool import ExpertPool
+from kvrt.model.spec import ModelSpec
 from kvrt.model.weights.layers import LayerWeights, Weights
 from kvrt.spi import (
     AttentionBatch,
@@ -73,7 +75,7 @@ class _Layer(NamedTuple):
     rope: int | None
     norm: HeadNorm | None
     heat: Tensor | None
-    experts: Experts | None
+    experts: Experts | Offloaded | None
     whole: bool
     attends: bool
     feeds: bool
@@ -94,6 +96,7 @@ class Decoder:
         max_positions: the longest context that will be asked for.
         groups: the layers whose pages are in one place, for each of a step's batches; None: those
             that keep memory alike, as in `ModelSpec.groups`.
+        pool: experts that are brought as needed; `close` closes it.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Decoder:
         dtype: DType,
         max_positions: int,
         groups: Sequence[Sequence[int]] | None = None,
+        pool: ExpertPool | None = None,
     ) -> None:
         self.spec = spec
         self.weights = weights
@@ -125,7 +129,8 @@ class Decoder:
         own_dtype = dtype in device.info.weight_dtypes and not weights.packed
         self.adapters = Adapters(spec, weights, device, dtype if own_dtype else self.dtype)
         self._low_rank = device.extension(LowRankOps)  # type: ignore[type-abstract]
-        self._mixture = Mixture(spec, self._ops, device)
+        self._mixture = Mixture(spec, self._ops, device, pool)
+        self._pool = pool
         self._mixer = Mixer(spec, device)
         self._latents = None if spec.latent is None else Latents(spec.latent, self._ops, device)
         self._work: Activations | None = None
@@ -148,14 +153,16 @@ class Decoder:
             for number, layer in enumerate(layers):
                 places[layer].append((batch, number))
         self._layers = [
-            self._layer(layer, w, own)
-            for layer, w, own in zip(spec.layers, weights.layers, places, strict=True)
+            self._layer(index, w, own)
+            for index, (w, own) in enumerate(zip(weights.layers, places, strict=True))
         ]
 
     def close(self) -> None:
         """Give the weights back, and all that steps were computed in. It computes no more."""
         self._graphs = self._work = None
         self._layers = []
+        if self._pool is not None:
+            self._pool.close()
         del self.weights, self._tables
 
     def forward(
@@ -327,9 +334,9 @@ class Decoder:
     def _allocate(self, count: int) -> Activations:
         return Activations.empty(self.spec, count, self._torch_dtype, self._torch_device)
 
-    def _layer(self, layer: LayerSpec, w: LayerWeights, places: list[tuple[int, int]]) -> _Layer:
+    def _layer(self, index: int, w: LayerWeights, places: list[tuple[int, int]]) -> _Layer:
         """Args: places: of its pages: batches, and its number there; first those it attends to."""
-        spec = self.spec
+        spec, layer = self.spec, self.spec.layers[index]
         batch, number = places[0] if layer.attends else (0, 0)
         states, state = places[layer.attends] if layer.recurrent else (None, 0)
         norm = heat = None
@@ -355,7 +362,7 @@ class Decoder:
             rope=layer.rope,
             norm=norm,
             heat=heat,
-            experts=self._mixture.experts_of(w),
+            experts=self._mixture.experts_of(index, w),
             whole=spec.whole is not None and not layer.window,
             attends=layer.attends,
             feeds=layer.feeds,

@@ -8,8 +8,11 @@ from torch import Tensor
 
 from kvrt.model.decoder.activations import Activations
 from kvrt.model.decoder.branches import sigmoid
+from kvrt.model.decoder.offloaded import Offloaded
 from kvrt.model.decoder.ops import MixedOps
+from kvrt.model.offload.pool import ExpertPool
 from kvrt.model.spec import ModelSpec
+from kvrt.model.weights.experts import experts_of
 from kvrt.model.weights.layers import LayerWeights
 from kvrt.spi import Activation, Device, ExpertOps, Experts, Matrices, Router
 
@@ -29,40 +32,32 @@ class Mixture:
     Args:
         ops: the operators of other products.
         device: computes, with its own `ExpertOps` if it has them.
+        pool: experts are brought to it as needed; None: all are there.
     """
 
-    def __init__(self, spec: ModelSpec, ops: MixedOps, device: Device) -> None:
+    def __init__(
+        self, spec: ModelSpec, ops: MixedOps, device: Device, pool: ExpertPool | None = None
+    ) -> None:
         own = device.extension(ExpertOps)  # type: ignore[type-abstract]
         self._spec = spec
         self._experts: ExpertOps = PlainExperts(ops) if own is None else own
-        self.recordable = own is not None
+        self._pool = pool
+        self.recordable = own is not None and pool is None
 
-    def experts_of(self, w: LayerWeights) -> Experts | None:
+    def experts_of(self, layer: int, w: LayerWeights) -> Experts | Offloaded | None:
         """The experts of a layer, if it has any."""
         spec = self._spec.experts
         if spec is None or w.router is None:
             return None
-        gate_up_bias, down_bias = (
-            None if bias is None else bias.view(spec.count, -1)
-            for bias in (w.expert_gate_up_bias, w.expert_down_bias)
-        )
-        return Experts(
-            spec.count,
-            spec.width,
-            w.expert_gate_up,
-            w.expert_down,
-            spec.activation,
-            gate_up_bias,
-            down_bias,
-            spec.limit,
-            spec.alpha,
-        )
+        if self._pool is not None:
+            return Offloaded(self._pool, layer)
+        return experts_of(spec, spec.count, w)
 
     def add(
         self,
         read: Tensor,
         w: LayerWeights,
-        experts: Experts,
+        experts: Experts | Offloaded,
         work: Activations,
         ops: MixedOps,
     ) -> None:
@@ -86,10 +81,10 @@ class Mixture:
             if spec.scaled_input:
                 read = read * weights.to(read.dtype)
                 weights.fill_(1.0)
-            self._experts.mix(read, experts, chosen, weights, x, x)
+            self._mix(read, experts, chosen, weights, x, x)
             return
         made = torch.empty_like(x)
-        self._experts.mix(read, experts, chosen, weights, None, made)
+        self._mix(read, experts, chosen, weights, None, made)
         if spec.shared:
             shared = ops.linear(self._shared(read, w, work, ops), w.down, w.down_bias)
             if w.shared_scale is not None:
@@ -101,7 +96,7 @@ class Mixture:
         self,
         read: Tensor,
         w: LayerWeights,
-        experts: Experts,
+        experts: Experts | Offloaded,
         work: Activations,
         ops: MixedOps,
     ) -> None:
@@ -119,10 +114,24 @@ class Mixture:
         self._experts.route(work.logits, spec.router, None, chosen, weights)
         weights.mul_(w.expert_scale[chosen])
         made = torch.empty_like(x)
-        self._experts.mix(ops.rms_norm(x, before, eps), experts, chosen, weights, None, made)
+        self._mix(ops.rms_norm(x, before, eps), experts, chosen, weights, None, made)
         shared = ops.linear(self._shared(read, w, work, ops), w.down, w.down_bias)
         both = ops.rms_norm(shared, of_shared, eps).add_(ops.rms_norm(made, behind, eps))
         x.add_(ops.rms_norm(both, of_both, eps))
+
+    def _mix(
+        self,
+        x: Tensor,
+        experts: Experts | Offloaded,
+        chosen: Tensor,
+        weights: Tensor,
+        residual: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        if isinstance(experts, Offloaded):
+            experts.mix(self._experts, x, chosen, weights, residual, out)
+        else:
+            self._experts.mix(x, experts, chosen, weights, residual, out)
 
     def _shared(self, read: Tensor, w: LayerWeights, work: Activations, ops: MixedOps) -> Tensor:
         """What all tokens have, up to its last product."""

@@ -1,8 +1,10 @@
-"""Which weights the experts of a layer have."""
+"""Which weights the experts of a layer have, and the experts that these are."""
 
 from collections.abc import Iterator
 
 from kvrt.model.spec import ExpertSpec
+from kvrt.model.weights.layers import LayerWeights
+from kvrt.spi import Experts
 
 
 def expert_weights(
@@ -29,3 +31,22 @@ def expert_weights(
     yield "expert_down", down, (width,), count
     if experts.bias:
         yield "expert_down_bias", down, (), count
+
+
+def experts_of(spec: ExpertSpec, count: int, w: LayerWeights) -> Experts:
+    """So many experts, whose weights these are."""
+    gate_up_bias, down_bias = (
+        None if bias is None else bias.view(count, -1)
+        for bias in (w.expert_gate_up_bias, w.expert_down_bias)
+    )
+    return Experts(
+        count,
+        spec.width,
+        w.expert_gate_up,
+        w.expert_down,
+        spec.activation,
+        gate_up_bias,
+        down_bias,
+        spec.limit,
+        spec.alpha,
+    )

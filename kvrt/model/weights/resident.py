@@ -8,6 +8,8 @@ from torch import Tensor
 from kvrt.errors import ConfigError, ModelError
 from kvrt.model.checkpoint.checkpoint import Checkpoint
 from kvrt.model.checkpoint.filling import digests_of, fill, fingerprint, refill
+from kvrt.model.offload.pool import ExpertPool
+from kvrt.model.offload.reading import ExpertReader
 from kvrt.model.packed.choice import notes_on
 from kvrt.model.packed.kept import KeptWeights
 from kvrt.model.packed.quantize import Quantize
@@ -31,6 +33,7 @@ class Resident:
         seed: of random ones.
         quantize: they are made into codes of so many bits.
         kept: where quantised ones are kept.
+        pool: experts that are brought as needed. Its memory is a part of `memory`.
     """
 
     def __init__(
@@ -44,8 +47,10 @@ class Resident:
         seed: int = 0,
         quantize: Quantize | None = None,
         kept: KeptWeights | None = None,
+        pool: ExpertPool | None = None,
     ) -> None:
         self.memory = memory
+        self._pool = pool
         self._spec, self._dtype, self._packing = spec, dtype, packing
         self._checkpoint = checkpoint
         self._seed = seed
@@ -75,10 +80,12 @@ class Resident:
         return self._content, [f"{self._quantize} weights {note}"]
 
     def _fill(self, checkpoint: Checkpoint, progress: Progress | None = None) -> str:
-        spec, dtype, packing = self._spec, self._dtype, self._packing
-        return fingerprint(
-            checkpoint, fill(checkpoint, spec, dtype, self.memory, packing, progress)
-        )
+        spec, dtype, packing, pool = self._spec, self._dtype, self._packing, self._pool
+        apart = () if pool is None else pool.scratch()
+        digests = fill(checkpoint, spec, dtype, self.memory, packing, progress, apart)
+        if pool is not None:
+            pool.read_from(ExpertReader(checkpoint, packing, digests))
+        return fingerprint(checkpoint, digests)
 
     def _quantised(
         self, checkpoint: Checkpoint, kept: KeptWeights | None, progress: Progress | None
@@ -109,6 +116,8 @@ class Resident:
 
     def drop(self) -> None:
         """Give the memory back to the system. Its addresses stay, and must not be read."""
+        if self._pool is not None:
+            self._pool.clear()
         arena.give_back(self.memory)
 
     def bring_back(self) -> None:

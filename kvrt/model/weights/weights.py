@@ -19,7 +19,7 @@ Matrices have the dtype the model is loaded in, or stay the codes that they are 
 every kernel adds and scales in float32.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,11 @@ class Weight:
         return self.is_matrix and self.field not in ALWAYS_FLOATS
 
     @property
+    def of_experts(self) -> bool:
+        """Whether it is the matrices of a layer's experts."""
+        return self.field in ("expert_gate_up", "expert_down")
+
+    @property
     def is_one(self) -> bool:
         """Whether it changes nothing where it is 1."""
         return self.field.endswith(("norm", "layer_scale", "router_scale", "expert_scale"))
@@ -117,10 +122,12 @@ class Packing:
     Args:
         formats: of tensors of the checkpoint, by name. A weight stays codes if all its parts do.
         products: the device's; None if there are no formats.
+        offloaded: the experts' matrices are not among the others (`kvrt.model.offload`).
     """
 
     formats: Mapping[str, WeightFormat] = field(default_factory=dict)
     products: PackedMatrices | None = None
+    offloaded: bool = False
 
     def formats_of(self, weight: Weight) -> tuple[WeightFormat, ...]:
         """Those of a weight's parts; none if it is kept as floats."""
@@ -252,26 +259,37 @@ def _part(
 
 
 def weight_bytes(spec: ModelSpec, dtype: DType, packing: Packing = NOTHING_PACKED) -> int:
-    """Bytes that a model's weights take in memory."""
+    """Bytes that a model's weights take in memory, but experts that are offloaded."""
+    return bytes_of(_resident(spec, packing), dtype, packing)
+
+
+def bytes_of(weights: Iterable[Weight], dtype: DType, packing: Packing) -> int:
+    """Bytes that some weights take in memory."""
     return sum(
-        _aligned(nbytes)
-        for weight in weights_of(spec)
-        for nbytes in _piece_bytes(weight, dtype, packing)
+        _aligned(nbytes) for weight in weights for nbytes in _piece_bytes(weight, dtype, packing)
     )
 
 
 def place(
     spec: ModelSpec, dtype: DType, arena: "Tensor", packing: Packing = NOTHING_PACKED
 ) -> Iterator[tuple[Weight, "Tensor | Matrices"]]:
-    """Each weight with its view of the arena, or the matrices that it consists of there.
+    """Each weight with its view of the arena, or the matrices that it consists of there; without
+    experts that are offloaded.
 
     Args:
-        arena: uint8 [`weight_bytes`], on any device.
+        arena: uint8, `weight_bytes` or more, on any device.
     """
+    return placed(_resident(spec, packing), dtype, arena, packing)
+
+
+def placed(
+    weights: Iterable[Weight], dtype: DType, arena: "Tensor", packing: Packing
+) -> Iterator[tuple[Weight, "Tensor | Matrices"]]:
+    """The same of some weights, in memory of `bytes_of`."""
     import torch
 
     at = 0
-    for weight in weights_of(spec):
+    for weight in weights:
         pieces: list[Tensor] = []
         for nbytes in _piece_bytes(weight, dtype, packing):
             pieces.append(arena[at : at + nbytes])
@@ -288,6 +306,13 @@ def place(
         else:
             kind = getattr(torch, dtype if weight.is_matrix else "float32")
             yield weight, pieces[0].view(kind).view(weight.shape)
+
+
+def _resident(spec: ModelSpec, packing: Packing) -> Iterator[Weight]:
+    """The weights that are in the arena."""
+    for weight in weights_of(spec):
+        if not (packing.offloaded and weight.of_experts):
+            yield weight
 
 
 def _piece_bytes(weight: Weight, dtype: DType, packing: Packing) -> list[int]:
@@ -307,12 +332,20 @@ def _aligned(nbytes: int) -> int:
 
 
 def assemble(
-    spec: ModelSpec, dtype: DType, arena: "Tensor", packing: Packing = NOTHING_PACKED
+    spec: ModelSpec,
+    dtype: DType,
+    arena: "Tensor",
+    packing: Packing = NOTHING_PACKED,
+    elsewhere: Iterable[tuple[Weight, "Tensor | Matrices"]] = (),
 ) -> Weights:
-    """The weights in an arena that has been filled."""
+    """The weights in an arena that has been filled.
+
+    Args:
+        elsewhere: what stands in their place of those that are not in it.
+    """
     model: dict[str, Any] = {}
     layers: list[dict[str, Any]] = [{} for _ in spec.layers]
-    for weight, view in place(spec, dtype, arena, packing):
+    for weight, view in (*place(spec, dtype, arena, packing), *elsewhere):
         (model if weight.layer is None else layers[weight.layer])[weight.field] = view
     return Weights(
         embedding=model["embedding"],

@@ -187,6 +187,22 @@ class _Standing(Collector):
             for event in ("saved", "fetched", "missed", "dropped"):
                 moved.add_metric([event], getattr(stats.offload, f"{event}_pages"))
             yield moved
+        if stats.experts is not None:
+            needed = CounterMetricFamily(
+                "kvrt_experts", "That a layer needed in a step: in memory, or read.",
+                labels=["result"],
+            )  # fmt: skip
+            needed.add_metric(["hit"], stats.experts.hits)
+            needed.add_metric(["miss"], stats.experts.misses)
+            yield needed
+            yield CounterMetricFamily(
+                "kvrt_expert_read_bytes", "Of experts that were read.",
+                value=stats.experts.read_bytes,
+            )  # fmt: skip
+            yield CounterMetricFamily(
+                "kvrt_expert_read_seconds", "That steps have waited for them.",
+                value=stats.experts.read_seconds,
+            )  # fmt: skip
         yield GaugeMetricFamily(
             "kvrt_engine_up", "1: there is an engine; 0: it has stopped for good.",
             value=float(self._runtime.ended is None),
