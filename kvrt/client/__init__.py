@@ -24,7 +24,7 @@ from kvrt.client.aio import AsyncBatches, AsyncClient
 from kvrt.client.errors import ServerError
 from kvrt.client.standing import Status
 from kvrt.client.sync import Batches, Client
-from kvrt.client.words import Answer, Batch, Failure, File, Model, Progress
+from kvrt.client.words import Answer, Batch, Failure, File, Model, Progress, Usage
 
 __all__ = [
     "Answer",
@@ -39,4 +39,5 @@ __all__ = [
     "Progress",
     "ServerError",
     "Status",
+    "Usage",
 ]

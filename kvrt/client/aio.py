@@ -13,7 +13,7 @@ from kvrt.client.calls import Call
 from kvrt.client.inputs import Requests
 from kvrt.client.standing import Status
 from kvrt.client.sync import LOOK_S, TIMEOUT_S, URL, headers_of, unreachable
-from kvrt.client.words import Answer, Batch, Failure, Model
+from kvrt.client.words import Answer, Batch, Failure, Model, Usage
 
 T = TypeVar("T")
 
@@ -59,6 +59,21 @@ class AsyncClient:
     async def models(self) -> list[Model]:
         """What requests may name."""
         return (await self.do(calls.models())).data
+
+    async def usage(
+        self,
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        workspace: str | None = None,
+    ) -> Usage:
+        """What was taken, and what may be: of the key's own workspace, to an admin of all.
+
+        Args:
+            since, until: days of UTC, such as ``2026-11-01``; both count.
+            workspace: None: all that the key may see.
+        """
+        return await self.do(calls.usage(since, until, workspace))
 
     async def chat(
         self,

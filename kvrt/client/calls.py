@@ -9,7 +9,7 @@ import msgspec
 
 from kvrt.client.errors import ServerError
 from kvrt.client.standing import Status
-from kvrt.client.words import Batch, BatchPage, Deleted, FailurePage, File, Models
+from kvrt.client.words import Batch, BatchPage, Deleted, FailurePage, File, Models, Usage
 
 T = TypeVar("T")
 PAGE = 100
@@ -85,6 +85,11 @@ def status() -> Call[Status]:
 
 def models() -> Call[Models]:
     return Call("GET", "/v1/models", Models)
+
+
+def usage(since: str | None, until: str | None, workspace: str | None) -> Call[Usage]:
+    query = {"since": since, "until": until, "workspace": workspace}
+    return Call("GET", "/usage", Usage, query)
 
 
 def chat(model: str, messages: Any, fields: Mapping[str, Any]) -> Call[None]:

@@ -13,7 +13,7 @@ from kvrt.client.calls import Call
 from kvrt.client.errors import ServerError
 from kvrt.client.inputs import Requests
 from kvrt.client.standing import Status
-from kvrt.client.words import Answer, Batch, Failure, Model
+from kvrt.client.words import Answer, Batch, Failure, Model, Usage
 
 T = TypeVar("T")
 URL = "http://127.0.0.1:8000"
@@ -71,6 +71,21 @@ class Client:
     def models(self) -> list[Model]:
         """What requests may name."""
         return self.do(calls.models()).data
+
+    def usage(
+        self,
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        workspace: str | None = None,
+    ) -> Usage:
+        """What was taken, and what may be: of the key's own workspace, to an admin of all.
+
+        Args:
+            since, until: days of UTC, such as ``2026-11-01``; both count.
+            workspace: None: all that the key may see.
+        """
+        return self.do(calls.usage(since, until, workspace))
 
     def chat(
         self,

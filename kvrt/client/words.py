@@ -236,3 +236,52 @@ class Answer(Struct, frozen=True):
         if self.response is None or self.response.status_code >= 300:
             return None
         return self.response.body
+
+
+class UsageDay(Struct, frozen=True):
+    """What a key and a model came to in a day of UTC.
+
+    Args:
+        key: empty: lines of batches.
+    """
+
+    day: str
+    workspace: str
+    key: str
+    model: str
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+
+
+class Quota(Struct, frozen=True):
+    """What a key, or its workspace, may take, and has.
+
+    Args:
+        of: ``key`` or ``workspace``.
+        period: ``day`` or ``month``.
+        measure: ``requests`` or ``tokens``.
+    """
+
+    of: str
+    name: str
+    period: str
+    measure: str
+    limit: int
+    taken: int
+
+
+class Usage(Struct, frozen=True):
+    """Who has taken what.
+
+    Args:
+        has_more: there are days that were not sent: ask for fewer.
+        kept: whether the server keeps it.
+    """
+
+    object: str
+    data: list[UsageDay]
+    has_more: bool
+    kept: bool
+    quotas: list[Quota]

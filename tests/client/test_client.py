@@ -14,7 +14,7 @@ from kvrt.client import AsyncClient, Client, ServerError
 from kvrt.errors import RequestError
 from kvrt.server.access.keys import add_key
 from tests.batches.inputs import line, write
-from tests.server.conftest import Server, started
+from tests.server.conftest import Server, started, until
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, st
     add_key(folder / "keys", "bob")
     with started(
         folder, "--keys", str(folder / "keys"), "--batches", str(folder / "state"),
-        "--max-running", "8",
+        "--max-running", "8", "--usage", str(folder / "usage"),
     ) as server:  # fmt: skip
         yield server, key
 
@@ -165,6 +165,19 @@ def test_models_and_the_status_are_told(driver: Driver) -> None:
     status = driver.one(lambda client: client.status())
     assert (status.server.state, status.model.names) == ("ready", ["tiny"])
     assert status.batches.places == 6
+
+
+def test_usage_is_told_by_day(driver: Driver) -> None:
+    driver.all(lambda client: client.chat("x", max_tokens=1, model="tiny"))
+
+    def today() -> bool:
+        usage = driver.one(lambda client: client.usage(workspace="alice"))
+        return usage.kept and any(each.key == "alice" and each.requests for each in usage.data)
+
+    until(today)
+    assert driver.one(lambda client: client.usage(since="2100-01-01")).data == []
+    with pytest.raises(ServerError, match="until"):
+        driver.one(lambda client: client.usage(until="soon"))
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])

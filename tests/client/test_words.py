@@ -9,6 +9,8 @@ import msgspec
 import pytest
 
 from kvrt.client import standing, words
+from kvrt.server.access.keys import add_key
+from kvrt.server.access.limits import Limits
 from tests.batches.inputs import line
 from tests.client import typescript
 from tests.server.conftest import Server, started, until
@@ -28,8 +30,11 @@ def same(body: bytes, kind: Any) -> Any:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     tiers = f"host:8MiB,disk:{tmp_path / 'pages'}:8MiB"
-    options = ("--batches", str(tmp_path / "state"), "--max-running", "4", "--offload", tiers)
+    key = add_key(tmp_path / "keys", "alice", "admin", Limits(daily_tokens=10**9))
+    options = ("--batches", str(tmp_path / "state"), "--max-running", "4", "--offload", tiers,
+               "--usage", str(tmp_path / "usage"), "--keys", str(tmp_path / "keys"))  # fmt: skip
     with started(tmp_path, *options) as one:
+        one.headers["x-api-key"] = key
         yield one
 
 
@@ -40,7 +45,10 @@ def test_every_field_that_a_server_sends_has_a_type(server: Server) -> None:
         return same(found, kind)
 
     ask("GET", "/v1/models", words.Models)
-    with server.open_stream(n=4, temperature=1.0), server.client() as client:
+    with (
+        server.open_stream(n=4, temperature=1.0),
+        server.client(default_headers=server.headers) as client,
+    ):
         lines = [line(f"{n}", prompt="x", max_tokens=900, ignore_eos=True) for n in range(9)]
         lines[0]["body"] = {"model": "tiny", "prompt": "x", "temperature": 7}
         data = b"".join(json.dumps(each).encode() + b"\n" for each in lines)
@@ -67,5 +75,7 @@ def test_every_field_that_a_server_sends_has_a_type(server: Server) -> None:
         ask("DELETE", path, words.Deleted)
     until(lambda: not ask("GET", "/status", standing.Status).requests)
     status = ask("GET", "/status", standing.Status)
+    until(lambda: ask("GET", "/usage", words.Usage).data != [])
+    assert ask("GET", "/usage", words.Usage).quotas
     for part in (status.recent, status.memory.groups, status.memory.tiers):
         assert part, "each has been seen"

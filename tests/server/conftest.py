@@ -107,7 +107,9 @@ class Server:
         connection = socket.create_connection(("127.0.0.1", self.port), 30)
         connection.sendall(
             b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
-            + str(len(body)).encode() + b"\r\nConnection: close\r\n\r\n" + body
+            + str(len(body)).encode() + b"\r\nConnection: close\r\n"
+            + "".join(f"{name}: {value}\r\n" for name, value in self.headers.items()).encode()
+            + b"\r\n" + body
         )  # fmt: skip
         found = b""
         while b"data:" not in found:

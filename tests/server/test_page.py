@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from kvrt.server.access.keys import add_key
+from kvrt.server.access.limits import Limits
 from kvrt.server.page import FILES, FOLDER
 from tests.batches.inputs import line
 
@@ -64,12 +65,12 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, di
     path = folder / "keys"
     keys = {
         "alice": add_key(path, "alice"),
-        "bob": add_key(path, "bob"),
+        "bob": add_key(path, "bob", limits=Limits(daily_tokens=10**9)),
         "admin": add_key(path, "admin", "admin"),
         "metrics": add_key(path, "metrics", "metrics"),
     }
     options = ("--offload", "host:16MiB", "--batches", str(folder / "batches"))
-    options = (*options, "--max-running", str(PLACES))
+    options = (*options, "--max-running", str(PLACES), "--usage", str(folder / "usage"))
     with started(folder, "--keys", str(path), *options) as server:
         yield server, keys
 
@@ -368,11 +369,43 @@ def test_the_queue_is_shown_with_the_reason_in_a_real_browser(
 
 
 @pytest.mark.extra
-def test_a_server_without_batches_says_so_on_its_page(server: Server, browser: Any) -> None:
+def test_each_key_sees_what_it_has_taken_in_a_real_browser(
+    keyed: Any, browser: Any, tmp_path: Path
+) -> None:
+    server, keys = keyed
+    for name in ("alice", "bob", "bob"):
+        assert server.post("/v1/completions", ASK, headers=basic(keys[name]))[0] == 200
+
+    def shown(page: Any) -> set[str]:
+        return set(page.locator("#days td:nth-child(3)").all_inner_texts())
+
+    with opened(browser, server, keys["bob"], "#usage") as page:
+        page.wait_for_selector("#days td:has-text('bob')")
+        page.wait_for_selector("#quotas li:has-text('tokens a day of key bob')")
+        assert page.locator("#quotas progress").evaluate("bar => 0 < bar.value")
+        assert shown(page) == {"bob"}
+        with page.expect_download() as download:
+            page.locator("#csv").press("Enter")
+        assert download.value.path().read_text().startswith("day,workspace,key,model,requests")
+        page.locator("#since").fill("2100-01-01")
+        until(lambda: shown(page) == set())
+    with opened(browser, server, keys["admin"], "#usage") as page:
+        until(lambda: {"alice", "bob"} <= shown(page))
+        pictures = Path(os.environ.get("PICTURES", tmp_path))
+        page.screenshot(path=pictures / "page-usage.png")
+
+
+@pytest.mark.extra
+def test_a_server_without_batches_and_usage_says_so_on_its_page(
+    server: Server, browser: Any
+) -> None:
     page = browser.new_page()
     page.goto(f"{server.url}/#batches")
     page.wait_for_selector("#batches-told:has-text('--batches')")
     assert page.locator("#begin").is_hidden()
+    page.goto(f"{server.url}/#usage")
+    page.wait_for_selector("#usage-told:has-text('--usage')")
+    assert page.locator("#usage-kept").is_hidden()
 
 
 @pytest.mark.extra

@@ -3,7 +3,7 @@
 import { Batches } from "./batches.js";
 import { Connection, type Options } from "./connection.js";
 import { said } from "./lines.js";
-import type { Model, Models, Status } from "./types.js";
+import type { Model, Models, Status, Usage } from "./types.js";
 
 export interface Message {
   role: string;
@@ -34,6 +34,11 @@ export class Client {
   /** What requests may name. */
   async models(): Promise<readonly Model[]> {
     return (await this.connection.json<Models>("GET", "/v1/models")).data;
+  }
+
+  /** What was taken, and what may be; days are of UTC, such as `2026-11-01`. */
+  usage(wanted: { since?: string; until?: string; workspace?: string } = {}): Promise<Usage> {
+    return this.connection.json("GET", `/usage?${new URLSearchParams(wanted)}`);
   }
 
   /** What the model says, piece by piece. Who leaves the loop ends the answer. */

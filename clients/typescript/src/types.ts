@@ -166,6 +166,37 @@ export interface Answer {
   readonly error: LineError | null;
 }
 
+/** What a key and a model came to in a day of UTC. */
+export interface UsageDay {
+  readonly day: string;
+  readonly workspace: string;
+  readonly key: string;
+  readonly model: string;
+  readonly requests: number;
+  readonly prompt_tokens: number;
+  readonly cached_tokens: number;
+  readonly generated_tokens: number;
+}
+
+/** What a key, or its workspace, may take, and has. */
+export interface Quota {
+  readonly of: string;
+  readonly name: string;
+  readonly period: string;
+  readonly measure: string;
+  readonly limit: number;
+  readonly taken: number;
+}
+
+/** Who has taken what. */
+export interface Usage {
+  readonly object: string;
+  readonly data: readonly UsageDay[];
+  readonly has_more: boolean;
+  readonly kept: boolean;
+  readonly quotas: readonly Quota[];
+}
+
 /** The process. */
 export interface ServerStanding {
   readonly version: string;

@@ -79,6 +79,9 @@ test("models, the status, and what is wrong", async () => {
   const [model] = await client.models();
   assert.equal(model.id, "tiny");
   assert.equal((await client.status()).server.state, "ready");
+  const usage = await client.usage({ since: "2020-01-01", until: "2020-01-02" });
+  assert.deepEqual([usage.data, usage.kept], [[], false]);
+  await assert.rejects(client.usage({ since: "soon" }), (error) => error.param === "since");
   const stranger = new Client({ url: process.env.SERVER, key: "wrong" });
   await assert.rejects(stranger.status(), (error) => error.status === 401 && error.code === "invalid_api_key");
   const nowhere = new Client({ url: "http://127.0.0.1:9" });

@@ -1,5 +1,5 @@
 // The page: its parts (tabs.js), a conversation (chat.js), how the server does (live.js), who
-// waits (queue.js), and batches (batches.js).
+// waits (queue.js), batches (batches.js), and who has taken what (usage.js).
 
 import { json } from "./ask.js";
 import { Batches } from "./batches.js";
@@ -7,11 +7,16 @@ import { Chat } from "./chat.js";
 import { show, lost } from "./live.js";
 import { Queue } from "./queue.js";
 import { Tabs } from "./tabs.js";
+import { Usage } from "./usage.js";
 
 const EVERY_MS = 1000;
 
 const chat = new Chat(document);
-const looked = { queue: new Queue(document), batches: new Batches(document) };
+const looked = {
+  queue: new Queue(document),
+  batches: new Batches(document),
+  usage: new Usage(document),
+};
 const tabs = new Tabs(document);
 let status = null; // the last that came
 tabs.changed = () => status && looked[tabs.shown]?.look(status);
