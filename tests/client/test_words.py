@@ -45,10 +45,8 @@ def test_every_field_that_a_server_sends_has_a_type(server: Server) -> None:
         return same(found, kind)
 
     ask("GET", "/v1/models", words.Models)
-    with (
-        server.open_stream(n=4, temperature=1.0),
-        server.client(default_headers=server.headers) as client,
-    ):
+    key = server.headers["x-api-key"]
+    with server.open_stream(n=4, temperature=1.0), server.client(api_key=key) as client:
         lines = [line(f"{n}", prompt="x", max_tokens=900, ignore_eos=True) for n in range(9)]
         lines[0]["body"] = {"model": "tiny", "prompt": "x", "temperature": 7}
         data = b"".join(json.dumps(each).encode() + b"\n" for each in lines)
