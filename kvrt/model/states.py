@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+GateActivation = Literal["silu", "sigmoid"]
 Gating = Literal["normed", "before", "only"]
 """What is gated is then normed; or it is normed before; or gated only."""
 
@@ -96,12 +97,20 @@ class GatedDelta:
     with a state s of each value head. Queries and keys are of length 1, queries then multiplied by
     key_dim ** -0.5.
 
+    In others (Moonshot AI 2025, arXiv 2510.26692) each of a key's numbers has an a of its own, and
+    a and z are made of vectors: ``z, a = z_up @ z_down @ x, a_up @ a_down @ x``.
+
     Args:
         key_heads: of queries and keys.
         value_heads: a multiple; head h has the key of head ``h // (value_heads // key_heads)``.
         key_dim: width of a query or key.
         value_dim: width of a value.
         kernel: how many tokens a token's convolution takes in, itself included; two or more.
+        by_number: each of a key's numbers decays by itself, and not each head.
+        rank: width of those vectors; 0: there are none.
+        strength: multiplies what is put in: ``strength * sigmoid(b)``.
+        gate: what is taken of z.
+        eps: added to the mean square in its norm; 0: as in others.
     """
 
     key_heads: int
@@ -109,6 +118,16 @@ class GatedDelta:
     key_dim: int
     value_dim: int
     kernel: int
+    by_number: bool = False
+    rank: int = 0
+    strength: float = 1.0
+    gate: GateActivation = "silu"
+    eps: float = 0.0
+
+    @property
+    def decays(self) -> int:
+        """How many a value head has."""
+        return self.key_dim if self.by_number else 1
 
     @property
     def keys(self) -> int:
@@ -128,12 +147,12 @@ class GatedDelta:
     @property
     def made(self) -> int:
         """Numbers that are made of what a layer reads, for each token."""
-        return self.channels + self.out
+        return self.channels + (2 * self.rank or self.out)
 
     @property
     def gates(self) -> int:
         """Numbers that say what is kept and taken in."""
-        return 2 * self.value_heads
+        return self.value_heads * (1 + self.decays)
 
     @property
     def biases(self) -> tuple[bool, bool, bool]:
@@ -143,7 +162,7 @@ class GatedDelta:
     def memory(self, layers: tuple[int, ...]) -> tuple[MemoryGroup, ...]:
         """What such layers keep: of each token what is convolved; then its keys, what it puts into
         the state, and how much it leaves there; and the state at a page's end."""
-        token = self.keys + self.out + self.value_heads
+        token = self.keys + self.out + self.value_heads * self.decays
         state = self.value_heads * self.key_dim * self.value_dim
         return _of_states(layers, self.kernel, self.channels, token, state)
 

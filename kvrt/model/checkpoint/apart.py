@@ -34,6 +34,8 @@ def taken_apart(
     for part in parts:
         if part.expert is None:
             of_none.add(own := part.gguf if gguf else part.name)
+            if part.also in found and own not in found:
+                found[own] = found.pop(part.also)
             _drop_one(found, own, part.shape, gguf=gguf)
             continue
         name, whole = (part.gguf, part.together[1]) if gguf else (part.name, part.together[0])
@@ -82,12 +84,13 @@ def _pieces(path: Path, whole: TensorEntry, count: int) -> list[TensorEntry]:
 
 
 def _drop_one(tensors: Tensors, name: str, shape: tuple[int, ...], *, gguf: bool) -> None:
-    """Some files have vectors as matrices of one row, vectors of one number as numbers, and filters
-    of single channels as such of one channel; GGUF files have matrices of all heads as one for
-    each."""
+    """Some files have vectors as matrices of one row, or of one number in each, vectors of one
+    number as numbers, and filters of single channels as such of one channel; GGUF files have
+    matrices of all heads as one for each."""
     if name in tensors:
         path, entry = tensors[name]
-        alike = (1, *shape), (*shape[:1], 1, *shape[1:]), () if shape == (1,) else shape
+        filters, ones = (*shape[:1], 1, *shape[1:]), (1, 1, *shape, 1)
+        alike = (1, *shape), filters, ones, () if shape == (1,) else shape
         by_head = gguf and (math.prod(entry.shape[:-1]), *entry.shape[-1:]) == shape
         if by_head or entry.shape in alike:
             tensors[name] = path, replace(entry, shape=shape)

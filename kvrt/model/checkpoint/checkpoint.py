@@ -26,7 +26,7 @@ from kvrt.model.weights.weights import ALWAYS_FLOAT32, Part, parts_of, weights_o
 from kvrt.spi import DType
 
 COMPUTES = re.compile(
-    r"((model|gpt_neox|transformer)\.((layers|h)\.\d+\..+|\w*norm|embed_\w+|ln_f|w[tp]e)|lm_head"
+    r"((model|gpt_neox|transformer|backbone)\.((layers|h)\.\d+\..+|\w*norm|embed_\w+|ln_f|w[tp]e)|lm_head"
     r"|embed_out)\.(weight|bias)\w*"
 )
 """Names of tensors that a model would compute with. One that is not expected is a bias or a norm

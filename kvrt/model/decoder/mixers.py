@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kvrt.model.decoder.activations import Activations
-from kvrt.model.decoder.branches import PLAIN
+from kvrt.model.decoder.branches import PLAIN, sigmoid
 from kvrt.model.decoder.ops import MixedOps
 from kvrt.model.decoder.recurrence import TorchRecurrence
 from kvrt.model.spec import ModelSpec
@@ -89,10 +89,17 @@ class Mixer:
         assert w.decay_log is not None
         assert w.decay_bias is not None
         assert w.mixer_norm is not None
-        qkv, z = ops.linear(read, w.mixer_in, None, None, work.mixed).split_with_sizes(
-            (shape.channels, shape.out), -1
-        )
-        gates = ops.linear(read, w.mixer_gates, None, None, work.gates)
+        made = ops.linear(read, w.mixer_in, None, None, work.mixed)
+        qkv, z = made[:, : shape.channels], made[:, shape.channels :]
+        gates = work.gates
+        if shape.rank:
+            assert w.mixer_decay is not None
+            z_low, a_low = (low.contiguous() for low in z.chunk(2, -1))
+            z = ops.linear(z_low, w.mixer_z)
+            gates[:, : shape.value_heads].copy_(ops.linear(read, w.mixer_gates))
+            gates[:, shape.value_heads :].copy_(ops.linear(a_low, w.mixer_decay))
+        else:
+            ops.linear(read, w.mixer_gates, None, None, gates)
         self._recurrence.convolve(plans[0], layer, qkv, w.conv, None, "silu", work.convolved)
         rule = DeltaRule(
             shape.key_heads,
@@ -101,13 +108,16 @@ class Mixer:
             shape.value_dim,
             w.decay_log,
             w.decay_bias,
+            shape.decays,
+            shape.strength,
         )
         self._recurrence.delta(
             plans[1], plans[2], layer, work.convolved, gates, rule, work.recalled
         )
         heads = work.recalled.view(-1, shape.value_dim)
-        heads.copy_(ops.rms_norm(heads, w.mixer_norm, self._spec.norm_eps))
-        return work.recalled.mul_(PLAIN["silu"](z.float()))
+        heads.copy_(ops.rms_norm(heads, w.mixer_norm, shape.eps or self._spec.norm_eps))
+        gate = PLAIN["silu"] if shape.gate == "silu" else sigmoid
+        return work.recalled.mul_(gate(z.float()))
 
     def _space(
         self,

@@ -16,7 +16,7 @@ from kvrt.model.weights.naming import RowOrder
 from kvrt.model.weights.weights import Part, Weight, weights_of
 from kvrt.spi import Device, DType, LowRank
 
-ADAPTED = ("qkv", "q_up", "mixer_in", "mixer_out", "o", "gate_up", "down")
+ADAPTED = ("qkv", "q_up", "mixer_in", "mixer_z", "mixer_out", "o", "gate_up", "down")
 """Weights that an adapter may change."""
 
 

@@ -90,6 +90,8 @@ def heads_apart(spec: ModelSpec, layer: Mapping[str, Any]) -> dict[str, Any]:
         both = found.pop("kv_up").view(-1)
         keys = spec.heads * latent.rank * latent.plain
         found["key_up"], found["value_up"] = both[:keys], both[keys:]
+    if "key_up" not in found:  # a layer with a recurrence in place of attention
+        return found
     found["key_up"] = found["key_up"].view(spec.heads, latent.rank, latent.plain)
     found["value_up"] = found["value_up"].view(spec.heads, latent.value, latent.rank)
     return found

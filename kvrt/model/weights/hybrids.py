@@ -7,9 +7,11 @@ from kvrt.model.weights.naming import (
     QWEN2_MOE,
     Name,
     Naming,
+    correction,
     experts,
     layer,
     less_one,
+    shared,
     without,
 )
 
@@ -48,6 +50,48 @@ _DELTA_APART: Naming = {
     "delta_b": layer("linear_attn.in_proj_b", "ssm_beta"),
     "delta_a": layer("linear_attn.in_proj_a", "ssm_alpha"),
 }
+_KIMI: Naming = {
+    **without(experts("block_sparse_moe", of=("w1", "w3", "w2")), "k", "v", "q_norm", "k_norm"),
+    **shared("block_sparse_moe.shared_experts"),
+    **{
+        part: LLAMA[part]._replace(also=LLAMA[part].file.replace("mlp", "block_sparse_moe"))
+        for part in ("gate", "up", "down")
+    },
+    "correction": correction("block_sparse_moe.gate"),
+    "kv_down": layer("self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa"),
+    "latent_norm": layer("self_attn.kv_a_layernorm", "attn_kv_a_norm"),
+    "kv_up": layer("self_attn.kv_b_proj", "attn_kv_b", "absorbed"),
+    **{f"delta_{part}": layer(f"self_attn.{part}_proj", f"attn_{part}") for part in "qkv"},
+    **{f"conv_{part}": layer(f"self_attn.{part}_conv1d", f"ssm_conv1d_{part}") for part in "qkv"},
+    "decay_log": layer("self_attn.A_log", "ssm_a")._replace(bare=True),
+    "decay_bias": layer("self_attn.dt_bias", "ssm_dt")._replace(bare=True),
+    "delta_b": layer("self_attn.b_proj", "ssm_beta"),
+    "delta_a_down": layer("self_attn.f_a_proj", "ssm_f_a"),
+    "delta_a_up": layer("self_attn.f_b_proj", "ssm_f_b"),
+    "delta_z_down": layer("self_attn.g_a_proj", "ssm_g_a"),
+    "delta_z_up": layer("self_attn.g_b_proj", "ssm_g_b"),
+    "mixer_norm": layer("self_attn.o_norm", "ssm_norm"),
+    "mixer_out": layer("self_attn.o_proj", "attn_output"),
+}
+_OLMO: Naming = {
+    **without(LLAMA, "attention_norm", "mlp_norm"),
+    "attention_post_norm": layer(
+        "post_attention_layernorm", "post_attention_norm", also="feedforward_layer_norm"
+    ),
+    "mlp_post_norm": layer("post_feedforward_layernorm", "post_ffw_norm"),
+}
+_OLMO_RECURRENT: Naming = {
+    **LLAMA,
+    "attention_norm": layer("attention_layer_norm", "attn_norm", also="input_layernorm"),
+    "mlp_norm": layer("feedforward_layer_norm", "ffn_norm", also="post_attention_layernorm"),
+    **{f"delta_{part}": layer(f"linear_attn.{part}_proj", f"attn_{part}") for part in "qkvab"},
+    "delta_z": layer("linear_attn.g_proj", "attn_gate"),
+    **{f"conv_{part}": layer(f"linear_attn.{part}_conv1d", f"ssm_conv1d_{part}") for part in "qkv"},
+    "decay_log": _DELTA["decay_log"],
+    "decay_bias": _DELTA["decay_bias"],
+    "mixer_norm": layer("linear_attn.o_norm", "ssm_norm"),
+    "mixer_out": layer("linear_attn.o_proj", "ssm_out"),
+}
 _SPACE: Naming = {
     "mixer_in": layer("mamba.in_proj", "ssm_in"),
     "conv": layer("mamba.conv1d", "ssm_conv1d"),
@@ -82,6 +126,9 @@ HYBRIDS: Mapping[str, Naming] = {
             "mixer_gates": layer("linear_attn.in_proj_ba", "ssm_ba", "heads"),
         }
     ),
+    "kimi_linear": _KIMI,
+    "olmo_hybrid": _OLMO,
+    "olmo_hybrid, recurrent": _OLMO_RECURRENT,
     "granite_hybrid": {
         **without(LLAMA, "gate", "up", "down"),
         **_SPACE,

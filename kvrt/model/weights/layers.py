@@ -64,6 +64,8 @@ class LayerWeights:
     decay_log: "Tensor | None" = None
     decay_bias: "Tensor | None" = None
     skip: "Tensor | None" = None
+    mixer_z: "Tensor | Matrices" = ()
+    mixer_decay: "Tensor | None" = None
     mixer_out: "Tensor | Matrices" = ()
     mixer_out_bias: "Tensor | None" = None
 
@@ -98,5 +100,5 @@ class Weights:
         every = [self.embedding, self.head]
         for layer in self.layers:
             every += (layer.qkv, layer.q_up, layer.mixer_in, layer.o, layer.gate_up, layer.down)
-            every += (layer.expert_gate_up, layer.expert_down, layer.mixer_out)
+            every += (layer.expert_gate_up, layer.expert_down, layer.mixer_z, layer.mixer_out)
         return any(isinstance(weight, tuple) and weight for weight in every)

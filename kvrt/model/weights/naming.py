@@ -22,6 +22,7 @@ class Name(NamedTuple):
         order: how its rows lie in safetensors files.
         columns: in safetensors files, what are rows of a matrix are its columns.
         bare: in safetensors files, nothing is added to the name.
+        also: another name that some safetensors files have.
     """
 
     file: str
@@ -29,14 +30,16 @@ class Name(NamedTuple):
     order: RowOrder = ""
     columns: bool = False
     bare: bool = False
+    also: str = ""
 
 
 Naming = Mapping[str, Name]
 """By the tensor's part in the decoder; see `weights.weights_of`."""
 
 
-def layer(name: str, gguf: str, order: RowOrder = "") -> Name:
-    return Name(f"model.layers.{{}}.{name}", f"blk.{{}}.{gguf}", order)
+def layer(name: str, gguf: str, order: RowOrder = "", also: str = "") -> Name:
+    other = f"model.layers.{{}}.{also}" if also else ""
+    return Name(f"model.layers.{{}}.{name}", f"blk.{{}}.{gguf}", order, also=other)
 
 
 def without(naming: Naming, *parts: str) -> Naming:

@@ -28,14 +28,14 @@ from kvrt.model.weights.attention import ALWAYS_FLOATS, attention_weights, heads
 from kvrt.model.weights.experts import expert_weights
 from kvrt.model.weights.layers import LayerWeights, Weights
 from kvrt.model.weights.names import NAMINGS
-from kvrt.model.weights.naming import Name, RowOrder
+from kvrt.model.weights.naming import Name, Naming, RowOrder
 from kvrt.model.weights.recurrences import recurrence_weights
 from kvrt.spi import ITEM_BYTES, DType, Matrices, Matrix, PackedMatrices, WeightFormat
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ALWAYS_FLOAT32 = "router", "shared_scale", "positions", "conv", "mixer_gates"
+ALWAYS_FLOAT32 = "router", "shared_scale", "positions", "conv", "mixer_gates", "mixer_decay"
 """Small matrices that decide much: which experts a token has, what it has of the shared one, where
 it stands, what a channel is convolved with, and what of a state is kept."""
 
@@ -58,6 +58,7 @@ class Part:
         order: how its rows lie in safetensors files.
         columns: there, they are columns.
         expert: whose it is, if it is an expert's.
+        also: another name that some safetensors files have for it.
         together: what those of all experts are called, where they are one tensor: in safetensors
             and in GGUF files, without an end.
     """
@@ -69,6 +70,7 @@ class Part:
     order: RowOrder = ""
     columns: bool = False
     expert: int | None = None
+    also: str = ""
     together: tuple[str, str] = ("", "")
 
     @property
@@ -157,12 +159,17 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
     """The weights of a model, in the order of the arena, with the names checkpoints give them."""
     hidden = spec.hidden
     naming = NAMINGS[spec.naming]
+    recurrent = NAMINGS.get(f"{spec.naming}, recurrent", naming)
+
+    def names_of(layer: int | None) -> Naming:
+        return recurrent if layer is not None and spec.layers[layer].recurrent else naming
 
     def weight(
         layer: int | None, field: str, rows: dict[str, int], *columns: int, experts: int = 0
     ) -> Weight:
         end = "weight" if columns or field.endswith(WITHOUT_BIAS) else "bias"
         together = field.removesuffix("_bias")
+        naming = names_of(layer)
         if len(rows) > 1 and together in naming:  # what is under one name is one tensor
             rows = {together: sum(rows.values())}
         return Weight(
@@ -176,7 +183,7 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
         )
 
     def norm(layer: int | None, field: str, width: int) -> Iterator[Weight]:
-        if field in naming:
+        if field in names_of(layer):
             yield weight(layer, field, {field: width})
             if spec.norm_bias:
                 yield weight(layer, f"{field}_bias", {field: width})
@@ -189,7 +196,8 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
             yield from norm(layer, "attention_norm", hidden)
         if what.recurrent:
             assert spec.recurrence is not None
-            for what_for, rows, columns in recurrence_weights(spec.recurrence, hidden):
+            names = names_of(layer)
+            for what_for, rows, columns in recurrence_weights(spec.recurrence, hidden, names):
                 yield weight(layer, what_for, rows, *columns)
         if what.attends:
             for what_for, rows, columns in attention_weights(spec, what):
@@ -254,6 +262,7 @@ def _part(
         name.order,
         name.columns,
         expert,
+        f"{name.also.format(layer)}.{end}" if name.also else "",
         together,
     )
 
