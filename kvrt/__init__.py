@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from kvrt.engine.stats import RuntimeStats
     from kvrt.kv.index.events import CacheEvent
     from kvrt.model.chat.templates import Chat
+    from kvrt.model.vision.prompt import Illustrated
     from kvrt.runtime import Runtime
     from kvrt.sharing.share import Share
     from kvrt.speech.transcriber import Transcriber
@@ -64,6 +65,7 @@ __all__ = [
     "DeviceError",
     "Embedder",
     "Embeddings",
+    "Illustrated",
     "IntegrityError",
     "KvrtError",
     "ModelError",
@@ -98,6 +100,7 @@ _LAZY = {
     "Chat": "kvrt.model.chat.templates",
     "Embedder": "kvrt.embedding.embedder",
     "Embeddings": "kvrt.embedding.embedder",
+    "Illustrated": "kvrt.model.vision.prompt",
     "Ranking": "kvrt.embedding.reranker",
     "Reranker": "kvrt.embedding.reranker",
     "Runtime": "kvrt.runtime",

@@ -141,6 +141,7 @@ class RuntimeConfig:
             text: a folder, a GGUF file or a hub id. It has its own KV pages within the memory
             limit. The text stays the same; how many tokens it guesses follows from what is gained,
             at most ``speculate`` (``draft:K``; 8). None: there is none.
+        max_images: of a prompt, for models that see; 0: their vision tower is not loaded.
         threads: host threads for kernels; None: the backend's choice.
         share: share the device's memory with other processes: a `kvrt.Share`, or the
             name of one, as ``gpu0``. Weights and KV memory are leased before they are taken, and
@@ -179,6 +180,7 @@ class RuntimeConfig:
     preemption: Preemption = "auto"
     speculate: str | None = None
     draft_model: str | Path | None = None
+    max_images: int = 8
     threads: int | None = None
     share: Share | str | None = None
     offline: bool = False
@@ -235,6 +237,7 @@ OPTIONS: Checks = {
     "preemption": OneOf(get_args(Preemption)),
     "speculate": Maybe(Text()),
     "draft_model": Maybe(Of((str, Path))),
+    "max_images": Whole(0, 1024),
     "threads": Maybe(Whole(1, MAX_THREADS)),
     "share": Maybe(Of((Share, str))),
     "offline": Flag(),

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from kvrt.checks import Checks, Folder, Maybe, Whole, check_options
-from kvrt.engine.prompts import Prompt, root_of, tokens_of
+from kvrt.engine.pictures import Media
+from kvrt.engine.prompts import Prompt, read_prompt, root_of
 from kvrt.engine.worker import Worker
 from kvrt.kv.index.events import CacheEvent
 
@@ -26,13 +27,13 @@ class CacheControl:
         Returns:
             How many of the prompt's tokens that is: whole pages, of what was computed before.
         """
-        root, tokens = self._root(cache_salt), self._tokens(prompt)
-        return self._worker.call(lambda: self._worker.prefixes.pin(root, tokens))
+        root, (tokens, media) = self._root(cache_salt), self._read(prompt)
+        return self._worker.call(lambda: self._worker.prefixes.pin(root, tokens, media))
 
     def unpin(self, prompt: Prompt, *, cache_salt: str = "") -> int:
         """End all pins on pages of a prompt. Returns how many there were."""
-        root, tokens = self._root(cache_salt), self._tokens(prompt)
-        return self._worker.call(lambda: self._worker.prefixes.unpin(root, tokens))
+        root, (tokens, media) = self._root(cache_salt), self._read(prompt)
+        return self._worker.call(lambda: self._worker.prefixes.unpin(root, tokens, media))
 
     def invalidate(self, prompt: Prompt | None = None, *, cache_salt: str | None = None) -> int:
         """Forget cached pages, on the device and in every tier. Running requests keep theirs.
@@ -47,8 +48,8 @@ class CacheControl:
         if prompt is None and cache_salt is None:
             return self._worker.call(lambda: self._worker.prefixes.forget(None))
         root = self._root(cache_salt or "")
-        tokens = [] if prompt is None else self._tokens(prompt)
-        return self._worker.call(lambda: self._worker.prefixes.forget(root, tokens))
+        tokens, media = ([], ()) if prompt is None else self._read(prompt)
+        return self._worker.call(lambda: self._worker.prefixes.forget(root, tokens, media))
 
     def save_cache(
         self,
@@ -79,8 +80,8 @@ class CacheControl:
         given = check_options(SAVING, folder=folder, compress=compress)
         where, level = given["folder"], given["compress"]
         root = None if prompt is None else self._root(cache_salt)
-        tokens = [] if prompt is None else self._tokens(prompt)
-        return self._worker.snapshots.save(where, root, tokens, level)
+        tokens, media = ([], ()) if prompt is None else self._read(prompt)
+        return self._worker.snapshots.save(where, root, tokens, level, media)
 
     def load_cache(self, folder: str | Path) -> int:
         """Use the pages that `save_cache` wrote: each is read when a request needs it.
@@ -106,8 +107,8 @@ class CacheControl:
         """What the names of a prompt's pages begin with: see `kvrt.kv.tiers.names.chain`."""
         return self._root(cache_salt)
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
-        return tokens_of(prompt, self._worker.model)
+    def _read(self, prompt: Prompt) -> tuple[list[int], Media]:
+        return read_prompt(prompt, self._worker.model)
 
     def _root(self, salt: str) -> bytes:
         return root_of(self._worker.fingerprint, salt)

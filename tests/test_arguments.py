@@ -143,7 +143,8 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "RuntimeConfig": {
         "device": (0, INT32), "max_model_len": (2, INT32), "page_size": (1, 1024),
         "keep_warm": (0, 2**62), "max_batch_tokens": (1, INT32), "max_running": (1, INT32),
-        "prefix_cache_ttl": (0, math.inf), "threads": (1, MAX_THREADS), "seed": (0, 2**64 - 1),
+        "prefix_cache_ttl": (0, math.inf), "threads": (1, MAX_THREADS),
+        "max_images": (0, 1024), "seed": (0, 2**64 - 1),
     },
     "Runtime.stream": {"priority": (-INT64 - 1, INT64)},
     "Runtime.set_memory_limit": {"revision": (-INT64 - 1, INT64)},

@@ -73,6 +73,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "opentelemetry": ("kvrt/server",),
     "prometheus_client": ("kvrt/server", "kvrt/integrations"),
     "llguidance": ("kvrt/structured",),
+    "PIL": ("kvrt/model/vision",),
     "vllm": ("kvrt/integrations",),
     "sglang": ("kvrt/integrations",),
     "lmcache": ("kvrt/integrations",),

@@ -103,9 +103,12 @@ def assemble(
         revision=config.revision,
         progress=progress,
         seed=config.seed or 0,
+        max_images=config.max_images,
         check_room=room,
     )
     stack.callback(model.decoder.close)
+    if not isinstance(model.vision, str):
+        stack.callback(model.vision.close)
     ratio = None
     if drafter is not None:
         check_drafter(drafter, model)

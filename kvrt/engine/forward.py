@@ -1,16 +1,19 @@
 """The forward pass of a step, in pieces where the device has not the memory to do it at once."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from kvrt.errors import OutOfMemory
 from kvrt.executor.interface import Executor, Running
 from kvrt.kv.cache import KVCache
 from kvrt.kv.seq import Seq
+from kvrt.kv.tiers.media import Medium
+from kvrt.model.decoder.seen import Seen
 from kvrt.sched.batching import Row
 from kvrt.sched.speculation import parents_of
 
@@ -52,11 +55,15 @@ class Forward:
     Args:
         executor: computes.
         cache: the KV pages in it.
+        states: of what stands in place of tokens' own embeddings: [tokens, hidden].
     """
 
-    def __init__(self, executor: Executor, cache: KVCache) -> None:
+    def __init__(
+        self, executor: Executor, cache: KVCache, states: Callable[[Medium], Tensor]
+    ) -> None:
         self._executor = executor
         self._cache = cache
+        self._states = states
         self._most = WITHOUT_END
         self._calm = 0
 
@@ -108,13 +115,27 @@ class Forward:
             contexts=[row.start + row.count for row in rows],
             adapters=adapters if any(adapters) else None,
         )
-        return self._executor.launch(step)
+        return self._executor.launch(step._replace(seen=self._seen(rows)))
+
+    def _seen(self, rows: Sequence[Row]) -> list[Seen]:
+        """Of the tokens of some rows, those with something in place of their embeddings."""
+        seen: list[Seen] = []
+        first = 0
+        for row in rows:
+            for medium in row.seq.media:
+                start, stop = max(medium.start, row.start), min(medium.stop, row.start + row.count)
+                if start < stop:
+                    states = self._states(medium)[start - medium.start : stop - medium.start]
+                    seen.append(Seen(first + start - row.start, states, medium.together))
+            first += row.count
+        return seen
 
     def _be_modest(self, piece: Sequence[Scored], error: OutOfMemory) -> None:
         tokens = sum(each.row.count for each in piece)
-        if len(piece) == 1 and (tokens == 1 or piece[0].row.drafts):
+        half = -(-tokens // 2)
+        if len(piece) == 1 and cut(piece, half)[0] == piece:
             raise NoRoom(piece[0].row.seq, error) from error
-        self._most = -(-tokens // 2)
+        self._most = half
         log.warning("no memory for a step of %d tokens (%s); going on with fewer", tokens, error)
 
     def _be_bold(self) -> None:
@@ -126,21 +147,30 @@ class Forward:
 def cut(rows: Sequence[Scored], most: int) -> tuple[list[Scored], list[Scored]]:
     """A piece of at most `most` tokens, and what is left.
 
-    A row is cut in two where need be, but one with drafts: it is a piece by itself then.
+    A row is cut in two where need be, but one with drafts, and an image whose tokens see each
+    other: they are pieces by themselves then.
     """
     piece: list[Scored] = []
     rest = list(rows)
     while rest and most > 0:
         row, positions = rest[0]
-        if row.count <= most or (row.drafts and not piece):
-            piece.append(rest.pop(0))
-        elif row.drafts:
+        count = row.count if row.drafts else _fitting(row, most)
+        if count > most and piece:
             break
+        if count == row.count:
+            piece.append(rest.pop(0))
         else:
-            first, rest[0] = _in_two(row, positions, most)
+            first, rest[0] = _in_two(row, positions, count)
             piece.append(first)
         most -= row.count
     return piece, rest
+
+
+def _fitting(row: Row, most: int) -> int:
+    """How many of a row's tokens are a piece of at most `most`, if any so few are."""
+    if row.count <= most:
+        return row.count
+    return row.seq.uncut(row.start, most) or min(row.count, row.seq.least(row.start))
 
 
 def _in_two(row: Row, positions: range, count: int) -> Iterator[Scored]:

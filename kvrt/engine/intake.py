@@ -9,7 +9,8 @@ from typing import Any
 from kvrt.checks import Checks, Flag, Maybe, Of, Text, Whole, check_request
 from kvrt.config import RuntimeConfig, draft_limit
 from kvrt.engine.adapters import fingerprint_with
-from kvrt.engine.prompts import Prompt, bad_words_of, room_for, root_of, tokens_of
+from kvrt.engine.pictures import check_blocks
+from kvrt.engine.prompts import Prompt, bad_words_of, read_prompt, room_for, root_of
 from kvrt.engine.request import Request
 from kvrt.engine.worker import Worker
 from kvrt.kv.tiers.names import KEY_BYTES, chain
@@ -69,7 +70,8 @@ def request_of(
     )
     params = wishes.params or SamplingParams()
     model = worker.model
-    tokens = tokens_of(prompt, model)
+    tokens, media = read_prompt(prompt, model)
+    check_blocks(media, config.max_batch_tokens, config.max_running)
     room = room_for(tokens, model, worker.cache, 0 if params.scores_only else 1)
     seed = params.seed
     if seed is None:
@@ -90,7 +92,8 @@ def request_of(
         priority=checked["priority"],
         root=root,
         adapter=adapter,
-        names=tuple(chain(root, tokens[:-1], config.page_size)) if named else (),
+        media=media,
+        names=tuple(chain(root, tokens[:-1], config.page_size, media)) if named else (),
         shares=not private,
         drafts=_drafts_of(params, config),
         forced=_forced_of(params),

@@ -75,6 +75,7 @@ class Live:
             waiting_since=step,
             root=request.root,
             adapter=0 if request.adapter is None else request.adapter.number,
+            media=request.media,
             names=list(request.names),
             # Log-probabilities of a prompt need the logits of each token.
             matches=request.shares and params.prompt_logprobs is None,

@@ -7,6 +7,7 @@ from kvrt.errors import ConfigError
 from kvrt.kv.index.reuse import PrefixReuse
 from kvrt.kv.memory import Memory
 from kvrt.kv.pages.lanes import SeqId
+from kvrt.kv.tiers.media import Medium
 from kvrt.kv.tiers.names import PageName, chain, tenant_of
 
 
@@ -34,10 +35,10 @@ class Prefixes:
 
     # --- pins --------------------------------------------------------------------------------
 
-    def pin(self, root: bytes, tokens: Sequence[int]) -> int:
+    def pin(self, root: bytes, tokens: Sequence[int], media: Sequence[Medium] = ()) -> int:
         """Keep what is cached of a prompt until `unpin`. Returns how many tokens that is."""
         cache = self._memory.cache
-        names = list(chain(root, tokens, cache.page_size))
+        names = list(chain(root, tokens, cache.page_size, media))
         rows = self._reuse.index.match(names)
         pages = len(rows[0])
         if pages and (last := names[pages - 1]) not in self._pinned:
@@ -45,10 +46,10 @@ class Prefixes:
             self._memory.commit(cache.table.attach(holder, rows))
         return pages * cache.page_size
 
-    def unpin(self, root: bytes, tokens: Sequence[int]) -> int:
+    def unpin(self, root: bytes, tokens: Sequence[int], media: Sequence[Medium] = ()) -> int:
         """Let it be evicted again. Returns how many pins on the prompt's pages there were."""
         cache = self._memory.cache
-        names = list(chain(root, tokens, cache.page_size))
+        names = list(chain(root, tokens, cache.page_size, media))
         pinned = [pages for pages, last in enumerate(names, 1) if last in self._pinned]
         for pages in pinned:
             holder = self._pinned.pop(names[pages - 1])
@@ -58,7 +59,9 @@ class Prefixes:
 
     # --- forgetting --------------------------------------------------------------------------
 
-    def forget(self, root: bytes | None, tokens: Sequence[int] = ()) -> int:
+    def forget(
+        self, root: bytes | None, tokens: Sequence[int] = (), media: Sequence[Medium] = ()
+    ) -> int:
         """Forget cached pages, here and in every tier, and the pins on them; running requests keep
         theirs.
 
@@ -66,6 +69,7 @@ class Prefixes:
             root: of the tenant; None: of all.
             tokens: only what begins with the full pages of this prompt, or may do so: of a page
                 in a tier that has lost those before it, nobody can tell.
+            media: its images.
 
         Returns:
             How many different pages were forgotten.
@@ -76,7 +80,7 @@ class Prefixes:
         doomed = known
         if root is not None:
             doomed = {name for name in known if name.tenant == tenant_of(root)}
-            if names := list(chain(root, tokens, cache.page_size)):
+            if names := list(chain(root, tokens, cache.page_size, media)):
                 doomed -= _after(doomed, root)
                 doomed |= ({names[-1]} & known) | _after(known, names[-1].key)
         if offload is not None:

@@ -2,15 +2,17 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from kvrt.checks import Wrong, as_index, items_of, shown
+from kvrt.engine.pictures import Media, read_chat, read_illustrated
 from kvrt.errors import CapacityError, RequestError
 from kvrt.kv.cache import KVCache
 from kvrt.kv.tiers.names import root_key
 from kvrt.model.chat.messages import Message
 from kvrt.model.chat.templates import Chat
 from kvrt.model.loader import Model
+from kvrt.model.vision.prompt import Illustrated, has_images
 from kvrt.sampling import SamplingParams
 
 
@@ -37,9 +39,9 @@ Tokenized = Mapping[str, Any] | Encoding
 """A tokenizer's output. A mapping has ``input_ids`` and may have an ``attention_mask``; tokens that
 this hides are padding, and left out."""
 
-Prompt = str | Sequence[int] | Sequence[Message] | Chat | Array | Tokenized
-"""Text, token ids, chat messages (``{"role": "user", "content": "..."}``), or those with more that
-the chat template is to know."""
+Prompt = str | Sequence[int] | Sequence[Message] | Chat | Illustrated | Array | Tokenized
+"""Text, token ids, chat messages (``{"role": "user", "content": "..."}``), those with more that the
+chat template is to know, or text or token ids with images."""
 
 MAX_SALT = 256
 
@@ -50,7 +52,7 @@ def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     Raises:
         RequestError: it can be neither.
     """
-    if isinstance(prompts, str | Chat):
+    if isinstance(prompts, str | Chat | Illustrated):
         return [prompts]
     if (rows := _tokenized(prompts)) is not None:
         return rows
@@ -64,13 +66,25 @@ def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return [items] if _are_messages(items) else list(items)
 
 
-def tokens_of(prompt: Prompt, model: Model) -> list[int]:
-    """The token ids of a prompt; at least one.
+def read_prompt(prompt: Prompt, model: Model) -> tuple[list[int], Media]:
+    """The token ids of a prompt, at least one, and its images.
 
     Raises:
-        RequestError: it is empty, too long for any context, or has a token that the model does not
-            know.
+        RequestError: it is empty, too long for any context, has a token that the model does not
+            know, or images that the model cannot see or nobody can read.
     """
+    if isinstance(prompt, Illustrated):
+        return read_illustrated(prompt, lambda text: tokens_of(text, model), model)
+    messages = prompt.messages if isinstance(prompt, Chat) else prompt
+    if not has_images(messages):
+        return tokens_of(prompt, model), ()
+    chat = prompt if isinstance(prompt, Chat) else Chat(cast(Sequence[Message], prompt))
+    _check_length(sum(map(_length, chat.messages)), model)
+    return read_chat(chat, model)
+
+
+def tokens_of(prompt: Prompt, model: Model) -> list[int]:
+    """The token ids of a prompt without images; the rest as `read_prompt`."""
     if isinstance(prompt, str):
         _check_length(len(prompt), model)
         tokens = model.encode(prompt) if prompt else []  # it may begin with a token of its own

@@ -9,6 +9,7 @@ from typing import Any
 from kvrt.engine.output import Detokenizer, Output
 from kvrt.engine.stops import StopStrings
 from kvrt.errors import KvrtError
+from kvrt.kv.tiers.media import Medium
 from kvrt.kv.tiers.names import PageName
 from kvrt.model.lora.adapter import Adapter
 from kvrt.outputs import Delta, Result, Timings, TokenLogprobs, Usage
@@ -36,6 +37,7 @@ class Request:
         deliver: called with each `Delta`, and last with the `Result`.
         root: what the names of its pages begin with; see `kvrt.kv.tiers.names`.
         adapter: what is added to the model for it, which is kept as long as the request lives.
+        media: what stands in its prompt in place of tokens' own embeddings.
         names: of the pages it may begin with, made where nobody waits for it; those that are
             missing are made when they are needed.
         shares: other requests may use its pages.
@@ -61,6 +63,7 @@ class Request:
     deliver: Callable[[Delta | Result], None]
     root: bytes = b""
     adapter: Adapter | None = None
+    media: Sequence[Medium] = ()
     names: Sequence[PageName] = ()
     shares: bool = True
     drafts: int = 0

@@ -23,6 +23,7 @@ from kvrt.kv.index.eviction import CachedPage
 from kvrt.kv.offload import Offload
 from kvrt.kv.tiers.disk import DiskStore
 from kvrt.kv.tiers.host import HostStore
+from kvrt.kv.tiers.media import Medium
 from kvrt.kv.tiers.names import StoredName, chain
 from kvrt.kv.tiers.pagefile import PageFile
 
@@ -62,14 +63,19 @@ class Snapshots:
     # --- saving ------------------------------------------------------------------------------
 
     def save(
-        self, folder: Path, root: bytes | None, tokens: Sequence[int], compress: int | None
+        self,
+        folder: Path,
+        root: bytes | None,
+        tokens: Sequence[int],
+        compress: int | None,
+        media: Sequence[Medium] = (),
     ) -> int:
         """Write cached pages to a folder, those that are not there. Returns how many are new.
 
         Pages that are evicted meanwhile, and in no tier, may be missing.
 
         Args:
-            root: None: all pages; else those of the prompt `tokens`.
+            root: None: all pages; else those of the prompt `tokens`, with these images.
 
         Raises:
             StoreError: the folder cannot be used; or `stop_saving` was called, and what was written
@@ -87,7 +93,7 @@ class Snapshots:
         )
         names = dict.fromkeys((*here, *outside))
         if root is not None:
-            wanted = set(chain(root, tokens, self._memory.cache.page_size))
+            wanted = set(chain(root, tokens, self._memory.cache.page_size, media))
             names = {name: None for name in names if name.page in wanted}
         with self._turn:
             file = PageFile.open(folder, self._form, compress=compress)

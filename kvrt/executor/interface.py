@@ -80,6 +80,7 @@ class Step(NamedTuple):
         wanted: [rows]; the tokens whose logits are wanted.
         adapters: [sequences]; the numbers of what is added to the model for them, 0: nothing. None:
             nothing is, to any.
+        seen: what stands in place of tokens' own embeddings, for the model.
         drafting: the model that drafts computes it, over its own groups.
     """
 
@@ -90,6 +91,7 @@ class Step(NamedTuple):
     tokens: Ints
     wanted: Ints
     adapters: Ints | None = None
+    seen: Sequence[object] = ()
     drafting: bool = False
 
 

@@ -205,9 +205,13 @@ class LocalExecutor(LocalPages):
         if step.drafting:
             assert self._drafter is not None, "there is one where anybody drafts"
             batches, forward = self.batches(step)[self._own_groups :], self._drafter
-        more = () if step.adapters is None else (step.adapters.tolist(),)
+        more: dict[str, object] = {}
+        if step.adapters is not None:
+            more["adapters"] = step.adapters.tolist()
+        if step.seen:
+            more["seen"] = step.seen
         with blaming(self._owner, "the forward pass"):
             logits = forward(
-                torch.from_numpy(step.tokens), batches, torch.from_numpy(step.wanted), *more
+                torch.from_numpy(step.tokens), batches, torch.from_numpy(step.wanted), **more
             )
         return Running(logits, self._device.fence())

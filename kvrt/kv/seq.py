@@ -1,8 +1,10 @@
 """The unit of scheduling: one stream of tokens with its own row in the page table."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kvrt.drafting.drafter import Drafter
+from kvrt.kv.tiers.media import Medium, least, uncut
 from kvrt.kv.tiers.names import PageName
 
 Rank = tuple[int, int]
@@ -38,6 +40,7 @@ class Seq:
         drafted: how many of its first tokens that model has computed.
         together: sequences with the same number lose their pages together; None: it is alone.
         adapter: the number of what is added to the model for it; 0: nothing.
+        media: what stands in its prompt in place of tokens' own embeddings.
         apart: it ran out of pages beside no other, and runs beside none from then on.
     """
 
@@ -63,7 +66,16 @@ class Seq:
     drafted: int = 0
     together: int | None = None
     adapter: int = 0
+    media: Sequence[Medium] = ()
     apart: bool = False
+
+    def uncut(self, start: int, count: int) -> int:
+        """See `kvrt.kv.tiers.media.uncut`."""
+        return uncut(self.media, start, count) if self.media else count
+
+    def least(self, start: int) -> int:
+        """See `kvrt.kv.tiers.media.least`."""
+        return least(self.media, start)
 
     @property
     def pending(self) -> int:

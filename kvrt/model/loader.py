@@ -27,6 +27,9 @@ from kvrt.model.source import open_source
 from kvrt.model.spec import ModelSpec
 from kvrt.model.tokens.detokenizer import Detokenizer
 from kvrt.model.tokens.tokenizer import TOKENIZER, Tokenizer, read_tokenizer
+from kvrt.model.vision.spec import VisionSpec
+from kvrt.model.vision.vision import UNKNOWN, Vision, find_vision, load_vision
+from kvrt.model.vision.weights import tower_bytes
 from kvrt.model.weights import arena
 from kvrt.model.weights.resident import Resident
 from kvrt.model.weights.weights import assemble, weight_bytes
@@ -58,6 +61,7 @@ class Model:
         weight_bytes: memory its weights take.
         max_model_len: the longest prompt and output together, in tokens.
         resident: its weights' memory, which may go and come back.
+        vision: what it sees images with, or why it sees none.
         notes: what a user may want to know of how it was loaded.
         pool: its experts, if they are brought as needed.
     """
@@ -74,6 +78,7 @@ class Model:
     weight_bytes: int
     max_model_len: int
     resident: Resident
+    vision: Vision | str = UNKNOWN
     notes: tuple[str, ...] = ()
     pool: ExpertPool | None = None
 
@@ -82,7 +87,7 @@ class Model:
 
         Raises `RequestError` if there is no tokenizer.
         """
-        return self._tokenizer().encode(text, special=special)
+        return self.need_tokenizer().encode(text, special=special)
 
     def encode_chat(self, messages: Sequence[Message] | Chat, **options: Any) -> list[int]:
         """The token ids of a conversation.
@@ -96,7 +101,7 @@ class Model:
         if not isinstance(messages, Chat):
             own = {name: options.pop(name) for name in CHAT_OPTIONS if name in options}
             messages = Chat(messages, **own, variables=options)
-        return self._tokenizer().encode_chat(messages)
+        return self.need_tokenizer().encode_chat(messages)
 
     def detokenizer(
         self, prompt: Sequence[int] = (), *, skip_special: bool = True
@@ -106,7 +111,8 @@ class Model:
             return None
         return self.tokenizer.detokenizer(prompt, skip_special=skip_special)
 
-    def _tokenizer(self) -> Tokenizer:
+    def need_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises `RequestError` if there is none."""
         if self.tokenizer is None:
             raise _no_tokenizer(self.path)
         return self.tokenizer
@@ -147,6 +153,7 @@ def load_model(
     progress: Progress | None = None,
     seed: int = 0,
     head: bool = True,
+    max_images: int = 0,
     check_room: Callable[[ModelSpec, DType, int], None] = lambda *_: None,
 ) -> Model:
     """Load a model onto a device.
@@ -171,6 +178,7 @@ def load_model(
         progress: told about the bytes of a download, and of files as they are quantised.
         seed: of dummy weights.
         head: False: without its output matrix, for `Decoder.states` alone.
+        max_images: of a prompt; 0: without its vision tower.
         check_room: raises if weights of so many bytes, of this shape and dtype, are too many.
 
     Raises:
@@ -215,7 +223,9 @@ def load_model(
         packing = replace(packing, offloaded=True)
     resident_bytes = weight_bytes(spec, chosen, packing)
     needed = resident_bytes + sum(form.nbytes for form in forms)
-    check_room(spec, chosen, needed)
+    eyes = find_vision(source.path, spec, 0 if dummy else max_images)
+    tower = tower_bytes(eyes, chosen) if isinstance(eyes, VisionSpec) else 0
+    check_room(spec, chosen, needed + tower)
     memory = _allocate(str(model), needed, chosen, device)
     kept = None
     if checkpoint and quantize and quantized_dir is not None and packing.formats:
@@ -232,6 +242,9 @@ def load_model(
     if pool is not None:
         pool.biases_of(weights)
         notes.append(pool.note)
+    vision = load_vision(source.path, eyes, device, chosen, max_images)
+    if isinstance(vision, str) and vision != UNKNOWN and max_images:
+        notes.append(f"it {vision}")
     return Model(
         name=str(model),
         path=source.path,
@@ -244,9 +257,10 @@ def load_model(
         fingerprint=hashlib.sha256(
             f"{spec} {chosen} {stored} {packing.description}".encode()
         ).hexdigest(),
-        weight_bytes=weights.nbytes,
+        weight_bytes=weights.nbytes + tower,
         max_model_len=choice.positions,
         resident=resident,
+        vision=vision,
         notes=tuple(notes),
         pool=pool,
     )

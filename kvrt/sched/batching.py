@@ -255,9 +255,9 @@ def plan_step(
             wants[seq] = 1
             budget -= 1
     for seq in order:
-        if seq.pending > 1 and budget:
-            wants[seq] = min(seq.pending, budget)
-            budget -= wants[seq]
+        if count := seq.uncut(seq.computed, min(seq.pending, budget)) if seq.pending > 1 else 0:
+            wants[seq] = count
+            budget -= count
 
     draft = _Draft(Change(table), reuse)
     preempted: list[Seq] = []
@@ -329,7 +329,9 @@ def plan_step(
                 admitted[seq], fetches[seq] = start, outside
                 computing.add(seq, draft)
                 continue
-            count = min(len(seq.tokens) - start, budget)
+            count = seq.uncut(start, min(len(seq.tokens) - start, budget))
+            if not count:
+                break  # a step of its own is large enough
             if not trial.grow({seq.id: count}):
                 if alone and len(table.lanes) > 1 and draft.table.idle_pages:
                     draft.clear()  # what it begins with may lie in too many chunks

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from kvrt.model.decoder.seen import Seen
 from kvrt.model.layouts import layouts_of
 from kvrt.model.loader import Model
 from kvrt.spi import Device, KVFormat, StateLayout
@@ -41,11 +42,17 @@ class Stepper:
     def add(self, tokens: Sequence[int]) -> Text:
         return Text(list(tokens), [place.take(self._longest) for place in self.places])
 
-    def step(self, rows: Sequence[tuple[Text, int]], adapters: Sequence[int] | None = None) -> None:
+    def step(
+        self,
+        rows: Sequence[tuple[Text, int]],
+        adapters: Sequence[int] | None = None,
+        seen: Sequence[Seen] = (),
+    ) -> None:
         """Run the next `count` tokens of each text; their logits are appended to it.
 
         Args:
             adapters: the number of each text's; None: they have none.
+            seen: what stands in place of tokens.
         """
         batches = [
             (place.states if isinstance(place.layout, StateLayout) else place.batch)(
@@ -57,7 +64,7 @@ class Stepper:
         ]
         tokens = [t for text, count in rows for t in text.tokens[text.done : text.done + count]]
         every = torch.arange(len(tokens))
-        logits = self.model.decoder.forward(torch.tensor(tokens), batches, every, adapters)
+        logits = self.model.decoder.forward(torch.tensor(tokens), batches, every, adapters, seen)
         for (text, count), part in zip(
             rows, logits.cpu().split([count for _, count in rows]), strict=True
         ):

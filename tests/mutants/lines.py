@@ -9,6 +9,24 @@ Where one of these lines changes, so does its entry; one whose line is gone is d
 from tests.mutants.run import LineMutant as M
 
 DRAWN = {
+    "names of pages do not know which image is in them": M(
+        "kvrt.kv.tiers.media",
+        'return hashlib.sha256(b"".join(found)).digest() if found else b""',
+        'return b""',
+        "runtime/test_images.py",
+    ),
+    "a step may end within an image": M(
+        "kvrt.kv.tiers.media",
+        "if medium.together and medium.start < start + count < medium.stop:",
+        "if False:",
+        "runtime/test_images.py",
+    ),
+    "windows of tokens in an image end with that of its last": M(
+        "kvrt.model.decoder.seen",
+        "if 0 < window < contexts[seqs[block.start]]:",
+        "if False:",
+        "model/test_vision.py",
+    ),
     "a table counts free pages beyond its limit": M(
         "kvrt.kv.pages.placement",
         "max(0, min(found, geometry.pages_in(limit) - self.used_pages))",

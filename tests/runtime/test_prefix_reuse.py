@@ -131,7 +131,8 @@ def test_keys_that_collide_give_no_wrong_answer(
     """Of each key only eight bits are left."""
     real = kvrt.kv.tiers.names.page_key
     monkeypatch.setattr(
-        "kvrt.kv.index.reuse.page_key", lambda parent, tokens: real(parent, tokens)[:1] + bytes(31)
+        "kvrt.kv.index.reuse.page_key",
+        lambda parent, tokens, mark=b"": real(parent, tokens)[:1] + bytes(31),
     )
     runtime = make_runtime()
     rng = random.Random(0)

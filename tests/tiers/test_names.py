@@ -61,7 +61,7 @@ def test_every_process_has_the_same_names() -> None:
 
 
 def test_names_of_one_key_are_equal_only_if_everything_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names, "page_key", lambda parent, tokens: bytes(32))
+    monkeypatch.setattr(names, "page_key", lambda parent, tokens, mark: bytes(32))
     one, other = (next(chain(bytes(32), tokens, 2)) for tokens in ([1, 2], [2, 1]))
     assert one.key == other.key
     assert hash(one) == hash(other)

@@ -23,6 +23,7 @@ from kvrt.kv.pages.group import Group
 from kvrt.kv.pages.lanes import Pages, Rows
 from kvrt.kv.pages.table import Change, PageTable
 from kvrt.kv.seq import Seq
+from kvrt.kv.tiers.media import mark_of
 from kvrt.kv.tiers.names import PageName, StoredName, page_key, tenant_of
 
 
@@ -337,9 +338,10 @@ class PrefixReuse:
         parent, tenant = names[-1].key if names else seq.root, tenant_of(seq.root)
         for start in range(len(names) * size, count * size, size):
             tokens = tuple(seq.tokens[start : start + size])
-            name = PageName(page_key(parent, tokens), parent, tokens, tenant)
+            key = page_key(parent, tokens, mark_of(seq.media, start, start + size))
+            name = PageName(key, parent, tokens, tenant)
             names.append(name)
-            parent = name.key
+            parent = key
         return names[:count] if len(names) > count else names
 
 

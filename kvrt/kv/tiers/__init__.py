@@ -1,6 +1,7 @@
 """Where KV pages live outside the device: in host memory and on disk.
 
     names       what a page is called: a SHA-256 chain over the tokens before it
+    media       what stands in a sequence besides tokens, which names say, too
     host        slots in host memory that a device copies from and to
     disk        threads over a page file; nothing in it blocks the caller
     ahead       what requests that wait will need, read before their turn

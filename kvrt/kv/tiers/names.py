@@ -6,9 +6,13 @@
     key       k0 = H(root, t0..t15)
                            k1 = H(k0, t16..t31)             H = SHA-256(parent, tokens as int32 LE)
 
+Where a page has tokens that stand for an image, its key also says which image: H has a mark behind
+the tokens (`kvrt.kv.tiers.media.mark_of`), made of SHA-256 over the image.
+
 A key stands for all tokens up to its page, since keys and values depend on all of them. It is the
 same in every process and on every machine. That two pages share a key is not expected to ever
-happen, and nothing relies on it: a `PageName` equals another only if parent and tokens do, too.
+happen, and of texts nothing relies on it: a `PageName` equals another only if parent and tokens do,
+too.
 """
 
 import hashlib
@@ -16,6 +20,8 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from kvrt.kv.tiers.media import Medium, mark_of
 
 KEY_BYTES = 32
 
@@ -25,7 +31,7 @@ class PageName:
     """A full page of tokens and all that came before it.
 
     Args:
-        key: 32 bytes, `page_key` of the other two.
+        key: 32 bytes, `page_key` of the other two, and of the images in it.
         parent: 32 bytes, the key of the page before it, or the root.
         tokens: ids of the page's own tokens, as many as a page has slots.
         tenant: whose it is, by `tenant_of` its root; says which pages to forget, and no more.
@@ -74,17 +80,23 @@ def tenant_of(root: bytes) -> int:
     return int.from_bytes(root[:4], "little")
 
 
-def page_key(parent: bytes, tokens: Sequence[int]) -> bytes:
-    """The key of the page that holds `tokens` and comes after the page `parent`."""
-    return hashlib.sha256(parent + struct.pack(f"<{len(tokens)}i", *tokens)).digest()
+def page_key(parent: bytes, tokens: Sequence[int], mark: bytes = b"") -> bytes:
+    """The key of the page that holds `tokens` and comes after the page `parent`.
+
+    Args:
+        mark: says which images it has.
+    """
+    return hashlib.sha256(parent + struct.pack(f"<{len(tokens)}i", *tokens) + mark).digest()
 
 
-def chain(root: bytes, tokens: Sequence[int], page_size: int) -> Iterator[PageName]:
+def chain(
+    root: bytes, tokens: Sequence[int], page_size: int, media: Sequence[Medium] = ()
+) -> Iterator[PageName]:
     """The names of all full pages of a sequence, the first one first."""
     parent, tenant = root, tenant_of(root)
     for start in range(0, len(tokens) - page_size + 1, page_size):
         page = tuple(tokens[start : start + page_size])
-        key = page_key(parent, page)
+        key = page_key(parent, page, mark_of(media, start, start + page_size))
         yield PageName(key, parent, page, tenant)
         parent = key
 

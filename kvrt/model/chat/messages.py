@@ -103,12 +103,12 @@ def _checked(message: Message, where: str) -> dict[str, Any]:
 
 
 def _text_part(part: Any, where: str) -> dict[str, Any]:
-    is_text = isinstance(part, dict) and part.get("type", "text") == "text"
+    is_text = isinstance(part, dict) and part.get("type", "text") in ("text", "image")
     if not is_text or not isinstance(part.get("text"), str):
         raise RequestError(
             f'{where} has content other than text; a part is {{"type": "text", "text": "..."}}',
             param=f"{where}.content",
-            fix="this runtime reads text only: leave images and sounds out",
+            fix="leave sounds and videos out; images are parts as docs/images.md says",
         )
     return dict(part)
 

@@ -127,7 +127,7 @@ def open_checkpoint(folder: Path, spec: ModelSpec, method: Method | None = None)
             )
     if left := {name for name in left if not name.endswith(BUFFERS)}:
         log.warning(
-            "%s: tensors that the model does not need are left out: %s", folder, few(sorted(left))
+            "%s: tensors that the decoder does not need are left out: %s", folder, few(sorted(left))
         )
     chosen = {name: tensors[name] for name in sorted(needed)}
     dtype = _matrix_dtype(folder, expected, chosen, spec.dtype)

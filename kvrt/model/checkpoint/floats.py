@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import xxhash
 from torch import Tensor
 
 from kvrt.errors import CapacityError, ModelError
@@ -42,10 +43,16 @@ class FloatTensors:
 
     def __init__(self, folder: Path, named: Callable[[str], str]) -> None:
         self._folder = folder
+        self._digest = xxhash.xxh3_128()
         self._tensors: Tensors = {}
         for path in find_weights(folder).paths:
             for name, entry in read_header(path).tensors.items():
                 self._tensors[named(name)] = path, entry
+
+    @property
+    def content(self) -> str:
+        """A name for all that was read."""
+        return self._digest.hexdigest()
 
     def dtype(self, name: str, shape: tuple[int, ...]) -> DType:
         """Of one tensor, which says it for all.
@@ -64,7 +71,9 @@ class FloatTensors:
         """
         self._check(name, shape)
         path, entry = self._tensors[name]
-        tensor = read_bytes(path, entry).view(getattr(torch, FLOATS[entry.dtype])).view(shape)
+        raw = read_bytes(path, entry)
+        self._digest.update(raw.numpy().data)
+        tensor = raw.view(getattr(torch, FLOATS[entry.dtype])).view(shape)
         if not tensor.isfinite().all():
             raise ModelError(
                 f"{path}: tensor {shown(entry.name)}: has values that are not finite",

@@ -31,6 +31,7 @@ from kvrt.model.decoder.offloaded import Offloaded
 from kvrt.model.decoder.ops import MixedOps, TorchOps
 from kvrt.model.decoder.pieces import pieces
 from kvrt.model.decoder.rope import RotationTable, positions_of
+from kvrt.model.decoder.seen import Plans, Seen, plans_of, put
 from kvrt.model.lora.adapter import Adapters
 from kvrt.model.lora.ops import AdaptedOps, Segment, segments_of
 from kvrt.model.offload.pool import ExpertPool
@@ -171,6 +172,7 @@ class Decoder:
         batches: Sequence[StepBatch],
         logits_rows: Tensor,
         adapters: Sequence[int] | None = None,
+        seen: Sequence[Seen] = (),
     ) -> Tensor:
         """One step: store the tokens' keys and values, and compute the logits asked for.
 
@@ -180,41 +182,47 @@ class Decoder:
                 batch for each of the `groups`, of the same sequences, first those that attend.
             logits_rows: int32 or int64 [rows], on the host; the tokens whose logits are wanted.
             adapters: [sequences]; the numbers of their adapters, 0: of none. None: of none at all.
+            seen: what stands in place of tokens' own embeddings.
 
         Returns:
             float32 [rows, vocab], on the device.
         """
         if not logits_rows.numel():
-            self._run(tokens, batches, adapters)
+            self._run(tokens, batches, adapters, seen)
             return torch.empty(0, self.spec.vocab, device=self._torch_device)
-        x = self._last(tokens, batches, logits_rows, adapters)
+        x = self._last(tokens, batches, logits_rows, adapters, seen)
         logits = self._ops.linear(x, self.weights.head, self.weights.head_bias)
         return branches.finish(self.spec, logits.float())
 
     def states(self, tokens: Tensor, batches: Sequence[StepBatch], rows: Tensor) -> Tensor:
         """The same with what the head reads, in place of logits: float32 [rows, hidden]."""
-        return self._last(tokens, batches, rows, None).float()
+        return self._last(tokens, batches, rows).float()
 
     def _last(
         self,
         tokens: Tensor,
         batches: Sequence[StepBatch],
         rows: Tensor,
-        adapters: Sequence[int] | None,
+        adapters: Sequence[int] | None = None,
+        seen: Sequence[Seen] = (),
     ) -> Tensor:
         """The last states of some rows, normed."""
-        x = self._run(tokens, batches, adapters)
+        x = self._run(tokens, batches, adapters, seen)
         if rows.tolist() != [*range(len(x))]:  # a decode step asks for those of all tokens
             x = x.index_select(0, rows.to(self._torch_device))
         return self._branches.norm(x, self.weights.final_norm, self.weights.final_norm_bias)
 
     def _run(
-        self, tokens: Tensor, batches: Sequence[StepBatch], adapters: Sequence[int] | None
+        self,
+        tokens: Tensor,
+        batches: Sequence[StepBatch],
+        adapters: Sequence[int] | None,
+        seen: Sequence[Seen],
     ) -> Tensor:
         """A step's layers: what the last one leaves of each token."""
         count, first = tokens.numel(), cast(AttentionBatch, batches[0])
         segments = segments_of(first.query_start.tolist(), adapters) if adapters else ()
-        recorded = self._graphs is not None and (not segments or self._low_rank is not None)
+        recorded = not seen and (not segments or self._low_rank is not None)
         size = self._graphs.size(count, first) if self._graphs and recorded else 0
         tokens = tokens.to(self._torch_device)
         if self._graphs is not None and size:
@@ -231,7 +239,8 @@ class Decoder:
             return x
         work = self._activations(count)
         self._begin(tokens, first, work.x, work)
-        self._record(segments)([*map(self._plan, batches)], work)
+        put(seen, work.x)
+        self._record(segments)(plans_of(self._attention, batches, self._plan, seen), work)
         return work.x
 
     def _plan(self, batch: StepBatch) -> object:
@@ -279,7 +288,8 @@ class Decoder:
     def _run_layers(self, ops: MixedOps, plans: Sequence[object], work: Activations) -> None:
         """All layers, from the embedded tokens in ``work.x`` to the last layer's output there."""
         spec = self.spec
-        run, parallel, latents = self._attention.run, spec.parallel, self._latents
+        run = plans.run if isinstance(plans, Plans) else self._attention.run
+        parallel, latents = spec.parallel, self._latents
         around = self._branches.by(ops)
         norm, mlp, add = around.norm, around.mlp, around.add
         x, normed, gated = work.x, work.normed, work.gated

@@ -128,6 +128,15 @@ class Tokenizer:
         """The token ids of a conversation, ready for the assistant's answer.
 
         Raises:
+            RequestError: see `render`.
+        """
+        # The template has written the special tokens itself.
+        return self._encode(self.render(chat), special=False)
+
+    def render(self, chat: Chat) -> str:
+        """What the model's chat template writes of a conversation.
+
+        Raises:
             RequestError: the model has no chat template, or it refuses the messages.
         """
         if self.chat is None:
@@ -136,8 +145,7 @@ class Tokenizer:
                 param="messages",
                 fix="give the prompt as text",
             )
-        # The template has written the special tokens itself.
-        return self._encode(self.chat.render(chat), special=False)
+        return self.chat.render(chat)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of token ids. Bytes that are not UTF-8 become U+FFFD.

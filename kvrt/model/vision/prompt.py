@@ -1,0 +1,146 @@
+"""Prompts that have images, and where these stand among the tokens.
+
+    messages   {"type": "image", "image": FILE}      a template writes a mark in its place
+    text       "What is <mark>?"                     the same; without marks, images come first
+    tokens     ... begin image image image end ...   as they are
+
+In a text, each mark becomes the tokens that stand for an image.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from kvrt.errors import RequestError
+from kvrt.model.chat.messages import Message
+from kvrt.model.chat.templates import Chat
+from kvrt.model.tokens.tokenizer import Tokenizer
+from kvrt.model.vision.spec import VisionSpec
+
+if TYPE_CHECKING:
+    from kvrt.model.vision.pixels import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Illustrated:
+    """A text, or token ids, with images.
+
+    Args:
+        prompt: the text, with the model's own mark where each image stands (Gemma 3:
+            ``<start_of_image>``), or without, and then they stand before it; or the tokens, with
+            those that stand for images.
+        images: in their order: the bytes of a file, its `pathlib.Path`, or an image of pillow.
+    """
+
+    prompt: str | Sequence[int]
+    images: Sequence["Image"] = field(repr=False)
+
+
+def apart(
+    messages: Sequence[Message], mark: str
+) -> tuple[list[Message], list[Any]]:  # whatever came as an image
+    """Messages with a mark in the place of each image, and the images.
+
+    Raises:
+        RequestError: a part that is to be an image has none.
+    """
+    images: list[Any] = []
+
+    def plain(part: object, where: str) -> object:
+        if not isinstance(part, Mapping) or part.get("type") != "image":
+            return part
+        if part.get("image") is None:
+            raise RequestError(
+                f'{where} has an image without one; a part is {{"type": "image", "image": FILE}}',
+                param=f"{where}.content",
+            )
+        images.append(part["image"])
+        return {"type": "image", "text": mark}
+
+    found: list[Message] = []
+    for place, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if isinstance(content, list | tuple):
+            parts = [plain(part, f"messages[{place}]") for part in content]
+            message = {**message, "content": parts}
+        found.append(message)
+    return found, images
+
+
+def has_images(messages: object) -> bool:
+    """Whether these are messages, and some have images."""
+    listed = isinstance(messages, list | tuple) and messages and isinstance(messages[0], Mapping)
+    return bool(listed) and any(
+        isinstance(part, Mapping) and part.get("type") == "image"
+        for message in cast(Sequence[object], messages)
+        if isinstance(message, Mapping) and isinstance(message.get("content"), list | tuple)
+        for part in message["content"]
+    )
+
+
+def chat_text(chat: Chat, tokenizer: Tokenizer, spec: VisionSpec) -> tuple[str, list[Any]]:
+    """What a chat template writes, with marks, and the images."""
+    messages, images = apart(chat.messages, mark_of(spec, tokenizer))
+    return tokenizer.render(replace(chat, messages=messages)), images
+
+
+def mark_of(spec: VisionSpec, tokenizer: Tokenizer) -> str:
+    """What stands for an image in a text."""
+    return _written(spec.begin, tokenizer)
+
+
+def spread(text: str, count: int, spec: VisionSpec, tokenizer: Tokenizer) -> str:
+    """A text in which each mark has become the tokens of an image.
+
+    Args:
+        count: how many images there are.
+
+    Raises:
+        RequestError: there are not as many marks.
+    """
+    begin, image, end = (_written(one, tokenizer) for one in (spec.begin, spec.image, spec.end))
+    found = text.count(begin)
+    if found != count:
+        raise RequestError(
+            f"the prompt has {_images(count)}, and its text has {found} marks of images",
+            param="images",
+            fix="leave the marks out of texts, or have one for each image",
+        )
+    return text.replace(begin, f"\n\n{begin}{image * spec.tokens}{end}\n\n")
+
+
+def places(tokens: Sequence[int], count: int, spec: VisionSpec) -> list[int]:
+    """Where the tokens of each image begin.
+
+    Raises:
+        RequestError: the prompt has not the tokens of so many images, each in a row.
+    """
+    found = [place for place, token in enumerate(tokens) if token == spec.image]
+    starts = found[:: spec.tokens]
+    whole = len(found) == count * spec.tokens and all(
+        found[at * spec.tokens : (at + 1) * spec.tokens] == [*range(start, start + spec.tokens)]
+        for at, start in enumerate(starts)
+    )
+    if not whole:
+        raise RequestError(
+            f"the prompt has {_images(count)}, and {len(found)} tokens that stand for images; there"
+            f" must be {spec.tokens} in a row for each",
+            param="images",
+            fix="leave the model's own tokens for images out of texts",
+        )
+    return starts
+
+
+def _written(token: int, tokenizer: Tokenizer) -> str:
+    text = tokenizer.token(token)
+    if text is None:
+        raise RequestError(
+            f"the model's tokenizer has no token {token}, which config.json names for images",
+            param="images",
+            fix="use the tokenizer.json that belongs to the model",
+        )
+    return text
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
