@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvrt.errors import RequestError
@@ -56,6 +57,17 @@ class Asking:
             )
         params = {**self.wishes, **wishes}
         return prompt, resolve(params, self.generation, chat=isinstance(prompt, Chat))
+
+    def illustrated(self, text: str, images: Sequence[Path]) -> "Prompt":
+        """The prompt of a text with images, which come before it."""
+        from kvrt.model.vision.prompt import Illustrated
+
+        if not images:
+            return text
+        if not self.chat:
+            return Illustrated(text, images)
+        parts = [*({"type": "image", "image": image} for image in images)]
+        return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
     def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """The conversation, with the system message in front unless it brings its own."""

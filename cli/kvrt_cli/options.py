@@ -231,6 +231,14 @@ runtime_options = apply(
             " verifies several at a time: the same text, sooner. --speculate draft:K: at most K"
             " a step (8).",
         ),
+        click.option(
+            "--max-images",
+            type=click.IntRange(0, 1024),
+            default=8,
+            show_default=True,
+            metavar="N",
+            help="Images of a prompt, for models that see; 0: their vision tower is not loaded.",
+        ),
         offline_option,
         revision_option,
     ]
@@ -268,6 +276,7 @@ def runtime_config(model: str, options: Mapping[str, Any]) -> RuntimeConfig:
         max_running=options["max_running"],
         speculate=options["speculation"],
         draft_model=options["draft_model"],
+        max_images=options["max_images"],
         threads=options["threads"],
         offline=options["offline"],
         revision=options["revision"],

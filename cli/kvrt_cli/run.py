@@ -67,6 +67,15 @@ SHORT_HELP = "A model answers a prompt, a file of prompts, or you in a conversat
     " text or a JSON object with prompt, messages or token_ids, perhaps id, and sampling"
     " parameters of its own. Results are JSON lines in the order of the file.",
 )
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="An image that the PROMPT is about, for a model that sees; may be given several times."
+    " PNG, JPEG, WebP, GIF or BMP.",
+)
 @click.option("-s", "--system", metavar="TEXT", help="The system message of a conversation.")
 @click.option(
     "--chat/--no-chat",
@@ -140,6 +149,8 @@ def run(
     wishes = asked(options)
     SamplingParams(**wishes)  # bad values are refused before a model is loaded
     _check_usage(prompt, prompts, wishes, as_json=options["as_json"])
+    if options["images"] and prompts is not None:
+        raise click.UsageError("--image goes with a PROMPT, not with --prompts")
     name = TINY if model is None else model
     config = runtime_config(name, options)
     style = Style(not options["no_stream"], options["as_json"], options["verbose"])
@@ -163,12 +174,15 @@ def run(
             if answer_all(terminal, runtime, how, items, verbose=style.verbose):
                 click.get_current_context().exit(1)
             return
+        if text is None and options["images"]:
+            raise _no_prompt("an image alone is no question")
         if text is None and how.chat and _can_converse(style):
             Repl(terminal, runtime, how, style).run()
             return
         if text is None:
             text = _default_prompt(name, terminal)
-        answer(terminal, runtime, *how.prepare(text), style, how.adapter)
+        whole = how.illustrated(text, options["images"])
+        answer(terminal, runtime, *how.prepare(whole), style, how.adapter)
 
 
 @contextmanager

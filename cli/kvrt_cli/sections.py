@@ -9,7 +9,7 @@ Sections = Mapping[str, tuple[str, ...]]
 
 MODEL = ("adapter", "backend", "device", "dtype", "dtype_names", "load_format", "model_impl",
          "quantize", "quantized_dir", "offload_experts", "activations", "max_model_len",
-         "threads", "offline", "revision", "list_devices")  # fmt: skip
+         "max_images", "threads", "offline", "revision", "list_devices")  # fmt: skip
 MEMORY = ("memory_limit", "kv_cache_dtype", "page_size", "prefix_cache", "prefix_cache_policy",
           "prefix_cache_ttl", "cache_dir", "offload", "offload_write", "preemption")  # fmt: skip
 SHARING = ("share", "guarantee", "lend", "weight", "share_priority")
@@ -17,7 +17,7 @@ SCHEDULING = ("max_batch_tokens", "max_running", "speculation", "draft_model")
 OUTPUT = ("as_json", "no_stream", "output", "verbose", "quiet", "color", "help")
 
 RUN: Sections = {
-    "Prompt": ("prompts", "system", "chat", "variables"),
+    "Prompt": ("prompts", "images", "system", "chat", "variables"),
     "Answer": ("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p",
                "repetition_penalty", "logit_bias", "bad_words", "seed", "stop",
                "json_schema", "regex", "grammar",
