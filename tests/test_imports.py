@@ -68,13 +68,21 @@ def test_importing_kvrt_touches_no_device_thread_or_file(runs: list[dict[str, ob
 
 
 @pytest.mark.parametrize(
-    "module", ["kvrt.spi", "kvrt.errors", "kvrt.registry", "kvrt.testing.plugin"]
+    "module",
+    ["kvrt.spi", "kvrt.errors", "kvrt.registry", "kvrt.testing.plugin"],
 )
 def test_what_plugins_and_pytest_import_is_light_too(module: str) -> None:
     source = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     command = [sys.executable, "-c", source]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert not set(result.stdout.split()) & HEAVY
+
+
+def test_a_router_is_light_although_it_stands_before_models() -> None:
+    source = "import sys, kvrt.routing.route; print(*sys.modules)"
+    command = [sys.executable, "-c", source]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not set(result.stdout.split()) & {"torch", "numpy", "tokenizers", "kvrt.engine"}
 
 
 STARTING = """

@@ -15,13 +15,14 @@ import click
 
 from kvrt.errors import ConfigError, KvrtError, RequestError
 from kvrt_cli.errors import of_the_system
+from kvrt_cli.extras import check_extra
 from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option, share_options
 from kvrt_cli.meter import Meter, metered, summary
 from kvrt_cli.naming import TINY, model_name
 from kvrt_cli.options import color_option, dtype_option, runtime_config, runtime_options
 from kvrt_cli.run import open_runtime
 from kvrt_cli.sections import BATCH, SectionedCommand
-from kvrt_cli.serve import check_extra, open_embedder
+from kvrt_cli.serve import open_embedder
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:

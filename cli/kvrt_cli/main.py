@@ -64,6 +64,7 @@ class Commands(Mapping[str, click.Command]):
         "merge",
         "models",
         "rerank",
+        "route",
         "run",
         "serve",
         "show",
@@ -202,6 +203,7 @@ def cli() -> None:
       kvrt run                        the bundled model completes a text
       kvrt run DIRECTORY "a prompt"   any Hugging Face checkpoint
       kvrt serve DIRECTORY            ... for clients of OpenAI's API
+      kvrt route URL URL              several servers behind one address
       kvrt batch run -i FILE -o FILE  a file of requests in, a file of answers out
       kvrt embed DIRECTORY "a text"   its vector, by a model for that
       kvrt rerank DIRECTORY "a question" < texts.txt   which say most about it

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import click
 from kvrt.config import RuntimeConfig
 from kvrt.errors import ConfigError
 from kvrt.units import parse_bytes
+from kvrt_cli.extras import check_extra
 from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option, share_options
 from kvrt_cli.naming import TINY, model_name
 from kvrt_cli.options import color_option, dtype_option, runtime_config, runtime_options
@@ -23,9 +23,6 @@ from kvrt_cli.terminal import Terminal
 if TYPE_CHECKING:
     from kvrt.embedding.embedder import Embedder
     from kvrt.embedding.reranker import Reranker
-
-NEEDED = ("starlette", "uvicorn", "msgspec", "prometheus_client")
-"""What the extra brings."""
 
 SHORT_HELP = "A model answers over HTTP, to clients of OpenAI's API, Anthropic's and Ollama's."
 
@@ -374,13 +371,3 @@ def _open_reranker(model: str | None, config: RuntimeConfig) -> "Iterator[Rerank
 
 def _same_device(config: RuntimeConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in ("backend", "device", "threads", "offline")}
-
-
-def check_extra(command: str) -> None:
-    """Raise `ConfigError` if what a command needs is not installed."""
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"kvrt {command} needs what is not installed: {', '.join(missing)}",
-            fix="pip install 'kvrt[serve]'",
-        )

@@ -24,12 +24,14 @@ from kvrt.server.openai.chat import ChatCompletions
 from kvrt.server.openai.completions import Completions
 from kvrt.server.openai.embeddings import Embeddings
 from kvrt.server.openai.responses import Responses
-from kvrt.server.plain import ERRORS, Plain, refuse
+from kvrt.server.plain import Plain
+from kvrt.server.prompts import Prompts
 from kvrt.server.rerank import Rerank
 from kvrt.server.service import Service
 from kvrt.server.telemetry.status import Status
 from kvrt.server.tenants.metering import Asked, metered
 from kvrt.server.tenants.route import Usage
+from kvrt.server.wire.answers import ERRORS, refuse
 from kvrt.server.wire.http import LINES
 from kvrt.server.wire.sockets import Socket
 from kvrt.server.words.protocol import Api
@@ -121,6 +123,8 @@ def make_app(
         "/api/chat": ChatAnswers(served),
         "/api/generate": GenerateAnswers(served),
     }
+    prompts = Prompts(service)
+    posts |= {f"/tokens{path}": prompts.of(api) for path, api in {**apis, **in_lines}.items()}
     endpoints = {
         **{path: Endpoint(service, path, api) for path, api in apis.items()},
         **{path: Endpoint(service, path, api, LINES) for path, api in in_lines.items()},

@@ -13,16 +13,14 @@ from starlette.responses import Response
 
 import kvrt
 from kvrt.engine.prompts import tokens_of
-from kvrt.errors import KvrtError
 from kvrt.model.chat.templates import Chat
 from kvrt.server.anthropic.messages import Conversation
-from kvrt.server.entry import entry_of
-from kvrt.server.errors import Refusal, refusal_of
+from kvrt.server.errors import Refusal
 from kvrt.server.openai.responses import Responses
 from kvrt.server.service import Service
+from kvrt.server.wire.answers import answer
 from kvrt.server.wire.http import read_body
 from kvrt.server.words.fields import Message, TokenId, decode
-from kvrt.server.words.shapes import shape_for
 
 MAX_TOKENS = 1 << 20
 
@@ -144,19 +142,3 @@ class Plain:
         asked = decode(body, DetokenizeRequest, strict=served.strict)
         text = await asyncio.to_thread(served.text, asked.tokens, skip_special=False)
         return answer({"prompt": text, "content": text})
-
-
-def answer(value: object, status: int = HTTPStatus.OK, **headers: str) -> Response:
-    body = msgspec.json.encode(value)
-    return Response(body, status, headers, media_type="application/json")
-
-
-async def refuse(request: Request, error: Exception) -> Response:
-    """An error of these routes, in the words of whose they are."""
-    refusal = refusal_of(error)
-    headers = {**refusal.headers, "x-request-id": entry_of(request.scope).id}
-    return answer(shape_for(request.url.path)(refusal), refusal.status, **headers)
-
-
-ERRORS = (Refusal, KvrtError)
-"""What `refuse` is for."""

@@ -156,11 +156,13 @@ def until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
         time.sleep(0.02)
 
 
-def launch(log: Path, *args: str, env: dict[str, str] | None = None) -> Server:
-    command = [sys.executable, "-c", WATCHED, "serve", *args]
+def launch(
+    log: Path, *args: str, env: dict[str, str] | None = None, command: str = "serve"
+) -> Server:
+    command_line = [sys.executable, "-c", WATCHED, command, *args]
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file,
+            command_line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file,
             env={**os.environ, **(env or {})},
         )  # fmt: skip
     return Server(process, log)
@@ -174,8 +176,15 @@ def started(
     log = folder / "log"
     template = ("--chat-template", "plain") if model == "tiny" else ()
     server = launch(log, model, "--backend", "cpu", "--port", "0", *template, *args, env=env)
+    with listening(server):
+        yield server
+
+
+@contextmanager
+def listening(server: Server) -> Iterator[None]:
+    """From when it listens; it is killed in the end."""
     try:
-        address = re.compile(r"serving at http://[\d.]+:(\d+)")
+        address = re.compile(r"(?:serving|routing) at http://[\d.]+:(\d+)")
 
         def listens() -> bool:
             assert server.process.poll() is None, server.said()
@@ -185,7 +194,7 @@ def started(
         found = address.search(server.said())
         assert found is not None
         server.port = int(found[1])
-        yield server
+        yield
     finally:
         if server.process.poll() is None:
             server.process.kill()

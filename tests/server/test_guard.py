@@ -27,7 +27,9 @@ ROUTES = ["/models", "/models/tiny", "/embeddings", "/completions", "/chat/compl
           "/v1/batches", "/v1/batches/x", "/v1/batches/x/cancel", "/v1/batches/x/retry",
           "/v1/batches/x/failed",
           "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/rerank", "/v1/rerank",
-          "/v2/rerank", "/usage"]  # fmt: skip
+          "/v2/rerank", "/usage", "/tokens/v1/completions", "/tokens/v1/chat/completions",
+          "/tokens/v1/messages", "/tokens/v1/responses", "/tokens/api/chat",
+          "/tokens/api/generate"]  # fmt: skip
 TRICKS = ["/{}", "/v1/..{}", "{}/", "{}/.", "{}%2e", "/%2e%2e{}", "{}?a=/livez", "{};/livez",
           "/livez/..{}", "/livez/{}", "/livez%00{}", "/LIVEZ{}", "{}#/livez"]  # fmt: skip
 
@@ -112,6 +114,7 @@ def test_every_route_of_the_server_is_among_those_tried() -> None:
     named = set(re.findall(r'"(/[^"]*)"', source))
     assert len(named) >= 11
     named = {path.replace("{name:path}", "tiny").replace("{id}", "x") for path in named}
+    named = {path.replace("{path}", "/v1/completions") for path in named}
     assert named <= {*ROUTES, *OPEN}
 
 

@@ -7,6 +7,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from kvrt.server.service import Service
 from tests.embedding.encoders import make_encoder
 from tests.embedding.test_reranker import Case
 
-from .clients import asked
+from .clients import ROUTES, asked
 from .conftest import Server, started, until
 from .test_sockets import connected
 
@@ -107,6 +108,8 @@ TABLE: dict[str, Asks | Owned | Lists | Makes | Same | ForAdmins] = {
     "POST /v1/rerank": RERANK,
     "POST /v2/rerank": RERANK,
     "POST /tokenize": Makes(lambda: {"prompt": "w1"}),
+    **{f"POST /tokens{path}": Makes(partial(asked, path, "w1", 1, stream=False))
+       for path in ROUTES},
     "POST /detokenize": Makes(lambda: {"tokens": [7]}),
     "POST /v1/messages/count_tokens": Makes(lambda: {"model": "tiny", "messages": MESSAGES}),
     "POST /v1/responses/input_tokens": COUNT,

@@ -17,7 +17,7 @@ from kvrt.server.batches.answering import URLS
 from kvrt.server.batches.files import expiry, file_id, listed, number, owner_of, there
 from kvrt.server.batches.worker import MOST_OPEN, Worker
 from kvrt.server.errors import Refusal
-from kvrt.server.plain import answer
+from kvrt.server.wire.answers import answer
 from kvrt.server.wire.http import read_body
 from kvrt.server.words.fields import Name, decode
 

@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 import kvrt
 from kvrt.server.errors import Refusal
-from kvrt.server.plain import answer
 from kvrt.server.service import Service
+from kvrt.server.wire.answers import answer
 from kvrt.server.wire.http import read_body
 from kvrt.server.words.fields import Name, decode
 

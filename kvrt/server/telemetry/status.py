@@ -15,9 +15,9 @@ from kvrt.server.access.keys import Owner
 from kvrt.server.batches.answering import BEHIND
 from kvrt.server.batches.worker import Worker
 from kvrt.server.entry import Entry, entry_of
-from kvrt.server.plain import answer
 from kvrt.server.service import Service
 from kvrt.server.telemetry.metrics import usage
+from kvrt.server.wire.answers import answer
 
 ENDINGS = {200: "answered", 499: "left"}
 

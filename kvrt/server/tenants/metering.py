@@ -8,8 +8,8 @@ from starlette.responses import Response
 
 from kvrt.server.entry import entry_of
 from kvrt.server.errors import refusal_of
-from kvrt.server.plain import answer
 from kvrt.server.tenants.accounts import Accounts, Visit
+from kvrt.server.wire.answers import answer
 from kvrt.server.wire.http import read_body
 
 

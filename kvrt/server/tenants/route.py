@@ -11,10 +11,10 @@ from starlette.responses import Response
 
 from kvrt.server.entry import entry_of
 from kvrt.server.errors import Refusal
-from kvrt.server.plain import answer
 from kvrt.server.tenants.accounts import Accounts
 from kvrt.server.tenants.ledger import Wanted, read_only
 from kvrt.server.tenants.reports import Detail, Row, as_csv, is_day, rows
+from kvrt.server.wire.answers import answer
 
 MOST = 10_000
 """Rows of one answer."""

@@ -1,0 +1,21 @@
+"""Whether what a command needs is installed."""
+
+from importlib.util import find_spec
+
+from kvrt.errors import ConfigError
+
+BRINGS = {
+    "serve": ("starlette", "uvicorn", "msgspec", "prometheus_client"),
+    "route": ("starlette", "uvicorn", "msgspec", "prometheus_client", "httpx", "zmq"),
+}
+"""Modules, by the extra of kvrt that installs them."""
+
+
+def check_extra(command: str, extra: str = "serve") -> None:
+    """Raise `ConfigError` if what a command needs is not installed."""
+    missing = [name for name in BRINGS[extra] if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"kvrt {command} needs what is not installed: {', '.join(missing)}",
+            fix=f"pip install 'kvrt[{extra}]'",
+        )
