@@ -69,6 +69,7 @@ class Commands(Mapping[str, click.Command]):
         "serve",
         "show",
         "top",
+        "transcribe",
         "usage",
     )
 
@@ -207,6 +208,7 @@ def cli() -> None:
       kvrt batch run -i FILE -o FILE  a file of requests in, a file of answers out
       kvrt embed DIRECTORY "a text"   its vector, by a model for that
       kvrt rerank DIRECTORY "a question" < texts.txt   which say most about it
+      kvrt transcribe talk.wav --model DIRECTORY   what is said in it
       kvrt show DIRECTORY             what a model takes, and how much of it fits here
       kvrt doctor                     what works on this machine, and how to mend the rest
       kvrt top                        who shares a device, and what each one holds

@@ -44,6 +44,29 @@ def line_bar(terminal: Terminal, total: int) -> Iterator[Callable[[], object]]:
 
 
 @contextmanager
+def listening_bar(terminal: Terminal) -> Iterator[Callable[[str, float], None]]:
+    """A line that says how far sounds are written; yields what to tell a file and a time of it.
+
+    Where stdout is a terminal too, what is written is the progress.
+    """
+    if not terminal.progress or sys.stdout.isatty():
+        yield lambda file, seconds: None
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=terminal.console(sys.stderr),
+        transient=True,
+        redirect_stdout=False,
+    ) as bar:
+        task = bar.add_task("listening", total=None)
+        yield lambda file, seconds: bar.update(task, description=f"{file}: {seconds:.0f} s")
+
+
+@contextmanager
 def loading_bar(terminal: Terminal) -> Iterator[Callable[[int, int], None] | None]:
     """A bar that appears with the first bytes that are downloaded, or read to be quantised.
 
