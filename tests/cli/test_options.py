@@ -22,6 +22,8 @@ COMMANDS = {
     "batch": ("batch",),
     "transcribe": ("transcribe", "x.wav", "--model", "tiny"),
     "rerank": ("rerank", "tiny", "x", "y"),
+    "route": ("route", "ftp://nowhere"),
+    "usage": ("usage", "nothing.db"),
     "show": ("show", "tiny", "--backend", "cpu"),
 }
 ANY = (
