@@ -6,7 +6,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from kvrt_cli.serve import open_embedder
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:
+    from kvrt.batches.energy import Price
     from kvrt.batches.run import Runner
     from kvrt.batches.words import Batch
     from kvrt.embedding.embedder import Embedder
@@ -101,6 +102,12 @@ def letters(terminal: Terminal, /, folder: Path, again: bool) -> None:
     help="Ask no more lines after so long, such as 24h: those that are left are errors.",
 )
 @click.option(
+    "--price",
+    metavar="PRICE",
+    help="What the work costs, such as 1.20/h of the machine, or 0.30/kWh of its processors: it is"
+    " told as cost.",
+)
+@click.option(
     "--alias",
     multiple=True,
     metavar="NAME",
@@ -153,6 +160,7 @@ def run(
     """
     terminal.quiet = quiet
     check_extra("batch")
+    from kvrt.batches.energy import Price
     from kvrt.server.batches.local import Job
     from kvrt.server.served import read_template
 
@@ -168,7 +176,9 @@ def run(
     )
     _check(job)
     runtime_config(model or TINY, options)  # bad values are refused before anything is begun
-    with contextlib.closing(_Command(terminal, job, options, as_json=as_json)) as command:
+    price = None if options["price"] is None else Price.read(options["price"])
+    command = _Command(terminal, job, options, price, as_json=as_json)
+    with contextlib.closing(command):
         found, number = asyncio.run(command.go_on())
     if number:
         raise SystemExit(128 + number)
@@ -193,10 +203,17 @@ class _Command:
 
     Args:
         options: of the model and its memory.
+        price: of the work.
     """
 
     def __init__(
-        self, terminal: Terminal, job: "Job", options: dict[str, Any], *, as_json: bool
+        self,
+        terminal: Terminal,
+        job: "Job",
+        options: dict[str, Any],
+        price: "Price | None",
+        *,
+        as_json: bool,
     ) -> None:
         from kvrt.batches.store import Store
         from kvrt.server.batches.local import entered
@@ -205,6 +222,8 @@ class _Command:
         self._job = job
         self._options = options
         self._as_json = as_json
+        self._price = price
+        self._loaded: Callable[[str], None] = lambda backend: None
         self._signal = 0
         self._store = Store(job.state)
         try:
@@ -227,7 +246,8 @@ class _Command:
         if answered := begun.total - begun.left:
             self._terminal.note(f"going on: {answered} of {begun.total} lines have been answered")
         models = Models(self._job, self._open_runtime, self._open_embedder)
-        with metered(self._terminal, begun, as_json=self._as_json) as meter:
+        with metered(self._terminal, begun, self._price, as_json=self._as_json) as meter:
+            self._loaded = meter.on
             worker = runner(self._store, models, self._options["max_running"], meter.watch)
             self._listen(worker)
             try:
@@ -281,8 +301,11 @@ class _Command:
             self._terminal.error(f"and {len(found.problems) - SHOWN} others, or more")
         return RequestError(f"{self._job.input} cannot be asked; nothing was", fix="mend it")
 
-    def _open_runtime(self, name: str) -> "contextlib.AbstractContextManager[Runtime]":
-        return open_runtime(self._terminal, runtime_config(name, self._options))
+    @contextlib.contextmanager
+    def _open_runtime(self, name: str) -> "Iterator[Runtime]":
+        with open_runtime(self._terminal, runtime_config(name, self._options)) as runtime:
+            self._loaded(runtime.device_info.backend)
+            yield runtime
 
     @contextlib.contextmanager
     def _open_embedder(self, name: str) -> "Iterator[Embedder]":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:
+    from kvrt.batches.energy import Price
     from kvrt.batches.pace import Standing
     from kvrt.batches.words import Batch
 
@@ -20,12 +21,14 @@ class Meter:
 
     Args:
         begun: as it stood then.
+        price: of the work.
     """
 
-    def __init__(self, begun: "Batch") -> None:
+    def __init__(self, begun: "Batch", price: "Price | None" = None) -> None:
         from kvrt.batches.pace import Pace
 
-        self._pace = Pace(begun)
+        self._pace = Pace(begun, price=price)
+        self.on = self._pace.on
         self.show: Callable[[], None] = lambda: None
         self.stop = self._pace.stop
 
@@ -59,6 +62,9 @@ class Meter:
             "lines_per_s": round(found.lines_per_s, 3),
             "tokens_per_s": round(found.tokens_per_s, 3),
             "seconds_left": None if left is None else round(left, 1),
+            "energy_j": None if found.energy_j is None else round(found.energy_j, 1),
+            "energy_why": found.energy_why,
+            "cost": found.cost,
         }
 
 
@@ -68,16 +74,21 @@ def summary(meter: Meter) -> str:
     done = f"{batch.done} of {batch.total} lines answered"
     if not found.lines:
         return f"{done}, none of them now"
+    energy = "" if found.energy_j is None else f", {found.energy_j / 3600:.3f} Wh"
+    cost = "" if found.cost is None else f", at a cost of {found.cost:.4f}"
     return (
         f"{done}, {found.lines} of them now, in {found.seconds:.1f} s;"
         f" {found.tokens_per_s:.1f} tokens/s, {found.cached:.0%} of the prompts cached"
+        f"{energy}{cost}"
     )
 
 
 @contextmanager
-def metered(terminal: Terminal, begun: "Batch", *, as_json: bool) -> Iterator[Meter]:
+def metered(
+    terminal: Terminal, begun: "Batch", price: "Price | None", *, as_json: bool
+) -> Iterator[Meter]:
     """A meter that is shown while it runs: as a bar, or as lines of JSON."""
-    meter, ended = Meter(begun), threading.Event()
+    meter, ended = Meter(begun, price), threading.Event()
     show = None
     if as_json:
         show = threading.Thread(target=_lines, args=(terminal, meter, ended), daemon=True)

@@ -34,7 +34,7 @@ SERVE: Sections = {
                "max_body", "drain_seconds", "ready_seconds", "response_cache",
                "response_cache_all", "metrics_compat", "otel", "embed_model", "rerank_model",
                "lora", "kv_events", "kv_events_replay"),
-    "Batches": ("batches", "batch_space", "batch_lines", "batch_webhook",
+    "Batches": ("batches", "batch_space", "batch_lines", "batch_price", "batch_webhook",
                 "batch_webhook_secret"),
     "Keys": ("keys", "new_key", "role", "workspace", "limits", "usage", "usage_days", "audit",
              "audit_size", "audit_days", "without_keys",
@@ -46,8 +46,8 @@ SERVE: Sections = {
     "Output": OUTPUT,
 }  # fmt: skip
 BATCH: Sections = {
-    "Batch": ("input", "output", "errors", "state", "retry", "restart", "seconds", "alias",
-              "embed_model", "chat_template"),
+    "Batch": ("input", "output", "errors", "state", "retry", "restart", "seconds", "price",
+              "alias", "embed_model", "chat_template"),
     "Output": OUTPUT,
     "Model and device": MODEL,
     "KV memory": MEMORY,

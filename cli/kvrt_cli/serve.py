@@ -181,6 +181,12 @@ def nbytes(value: str) -> int:
     help="Lines of a batch, at most.",
 )
 @click.option(
+    "--batch-price",
+    metavar="PRICE",
+    help="What the work costs, such as 1.20/h of the machine, or 0.30/kWh of its processors: the"
+    " progress of batches has the cost.",
+)
+@click.option(
     "--batch-webhook",
     metavar="URL",
     help="Post an event there when a batch is over, as OpenAI's webhooks do.",
@@ -313,7 +319,8 @@ def serve(
              "strict", "max_requests", "max_body", "response_cache", "response_cache_all",
              "drain_seconds", "ready_seconds", "kv_events", "kv_events_replay", "chat_template",
              "reader", "embed_model", "rerank_model", "batches", "batch_space",
-             "batch_lines", "batch_webhook", "batch_webhook_secret", "lora")  # fmt: skip
+             "batch_lines", "batch_price", "batch_webhook", "batch_webhook_secret",
+             "lora")  # fmt: skip
     config = ServerConfig(keys=keys, **{name: options[name] for name in names})
     wanted = runtime_config(TINY if model is None else model, options)
     if config.batches is not None:

@@ -113,6 +113,8 @@ class Progress(Struct, frozen=True):
         lines_per_s, tokens_per_s: of those, and of what was said.
         cached: the part of all prompts that was not computed.
         seconds_left: None: it is not known yet.
+        energy_j: of the machine's processors, in joules; None: `energy_why`.
+        cost: at the server's ``--batch-price``; None: it has none, or the energy is not known.
     """
 
     seconds: float
@@ -121,6 +123,9 @@ class Progress(Struct, frozen=True):
     tokens_per_s: float
     cached: float
     seconds_left: float | None
+    energy_j: float | None
+    energy_why: str | None
+    cost: float | None
 
 
 class Batch(Struct, frozen=True):

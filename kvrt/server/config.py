@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvrt.batches.energy import Price
 from kvrt.checks import (
     Checks,
     Flag,
@@ -60,6 +61,7 @@ class ServerConfig:
         batches: a folder for files and batches; None: none are taken.
         batch_space: bytes that the files of one key may take.
         batch_lines: that a batch may have.
+        batch_price: of the work on batches; see `kvrt.batches.energy.Price`.
         batch_webhook, batch_webhook_secret: who is told of batches that are over; see
             `kvrt.server.batches.webhooks.Hook`.
         embed_model: makes vectors of texts; see `kvrt.Embedder`.
@@ -102,6 +104,7 @@ class ServerConfig:
     batches: Path | None = None
     batch_space: int = 4 << 30
     batch_lines: int = 50_000
+    batch_price: str | None = None
     batch_webhook: str | None = None
     batch_webhook_secret: Path | None = None
     lora: tuple[str, ...] = ()
@@ -121,6 +124,8 @@ class ServerConfig:
             )
         if self.jwt_issuer is None and (self.jwt_keys or self.jwt_role):
             raise ConfigError("jwt_keys and jwt_role are of an issuer", fix="name it: --jwt-issuer")
+        if self.batch_price is not None:
+            Price.read(self.batch_price)
         if (self.batch_webhook is None) != (self.batch_webhook_secret is None):
             raise ConfigError("batch_webhook and batch_webhook_secret go together")
         if self.batch_webhook is not None and self.batches is None:
@@ -181,6 +186,7 @@ OPTIONS: Checks = {
     "batches": Maybe(Folder()),
     "batch_space": Whole(1, 2**50),
     "batch_lines": Whole(1, 10_000_000),
+    "batch_price": Maybe(Text(32)),
     "batch_webhook": Maybe(Text(2048)),
     "batch_webhook_secret": Maybe(Folder()),
     "lora": Texts(1024, 4096),

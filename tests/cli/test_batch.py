@@ -135,7 +135,7 @@ def test_no_memory_is_too_little_for_many_lines(run: Callable[..., Any], tmp_pat
 def test_progress_is_told_as_json(run: Callable[..., Any], tmp_path: Path) -> None:
     shared = "The quick brown fox jumps over the lazy dog. " * 4
     write(tmp_path / "in.jsonl", [asked(f"{n}", f"{shared}{n}") for n in range(40)])
-    done = run("--json", "--max-running", "4")
+    done = run("--json", "--max-running", "4", "--price", "36/h")
     told = [json.loads(each) for each in done.stdout.splitlines()]
     last = told[-1]
     assert (last["status"], last["total"], last["completed"], last["failed"]) == (
@@ -145,6 +145,9 @@ def test_progress_is_told_as_json(run: Callable[..., Any], tmp_path: Path) -> No
     assert last["cached_tokens"] > last["prompt_tokens"] / 2
     assert last["tokens_per_s"] > 0
     assert last["seconds_left"] == 0
+    assert last["cost"] == pytest.approx(last["seconds"] / 100, rel=0.05)
+    assert (last["energy_j"] is None) == (last["energy_why"] is not None)
+    assert run("--price", "much").exit_code == 2
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,9 @@ export interface Progress {
   readonly tokens_per_s: number;
   readonly cached: number;
   readonly seconds_left: number | null;
+  readonly energy_j: number | null;
+  readonly energy_why: string | null;
+  readonly cost: number | null;
 }
 
 /** A batch as it stands. */

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from kvrt.batches.energy import Price
 from kvrt.batches.pace import Pace, Standing
 from kvrt.batches.places import Places
 from kvrt.batches.run import Answer, Rules, Runner
@@ -100,6 +101,8 @@ class Worker:
         )
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._paces: dict[str, Pace] = {}
+        price = service.config.batch_price
+        self._price = None if price is None else Price.read(price)
         self._again: dict[str, Batch] = {}
         self._closing = asyncio.Event()
         self._crowded = False
@@ -132,7 +135,10 @@ class Worker:
 
     def _watch(self, batch: Batch) -> None:
         """On the loop: it has come so far."""
-        self._paces.setdefault(batch.id, Pace(batch)).watch(batch)
+        if batch.id not in self._paces:
+            pace = self._paces[batch.id] = Pace(batch, price=self._price)
+            pace.on(self._service.runtime.runtime.device_info.backend)
+        self._paces[batch.id].watch(batch)
 
     def standing(self, batch: Batch) -> Standing | None:
         """How it goes on; None: it does not."""

@@ -140,6 +140,8 @@ class Card {
     const parts = [`${counts.completed} of ${counts.total} lines answered, ${counts.failed} failed`];
     if (usage.input_tokens) parts.push(`${percent(usage.input_tokens_details.cached_tokens / usage.input_tokens)} of the prompts cached`);
     if (progress?.lines) parts.push(`${progress.tokens_per_s.toFixed(1)} tokens/s`);
+    if (progress?.energy_j) parts.push(`${(progress.energy_j / 3600).toFixed(2)} Wh`);
+    if (progress?.cost) parts.push(`cost ${progress.cost.toFixed(4)}`);
     if (progress?.seconds_left) parts.push(`${duration(progress.seconds_left)} left`);
     return parts.join("; ");
   }
