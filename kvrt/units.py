@@ -1,4 +1,4 @@
-"""Sizes in bytes, as people write and read them."""
+"""Sizes in bytes, and times, as people write and read them."""
 
 import re
 
@@ -13,6 +13,10 @@ _UNITS = {
     "t": 10**12, "tb": 10**12, "tib": 1 << 40,
 }  # fmt: skip
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
+
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0,
+            "d": 86_400.0}  # fmt: skip
+_TIME = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(ns|us|µs|ms|s|m|h|d)")
 
 
 def parse_bytes(text: str, *, whole: int = 0) -> int:
@@ -45,3 +49,21 @@ def format_bytes(nbytes: int) -> str:
             break
         value /= 1024
     return f"{value:.0f} {unit}" if unit == "B" or abs(value) >= 100 else f"{value:.3g} {unit}"
+
+
+def parse_seconds(text: str) -> float:
+    """``500ms``, ``5m``, ``1h30m`` or plain seconds; with a minus before it, negative.
+
+    Raises:
+        ConfigError: `text` is none of these.
+    """
+    said = text.strip()
+    sign, said = (-1.0, said[1:]) if said.startswith("-") else (1.0, said)
+    if re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,9})?", said):
+        return sign * float(said)
+    parts = _TIME.findall(said)
+    if not parts or "".join(number + unit for number, unit in parts) != said:
+        raise ConfigError(
+            f"{text!r:.60} is not a time", fix="write it as 500ms, 30s, 5m, 1h30m or plain seconds"
+        )
+    return sign * sum(float(number) * _SECONDS[unit] for number, unit in parts)

@@ -51,6 +51,7 @@ OPEN = {
     "kvrt.arena",
     "kvrt.engine.assembly",
     "kvrt.engine.sizing",
+    "kvrt.engine.weighing",
     "kvrt.engine.worker",
     "kvrt.runtime",
 }

@@ -1,11 +1,11 @@
-"""Sizes in bytes, as people write and read them."""
+"""Sizes in bytes, and times, as people write and read them."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvrt.errors import ConfigError
-from kvrt.units import format_bytes, parse_bytes
+from kvrt.units import format_bytes, parse_bytes, parse_seconds
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,18 @@ def test_a_size_is_shown_in_the_largest_unit_that_leaves_one(nbytes: int, text: 
 def test_a_size_that_is_shown_is_near_what_is_read_back(mantissa: int, shift: int) -> None:
     nbytes = mantissa << shift
     assert parse_bytes(format_bytes(nbytes)) == pytest.approx(nbytes, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("90", 90), ("1.5", 1.5), ("500ms", 0.5), ("5m", 300), ("1h30m", 5400),
+     ("1.5h", 5400), ("2d", 172_800), ("-1", -1), ("-5m", -300), (" 30s ", 30), ("1m0.5s", 60.5)],
+)  # fmt: skip
+def test_a_time_is_read_as_it_is_written(text: str, seconds: float) -> None:
+    assert parse_seconds(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "soon", "5 m", "m", "1e9", "inf", "5m3", "--1", "5mm", "٣s"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a time"):
+        parse_seconds(text)

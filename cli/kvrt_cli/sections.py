@@ -34,6 +34,7 @@ SERVE: Sections = {
                "max_body", "drain_seconds", "ready_seconds", "response_cache",
                "response_cache_all", "metrics_compat", "otel", "embed_model", "rerank_model",
                "lora", "kv_events", "kv_events_replay"),
+    "Several models": ("models_dir", "keep_alive", "max_waiting", "slo"),
     "Batches": ("batches", "batch_space", "batch_lines", "batch_price", "batch_webhook",
                 "batch_webhook_secret"),
     "Keys": ("keys", "new_key", "role", "workspace", "limits", "usage", "usage_days", "audit",

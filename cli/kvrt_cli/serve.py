@@ -11,7 +11,7 @@ import click
 
 from kvrt.config import RuntimeConfig
 from kvrt.errors import ConfigError
-from kvrt.units import parse_bytes
+from kvrt.units import parse_bytes, parse_seconds
 from kvrt_cli.extras import check_extra
 from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option, share_options
 from kvrt_cli.naming import TINY, model_name
@@ -23,6 +23,8 @@ from kvrt_cli.terminal import Terminal
 if TYPE_CHECKING:
     from kvrt.embedding.embedder import Embedder
     from kvrt.embedding.reranker import Reranker
+    from kvrt.server.config import ServerConfig
+    from kvrt.server.serve import Prepared
 
 SHORT_HELP = "A model answers over HTTP, to clients of OpenAI's API, Anthropic's and Ollama's."
 
@@ -38,8 +40,52 @@ def nbytes(value: str) -> int:
     return found
 
 
+def duration(value: str) -> float:
+    """A time such as ``5m``; with a minus before it, for ever."""
+    try:
+        return parse_seconds(value)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def model_or_named(value: str) -> str:
+    """A model, as `model_name`, or ``NAME=MODEL``."""
+    name, equals, model = value.partition("=")
+    return f"{name}={model_name(model)}" if equals else model_name(value)
+
+
 @click.command("serve", cls=SectionedCommand, sections=SERVE, short_help=SHORT_HELP)
-@click.argument("model", required=False, type=model_name)
+@click.argument("models", metavar="[MODEL]...", nargs=-1, type=model_or_named)
+@click.option(
+    "--models",
+    "models_dir",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    metavar="DIR",
+    help="Serve the models in DIR as well: its folders and GGUF files, by their names; those that"
+    " come later, too.",
+)
+@click.option(
+    "--keep-alive",
+    type=duration,
+    default="5m",
+    show_default=True,
+    metavar="TIME",
+    help="Of several models: one goes when it was not asked for so long; 0: at once, -1: never.",
+)
+@click.option(
+    "--max-waiting",
+    type=click.IntRange(1, 100_000),
+    default=512,
+    show_default=True,
+    metavar="N",
+    help="Of several models: requests that may wait for one to be loaded.",
+)
+@click.option(
+    "--slo",
+    metavar="ttft_p95=TIME",
+    help="Of several models: those stay loaded first that would miss this time to the first token"
+    " otherwise, as in ttft_p95=500ms.",
+)
 @click.option(
     "--alias",
     multiple=True,
@@ -293,7 +339,8 @@ def nbytes(value: str) -> int:
 def serve(
     terminal: Terminal,
     /,
-    model: str | None,
+    models: tuple[str, ...],
+    models_dir: Path | None,
     keys: Path | None,
     new_key: str | None,
     role: str,
@@ -301,11 +348,12 @@ def serve(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """A model answers over HTTP.
+    """A model answers over HTTP, or several.
 
-    MODEL is as of kvrt run. Clients of OpenAI's API find it at http://HOST:PORT/v1, those of
-    Anthropic's and Ollama's at http://HOST:PORT; docs/serve.md has the routes. It runs until
-    SIGTERM or Ctrl-C.
+    MODEL is as of kvrt run, or NAME=MODEL. Of several, the one that a request names answers; it is
+    loaded if need be, and others make room. Clients of OpenAI's API find it at http://HOST:PORT/v1,
+    those of Anthropic's and Ollama's at http://HOST:PORT; docs/serve.md has the routes. It runs
+    until SIGTERM or Ctrl-C.
     """
     terminal.quiet = quiet
     check_extra("serve")
@@ -320,9 +368,10 @@ def serve(
              "drain_seconds", "ready_seconds", "kv_events", "kv_events_replay", "chat_template",
              "reader", "embed_model", "rerank_model", "batches", "batch_space",
              "batch_lines", "batch_price", "batch_webhook", "batch_webhook_secret",
-             "lora")  # fmt: skip
+             "lora", "keep_alive", "max_waiting", "slo")  # fmt: skip
     config = ServerConfig(keys=keys, **{name: options[name] for name in names})
-    wanted = runtime_config(TINY if model is None else model, options)
+    several = len(models) > 1 or models_dir is not None or "=" in "".join(models)
+    wanted = runtime_config(models[0] if models and not several else TINY, options)
     if config.batches is not None:
         wanted = replace(wanted, policy="priority")  # clients first, and lines behind them
     if new_key is not None:
@@ -336,7 +385,12 @@ def serve(
     from kvrt.server import serve as server
     from kvrt.server.beside import Beside
 
+    if several:
+        check_several(config, wanted)
     prepared = server.prepare(config)
+    if several:
+        _serve_several(terminal, models, models_dir, config, wanted, prepared)
+        return
     with (
         contextlib.closing(prepared),
         open_runtime(terminal, wanted) as runtime,
@@ -350,6 +404,54 @@ def serve(
             terminal.note(f"serving at {prepared.url}; Ctrl-C ends it")
 
         asyncio.run(server.serve(runtime, config, prepared, begun, Beside(embedder, reranker)))
+
+
+def check_several(config: "ServerConfig", wanted: RuntimeConfig) -> None:
+    """Raise `ConfigError` for what is of one model alone."""
+    given = {
+        "--lora": bool(config.lora),
+        "--batches": config.batches is not None,
+        "--kv-events": config.kv_events is not None,
+        "--share": wanted.share is not None,
+        "--cache-dir": wanted.cache_dir is not None,
+        "--draft-model": wanted.draft_model is not None,
+        "--model-impl transformers": wanted.model_impl == "transformers",
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise ConfigError(f"{name} is for one model", fix="serve that alone, or leave it out")
+
+
+def _serve_several(
+    terminal: Terminal,
+    models: tuple[str, ...],
+    folder: Path | None,
+    config: "ServerConfig",
+    base: RuntimeConfig,
+    prepared: "Prepared",
+) -> None:
+    from kvrt.server import serve as server
+    from kvrt.server.beside import Beside
+    from kvrt.server.fleet.naming import Folder, named
+
+    def begun() -> None:
+        terminal.note(f"serving at {prepared.url}; Ctrl-C ends it")
+
+    with (
+        contextlib.closing(prepared),
+        open_embedder(config.embed_model, base) as embedder,
+        _open_reranker(config.rerank_model, base) as reranker,
+    ):
+        asyncio.run(
+            server.serve_models(
+                named(models, base),
+                None if folder is None else Folder(folder, base),
+                config,
+                prepared,
+                begun,
+                Beside(embedder, reranker),
+            )
+        )
 
 
 @contextlib.contextmanager

@@ -81,6 +81,7 @@ def assemble(
     drafter = _load_drafter(config, device, progress)
     if drafter is not None:
         stack.callback(drafter.decoder.close)
+        stack.callback(drafter.resident.close)
 
     def room(spec: ModelSpec, dtype: DType, weights: int) -> None:
         smallest = check_room(config, device, spec, dtype, weights, drafter)
@@ -109,6 +110,7 @@ def assemble(
     stack.callback(model.decoder.close)
     if not isinstance(model.vision, str):
         stack.callback(model.vision.close)
+    stack.callback(model.resident.close)
     ratio = None
     if drafter is not None:
         check_drafter(drafter, model)

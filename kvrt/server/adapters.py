@@ -13,8 +13,8 @@ from starlette.responses import Response
 
 from kvrt.errors import CapacityError, ConfigError, ModelError
 from kvrt.runtime import Runtime
-from kvrt.server.config import ServerConfig, is_loopback
-from kvrt.server.entry import entry_of
+from kvrt.server.access.admin import needs_admin
+from kvrt.server.config import ServerConfig
 from kvrt.server.errors import Refusal
 from kvrt.server.served import Served
 from kvrt.server.wire.http import read_body
@@ -53,8 +53,7 @@ class Adapters:
         self._runtime = runtime
         self._served = served
         self._revisions = itertools.count(1)
-        self._open = is_loopback(config.host)
-        self._guarded = config.keys is not None or config.jwt_issuer is not None
+        self._config = config
         for name in runtime.adapters:
             if name in served.names:
                 raise ConfigError(f"{name!r} is the model's own name", fix="give --lora another")
@@ -84,10 +83,5 @@ class Adapters:
         return Response("the adapter is unloaded", media_type="text/plain")
 
     async def _body(self, request: Request) -> bytes:
-        owner = entry_of(request.scope).owner
-        if owner is None or owner.role != "admin" or not (self._guarded or self._open):
-            raise Refusal(
-                HTTPStatus.FORBIDDEN,
-                "adapters are loaded by a key of role admin, or without keys from this machine",
-            )
+        needs_admin(request.scope, self._config, "adapters are loaded")
         return await read_body(request.scope, request.receive, MAX_BODY)

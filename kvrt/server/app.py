@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
+from starlette.types import ASGIApp
 
 from kvrt.server import page
 from kvrt.server.adapters import Adapters
@@ -17,6 +18,7 @@ from kvrt.server.batches.api import BatchesApi
 from kvrt.server.batches.files import FilesApi
 from kvrt.server.batches.worker import Worker
 from kvrt.server.endpoint import Endpoint
+from kvrt.server.entry import Book
 from kvrt.server.errors import Refusal
 from kvrt.server.ollama.about import About
 from kvrt.server.ollama.answers import ChatAnswers, GenerateAnswers
@@ -129,15 +131,28 @@ def make_app(
         **{path: Endpoint(service, path, api) for path, api in apis.items()},
         **{path: Endpoint(service, path, api, LINES) for path, api in in_lines.items()},
     }
+    return application(gets, posts, deletes, endpoints, service.book)
+
+
+def application(
+    gets: Mapping[str, Handler],
+    posts: Mapping[str, Handler],
+    deletes: Mapping[str, Handler],
+    endpoints: Mapping[str, ASGIApp],
+    book: Book,
+) -> Starlette:
+    """Routes, by their methods and paths.
+
+    Args:
+        endpoints: ask a model: by POST, and by WebSocket.
+        book: of requests.
+    """
     routes = [
         *(Route(path, handler, methods=["GET"]) for path, handler in _paths(gets)),
         *(Route(path, handler, methods=["POST"]) for path, handler in _paths(posts)),
         *(Route(path, handler, methods=["DELETE"]) for path, handler in deletes.items()),
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in _paths(endpoints)),
-        *(
-            WebSocketRoute(path, Socket(endpoint, service.book))
-            for path, endpoint in _paths(endpoints)
-        ),
+        *(WebSocketRoute(path, Socket(endpoint, book)) for path, endpoint in _paths(endpoints)),
     ]
     app = Starlette(
         routes=routes,

@@ -1,6 +1,7 @@
 """How a server is set up."""
 
 import ipaddress
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,13 @@ from kvrt.checks import (
     check_options,
 )
 from kvrt.errors import ConfigError
+from kvrt.units import parse_seconds
 
 COMPATS = ("vllm",)
 """Whose names metrics may have beside our own."""
+
+OBJECTIVES = ("ttft_p95",)
+"""That a service-level objective may be of."""
 
 ANY_NAME = "*"
 """An alias that stands for every name."""
@@ -69,6 +74,10 @@ class ServerConfig:
         chat_template: a file, or ``plain``, for a model that has no chat template, or another.
         reader: the name of what takes answers apart, instead of what the chat template shows.
         lora: adapters of the model, each as ``NAME=PATH``: clients ask them by their names.
+        keep_alive: seconds that a model stays without requests, of several; negative: always.
+        max_waiting: requests that may wait for one model to be loaded, of several.
+        slo: ``ttft_p95=500ms``: the time to the first token that models are kept loaded for, of
+            several.
     """
 
     host: str = "127.0.0.1"
@@ -108,6 +117,9 @@ class ServerConfig:
     batch_webhook: str | None = None
     batch_webhook_secret: Path | None = None
     lora: tuple[str, ...] = ()
+    keep_alive: float = 300.0
+    max_waiting: int = 512
+    slo: str | None = None
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in OPTIONS}
@@ -117,6 +129,8 @@ class ServerConfig:
             raise ConfigError(
                 "lora is to be NAME=PATH, each with a name of its own", fix="as --lora law=./law"
             )
+        if self.slo is not None:
+            read_objective(self.slo)
         if (self.jwt_issuer is None) != (self.jwt_audience is None):
             raise ConfigError(
                 "jwt_issuer and jwt_audience go together",
@@ -145,6 +159,11 @@ class ServerConfig:
             raise ConfigError("audit_size and audit_days are of an audit log", fix="give --audit")
         if self.kv_events_replay is not None and self.kv_events is None:
             raise ConfigError("kv_events_replay has nothing to answer with without kv_events")
+
+    @property
+    def objective(self) -> float | None:
+        """Seconds, of `slo`."""
+        return None if self.slo is None else read_objective(self.slo)
 
     @property
     def adapters(self) -> Mapping[str, str]:
@@ -190,8 +209,24 @@ OPTIONS: Checks = {
     "batch_webhook": Maybe(Text(2048)),
     "batch_webhook_secret": Maybe(Folder()),
     "lora": Texts(1024, 4096),
+    "keep_alive": Number(-math.inf, math.inf),
+    "max_waiting": Whole(1, 100_000),
+    "slo": Maybe(Text(64)),
 }
 """Of each field, what it may be."""
+
+
+def read_objective(slo: str) -> float:
+    """Seconds of ``ttft_p95=500ms``.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    name, _, value = slo.partition("=")
+    seconds = parse_seconds(value) if name in OBJECTIVES else 0.0
+    if seconds <= 0:
+        raise ConfigError("slo is no objective", fix=f"use {OBJECTIVES[0]}=500ms, or another time")
+    return seconds
 
 
 def is_loopback(host: str) -> bool:

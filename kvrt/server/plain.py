@@ -99,6 +99,7 @@ class Plain:
             "lifecycle": "active",
             "created_at": made.isoformat(),
             "parent": served.names[0] if name in served.adapters else None,
+            "status": {"value": "loaded"},
         }
 
     async def tokenize(self, request: Request) -> Response:

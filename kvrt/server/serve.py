@@ -3,13 +3,16 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from starlette.applications import Starlette
+
 from kvrt.aio.runtime import AsyncRuntime
 from kvrt.batches.store import Store
+from kvrt.config import RuntimeConfig
 from kvrt.errors import ConfigError
 from kvrt.runtime import Runtime
 from kvrt.server.access.guard import Guard
@@ -22,6 +25,9 @@ from kvrt.server.batches.worker import Worker
 from kvrt.server.beside import Beside
 from kvrt.server.config import ServerConfig
 from kvrt.server.desk import Desk
+from kvrt.server.fleet.app import make_models_app
+from kvrt.server.fleet.models import Models
+from kvrt.server.fleet.naming import Folder
 from kvrt.server.openai.embeddings import Embeddings
 from kvrt.server.rerank import Rerank
 from kvrt.server.served import read_template
@@ -164,8 +170,7 @@ async def serve(
     """
     if prepared.publisher is not None:
         prepared.publisher.follow(runtime)
-    accounts = Accounts(Limits.read(config.limits), prepared.keys, prepared.ledger)
-    desk = Desk(config, prepared.audit, prepared.tracing, accounts)
+    desk = _desk(config, prepared)
     service = Service(AsyncRuntime(runtime), config, prepared.template, desk)
     served = service.served
     names = {"strict": served.strict, "any_name": served.any_name}
@@ -181,14 +186,69 @@ async def serve(
             hook=prepared.hook,
         )
         await worker.begin()
-    app = make_app(service, embeddings, rerank, worker)
+    try:
+        app = make_app(service, embeddings, rerank, worker)
+        ending = (lambda: None) if worker is None else worker.stop
+        await _listen(app, desk, prepared, begun, served.max_body, ending)
+    finally:
+        if worker is not None:
+            await worker.close()
+        service.close()
+        await _close(prepared)
+
+
+async def serve_models(
+    configs: Mapping[str, RuntimeConfig],
+    folder: Folder | None,
+    config: ServerConfig,
+    prepared: Prepared,
+    begun: Callable[[], None],
+    beside: Beside = NOTHING,
+) -> None:
+    """As `serve`, for several models, each of which is loaded when it is asked for.
+
+    Args:
+        configs: of each model, by its name.
+        folder: where further ones are, and may come; None: nowhere.
+
+    Raises:
+        KvrtError: a model that was named is not there, or not supported.
+    """
+    desk = _desk(config, prepared)
+    names = {"strict": config.strict, "any_name": False}
+    embeddings, rerank = Embeddings(beside.embedder, **names), Rerank(beside.reranker, **names)
+    try:
+        models = await Models.open(configs, folder, desk, prepared.template)
+        try:
+            app = make_models_app(models, embeddings, rerank)
+            await _listen(app, desk, prepared, begun, models.max_body, models.end)
+        finally:
+            await models.close()
+    finally:
+        await _close(prepared)
+
+
+def _desk(config: ServerConfig, prepared: Prepared) -> Desk:
+    accounts = Accounts(Limits.read(config.limits), prepared.keys, prepared.ledger)
+    return Desk(config, prepared.audit, prepared.tracing, accounts)
+
+
+async def _listen(
+    app: Starlette,
+    desk: Desk,
+    prepared: Prepared,
+    begun: Callable[[], None],
+    max_body: int,
+    ending: Callable[[], None],
+) -> None:
+    """Answer until the end; see `Listener`."""
     server = Listener(
-        Guard(app, desk.book, config.host, prepared.keys),
+        Guard(app, desk.book, desk.config.host, prepared.keys),
         desk.gate,
-        drain_seconds=config.drain_seconds,
-        max_message=served.max_body,
+        drain_seconds=desk.config.drain_seconds,
+        max_message=max_body,
         begun=begun,
-        ending=worker.stop if worker is not None else lambda: None,
+        ending=ending,
         cut=desk.cut_all,
     )
     refreshing = [
@@ -200,11 +260,11 @@ async def serve(
     finally:
         for task in refreshing:
             task.cancel()
-        if worker is not None:
-            await worker.close()
-        service.close()
-        prepared.close()
-        if prepared.audit is not None:
-            await asyncio.to_thread(prepared.audit.close)
-        if prepared.tracing is not None:
-            await asyncio.to_thread(prepared.tracing.close)
+
+
+async def _close(prepared: Prepared) -> None:
+    prepared.close()
+    if prepared.audit is not None:
+        await asyncio.to_thread(prepared.audit.close)
+    if prepared.tracing is not None:
+        await asyncio.to_thread(prepared.tracing.close)

@@ -100,6 +100,10 @@ class Resident:
             return content, f"are kept in {kept.path(content)}"
         return content, "were made for this start"
 
+    def close(self) -> None:
+        """Let go of the memory: nothing fills it again."""
+        self.memory = self.memory.new_empty(0)
+
     # --- going, and coming back --------------------------------------------------------------
 
     def check(self) -> None:

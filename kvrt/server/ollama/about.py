@@ -44,21 +44,19 @@ class About:
     async def tags(self, request: Request) -> Response:
         made = _time(self._served.created)
         return answer(
-            {"models": [{**self._entry(n), "modified_at": made} for n in self._served.all_names]}
+            {"models": [{**self.entry(n), "modified_at": made} for n in self._served.all_names]}
         )
 
     async def ps(self, request: Request) -> Response:
+        held = {**self.held(), "expires_at": NEVER}
+        return answer({"models": [{**self.entry(name), **held} for name in self._served.all_names]})
+
+    def held(self) -> dict[str, Any]:
+        """What it takes."""
         model = self._served.model
         info = self._service.runtime.runtime.device_info
         on_device = 0 if info.torch_device == "cpu" else model.weight_bytes
-        held = {
-            "expires_at": NEVER,
-            "size_vram": on_device,
-            "context_length": model.max_model_len,
-        }
-        return answer(
-            {"models": [{**self._entry(name), **held} for name in self._served.all_names]}
-        )
+        return {"size_vram": on_device, "context_length": model.max_model_len}
 
     async def show(self, request: Request) -> Response:
         served = self._served
@@ -92,7 +90,8 @@ class About:
             }
         )
 
-    def _entry(self, name: str) -> dict[str, Any]:
+    def entry(self, name: str) -> dict[str, Any]:
+        """The model under a name."""
         model = self._served.model
         return {
             "name": name,

@@ -4,7 +4,7 @@ text. No label has a value that a client chose."""
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from kvrt.engine.events import Event, RequestFinished, RequestPreempted, StepDone
@@ -130,6 +130,11 @@ class Metrics:
     def line_answered(self, status: int) -> None:
         """A line of a batch was."""
         self._lines.labels(str(status)).inc()
+
+    def collect(self) -> Iterator[Metric]:
+        """All families."""
+        for registry in self._registries:
+            yield from registry.collect()
 
     def text(self) -> bytes:
         """All of it."""

@@ -11,10 +11,11 @@ from starlette.responses import Response
 
 import kvrt
 from kvrt.engine.queue import Queued
+from kvrt.server.access.gate import Gate
 from kvrt.server.access.keys import Owner
 from kvrt.server.batches.answering import BEHIND
 from kvrt.server.batches.worker import Worker
-from kvrt.server.entry import Entry, entry_of
+from kvrt.server.entry import Book, Entry, entry_of
 from kvrt.server.service import Service
 from kvrt.server.telemetry.metrics import usage
 from kvrt.server.wire.answers import answer
@@ -34,55 +35,43 @@ class Status:
     Args:
         service: that it is about.
         worker: has files and batches; None: there are none.
+        begun: when the server was, by `time.time`; None: now.
     """
 
-    def __init__(self, service: Service, worker: Worker | None = None) -> None:
+    def __init__(
+        self, service: Service, worker: Worker | None = None, begun: float | None = None
+    ) -> None:
         self._service = service
         self._worker = worker
-        self._begun = time.time()
+        self._begun = begun or time.time()
 
     async def status(self, request: Request) -> Response:
         """A key of role user sees its own requests, others all."""
         asking = entry_of(request.scope).owner
         assert asking is not None, "nobody else gets here"
-        book = self._service.book
+        return answer(self.told(asking))
 
-        def seen(entries: Iterable[Entry]) -> list[dict[str, Any]]:
-            own = [e for e in entries if asking.role == "admin" or _is_of(e.owner, asking)]
-            return [_told(entry) for entry in own if entry.answers is not None]
-
-        return answer(
-            {
-                "server": self._server(),
-                "model": self._model(),
-                "requests": seen(book.open),
-                "recent": seen(reversed(book.recent)),
-                "queue": [
-                    _waiting(each)
-                    for each in self._service.runtime.runtime.queue(QUEUE)
-                    if asking.role == "admin" or each.metadata == asking.tenant
-                ],
-                "batches": None if self._worker is None else asdict(self._worker.load),
-                "memory": self._memory(),
-            }
-        )
+    def told(self, asking: Owner) -> dict[str, Any]:
+        """All of it, for somebody."""
+        return {
+            "server": self._server(),
+            "model": self._model(),
+            **requests_of(self._service.book, asking),
+            "queue": [
+                _waiting(each)
+                for each in self._service.runtime.runtime.queue(QUEUE)
+                if asking.role == "admin" or each.metadata == asking.tenant
+            ],
+            "batches": None if self._worker is None else asdict(self._worker.load),
+            "memory": self._memory(),
+        }
 
     def _server(self) -> dict[str, Any]:
         gate = self._service.gate
         state = "stopped" if not self._service.lives else "ready"
         if state == "ready" and not self._service.moves:
             state = "standing still"
-        running, waiting = self._service.metrics.sequences
-        return {
-            "version": kvrt.__version__,
-            "state": "shutting down" if gate.closing else state,
-            "seconds": time.time() - self._begun,
-            "places": gate.most,
-            "taken": gate.inside,
-            "running": running,
-            "waiting": waiting,
-            "tasks": len(asyncio.all_tasks()),
-        }
+        return server_of(gate, state, self._begun, *self._service.metrics.sequences)
 
     def _model(self) -> dict[str, Any]:
         served = self._service.served
@@ -114,6 +103,36 @@ class Status:
             "groups": [asdict(group) for group in runtime.picture(CELLS)],
             "tiers": tiers,
         }
+
+
+def requests_of(book: Book, asking: Owner) -> dict[str, Any]:
+    """Requests that go on, and the last that have ended, as far as somebody may see them."""
+
+    def seen(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+        own = [e for e in entries if asking.role == "admin" or _is_of(e.owner, asking)]
+        return [_told(entry) for entry in own if entry.answers is not None]
+
+    return {"requests": seen(book.open), "recent": seen(reversed(book.recent))}
+
+
+def server_of(gate: Gate, state: str, begun: float, running: int, waiting: int) -> dict[str, Any]:
+    """The server as a whole.
+
+    Args:
+        state: of its engine.
+        begun: by `time.time`.
+        running, waiting: sequences.
+    """
+    return {
+        "version": kvrt.__version__,
+        "state": "shutting down" if gate.closing else state,
+        "seconds": time.time() - begun,
+        "places": gate.most,
+        "taken": gate.inside,
+        "running": running,
+        "waiting": waiting,
+        "tasks": len(asyncio.all_tasks()),
+    }
 
 
 def _is_of(owner: Owner | None, asking: Owner) -> bool:

@@ -1,0 +1,27 @@
+"""Routes that change what a server is: for admins alone."""
+
+from http import HTTPStatus
+
+from starlette.types import Scope
+
+from kvrt.server.config import ServerConfig, is_loopback
+from kvrt.server.entry import entry_of
+from kvrt.server.errors import Refusal
+
+
+def needs_admin(scope: Scope, config: ServerConfig, what: str) -> None:
+    """Let admins pass: keys of that role, or without keys whoever is on this machine.
+
+    Args:
+        what: is asked for, and how: the beginning of the refusal.
+
+    Raises:
+        Refusal: somebody else asks.
+    """
+    owner = entry_of(scope).owner
+    guarded = config.keys is not None or config.jwt_issuer is not None
+    if owner is None or owner.role != "admin" or not (guarded or is_loopback(config.host)):
+        raise Refusal(
+            HTTPStatus.FORBIDDEN,
+            f"{what} by a key of role admin, or without keys from this machine",
+        )
