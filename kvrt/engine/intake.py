@@ -90,6 +90,7 @@ def request_of(
         seed=seed,
         max_len=min(room, len(tokens) + max_new),
         priority=checked["priority"],
+        tenant=wishes.cache_salt,
         root=root,
         adapter=adapter,
         media=media,

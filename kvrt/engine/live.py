@@ -73,6 +73,7 @@ class Live:
             arrival=number,
             width=max(params.n, params.beam_width),
             waiting_since=step,
+            tenant=request.tenant,
             root=request.root,
             adapter=0 if request.adapter is None else request.adapter.number,
             media=request.media,

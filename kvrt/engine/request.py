@@ -35,6 +35,7 @@ class Request:
         priority: smaller is served first.
         detokenizer: makes one for each completion; None: the model has no tokenizer.
         deliver: called with each `Delta`, and last with the `Result`.
+        tenant: whose it is; see `Seq`.
         root: what the names of its pages begin with; see `kvrt.kv.tiers.names`.
         adapter: what is added to the model for it, which is kept as long as the request lives.
         media: what stands in its prompt in place of tokens' own embeddings.
@@ -61,6 +62,7 @@ class Request:
     priority: int
     detokenizer: Callable[[], Detokenizer | None]
     deliver: Callable[[Delta | Result], None]
+    tenant: str = ""
     root: bytes = b""
     adapter: Adapter | None = None
     media: Sequence[Medium] = ()

@@ -29,6 +29,7 @@ class Seq:
         priority: smaller is served first (under the priority policy).
         arrival: a number that grows with each submission.
         width: so many sequences it becomes when its prompt is computed (parallel sampling).
+        tenant: whose it is; tenants take turns where memory is short.
         root: what the names of its pages begin with; see `kvrt.kv.tiers.names`.
         matches: it may begin with pages that were computed before.
         shares: others may use its pages, also after it has ended.
@@ -55,6 +56,7 @@ class Seq:
     preemptions: int = 0
     waiting_since: int = 0
     rank: Rank = field(default=(0, 0))
+    tenant: str = ""
     root: bytes = b""
     matches: bool = True
     shares: bool = True

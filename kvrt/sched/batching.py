@@ -4,7 +4,8 @@
 et al., Sarathi-Serve, OSDI 2024.)
 
     running  -- decodes first, one token each, then unfinished prompts in chunks ----\\
-    waiting  -- admitted in order of rank while tokens, places and pages are left  ---+--> rows
+    waiting  -- admitted in order of rank, tenants in turn, while tokens, places and -+--> rows
+                pages are left                                                       |
     pages run out: cached ones are evicted; then the running sequence that is --------/
                    cheapest to bring back loses its place, and its pages are cached ones
 
@@ -17,13 +18,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kvrt.drafting.drafts import NO_DRAFTS, Drafts
-from kvrt.kv.index.ends import InOrder
 from kvrt.kv.index.outside import Fetches
 from kvrt.kv.index.reuse import NoReuse, Reuse
+from kvrt.kv.index.tenants import TenantsInOrder
 from kvrt.kv.pages.lanes import Pages, SeqId, Shortage
 from kvrt.kv.pages.table import Change, PageTable
 from kvrt.kv.seq import Seq
-from kvrt.sched.waiting import Waiting
+from kvrt.sched.waiting import Waiting, held_by
 
 LOOKAHEAD_TOKENS = 64
 """Admission leaves every running sequence the pages for so many more tokens, so that a newcomer
@@ -103,7 +104,7 @@ class _Draft:
         cached: to evict from; None: all of it.
     """
 
-    def __init__(self, change: Change, reuse: Reuse, cached: InOrder | None = None) -> None:
+    def __init__(self, change: Change, reuse: Reuse, cached: TenantsInOrder | None = None) -> None:
         self.change = change
         self._reuse = reuse
         self._cached = cached or reuse.in_order()
@@ -301,7 +302,7 @@ def plan_step(
         if apart:
             places = 0
         computing = _Computing(reuse, placed, draft)
-        for seq in waiting.in_order(step):
+        for seq in waiting.in_order(step, held_by(placed)):
             alone = not placed and not admitted
             held = _held(budget, spare, places - 1, alone=alone, apart=apart or seq.apart)
             if held is not None:
@@ -373,14 +374,15 @@ def _victims(order: Sequence[Seq], table: PageTable, reuse: Reuse) -> list[Seq]:
     """Who loses its pages, and all that stand with it: never those served first, unless alone.
 
     So the first ones end, and others are the first: none is preempted for ever. Of the rest, one of
-    the lowest priority, preempted least often; then the one that is cheapest to bring back, for
-    each byte that it alone holds.
+    the lowest priority, of the tenant that holds most, preempted least often; then the one that is
+    cheapest to bring back, for each byte that it alone holds.
     """
+    held = held_by(order)
 
-    def price(seq: Seq) -> tuple[int, int, float]:
+    def price(seq: Seq) -> tuple[int, int, int, float]:
         own = table.own_bytes(seq.id)
         cost = reuse.bring_back(seq, table.held_bytes(seq.id)) / own if own else math.inf
-        return (-seq.rank[0], seq.preemptions, cost)
+        return (-seq.rank[0], -held[seq.tenant], seq.preemptions, cost)
 
     first = _stands_with(order[0], order)
     victim = min([seq for seq in order if seq not in first] or first, key=price)

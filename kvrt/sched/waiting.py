@@ -1,14 +1,18 @@
 """The sequences that wait for their turn, in order, however many there are.
 
-urgency 512   seq 3, seq 7, seq 8     by arrival
+urgency 512   seq 3, seq 7, seq 8     by arrival, those of each tenant by themselves
         513   seq 9                   which urgencies stand on one level is the policy's, and
         514   seq 4, seq 11           may be another at each step; their own order stays
+
+On one level, the tenant whose sequences are shortest together comes first: so nobody's many or long
+prompts keep another's waiting (max-min fairness of what is held).
 """
 
 import bisect
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 
 from kvrt.kv.seq import Seq
 from kvrt.sched.policy import Policy
@@ -24,7 +28,7 @@ class Waiting:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._urgency: dict[Seq, int] = {}
-        self._lines: dict[int, list[Seq]] = {}
+        self._lines: dict[int, dict[str, list[Seq]]] = {}
         self._urgencies: list[int] = []
 
     def __len__(self) -> int:
@@ -44,18 +48,21 @@ class Waiting:
     def append(self, seq: Seq) -> None:
         """It waits from now on; what its urgency depends on must not change meanwhile."""
         urgency = self._urgency[seq] = self._policy.urgency(seq)
-        line = self._lines.get(urgency)
-        if line is None:
-            line = self._lines[urgency] = []
+        lines = self._lines.get(urgency)
+        if lines is None:
+            lines = self._lines[urgency] = {}
             bisect.insort(self._urgencies, urgency)
-        bisect.insort(line, seq, key=_arrival)
+        bisect.insort(lines.setdefault(seq.tenant, []), seq, key=_arrival)
 
     def remove(self, seq: Seq) -> None:
         """It waits no longer."""
         urgency = self._urgency.pop(seq)
-        line = self._lines[urgency]
+        lines = self._lines[urgency]
+        line = lines[seq.tenant]
         del line[bisect.bisect_left(line, seq.arrival, key=_arrival)]
         if not line:
+            del lines[seq.tenant]
+        if not lines:
             del self._lines[urgency]
             del self._urgencies[bisect.bisect_left(self._urgencies, urgency)]
 
@@ -65,11 +72,45 @@ class Waiting:
         self._lines.clear()
         self._urgencies.clear()
 
-    def in_order(self, step: int) -> Iterator[Seq]:
-        """By rank at `step`. None may come or go meanwhile."""
-        level = self._policy.level
+    def in_order(self, step: int, held: Mapping[str, int] = {}) -> Iterator[Seq]:
+        """By rank at `step`, tenants in turn. None may come or go meanwhile.
+
+        Args:
+            held: by tenant, tokens of the sequences that run; those that are given here count, too.
+        """
+        level, taken = self._policy.level, Counter(held)
         for _, same in itertools.groupby(self._urgencies, lambda urgency: level(urgency, step)):
-            yield from heapq.merge(*(self._lines[urgency] for urgency in same), key=_arrival)
+            lines: dict[str, list[list[Seq]]] = {}
+            for urgency in same:
+                for tenant, line in self._lines[urgency].items():
+                    lines.setdefault(tenant, []).append(line)
+            yield from _in_turn(lines, taken)
+
+
+def _in_turn(lines: Mapping[str, list[list[Seq]]], taken: Counter[str]) -> Iterator[Seq]:
+    """The sequences of all tenants, always of the one that has taken least; then by arrival."""
+    heads = []
+    for tenant, own in lines.items():
+        rest = heapq.merge(*own, key=_arrival)
+        first = next(rest)
+        heads.append((taken[tenant], first.arrival, first, rest))
+    heapq.heapify(heads)
+    while heads:
+        _, _, seq, rest = heads[0]
+        yield seq
+        taken[seq.tenant] += len(seq.tokens)
+        if (after := next(rest, None)) is None:
+            heapq.heappop(heads)
+        else:
+            heapq.heapreplace(heads, (taken[seq.tenant], after.arrival, after, rest))
+
+
+def held_by(seqs: Iterable[Seq]) -> Counter[str]:
+    """By tenant, tokens of sequences."""
+    held = Counter[str]()
+    for seq in seqs:
+        held[seq.tenant] += len(seq.tokens)
+    return held
 
 
 def _arrival(seq: Seq) -> int:

@@ -206,8 +206,8 @@ DRAWN = {
     ),
     "who was preempted is preempted again": M(
         "kvrt.sched.batching",
-        "return (-seq.rank[0], seq.preemptions, cost)",
-        "return (-seq.rank[0], -seq.preemptions, cost)",
+        "return (-seq.rank[0], -held[seq.tenant], seq.preemptions, cost)",
+        "return (-seq.rank[0], -held[seq.tenant], -seq.preemptions, cost)",
         "sched/test_batching.py",
     ),
     "the first of all may be preempted": M(
@@ -425,8 +425,8 @@ DRAWN = {
     ),
     "owners of keys share pages": M(
         "kvrt.server.endpoint",
-        "ask(self._service.runtime, call.asks, owner)",
-        'ask(self._service.runtime, call.asks, "")',
+        "await reserved(runtime, call.asks, visit), tenant)",
+        'await reserved(runtime, call.asks, visit), "")',
         "server/test_guard.py",
     ),
     "a place is never given back": M(
@@ -442,8 +442,8 @@ DRAWN = {
         "server/test_life.py::test_a_client_that_leaves_costs_nothing_a_second_later",
     ),
     "at the deadline streams go on": M(
-        "kvrt.server.serve",
-        "loop.call_later(config.drain_seconds, service.cut_all)",
+        "kvrt.server.wire.listener",
+        "loop.call_later(self._drain_seconds, self._cut)",
         "pass",
         "server/test_life.py::test_at_the_deadline_streams_end_with_an_error_event",
     ),
@@ -473,7 +473,7 @@ DRAWN = {
     ),
     "a user sees everybody's requests": M(
         "kvrt.server.telemetry.status",
-        'if asking.role == "admin" or e.owner == asking',
+        'if asking.role == "admin" or _is_of(e.owner, asking)',
         "if True",
         "server/test_page.py",
     ),

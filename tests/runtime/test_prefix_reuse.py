@@ -199,3 +199,19 @@ def test_what_nobody_used_for_long_is_given_back_while_nothing_runs(
     until(lambda: runtime.stats().cache.cached_pages == 0)
     until(lambda: runtime.stats().cache.mapped_bytes <= CHUNK)
     assert ask(runtime, PREFIX).usage.cached_tokens == 0
+
+
+def test_long_prompts_of_one_tenant_neither_hold_up_another_nor_push_out_its_pages(
+    make_runtime: MakeRuntime,
+) -> None:
+    runtime = make_runtime(memory_limit="64MiB", max_running=4)
+    mine = [*PREFIX, 1, 2, 3]
+    assert ask(runtime, mine, cache_salt="small").usage.cached_tokens == 0
+    streams = [runtime.stream([n, *range(100)] * 3, GREEDY, cache_salt="large") for n in range(40)]
+    answered = ask(runtime, mine, cache_salt="small")
+    assert answered.usage.cached_tokens == len(PREFIX)
+    assert runtime.queue(), "most of the others wait still"
+    for stream in streams:
+        stream.wait()
+    assert runtime.stats().reuse.dropped_pages > 100, "there was no room for all"
+    assert ask(runtime, mine, cache_salt="small").usage.cached_tokens == len(PREFIX)

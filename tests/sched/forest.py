@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 
 from kvrt.kv.index.eviction import LeastRecentlyUsed
 from kvrt.kv.index.reuse import PrefixReuse
@@ -32,9 +33,17 @@ class Forest:
         rng: what comes and goes.
         windows: of each group of layers.
         chunks: of memory.
+        roots: of tenants.
     """
 
-    def __init__(self, rng: random.Random, windows: Windows, chunks: int = 60) -> None:
+    def __init__(
+        self,
+        rng: random.Random,
+        windows: Windows,
+        chunks: int = 60,
+        roots: Sequence[bytes] = (b"root" * 8,),
+    ) -> None:
+        self.roots = roots
         self.rng = rng
         self.table = table_of(chunks, windows)
         self.now = 0
@@ -66,7 +75,8 @@ class Forest:
         tokens = known[: rng.choice([len(known), rng.randint(0, len(known))])]
         tokens = tokens + [rng.randrange(3) for _ in range(rng.randint(1, 30))]
         self.prompts = [*self.prompts[-20:], tokens]
-        seq = Seq(id=self._ids, tokens=tokens, prompt_len=len(tokens), max_len=99, root=b"root" * 8)
+        root = self.roots[self._ids % len(self.roots)]
+        seq = Seq(id=self._ids, tokens=tokens, prompt_len=len(tokens), max_len=99, root=root)
         rows = self.reuse.match(seq)
         self.table = self.table.attach(seq.id, rows).table
         seq.computed = len(rows[0]) * PAGE

@@ -26,7 +26,8 @@ def looking_at_all(
     index: PrefixIndex, table: PageTable, nbytes: int, choice: int, gone: Gone
 ) -> Pages:
     """The same, one after the other; what is `gone` went before, and what goes is added to it."""
-    known = {item[4:]: item[:4] for item in index._ends._heap if index._ends._is_right(item)}
+    parts = index._ends.parts.values()
+    known = {item[4:]: item[:4] for part in parts for item in part._heap if part._is_right(item)}
     full = next((at for at, group in enumerate(table.groups) if not group.window), None)
     taken: list[list[int]] = [[] for _ in table.lanes]
     found = 0

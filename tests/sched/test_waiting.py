@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pytest
 
@@ -15,7 +15,7 @@ from kvrt.kv.seq import Seq
 from kvrt.sched import batching
 from kvrt.sched.batching import Limits, StepPlan, plan_step
 from kvrt.sched.policy import AGING_STEPS, POLICIES, PolicyName
-from kvrt.sched.waiting import Waiting
+from kvrt.sched.waiting import Waiting, held_by
 
 from .test_batching import GROUPS, PAGE, Windows, table_of
 
@@ -23,8 +23,18 @@ from .test_batching import GROUPS, PAGE, Windows, table_of
 class AllOfThem(Waiting):
     """Sorts all at every step."""
 
-    def in_order(self, step: int) -> Iterator[Seq]:
-        yield from sorted(self, key=lambda seq: self._policy.rank(seq, step))
+    def in_order(self, step: int, held: Mapping[str, int] = {}) -> Iterator[Seq]:
+        left, taken = {*self}, Counter(held)
+
+        def turn(seq: Seq) -> tuple[int, int, int]:
+            level, arrival = self._policy.rank(seq, step)
+            return level, taken[seq.tenant], arrival
+
+        while left:
+            first = min(left, key=turn)
+            left.remove(first)
+            yield first
+            taken[first.tenant] += len(first.tokens)
 
 
 class OneByOne(batching._Computing):
@@ -63,7 +73,9 @@ class OneByOne(batching._Computing):
 class Kitchen:
     """An engine without a device, whose sequences begin alike."""
 
-    def __init__(self, rng: random.Random, policy: PolicyName, windows: Windows) -> None:
+    def __init__(
+        self, rng: random.Random, policy: PolicyName, windows: Windows, tenants: str
+    ) -> None:
         self.rng = rng
         see_all = any(not window for window, _ in windows)
         chunks = rng.choice([6, 9, 16] if see_all else [3, 4, 6])
@@ -78,6 +90,7 @@ class Kitchen:
         self.waiting, self.all = Waiting(self.policy), AllOfThem(self.policy)
         self.begins = [[rng.randrange(9) for _ in range(rng.randrange(45))] for _ in range(4)]
         self.ids = 0
+        self.tenants = tenants
         self.seen: Counter[str] = Counter()
 
     def add(self) -> None:
@@ -90,6 +103,7 @@ class Kitchen:
             id=self.ids, tokens=tokens, prompt_len=len(tokens), priority=rng.randrange(-1, 2),
             max_len=min(len(tokens) + rng.randrange(1, 20), 60), arrival=self.ids,
             waiting_since=self.step, root=b"root" * 8,
+            tenant=self.tenants[self.ids % len(self.tenants)],
             shares=rng.random() < 0.9, matches=rng.random() < 0.9,
         )  # fmt: skip
         self.join(seq)
@@ -171,7 +185,7 @@ def test_plans_are_those_of_looking_at_all_of_them(
     seen: Counter[str] = Counter()
     for seed in range(60 if groups == "full" else 15):
         rng = random.Random(seed)
-        kitchen = Kitchen(rng, policy, GROUPS[groups])
+        kitchen = Kitchen(rng, policy, GROUPS[groups], ["a", "ab", "aaaab"][seed % 3])
         for _ in range(80):
             for _ in range(rng.choice([0, 0, 1, 4])):
                 kitchen.add()
@@ -187,10 +201,10 @@ def test_plans_are_those_of_looking_at_all_of_them(
     assert seen["preempted"] > least or groups == "window"  # it hardly ever runs out
 
 
-def sequence(number: int, tokens: list[int]) -> Seq:
+def sequence(number: int, tokens: list[int], tenant: str = "") -> Seq:
     return Seq(
         id=number, tokens=tokens, prompt_len=len(tokens), max_len=len(tokens) + 9, arrival=number,
-        root=b"root" * 8,
+        root=b"root" * 8, tenant=tenant,
     )  # fmt: skip
 
 
@@ -245,3 +259,38 @@ def test_those_that_wait_for_a_page_cost_no_search_for_others(reuse: Counting) -
         plan = plan_step(table, [leader], waiting, Limits(1000, 3), 1, reuse)
         looks.append((reuse.looks, len(plan.admitted)))
     assert looks == [*[(0, 0)] * 7, (2, 2), (2, 2)]
+
+
+def test_tenants_take_turns_by_what_they_hold() -> None:
+    many = [sequence(n, [n] * 20, "many") for n in range(1, 9)]
+    long, short = sequence(9, [9] * 70, "long"), [sequence(n, [n] * 5, "short") for n in (10, 11)]
+    waiting = waiting_for([*many, long, *short])
+    assert [seq.id for seq in waiting.in_order(1)] == [1, 9, 10, 11, 2, 3, 4, 5, 6, 7, 8]
+    held = held_by([sequence(12, [1] * 30, "short"), sequence(13, [1] * 6, "short")])
+    assert [seq.id for seq in waiting.in_order(1, held)][:5] == [1, 9, 2, 10, 3]
+
+
+def test_an_urgent_request_comes_before_one_whose_turn_it_is() -> None:
+    waiting = Waiting(POLICIES["priority"])
+    urgent, other = sequence(1, [1] * 20, "much"), sequence(2, [2], "nothing")
+    urgent.priority = -1
+    waiting.append(other)
+    waiting.append(urgent)
+    assert [seq.id for seq in waiting.in_order(1, {"much": 1000})] == [1, 2]
+
+
+def test_who_holds_most_loses_its_pages_first() -> None:
+    table = table_of(18)
+    first, small = sequence(1, [1] * 16, "small"), sequence(2, [2] * 16, "small")
+    big = [sequence(n, [n] * 48, "big") for n in (3, 4)]
+    running = [first, small, *big]
+    for seq in running:
+        grown = table.grow({seq.id: len(seq.tokens)})
+        assert isinstance(grown, Change)
+        table = grown.table
+        seq.computed, seq.rank = len(seq.tokens), (0, seq.arrival)
+    small.preemptions, big[0].preemptions, big[1].preemptions = 0, 5, 6
+    for seq in running:
+        seq.tokens += [7] * 80
+    plan = plan_step(table, running, waiting_for([]), Limits(999, 9), 1)
+    assert [seq.tenant for seq in plan.preempted[:1]] == ["big"]

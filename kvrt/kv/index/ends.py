@@ -15,7 +15,7 @@ from kvrt.kv.index.eviction import CachedPage, Worth
 from kvrt.kv.pages.lanes import Pages
 from kvrt.kv.pages.table import PageTable
 
-_CHOICE = 8
+CHOICE = 8
 _SHARE = 4
 _LEAST_HEAP = 64
 
@@ -93,7 +93,7 @@ class InOrder:
         self._numbers = itertools.count(-1, -1)
         self._push(0)
 
-    def take(self, table: PageTable, nbytes: int, choice: int = _CHOICE) -> Pages:
+    def take(self, table: PageTable, nbytes: int, choice: int = CHOICE) -> Pages:
         """Pages of each group that are idle in `table`, of `nbytes` together if there are so many,
         to be given up.
 
@@ -166,7 +166,7 @@ class InOrder:
     def _fill(self, table: PageTable) -> None:
         """Let the window hold all that may be among the least."""
         window, ahead = self._window, self._next
-        while ahead and (len(window) < _CHOICE * _SHARE or ahead[0][0] < window[-1]):
+        while ahead and (len(window) < CHOICE * _SHARE or ahead[0][0] < window[-1]):
             item, at = heapq.heappop(ahead)
             if at is not None:
                 self._push(2 * at + 1)

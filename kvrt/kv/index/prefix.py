@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from kvrt.kv.index.ends import Ends, InOrder
 from kvrt.kv.index.eviction import CachedPage, Eviction
+from kvrt.kv.index.tenants import TenantEnds, TenantsInOrder
 from kvrt.kv.pages.group import Group, last_border
 from kvrt.kv.pages.lanes import Pages, Rows
 from kvrt.kv.tiers.names import PageName
@@ -43,7 +43,7 @@ class PrefixIndex:
         everything, since they have the same."""
         self._by_key: dict[bytes, CachedPage] = {}
         self._by_page: list[dict[int, CachedPage]] = [{} for _ in groups]
-        self._ends = Ends(next(iter(self._full), None))
+        self._ends = TenantEnds(next(iter(self._full), None))
 
     def __len__(self) -> int:
         """Pages of all groups."""
@@ -154,7 +154,7 @@ class PrefixIndex:
                 found.add(entry)
         return found
 
-    def in_order(self) -> InOrder:
+    def in_order(self) -> TenantsInOrder:
         """The pages to give up first, for as long as the index stays as it is."""
         return self._ends.in_order()
 
@@ -175,6 +175,7 @@ class PrefixIndex:
         entry = CachedPage(name, (0,) * len(pages), before, depth, now)
         entry.worth = self._policy.worth(entry)
         self._by_key[name.key] = entry
+        self._ends.came(entry)
         if before is not None:
             before.after += 1
             before.next = entry
@@ -226,6 +227,7 @@ class PrefixIndex:
     def _use(self, entry: CachedPage, now: float, *, hit: bool = False) -> None:
         entry.used = now
         entry.hits += hit
+        self._ends.used[entry.name.tenant] = now
         entry.worth = self._policy.worth(entry)
 
     def forget(self, pages: Pages) -> list[PageName]:
@@ -253,6 +255,7 @@ class PrefixIndex:
                 return
             del self._by_key[entry.name.key]
             self._ends.discard(entry)
+            self._ends.went(entry)
             gone, entry = entry, entry.before
             if entry is not None:
                 entry.after -= 1

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kvrt.kv.index.cost import MoveCost
-from kvrt.kv.index.ends import Ends, InOrder
 from kvrt.kv.index.events import EventLog
 from kvrt.kv.index.eviction import CachedPage, Eviction
 from kvrt.kv.index.outside import Fetches, fetches
 from kvrt.kv.index.prefix import PrefixIndex
+from kvrt.kv.index.tenants import TenantEnds, TenantsInOrder
 from kvrt.kv.pages.group import Group
 from kvrt.kv.pages.lanes import Pages, Rows
 from kvrt.kv.pages.table import Change, PageTable
@@ -48,7 +48,7 @@ class Reuse(Protocol):
     def computing(self, seq: Seq) -> Sequence[PageName]:
         """The pages of a running sequence, if others may wait for those it has not computed."""
 
-    def in_order(self) -> InOrder:
+    def in_order(self) -> TenantsInOrder:
         """The cached pages, those to evict first before others."""
 
     def entries_of(self, pages: Pages) -> Iterable[tuple[CachedPage, int]]:
@@ -74,8 +74,8 @@ class NoReuse:
     def computing(self, seq: Seq) -> Sequence[PageName]:
         return ()
 
-    def in_order(self) -> InOrder:
-        return Ends().in_order()
+    def in_order(self) -> TenantsInOrder:
+        return TenantEnds().in_order()
 
     def entries_of(self, pages: Pages) -> Iterable[tuple[CachedPage, int]]:
         return ()
@@ -171,7 +171,7 @@ class PrefixReuse:
         finds = seq.shares and seq.named >= seq.computed // self._page_size
         return seq.names if finds and seq.pending > 1 else ()
 
-    def in_order(self) -> InOrder:
+    def in_order(self) -> TenantsInOrder:
         return self.index.in_order()
 
     def entries_of(self, pages: Pages) -> Iterable[tuple[CachedPage, int]]:
