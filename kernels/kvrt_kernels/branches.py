@@ -39,14 +39,21 @@ def layer_norm(
     return y
 
 
-def norm_rows(x: Tensor, weight: Tensor, eps: float, threads: int | None = None) -> None:
+def norm_rows(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    out: Tensor | None = None,
+    threads: int | None = None,
+) -> None:
     rows, size = x.shape
+    y = x if out is None else out
     native().rms_norm(
         address(x),
         x.stride(0),
         address(weight),
-        address(x),
-        x.stride(0),
+        address(y),
+        y.stride(0),
         rows,
         size,
         eps,

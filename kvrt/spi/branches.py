@@ -32,8 +32,10 @@ class BranchOps(Protocol):
         Ba et al. 2016 (arXiv 1607.06450); the variance is the mean square of ``x - mean(x)``.
         """
 
-    def norm_rows(self, x: "Tensor", weight: "Tensor", eps: float) -> None:
-        """`DenseOps.rms_norm`, in place."""
+    def norm_rows(
+        self, x: "Tensor", weight: "Tensor", eps: float, out: "Tensor | None" = None
+    ) -> None:
+        """`DenseOps.rms_norm`, in place, or to `out`, whose rows may have any stride, too."""
 
     def add_branch(
         self, x: "Tensor", branch: "Tensor", weight: "Tensor | None", eps: float, scale: float

@@ -29,9 +29,19 @@ class CheckedBranchOps:
         check_product(self._facts, x, x.shape[1], bias, None, out)
         return self._inner.layer_norm(x, weight, bias, eps, out)
 
-    def norm_rows(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
+    def norm_rows(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        out: torch.Tensor | None = None,
+    ) -> None:
         self._check_norm(x, weight, eps)
-        self._inner.norm_rows(x, weight, eps)
+        if out is not None:
+            check_x(self._facts, out)
+            if out.shape != x.shape or out.dtype != x.dtype:
+                raise broken("out", tuple(out.shape), "must have the shape and dtype of x")
+        self._inner.norm_rows(x, weight, eps, out)
 
     def add_branch(
         self,

@@ -140,8 +140,10 @@ class WrappedBranchOps:
             "branches.layer_norm", self.inner.layer_norm, x, weight, bias, eps, out
         )
 
-    def norm_rows(self, x: "Tensor", weight: "Tensor", eps: float) -> None:
-        self.device.around("branches.norm_rows", self.inner.norm_rows, x, weight, eps)
+    def norm_rows(
+        self, x: "Tensor", weight: "Tensor", eps: float, out: "Tensor | None" = None
+    ) -> None:
+        self.device.around("branches.norm_rows", self.inner.norm_rows, x, weight, eps, out)
 
     def add_branch(
         self, x: "Tensor", branch: "Tensor", weight: "Tensor | None", eps: float, scale: float

@@ -74,7 +74,7 @@ def test_a_row_has_the_same_bits_in_any_batch(isa):
     calls = (
         lambda rows, b, threads: branches.layer_norm(rows, weight, bias, 1e-5, None, threads),
         lambda rows, b, threads: branches.add_branch(rows, b, weight, 1e-5, 1.5, threads) or rows,
-        lambda rows, b, threads: branches.norm_rows(rows, weight, 1e-5, threads) or rows,
+        lambda rows, b, threads: branches.norm_rows(rows, weight, 1e-5, None, threads) or rows,
     )
     for call in calls:
         together = call(x.clone(), branch, 2)

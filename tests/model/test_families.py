@@ -187,10 +187,10 @@ def test_a_recorded_step_has_the_bits_of_one_that_is_not(case: Case, cpu: Device
     model = load_model(case.folder, cpu)
     recorded = model.decoder._graphs
     spec, experts = model.spec, model.spec.experts
-    scaled = experts is not None and (experts.shared_scale or spec.residual_scale != 1.0)
+    scaled = experts is not None and (
+        experts.shared_scale or experts.beside or spec.residual_scale != 1.0
+    )
     unsaid = spec.qk_norm == "rotated" or spec.activation == "xielu" or spec.recurrence is not None
-    unsaid = unsaid or spec.value_norm
-    scaled = scaled or (experts is not None and experts.scaled_input)
     assert (recorded is None) == (scaled or unsaid)
     said = []
     for graphs in (recorded, None):

@@ -175,12 +175,14 @@ class Sized(WrappedGraphs):
 
 @pytest.mark.promise("P19")
 @pytest.mark.parametrize(
-    "family", ["gemma-2", "glm-4", "gpt-2", "gpt-neox", "ministral-3", "deepseek-2"]
+    "family",
+    ["gemma-2", "gemma-4", "glm-4", "gpt-2", "gpt-neox", "ministral-3", "deepseek-2", "llama-4"],
 )
 def test_padding_changes_no_token_of_any_kind_of_layer(
     family: str, tmp_path: Path, make_runtime: MakeRuntime, break_device: Break
 ) -> None:
-    """Windows, rotation of all and of few dimensions, heated queries, latents."""
+    """Windows, rotation of all and of few dimensions, heated queries, latents, values made of keys,
+    experts whose input is scaled."""
     folder = save_model(make_model(family), tmp_path)
     params = [SamplingParams(max_tokens=20 - 2 * n, ignore_eos=True, logprobs=2) for n in range(7)]
     opened: list[Chaos] = []

@@ -22,8 +22,8 @@ class NativeBranches:
     ) -> Tensor:
         return branches.layer_norm(x, weight, bias, eps, out, self._threads)
 
-    def norm_rows(self, x: Tensor, weight: Tensor, eps: float) -> None:
-        branches.norm_rows(x, weight, eps, self._threads)
+    def norm_rows(self, x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> None:
+        branches.norm_rows(x, weight, eps, out, self._threads)
 
     def add_branch(
         self, x: Tensor, branch: Tensor, weight: Tensor | None, eps: float, scale: float

@@ -58,6 +58,7 @@ class Activations(NamedTuple):
     logits: Tensor
     chosen: Tensor
     weights: Tensor
+    ones: Tensor
     shared: Tensor
     mixed: Tensor
     convolved: Tensor
@@ -113,6 +114,7 @@ class Activations(NamedTuple):
             logits=torch.empty(count, experts, device=device),
             chosen=torch.empty(count, chosen, dtype=torch.int32, device=device),
             weights=torch.empty(count, chosen, device=device),
+            ones=torch.ones(count, chosen, device=device),
             shared=tensor(shared),
             mixed=tensor(made),
             convolved=tensor(channels),

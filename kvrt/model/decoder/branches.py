@@ -7,6 +7,7 @@ nothing of those, so such models are not recorded there (`recordable`).
 
 import math
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import cast, get_args
 
 import numpy as np
@@ -29,7 +30,7 @@ def recordable(spec: ModelSpec, branches: bool, mixtures: bool) -> bool:
         branches: it has `BranchOps`.
         mixtures: layers that are mixtures of experts do.
     """
-    if spec.recurrence is not None or spec.value_norm:
+    if spec.recurrence is not None:
         return False
     simple = (
         spec.norm == "rms"
@@ -38,12 +39,14 @@ def recordable(spec: ModelSpec, branches: bool, mixtures: bool) -> bool:
         and spec.query_beta == 0.0
         and spec.residual_scale == 1.0
         and not spec.post_norms
+        and not spec.value_norm
     )
     said = branches and not (spec.norm == "layer" and spec.post_norms)
     mixed = spec.experts is None or (
         mixtures
         and not spec.experts.shared_scale
-        and not spec.experts.scaled_input
+        and not spec.experts.beside
+        and (branches or not spec.experts.scaled_input)
         and spec.residual_scale == 1.0
     )
     return (simple or said) and mixed and spec.qk_norm != "rotated" and spec.activation != "xielu"
@@ -106,18 +109,26 @@ class Branches:
     Args:
         ops: the operators of its products.
         own: the device's, of the rest, if it has them.
+        torch_device: the device.
     """
 
-    def __init__(self, spec: ModelSpec, ops: MixedOps, own: BranchOps | None) -> None:
+    def __init__(
+        self, spec: ModelSpec, ops: MixedOps, own: BranchOps | None, torch_device: str
+    ) -> None:
         self._spec = spec
         self._ops = ops
         self._own = own
-        self._ones: dict[int, Tensor] = {}
+        widths = {spec.head_dim, *([spec.whole.head_dim] if spec.whole else ())}
+        self._ones = {width: torch.ones(width, device=torch_device) for width in widths}
         self.recordable = own is not None
 
     def by(self, ops: MixedOps) -> "Branches":
         """The same, with other operators of products."""
-        return self if ops is self._ops else Branches(self._spec, ops, self._own)
+        if ops is self._ops:
+            return self
+        others = copy(self)
+        others._ops = ops
+        return others
 
     def norm(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor | None = None
@@ -152,18 +163,26 @@ class Branches:
             whole: the layer has the heads of `ModelSpec.whole`.
         """
         spec = self._spec
-        if whole and spec.whole is not None and not spec.whole.values:
-            v.copy_(k)
-        if spec.value_norm:
-            width = v.shape[-1]
-            if width not in self._ones:
-                self._ones[width] = torch.ones(width, device=v.device)
-            rows = v.reshape(-1, width)
-            v.copy_(self._ops.rms_norm(rows, self._ones[width], spec.norm_eps).view(v.shape))
+        made = k if whole and spec.whole is not None and not spec.whole.values else v
+        if not spec.value_norm:
+            if made is not v:
+                v.copy_(made)
+            return
+        ones = self._ones[v.shape[-1]]
+        if self._own is not None:
+            for head in range(v.shape[1]):
+                self._own.norm_rows(made[:, head], ones, spec.norm_eps, v[:, head])
+            return
+        rows = self._ops.rms_norm(made.reshape(-1, len(ones)), ones, spec.norm_eps)
+        v.copy_(rows.view(v.shape))
 
     def finish(self, x: Tensor, w: LayerWeights) -> None:
         """Scale what a layer gives, where a model does that; in place."""
-        if w.layer_scale is not None:
+        if w.layer_scale is None:
+            return
+        if self._own is not None and x.dtype == w.layer_scale.dtype:
+            self._own.scale_rows(x.view(1, -1), w.layer_scale)
+        else:
             x.mul_(w.layer_scale)
 
     def heat(self, work: Activations, weight: Tensor | None, rotated: bool) -> None:

@@ -125,7 +125,7 @@ class Decoder:
         if self._packed is not None and weights.packed:
             self._ops = MixedOps(ops, self._packed)
         own = device.extension(BranchOps)  # type: ignore[type-abstract]
-        self._branches = Branches(spec, self._ops, own)
+        self._branches = Branches(spec, self._ops, own, self._torch_device)
         # As floats beside codes, and else as the weights are, if the device multiplies such.
         own_dtype = dtype in device.info.weight_dtypes and not weights.packed
         self.adapters = Adapters(spec, weights, device, dtype if own_dtype else self.dtype)

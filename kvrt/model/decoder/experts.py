@@ -14,7 +14,7 @@ from kvrt.model.offload.pool import ExpertPool
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights.experts import experts_of
 from kvrt.model.weights.layers import LayerWeights
-from kvrt.spi import Activation, Device, ExpertOps, Experts, Matrices, Router
+from kvrt.spi import Activation, BranchOps, Device, ExpertOps, Experts, Matrices, Router
 
 
 def notes_on_experts(spec: ModelSpec, device: Device) -> Iterator[str]:
@@ -39,6 +39,7 @@ class Mixture:
         self, spec: ModelSpec, ops: MixedOps, device: Device, pool: ExpertPool | None = None
     ) -> None:
         own = device.extension(ExpertOps)  # type: ignore[type-abstract]
+        self._branches = device.extension(BranchOps)  # type: ignore[type-abstract]
         self._spec = spec
         self._experts: ExpertOps = PlainExperts(ops) if own is None else own
         self._pool = pool
@@ -79,8 +80,7 @@ class Mixture:
             if spec.shared:
                 ops.linear(self._shared(read, w, work, ops), w.down, w.down_bias, x, x)
             if spec.scaled_input:
-                read = read * weights.to(read.dtype)
-                weights.fill_(1.0)
+                read, weights = self._scaled(read, weights), work.ones
             self._mix(read, experts, chosen, weights, x, x)
             return
         made = torch.empty_like(x)
@@ -118,6 +118,13 @@ class Mixture:
         shared = ops.linear(self._shared(read, w, work, ops), w.down, w.down_bias)
         both = ops.rms_norm(shared, of_shared, eps).add_(ops.rms_norm(made, behind, eps))
         x.add_(ops.rms_norm(both, of_both, eps))
+
+    def _scaled(self, read: Tensor, weights: Tensor) -> Tensor:
+        """Each row times its token's weight: `read` itself, where the device can."""
+        if self._branches is None or read.dtype != weights.dtype:
+            return read * weights.to(read.dtype)
+        self._branches.scale_rows(read, weights.view(-1))
+        return read
 
     def _mix(
         self,

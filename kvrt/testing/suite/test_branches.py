@@ -96,3 +96,15 @@ def test_what_is_changed_in_place_may_be_a_part_of_rows(
         assert not mismatch(part, want, TOLERANCE[compute])
         assert torch.equal(wide[:, :30], before[:, :30])
         assert torch.equal(wide[:, 130:], before[:, 130:])
+
+
+def test_rows_are_normed_to_other_rows(device: Device, branches: BranchOps, compute: DType) -> None:
+    """As the heads of keys become those of values."""
+    wide, into = (randoms(device, compute, 9, 200, seed=seed) for seed in (1, 2))
+    norm = randoms(device, "float32", 100, seed=3)
+    want, before, kept = reference.rms_norm(wide[:, 30:130], norm, 1e-5), wide.clone(), into.clone()
+    branches.norm_rows(wide[:, 30:130], norm, 1e-5, into[:, 7:107])
+    assert not mismatch(into[:, 7:107], want, TOLERANCE[compute])
+    assert torch.equal(wide, before)
+    assert torch.equal(into[:, :7], kept[:, :7])
+    assert torch.equal(into[:, 107:], kept[:, 107:])
