@@ -264,7 +264,7 @@ def model_or_named(value: str) -> str:
     "--max-body",
     type=click.IntRange(1024),
     metavar="BYTES",
-    help="Of a request; default: what the longest prompt can need.",
+    help="Of a request; default: what the longest prompt and its images can need.",
 )
 @click.option(
     "--response-cache",

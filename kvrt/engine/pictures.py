@@ -1,6 +1,7 @@
 """Images of prompts: where they stand among the tokens, and what the model sees of them."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from kvrt.errors import RequestError
@@ -91,7 +92,7 @@ def states_by(model: Model) -> "Callable[[Medium], Tensor]":
 def _vision_of(model: Model) -> Vision:
     if isinstance(model.vision, str):
         raise RequestError(
-            f"{model.name} {model.vision}",
+            f"{Path(model.name).name} {model.vision}",
             param="images",
             fix="leave images out, or load a model that sees: docs/images.md",
         )

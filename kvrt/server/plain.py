@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import kvrt
-from kvrt.engine.prompts import tokens_of
+from kvrt.engine.prompts import read_prompt
 from kvrt.model.chat.templates import Chat
 from kvrt.server.anthropic.messages import Conversation
 from kvrt.server.errors import Refusal
@@ -21,6 +21,7 @@ from kvrt.server.service import Service
 from kvrt.server.wire.answers import answer
 from kvrt.server.wire.http import read_body
 from kvrt.server.words.fields import Message, TokenId, decode
+from kvrt.server.words.pictures import with_images
 
 MAX_TOKENS = 1 << 20
 
@@ -110,12 +111,12 @@ class Plain:
         if (text is None) == (asked.messages is None):
             raise Refusal(400, "give either prompt or messages", param="prompt")
         if asked.messages is not None:
-            prompt: str | Chat = Chat(asked.messages)
-            tokens = await asyncio.to_thread(tokens_of, prompt, served.model)
+            prompt: str | Chat = Chat(with_images(asked.messages))
+            tokens, _ = await asyncio.to_thread(read_prompt, prompt, served.model)
         elif asked.add_special_tokens is False or not text:
             tokens = await asyncio.to_thread(served.model.encode, text or "", special=False)
         else:
-            tokens = await asyncio.to_thread(tokens_of, text, served.model)
+            tokens, _ = await asyncio.to_thread(read_prompt, text, served.model)
         longest = served.model.max_model_len
         return answer({"tokens": tokens, "count": len(tokens), "max_model_len": longest})
 
@@ -126,7 +127,7 @@ class Plain:
         asked = served.fields(body, Conversation)
         served.check_name(asked.model)
         chat = asked.chat(served, asked.choice(served))
-        tokens = await asyncio.to_thread(tokens_of, chat, served.model)
+        tokens, _ = await asyncio.to_thread(read_prompt, chat, served.model)
         return answer({"input_tokens": len(tokens)})
 
     async def input_tokens(self, request: Request) -> Response:
@@ -134,7 +135,7 @@ class Plain:
         served = self._service.served
         body = await read_body(request.scope, request.receive, served.max_body)
         (asked,) = Responses(served).read(body).asks
-        tokens = await asyncio.to_thread(tokens_of, asked.prompt, served.model)
+        tokens, _ = await asyncio.to_thread(read_prompt, asked.prompt, served.model)
         return answer({"object": "response.input_tokens", "input_tokens": len(tokens)})
 
     async def detokenize(self, request: Request) -> Response:

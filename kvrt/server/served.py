@@ -16,6 +16,7 @@ from kvrt.server.asking import Ask, AskedAdapter
 from kvrt.server.config import ANY_NAME, ServerConfig
 from kvrt.server.errors import Refusal
 from kvrt.server.words.fields import Named, decode
+from kvrt.server.words.pictures import ROOM
 from kvrt.server.words.sampling import Defaults
 
 Fields = TypeVar("Fields", bound=Named)
@@ -73,7 +74,9 @@ class Served:
         self.adapters: dict[str, int] = {}
         """By name; a number that no other has had, also none of the same name."""
         self.defaults = Defaults(model.generation)
-        self.max_body = config.max_body or max(BODY_FLOOR, BYTES_A_TOKEN * model.max_model_len)
+        images = 0 if isinstance(model.vision, str) else ROOM
+        needed = max(BODY_FLOOR, BYTES_A_TOKEN * model.max_model_len) + images
+        self.max_body = config.max_body or needed
         self._texts: dict[int, str] = {}
         if template is not None:
             if model.tokenizer is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from kvrt.dialect.events import Content, Thought
 from kvrt.model.chat.templates import Chat
+from kvrt.model.vision.prompt import Illustrated
 from kvrt.outputs import Delta, Result, Timings, TokenLogprobs
 from kvrt.server.asking import Ask
 from kvrt.server.errors import Refusal
@@ -15,6 +16,7 @@ from kvrt.server.ollama.fields import Asked, ChatAsked, GenerateAsked, params_of
 from kvrt.server.openai.shared import finish_reason, token_entries
 from kvrt.server.served import Served
 from kvrt.server.words.fields import Message
+from kvrt.server.words.pictures import beside, parts_of
 from kvrt.server.words.talk import NO_TOOLS, Choice, Spoken, Talk, as_said, choose
 
 UNLOAD = (0, "0", "0s", "0m")
@@ -38,7 +40,7 @@ class Answers:
         self._served = served
 
     def _call(
-        self, asked: Asked, prompt: "Chat | str | None", talk: Talk, shape: Shape
+        self, asked: Asked, prompt: "Chat | Illustrated | str | None", talk: Talk, shape: Shape
     ) -> "AnswerCall":
         """A request without a prompt only wants the model to be loaded, which it is."""
         shows = talk.skips_special(None) is False
@@ -74,8 +76,9 @@ class ChatAnswers(Answers):
             {"name": message["tool_name"], **message} if "tool_name" in message else message
             for message in asked.messages
         ]
+        said = as_said(self._served.dialect, named)
         return Chat(
-            as_said(self._served.dialect, named),
+            [beside(message, f"messages[{place}]") for place, message in enumerate(said)],
             tools=choice.tools or None,
             variables=thinking(asked),
             continue_final_message=asked.messages[-1].get("role") == "assistant",
@@ -93,14 +96,17 @@ class GenerateAnswers(Answers):
         talk = Talk(self._served, NO_TOOLS, held=True)  # it is text, and no conversation
         return self._call(asked, prompt, talk, lambda said: {"response": said.content})
 
-    def _prompt(self, asked: GenerateAsked) -> Chat | str:
+    def _prompt(self, asked: GenerateAsked) -> Chat | Illustrated | str:
         """The prompt is what a user says, unless it is raw; or the model has no template for it."""
         tokenizer = self._served.model.tokenizer
         if asked.raw or tokenizer is None or tokenizer.chat is None:
             if asked.system:
                 raise Refusal(400, "system needs a chat template, and is not raw", param="system")
-            return asked.prompt or ""
-        said: list[Message] = [{"role": "user", "content": asked.prompt}]
+            text = asked.prompt or ""
+            images = [part["image"] for part in parts_of(asked.images or [], "the prompt")]
+            return Illustrated(text, images) if images else text
+        user = {"role": "user", "content": asked.prompt, "images": asked.images}
+        said: list[Message] = [beside(user, "the prompt")]
         system = [{"role": "system", "content": asked.system}] if asked.system else []
         return Chat([*system, *said])
 

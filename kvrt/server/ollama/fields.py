@@ -109,11 +109,6 @@ class ChatAsked(Asked, kw_only=True):
 
     tools: list[dict[str, Any]] | None = None
 
-    @property
-    def unmet(self) -> dict[str, bool]:
-        images = any(message.get("images") for message in self.messages)
-        return {**super().unmet, "images": images}
-
 
 class GenerateAsked(Asked, kw_only=True):
     """The fields of ``/api/generate``."""
@@ -129,7 +124,7 @@ class GenerateAsked(Asked, kw_only=True):
 
     @property
     def unmet(self) -> dict[str, bool]:
-        names = ("suffix", "template", "context", "images")
+        names = ("suffix", "template", "context")
         unmet = {name: bool(getattr(self, name)) for name in (*names, "think")}
         return {**super().unmet, **unmet}
 

@@ -9,6 +9,7 @@ from kvrt.server.errors import Refusal
 from kvrt.server.words.talk import Call
 
 TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
+IMAGE = "input_image"
 ROLES = {"developer": "system"}
 """Newer names of what chat templates know."""
 
@@ -68,14 +69,18 @@ def _text(place: int, item: Mapping[str, Any], name: str = "content") -> object:
     content = item.get(name)
     if not isinstance(content, list):
         return content
-    if not all(isinstance(part, dict) and part.get("type") in TEXTS for part in content):
-        raise Refusal(400, f"input {place} has content other than text", param="input")
-    return [{"type": "text", "text": part.get("text")} for part in content]
+    if not all(isinstance(part, dict) and part.get("type") in (*TEXTS, IMAGE) for part in content):
+        why = f"input {place} has content other than text and images"
+        raise Refusal(400, why, param="input")
+    return [
+        part if part["type"] == IMAGE else {"type": "text", "text": part.get("text")}
+        for part in content
+    ]
 
 
 def _joined(content: object) -> str:
     parts = content if isinstance(content, list) else []
-    return "".join(str(part["text"]) for part in parts)
+    return "".join(str(part.get("text", "")) for part in parts)
 
 
 # --- what is said ----------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kvrt.aio.runtime import AsyncRuntime
-from kvrt.engine.prompts import tokens_of
+from kvrt.engine.prompts import read_prompt
 from kvrt.server.asking import Ask
 from kvrt.server.tenants.accounts import Visit
 
@@ -23,10 +23,10 @@ async def reserved(runtime: AsyncRuntime, asks: Sequence[Ask], visit: Visit) -> 
     model = runtime.runtime.model
     counted, most = [], 0
     for each in asks:
-        tokens = await asyncio.to_thread(tokens_of, each.prompt, model)
+        tokens, images = await asyncio.to_thread(read_prompt, each.prompt, model)
         room = max(0, model.max_model_len - len(tokens))
         wanted = each.params.max_tokens
         most += len(tokens) + each.params.n * (room if wanted is None else min(wanted, room))
-        counted.append(replace(each, prompt=tokens))
+        counted.append(each if images else replace(each, prompt=tokens))
     visit.reserve(most)
     return counted

@@ -12,6 +12,7 @@ from kvrt.dialect.reader import DialectReader
 from kvrt.errors import RequestError
 from kvrt.server.errors import Refusal
 from kvrt.server.served import Served
+from kvrt.server.words.pictures import with_images
 from kvrt.server.words.structured import FREE, Held
 from kvrt.structured.constraint import Constraint
 
@@ -140,15 +141,15 @@ def _is_name(name: object) -> bool:
 
 
 def as_said(dialect: Dialect, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as the model's template takes them: arguments as data, results with names.
+    """Messages as the model's template takes them: arguments as data, results with names, images
+    as parts.
 
     Raises:
-        Refusal: arguments are no JSON.
+        Refusal: arguments are no JSON, or an image is none.
     """
     names: dict[str, str] = {}
     found = []
-    for place, message in enumerate(messages):
-        said = dict(message)
+    for place, said in enumerate(with_images(messages)):
         if said.get("tool_calls"):
             said["tool_calls"] = [_call(call, place, dialect) for call in _listed(said, place)]
             said["content"] = said.get("content") or ""
