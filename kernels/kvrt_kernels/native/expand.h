@@ -14,44 +14,70 @@ static void gate(const GateArgs& a) {
   }
 }
 
-// R rows, some of their columns: all L from `i` on.
-template <int R, class T> KVRT_INLINE void expand_step(const ExpandArgs& a, const T* b, int row, int i) {
-  const float* z = a.z + row * a.z_stride;
-  float* y = a.y + row * a.y_stride + i;
-  vf sum[R];
+// R rows, V vectors of their columns from `i` on; factors are [rank][R].
+template <int R, int V, class T>
+KVRT_INLINE void expand_step(const ExpandArgs& a, const T* b, const float* factors, float* y, int i) {
+  vf sum[R][V];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; r++) sum[r] = load(y + r * a.y_stride);
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) sum[r][v] = load(y + r * a.y_stride + i + v * L);
   for (int j = 0; j < a.rank; j++) {
-    const vf weight = load(b + j * a.b_stride + i);
+    vf weight[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) weight[v] = load(b + j * a.b_stride + i + v * L);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++) sum[r] = fma(splat<vf>(z[r * a.z_stride + j]), weight, sum[r]);
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) sum[r][v] = fma(splat<vf>(factors[j * R + r]), weight[v], sum[r][v]);
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < R; r++) store(y + r * a.y_stride, sum[r]);
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) store(y + r * a.y_stride + i + v * L, sum[r][v]);
 }
 
-template <class T> static void expand_as(const ExpandArgs& a) {
-  const T* b = static_cast<const T*>(a.b);
-  int row = 0, i = 0;
-  for (; row + 8 <= a.rows; row += 8)
-    for (i = 0; i + L <= a.size; i += L) expand_step<8>(a, b, row, i);
-  for (; row + 2 <= a.rows; row += 2)
-    for (i = 0; i + L <= a.size; i += L) expand_step<2>(a, b, row, i);
-  for (; row < a.rows; row++)
-    for (i = 0; i + L <= a.size; i += L) expand_step<1>(a, b, row, i);
-  i = a.size / L * L;
-  for (row = 0; row < a.rows && i < a.size; row++) {  // the same instructions for what is left
-    float* y = a.y + row * a.y_stride + i;
-    vf sum = load_part(y, a.size - i);
+// All columns of R rows; factors are [rank][R].
+template <int R, class T>
+static void expand_columns(const ExpandArgs& a, const T* b, const float* factors, float* y) {
+  constexpr int V = kBytes == 64 || R < 8 ? 2 : 1;  // as many sums as there are registers for
+  int i = 0;
+  for (; i + V * L <= a.size; i += V * L) expand_step<R, V>(a, b, factors, y, i);
+  for (; i + L <= a.size; i += L) expand_step<R, 1>(a, b, factors, y, i);
+  for (int r = 0; r < R && i < a.size; r++) {  // the same instructions for what is left
+    float* end = y + r * a.y_stride + i;
+    vf sum = load_part(end, a.size - i);
     for (int j = 0; j < a.rank; j++) {
       T part[L] = {};
       __builtin_memcpy(part, b + j * a.b_stride + i, sizeof(T) * (a.size - i));
-      sum = fma(splat<vf>(a.z[row * a.z_stride + j]), load(part), sum);
+      sum = fma(splat<vf>(factors[j * R + r]), load(part), sum);
     }
     float last[L];
     store(last, sum);
-    __builtin_memcpy(y, last, sizeof(float) * (a.size - i));
+    __builtin_memcpy(end, last, sizeof(float) * (a.size - i));
   }
+}
+
+// Few rows take those of b one after the other, as they are in memory, whose reading takes the time; y stays in cache.
+template <int R, class T> static void expand_rows(const ExpandArgs& a, int row) {
+  constexpr int most = R < 8 ? 1 : 64;  // rows of b
+  const T* b = static_cast<const T*>(a.b);
+  const float* z = a.z + row * a.z_stride;
+  ExpandArgs some = a;
+  for (int j0 = 0; j0 < a.rank; j0 += most) {
+    some.rank = j0 + most < a.rank ? most : a.rank - j0;
+    float factors[most * R];
+    for (int j = 0; j < some.rank; j++)
+      for (int r = 0; r < R; r++) factors[j * R + r] = z[r * a.z_stride + j0 + j];
+    expand_columns<R>(some, b + j0 * a.b_stride, factors, a.y + row * a.y_stride);
+  }
+}
+
+template <class T> static void expand_as(const ExpandArgs& a) {
+  int row = 0;
+  for (; row + 8 <= a.rows; row += 8) expand_rows<8, T>(a, row);
+  for (; row + 2 <= a.rows; row += 2) expand_rows<2, T>(a, row);
+  for (; row < a.rows; row++) expand_rows<1, T>(a, row);
 }
 
 static void expand(const ExpandArgs& a) {

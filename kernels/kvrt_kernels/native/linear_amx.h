@@ -40,10 +40,12 @@ static void pack_group(const LinearArgs& a, int m0, int rows, float* packed) {
 // ---- tiles ----------------------------------------------------------------------------------------------------------
 
 // Tiles 0 to 3 are sums (of the first and second rows of W with the first group of x, then with the second), 4 and 5 are
-// of W, 6 and 7 of x, so many rows each.
-KVRT_INLINE TileConfig tiles_of_pairs(int columns) {
+// of W, of which there are `count` rows, 6 and 7 of x, so many rows each. A tile has a row at least.
+KVRT_INLINE TileConfig tiles_of_pairs(int columns, int count = kTileOut) {
   const uint16_t wide = uint16_t(4 * columns);
-  return TileConfig({16, 16, 16, 16, 16, 16, 16, 16}, {wide, wide, wide, wide, 64, 64, wide, wide});
+  const uint8_t first = uint8_t(count < kSide ? count : kSide), second = uint8_t(count > kSide ? count - kSide : 1);
+  return TileConfig({first, second, first, second, first, second, 16, 16},
+                    {wide, wide, wide, wide, 64, 64, wide, wide});
 }
 
 // Where rows of W are, in bytes: from one row to the next, to the second sixteen, and to the next step.
@@ -124,25 +126,22 @@ static void product_in_tiles(const LinearArgs& a, int parts, int n0, int n1, con
   const int64_t x_group = kSide * x_stride * sizeof(float);
   const int columns = tile_columns(a), blocks = int(k / kTileBlock) + 1;  // of nearly equal size, the first in any case
   const int size = int(k / blocks / kTileStep + 1) * kTileStep;
-  const TileConfig config = tiles_of_pairs(columns);
   const auto weights = [&](int part, int n) {
     return reinterpret_cast<const char*>(static_cast<const bf16*>(a.w) + (part * a.n + n) * k);
   };
-
-  for (int n = n0; n < n1; n += kTileOut)
+  const auto strip = [&](int n, int count) {
     for (int part = 0; part < parts; part++) {
-      const int count = n + kTileOut < n1 ? kTileOut : n1 - n;
       const char* next = part + 1 < parts ? weights(part + 1, n) : weights(0, n + kTileOut);  // in the order of memory
       for (int k0 = 0; k0 == 0 || k0 < k; k0 += size) {
         const int length = k0 + size < k ? size : int(k) - k0, steps = (length + kTileStep - 1) / kTileStep;
-        TileRows w{weights(part, n) + k0 * sizeof(bf16), row, kSide * row, 64};
-        if (count < kTileOut || length % kTileStep) {
+        TileRows w{weights(part, n) + k0 * sizeof(bf16), row, count > kSide ? kSide * row : 0, 64};
+        if (length % kTileStep) {
           lay_out_tiles(reinterpret_cast<const bf16*>(w.w), k, count, length, panel);
           w = {panel, 64, kTileBytes, 2 * kTileBytes};
         }
         for (int m = 0; m < rows; m += kTileOut) {
           const char* from = reinterpret_cast<const char*>(x + m * x_stride + k0 / 2 * columns);
-          const char* ahead = m == 0 ? next + int64_t(kTileOut) * k0 * sizeof(bf16) : nullptr;
+          const char* ahead = m == 0 && count == kTileOut ? next + int64_t(kTileOut) * k0 * sizeof(bf16) : nullptr;
           float* sum = sums + m / kTileOut * 4 * 256;
           if (k0 == 0)
             zero_sums();
@@ -159,6 +158,16 @@ static void product_in_tiles(const LinearArgs& a, int parts, int n0, int n1, con
         turn(sums + m / kSide * 512, rows - m < kSide ? rows - m : kSide, count,
              c + (part * rows + m) * c_stride + (n - n0), c_stride);
     }
+  };
+  const int rest = (n1 - n0) % kTileOut;
+  if (n0 < n1 - rest) {
+    const TileConfig config = tiles_of_pairs(columns);
+    for (int n = n0; n < n1 - rest; n += kTileOut) strip(n, kTileOut);
+  }
+  if (rest) {
+    const TileConfig config = tiles_of_pairs(columns, rest);
+    strip(n1 - rest, rest);
+  }
 }
 
 // What linear.h wants to know of this kernel.

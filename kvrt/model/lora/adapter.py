@@ -11,9 +11,10 @@ from kvrt.model.checkpoint.rows import rows_of
 from kvrt.model.gguf.architectures import ARCHITECTURES
 from kvrt.model.lora.peft import AdapterFile, check_all_used
 from kvrt.model.spec import ModelSpec
+from kvrt.model.weights import arena
 from kvrt.model.weights.layers import Weights
 from kvrt.model.weights.naming import RowOrder
-from kvrt.model.weights.weights import Part, Weight, weights_of
+from kvrt.model.weights.weights import ALIGNMENT, Part, Weight, weights_of
 from kvrt.spi import Device, DType, LowRank
 
 ADAPTED = ("qkv", "q_up", "mixer_in", "mixer_z", "mixer_out", "o", "gate_up", "down")
@@ -36,6 +37,26 @@ class Adapter:
         self.nbytes = sum(
             each.a.nbytes + sum(b.nbytes for _, b in each.parts) for each in deltas.values()
         )
+
+
+class _Block:
+    """Memory for an adapter's matrices: one behind the other, in the order that steps read them.
+
+    Args:
+        count: of matrices, at most.
+        numel: of all of them.
+    """
+
+    def __init__(self, count: int, numel: int, dtype: torch.dtype, torch_device: str) -> None:
+        self._dtype = dtype
+        self._memory = arena.allocate(numel * dtype.itemsize + count * ALIGNMENT, torch_device)
+        self._at = 0
+
+    def place(self, matrix: torch.Tensor) -> torch.Tensor:
+        nbytes = matrix.numel() * self._dtype.itemsize
+        placed = self._memory[self._at : self._at + nbytes].view(self._dtype).view(matrix.shape)
+        self._at += -(-nbytes // ALIGNMENT) * ALIGNMENT
+        return placed.copy_(matrix)
 
 
 class Adapters:
@@ -71,8 +92,8 @@ class Adapters:
             ModelError: it does not belong to the model.
             CapacityError: it does not fit in the device's free memory.
         """
-        needed = sum(each.a.numel() + each.b.numel() for each in file.deltas.values())
-        needed *= self._dtype.itemsize
+        numel = sum(each.a.numel() + each.b.numel() for each in file.deltas.values())
+        needed = numel * self._dtype.itemsize
         if needed > (free := self._device.memory.info().free):
             raise CapacityError(
                 f"{file.path}: the adapter takes {needed:,} bytes, but {free:,} are free",
@@ -80,22 +101,26 @@ class Adapters:
                 free=free,
                 fix="unload another, or lower memory_limit",
             )
+        place = self._device.info.torch_device
+        block = _Block(2 * len(file.deltas), numel, self._dtype, place)
         used: set[str] = set()
         deltas = {
             self._ids[weight.layer, weight.field]: added
             for weight in weights_of(self._spec)
             if weight.layer is not None and weight.field in ADAPTED and weight.is_matrix
-            if (added := self._added(file, weight, used)) is not None
+            if (added := self._added(file, weight, used, block)) is not None
         }
         check_all_used(file, used)
         adapter = Adapter(next(self._numbers), file.digest, deltas)
         self._held[adapter.number] = adapter
         return adapter
 
-    def _added(self, file: AdapterFile, weight: Weight, used: set[str]) -> LowRank | None:
+    def _added(
+        self, file: AdapterFile, weight: Weight, used: set[str], block: _Block
+    ) -> LowRank | None:
         """What is added to a weight: that of its parts, if it has any."""
         first: list[torch.Tensor] = []
-        parts: list[tuple[int, torch.Tensor]] = []
+        second: list[tuple[int, torch.Tensor]] = []
         row = 0
         for part in weight.parts:
             module = (part.gguf if file.architecture else part.name).removesuffix(".weight")
@@ -113,12 +138,12 @@ class Adapters:
                 if (rows := rows_of(part, _order(file, part), self._spec)) is not None:
                     rows.put_in_order(b)
                 first.append(delta.a)
-                parts.append((row, self._placed(b.T)))
+                second.append((row, b.T))
             row += part.shape[0]
-        return LowRank(self._placed(torch.cat(first)), tuple(parts)) if parts else None
-
-    def _placed(self, matrix: torch.Tensor) -> torch.Tensor:
-        return matrix.to(self._device.info.torch_device, self._dtype).contiguous()
+        if not first:
+            return None
+        a = block.place(torch.cat(first))
+        return LowRank(a, tuple((at, block.place(b)) for at, b in second))
 
 
 def _order(file: AdapterFile, part: Part) -> RowOrder:
