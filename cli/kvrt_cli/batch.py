@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvrt.errors import ConfigError, KvrtError, RequestError
+from kvrt.errors import KvrtError, RequestError
+from kvrt_cli.beside import open_embedder
 from kvrt_cli.errors import of_the_system
 from kvrt_cli.extras import check_extra
 from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option, share_options
@@ -22,7 +23,6 @@ from kvrt_cli.naming import TINY, model_name
 from kvrt_cli.options import color_option, dtype_option, runtime_config, runtime_options
 from kvrt_cli.run import open_runtime
 from kvrt_cli.sections import BATCH, SectionedCommand
-from kvrt_cli.serve import open_embedder
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -307,9 +307,5 @@ class _Command:
             self._loaded(runtime.device_info.backend)
             yield runtime
 
-    @contextlib.contextmanager
-    def _open_embedder(self, name: str) -> "Iterator[Embedder]":
-        with open_embedder(name, runtime_config(TINY, self._options)) as embedder:
-            if embedder is None:
-                raise ConfigError("no model makes vectors", fix="name it with --embed-model")
-            yield embedder
+    def _open_embedder(self, name: str) -> "Embedder":
+        return open_embedder(name, runtime_config(TINY, self._options))

@@ -33,7 +33,7 @@ SERVE: Sections = {
     "Server": ("host", "port", "alias", "chat_template", "reader", "strict", "max_requests",
                "max_body", "drain_seconds", "ready_seconds", "response_cache",
                "response_cache_all", "metrics_compat", "otel", "embed_model", "rerank_model",
-               "lora", "kv_events", "kv_events_replay"),
+               "speech_model", "lora", "kv_events", "kv_events_replay"),
     "Several models": ("models_dir", "keep_alive", "max_waiting", "slo"),
     "Batches": ("batches", "batch_space", "batch_lines", "batch_price", "batch_webhook",
                 "batch_webhook_secret"),

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import click
 from kvrt.config import RuntimeConfig
 from kvrt.errors import ConfigError
 from kvrt.units import parse_bytes, parse_seconds
+from kvrt_cli.beside import open_beside
 from kvrt_cli.extras import check_extra
 from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option, share_options
 from kvrt_cli.naming import TINY, model_name
@@ -21,8 +21,6 @@ from kvrt_cli.sections import SERVE, SectionedCommand
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from kvrt.embedding.embedder import Embedder
-    from kvrt.embedding.reranker import Reranker
     from kvrt.server.config import ServerConfig
     from kvrt.server.serve import Prepared
 
@@ -205,6 +203,11 @@ def model_or_named(value: str) -> str:
     help="Sorts texts at /v1/rerank: as MODEL of kvrt rerank.",
 )
 @click.option(
+    "--speech-model",
+    metavar="MODEL",
+    help="Writes what is said at /v1/audio: as --model of kvrt transcribe.",
+)
+@click.option(
     "--batches",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
@@ -366,8 +369,8 @@ def serve(
              "otel", "metrics_compat", "without_keys",
              "strict", "max_requests", "max_body", "response_cache", "response_cache_all",
              "drain_seconds", "ready_seconds", "kv_events", "kv_events_replay", "chat_template",
-             "reader", "embed_model", "rerank_model", "batches", "batch_space",
-             "batch_lines", "batch_price", "batch_webhook", "batch_webhook_secret",
+             "reader", "embed_model", "rerank_model", "speech_model", "batches",
+             "batch_space", "batch_lines", "batch_price", "batch_webhook", "batch_webhook_secret",
              "lora", "keep_alive", "max_waiting", "slo")  # fmt: skip
     config = ServerConfig(keys=keys, **{name: options[name] for name in names})
     several = len(models) > 1 or models_dir is not None or "=" in "".join(models)
@@ -383,7 +386,6 @@ def serve(
     if workspace is not None:
         raise click.UsageError("--workspace is of --new-key; lines of --keys have it as in=NAME")
     from kvrt.server import serve as server
-    from kvrt.server.beside import Beside
 
     if several:
         check_several(config, wanted)
@@ -394,8 +396,7 @@ def serve(
     with (
         contextlib.closing(prepared),
         open_runtime(terminal, wanted) as runtime,
-        open_embedder(config.embed_model, wanted) as embedder,
-        _open_reranker(config.rerank_model, wanted) as reranker,
+        open_beside(config, wanted) as beside,
     ):
         for name, path in config.adapters.items():
             runtime.load_adapter(name, path)
@@ -403,7 +404,7 @@ def serve(
         def begun() -> None:
             terminal.note(f"serving at {prepared.url}; Ctrl-C ends it")
 
-        asyncio.run(server.serve(runtime, config, prepared, begun, Beside(embedder, reranker)))
+        asyncio.run(server.serve(runtime, config, prepared, begun, beside))
 
 
 def check_several(config: "ServerConfig", wanted: RuntimeConfig) -> None:
@@ -431,7 +432,6 @@ def _serve_several(
     prepared: "Prepared",
 ) -> None:
     from kvrt.server import serve as server
-    from kvrt.server.beside import Beside
     from kvrt.server.fleet.naming import Folder, named
 
     def begun() -> None:
@@ -439,8 +439,7 @@ def _serve_several(
 
     with (
         contextlib.closing(prepared),
-        open_embedder(config.embed_model, base) as embedder,
-        _open_reranker(config.rerank_model, base) as reranker,
+        open_beside(config, base) as beside,
     ):
         asyncio.run(
             server.serve_models(
@@ -449,34 +448,6 @@ def _serve_several(
                 config,
                 prepared,
                 begun,
-                Beside(embedder, reranker),
+                beside,
             )
         )
-
-
-@contextlib.contextmanager
-def open_embedder(model: str | None, config: RuntimeConfig) -> "Iterator[Embedder | None]":
-    """What makes vectors of texts, on the device of the model that answers."""
-    if model is None:
-        yield None
-        return
-    from kvrt.embedding.embedder import Embedder
-
-    with Embedder(model, **_same_device(config)) as embedder:
-        yield embedder
-
-
-@contextlib.contextmanager
-def _open_reranker(model: str | None, config: RuntimeConfig) -> "Iterator[Reranker | None]":
-    """What sorts texts, likewise."""
-    if model is None:
-        yield None
-        return
-    from kvrt.embedding.reranker import Reranker
-
-    with Reranker(model, **_same_device(config)) as reranker:
-        yield reranker
-
-
-def _same_device(config: RuntimeConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in ("backend", "device", "threads", "offline")}

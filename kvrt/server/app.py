@@ -22,6 +22,7 @@ from kvrt.server.entry import Book
 from kvrt.server.errors import Refusal
 from kvrt.server.ollama.about import About
 from kvrt.server.ollama.answers import ChatAnswers, GenerateAnswers
+from kvrt.server.openai.audio import Audio
 from kvrt.server.openai.chat import ChatCompletions
 from kvrt.server.openai.completions import Completions
 from kvrt.server.openai.embeddings import Embeddings
@@ -48,6 +49,8 @@ BARE = {
     "/v1/chat/completions": "/chat/completions",
     "/v1/responses": "/responses",
     "/v1/responses/input_tokens": "/responses/input_tokens",
+    "/v1/audio/transcriptions": "/audio/transcriptions",
+    "/v1/audio/translations": "/audio/translations",
 }
 """Where OpenAI's are found, too: not every client's address ends with the version."""
 
@@ -56,6 +59,7 @@ def make_app(
     service: Service,
     embeddings: Embeddings | None = None,
     rerank: Rerank | None = None,
+    audio: Audio | None = None,
     worker: Worker | None = None,
 ) -> Starlette:
     """Everything that is served; `Guard` stands before it.
@@ -63,11 +67,13 @@ def make_app(
     Args:
         embeddings: makes vectors of texts; None: nothing does.
         rerank: sorts texts; None: nothing does.
+        audio: writes what is said; None: nothing does.
         worker: has files and batches; None: there are none.
     """
     plain, about, served = Plain(service), About(service), service.served
     embeddings = embeddings or Embeddings(None, strict=served.strict, any_name=served.any_name)
     rerank = rerank or Rerank(None, strict=served.strict, any_name=served.any_name)
+    audio = audio or Audio(None, strict=served.strict, any_name=served.any_name)
     files, batches = FilesApi(worker), BatchesApi(worker, strict=served.strict)
     adapters = Adapters(service.runtime.runtime, served, service.config)
     beside: dict[str, Asked] = {
@@ -104,6 +110,7 @@ def make_app(
         "/v1/load_lora_adapter": adapters.load,
         "/v1/unload_lora_adapter": adapters.unload,
         **{path: metered(service.accounts, path, asked) for path, asked in beside.items()},
+        **audio.handlers(service.accounts),
         "/v1/messages/count_tokens": plain.count_tokens,
         "/v1/responses/input_tokens": plain.input_tokens,
         "/v1/files": files.create,

@@ -9,6 +9,7 @@ from kvrt.server.errors import Refusal
 if TYPE_CHECKING:
     from kvrt.embedding.embedder import Embedder
     from kvrt.embedding.reranker import Reranker
+    from kvrt.speech.transcriber import Transcriber
 
 
 class Beside(NamedTuple):
@@ -17,10 +18,12 @@ class Beside(NamedTuple):
     Args:
         embedder: makes vectors of texts; None: nothing does.
         reranker: sorts texts; None: nothing does.
+        transcriber: writes what is said; None: nothing does.
     """
 
     embedder: "Embedder | None" = None
     reranker: "Reranker | None" = None
+    transcriber: "Transcriber | None" = None
 
 
 def check_name(own: str, named: str, does: str, *, any_name: bool) -> str:

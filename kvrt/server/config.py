@@ -71,6 +71,7 @@ class ServerConfig:
             `kvrt.server.batches.webhooks.Hook`.
         embed_model: makes vectors of texts; see `kvrt.Embedder`.
         rerank_model: sorts texts; see `kvrt.Reranker`.
+        speech_model: writes what is said; see `kvrt.Transcriber`.
         chat_template: a file, or ``plain``, for a model that has no chat template, or another.
         reader: the name of what takes answers apart, instead of what the chat template shows.
         lora: adapters of the model, each as ``NAME=PATH``: clients ask them by their names.
@@ -110,6 +111,7 @@ class ServerConfig:
     reader: str | None = None
     embed_model: str | None = None
     rerank_model: str | None = None
+    speech_model: str | None = None
     batches: Path | None = None
     batch_space: int = 4 << 30
     batch_lines: int = 50_000
@@ -202,6 +204,7 @@ OPTIONS: Checks = {
     "reader": Maybe(Text(256)),
     "embed_model": Maybe(Text()),
     "rerank_model": Maybe(Text()),
+    "speech_model": Maybe(Text()),
     "batches": Maybe(Folder()),
     "batch_space": Whole(1, 2**50),
     "batch_lines": Whole(1, 10_000_000),

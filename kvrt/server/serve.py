@@ -28,6 +28,7 @@ from kvrt.server.desk import Desk
 from kvrt.server.fleet.app import make_models_app
 from kvrt.server.fleet.models import Models
 from kvrt.server.fleet.naming import Folder
+from kvrt.server.openai.audio import Audio
 from kvrt.server.openai.embeddings import Embeddings
 from kvrt.server.rerank import Rerank
 from kvrt.server.served import read_template
@@ -175,6 +176,7 @@ async def serve(
     served = service.served
     names = {"strict": served.strict, "any_name": served.any_name}
     embeddings, rerank = Embeddings(beside.embedder, **names), Rerank(beside.reranker, **names)
+    audio = Audio(beside.transcriber, **names)
     worker = None
     if prepared.store is not None:
         worker = Worker(
@@ -187,7 +189,7 @@ async def serve(
         )
         await worker.begin()
     try:
-        app = make_app(service, embeddings, rerank, worker)
+        app = make_app(service, embeddings, rerank, audio, worker)
         ending = (lambda: None) if worker is None else worker.stop
         await _listen(app, desk, prepared, begun, served.max_body, ending)
     finally:
@@ -217,10 +219,11 @@ async def serve_models(
     desk = _desk(config, prepared)
     names = {"strict": config.strict, "any_name": False}
     embeddings, rerank = Embeddings(beside.embedder, **names), Rerank(beside.reranker, **names)
+    audio = Audio(beside.transcriber, **names)
     try:
         models = await Models.open(configs, folder, desk, prepared.template)
         try:
-            app = make_models_app(models, embeddings, rerank)
+            app = make_models_app(models, embeddings, rerank, audio)
             await _listen(app, desk, prepared, begun, models.max_body, models.end)
         finally:
             await models.close()

@@ -33,6 +33,7 @@ from kvrt.checks import (
 )
 from kvrt.config import OPTIONS, Environment
 from kvrt.embedding.closing import Closing
+from kvrt.engine.prompts import root_of
 from kvrt.engine.sizing import FREE_SHARE
 from kvrt.errors import ModelError, RequestError
 from kvrt.model.files.resolve import resolve
@@ -64,6 +65,9 @@ ASKING: Checks = {
 """Of each argument, what it may be."""
 
 PAGE_SIZE = 16
+ROOT = b"sound"
+"""What names of sounds begin with, before their salt."""
+
 AT_ONCE = 16
 """Sounds whose windows are written together."""
 
@@ -79,6 +83,7 @@ class _Listening:
     frames: int
     duration: float
     language: str | None
+    root: bytes
     begin: int = 0
     held: list[Segment] = field(default_factory=list)
 
@@ -98,6 +103,7 @@ class Transcriber(Closing):
 
     Attributes:
         languages: codes of those that the model knows, such as ``de``; empty: it knows one.
+        longest: tokens that a window's text has at most, what it begins with included.
 
     Raises:
         ConfigError: an option has a bad value.
@@ -165,6 +171,7 @@ class Transcriber(Closing):
         self._timer: threading.Timer | None = None
         self._writer = Writer(self._model, self._pages)
         self.languages = tuple(self._model.control.languages)
+        self.longest = spec.positions
         super().__init__("transcriber", self._pages, self._model, opened)
 
     def transcribe(
@@ -175,6 +182,7 @@ class Transcriber(Closing):
         task: Task = "transcribe",
         timestamps: bool = True,
         prompt: str | None = None,
+        cache_salt: str = "",
         heard: Heard | None = None,
     ) -> list[Transcript]:
         """What is said in some sounds, which depends on nothing but the sound itself.
@@ -186,6 +194,8 @@ class Transcriber(Closing):
             timestamps: False: what fits in a window is written without times, as one segment. What
                 is longer always has them, since they say where the next window begins.
             prompt: a text that might have come before: names, or a style.
+            cache_salt: who asks with another finds none of these sounds in memory, so that nobody
+                learns by the time it takes what others have sent.
             heard: told of each segment when it is written. What it raises ends all.
 
         Raises:
@@ -199,6 +209,7 @@ class Transcriber(Closing):
         )
         self._check_words(asked["language"], asked["task"])
         before = self._before(asked["prompt"])
+        root = root_of(ROOT, cache_salt)
         single = isinstance(audio, str | Path | bytes | np.ndarray)
         listed: Any = [audio] if single else audio
         if not isinstance(listed, list | tuple) or not all(
@@ -211,7 +222,9 @@ class Transcriber(Closing):
             try:
                 for begin in range(0, len(listed), AT_ONCE):
                     some = range(begin, min(begin + AT_ONCE, len(listed)))
-                    sounds = {number: self._listen(listed[number], language) for number in some}
+                    sounds = {
+                        number: self._listen(listed[number], language, root) for number in some
+                    }
                     going = dict(sounds)
                     while going:
                         self._hear(going, asked["task"], asked["timestamps"], before, heard)
@@ -253,11 +266,11 @@ class Transcriber(Closing):
         kept = self._model.spec.positions // 2 - 1
         return [control.previous, *tokens[-kept:]]
 
-    def _listen(self, audio: Audio, language: str | None) -> _Listening:
+    def _listen(self, audio: Audio, language: str | None, root: bytes) -> _Listening:
         samples = read_audio(audio)
         features = features_of(samples, self._model.spec.bins, self._window)
         frames = min(-(-len(samples) // HOP), features.shape[1])
-        return _Listening(features, frames, len(samples) / RATE, language)
+        return _Listening(features, frames, len(samples) / RATE, language, root)
 
     def _hear(
         self,
@@ -292,7 +305,7 @@ class Transcriber(Closing):
         """The window that comes next."""
         window = one.features[:, one.begin : one.begin + self._window]
         features = torch.nn.functional.pad(window, (0, self._window - window.shape[1]))
-        name = hashlib.sha256(features.contiguous().numpy().data).digest()
+        name = hashlib.sha256(one.root + features.contiguous().numpy().tobytes()).digest()
         return self._pages.hold(name, partial(self._encode, features), self._model.spec.frames)
 
     @torch.inference_mode()

@@ -682,7 +682,7 @@ DRAWN = {
         "batches/test_run.py batches/test_life.py",
     ),
     "a part of a form is cut in two where its end may begin": M(
-        "kvrt.server.batches.form",
+        "kvrt.server.wire.form",
         "kept = len(data) - len(self._mark)",
         "kept = len(data)",
         "server/test_forms.py",

@@ -619,8 +619,8 @@ SURVIVED = {
     ),
     "no text ends with the first token of a vocabulary": M(
         "kvrt.model.tokens.tokenizer",
-        "return None if text is None else self._tokenizer.token_to_id(text)",
-        "return None if text is None else self._tokenizer.token_to_id(text) or None",
+        "return None if text is None else self.id_of(text)",
+        "return None if text is None else self.id_of(text) or None",
         "model/test_tokenizer.py",
     ),
 }

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from kvrt.server.batches.form import MAX_FIELD, MAX_FIELDS, MAX_HEADERS, MAX_OTHER, Form
 from kvrt.server.errors import Refusal
+from kvrt.server.wire.form import MAX_FIELD, MAX_FIELDS, MAX_HEADERS, MAX_OTHER, Form
 
 
 async def taken(kind: str, body: bytes, cuts: list[int]) -> tuple[Form, bytes]:

@@ -107,6 +107,8 @@ TABLE: dict[str, Asks | Owned | Lists | Makes | Same | ForAdmins] = {
     "POST /rerank": RERANK,
     "POST /v1/rerank": RERANK,
     "POST /v2/rerank": RERANK,
+    **{f"POST {version}/audio/{task}": Makes(dict)
+       for version in ("", "/v1") for task in ("transcriptions", "translations")},
     "POST /tokenize": Makes(lambda: {"prompt": "w1"}),
     **{f"POST /tokens{path}": Makes(partial(asked, path, "w1", 1, stream=False))
        for path in ROUTES},
@@ -274,6 +276,8 @@ def test_no_route_tells_another_workspace_of_what_one_has(place: Place, who: str
                 wanted = {403}
             case Makes() if path == "/v1/files":
                 wanted = {400}
+            case Makes() if "/audio/" in path:  # of which it has no model
+                wanted = {404}
         assert status in wanted, (key, status, told)
         found = [secret for secret in secrets if secret in told]
         assert not found, (key, found, told)

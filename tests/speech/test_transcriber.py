@@ -127,6 +127,9 @@ def test_a_sound_is_encoded_once_for_all_who_ask_about_it(
     again = transcriber.transcribe(SOUNDS[1], **asked)
     transcriber.transcribe(SOUNDS[1], timestamps=False, task="translate")
     assert len(encoded) == 2
+    salted = transcriber.transcribe(SOUNDS[1], cache_salt="another", **asked)
+    assert len(encoded) == 3
+    assert salted == again
     assert first[0] == first[1] == again[0]
 
 
@@ -213,6 +216,7 @@ SECRET = "w7 my secret names"
         ({"audio": SOUNDS[0], "task": "sing"}, "task"),
         ({"audio": SOUNDS[0], "timestamps": 1}, "timestamps"),
         ({"audio": SOUNDS[0], "prompt": [SECRET]}, "prompt"),
+        ({"audio": SOUNDS[0], "cache_salt": 7}, "cache_salt"),
     ],
 )
 def test_a_bad_question_is_refused_by_its_argument(

@@ -14,11 +14,11 @@ from starlette.responses import FileResponse, Response
 
 from kvrt.batches.words import File
 from kvrt.batches.work import sync_folder
-from kvrt.server.batches.form import Form
 from kvrt.server.batches.worker import Worker
 from kvrt.server.entry import entry_of
 from kvrt.server.errors import Refusal
 from kvrt.server.wire.answers import answer
+from kvrt.server.wire.form import Form
 from kvrt.server.wire.http import READ_S, headers_of, pieces_of
 
 PURPOSES = ("batch", "assistants", "fine-tune", "vision", "user_data", "evals", "batch_output")

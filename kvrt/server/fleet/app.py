@@ -18,6 +18,7 @@ from kvrt.server.entry import entry_of
 from kvrt.server.errors import Refusal, refusal_of
 from kvrt.server.fleet.models import Models
 from kvrt.server.fleet.routes import ModelRoutes
+from kvrt.server.openai.audio import Audio
 from kvrt.server.openai.embeddings import Embeddings
 from kvrt.server.rerank import Rerank
 from kvrt.server.tenants.metering import Asked, metered
@@ -67,7 +68,9 @@ class Peeked(msgspec.Struct):
         return bytes(self.prompt) not in empty or bytes(self.messages) not in empty
 
 
-def make_models_app(models: Models, embeddings: Embeddings, rerank: Rerank) -> Starlette:
+def make_models_app(
+    models: Models, embeddings: Embeddings, rerank: Rerank, audio: Audio
+) -> Starlette:
     """Everything that is served; `Guard` stands before it."""
     routes = ModelRoutes(models)
     desk = models.desk
@@ -99,6 +102,7 @@ def make_models_app(models: Models, embeddings: Embeddings, rerank: Rerank) -> S
         "/models/sleep": routes.sleep,
         "/models/unload": routes.unload,
         **{path: metered(desk.accounts, path, asked) for path, asked in beside.items()},
+        **audio.handlers(desk.accounts),
     }
     endpoints = {path: Sent(models, path) for path in (*ASKING, *ABOUT)}
     return application(gets, posts, {}, endpoints, desk.book)

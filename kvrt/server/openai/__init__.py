@@ -1,1 +1,1 @@
-"""OpenAI's API: completions, chat completions, responses."""
+"""OpenAI's API: completions, chat completions, responses, embeddings, audio."""

@@ -42,9 +42,15 @@ class Form:
         self._name = ""
         self._parts = 0
         self._left = MAX_OTHER
-        self.fields: dict[str, str] = {}
+        self.given: list[tuple[str, str]] = []
+        """The other parts, in their order: their names, and what they are."""
         self.file: str | None = None
         """The name of the file that came."""
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The same by name; of several, the last."""
+        return dict(self.given)
 
     async def read(self, pieces: AsyncIterator[bytes]) -> None:
         """All of it.
@@ -125,7 +131,7 @@ class Form:
 
     def _end(self) -> None:
         if self._field is not None:
-            self.fields[self._name] = self._field.decode("utf-8", "replace")
+            self.given.append((self._name, self._field.decode("utf-8", "replace")))
             self._field = None
 
 

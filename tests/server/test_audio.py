@@ -1,0 +1,118 @@
+"""What is said in files, as OpenAI's client asks for it."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from kvrt import Transcriber, Transcript
+from kvrt.speech.subtitles import srt, vtt
+from tests.speech.speakers import make_speaker, sound
+from tests.speech.test_audio import wav
+
+from .conftest import Server, started
+
+SECRET = "w1 my secret names"
+SOUND = wav(sound(3.1))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "whisper"
+    make_speaker(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def listening(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with started(tmp_path_factory.mktemp("server"), "--speech-model", str(folder)) as server:
+        yield server
+
+
+def test_what_is_said_is_told_in_all_of_openais_forms(folder: Path, listening: Server) -> None:
+    with Transcriber(folder, backend="cpu") as transcriber:
+
+        def want(**asked: Any) -> Transcript:
+            return transcriber.transcribe(SOUND, **asked)[0]
+
+        found, german = want(), want(language="de", prompt="w1 w2")
+        english = want(task="translate")
+    audio = listening.client().audio
+    file = ("talk.wav", SOUND)
+    assert audio.transcriptions.create(model="whisper", file=file).text == found.text
+    with pytest.warns(DeprecationWarning, match="deprecated"):  # by this client
+        assert audio.translations.create(model="whisper", file=file).text == english.text
+    told = {"model": "whisper", "file": file, "language": "de", "prompt": "w1 w2"}
+    for form, made in (
+        ("text", f"{german.text}\n"),
+        ("srt", srt(german.segments)),
+        ("vtt", vtt(german.segments)),
+    ):
+        assert audio.transcriptions.create(**told, response_format=form) == made
+    whole = audio.transcriptions.create(
+        **told,
+        response_format="verbose_json",
+        temperature=0,
+        timestamp_granularities=["segment"],
+    )
+    assert (whole.text, whole.language) == (german.text, "de")
+    assert float(whole.duration) == pytest.approx(german.duration)
+    assert [(own.text, own.tokens) for own in whole.segments] == [
+        (own.text, [*own.tokens]) for own in german.segments
+    ]
+    for made, own in zip(whole.segments, german.segments, strict=True):
+        assert (made.start, made.end) == (round(own.start, 3), round(own.end, 3))
+        assert made.no_speech_prob == pytest.approx(own.no_speech)
+
+
+def test_a_bad_question_is_refused_by_its_field(listening: Server) -> None:
+    audio = listening.client().audio
+    asked: dict[str, Any] = {"model": "whisper", "file": ("talk.wav", SOUND)}
+    for fields, param in (
+        ({"file": ("talk.wav", SOUND[:-900])}, "file"),
+        ({"file": ("talk.wav", b"my secret words are no sound")}, "file"),
+        ({"file": ("talk.wav", b"")}, "file"),
+        ({"language": "xx"}, "language"),
+        ({"temperature": 0.5}, "temperature"),
+        ({"temperature": 7}, "temperature"),
+        ({"response_format": "xml"}, "response_format"),
+        ({"timestamp_granularities": ["word", "segment"]}, "timestamp_granularities[]"),
+        ({"extra_body": {"stream": "true"}}, "stream"),
+    ):
+        with pytest.raises(openai.BadRequestError) as refused:
+            audio.transcriptions.create(**(asked | fields), prompt=SECRET)
+        assert refused.value.param == param
+        assert "secret" not in str(refused.value)
+    with pytest.raises(openai.NotFoundError):
+        audio.transcriptions.create(**(asked | {"model": "other"}))
+    with pytest.raises(openai.APIStatusError) as large:
+        audio.transcriptions.create(**(asked | {"file": ("talk.wav", bytes(26 << 20))}))
+    assert large.value.status_code == 413
+    assert audio.transcriptions.create(**asked).text  # it answers on
+
+
+def test_many_ask_at_once_and_each_has_its_own(folder: Path, listening: Server) -> None:
+    sounds = [wav(sound(1.5, seed)) for seed in range(4)]
+    with Transcriber(folder, backend="cpu") as transcriber:
+        want = [one.text for one in transcriber.transcribe(sounds)]
+    audio = listening.client().audio
+    got: dict[int, str] = {}
+
+    def ask(number: int) -> None:
+        file = ("talk.wav", sounds[number])
+        got[number] = audio.transcriptions.create(model="whisper", file=file).text
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(sounds))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [got[number] for number in range(len(sounds))] == want
+
+
+def test_without_a_model_for_it_the_error_says_how_to_have_one(server: Server) -> None:
+    with pytest.raises(openai.NotFoundError, match="--speech-model"):
+        server.client().audio.transcriptions.create(model="tiny", file=("talk.wav", SOUND))
