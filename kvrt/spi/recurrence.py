@@ -115,6 +115,7 @@ class DeltaRule:
         decay_bias: float32 [value_heads * decays], likewise.
         decays: of a head: 1 or `key_dim`.
         strength: how much is put in at most.
+        tiled: head h has the key of head ``h % key_heads`` instead.
     """
 
     key_heads: int
@@ -125,6 +126,7 @@ class DeltaRule:
     decay_bias: "Tensor"
     decays: int = 1
     strength: float = 1.0
+    tiled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

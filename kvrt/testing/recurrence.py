@@ -29,7 +29,7 @@ def delta(qkv: Tensor, gates: Tensor, rule: DeltaRule) -> tuple[Tensor, Tensor]:
     gone = torch.nn.functional.softplus(a + bias).view(-1, heads, rule.decays, 1)
     decay = (-log.exp().view(-1, 1, 1) * gone).exp()
     q, k, v = qkv.split_with_sizes((keys, keys, qkv.shape[1] - 2 * keys), 1)
-    q, k = (_unit(part.reshape(-1, rule.key_heads, rule.key_dim), heads) for part in (q, k))
+    q, k = (_unit(part.reshape(-1, rule.key_heads, rule.key_dim), rule) for part in (q, k))
     v = v.reshape(-1, heads, rule.value_dim)
     state = torch.zeros(heads, rule.key_dim, rule.value_dim, dtype=torch.double)
     out, states = [], []
@@ -68,7 +68,9 @@ def scan(xbc: Tensor, times: Tensor, rule: StateSpaceRule) -> tuple[Tensor, Tens
     return torch.stack(out).flatten(1), torch.stack(states)
 
 
-def _unit(heads: Tensor, count: int) -> Tensor:
-    """Of length 1, each for as many of `count` heads."""
+def _unit(heads: Tensor, rule: DeltaRule) -> Tensor:
+    """Of length 1, one for each value head."""
     root = (heads.square().sum(2, keepdim=True) + 1e-6).sqrt()
-    return (heads / root).repeat_interleave(count // heads.shape[1], 1)
+    each = rule.value_heads // rule.key_heads
+    units = heads / root
+    return units.repeat(1, each, 1) if rule.tiled else units.repeat_interleave(each, 1)

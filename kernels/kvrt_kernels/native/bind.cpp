@@ -69,12 +69,12 @@ StatePages state_pages(const std::array<S, 10>& from) {
 }
 
 // rows: queries, keys, values, out; strides: of the first three, of out; shape: heads of keys and of values, widths of
-// both, decays of a value head.
+// both, decays of a value head, whether keys are tiled.
 StateArgs state_args(const std::array<S, 10>& tokens, const std::array<S, 10>& borders, const std::array<A, 4>& rows,
-                     const std::array<S, 2>& strides, const std::array<int, 5>& shape) {
+                     const std::array<S, 2>& strides, const std::array<int, 6>& shape) {
   return {state_pages(tokens), state_pages(borders), at<const float>(rows[0]), at<const float>(rows[1]),
           at<const float>(rows[2]), strides[0], at<float>(rows[3]), strides[1],
-          shape[0], shape[1], shape[2], shape[3], shape[4]};
+          shape[0], shape[1], shape[2], shape[3], shape[4], shape[5] != 0};
 }
 
 PackedMatrix packed_matrix(const std::array<S, 7>& from) {
@@ -274,7 +274,7 @@ NB_MODULE(_native, m) {
   m.def(
       "delta",
       [](const std::array<S, 10>& tokens, const std::array<S, 10>& borders, const std::array<A, 4>& rows,
-         const std::array<S, 2>& strides, const std::array<int, 5>& shape, A gates, S gates_stride, A decay_log,
+         const std::array<S, 2>& strides, const std::array<int, 6>& shape, A gates, S gates_stride, A decay_log,
          A decay_bias, float strength, int threads) {
         delta({state_args(tokens, borders, rows, strides, shape), at<const float>(gates), gates_stride,
                at<const float>(decay_log), at<const float>(decay_bias), strength},
@@ -286,7 +286,7 @@ NB_MODULE(_native, m) {
   m.def(
       "scan",
       [](const std::array<S, 10>& tokens, const std::array<S, 10>& borders, const std::array<A, 4>& rows,
-         const std::array<S, 2>& strides, const std::array<int, 5>& shape, A times, S times_stride, A decay_log,
+         const std::array<S, 2>& strides, const std::array<int, 6>& shape, A times, S times_stride, A decay_log,
          A time_bias, A skip, float shortest, float longest, int threads) {
         scan({state_args(tokens, borders, rows, strides, shape), at<const float>(times), times_stride,
               at<const float>(decay_log), at<const float>(time_bias), at<const float>(skip), shortest, longest},

@@ -127,7 +127,8 @@ struct Parts {
 
 KVRT_EACH_ISA Parts parts_of(const StateArgs& a, int head) {
   const int values = a.key_heads * a.key_dim, gone = values + a.value_heads * a.value_dim;
-  return {head / (a.value_heads / a.key_heads) * a.key_dim, values + head * a.value_dim, gone + head * a.decays};
+  const int key = a.tiled ? head % a.key_heads : head / (a.value_heads / a.key_heads);
+  return {key * a.key_dim, values + head * a.value_dim, gone + head * a.decays};
 }
 
 KVRT_EACH_ISA float softplus(float x) { return x > 20.f ? x : std::log1p(std::exp(x)); }

@@ -35,6 +35,7 @@ struct StateArgs {
   int64_t out_stride;
   int key_heads, value_heads, key_dim, value_dim;
   int decays;  // of a value head: 1, or one for each of a key's numbers
+  bool tiled;  // value heads take the keys in turns, and not several neighbours each
 };
 
 struct DeltaArgs {

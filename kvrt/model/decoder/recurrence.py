@@ -104,7 +104,14 @@ class TorchRecurrence:
     ) -> None:
         assert isinstance(tokens, TorchPlan)
         assert isinstance(borders, TorchPlan)
-        shape = _Shape(rule.key_heads, rule.value_heads, rule.key_dim, rule.value_dim, rule.decays)
+        shape = _Shape(
+            rule.key_heads,
+            rule.value_heads,
+            rule.key_dim,
+            rule.value_dim,
+            rule.decays,
+            rule.tiled,
+        )
         wide = rule.key_heads * rule.key_dim
         for token in range(len(qkv)):
             q, k, v = qkv[token].float().split_with_sizes((wide, wide, len(qkv[token]) - 2 * wide))
@@ -145,17 +152,22 @@ class TorchRecurrence:
 
 
 class _Shape(NamedTuple):
-    """Of states: heads of keys and of values, the widths of both, decays of a value head."""
+    """Of states: heads of keys and of values, the widths of both, decays of a value head; whether
+    these take the keys in turns."""
 
     key_heads: int
     heads: int
     keys: int
     values: int
     decays: int = 1
+    tiled: bool = False
 
     def of_heads(self, keys: Tensor) -> Tensor:
         """Each value head's key: [..., heads, keys]."""
-        return keys.repeat_interleave(self.heads // self.key_heads, -2)
+        each = self.heads // self.key_heads
+        if self.tiled:
+            return torch.cat([keys] * each, -2)
+        return keys.repeat_interleave(each, -2)
 
 
 class _Before:

@@ -147,7 +147,7 @@ def check_states(
             assert all(torch.equal(found[0][at], other[at]) for other in found)
 
 
-@pytest.mark.parametrize("by_number", [False, True])
+@pytest.mark.parametrize(("by_number", "tiled"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize(
     ("key_heads", "value_heads", "key_dim", "value_dim"),
     [(2, 4, 16, 24), (1, 3, 5, 7), (2, 2, 128, 128)],
@@ -161,13 +161,14 @@ def test_the_gated_delta_rule(
     key_dim: int,
     value_dim: int,
     by_number: bool,
+    tiled: bool,
 ) -> None:
-    """With a decay of each head, and of each of a key's numbers."""
+    """With a decay of each head, and of each of a key's numbers; and with keys in turns."""
     decays = key_dim if by_number else 1
     log = randoms(device, "float32", value_heads, seed=1)
     bias = randoms(device, "float32", value_heads * decays, seed=2)
     strength = 2.0 if by_number else 1.0
-    rule = DeltaRule(key_heads, value_heads, key_dim, value_dim, log, bias, decays, strength)
+    rule = DeltaRule(key_heads, value_heads, key_dim, value_dim, log, bias, decays, strength, tiled)
     keys, values, gone = key_heads * key_dim, value_heads * value_dim, value_heads * decays
     check_states(
         device,
