@@ -108,6 +108,7 @@ class GatedDelta:
         kernel: how many tokens a token's convolution takes in, itself included; two or more.
         by_number: each of a key's numbers decays by itself, and not each head.
         rank: width of those vectors; 0: there are none.
+        tiled: head h has the key of head ``h % key_heads`` instead.
         strength: multiplies what is put in: ``strength * sigmoid(b)``.
         gate: what is taken of z.
         eps: added to the mean square in its norm; 0: as in others.
@@ -123,6 +124,7 @@ class GatedDelta:
     strength: float = 1.0
     gate: GateActivation = "silu"
     eps: float = 0.0
+    tiled: bool = False
 
     @property
     def decays(self) -> int:

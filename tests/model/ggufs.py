@@ -100,6 +100,8 @@ ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "olmo3": "olmo2",
                  "gemma4_text": "gemma4", "glm4_moe": "glm4moe",
                  "ernie4_5_moe": "ernie4_5-moe",
                  "minimax_m2": "minimax-m2", "lfm2_moe": "lfm2moe", "youtu": "deepseek2",
+                 "granitemoehybrid": "granitehybrid", "qwen3_next": "qwen3next",
+                 "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe",
                  "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
                  "glm4_moe_lite": "deepseek2"}  # fmt: skip
 """What model types are called in GGUF files, where that is otherwise."""

@@ -114,7 +114,7 @@ def test_tensors_have_the_names_that_the_formats_own_library_gives_them() -> Non
                 continue  # where all layers have experts, the library has no names for others
             file = row.file.format(3, "").replace("..", ".")
             if row.bare:  # which converters part from the rest of the name
-                file = file.replace("correction_bias", "correction")
+                file = file.replace("correction_bias", "correction").replace("dt_bias", "dt_proj")
             # Some of the library's names are those of files that have no such beginning.
             found = theirs.get_name(file) or theirs.get_name(file.removeprefix("model."))
             expected = row.gguf.format(3, "").rstrip(".")

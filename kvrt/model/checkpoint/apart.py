@@ -86,11 +86,12 @@ def _pieces(path: Path, whole: TensorEntry, count: int) -> list[TensorEntry]:
 def _drop_one(tensors: Tensors, name: str, shape: tuple[int, ...], *, gguf: bool) -> None:
     """Some files have vectors as matrices of one row, or of one number in each, vectors of one
     number as numbers, and filters of single channels as such of one channel; GGUF files have
-    matrices of all heads as one for each."""
+    matrices and vectors of all heads as one for each."""
     if name in tensors:
         path, entry = tensors[name]
         filters, ones = (*shape[:1], 1, *shape[1:]), (1, 1, *shape, 1)
         alike = (1, *shape), filters, ones, () if shape == (1,) else shape
         by_head = gguf and (math.prod(entry.shape[:-1]), *entry.shape[-1:]) == shape
+        by_head = by_head or (gguf and (math.prod(entry.shape),) == shape)
         if by_head or entry.shape in alike:
             tensors[name] = path, replace(entry, shape=shape)

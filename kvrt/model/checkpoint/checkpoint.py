@@ -141,12 +141,13 @@ def open_checkpoint(folder: Path, spec: ModelSpec, method: Method | None = None)
 
 
 def is_further(name: str, spec: ModelSpec) -> bool:
-    """Whether a tensor is of a layer behind the last one of a mixture of experts.
+    """Whether a tensor is of a layer behind the last one of a mixture of experts or a hybrid.
 
     There are heads, as layers, that predict further tokens.
     """
     number = LAYER.match(name)
-    return number is not None and spec.experts is not None and int(number[1]) >= len(spec.layers)
+    usual = spec.experts is not None or spec.recurrence is not None
+    return number is not None and usual and int(number[1]) >= len(spec.layers)
 
 
 def _by_name(headers: Sequence[Header], assigned: Mapping[str, str]) -> Tensors:

@@ -33,6 +33,9 @@ class Rows(NamedTuple):
         if self.order == "less_one":
             rows.add_(1.0)
             return
+        if self.order == "logged":
+            rows.neg_().log_()
+            return
         if self.order == "turns":
             turns = rows.view(-1, 2, *rows.shape[1:])
             rows.copy_(turns.transpose(0, 1).reshape(rows.shape))
@@ -62,7 +65,7 @@ def rows_of(part: Part, order: RowOrder, spec: ModelSpec) -> Rows | None:
         return Rows(order, spec.heads, spec.latent.plain)
     if order == "heads":
         return Rows(order, *_parts(part.kind, spec))
-    if order == "turns" or (order == "less_one" and part.name.endswith(".weight")):
+    if order in ("turns", "logged") or (order == "less_one" and part.name.endswith(".weight")):
         return Rows(order)
     return None
 

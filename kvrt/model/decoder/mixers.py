@@ -110,6 +110,7 @@ class Mixer:
             w.decay_bias,
             shape.decays,
             shape.strength,
+            shape.tiled,
         )
         self._recurrence.delta(
             plans[1], plans[2], layer, work.convolved, gates, rule, work.recalled

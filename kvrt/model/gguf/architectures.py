@@ -31,6 +31,7 @@ class Architecture:
         normed_heads: queries and keys are normed where there are weights for it.
         truncate: see `kvrt.model.spec.RopeSpec`.
         shapes: layers that see all have heads of another shape.
+        tiled: value heads of recurrent layers take the keys in turns.
         beside: experts stand beside a dense layer (`kvrt.model.spec.ExpertSpec`).
         expert_activation: of experts, with its limit and alpha.
     """
@@ -57,6 +58,7 @@ class Architecture:
     alpha: float = 1.0
     shapes: bool = False
     beside: bool = False
+    tiled: bool = False
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -143,5 +145,21 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gpt2": Architecture("GPT2LMHeadModel", activation="gelu_tanh", naming="gpt2_gguf"),
     "lfm2": Architecture("Lfm2ForCausalLM"),
     "lfm2moe": Architecture("Lfm2MoeForCausalLM", router=Router("sigmoid", 1, renormalise=True)),
+    "qwen3next": Architecture(
+        "Qwen3NextForCausalLM",
+        router=Router("softmax", 1, renormalise=True),
+        naming="qwen3_next_gguf",
+    ),
+    "qwen35": Architecture("Qwen3_5ForCausalLM", tiled=True),
+    "qwen35moe": Architecture(
+        "Qwen3_5MoeForCausalLM", tiled=True, router=Router("softmax", 1, renormalise=True)
+    ),
+    "granitehybrid": Architecture(
+        "GraniteMoeHybridForCausalLM",
+        paired=True,
+        divides_logits=True,
+        router=Router("chosen", 1),
+        naming="granite_hybrid_gguf",
+    ),
     "stablelm": Architecture("StableLmForCausalLM"),
 }

@@ -22,6 +22,9 @@ UNPACKED: DType = "bfloat16"
 """What packed weights become where they do not stay codes and nothing else is asked for: half the
 bytes of float32. It rounds them, which changes the texts less than the packing did."""
 
+GROUPED = ("q", "mixer_gates")
+"""Parts whose rows converters leave together by heads."""
+
 PAIRED = ("q", "k", "q_up", "kv_down")
 """Parts whose rows, or some of them, are in pairs in files of some architectures."""
 
@@ -49,7 +52,11 @@ def open_checkpoint(gguf: GGUF, spec: ModelSpec) -> Checkpoint:
         _check_tensor(gguf, stored, part)
         tensors[part.name] = stored[part.gguf]
         paired = ARCHITECTURES[spec.architecture].paired and part.kind in PAIRED
-        order: RowOrder = "pairs" if paired else "absorbed" if part.order == "absorbed" else ""
+        paired = paired and bool(spec.ropes)  # where nothing is rotated, all orders are as good
+        kept = part.order == "absorbed" or (part.order == "heads" and part.kind in GROUPED)
+        order: RowOrder = "pairs" if paired else part.order if kept else ""
+        if part.kind == "decay_log":
+            order = "logged"
         if found := rows_of(part, order, spec):
             rows[part.name] = found
     matrices = {

@@ -29,6 +29,7 @@ from kvrt.model.gguf.latents import LOG_MULTIPLIER, latent_switches, read_latent
 from kvrt.model.gguf.recurrences import read_recurrence, recurrent_layers
 from kvrt.model.gguf.shapes import read_shapes
 from kvrt.model.spec import LatentSpec, LayerSpec, ModelSpec, RopeSpec
+from kvrt.model.states import StateSpace
 
 ROPE_DIVISORS = "rope_freqs.weight"
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
@@ -75,11 +76,13 @@ def read_spec(gguf: GGUF) -> ModelSpec:
     experts = read_experts(gguf, fields, architecture)
     family = FAMILIES[(architecture.mixture if experts else "") or architecture.family]
     layers = fields.integer("block_count", 1, MAX_LAYERS)
-    if experts:  # heads that predict further tokens count as layers, and are not read
-        layers -= fields.integer("nextn_predict_layers", 0, layers - 1, 0)
+    # Heads that predict further tokens count as layers, and are not read.
+    layers -= fields.integer("nextn_predict_layers", 0, layers - 1, 0)
     hidden = fields.integer("embedding_length", 1, MAX_WIDTH)
     heads = _same(fields, "attention.head_count", layers, MAX_HEADS)
     recurrent = recurrent_layers(gguf, layers)
+    recurrence = read_recurrence(gguf, fields, recurrent, tiled=architecture.tiled)
+    rotated = not family.learned and not isinstance(recurrence, StateSpace)
     latent = read_latent(fields) if family.latent else None
     shapes = None
     if architecture.shapes:
@@ -99,7 +102,9 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         head_dim, ropes, read = shapes.head_dim, list(shapes.ropes), shapes.layers
     else:
         head_dim = latent.rank + latent.rotated if latent else _head_dim(fields, hidden, heads)
-        ropes = _ropes(gguf, fields, architecture, family, latent, head_dim, positions, window)
+        ropes = []
+        if rotated:
+            ropes = _ropes(gguf, fields, architecture, family, latent, head_dim, positions, window)
         read = _layers(fields, architecture, layers, window, positions)
     stretched = max((rope.stretched_positions for rope in ropes[:1]), default=0)
     vocab = _vocab(gguf, fields)
@@ -116,7 +121,7 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         layers=tuple(
             replace(
                 layer,
-                rope=None if family.learned else layer.rope,
+                rope=layer.rope if rotated else None,
                 experts=ROUTER.format(at) in gguf.tensors,
                 recurrent=recurrent[at],
             )
@@ -133,7 +138,7 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         experts=experts,
         latent=latent,
         learned_positions=family.learned,
-        recurrence=read_recurrence(gguf, fields, recurrent),
+        recurrence=recurrence,
         bos=read_token(tokens, "bos_token_id", vocab),
         eos=tuple(dict.fromkeys(token for token in eos if token is not None)),
         **_scales(fields, architecture, hidden, heads, layers),
@@ -158,8 +163,6 @@ def _ropes(
     window: int,
 ) -> list[RopeSpec]:
     """The rotations: of the layers that see all, and of those with a window if it is another."""
-    if family.learned:
-        return []
     dims = latent.rotated if latent else _dims(fields, family, head_dim)
     rope = trained_positions(_rope(gguf, fields, dims, positions), family, positions)
     dims = dims if dims < head_dim else 0

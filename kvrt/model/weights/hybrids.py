@@ -42,6 +42,10 @@ _DELTA: Naming = {
     "mixer_norm": layer("linear_attn.norm", "ssm_norm"),
     "mixer_out": layer("linear_attn.out_proj", "ssm_out"),
     "q": LLAMA["q"]._replace(order="heads"),
+    "mlp_norm": layer("post_attention_layernorm", "post_attention_norm"),
+}
+_BOTH_GATES: Naming = {
+    "mixer_gates": layer("linear_attn.in_proj_ba", "ssm_ba", "heads"),
 }
 _DELTA_APART: Naming = {
     **_DELTA,
@@ -101,6 +105,7 @@ _SPACE: Naming = {
     "mixer_norm": layer("mamba.norm", "ssm_norm"),
     "mixer_out": layer("mamba.out_proj", "ssm_out"),
 }
+_GRANITE_ROUTER = layer("block_sparse_moe.router.layer", "ffn_gate_inp")
 _FED: Naming = {
     "mlp_norm": layer("pre_ff_layernorm", "ffn_norm"),
     "gate": layer("feed_forward.gate_proj", "ffn_gate"),
@@ -118,21 +123,30 @@ HYBRIDS: Mapping[str, Naming] = {
     },
     "qwen3_5": less_one({**LLAMA, **_DELTA_APART}),
     "qwen3_5_moe": less_one({**QWEN2_MOE, **_DELTA_APART}),
+    "qwen3_next_gguf": less_one(
+        {**QWEN2_MOE, **without(_DELTA_APART, "delta_b", "delta_a"), **_BOTH_GATES}
+    ),
     "qwen3_next": less_one(
         {
             **QWEN2_MOE,
             **_DELTA,
+            **_BOTH_GATES,
             "mixer_in": layer("linear_attn.in_proj_qkvz", "ssm_in", "heads"),
-            "mixer_gates": layer("linear_attn.in_proj_ba", "ssm_ba", "heads"),
         }
     ),
     "kimi_linear": _KIMI,
     "olmo_hybrid": _OLMO,
     "olmo_hybrid, recurrent": _OLMO_RECURRENT,
+    "granite_hybrid_gguf": {
+        **experts("mlp"),
+        **shared("mlp.shared_experts"),
+        **_SPACE,
+        "router": _GRANITE_ROUTER,
+    },
     "granite_hybrid": {
         **without(LLAMA, "gate", "up", "down"),
         **_SPACE,
-        "router": layer("block_sparse_moe.router.layer", "ffn_gate_inp"),
+        "router": _GRANITE_ROUTER,
         "expert_gate_up": layer("block_sparse_moe.input_linear.{}", "ffn_gate_up_exps.{}"),
         "expert_down": layer("block_sparse_moe.output_linear.{}", "ffn_down_exps.{}"),
         "gate_up": layer("shared_mlp.input_linear", "ffn_up"),

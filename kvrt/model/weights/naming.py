@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-RowOrder = Literal["", "pairs", "less_one", "turns", "heads", "absorbed"]
+RowOrder = Literal["", "pairs", "less_one", "turns", "heads", "absorbed", "logged"]
 """``pairs``: each head's rows are in pairs, (i, i + rotated/2) beside each other; ``less_one``: of
 norm weights, 1 is taken off; ``turns``: those of gate and of up take turns; ``heads``: those of a
 head are together, of all its parts in turn (`rows.rows_of`); ``absorbed``: of each head in turn,
-those that make its key of a latent, which are turned, and those that make its value."""
+those that make its key of a latent, which are turned, and those that make its value; ``logged``:
+of numbers below 0, which are the decoder's e to the, negated."""
 
 
 class Name(NamedTuple):

@@ -42,6 +42,9 @@ it stands, what a channel is convolved with, and what of a state is kept."""
 WITHOUT_BIAS = ("norm", "sinks", "layer_scale")
 """Ends of the fields of vectors that are no biases."""
 
+BARE_IN_GGUF = (".scale", ".ssm_a", ".ssm_d")
+"""Ends of names to which GGUF files add nothing."""
+
 ALIGNMENT = 128
 """Bytes that each weight's address is a multiple of: two cache lines, or one GPU sector group."""
 
@@ -257,7 +260,7 @@ def _part(
     return Part(
         file if name.bare else f"{file}.{end}",
         shape,
-        gguf if gguf.endswith(".scale") else f"{gguf}.{end}",
+        gguf if gguf.endswith(BARE_IN_GGUF) else f"{gguf}.{end}",
         kind,
         name.order,
         name.columns,

@@ -92,7 +92,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--work", type=Path, default=ROOT / "build/peers", metavar="FOLDER",
-                        help="of ci/peers, which installs llama.cpp (default: build/peers)")  # fmt: skip
+                        help="of ci/peers, for llama.cpp (default: build/peers)")  # fmt: skip
     python = parser.parse_args().work / "llama.cpp/bin/python"
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, gguf = models(Path(folder))
