@@ -10,7 +10,11 @@ POLICIES: tuple[Policy, ...] = get_args(Policy)
 RUNNING_TOKENS = 64
 """What an answer that is being given costs others, in tokens of a prompt."""
 
-FASTER = 4.0
+FIXED_TOKENS = 128
+"""What any request costs beside its prompt, likewise. Without it, a server that gets requests whose
+prompts are cached would seem slow, and lose them."""
+
+FASTER = 2.0
 """So much faster than the median a server is believed to be, at the most, and so much slower. One
 that was fast with little is not fast with everything."""
 
@@ -36,8 +40,8 @@ class Candidate:
 
 def work(candidate: Candidate, prompt: int) -> int:
     """What is before the first token of an answer, in tokens of prompts."""
-    new = max(1, prompt - candidate.cached)
-    return new + candidate.waiting + RUNNING_TOKENS * candidate.running
+    new = max(0, prompt - candidate.cached)
+    return FIXED_TOKENS + new + candidate.waiting + RUNNING_TOKENS * candidate.running
 
 
 def choose(candidates: Sequence[Candidate], prompt: int, policy: Policy = "prefix") -> int:

@@ -25,7 +25,7 @@ LOOK_S = 1.0
 """A server is asked so often whether it is ready."""
 
 LOOK_TIMEOUT_S = 5.0
-NEW = 0.2
+NEW = 0.1
 """The part of a new measurement in a pace."""
 
 

@@ -14,10 +14,10 @@ Route = Callable[..., Server]
 
 
 @contextmanager
-def publishing(folder: Path) -> Iterator[tuple[Server, str]]:
+def publishing(folder: Path, *args: str) -> Iterator[tuple[Server, str]]:
     """A server that publishes what is cached, and its address as a router is given it."""
     events, replay = f"ipc://{folder}/events", f"ipc://{folder}/replay"
-    with started(folder, "--kv-events", events, "--kv-events-replay", replay) as server:
+    with started(folder, "--kv-events", events, "--kv-events-replay", replay, *args) as server:
         yield server, f"{server.url},{events},{replay}"
 
 

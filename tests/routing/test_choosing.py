@@ -26,7 +26,7 @@ def test_unless_it_has_so_much_to_do_that_computing_anew_is_sooner() -> None:
 
 def test_a_slow_one_is_asked_less() -> None:
     assert choose([like(pace=0.004), like(pace=0.001)], 100) == 1
-    assert choose([like(pace=0.004, cached=90), like(pace=0.001)], 100) == 0
+    assert choose([like(pace=0.004, cached=900), like(pace=0.001)], 1000) == 0
 
 
 def test_one_that_is_not_known_yet_is_taken_for_a_usual_one() -> None:
