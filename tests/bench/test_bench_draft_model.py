@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
+from tests.model.drafters import noisy_copy
 
 from .test_bench_speculation import fresh
 
@@ -39,9 +40,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A large model, and those that draft for it."""
     folder = tmp_path_factory.mktemp("models")
     with as_file(files("kvrt.model.bundled").joinpath("tiny")) as tiny:
-        found = {name: folder / name for name in ("large", *NOISE)}
-        for path in found.values():
-            shutil.copytree(tiny, path)
+        shutil.copytree(tiny, folder / "large")
         weights = load_file(tiny / "model.safetensors")
         config = json.loads((tiny / "config.json").read_text())
     large = dict(weights)
@@ -51,21 +50,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                 ends = name.endswith(("o_proj.weight", "down_proj.weight"))
                 copied = torch.zeros_like(tensor) if ends else tensor.clone()
                 large[name.replace("layers.0.", f"layers.{layer}.")] = copied
-    save_file(large, found["large"] / "model.safetensors", metadata={"format": "pt"})
-    (found["large"] / "config.json").write_text(json.dumps({**config, "num_hidden_layers": LAYERS}))
-    random = torch.Generator().manual_seed(1)
-    for name, share in NOISE.items():
-        noisy = {
-            key: tensor
-            if tensor.dim() < 2
-            else (
-                tensor.float()
-                + share * tensor.float().std() * torch.randn(tensor.shape, generator=random)
-            ).to(tensor.dtype)
-            for key, tensor in weights.items()
-        }
-        save_file(noisy, found[name] / "model.safetensors", metadata={"format": "pt"})
-    return found
+    save_file(large, folder / "large" / "model.safetensors", metadata={"format": "pt"})
+    config["num_hidden_layers"] = LAYERS
+    (folder / "large" / "config.json").write_text(json.dumps(config))
+    noisy = {name: noisy_copy(folder / name, share) for name, share in NOISE.items()}
+    return {"large": folder / "large", **noisy}
 
 
 def seconds(

@@ -16,11 +16,13 @@ import torch
 
 from kvrt import checks
 from kvrt.checks import Check
+from kvrt.drafting import gain
 from kvrt.errors import CapacityError, RequestError
 from kvrt.outputs import Result
 from kvrt.runtime import Runtime
 from kvrt.sampling import MAX_BEAMS, PARAMS, SamplingParams
 from kvrt.structured.constraint import Constraint
+from tests.model.drafters import noisy_copy
 
 from .conftest import pages_in_use, until
 
@@ -34,7 +36,9 @@ RUNTIMES: dict[str, dict[str, Any]] = {
     "plain": {},
     "speculating": {"speculate": "ngram:6", "max_batch_tokens": 64},
     "crowded": {"max_running": 6, "page_size": 4, "max_batch_tokens": 16},
+    "drafting": {"max_running": 6, "page_size": 4, "max_batch_tokens": 16, "draft_model": 0.1},
 }
+"""A model that drafts is the one that is asked, with so much noise."""
 TEXTS = ("x", "def f():\n    return", "a = 1\nb = 2\n" * 3, "é", "\0", " \n\t ", "漢字😀")
 LETTERS = "ab \n():=é"
 CONSTRAINTS = (
@@ -114,12 +118,20 @@ def said(result: Result) -> object:
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)
-def fuzzed(request: pytest.FixtureRequest) -> Iterator[tuple[Runtime, list[object]]]:
+def fuzzed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Runtime, list[object]]]:
     """A runtime, and what the neighbours say on it when they are alone."""
-    options = RUNTIMES[request.param]
-    with Runtime(
-        "tiny", backend="cpu", memory_limit="64MiB", max_model_len=ROOM, debug=True, **options
-    ) as runtime:
+    options = dict(RUNTIMES[request.param])
+    if noise := options.get("draft_model"):
+        options["draft_model"] = noisy_copy(tmp_path_factory.mktemp("drafter") / "model", noise)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Runtime(
+            "tiny", backend="cpu", memory_limit="64MiB", max_model_len=ROOM, debug=True, **options
+        ) as runtime,
+    ):
+        patch.setattr(gain, "MARGIN", 0.0)  # drafts are made whatever they cost
         yield runtime, [said(runtime.stream(*neighbour).wait()) for neighbour in NEIGHBOURS]
 
 
@@ -140,6 +152,8 @@ def fuzz(runtime: Runtime, alone: list[object], draws: int, rng: random.Random) 
             json.dumps(asdict(result), allow_nan=False)
         assert [said(stream.wait()) for stream in neighbours] == alone, asked
     until(lambda: not runtime.busy and not pages_in_use(runtime))
+    told = runtime.stats().speculation
+    assert runtime.config.draft_model is None or 0 < told.accepted_tokens < told.drafted_tokens
     runtime.cache.check_integrity()
 
 
