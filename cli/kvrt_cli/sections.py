@@ -32,7 +32,8 @@ RUN: Sections = {
 SERVE: Sections = {
     "Server": ("host", "port", "alias", "chat_template", "reader", "strict", "max_requests",
                "max_body", "drain_seconds", "ready_seconds", "response_cache",
-               "response_cache_all", "metrics_compat", "otel", "embed_model", "rerank_model",
+               "response_cache_all", "semantic_cache", "semantic_cache_size",
+               "semantic_cache_seconds", "metrics_compat", "otel", "embed_model", "rerank_model",
                "speech_model", "lora", "kv_events", "kv_events_replay"),
     "Several models": ("models_dir", "keep_alive", "max_waiting", "slo"),
     "Batches": ("batches", "batch_space", "batch_lines", "batch_price", "batch_webhook",

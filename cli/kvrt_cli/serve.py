@@ -282,6 +282,30 @@ def model_or_named(value: str) -> str:
     help="Also for requests that do not say so, unless they say x-kvrt-cache: off.",
 )
 @click.option(
+    "--semantic-cache",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="X",
+    help="Who says x-kvrt-cache: similar may be told the answer to another question of the same"
+    " conversation, of the same workspace, if the vectors of --embed-model are so near, such as"
+    " 0.95. Near is not the same: docs/serve.md.",
+)
+@click.option(
+    "--semantic-cache-size",
+    type=nbytes,
+    default="64MiB",
+    show_default=True,
+    metavar="SIZE",
+    help="What these answers may take.",
+)
+@click.option(
+    "--semantic-cache-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=3600.0,
+    show_default=True,
+    metavar="S",
+    help="They are told for so long.",
+)
+@click.option(
     "--drain-seconds",
     type=click.FloatRange(0),
     default=30.0,
@@ -368,6 +392,7 @@ def serve(
              "jwt_role", "limits", "usage", "usage_days", "audit", "audit_size", "audit_days",
              "otel", "metrics_compat", "without_keys",
              "strict", "max_requests", "max_body", "response_cache", "response_cache_all",
+             "semantic_cache", "semantic_cache_size", "semantic_cache_seconds",
              "drain_seconds", "ready_seconds", "kv_events", "kv_events_replay", "chat_template",
              "reader", "embed_model", "rerank_model", "speech_model", "batches",
              "batch_space", "batch_lines", "batch_price", "batch_webhook", "batch_webhook_secret",

@@ -20,6 +20,7 @@ from kvrt.server.batches.worker import Worker
 from kvrt.server.endpoint import Endpoint
 from kvrt.server.entry import Book
 from kvrt.server.errors import Refusal
+from kvrt.server.kept.route import Forgetting
 from kvrt.server.ollama.about import About
 from kvrt.server.ollama.answers import ChatAnswers, GenerateAnswers
 from kvrt.server.openai.audio import Audio
@@ -119,6 +120,7 @@ def make_app(
         "/v1/batches/{id}/retry": batches.retry,
     }
     deletes: dict[str, Handler] = {
+        "/answers": Forgetting(service.desk, lambda: [service]).forget,
         "/v1/files/{id}": files.delete,
         "/v1/batches/{id}": batches.delete,
     }

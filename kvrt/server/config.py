@@ -59,6 +59,10 @@ class ServerConfig:
         max_body: bytes of a request's body; None: what the longest prompt can need.
         response_cache: bytes of answers that are kept for who asks the same again; None: none.
         response_cache_all: also for requests that do not say that they want it.
+        semantic_cache: how near a question has to be to one of before, from 0 to 1, so that its
+            answer is told to who asks for that; None: it never is.
+        semantic_cache_size: bytes that these answers may take.
+        semantic_cache_seconds: that they are told for.
         drain_seconds: at the end, answers may go on for so long.
         ready_seconds: not ready once there is work, and no step for so long.
         kv_events: where to publish what is cached; see `kvrt.integrations.events`. None: nowhere.
@@ -103,6 +107,9 @@ class ServerConfig:
     max_body: int | None = None
     response_cache: int | None = None
     response_cache_all: bool = False
+    semantic_cache: float | None = None
+    semantic_cache_size: int = 64 << 20
+    semantic_cache_seconds: float = 3600.0
     drain_seconds: float = 30.0
     ready_seconds: float = 30.0
     kv_events: str | None = None
@@ -146,6 +153,11 @@ class ServerConfig:
             raise ConfigError("batch_webhook and batch_webhook_secret go together")
         if self.batch_webhook is not None and self.batches is None:
             raise ConfigError("batch_webhook has nothing to tell without batches")
+        if self.semantic_cache is not None and self.embed_model is None:
+            raise ConfigError(
+                "semantic_cache compares questions, and nothing makes their vectors",
+                fix="give --embed-model MODEL",
+            )
         if self.response_cache_all and self.response_cache is None:
             raise ConfigError("response_cache_all needs a size", fix="give --response-cache SIZE")
         guarded = self.keys is not None or self.jwt_issuer is not None
@@ -196,6 +208,9 @@ OPTIONS: Checks = {
     "max_body": Maybe(Whole(1024, 2**31 - 1)),
     "response_cache": Maybe(Whole(1, 2**40)),
     "response_cache_all": Flag(),
+    "semantic_cache": Maybe(Number(0, 1, above=True)),
+    "semantic_cache_size": Whole(1, 2**40),
+    "semantic_cache_seconds": Number(0, 10**9, above=True),
     "drain_seconds": Number(0, 86_400),
     "ready_seconds": Number(0, 86_400, above=True),
     "kv_events": Maybe(Text()),

@@ -1,14 +1,19 @@
 """What a server has once, however many models it has."""
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from kvrt.server.access.gate import Gate
 from kvrt.server.access.limits import Limits
 from kvrt.server.config import ServerConfig
 from kvrt.server.entry import Book
+from kvrt.server.kept.similar import SimilarAnswers
 from kvrt.server.telemetry.audit import Audit
 from kvrt.server.telemetry.tracing import Tracing
 from kvrt.server.tenants.accounts import Accounts
+
+if TYPE_CHECKING:
+    from kvrt.embedding.embedder import Embedder
 
 
 class Desk:
@@ -19,6 +24,7 @@ class Desk:
         audit: told of all requests.
         tracing: likewise.
         accounts: of who asks; None: nobody is held to anything.
+        embedder: says which questions are nearly the same; None: nothing does.
     """
 
     def __init__(
@@ -27,9 +33,18 @@ class Desk:
         audit: Audit | None = None,
         tracing: Tracing | None = None,
         accounts: Accounts | None = None,
+        embedder: "Embedder | None" = None,
     ) -> None:
         self.config = config
         self.audit = audit
+        self.similar = None
+        if config.semantic_cache is not None and embedder is not None:
+            self.similar = SimilarAnswers(
+                embedder,
+                config.semantic_cache,
+                config.semantic_cache_size,
+                config.semantic_cache_seconds,
+            )
         self.gate = Gate(config.max_requests)
         self.accounts = accounts or Accounts(Limits.read(config.limits))
         ended = [] if audit is None else [audit.add]

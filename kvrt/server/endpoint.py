@@ -4,19 +4,17 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine, Sequence
-from functools import partial
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
 from kvrt.server.access import gate
-from kvrt.server.asking import Answers, ask
 from kvrt.server.entry import Entry, entry_of
 from kvrt.server.errors import refusal_of
-from kvrt.server.kept import HEADER, Told
+from kvrt.server.kept.asking import asked
+from kvrt.server.kept.exact import HEADER
 from kvrt.server.service import Service
 from kvrt.server.tenants.accounts import Visit
-from kvrt.server.tenants.reserving import reserved
 from kvrt.server.wire.http import EVENTS, Reply, headers_of, read_body, until_gone
 from kvrt.server.words.protocol import Api, Call
 
@@ -100,13 +98,16 @@ class Endpoint:
     ) -> None:
         """Answer as long as the client is there."""
         with self._service.gate.enter(sum(each.params.n for each in call.asks)):
-            work = self._answer(call, reply, entry, headers_of(scope, HEADER), visit)
+            work = self._answer(call, reply, entry, headers_of(scope, HEADER.encode()), visit)
             await _attended(work, receive, self._service.cut)
 
     async def _answer(
         self, call: Call, reply: Reply, entry: Entry, cached: Sequence[str], visit: Visit
     ) -> None:
-        answers = entry.answers = await self._asked(call, reply, entry, cached, visit)
+        assert entry.owner is not None, "nobody else gets here"
+        answers = entry.answers = await asked(
+            self._service, call.asks, entry.owner.tenant, visit, cached, reply.headers
+        )
         try:
             if not call.stream:
                 await reply.json(call.whole(await answers.results()))
@@ -119,27 +120,6 @@ class Endpoint:
             await reply.events(call.closing(await answers.results()), more=False)
         finally:
             answers.close()
-
-    async def _asked(
-        self, call: Call, reply: Reply, entry: Entry, cached: Sequence[str], visit: Visit
-    ) -> Answers:
-        """Of the runtime, unless an answer was kept that will do.
-
-        Args:
-            cached: what the request says of that.
-        """
-        assert entry.owner is not None, "nobody else gets here"
-        tenant, kept, runtime = entry.owner.tenant, self._service.kept, self._service.runtime
-        key = None if kept is None else kept.key(call.asks, tenant, cached)
-        if kept is None or key is None:
-            return await ask(runtime, await reserved(runtime, call.asks, visit), tenant)
-        found = kept.find(key)
-        reply.headers[HEADER.decode()] = "miss" if found is None else "hit"
-        if found is not None:
-            visit.kept = True
-            return Answers([Told(result) for result in found])
-        asks = await reserved(runtime, call.asks, visit)
-        return await ask(runtime, asks, tenant, partial(kept.keep, key))
 
 
 async def _attended(

@@ -171,7 +171,7 @@ async def serve(
     """
     if prepared.publisher is not None:
         prepared.publisher.follow(runtime)
-    desk = _desk(config, prepared)
+    desk = _desk(config, prepared, beside)
     service = Service(AsyncRuntime(runtime), config, prepared.template, desk)
     served = service.served
     names = {"strict": served.strict, "any_name": served.any_name}
@@ -216,7 +216,7 @@ async def serve_models(
     Raises:
         KvrtError: a model that was named is not there, or not supported.
     """
-    desk = _desk(config, prepared)
+    desk = _desk(config, prepared, beside)
     names = {"strict": config.strict, "any_name": False}
     embeddings, rerank = Embeddings(beside.embedder, **names), Rerank(beside.reranker, **names)
     audio = Audio(beside.transcriber, **names)
@@ -231,9 +231,9 @@ async def serve_models(
         await _close(prepared)
 
 
-def _desk(config: ServerConfig, prepared: Prepared) -> Desk:
+def _desk(config: ServerConfig, prepared: Prepared, beside: Beside) -> Desk:
     accounts = Accounts(Limits.read(config.limits), prepared.keys, prepared.ledger)
-    return Desk(config, prepared.audit, prepared.tracing, accounts)
+    return Desk(config, prepared.audit, prepared.tracing, accounts, beside.embedder)
 
 
 async def _listen(

@@ -1,5 +1,6 @@
 """The model as a server shows it: its names, its defaults, how its tokens read."""
 
+import secrets
 import time
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -66,6 +67,8 @@ class Served:
         self.model = model
         self.strict = config.strict
         self.created = int(time.time())
+        self.identity = secrets.token_hex(16)
+        """Another for each model that is loaded, also for one of the same name."""
         path = Path(model.name).expanduser()
         own = path.name or path.resolve().name if path.exists() else model.name
         named = [name for name in config.alias if name != ANY_NAME]

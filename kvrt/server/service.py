@@ -6,7 +6,7 @@ from kvrt.aio.runtime import AsyncRuntime
 from kvrt.engine.events import Event
 from kvrt.server.config import ServerConfig
 from kvrt.server.desk import Desk
-from kvrt.server.kept import KeptAnswers
+from kvrt.server.kept.exact import KeptAnswers
 from kvrt.server.served import Served
 from kvrt.server.telemetry.metrics import Metrics
 
@@ -37,7 +37,12 @@ class Service:
         size = config.response_cache
         self.kept = None if size is None else KeptAnswers(size, always=config.response_cache_all)
         self.metrics = Metrics(
-            runtime.runtime, config.metrics_compat, self.served.names[0], desk.audit, self.kept
+            runtime.runtime,
+            config.metrics_compat,
+            self.served.names[0],
+            desk.audit,
+            self.kept,
+            desk.similar,
         )
         self._patience = config.ready_seconds
         self._moved = monotonic()

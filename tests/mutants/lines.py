@@ -424,9 +424,9 @@ DRAWN = {
         "server/test_guard.py",
     ),
     "owners of keys share pages": M(
-        "kvrt.server.endpoint",
-        "await reserved(runtime, call.asks, visit), tenant)",
-        'await reserved(runtime, call.asks, visit), "")',
+        "kvrt.server.kept.asking",
+        "return await ask(service.runtime, counted, tenant)",
+        'return await ask(service.runtime, counted, "")',
         "server/test_guard.py",
     ),
     "a place is never given back": M(
@@ -484,13 +484,13 @@ DRAWN = {
         "server/test_oidc.py::test_whatever_else_is_no_token",
     ),
     "the answers that are kept are everybody's": M(
-        "kvrt.server.kept",
-        "[owner, list(asks)]",
-        '["", list(asks)]',
+        "kvrt.server.kept.exact",
+        "return _mark(owner) +",
+        'return _mark("") +',
         "server/test_kept.py",
     ),
     "what would be drawn anew is kept": M(
-        "kvrt.server.kept",
+        "kvrt.server.kept.exact",
         "return ask.params.greedy or ask.params.seed is not None",
         "return True",
         "server/test_kept.py",

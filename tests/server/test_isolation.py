@@ -128,6 +128,7 @@ TABLE: dict[str, Asks | Owned | Lists | Makes | Same | ForAdmins] = {
     "POST /v1/batches/{id}/retry": Owned("batch", 409),
     "POST /v1/files": Makes(dict),
     "POST /v1/batches": Owned("input", 200),
+    "DELETE /answers": Lists(),
     "DELETE /v1/batches/{id}": Owned("batch"),
     "DELETE /v1/files/{id}": Owned("file"),
     "GET /metrics": ForAdmins(),

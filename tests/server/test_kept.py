@@ -13,7 +13,7 @@ from kvrt.outputs import Completion, Result, Timings, Usage
 from kvrt.sampling import SamplingParams
 from kvrt.server.access.keys import add_key
 from kvrt.server.asking import Ask
-from kvrt.server.kept import KeptAnswers
+from kvrt.server.kept.exact import KeptAnswers
 
 from .clients import ROUTES, asked
 from .conftest import PROMPT, Server, started

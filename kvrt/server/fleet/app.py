@@ -18,6 +18,7 @@ from kvrt.server.entry import entry_of
 from kvrt.server.errors import Refusal, refusal_of
 from kvrt.server.fleet.models import Models
 from kvrt.server.fleet.routes import ModelRoutes
+from kvrt.server.kept.route import Forgetting
 from kvrt.server.openai.audio import Audio
 from kvrt.server.openai.embeddings import Embeddings
 from kvrt.server.rerank import Rerank
@@ -105,7 +106,10 @@ def make_models_app(
         **audio.handlers(desk.accounts),
     }
     endpoints = {path: Sent(models, path) for path in (*ASKING, *ABOUT)}
-    return application(gets, posts, {}, endpoints, desk.book)
+    deletes: dict[str, Handler] = {
+        "/answers": Forgetting(desk, lambda: [one.service for one in models.loaded.values()]).forget
+    }
+    return application(gets, posts, deletes, endpoints, desk.book)
 
 
 class Sent:

@@ -11,7 +11,8 @@ from kvrt.engine.events import Event, RequestFinished, RequestPreempted, StepDon
 from kvrt.engine.stats import RuntimeStats
 from kvrt.outputs import Result
 from kvrt.runtime import Runtime
-from kvrt.server.kept import KeptAnswers
+from kvrt.server.kept.exact import KeptAnswers
+from kvrt.server.kept.similar import SimilarAnswers
 from kvrt.server.telemetry.audit import Audit
 from kvrt.server.telemetry.compat import AsVLLM
 
@@ -29,6 +30,7 @@ class Metrics:
         model: the name of the model, for those.
         audit: the audit log, if there is one.
         kept: answers that are kept, if any are.
+        similar: those that are told for nearly the same, likewise.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Metrics:
         model: str = "",
         audit: Audit | None = None,
         kept: KeptAnswers | None = None,
+        similar: SimilarAnswers | None = None,
     ) -> None:
         registry = CollectorRegistry()
         self._runtime = runtime
@@ -45,7 +48,7 @@ class Metrics:
         if compat == "vllm":
             self._registries.append(CollectorRegistry())
             self._registries[-1].register(AsVLLM(registry, model))
-        registry.register(_Standing(runtime, self, audit, kept))
+        registry.register(_Standing(runtime, self, audit, kept, similar))
         self.load = (0, 0)
         self._http = Counter(
             "kvrt_http_requests", "Answers to requests that ask the model, by route and status"
@@ -157,7 +160,9 @@ class _Standing(Collector):
         metrics: Metrics,
         audit: Audit | None,
         kept: KeptAnswers | None,
+        similar: SimilarAnswers | None,
     ) -> None:
+        self._similar = similar
         self._kept = kept
         self._runtime = runtime
         self._metrics = metrics
@@ -223,6 +228,18 @@ class _Standing(Collector):
             yield GaugeMetricFamily(
                 "kvrt_response_cache_bytes", "Of answers that are kept, about.",
                 value=self._kept.nbytes,
+            )  # fmt: skip
+        if self._similar is not None:
+            asked = CounterMetricFamily(
+                "kvrt_similar_answer_requests", "That would have been told an answer to nearly the"
+                " same.", labels=["result"],
+            )  # fmt: skip
+            asked.add_metric(["hit"], self._similar.hits)
+            asked.add_metric(["miss"], self._similar.misses)
+            yield asked
+            yield GaugeMetricFamily(
+                "kvrt_similar_answer_bytes", "Of these answers, about.",
+                value=self._similar.nbytes,
             )  # fmt: skip
         if self._audit is not None:
             yield CounterMetricFamily(

@@ -21,8 +21,13 @@ TOKEN_BYTES = 40
 LOGPROB_BYTES = 200
 """What Python takes for each, about."""
 
-HEADER = b"x-kvrt-cache"
-"""Of a request: ``on`` or ``off``; of an answer: ``hit`` or ``miss``."""
+HEADER = "x-kvrt-cache"
+"""Of a request: ``on``, ``off`` or ``similar``; of an answer: ``hit``, ``similar`` or ``miss``."""
+
+SIMILAR = "similar"
+"""An answer to nearly the same will do, too."""
+
+OWNER_BYTES = 16
 
 
 class KeptAnswers:
@@ -46,11 +51,11 @@ class KeptAnswers:
             owner: who asks.
             wanted: what the request says of it.
         """
-        on = wanted[-1].lower() == "on" if wanted else self._always
+        on = wanted[-1].lower() in ("on", SIMILAR) if wanted else self._always
         if not on or not asks or not all(_repeats(ask) for ask in asks):
             return None
-        told = msgspec.json.encode([owner, list(asks)], order="deterministic")
-        return hashlib.sha256(told).digest()
+        told = msgspec.json.encode(list(asks), order="deterministic")
+        return _mark(owner) + hashlib.sha256(told).digest()
 
     def find(self, key: bytes) -> Sequence[Result] | None:
         """An answer of before."""
@@ -63,15 +68,21 @@ class KeptAnswers:
 
     def keep(self, key: bytes, results: Sequence[Result]) -> None:
         """An answer, if it is whole and there is room for one like it."""
-        reasons = {each.finish_reason for result in results for each in result.completions}
-        size = ENTRY_BYTES + sum(map(_size, results))
-        if reasons - {"stop", "length"} or size > self._most or key in self._all:
+        size = ENTRY_BYTES + size_of(results)
+        if not is_whole(results) or size > self._most or key in self._all:
             return
         self._all[key] = (results, size)
         self.nbytes += size
         while self.nbytes > self._most:
             _, (_, gone) = self._all.popitem(last=False)
             self.nbytes -= gone
+
+    def forget(self, owner: str) -> int:
+        """All answers of a workspace; how many."""
+        gone = [key for key in self._all if key.startswith(_mark(owner))]
+        for key in gone:
+            self.nbytes -= self._all.pop(key)[1]
+        return len(gone)
 
 
 class Told(AsyncIterator[Delta]):
@@ -109,6 +120,22 @@ class Told(AsyncIterator[Delta]):
 
 def _repeats(ask: "Ask") -> bool:
     return ask.params.greedy or ask.params.seed is not None
+
+
+def _mark(owner: str) -> bytes:
+    """What the keys of an owner's answers begin with."""
+    return hashlib.sha256(owner.encode()).digest()[:OWNER_BYTES]
+
+
+def is_whole(results: Sequence[Result]) -> bool:
+    """Whether they ended as answers do."""
+    reasons = {each.finish_reason for result in results for each in result.completions}
+    return not reasons - {"stop", "length"}
+
+
+def size_of(results: Sequence[Result]) -> int:
+    """Bytes that they take, about."""
+    return sum(map(_size, results))
 
 
 def _size(result: Result) -> int:
