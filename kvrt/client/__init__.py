@@ -24,7 +24,17 @@ from kvrt.client.aio import AsyncBatches, AsyncClient
 from kvrt.client.errors import ServerError
 from kvrt.client.standing import Status
 from kvrt.client.sync import Batches, Client
-from kvrt.client.words import Answer, Batch, Failure, File, Model, Progress, Usage
+from kvrt.client.words import (
+    Answer,
+    Batch,
+    Failure,
+    File,
+    Model,
+    ModelEvent,
+    ModelStatus,
+    Progress,
+    Usage,
+)
 
 __all__ = [
     "Answer",
@@ -36,6 +46,8 @@ __all__ = [
     "Failure",
     "File",
     "Model",
+    "ModelEvent",
+    "ModelStatus",
     "Progress",
     "ServerError",
     "Status",

@@ -13,7 +13,7 @@ from kvrt.client.calls import Call
 from kvrt.client.inputs import Requests
 from kvrt.client.standing import Status
 from kvrt.client.sync import LOOK_S, TIMEOUT_S, URL, headers_of, unreachable
-from kvrt.client.words import Answer, Batch, Failure, Model, Usage
+from kvrt.client.words import Answer, Batch, Failure, Model, ModelEvent, Usage
 
 T = TypeVar("T")
 
@@ -59,6 +59,29 @@ class AsyncClient:
     async def models(self) -> list[Model]:
         """What requests may name."""
         return (await self.do(calls.models())).data
+
+    async def load(self, model: str) -> Model:
+        """Have a model loaded, in a server of several. It is begun when this returns."""
+        return (await self.do(calls.order("load", model))).model
+
+    async def wake(self, model: str) -> Model:
+        """As `load`, of one that sleeps."""
+        return (await self.do(calls.order("wake", model))).model
+
+    async def sleep(self, model: str) -> Model:
+        """Let it give its memory back, once its requests have ended."""
+        return (await self.do(calls.order("sleep", model))).model
+
+    async def unload(self, model: str) -> Model:
+        """Likewise, and all else."""
+        return (await self.do(calls.order("unload", model))).model
+
+    async def events(self) -> AsyncGenerator[ModelEvent, None]:
+        """Where each model stands, and from then on each change, until it is left."""
+        async with aclosing(self.stream(calls.events())) as stream:
+            async for line in stream:
+                if (found := lines.moved(line)) is not None:
+                    yield found
 
     async def usage(
         self,

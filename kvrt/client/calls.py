@@ -9,7 +9,7 @@ import msgspec
 
 from kvrt.client.errors import ServerError
 from kvrt.client.standing import Status
-from kvrt.client.words import Batch, BatchPage, Deleted, FailurePage, File, Models, Usage
+from kvrt.client.words import Batch, BatchPage, Deleted, FailurePage, File, Models, Ordered, Usage
 
 T = TypeVar("T")
 PAGE = 100
@@ -85,6 +85,15 @@ def status() -> Call[Status]:
 
 def models() -> Call[Models]:
     return Call("GET", "/v1/models", Models)
+
+
+def order(order: str, name: str) -> Call[Ordered]:
+    return Call("POST", f"/models/{order}", Ordered, body={"model": name})
+
+
+def events() -> Call[None]:
+    """As a stream."""
+    return Call("GET", "/models/sse", type(None))
 
 
 def usage(since: str | None, until: str | None, workspace: str | None) -> Call[Usage]:

@@ -5,10 +5,11 @@ from typing import Any
 import msgspec
 
 from kvrt.client.errors import ServerError
-from kvrt.client.words import Answer
+from kvrt.client.words import Answer, ModelEvent
 
 DONE = "[DONE]"
 DATA = "data: "
+EVENT = msgspec.json.Decoder(ModelEvent)
 ANSWER = msgspec.json.Decoder(Answer)
 
 
@@ -40,6 +41,11 @@ def said(line: str) -> str | None:
         raise ServerError(event["error"]["message"], code=event["error"].get("code"))
     choices = event["choices"]
     return (choices[0]["delta"].get("content") or "") if choices else ""
+
+
+def moved(line: str) -> ModelEvent | None:
+    """What a line of events about models tells; None: nothing."""
+    return EVENT.decode(line.removeprefix(DATA)) if line.startswith(DATA) else None
 
 
 def cut() -> ServerError:

@@ -1,6 +1,8 @@
 """How a server does right now: what ``/status`` says."""
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
+
+from kvrt.client.words import ModelStatus
 
 
 class ServerStanding(Struct, frozen=True):
@@ -134,6 +136,12 @@ class MemoryStanding(Struct, frozen=True):
     tiers: list[TierStanding]
 
 
+class NamedStatus(ModelStatus, frozen=True, kw_only=True):
+    """What has become of a model, and of which."""
+
+    name: str
+
+
 class Status(Struct, frozen=True):
     """All of it. A key of role user sees its own requests.
 
@@ -141,12 +149,15 @@ class Status(Struct, frozen=True):
         recent: requests that have ended, the newest first.
         queue: the next one first.
         batches: None: this server keeps none.
+        model, memory: of a server of several, those of one that is loaded; None: none is.
+        models: of such a server.
     """
 
     server: ServerStanding
-    model: ModelStanding
+    model: ModelStanding | None
     requests: list[Flight]
     recent: list[Flight]
     queue: list[Waiter]
     batches: LinesStanding | None
-    memory: MemoryStanding
+    memory: MemoryStanding | None
+    models: list[NamedStatus] | UnsetType = UNSET

@@ -13,7 +13,7 @@ from kvrt.client.calls import Call
 from kvrt.client.errors import ServerError
 from kvrt.client.inputs import Requests
 from kvrt.client.standing import Status
-from kvrt.client.words import Answer, Batch, Failure, Model, Usage
+from kvrt.client.words import Answer, Batch, Failure, Model, ModelEvent, Usage
 
 T = TypeVar("T")
 URL = "http://127.0.0.1:8000"
@@ -71,6 +71,28 @@ class Client:
     def models(self) -> list[Model]:
         """What requests may name."""
         return self.do(calls.models()).data
+
+    def load(self, model: str) -> Model:
+        """Have a model loaded, in a server of several. It is begun when this returns."""
+        return self.do(calls.order("load", model)).model
+
+    def wake(self, model: str) -> Model:
+        """As `load`, of one that sleeps."""
+        return self.do(calls.order("wake", model)).model
+
+    def sleep(self, model: str) -> Model:
+        """Let it give its memory back, once its requests have ended."""
+        return self.do(calls.order("sleep", model)).model
+
+    def unload(self, model: str) -> Model:
+        """Likewise, and all else."""
+        return self.do(calls.order("unload", model)).model
+
+    def events(self) -> Iterator[ModelEvent]:
+        """Where each model stands, and from then on each change, until it is left."""
+        for line in self.stream(calls.events()):
+            if (found := lines.moved(line)) is not None:
+                yield found
 
     def usage(
         self,

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 BatchStatus = Literal[
     "validating", "in_progress", "finalizing", "cancelling",
@@ -10,24 +10,63 @@ BatchStatus = Literal[
 ]  # fmt: skip
 
 
+class ModelStatus(Struct, frozen=True):
+    """What has become of a model, in a server of several.
+
+    Args:
+        value: ``unloaded``, ``loading``, ``loaded``, ``unloading``, ``sleeping`` or ``failed``.
+        bytes, held_bytes: that it needs, and has.
+        running, waiting: requests.
+        load_seconds: that its last load took.
+        expires_at: when it goes if nobody asks for it; None: never, or it is busy.
+        error: why it failed.
+    """
+
+    value: str
+    bytes: int
+    held_bytes: int
+    running: int
+    waiting: int
+    requests_per_second: float
+    load_seconds: float | None
+    expires_at: float | None
+    error: str | UnsetType = UNSET
+
+
 class Model(Struct, frozen=True):
     """A model, or an adapter, that requests may name.
 
     Args:
-        max_model_len: tokens of its context.
         parent: the model that an adapter changes.
+        max_model_len: tokens of its context, once it was loaded.
+        status: in a server of several.
     """
 
     id: str
     object: str
     created: int
     owned_by: str
-    max_model_len: int
     type: str
     display_name: str
     lifecycle: str
     created_at: str
     parent: str | None
+    max_model_len: int | UnsetType = UNSET
+    status: ModelStatus | UnsetType = UNSET
+
+
+class Ordered(Struct, frozen=True):
+    """Something is to become of a model."""
+
+    success: bool
+    model: Model
+
+
+class ModelEvent(Struct, frozen=True):
+    """Where a model stands from now on."""
+
+    model: str
+    status: ModelStatus
 
 
 class Models(Struct, frozen=True):

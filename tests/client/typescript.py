@@ -39,7 +39,7 @@ def written(kind: Any) -> str:
     inner = get_args(kind)
     origin = get_origin(kind)
     if origin in (types.UnionType, Union):
-        return " | ".join(map(written, inner))
+        return " | ".join(written(each) for each in inner if each is not msgspec.UnsetType)
     if origin is Literal:
         return " | ".join(map(json.dumps, inner))
     if origin is list:
@@ -55,7 +55,8 @@ def interfaces() -> Iterator[str]:
         told = (each.__doc__ or "").splitlines()[0]
         yield f"\n/** {told} */\nexport interface {each.__name__} {{\n"
         for name, kind in get_type_hints(each).items():
-            yield f"  readonly {name}: {written(kind)};\n"
+            missing = msgspec.UnsetType in get_args(kind)
+            yield f"  readonly {name}{'?' * missing}: {written(kind)};\n"
         yield "}\n"
 
 

@@ -2,8 +2,8 @@
 
 import { Batches } from "./batches.js";
 import { Connection, type Options } from "./connection.js";
-import { said } from "./lines.js";
-import type { Model, Models, Status, Usage } from "./types.js";
+import { lines, said } from "./lines.js";
+import type { Model, ModelEvent, Models, Ordered, Status, Usage } from "./types.js";
 
 export interface Message {
   role: string;
@@ -34,6 +34,38 @@ export class Client {
   /** What requests may name. */
   async models(): Promise<readonly Model[]> {
     return (await this.connection.json<Models>("GET", "/v1/models")).data;
+  }
+
+  /** Have a model loaded, in a server of several. It is begun when this is done. */
+  load(model: string): Promise<Model> {
+    return this.order("load", model);
+  }
+
+  /** As `load`, of one that sleeps. */
+  wake(model: string): Promise<Model> {
+    return this.order("wake", model);
+  }
+
+  /** Let it give its memory back, once its requests have ended. */
+  sleep(model: string): Promise<Model> {
+    return this.order("sleep", model);
+  }
+
+  /** Likewise, and all else. */
+  unload(model: string): Promise<Model> {
+    return this.order("unload", model);
+  }
+
+  private async order(order: string, model: string): Promise<Model> {
+    return (await this.connection.json<Ordered>("POST", `/models/${order}`, { model })).model;
+  }
+
+  /** Where each model stands, and from then on each change, until the loop is left. */
+  async *events(signal?: AbortSignal): AsyncGenerator<ModelEvent, void, undefined> {
+    const answer = await this.connection.ask("GET", "/models/sse", undefined, signal);
+    for await (const line of lines(answer)) {
+      if (line.startsWith("data: ")) yield JSON.parse(line.slice(6)) as ModelEvent;
+    }
   }
 
   /** What was taken, and what may be; days are of UTC, such as `2026-11-01`. */

@@ -1,17 +1,43 @@
 // What comes back. Made of the types of kvrt.client: python -m tests.client.typescript
 
+/** What has become of a model, in a server of several. */
+export interface ModelStatus {
+  readonly value: string;
+  readonly bytes: number;
+  readonly held_bytes: number;
+  readonly running: number;
+  readonly waiting: number;
+  readonly requests_per_second: number;
+  readonly load_seconds: number | null;
+  readonly expires_at: number | null;
+  readonly error?: string;
+}
+
 /** A model, or an adapter, that requests may name. */
 export interface Model {
   readonly id: string;
   readonly object: string;
   readonly created: number;
   readonly owned_by: string;
-  readonly max_model_len: number;
   readonly type: string;
   readonly display_name: string;
   readonly lifecycle: string;
   readonly created_at: string;
   readonly parent: string | null;
+  readonly max_model_len?: number;
+  readonly status?: ModelStatus;
+}
+
+/** Something is to become of a model. */
+export interface Ordered {
+  readonly success: boolean;
+  readonly model: Model;
+}
+
+/** Where a model stands from now on. */
+export interface ModelEvent {
+  readonly model: string;
+  readonly status: ModelStatus;
 }
 
 /** All of them. */
@@ -307,13 +333,28 @@ export interface MemoryStanding {
   readonly tiers: readonly TierStanding[];
 }
 
+/** What has become of a model, and of which. */
+export interface NamedStatus {
+  readonly value: string;
+  readonly bytes: number;
+  readonly held_bytes: number;
+  readonly running: number;
+  readonly waiting: number;
+  readonly requests_per_second: number;
+  readonly load_seconds: number | null;
+  readonly expires_at: number | null;
+  readonly error?: string;
+  readonly name: string;
+}
+
 /** All of it. A key of role user sees its own requests. */
 export interface Status {
   readonly server: ServerStanding;
-  readonly model: ModelStanding;
+  readonly model: ModelStanding | null;
   readonly requests: readonly Flight[];
   readonly recent: readonly Flight[];
   readonly queue: readonly Waiter[];
   readonly batches: LinesStanding | null;
-  readonly memory: MemoryStanding;
+  readonly memory: MemoryStanding | null;
+  readonly models?: readonly NamedStatus[];
 }

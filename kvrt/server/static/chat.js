@@ -6,7 +6,6 @@ export class Chat {
   // Takes the elements of the page by their ids.
   constructor(page) {
     this.at = (id) => page.getElementById(id);
-    this.model = null;
     this.messages = [];
     this.answering = null;
     this.at("ask").addEventListener("submit", (event) => {
@@ -26,6 +25,15 @@ export class Chat {
     this.at("clear").addEventListener("click", () => this.clear());
   }
 
+  // Models to choose from; the one that is chosen stays.
+  offer(names) {
+    const list = this.at("which");
+    if (names.join() === [...list.options].map((each) => each.value).join()) return;
+    const chosen = list.value;
+    list.replaceChildren(...names.map((name) => new Option(name)));
+    if (names.includes(chosen)) list.value = chosen;
+  }
+
   stop() {
     this.answering?.abort();
   }
@@ -40,7 +48,7 @@ export class Chat {
 
   async send() {
     const text = this.at("say").value;
-    if (this.answering || this.model === null || !text.trim()) return;
+    if (this.answering || !this.at("which").value || !text.trim()) return;
     this.at("say").value = "";
     this.at("fault").textContent = "";
     this.messages.push({ role: "user", content: text });
@@ -118,7 +126,7 @@ export class Chat {
     const system = this.at("system").value.trim();
     const first = system ? [{ role: "system", content: system }] : [];
     const request = {
-      model: this.model,
+      model: this.at("which").value,
       messages: [...first, ...this.messages],
       stream: true,
       stream_options: { include_usage: true },

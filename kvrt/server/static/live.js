@@ -6,13 +6,16 @@ export function show(page, status) {
   const at = (id) => page.getElementById(id);
   const { server, model, memory } = status;
   state(at("state"), server.state, server.state !== "ready");
-  at("name").textContent = model.names[0];
+  const name = model?.names[0] ?? "";
+  at("name").textContent = name;
   at("version").textContent = server.version;
-  page.title = `${model.names[0]} - kvrt`;
+  page.title = name ? `${name} - kvrt` : "kvrt";
   at("load").textContent =
     `${server.running} sequences run, ${server.waiting} wait; ` +
     `${server.taken} of ${server.places} places are taken.`;
   rows(at("flights"), [...status.requests, ...status.recent].map(flight), [4, 5, 6, 7, 8]);
+  at("memory").hidden = at("model").hidden = model === null; // none is loaded
+  if (model === null) return;
   at("held").textContent =
     `${percent(memory.usage)} of ${bytes(memory.limit_bytes)} in use; ` +
     `${bytes(memory.mapped_bytes)} mapped, ${bytes(memory.spare_bytes)} of all spare.`;
