@@ -11,7 +11,7 @@ BatchStatus = Literal[
 
 
 class ModelStatus(Struct, frozen=True):
-    """What has become of a model, in a server of several.
+    """What has become of a model; in a server of one, the value alone.
 
     Args:
         value: ``unloaded``, ``loading``, ``loaded``, ``unloading``, ``sleeping`` or ``failed``.
@@ -23,13 +23,13 @@ class ModelStatus(Struct, frozen=True):
     """
 
     value: str
-    bytes: int
-    held_bytes: int
-    running: int
-    waiting: int
-    requests_per_second: float
-    load_seconds: float | None
-    expires_at: float | None
+    bytes: int | UnsetType = UNSET
+    held_bytes: int | UnsetType = UNSET
+    running: int | UnsetType = UNSET
+    waiting: int | UnsetType = UNSET
+    requests_per_second: float | UnsetType = UNSET
+    load_seconds: float | UnsetType | None = UNSET
+    expires_at: float | UnsetType | None = UNSET
     error: str | UnsetType = UNSET
 
 
@@ -39,7 +39,6 @@ class Model(Struct, frozen=True):
     Args:
         parent: the model that an adapter changes.
         max_model_len: tokens of its context, once it was loaded.
-        status: in a server of several.
     """
 
     id: str
@@ -51,8 +50,8 @@ class Model(Struct, frozen=True):
     lifecycle: str
     created_at: str
     parent: str | None
+    status: ModelStatus
     max_model_len: int | UnsetType = UNSET
-    status: ModelStatus | UnsetType = UNSET
 
 
 class Ordered(Struct, frozen=True):
@@ -304,7 +303,7 @@ class Quota(Struct, frozen=True):
 
     Args:
         of: ``key`` or ``workspace``.
-        period: ``day`` or ``month``.
+        period: ``daily`` or ``monthly``.
         measure: ``requests`` or ``tokens``.
     """
 

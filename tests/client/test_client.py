@@ -1,19 +1,18 @@
 """`kvrt.client` does what its methods say, with and without an event loop."""
 
-import asyncio
-import contextlib
 import http.server
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
-from kvrt.client import AsyncClient, Client, ServerError
+from kvrt.client import ServerError
 from kvrt.errors import RequestError
 from kvrt.server.access.keys import add_key
 from tests.batches.inputs import line, write
+from tests.client.driving import Driver, driving
 from tests.server.conftest import Server, started, until
 
 
@@ -27,37 +26,6 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, st
         "--max-running", "8", "--usage", str(folder / "usage"),
     ) as server:  # fmt: skip
         yield server, key
-
-
-class Driver:
-    """Calls either client in the same way: what is awaited, and what comes piece by piece."""
-
-    def __init__(self, client: Client | AsyncClient, loop: asyncio.AbstractEventLoop) -> None:
-        self.client: Any = client
-        self._loop = loop
-
-    def one(self, call: Callable[[Any], Any]) -> Any:
-        found = call(self.client)
-        return self._loop.run_until_complete(found) if asyncio.iscoroutine(found) else found
-
-    def all(self, call: Callable[[Any], Any]) -> list[Any]:
-        found = call(self.client)
-        if not isinstance(found, AsyncIterator):
-            return list(found)
-
-        async def gather() -> list[Any]:
-            return [each async for each in found]
-
-        return self._loop.run_until_complete(gather())
-
-
-@contextlib.contextmanager
-def driving(kind: str, url: str, key: str | None = None) -> Iterator[Driver]:
-    loop = asyncio.new_event_loop()
-    driver = Driver((AsyncClient if kind == "async" else Client)(url, key), loop)
-    yield driver
-    driver.one(lambda client: client.close())
-    loop.close()
 
 
 @pytest.fixture(params=["sync", "async"])

@@ -20,6 +20,7 @@ from kvrt.server.page import FILES, FOLDER
 from tests.batches.inputs import line
 
 from .conftest import Server, started, until
+from .test_models import save_variant
 
 ASK: dict[str, Any] = {"model": "tiny", "prompt": "a", "max_tokens": 4, "ignore_eos": True}
 PLACES = 12
@@ -381,7 +382,7 @@ def test_each_key_sees_what_it_has_taken_in_a_real_browser(
 
     with opened(browser, server, keys["bob"], "#usage") as page:
         page.wait_for_selector("#days td:has-text('bob')")
-        page.wait_for_selector("#quotas li:has-text('tokens a day of key bob')")
+        page.wait_for_selector("#quotas li:has-text('daily tokens of the key bob')")
         assert page.locator("#quotas progress").evaluate("bar => 0 < bar.value")
         assert shown(page) == {"bob"}
         with page.expect_download() as download:
@@ -396,13 +397,62 @@ def test_each_key_sees_what_it_has_taken_in_a_real_browser(
 
 
 @pytest.mark.extra
-def test_a_server_without_batches_and_usage_says_so_on_its_page(
-    server: Server, browser: Any
+def test_models_are_loaded_asked_and_unloaded_in_a_real_browser(
+    browser: Any, tmp_path: Path
 ) -> None:
+    """PICTURES=docs writes the picture of docs/several-models.md."""
+    for name in ("small", "other"):
+        save_variant(tmp_path / "models" / name, 2, 1.0)
+    args = ("--models", str(tmp_path / "models"), "--memory-limit", "32MiB")
+    args = (*args, "--chat-template", "plain")
+    with (
+        started(tmp_path, *args, model=str(tmp_path / "models" / "small")) as server,
+        opened(browser, server, "", "#models") as page,
+    ):
+
+        def become(name: str, state: str) -> None:
+            page.wait_for_selector(f"tr:has(th:text-is('{name}')) td:text-is('{state}')")
+
+        def order(what: str, name: str) -> None:
+            page.locator(f"button[aria-label='{what} {name}']").press("Enter")
+
+        for name in ("small", "other"):
+            until(lambda name=name: page.locator(f"th:text-is('{name}')").is_visible())
+            if page.locator(f"button[aria-label='Load {name}']").is_visible():
+                order("Load", name)
+            become(name, "loaded")
+        page.wait_for_selector("button[aria-label='Load other']", state="hidden")
+        page.screenshot(path=Path(os.environ.get("PICTURES", tmp_path)) / "page-models.png")
+        page.goto(f"{server.url}/#say")
+        assert page.locator("#now").is_visible()
+        page.locator("summary:text-is('Settings')").press("Enter")
+        page.locator("#which").select_option("other")
+        page.locator("#max_tokens").fill("8")
+        page.locator("#say").fill("Say something.")
+        page.locator("#say").press("Enter")
+        page.wait_for_selector("#said li.assistant small")
+        page.locator("#tab-models").press("Enter")
+        order("Sleep", "other")
+        become("other", "sleeping")
+        for name in ("other", "small"):
+            order("Unload", name)
+            become(name, "unloaded")
+        page.locator("#tab-now").press("Enter")
+        page.wait_for_selector("#memory", state="hidden")
+
+
+@pytest.mark.extra
+def test_a_server_that_keeps_nothing_says_so_on_its_page(server: Server, browser: Any) -> None:
     page = browser.new_page()
     page.goto(f"{server.url}/#batches")
     page.wait_for_selector("#batches-told:has-text('--batches')")
     assert page.locator("#begin").is_hidden()
+    page.goto(f"{server.url}/#models")
+    page.wait_for_selector("#models-told:has-text('one model')")
+    assert page.locator("#all-models button:visible").count() == 0
+    page.goto(f"{server.url}/#models")
+    page.wait_for_selector("#models-told:has-text('one model')")
+    assert page.locator("#all-models button:visible").count() == 0
     page.goto(f"{server.url}/#usage")
     page.wait_for_selector("#usage-told:has-text('--usage')")
     assert page.locator("#usage-kept").is_hidden()

@@ -1,15 +1,15 @@
 // What comes back. Made of the types of kvrt.client: python -m tests.client.typescript
 
-/** What has become of a model, in a server of several. */
+/** What has become of a model; in a server of one, the value alone. */
 export interface ModelStatus {
   readonly value: string;
-  readonly bytes: number;
-  readonly held_bytes: number;
-  readonly running: number;
-  readonly waiting: number;
-  readonly requests_per_second: number;
-  readonly load_seconds: number | null;
-  readonly expires_at: number | null;
+  readonly bytes?: number;
+  readonly held_bytes?: number;
+  readonly running?: number;
+  readonly waiting?: number;
+  readonly requests_per_second?: number;
+  readonly load_seconds?: number | null;
+  readonly expires_at?: number | null;
   readonly error?: string;
 }
 
@@ -24,8 +24,8 @@ export interface Model {
   readonly lifecycle: string;
   readonly created_at: string;
   readonly parent: string | null;
+  readonly status: ModelStatus;
   readonly max_model_len?: number;
-  readonly status?: ModelStatus;
 }
 
 /** Something is to become of a model. */
@@ -336,13 +336,13 @@ export interface MemoryStanding {
 /** What has become of a model, and of which. */
 export interface NamedStatus {
   readonly value: string;
-  readonly bytes: number;
-  readonly held_bytes: number;
-  readonly running: number;
-  readonly waiting: number;
-  readonly requests_per_second: number;
-  readonly load_seconds: number | null;
-  readonly expires_at: number | null;
+  readonly bytes?: number;
+  readonly held_bytes?: number;
+  readonly running?: number;
+  readonly waiting?: number;
+  readonly requests_per_second?: number;
+  readonly load_seconds?: number | null;
+  readonly expires_at?: number | null;
   readonly error?: string;
   readonly name: string;
 }

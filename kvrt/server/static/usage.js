@@ -42,7 +42,7 @@ function taken(day) {
 }
 
 function quota({ of, name, period, measure, limit, taken }) {
-  const told = `${measure} a ${period} of ${of} ${name}: ${taken} of ${limit}`;
+  const told = `${period} ${measure} of the ${of} ${name}: ${taken} of ${limit}`;
   const bar = element("progress", "", { "aria-label": told, max: limit, value: taken });
   const item = element("li", told);
   item.append(bar);
