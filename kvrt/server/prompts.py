@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from starlette.requests import Request
 from starlette.responses import Response
 
-from kvrt.engine.prompts import tokens_of
+from kvrt.engine.prompts import read_prompt
 from kvrt.server.entry import entry_of
 from kvrt.server.service import Service
 from kvrt.server.wire.answers import answer
@@ -31,7 +31,7 @@ class Prompts:
             served = self._service.served
             body = await read_body(request.scope, request.receive, served.max_body)
             prompts = [
-                await asyncio.to_thread(tokens_of, each.prompt, served.model)
+                (await asyncio.to_thread(read_prompt, each.prompt, served.model))[0]
                 for each in api.read(body).asks
             ]
             owner = entry_of(request.scope).owner
