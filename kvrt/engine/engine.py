@@ -22,9 +22,9 @@ from kvrt.engine.forward import Forward, NoRoom
 from kvrt.engine.guessing import Guessing
 from kvrt.engine.live import Live
 from kvrt.engine.neighbours import Neighbours
-from kvrt.engine.pictures import states_by
 from kvrt.engine.queue import Queued, queue_of
 from kvrt.engine.request import Request
+from kvrt.engine.sight import Sight
 from kvrt.errors import KvrtError
 from kvrt.executor.interface import Executor, Failed
 from kvrt.kv.memory import Memory
@@ -83,7 +83,7 @@ class Engine:
         self._guessing: Guessing | None = None
         if self.speculation.gain is not None:
             self._guessing = Guessing(executor, memory, self._answers, self.speculation, limits)
-        self._forward = Forward(executor, memory.cache, states_by(model))
+        self._forward = Forward(executor, memory.cache, Sight(model))
         self._neighbours = Neighbours(memory, self._live, limits)
         self._next_warning = 0.0
         self._planned: StepPlan | None = None  # and applied: what the next step runs

@@ -1,19 +1,17 @@
 """The forward pass of a step, in pieces where the device has not the memory to do it at once."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
+from kvrt.engine.sight import Sight
 from kvrt.errors import OutOfMemory
 from kvrt.executor.interface import Executor, Running
 from kvrt.kv.cache import KVCache
 from kvrt.kv.seq import Seq
-from kvrt.kv.tiers.media import Medium
-from kvrt.model.decoder.seen import Seen
 from kvrt.sched.batching import Row
 from kvrt.sched.speculation import parents_of
 
@@ -55,15 +53,13 @@ class Forward:
     Args:
         executor: computes.
         cache: the KV pages in it.
-        states: of what stands in place of tokens' own embeddings: [tokens, hidden].
+        sight: what the model sees.
     """
 
-    def __init__(
-        self, executor: Executor, cache: KVCache, states: Callable[[Medium], Tensor]
-    ) -> None:
+    def __init__(self, executor: Executor, cache: KVCache, sight: Sight) -> None:
         self._executor = executor
         self._cache = cache
-        self._states = states
+        self._sight = sight
         self._most = WITHOUT_END
         self._calm = 0
 
@@ -115,20 +111,8 @@ class Forward:
             contexts=[row.start + row.count for row in rows],
             adapters=adapters if any(adapters) else None,
         )
-        return self._executor.launch(step._replace(seen=self._seen(rows)))
-
-    def _seen(self, rows: Sequence[Row]) -> list[Seen]:
-        """Of the tokens of some rows, those with something in place of their embeddings."""
-        seen: list[Seen] = []
-        first = 0
-        for row in rows:
-            for medium in row.seq.media:
-                start, stop = max(medium.start, row.start), min(medium.stop, row.start + row.count)
-                if start < stop:
-                    states = self._states(medium)[start - medium.start : stop - medium.start]
-                    seen.append(Seen(first + start - row.start, states, medium.together))
-            first += row.count
-        return seen
+        sight = self._sight
+        return self._executor.launch(step._replace(seen=sight.seen(rows), turns=sight.turns(rows)))
 
     def _be_modest(self, piece: Sequence[Scored], error: OutOfMemory) -> None:
         tokens = sum(each.row.count for each in piece)

@@ -1,19 +1,17 @@
-"""Images of prompts: where they stand among the tokens, and what the model sees of them."""
+"""Images of prompts, read, and where they stand among the tokens."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from kvrt.errors import RequestError
 from kvrt.kv.tiers.media import Medium
 from kvrt.model.chat.templates import Chat
 from kvrt.model.loader import Model
 from kvrt.model.vision.pixels import Picture
-from kvrt.model.vision.prompt import Illustrated, chat_text, mark_of, places, spread
+from kvrt.model.vision.prompt import Illustrated, chat_text, places, spread, with_marks
+from kvrt.model.vision.spec import VisionSpec
 from kvrt.model.vision.vision import Vision
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Media = tuple[Medium, ...]
 
@@ -27,9 +25,9 @@ def read_chat(chat: Chat, model: Model) -> tuple[list[int], Media]:
     vision = _vision_of(model)
     tokenizer = model.need_tokenizer()
     text, images = chat_text(chat, tokenizer, vision.spec)
-    _check_number(images, vision)
-    text = spread(text, len(images), vision.spec, tokenizer)
-    return _placed(model.encode(text, special=False), images, vision)
+    pictures = _read(images, vision)
+    text = spread(text, [each.tokens for each in pictures], vision.spec, tokenizer)
+    return _placed(model.encode(text, special=False), pictures, vision.spec)
 
 
 def read_illustrated(
@@ -47,14 +45,13 @@ def read_illustrated(
     images = prompt.images
     if isinstance(images, str | bytes) or not isinstance(images, Sequence) or not images:
         raise RequestError("images must be a list of at least one", param="images")
-    _check_number(images, vision)
+    pictures = _read(images, vision)
     text = prompt.prompt
     if isinstance(text, str):
         tokenizer = model.need_tokenizer()
-        mark = mark_of(vision.spec, tokenizer)
-        text = text if mark in text else mark * len(images) + text
-        text = spread(text, len(images), vision.spec, tokenizer)
-    return _placed(tokens_of(text), images, vision)
+        text = with_marks(text, len(pictures), vision.spec, tokenizer)
+        text = spread(text, [each.tokens for each in pictures], vision.spec, tokenizer)
+    return _placed(tokens_of(text), pictures, vision.spec)
 
 
 def check_blocks(media: Media, batch: int, running: int) -> None:
@@ -78,17 +75,6 @@ def check_blocks(media: Media, batch: int, running: int) -> None:
         )
 
 
-def states_by(model: Model) -> "Callable[[Medium], Tensor]":
-    """What gives the states of an image that has been read."""
-
-    def states(medium: Medium) -> "Tensor":
-        vision = model.vision
-        assert isinstance(vision, Vision), "who sees nothing takes no images"
-        return vision.states(cast(Picture, medium.content))
-
-    return states
-
-
 def _vision_of(model: Model) -> Vision:
     if isinstance(model.vision, str):
         raise RequestError(
@@ -99,21 +85,22 @@ def _vision_of(model: Model) -> Vision:
     return model.vision
 
 
-def _check_number(images: Sequence[object], vision: Vision) -> None:
+def _read(images: Sequence[Any], vision: Vision) -> list[Picture]:
     if len(images) > vision.most:
         raise RequestError(
             f"the prompt has {len(images)} images; at most {vision.most} are taken",
             param="images",
             fix="raise max_images",
         )
+    return [vision.read(image, place) for place, image in enumerate(images)]
 
 
-def _placed(tokens: list[int], images: Sequence[Any], vision: Vision) -> tuple[list[int], Media]:
-    spec = vision.spec
-    starts = places(tokens, len(images), spec)
-    pictures = [vision.read(image, place) for place, image in enumerate(images)]
+def _placed(
+    tokens: list[int], pictures: Sequence[Picture], spec: VisionSpec
+) -> tuple[list[int], Media]:
+    starts = places(tokens, [each.tokens for each in pictures], spec)
     media = (
-        Medium(start, spec.tokens, picture.digest, together=True, content=picture)
-        for start, picture in zip(starts, pictures, strict=True)
+        Medium(start, each.tokens, each.digest, together=spec.together, content=each)
+        for start, each in zip(starts, pictures, strict=True)
     )
     return tokens, tuple(media)

@@ -81,6 +81,8 @@ class Step(NamedTuple):
         adapters: [sequences]; the numbers of what is added to the model for them, 0: nothing. None:
             nothing is, to any.
         seen: what stands in place of tokens' own embeddings, for the model.
+        turns: how its tokens' positions differ from their places in the text, for the model; None:
+            they do not.
         drafting: the model that drafts computes it, over its own groups.
     """
 
@@ -92,6 +94,7 @@ class Step(NamedTuple):
     wanted: Ints
     adapters: Ints | None = None
     seen: Sequence[object] = ()
+    turns: object = None
     drafting: bool = False
 
 

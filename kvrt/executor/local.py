@@ -210,6 +210,8 @@ class LocalExecutor(LocalPages):
             more["adapters"] = step.adapters.tolist()
         if step.seen:
             more["seen"] = step.seen
+        if step.turns is not None:
+            more["turns"] = step.turns
         with blaming(self._owner, "the forward pass"):
             logits = forward(
                 torch.from_numpy(step.tokens), batches, torch.from_numpy(step.wanted), **more

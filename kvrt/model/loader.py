@@ -27,9 +27,7 @@ from kvrt.model.source import open_source
 from kvrt.model.spec import ModelSpec
 from kvrt.model.tokens.detokenizer import Detokenizer
 from kvrt.model.tokens.tokenizer import TOKENIZER, Tokenizer, read_tokenizer
-from kvrt.model.vision.spec import VisionSpec
-from kvrt.model.vision.vision import UNKNOWN, Vision, find_vision, load_vision
-from kvrt.model.vision.weights import tower_bytes
+from kvrt.model.vision.vision import UNKNOWN, Vision, find_vision, load_vision, tower_bytes
 from kvrt.model.weights import arena
 from kvrt.model.weights.resident import Resident
 from kvrt.model.weights.weights import assemble, weight_bytes
@@ -224,7 +222,7 @@ def load_model(
     resident_bytes = weight_bytes(spec, chosen, packing)
     needed = resident_bytes + sum(form.nbytes for form in forms)
     eyes = find_vision(source.path, spec, 0 if dummy else max_images)
-    tower = tower_bytes(eyes, chosen) if isinstance(eyes, VisionSpec) else 0
+    tower = tower_bytes(source.path, eyes, chosen)
     check_room(spec, chosen, needed + tower)
     memory = _allocate(str(model), needed, chosen, device)
     kept = None

@@ -1,6 +1,7 @@
-"""A small Gemma 3 that sees, images for it, and what transformers makes of them."""
+"""Small models that see, images for them, and what transformers makes of these."""
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,14 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, Gemma3Config, PreTrainedModel
+from transformers import (
+    AutoModelForImageTextToText,
+    Gemma3Config,
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+)
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.model.checkpoints import BASE, FAMILIES, randomised, save_model, save_tokenizer
 
@@ -53,14 +60,81 @@ def make_sight(window: int = 9) -> PreTrainedModel:
 def save_sight(model: PreTrainedModel, folder: Path) -> Path:
     """The model as a folder, with a tokenizer that knows its marks, and a chat template."""
     save_tokenizer(save_model(model, folder), chat_template=TEMPLATE)
+    return with_marks(folder, MARKS)
+
+
+def with_marks(folder: Path, marks: dict[int, str]) -> Path:
+    """A folder whose tokenizer knows some marks by their numbers."""
     path = str(folder / "tokenizer.json")
     tokenizer = Tokenizer.from_file(path)
     first = tokenizer.get_vocab_size()
-    fill = [f"<unused{n}>" for n in range(first, IMAGE)]
-    tokenizer.add_special_tokens([*fill, *(MARKS[token] for token in sorted(MARKS))])
-    assert tokenizer.token_to_id(MARKS[END]) == END
+    fill = [f"<unused{n}>" for n in range(first, min(marks))]
+    tokenizer.add_special_tokens([*fill, *(marks[token] for token in sorted(marks))])
+    assert all(tokenizer.token_to_id(text) == token for token, text in marks.items())
     tokenizer.save(path)
     return folder
+
+
+QWEN_MARKS = {270: "<|image_pad|>", 271: "<|vision_start|>", 272: "<|vision_end|>"}
+QWEN_SIZES = {"shortest_edge": 24 * 24, "longest_edge": 64 * 64}
+
+
+def make_qwen() -> PreTrainedModel:
+    """transformers' own Qwen2.5-VL; images are cut into windows, also narrower ones."""
+    torch.manual_seed(0)
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
+    eyes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "depth": 3,
+        "num_heads": 2,
+        "patch_size": 4,
+        "window_size": 24,
+        "out_hidden_size": 64,
+        "fullatt_block_indexes": [1],
+    }
+    config = Qwen2_5_VLConfig(
+        text_config=BASE | {"rope_parameters": rope},
+        vision_config=eyes,
+        image_token_id=270,
+        vision_start_token_id=271,
+        vision_end_token_id=272,
+    )
+    made = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
+    return randomised(made)
+
+
+def save_qwen(model: PreTrainedModel, folder: Path) -> Path:
+    """Likewise, with the file of its image processor."""
+    template = TEMPLATE.replace(MARKS[BEGIN], QWEN_MARKS[271] + QWEN_MARKS[270] + QWEN_MARKS[272])
+    save_tokenizer(save_model(model, folder), chat_template=template)
+    processor = {"size": QWEN_SIZES, "patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return with_marks(folder, QWEN_MARKS)
+
+
+def prepared_qwen(image: Image.Image) -> dict[str, Tensor]:
+    """What transformers' image processor makes of it."""
+    processor = Qwen2VLImageProcessorPil(size=QWEN_SIZES, patch_size=4)
+    return dict(processor(image, return_tensors="pt"))
+
+
+def qwen_tokens(image: Image.Image) -> list[int]:
+    """The tokens of an image in a prompt."""
+    _, rows, columns = prepared_qwen(image)["image_grid_thw"][0].tolist()
+    return [271, *[270] * (rows * columns // 4), 272]
+
+
+def qwen_logits(model: PreTrainedModel, tokens: list[int], images: list[Image.Image]) -> Tensor:
+    """What transformers computes: [tokens, vocab]."""
+    each = [prepared_qwen(image) for image in images]
+    seen = {name: torch.cat([one[name] for one in each]) for name in (each[0] if each else {})}
+    ids = torch.tensor([tokens])
+    model.model.rope_deltas = None
+    with torch.no_grad():
+        out = model(input_ids=ids, mm_token_type_ids=(ids == 270).int(), use_cache=False, **seen)
+    logits: Tensor = out.logits[0]
+    return logits
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (50, 41)) -> Image.Image:

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 
 from kvrt import Chat, Illustrated, RequestError, Runtime, SamplingParams
 from kvrt.engine.events import Event, StepDone
-from kvrt.model.vision import pixels
 from tests.model.checkpoints import make_model, save_model
 from tests.model.sights import (
     BEGIN,
@@ -346,7 +345,9 @@ def test_files_that_turn_pictures_around_are_turned(runtime: Runtime) -> None:
     image = picture(7, (20, 40))
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned, plain = (pixels.read_picture(one, 32, b"", 0) for one in (
+    vision = runtime.model.vision
+    assert not isinstance(vision, str)
+    turned, plain = (vision.read(one, 0) for one in (
         _with_exif(image, exif), Image.open(_file(image)).rotate(-90, expand=True)
     ))  # fmt: skip
     assert torch.equal(turned.pixels, plain.pixels)

@@ -31,7 +31,7 @@ from kvrt.model.decoder.offloaded import Offloaded
 from kvrt.model.decoder.ops import MixedOps, TorchOps
 from kvrt.model.decoder.pieces import pieces
 from kvrt.model.decoder.rope import RotationTable, positions_of
-from kvrt.model.decoder.seen import Plans, Seen, plans_of, put
+from kvrt.model.decoder.seen import Plans, Seen, Turns, plans_of, put
 from kvrt.model.lora.adapter import Adapters
 from kvrt.model.lora.ops import AdaptedOps, Segment, segments_of
 from kvrt.model.offload.pool import ExpertPool
@@ -173,6 +173,7 @@ class Decoder:
         logits_rows: Tensor,
         adapters: Sequence[int] | None = None,
         seen: Sequence[Seen] = (),
+        turns: Turns | None = None,
     ) -> Tensor:
         """One step: store the tokens' keys and values, and compute the logits asked for.
 
@@ -183,14 +184,15 @@ class Decoder:
             logits_rows: int32 or int64 [rows], on the host; the tokens whose logits are wanted.
             adapters: [sequences]; the numbers of their adapters, 0: of none. None: of none at all.
             seen: what stands in place of tokens' own embeddings.
+            turns: by what tokens are rotated; None: by their places.
 
         Returns:
             float32 [rows, vocab], on the device.
         """
         if not logits_rows.numel():
-            self._run(tokens, batches, adapters, seen)
+            self._run(tokens, batches, adapters, seen, turns)
             return torch.empty(0, self.spec.vocab, device=self._torch_device)
-        x = self._last(tokens, batches, logits_rows, adapters, seen)
+        x = self._last(tokens, batches, logits_rows, adapters, seen, turns)
         logits = self._ops.linear(x, self.weights.head, self.weights.head_bias)
         return branches.finish(self.spec, logits.float())
 
@@ -205,9 +207,10 @@ class Decoder:
         rows: Tensor,
         adapters: Sequence[int] | None = None,
         seen: Sequence[Seen] = (),
+        turns: Turns | None = None,
     ) -> Tensor:
         """The last states of some rows, normed."""
-        x = self._run(tokens, batches, adapters, seen)
+        x = self._run(tokens, batches, adapters, seen, turns)
         if rows.tolist() != [*range(len(x))]:  # a decode step asks for those of all tokens
             x = x.index_select(0, rows.to(self._torch_device))
         return self._branches.norm(x, self.weights.final_norm, self.weights.final_norm_bias)
@@ -218,6 +221,7 @@ class Decoder:
         batches: Sequence[StepBatch],
         adapters: Sequence[int] | None,
         seen: Sequence[Seen],
+        turns: Turns | None,
     ) -> Tensor:
         """A step's layers: what the last one leaves of each token."""
         count, first = tokens.numel(), cast(AttentionBatch, batches[0])
@@ -234,11 +238,11 @@ class Decoder:
             if size > count:
                 x[count:].zero_()
                 x = x[:count]
-            self._begin(tokens, to_size[0], x, work)
+            self._begin(tokens, to_size[0], x, work, turns)
             graph.replay(to_size)
             return x
         work = self._activations(count)
-        self._begin(tokens, first, work.x, work)
+        self._begin(tokens, first, work.x, work, turns)
         put(seen, work.x)
         self._record(segments)(plans_of(self._attention, batches, self._plan, seen), work)
         return work.x
@@ -247,13 +251,23 @@ class Decoder:
         planner = self._mixer if isinstance(batch, StateBatch) else self._attention
         return planner.plan(batch)  # type: ignore[arg-type]
 
-    def _begin(self, tokens: Tensor, batch: AttentionBatch, x: Tensor, work: Activations) -> None:
+    def _begin(
+        self,
+        tokens: Tensor,
+        batch: AttentionBatch,
+        x: Tensor,
+        work: Activations,
+        turns: Turns | None,
+    ) -> None:
         """Embed the tokens in `x`, and look up how they are rotated, as padding is, too."""
         for piece in pieces(len(tokens), self.spec.hidden, self._torch_device):
             self._embed(tokens[piece], x[piece])
         positions = positions_of(batch)
         for table, rotation in zip(self._tables, work.rotations, strict=True):
-            table.select(positions, rotation)
+            if turns is None:
+                table.select(positions, rotation)
+            else:
+                table.select_each(turns.positions(positions), turns.channels, rotation)
         if self.weights.positions is not None:
             rows = torch.from_numpy(positions[: len(x)]).to(self._torch_device)
             x.add_(self.weights.positions.index_select(0, rows))

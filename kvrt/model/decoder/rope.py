@@ -84,6 +84,23 @@ class RotationTable:
             torch.index_select(self.rotation.cos, 0, rows[piece], out=into.cos[piece])
             torch.index_select(self.rotation.sin, 0, rows[piece], out=into.sin[piece])
 
+    def select_each(
+        self, positions: NDArray[np.int64], channels: NDArray[np.int64], into: Rotation
+    ) -> None:
+        """Likewise where pairs of a head are rotated by different positions.
+
+        Args:
+            positions: [kinds, tokens].
+            channels: [dims / 2]; of which kind those of each pair are.
+        """
+        most = int(positions.max(initial=0)) + 1
+        if most > self.positions:
+            self._grow(most)
+        for kind, own in enumerate(torch.from_numpy(positions).to(self._device)):
+            pairs = torch.from_numpy(np.flatnonzero(channels == kind)).to(self._device)
+            into.cos[:, pairs] = self.rotation.cos[own[:, None], pairs]
+            into.sin[:, pairs] = self.rotation.sin[own[:, None], pairs]
+
     def _grow(self, positions: int) -> None:
         """Have so many at least: twice as many as before, so that it is seldom done."""
         blocks = -(-max(positions, 2 * self.positions) // BLOCK)

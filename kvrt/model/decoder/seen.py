@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kvrt.model.decoder.rope import positions_of
@@ -40,6 +42,24 @@ class Seen(NamedTuple):
     @property
     def rows(self) -> slice:
         return slice(self.row, self.row + len(self.states))
+
+
+class Turns(NamedTuple):
+    """By what queries and keys are rotated where that is not their place in the text.
+
+    Args:
+        shifts: int64 [3, tokens]; added to a token's place, its positions in the text, by row and
+            by column.
+        channels: int64 [pairs]; by which of these each pair of a head is rotated.
+    """
+
+    shifts: NDArray[np.int64]
+    channels: NDArray[np.int64]
+
+    def positions(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of tokens at some places, and of padding behind them: [3, places]."""
+        more = len(places) - self.shifts.shape[1]
+        return places + np.pad(self.shifts, ((0, 0), (0, more)))
 
 
 def put(seen: Sequence[Seen], x: Tensor) -> None:

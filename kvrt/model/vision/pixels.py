@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvrt.errors import RequestError
+from kvrt.model.vision.spec import VisionSpec
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
@@ -42,12 +43,19 @@ class Picture(NamedTuple):
     """An image as a tower reads it.
 
     Args:
-        pixels: uint8 [3, side, side], on the host.
+        pixels: uint8 [3, height, width], on the host.
+        grid: rows and columns of the states that it becomes.
         digest: SHA-256 over them and what sees them: all that comes of the image follows from it.
     """
 
     pixels: Tensor
+    grid: tuple[int, int]
     digest: bytes
+
+    @property
+    def tokens(self) -> int:
+        """That stand for it: one for each state."""
+        return self.grid[0] * self.grid[1]
 
 
 def installed() -> bool:
@@ -55,10 +63,11 @@ def installed() -> bool:
     return find_spec("PIL") is not None
 
 
-def read_picture(image: "Image", side: int, seed: bytes, place: int) -> Picture:
-    """An image, resized to a square of `side` pixels as transformers' image processor does it.
+def read_picture(image: "Image", spec: VisionSpec, seed: bytes, place: int) -> Picture:
+    """An image, resized as transformers' image processor does it.
 
     Args:
+        spec: of the tower.
         seed: says what sees it.
         place: its number in the prompt, from 0 on, for errors.
 
@@ -78,15 +87,24 @@ def read_picture(image: "Image", side: int, seed: bytes, place: int) -> Picture:
                 fix="make it smaller",
             )
         plain = ImageOps.exif_transpose(opened).convert("RGB")
-        resized = plain.resize((side, side), Pillow.Resampling.BILINEAR)
+        size = _size(spec, plain.size, place)
+        resized = plain.resize(size, Pillow.Resampling(spec.resample))
     except DAMAGE as error:
         raise _wrong(place, f"cannot be decoded ({type(error).__name__})") from None
     pixels = np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
-    return Picture(torch.from_numpy(pixels), _digest(seed, pixels))
+    return Picture(torch.from_numpy(pixels), spec.grid(*size), _digest(seed, pixels))
+
+
+def _size(spec: VisionSpec, size: tuple[int, int], place: int) -> tuple[int, int]:
+    try:
+        return spec.resized(*size)
+    except ValueError as error:
+        raise _wrong(place, str(error), fix="make it less narrow") from None
 
 
 def _digest(seed: bytes, pixels: NDArray[np.uint8]) -> bytes:
-    return hashlib.sha256(hashlib.sha256(seed).digest() + pixels.tobytes()).digest()
+    head = hashlib.sha256(seed).digest() + struct.pack("<3q", *pixels.shape)
+    return hashlib.sha256(head + pixels.tobytes()).digest()
 
 
 def _opened(image: "Image", place: int) -> "Pillow.Image":

@@ -80,51 +80,67 @@ def has_images(messages: object) -> bool:
 
 def chat_text(chat: Chat, tokenizer: Tokenizer, spec: VisionSpec) -> tuple[str, list[Any]]:
     """What a chat template writes, with marks, and the images."""
-    messages, images = apart(chat.messages, mark_of(spec, tokenizer))
+    messages, images = apart(chat.messages, _written(spec.mark, tokenizer))
     return tokenizer.render(replace(chat, messages=messages)), images
 
 
-def mark_of(spec: VisionSpec, tokenizer: Tokenizer) -> str:
-    """What stands for an image in a text."""
-    return _written(spec.begin, tokenizer)
+def with_marks(text: str, count: int, spec: VisionSpec, tokenizer: Tokenizer) -> str:
+    """A text with a mark for each of so many images in front, if it has none."""
+    if _written(spec.mark, tokenizer) in text:
+        return text
+    return "".join(_written(token, tokenizer) for token in spec.alone) * count + text
 
 
-def spread(text: str, count: int, spec: VisionSpec, tokenizer: Tokenizer) -> str:
+def spread(text: str, counts: Sequence[int], spec: VisionSpec, tokenizer: Tokenizer) -> str:
     """A text in which each mark has become the tokens of an image.
 
     Args:
-        count: how many images there are.
+        counts: of each image, its states.
 
     Raises:
         RequestError: there are not as many marks.
     """
-    begin, image, end = (_written(one, tokenizer) for one in (spec.begin, spec.image, spec.end))
-    found = text.count(begin)
-    if found != count:
+    between = text.split(_written(spec.mark, tokenizer))
+    if len(between) - 1 != len(counts):
         raise RequestError(
-            f"the prompt has {_images(count)}, and its text has {found} marks of images",
+            f"the prompt has {_images(len(counts))}, and its text has {len(between) - 1} marks of"
+            " images",
             param="images",
             fix="leave the marks out of texts, or have one for each image",
         )
-    return text.replace(begin, f"\n\n{begin}{image * spec.tokens}{end}\n\n")
+
+    def written(piece: int | str, count: int) -> str:
+        if isinstance(piece, str):
+            return piece
+        return _written(piece, tokenizer) * (count if piece == spec.image else 1)
+
+    said = [between[0]]
+    for count, after in zip(counts, between[1:], strict=True):
+        said += [*(written(piece, count) for piece in spec.replaces), after]
+    return "".join(said)
 
 
-def places(tokens: Sequence[int], count: int, spec: VisionSpec) -> list[int]:
+def places(tokens: Sequence[int], counts: Sequence[int], spec: VisionSpec) -> list[int]:
     """Where the tokens of each image begin.
+
+    Args:
+        counts: of each image, its states.
 
     Raises:
         RequestError: the prompt has not the tokens of so many images, each in a row.
     """
     found = [place for place, token in enumerate(tokens) if token == spec.image]
-    starts = found[:: spec.tokens]
-    whole = len(found) == count * spec.tokens and all(
-        found[at * spec.tokens : (at + 1) * spec.tokens] == [*range(start, start + spec.tokens)]
-        for at, start in enumerate(starts)
-    )
-    if not whole:
+    starts, at = list[int](), 0
+    for count in counts:
+        run = found[at : at + count]
+        if len(run) < count or run[-1] - run[0] != count - 1:
+            break
+        starts.append(run[0])
+        at += count
+    if len(starts) < len(counts) or at < len(found):
         raise RequestError(
-            f"the prompt has {_images(count)}, and {len(found)} tokens that stand for images; there"
-            f" must be {spec.tokens} in a row for each",
+            f"the prompt has {_images(len(counts))}, and {len(found)} tokens that stand for images;"
+            f" there must be {' and '.join(map(str, counts))}, each in a row",
             param="images",
             fix="leave the model's own tokens for images out of texts",
         )

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from kvrt.errors import ModelError
 from kvrt.model.spec import ModelSpec
+from kvrt.model.vision.families import Tower, family_of
 from kvrt.model.vision.pixels import INSTALL, Picture, installed, read_picture
-from kvrt.model.vision.spec import VisionSpec, read_vision, sees
-from kvrt.model.vision.tower import Tower
-from kvrt.model.vision.weights import read_tower
+from kvrt.model.vision.spec import VisionSpec
 from kvrt.spi import Device, DType
 
 if TYPE_CHECKING:
@@ -30,24 +29,23 @@ class Vision:
     Args:
         spec: its shape.
         tower: makes the states.
-        content: a name for its weights.
         most: images of a prompt.
     """
 
-    def __init__(self, spec: VisionSpec, tower: Tower, content: str, most: int) -> None:
+    def __init__(self, spec: VisionSpec, tower: Tower, most: int) -> None:
         self.spec = spec
         self.most = most
-        self._seed = f"{spec} {content}".encode()
+        self._seed = f"{spec} {tower.content}".encode()
         self._tower = tower
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
         self._kept_bytes = 0
 
     def read(self, image: "Image", place: int) -> Picture:
         """An image as the tower reads it; see `read_picture`. Any thread may ask."""
-        return read_picture(image, self.spec.side, self._seed, place)
+        return read_picture(image, self.spec, self._seed, place)
 
     def states(self, picture: Picture) -> Tensor:
-        """The states of an image, [tokens, out], on the device. One thread at a time may ask."""
+        """The states of an image, [rows * columns, out], on the device. One thread may ask."""
         if (found := self._kept.get(picture.digest)) is not None:
             self._kept.move_to_end(picture.digest)
             return found
@@ -69,16 +67,23 @@ def find_vision(folder: Path, decoder: ModelSpec, most: int) -> VisionSpec | str
     Args:
         most: images of a prompt; 0: it is not wanted.
     """
-    if not folder.is_dir() or not sees(folder):
+    family = family_of(folder) if folder.is_dir() else None
+    if family is None:
         return UNKNOWN
     if most == 0:
         return "was loaded without its vision tower: max_images is 0"
     if not installed():
         return f"needs pillow to read images: {INSTALL}"
     try:
-        return read_vision(folder, decoder)
+        return family.read(folder, decoder)
     except ModelError as error:
         return f"has a vision tower that is not supported: {error}"
+
+
+def tower_bytes(folder: Path, spec: VisionSpec | str, dtype: DType) -> int:
+    """Memory that what `find_vision` has found takes."""
+    family = None if isinstance(spec, str) else family_of(folder)
+    return 0 if family is None else family.nbytes(spec, dtype)
 
 
 def load_vision(
@@ -96,5 +101,6 @@ def load_vision(
     """
     if isinstance(spec, str):
         return spec
-    weights, content = read_tower(folder, spec, device, dtype)
-    return Vision(spec, Tower(spec, weights, device, dtype), content, most)
+    family = family_of(folder)
+    assert family is not None, "it has been found"
+    return Vision(spec, family.load(folder, spec, device, dtype), most)

@@ -1,0 +1,63 @@
+"""The towers that are known, by the architectures that have them."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from kvrt.model.files.jsonfile import Fields
+from kvrt.model.spec import ModelSpec
+from kvrt.model.vision.gemma3 import Gemma3Tower, read_gemma3
+from kvrt.model.vision.qwen import QwenTower, read_qwen
+from kvrt.model.vision.spec import VisionSpec, read_fields
+from kvrt.spi import Device, DType
+
+
+class Tower(Protocol):
+    """A vision tower on a device.
+
+    Args:
+        content: a name for its weights.
+    """
+
+    content: str
+
+    def states(self, pixels: Tensor) -> Tensor:
+        """The states of an image, [rows * columns, out], on the device.
+
+        Args:
+            pixels: uint8 [3, height, width], on the host.
+        """
+
+    def close(self) -> None:
+        """Give the weights back. It computes no more."""
+
+
+class Family(NamedTuple):
+    """How a tower is read.
+
+    Args:
+        read: its shape, from a model's folder.
+        load: itself, to a device.
+        nbytes: of its matrices.
+    """
+
+    read: Callable[[Path, ModelSpec], VisionSpec]
+    load: Callable[[Path, Any, Device, DType], Tower]
+    nbytes: Callable[[Any, DType], int]
+
+
+TOWERS: Mapping[str, Family] = {
+    "Gemma3ForConditionalGeneration": Family(read_gemma3, Gemma3Tower, Gemma3Tower.nbytes),
+    "Qwen2_5_VLForConditionalGeneration": Family(read_qwen, QwenTower, QwenTower.nbytes),
+}
+
+
+def family_of(folder: Path) -> Family | None:
+    """What reads the tower of a model's folder; None: it has none that is known."""
+    fields: Fields = read_fields(folder)
+    names = fields.values().get("architectures")
+    if not fields.has("vision_config") or not isinstance(names, list):
+        return None
+    return next((TOWERS[name] for name in names if name in TOWERS), None)
