@@ -103,9 +103,9 @@ class RuntimeConfig:
             start reads them; ``auto``: kvrt/weights in the user's folder of caches. None: they are
             quantised anew at each start.
         offload_experts: memory for the experts of a mixture: bytes, or a string such as ``2GiB`` or
-            ``25%`` (of the device's memory). As many as have room are in it, those that are used
-            most, and others are read from the model's files when a token chooses them: the same
-            text, slower. None: all experts are in memory.
+            ``25%`` (of the device's memory). As many as have room are in it, those that were used
+            most of late, and others are read from the model's files when a token chooses them: the
+            same text, slower. None: all experts are in memory.
         activations: what weights that are codes are multiplied with: ``int8``, activations as codes
             of 8 bits, with a scale for each 32; or ``exact``, as they are, where the device has
             such products, and otherwise such weights are unpacked.

@@ -167,9 +167,9 @@ runtime_options = apply(
             "--offload-experts",
             type=size,
             metavar="SIZE",
-            help="Memory for the experts of a mixture (2GiB, 25%): those that are used most are in"
-            " it, others are read from the model's files when a token chooses them. The same text,"
-            " slower. Default: all are in memory.",
+            help="Memory for the experts of a mixture (2GiB, 25%): those that were used most of"
+            " late are in it, others are read from the model's files when a token chooses them. The"
+            " same text, slower. Default: all are in memory.",
         ),
         click.option(
             "--activations",

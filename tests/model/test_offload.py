@@ -292,7 +292,7 @@ def test_which_experts_stay_is_as_in_a_plain_model(
 
 def test_an_expert_that_is_always_needed_is_not_displaced_by_others_that_are_needed_once() -> None:
     """Where what was not used for longest went first, it would be."""
-    held = Residency(100, 4, 1)
+    held = Residency(100, 4, 64)
     for _ in range(3):
         held.take(np.array([0, 1]))
     missing = 0

@@ -44,6 +44,7 @@ def runtime(folder: Path) -> Iterator[Runtime]:
         yield runtime
 
 
+@pytest.mark.promise("P15")
 def test_texts_are_the_same_and_what_was_there_is_counted(
     runtime: Runtime, want: list[Sequence[int]]
 ) -> None:
@@ -78,6 +79,7 @@ def test_with_room_for_all_each_is_read_once(folder: Path, want: list[Sequence[i
         assert found.hit_rate > 0.9
 
 
+@pytest.mark.promise("P27")
 def test_what_cannot_be_read_ends_the_requests_of_that_step_and_no_others(
     folder: Path, want: list[Sequence[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

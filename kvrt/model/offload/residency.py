@@ -1,10 +1,9 @@
 """Which experts are in which place, and which go when others are needed: values, without memory.
 
-An expert is worth how often it was used, and half of that `HALF_LIFE` uses of its layers later. The
-one that is worth least goes; of equals, the one that was not used for longest. One that comes back
-is worth what it was before, so an expert that is needed once displaces another such, and not one
-that is always needed. (Layers are computed in turns: if what was not used for longest went first,
-that would be just what is needed next.)
+An expert is worth how often it was used, and half of that `HALF_LIFE` steps later. The one that is
+worth least goes; of equals, the one that was not used for longest. One that comes back is worth
+what is left of before, so an expert that is needed once displaces another such, and not one that is
+always needed. docs/design/offloaded-experts.md has what else was tried.
 """
 
 from collections.abc import Sequence
@@ -15,8 +14,8 @@ from numpy.typing import NDArray
 
 from kvrt.errors import IntegrityError
 
-HALF_LIFE = 256
-"""So many uses of each layer halve what was used before."""
+HALF_LIFE = 4
+"""Steps, counted as uses of each layer, that halve what was used before."""
 
 NOWHERE = -1
 
