@@ -9,7 +9,7 @@ Any thread may call it. The engine has a thread of its own; callers speak to it 
 
 import functools
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -273,14 +273,18 @@ class Runtime(CacheControl):
     def stats(self) -> RuntimeStats:
         return stats_of(self._worker.engine, self._worker.load_seconds)
 
-    def picture(self, cells: int = 512) -> tuple[GroupPicture, ...]:
+    def picture(
+        self, cells: int = 512, *, owner: Callable[[Any], str] | None = None
+    ) -> tuple[GroupPicture, ...]:
         """Where in the KV memory pages are, to be drawn. Does not wait.
 
         Args:
             cells: of each group of layers, the memory is told of in at most so many.
+            owner: whose a request is, by its metadata: then it is told whose the pages are that
+                requests hold. Cached ones are nobody's.
         """
         cells = check_options({"cells": Whole(1, 65536)}, cells=cells)["cells"]
-        return self._worker.engine.memory.cache.picture(cells)
+        return self._worker.engine.picture(cells, owner)
 
     def queue(self, most: int = 100) -> tuple[Queued, ...]:
         """Requests that wait, the next one first, and why. Does not wait.

@@ -92,6 +92,14 @@ class CellStanding(Struct, frozen=True):
     open: int
 
 
+class OwnerStanding(Struct, frozen=True):
+    """Pages that the requests of a workspace hold: in all, and by cell."""
+
+    owner: str
+    used: int
+    cells: list[int]
+
+
 class GroupStanding(Struct, frozen=True):
     """A group of layers: see `kvrt.kv.picture.GroupPicture`."""
 
@@ -102,6 +110,7 @@ class GroupStanding(Struct, frozen=True):
     mapped_chunks: int
     cell_chunks: int
     cells: list[CellStanding]
+    owners: list[OwnerStanding]
 
 
 class TierStanding(Struct, frozen=True):

@@ -13,7 +13,8 @@ is asked.
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from kvrt.engine import beaming
 from kvrt.engine.answers import UNKNOWN, Answers
@@ -28,6 +29,8 @@ from kvrt.engine.sight import Sight
 from kvrt.errors import KvrtError
 from kvrt.executor.interface import Executor, Failed
 from kvrt.kv.memory import Memory
+from kvrt.kv.pages.lanes import SeqId
+from kvrt.kv.picture import GroupPicture
 from kvrt.kv.seq import Seq
 from kvrt.model.loader import Model
 from kvrt.model.offload.reading import Unreadable
@@ -98,6 +101,17 @@ class Engine:
         """The first of those that wait, in their order, as of the last step. From any thread."""
         held, awaiting = self._held
         return queue_of(self._live, self.steps, held, awaiting, most, parked=self._parked)
+
+    def picture(self, cells: int, owner: Callable[[Any], str] | None) -> tuple[GroupPicture, ...]:
+        """See `kvrt.Runtime.picture`. From any thread."""
+        if owner is None:
+            return self.cache.picture(cells)
+
+        def owner_of(seq: SeqId) -> str | None:
+            request = self._live.find(seq)
+            return None if request is None else owner(request.metadata)
+
+        return self.cache.picture(cells, owner_of)
 
     # --- what comes in -----------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from kvrt.drafting.drafter import Drafter
 from kvrt.engine.request import Request
@@ -47,9 +48,9 @@ class Live:
         """Whose sequence it is."""
         return self._requests[seq.id]
 
-    def find(self, seq: Seq) -> Request | None:
-        """Whose sequence it is; None: it has ended."""
-        return self._requests.get(seq.id)
+    def find(self, id: Any) -> Request | None:
+        """Whose sequence has this id; None: it has ended."""
+        return self._requests.get(id)
 
     def of(self, request: Request) -> list[Seq]:
         """A request's sequences, in order of arrival; none if it has ended."""

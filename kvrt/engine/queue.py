@@ -58,7 +58,7 @@ def queue_of(
     """
     now, found = time.perf_counter(), list[Queued]()
     for seq in [*list(live.fetching), *live.waiting.first(most, step)][:most]:
-        request = live.find(seq)
+        request = live.find(seq.id)
         if request is None:
             continue
         why: Why = "turn" if held is None else held

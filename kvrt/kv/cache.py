@@ -23,7 +23,7 @@ from kvrt.kv.pages.integrity import check_table
 from kvrt.kv.pages.lanes import SeqId
 from kvrt.kv.pages.rows import PageRows
 from kvrt.kv.pages.table import Change, PageTable
-from kvrt.kv.picture import GroupPicture, picture_of
+from kvrt.kv.picture import GroupPicture, OwnerOf, picture_of
 from kvrt.kv.spare import Spare
 from kvrt.kv.stats import CacheStats
 from kvrt.spi import PageLayout
@@ -336,9 +336,9 @@ class KVCache:
             copies=done.copies,
         )
 
-    def picture(self, cells: int) -> tuple[GroupPicture, ...]:
+    def picture(self, cells: int, owner_of: OwnerOf | None = None) -> tuple[GroupPicture, ...]:
         """Where pages are; of each group of layers, in at most so many cells. From any thread."""
-        return picture_of(self._table, cells)
+        return picture_of(self._table, cells, owner_of)
 
     def check_integrity(self) -> None:
         """Compare the table with itself, with what is mapped, and with the device's own count.

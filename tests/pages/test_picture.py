@@ -11,6 +11,11 @@ from kvrt.kv.picture import picture_of
 from .shapes import LAYERS, done, empty
 
 
+def owner_of(seq: object) -> str | None:
+    """One of three; or it has just ended."""
+    return ("alice", "bob", None)[int(str(seq)[1:]) % 3]
+
+
 def counted(table: PageTable, width: int) -> tuple[Counter[int], Counter[int], Counter[int]]:
     """By cell, from the rows and the names alone: pages in rows, cached ones, mapped chunks."""
     (lane,) = table.lanes
@@ -47,7 +52,7 @@ def test_after_any_operations_every_page_is_in_its_cell(name: str, most: int) ->
                 change = table.name((tuple(full),))
         if isinstance(change, Change):
             table = done(change)
-        (group,) = picture_of(table, most)
+        (group,) = picture_of(table, most, owner_of)
         held, cached, mapped = counted(table, group.cell_chunks)
         assert len(group.cells) <= most
         for place, cell in enumerate(group.cells):
@@ -56,3 +61,13 @@ def test_after_any_operations_every_page_is_in_its_cell(name: str, most: int) ->
         assert sum(cell.open for cell in group.cells) == table.lanes[0].placement.open_pages
         assert sum(mapped.values()) == group.mapped_chunks
         assert (group.used, group.cached) == (table.used_pages, table.idle_pages)
+        for owned in group.owners:
+            own = {p for s in table.sequences if owner_of(s) == owned.owner for p in table.pages(s)}
+            chunks = (table.lanes[0].geometry.chunks_of(page).start for page in own)
+            places = Counter(chunk // group.cell_chunks for chunk in chunks)
+            assert owned.used == len(own)
+            assert owned.cells == tuple(places[place] for place in range(len(group.cells)))
+        assert {each.owner for each in group.owners} == {
+            owner_of(seq) for seq in table.sequences
+        } - {None}
+        assert picture_of(table, most)[0].owners == ()

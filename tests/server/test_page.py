@@ -151,6 +151,11 @@ def test_the_status_tells_each_key_which_of_its_requests_wait_and_why(keyed: Any
         assert (waiting["key"], waiting["priority"], waiting["batch"]) == ("alice", 0, False)
         assert waiting["prompt_tokens"] > 0
         assert queue_of(server, keys["bob"])["queue"] == []
+        for name, owner in (("admin", "alice"), ("alice", "alice"), ("bob", "(others)")):
+            (group,) = queue_of(server, keys[name])["memory"]["groups"]
+            (owned,) = group["owners"]
+            assert owned["owner"] == owner
+            assert 0 < owned["used"] == sum(owned["cells"])
     assert queue_of(server, keys["admin"])["batches"] == {
         "asked": 0, "places": PLACES * 3 // 4, "crowded": False
     }  # fmt: skip
@@ -261,11 +266,17 @@ def test_a_conversation_in_a_real_browser_by_keyboard_alone(
             long = {**ASK, "max_tokens": 800}
             for number in range(8):
                 body = {**long, "prompt": [20 + number] * 180}
-                pool.submit(server.post, "/v1/completions", body, headers=basic(keys["alice"]))
+                key = keys["bob" if number % 3 else "alice"]
+                pool.submit(server.post, "/v1/completions", body, headers=basic(key))
             holds(
                 "document.querySelectorAll('#flights td:nth-child(4)')[7]?.textContent === 'runs'"
             )
             holds("/[1-9][0-9]* used/.test(document.querySelector('figcaption').textContent)")
+            holds(
+                "[...document.querySelectorAll('#owners li')].map((each) => each.textContent)"
+                ".sort().join() === 'alice,bob'"
+            )
+            assert "alice" in page.locator("figcaption").first.inner_text()
             page.evaluate("window.scrollTo(0, 0)")
             page.screenshot(path=pictures / f"page-{scheme}.png")
 

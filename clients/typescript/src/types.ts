@@ -292,6 +292,13 @@ export interface CellStanding {
   readonly open: number;
 }
 
+/** Pages that the requests of a workspace hold: in all, and by cell. */
+export interface OwnerStanding {
+  readonly owner: string;
+  readonly used: number;
+  readonly cells: readonly number[];
+}
+
 /** A group of layers: see `kvrt.kv.picture.GroupPicture`. */
 export interface GroupStanding {
   readonly window: number;
@@ -301,6 +308,7 @@ export interface GroupStanding {
   readonly mapped_chunks: number;
   readonly cell_chunks: number;
   readonly cells: readonly CellStanding[];
+  readonly owners: readonly OwnerStanding[];
 }
 
 /** Pages outside the device. */

@@ -20,6 +20,7 @@ export function show(page, status) {
     `${percent(memory.usage)} of ${bytes(memory.limit_bytes)} in use; ` +
     `${bytes(memory.mapped_bytes)} mapped, ${bytes(memory.spare_bytes)} of all spare.`;
   groups(at("groups"), memory.groups);
+  legend(at("owners"), memory.groups[0]?.owners ?? []);
   rows(at("places"), places(memory), [1, 2, 3]);
   facts(at("facts"), model);
 }
@@ -79,6 +80,19 @@ function facts(list, model) {
   );
 }
 
+// Of several workspaces: how many pages each has.
+function whose(owners) {
+  if (owners.length < 2) return "";
+  return ` (${owners.map((own) => `${own.owner || "no key"} ${own.used}`).join(", ")})`;
+}
+
+// Their colours, as a legend.
+function legend(list, owners) {
+  const told = owners.length > 1 ? owners.map((own) => own.owner || "no key") : [];
+  if (told.join() === [...list.children].map((each) => each.textContent).join()) return;
+  list.replaceChildren(...told.map((name, place) => element("li", name, { class: `owner-${place}` })));
+}
+
 function groups(box, all) {
   while (box.children.length > all.length) box.lastChild.remove();
   while (box.children.length < all.length) {
@@ -97,7 +111,7 @@ function draw(figure, group, number, count) {
   const name = count > 1 ? `Group ${number + 1}` : "Pages";
   const sees = group.window ? `, sees ${group.window} tokens back` : "";
   const told =
-    `${name}${sees}: ${group.used} used, ${group.cached} cached, ` +
+    `${name}${sees}: ${group.used} used${whose(group.owners)}, ${group.cached} cached, ` +
     `chunks mapped: ${group.mapped_chunks}`;
   caption.textContent = told;
   canvas.setAttribute("aria-label", told);
@@ -114,7 +128,9 @@ function draw(figure, group, number, count) {
     const all = cell.used + cell.cached + cell.open;
     let top = y + side - 1;
     const height = side - 2;
-    for (const [word, part] of [["used", cell.used], ["cached", cell.cached], ["open", cell.open]]) {
+    const owned = group.owners.length > 1 ? group.owners.map((own, i) => [`owner-${i}`, own.cells[place]]) : [];
+    const rest = owned.reduce((left, [, part]) => left - part, cell.used);
+    for (const [word, part] of [...owned, ["used", Math.max(rest, 0)], ["cached", cell.cached], ["open", cell.open]]) {
       const tall = all ? (part / all) * height : word === "open" && cell.mapped ? height : 0;
       pen.fillStyle = colour(word);
       pen.fillRect(x + 1, top - tall, side - 2, tall);

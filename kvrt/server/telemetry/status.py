@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 import kvrt
 from kvrt.engine.queue import Queued
+from kvrt.kv.picture import GroupPicture, Owned
 from kvrt.server.access.gate import Gate
 from kvrt.server.access.keys import Owner
 from kvrt.server.batches.answering import BEHIND
@@ -24,6 +25,10 @@ ENDINGS = {200: "answered", 499: "left"}
 
 QUEUE = 100
 """Requests that wait, at most, that are told of: the first."""
+
+OWNERS = 6
+OTHERS = "(others)"
+"""Workspaces whose pages are told apart, and how all others are called; no workspace can be."""
 
 CELLS = 512
 """Parts, at most, that the memory of a group is drawn in."""
@@ -63,7 +68,7 @@ class Status:
                 if asking.role == "admin" or each.metadata == asking.tenant
             ],
             "batches": None if self._worker is None else asdict(self._worker.load),
-            "memory": self._memory(),
+            "memory": self._memory(asking),
         }
 
     def _server(self) -> dict[str, Any]:
@@ -88,7 +93,7 @@ class Status:
             "chats": model.tokenizer is not None and model.tokenizer.chat is not None,
         }
 
-    def _memory(self) -> dict[str, Any]:
+    def _memory(self, asking: Owner) -> dict[str, Any]:
         runtime = self._service.runtime.runtime
         stats = runtime.stats()
         offload = stats.offload
@@ -100,7 +105,7 @@ class Status:
         return {
             **asdict(stats.cache),
             "usage": usage(stats),
-            "groups": [asdict(group) for group in runtime.picture(CELLS)],
+            "groups": [_group(each, asking) for each in runtime.picture(CELLS, owner=str)],
             "tiers": tiers,
         }
 
@@ -138,6 +143,24 @@ def server_of(gate: Gate, state: str, begun: float, running: int, waiting: int) 
 def _is_of(owner: Owner | None, asking: Owner) -> bool:
     """Whether the same key asks, whatever its file says of it by now."""
     return owner is not None and (owner.name, owner.tenant) == (asking.name, asking.tenant)
+
+
+def _group(group: GroupPicture, asking: Owner) -> dict[str, Any]:
+    """A key of role user sees which pages are its workspace's; of many workspaces, the smaller ones
+    are told of together."""
+    named: dict[str, list[Owned]] = {}
+    for number, each in enumerate(group.owners):
+        seen = each.owner == asking.tenant or (asking.role == "admin" and number < OWNERS)
+        named.setdefault(each.owner if seen else OTHERS, []).append(each)
+    owners = [
+        {
+            "owner": name,
+            "used": sum(each.used for each in own),
+            "cells": [sum(cell) for cell in zip(*(each.cells for each in own), strict=True)],
+        }
+        for name, own in named.items()
+    ]
+    return {**asdict(replace(group, owners=())), "owners": owners}
 
 
 def _tier(name: str, pages: int, used: int, limit: int | None) -> dict[str, Any]:
