@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
     Gemma3Config,
+    PreTrainedConfig,
     PreTrainedModel,
     Qwen2_5_VLConfig,
+    Qwen3VLConfig,
 )
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -76,30 +79,35 @@ def with_marks(folder: Path, marks: dict[int, str]) -> Path:
 
 
 QWEN_MARKS = {270: "<|image_pad|>", 271: "<|vision_start|>", 272: "<|vision_end|>"}
+QWEN_MEAN, QWEN_STD = [0.4, 0.5, 0.6], [0.3, 0.2, 0.25]
 QWEN_SIZES = {"shortest_edge": 24 * 24, "longest_edge": 64 * 64}
 
 
-def make_qwen() -> PreTrainedModel:
-    """transformers' own Qwen2.5-VL; images are cut into windows, also narrower ones."""
+QWEN_EYES = {"hidden_size": 32, "intermediate_size": 48, "depth": 3, "num_heads": 2,
+             "patch_size": 4, "out_hidden_size": 64}  # fmt: skip
+QWEN_IDS = {"image_token_id": 270, "vision_start_token_id": 271, "vision_end_token_id": 272}
+QWENS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any], dict[str, Any]]] = {
+    "qwen2.5": (
+        Qwen2_5_VLConfig,
+        {"mrope_section": [4, 2, 2]},
+        {"window_size": 24, "fullatt_block_indexes": [1]},
+    ),
+    "qwen3": (
+        Qwen3VLConfig,
+        {"mrope_section": [4, 3, 1], "mrope_interleaved": True},
+        {"num_position_embeddings": 49, "deepstack_visual_indexes": [0, 2]},
+    ),
+}
+"""Of each, how queries are rotated, and what its eyes have besides."""
+
+
+def make_qwen(kind: str) -> PreTrainedModel:
+    """transformers' own; images of 2.5 are cut into windows, also narrower ones."""
     torch.manual_seed(0)
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
-    eyes = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "depth": 3,
-        "num_heads": 2,
-        "patch_size": 4,
-        "window_size": 24,
-        "out_hidden_size": 64,
-        "fullatt_block_indexes": [1],
-    }
-    config = Qwen2_5_VLConfig(
-        text_config=BASE | {"rope_parameters": rope},
-        vision_config=eyes,
-        image_token_id=270,
-        vision_start_token_id=271,
-        vision_end_token_id=272,
-    )
+    make, turns, eyes = QWENS[kind]
+    rope = {"rope_type": "default", "rope_theta": 10000.0, **turns}
+    text = BASE | {"rope_parameters": rope, "head_dim": 16}
+    config = make(text_config=text, vision_config=QWEN_EYES | eyes, **QWEN_IDS)
     made = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
     return randomised(made)
 
@@ -108,14 +116,16 @@ def save_qwen(model: PreTrainedModel, folder: Path) -> Path:
     """Likewise, with the file of its image processor."""
     template = TEMPLATE.replace(MARKS[BEGIN], QWEN_MARKS[271] + QWEN_MARKS[270] + QWEN_MARKS[272])
     save_tokenizer(save_model(model, folder), chat_template=template)
-    processor = {"size": QWEN_SIZES, "patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
+    processor = {"size": QWEN_SIZES, "image_mean": QWEN_MEAN, "image_std": QWEN_STD}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return with_marks(folder, QWEN_MARKS)
 
 
 def prepared_qwen(image: Image.Image) -> dict[str, Tensor]:
     """What transformers' image processor makes of it."""
-    processor = Qwen2VLImageProcessorPil(size=QWEN_SIZES, patch_size=4)
+    processor = Qwen2VLImageProcessorPil(
+        size=QWEN_SIZES, patch_size=4, image_mean=QWEN_MEAN, image_std=QWEN_STD
+    )
     return dict(processor(image, return_tensors="pt"))
 
 

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL's tower sees what transformers' sees, and rotations know rows and columns."""
+"""Towers of Qwen-VL see what transformers' see, and rotations know rows and columns."""
 
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from kvrt.model.loader import load_model
 from kvrt.model.vision.vision import Vision
 from kvrt.spi import Device
 from tests.model.sights import (
+    QWENS,
     make_qwen,
     picture,
     prepared_qwen,
@@ -27,9 +28,9 @@ GREEDY = SamplingParams(max_tokens=NEW, ignore_eos=True, temperature=0.0)
 SIZES = [(30, 41), (64, 64), (7, 90), (200, 31), (24, 24), (300, 280)]
 
 
-@pytest.fixture(scope="module")
-def reference() -> PreTrainedModel:
-    return make_qwen()
+@pytest.fixture(scope="module", params=QWENS)
+def reference(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return make_qwen(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,9 @@ def test_states_are_those_of_transformers(
     image = picture(2, size)
     inputs = prepared_qwen(image)
     with torch.no_grad():
-        wanted = reference.get_image_features(**inputs).pooler_output[0]
+        found = reference.get_image_features(**inputs)
+    deep = getattr(found, "deepstack_features", None) or []
+    wanted = torch.cat([found.pooler_output[0], *(each[0] for each in deep)], 1)
     read = vision.read(image, 0)
     _, rows, columns = inputs["image_grid_thw"][0].tolist()
     assert read.grid == (rows // 2, columns // 2)

@@ -31,7 +31,7 @@ from kvrt.model.decoder.offloaded import Offloaded
 from kvrt.model.decoder.ops import MixedOps, TorchOps
 from kvrt.model.decoder.pieces import pieces
 from kvrt.model.decoder.rope import RotationTable, positions_of
-from kvrt.model.decoder.seen import Plans, Seen, Turns, plans_of, put
+from kvrt.model.decoder.seen import Plans, Seen, Turns, deepened, plans_of, put
 from kvrt.model.lora.adapter import Adapters
 from kvrt.model.lora.ops import AdaptedOps, Segment, segments_of
 from kvrt.model.offload.pool import ExpertPool
@@ -244,7 +244,8 @@ class Decoder:
         work = self._activations(count)
         self._begin(tokens, first, work.x, work, turns)
         put(seen, work.x)
-        self._record(segments)(plans_of(self._attention, batches, self._plan, seen), work)
+        plans = plans_of(self._attention, batches, self._plan, seen)
+        self._record(segments, seen)(plans, work)
         return work.x
 
     def _plan(self, batch: StepBatch) -> object:
@@ -285,21 +286,27 @@ class Decoder:
             x.mul_(self.spec.embedding_scale)
 
     def _record(
-        self, segments: Sequence[Segment]
+        self, segments: Sequence[Segment], seen: Sequence[Seen] = ()
     ) -> Callable[[Sequence[object], Activations], object]:
         """What makes the calls of a step, some of whose tokens have adapters, and gives what must
         live as long as these."""
         if not segments:
-            return functools.partial(self._run_layers, self._ops)
+            return functools.partial(self._run_layers, self._ops, seen=seen)
 
         def record(plans: Sequence[object], work: Activations) -> object:
             adapted = AdaptedOps(self._ops, self._low_rank, segments, self.adapters.by_number)
-            self._run_layers(cast(MixedOps, adapted), plans, work)
+            self._run_layers(cast(MixedOps, adapted), plans, work, seen)
             return adapted.between
 
         return record
 
-    def _run_layers(self, ops: MixedOps, plans: Sequence[object], work: Activations) -> None:
+    def _run_layers(
+        self,
+        ops: MixedOps,
+        plans: Sequence[object],
+        work: Activations,
+        seen: Sequence[Seen] = (),
+    ) -> None:
         """All layers, from the embedded tokens in ``work.x`` to the last layer's output there."""
         spec = self.spec
         run = plans.run if isinstance(plans, Plans) else self._attention.run
@@ -307,7 +314,7 @@ class Decoder:
         around = self._branches.by(ops)
         norm, mlp, add = around.norm, around.mlp, around.add
         x, normed, gated = work.x, work.normed, work.gated
-        usual, finish = work.usual, self._branches.finish
+        usual, finish = work.usual, deepened(self._branches.finish, seen)
         for one in self._layers:
             w, batch, layer, attention, rope, head_norm, heat, experts, whole, *_ = one
             states = one.states

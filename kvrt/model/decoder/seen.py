@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvrt.model.decoder.rope import positions_of
+from kvrt.model.weights.layers import LayerWeights
 from kvrt.spi import AttentionBatch, AttentionParams, PagedAttention, StepBatch
 
 
@@ -31,7 +32,8 @@ class Seen(NamedTuple):
 
     Args:
         row: the first of the step's tokens that stand for it.
-        states: [tokens, hidden], of each of those.
+        states: [tokens, hidden], of each of those; behind each may be as much again for each of the
+            first layers, which is added to what that gives.
         together: they see each other; then the image's last token is among them.
     """
 
@@ -65,7 +67,27 @@ class Turns(NamedTuple):
 def put(seen: Sequence[Seen], x: Tensor) -> None:
     """Write what was seen over the embeddings of a step's tokens, [tokens, hidden]."""
     for one in seen:
-        x[one.rows] = one.states
+        x[one.rows] = one.states[:, : x.shape[1]]
+
+
+def deepened(
+    finish: Callable[[Tensor, LayerWeights], None], seen: Sequence[Seen]
+) -> Callable[[Tensor, LayerWeights], None]:
+    """What ends a layer, where what was seen may be added to it.
+
+    Args:
+        finish: what ends it otherwise.
+    """
+    layers = itertools.count(1)
+
+    def both(x: Tensor, w: LayerWeights) -> None:
+        finish(x, w)
+        start = next(layers) * x.shape[1]
+        for one in seen:
+            if one.states.shape[1] > start:
+                x[one.rows] += one.states[:, start : start + x.shape[1]]
+
+    return both if seen else finish
 
 
 class Plans(Sequence[object]):

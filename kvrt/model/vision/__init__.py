@@ -2,8 +2,9 @@
 
 spec      what all towers have in common, and how files say it
 families  the towers that are known
-gemma3, qwen
+gemma3, qwen25, qwen3
           theirs: shape, weights, and from pixels to states
+qwen      what the last two have in common
 parts     what they compute with
 pixels    from a file to the pixels that a tower reads, within limits
 vision    a loaded model's tower, and what it has seen

@@ -9,7 +9,8 @@ from torch import Tensor
 from kvrt.model.files.jsonfile import Fields
 from kvrt.model.spec import ModelSpec
 from kvrt.model.vision.gemma3 import Gemma3Tower, read_gemma3
-from kvrt.model.vision.qwen import QwenTower, read_qwen
+from kvrt.model.vision.qwen3 import Qwen3Tower, read_qwen3
+from kvrt.model.vision.qwen25 import Qwen25Tower, read_qwen25
 from kvrt.model.vision.spec import VisionSpec, read_fields
 from kvrt.spi import Device, DType
 
@@ -24,7 +25,7 @@ class Tower(Protocol):
     content: str
 
     def states(self, pixels: Tensor) -> Tensor:
-        """The states of an image, [rows * columns, out], on the device.
+        """The states of an image, [rows * columns, (1 + deep) * out], on the device.
 
         Args:
             pixels: uint8 [3, height, width], on the host.
@@ -50,7 +51,8 @@ class Family(NamedTuple):
 
 TOWERS: Mapping[str, Family] = {
     "Gemma3ForConditionalGeneration": Family(read_gemma3, Gemma3Tower, Gemma3Tower.nbytes),
-    "Qwen2_5_VLForConditionalGeneration": Family(read_qwen, QwenTower, QwenTower.nbytes),
+    "Qwen2_5_VLForConditionalGeneration": Family(read_qwen25, Qwen25Tower, Qwen25Tower.nbytes),
+    "Qwen3VLForConditionalGeneration": Family(read_qwen3, Qwen3Tower, Qwen3Tower.nbytes),
 }
 
 

@@ -38,6 +38,8 @@ class VisionSpec(ABC):
         together: an image's tokens see each other.
         channels: of each pair that is rotated, by which position it is: 0 as in a text, 1 by row, 2
             by column. Empty: all by those of the text.
+        deep: so many of the decoder's first layers get something added to what they give, for each
+            state; it stands behind that.
     """
 
     hidden: int
@@ -57,6 +59,7 @@ class VisionSpec(ABC):
     alone: tuple[int, ...]
     together: bool
     channels: tuple[int, ...] = ()
+    deep: int = 0
 
     @abstractmethod
     def resized(self, width: int, height: int) -> tuple[int, int]:
