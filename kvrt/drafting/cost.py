@@ -14,6 +14,7 @@ class StepCost:
 
     def __init__(self) -> None:
         self._weight = self._tokens = self._seconds = self._squares = self._products = 0.0
+        self._slope: float | None = None  # as long as nothing more is observed
 
     def observe(self, tokens: int, seconds: float) -> None:
         """A step of decoding was made."""
@@ -27,6 +28,7 @@ class StepCost:
             ("_products", tokens * seconds),
         ):
             setattr(self, name, self.DECAY * getattr(self, name) + value)
+        self._slope = None
 
     def worth(self, tokens: int) -> float:
         """The probability from which on one more token pays in a step that yields `tokens`.
@@ -35,7 +37,7 @@ class StepCost:
         """
         if not self._weight:
             return tokens / (self.PRIOR_TOKENS + tokens)
-        slope, step = self._slope(), self.seconds(tokens)
+        slope, step = self.slope, self.seconds(tokens)
         return min(1.0, slope * tokens / step) if step > 0 else 1.0
 
     @property
@@ -48,10 +50,16 @@ class StepCost:
         if not self._weight:
             return 0.0
         mean_tokens, mean = self._tokens / self._weight, self._seconds / self._weight
-        return mean + self._slope() * (tokens - mean_tokens)
+        return mean + self.slope * (tokens - mean_tokens)
 
-    def _slope(self) -> float:
-        """Seconds that a further token takes."""
+    @property
+    def slope(self) -> float:
+        """Seconds that a further token takes; 0: nothing was observed."""
+        if self._slope is None:
+            self._slope = self._fitted() if self._weight else 0.0
+        return self._slope
+
+    def _fitted(self) -> float:
         mean_tokens, mean = self._tokens / self._weight, self._seconds / self._weight
         spread = max(0.0, self._squares / self._weight - mean_tokens**2)
         together = self._products / self._weight - mean_tokens * mean

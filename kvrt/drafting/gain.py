@@ -71,7 +71,7 @@ class Course:
         self._gain = gain
         self._expected = float(yields)
         self._seconds = gain.target.seconds(tokens)
-        self._each = gain.target.seconds(tokens + 1) - self._seconds
+        self._each = gain.target.slope
 
     def pays(self, chances: Sequence[float], lag: float = 0.0) -> bool:
         """Whether one draft more pays in sequences, all of whose drafts so far come true with these

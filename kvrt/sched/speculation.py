@@ -1,5 +1,6 @@
 """Which drafts go into a step: after all else is planned, with what tokens and pages are left."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -109,14 +110,15 @@ class Speculation:
         course = gain.course(tokens, sum(row.samples for row in plan.rows))
         lags = {row.seq: self.lag(row.seq) for row in wanted}
         wanted.sort(key=lambda row: lags[row.seq])
+        late = [_spread(gain.pass_seconds(lags[row.seq]), row) for row in wanted]
+        late = [*itertools.accumulate(late)]  # of so many
 
         def pays() -> bool:
-            late = sum(_spread(gain.pass_seconds(lags[row.seq]), row) for row in wanted)
-            return course.pays([1.0] * len(wanted), late)
+            return course.pays([1.0] * len(wanted), late[len(wanted) - 1])
 
-        while len(wanted) > 1 and not pays():
+        while not (paying := pays()) and len(wanted) > 1:
             wanted.pop()
-        if not gain.tries(pays()):
+        if not gain.tries(paying):
             return plan
         rooms: dict[Seq, int] = {}
         change, budget = plan.change, limits.max_batch_tokens - tokens

@@ -8,6 +8,7 @@ import pytest
 from kvrt.drafting.cost import StepCost
 from kvrt.drafting.drafter import Drafter
 from kvrt.drafting.drafts import Drafts
+from kvrt.drafting.gain import Gain
 from kvrt.drafting.lookup import Guess, PromptLookup
 from kvrt.kv.seq import Seq
 from kvrt.sched.batching import Limits, Row, StepPlan, plan_step
@@ -407,3 +408,25 @@ def test_what_is_forced_goes_before_guesses_as_long_as_it_comes_true() -> None:
     assert not drafter.drafts(8, 0.2, trees=True)
     drafter.observe(tokens)
     assert not drafter.drafts(8, 0.0, trees=True), "nothing is guessed from the text"
+
+
+def test_whether_a_model_drafts_is_reckoned_in_as_many_parts_as_there_are_sequences(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = 0
+
+    def seconds(gain: Gain, tokens: int) -> float:
+        nonlocal asked
+        asked += 1
+        return 1.0  # drafting never pays
+
+    monkeypatch.setattr(Gain, "pass_seconds", seconds)
+    clock = Clock(400, Limits(256, 64))
+    for seq in decoding(clock, 32, (1, 2, 3)):
+        seq.drafter, seq.guesses = None, 4
+    speculation = Speculation(trees=True, ratio=0.25)
+    for tokens in (16, 32):
+        speculation.cost.observe(tokens, 0.001 * tokens)
+    plan = plan_step(clock.table, clock.running, clock.waiting, clock.limits, clock.step)
+    assert not speculation.extend(plan, clock.limits).rooms
+    assert asked <= 2 * len(plan.rows) == 64

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -86,14 +86,14 @@ def encode_documents(tokenizer: Tokenizer, corpus: list[Document]) -> list[Tenso
     return [torch.tensor([*encoding.ids, END_ID]) for encoding in encodings]
 
 
-def batches(texts: list[Tensor]) -> Iterator[Tensor]:
+def batches(texts: list[Tensor], stages: Sequence[Stage] = STAGES) -> Iterator[Tensor]:
     """The batch of every step in turn: [batch, length + 1] token ids.
 
     Each epoch shuffles the documents, lays them end to end, and cuts windows that overlap by one
     token, so that every token is predicted once an epoch (but for a last, incomplete window).
     """
     epochs = count()
-    for stage in STAGES:
+    for stage in stages:
         left = stage.steps
         while left:
             order = torch.Generator().manual_seed(SEED + next(epochs))
@@ -106,13 +106,15 @@ def batches(texts: list[Tensor]) -> Iterator[Tensor]:
                 left -= 1
 
 
-def learning_rate(step: int) -> float:
-    """Linear warm-up, constant, then linear decay to nothing after the last step.
+def learning_rate(step: int, steps: int = TOTAL_STEPS) -> float:
+    """Linear warm-up, constant, then linear decay to nothing after the last of `steps`.
 
     The constant part does not depend on how many steps follow (Hägele et al. 2024), so a longer or
     a shorter run can go on from the same checkpoint.
     """
-    return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, (TOTAL_STEPS - step) / DECAY_STEPS)
+    return LEARNING_RATE * min(
+        1.0, (step + 1) / WARMUP_STEPS, (steps - step) / min(DECAY_STEPS, steps / 2)
+    )
 
 
 def make_optimizer(net: CausalLM) -> torch.optim.AdamW:
@@ -125,13 +127,19 @@ def make_optimizer(net: CausalLM) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=BETAS, fused=True)
 
 
-def train(net: CausalLM, texts: list[Tensor], checkpoint: Path | None) -> tuple[int, float]:
+def train(
+    net: CausalLM,
+    texts: list[Tensor],
+    checkpoint: Path | None = None,
+    stages: Sequence[Stage] = STAGES,
+) -> tuple[int, float]:
     """Run every stage. Returns the tokens predicted and the CPU seconds taken.
 
     With a `checkpoint` file the state is saved there now and then, and a run that finds the file
     goes on from it; the data order is a function of the step alone, so the result is the same.
     """
     optimizer = make_optimizer(net)
+    steps = sum(stage.steps for stage in stages)
     done, tokens, seconds = 0, 0, 0.0
     if checkpoint is not None and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -140,9 +148,9 @@ def train(net: CausalLM, texts: list[Tensor], checkpoint: Path | None) -> tuple[
         done, tokens, seconds = state["done"], state["tokens"], state["seconds"]
     started = time.process_time() - seconds
     recent = 0.0
-    for step, windows in islice(enumerate(batches(texts)), done, None):
+    for step, windows in islice(enumerate(batches(texts, stages)), done, None):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
+            group["lr"] = learning_rate(step, steps)
         loss = net.loss(windows)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(net.parameters(), GRADIENT_NORM)
@@ -152,10 +160,8 @@ def train(net: CausalLM, texts: list[Tensor], checkpoint: Path | None) -> tuple[
         recent = loss.item() if not recent else 0.98 * recent + 0.02 * loss.item()
         seconds = time.process_time() - started
         if (step + 1) % 50 == 0:
-            print(f"{step + 1}/{TOTAL_STEPS} loss {recent:.3f} {seconds:.0f} s", flush=True)
-        if checkpoint is not None and (
-            (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == TOTAL_STEPS
-        ):
+            print(f"{step + 1}/{steps} loss {recent:.3f} {seconds:.0f} s", flush=True)
+        if checkpoint is not None and ((step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == steps):
             state = {"net": net.state_dict(), "optimizer": optimizer.state_dict()}
             state |= {"done": step + 1, "tokens": tokens, "seconds": seconds}
             part = checkpoint.with_suffix(".part")
@@ -200,7 +206,7 @@ def save_model(net: CausalLM, tokenizer: Tokenizer, folder: Path) -> None:
         {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
-            **dataclasses.asdict(SHAPE),
+            **dataclasses.asdict(net.shape),
             "hidden_act": "silu",
             "attention_bias": False,
             "mlp_bias": False,
@@ -233,7 +239,7 @@ def save_model(net: CausalLM, tokenizer: Tokenizer, folder: Path) -> None:
             "add_bos_token": False,
             "add_eos_token": False,
             "clean_up_tokenization_spaces": False,
-            "model_max_length": SHAPE.max_position_embeddings,
+            "model_max_length": net.shape.max_position_embeddings,
         },
     )
     tokenizer.save(str(folder / "tokenizer.json"))
