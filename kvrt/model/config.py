@@ -19,6 +19,7 @@ from kvrt.model.families.rotary import MAX_POSITIONS, read_ropes
 from kvrt.model.families.windows import MAX_LAYERS
 from kvrt.model.files.jsonfile import Fields, read_object, shown
 from kvrt.model.spec import ExpertSpec, MLPActivation, ModelSpec
+from kvrt.model.speech import WHISPER
 from kvrt.spi import Activation, DType
 
 # Upper limits, about ten times the largest published model: beyond them a value is damage, and
@@ -196,6 +197,12 @@ def _architecture(fields: Fields) -> str:
             "architectures",
             f"names {shown(wanted)}, an encoder, which says nothing",
             fix="kvrt embed makes vectors of texts with it",
+        )
+    if WHISPER in names:
+        raise fields.error(
+            "architectures",
+            f"names {shown(wanted)}, which writes what is said, and answers nothing",
+            fix="kvrt transcribe FILE --model MODEL is for it",
         )
     near = difflib.get_close_matches(wanted, known, n=1)
     raise fields.error(

@@ -133,7 +133,8 @@ class SpeechPages:
         clock: Callable[[], float],
     ) -> None:
         self._decoder = decoder
-        self._limit = limit_bytes
+        self.limit = limit_bytes
+        """May be changed at any time, from any thread; see `shrink`."""
         self._clock = clock
         self._rows = count()
         self._held: dict[bytes, Sound] = {}  # the one that was held longest ago first
@@ -184,6 +185,16 @@ class SpeechPages:
             group.cache.idle()
         return bool(self._held)
 
+    def shrink(self) -> None:
+        """Give up as much as the limit says, of what can be given up now: what no page needs, then
+        sounds that nobody holds, the one that was held longest ago first."""
+        unused = self._unused()
+        for group in (self._sounds, self._texts):
+            group.cache.give_spare()
+        while unused and self._is_over():
+            self._drop([unused.pop(0)])
+            self._sounds.cache.give_spare()
+
     # --- texts ---------------------------------------------------------------------------------
 
     def begin(self) -> int:
@@ -219,7 +230,7 @@ class SpeechPages:
         """From any thread, at any time."""
         sounds, texts = self._sounds.cache, self._texts.cache
         held = sounds.held_bytes + texts.held_bytes
-        return SpeechMemory(sounds.stats(), texts.stats(), held, self._limit)
+        return SpeechMemory(sounds.stats(), texts.stats(), held, self.limit)
 
     def check_integrity(self) -> None:
         """See `KVCache.check_integrity`."""
@@ -235,8 +246,10 @@ class SpeechPages:
         """What is spare in the other group makes room, then sounds that nobody holds, the one that
         was held longest ago first."""
         group.begin_step()
+        if self._is_over():
+            self.shrink()
         while True:
-            error = group.grow(tokens, self._limit - other.cache.held_bytes)
+            error = group.grow(tokens, self.limit - other.cache.held_bytes)
             if error is None:
                 return
             if other.cache.held_bytes > other.cache.needed_bytes:
@@ -246,6 +259,9 @@ class SpeechPages:
             if not (unused := self._unused()):
                 raise error
             self._drop(unused[:1])
+
+    def _is_over(self) -> bool:
+        return self._sounds.cache.held_bytes + self._texts.cache.held_bytes > self.limit
 
     def _unused(self) -> list[Sound]:
         return [sound for sound in self._held.values() if not sound.users]

@@ -149,11 +149,9 @@ class Transcriber(Closing):
         try:
             self._model = load_speech(folder, opened, dtype=dtype)
             spec, free = self._model.spec, opened.memory.info().free
+            self._total = opened.info.total_bytes
             limit = checked["memory_limit"]
-            if limit is None:
-                limit = int(free * FREE_SHARE)
-            elif isinstance(limit, str):
-                limit = parse_bytes(limit, whole=opened.info.total_bytes)
+            limit = int(free * FREE_SHARE) if limit is None else self._bytes(limit)
             layout = KVLayout.packed(
                 self._model.kept,
                 layers=spec.decoder_layers,
@@ -170,7 +168,7 @@ class Transcriber(Closing):
         self._ttl: float = checked["audio_ttl"]
         self._timer: threading.Timer | None = None
         self._writer = Writer(self._model, self._pages)
-        self.languages = tuple(self._model.control.languages)
+        self.languages = tuple(sorted(self._model.control.languages))
         self.longest = spec.positions
         super().__init__("transcriber", self._pages, self._model, opened)
 
@@ -240,11 +238,33 @@ class Transcriber(Closing):
         """Of the pages."""
         return self._pages.stats()
 
+    def set_memory_limit(self, limit: int | str) -> None:
+        """Change how much physical memory pages may take, from any thread: what a call in flight
+        needs goes on, as far as it fits.
+
+        Args:
+            limit: as `memory_limit`.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        checked = check_options({"limit": Size()}, limit=limit)["limit"]
+        self._pages.limit = self._bytes(checked)
+        if self._lock.acquire(blocking=False):  # else the call in flight sees it at its next step
+            try:
+                if not self._closed:
+                    self._pages.shrink()
+            finally:
+                self._lock.release()
+
     def close(self) -> None:
-        self._stop_timer()
         super().close()
+        self._stop_timer()
 
     # --- within --------------------------------------------------------------------------------
+
+    def _bytes(self, size: int | str) -> int:
+        return parse_bytes(size, whole=self._total) if isinstance(size, str) else size
 
     def _check_words(self, language: str | None, task: Task) -> None:
         if language is not None and language not in self.languages:

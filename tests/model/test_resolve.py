@@ -15,10 +15,12 @@ from kvrt.model.config import read_config
 from kvrt.model.files.resolve import resolve
 from kvrt.model.gguf.choice import choose
 from kvrt.model.source import open_source
+from kvrt.speech.transcriber import Transcriber
 from tests.embedding.encoders import make_encoder, save_recipe
 from tests.model.checkpoints import make_model, save_model, save_tokenizer
 from tests.model.fakehub import REPOSITORY, FakeHub
 from tests.model.ggufs import save_gguf
+from tests.speech.speakers import make_speaker
 
 SMALL = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
 
@@ -128,6 +130,20 @@ def test_of_an_encoder_what_stands_around_it_is_downloaded_too(
     with pytest.raises(ModelError, match="an encoder, which says nothing") as refused:
         resolve(REPOSITORY)
     assert "kvrt embed" in refused.value.fix
+
+
+def test_a_model_of_speech_is_downloaded_and_nothing_else_takes_it(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    make_speaker(tmp_path / "whisper")
+    around = {path for path in (tmp_path / "whisper").rglob("*") if path.is_file()}
+    hub.files = {path.name: path.read_bytes() for path in around} | {"onnx/config.json": b"{}"}
+    with Transcriber(REPOSITORY, backend="cpu") as transcriber:
+        assert transcriber.languages == ("de", "en", "fr")
+    assert {name for name, _ in hub.asked} == {*hub.files} - {"onnx/config.json"}
+    with pytest.raises(ModelError, match="writes what is said") as refused:
+        resolve(REPOSITORY)
+    assert "kvrt transcribe" in refused.value.fix
 
 
 @pytest.mark.promise("P25")

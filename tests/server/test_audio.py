@@ -1,17 +1,29 @@
 """What is said in files, as OpenAI's client asks for it."""
 
+import asyncio
+import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
+import torch
 
-from kvrt import Transcriber, Transcript
+from kvrt import AsyncRuntime, Runtime, Transcriber, Transcript
+from kvrt.server.access.guard import Guard
+from kvrt.server.access.keys import Keys, add_key
+from kvrt.server.access.oidc import Credentials
+from kvrt.server.app import make_app
+from kvrt.server.config import ServerConfig
+from kvrt.server.openai.audio import Audio
+from kvrt.server.service import Service
 from kvrt.speech.subtitles import srt, vtt
 from tests.speech.speakers import make_speaker, sound
 from tests.speech.test_audio import wav
+from tests.speech.test_transcriber import count_encoded
 
 from .conftest import Server, started
 
@@ -116,3 +128,103 @@ def test_many_ask_at_once_and_each_has_its_own(folder: Path, listening: Server) 
 def test_without_a_model_for_it_the_error_says_how_to_have_one(server: Server) -> None:
     with pytest.raises(openai.NotFoundError, match="--speech-model"):
         server.client().audio.transcriptions.create(model="tiny", file=("talk.wav", SOUND))
+
+
+@contextlib.asynccontextmanager
+async def guarded(folder: Path, keys: Path) -> AsyncIterator[tuple[Guard, Transcriber]]:
+    """The server's application, and what writes for it."""
+    with (
+        Runtime("tiny", backend="cpu", memory_limit="64MiB") as runtime,
+        Transcriber(folder, backend="cpu") as transcriber,
+    ):
+        service = Service(AsyncRuntime(runtime), ServerConfig(keys=keys))
+        app = make_app(service, audio=Audio(transcriber, strict=False, any_name=False))
+        try:
+            yield Guard(app, service.book, "127.0.0.1", Credentials(Keys(keys), None)), transcriber
+        finally:
+            service.close()
+
+
+@pytest.mark.promise("P30")
+def test_a_sound_is_found_again_by_its_own_workspace_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "keys"
+    keys = {name: add_key(path, name, workspace=place) for name, place in
+            (("alice", "acme"), ("anna", "acme"), ("bob", ""))}  # fmt: skip
+
+    async def ask(app: Guard, who: str) -> None:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            response = await client.post(
+                "/v1/audio/transcriptions",
+                headers={"authorization": f"Bearer {keys[who]}"},
+                files={"file": ("talk.wav", SOUND)},
+                data={"language": "de"},
+            )
+        assert response.status_code == 200
+
+    async def encoded_for() -> list[int]:
+        found = []
+        async with guarded(folder, path) as (app, transcriber):
+            encoded = count_encoded(transcriber, monkeypatch)
+            for who in ("alice", "bob", "anna", "bob"):
+                before = len(encoded)
+                await ask(app, who)
+                found.append(len(encoded) - before)
+        return found
+
+    found = asyncio.run(encoded_for())
+    assert found[0] == found[1] > 0
+    assert found[2:] == [0, 0]
+
+
+def test_nothing_more_is_written_for_a_client_that_has_left(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "keys"
+    key = add_key(path, "alice")
+    built = httpx.Request("POST", "http://127.0.0.1/v1/audio/transcriptions",
+                          files={"file": ("talk.wav", wav(sound(30)))})  # fmt: skip
+    headers = {**built.headers, "authorization": f"Bearer {key}"}
+    scope = {
+        "type": "http", "method": "POST", "path": built.url.path, "query_string": b"",
+        "scheme": "http", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80),
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }  # fmt: skip
+
+    async def leave(app: Guard, transcriber: Transcriber) -> int:
+        loop, left = asyncio.get_running_loop(), asyncio.Event()
+        states, encoded = transcriber._model.encoder.states, list[int]()
+
+        def until_left(features: torch.Tensor) -> torch.Tensor:
+            encoded.append(1)
+            if len(encoded) == 2:
+                loop.call_soon_threadsafe(left.set)
+                for _ in range(50):  # turns of the loop, until the server has noticed
+                    asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result()
+            return states(features)
+
+        monkeypatch.setattr(transcriber._model.encoder, "states", until_left)
+        messages = [{"type": "http.request", "body": built.read()}]
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop()
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            raise ConnectionError
+
+        with contextlib.suppress(ConnectionError):
+            await app(scope, receive, send)
+        return len(encoded)
+
+    async def encoded() -> int:
+        async with guarded(folder, path) as (app, transcriber):
+            count = await leave(app, transcriber)
+            assert transcriber.stats().texts.used_pages == 0
+            return count
+
+    assert asyncio.run(encoded()) == 2

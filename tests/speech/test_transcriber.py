@@ -177,6 +177,26 @@ def test_sounds_make_room_for_each_other_within_the_limit(
         assert [transcriber.transcribe(SOUNDS[1], language="de")[0]] == want[1:2]
 
 
+def test_a_lower_limit_gives_memory_back_and_a_higher_one_is_used(wide: Path) -> None:
+    with Transcriber(wide, backend="cpu") as transcriber:
+        asked = {"language": "de", "timestamps": False}
+        want = transcriber.transcribe([SOUNDS[0], SOUNDS[1], sound(1.5, 7), sound(1.5, 8)], **asked)
+        held = transcriber.stats().held_bytes
+        transcriber.set_memory_limit(held - (4 << 20))
+        stats = transcriber.stats()
+        assert stats.held_bytes <= stats.limit_bytes == held - (4 << 20)
+        transcriber._pages.check_integrity()
+        assert transcriber.transcribe(SOUNDS[1], **asked) == want[1:2]
+        transcriber.set_memory_limit("4MiB")
+        with pytest.raises(CapacityError, match="memory_limit"):
+            transcriber.transcribe(SOUNDS[0], **asked)
+        assert transcriber.stats().held_bytes <= 4 << 20
+        transcriber.set_memory_limit("64MiB")
+        assert transcriber.transcribe(SOUNDS[0], **asked) == want[:1]
+        with pytest.raises(ConfigError):
+            transcriber.set_memory_limit("much")
+
+
 def test_segments_are_told_as_they_are_written_and_a_listener_may_end_it(
     transcriber: Transcriber,
 ) -> None:

@@ -8,3 +8,6 @@ encoder   from features of sound to what the decoder attends to
 decoder   tokens, step by step
 loader    all of it, from a folder
 """
+
+WHISPER = "WhisperForConditionalGeneration"
+"""As config.json names them."""

@@ -9,9 +9,9 @@ from kvrt.model.families.family import MAX_WIDTH
 from kvrt.model.families.windows import MAX_LAYERS
 from kvrt.model.files.jsonfile import Fields, read_object, shown
 from kvrt.model.spec import MLPActivation
+from kvrt.model.speech import WHISPER
 from kvrt.spi import DType
 
-ARCHITECTURE = "WhisperForConditionalGeneration"
 NORM_EPS = 1e-5
 """Of every norm; config.json does not say it."""
 
@@ -72,13 +72,12 @@ def read_speech(path: Path) -> SpeechSpec:
     """
     fields = Fields(str(path), read_object(path))
     names = fields.items("architectures", str)
-    if ARCHITECTURE not in names:
+    if WHISPER not in names:
         wanted = ", ".join(names) or "nothing"
-        near = difflib.get_close_matches(wanted, [ARCHITECTURE], n=1)
+        near = difflib.get_close_matches(wanted, [WHISPER], n=1)
         raise fields.error(
             "architectures",
-            f"names {shown(wanted)}, which writes nothing of what is said; supported is"
-            f" {ARCHITECTURE}",
+            f"names {shown(wanted)}, which writes nothing of what is said; supported is {WHISPER}",
             fix="" if near else "give a Whisper model, such as openai/whisper-tiny",
         )
     hidden = fields.integer("d_model", 1, MAX_WIDTH)
