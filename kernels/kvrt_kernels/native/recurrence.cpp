@@ -167,9 +167,13 @@ KVRT_EACH_ISA void look_back(const StateArgs& a, const Place& at, int head, cons
   }
   if (!at.before) return;
   for (int n = 0; n < kAsked; n++) fade(scratch + n * keys, asked[n], gone, decays, keys);
+  float* __restrict into = found;
   for (int d = 0; d < keys; d++) {
-    const float* s = at.before + (int64_t(head) * keys + d) * values;
-    for (int n = 0; n < kAsked; n++) add_scaled(found + n * values, s, scratch[n * keys + d], values);
+    const float* __restrict s = at.before + (int64_t(head) * keys + d) * values;
+    float shares[kAsked];
+    for (int n = 0; n < kAsked; n++) shares[n] = scratch[n * keys + d];
+    for (int v = 0; v < values; v++)
+      for (int n = 0; n < kAsked; n++) into[n * values + v] += s[v] * shares[n];
   }
 }
 
