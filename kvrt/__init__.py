@@ -24,6 +24,7 @@ from kvrt.errors import (
     OutOfMemory,
     RequestError,
     StoreError,
+    WeightsUnreadable,
 )
 from kvrt.outputs import Completion, Delta, Result, Timings, TokenLogprobs, Usage
 from kvrt.sampling import SamplingParams
@@ -87,6 +88,7 @@ __all__ = [
     "Transcriber",
     "Transcript",
     "Usage",
+    "WeightsUnreadable",
     "__version__",
 ]
 

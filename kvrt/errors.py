@@ -4,6 +4,7 @@
     ├── ConfigError            2    an option or argument has a bad value
     ├── RequestError           2    one request is bad; others are not touched
     ├── ModelError             3    a model is missing, damaged or not supported
+    │   └── WeightsUnreadable  3    a part of one cannot be read while it runs
     ├── StoreError             2    a folder cannot keep KV pages, or keeps those of something else
     ├── BackendUnavailable     4    a backend cannot be used on this machine
     ├── CapacityError          5    something does not fit in memory
@@ -58,6 +59,10 @@ class ModelError(KvrtError):
     """A model is missing, damaged, or of a kind that is not supported."""
 
     exit_code = 3
+
+
+class WeightsUnreadable(ModelError):
+    """A part of a model cannot be read while it runs. It may be at another time."""
 
 
 StoreFault = Literal[

@@ -26,14 +26,13 @@ from kvrt.engine.neighbours import Neighbours
 from kvrt.engine.queue import Queued, queue_of
 from kvrt.engine.request import Request
 from kvrt.engine.sight import Sight
-from kvrt.errors import KvrtError
+from kvrt.errors import KvrtError, WeightsUnreadable
 from kvrt.executor.interface import Executor, Failed
 from kvrt.kv.memory import Memory
 from kvrt.kv.pages.lanes import SeqId
 from kvrt.kv.picture import GroupPicture
 from kvrt.kv.seq import Seq
 from kvrt.model.loader import Model
-from kvrt.model.offload.reading import Unreadable
 from kvrt.outputs import FinishReason
 from kvrt.sched.batching import Held, Limits, Row, StepPlan, plan_step
 from kvrt.sched.policy import Policy
@@ -197,7 +196,7 @@ class Engine:
                 self._carry_out(rows)
             except NoRoom as error:
                 self._carry_out_alone(rows, error.seq)
-            except Unreadable as error:
+            except WeightsUnreadable as error:
                 log.error("a step failed: %s", error)
                 self.executor.finish()  # a part of it may have been computed
                 self._answers.fail_rows(rows, error, self.steps)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from kvrt.config import Environment, RuntimeConfig
-from kvrt.engine.sizing import check_room
+from kvrt.engine.sizing import check_room, limit_bytes
 from kvrt.model.choice import choose
 from kvrt.model.files.resolve import resolve
 from kvrt.model.source import open_source
@@ -44,7 +44,7 @@ def weigh(config: RuntimeConfig) -> Weighed:
             revision=config.revision,
             offline=config.offline,
         )
-        source = open_source(place)
+        source, experts = open_source(place), config.offload_experts
         choice = choose(
             source,
             None if dummy else source.checkpoint(),
@@ -52,6 +52,7 @@ def weigh(config: RuntimeConfig) -> Weighed:
             dtype=config.dtype,
             quantize=config.quantize,
             max_model_len=config.max_model_len,
+            offload_experts=None if experts is None else limit_bytes(experts, device.info),
         )
         weights = choice.weight_bytes
         smallest = check_room(config, device, choice.spec, choice.dtype, weights)

@@ -8,6 +8,7 @@ from typing import Literal
 from kvrt.errors import ConfigError, ModelError
 from kvrt.model.checkpoint.checkpoint import Checkpoint
 from kvrt.model.decoder.rope import for_context
+from kvrt.model.offload.forms import Form, forms_within
 from kvrt.model.packed.choice import as_announced, as_stored, quantizing
 from kvrt.model.packed.method import Method
 from kvrt.model.packed.quantize import Quantize
@@ -26,12 +27,14 @@ class Choice:
         dtype: of its matrices in memory, those that are not codes.
         packing: those that are.
         positions: the longest prompt and output together, in tokens.
+        forms: of experts that are brought as needed.
     """
 
     spec: ModelSpec
     dtype: DType
     packing: Packing
     positions: int
+    forms: tuple[Form, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -55,7 +58,8 @@ class Choice:
     @property
     def weight_bytes(self) -> int:
         """Memory that the weights take."""
-        return weight_bytes(self.spec, self.dtype, self.packing)
+        places = sum(form.nbytes for form in self.forms)
+        return weight_bytes(self.spec, self.dtype, self.packing) + places
 
 
 def choose(
@@ -66,6 +70,7 @@ def choose(
     dtype: DType | Literal["auto"] = "auto",
     quantize: Quantize | None = None,
     max_model_len: int | None = None,
+    offload_experts: int | None = None,
     method: Method | None = None,
 ) -> Choice:
     """Choose as the device can, and as is asked for; see `load_model`.
@@ -75,7 +80,7 @@ def choose(
         method: how the matrices are kept of weights that are not there, if they are quantised.
 
     Raises:
-        ConfigError: `dtype`, `quantize` or `max_model_len` cannot be used here.
+        ConfigError: `dtype`, `quantize`, `offload_experts` or `max_model_len` cannot be used here.
     """
     spec = source.spec if checkpoint is None else checkpoint.spec
     stored = spec.dtype if checkpoint is None else checkpoint.dtype
@@ -90,7 +95,10 @@ def choose(
         packing = as_stored(checkpoint, device)
     elif method is not None and dtype == "auto":
         packing = as_announced(spec, method, device)
-    return Choice(spec, chosen, packing, positions)
+    if offload_experts is None:
+        return Choice(spec, chosen, packing, positions)
+    forms = forms_within(spec, chosen, packing, offload_experts)
+    return Choice(spec, chosen, replace(packing, offloaded=True), positions, forms)
 
 
 def check_shape(shape: Path, spec: ModelSpec, device: Device) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +18,7 @@ from kvrt.model.decoder.decoder import Decoder
 from kvrt.model.decoder.experts import notes_on_experts
 from kvrt.model.files.resolve import resolve
 from kvrt.model.generation import GenerationDefaults, read_generation
-from kvrt.model.offload.forms import Form, check_offload, forms_within
+from kvrt.model.offload.forms import check_offload
 from kvrt.model.offload.pool import ExpertPool
 from kvrt.model.packed.choice import kept_weights
 from kvrt.model.packed.quantize import Quantize
@@ -211,16 +211,12 @@ def load_model(
         dtype=dtype,
         quantize=quantize,
         max_model_len=max_model_len,
+        offload_experts=offload_experts,
     )
     spec, chosen, packing = choice.spec, choice.dtype, choice.packing
     generation = source.generation(spec)
     tokenizer = source.tokenizer(spec)
-    forms: tuple[Form, ...] = ()
-    if offload_experts is not None:
-        forms = forms_within(spec, chosen, packing, offload_experts)
-        packing = replace(packing, offloaded=True)
-    resident_bytes = weight_bytes(spec, chosen, packing)
-    needed = resident_bytes + sum(form.nbytes for form in forms)
+    needed = choice.weight_bytes
     eyes = find_vision(source.path, spec, 0 if dummy else max_images)
     tower = tower_bytes(source.path, eyes, chosen)
     check_room(spec, chosen, needed + tower)
@@ -228,7 +224,10 @@ def load_model(
     kept = None
     if checkpoint and quantize and quantized_dir is not None and packing.formats:
         kept = kept_weights(quantized_dir, spec, chosen, packing, device)
-    pool = ExpertPool(spec, forms, memory[resident_bytes:]) if forms else None
+    pool = None
+    if choice.forms:
+        apart = memory[weight_bytes(spec, chosen, packing) :]
+        pool = ExpertPool(spec, choice.forms, apart)
     resident = Resident(
         memory, spec, chosen, packing, checkpoint, seed=seed, quantize=quantize, kept=kept,
         pool=pool,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
-from kvrt.errors import CapacityError, KvrtError, RequestError
+from kvrt.errors import CapacityError, KvrtError, RequestError, WeightsUnreadable
 
 
 @dataclass(eq=False)
@@ -43,6 +43,12 @@ def refusal_of(error: BaseException) -> Refusal:
                 HTTPStatus.SERVICE_UNAVAILABLE, _told(error), code="no_memory",
                 headers={"retry-after": "1"},
             )  # fmt: skip
+        case WeightsUnreadable():  # it names a file of the server's
+            return Refusal(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "a part of the model cannot be read; the server's log says which",
+                code="engine",
+            )
         case KvrtError():
             return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, _told(error), code="engine")
         case TimeoutError():

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kvrt.errors import ConfigError
+from kvrt.errors import ConfigError, WeightsUnreadable
 from kvrt.model.loader import Model, load_model
 from kvrt.model.offload import residency
-from kvrt.model.offload.reading import Unreadable
 from kvrt.model.offload.residency import Residency
 from kvrt.spi import Device
 from tests.model.checkpoints import FAMILIES, make_model, save_model
@@ -135,7 +134,7 @@ def test_the_thread_that_computes_reads_where_a_device_goes_on_by_itself(
     model.pool._threads = None
     assert torch.equal(logits_of(model, cpu), want)
     os.truncate(folder / "model.safetensors", 5000)
-    with pytest.raises(Unreadable):
+    with pytest.raises(WeightsUnreadable):
         logits_of(model, cpu)
     model.pool.check_integrity()
 
@@ -171,7 +170,7 @@ def test_a_file_that_is_damaged_while_it_runs_is_an_error_and_serves_again_when_
     file, model, want = offloaded
     content = file.read_bytes()
     damage(file)
-    with pytest.raises(Unreadable, match=f"{file}.*experts.*{why}") as refused:
+    with pytest.raises(WeightsUnreadable, match=f"{file}.*experts.*{why}") as refused:
         logits_of(model, cpu)
     assert refused.value.fix
     assert model.pool is not None
@@ -199,7 +198,7 @@ def test_an_expert_that_could_not_be_read_is_not_taken_for_there(
     monkeypatch.setattr(os, "preadv", preadv)
     for failing in range(7, 60, 4):  # noqa: B007
         calls = 0
-        with pytest.raises(Unreadable, match="Input/output error"):
+        with pytest.raises(WeightsUnreadable, match="Input/output error"):
             logits_of(model, cpu)
         assert model.pool is not None
         model.pool.check_integrity()

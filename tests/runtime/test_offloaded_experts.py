@@ -10,10 +10,12 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from kvrt.errors import ConfigError
-from kvrt.model.offload.reading import Unreadable
+from kvrt.config import RuntimeConfig
+from kvrt.engine.weighing import weigh
+from kvrt.errors import ConfigError, WeightsUnreadable
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
+from kvrt.server.errors import refusal_of
 from kvrt.server.telemetry.metrics import Metrics
 from tests.model.checkpoints import make_model, save_model
 
@@ -69,6 +71,12 @@ def test_texts_are_the_same_and_what_was_there_is_counted(
     assert values["kvrt_expert_read_seconds_total",] == pytest.approx(found.read_seconds)
 
 
+def test_a_model_is_weighed_with_what_its_experts_may_take(runtime: Runtime, folder: Path) -> None:
+    """As a server of several models does before it loads one."""
+    found = weigh(RuntimeConfig(model=folder, offload_experts=10 * EACH, **HERE))
+    assert found.need - found.smallest == runtime.stats().weight_bytes
+
+
 def test_with_room_for_all_each_is_read_once(folder: Path, want: list[Sequence[int]]) -> None:
     with Runtime(folder, offload_experts="1GiB", **HERE) as runtime:
         for _ in range(2):
@@ -98,8 +106,13 @@ def test_what_cannot_be_read_ends_the_requests_of_that_step_and_no_others(
     with Runtime(folder, **options) as runtime:
         monkeypatch.setattr(os, "preadv", preadv)
         streams = [runtime.stream(prompt, PARAMS) for prompt in PROMPTS[:2]]
-        with pytest.raises(Unreadable, match=r"model\.safetensors.*Input/output error"):
+        with pytest.raises(
+            WeightsUnreadable, match=r"model\.safetensors.*Input/output error"
+        ) as failed:
             list(streams[0])
+        told = refusal_of(failed.value)
+        assert told.status == 503
+        assert "model.safetensors" not in told.message, "clients learn no path of the server's"
         list(streams[1])
         assert streams[1].result.token_ids == want[1]
         assert [result.token_ids for result in runtime.generate(PROMPTS, PARAMS)] == want

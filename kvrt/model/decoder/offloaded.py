@@ -32,7 +32,7 @@ class Offloaded:
         """As `kvrt.spi.ExpertOps.mix`, with the same bits, for any number of experts.
 
         Raises:
-            Unreadable: one of them cannot be read.
+            WeightsUnreadable: one of them cannot be read.
         """
         pool, layer = self._pool, self._layer
         there = pool.experts(layer)

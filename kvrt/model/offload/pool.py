@@ -177,7 +177,7 @@ class ExpertPool:
             Their places.
 
         Raises:
-            Unreadable: one of them cannot be read. The others are there.
+            WeightsUnreadable: one of them cannot be read. The others are there.
         """
         places, number = self._layers[layer]
         keys = number * self._count + experts

@@ -14,17 +14,13 @@ import torch
 import xxhash
 from torch import Tensor
 
-from kvrt.errors import ModelError
+from kvrt.errors import ModelError, WeightsUnreadable
 from kvrt.model.checkpoint.checkpoint import Checkpoint
 from kvrt.model.checkpoint.filling import put_again, put_matrix, target_in
 from kvrt.model.checkpoint.targets import targets_of
 from kvrt.model.files.jsonfile import open_regular, shown
 from kvrt.model.weights.weights import Packing, Weight
 from kvrt.spi import Matrices
-
-
-class Unreadable(ModelError):
-    """A part of a model cannot be read while it runs. It may be at another time."""
 
 
 class ExpertReader:
@@ -52,7 +48,7 @@ class ExpertReader:
             Bytes that were read.
 
         Raises:
-            Unreadable: a file is gone, was cut short or changed, or cannot be read.
+            WeightsUnreadable: a file is gone, was cut short or changed, or cannot be read.
         """
         checkpoint, nbytes = self._checkpoint, 0
 
@@ -102,12 +98,12 @@ class ExpertReader:
                 try:
                     self._files[path] = open_regular(path, expected=b"GGUF")
                 except ModelError as error:
-                    raise Unreadable(str(error), fix=error.fix) from error
+                    raise WeightsUnreadable(str(error), fix=error.fix) from error
             return self._files[path]
 
 
-def _unreadable(path: Path, name: str, why: str) -> Unreadable:
-    return Unreadable(
+def _unreadable(path: Path, name: str, why: str) -> WeightsUnreadable:
+    return WeightsUnreadable(
         f"{path}: tensor {shown(name)}, an expert that a step needed: {why}",
         fix="bring the file back as it was, or close the runtime and make a new one",
     )
