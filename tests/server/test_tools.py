@@ -23,6 +23,7 @@ SCHEMA = {
 NOTE = {"type": "object", "properties": {"text": {"type": "string", "maxLength": 9}},
         "required": ["text"], "additionalProperties": False}  # fmt: skip
 PARIS, OSLO = {"city": "Paris", "days": 2}, {"city": "Oslo", "days": 1}
+WRONG = {"city": "Bergen", "days": 7}
 TEXT = {"text": 'He said "so", {twice}'}
 
 
@@ -37,6 +38,7 @@ SCRIPTS = {
     "D": f"<think>Where?</think>{_call('take_note', {'text': 'x'})}",
     "E": 'Use <tool_call> like this: <tool_call>{"nom": 1}</tool_call>, you see?',
     "F": "Nothing to see here.",
+    "W": "Let me see." + _call("get_weather", WRONG),
 }
 """By the last letter of the question."""
 
@@ -47,9 +49,10 @@ CALLED: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "D": [("take_note", {"text": "x"})],
     "E": [],
     "F": [],
+    "W": [("get_weather", WRONG)],
 }
 SAID = {"A": "", "B": "Let me look.", "C": "It will rain, <b>I think</b>.", "D": "",
-        "E": SCRIPTS["E"], "F": SCRIPTS["F"]}  # fmt: skip
+        "E": SCRIPTS["E"], "F": SCRIPTS["F"], "W": "Let me see."}  # fmt: skip
 THOUGHT = {"C": "It is easy: no tool.", "D": "Where?"}
 TOOLS: Any = [
     {
@@ -193,7 +196,7 @@ def test_tools_that_must_be_called_are_and_those_that_must_not_are_not(
 def _gathered(
     client: openai.OpenAI, fields: dict[str, Any], choice: Any, *, stream: bool
 ) -> list[tuple[str, str]]:
-    fields = {**fields, "tools": TOOLS, "tool_choice": choice}
+    fields = {"tools": TOOLS, **fields, "tool_choice": choice}
     if stream:
         with client.chat.completions.stream(**fields) as events:
             for _ in events:
@@ -202,6 +205,53 @@ def _gathered(
     else:
         message = client.chat.completions.create(**fields).choices[0].message
     return [(call.function.name, call.function.arguments) for call in message.tool_calls or ()]
+
+
+def test_what_a_strict_function_is_called_with_is_held_to_its_schema(
+    client: openai.OpenAI, server: Server
+) -> None:
+    """The model's own words are "Let me see.", and a call with what the schema does not allow."""
+    strict: Any = [
+        {"type": "function", "function": {**tool["function"], "strict": True}} for tool in TOOLS
+    ]
+    fields = {**asked("W"), "max_tokens": 120}
+    for tools, valid in ((TOOLS, False), (strict, True)):
+        for stream in (False, True):
+            calls = _gathered(client, {**fields, "tools": tools}, "auto", stream=stream)
+            name, arguments = calls[0]
+            assert name == "get_weather"
+            held = jsonschema.Draft202012Validator(SCHEMA).is_valid(json.loads(arguments))
+            assert held == valid, arguments
+    said = client.chat.completions.create(**fields, tools=strict).choices[0].message.content
+    assert said is not None
+    assert said.startswith("Let me see."), "what is no call is as the model says it"
+    plain, held_to = (
+        client.chat.completions.create(**asked("F"), tools=tools).choices[0].message
+        for tools in (TOOLS, strict)
+    )
+    assert held_to == plain, "no call is made of what is none"
+    one = client.chat.completions.create(
+        **{**asked("B"), "max_tokens": 200}, tools=strict, parallel_tool_calls=False
+    )
+    (only,) = one.choices[0].message.tool_calls or ()
+    jsonschema.validate(json.loads(only.function.arguments), SCHEMA)  # type: ignore[union-attr]
+    flat = [{"type": "function", **tool["function"]} for tool in strict]
+    status, answer = server.post(
+        "/v1/responses",
+        {"model": "scripted", "input": "W", "tools": flat, "max_output_tokens": 120,
+         "temperature": 0},
+    )  # fmt: skip
+    assert status == 200
+    (call, *_) = [each for each in answer["output"] if each["type"] == "function_call"]
+    jsonschema.validate(json.loads(call["arguments"]), SCHEMA)
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": NOTE, "strict": True}}
+    body = {**fields, "tools": strict, "response_format": wanted, "max_tokens": 60}
+    status, answer = server.post("/v1/chat/completions", body)
+    assert status == 200, "the format holds, and no tool can be called"
+    odd = {**strict[0]["function"], "parameters": {"type": 7}}
+    body = {**fields, "tools": [{"type": "function", "function": odd}]}
+    status, answer = server.post("/v1/chat/completions", body)
+    assert (status, answer["error"]["param"]) == (400, "tools")
 
 
 def test_one_call_is_all_where_no_more_are_wanted(client: openai.OpenAI) -> None:

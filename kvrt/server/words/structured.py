@@ -26,10 +26,12 @@ class Held:
     Args:
         constraint: as the runtime takes it.
         field: where the client said so.
+        yields: where the answer is held to something else, it is not to this.
     """
 
     constraint: Constraint | None = None
     field: str = ""
+    yields: bool = False
 
 
 FREE = Held()
@@ -60,6 +62,8 @@ def held_to(fields: Sampling, form: Mapping[str, Any] | None = None, field: str 
 
 def both(first: Held, second: Held) -> Held:
     """The one that holds; raises `Refusal` if both do."""
+    if first.constraint is not None and second.yields:
+        return first
     if first.constraint is not None and second.constraint is not None:
         raise Refusal(
             400, f"{first.field} and tools that must be called do not go together", first.field

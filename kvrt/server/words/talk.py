@@ -13,6 +13,7 @@ from kvrt.errors import RequestError
 from kvrt.server.errors import Refusal
 from kvrt.server.served import Served
 from kvrt.server.words.pictures import with_images
+from kvrt.server.words.strict import held_calls, holds
 from kvrt.server.words.structured import FREE, Held
 from kvrt.structured.constraint import Constraint
 
@@ -37,12 +38,15 @@ class Choice:
         must: see `Must`.
         name: of the one that must be called.
         several: an answer may have more calls than one.
+        calls: how calls are written that are held to the schemas of strict functions, where none
+            must be made; None: they are not.
     """
 
     tools: Sequence[Mapping[str, Any]] = ()
     must: Must = "may"
     name: str = ""
     several: bool = True
+    calls: Calls | None = None
 
     @property
     def schemas(self) -> Tools:
@@ -52,10 +56,11 @@ class Choice:
         }
 
     def held(self) -> Held:
-        """What the answer is held to, so that what must be called is."""
+        """What the answer is held to, so that what must be called is, and strict functions are as
+        they should be."""
         schemas = self.schemas
         if self.must == "may":
-            return FREE
+            return self._held_calls(schemas)
         if self.must == "one":
             return Held(_constraint(schemas[self.name]), "tools")
         items = [
@@ -70,6 +75,17 @@ class Choice:
         most = MAX_FORCED if self.several else 1
         listed = {"type": "array", "items": {"anyOf": items}, "minItems": 1, "maxItems": most}
         return Held(_constraint(listed), "tools")
+
+    def _held_calls(self, schemas: Tools) -> Held:
+        functions = [tool["function"] for tool in self.tools]
+        strict = {each["name"] for each in functions if each.get("strict") is True}
+        if self.calls is None or not strict:
+            return FREE
+        try:
+            held = held_calls(self.calls, schemas, strict, several=self.several)
+        except RequestError as error:
+            raise Refusal(400, f"tools: {error}", param="tools") from None
+        return Held(held, "tools", yields=True)
 
 
 NO_TOOLS = Choice()
@@ -108,7 +124,8 @@ def choose(
                 "tools: the model's chat template does not show how it writes calls",
                 param="tools",
             )
-        return Choice(tools, several=several)
+        held = holds(served.dialect, served.special_texts) and served.readers is None
+        return Choice(tools, several=several, calls=served.dialect.calls if held else None)
     if choice == "required":
         return Choice(tools, "any", several=several)
     name = None
