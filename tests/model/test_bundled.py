@@ -185,14 +185,12 @@ def test_interrupted_training_goes_on_to_the_same_weights(
     def weights(checkpoint: Path, steps: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         net = CausalLM(shape)
-        data = train.batches(texts)
+        data = train.batches(texts, stages)
         with monkeypatch.context() as patch:
-            patch.setattr(train, "batches", lambda _: islice(data, steps))
-            train.train(net, texts, checkpoint)
+            patch.setattr(train, "batches", lambda *_: islice(data, steps))
+            train.train(net, texts, checkpoint, stages)
         return net.state_dict()
 
-    monkeypatch.setattr(train, "STAGES", stages)
-    monkeypatch.setattr(train, "TOTAL_STEPS", 7)
     monkeypatch.setattr(train, "CHECKPOINT_STEPS", 3)
     whole = weights(tmp_path / "whole.pt", 7)
     weights(tmp_path / "parts.pt", 5)  # ends two steps after its last checkpoint
