@@ -136,6 +136,8 @@ class ExpertSpec:
         shared_scale: its result is multiplied by the sigmoid of ``shared_scale @ x``.
         beside: both have norms of their own, in front and behind, and what is chosen by is the
             layer's input, normed.
+        gated: they have gates; without, an expert is ``down @ act(up @ x)``, with the activation
+            of the model's feed-forward layers.
         scaled_input: a token's weight multiplies what its expert reads, not what it gives; it has
             one expert.
     """
@@ -153,6 +155,7 @@ class ExpertSpec:
     shared_scale: bool = False
     beside: bool = False
     scaled_input: bool = False
+    gated: bool = True
 
 
 @dataclass(frozen=True, slots=True)

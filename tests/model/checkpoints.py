@@ -296,6 +296,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
                    "use_bias": True, "mlp_bias": True, "layer_norm_epsilon": 1e-5,
                    "num_hidden_layers": 5,
                    "layers_block_type": ["mamba", "mlp", "attention", "mamba", "mlp"]},
+    "nemotron-3": {"model_type": "nemotron_h", "head_dim": 32, "mamba_num_heads": 8,
+                   "mamba_head_dim": 12, "n_groups": 2, "ssm_state_size": 20, "chunk_size": 16,
+                   "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40,
+                   "moe_shared_expert_intermediate_size": 56, "routed_scaling_factor": 2.5,
+                   "layer_norm_epsilon": 1e-5, "num_hidden_layers": 4,
+                   "layers_block_type": ["mamba", "moe", "attention", "moe"]},
     "smollm-3": {
         "model_type": "smollm3",
         "num_hidden_layers": 4,

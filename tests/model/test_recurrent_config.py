@@ -108,7 +108,12 @@ def test_layers_that_attend_beside_a_state_space_keep_both(tmp_path: Path) -> No
         (GRANITE, {"time_step_limit": [2.0]}, "time_step_limit is"),
         (FALCON, {"ssm_multipliers": [1.0]}, "ssm_multipliers has 1 numbers; expected 5"),
         (FALCON, {"mamba_proj_bias": True}, "mamba_proj_bias is not supported"),
-        (NEMOTRON, {"layers_block_type": ["mamba", "moe", "attention"]}, "layer_types names 'moe'"),
+        (NEMOTRON, {"layers_block_type": ["mamba", "vit", "attention"]}, "layer_types names 'vit'"),
+        (
+            NEMOTRON,
+            {"layers_block_type": ["mamba", "moe", "attention"], "moe_latent_size": 16},
+            "moe_latent_size is not supported",
+        ),
         (KIMI, {"moe_router_activation_func": "softmax"}, "moe_router_activation_func is"),
         (KIMI, {"mla_use_nope": False}, "mla_use_nope is not supported"),
         (KIMI, {"layer_types": ["linear_attention"] * 3}, "layer_types has no full_attention"),

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from kvrt.model.decoder.activations import Activations
-from kvrt.model.decoder.branches import sigmoid
+from kvrt.model.decoder.branches import PLAIN, sigmoid
 from kvrt.model.decoder.offloaded import Offloaded
 from kvrt.model.decoder.ops import MixedOps
 from kvrt.model.offload.pool import ExpertPool
-from kvrt.model.spec import ModelSpec
+from kvrt.model.spec import MLPActivation, ModelSpec
 from kvrt.model.weights.experts import experts_of
 from kvrt.model.weights.layers import LayerWeights
 from kvrt.spi import Activation, BranchOps, Device, ExpertOps, Experts, Matrices, Router
@@ -19,7 +19,11 @@ from kvrt.spi import Activation, BranchOps, Device, ExpertOps, Experts, Matrices
 
 def notes_on_experts(spec: ModelSpec, device: Device) -> Iterator[str]:
     """What a user may want to know of a device that computes mixtures of experts."""
-    if spec.experts is not None and device.extension(ExpertOps) is None:  # type: ignore[type-abstract]
+    if spec.experts is None:
+        return
+    if not spec.experts.gated:
+        yield "experts without a gate are computed one after the other, and the host asks which"
+    elif device.extension(ExpertOps) is None:  # type: ignore[type-abstract]
         yield (
             f"{device.info.backend} computes one expert after the other, and asks the host which:"
             " it has no operators of its own for mixtures of experts"
@@ -42,6 +46,8 @@ class Mixture:
         self._branches = device.extension(BranchOps)  # type: ignore[type-abstract]
         self._spec = spec
         self._experts: ExpertOps = PlainExperts(ops) if own is None else own
+        if spec.experts is not None and not spec.experts.gated:
+            self._experts = UngatedExperts(ops, spec.activation)
         self._pool = pool
         self.recordable = own is not None and pool is None
 
@@ -143,6 +149,9 @@ class Mixture:
     def _shared(self, read: Tensor, w: LayerWeights, work: Activations, ops: MixedOps) -> Tensor:
         """What all tokens have, up to its last product."""
         kind = self._spec.activation
+        if not self._spec.gated:
+            up = ops.linear(read, w.gate_up, w.gate_up_bias, None, work.shared)
+            return up.copy_(PLAIN[kind](up.float()))
         assert kind in get_args(Activation)
         activation = cast(Activation, kind)
         return ops.gated_linear(read, w.gate_up, activation, w.gate_up_bias, work.shared)
@@ -220,6 +229,23 @@ class PlainExperts:
             between = self._ops.gated_linear(x, gate_up, activation, bias)
         bias = None if experts.down_bias is None else experts.down_bias[expert]
         return self._ops.linear(between, down, bias)
+
+
+class UngatedExperts(PlainExperts):
+    """Of experts without a gate, for which no device has operators of its own.
+
+    Args:
+        activation: of what comes up.
+    """
+
+    def __init__(self, ops: MixedOps, activation: MLPActivation) -> None:
+        super().__init__(ops)
+        self._act = PLAIN[activation]
+
+    def _one(self, x: Tensor, experts: Experts, expert: int) -> Tensor:
+        up = self._ops.linear(x, _of(experts.gate_up, experts.count, expert))
+        up.copy_(self._act(up.float()))
+        return self._ops.linear(up, _of(experts.down, experts.count, expert))
 
 
 def _of(weight: Tensor | Matrices, count: int, expert: int) -> Tensor | Matrices:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from kvrt.model.families.family import ATTENTION_BIAS, MAX_WIDTH, Family
-from kvrt.model.families.mixtures import counts
+from kvrt.model.families.mixtures import counts, deepseek_experts
 from kvrt.model.families.scales import granite_scales
 from kvrt.model.files.jsonfile import Fields, shown
 from kvrt.model.spec import ExpertSpec, LayerSpec
@@ -28,6 +28,7 @@ KINDS: Mapping[str, LayerSpec] = {
 BLOCKS: Mapping[str, LayerSpec] = {
     **{kind: replace(layer, rope=None, feeds=False) for kind, layer in KINDS.items()},
     "mlp": LayerSpec(mixes=False),
+    "moe": LayerSpec(mixes=False),
 }
 """Of models each of whose layers is one thing alone."""
 
@@ -78,13 +79,33 @@ def _falcon_layers(fields: Fields, count: int) -> list[LayerSpec]:
     return [LayerSpec(recurrent=True, beside=True)] * count
 
 
-def _nemotron_layers(fields: Fields, count: int) -> list[LayerSpec]:
+def _nemotron_kinds(fields: Fields, count: int) -> list[str]:
     if fields.has("layer_types"):
-        return _typed(fields, count, BLOCKS)
+        return fields.items("layer_types", str)
     letters = fields.text("hybrid_override_pattern")
     if len(letters) != count:
         raise fields.error("hybrid_override_pattern", f"has {len(letters)} of {count} layers")
-    return _named(fields, [LETTERS.get(letter, letter) for letter in letters], BLOCKS)
+    return [LETTERS.get(letter, letter) for letter in letters]
+
+
+def _nemotron_layers(fields: Fields, count: int) -> list[LayerSpec]:
+    kinds = _nemotron_kinds(fields, count)
+    if len(kinds) != count:
+        raise fields.error("layer_types", f"has {len(kinds)} entries for {count} layers")
+    return _named(fields, kinds, BLOCKS)
+
+
+def _nemotron_experts(fields: Fields, layers: int) -> tuple[ExpertSpec | None, list[bool]]:
+    sparse = [kind == "moe" for kind in _nemotron_kinds(fields, layers)]
+    if not any(sparse):
+        return None, sparse
+    if fields.has("moe_latent_size"):
+        raise fields.error("moe_latent_size", "is not supported")
+    if fields.flag("mlp_bias", False):
+        raise fields.error("mlp_bias", "of experts is not supported")
+    experts, _ = deepseek_experts(fields, layers)
+    shared = fields.integer("moe_shared_expert_intermediate_size", 1, MAX_WIDTH, 7688)
+    return replace(experts, shared=shared, gated=False), sparse
 
 
 def _space(fields: Fields, width: int, gating: Gating = "normed") -> StateSpace:
@@ -254,7 +275,11 @@ SPACES: Mapping[str, Family] = {
             "mlp_hidden_act": "relu2",
             "mamba_n_groups": 8,
             "mamba_d_state": 128,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 7688,
         },
         switches={"naming": "nemotron_h", "gated": False},
+        mixture=_nemotron_experts,
     ),
 }

@@ -12,7 +12,8 @@ def expert_weights(
 ) -> Iterator[tuple[str, dict[str, int], tuple[int, ...], int]]:
     """The weights of a layer's experts: field, rows by kind, columns, and for how many experts."""
     count, width = experts.count, experts.width
-    gate_up, down = {"expert_gate": width, "expert_up": width}, {"expert_down": hidden}
+    gates = {"expert_gate": width} if experts.gated else {}
+    gate_up, down = gates | {"expert_up": width}, {"expert_down": hidden}
     yield "router", {"router": count}, (hidden,), 0
     if experts.router_bias:
         yield "router_bias", {"router": count}, (), 0

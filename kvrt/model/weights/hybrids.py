@@ -166,6 +166,14 @@ HYBRIDS: Mapping[str, Naming] = {
             )
             for part, name in _SPACE.items()
         },
+        "router": _block("mixer.gate", "ffn_gate_inp"),
+        "correction": _block("mixer.gate.e_score_correction_bias", "exp_probs_b")._replace(
+            bare=True
+        ),
+        "expert_up": _block("mixer.experts.{}.up_proj", "ffn_up_exps.{}"),
+        "expert_down": _block("mixer.experts.{}.down_proj", "ffn_down_exps.{}"),
+        "shared_up": _block("mixer.shared_experts.up_proj", "ffn_up_shexp"),
+        "shared_down": _block("mixer.shared_experts.down_proj", "ffn_down_shexp"),
         "mlp_norm": _block("norm", "attn_norm"),
         "up": _block("mixer.up_proj", "ffn_up"),
         "down": _block("mixer.down_proj", "ffn_down"),
