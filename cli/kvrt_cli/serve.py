@@ -141,6 +141,12 @@ def model_or_named(value: str) -> str:
     help="The claim that has the role, as of --role, or a list of roles; default: all are users.",
 )
 @click.option(
+    "--jwt-workspace",
+    metavar="CLAIM",
+    help="The claim that names the workspace, also one of --keys; default: each subject has its"
+    " own.",
+)
+@click.option(
     "--limit",
     "limits",
     multiple=True,
@@ -389,8 +395,8 @@ def serve(
     from kvrt.server.config import ServerConfig
 
     names = ("host", "port", "alias", "jwt_issuer", "jwt_audience", "jwt_keys",
-             "jwt_role", "limits", "usage", "usage_days", "audit", "audit_size", "audit_days",
-             "otel", "metrics_compat", "without_keys",
+             "jwt_role", "jwt_workspace", "limits", "usage", "usage_days", "audit",
+             "audit_size", "audit_days", "otel", "metrics_compat", "without_keys",
              "strict", "max_requests", "max_body", "response_cache", "response_cache_all",
              "semantic_cache", "semantic_cache_size", "semantic_cache_seconds",
              "drain_seconds", "ready_seconds", "kv_events", "kv_events_replay", "chat_template",

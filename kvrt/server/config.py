@@ -41,8 +41,8 @@ class ServerConfig:
         port: 0: any that is free.
         alias: names of the model, for clients, beside its own; ``*``: every name is its.
         keys: a file of keys, of which clients need one; see `kvrt.server.access.keys`.
-        jwt_issuer, jwt_audience, jwt_keys, jwt_role: whose tokens are taken as keys; see
-            `kvrt.server.access.oidc.Trust`.
+        jwt_issuer, jwt_audience, jwt_keys, jwt_role, jwt_workspace: whose tokens are taken as keys;
+            see `kvrt.server.access.oidc.Trust`.
         limits: of each key that has none of its own, as
             `kvrt.server.access.limits.Limits.read` takes them.
         usage: a file for who has taken what; see `kvrt.server.tenants.ledger`.
@@ -93,6 +93,7 @@ class ServerConfig:
     jwt_audience: str | None = None
     jwt_keys: str | None = None
     jwt_role: str | None = None
+    jwt_workspace: str | None = None
     limits: tuple[str, ...] = ()
     usage: Path | None = None
     usage_days: int = 400
@@ -145,8 +146,10 @@ class ServerConfig:
                 "jwt_issuer and jwt_audience go together",
                 fix="say whose tokens are taken, and what they call this server",
             )
-        if self.jwt_issuer is None and (self.jwt_keys or self.jwt_role):
-            raise ConfigError("jwt_keys and jwt_role are of an issuer", fix="name it: --jwt-issuer")
+        if self.jwt_issuer is None and (self.jwt_keys or self.jwt_role or self.jwt_workspace):
+            raise ConfigError(
+                "jwt_keys, jwt_role and jwt_workspace are of an issuer", fix="name it: --jwt-issuer"
+            )
         if self.batch_price is not None:
             Price.read(self.batch_price)
         if (self.batch_webhook is None) != (self.batch_webhook_secret is None):
@@ -194,6 +197,7 @@ OPTIONS: Checks = {
     "jwt_audience": Maybe(Text(2048)),
     "jwt_keys": Maybe(Text()),
     "jwt_role": Maybe(Text(256)),
+    "jwt_workspace": Maybe(Text(256)),
     "limits": Texts(16, 64),
     "usage": Maybe(Folder()),
     "usage_days": Whole(1, 36_500),

@@ -129,7 +129,13 @@ def _credentials(config: ServerConfig) -> Credentials | None:
     keys = None if config.keys is None else Keys(config.keys, lasting=lasting)
     issuer = None
     if config.jwt_issuer is not None and config.jwt_audience is not None:
-        trust = Trust(config.jwt_issuer, config.jwt_audience, config.jwt_keys, config.jwt_role)
+        trust = Trust(
+            config.jwt_issuer,
+            config.jwt_audience,
+            config.jwt_keys,
+            config.jwt_role,
+            config.jwt_workspace,
+        )
         issuer = Issuer(trust)
     return None if keys is None and issuer is None else Credentials(keys, issuer)
 

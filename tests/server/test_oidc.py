@@ -115,6 +115,15 @@ def test_a_token_that_the_issuer_signed_is_its_subjects(
     assert everybody.owner(provider.token(kind, roles="admin")) == Owner("jwt:alice", "user")
 
 
+def test_a_claim_names_the_workspace(provider: Provider) -> None:
+    issuer = Issuer(Trust(provider.url, AUDIENCE, workspace="team"))
+    owner = issuer.owner(provider.token(team="acme"))
+    assert owner == Owner("jwt:alice", "user", workspace="acme")
+    assert owner.tenant == "acme"
+    for wrong in (None, "", "a b", "x" * 65, 7, ["acme"], "jwt:bob", "acme\n"):
+        assert issuer.owner(provider.token(team=wrong)) is None, wrong
+
+
 def forged(provider: Provider, claims: dict[str, Any], header: dict[str, Any]) -> str:
     """A token with no signature at all."""
     parts = [json.dumps(part).encode() for part in (header, claims)]

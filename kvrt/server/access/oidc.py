@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from kvrt.errors import ConfigError
-from kvrt.server.access.keys import Keys, Owner, Role
+from kvrt.server.access.keys import NAME, Keys, Owner, Role
 from kvrt.server.wire.outgoing import LARGEST, fetch, is_private
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ LEEWAY_S = 30
 
 DISCOVERY = "/.well-known/openid-configuration"
 SUBJECT = re.compile(r"[\w.@:|/+=-]{1,100}", re.ASCII)
+WORKSPACE_NAME = re.compile(NAME, re.ASCII)
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512",
               "EdDSA")  # fmt: skip
 """Signatures by keys of which only the issuer has the private half. ``none`` and secrets that both
@@ -43,12 +44,15 @@ class Trust:
         keys: where the issuer's keys are, as a JWK set: a URL or a file; None: where its discovery
             document says.
         role: the claim that has a role or a list of them; without it, everybody is a user.
+        workspace: the claim that names a workspace, also one of keys; without it, everybody has one
+            by himself.
     """
 
     issuer: str
     audience: str
     keys: str | None = None
     role: str | None = None
+    workspace: str | None = None
 
 
 class Issuer:
@@ -112,9 +116,17 @@ class Issuer:
             return None
         subject = claims["sub"]
         role = self._role(claims)
+        workspace = self._workspace(claims)
         if role is None or not isinstance(subject, str) or not SUBJECT.fullmatch(subject):
             return None
-        return Owner(f"jwt:{subject}", role)
+        return None if workspace is None else Owner(f"jwt:{subject}", role, workspace=workspace)
+
+    def _workspace(self, claims: dict[str, Any]) -> str | None:
+        """That the token names; empty: none is asked for; None: it names none."""
+        if self._trust.workspace is None:
+            return ""
+        said = claims.get(self._trust.workspace)
+        return said if isinstance(said, str) and WORKSPACE_NAME.fullmatch(said) else None
 
     def _role(self, claims: dict[str, Any]) -> Role | None:
         """The greatest of those that the token names; None: none of ours."""
