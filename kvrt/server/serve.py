@@ -26,8 +26,8 @@ from kvrt.server.beside import Beside
 from kvrt.server.config import ServerConfig
 from kvrt.server.desk import Desk
 from kvrt.server.fleet.app import make_models_app
-from kvrt.server.fleet.models import Models
 from kvrt.server.fleet.naming import Folder
+from kvrt.server.fleet.opening import open_models
 from kvrt.server.openai.audio import Audio
 from kvrt.server.openai.embeddings import Embeddings
 from kvrt.server.rerank import Rerank
@@ -227,7 +227,7 @@ async def serve_models(
     embeddings, rerank = Embeddings(beside.embedder, **names), Rerank(beside.reranker, **names)
     audio = Audio(beside.transcriber, **names)
     try:
-        models = await Models.open(configs, folder, desk, prepared.template)
+        models = await open_models(configs, folder, desk, prepared.template)
         try:
             app = make_models_app(models, embeddings, rerank, audio)
             await _listen(app, desk, prepared, begun, models.max_body, models.end)

@@ -8,8 +8,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,27 +21,24 @@ from starlette.types import ASGIApp
 
 from kvrt.aio.runtime import AsyncRuntime
 from kvrt.config import RuntimeConfig
-from kvrt.engine.sizing import limit_bytes
-from kvrt.engine.weighing import Weighed, weigh
-from kvrt.errors import CapacityError, ConfigError, KvrtError
+from kvrt.engine.weighing import Weighed
+from kvrt.errors import CapacityError, KvrtError
 from kvrt.runtime import Runtime
 from kvrt.server.access import gate
 from kvrt.server.app import make_app
 from kvrt.server.config import ANY_NAME
 from kvrt.server.desk import Desk
 from kvrt.server.errors import Refusal
+from kvrt.server.fleet.members import Member, Order, Rest, Ticket
 from kvrt.server.fleet.naming import Folder
-from kvrt.server.fleet.states import Fleet, Member, Order, Rest, Ticket
+from kvrt.server.fleet.states import Fleet
+from kvrt.server.fleet.weighing import weighed_or_none
 from kvrt.server.service import Service
 from kvrt.sharing.share import Share, ledger_folder
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-ROOM = 0.8
-"""Of the memory that is free at the start, models have so much unless it is said otherwise: the
-rest is for what steps compute in, and for whoever else is on the machine."""
 
 LOADERS = 4
 """Models that come or go at once."""
@@ -119,51 +114,9 @@ class Models:
         self._seen: dict[str, tuple[object, ...]] = {}
         self.watchers: set[Watcher] = set()
 
-    @classmethod
-    async def open(
-        cls,
-        configs: Mapping[str, RuntimeConfig],
-        folder: Folder | None,
-        desk: Desk,
-        template: str | None = None,
-    ) -> "Models":
-        """Weigh all models, and load none.
-
-        Raises:
-            KvrtError: one that was named is not there, or damaged; or there is none.
-        """
-        found = {**({} if folder is None else folder.models()), **configs}
-        if not found:
-            raise ConfigError("there is no model to serve", fix="name one, or a folder of some")
-        first = next(iter(configs.values()), None) or next(iter(found.values()))
-        needs: dict[str, Weighed | None] = {}
-        for name, each in found.items():
-            needs[name] = await _weighed(each, refuses=name in configs)
-        weighed = next((each for each in needs.values() if each is not None), None)
-        if weighed is None:
-            raise ConfigError("no model of the folder can be loaded", fix="look with kvrt show")
-        device = weighed.device
-        size = first.memory_limit
-        total = int(weighed.free * ROOM) if size is None else limit_bytes(size, device)
-        share = Share(name=f"serve-{os.getpid()}-{secrets.token_hex(4)}", size=total)
-        models = cls(
-            Fleet(
-                [total],
-                objective=desk.config.objective,
-                most_waiting=desk.config.max_waiting,
-            ),
-            found,
-            folder,
-            desk,
-            template,
-            share,
-        )
-        for name, found_to_be in needs.items():
-            models._add(name, found_to_be)
-        return models
-
-    def _add(self, name: str, weighed: Weighed | None) -> None:
-        """A model that could not be weighed is loaded all the same: whoever asks is told why."""
+    def add(self, name: str, weighed: Weighed | None) -> None:
+        """A model that is not loaded. One that could not be weighed is there, too: whoever asks for
+        it is told why."""
         need, residue = 0, None
         if weighed is not None:
             need = weighed.need
@@ -202,10 +155,10 @@ class Models:
         for name, config in (await asyncio.to_thread(self._folder.models)).items():
             if name in self.fleet.members:
                 continue
-            weighed = await _weighed(config)
+            weighed = await weighed_or_none(config)
             if name not in self.fleet.members:
                 self._configs[name] = config
-                self._add(name, weighed)
+                self.add(name, weighed)
 
     @asynccontextmanager
     async def using(
@@ -418,21 +371,6 @@ class Models:
         self._threads.shutdown()
         for path in ledger_folder().glob(f"{self._share.name}.*"):
             path.unlink(missing_ok=True)
-
-
-async def _weighed(config: RuntimeConfig, *, refuses: bool = False) -> Weighed | None:
-    """None: it cannot be loaded, it seems.
-
-    Args:
-        refuses: that is an error.
-    """
-    try:
-        return await asyncio.to_thread(weigh, replace(config, memory_limit=None))
-    except KvrtError as error:
-        if refuses:
-            raise
-        log.warning("%s: %s", config.model, error)
-        return None
 
 
 def _refusal(name: str, error: Exception) -> Refusal:

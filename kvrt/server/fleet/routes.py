@@ -18,8 +18,8 @@ import kvrt
 from kvrt.server.access.admin import needs_admin
 from kvrt.server.entry import entry_of
 from kvrt.server.errors import Refusal
+from kvrt.server.fleet.members import Member, Rest
 from kvrt.server.fleet.models import Models
-from kvrt.server.fleet.states import Member, Rest
 from kvrt.server.ollama.about import About
 from kvrt.server.telemetry.status import Status, requests_of, server_of
 from kvrt.server.wire.answers import answer

@@ -11,122 +11,40 @@
   least worth first, or when it was not asked for as long as it is kept alive.
 - Requests for a model that is not loaded wait for one load, and loads begin in the order in which
   their first requests came. One that finds no room because all others are busy lets later ones pass
-  for `PATIENCE_S`; then the least worth of those that are busy take no new requests until it has
+  for as long as the policy is patient; then the least worth of those that are busy take no new requests until it has
   had its turn. So nobody waits for ever, and nobody is cut off.
 - A request that leaves while it waits takes its wish with it: nothing goes for it that has not
   begun to.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from itertools import count
 from math import ceil, inf
-from typing import Literal
+from typing import NamedTuple
 
 from kvrt.server.errors import Refusal
-from kvrt.server.fleet.worth import Demand, worth
+from kvrt.server.fleet.members import Member, Order, Rest, Ticket, Verb
+from kvrt.server.fleet.worth import LeastWorth, Policy
 
-State = Literal["unloaded", "loading", "loaded", "unloading", "sleeping", "failed"]
-Verb = Literal["load", "wake", "sleep", "unload"]
-Rest = Literal["unloaded", "sleeping"]
-"""Where a model goes that gives its memory back."""
-
-PATIENCE_S = 2.0
 RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
 """A model that could not be loaded is tried again after so long, each time twice as long."""
 
-GUESSED_BYTES_A_SECOND = 1e9
-"""That a model loads at, until it was measured."""
 
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """Something to be done; `Fleet.loaded`, `failed` or `gone` says that it was.
+class _Choice(NamedTuple):
+    """Models that go, so that another has room.
 
     Args:
-        place: the number of the device.
+        place: the device.
+        victims: they.
+        where: they rest.
+        lost: their worth.
     """
 
-    verb: Verb
-    model: str
     place: int
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """A request that needs a model.
-
-    Args:
-        number: in the order of arrival.
-        since: when it came.
-        keep_alive: seconds that the model stays after it; None: as it is.
-        granted: its model is loaded, and stays so until `Fleet.done`.
-        error: why it never will be.
-    """
-
-    model: str
-    number: int
-    since: float
-    keep_alive: float | None = None
-    granted: bool = False
-    error: Refusal | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Member:
-    """A model, and where it stands.
-
-    Args:
-        name: for clients.
-        need: bytes of its weights and the smallest KV cache.
-        keep_alive: seconds that it stays without requests; infinite: always.
-        residue: bytes that it holds while it sleeps, which brings it back sooner; None: it cannot
-            sleep.
-        load_s: what its last load took; None: it was not measured.
-        place: the device that it is on, or sleeps on.
-        held: bytes that it has there, or that are kept for it.
-        running: requests that have it.
-        expires: when it goes, if nobody asks for it.
-        rests: where it goes as soon as it is idle; None: it was not told to.
-        failures: loads in a row that have failed.
-        retry_at: when the next may begin.
-        error: what the last said.
-    """
-
-    name: str
-    need: int
-    keep_alive: float
-    residue: int | None = None
-    state: State = "unloaded"
-    load_s: float | None = None
-    place: int | None = None
-    held: int = 0
-    running: int = 0
-    waiting: list[Ticket] = field(default_factory=list)
-    expires: float = inf
-    rests: Rest | None = None
-    failures: int = 0
-    retry_at: float = 0.0
-    error: Refusal | None = None
-    demand: Demand = field(default_factory=Demand)
-    goes: Rest = "unloaded"
-
-    def left(self, where: Rest) -> int:
-        """Bytes that it holds where it rests."""
-        return self.residue or 0 if where == "sleeping" else 0
-
-    @property
-    def idle(self) -> bool:
-        return self.state == "loaded" and not self.running
-
-    @property
-    def guessed_load_s(self) -> float:
-        return self.need / GUESSED_BYTES_A_SECOND if self.load_s is None else self.load_s
-
-
-Worth = Callable[[Member, float], float]
-"""What a model is worth at a time, for each byte of it."""
+    victims: Sequence[Member]
+    where: Rest
+    lost: float
 
 
 class Fleet:
@@ -134,24 +52,21 @@ class Fleet:
 
     Args:
         rooms: bytes that models may take on each device.
-        objective: seconds to the first token that requests should not exceed; None: there is none.
+        policy: which models go first, and where others go; None: `LeastWorth`.
         most_waiting: requests that may wait for one model.
-        worth: which go first; None: see `kvrt.server.fleet.worth`.
     """
 
     def __init__(
         self,
         rooms: Iterable[int],
         *,
-        objective: float | None = None,
+        policy: Policy | None = None,
         most_waiting: int = 512,
-        worth: Worth | None = None,
     ) -> None:
         self.rooms = tuple(rooms)
         self.members: dict[str, Member] = {}
-        self._objective = objective
+        self._policy = policy or LeastWorth()
         self._most_waiting = most_waiting
-        self._worth = worth or self._measured_worth
         self._numbers = count()
         self._settled_at = [0.0] * len(self.rooms)
         self._draining: set[Member] = set()
@@ -338,27 +253,28 @@ class Fleet:
             if not places:
                 continue
             free = {place: self.rooms[place] - self.used(place) for place in places}
-            roomiest = max(places, key=lambda place: free[place])
             lacking = member.need - member.held
-            if free[roomiest] >= lacking:
-                self._begin(member, roomiest)
+            able = [place for place in places if free[place] >= lacking]
+            if able:
+                crowding = {place: self._crowding(member, place, (), now) for place in able}
+                self._begin(member, min(able, key=lambda place: (crowding[place], -free[place])))
                 continue
             coming = {p: free[p] + self._leaving(p) for p in places}
             found = [place for place in places if coming[place] >= lacking]
+            late = {p: coming[p] for p in places if now >= self._late_at(member, p)}
             if not found:
                 choice = self._cheapest(member, coming, now, busy=False)
+                if choice is not None and not self._policy.yields(member, choice.lost, now):
+                    choice = self._cheapest(member, late, now, busy=False)
                 if choice is not None:
-                    place, victims, where = choice
-                    for victim in victims:
-                        self._give_up(victim, where)
-                    found = [place]
-            late = {p: coming[p] for p in places if now >= self._late_at(member, p)}
-            if not found and late:
+                    for victim in choice.victims:
+                        self._give_up(victim, choice.where)
+                    found = [choice.place]
+            if not found:
                 choice = self._cheapest(member, late, now, busy=True)
                 if choice is not None:
-                    place, victims, _ = choice
-                    draining |= set(victims)
-                    found = [place]
+                    draining |= set(choice.victims)
+                    found = [choice.place]
             kept_free.update(found)
         return draining
 
@@ -368,11 +284,12 @@ class Fleet:
 
     def _late_at(self, member: Member, place: int) -> float:
         """When it has waited for long enough for those at a place to let it have its turn."""
-        return max(member.waiting[0].since, self._settled_at[place]) + PATIENCE_S
+        since = max(member.waiting[0].since, self._settled_at[place])
+        return since + self._policy.patience(member)
 
     def _cheapest(
         self, member: Member, coming: Mapping[int, int], now: float, *, busy: bool
-    ) -> tuple[int, list[Member], Rest] | None:
+    ) -> "_Choice | None":
         """The place where the least is lost for a model, what goes there, and where to.
 
         Args:
@@ -381,16 +298,17 @@ class Fleet:
         """
         ways: tuple[Rest, ...] = ("sleeping", "unloaded")
         for where in ways:  # of those that sleep something stays, which may be too much
-            found = []
+            found: list[tuple[tuple[float, ...], _Choice]] = []
             for place, nbytes in coming.items():
                 lacking = member.need - member.held - nbytes
                 victims = self._victims(member, place, lacking, where, now, busy=busy)
                 if victims is not None:
-                    lost = sum(self._worth(each, now) * each.held for each in victims)
-                    found.append((lost, place, victims))
+                    lost = sum(self._policy.worth(each, now) * each.held for each in victims)
+                    crowding = self._crowding(member, place, victims, now)
+                    choice = _Choice(place, victims, where, lost)
+                    found.append((self._policy.order(lost, crowding), choice))
             if found:
-                _, place, victims = min(found, key=lambda each: each[:2])
-                return place, victims, where
+                return min(found, key=lambda each: each[0])[1]
         return None
 
     def _victims(
@@ -407,7 +325,7 @@ class Fleet:
             if m is not member and gain(m) > 0
             and (m.idle or m.state == "sleeping" or (busy and m.state == "loaded"))
         ]  # fmt: skip
-        able.sort(key=lambda m: self._worth(m, now))
+        able.sort(key=lambda m: self._policy.worth(m, now))
         victims: list[Member] = []
         for each in able:
             if lacking > 0:
@@ -421,9 +339,10 @@ class Fleet:
                 lacking += gain(each)
         return victims
 
-    def _measured_worth(self, member: Member, now: float) -> float:
-        rate = member.demand.rate(now)
-        return worth(rate, member.guessed_load_s, member.need, self._objective)
+    def _crowding(self, member: Member, place: int, victims: Sequence[Member], now: float) -> float:
+        """Of a place, with a model and without others."""
+        stay = [each for each in self._at(place) if each is not member and each not in victims]
+        return self._policy.crowding([*stay, member], self.rooms[place], now)
 
     # --- transitions -------------------------------------------------------------------------
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kvrt.server.errors import Refusal
-from kvrt.server.fleet.states import PATIENCE_S, Fleet, Member, Order, Ticket
+from kvrt.server.fleet.members import Member, Order, Ticket
+from kvrt.server.fleet.states import Fleet
+from kvrt.server.fleet.worth import PATIENCE_S, TURN_S, LeastWorth
 
 NEEDS = {"big": 60, "half": 50, "small": 20, "tiny": 10}
 BAD = Refusal(503, "its files are damaged")
@@ -20,7 +22,7 @@ def fleet(
     *rooms: int, most_waiting: int = 512, objective: float | None = None, **changes: Any
 ) -> Fleet:
     """With the models of `NEEDS`."""
-    made = Fleet(rooms or (100,), most_waiting=most_waiting, objective=objective)
+    made = Fleet(rooms or (100,), policy=LeastWorth(objective), most_waiting=most_waiting)
     for name, need in NEEDS.items():
         made.add(Member(name, need, **{"keep_alive": math.inf, **changes}))
     return made
@@ -262,6 +264,28 @@ def test_with_an_objective_what_is_loaded_within_it_goes_first() -> None:
     world.fleet.add(Member("new", 40, math.inf))
     world.ask("new")
     assert world.verbs == [("unload", "small")], "although it is asked for most"
+
+
+def test_with_an_objective_nothing_of_more_worth_goes_at_once_for_what_has_missed_it() -> None:
+    """Requests for it wait for its turn together, which comes."""
+    world = World(60, objective=0.5)
+    world.have("half")
+    world.fleet.members["big"].load_s = 1.0
+    busy = [world.ask("half") for _ in range(20)]
+    first = world.ask("big")
+    for ticket in world.settled:
+        if ticket.model == "half":
+            world.end(ticket)
+    world.wait(TURN_S - 1)
+    assert all(ticket.granted for ticket in busy)
+    assert world.verbs == []
+    second = world.ask("big")
+    assert world.fleet.next_time(world.now) == TURN_S
+    world.wait(1)
+    assert world.verbs == [("unload", "half")]
+    world.settle()
+    assert first.granted
+    assert second.granted
 
 
 def test_a_model_that_cannot_be_loaded_is_an_error_to_those_alone_who_asked_for_it() -> None:
