@@ -4,7 +4,7 @@ from math import isinf
 
 import pytest
 
-from .placement import KINDS, Kind, Simulation, Trace, goodput
+from .placement import DONE, KINDS, Kind, Simulation, Trace, goodput
 
 SHORT = Trace(0.9, 8, 2.0)
 
@@ -16,7 +16,7 @@ def test_each_request_is_served_once_and_in_its_time(kind: Kind) -> None:
     simulation.run()
     served = [request for request in requests if not isinf(request.first)]
     assert all(request.at < request.first for request in served)
-    assert all(request.left <= 1e-9 for request in served), "and to its end"
+    assert all(request.left <= DONE for request in served), "and to its end"
     if kind == "static":
         assert {request.model for request in served} == simulation.placed
     else:

@@ -495,6 +495,42 @@ DRAWN = {
         "pass",
         "server/test_life.py::test_at_the_deadline_streams_end_with_an_error_event",
     ),
+    "a busy model is given up": M(
+        "kvrt.server.fleet.members",
+        'return self.state == "loaded" and not self.running',
+        'return self.state == "loaded"',
+        "server/fleet/test_states.py",
+    ),
+    "whoever waits may wait for ever": M(
+        "kvrt.server.fleet.states",
+        "draining |= set(choice.victims)",
+        "pass",
+        "server/fleet/test_states.py",
+    ),
+    "memory that one waits for is another's": M(
+        "kvrt.server.fleet.states",
+        "kept_free.update(found)",
+        "pass",
+        "server/fleet/test_states.py",
+    ),
+    "who leaves still waits": M(
+        "kvrt.server.fleet.states",
+        "member.waiting.remove(ticket)",
+        "pass",
+        "server/fleet/test_states.py",
+    ),
+    "a model that failed is tried by each request": M(
+        "kvrt.server.fleet.states",
+        'if member.state == "failed" and now < member.retry_at and member.error is not None:',
+        "if False and member.error is not None:",
+        "server/fleet/test_states.py",
+    ),
+    "what sleeps holds nothing": M(
+        "kvrt.server.fleet.members",
+        'return self.residue or 0 if where == "sleeping" else 0',
+        "return 0",
+        "server/fleet/test_states.py",
+    ),
     "headers may take for ever": M(
         "kvrt.server.wire.connection",
         "self._deadline = self.loop.call_later(HEAD_S, self._give_up)",

@@ -11,8 +11,8 @@
   least worth first, or when it was not asked for as long as it is kept alive.
 - Requests for a model that is not loaded wait for one load, and loads begin in the order in which
   their first requests came. One that finds no room because all others are busy lets later ones pass
-  for as long as the policy is patient; then the least worth of those that are busy take no new requests until it has
-  had its turn. So nobody waits for ever, and nobody is cut off.
+  for as long as the policy is patient; then the least worth of those that are busy take no new
+  requests until it has had its turn. So nobody waits for ever, and nobody is cut off.
 - A request that leaves while it waits takes its wish with it: nothing goes for it that has not
   begun to.
 """
@@ -270,7 +270,7 @@ class Fleet:
                     for victim in choice.victims:
                         self._give_up(victim, choice.where)
                     found = [choice.place]
-            if not found:
+            if not found and late:
                 choice = self._cheapest(member, late, now, busy=True)
                 if choice is not None:
                     draining |= set(choice.victims)

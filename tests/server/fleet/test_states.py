@@ -381,6 +381,20 @@ def test_models_that_can_sleep_do_so_to_make_room_and_are_unloaded_later() -> No
     assert world.state("big") == "loaded", "it is busy"
 
 
+def test_what_a_sleeping_model_holds_counts_and_goes_where_it_is_too_much() -> None:
+    world = World(65, residue=5)
+    for ticket in world.have("big"):
+        world.end(ticket)
+    for ticket in world.have("half"):
+        world.end(ticket)
+    assert world.state("big") == "sleeping"
+    assert world.fleet.used(0) == 50 + 5
+    world.fleet.add(Member("huge", 62, math.inf, residue=5))
+    world.have("huge")
+    assert {world.state(name) for name in ("big", "half")} == {"unloaded"}
+    assert world.fleet.used(0) == 62
+
+
 def test_a_model_that_is_told_to_go_goes_when_its_requests_have_ended() -> None:
     world = World(100, residue=5)
     (busy,) = world.have("big")
