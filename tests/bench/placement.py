@@ -39,7 +39,7 @@ LOAD_BYTES = 20 * GB
 READ_BYTES = 2000 * GB
 FLOPS = 300e12
 DONE = 1e-6
-"""Less than so much of a token is nothing: days into a trace, clocks tell no smaller times apart."""
+"""Less of a token is nothing: hours into a trace, clocks tell no smaller times apart."""
 
 SPARE = 2 * GB
 """Of each model, the smallest KV cache."""
