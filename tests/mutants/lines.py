@@ -312,6 +312,24 @@ DRAWN = {
         "return (MemoryGroup(layers, 1, self.channels),)",
         "runtime/test_recurrent.py",
     ),
+    "what a state space is made of is not scaled": M(
+        "kvrt.model.decoder.mixers",
+        "made.mul_(self._scales)",
+        "pass",
+        "model/test_families.py",
+    ),
+    "decays are added up from the farthest token": M(
+        "kvrt.model.decoder.recurrence",
+        "others.flip(0)",
+        "others",
+        "model/test_families.py",
+    ),
+    "layers that attend beside a state space do not": M(
+        "kvrt.model.spec",
+        "return self.mixes and (self.beside or not self.recurrent)",
+        "return self.mixes and not self.recurrent",
+        "model/test_recurrent_config.py",
+    ),
     "logits are not capped": M(
         "kvrt.model.decoder.branches",
         "if spec.logit_softcap:",
