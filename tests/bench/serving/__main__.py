@@ -3,6 +3,7 @@
     ci/serving                                both, with SmolLM2-135M's shape: about 15 minutes
     ci/serving --only cost
     ci/serving --work /tmp/peers --llama-server /path/to/llama-server
+    ci/serving --vllm build/vllm/bin/python   vLLM's, too; the environment is that of ci/vllm
     ci/serving --quick                        only see that all of it runs
 
 Installs llama.cpp's Python package into a virtual environment of its own in --work, as ci/peers
@@ -40,6 +41,8 @@ def main() -> int:
                         help="of each server (default: the processors there are)")  # fmt: skip
     parser.add_argument("--llama-server", type=Path, metavar="BINARY",
                         help="llama.cpp's own server, if it has been built")  # fmt: skip
+    parser.add_argument("--vllm", type=Path, metavar="PYTHON",
+                        help="of an environment with vLLM")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="an eighth of the tokens, once")
     parser.add_argument("--work", type=Path, default=ROOT / "build/peers", metavar="FOLDER",
                         help="for environments and models (default: build/peers)")  # fmt: skip
@@ -77,6 +80,12 @@ def run(asked: argparse.Namespace) -> None:
             if asked.llama_server is not None:
                 binary = asked.llama_server.resolve()
                 named["llama-server"] = servers.llama_server(gguf, asked.threads, log, binary)
+            if asked.vllm is not None:
+                whole = make_checkpoint(SHAPES[SHAPE], work / "models" / SHAPE)
+                as_that = ("--dtype", "bfloat16")
+                named["kvrt serve, bfloat16"] = servers.kvrt(whole, asked.threads, log, *as_that)
+                python = asked.vllm.absolute()
+                named["vLLM, bfloat16"] = servers.vllm(whole, asked.threads, log, python)
             found["beside"] = beside.measured(named, repeats, quick=asked.quick)
     out = work if asked.quick else asked.out
     said = table(found)

@@ -92,3 +92,21 @@ def llama_server(model: Path, threads: int, log: IO[str], binary: Path) -> Itera
     ]  # fmt: skip
     with listening(command, port, log, {"LD_LIBRARY_PATH": os.fspath(binary.parent)}) as port:
         yield port
+
+
+@contextmanager
+def vllm(model: Path, threads: int, log: IO[str], python: Path) -> Iterator[int]:
+    """vLLM's server on the CPU, of an environment that has it; in bfloat16, as all that it offers
+    there."""
+    port = free_port()
+    command = [
+        python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name",
+        "m", "--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16", "--max-model-len",
+        str(CONTEXT), "--max-num-seqs", str(SLOTS), "--enforce-eager",
+    ]  # fmt: skip
+    environ = {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads),
+        "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    with listening(command, port, log, environ) as port:
+        yield port
