@@ -20,6 +20,8 @@ class StepCost:
         """A step of decoding was made."""
         if self._weight > 1:  # one that was disturbed tells little
             seconds = min(seconds, 3 * self._seconds / self._weight)
+        # Disturbed steps only take longer: if one is so much faster, those before it were.
+        kept = 0.0 if 3 * seconds < self.seconds(tokens) else self.DECAY
         for name, value in (
             ("_weight", 1.0),
             ("_tokens", tokens),
@@ -27,7 +29,7 @@ class StepCost:
             ("_squares", tokens * tokens),
             ("_products", tokens * seconds),
         ):
-            setattr(self, name, self.DECAY * getattr(self, name) + value)
+            setattr(self, name, kept * getattr(self, name) + value)
         self._slope = None
 
     def worth(self, tokens: int) -> float:

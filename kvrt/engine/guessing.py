@@ -13,7 +13,6 @@ not know it computes again; wrong ones would cost time, and never change a text.
 """
 
 import itertools
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -119,16 +118,17 @@ class Guessing:
         chances = {row.seq: 1.0 for row in rows}
         active = list(rows)
         while active:
-            logits = self._pass([self._span(row, lines[row.seq]) for row in active])
-            scores, whole = Scores(logits), logits.logsumexp(1)
-            course.spend(len(active))
+            begun, passed = time.perf_counter(), len(active)
+            spans = [self._span(row, lines[row.seq]) for row in active]
+            scores = Scores(self._pass(spans))
+            course.spend(passed)
             going = []
             for at, row in enumerate(active):
                 seq, line = row.seq, lines[row.seq]
                 token = self._answers.guess(seq, line, scores, at)
                 if token is None:
                     continue
-                probability = math.exp(float(logits[at, token]) - float(whole[at]))
+                probability = scores.probability(at, token)
                 chance = chances[seq] * self._gain.chance(probability)
                 if line and not course.worth(chance):
                     continue
@@ -138,6 +138,8 @@ class Guessing:
                 course.add(chance)
                 if len(line) < rooms[seq] and token not in self._answers.ends(seq):
                     going.append(row)
+            if all(len(span.tokens) == 1 for span in spans):
+                self._gain.passes.observe(passed, time.perf_counter() - begun)
             active = going
             while active and not course.pays([chances[row.seq] for row in active]):
                 active.remove(min(active, key=lambda row: chances[row.seq]))
@@ -168,7 +170,6 @@ class Guessing:
 
     def _run(self, spans: Sequence[_Span], *, cut: bool = False) -> Tensor:
         """One pass. `cut`: the last span has more to come."""
-        begun = time.perf_counter()
         counts = [len(span.tokens) for span in spans]
         ends = [end - 1 for end in itertools.accumulate(counts)]
         step = self._memory.cache.step(
@@ -181,8 +182,6 @@ class Guessing:
         logits = self._executor.launch(step._replace(drafting=True)).logits.cpu()
         for span in spans:
             self._computed(span.row.seq, span.start + len(span.tokens))
-        if sum(counts) == len(spans):
-            self._gain.passes.observe(len(spans), time.perf_counter() - begun)
         return logits
 
     def _computed(self, seq: Seq, length: int) -> None:

@@ -92,6 +92,12 @@ class Scores:
         self.check(at)
         return token_logprobs(self._logits[at], token, top)
 
+    def probability(self, at: int, token: int) -> float:
+        """Of `token` in row `at`, whose numbers are finite."""
+        row = self._rows[at]
+        odds = np.exp(row - row.max())
+        return float(odds[token] / odds.sum())
+
     def likeliest(
         self,
         rows: Sequence[int],

@@ -304,6 +304,17 @@ def test_a_step_that_was_disturbed_does_not_mislead() -> None:
     assert cost.worth(1) < 0.5
 
 
+def test_what_was_measured_first_is_forgotten_if_it_was_disturbed() -> None:
+    cost = StepCost()
+    for tokens in (1, 2, 3):
+        cost.observe(tokens, 0.500)
+    cost.observe(1, 0.010)
+    assert cost.seconds(1) == pytest.approx(0.010)
+    for tokens in (64, 1, 64, 1):  # a shorter step is no faster one
+        cost.observe(tokens, 0.010 + 0.002 * tokens)
+    assert cost.seconds(64) > 2 * cost.seconds(1)
+
+
 # --- in a step -----------------------------------------------------------------------------------
 
 
