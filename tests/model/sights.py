@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2_5_VLConfig,
+    Qwen3_5Config,
     Qwen3VLConfig,
 )
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
@@ -97,6 +98,11 @@ QWENS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any], dict[str, Any]]] 
         {"mrope_section": [4, 3, 1], "mrope_interleaved": True},
         {"num_position_embeddings": 49, "deepstack_visual_indexes": [0, 2]},
     ),
+    "qwen3.5": (
+        Qwen3_5Config,
+        {"mrope_section": [2, 1, 1], "mrope_interleaved": True, "partial_rotary_factor": 0.25},
+        {"num_position_embeddings": 36},
+    ),
 }
 """Of each, how queries are rotated, and what its eyes have besides."""
 
@@ -106,7 +112,12 @@ def make_qwen(kind: str) -> PreTrainedModel:
     torch.manual_seed(0)
     make, turns, eyes = QWENS[kind]
     rope = {"rope_type": "default", "rope_theta": 10000.0, **turns}
-    text = BASE | {"rope_parameters": rope, "head_dim": 16}
+    text = BASE | {"head_dim": 16}
+    if kind == "qwen3.5":
+        text |= {
+            name: value for name, value in FAMILIES["qwen-3.5"].items() if name != "model_type"
+        }
+    text |= {"rope_parameters": rope}
     config = make(text_config=text, vision_config=QWEN_EYES | eyes, **QWEN_IDS)
     made = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
     return randomised(made)

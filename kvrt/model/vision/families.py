@@ -1,6 +1,7 @@
 """The towers that are known, by the architectures that have them."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -49,10 +50,14 @@ class Family(NamedTuple):
     nbytes: Callable[[Any, DType], int]
 
 
+QWEN35 = Family(partial(read_qwen3, between=()), Qwen3Tower, Qwen3Tower.nbytes)
+
 TOWERS: Mapping[str, Family] = {
     "Gemma3ForConditionalGeneration": Family(read_gemma3, Gemma3Tower, Gemma3Tower.nbytes),
     "Qwen2_5_VLForConditionalGeneration": Family(read_qwen25, Qwen25Tower, Qwen25Tower.nbytes),
     "Qwen3VLForConditionalGeneration": Family(read_qwen3, Qwen3Tower, Qwen3Tower.nbytes),
+    "Qwen3_5ForConditionalGeneration": QWEN35,
+    "Qwen3_5MoeForConditionalGeneration": QWEN35,
 }
 
 

@@ -1,4 +1,5 @@
-"""Qwen3-VL's tower, whose layers in between add to the decoder's first layers, too.
+"""Qwen3-VL's tower, whose layers in between add to the decoder's first layers, too; and Qwen3.5's,
+whose do not.
 
 x = patches @ pixels + positions                learned for a square, and stretched
 for each layer:
@@ -62,8 +63,13 @@ class Qwen3Vision(QwenVision):
     between: tuple[int, ...]
 
 
-def read_qwen3(folder: Path, decoder: ModelSpec) -> Qwen3Vision:
+def read_qwen3(
+    folder: Path, decoder: ModelSpec, between: tuple[int, ...] = (8, 16, 24)
+) -> Qwen3Vision:
     """The tower of a model's folder.
+
+    Args:
+        between: see `Qwen3Vision`, where the folder says nothing of it.
 
     Raises:
         ModelError: as `read_shared`.
@@ -72,7 +78,7 @@ def read_qwen3(folder: Path, decoder: ModelSpec) -> Qwen3Vision:
     positions = own.integer("num_position_embeddings", 1, 1 << 20, 2304)
     if math.isqrt(positions) ** 2 != positions:
         raise own.error("num_position_embeddings", f"is {positions}, which is no square")
-    between = tuple(own.items("deepstack_visual_indexes", int, (8, 16, 24)))
+    between = tuple(own.items("deepstack_visual_indexes", int, between))
     if len(between) > len(decoder.layers):
         raise own.error("deepstack_visual_indexes", "has more than the decoder has layers")
     return Qwen3Vision(**shared, deep=len(between), side=math.isqrt(positions), between=between)
