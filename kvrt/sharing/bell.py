@@ -89,5 +89,10 @@ def ring(path: Path, row: int) -> None:
             os.close(file)
 
 
+def bells_of(ledger: Path) -> list[Path]:
+    """Those that tenants of a ledger have, or have left."""
+    return list((ledger.parent / ".bells").glob(f"{ledger.name}.*"))
+
+
 def _path(ledger: Path, row: int) -> Path:
     return ledger.parent / ".bells" / f"{ledger.name}.{row}"

@@ -1,5 +1,6 @@
 """What a user says to share a device, and where the ledger for it lies."""
 
+import contextlib
 import os
 import re
 import stat
@@ -9,7 +10,8 @@ from pathlib import Path
 
 from kvrt.checks import Checks, Flag, Maybe, Number, Size, Text, Whole, check_options
 from kvrt.errors import ConfigError, StoreError
-from kvrt.sharing.tenant import Tenant, Terms
+from kvrt.sharing.bell import bells_of
+from kvrt.sharing.tenant import Tenant, Terms, tenants_of
 from kvrt.spi import DeviceInfo
 from kvrt.units import parse_bytes
 
@@ -85,6 +87,21 @@ TERMS: Checks = {
     "priority": Whole(-1000, 1000),
 }
 """Of each field, what it may be."""
+
+
+def sweep(prefix: str) -> None:
+    """Remove the ledgers of shares of which nobody lives any more: those whose names begin so, and
+    that are nobody's to come back to. Who joins such a share meanwhile makes it anew.
+
+    Raises:
+        StoreError: others may write to where ledgers lie.
+    """
+    for path in ledger_folder().glob(f"{prefix}*"):
+        with contextlib.suppress(StoreError):
+            if not tenants_of(path)[1]:
+                path.unlink(missing_ok=True)
+                for bell in bells_of(path):
+                    bell.unlink(missing_ok=True)
 
 
 def ledger_folder(environ: Mapping[str, str] = os.environ) -> Path:

@@ -15,6 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from kvrt.errors import CapacityError, ConfigError, OutOfMemory, StoreError
 from kvrt.sharing import ledger as ledgers
 from kvrt.sharing.ledger import Ledger
+from kvrt.sharing.share import sweep
 from kvrt.sharing.tenant import NotLeased, Tenant, Terms, tenants_of
 
 from .conftest import TOTAL, Join
@@ -279,3 +280,24 @@ class Tenants(RuleBasedStateMachine):
 
 
 TestTenants = Tenants.TestCase
+
+
+def test_ledgers_of_which_nobody_lives_are_swept_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVRT_SHARE_DIR", str(tmp_path))
+    made = {
+        name: Tenant(tmp_path / f"{name}.cpu0", 100, Terms("a")) for name in ("own-1", "own-2", "x")
+    }
+    made["own-1"].close()
+    made["x"].close()
+    bells = tmp_path / ".bells"
+    assert {path.name for path in bells.iterdir()} >= {"own-2.cpu0.0"}
+    sweep("own-")
+    assert {path.name for path in tmp_path.glob("*.cpu0")} == {"own-2.cpu0", "x.cpu0"}
+    assert not list(bells.glob("own-1*"))
+    made["own-2"].take(50)
+    assert made["own-2"].held == 50
+    made["own-2"].close()
+    sweep("own-")
+    assert {path.name for path in tmp_path.glob("*.cpu0")} == {"x.cpu0"}

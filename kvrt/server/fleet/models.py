@@ -34,7 +34,7 @@ from kvrt.server.fleet.naming import Folder
 from kvrt.server.fleet.states import Fleet
 from kvrt.server.fleet.weighing import weighed_or_none
 from kvrt.server.service import Service
-from kvrt.sharing.share import Share, ledger_folder
+from kvrt.sharing.share import Share, sweep
 
 log = logging.getLogger(__name__)
 
@@ -369,8 +369,7 @@ class Models:
         for name in list(self.loaded):
             await self._drop(name)
         self._threads.shutdown()
-        for path in ledger_folder().glob(f"{self._share.name}.*"):
-            path.unlink(missing_ok=True)
+        await asyncio.to_thread(sweep, f"{self._share.name}.")
 
 
 def _refusal(name: str, error: Exception) -> Refusal:

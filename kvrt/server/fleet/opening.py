@@ -1,5 +1,6 @@
 """All models of a server are weighed, and none is loaded."""
 
+import asyncio
 import os
 import secrets
 from collections.abc import Mapping
@@ -14,7 +15,10 @@ from kvrt.server.fleet.naming import Folder
 from kvrt.server.fleet.states import Fleet
 from kvrt.server.fleet.weighing import weighed, weighed_or_none
 from kvrt.server.fleet.worth import LeastWorth
-from kvrt.sharing.share import Share
+from kvrt.sharing.share import Share, sweep
+
+OWN = "serve-"
+"""How the names of shares begin that are a server's own."""
 
 ROOM = 0.8
 """Of the memory that is free at the start, models have so much unless it is said otherwise: the
@@ -45,7 +49,8 @@ async def open_models(
     device = known.device
     size = first.memory_limit
     total = int(known.free * ROOM) if size is None else limit_bytes(size, device)
-    share = Share(name=f"serve-{os.getpid()}-{secrets.token_hex(4)}", size=total)
+    await asyncio.to_thread(sweep, OWN)  # what servers have left that were killed
+    share = Share(name=f"{OWN}{os.getpid()}-{secrets.token_hex(4)}", size=total)
     models = Models(
         Fleet(
             [total],
