@@ -140,7 +140,9 @@ def life_of_a_service(
         real = kvrt.kv.tiers.names.page_key
         # Prompts are named before they wait.
         for module in (kvrt.kv.tiers.names, kvrt.kv.index.reuse):
-            patched.setattr(module, "page_key", lambda p, t: bytes([real(p, t)[0] & 1]) + bytes(31))
+            patched.setattr(
+                module, "page_key", lambda *named: bytes([real(*named)[0] & 1]) + bytes(31)
+            )
         runtime = tight(make_runtime, None)
         assert ask(runtime, PROMPTS) == right
 

@@ -296,9 +296,9 @@ def test_pages_whose_keys_collide_are_never_mistaken(
 ) -> None:
     """With keys of 8 bits, 600 names share 256 keys."""
 
-    def short(parent: bytes, tokens: tuple[int, ...]) -> bytes:
+    def short(parent: bytes, tokens: tuple[int, ...], mark: bytes) -> bytes:
         plain: Callable[..., bytes] = real
-        return hashlib.sha256(plain(parent, tokens)).digest()[:1] + bytes(31)
+        return hashlib.sha256(plain(parent, tokens, mark)).digest()[:1] + bytes(31)
 
     real = naming.page_key
     monkeypatch.setattr(naming, "page_key", short)
