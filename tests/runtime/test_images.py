@@ -101,6 +101,21 @@ def test_requests_that_lost_their_pages_see_their_images_again(case: Case) -> No
     assert any(result.usage.preemptions for result in results)
 
 
+def test_drafts_of_a_model_and_completions_side_by_side_change_nothing(case: Case) -> None:
+    several = SamplingParams(max_tokens=NEW, ignore_eos=True, temperature=0.7, seed=3, n=3)
+    beams = SamplingParams(max_tokens=NEW, ignore_eos=True, beam_width=2)
+    with case.opened() as runtime:
+        apart = [runtime.generate(prompt, several)[0] for prompt in case.prompts]
+        wide = [runtime.generate(prompt, beams)[0] for prompt in case.prompts]
+    with case.opened(draft_model=case.folder, max_batch_tokens=40, max_running=16) as runtime:
+        drafted = runtime.generate(case.prompts, GREEDY)
+        together = runtime.generate(case.prompts, several)
+        found = runtime.generate(case.prompts, beams)
+    assert [result.token_ids for result in drafted] == case.said
+    for one, other in zip([*apart, *wide], [*together, *found], strict=True):
+        assert [c.token_ids for c in one.completions] == [c.token_ids for c in other.completions]
+
+
 def test_log_probabilities_of_a_prompt_know_its_images(case: Case, runtime: Runtime) -> None:
     asked = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
     prompt = case.prompts[0]
