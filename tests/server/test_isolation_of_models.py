@@ -12,7 +12,7 @@ from kvrt.server.access.keys import add_key
 from kvrt.server.config import ServerConfig
 from kvrt.server.desk import Desk
 from kvrt.server.fleet.app import ABOUT, make_models_app
-from kvrt.server.fleet.models import Models
+from kvrt.server.fleet.opening import open_models
 from kvrt.server.openai.audio import Audio
 from kvrt.server.openai.embeddings import Embeddings
 from kvrt.server.rerank import Rerank
@@ -42,7 +42,7 @@ def test_every_route_is_in_a_table() -> None:
 
     async def found() -> list[str]:
         config = RuntimeConfig(model="tiny", backend="cpu", memory_limit="256MiB")
-        models = await Models.open({"tiny": config}, None, Desk(ServerConfig()))
+        models = await open_models({"tiny": config}, None, Desk(ServerConfig()))
         try:
             beside = Embeddings(None, **names), Rerank(None, **names), Audio(None, **names)
             return list(routes_of(make_models_app(models, *beside)))
