@@ -24,6 +24,8 @@ class Gain:
     def __init__(self, target: StepCost, ratio: float) -> None:
         self.target = target
         self.passes = StepCost()
+        self.reading = StepCost()
+        """Passes over what the model that drafts has not computed yet, such as prompts."""
         self.mean = 0.7
         """How often a draft comes true, if all before it have."""
         self._ratio = ratio
@@ -62,6 +64,12 @@ class Gain:
         if self.passes.known:
             return self.passes.seconds(tokens)
         return self._ratio * self.target.seconds(tokens)
+
+    def reading_seconds(self, tokens: int) -> float:
+        """What it takes to compute so many tokens before drafting can begin."""
+        if self.reading.known:
+            return self.reading.seconds(tokens)
+        return self.pass_seconds(1) * (1 + tokens / StepCost.PRIOR_TOKENS)
 
 
 class Course:

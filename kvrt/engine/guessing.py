@@ -29,6 +29,7 @@ from kvrt.engine.sampler import Scores
 from kvrt.errors import OutOfMemory
 from kvrt.executor.interface import Executor
 from kvrt.kv.memory import Memory
+from kvrt.kv.pages.table import Change
 from kvrt.kv.seq import Seq
 from kvrt.sched.batching import Limits, Row
 from kvrt.sched.speculation import Speculation
@@ -43,6 +44,14 @@ class _Span(NamedTuple):
     row: Row
     start: int
     tokens: Sequence[int]
+
+
+class _Pass(NamedTuple):
+    """A pass over so many tokens of so many sequences, and the time that it took."""
+
+    tokens: int
+    sequences: int
+    seconds: float
 
 
 class Guessing:
@@ -86,20 +95,30 @@ class Guessing:
 
     def fill(self, rows: Sequence[Row], rooms: Mapping[Seq, int]) -> list[Row]:
         """The rows, with drafts in those that have room for them."""
+        begun = time.perf_counter()
         course = self._gain.course(sum(row.count for row in rows), sum(row.samples for row in rows))
         guessing = [row for row in rows if row.seq in rooms]
         lines: dict[Seq, list[int]] = {row.seq: [] for row in guessing}
         self._odds.clear()
         self._odds.update((row.seq, []) for row in guessing)
+        passes: list[_Pass] = []
         with suppress(OutOfMemory):  # a step without drafts needs less
-            self._guess(guessing, rooms, course, lines)
+            self._guess(guessing, rooms, course, lines, passes)
         filled = [self._with(row, lines.get(row.seq, [])) for row in rows]
-        table = self._memory.cache.table
+        change = Change(self._memory.cache.table)
         for row in filled:
             if row.seq in rooms and len(row.drafts) < rooms[row.seq]:
-                self._memory.commit(table.truncate(row.seq.id, row.start + row.count))
-                table = self._memory.cache.table
+                change = change.then(change.table.truncate(row.seq.id, row.start + row.count))
+        self._memory.commit(change)
+        self._learn(passes, time.perf_counter() - begun)
         return filled
+
+    def _learn(self, passes: Sequence[_Pass], seconds: float) -> None:
+        """What passes cost: each bears its share of what was done around all of them."""
+        for tokens, sequences, own in passes:
+            around = (seconds - sum(each.seconds for each in passes)) / len(passes)
+            cost = self._gain.passes if tokens == sequences else self._gain.reading
+            cost.observe(tokens, own + around)
 
     @staticmethod
     def _with(row: Row, line: Sequence[int]) -> Row:
@@ -114,14 +133,15 @@ class Guessing:
         rooms: Mapping[Seq, int],
         course: Course,
         lines: dict[Seq, list[int]],
+        passes: list[_Pass],
     ) -> None:
         chances = {row.seq: 1.0 for row in rows}
         active = list(rows)
         while active:
-            begun, passed = time.perf_counter(), len(active)
+            begun = time.perf_counter()
             spans = [self._span(row, lines[row.seq]) for row in active]
             scores = Scores(self._pass(spans))
-            course.spend(passed)
+            course.spend(len(spans))
             going = []
             for at, row in enumerate(active):
                 seq, line = row.seq, lines[row.seq]
@@ -138,8 +158,8 @@ class Guessing:
                 course.add(chance)
                 if len(line) < rooms[seq] and token not in self._answers.ends(seq):
                     going.append(row)
-            if all(len(span.tokens) == 1 for span in spans):
-                self._gain.passes.observe(passed, time.perf_counter() - begun)
+            tokens = sum(len(span.tokens) for span in spans)
+            passes.append(_Pass(tokens, len(spans), time.perf_counter() - begun))
             active = going
             while active and not course.pays([chances[row.seq] for row in active]):
                 active.remove(min(active, key=lambda row: chances[row.seq]))

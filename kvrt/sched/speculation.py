@@ -110,7 +110,10 @@ class Speculation:
         course = gain.course(tokens, sum(row.samples for row in plan.rows))
         lags = {row.seq: self.lag(row.seq) for row in wanted}
         wanted.sort(key=lambda row: lags[row.seq])
-        late = [_spread(gain.pass_seconds(lags[row.seq]), row) for row in wanted]
+        late = [
+            _spread(gain.reading_seconds(lag), row) if (lag := lags[row.seq]) > 1 else 0.0
+            for row in wanted
+        ]
         late = [*itertools.accumulate(late)]  # of so many
 
         def pays() -> bool:

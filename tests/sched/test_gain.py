@@ -59,6 +59,15 @@ def test_none_where_nothing_is_gained(
     assert drafts(measured(base, each, draft, true, 0.9), sequences, 0.9) == 0
 
 
+def test_reading_a_prompt_costs_what_such_passes_took() -> None:
+    gain = measured(base=0.01, each=0.001, draft=0.001, true=0.9, probability=0.9)
+    assert gain.reading_seconds(800) > 50 * gain.pass_seconds(1), "before any was seen"
+    for tokens in (100, 200, 400):
+        gain.reading.observe(tokens, 0.0001 * tokens)
+    assert gain.reading_seconds(300) == pytest.approx(0.03, rel=0.2)
+    assert gain.pass_seconds(1) == pytest.approx(0.001, rel=0.2)
+
+
 def test_none_before_a_step_was_measured() -> None:
     assert not Gain(StepCost(), 0.25).course(1, 1).pays([1.0])
 

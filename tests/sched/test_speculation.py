@@ -440,4 +440,4 @@ def test_whether_a_model_drafts_is_reckoned_in_as_many_parts_as_there_are_sequen
         speculation.cost.observe(tokens, 0.001 * tokens)
     plan = plan_step(clock.table, clock.running, clock.waiting, clock.limits, clock.step)
     assert not speculation.extend(plan, clock.limits).rooms
-    assert asked <= 2 * len(plan.rows) == 64
+    assert asked <= 3 * len(plan.rows) == 96
