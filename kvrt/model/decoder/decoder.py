@@ -31,7 +31,7 @@ from kvrt.model.decoder.offloaded import Offloaded
 from kvrt.model.decoder.ops import MixedOps, TorchOps
 from kvrt.model.decoder.pieces import pieces
 from kvrt.model.decoder.rope import RotationTable, positions_of
-from kvrt.model.decoder.seen import Plans, Seen, Turns, deepened, plans_of, put
+from kvrt.model.decoder.seen import Plans, Seen, Turns, deepened, plans_of, put, turned
 from kvrt.model.lora.adapter import Adapters
 from kvrt.model.lora.ops import AdaptedOps, Segment, segments_of
 from kvrt.model.offload.pool import ExpertPool
@@ -265,10 +265,7 @@ class Decoder:
             self._embed(tokens[piece], x[piece])
         positions = positions_of(batch)
         for table, rotation in zip(self._tables, work.rotations, strict=True):
-            if turns is None:
-                table.select(positions, rotation)
-            else:
-                table.select_each(turns.positions(positions), turns.channels, rotation)
+            turned(table, positions, turns, rotation)
         if self.weights.positions is not None:
             rows = torch.from_numpy(positions[: len(x)]).to(self._torch_device)
             x.add_(self.weights.positions.index_select(0, rows))

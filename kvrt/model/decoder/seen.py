@@ -22,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kvrt.model.decoder.rope import positions_of
+from kvrt.model.decoder.rope import RotationTable, positions_of
 from kvrt.model.weights.layers import LayerWeights
-from kvrt.spi import AttentionBatch, AttentionParams, PagedAttention, StepBatch
+from kvrt.spi import AttentionBatch, AttentionParams, PagedAttention, Rotation, StepBatch
 
 
 class Seen(NamedTuple):
@@ -62,6 +62,16 @@ class Turns(NamedTuple):
         """Those of tokens at some places, and of padding behind them: [3, places]."""
         more = len(places) - self.shifts.shape[1]
         return places + np.pad(self.shifts, ((0, 0), (0, more)))
+
+
+def turned(
+    table: RotationTable, places: NDArray[np.int64], turns: Turns | None, into: Rotation
+) -> None:
+    """Write what tokens at some places, [tokens], are rotated by."""
+    if turns is None:
+        table.select(places, into)
+    else:
+        table.select_each(turns.positions(places), turns.channels, into)
 
 
 def put(seen: Sequence[Seen], x: Tensor) -> None:
