@@ -274,3 +274,11 @@ def test_beams_are_offered_allowed_tokens_alone_with_the_models_own_probabilitie
     assert [entry.token_id for entry in held] == [1, 4]
     assert math.isclose(held[0].logprob, math.log(PROBS[1]), rel_tol=1e-5)
     assert held[0].top == free[0].top
+
+
+def test_a_tokens_probability_is_that_of_softmax_however_large_its_score_is() -> None:
+    rows = torch.tensor([[0.0, 1.0, 2.0], [300.0, -300.0, 299.0], [-3e38, 3e38, 0.0]])
+    scores, want = Scores(rows), rows.double().softmax(-1)
+    for at in range(3):
+        for token in range(3):
+            assert scores.probability(at, token) == pytest.approx(float(want[at, token]), abs=1e-6)

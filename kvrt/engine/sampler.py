@@ -95,7 +95,8 @@ class Scores:
     def probability(self, at: int, token: int) -> float:
         """Of `token` in row `at`, whose numbers are finite."""
         row = self._rows[at]
-        odds = np.exp(row - row.max())
+        with np.errstate(over="ignore"):  # far apart, they leave the others 0
+            odds = np.exp(row - row.max())
         return float(odds[token] / odds.sum())
 
     def likeliest(
