@@ -6,23 +6,16 @@ from typing import Any
 
 import click
 
+from kvrt.routing.choosing import POLICIES
 from kvrt_cli.extras import check_extra
 from kvrt_cli.options import color_option
+from kvrt_cli.serving import listening_options
 from kvrt_cli.terminal import Terminal
-
-POLICIES = ("prefix", "least-loaded", "round-robin")
 
 
 @click.command("route", short_help="Several servers of one model behind one address.")
 @click.argument("servers", nargs=-1, metavar="URL[,EVENTS[,REPLAY]]...")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8080,
-    show_default=True,
-    help="0: any that is free.",
-)
+@listening_options(port=8080)
 @click.option(
     "--policy",
     type=click.Choice(POLICIES),
@@ -39,11 +32,6 @@ POLICIES = ("prefix", "least-loaded", "round-robin")
     " that others reach.",
 )
 @click.option(
-    "--without-keys",
-    is_flag=True,
-    help="Listen at an address that others reach, although no keys are asked for.",
-)
-@click.option(
     "--max-requests",
     type=click.IntRange(1, 100_000),
     default=1024,
@@ -58,14 +46,6 @@ POLICIES = ("prefix", "least-loaded", "round-robin")
     show_default=True,
     metavar="S",
     help="A server that says nothing of an answer for so long has failed.",
-)
-@click.option(
-    "--drain-seconds",
-    type=click.FloatRange(0),
-    default=30.0,
-    show_default=True,
-    metavar="S",
-    help="At the end (SIGTERM, Ctrl-C), answers may go on for so long; a second signal ends all.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print errors alone.")
 @color_option
