@@ -2,6 +2,7 @@
 
 members   models, and requests for them: values
 worth     what it costs that a model is not loaded: from its demand, its load time, its bytes
+memory    what models hold, and what goes where one has no room
 states    which model is loaded, which waits, which goes: rules, without a clock
 naming    models of the command line and of a folder, by their names
 weighing  what models need

@@ -17,34 +17,18 @@
   begun to.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from http import HTTPStatus
 from itertools import count
 from math import ceil, inf
-from typing import NamedTuple
 
 from kvrt.server.errors import Refusal
 from kvrt.server.fleet.members import Member, Order, Rest, Ticket, Verb
+from kvrt.server.fleet.memory import Memory
 from kvrt.server.fleet.worth import LeastWorth, Policy
 
 RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
 """A model that could not be loaded is tried again after so long, each time twice as long."""
-
-
-class _Choice(NamedTuple):
-    """Models that go, so that another has room.
-
-    Args:
-        place: the device.
-        victims: they.
-        where: they rest.
-        lost: their worth.
-    """
-
-    place: int
-    victims: Sequence[Member]
-    where: Rest
-    lost: float
 
 
 class Fleet:
@@ -67,6 +51,7 @@ class Fleet:
         self.members: dict[str, Member] = {}
         self._policy = policy or LeastWorth()
         self._most_waiting = most_waiting
+        self.memory = Memory(self.rooms, self.members, self._policy)
         self._numbers = count()
         self._settled_at = [0.0] * len(self.rooms)
         self._draining: set[Member] = set()
@@ -202,7 +187,7 @@ class Fleet:
             if member.idle or member.state == "sleeping"
         ]
         for member in self._wanted():
-            late = [self._late_at(member, place) for place in self._places_for(member)]
+            late = [self._late_at(member, place) for place in self.memory.possible(member)]
             times += [time for time in late if time > now]
         return min(times, default=inf)
 
@@ -219,13 +204,6 @@ class Fleet:
 
     # --- memory ------------------------------------------------------------------------------
 
-    def used(self, place: int) -> int:
-        """Bytes of a device that models hold."""
-        return sum(member.held for member in self._at(place))
-
-    def _at(self, place: int) -> Iterator[Member]:
-        return (member for member in self.members.values() if member.place == place)
-
     def _wanted(self) -> list[Member]:
         """Models to be loaded, in the order in which their first requests came."""
         found = [
@@ -233,12 +211,6 @@ class Fleet:
             if member.waiting and member.state in ("unloaded", "sleeping", "failed")
         ]  # fmt: skip
         return sorted(found, key=lambda member: member.waiting[0].number)
-
-    def _places_for(self, member: Member) -> list[int]:
-        """Devices that it may be on: where it sleeps, or any that is large enough."""
-        if member.place is not None:
-            return [member.place]
-        return [place for place, room in enumerate(self.rooms) if member.need <= room]
 
     def _make_room(self, now: float) -> set[Member]:
         """Begin the loads that can begin, and let go what others need.
@@ -249,100 +221,39 @@ class Fleet:
         kept_free: set[int] = set()  # places that an earlier one waits for
         draining: set[Member] = set()
         for member in self._wanted():
-            places = [place for place in self._places_for(member) if place not in kept_free]
+            places = [place for place in self.memory.possible(member) if place not in kept_free]
             if not places:
                 continue
-            free = {place: self.rooms[place] - self.used(place) for place in places}
+            free = {place: self.rooms[place] - self.memory.used(place) for place in places}
             lacking = member.need - member.held
             able = [place for place in places if free[place] >= lacking]
             if able:
-                crowding = {place: self._crowding(member, place, (), now) for place in able}
+                crowding = {place: self.memory.crowding(member, place, (), now) for place in able}
                 self._begin(member, min(able, key=lambda place: (crowding[place], -free[place])))
                 continue
-            coming = {p: free[p] + self._leaving(p) for p in places}
+            coming = {p: free[p] + self.memory.leaving(p) for p in places}
             found = [place for place in places if coming[place] >= lacking]
             late = {p: coming[p] for p in places if now >= self._late_at(member, p)}
             if not found:
-                choice = self._cheapest(member, coming, now, busy=False)
+                choice = self.memory.cheapest(member, coming, now, busy=False)
                 if choice is not None and not self._policy.yields(member, choice.lost, now):
-                    choice = self._cheapest(member, late, now, busy=False)
+                    choice = self.memory.cheapest(member, late, now, busy=False)
                 if choice is not None:
                     for victim in choice.victims:
                         self._give_up(victim, choice.where)
                     found = [choice.place]
             if not found and late:
-                choice = self._cheapest(member, late, now, busy=True)
+                choice = self.memory.cheapest(member, late, now, busy=True)
                 if choice is not None:
                     draining |= set(choice.victims)
                     found = [choice.place]
             kept_free.update(found)
         return draining
 
-    def _leaving(self, place: int) -> int:
-        going = (member for member in self._at(place) if member.state == "unloading")
-        return sum(member.held - member.left(member.goes) for member in going)
-
     def _late_at(self, member: Member, place: int) -> float:
         """When it has waited for long enough for those at a place to let it have its turn."""
         since = max(member.waiting[0].since, self._settled_at[place])
         return since + self._policy.patience(member)
-
-    def _cheapest(
-        self, member: Member, coming: Mapping[int, int], now: float, *, busy: bool
-    ) -> "_Choice | None":
-        """The place where the least is lost for a model, what goes there, and where to.
-
-        Args:
-            coming: bytes that are free at each place, or will be.
-            busy: also those that have requests.
-        """
-        ways: tuple[Rest, ...] = ("sleeping", "unloaded")
-        for where in ways:  # of those that sleep something stays, which may be too much
-            found: list[tuple[tuple[float, ...], _Choice]] = []
-            for place, nbytes in coming.items():
-                lacking = member.need - member.held - nbytes
-                victims = self._victims(member, place, lacking, where, now, busy=busy)
-                if victims is not None:
-                    lost = sum(self._policy.worth(each, now) * each.held for each in victims)
-                    crowding = self._crowding(member, place, victims, now)
-                    choice = _Choice(place, victims, where, lost)
-                    found.append((self._policy.order(lost, crowding), choice))
-            if found:
-                return min(found, key=lambda each: each[0])[1]
-        return None
-
-    def _victims(
-        self, member: Member, place: int, lacking: int, where: Rest, now: float, *, busy: bool
-    ) -> list[Member] | None:
-        """The least worth at a place that together give up so many bytes; None: there are not so
-        many."""
-
-        def gain(each: Member) -> int:
-            return each.held - (each.left(where) if each.residue is not None else 0)
-
-        able = [
-            m for m in self._at(place)
-            if m is not member and gain(m) > 0
-            and (m.idle or m.state == "sleeping" or (busy and m.state == "loaded"))
-        ]  # fmt: skip
-        able.sort(key=lambda m: self._policy.worth(m, now))
-        victims: list[Member] = []
-        for each in able:
-            if lacking > 0:
-                victims.append(each)
-                lacking -= gain(each)
-        if lacking > 0:
-            return None
-        for each in reversed(victims[:]):  # one that is large may do without the small ones
-            if lacking + gain(each) <= 0:
-                victims.remove(each)
-                lacking += gain(each)
-        return victims
-
-    def _crowding(self, member: Member, place: int, victims: Sequence[Member], now: float) -> float:
-        """Of a place, with a model and without others."""
-        stay = [each for each in self._at(place) if each is not member and each not in victims]
-        return self._policy.crowding([*stay, member], self.rooms[place], now)
 
     # --- transitions -------------------------------------------------------------------------
 

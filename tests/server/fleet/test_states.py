@@ -388,11 +388,11 @@ def test_what_a_sleeping_model_holds_counts_and_goes_where_it_is_too_much() -> N
     for ticket in world.have("half"):
         world.end(ticket)
     assert world.state("big") == "sleeping"
-    assert world.fleet.used(0) == 50 + 5
+    assert world.fleet.memory.used(0) == 50 + 5
     world.fleet.add(Member("huge", 62, math.inf, residue=5))
     world.have("huge")
     assert {world.state(name) for name in ("big", "half")} == {"unloaded"}
-    assert world.fleet.used(0) == 62
+    assert world.fleet.memory.used(0) == 62
 
 
 def test_a_model_that_is_told_to_go_goes_when_its_requests_have_ended() -> None:
@@ -472,7 +472,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def models_never_take_more_than_there_is(self) -> None:
         for place, room in enumerate(self.world.fleet.rooms):
-            assert self.world.fleet.used(place) <= room
+            assert self.world.fleet.memory.used(place) <= room
 
     @invariant()
     def each_model_has_one_order_at_most_and_is_busy_only_while_it_is_loaded(self) -> None:
