@@ -12,7 +12,7 @@ import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
 from kvrt.routing.prefixes import EVERYBODY, Key, keys_of
-from kvrt.routing.replicas import Replica, Replicas, why
+from kvrt.routing.replicas import Asked, Replica, Replicas, why
 from kvrt.server.access.gate import Gate, shutting_down
 from kvrt.server.entry import entry_of
 from kvrt.server.errors import Refusal
@@ -152,9 +152,10 @@ class Forward:
                         self.replicas.failed(replica, why(error))
                         continue
                     work.begin()
-                    replica.prefixes.asked(prompt.told(replica), monotonic())
+                    if answer.is_success:
+                        replica.prefixes.asked(prompt.told(replica), monotonic())
                     await _timed(send, _start(answer, replica))
-                    await self._pass_on(scope, send, replica, answer, first, pieces)
+                    await self._pass_on(scope, send, replica, answer, work, first, pieces)
                     return
         raise Refusal(
             HTTPStatus.SERVICE_UNAVAILABLE,
@@ -217,17 +218,21 @@ class Forward:
         send: Send,
         replica: Replica,
         answer: httpx.Response,
+        work: Asked,
         piece: bytes,
         pieces: AsyncIterator[bytes],
     ) -> None:
         """The body, as it comes."""
+        streams = "content-length" not in answer.headers
         while piece:
             await _timed(send, {"type": "http.response.body", "body": piece, "more_body": True})
             try:
                 piece = await anext(pieces, b"")
+                if piece and streams:  # the first may say no more than that there is an answer
+                    work.said()
             except httpx.HTTPError as error:
                 self.replicas.failed(replica, why(error))
-                if "content-length" in answer.headers:  # the client sees that it is not whole
+                if not streams:  # the client sees that it is not whole
                     raise ConnectionError("the server broke off") from None
                 refusal = Refusal(
                     HTTPStatus.BAD_GATEWAY, "the server that answered is gone", code="server_gone"

@@ -253,22 +253,27 @@ class Asked:
         self._before, self._new = work(seen, prompt), max(1, prompt - cached)
         self._at = monotonic()
         self._state = "waits"
+        self._measured = False
         replica.turns += 1
         replica.prompt_tokens += prompt
         replica.cached_tokens += cached
         replica.waiting += self._new
 
     def begin(self) -> None:
-        """The answer begins: how long that took says how fast the server is."""
-        if self._state != "waits":
-            return
+        """The answer begins."""
         self._state = "runs"
-        replica = self._replica
-        replica.waiting -= self._new
-        replica.running += 1
+        self._replica.waiting -= self._new
+        self._replica.running += 1
+
+    def said(self) -> None:
+        """Something of a stream was said: how long the first of it took says how fast the server
+        is. An answer that comes whole does not say how much of its time was the prompt's."""
+        if self._measured:
+            return
+        self._measured = True
         pace = (monotonic() - self._at) / self._before
-        before = replica.pace
-        replica.pace = pace if before is None else before + NEW * (pace - before)
+        before = self._replica.pace
+        self._replica.pace = pace if before is None else before + NEW * (pace - before)
 
     def end(self) -> None:
         if self._state == "waits":

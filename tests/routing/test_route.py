@@ -82,6 +82,28 @@ def test_prompts_that_have_nothing_in_common_are_spread(pair: Pair, route: Route
     assert set(chosen) == {"r1", "r2"}
 
 
+def test_a_request_that_was_refused_is_cached_nowhere(pair: Pair, route: Route) -> None:
+    """Its prompt is there, but its parameters are not as they should be."""
+    router = route(pair[0][0].url, pair[1][0].url)  # which tell nothing
+    body = {"model": "tiny", "prompt": "refused " * 60, "max_tokens": 1}
+    for temperature in (-1, -1, -1):
+        wrong = {**body, "temperature": temperature}
+        assert router.ask("POST", "/v1/completions", wrong)[0] == 400
+    by(router, body)
+    assert sum(each["cached_tokens"] for each in replicas(router)) == 0
+    assert by(router, body) == by(router, body)
+    assert sum(each["cached_tokens"] for each in replicas(router)) > 100
+
+
+def test_streams_show_how_fast_a_server_is(pair: Pair, route: Route) -> None:
+    router = route(pair[0][0].url)
+    body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 4}
+    by(router, body)
+    assert replicas(router)[0]["seconds_per_token"] is None
+    by(router, {**body, "stream": True})
+    assert 0 < replicas(router)[0]["seconds_per_token"] < 10
+
+
 def test_who_shares_pages_with_nobody_goes_where_he_was(pair: Pair, route: Route) -> None:
     """Pages of a key are told to nobody, so what was asked has to do."""
     router = route(*urls(pair))
