@@ -69,7 +69,11 @@ LAYERS: Mapping[str, Example] = {
         (_written(on, x, lambda to: to[1].copy_(x[0])), _written(on, x, lambda to: to.fill_(2)))
     ),
     "empty and zeros": lambda on, x: torch.cat(
-        (torch.empty_like(on(x)).zero_(), torch.zeros(6, 8, dtype=x.dtype, device=on(x).device))
+        (
+            torch.empty_like(on(x)).zero_(),
+            torch.zeros(6, 8, dtype=x.dtype, device=on(x).device),
+            on(x).new_empty((2, 8)).zero_(),
+        )
     ),
 }
 """In the dtypes that the device computes in."""
