@@ -19,7 +19,7 @@ from kvrt.engine.engine import Engine
 from kvrt.engine.request import Request
 from kvrt.engine.sizing import make_cache
 from kvrt.engine.snapshots import Snapshots
-from kvrt.errors import ContractError, OutOfMemory
+from kvrt.errors import ContractError, OutOfMemory, WeightsUnreadable
 from kvrt.executor.backing import Backing
 from kvrt.executor.local import LocalExecutor, LocalPages
 from kvrt.executor.mapped import Mapped
@@ -40,6 +40,7 @@ from kvrt.registry import load
 from kvrt.sampling import SamplingParams
 from kvrt.sched.batching import Limits
 from kvrt.sched.policy import POLICIES
+from kvrt.speech.pages import _Group
 from kvrt.spi import AttentionBatch, AttentionParams, Device, KVLayout
 from kvrt.testing.chaos import Chaos
 from kvrt.wrappers import Checked
@@ -101,6 +102,41 @@ def life_of_a_crowded_engine(chaos: Chaos, folder: Path) -> None:
     for number in range(2):
         params, prompt = SamplingParams(ignore_eos=True), (number + 1,) * 40
         engine.add(Request(f"{number}", prompt, params, 1, 45, 0, lambda: None, lambda _: None))
+    while engine.busy:
+        engine.step()
+    cache.idle()
+    cache.close()
+
+
+class Unread(Wrapper):
+    """A device before layers whose experts cannot be read, once it is told so."""
+
+    told = False
+
+    def around(
+        self, name: str, call: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs
+    ) -> Result:
+        result = call(*args, **kwargs)
+        if name == "attention.run" and self.told:
+            raise WeightsUnreadable("experts cannot be read")
+        return result
+
+
+def life_of_an_engine_that_cannot_read(chaos: Chaos, folder: Path) -> None:
+    """A step that is computed in part ends all requests, and the limit was lowered before."""
+    unread = Unread(chaos)
+    device = Checked(unread)
+    model = load_model(folder, device, load_format="dummy")
+    config = RuntimeConfig(model=str(folder), keep_warm=0)
+    executor, cache = make_cache(config, device, model)
+    engine = Engine(model, executor, Memory(cache), Limits(512, 8), POLICIES["fcfs"])
+    for number in range(2):
+        params, prompt = SamplingParams(ignore_eos=True), (number + 1,) * 40
+        engine.add(Request(f"{number}", prompt, params, 1, 60, 0, lambda: None, lambda _: None))
+    while engine.steps < 11:
+        engine.step()
+    assert cache.set_memory_limit(20 * device.info.granularity) is LimitChange.DEFERRED
+    unread.told = True
     while engine.busy:
         engine.step()
     cache.idle()
@@ -216,7 +252,33 @@ def life_of_rows(chaos: Chaos, folder: Path) -> None:
     rows.close()
 
 
+def life_of_sounds(chaos: Chaos, folder: Path) -> None:
+    """Of two rows one ends, so that in time its memory goes back."""
+    device = Checked(chaos)
+    layout = KVLayout.packed("float32", layers=1, kv_heads=2, head_dim=128, page_size=64)
+    limit = 256 * layout.page_bytes
+    group = _Group(device, layout, limit)
+    for step in range(80):
+        rows, tokens = ([0], [1]) if step else ([0, 1], [64 * 40] * 2)
+        group.begin_step()
+        assert group.grow(dict(zip(rows, tokens, strict=True)), limit) is None
+        batch = group.batch(rows, tokens)
+        q, k, v, out = (torch.ones(sum(tokens), 2, 128) for _ in range(4))
+        plan = device.attention.plan(batch)
+        device.attention.append(plan, 0, k, v)
+        device.attention.run(plan, 0, q, out, AttentionParams(1.0))
+        if not step:
+            group.free([1])
+    group.cache.close()
+
+
 MUTANTS = {
+    "sounds go on while their last step runs": Mutant(
+        _Group, "begin_step", "self.executor.finish()", "pass", life_of_sounds
+    ),
+    "pages of requests that fail go while a part of the step uses them": Mutant(
+        Engine, "step", "self.executor.finish()", "pass", life_of_an_engine_that_cannot_read
+    ),
     "a batch goes on while its last step runs": Mutant(
         Rows, "begin", "self._executor.finish()", "pass", life_of_rows
     ),
@@ -289,6 +351,8 @@ each_order = pytest.mark.parametrize("chaos", ["early", "late", "mixed"], indire
         life_of_a_crowded_engine,
         life_of_a_cache,
         life_of_rows,
+        life_of_sounds,
+        life_of_an_engine_that_cannot_read,
         life_of_the_tiers,
     ],
 )

@@ -11,6 +11,7 @@ from kvrt.errors import ModelError
 from kvrt.model.borrowed.attention import Call, asking
 from kvrt.model.borrowed.trial import Found, module_logits
 from kvrt.model.decoder.rope import positions_of
+from kvrt.model.decoder.seen import Seen, Turns
 from kvrt.model.lora.adapter import Adapter, Adapters
 from kvrt.model.lora.peft import AdapterFile
 from kvrt.model.spec import ModelSpec
@@ -111,8 +112,11 @@ class BorrowedDecoder:
         batches: Sequence[AttentionBatch],
         logits_rows: Tensor,
         adapters: Sequence[int] | None = None,
+        seen: Sequence[Seen] = (),
+        turns: Turns | None = None,
     ) -> Tensor:
-        """See `kvrt.model.decoder.decoder.Decoder.forward`."""
+        """See `kvrt.model.decoder.decoder.Decoder.forward`. It sees no images."""
+        assert not seen, "a module of transformers has no tower here"
         plans = [*map(self._attention.plan, batches)]
         positions = torch.from_numpy(positions_of(batches[0]))
         where = self._torch_device
