@@ -18,6 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.emulator import library
+from tests.temporary import own_folder
 
 ROOT = Path(__file__).parents[2]
 VENDORS = ("cuda", "rocm")
@@ -41,14 +42,15 @@ def _bindings(vendor: str) -> None:
 
 def python(*arguments: str, **environ: str) -> str:
     """``python ARGUMENTS``: what it prints. Fails the test if it fails."""
-    result = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environ},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with own_folder() as own:
+        result = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **own, **environ},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     output = result.stdout + result.stderr
     assert result.returncode == 0, output[-20_000:]
     return output

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.temporary import own_folder
+
 HERE = Path(__file__).parent
 PARTS = ("attention", "experts", "matrices", "operators", "steps")
 GUARDED = ((129, 0, 0), (640, 0, 0), (257, 20, 0), (640, 20, 3), (640, 20, 130))
@@ -26,13 +28,15 @@ def interpreted(*arguments: str) -> Done:
     """Run Python with the interpreter chosen and its make-believe device importable."""
     extra = [str(HERE / "plugin"), str(HERE.parent / "plugins"), str(HERE.parents[1])]
     path = os.pathsep.join([*extra, os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    chosen = {"TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    with own_folder() as own:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env={**os.environ, **chosen, **own},
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
 
 
 @pytest.fixture(scope="module")
