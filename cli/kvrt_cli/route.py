@@ -45,7 +45,7 @@ from kvrt_cli.terminal import Terminal
     default=600.0,
     show_default=True,
     metavar="S",
-    help="A server that says nothing of an answer for so long has failed.",
+    help="A request of whose answer nothing came for so long is given up (504).",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print errors alone.")
 @color_option

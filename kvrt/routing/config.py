@@ -34,7 +34,7 @@ class RouterConfig:
         without_keys: listen at an address that others reach, although there are no keys.
         max_requests: that may be on their way at once; more are refused for now.
         max_body: bytes of a request's body.
-        answer_seconds: a server that says nothing of an answer for so long has failed.
+        answer_seconds: a request of whose answer nothing came for so long is given up.
         drain_seconds: at the end, answers may go on for so long.
     """
 

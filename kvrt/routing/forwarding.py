@@ -29,6 +29,9 @@ ANSWERED_BY = b"x-kvrt-replica"
 TOKENS_S = 10.0
 """Nobody waits longer to learn a prompt's tokens: it is then sent where there is least to do."""
 
+MOST_ASKED = 3
+"""Servers that a request is sent to, at most: one that breaks whoever gets it breaks no more."""
+
 ELSEWHERE = frozenset({429, 502, 503})
 """What a server says that cannot answer now; another may."""
 
@@ -72,7 +75,7 @@ class Forward:
         client: asks them.
         gate: so many at once.
         max_body: bytes of a request.
-        answer_seconds: a server that says nothing for so long has failed.
+        answer_seconds: a request of whose answer nothing came for so long is given up.
     """
 
     def __init__(
@@ -132,7 +135,10 @@ class Forward:
         """Ask one after the other until one begins to answer; never a second after that."""
         asked: list[Replica] = []
         prompt = await self._prompt(scope, body)
-        while found := self.replicas.choose(prompt.tokens, prompt.told, asked):
+        while len(asked) < MOST_ASKED:
+            found = self.replicas.choose(prompt.tokens, prompt.told, asked)
+            if found is None:
+                break
             replica, cached = found
             asked.append(replica)
             with self.replicas.asked(replica, len(prompt.tokens), cached) as work:
@@ -140,16 +146,17 @@ class Forward:
                 try:
                     answer = await self._client.send(request, stream=True)
                 except httpx.HTTPError as error:
-                    self.replicas.failed(replica, why(error))
+                    self._blame(replica, error)
                     continue
                 async with contextlib.aclosing(answer):
-                    if answer.status_code in ELSEWHERE and self.replicas.candidates(asked):
+                    others = len(asked) < MOST_ASKED and self.replicas.candidates(asked)
+                    if answer.status_code in ELSEWHERE and others:
                         continue
                     pieces = answer.aiter_raw()
                     try:
                         first = await anext(pieces, b"")
                     except httpx.HTTPError as error:  # nothing of it has been passed on
-                        self.replicas.failed(replica, why(error))
+                        self._blame(replica, error)
                         continue
                     work.begin()
                     if answer.is_success:
@@ -163,6 +170,19 @@ class Forward:
             code="no_server",
             headers={"retry-after": "1"},
         )
+
+    def _blame(self, replica: Replica, error: httpx.HTTPError) -> None:
+        """The server has failed; unless it is the request that takes so long or cannot be sent.
+
+        Raises:
+            Refusal: it is, and no other server is asked.
+        """
+        match error:
+            case httpx.ReadTimeout():
+                raise _too_late()
+            case httpx.LocalProtocolError():
+                raise Refusal(HTTPStatus.BAD_REQUEST, "this request cannot be sent on")
+        self.replicas.failed(replica, why(error))
 
     def _request(
         self, replica: Replica, scope: Scope, body: bytes, before: str = ""
@@ -197,7 +217,7 @@ class Forward:
             async with asyncio.timeout(TOKENS_S):
                 answer = await self._client.send(self._request(replica, scope, body, "/tokens"))
         except httpx.HTTPError as error:
-            self.replicas.failed(replica, why(error))
+            self._blame(replica, error)
             return nothing
         except TimeoutError:
             return nothing
@@ -231,16 +251,23 @@ class Forward:
                 if piece and streams:  # the first may say no more than that there is an answer
                     work.said()
             except httpx.HTTPError as error:
-                self.replicas.failed(replica, why(error))
+                late = isinstance(error, httpx.ReadTimeout)
+                if not late:
+                    self.replicas.failed(replica, why(error))
                 if not streams:  # the client sees that it is not whole
                     raise ConnectionError("the server broke off") from None
-                refusal = Refusal(
-                    HTTPStatus.BAD_GATEWAY, "the server that answered is gone", code="server_gone"
-                )
-                last = broken_for(scope["path"])(refusal)
+                last = broken_for(scope["path"])(_too_late() if late else _gone())
                 await _timed(send, {"type": "http.response.body", "body": last, "more_body": True})
                 break
         await _timed(send, {"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _too_late() -> Refusal:
+    return Refusal(HTTPStatus.GATEWAY_TIMEOUT, "the answer took too long", code="timeout")
+
+
+def _gone() -> Refusal:
+    return Refusal(HTTPStatus.BAD_GATEWAY, "the server that answered is gone", code="server_gone")
 
 
 def _start(answer: httpx.Response, replica: Replica) -> Message:

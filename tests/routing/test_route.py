@@ -1,8 +1,12 @@
 """`kvrt route` before two servers, asked by real clients."""
 
 import json
+import socket
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import anthropic
@@ -232,3 +236,58 @@ def test_with_keys_only_an_admin_says_which_servers_there_are(
     assert router.ask("POST", "/replicas", joins, user)[0] == 403
     assert router.ask("DELETE", "/replicas/r1", headers=user)[0] == 403
     assert router.ask("POST", "/replicas", joins, admin)[0] == 201
+
+
+@contextmanager
+def pretended(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    """A server that is ready, and does to each request what it is told to; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            answer(self)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_request_that_takes_too_long_is_given_up_and_its_server_goes_on(route: Route) -> None:
+    ended, asked = threading.Event(), []
+
+    def wait(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler.path)
+        ended.wait(60)
+
+    with pretended(wait) as one, pretended(wait) as other:
+        router = route(one, other, "--answer-seconds", "1", "--policy", "least-loaded")
+        status, data = router.post("/v1/completions", {"prompt": "x"})
+        ended.set()
+        assert (status, data["error"]["code"]) == (504, "timeout")
+        assert asked == ["/v1/completions"], "no other server is asked the same"
+        assert [each["state"] for each in replicas(router)] == ["up", "up"]
+
+
+def test_a_request_that_breaks_whoever_gets_it_does_not_reach_all(route: Route) -> None:
+    asked = []
+
+    def hang_up(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler.path)
+        handler.connection.shutdown(socket.SHUT_RDWR)
+
+    with ExitStack() as running:
+        servers = [running.enter_context(pretended(hang_up)) for _ in range(5)]
+        router = route(*servers, "--policy", "least-loaded")
+        status, data = router.post("/v1/completions", {"prompt": "x"})
+        assert (status, data["error"]["code"]) == (503, "no_server")
+        assert len(asked) == 3
