@@ -43,11 +43,9 @@ PROTOCOLS = {name for name in spi.__all__ if getattr(getattr(spi, name), "_is_pr
 
 OPEN = {
     "kvrt.embedding.decoding",
-    "kvrt.embedding.embedder",
     "kvrt.embedding.judges",
-    "kvrt.embedding.reranker",
+    "kvrt.embedding.opening",
     "kvrt.speech.pages",
-    "kvrt.speech.transcriber",
     "kvrt.arena",
     "kvrt.engine.assembly",
     "kvrt.engine.sizing",

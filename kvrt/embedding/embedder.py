@@ -13,18 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvrt.checks import Checks, Flag, Maybe, Of, OneOf, Text, Whole, check_options, check_request
-from kvrt.config import OPTIONS, Environment
+from kvrt.config import OPTIONS
 from kvrt.embedding.closing import Closing
 from kvrt.embedding.decoding import batches_of, open_texts
 from kvrt.embedding.dense import Dense, read_dense
+from kvrt.embedding.opening import device_of, folder_of
 from kvrt.embedding.pooling import finished, pooled
 from kvrt.embedding.recipe import POOLINGS, Pooling, read_recipe
-from kvrt.errors import ModelError, RequestError
+from kvrt.errors import RequestError
 from kvrt.model.config import is_decoder
-from kvrt.model.files.resolve import resolve
 from kvrt.model.tokens.tokenizer import read_tokenizer
-from kvrt.registry import open_device
-from kvrt.spi import DeviceOptions, DType
+from kvrt.spi import DType
 
 CHOICES: Checks = {
     "model": Of((str, Path)),
@@ -102,20 +101,14 @@ class Embedder(Closing):
         }
         checked = check_options(CHOICES, **given)
         self.name = str(model)
-        folder = resolve(model, want="encoder", offline=offline, revision=revision)
-        if not folder.is_dir():
-            raise ModelError(
-                f"{folder}: is not the folder of a model",
-                fix="give a folder in the Hugging Face layout",
-            )
+        folder = folder_of(model, "encoder", offline=offline, revision=revision)
         recipe = read_recipe(folder, "last" if is_decoder(folder / "config.json") else "mean")
         self.pooling: Pooling = checked["pooling"] or recipe.pooling
         self.normalize = recipe.normalize if normalize is None else checked["normalize"]
         self.prompts = recipe.prompts
         self._prompt = recipe.prompt
         self._without_prompt = recipe.without_prompt
-        name = Environment().backend if backend == "auto" else backend
-        self._device = open_device(name, checked["device"], DeviceOptions(threads=threads))
+        self._device = device_of(backend, checked["device"], threads)
         try:
             self._encoder = open_texts(folder, self._device, dtype)
             self._vocab = self._encoder.vocab

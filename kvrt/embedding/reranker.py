@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kvrt.checks import Checks, Flag, Maybe, Text, check_options, check_request
-from kvrt.config import Environment
 from kvrt.embedding.closing import Closing
 from kvrt.embedding.decoding import batches_of
 from kvrt.embedding.embedder import CHOICES
 from kvrt.embedding.judges import Judge, Pair, open_judge
-from kvrt.errors import ModelError, RequestError
-from kvrt.model.files.resolve import resolve
-from kvrt.registry import open_device
-from kvrt.spi import DeviceOptions, DType
+from kvrt.embedding.opening import device_of, folder_of
+from kvrt.errors import RequestError
+from kvrt.spi import DType
 
 OPENING: Checks = {
     name: check for name, check in CHOICES.items() if name not in ("pooling", "normalize")
@@ -88,14 +86,8 @@ class Reranker(Closing):
             revision=revision,
         )
         self.name = str(model)
-        folder = resolve(model, want="encoder", offline=offline, revision=revision)
-        if not folder.is_dir():
-            raise ModelError(
-                f"{folder}: is not the folder of a model",
-                fix="give a folder in the Hugging Face layout",
-            )
-        name = Environment().backend if backend == "auto" else backend
-        self._device = open_device(name, checked["device"], DeviceOptions(threads=threads))
+        folder = folder_of(model, "encoder", offline=offline, revision=revision)
+        self._device = device_of(backend, checked["device"], threads)
         try:
             self._judge: Judge = open_judge(folder, self._device, dtype)
         except BaseException:

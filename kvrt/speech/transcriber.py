@@ -31,22 +31,21 @@ from kvrt.checks import (
     check_options,
     check_request,
 )
-from kvrt.config import OPTIONS, Environment
+from kvrt.config import OPTIONS
 from kvrt.embedding.closing import Closing
+from kvrt.embedding.opening import device_of, folder_of
 from kvrt.engine.prompts import root_of
 from kvrt.engine.sizing import FREE_SHARE
-from kvrt.errors import ModelError, RequestError
-from kvrt.model.files.resolve import resolve
+from kvrt.errors import RequestError
 from kvrt.model.speech.control import TASKS, Task
 from kvrt.model.speech.loader import load_speech
-from kvrt.registry import open_device
 from kvrt.speech.audio import Audio, read_audio
 from kvrt.speech.features import HOP, RATE, features_of
 from kvrt.speech.pages import Sound, SpeechMemory, SpeechPages
 from kvrt.speech.transcript import Segment, Transcript
 from kvrt.speech.windows import FRAMES, SECONDS, cut
 from kvrt.speech.writing import Asked, Writer, Written
-from kvrt.spi import DeviceOptions, DType, KVLayout
+from kvrt.spi import DType, KVLayout
 from kvrt.units import parse_bytes
 
 OPENING: Checks = {
@@ -138,14 +137,8 @@ class Transcriber(Closing):
             audio_ttl=audio_ttl,
         )
         self.name = str(model)
-        folder = resolve(model, want="speech", offline=offline, revision=revision)
-        if not folder.is_dir():
-            raise ModelError(
-                f"{folder}: is not the folder of a model",
-                fix="give a folder in the Hugging Face layout",
-            )
-        name = Environment().backend if backend == "auto" else backend
-        opened = open_device(name, checked["device"], DeviceOptions(threads=threads))
+        folder = folder_of(model, "speech", offline=offline, revision=revision)
+        opened = device_of(backend, checked["device"], threads)
         try:
             self._model = load_speech(folder, opened, dtype=dtype)
             spec, free = self._model.spec, opened.memory.info().free
