@@ -35,10 +35,20 @@ if TYPE_CHECKING:
 
 UNITS = {"m": 60, "h": 3600, "d": 86_400}
 PERIOD = re.compile(r"([1-9][0-9]{0,5})([mhd])", re.ASCII)
+NAMES = ("embed_model", "alias", "seconds", "retry", "restart", "database")
+"""Options that are a job's as they are."""
+
 SHOWN = 10
 """Problems of an input that are told."""
 
 file_path = click.Path(path_type=Path, dir_okay=False)
+
+database_option = click.option(
+    "--database",
+    metavar="URL",
+    help="A database of PostgreSQL, as in postgresql://HOST/NAME, for several workers that all see"
+    " the files.",
+)
 
 
 def period(value: str) -> int:
@@ -57,15 +67,16 @@ def batch() -> None:
 
 @batch.command("letters", short_help="Webhooks that nobody has taken.")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@database_option
 @click.option("--again", is_flag=True, help="Have them delivered again.")
 @color_option
 @click.pass_obj
-def letters(terminal: Terminal, /, folder: Path, again: bool) -> None:
+def letters(terminal: Terminal, /, folder: Path, database: str | None, again: bool) -> None:
     """Print the webhooks of a server's --batches FOLDER that were not taken for two days: a JSON
     object a line. The server may be at work."""
     from kvrt.batches.deliveries import deliveries_of
 
-    with deliveries_of(folder) as deliveries:
+    with deliveries_of(folder, database) as deliveries:
         dead = deliveries.dead()
         if again:
             deliveries.again(dead)
@@ -90,6 +101,7 @@ def letters(terminal: Terminal, /, folder: Path, again: bool) -> None:
     metavar="DIR",
     help="Where it is kept what has been answered. Default: the output's name with .state.",
 )
+@database_option
 @click.option("--retry", is_flag=True, help="Ask lines again that have failed.")
 @click.option(
     "--restart", is_flag=True, help="Begin anew, whatever was answered; write over the output."
@@ -172,7 +184,7 @@ def run(
         state=(state or output.with_name(f"{output.name}.state")).absolute(),
         model=model,
         template=None if template is None else read_template(template),
-        **{name: options[name] for name in ("embed_model", "alias", "seconds", "retry", "restart")},
+        **{name: options[name] for name in NAMES},
     )
     _check(job)
     runtime_config(model or TINY, options)  # bad values are refused before anything is begun
@@ -225,11 +237,13 @@ class _Command:
         self._price = price
         self._loaded: Callable[[str], None] = lambda backend: None
         self._signal = 0
-        self._store = Store(job.state)
+        self._store = Store(job.state, url=job.database)
         try:
             self._batch = entered(self._store, job)
-        except BaseException:
+        except BaseException as error:
             self._store.close()
+            if isinstance(error, OSError):
+                raise KvrtError(f"the batch cannot be entered: {error}") from None
             raise
 
     def close(self) -> None:

@@ -35,9 +35,9 @@ SERVE: Sections = {
                "response_cache_all", "semantic_cache", "semantic_cache_size",
                "semantic_cache_seconds", "metrics_compat", "otel", "embed_model", "rerank_model",
                "speech_model", "lora", "kv_events", "kv_events_replay"),
-    "Several models": ("models_dir", "keep_alive", "max_waiting", "slo"),
-    "Batches": ("batches", "batch_space", "batch_lines", "batch_price", "batch_webhook",
-                "batch_webhook_secret"),
+    "Several models": ("models_dir", "keep_alive", "max_waiting", "slo", "devices"),
+    "Batches": ("batches", "batch_database", "batch_space", "batch_lines", "batch_price",
+                "batch_webhook", "batch_webhook_secret"),
     "Keys": ("keys", "new_key", "role", "workspace", "limits", "usage", "usage_days", "audit",
              "audit_size", "audit_days", "without_keys",
              "jwt_issuer", "jwt_audience", "jwt_keys", "jwt_role",
@@ -49,8 +49,8 @@ SERVE: Sections = {
     "Output": OUTPUT,
 }  # fmt: skip
 BATCH: Sections = {
-    "Batch": ("input", "output", "errors", "state", "retry", "restart", "seconds", "price",
-              "alias", "embed_model", "chat_template"),
+    "Batch": ("input", "output", "errors", "state", "database", "retry", "restart", "seconds",
+              "price", "alias", "embed_model", "chat_template"),
     "Output": OUTPUT,
     "Model and device": MODEL,
     "KV memory": MEMORY,

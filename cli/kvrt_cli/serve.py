@@ -177,10 +177,12 @@ def serve(
              "semantic_cache", "semantic_cache_size", "semantic_cache_seconds",
              "drain_seconds", "ready_seconds", "kv_events", "kv_events_replay", "chat_template",
              "reader", "embed_model", "rerank_model", "speech_model", "batches",
-             "batch_space", "batch_lines", "batch_price", "batch_webhook", "batch_webhook_secret",
-             "lora", "keep_alive", "max_waiting", "slo")  # fmt: skip
+             "batch_database", "batch_space", "batch_lines", "batch_price", "batch_webhook",
+             "batch_webhook_secret", "lora", "keep_alive", "max_waiting", "slo",
+             "devices")  # fmt: skip
     config = ServerConfig(keys=keys, **{name: options[name] for name in names})
-    several = len(models) > 1 or models_dir is not None or "=" in "".join(models)
+    named = len(models) > 1 or models_dir is not None or "=" in "".join(models)
+    several = named or config.devices is not None
     wanted = runtime_config(models[0] if models and not several else TINY, options)
     if config.batches is not None:
         wanted = replace(wanted, policy="priority")  # clients first, and lines behind them
@@ -216,6 +218,8 @@ def serve(
 
 def check_several(config: "ServerConfig", wanted: RuntimeConfig) -> None:
     """Raise `ConfigError` for what is of one model alone."""
+    from kvrt.server.fleet.places import read_places
+
     given = {
         "--lora": bool(config.lora),
         "--batches": config.batches is not None,
@@ -225,6 +229,10 @@ def check_several(config: "ServerConfig", wanted: RuntimeConfig) -> None:
         "--draft-model": wanted.draft_model is not None,
         "--model-impl transformers": wanted.model_impl == "transformers",
     }
+    if config.devices is not None:
+        if wanted.backend != "auto" or wanted.device:
+            raise ConfigError("--backend and --device name one device, and --devices several")
+        read_places(config.devices)
     for name, is_given in given.items():
         if is_given:
             raise ConfigError(f"{name} is for one model", fix="serve that alone, or leave it out")

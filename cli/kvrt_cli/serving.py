@@ -94,6 +94,12 @@ fleet_options = apply(
             help="Of several models: those stay loaded first that would miss this time to the"
             " first token otherwise, as in ttft_p95=500ms.",
         ),
+        click.option(
+            "--devices",
+            metavar="DEVICE[=SIZE],...",
+            help="Of several models: they may be on any of these, as in cuda:0,cuda:1=20GiB,cpu,"
+            " each on one; SIZE is as --memory-limit, for that device.",
+        ),
     ]
 )
 """Several models in one server."""
@@ -208,6 +214,12 @@ batch_options = apply(
             metavar="DIR",
             help="Take files and batches of OpenAI's API, and keep them here; one server has a"
             " folder.",
+        ),
+        click.option(
+            "--batch-database",
+            metavar="URL",
+            help="Several servers have it: what is to be done stands in this database of"
+            " PostgreSQL, as in postgresql://HOST/NAME. All of them see DIR.",
         ),
         click.option(
             "--batch-space",

@@ -12,9 +12,9 @@ from kvrt.batches.deliveries import Deliveries
 from kvrt.batches.words import Batch, End, Problem, Status, Tokens
 
 COLUMNS = (
-    "id, owner, endpoint, input, output, errors, period, created, expires, status, end, times,"
+    'id, owner, endpoint, input, output, errors, period, created, expires, status, "end", times,'
     " metadata, problems, total, done, failed, prompt_tokens, cached_tokens, said_tokens,"
-    " fingerprint, files_expire, num"
+    " fingerprint, files_expire, priority, num"
 )
 
 
@@ -49,6 +49,7 @@ class Batches:
         seconds: int | None = None,
         metadata: Mapping[str, str] | None = None,
         files_expire: int | None = None,
+        priority: int = 0,
     ) -> Batch:
         """A new one.
 
@@ -69,21 +70,24 @@ class Batches:
             expires=None if seconds is None else now + seconds,
             metadata=metadata,
             files_expire=files_expire,
+            priority=priority,
         )
         with self._database.transaction():
-            row = self._sql.execute(
+            self._sql.execute(
                 "INSERT INTO batches (id, owner, endpoint, input, output, errors, period, created,"
                 " expires, status, times, metadata, problems, total, done, failed, prompt_tokens,"
-                " cached_tokens, said_tokens, fingerprint, files_expire, journal_end)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '{}', ?, '[]', 0, 0, 0, 0, 0, 0, x'', ?,"
-                " 0)",
+                " cached_tokens, said_tokens, fingerprint, files_expire, priority,"
+                " journal_end) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '{}', ?, '[]', 0, 0, 0, 0, 0,"
+                " 0, ?, ?, ?, 0)",
                 (
                     batch.id, owner, endpoint, input, *outputs, window, now, batch.expires,
                     batch.status, None if metadata is None else json.dumps(dict(metadata)),
-                    files_expire,
+                    b"", files_expire, priority,
                 ),
             )  # fmt: skip
-        return replace(batch, num=row.lastrowid or 0)
+            found = self._sql.execute("SELECT num FROM batches WHERE id = ?", (batch.id,))
+            (num,) = found.fetchone()
+        return replace(batch, num=num)
 
     def get(self, id: str, owner: str | None = None) -> Batch | None:
         """One by its name; None: there is none, or it is not of `owner`."""
@@ -112,7 +116,8 @@ class Batches:
         """Those with lines that have no good answer: their journals are needed again, if these are
         asked once more."""
         rows = self._sql.execute(
-            f"SELECT {COLUMNS} FROM batches WHERE done < total OR end IS NULL OR status = 'failed'"
+            f'SELECT {COLUMNS} FROM batches WHERE done < total OR "end" IS NULL'
+            " OR status = 'failed'"
         )
         found = map(_batch, rows)
         return [each for each in found if each.status != "failed" or each.total]
@@ -192,7 +197,7 @@ class Batches:
         expires = None if seconds is None else int(self._clock()) + seconds
         with self._database.transaction():
             self._sql.execute(
-                "UPDATE lines SET state = 0 WHERE batch = ? AND state = 2", (batch.num,)
+                "UPDATE lines SET state = 0, worker = 0 WHERE batch = ? AND state = 2", (batch.num,)
             )
             self._update(
                 batch, status="in_progress", end=None, failed=0, expires=expires, problems="[]"
@@ -217,7 +222,7 @@ class Batches:
         return json.dumps({**batch.times, status: int(self._clock())})
 
     def _update(self, batch: Batch, **columns: Any) -> None:
-        names = ", ".join(f"{name} = ?" for name in columns)
+        names = ", ".join(f'"{name}" = ?' for name in columns)
         values = (*columns.values(), batch.num)
         self._sql.execute(f"UPDATE batches SET {names} WHERE num = ?", values)
 
@@ -225,10 +230,10 @@ class Batches:
 def _batch(row: Sequence[Any]) -> Batch:
     (id, owner, endpoint, input, output, errors, window, created, expires, status, end, times,
      metadata, problems, total, done, failed, prompt, cached, said, fingerprint, files_expire,
-     num) = row  # fmt: skip
+     priority, num) = row  # fmt: skip
     return Batch(
         id, owner, endpoint, input, output, errors, window, created, expires, status, end,
         json.loads(times), None if metadata is None else json.loads(metadata),
         tuple(Problem(**each) for each in json.loads(problems)), total, done, failed,
-        Tokens(prompt, cached, said), fingerprint, files_expire, num,
+        Tokens(prompt, cached, said), fingerprint, files_expire, priority, num,
     )  # fmt: skip

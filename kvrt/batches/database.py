@@ -1,156 +1,118 @@
-"""The database of a folder of batches, which one process has at a time."""
+"""What keeps batches, as the rest of the package sees it.
+
+    sqlite     one process has a folder
+    postgres   several workers, on one machine or on many, have a folder that all of them see
+
+Both speak the same SQL. Write transactions are one at a time, whoever begins them, so that what one
+has read is so until it ends.
+"""
 
 import fcntl
 import os
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, Protocol
 
 from kvrt.errors import ConfigError
 
-VERSION = 1
-NAME = "batches.db"
-SCHEMA = """
-CREATE TABLE files (
-    num INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    owner TEXT NOT NULL,
-    purpose TEXT NOT NULL,
-    name TEXT NOT NULL,
-    nbytes INTEGER NOT NULL,
-    created INTEGER NOT NULL,
-    expires INTEGER
-);
-CREATE INDEX files_of ON files (owner, num);
-CREATE TABLE batches (
-    num INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    owner TEXT NOT NULL,
-    endpoint TEXT NOT NULL,
-    input TEXT NOT NULL,
-    output TEXT NOT NULL,
-    errors TEXT NOT NULL,
-    period TEXT NOT NULL,
-    created INTEGER NOT NULL,
-    expires INTEGER,
-    status TEXT NOT NULL,
-    end TEXT,
-    times TEXT NOT NULL,
-    metadata TEXT,
-    problems TEXT NOT NULL,
-    total INTEGER NOT NULL,
-    done INTEGER NOT NULL,
-    failed INTEGER NOT NULL,
-    prompt_tokens INTEGER NOT NULL,
-    cached_tokens INTEGER NOT NULL,
-    said_tokens INTEGER NOT NULL,
-    fingerprint BLOB NOT NULL,
-    files_expire INTEGER,
-    journal_end INTEGER NOT NULL
-);
-CREATE INDEX batches_of ON batches (owner, num);
-CREATE TABLE kinds (
-    batch INTEGER NOT NULL,
-    number INTEGER NOT NULL,
-    url TEXT NOT NULL,
-    model TEXT NOT NULL,
-    PRIMARY KEY (batch, number)
-) WITHOUT ROWID;
-CREATE TABLE lines (
-    batch INTEGER NOT NULL,
-    kind INTEGER NOT NULL,
-    key BLOB NOT NULL,
-    number INTEGER NOT NULL,
-    name BLOB NOT NULL,
-    at INTEGER NOT NULL,
-    size INTEGER NOT NULL,
-    state INTEGER NOT NULL,
-    record_at INTEGER NOT NULL,
-    record_size INTEGER NOT NULL,
-    PRIMARY KEY (batch, kind, key, number)
-) WITHOUT ROWID;
-CREATE UNIQUE INDEX line_names ON lines (batch, name);
-CREATE UNIQUE INDEX line_numbers ON lines (batch, number);
-CREATE TABLE deliveries (
-    num INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    body BLOB NOT NULL,
-    created INTEGER NOT NULL,
-    tries INTEGER NOT NULL,
-    due INTEGER
-);
-"""
+SQLITE = "batches.db"
+POSTGRES = "kvrt-schema"
+"""Which of these files a folder has says what keeps its rows."""
 
 
-class Database:
-    """SQLite in a folder, which is made for its owner alone. Not for several threads at once.
+class Rows(Protocol):
+    """What a statement has found.
 
-    What is committed survives a kill, and a loss of power (WAL, an fsync for each commit).
-
-    Raises:
-        ConfigError: the folder cannot be used, or another process has it.
+    Args:
+        rowcount: rows that it has changed, where it changes some.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise ConfigError(f"{folder}: no folder for batches: {error.strerror}") from None
-        try:
-            self._take_lock()
-            self._open()
-        except BaseException:
-            os.close(self._lock)
-            raise
+    @property
+    def rowcount(self) -> int: ...
 
-    def _take_lock(self) -> None:
+    def fetchone(self) -> Any: ...
+
+    def fetchall(self) -> list[Any]: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Sql(Protocol):
+    """Carries statements out. Values stand for question marks."""
+
+    def execute(self, statement: str, values: Sequence[Any] = ..., /) -> Rows: ...
+
+    def executemany(self, statement: str, rows: Iterable[Sequence[Any]], /) -> Rows: ...
+
+
+class Database(ABC):
+    """Rows, and a folder for what stands beside them. Not for several threads at once."""
+
+    folder: Path
+
+    @property
+    @abstractmethod
+    def sql(self) -> Sql:
+        """A statement outside of `transaction` is kept by itself."""
+
+    @property
+    @abstractmethod
+    def worker(self) -> int:
+        """The number of this process among those that work on the folder, which none had before;
+        0: it has the folder alone. It is another after the connection was lost."""
+
+    @abstractmethod
+    def transaction(self) -> AbstractContextManager[None]:
+        """All of it, or nothing; what is committed survives a kill, and a loss of power."""
+
+    @abstractmethod
+    def take(self, name: str) -> bool:
+        """Be the one worker that does something, until `give`, or the end of the process. False:
+        another is. True again if this one is already."""
+
+    @abstractmethod
+    def give(self, name: str) -> None:
+        """Safe if it was not taken."""
+
+    @abstractmethod
+    def living(self) -> Sequence[int]:
+        """The numbers of all workers that are there, of this one too."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Safe to call twice."""
+
+
+class Folder:
+    """A folder of batches, made for its owner alone, which a process has from now on.
+
+    Args:
+        path: of it.
+        alone: no other process has it meanwhile; else, no process has it alone.
+
+    Raises:
+        ConfigError: it cannot be used, or others have it.
+    """
+
+    def __init__(self, path: Path, *, alone: bool) -> None:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise ConfigError(f"{path}: no folder for batches: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except OSError:
+            self.close()
             raise ConfigError(
-                f"{self.folder}: another process works on these batches",
+                f"{path}: another process works on these batches",
                 fix="wait until it ends, or name another folder",
             ) from None
 
-    def _open(self) -> None:
-        try:
-            self.sql = sqlite3.connect(
-                self.folder / NAME, isolation_level=None, check_same_thread=False
-            )
-            self.sql.execute("PRAGMA journal_mode = WAL")
-            self.sql.execute("PRAGMA synchronous = FULL")
-            self.sql.execute("PRAGMA cache_size = -4096")
-            (version,) = self.sql.execute("PRAGMA user_version").fetchone()
-            if not version:
-                with self.transaction():
-                    for statement in SCHEMA.split(";"):
-                        self.sql.execute(statement)
-                    self.sql.execute(f"PRAGMA user_version = {VERSION}")
-            elif version != VERSION:
-                raise ConfigError(
-                    f"{self.folder} is of another version of kvrt ({version}, not {VERSION})",
-                    fix="name another folder",
-                )
-        except sqlite3.DatabaseError as error:
-            raise ConfigError(f"{self.folder}: the database cannot be used: {error}") from None
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All of it, or nothing."""
-        self.sql.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self.sql.execute("COMMIT")
-        except BaseException:
-            self.sql.rollback()
-            raise
-
     def close(self) -> None:
         """Safe to call twice."""
-        self.sql.close()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1

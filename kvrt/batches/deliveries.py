@@ -13,7 +13,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvrt.batches.database import NAME
+from kvrt.batches.database import SQLITE, Sql
+from kvrt.batches.postgres import Postgres
 from kvrt.errors import ConfigError
 
 DELAYS_S = (5, 30, 120, 600, 3600, 6 * 3600, 24 * 3600)
@@ -51,7 +52,7 @@ class Deliveries:
         clock: seconds since the epoch.
     """
 
-    def __init__(self, sql: sqlite3.Connection, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, sql: Sql, clock: Callable[[], float] = time.time) -> None:
         self._sql = sql
         self._clock = clock
 
@@ -108,13 +109,20 @@ class Deliveries:
 
 
 @contextmanager
-def deliveries_of(folder: Path) -> Iterator[Deliveries]:
+def deliveries_of(folder: Path, url: str | None = None) -> Iterator[Deliveries]:
     """Those of a folder of batches, of which a server may be at work.
+
+    Args:
+        url: of the database that has its rows; None: SQLite has.
 
     Raises:
         ConfigError: it is none.
     """
-    path = folder / NAME
+    if url is not None:
+        with closing(Postgres(folder, url)) as database:
+            yield Deliveries(database.sql)
+        return
+    path = folder / SQLITE
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as sql:
             yield Deliveries(sql)

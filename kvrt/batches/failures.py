@@ -76,14 +76,12 @@ def failures(work: Work, batch: Batch, input: Path, after: int, most: int) -> li
 
 
 def _failures(work: Work, batch: Batch, input: Path, after: int, most: int) -> Iterator[Failure]:
-    for number, state, record_at, record_size, at, size in work.bad(
-        batch, after, most, unasked=batch.over
-    ):
-        if state == BAD:
-            record = RECORD.decode(work.said(batch, record_at, record_size))
+    for result in work.bad(batch, after, most, unasked=batch.over):
+        if result.state == BAD:
+            record = RECORD.decode(work.said(batch, result))
             error, code = record.response.body.error, record.response.body.error.code
             yield Failure(
-                number,
+                result.number,
                 record.custom_id,
                 record.response.status_code,
                 None if code is None else str(code),
@@ -92,7 +90,8 @@ def _failures(work: Work, batch: Batch, input: Path, after: int, most: int) -> I
             )
         else:
             assert batch.end not in (None, "completed"), "all lines have answers"
-            yield Failure(number, _name(input, at, size), None, *REASONS[batch.end])
+            name = _name(input, result.at, result.size)
+            yield Failure(result.number, name, None, *REASONS[batch.end])
 
 
 def _name(input: Path, at: int, size: int) -> str | None:

@@ -3,11 +3,14 @@
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from kvrt.batches.database import Database
 from kvrt.batches.words import File
+
+SHARED_S = 86_400
 
 COLUMNS = "id, owner, purpose, name, nbytes, created, expires"
 
@@ -99,15 +102,18 @@ class Files:
         return [id for (id,) in rows]
 
     def sweep(self, kept: Sequence[str] = ()) -> None:
-        """Delete bytes that no row knows of, which a kill may have left.
+        """Delete bytes that no row knows of, which a kill may have left; where there are other
+        workers, only those that nobody has written to for a day, as they may be coming just now.
 
         Args:
             kept: names of files that are to be listed yet.
         """
+        before = self._clock() - (SHARED_S if self._database.worker else 0)
         known = {id for (id,) in self._sql.execute("SELECT id FROM files")} | set(kept)
         for name in os.listdir(self.folder):
-            if name not in known:
-                self.path(name).unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another worker sweeps, too
+                if name not in known and self.path(name).stat().st_mtime <= before:
+                    self.path(name).unlink()
 
     def _there(self, file: File) -> bool:
         return file.expires is None or file.expires > self._clock()

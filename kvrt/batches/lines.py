@@ -124,7 +124,7 @@ def _model(shape: Shape) -> str:
         found = msgspec.json.decode(shape.body.get("model", msgspec.Raw(b'""')), type=str)
     except msgspec.DecodeError:
         return ""
-    return found if len(found) <= 256 else ""
+    return found if len(found) <= 256 and "\0" not in found else ""
 
 
 def _problem(message: str, number: int) -> Problem:

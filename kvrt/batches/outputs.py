@@ -40,12 +40,13 @@ class Outputs:
         self._batch = batch
         self._paths = (output, errors)
         self._always = always
+        self._mark = work.mark
         self._after = 0
         self._input = input.open("rb")
         self._files: list[BinaryIO] = []
         try:
             for path in self._paths:
-                self._files.append(_part(path).open("wb"))
+                self._files.append(self._part(path).open("wb"))
         except BaseException:
             self._close()
             raise
@@ -53,13 +54,12 @@ class Outputs:
     def step(self) -> bool:
         """Write some lines. False: there are no more."""
         rows = self._work.results(self._batch, self._after)
-        for number, state, record_at, record_size, at, size in rows:
-            if state == WAITING:
-                self._files[1].write(self._unasked(at, size))
+        for row in rows:
+            if row.state == WAITING:
+                self._files[1].write(self._unasked(row.at, row.size))
             else:
-                record = self._work.said(self._batch, record_at, record_size)
-                self._files[0 if state == GOOD else 1].write(record)
-            self._after = number
+                self._files[0 if row.state == GOOD else 1].write(self._work.said(self._batch, row))
+            self._after = row.number
         return bool(rows)
 
     def publish(self) -> list[int | None]:
@@ -74,10 +74,10 @@ class Outputs:
             os.fsync(file.fileno())
             size = file.tell()
             if size or always:
-                os.replace(_part(path), path)
+                os.replace(self._part(path), path)
                 sizes.append(size)
             else:
-                _part(path).unlink()
+                self._part(path).unlink()
                 path.unlink(missing_ok=True)
                 sizes.append(None)
         for folder in {path.parent for path in self._paths}:
@@ -93,6 +93,10 @@ class Outputs:
         code, message = REASONS[self._batch.end]
         return record(request.custom_id, error={"code": code, "message": message})
 
+    def _part(self, path: Path) -> Path:
+        """Where a file is written first."""
+        return path.with_name(f".{path.name}{self._mark}.part")
+
     def _close(self) -> None:
         for file in (self._input, *self._files):
             file.close()
@@ -103,7 +107,7 @@ class Outputs:
     def __exit__(self, *_: object) -> None:
         self._close()
         for path in self._paths:
-            _part(path).unlink(missing_ok=True)
+            self._part(path).unlink(missing_ok=True)
 
 
 def record(
@@ -130,8 +134,3 @@ def record(
         "error": error,
     }
     return msgspec.json.encode(line) + b"\n"
-
-
-def _part(path: Path) -> Path:
-    """Where a file is written first."""
-    return path.with_name(f".{path.name}.part")

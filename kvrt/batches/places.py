@@ -1,11 +1,24 @@
-"""So many lines are asked at once, and every owner gets as many places as any other."""
+"""So many lines are asked at once, and every owner gets as many places as any other.
+
+Of an owner's lines, those of a higher priority come in first, then those of what is to be over
+first.
+"""
 
 import asyncio
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable
+from itertools import count
+from math import inf
+
+from kvrt.batches.words import Rank
 
 MOST_BYTES = 64 << 20
 """Of lines that are asked at once, unless one alone has more."""
+
+ANY: Rank = (0, inf)
+
+Waiting = tuple[Rank, int, int, "asyncio.Future[None]"]
+"""A line: its rank, its number in the order of arrival, its bytes, and what it waits for."""
 
 
 class Places:
@@ -17,7 +30,8 @@ class Places:
 
     def __init__(self, room: Callable[[], int]) -> None:
         self._room = room
-        self._waiting: OrderedDict[str, deque[tuple[int, asyncio.Future[None]]]] = OrderedDict()
+        self._waiting: OrderedDict[str, list[Waiting]] = OrderedDict()
+        self._numbers = count()
         self._inside: Counter[str] = Counter()
         self._bytes = 0
 
@@ -25,17 +39,21 @@ class Places:
     def inside(self) -> int:
         return self._inside.total()
 
-    async def enter(self, owner: str, nbytes: int) -> None:
-        """Wait for a place; `leave` gives it back."""
+    async def enter(self, owner: str, nbytes: int, rank: Rank = ANY) -> None:
+        """Wait for a place; `leave` gives it back.
+
+        Args:
+            rank: of an owner's, the least comes in first.
+        """
         future = asyncio.get_running_loop().create_future()
-        line = self._waiting.setdefault(owner, deque())
-        line.append((nbytes, future))
+        line: Waiting = (rank, next(self._numbers), nbytes, future)
+        self._waiting.setdefault(owner, []).append(line)
         self.look()
         try:
             await future
         except asyncio.CancelledError:
             if future.cancelled():
-                self._forget(owner, nbytes, future)
+                self._forget(owner, line)
                 self.look()
             else:
                 self.leave(owner, nbytes)
@@ -53,11 +71,12 @@ class Places:
         have the same take turns."""
         while self._waiting:
             owner = min(self._waiting, key=self._inside.__getitem__)
-            nbytes, future = self._waiting[owner][0]
+            line = min(self._waiting[owner])  # numbers differ: futures are never compared
+            _, _, nbytes, future = line
             full = self.inside >= self._room() or self._bytes + nbytes > MOST_BYTES
             if full and self.inside:
                 return
-            self._forget(owner, nbytes, future)
+            self._forget(owner, line)
             if owner in self._waiting:
                 self._waiting.move_to_end(owner)
             if not future.done():
@@ -65,10 +84,10 @@ class Places:
                 self._bytes += nbytes
                 future.set_result(None)
 
-    def _forget(self, owner: str, nbytes: int, future: "asyncio.Future[None]") -> None:
+    def _forget(self, owner: str, line: Waiting) -> None:
         """It waits no longer, if it has."""
-        line = self._waiting.get(owner)
-        if line is not None and (nbytes, future) in line:
-            line.remove((nbytes, future))
-            if not line:
+        waiting = self._waiting.get(owner)
+        if waiting is not None and line in waiting:
+            waiting.remove(line)
+            if not waiting:
                 del self._waiting[owner]

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -131,21 +131,46 @@ class Runner:
             stopped.set()
         batch = await self._get(id)
         try:
-            if batch.status == "validating":
-                await self._check(batch)
+            while not batch.over and not self._stopped:
+                stopped.clear()
+                await self._go_on(await self._get(id), stopped)
                 batch = await self._get(id)
-            self._watch(batch)
-            if batch.status == "in_progress" and await self._ask_all(batch, stopped):
-                await self._store.do(self._store.batches.end, id, "completed")
-            batch = await self._get(id)
-            if batch.end is not None and not batch.over and not self._stopped:
-                await self._finish(batch)
-            batch = await self._get(id)
-            self._watch(batch)
+                self._watch(batch)
             return batch
         finally:
             del self._stops[id]
-            await self._store.do(self._store.work.close_journal, batch)
+            await self._store.do(self._leave_to_others, batch)
+
+    async def _go_on(self, batch: Batch, stopped: asyncio.Event) -> None:
+        """Do what comes next, as far as it is this worker's to do."""
+        if not batch.total:  # it may end before it was checked
+            await self._alone(batch, self._check)
+        elif batch.status == "in_progress":
+            self._watch(batch)
+            if await self._ask_all(batch, stopped):
+                await self._store.do(self._store.batches.end, batch.id, "completed")
+        elif await self._store.do(self._store.work.elsewhere, batch):
+            await asyncio.sleep(LOOK_S)  # until others have kept what they were asking
+        else:
+            await self._alone(batch, self._finish)
+
+    async def _alone(self, batch: Batch, do: Callable[[Batch], Awaitable[None]]) -> None:
+        """Do it, unless another worker does, or has."""
+        store = self._store
+        if not await store.do(store.database.take, batch.id):
+            await asyncio.sleep(LOOK_S)
+            return
+        try:
+            now = await self._get(batch.id)
+            if (now.status, now.total) == (batch.status, batch.total):
+                await do(batch)
+        finally:
+            await store.do(store.database.give, batch.id)
+
+    def _leave_to_others(self, batch: Batch) -> None:
+        """On the store's thread."""
+        self._store.work.let_go(batch)
+        self._store.work.close_journal(batch)
 
     async def _get(self, id: str) -> Batch:
         batch = await self._store.do(self._store.batches.get, id)
@@ -210,6 +235,8 @@ class Runner:
                 )
                 if batch.expires is not None and self._store.clock() >= batch.expires:
                     await self.end(batch.id, "expired")
+                elif self._store.shared:
+                    await self._look(batch.id, stopped)
         finally:
             ending.cancel()
             if not asking.done():
@@ -220,12 +247,23 @@ class Runner:
         asking.result()
         return True
 
+    async def _look(self, id: str, stopped: asyncio.Event) -> None:
+        """What other workers have made of it."""
+        batch = await self._get(id)
+        self._watch(batch)
+        if batch.status != "in_progress":
+            stopped.set()
+
     async def _ask_kinds(self, batch: Batch) -> None:
         store, input = self._store, os.open(self._path(batch.input), os.O_RDONLY)
         try:
-            for kind in await store.do(store.work.kinds, batch):
-                async with self._answers(kind) as answer:
-                    await self._ask_kind(batch, kind, input, answer)
+            while True:
+                for kind in await store.do(store.work.kinds, batch):
+                    async with self._answers(kind) as answer:
+                        await self._ask_kind(batch, kind, input, answer)
+                if not (await self._get(batch.id)).left:
+                    return
+                await asyncio.sleep(LOOK_S)  # others ask the rest; if they go, it is free again
         except ExceptionGroup as group:  # of all that failed for the same reason, the first
             raise _first(group) from None
         finally:
@@ -237,7 +275,7 @@ class Runner:
             asyncio.TaskGroup() as asked,
         ):
             async for line in self._waiting(batch, kind):
-                await self._places.enter(batch.owner, line.size)
+                await self._places.enter(batch.owner, line.size, batch.rank)
                 task = asked.create_task(self._ask(line, batch.owner, input, answer, commits))
                 task.add_done_callback(partial(self._leave, batch.owner, line.size))
 
@@ -289,6 +327,9 @@ class Runner:
         """On the store's thread: the batch is over, and its files are listed."""
         store = self._store
         with store.database.transaction():
+            now = store.batches.get(batch.id)
+            if now is None or now.over:
+                return  # another worker has, who thought that this one was gone
             if self._listed:
                 names = zip((batch.output, batch.errors), ("output", "error"), sizes, strict=True)
                 for id, kind, size in names:

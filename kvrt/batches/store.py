@@ -1,4 +1,4 @@
-"""A folder of batches, and the one thread that works on it."""
+"""A folder of batches, and the one thread of this process that works on it."""
 
 import asyncio
 import sqlite3
@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from kvrt.batches.catalog import Batches
+from kvrt.batches.claims import SharedWork
 from kvrt.batches.database import Database
 from kvrt.batches.deliveries import Deliveries
 from kvrt.batches.files import Files
+from kvrt.batches.postgres import Postgres
+from kvrt.batches.sqlite import Sqlite
 from kvrt.batches.work import Work
 
 P = ParamSpec("P")
@@ -26,19 +29,27 @@ class Store:
         folder: made if it is missing.
         clock: seconds since the epoch.
         tells: deliveries are kept of each batch that is over.
+        url: of a database of PostgreSQL, for several workers that all see the folder; None: SQLite
+            keeps it, for one process.
 
     Raises:
-        ConfigError: the folder cannot be used, or another process has it.
+        ConfigError: the folder or the database cannot be used, or another process has it.
     """
 
     def __init__(
-        self, folder: Path, clock: Callable[[], float] = time.time, *, tells: bool = False
+        self,
+        folder: Path,
+        clock: Callable[[], float] = time.time,
+        *,
+        tells: bool = False,
+        url: str | None = None,
     ) -> None:
         self.clock = clock
-        self.database = Database(folder)
+        self.database: Database = Sqlite(folder) if url is None else Postgres(folder, url)
         self.deliveries = Deliveries(self.database.sql, clock)
         self.batches = Batches(self.database, clock, self.deliveries if tells else None)
-        self.work = Work(self.database)
+        self.shared = url is not None
+        self.work = SharedWork(self.database) if self.shared else Work(self.database)
         self.files = Files(self.database, clock)
         self._thread = ThreadPoolExecutor(1, "kvrt-batches")
         self._sweep()
@@ -63,6 +74,6 @@ class Store:
 
     def _sweep(self) -> None:
         """What a kill may have left goes."""
-        self.work.sweep(self.batches.unfinished())
+        self.work.sweep(self.batches.unfinished)
         open = self.batches.open()
         self.files.sweep([name for each in open for name in (each.output, each.errors)])

@@ -1,5 +1,6 @@
 """What batches are, as values."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -13,6 +14,9 @@ End = Literal["completed", "expired", "cancelled"]
 
 OVER: frozenset[Status] = frozenset(get_args(End)) | {"failed"}
 """Nothing becomes of these any more, unless their lines are asked again."""
+
+Rank = tuple[float, float]
+"""By priority, then by what is to be over first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,7 @@ class Batch:
         done, failed: of those.
         fingerprint: of the input, once it was read.
         files_expire: seconds after which its files are deleted; None: never.
+        priority: of its owner's, those of a higher one go on first.
         num: its place in the database.
     """
 
@@ -147,7 +152,13 @@ class Batch:
     tokens: Tokens = NO_TOKENS
     fingerprint: bytes = b""
     files_expire: int | None = None
+    priority: int = 0
     num: int = 0
+
+    @property
+    def rank(self) -> "Rank":
+        """Among the batches of its owner, those of the least go on first."""
+        return (-self.priority, math.inf if self.expires is None else self.expires)
 
     @property
     def over(self) -> bool:

@@ -7,8 +7,9 @@ Answers are written, then synced, then committed. What is beyond the last commit
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from kvrt.batches.database import Database
 from kvrt.batches.lines import Found
@@ -21,8 +22,27 @@ AT_ONCE = 1024
 """Rows that are read at once."""
 
 
+class Result(NamedTuple):
+    """A line, and what has become of it.
+
+    Args:
+        number: in the input.
+        journal: the number of the journal that has its answer.
+        record_at, record_size: place and bytes of the answer there.
+        at, size: place and bytes of the line in the input.
+    """
+
+    number: int
+    state: int
+    journal: int
+    record_at: int
+    record_size: int
+    at: int
+    size: int
+
+
 class Work:
-    """The lines of all batches. Not for several threads at once.
+    """The lines of all batches, of which one process has each. Not for several threads at once.
 
     Args:
         database: where they are.
@@ -33,7 +53,7 @@ class Work:
         self._sql = database.sql
         self._folder = database.folder / "journals"
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        self._open: dict[int, int] = {}
+        self._open: dict[tuple[int, int], int] = {}
 
     def add(self, batch: Batch, kinds: dict[tuple[str, str], int], lines: Sequence[Found]) -> int:
         """Lines of the input, in its order.
@@ -44,6 +64,7 @@ class Work:
         Returns:
             The number of the first whose name another had before; 0: there is none.
         """
+        rows: list[tuple[Any, ...]] = []
         with self._database.transaction():
             for line in lines:
                 pair = (line.url, line.model)
@@ -51,19 +72,32 @@ class Work:
                     kinds[pair] = len(kinds)
                     row = (batch.num, kinds[pair], *pair)
                     self._sql.execute("INSERT INTO kinds VALUES (?, ?, ?, ?)", row)
-                added = self._sql.execute(
-                    "INSERT OR IGNORE INTO lines VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0, 0)",
-                    (batch.num, kinds[pair], line.key, line.number, line.name, line.at, line.size),
+                rows.append(
+                    (batch.num, kinds[pair], line.key, line.number, line.name, line.at, line.size)
                 )
-                if not added.rowcount:
-                    return line.number
-        return 0
+            added = self._sql.executemany(
+                "INSERT INTO lines VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0, 0, 0, 0)"
+                " ON CONFLICT DO NOTHING",
+                rows,
+            )
+            return 0 if added.rowcount == len(lines) else self._twice(batch, lines)
+
+    def _twice(self, batch: Batch, lines: Sequence[Found]) -> int:
+        """The number of the first line whose name another has that is there."""
+        for line in lines:
+            (first,) = self._sql.execute(
+                "SELECT number FROM lines WHERE batch = ? AND name = ?", (batch.num, line.name)
+            ).fetchone()
+            if first != line.number:
+                return line.number
+        raise AssertionError("one of them was not added")
 
     def kinds(self, batch: Batch) -> list[Kind]:
         """Those that have lines which wait, in order of work."""
         rows = self._sql.execute(
-            "SELECT number, url, model FROM kinds WHERE batch = ?1 AND EXISTS (SELECT 1 FROM lines"
-            " WHERE batch = ?1 AND kind = kinds.number AND state = 0) ORDER BY model, url",
+            "SELECT number, url, model FROM kinds WHERE batch = ? AND EXISTS (SELECT 1 FROM lines"
+            " WHERE batch = kinds.batch AND kind = kinds.number AND state = 0 AND worker = 0)"
+            " ORDER BY model, url",
             (batch.num,),
         )
         return [Kind(*row) for row in rows]
@@ -78,81 +112,120 @@ class Work:
         )
         return [Line(*row) for row in rows]
 
+    def let_go(self, batch: Batch) -> None:
+        """What `waiting` gave and has no answer, others may ask."""
+
+    def elsewhere(self, batch: Batch) -> bool:
+        """Whether others ask lines of it now."""
+        return False
+
     def record(self, batch: Batch, answers: Sequence[Answered]) -> None:
-        """Keep answers, for good when this returns.
+        """Keep answers, for good when this returns: of lines that are this worker's to answer.
 
         Raises:
             OSError, sqlite3.Error: they cannot be kept; it is as if nothing had been done.
         """
-        (end,) = self._sql.execute(
-            "SELECT journal_end FROM batches WHERE num = ?", (batch.num,)
-        ).fetchone()
-        journal = self._journal(batch)
+        number = self._database.worker
+        journal, end = self._journal(batch, number), self._end(batch)
         _write(journal, b"".join(each.record for each in answers), end)
         os.fdatasync(journal)
-        rows = []
-        for each in answers:
-            line, size = each.line, len(each.record)
-            state = GOOD if each.good else BAD
-            rows.append((state, end, size, batch.num, line.kind, line.key, line.number))
-            end += size
-        good = sum(each.good for each in answers)
         with self._database.transaction():
+            ours = self._ours(batch, answers)
+            rows, kept = [], []
+            for each in answers:
+                line, size = each.line, len(each.record)
+                if line.number in ours:
+                    state = GOOD if each.good else BAD
+                    rows.append(
+                        (state, number, end, size, batch.num, line.kind, line.key, line.number)
+                    )
+                    kept.append(each)
+                end += size
             self._sql.executemany(
-                "UPDATE lines SET state = ?, record_at = ?, record_size = ? WHERE batch = ?"
-                " AND kind = ? AND key = ? AND number = ? AND state = 0",
+                "UPDATE lines SET state = ?, journal = ?, record_at = ?, record_size = ?"
+                " WHERE batch = ? AND kind = ? AND key = ? AND number = ?",
                 rows,
             )
+            good = sum(each.good for each in kept)
             self._sql.execute(
                 "UPDATE batches SET done = done + ?, failed = failed + ?, journal_end = ?,"
                 " prompt_tokens = prompt_tokens + ?, cached_tokens = cached_tokens + ?,"
                 " said_tokens = said_tokens + ? WHERE num = ?",
                 (
-                    good, len(answers) - good, end,
-                    sum(each.tokens.prompt for each in answers),
-                    sum(each.tokens.cached for each in answers),
-                    sum(each.tokens.said for each in answers), batch.num,
+                    good, len(kept) - good, end,
+                    sum(each.tokens.prompt for each in kept),
+                    sum(each.tokens.cached for each in kept),
+                    sum(each.tokens.said for each in kept), batch.num,
                 ),
             )  # fmt: skip
 
-    def results(self, batch: Batch, after: int) -> list[tuple[int, int, int, int, int, int]]:
-        """Of the next lines by number: number, state, place and size in the journal, and in the
-        input."""
-        return self._sql.execute(
-            "SELECT number, state, record_at, record_size, at, size FROM lines"
+    def _ours(self, batch: Batch, answers: Sequence[Answered]) -> set[int]:
+        """Within a transaction: the numbers of lines that wait for this worker's answer. One that
+        it was thought to have left is another's."""
+        marks = ", ".join("?" * len(answers))
+        rows = self._sql.execute(
+            "SELECT number FROM lines WHERE batch = ? AND state = 0 AND worker = ?"
+            f" AND number IN ({marks})",
+            (batch.num, self._database.worker, *(each.line.number for each in answers)),
+        )
+        return {number for (number,) in rows}
+
+    def _end(self, batch: Batch) -> int:
+        """Where the next answer goes in the journal."""
+        (end,) = self._sql.execute(
+            "SELECT journal_end FROM batches WHERE num = ?", (batch.num,)
+        ).fetchone()
+        return int(end)
+
+    def results(self, batch: Batch, after: int) -> list[Result]:
+        """The next lines by number."""
+        rows = self._sql.execute(
+            "SELECT number, state, journal, record_at, record_size, at, size FROM lines"
             " WHERE batch = ? AND number > ? ORDER BY number LIMIT ?",
             (batch.num, after, AT_ONCE),
-        ).fetchall()
+        )
+        return [Result(*row) for row in rows]
 
-    def bad(
-        self, batch: Batch, after: int, most: int, *, unasked: bool
-    ) -> list[tuple[int, int, int, int, int, int]]:
+    def bad(self, batch: Batch, after: int, most: int, *, unasked: bool) -> list[Result]:
         """As `results`, of lines that failed, and if `unasked` of those that wait."""
-        return self._sql.execute(
-            "SELECT number, state, record_at, record_size, at, size FROM lines"
+        rows = self._sql.execute(
+            "SELECT number, state, journal, record_at, record_size, at, size FROM lines"
             " WHERE batch = ? AND number > ? AND state IN (?, ?) ORDER BY number LIMIT ?",
             (batch.num, after, BAD, WAITING if unasked else BAD, most),
-        ).fetchall()
+        )
+        return [Result(*row) for row in rows]
 
-    def said(self, batch: Batch, at: int, size: int) -> bytes:
-        """Bytes of the journal."""
-        return os.pread(self._journal(batch), size, at)
+    def said(self, batch: Batch, result: Result) -> bytes:
+        """The answer to a line."""
+        return os.pread(self._journal(batch, result.journal), result.record_size, result.record_at)
+
+    @property
+    def mark(self) -> str:
+        """Of this worker, in names of files that are no other's."""
+        number = self._database.worker
+        return f".{number}" if number else ""
 
     def close_journal(self, batch: Batch) -> None:
         """It is not needed for now."""
-        if (handle := self._open.pop(batch.num, None)) is not None:
-            os.close(handle)
+        for key in [each for each in self._open if each[0] == batch.num]:
+            os.close(self._open.pop(key))
 
     def drop_journal(self, batch: Batch) -> None:
         """It is not needed any more."""
         self.close_journal(batch)
-        self._path(batch).unlink(missing_ok=True)
+        for path in self._folder.glob(f"{batch.id}*"):
+            path.unlink(missing_ok=True)
 
-    def sweep(self, kept: Sequence[Batch]) -> None:
-        """Delete the journals of all others, which a kill may have left."""
-        names = {self._path(batch).name for batch in kept}
-        for path in self._folder.iterdir():
-            if path.name not in names:
+    def sweep(self, kept: Callable[[], Sequence[Batch]]) -> None:
+        """Delete the journals of all others, which a kill may have left.
+
+        Args:
+            kept: tells whose are needed; asked once it is known which there are.
+        """
+        there = [*self._folder.iterdir()]
+        ids = {batch.id for batch in kept()}
+        for path in there:
+            if path.name.partition(".")[0] not in ids:
                 path.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -160,15 +233,16 @@ class Work:
             os.close(handle)
         self._open.clear()
 
-    def _path(self, batch: Batch) -> Path:
-        return self._folder / batch.id
+    def _path(self, batch: Batch, number: int) -> Path:
+        return self._folder / (f"{batch.id}.{number}" if number else batch.id)
 
-    def _journal(self, batch: Batch) -> int:
-        if batch.num not in self._open:
-            handle = os.open(self._path(batch), os.O_RDWR | os.O_CREAT, 0o600)
-            self._open[batch.num] = handle
+    def _journal(self, batch: Batch, number: int) -> int:
+        key = (batch.num, number)
+        if key not in self._open:
+            handle = os.open(self._path(batch, number), os.O_RDWR | os.O_CREAT, 0o600)
+            self._open[key] = handle
             sync_folder(self._folder)
-        return self._open[batch.num]
+        return self._open[key]
 
 
 def _write(file: int, data: bytes, at: int) -> None:

@@ -119,11 +119,14 @@ def content(file: str) -> Call[None]:
 
 
 def create(
-    file: str, endpoint: str, window: str, metadata: Mapping[str, str] | None
+    file: str, endpoint: str, window: str, metadata: Mapping[str, str] | None, priority: int
 ) -> Call[Batch]:
-    body = {"input_file_id": file, "endpoint": endpoint, "completion_window": window}
+    body: dict[str, Any] = {
+        "input_file_id": file, "endpoint": endpoint, "completion_window": window,
+        "priority": priority,
+    }  # fmt: skip
     if metadata is not None:
-        body["metadata"] = dict(metadata)  # type: ignore[assignment]
+        body["metadata"] = dict(metadata)
     return Call("POST", "/v1/batches", Batch, body=body)
 
 

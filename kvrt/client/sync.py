@@ -172,6 +172,7 @@ class Batches:
         endpoint: str | None = None,
         window: str = "24h",
         metadata: Mapping[str, str] | None = None,
+        priority: int = 0,
     ) -> Batch:
         """Send requests, and have them answered.
 
@@ -180,6 +181,7 @@ class Batches:
             endpoint: what all of them ask; None: what the first one does.
             window: how long it may take.
             metadata: comes back with the batch.
+            priority: of this workspace's batches, those of a higher one go on first.
 
         Raises:
             RequestError: the file cannot be read, or has no requests.
@@ -187,7 +189,7 @@ class Batches:
         with inputs.opened(requests) as (name, file):
             route = inputs.endpoint(file) if endpoint is None else endpoint
             sent = self._client.do(calls.upload(name, file))
-        return self._client.do(calls.create(sent.id, route, window, metadata))
+        return self._client.do(calls.create(sent.id, route, window, metadata, priority))
 
     def get(self, id: str) -> Batch:
         """As it stands."""

@@ -19,6 +19,7 @@ class ModelStatus(Struct, frozen=True):
         running, waiting: requests.
         load_seconds: that its last load took.
         expires_at: when it goes if nobody asks for it; None: never, or it is busy.
+        device: where it is, in a server of several devices; None: nowhere.
         error: why it failed.
     """
 
@@ -30,6 +31,7 @@ class ModelStatus(Struct, frozen=True):
     requests_per_second: float | UnsetType = UNSET
     load_seconds: float | UnsetType | None = UNSET
     expires_at: float | UnsetType | None = UNSET
+    device: str | UnsetType | None = UNSET
     error: str | UnsetType = UNSET
 
 
@@ -193,6 +195,7 @@ class Batch(Struct, frozen=True):
     cancelled_at: int | None
     request_counts: Counts
     metadata: dict[str, str] | None
+    priority: int
     usage: BatchUsage
     progress: Progress | None
 

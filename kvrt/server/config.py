@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvrt.batches.energy import Price
+from kvrt.batches.postgres import check
 from kvrt.checks import (
     Checks,
     Flag,
@@ -68,6 +69,8 @@ class ServerConfig:
         kv_events: where to publish what is cached; see `kvrt.integrations.events`. None: nowhere.
         kv_events_replay: where to answer requests for what was published before.
         batches: a folder for files and batches; None: none are taken.
+        batch_database: keeps them for several servers that all see the folder; see
+            `kvrt.batches.postgres`. None: one server has it.
         batch_space: bytes that the files of one key may take.
         batch_lines: that a batch may have.
         batch_price: of the work on batches; see `kvrt.batches.energy.Price`.
@@ -83,6 +86,7 @@ class ServerConfig:
         max_waiting: requests that may wait for one model to be loaded, of several.
         slo: ``ttft_p95=500ms``: the time to the first token that models are kept loaded for, of
             several.
+        devices: that models may be on, of several; see `kvrt.server.fleet.places.read_places`.
     """
 
     host: str = "127.0.0.1"
@@ -121,6 +125,7 @@ class ServerConfig:
     rerank_model: str | None = None
     speech_model: str | None = None
     batches: Path | None = None
+    batch_database: str | None = None
     batch_space: int = 4 << 30
     batch_lines: int = 50_000
     batch_price: str | None = None
@@ -130,6 +135,7 @@ class ServerConfig:
     keep_alive: float = 300.0
     max_waiting: int = 512
     slo: str | None = None
+    devices: str | None = None
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in OPTIONS}
@@ -154,8 +160,11 @@ class ServerConfig:
             Price.read(self.batch_price)
         if (self.batch_webhook is None) != (self.batch_webhook_secret is None):
             raise ConfigError("batch_webhook and batch_webhook_secret go together")
-        if self.batch_webhook is not None and self.batches is None:
-            raise ConfigError("batch_webhook has nothing to tell without batches")
+        for name in ("batch_webhook", "batch_database"):
+            if getattr(self, name) is not None and self.batches is None:
+                raise ConfigError(f"{name} is of no use without batches", fix="give --batches DIR")
+        if self.batch_database is not None:
+            check(self.batch_database)
         if self.semantic_cache is not None and self.embed_model is None:
             raise ConfigError(
                 "semantic_cache compares questions, and nothing makes their vectors",
@@ -225,6 +234,7 @@ OPTIONS: Checks = {
     "rerank_model": Maybe(Text()),
     "speech_model": Maybe(Text()),
     "batches": Maybe(Folder()),
+    "batch_database": Maybe(Text(2048)),
     "batch_space": Whole(1, 2**50),
     "batch_lines": Whole(1, 10_000_000),
     "batch_price": Maybe(Text(32)),
@@ -234,6 +244,7 @@ OPTIONS: Checks = {
     "keep_alive": Number(-math.inf, math.inf),
     "max_waiting": Whole(1, 100_000),
     "slo": Maybe(Text(64)),
+    "devices": Maybe(Text(4096)),
 }
 """Of each field, what it may be."""
 

@@ -116,7 +116,9 @@ def prepare(config: ServerConfig) -> Prepared:
         store = None
         if config.batches is not None:
             store = opened.enter_context(
-                contextlib.closing(Store(config.batches, tells=hook is not None))
+                contextlib.closing(
+                    Store(config.batches, tells=hook is not None, url=config.batch_database)
+                )
             )
         publisher = _publisher(config)
         prepared = Prepared(bound, keys, template, ledger, audit, tracing, publisher, store, hook)

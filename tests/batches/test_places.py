@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections import Counter
+from math import inf
 
 import pytest
 
@@ -105,3 +106,28 @@ def test_places_are_never_lost_and_never_too_many(
         assert places.inside == 0
 
     asyncio.run(asyncio.wait_for(asked(), 60))
+
+
+def test_of_an_owners_lines_the_higher_priority_comes_first_then_the_earlier_deadline() -> None:
+    """Whatever others have: their turns do not depend on it."""
+
+    async def asked() -> list[str]:
+        places, order = Places(lambda: 1), list[str]()
+        await places.enter("me", 1)
+
+        async def line(name: str, rank: tuple[float, float], owner: str = "me") -> None:
+            await places.enter(owner, 1, rank)
+            order.append(name)
+            places.leave(owner, 1)
+
+        ranks = {"late": (0, 90.0), "soon": (0, 10.0), "never": (0, inf), "high": (-5, inf)}
+        tasks = [asyncio.create_task(line(name, rank)) for name, rank in ranks.items()]
+        tasks.append(asyncio.create_task(line("other", (7, inf), "you")))
+        await turns()
+        places.leave("me", 1)
+        await asyncio.gather(*tasks)
+        return order
+
+    order = asyncio.run(asked())
+    assert [name for name in order if name != "other"] == ["high", "soon", "late", "never"]
+    assert order.index("other") < 2, "priorities are of one's own lines"

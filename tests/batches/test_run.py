@@ -33,8 +33,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
-    made = Store(tmp_path / "state", clock)
+def store(tmp_path: Path, clock: Clock, database: str | None) -> Iterator[Store]:
+    made = Store(tmp_path / "state", clock, url=database)
     yield made
     made.close()
 

@@ -771,6 +771,24 @@ DRAWN = {
         "WHERE batch = ? AND state = 3",
         "batches/test_run.py",
     ),
+    "an answer of a worker that was given up is kept beside another's": M(
+        "kvrt.batches.work",
+        "WHERE batch = ? AND state = 0 AND worker = ?",
+        "WHERE batch = ? AND state = 0 AND -1 < ?",
+        "batches/test_workers.py",
+    ),
+    "what a dead worker had claimed is never free": M(
+        "kvrt.batches.claims",
+        'f" AND worker NOT IN ({marks})"',
+        'f" AND worker < 0 AND worker NOT IN ({marks})"',
+        "batches/test_workers.py",
+    ),
+    "a batch that is cancelled ends before others have kept what they had": M(
+        "kvrt.batches.claims",
+        "return found is not None",
+        "return False",
+        "batches/test_workers.py",
+    ),
     "a place is lost with whoever gave up waiting": M(
         "kvrt.batches.places",
         "            else:\n                self.leave(owner, nbytes)",

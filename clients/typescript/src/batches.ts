@@ -22,6 +22,8 @@ export interface Start {
   window?: string;
   /** Comes back with the batch. */
   metadata?: Record<string, string>;
+  /** Of this workspace's batches, those of a higher one go on first. */
+  priority?: number;
   /** How the file is called. */
   name?: string;
 }
@@ -42,6 +44,7 @@ export class Batches {
       endpoint,
       completion_window: given.window ?? "24h",
       ...(given.metadata && { metadata: given.metadata }),
+      ...(given.priority !== undefined && { priority: given.priority }),
     });
   }
 

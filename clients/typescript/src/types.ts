@@ -10,6 +10,7 @@ export interface ModelStatus {
   readonly requests_per_second?: number;
   readonly load_seconds?: number | null;
   readonly expires_at?: number | null;
+  readonly device?: string | null;
   readonly error?: string;
 }
 
@@ -137,6 +138,7 @@ export interface Batch {
   readonly cancelled_at: number | null;
   readonly request_counts: Counts;
   readonly metadata: Readonly<Record<string, string>> | null;
+  readonly priority: number;
   readonly usage: BatchUsage;
   readonly progress: Progress | null;
 }
@@ -351,6 +353,7 @@ export interface NamedStatus {
   readonly requests_per_second?: number;
   readonly load_seconds?: number | null;
   readonly expires_at?: number | null;
+  readonly device?: string | null;
   readonly error?: string;
   readonly name: string;
 }

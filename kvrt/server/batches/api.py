@@ -47,6 +47,7 @@ class BatchRequest(msgspec.Struct, kw_only=True):
     endpoint: Annotated[str, Meta(max_length=128)]
     completion_window: Annotated[str, Meta(max_length=16)]
     metadata: Annotated[dict[Key, Value], Meta(max_length=16)] | None = None
+    priority: Annotated[int, Meta(ge=-100, le=100)] = 0
     output_expires_after: ExpiresAfter | None = None
 
 
@@ -88,6 +89,7 @@ class BatchesApi:
             seconds=seconds,
             metadata=asked.metadata,
             files_expire=seconds_after,
+            priority=asked.priority,
         )
         worker.add(batch)
         return answer(self._shown(batch))
@@ -197,6 +199,7 @@ def shown(batch: Batch, standing: Standing | None = None) -> dict[str, Any]:
         **{f"{status}_at": batch.times.get(status) for status in REACHED},
         "request_counts": {"total": batch.total, "completed": batch.done, "failed": batch.failed},
         "metadata": batch.metadata,
+        "priority": batch.priority,
         "usage": {
             "input_tokens": tokens.prompt,
             "input_tokens_details": {"cached_tokens": tokens.cached},

@@ -1,6 +1,7 @@
 """One batch without a server: a file of this machine in, a file out, going on where it stood."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 LONGEST = 256 << 20
 """Bytes of a line, at most."""
 
+ENTERING = "entering"
+
 AHEAD = 2
 """Lines that are asked at once, in multiples of the sequences that run together: enough that there
 is always one to follow."""
@@ -55,6 +58,7 @@ class Job:
         seconds: lines are asked for so long; None: as long as it takes.
         retry: lines that have failed are asked again.
         restart: nothing of before counts.
+        database: keeps `state` for several workers; see `kvrt.batches.postgres`.
     """
 
     input: Path
@@ -68,16 +72,33 @@ class Job:
     seconds: int | None = None
     retry: bool = False
     restart: bool = False
+    database: str | None = None
 
 
 def entered(store: Store, job: Job) -> Batch:
     """The batch of a job, new or as it stands.
 
     Raises:
-        ConfigError: the folder has one of another input, or the output would be written over.
+        ConfigError: the folder has one of another input, the output would be written over, or
+            others work on what is to be begun anew.
+        OSError: the database does not answer.
     """
+    while not store.database.take(ENTERING):  # workers that begin at once enter one batch
+        time.sleep(0.05)
+    try:
+        return _entered(store, job)
+    finally:
+        store.database.give(ENTERING)
+
+
+def _entered(store: Store, job: Job) -> Batch:
     batches = store.batches
     found = batches.page("", None, 1)
+    if found and job.restart and not found[0].over and len(store.database.living()) > 1:
+        raise ConfigError(
+            f"{job.state}: others work on this batch",
+            fix="stop them, or help them: leave out --restart",
+        )
     if found and (job.restart or found[0].status == "failed"):
         batches.remove(found[0])
         store.work.drop_journal(found[0])

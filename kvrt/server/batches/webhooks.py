@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 LOOK_S = 1.0
 AT_ONCE = 16
 PREFIX = "whsec_"
+ONE = "webhooks"
+"""Of several servers, the one that has taken this delivers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +93,9 @@ class Webhooks:
         deliveries = self._store.deliveries
         while True:
             try:
-                for each in await self._store.do(deliveries.due, AT_ONCE):
-                    await self._try(each)
+                if await self._store.do(self._store.database.take, ONE):
+                    for each in await self._store.do(deliveries.due, AT_ONCE):
+                        await self._try(each)
             except OSError as error:
                 log.warning("webhooks cannot be kept now: %s", type(error).__name__)
             await asyncio.sleep(LOOK_S)

@@ -32,6 +32,9 @@ LOOK_S = 0.2
 AGAIN_S = 5.0
 """What cannot be kept, as where the disk is full, is tried again after so long."""
 
+FOLLOW_S = 1.0
+"""How often it is looked what other servers have taken."""
+
 SWEEP_S = 60.0
 MAX_FILE = 512 << 20
 FAULTS = 3
@@ -114,8 +117,23 @@ class Worker:
         self._beside.append(asyncio.create_task(self._look()))
         if self._webhooks is not None:
             self._beside.append(asyncio.create_task(self._webhooks.deliver()))
+        await self._take_up()
+        if self.store.shared:
+            self._beside.append(asyncio.create_task(self._follow()))
+
+    async def _take_up(self) -> None:
         for batch in await self.store.do(self.store.batches.open):
-            self.add(batch)
+            if batch.id not in self._tasks:
+                self.add(batch)
+
+    async def _follow(self) -> None:
+        """Batches that other servers were given, or told to go on with."""
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            try:
+                await self._take_up()
+            except OSError as error:
+                log.warning("batches of other servers are not known now: %s", error)
 
     def add(self, batch: Batch) -> None:
         """Work on it, now or when there is room."""
