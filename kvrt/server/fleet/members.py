@@ -82,6 +82,7 @@ class Member:
         keep_alive: seconds that it stays without requests; infinite: always.
         residue: bytes that it holds while it sleeps, which brings it back sooner; None: it cannot
             sleep.
+        barred: devices that it cannot be on.
         load_s: what its last load took; None: it was not measured.
         place: the device that it is on, or sleeps on.
         held: bytes that it has there, or that are kept for it.
@@ -97,6 +98,7 @@ class Member:
     need: int
     keep_alive: float
     residue: int | None = None
+    barred: frozenset[int] = frozenset()
     state: State = "unloaded"
     load_s: float | None = None
     place: int | None = None

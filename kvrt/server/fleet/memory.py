@@ -48,7 +48,16 @@ class Memory:
         """Devices that it may be on: where it sleeps, or any that is large enough."""
         if member.place is not None:
             return [member.place]
-        return [place for place, room in enumerate(self._rooms) if member.need <= room]
+        return self.large_enough(member)
+
+    def large_enough(self, member: Member) -> list[int]:
+        """Devices that have room for it, if there is nothing else."""
+        rooms = enumerate(self._rooms)
+        return [at for at, room in rooms if member.need <= room and at not in member.barred]
+
+    def free(self, place: int) -> int:
+        """Bytes of a device that no model holds."""
+        return self._rooms[place] - self.used(place)
 
     def leaving(self, place: int) -> int:
         going = (member for member in self.at(place) if member.state == "unloading")

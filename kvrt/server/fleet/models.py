@@ -1,7 +1,8 @@
 """Runtimes that come and go as `Fleet` says, and requests that wait for theirs.
 
-All models are tenants of one share of the server's own, so that weights and KV memory of all of
-them together are never more than there is; what one does not need of KV memory, others have.
+All models of a device are tenants of one share of the server's own, so that weights and KV memory
+of all of them together are never more than there is; what one does not need of KV memory, others
+have.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,6 @@ from starlette.types import ASGIApp
 
 from kvrt.aio.runtime import AsyncRuntime
 from kvrt.config import RuntimeConfig
-from kvrt.engine.weighing import Weighed
 from kvrt.errors import CapacityError, KvrtError
 from kvrt.runtime import Runtime
 from kvrt.server.access import gate
@@ -31,10 +31,11 @@ from kvrt.server.desk import Desk
 from kvrt.server.errors import Refusal
 from kvrt.server.fleet.members import Member, Order, Rest, Ticket
 from kvrt.server.fleet.naming import Folder
+from kvrt.server.fleet.places import Device
 from kvrt.server.fleet.states import Fleet
-from kvrt.server.fleet.weighing import weighed_or_none
+from kvrt.server.fleet.weighing import Needs, weighed_or_none
 from kvrt.server.service import Service
-from kvrt.sharing.share import Share, sweep
+from kvrt.sharing.share import sweep
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class Models:
         folder: where further ones may come.
         desk: what the server has once.
         template: a chat template for all of them.
-        share: that they keep within.
+        devices: that they may be on, by the numbers of `Order.place`.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Models:
         folder: Folder | None,
         desk: Desk,
         template: str | None,
-        share: Share,
+        devices: Sequence[Device],
     ) -> None:
         self.fleet = fleet
         self.desk = desk
@@ -105,7 +106,7 @@ class Models:
         self._configs = dict(configs)
         self._folder = folder
         self._template = template
-        self._share = share
+        self._devices = devices
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[Ticket, asyncio.Future[None]] = {}
         self._threads = ThreadPoolExecutor(LOADERS, "kvrt-swap")
@@ -114,15 +115,12 @@ class Models:
         self._seen: dict[str, tuple[object, ...]] = {}
         self.watchers: set[Watcher] = set()
 
-    def add(self, name: str, weighed: Weighed | None) -> None:
+    def add(self, name: str, needs: Needs) -> None:
         """A model that is not loaded. One that could not be weighed is there, too: whoever asks for
         it is told why."""
-        need, residue = 0, None
-        if weighed is not None:
-            need = weighed.need
-            residue = weighed.smallest if weighed.device.torch_device == "cpu" else None
         keep = self.desk.config.keep_alive
-        self.fleet.add(Member(name, need, keep if keep >= 0 else math.inf, residue))
+        lasts = keep if keep >= 0 else math.inf
+        self.fleet.add(Member(name, needs.need, lasts, needs.residue, needs.barred))
 
     # --- for requests ------------------------------------------------------------------------
 
@@ -155,10 +153,10 @@ class Models:
         for name, config in (await asyncio.to_thread(self._folder.models)).items():
             if name in self.fleet.members:
                 continue
-            weighed = await weighed_or_none(config)
+            needs = await weighed_or_none(config, [each.place for each in self._devices])
             if name not in self.fleet.members:
                 self._configs[name] = config
-                self.add(name, weighed)
+                self.add(name, needs)
 
     @asynccontextmanager
     async def using(
@@ -237,6 +235,9 @@ class Models:
             "load_seconds": member.load_s,
             "expires_at": self.expires(name),
         }
+        if len(self._devices) > 1:
+            at = member.place
+            told["device"] = None if at is None else self._devices[at].place.name
         return told if member.error is None else {**told, "error": member.error.message}
 
     def expires(self, name: str) -> float | None:
@@ -286,7 +287,7 @@ class Models:
         try:
             match order.verb:
                 case "load" | "wake":
-                    await self._bring(name)
+                    await self._bring(name, self._devices[order.place])
                 case "sleep":
                     await self._put_to_sleep(name)
                 case "unload":
@@ -295,14 +296,14 @@ class Models:
         finally:
             self._go_on()
 
-    async def _bring(self, name: str) -> None:
+    async def _bring(self, name: str, device: Device) -> None:
         begun = self._now
         try:
             if name in self.loaded:
                 runtime = self.loaded[name].service.runtime.runtime
                 await self._in_thread(runtime.wake)
             else:
-                self.loaded[name] = await self._opened(name)
+                self.loaded[name] = await self._opened(name, device)
                 runtime = self.loaded[name].service.runtime.runtime
             if self.desk.gate.closing:
                 raise gate.shutting_down()
@@ -314,12 +315,13 @@ class Models:
             return
         self.loads["loaded"] += 1
         seconds = self._now - begun
-        log.info("%s is loaded, after %.3f s", name, seconds)
+        log.info("%s is loaded on %s, after %.3f s", name, device.place.name, seconds)
         need = runtime.model.weight_bytes + runtime.cache.min_bytes
         self.fleet.loaded(name, self._now, need, seconds)
 
-    async def _opened(self, name: str) -> Loaded:
-        config = replace(self._configs[name], memory_limit=None, share=self._share)
+    async def _opened(self, name: str, device: Device) -> Loaded:
+        config = device.place.on(self._configs[name])
+        config = replace(config, memory_limit=None, share=device.share)
         runtime = await self._in_thread(partial(Runtime, config=config))
         try:
             alias = (name, *self.desk.config.alias)
@@ -369,7 +371,8 @@ class Models:
         for name in list(self.loaded):
             await self._drop(name)
         self._threads.shutdown()
-        await asyncio.to_thread(sweep, f"{self._share.name}.")
+        for name in {device.share.name for device in self._devices}:
+            await asyncio.to_thread(sweep, f"{name}.")
 
 
 def _refusal(name: str, error: Exception) -> Refusal:

@@ -75,7 +75,7 @@ class Fleet:
             Refusal: the model can never be loaded, could not be loaded just now, or too many wait.
         """
         member = self.members[name]
-        if member.need > max(self.rooms):
+        if not self.memory.large_enough(member):
             raise Refusal(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 f"{name} needs {member.need} bytes, more than this server has for models,"
@@ -222,14 +222,18 @@ class Fleet:
         draining: set[Member] = set()
         for member in self._wanted():
             places = [place for place in self.memory.possible(member) if place not in kept_free]
-            if not places:
-                continue
-            free = {place: self.rooms[place] - self.memory.used(place) for place in places}
+            free = {place: self.memory.free(place) for place in places}
             lacking = member.need - member.held
             able = [place for place in places if free[place] >= lacking]
             if able:
                 crowding = {place: self.memory.crowding(member, place, (), now) for place in able}
                 self._begin(member, min(able, key=lambda place: (crowding[place], -free[place])))
+                continue
+            if (other := self._elsewhere(member, kept_free)) is not None:
+                self._give_up(member, "unloaded")  # what it keeps would only hold it back
+                kept_free.add(other)
+                continue
+            if not places:
                 continue
             coming = {p: free[p] + self.memory.leaving(p) for p in places}
             found = [place for place in places if coming[place] >= lacking]
@@ -249,6 +253,14 @@ class Fleet:
                     found = [choice.place]
             kept_free.update(found)
         return draining
+
+    def _elsewhere(self, member: Member, kept_free: set[int]) -> int | None:
+        """For a model that sleeps, another device that has room for it as it is."""
+        if member.state != "sleeping":
+            return None
+        others = set(self.memory.large_enough(member)) - {member.place} - kept_free
+        able = [place for place in others if self.memory.free(place) >= member.need]
+        return max(able, key=self.memory.free, default=None)
 
     def _late_at(self, member: Member, place: int) -> float:
         """When it has waited for long enough for those at a place to let it have its turn."""

@@ -64,7 +64,8 @@ class Row {
   }
 
   show(told, steered) {
-    tell(this.state, told.error ? `${told.value}: ${told.error}` : told.value);
+    const state = told.device ? `${told.value} on ${told.device}` : told.value;
+    tell(this.state, told.error ? `${state}: ${told.error}` : state);
     const rate = told.requests_per_second, load = told.load_seconds;
     const numbers = [
       bytes(told.bytes),

@@ -423,6 +423,44 @@ def test_a_model_goes_where_there_is_room_or_least_is_lost() -> None:
     assert world.fleet.members["tiny"].place == places["half"]
 
 
+def test_a_model_that_sleeps_wakes_elsewhere_where_there_is_room_and_at_home_is_none() -> None:
+    world = World(60, 60, residue=5)
+    for ticket in world.have("big"):
+        world.end(ticket)
+    home = world.fleet.members["big"].place
+    world.fleet.rest("big", "sleeping", world.now)
+    world.take()
+    world.settle()
+    world.fleet.members["half"].barred = frozenset({1 - home})  # type: ignore[operator]
+    world.have("half")  # which is busy
+    (back,) = world.have("big")
+    assert world.fleet.members["big"].place == 1 - home  # type: ignore[operator]
+    assert [(o.verb, o.model) for o in world.done[-2:]] == [("unload", "big"), ("load", "big")]
+    assert back.granted
+
+
+def test_a_model_is_never_where_it_cannot_be() -> None:
+    world = World(100, 60)
+    world.fleet.members["half"].barred = frozenset({0})
+    for ticket in world.have("half"):
+        world.end(ticket)
+    assert world.fleet.members["half"].place == 1
+    world.fleet.members["big"].barred = frozenset({0, 1})
+    with pytest.raises(Refusal, match="more than this server has"):
+        world.ask("big")
+
+
+def test_of_devices_with_room_the_one_with_the_least_work_is_taken() -> None:
+    """By what is asked for there, over the memory that is left for keys and values."""
+    world = World(100, 100)
+    for _ in range(30):
+        for ticket in world.have("half"):
+            world.end(ticket)
+    busy = world.fleet.members["half"].place
+    world.have("small", "tiny")
+    assert {world.fleet.members[name].place for name in ("small", "tiny")} == {1 - busy}  # type: ignore[operator]
+
+
 # --- any order of events ---------------------------------------------------------------------
 
 
@@ -433,6 +471,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.world = World(100, 60, residue=5, keep_alive=20.0, most_waiting=8)
         self.world.fleet.members["small"].residue = None
+        self.world.fleet.members["tiny"].barred = frozenset({0})
         self.open: list[Ticket] = []
         self.answered: set[Ticket] = set()
 
