@@ -73,6 +73,8 @@ DTypeOption = Literal["auto", DType]
 KVFormatOption = Literal["auto", KVFormat]
 MAX_THREADS = max(64, 8 * (os.cpu_count() or 1))
 """More than a processor has any use for; each takes memory of the system's."""
+MAX_RANKS = 64
+"""In each direction; more would have less than a layer, or a head, of any model there is."""
 DRAFTS = 10
 """Tokens guessed in a step where speculation is on and no number is given."""
 MODEL_DRAFTS = 8
@@ -146,6 +148,11 @@ class RuntimeConfig:
         share: share the device's memory with other processes: a `kvrt.Share`, or the
             name of one, as ``gpu0``. Weights and KV memory are leased before they are taken, and
             memory that others need more is given back. None: what is free is taken.
+        tensor_parallel: so many processes, each with a device, have a part of every layer each.
+        pipeline_parallel: so many stages, one after the other, have some of the layers each; of
+            as many processes each as `tensor_parallel` says: docs/parallel.md. `memory_limit`,
+            `keep_warm` and `threads` are of each process.
+        rank_timeout: seconds that one of these processes may keep the others waiting in a step.
         offline: use only what is on this machine.
         revision: of a hub id.
         seed: for dummy weights, and for requests that bring none; None: requests are random.
@@ -183,6 +190,9 @@ class RuntimeConfig:
     max_images: int = 8
     threads: int | None = None
     share: Share | str | None = None
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    rank_timeout: float = 120.0
     offline: bool = False
     revision: str | None = None
     seed: int | None = None
@@ -202,11 +212,22 @@ class RuntimeConfig:
                 fix="leave prefix_cache on",
             )
         draft_limit(self.speculate, by_model=self.draft_model is not None)
+        if self.tensor_parallel * self.pipeline_parallel > 1:
+            for name in ALONE:
+                if getattr(self, name) is not None:
+                    raise ConfigError(
+                        f"{name} is not for a model that several processes compute",
+                        fix=f"leave out {name}, or tensor_parallel and pipeline_parallel",
+                    )
 
 
 def weights_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """Where quantised weights are kept where nothing else is asked for."""
     return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvrt" / "weights"
+
+
+ALONE = "share", "draft_model", "offload_experts"
+"""Options of a model that one process computes."""
 
 
 OPTIONS: Checks = {
@@ -240,6 +261,9 @@ OPTIONS: Checks = {
     "max_images": Whole(0, 1024),
     "threads": Maybe(Whole(1, MAX_THREADS)),
     "share": Maybe(Of((Share, str))),
+    "tensor_parallel": Whole(1, MAX_RANKS),
+    "pipeline_parallel": Whole(1, MAX_RANKS),
+    "rank_timeout": Number(0.1, 86400.0),
     "offline": Flag(),
     "revision": Maybe(Text()),
     "seed": Maybe(Whole(0, 2**64 - 1)),

@@ -10,6 +10,7 @@
     ├── CapacityError          5    something does not fit in memory
     │   └── OutOfMemory        5    the device itself refused physical memory
     ├── DeviceError            1    a device call failed
+    │   ├── PeerLost           1    another rank of the same model has gone, or is late
     │   └── ContractError      1    a caller or a backend broke a rule of `kvrt.spi`
     └── IntegrityError         1    the page table and the memory under it disagree
 
@@ -126,6 +127,10 @@ class DeviceError(KvrtError):
         super().__init__(message, fix=fix)
         self.call = call
         self.code = code
+
+
+class PeerLost(DeviceError):
+    """Another process that computes the same model has gone, or did not come in time."""
 
 
 class ContractError(DeviceError):

@@ -32,6 +32,7 @@ TOUCH = {
     "kvrt.model",
     "kvrt.executor",
     "kvrt.integrations",
+    "kvrt.ranks",
 }
 """What calls devices: the executor, the model that it runs, what makes or tries a device, and what
 hands one to another engine."""

@@ -14,6 +14,7 @@ MEMORY = ("memory_limit", "kv_cache_dtype", "page_size", "prefix_cache", "prefix
           "prefix_cache_ttl", "cache_dir", "offload", "offload_write", "preemption")  # fmt: skip
 SHARING = ("share", "guarantee", "lend", "weight", "share_priority")
 SCHEDULING = ("max_batch_tokens", "max_running", "speculation", "draft_model")
+RANKS = ("tensor_parallel", "pipeline_parallel", "rank_timeout")
 OUTPUT = ("as_json", "no_stream", "output", "verbose", "quiet", "color", "help")
 
 RUN: Sections = {
@@ -28,6 +29,7 @@ RUN: Sections = {
     "KV memory": MEMORY,
     "Sharing": SHARING,
     "Scheduling": SCHEDULING,
+    "Several processes": RANKS,
 }  # fmt: skip
 SERVE: Sections = {
     "Server": ("host", "port", "alias", "chat_template", "reader", "strict", "max_requests",
@@ -46,6 +48,7 @@ SERVE: Sections = {
     "KV memory": MEMORY,
     "Sharing": SHARING,
     "Scheduling": SCHEDULING,
+    "Several processes": RANKS,
     "Output": OUTPUT,
 }  # fmt: skip
 BATCH: Sections = {
@@ -56,6 +59,7 @@ BATCH: Sections = {
     "KV memory": MEMORY,
     "Sharing": SHARING,
     "Scheduling": SCHEDULING,
+    "Several processes": RANKS,
 }  # fmt: skip
 BENCH: Sections = {
     "Tests": ("prompt_tokens", "new_tokens", "pairs", "batch", "repetitions", "no_warmup"),
@@ -64,6 +68,7 @@ BENCH: Sections = {
     "KV memory": MEMORY,
     "Sharing": SHARING,
     "Scheduling": SCHEDULING,
+    "Several processes": RANKS,
 }
 
 

@@ -227,6 +227,8 @@ def check_several(config: "ServerConfig", wanted: RuntimeConfig) -> None:
         "--share": wanted.share is not None,
         "--cache-dir": wanted.cache_dir is not None,
         "--draft-model": wanted.draft_model is not None,
+        "--tensor-parallel": wanted.tensor_parallel > 1,
+        "--pipeline-parallel": wanted.pipeline_parallel > 1,
         "--model-impl transformers": wanted.model_impl == "transformers",
     }
     if config.devices is not None:

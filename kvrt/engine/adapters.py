@@ -27,6 +27,7 @@ class NamedAdapters:
     def load(self, name: str, path: Path) -> None:
         """See `kvrt.Runtime.load_adapter`."""
         self._check_free(name)
+        self._adapters.check()
         adapter = self._adapters.make(read_peft(path) if path.is_dir() else read_gguf(path))
         with self._lock:
             self._check_free(name)

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kvrt.config import Environment, RuntimeConfig, weights_folder
+from kvrt.config import Environment, RuntimeConfig
 from kvrt.engine.drafter import check_drafter
 from kvrt.engine.engine import Engine
 from kvrt.engine.fingerprint import own_folder, page_fingerprint, page_format
@@ -26,6 +26,9 @@ from kvrt.kv.tiers.pagefile import PageFile
 from kvrt.model.loader import Model, load_model
 from kvrt.model.progress import Progress
 from kvrt.model.spec import ModelSpec
+from kvrt.ranks.loading import load
+from kvrt.ranks.others import Others
+from kvrt.ranks.starting import Ranks, shard_of, threads_of
 from kvrt.registry import open_device
 from kvrt.sched.batching import Limits
 from kvrt.sched.policy import POLICIES
@@ -40,6 +43,7 @@ class Assembly:
 
     Args:
         fingerprint: of all pages; see `page_fingerprint`.
+        others: the other ranks, if there are several.
     """
 
     device: Device
@@ -48,6 +52,7 @@ class Assembly:
     engine: Engine
     prefixes: Prefixes
     fingerprint: bytes
+    others: Others | None
 
 
 def assemble(
@@ -55,13 +60,15 @@ def assemble(
     stack: ExitStack,
     progress: Progress | None,
     still_wanted: Callable[[], None],
+    on_failure: Callable[[], None] = lambda: None,
 ) -> Assembly:
-    """Open the device, load the model, size the KV memory.
+    """Open the device, load the model, size the KV memory; on all ranks, if there are several.
 
     Args:
         stack: closes what was made, also if something that comes later fails.
         progress: told about the bytes of a download, and of files as they are quantised.
         still_wanted: asked once the model is loaded; raises if nobody waits any more.
+        on_failure: called, on another thread, if another rank fails.
 
     Raises:
         KvrtError: as `kvrt.Runtime`.
@@ -70,7 +77,7 @@ def assemble(
     device = open_device(
         backend,
         config.device,
-        DeviceOptions(threads=config.threads, exact=config.activations == "exact"),
+        DeviceOptions(threads=threads_of(config), exact=config.activations == "exact"),
         check_layers=config.debug,
     )
     stack.callback(device.close)
@@ -89,23 +96,18 @@ def assemble(
             own = 0 if drafter is None else drafter.weight_bytes
             tenant.take_soon(weights + own + smallest, LEASE_S)
 
+    ranks = None
+    if shard_of(config).ranks > 1:
+        ranks = Ranks(config, device, stack, on_failure)
     experts = config.offload_experts
-    model = load_model(
-        config.model,
+    model = load(
+        config,
         device,
-        dtype=config.dtype,
-        load_format=config.load_format,
-        model_impl=config.model_impl,
-        quantize=config.quantize,
-        quantized_dir=_quantized_dir(config),
-        offload_experts=None if experts is None else limit_bytes(experts, device.info),
-        max_model_len=config.max_model_len,
-        offline=config.offline,
-        revision=config.revision,
         progress=progress,
-        seed=config.seed or 0,
-        max_images=config.max_images,
+        offload_experts=None if experts is None else limit_bytes(experts, device.info),
         check_room=room,
+        shard=shard_of(config),
+        join=None if ranks is None else ranks.begin,
     )
     stack.callback(model.decoder.close)
     if not isinstance(model.vision, str):
@@ -120,7 +122,7 @@ def assemble(
     if tenant is not None:  # the smallest cache takes its own again
         tenant.give(max(0, tenant.held - model.weight_bytes))
         tenant.take_soon(model.weight_bytes - tenant.held, LEASE_S)
-    executor, cache = make_cache(config, device, model, tenant, drafter)
+    executor, cache = make_cache(config, device, model, tenant, drafter, ranks)
     stack.callback(cache.close)
     fingerprint = page_fingerprint(model, cache.layouts, device.info, drafter)
     reuse = make_reuse(config, cache)
@@ -129,7 +131,8 @@ def assemble(
     stack.callback(memory.close)
     limits = Limits(config.max_batch_tokens, config.max_running)
     engine = Engine(model, executor, memory, limits, POLICIES[config.policy], ratio)
-    return Assembly(device, model, cache, engine, Prefixes(engine), fingerprint)
+    others = None if ranks is None else ranks.others
+    return Assembly(device, model, cache, engine, Prefixes(engine), fingerprint, others)
 
 
 def _join(config: RuntimeConfig, device: Device) -> Tenant | None:
@@ -156,13 +159,6 @@ def _load_drafter(config: RuntimeConfig, device: Device, progress: Progress | No
     )
 
 
-def _quantized_dir(config: RuntimeConfig) -> Path | None:
-    if config.quantized_dir is None:
-        return None
-    named = Path(config.quantized_dir)
-    return weights_folder() if named == Path("auto") else named
-
-
 def make_reuse(config: RuntimeConfig, cache: KVCache) -> PrefixReuse | None:
     """None: every request computes all of its own."""
     if not config.prefix_cache:
@@ -187,7 +183,7 @@ def make_offload(
     if reuse is None or config.offload is None:
         return None
     tiers = parse_tiers(config.offload)
-    form = page_format(fingerprint, executor.layouts)
+    form = page_format(fingerprint, executor)
     is_tier = tiers.host_bytes > 0
     if is_tier:
         host = HostStore(executor, form.sizes, tiers.host_bytes)

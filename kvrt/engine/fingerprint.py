@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from kvrt.executor.interface import PageMemory
 from kvrt.kv.tiers.format import PageFormat
 from kvrt.kv.tiers.names import fingerprint
 from kvrt.model.loader import Model
@@ -38,7 +39,6 @@ def own_folder(folder: str | Path, fingerprint: bytes) -> Path:
     return Path(folder).expanduser() / fingerprint.hex()[:16]
 
 
-def page_format(fingerprint: bytes, layouts: Sequence[PageLayout]) -> PageFormat:
-    """What pages in folders have in common, of all groups of layers."""
-    sizes = tuple(layout.page_bytes for layout in layouts)
-    return PageFormat(fingerprint, sizes, layouts[0].page_size)
+def page_format(fingerprint: bytes, executor: PageMemory) -> PageFormat:
+    """What an executor's pages in folders have in common, of all groups of layers."""
+    return PageFormat(fingerprint, executor.host_bytes, executor.layouts[0].page_size)

@@ -26,6 +26,7 @@ class Signal(enum.Enum):
     CLOSE = enum.auto()
     LIMIT_CHANGED = enum.auto()
     RUNG = enum.auto()
+    RANK_FAILED = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)

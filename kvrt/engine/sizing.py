@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from kvrt.config import RuntimeConfig
 from kvrt.errors import CapacityError
 from kvrt.executor.backing import geometry_of
+from kvrt.executor.interface import Executor
 from kvrt.executor.local import LocalExecutor
 from kvrt.kv.cache import KVCache
 from kvrt.kv.limit import LimitChange
@@ -20,8 +21,10 @@ from kvrt.model.decoder.rope import rotation_bytes
 from kvrt.model.layouts import layouts_of
 from kvrt.model.loader import Model
 from kvrt.model.spec import ModelSpec
+from kvrt.ranks.executor import RanksExecutor
+from kvrt.ranks.starting import Ranks, shard_of
 from kvrt.sharing.tenant import Tenant
-from kvrt.spi import ITEM_BYTES, Device, DeviceInfo, DType, PageLayout
+from kvrt.spi import ITEM_BYTES, Device, DeviceInfo, DType, KVFormat, PageLayout
 from kvrt.units import format_bytes, parse_bytes
 
 log = logging.getLogger(__name__)
@@ -80,8 +83,12 @@ def page_layouts(
 ) -> list[PageLayout]:
     """The pages of each of a model's `ModelSpec.groups`, with weights of a dtype and activations of
     another."""
-    keys = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-    return layouts_of(spec, config.page_size, keys, computed)
+    return layouts_of(spec, config.page_size, kv_format(config, dtype), computed)
+
+
+def kv_format(config: RuntimeConfig, dtype: DType) -> KVFormat:
+    """How keys and values are kept, with weights of a dtype."""
+    return dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
 
 
 def drafter_layouts(config: RuntimeConfig, drafter: Model) -> list[PageLayout]:
@@ -114,6 +121,7 @@ def check_room(
         CapacityError: it has not.
         ConfigError: the device does not keep keys and values as they are wanted.
     """
+    spec = shard_of(config).kept(spec)
     layouts = page_layouts(config, spec, dtype, computed_in(dtype, device.info))
     if drafter is not None:
         layouts += drafter_layouts(config, drafter)
@@ -190,19 +198,23 @@ def make_cache(
     model: Model,
     tenant: Tenant | None = None,
     drafter: Model | None = None,
-) -> tuple[LocalExecutor, KVCache]:
+    ranks: Ranks | None = None,
+) -> tuple[Executor, KVCache]:
     """Size the KV cache: its page layouts, the ranges it reserves, and how much of it may be used.
 
     Args:
         model: whose `weight_bytes` are all that is loaded.
         tenant: of a device that is shared.
         drafter: a model that drafts.
+        ranks: several, each of which has pages of its part of the model.
 
     Returns:
         What runs the model over its pages, and the cache that keeps them, which closes it.
     """
-    info, spec = device.info, model.spec
+    info, spec = device.info, model.shard.kept(model.spec)
     free = device.memory.info().free
+    if ranks is not None:
+        free = ranks.loaded(model, free)
     sizes = cache_sizes(
         config, info, spec, model.dtype, model.decoder.dtype, model.max_model_len, free, drafter
     )
@@ -230,7 +242,8 @@ def make_cache(
                 fix="lower max_batch_tokens, or take a smaller model",
             )
         raise too_small(config.memory_limit, model.weight_bytes, smallest)
-    executor = LocalExecutor(
+    executor: Executor
+    executor = own = LocalExecutor(
         device,
         sizes.layouts,
         sizes.pages,
@@ -240,6 +253,9 @@ def make_cache(
         poison=config.debug,
         tenant=tenant,
     )
+    if ranks is not None:
+        keys = kv_format(config, model.dtype)
+        executor = RanksExecutor(own, ranks.others, ranks.split, keys, sizes.pages)
     cache = KVCache(
         executor,
         limit_bytes=limit,

@@ -55,7 +55,7 @@ class Snapshots:
     def __init__(self, engine: Engine, fingerprint: bytes, ask: Ask) -> None:
         self._memory = engine.memory
         self._executor = engine.executor
-        self._form = page_format(fingerprint, engine.memory.cache.layouts)
+        self._form = page_format(fingerprint, engine.executor)
         self._ask = ask
         self._turn = threading.Lock()
         self._stop_saving = threading.Event()

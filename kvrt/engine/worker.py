@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import functools
 import logging
 import queue
 import threading
@@ -27,6 +28,7 @@ from kvrt.errors import ConfigError, DeviceError, KvrtError, in_one_line
 from kvrt.kv.cache import KVCache
 from kvrt.model.loader import Model
 from kvrt.model.progress import Progress
+from kvrt.ranks.others import Others
 from kvrt.spi import Device
 from kvrt.structured.guides import Guides
 
@@ -77,6 +79,7 @@ class Worker(Mailbox):
         self._stopping = self._closed = self._broken = False
         self._left = threading.Event()  # the thread has given everything back
         self._unclosed: KvrtError | None = None  # what came instead of that
+        self._others: Others | None = None
         self._told = 0  # the number of the last change to cached pages that observers know of
 
     def open(self, progress: Progress | None) -> None:
@@ -197,7 +200,9 @@ class Worker(Mailbox):
 
     def _open(self, stack: contextlib.ExitStack, progress: Progress | None) -> None:
         started = time.perf_counter()
-        made = assemble(self._config, stack, progress, self._still_wanted)
+        failed = functools.partial(self.tell, Signal.RANK_FAILED)
+        made = assemble(self._config, stack, progress, self._still_wanted, failed)
+        self._others = made.others
         self.device, self.model, self.cache = made.device, made.model, made.cache
         self.engine, self.prefixes = made.engine, made.prefixes
         self.sleeper = Sleeper(made.engine, made.model.resident)
@@ -305,6 +310,9 @@ class Worker(Mailbox):
             carry_out(command)
         elif command is Signal.RUNG:
             obey(self.engine, self.sleeper, self.device.info)
+        elif command is Signal.RANK_FAILED:
+            if self._others is not None and self._others.failure is not None:
+                raise self._others.failure
         elif isinstance(command, int):
             request = self._unanswered.get(command)
             if isinstance(request, Request):

@@ -6,9 +6,10 @@
     copies    pages to host memory, and back                  PageMemory, Executor
     launch    one forward pass                                            Executor
 
-Above the line, one thread plans on values and asks no device. Below it, the same values could be
-given to several workers, each with a part of the model: ops are numbers of chunks and pages, a step
-is arrays. Host memory alone is a tensor, since disks read and write it.
+Above the line, one thread plans on values and asks no device. Below it, the same values are given
+to several workers where there are such (`kvrt.ranks`), each with a part of the model: ops are
+numbers of chunks and pages, a step is arrays. Host memory alone is a tensor, since disks read and
+write it.
 """
 
 from collections.abc import Collection, Sequence
@@ -47,7 +48,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Save:
-    """Copy a page off the device, to host memory: uint8 [page_bytes], contiguous."""
+    """Copy a page off the device, to host memory: uint8 [host_bytes], contiguous."""
 
     page: int
     host: "Tensor" = field(repr=False)
@@ -56,7 +57,7 @@ class Save:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fetch:
-    """Copy host memory, uint8 [page_bytes] and contiguous, to a page on the device."""
+    """Copy host memory, uint8 [host_bytes] and contiguous, to a page on the device."""
 
     page: int
     host: "Tensor" = field(repr=False)
@@ -131,7 +132,7 @@ class PageMemory(Protocol):
     """The half that holds pages: all that the KV memory needs, with any model or none.
 
     Belongs to one thread, the engine's. Others may read `mapped_chunks`, `pooled_chunks` and
-    `stats`, and what never changes: `info`, `layouts`, `geometries`, `poison`.
+    `stats`, and what never changes: `info`, `layouts`, `geometries`, `host_bytes`, `poison`.
     """
 
     @property
@@ -144,6 +145,11 @@ class PageMemory(Protocol):
     @property
     def geometries(self) -> tuple[Geometry, ...]:
         """Of each group: how large a page is, and how many there are addresses for."""
+
+    @property
+    def host_bytes(self) -> tuple[int, ...]:
+        """Of each group: bytes that a page takes in host memory; of several workers, all of
+        theirs."""
 
     @property
     def poison(self) -> bool:

@@ -56,6 +56,7 @@ class LocalPages:
         self.info = device.info
         self.layouts = tuple(layouts)
         self.geometries = tuple(geometry_of(layout, device.info, pages) for layout in layouts)
+        self.host_bytes = tuple(layout.page_bytes for layout in layouts)
         self.poison = poison
         self._device = device
         self._pool = ChunkPool(device, tenant)
@@ -77,8 +78,10 @@ class LocalPages:
 
     def commit(self, ops: Sequence[Op]) -> Applied | Failed:
         attempt = self.attempt(ops)
-        if isinstance(attempt, Failed):
-            return attempt
+        return attempt if isinstance(attempt, Failed) else self.settle(attempt)
+
+    def settle(self, attempt: Attempt) -> Applied | Failed:
+        """The second half of `commit`. There is no way back after it."""
         applied, before = attempt.settle(), self._stats
         if isinstance(applied, Failed):
             return applied
@@ -127,8 +130,13 @@ class LocalPages:
     # --- chunks ------------------------------------------------------------------------------
 
     @property
+    def mapped(self) -> list[Collection[int]]:
+        """The chunks of each group that are mapped."""
+        return [backing.mapped.keys() for backing in self._backings]
+
+    @property
     def mapped_chunks(self) -> int:
-        return sum(len(backing.mapped) for backing in self._backings)
+        return sum(map(len, self.mapped))
 
     @property
     def pooled_chunks(self) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from kvrt.errors import CapacityError, ConfigError, RequestError
 from kvrt.model.chat.messages import Message
 from kvrt.model.chat.templates import Chat
+from kvrt.model.checkpoint.slicing import own_slices
 from kvrt.model.choice import check_shape, choose, choose_dtype, choose_length
 from kvrt.model.decoder.activations import computed_in
 from kvrt.model.decoder.decoder import Decoder
@@ -23,6 +24,7 @@ from kvrt.model.offload.pool import ExpertPool
 from kvrt.model.packed.choice import kept_weights
 from kvrt.model.packed.quantize import Quantize
 from kvrt.model.progress import Progress
+from kvrt.model.shard import WHOLE, Shard, Split
 from kvrt.model.source import open_source
 from kvrt.model.spec import ModelSpec
 from kvrt.model.tokens.detokenizer import Detokenizer
@@ -30,6 +32,7 @@ from kvrt.model.tokens.tokenizer import TOKENIZER, Tokenizer, read_tokenizer
 from kvrt.model.vision.vision import UNKNOWN, Vision, find_vision, load_vision, tower_bytes
 from kvrt.model.weights import arena
 from kvrt.model.weights.resident import Resident
+from kvrt.model.weights.slices import packing_of
 from kvrt.model.weights.weights import assemble, weight_bytes
 from kvrt.spi import Device, DType
 
@@ -62,6 +65,7 @@ class Model:
         vision: what it sees images with, or why it sees none.
         notes: what a user may want to know of how it was loaded.
         pool: its experts, if they are brought as needed.
+        shard: what of it is here, where several ranks compute it.
     """
 
     name: str
@@ -79,6 +83,7 @@ class Model:
     vision: Vision | str = UNKNOWN
     notes: tuple[str, ...] = ()
     pool: ExpertPool | None = None
+    shard: Shard = WHOLE
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """The token ids of a prompt; not `special`: of what stands within a text.
@@ -153,6 +158,8 @@ def load_model(
     head: bool = True,
     max_images: int = 0,
     check_room: Callable[[ModelSpec, DType, int], None] = lambda *_: None,
+    shard: Shard = WHOLE,
+    join: Callable[[], Split] | None = None,
 ) -> Model:
     """Load a model onto a device.
 
@@ -178,10 +185,13 @@ def load_model(
         head: False: without its output matrix, for `Decoder.states` alone.
         max_images: of a prompt; 0: without its vision tower.
         check_room: raises if weights of so many bytes, of this shape and dtype, are too many.
+        shard: what is loaded of it, by one of several ranks, each of which calls this.
+        join: of a rank: meets the others, once all that can be is checked.
 
     Raises:
         ModelError: the model is missing, damaged or not supported.
-        ConfigError: `dtype`, `quantize`, `offload_experts` or `max_model_len` cannot be used here.
+        ConfigError: `dtype`, `quantize`, `offload_experts` or `max_model_len` cannot be used here,
+            or the model cannot be cut as `shard` says.
         CapacityError: its weights do not fit in the device's free memory.
     """
     dummy = load_format == "dummy"
@@ -195,6 +205,10 @@ def load_model(
         progress=progress,
     )
     if model_impl == "transformers":
+        if join is not None:
+            raise ConfigError(
+                "a module of transformers cannot be cut into parts", fix="run it on one rank"
+            )
         if dummy or quantize is not None:
             raise ConfigError(
                 f"model_impl transformers has no {'dummy weights' if dummy else 'quantize'}",
@@ -217,6 +231,15 @@ def load_model(
     generation = source.generation(spec)
     tokenizer = source.tokenizer(spec)
     needed = choice.weight_bytes
+    described = packing.description  # the same on all ranks
+    shard.check(spec)
+    split = None if join is None else join()
+    if split is not None:
+        if checkpoint is not None:
+            checkpoint = own_slices(checkpoint, spec, shard, packing)
+        packing = packing_of(spec, shard, packing)
+        needed = weight_bytes(spec, chosen, packing)
+        max_images, quantized_dir = 0, None
     eyes = find_vision(source.path, spec, 0 if dummy else max_images)
     tower = tower_bytes(source.path, eyes, chosen)
     check_room(spec, chosen, needed + tower)
@@ -230,11 +253,11 @@ def load_model(
         pool = ExpertPool(spec, choice.forms, apart)
     resident = Resident(
         memory, spec, chosen, packing, checkpoint, seed=seed, quantize=quantize, kept=kept,
-        pool=pool,
+        pool=pool, split=split,
     )  # fmt: skip
     stored, notes = resident.read(progress)
     elsewhere = () if pool is None else pool.views()
-    weights = assemble(spec, chosen, memory, packing, elsewhere)
+    weights = assemble(shard.local(spec), chosen, memory, packing, elsewhere)
     notes += notes_on_experts(spec, device)
     if pool is not None:
         pool.biases_of(weights)
@@ -247,12 +270,12 @@ def load_model(
         path=source.path,
         spec=spec,
         dtype=chosen,
-        decoder=Decoder(spec, weights, device, chosen, choice.positions, pool=pool),
+        decoder=Decoder(spec, weights, device, chosen, choice.positions, pool=pool, split=split),
         tokenizer=tokenizer,
         generation=generation,
         eos_ids=_eos_ids(generation, tokenizer, spec.vocab),
         fingerprint=hashlib.sha256(
-            f"{spec} {chosen} {stored} {packing.description}".encode()
+            f"{spec} {chosen} {stored} {described}{_cut(shard)}".encode()
         ).hexdigest(),
         weight_bytes=weights.nbytes + tower,
         max_model_len=choice.positions,
@@ -260,7 +283,13 @@ def load_model(
         vision=vision,
         notes=tuple(notes),
         pool=pool,
+        shard=shard,
     )
+
+
+def _cut(shard: Shard) -> str:
+    """What pages of several ranks differ by from those of one, and all ranks agree on."""
+    return "" if shard == WHOLE else f" {shard.parts} x {shard.stages}"
 
 
 def _borrow(

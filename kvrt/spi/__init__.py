@@ -4,6 +4,7 @@ This file is what its author writes: `Backend`, `Device` and the device's three 
 are values that these take and give, and what is optional:
 
     batch      what attention is asked: the sequences of a step, and what differs between layers
+    collective how the devices talk that compute one model together
     experts    mixtures of experts, and what a device may offer for them
     facts      what a backend says of itself and of its devices
     latent     what a device may offer for multi-head latent attention
@@ -24,14 +25,14 @@ What is optional a device hands out through `Device.extension`. If it is missing
 speed and never correctness.
 
 Time. `PagedAttention.append` and `run`, `DenseOps`, `PackedMatrices`, `ExpertOps`, `LatentOps`,
-`LowRankOps`, `Recurrence`, `Graph.replay` and torch's own operators on the device's tensors are
-*compute*. It takes effect in the order of the calls and may be done later than the call returns:
-`Device.fence` tells when. Its tensors on the device may be changed by later compute, or dropped, as
-soon as the call has returned; a device whose torch does not reuse memory in the order of compute
-keeps them alive until then, and so it does a plan. What lies on the host is taken when the call
-returns. *Copies* are in no order but that of their tickets, and see to it that both of their
-tensors live until the ticket is done. All other methods are done when they return, those of memory
-above all: a caller unmaps what no compute and no copy can use any more.
+`LowRankOps`, `Recurrence`, `Collective`, `Graph.replay` and torch's own operators on the device's
+tensors are *compute*. It takes effect in the order of the calls and may be done later than the call
+returns: `Device.fence` tells when. Its tensors on the device may be changed by later compute, or
+dropped, as soon as the call has returned; a device whose torch does not reuse memory in the order
+of compute keeps them alive until then, and so it does a plan. What lies on the host is taken when
+the call returns. *Copies* are in no order but that of their tickets, and see to it that both of
+their tensors live until the ticket is done. All other methods are done when they return, those of
+memory above all: a caller unmaps what no compute and no copy can use any more.
 
 Rules of the house: sizes and offsets are bytes, strides are elements. A method raises
 `kvrt.errors.OutOfMemory` when the device has no memory left, `kvrt.errors.DeviceError` with the
@@ -48,6 +49,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from kvrt.spi.batch import AttentionBatch, AttentionParams
 from kvrt.spi.branches import BranchOps, PlainActivation
+from kvrt.spi.collective import Collective, Collectives, Invitation, Meeting
 from kvrt.spi.experts import ExpertActivation, ExpertOps, Experts, Router
 from kvrt.spi.facts import Capability, DeviceInfo, DeviceOptions, Probe
 from kvrt.spi.latent import LatentOps
@@ -100,6 +102,8 @@ __all__ = [
     "BranchOps",
     "Capability",
     "Chunk",
+    "Collective",
+    "Collectives",
     "Copier",
     "DType",
     "DeltaRule",
@@ -115,6 +119,7 @@ __all__ = [
     "Graph",
     "GraphCapture",
     "HeadNorm",
+    "Invitation",
     "KVFormat",
     "KVLayout",
     "LatentOps",
@@ -124,6 +129,7 @@ __all__ = [
     "Matrices",
     "Matrix",
     "Measurable",
+    "Meeting",
     "MemoryInfo",
     "PackedMatrices",
     "PageLayout",

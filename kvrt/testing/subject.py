@@ -10,6 +10,7 @@ from kvrt.spi import (
     Backend,
     BranchOps,
     Capability,
+    Collectives,
     DenseOps,
     Device,
     ExpertOps,
@@ -24,6 +25,7 @@ from kvrt.wrappers import Checked
 
 EXTENSIONS: tuple[Any, ...] = (
     BranchOps,
+    Collectives,
     DenseOps,
     ExpertOps,
     GraphCapture,

@@ -10,6 +10,7 @@ from kvrt.errors import BackendUnavailable, ConfigError
 from kvrt.spi import (
     BranchOps,
     Capability,
+    Collectives,
     DenseOps,
     DeviceInfo,
     DeviceOptions,
@@ -105,6 +106,10 @@ class CpuDevice:
         )
 
     def extension(self, kind: type[Extension]) -> Extension | None:
+        if cast(object, kind) is Collectives:  # importing it takes longer than all else here
+            from kvrt_kernels.collective import TorchCollectives, over_sockets
+
+            return cast(Extension, TorchCollectives(over_sockets))
         return cast(Extension | None, self._extensions.get(kind))
 
     def fence(self) -> Ticket:

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from kvrt.spi import Capability, DeviceInfo, Extension, Ticket
+from kvrt.spi import Capability, Collectives, DeviceInfo, Extension, Ticket
 from kvrt_kernels.driver.calls import Calls
 from kvrt_kernels.driver.copier import StreamCopier
 from kvrt_kernels.driver.memory import MappedMemory
@@ -92,6 +92,10 @@ class GpuDevice:
         )
 
     def extension(self, kind: type[Extension]) -> Extension | None:
+        if cast(object, kind) is Collectives:
+            from kvrt_kernels.collective import TorchCollectives, over_links
+
+            return cast(Extension, TorchCollectives(over_links))
         return cast(Extension | None, self._extensions.get(kind))
 
     def fence(self) -> Ticket:

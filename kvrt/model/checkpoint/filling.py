@@ -82,7 +82,8 @@ def fill(
                 entry, target = checkpoint.tensors[name][1], targets[name]
                 digests[name], odd = _copy(mapping, path, entry, target, hasher)
                 target.finish(checkpoint.rows.get(name))
-                if odd and (name != checkpoint.embedding or spec.tied or isinstance(target, Codes)):
+                embeds = name.partition("[")[0] == checkpoint.embedding  # or some rows of it
+                if odd and (not embeds or spec.tied or isinstance(target, Codes)):
                     raise _not_finite(path, entry.name)
                 if odd:  # only the requests that have these tokens meet them
                     log.warning("%s: %s is not finite in rows %s", path, entry.name, few(odd))

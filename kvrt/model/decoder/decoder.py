@@ -32,9 +32,11 @@ from kvrt.model.decoder.ops import MixedOps, TorchOps
 from kvrt.model.decoder.pieces import pieces
 from kvrt.model.decoder.rope import RotationTable, positions_of
 from kvrt.model.decoder.seen import Plans, Seen, Turns, deepened, plans_of, put, turned
+from kvrt.model.decoder.split import SplitOps, Stage, split_ops
 from kvrt.model.lora.adapter import Adapters
 from kvrt.model.lora.ops import AdaptedOps, Segment, segments_of
 from kvrt.model.offload.pool import ExpertPool
+from kvrt.model.shard import Split
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights.layers import LayerWeights, Weights
 from kvrt.spi import (
@@ -98,6 +100,7 @@ class Decoder:
         groups: the layers whose pages are in one place, for each of a step's batches; None: those
             that keep memory alike, as in `ModelSpec.groups`.
         pool: experts that are brought as needed; `close` closes it.
+        split: other ranks have the rest of the model, and `weights` are this one's.
     """
 
     def __init__(
@@ -109,7 +112,16 @@ class Decoder:
         max_positions: int,
         groups: Sequence[Sequence[int]] | None = None,
         pool: ExpertPool | None = None,
+        split: Split | None = None,
     ) -> None:
+        if groups is None:
+            groups = [group.layers for group in spec.groups]
+        self._stage: Stage | None = None
+        whole = spec
+        if split is not None:
+            groups = [split.shard.of_group(spec, tuple(layers)) for layers in groups]
+            spec = split.shard.local(spec)
+            self._stage = Stage(split) if split.shard.stages > 1 else None
         self.spec = spec
         self.weights = weights
         self.max_positions = max_positions
@@ -124,11 +136,13 @@ class Decoder:
         self._ops = cast(MixedOps, ops)
         if self._packed is not None and weights.packed:
             self._ops = MixedOps(ops, self._packed)
+        self._ops = split_ops(self._ops, split, whole, weights)
         own = device.extension(BranchOps)  # type: ignore[type-abstract]
         self._branches = Branches(spec, self._ops, own, self._torch_device)
         # As floats beside codes, and else as the weights are, if the device multiplies such.
         own_dtype = dtype in device.info.weight_dtypes and not weights.packed
-        self.adapters = Adapters(spec, weights, device, dtype if own_dtype else self.dtype)
+        adapted = dtype if own_dtype else self.dtype
+        self.adapters = Adapters(spec, weights, device, adapted, whole=split is None)
         self._low_rank = device.extension(LowRankOps)  # type: ignore[type-abstract]
         self._mixture = Mixture(spec, self._ops, device, pool)
         self._pool = pool
@@ -140,6 +154,7 @@ class Decoder:
         if (
             capture is not None
             and dense is not None
+            and not isinstance(self._ops, SplitOps)  # ranks talk within a step
             and branches.recordable(spec, self._branches.recordable, self._mixture.recordable)
             and (self._latents is None or self._latents.recordable)
         ):
@@ -150,7 +165,7 @@ class Decoder:
             for rope in spec.ropes
         ]
         places: list[list[tuple[int, int]]] = [[] for _ in spec.layers]
-        for batch, layers in enumerate(groups or [group.layers for group in spec.groups]):
+        for batch, layers in enumerate(groups):
             for number, layer in enumerate(layers):
                 places[layer].append((batch, number))
         self._layers = [
@@ -187,14 +202,20 @@ class Decoder:
             turns: by what tokens are rotated; None: by their places.
 
         Returns:
-            float32 [rows, vocab], on the device.
+            float32 [rows, vocab], on the device. Of several ranks, only the first has them.
         """
+        if self._stage is not None and not self._stage.is_last:
+            self._run(tokens, batches, adapters, seen, turns)
+            shape = logits_rows.numel(), self.spec.vocab
+            logits = torch.empty(shape, device=self._torch_device)
+            return self._stage.scores(logits) if logits.numel() else logits
         if not logits_rows.numel():
             self._run(tokens, batches, adapters, seen, turns)
             return torch.empty(0, self.spec.vocab, device=self._torch_device)
         x = self._last(tokens, batches, logits_rows, adapters, seen, turns)
         logits = self._ops.linear(x, self.weights.head, self.weights.head_bias)
-        return branches.finish(self.spec, logits.float())
+        logits = branches.finish(self.spec, logits.float())
+        return logits if self._stage is None else self._stage.scores(logits)
 
     def states(self, tokens: Tensor, batches: Sequence[StepBatch], rows: Tensor) -> Tensor:
         """The same with what the head reads, in place of logits: float32 [rows, hidden]."""
@@ -223,7 +244,21 @@ class Decoder:
         seen: Sequence[Seen],
         turns: Turns | None,
     ) -> Tensor:
-        """A step's layers: what the last one leaves of each token."""
+        """A step's layers: what the last one here leaves of each token, which the next stage gets
+        if there is one."""
+        x = self._run_own(tokens, batches, adapters, seen, turns)
+        if self._stage is not None and not self._stage.is_last:
+            self._stage.give(x)
+        return x
+
+    def _run_own(
+        self,
+        tokens: Tensor,
+        batches: Sequence[StepBatch],
+        adapters: Sequence[int] | None,
+        seen: Sequence[Seen],
+        turns: Turns | None,
+    ) -> Tensor:
         count, first = tokens.numel(), cast(AttentionBatch, batches[0])
         segments = segments_of(first.query_start.tolist(), adapters) if adapters else ()
         recorded = not seen and (not segments or self._low_rank is not None)
@@ -261,8 +296,11 @@ class Decoder:
         turns: Turns | None,
     ) -> None:
         """Embed the tokens in `x`, and look up how they are rotated, as padding is, too."""
-        for piece in pieces(len(tokens), self.spec.hidden, self._torch_device):
-            self._embed(tokens[piece], x[piece])
+        if self._stage is not None and not self._stage.is_first:
+            self._stage.take(x)
+        else:
+            for piece in pieces(len(tokens), self.spec.hidden, self._torch_device):
+                self._embed(tokens[piece], x[piece])
         positions = positions_of(batch)
         for table, rotation in zip(self._tables, work.rotations, strict=True):
             turned(table, positions, turns, rotation)
@@ -273,14 +311,20 @@ class Decoder:
             work.heat[: len(positions), 0, 0] = branches.heat_at(self.spec, positions)
 
     def _embed(self, tokens: Tensor, x: Tensor) -> None:
+        if isinstance(self._ops, SplitOps):
+            self._ops.embed(tokens, x, self._look_up)
+        else:
+            self._look_up(tokens, x)
+        if self.spec.embedding_scale != 1.0:
+            x.mul_(self.spec.embedding_scale)
+
+    def _look_up(self, tokens: Tensor, x: Tensor) -> None:
         embedding = self.weights.embedding
         if isinstance(embedding, Tensor):
             x.copy_(F.embedding(tokens, embedding))
         else:
             assert self._packed is not None
             self._packed.rows(embedding[0], tokens, x)
-        if self.spec.embedding_scale != 1.0:
-            x.mul_(self.spec.embedding_scale)
 
     def _record(
         self, segments: Sequence[Segment], seen: Sequence[Seen] = ()

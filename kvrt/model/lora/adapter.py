@@ -67,10 +67,22 @@ class Adapters:
         weights: of the model.
         device: they are on.
         dtype: of their matrices, one of the device's `weight_dtypes`.
+        whole: the weights are all of the model's.
     """
 
-    def __init__(self, spec: ModelSpec, weights: Weights, device: Device, dtype: DType) -> None:
+    _whole = True
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Weights,
+        device: Device,
+        dtype: DType,
+        *,
+        whole: bool = True,
+    ) -> None:
         self._spec = spec
+        self._whole = whole
         self._device = device
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._ids = {
@@ -84,6 +96,14 @@ class Adapters:
     @property
     def by_number(self) -> Mapping[int, Adapter]:
         return self._held
+
+    def check(self) -> None:
+        """That there can be any. Raises `ModelError`."""
+        if not self._whole:
+            raise ModelError(
+                "a model that several ranks compute takes no adapters yet",
+                fix="run it on one rank, or merge the adapter into it: kvrt merge",
+            )
 
     def make(self, file: AdapterFile) -> Adapter:
         """An adapter as the model uses it.

@@ -72,7 +72,8 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """All weights of a model, as views of one arena.
+    """All weights of a model, as views of one arena; or those of one rank, of whose matrices it has
+    some rows. What other ranks alone have is () or None.
 
     Args:
         embedding: [vocab, hidden].
@@ -87,7 +88,7 @@ class Weights:
 
     embedding: "Tensor | Matrices"
     layers: tuple[LayerWeights, ...]
-    final_norm: "Tensor"
+    final_norm: "Tensor | None"
     head: "Tensor | Matrices"
     nbytes: int
     final_norm_bias: "Tensor | None" = None

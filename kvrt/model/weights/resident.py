@@ -1,5 +1,6 @@
 """A model's weights in memory, which may leave it, and come back to where they were."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -8,17 +9,20 @@ from torch import Tensor
 from kvrt.errors import ConfigError, ModelError
 from kvrt.model.checkpoint.checkpoint import Checkpoint
 from kvrt.model.checkpoint.filling import digests_of, fill, fingerprint, refill
+from kvrt.model.checkpoint.slicing import bytes_read, exchange
 from kvrt.model.offload.pool import ExpertPool
 from kvrt.model.offload.reading import ExpertReader
 from kvrt.model.packed.choice import notes_on
 from kvrt.model.packed.kept import KeptWeights
 from kvrt.model.packed.quantize import Quantize
 from kvrt.model.progress import Progress
+from kvrt.model.shard import WHOLE, Split
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights import arena
 from kvrt.model.weights.dummy import fill_dummy
 from kvrt.model.weights.weights import Packing
 from kvrt.spi import DType
+from kvrt.units import format_bytes
 
 
 class Resident:
@@ -34,6 +38,7 @@ class Resident:
         quantize: they are made into codes of so many bits.
         kept: where quantised ones are kept.
         pool: experts that are brought as needed. Its memory is a part of `memory`.
+        split: other ranks have the rest of the model. Then `checkpoint` is what this one reads.
     """
 
     def __init__(
@@ -48,15 +53,19 @@ class Resident:
         quantize: Quantize | None = None,
         kept: KeptWeights | None = None,
         pool: ExpertPool | None = None,
+        split: Split | None = None,
     ) -> None:
         self.memory = memory
         self._pool = pool
+        self._split = split
         self._spec, self._dtype, self._packing = spec, dtype, packing
         self._checkpoint = checkpoint
         self._seed = seed
         self._quantize = quantize
         self._kept = kept
         self._content = ""
+        self.reads: list[list[tuple[str, int, int]]] = []
+        """Of each rank, where there are several, which bytes of which files it has read."""
         self._marks: dict[Path, tuple[int, ...]] = {}
 
     def read(self, progress: Progress | None = None) -> tuple[str, list[str]]:
@@ -70,9 +79,12 @@ class Resident:
         """
         checkpoint = self._checkpoint
         if checkpoint is None:
-            fill_dummy(self._spec, self._dtype, self.memory, self._seed, self._packing)
+            shard = WHOLE if self._split is None else self._split.shard
+            fill_dummy(self._spec, self._dtype, self.memory, self._seed, self._packing, shard)
             return f"dummy {self._seed}", []
         self._marks = _marks(checkpoint)
+        if self._split is not None:
+            return self._read_with(self._split, checkpoint)
         if self._quantize is None:
             self._content = self._fill(checkpoint)
             return self._content, [*notes_on(checkpoint, self._packing.formats)]
@@ -86,6 +98,17 @@ class Resident:
         if pool is not None:
             pool.read_from(ExpertReader(checkpoint, packing, digests))
         return fingerprint(checkpoint, digests)
+
+    def _read_with(self, split: Split, checkpoint: Checkpoint) -> tuple[str, list[str]]:
+        """The same of all ranks, each of which reads what no other does."""
+        own = {"content": self._fill(checkpoint), "read": bytes_read(checkpoint)}
+        every = split.meet(own)
+        exchange(split, self._spec, self._dtype, self.memory, self._packing)
+        self.reads = [[(name, *ends) for name, *ends in one["read"]] for one in every]
+        content = hashlib.sha256(repr([one["content"] for one in every]).encode())
+        counts = [sum(stop - start for _, start, stop in own) for own in self.reads]
+        shown = ", ".join(map(format_bytes, counts))
+        return content.hexdigest(), [f"of the weights the ranks have read {shown}"]
 
     def _quantised(
         self, checkpoint: Checkpoint, kept: KeptWeights | None, progress: Progress | None
@@ -110,8 +133,14 @@ class Resident:
         """That it can go.
 
         Raises:
-            ConfigError: the device's memory cannot go and keep its addresses.
+            ConfigError: the device's memory cannot go and keep its addresses, or other ranks have
+                the rest of the model.
         """
+        if self._split is not None:
+            raise ConfigError(
+                "weights that several ranks have cannot leave them",
+                fix="sleep with level 1, which gives the memory of keys and values back",
+            )
         if self.memory.device.type != "cpu":
             raise ConfigError(
                 f"weights on {self.memory.device.type} cannot leave it",

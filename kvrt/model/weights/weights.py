@@ -128,11 +128,14 @@ class Packing:
         formats: of tensors of the checkpoint, by name. A weight stays codes if all its parts do.
         products: the device's; None if there are no formats.
         offloaded: the experts' matrices are not among the others (`kvrt.model.offload`).
+        slices: the weights that are here, where several ranks have those of the model
+            (`kvrt.model.weights.slices`); None: all.
     """
 
     formats: Mapping[str, WeightFormat] = field(default_factory=dict)
     products: PackedMatrices | None = None
     offloaded: bool = False
+    slices: tuple[Weight, ...] | None = None
 
     def formats_of(self, weight: Weight) -> tuple[WeightFormat, ...]:
         """Those of a weight's parts; none if it is kept as floats."""
@@ -272,7 +275,7 @@ def _part(
 
 def weight_bytes(spec: ModelSpec, dtype: DType, packing: Packing = NOTHING_PACKED) -> int:
     """Bytes that a model's weights take in memory, but experts that are offloaded."""
-    return bytes_of(_resident(spec, packing), dtype, packing)
+    return bytes_of(resident_weights(spec, packing), dtype, packing)
 
 
 def bytes_of(weights: Iterable[Weight], dtype: DType, packing: Packing) -> int:
@@ -291,7 +294,7 @@ def place(
     Args:
         arena: uint8, `weight_bytes` or more, on any device.
     """
-    return placed(_resident(spec, packing), dtype, arena, packing)
+    return placed(resident_weights(spec, packing), dtype, arena, packing)
 
 
 def placed(
@@ -320,9 +323,9 @@ def placed(
             yield weight, pieces[0].view(kind).view(weight.shape)
 
 
-def _resident(spec: ModelSpec, packing: Packing) -> Iterator[Weight]:
+def resident_weights(spec: ModelSpec, packing: Packing) -> Iterator[Weight]:
     """The weights that are in the arena."""
-    for weight in weights_of(spec):
+    for weight in weights_of(spec) if packing.slices is None else packing.slices:
         if not (packing.offloaded and weight.of_experts):
             yield weight
 
@@ -353,6 +356,7 @@ def assemble(
     """The weights in an arena that has been filled.
 
     Args:
+        spec: of the layers that are there.
         elsewhere: what stands in their place of those that are not in it.
     """
     model: dict[str, Any] = {}
@@ -360,10 +364,10 @@ def assemble(
     for weight, view in (*place(spec, dtype, arena, packing), *elsewhere):
         (model if weight.layer is None else layers[weight.layer])[weight.field] = view
     return Weights(
-        embedding=model["embedding"],
+        embedding=model.get("embedding", ()),
         layers=tuple(LayerWeights(**heads_apart(spec, layer)) for layer in layers),
-        final_norm=model["final_norm"],
-        head=model.get("head", model["embedding"]),
+        final_norm=model.get("final_norm"),
+        head=model.get("head", model.get("embedding", ())),
         nbytes=arena.numel(),
         final_norm_bias=model.get("final_norm_bias"),
         head_bias=model.get("head_bias"),

@@ -1,0 +1,125 @@
+"""The rows of a model's weights that one rank has, each as a tensor of its own."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from kvrt.model.shard import Shard
+from kvrt.model.spec import ModelSpec
+from kvrt.model.weights.weights import Packing, Part, Weight, resident_weights, weights_of
+from kvrt.spi import WeightFormat
+
+OF_VOCABULARY = "embedding", "head", "head_bias"
+OF_HEADS = "qkv", "qkv_bias", "sinks"
+OF_HIDDEN = "o", "o_bias", "down", "down_bias"
+OF_INTERMEDIATE = "gate_up", "gate_up_bias"
+"""Fields of weights, by what their rows are. Other weights are small, and every rank has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Rows of a tensor of the checkpoint.
+
+    Args:
+        whole: the tensor.
+        rows: which.
+    """
+
+    whole: Part
+    rows: range
+
+    @property
+    def name(self) -> str:
+        """That of the tensor, if it is all of it."""
+        name, rows = self.whole.name, self.rows
+        return name if len(rows) == self.whole.shape[0] else f"{name}[{rows.start}:{rows.stop}]"
+
+    @property
+    def part(self) -> Part:
+        """As a tensor of its own."""
+        shape = (len(self.rows), *self.whole.shape[1:])
+        return replace(self.whole, name=self.name, shape=shape)
+
+
+def cuts_of(weight: Weight, spec: ModelSpec, shard: Shard) -> list[Cut]:
+    """What of a weight a rank of the weight's stage has.
+
+    Args:
+        spec: of the whole model.
+    """
+    field = weight.field
+    if shard.parts == 1 or field not in OF_VOCABULARY + OF_HEADS + OF_HIDDEN + OF_INTERMEDIATE:
+        return [Cut(part, range(part.shape[0])) for part in weight.parts]
+    found: list[Cut] = []
+    for part in weight.parts:
+        at = 0
+        for rows, own in _blocks(field, part, spec, shard):
+            found.append(Cut(part, range(at + own.start, at + own.stop)))
+            at += rows
+    return found
+
+
+def _blocks(field: str, part: Part, spec: ModelSpec, shard: Shard) -> Iterator[tuple[int, range]]:
+    """The blocks of rows that a tensor consists of, and which rows of each the rank has."""
+    rows = part.shape[0]
+    if field in OF_HEADS:
+        dim = 1 if field == "sinks" else spec.head_dim
+        q, kv = shard.span(spec.heads), shard.kv_heads(spec.kv_heads)
+        kinds = {"k": (spec.kv_heads, kv), "v": (spec.kv_heads, kv)}
+        queries = spec.heads, q
+        each = [kinds.get(part.kind, queries)]
+        if part.kind == "qkv":
+            each = [queries, kinds["k"], kinds["v"]]
+        for heads, own in each:
+            yield heads * dim, range(own.start * dim, own.stop * dim)
+        return
+    count = rows // spec.intermediate if field in OF_INTERMEDIATE else 1
+    for _ in range(count):
+        yield rows // count, shard.span(rows // count)
+
+
+def stage_has(weight: Weight, spec: ModelSpec, shard: Shard) -> bool:
+    """Whether a rank's stage has any of a weight."""
+    if weight.layer is not None:
+        return weight.layer in shard.layers(len(spec.layers))
+    if weight.field in ("embedding", "positions"):
+        return shard.is_first or (weight.field == "embedding" and spec.tied and shard.is_last)
+    return shard.is_last
+
+
+def sliced(spec: ModelSpec, shard: Shard, packing: Packing) -> Iterator[tuple[Weight, list[Cut]]]:
+    """The weights that a rank has, as `weights_of` has them: their layers are counted from its
+    first one, and their parts are its own rows. And what these are of the whole model.
+
+    Args:
+        spec: of the whole model.
+    """
+    first = shard.layers(len(spec.layers)).start
+    for weight in resident_weights(spec, packing):
+        if stage_has(weight, spec, shard):
+            cuts = cuts_of(weight, spec, shard)
+            layer = None if weight.layer is None else weight.layer - first
+            yield replace(weight, layer=layer, parts=tuple(cut.part for cut in cuts)), cuts
+
+
+def packing_of(spec: ModelSpec, shard: Shard, packing: Packing) -> Packing:
+    """What a rank keeps of weights that are packed so."""
+    formats: dict[str, WeightFormat] = {**packing.formats}
+    slices: list[Weight] = []
+    for weight, cuts in sliced(spec, shard, packing):
+        slices.append(weight)
+        for cut in cuts:
+            if cut.whole.name in packing.formats:
+                formats[cut.name] = packing.formats[cut.whole.name]
+    return replace(packing, formats=formats, slices=tuple(slices))
+
+
+def ranks_with(spec: ModelSpec, shard: Shard) -> dict[str, list[int]]:
+    """The ranks that have each part, by its name. The first of them reads it."""
+    found: dict[str, list[int]] = {}
+    for rank in range(shard.ranks):
+        own = shard.of_rank(rank)
+        for weight in weights_of(spec):
+            if stage_has(weight, spec, own):
+                for cut in cuts_of(weight, spec, own):
+                    found.setdefault(cut.name, []).append(rank)
+    return found
