@@ -59,6 +59,7 @@ OPEN = {
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "click": ("cli",),
     "rich": ("cli",),
+    "textual": ("cli",),
     "triton": ("kernels",),
     "cuda": ("backends/cuda",),
     "hip": ("backends/rocm",),

@@ -7,15 +7,20 @@ from kvrt.errors import ConfigError
 BRINGS = {
     "serve": ("starlette", "uvicorn", "msgspec", "prometheus_client"),
     "route": ("starlette", "uvicorn", "msgspec", "prometheus_client", "httpx", "zmq"),
+    "top": ("textual",),
 }
 """Modules, by the extra of kvrt that installs them."""
 
 
-def check_extra(command: str, extra: str = "serve") -> None:
-    """Raise `ConfigError` if what a command needs is not installed."""
+def check_extra(command: str, extra: str = "serve", instead: str = "") -> None:
+    """Raise `ConfigError` if what a command needs is not installed.
+
+    Args:
+        instead: what can be done without it.
+    """
     missing = [name for name in BRINGS[extra] if find_spec(name) is None]
     if missing:
         raise ConfigError(
             f"kvrt {command} needs what is not installed: {', '.join(missing)}",
-            fix=f"pip install 'kvrt[{extra}]'",
+            fix=f"pip install 'kvrt[{extra}]'" + (f", or {instead}" if instead else ""),
         )
