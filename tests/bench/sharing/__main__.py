@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from . import rates, swap, table
+from . import plot, rates, swap, table
 
 
 def main() -> None:
@@ -20,6 +20,10 @@ def main() -> None:
     two.set_defaults(run=lambda options: table.measured(quick=options.quick))
     three = commands.add_parser("swap", help="three models in memory for one (a minute)")
     three.set_defaults(run=lambda options: swap.measured())
+    four = commands.add_parser("plot", help="the rates that a page has, as a picture")
+    four.add_argument("page", type=Path)
+    four.add_argument("picture", type=Path)
+    four.set_defaults(run=lambda options: plot.draw(options.page, options.picture), markdown=None)
     for command in (one, two, three):
         command.add_argument("--markdown", type=Path, help="write it there, with machine and date")
     options = parser.parse_args()
