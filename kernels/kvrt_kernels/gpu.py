@@ -17,12 +17,10 @@ import kvrt_kernels
 from kvrt.errors import BackendUnavailable
 from kvrt.spi import (
     Bandwidth,
-    DenseOps,
     DType,
     GraphCapture,
     KVFormat,
     Measurable,
-    PackedMatrices,
     PagedAttention,
 )
 from kvrt_kernels.triton._require import OLDEST
@@ -175,15 +173,14 @@ class TorchPlace:
         import torch
 
         from kvrt_kernels.graphs import DeviceGraphs
-        from kvrt_kernels.triton import TritonAttention, TritonMatrices, TritonOps, require_triton
+        from kvrt_kernels.triton import TritonAttention, extensions_on, require_triton
         from kvrt_kernels.triton.configs import formats_on
 
         require_triton()
         device = self.torch_device(index)
         attention = TritonAttention(arch, device, multiprocessors)
         extensions: dict[type, object] = {
-            DenseOps: TritonOps(),
-            PackedMatrices: TritonMatrices(arch),
+            **extensions_on(arch, device),
             GraphCapture: DeviceGraphs(attention, device),
             Measurable: TorchLimits(device, lambda: torch.cuda.synchronize(device)),
         }

@@ -9,7 +9,7 @@ from kvrt_kernels.tree import Lines
 from kvrt_kernels.triton.configs import formats_on
 from torch import Tensor
 
-from kvrt.spi import AttentionBatch, AttentionParams, DenseOps, Measurable, PackedMatrices
+from kvrt.spi import AttentionBatch, AttentionParams, Measurable
 
 
 class ReferenceAttention:
@@ -69,13 +69,13 @@ class InterpreterPlace(HostPlace):
 
     def kernels(self, index: int, arch: str, multiprocessors: int) -> Kernels:
         from kvrt_interpreted import narrow
-        from kvrt_kernels.triton import TritonAttention, TritonMatrices, TritonOps
+        from kvrt_kernels.triton import TritonAttention, extensions_on
 
         narrow.mend()
         return Kernels(
             # As if it had two compute units: each program takes 20 ms.
             TritonAttention(arch, "cpu", multiprocessors=2),
-            {DenseOps: TritonOps(), PackedMatrices: TritonMatrices(arch)},
+            extensions_on(arch, "cpu"),
             compute_dtypes=("float32",),
             kv_formats=formats_on(arch, DTYPES),
             head_dims=TRITON_HEAD_DIMS,

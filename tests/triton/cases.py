@@ -1,25 +1,10 @@
 """The launches that every architecture's kernels are compiled for."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
-from kvrt_kernels.triton import TritonAttention, TritonMatrices, TritonOps
 from kvrt_kernels.triton.configs import formats_on
-from kvrt_kernels.triton.copy import copy_pages
 
-from kvrt.spi import (
-    QUANTIZATIONS,
-    AttentionBatch,
-    AttentionParams,
-    DType,
-    HeadNorm,
-    KVFormat,
-    KVLayout,
-    Matrix,
-    Rotation,
-)
-from kvrt.testing.matrices import FORMATS
-from tests.triton.compiled import Resources, compiling
+from kvrt.spi import QUANTIZATIONS, DType, KVFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +12,13 @@ class Case:
     """One launch, or one and the launches that belong to it.
 
     Args:
-        what: ``decode``, ``prefill``, ``append``, ``dense``, or a product of ``few tokens`` or
-            ``many tokens`` with packed weights.
+        what: ``decode``, ``prefill``, ``append``; a product of ``few tokens`` or ``many tokens``
+            with packed weights; a mixture of experts of either; ``delta``, ``scan`` or
+            ``convolve``; ``dense``, which is the rest.
         head_dim: size of a head.
         dtype: of activations, pages and weights.
-        special: with a window, sinks and, without branches, a soft-cap; or with every option there
-            is.
+        special: with a window, sinks and, without branches, a soft-cap; with every option there
+            is; with a decay for each of a key's numbers.
         branches: of a step with branches.
         kv: of pages, if it is not `dtype`.
         causal: a token sees those before it only.
@@ -82,6 +68,11 @@ COMMON = [
     Case("append", special=True, kv="int4"),
     Case("few tokens", weights="q4_1"),
     Case("many tokens", weights="q8_0"),
+    Case("experts, few tokens", weights="mxfp4"),
+    Case("experts, many tokens"),
+    Case("delta"),
+    Case("scan"),
+    Case("convolve"),
 ]
 """What most models need."""
 
@@ -91,7 +82,7 @@ LATENT: tuple[tuple[DType, KVFormat | None], ...] = (
     ("float32", None),
 )
 
-ALL = [
+ATTENTION = [
     Case(what, head_dim, dtype, special, branches)
     for what in ("decode", "prefill")
     for head_dim in (64, 80, 128, 256)
@@ -126,91 +117,32 @@ ALL = [
         for dtype, kv in LATENT
     ),
     Case("append", 576, value_dim=512, shared=True),
-    Case("dense"),
-    Case("dense", dtype="float32"),
-    *(Case(what, weights=weights) for what in ("few tokens", "many tokens") for weights in PACKED),
-    *(Case(what, dtype="float32", weights="q4_1") for what in ("few tokens", "many tokens")),
 ]
 """Every entry of every table of tiles, with and without masks for sizes that are no power of 2."""
 
+OF_EXPERTS: tuple[tuple[DType, str], ...] = (
+    ("bfloat16", ""),
+    ("float32", ""),
+    ("bfloat16", "mxfp4"),
+    ("bfloat16", "q6_k"),
+)
 
-def compile_case(arch: str, case: Case) -> list[Resources]:
-    """Compile what the case launches."""
-    with compiling(arch) as compiled:
-        if case.weights:
-            packed(arch, case)
-        elif case.what == "dense":
-            dense(arch, case)
-        else:
-            attention(arch, case)
-    return compiled
-
-
-def attention(arch: str, case: Case) -> None:
-    kv_heads, heads, queries = 8, 32, 512 if case.what == "prefill" else 1
-    batch = step(case, kv_heads, queries)
-    dtype = getattr(torch, case.dtype)
-    device = TritonAttention(arch, "cpu", multiprocessors=64)
-    if case.branches:
-        parents = torch.arange(-1, queries - 1, dtype=torch.int32)
-        batch = replace(batch, parents=parents)
-    plan = device.plan(batch)
-    values = case.value_dim or case.head_dim
-    q, k = (torch.empty(queries, n, case.head_dim, dtype=dtype) for n in (heads, kv_heads))
-    out, v = (torch.empty(queries, n, values, dtype=dtype) for n in (heads, kv_heads))
-    if case.what != "append":
-        params = AttentionParams(scale=0.1, causal=case.causal)
-        if case.special:
-            logits = torch.empty(heads)
-            cap = 0.0 if case.branches else 30.0
-            params = AttentionParams(0.1, 1000, cap, sinks=4, sink_logits=logits)
-        device.run(plan, 1, q, out, params)
-    elif case.special:
-        angles = Rotation(*torch.empty(2, queries, case.head_dim // 2))
-        norm = HeadNorm(*torch.empty(2, case.head_dim), eps=1e-6)
-        TritonOps().rotate_append(plan, 1, q, k, v, angles, norm)
-    else:
-        device.append(plan, 1, k, v)
-
-
-def step(case: Case, kv_heads: int, queries: int) -> AttentionBatch:
-    """One sequence of 8,000 tokens, in pages that nothing reads."""
-    page_size = 16
-    layout = KVLayout.packed(
-        case.kv or case.dtype,
-        layers=2,
-        kv_heads=kv_heads,
-        head_dim=case.head_dim,
-        page_size=page_size,
-        value_dim=case.value_dim,
-        shared=case.shared,
-    )
-    return AttentionBatch(
-        kv=torch.empty(64, dtype=getattr(torch, layout.storage)),
-        layout=layout,
-        page_table=torch.zeros((1, 500), dtype=torch.int32),
-        query_start=torch.tensor([0, queries], dtype=torch.int32),
-        context_len=torch.tensor([8000], dtype=torch.int32),
-    )
-
-
-def dense(arch: str, case: Case) -> None:
-    ops = TritonOps()
-    x = torch.empty(2, 4096, dtype=getattr(torch, case.dtype))
-    weight = torch.empty(2 * 4096, 4096, dtype=x.dtype)
-    ops.rms_norm(x, torch.empty(4096), 1e-6)
-    for activation in ("silu", "gelu_tanh"):
-        for bias in (None, torch.empty(2 * 4096)):
-            ops.gated_linear(x, weight, activation, bias)
-    copy_pages(torch.empty(64, dtype=x.dtype), 2**16, torch.zeros(2, 1, dtype=torch.int32))
-
-
-def packed(arch: str, case: Case) -> None:
-    products, format = TritonMatrices(arch), FORMATS[case.weights]
-    data = torch.empty(products.nbytes(format, 64, 4096), dtype=torch.uint8)
-    matrix = Matrix(format, data, 64, 4096)
-    tokens = 1 if case.what == "few tokens" else 64
-    x = torch.empty(tokens, 4096, dtype=getattr(torch, case.dtype))
-    products.linear(x, (matrix,))
-    if case.what == "few tokens":
-        products.rows(matrix, torch.zeros(tokens, dtype=torch.int64), x)
+DENSE = [Case("dense"), Case("dense", dtype="float32")]
+PRODUCTS = [
+    *(Case(what, weights=weights) for what in ("few tokens", "many tokens") for weights in PACKED),
+    *(Case(what, dtype="float32", weights="q4_1") for what in ("few tokens", "many tokens")),
+]
+EXPERTS = [
+    *(
+        Case(f"experts, {what}", dtype=dtype, weights=weights)
+        for what in ("few tokens", "many tokens")
+        for dtype, weights in OF_EXPERTS
+    ),
+]
+RECURRENT = [
+    Case("delta"),
+    *(Case("delta", dim, special=True) for dim in (128, 256)),
+    *(Case("scan", dim) for dim in (128, 256)),
+    Case("convolve"),
+]
+ALL = [*ATTENTION, *DENSE, *PRODUCTS, *EXPERTS, *RECURRENT]

@@ -2,6 +2,8 @@
 
 python guarded.py LENGTH WINDOW SINKS [too-few-pages]      exits 0, or dies of SIGSEGV
 python guarded.py products                                 likewise, of products with packed weights
+python guarded.py experts                                  of mixtures of experts
+python guarded.py recurrence                               of recurrent layers and their pages
 
 The layout is that of `tests/kernels/guarded.py`: slots of a whole page of the operating system.
 """
@@ -9,15 +11,32 @@ The layout is that of `tests/kernels/guarded.py`: slots of a whole page of the o
 import ctypes
 import mmap
 import sys
+from dataclasses import replace
 
 import torch
 from kvrt_interpreted import narrow
 from kvrt_kernels.triton import TritonAttention, TritonMatrices
 from kvrt_kernels.triton.append import rotate_append
+from kvrt_kernels.triton.experts import TritonExperts
 from kvrt_kernels.triton.gate import gated
 from kvrt_kernels.triton.norm import rms_norm
+from kvrt_kernels.triton.recurrence import TritonRecurrence
 
-from kvrt.spi import AttentionBatch, AttentionParams, DType, HeadNorm, KVLayout, Rotation
+from kvrt.spi import (
+    AttentionBatch,
+    AttentionParams,
+    DeltaRule,
+    DType,
+    Experts,
+    HeadNorm,
+    KVLayout,
+    Matrices,
+    Rotation,
+    Router,
+    StateBatch,
+    StateLayout,
+    StateSpaceRule,
+)
 from kvrt.testing import matrices
 
 OS_PAGE = mmap.PAGESIZE
@@ -87,6 +106,77 @@ def product(name: str, width: int) -> None:
         assert out.isfinite().all()
 
 
+def experts() -> None:
+    """Few features, of few tokens and of some, which choose all experts, the last one, too."""
+    ops, router = TritonExperts("sm_90"), Router("softmax", 2)
+    floats = Experts(3, 7, at_an_end(3 * 14, 21), at_an_end(3 * 5, 7))
+    codes = Experts(3, 32, packed(3, 64, 96), packed(3, 5, 32))
+    for those, width in ((floats, 21), (codes, 96)):
+        biases = at_an_end(3, 2 * those.width), at_an_end(3, 5)
+        those = replace(those, gate_up_bias=biases[0], down_bias=biases[1])
+        for tokens in (3, 17):
+            chosen = at_an_end(tokens, 2, dtype=torch.int32)
+            weights = at_an_end(tokens, 2)
+            ops.route(at_an_end(tokens, 3), router, at_an_end(3), chosen, weights)
+            residual, out = at_an_end(tokens, 5), at_an_end(tokens, 5)
+            ops.mix(at_an_end(tokens, width), those, chosen, weights, residual, out)
+            assert out.isfinite().all()
+
+
+def packed(count: int, rows: int, width: int) -> Matrices:
+    """Matrices side by side; behind the last nothing is mapped."""
+    ops, format = TritonMatrices("sm_90"), matrices.FORMATS["q8_0"]
+    memory = at_an_end(count, ops.nbytes(format, rows, width), dtype=torch.uint8)
+    return tuple(
+        ops.pack(format, matrices.random_rows(format, rows, width, 1), width, into)
+        for into in memory
+    )
+
+
+def recurrence() -> None:
+    """The end of a text, over a border; only the pages that its 5 new tokens need are mapped."""
+    ops, new = TritonRecurrence("cpu"), 5
+    for width, kernel in ((40, 4), (1024, 2)):
+        plan = ops.plan(states(StateLayout("float32", 1, width, PAGE_SIZE), new, first=2))
+        x, out = at_an_end(new, width), at_an_end(new, width)
+        ops.convolve(plan, 0, x, at_an_end(width, kernel), at_an_end(width), "silu", out)
+        assert out.isfinite().all()
+    ends = StateLayout("float32", 1, 1024, PAGE_SIZE, of_pages=True)
+    borders = ops.plan(states(ends, new, first=1))
+    rows = ops.plan(states(StateLayout("float32", 1, 8 + 256 + 8, PAGE_SIZE), new, first=2))
+    rule = DeltaRule(2, 2, 4, 128, at_an_end(2), at_an_end(8), decays=4)
+    out = at_an_end(new, 256)
+    ops.delta(rows, borders, 0, at_an_end(new, 16 + 256), at_an_end(new, 10), rule, out)
+    assert out.isfinite().all()
+    rows = ops.plan(states(StateLayout("float32", 1, 4 + 256 + 4, PAGE_SIZE), new, first=2))
+    space = StateSpaceRule(1, 4, 4, 64, *(at_an_end(4) for _ in range(3)))
+    ops.scan(rows, borders, 0, at_an_end(new, 256 + 8), at_an_end(new, 4), space, out)
+    assert out.isfinite().all()
+
+
+def states(layout: StateLayout, new: int, first: int) -> StateBatch:
+    """A sequence of 2 tokens more than 3 pages, whose pages before the first are not mapped.
+
+    Pages of tokens and rows of states are whole pages of the operating system.
+    """
+    length = 3 * PAGE_SIZE + 2
+    memory = torch.frombuffer(mmap.mmap(-1, 4 * layout.page_bytes), dtype=torch.float32)
+    memory.normal_()
+    order = [(3 * page + 1) % 4 for page in range(4)]
+    for page in order[:first]:
+        begin = memory.data_ptr() + page * layout.page_bytes
+        for address in range(begin, begin + layout.page_bytes, OS_PAGE):
+            forbid(address)
+    order[:first] = [2**31 - 1] * first
+    return StateBatch(
+        kv=memory,
+        layout=layout,
+        page_table=torch.tensor([order], dtype=torch.int32),
+        query_start=torch.tensor([0, new], dtype=torch.int32),
+        context_len=torch.tensor([length], dtype=torch.int32),
+    )
+
+
 def main(length: int, window: int, sinks: int, spared: int) -> None:
     narrow.mend()
     params = AttentionParams(scale=0.125, window=window, sinks=sinks)
@@ -113,5 +203,9 @@ if __name__ == "__main__":
         product("int8 by row", 1101)
         product("q5_1", 96)
         product("iq4_xs", 256)
+    elif sys.argv[1] == "experts":
+        experts()
+    elif sys.argv[1] == "recurrence":
+        recurrence()
     else:
         main(*map(int, sys.argv[1:4]), spared=len(sys.argv) - 4)

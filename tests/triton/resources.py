@@ -1,9 +1,10 @@
 """Keeps the tables of docs/kernels.md: what every kernel takes on every architecture.
 
-python -m tests.triton.resources docs/kernels.md       compiles everything; some minutes
+python -m tests.triton.resources docs/kernels.md       compiles what has changed; all takes minutes
 """
 
 import hashlib
+import inspect
 import os
 import re
 import sys
@@ -15,13 +16,17 @@ from pathlib import Path
 
 from kvrt_kernels.triton.configs import CONFIGS, NVIDIA_PRODUCTS, Tile
 
-from tests.triton.cases import ALL, Case, compile_case
+from tests.triton.cases import Case
 from tests.triton.compiled import TARGETS, Resources, shared_limit
+from tests.triton.launches import PARTS, Part, compile_case
 
 ROOT = Path(__file__).parents[2]
-BEGIN, END = "<!-- begin: tests/triton/resources.py, sources {} -->", "<!-- end -->"
+KERNELS = ROOT / "kernels/kvrt_kernels/triton"
+BEGIN, END = "<!-- begin: tests/triton/resources.py, {}, sources {} -->", "<!-- end -->"
 Compiled = dict[tuple[str, Case], list[Resources]]
 
+MULTIPLIED = ("product", "floats", "codes")
+"""Kernels of which few tokens and many have tiles of their own."""
 
 SPILLED = {("sm_100", Case("prefill", value_dim=64, shared=True)): 24}
 """Bytes that may be: docs/kernels.md says why."""
@@ -57,22 +62,46 @@ def problems(compiled: Compiled) -> list[str]:
     ]
 
 
-def sources() -> str:
-    """A digest of all that decides about the tables."""
-    kernels = ROOT / "kernels/kvrt_kernels/triton"
-    digest = hashlib.sha256()
-    for path in [*sorted(kernels.glob("*.py")), ROOT / "tests/triton/cases.py"]:
-        if path.name not in ("__init__.py", "_require.py", "plan.py", "ops.py"):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+def begin(name: str) -> str:
+    """What stands before the table of a part, or of the tiles."""
+    return BEGIN.format(name, sources(PARTS[name]) if name in PARTS else digest(("configs",)))
+
+
+def sources(part: Part) -> str:
+    """A digest of all that decides about a part's table."""
+    return digest(part.modules, repr(part.cases), inspect.getsource(part.launch))
+
+
+def digest(modules: Iterable[str], *more: str) -> str:
+    found = hashlib.sha256("".join(more).encode())
+    for name in modules:
+        found.update((KERNELS / f"{name}.py").read_bytes())
+    return found.hexdigest()[:16]
+
+
+def outdated(text: str) -> list[str]:
+    """The parts whose tables are of other sources."""
+    return [name for name in PARTS if begin(name) not in text]
 
 
 def page(text: str, compiled: Compiled) -> str:
-    """The page with its tables made anew."""
-    tables = f"{tile_table()}\n{resource_table(compiled)}"
-    marked = f"{BEGIN.format(sources())}\n\n{tables}\n{END}"
-    pattern = re.escape(BEGIN).replace(re.escape("{}"), "[0-9a-f]*") + ".*" + re.escape(END)
-    return re.sub(pattern, lambda _: marked, text, flags=re.DOTALL)
+    """The page with the table of tiles made anew, and of each part that was compiled."""
+    text = with_table(text, "tiles", tile_table())
+    for name, part in PARTS.items():
+        kernels = {key: found for key, found in compiled.items() if key[1] in part.cases}
+        if kernels:
+            text = with_table(text, name, resource_table(kernels))
+    return text
+
+
+def with_table(text: str, name: str, table: str) -> str:
+    marked = f"{begin(name)}\n\n{table}\n{END}"
+    before, after = (re.escape(each) for each in BEGIN.format(name, "*").split("*"))
+    found, count = re.subn(
+        f"{before}[0-9a-f]*{after}.*?{re.escape(END)}", lambda _: marked, text, flags=re.DOTALL
+    )
+    assert count == 1, f"the page has no place for the table of {name}"
+    return found
 
 
 def row(*cells: object) -> str:
@@ -106,8 +135,10 @@ def resource_table(compiled: Compiled) -> str:
     for (arch, case), kernels in compiled.items():
         for kernel in kernels:
             name = kernel.name.removesuffix("_kernel")
-            shape = "" if case.weights or case.what == "dense" else f" {case.head_dim}"
-            shape += f", {case.what}" * (name == "product")
+            without = case.weights or case.what in ("dense", "convolve") or "experts" in case.what
+            shape = "" if without else f" {case.head_dim}"
+            shape += f", {case.what.removeprefix('experts, ')}" * (name in MULTIPLIED)
+            shape += ", decays of numbers" * (name == "delta" and case.special)
             shape += ", branches" * case.branches
             worst[f"{name}, {case.numbers}{shape}"][arch].append(kernel)
     lines = [row("kernel", *TARGETS) + row(*["---"] * (1 + len(TARGETS)))]
@@ -127,9 +158,11 @@ def cell(kernels: list[Resources]) -> str:
 
 
 def main(path: Path) -> str:
-    """Write the tables; what is wrong with the kernels, empty if nothing is."""
-    compiled = compile_all(TARGETS, ALL)
-    path.write_text(page(path.read_text(), compiled))
+    """Write the tables of what has changed; what is wrong with it, empty if nothing is."""
+    text = path.read_text()
+    changed = [case for name in outdated(text) for case in PARTS[name].cases]
+    compiled = compile_all(TARGETS, changed) if changed else {}
+    path.write_text(page(text, compiled))
     return "\n".join(problems(compiled))
 
 

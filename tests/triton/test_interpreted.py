@@ -17,9 +17,11 @@ import pytest
 from tests.temporary import own_folder
 
 HERE = Path(__file__).parent
-PARTS = ("attention", "experts", "matrices", "operators", "steps")
+PARTS = ("attention", "around", "experts", "matrices", "operators", "recurrence", "steps")
 GUARDED = ((129, 0, 0), (640, 0, 0), (257, 20, 0), (640, 20, 3), (640, 20, 130))
 """Lengths of a context, windows, and sinks."""
+
+LAYERS = ("products", "experts", "recurrence")
 
 Done = subprocess.CompletedProcess[str]
 
@@ -48,7 +50,7 @@ def runs() -> Iterator[dict[object, Future[Done]]]:
         for part in PARTS
     }
     asked |= {case: (guarded, *map(str, case)) for case in GUARDED}
-    asked["products"] = (guarded, "products")
+    asked |= {what: (guarded, what) for what in LAYERS}
     asked["too few pages"] = (guarded, "129", "0", "0", "too-few-pages")
     pool = ThreadPoolExecutor(2)
     yield {name: pool.submit(interpreted, *arguments) for name, arguments in asked.items()}
@@ -74,11 +76,12 @@ def test_the_kernels_touch_nothing_but_their_own_tokens(
     assert done.returncode == 0, done.stderr
 
 
-def test_products_with_packed_weights_touch_nothing_but_these(
-    runs: dict[object, Future[Done]],
+@pytest.mark.parametrize("what", LAYERS)
+def test_layers_touch_nothing_but_what_they_are_given(
+    what: str, runs: dict[object, Future[Done]]
 ) -> None:
-    """Behind a matrix, its activations and its result nothing is mapped."""
-    done = runs["products"].result()
+    """Behind weights, activations and results nothing is mapped, nor are pages that none needs."""
+    done = runs[what].result()
     assert done.returncode == 0, done.stderr
 
 

@@ -54,7 +54,7 @@ class TritonMatrices:
 
     def rows(self, matrix: Matrix, indices: Tensor, out: Tensor) -> Tensor:
         if len(indices):
-            arguments = _arguments(matrix)
+            arguments = of_matrix(matrix)
             steps = triton.cdiv(arguments["steps"], ROW_STEPS)
             rows_kernel[(len(indices), steps)](
                 indices=indices,
@@ -128,7 +128,7 @@ class TritonMatrices:
         residual: Tensor | None = None,
     ) -> None:
         """To `out`, [tokens, features], or [spans, tokens, features] for a program for each."""
-        arguments = _arguments(matrix)
+        arguments = of_matrix(matrix)
         split = out.dim() == 3
         tokens = len(x)
         tile = self.config.products[x.element_size() * 8, tokens > FEW]
@@ -168,7 +168,7 @@ def _columns(weight: Matrices) -> Iterator[tuple[Matrix, slice]]:
         yield matrix, slice(end, end := end + matrix.out)
 
 
-def _arguments(matrix: Matrix) -> dict[str, Any]:
+def of_matrix(matrix: Matrix) -> dict[str, Any]:
     """What every kernel takes of a matrix."""
     how = packing.packing_of(matrix.format)
     scales, factors, offsets, offset_factors, row = how.places(matrix.width)

@@ -69,7 +69,7 @@ def product_kernel(
     total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for span in range(first, last):
         end = tl.minimum(steps, (span + 1) * STEPS)
-        total += _span(
+        total += span_of(
             rows, table, given, width, plane, span * STEPS, end,
             scales_at, factors_at, offsets_at, offset_factors_at,
             HOW, DOT, BLOCK_N, BLOCK_M, EVEN,
@@ -88,7 +88,7 @@ def product_kernel(
 
 
 @triton.jit
-def _span(
+def span_of(
     rows, table, given, width, plane, first, last,
     scales_at, factors_at, offsets_at, offset_factors_at,
     HOW: tl.constexpr, DOT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,

@@ -1,5 +1,6 @@
 """Faults of recurrent layers."""
 
+import math
 from dataclasses import replace
 
 from torch import Tensor
@@ -30,6 +31,37 @@ class PutsInNoMoreThanAll(WrappedRecurrence):
     ) -> None:
         weaker = replace(rule, strength=min(rule.strength, 1.0))
         super().delta(tokens, borders, layer, qkv, gates, weaker, out)
+
+
+class TakesNoKeysInTurns(WrappedRecurrence):
+    """Value heads that follow each other have the same key, whatever the rule says."""
+
+    def delta(
+        self,
+        tokens: object,
+        borders: object,
+        layer: int,
+        qkv: Tensor,
+        gates: Tensor,
+        rule: DeltaRule,
+        out: Tensor,
+    ) -> None:
+        super().delta(tokens, borders, layer, qkv, gates, replace(rule, tiled=False), out)
+
+
+class LimitsNoTime(WrappedRecurrence):
+    def scan(
+        self,
+        tokens: object,
+        borders: object,
+        layer: int,
+        xbc: Tensor,
+        times: Tensor,
+        rule: StateSpaceRule,
+        out: Tensor,
+    ) -> None:
+        without = replace(rule, limits=(0.0, math.inf))
+        super().scan(tokens, borders, layer, xbc, times, without, out)
 
 
 class SkipsNothing(WrappedRecurrence):
@@ -70,6 +102,10 @@ MUTANTS = {
     "puts_in_no_more_than_all": Mutant(
         "recurrence::test_the_gated_delta_rule", recurrence=PutsInNoMoreThanAll
     ),
+    "takes_no_keys_in_turns": Mutant(
+        "recurrence::test_the_gated_delta_rule", recurrence=TakesNoKeysInTurns
+    ),
+    "limits_no_time": Mutant("recurrence::test_state_spaces", recurrence=LimitsNoTime),
     "skips_nothing": Mutant("recurrence::test_state_spaces", recurrence=SkipsNothing),
     "leaves_the_state_of_the_first_layer": Mutant(
         "recurrence::test_state_spaces", recurrence=LeavesTheStateOfTheFirstLayer

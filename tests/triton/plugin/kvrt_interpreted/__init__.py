@@ -11,18 +11,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 import kvrt_null
 from kvrt_kernels import TRITON_HEAD_DIMS
-from kvrt_kernels.triton import TritonAttention, TritonMatrices, TritonOps
+from kvrt_kernels.triton import TritonAttention, extensions_on
 
-from kvrt.spi import (
-    Backend,
-    Capability,
-    DenseOps,
-    Device,
-    DeviceOptions,
-    Extension,
-    PackedMatrices,
-    Probe,
-)
+from kvrt.spi import Backend, Capability, Device, DeviceOptions, Extension, Probe
 from kvrt_interpreted import narrow
 
 narrow.mend()
@@ -45,10 +36,10 @@ class Interpreted(kvrt_null.NullDevice):
             notes=(),
         )
         self.attention = TritonAttention(arch, place, multiprocessors=2)
-        self.extensions = {DenseOps: TritonOps(), PackedMatrices: TritonMatrices(arch)}
+        self.extensions = extensions_on(arch, place)
 
     def extension(self, kind: type[Extension]) -> Extension | None:
-        return self.extensions.get(kind)
+        return self.extensions.get(kind)  # type: ignore[return-value]
 
 
 class InterpretedBackend:
