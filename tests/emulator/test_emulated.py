@@ -144,7 +144,7 @@ def test_core_engine_memory_and_the_gpus_own_kernels_give_the_cpus_tokens(vendor
     tests = "tests/emulator/inside/test_interpreted.py"
     run = ("-m", "pytest", "-q", "-p", "no:cacheprovider", tests)
     output = emulated(vendor, "--kernels", "interpreter", *run, interpret=True)
-    assert "4 passed" in output
+    assert "5 passed" in output
 
 
 @pytest.mark.parametrize("vendor", VENDORS)

@@ -68,11 +68,8 @@ COMMON = [
     Case("append", special=True, kv="int4"),
     Case("few tokens", weights="q4_1"),
     Case("many tokens", weights="q8_0"),
-    Case("experts, few tokens", weights="mxfp4"),
     Case("experts, many tokens"),
     Case("delta"),
-    Case("scan"),
-    Case("convolve"),
 ]
 """What most models need."""
 

@@ -28,7 +28,10 @@ Compiled = dict[tuple[str, Case], list[Resources]]
 MULTIPLIED = ("product", "floats", "codes")
 """Kernels of which few tokens and many have tiles of their own."""
 
-SPILLED = {("sm_100", Case("prefill", value_dim=64, shared=True)): 24}
+SPILLED = {
+    ("sm_100", Case("prefill", value_dim=64, shared=True)): 24,
+    ("sm_100", Case("experts, few tokens", weights="q6_k")): 8,
+}
 """Bytes that may be: docs/kernels.md says why."""
 
 
@@ -167,4 +170,4 @@ def main(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1])) or None)

@@ -25,6 +25,9 @@ from kvrt_kernels.triton.router import route
 AT_ONCE: Final = {2: 64, 4: 32}
 """Elements of a row of floats that are multiplied at a time, by the bytes of an activation."""
 
+WARPS: Final = 8
+"""Of a program that has many tokens' codes."""
+
 READ: Final = 1024
 """Slots that are read at a time where they are put in order."""
 
@@ -199,7 +202,10 @@ def _codes(
 ) -> None:
     matrix, own = run.first, of_matrix(run.first)
     columns = slice(run.column, run.column + matrix.out)
-    codes_kernel[(triton.cdiv(matrix.out, choice.launch["BLOCK_N"]), choice.tiles)](
+    launch = choice.launch
+    if launch["BLOCK_M"] > FEW:  # addresses of single rows take registers, too
+        launch = launch | {"num_warps": WARPS}
+    codes_kernel[(triton.cdiv(matrix.out, launch["BLOCK_N"]), choice.tiles)](
         x=x,
         bias=None if bias is None else bias[:, columns],
         out=out[:, columns],
@@ -218,7 +224,7 @@ def _codes(
         EVEN=matrix.width % own["HOW"].elements == 0,
         BIASED=bias is not None,
         **own,
-        **choice.launch,
+        **launch,
     )
 
 
