@@ -147,7 +147,7 @@ def test_a_secret_that_is_none_is_refused(tmp_path: Path) -> None:
         Hook.read("https://example.com", tmp_path / "missing")
     with pytest.raises(ConfigError, match="go together"):
         ServerConfig(batch_webhook="https://example.com")
-    with pytest.raises(ConfigError, match="nothing to tell"):
+    with pytest.raises(ConfigError, match="of no use without batches"):
         ServerConfig(batch_webhook="https://example.com", batch_webhook_secret=tmp_path / "x")
 
 
