@@ -24,6 +24,7 @@ from kvrt.errors import ConfigError
 from kvrt.kv.index.cost import Preemption
 from kvrt.kv.index.eviction import EvictionName
 from kvrt.kv.tiers.config import parse_tiers
+from kvrt.kv.tiers.remote.address import parse_address, read_key
 from kvrt.sampling import MAX_DRAFTS
 from kvrt.sched.policy import PolicyName
 from kvrt.sharing.share import Share
@@ -130,6 +131,11 @@ class RuntimeConfig:
             out); None: they are lost, and computed again if they are needed.
         offload_write: ``back`` moves a page when its memory is needed, ``through`` when its
             request ends.
+        remote_store: a store of KV pages that several machines share, as ``HOST:PORT``
+            (docs/shared-pages.md): pages go there as soon as they are computed, and those that
+            others have computed come from there. None: there is none.
+        remote_key: a file with the key that all who share pages have. None: there is no key, which
+            is for a store on this machine alone.
         cache_dir: a folder in which KV pages outlive the process: what is there is used, and what
             is cached at the end is added.
         preemption: what becomes of the pages of a request that has to stop for others: ``auto``
@@ -183,6 +189,8 @@ class RuntimeConfig:
     prefix_cache_ttl: float = 300.0
     offload: str | None = None
     offload_write: Literal["back", "through"] = "back"
+    remote_store: str | None = None
+    remote_key: str | Path | None = None
     cache_dir: str | Path | None = None
     preemption: Preemption = "auto"
     speculate: str | None = None
@@ -206,9 +214,19 @@ class RuntimeConfig:
             object.__setattr__(self, "share", Share(name=self.share))
         if self.offload is not None:
             parse_tiers(self.offload)
-        if not self.prefix_cache and (self.offload is not None or self.cache_dir is not None):
+        if self.remote_store is not None:
+            address = parse_address(self.remote_store)
+            if self.remote_key is None:
+                read_key(None, address)
+        elif self.remote_key is not None:
             raise ConfigError(
-                "offload and cache_dir find pages by their tokens, and prefix_cache is off",
+                "remote_key is of a store, and there is none", fix="name it in remote_store"
+            )
+        lasting = (self.offload, self.remote_store, self.cache_dir)
+        if not self.prefix_cache and any(each is not None for each in lasting):
+            raise ConfigError(
+                "offload, remote_store and cache_dir find pages by their tokens, and prefix_cache"
+                " is off",
                 fix="leave prefix_cache on",
             )
         draft_limit(self.speculate, by_model=self.draft_model is not None)
@@ -254,6 +272,8 @@ OPTIONS: Checks = {
     "prefix_cache_ttl": Number(0, math.inf),
     "offload": Maybe(Text()),
     "offload_write": OneOf(("back", "through")),
+    "remote_store": Maybe(Text()),
+    "remote_key": Maybe(Folder()),
     "cache_dir": Maybe(Folder()),
     "preemption": OneOf(get_args(Preemption)),
     "speculate": Maybe(Text()),

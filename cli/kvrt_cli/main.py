@@ -68,6 +68,7 @@ class Commands(Mapping[str, click.Command]):
         "run",
         "serve",
         "show",
+        "store",
         "top",
         "transcribe",
         "usage",
@@ -205,6 +206,7 @@ def cli() -> None:
       kvrt run DIRECTORY "a prompt"   any Hugging Face checkpoint
       kvrt serve DIRECTORY            ... for clients of OpenAI's API
       kvrt route URL URL              several servers behind one address
+      kvrt store --memory 8GiB        KV pages that several servers share
       kvrt batch run -i FILE -o FILE  a file of requests in, a file of answers out
       kvrt embed DIRECTORY "a text"   its vector, by a model for that
       kvrt rerank DIRECTORY "a question" < texts.txt   which say most about it

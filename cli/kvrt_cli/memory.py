@@ -9,6 +9,7 @@ from kvrt.errors import ConfigError
 from kvrt.kv.index.cost import Preemption
 from kvrt.kv.index.eviction import EvictionName
 from kvrt.kv.tiers.config import parse_tiers
+from kvrt.kv.tiers.remote.address import parse_address
 from kvrt_cli.options import Decorator, apply, size
 
 
@@ -20,6 +21,15 @@ def tiers(value: str) -> str:
         raise click.BadParameter(f"{error}: {error.fix}" if error.fix else str(error)) from None
     if folder is not None and folder.exists() and not folder.is_dir():
         raise click.BadParameter(f"{str(folder)!r} is not a folder: name one, or a new one")
+    return value
+
+
+def store(value: str) -> str:
+    """``HOST:PORT``."""
+    try:
+        parse_address(value)
+    except ConfigError as error:
+        raise click.BadParameter(f"{error}: {error.fix}") from None
     return value
 
 
@@ -73,6 +83,20 @@ memory_options = apply(
             show_default=True,
             help="Move a page when its memory is needed (back), or when its request ends"
             " (through).",
+        ),
+        click.option(
+            "--remote-store",
+            type=store,
+            metavar="HOST:PORT",
+            help="A store of pages that several machines share (kvrt store): pages go there as soon"
+            " as they are computed, and come from there if others have computed them.",
+        ),
+        click.option(
+            "--remote-key",
+            type=click.Path(path_type=Path, dir_okay=False),
+            metavar="FILE",
+            help="With --remote-store: the key that all who share pages have. Needed but for a"
+            " store on this machine.",
         ),
         click.option(
             "--preemption",

@@ -279,7 +279,7 @@ def runtime_config(model: str, options: Mapping[str, Any]) -> RuntimeConfig:
     Raises:
         click.UsageError: two of them do not go together.
     """
-    for name in ("offload", "cache_dir"):
+    for name in ("offload", "remote_store", "cache_dir"):
         if options.get(name) is not None and not options["prefix_cache"]:
             raise click.UsageError(
                 f"--{name.replace('_', '-')} finds pages by their tokens, and the prefix cache is"
@@ -316,6 +316,8 @@ def runtime_config(model: str, options: Mapping[str, Any]) -> RuntimeConfig:
         prefix_cache_ttl=options.get("prefix_cache_ttl", math.inf),
         offload=options["offload"],
         offload_write=options["offload_write"],
+        remote_store=options["remote_store"],
+        remote_key=options["remote_key"],
         cache_dir=options.get("cache_dir"),
         preemption=options["preemption"],
         share=share_of(options),

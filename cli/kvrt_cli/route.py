@@ -17,6 +17,13 @@ from kvrt_cli.terminal import Terminal
 @click.argument("servers", nargs=-1, metavar="URL[,EVENTS[,REPLAY]]...")
 @listening_options(port=8080)
 @click.option(
+    "--prefill",
+    multiple=True,
+    metavar="URL[,EVENTS[,REPLAY]]",
+    help="A server that computes long prompts for the others, which share a store of pages with it"
+    " (kvrt store). May be given several times.",
+)
+@click.option(
     "--policy",
     type=click.Choice(POLICIES),
     default="prefix",
@@ -70,8 +77,8 @@ def route(terminal: Terminal, /, servers: tuple[str, ...], quiet: bool, **option
     from kvrt.routing.route import route as serve
     from kvrt.server.wire.listener import bind, url_of
 
-    names = ("host", "port", "policy", "keys", "without_keys", "max_requests", "answer_seconds",
-             "drain_seconds")  # fmt: skip
+    names = ("prefill", "host", "port", "policy", "keys", "without_keys", "max_requests",
+             "answer_seconds", "drain_seconds")  # fmt: skip
     config = RouterConfig(servers=servers, **{name: options[name] for name in names})
     bound = bind(config.host, config.port)
 

@@ -11,7 +11,8 @@ MODEL = ("adapter", "backend", "device", "dtype", "dtype_names", "load_format", 
          "quantize", "quantized_dir", "offload_experts", "activations", "max_model_len",
          "max_images", "threads", "offline", "revision", "list_devices")  # fmt: skip
 MEMORY = ("memory_limit", "kv_cache_dtype", "page_size", "prefix_cache", "prefix_cache_policy",
-          "prefix_cache_ttl", "cache_dir", "offload", "offload_write", "preemption")  # fmt: skip
+          "prefix_cache_ttl", "cache_dir", "offload", "offload_write", "remote_store",
+          "remote_key", "preemption")  # fmt: skip
 SHARING = ("share", "guarantee", "lend", "weight", "share_priority")
 SCHEDULING = ("max_batch_tokens", "max_running", "speculation", "draft_model")
 RANKS = ("tensor_parallel", "pipeline_parallel", "rank_timeout")

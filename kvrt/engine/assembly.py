@@ -8,7 +8,7 @@ from pathlib import Path
 from kvrt.config import Environment, RuntimeConfig
 from kvrt.engine.drafter import check_drafter
 from kvrt.engine.engine import Engine
-from kvrt.engine.fingerprint import own_folder, page_fingerprint, page_format
+from kvrt.engine.fingerprint import page_fingerprint, page_format
 from kvrt.engine.prefixes import Prefixes
 from kvrt.engine.sizing import check_room, limit_bytes, make_cache
 from kvrt.engine.sleeping import LEASE_S
@@ -19,10 +19,13 @@ from kvrt.kv.index.eviction import EVICTIONS
 from kvrt.kv.index.reuse import PrefixReuse
 from kvrt.kv.memory import Memory
 from kvrt.kv.offload import Offload
-from kvrt.kv.tiers.config import parse_tiers
+from kvrt.kv.tiers.config import TierConfig, parse_tiers
 from kvrt.kv.tiers.disk import DiskStore
+from kvrt.kv.tiers.folder import own_folder
 from kvrt.kv.tiers.host import HostStore
 from kvrt.kv.tiers.pagefile import PageFile
+from kvrt.kv.tiers.remote.address import parse_address, read_key
+from kvrt.kv.tiers.remote.client import RemoteStore
 from kvrt.model.loader import Model, load_model
 from kvrt.model.progress import Progress
 from kvrt.model.spec import ModelSpec
@@ -178,11 +181,12 @@ def make_offload(
 
     Raises:
         StoreError: a folder cannot be used.
-        ConfigError: host memory for less than one page was asked for.
+        ConfigError: host memory for less than one page was asked for, or the key of a store
+            elsewhere cannot be read.
     """
-    if reuse is None or config.offload is None:
+    if reuse is None or (config.offload is None and config.remote_store is None):
         return None
-    tiers = parse_tiers(config.offload)
+    tiers = TierConfig() if config.offload is None else parse_tiers(config.offload)
     form = page_format(fingerprint, executor)
     is_tier = tiers.host_bytes > 0
     if is_tier:
@@ -193,12 +197,18 @@ def make_offload(
     if tiers.disk_path is not None:
         folder = own_folder(tiers.disk_path, fingerprint)
         disk = DiskStore(PageFile.open(folder, form, budget=tiers.disk_bytes))
+    remote = None
+    if config.remote_store is not None:
+        address = parse_address(config.remote_store)
+        key = None if config.remote_key is None else Path(config.remote_key)
+        remote = RemoteStore(address, read_key(key, address), form)
     through = config.offload_write == "through"
     offload = Offload(
         executor,
         host,
         reuse.cost,
         disk,
+        remote,
         is_tier=is_tier,
         write_at_once=through or not is_tier,
         write_through=through,

@@ -1,8 +1,7 @@
-"""What says that two pages of the same tokens have the same bytes, and the folders named for it."""
+"""What says that two pages of the same tokens have the same bytes."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
@@ -32,11 +31,6 @@ def page_fingerprint(
     by = (info.backend, info.arch, kernels, version("kvrt"), torch.__version__)
     computed = repr((*model_parts, *by)).encode()
     return fingerprint(computed, str(layouts[0].format), repr(layouts))
-
-
-def own_folder(folder: str | Path, fingerprint: bytes) -> Path:
-    """Where in a folder that several models may share the pages of this one are."""
-    return Path(folder).expanduser() / fingerprint.hex()[:16]
 
 
 def page_format(fingerprint: bytes, executor: PageMemory) -> PageFormat:

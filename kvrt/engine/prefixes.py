@@ -72,12 +72,12 @@ class Prefixes:
             media: its images.
 
         Returns:
-            How many different pages were forgotten.
+            How many different pages were forgotten, beside those in a store elsewhere.
         """
         reuse, offload, cache = self._reuse, self._memory.offload, self._memory.cache
         outside = {name.page for name in offload.stores.names()} if offload is not None else set()
         known = {*(entry.name for entry in reuse.index), *outside}
-        doomed = known
+        doomed, names = known, list[PageName]()
         if root is not None:
             doomed = {name for name in known if name.tenant == tenant_of(root)}
             if names := list(chain(root, tokens, cache.page_size, media)):
@@ -85,6 +85,7 @@ class Prefixes:
                 doomed |= ({names[-1]} & known) | _after(known, names[-1].key)
         if offload is not None:
             offload.remove(doomed)
+            offload.forget_elsewhere(root, names)
         entries = [entry for entry in reuse.index if entry.name in doomed]
         links = {entry.name for entry in entries if not any(entry.pages)}.difference(outside)
         pages = reuse.index.pages_of(entries)

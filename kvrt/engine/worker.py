@@ -17,7 +17,6 @@ from kvrt.engine.adapters import NamedAdapters
 from kvrt.engine.assembly import assemble
 from kvrt.engine.engine import Engine
 from kvrt.engine.events import CacheChanged, RequestQueued
-from kvrt.engine.fingerprint import own_folder
 from kvrt.engine.mailbox import Call, Command, Mailbox, Signal, T, carry_out
 from kvrt.engine.obeying import obey
 from kvrt.engine.prefixes import Prefixes
@@ -26,6 +25,7 @@ from kvrt.engine.sleeping import Sleeper
 from kvrt.engine.snapshots import Snapshots
 from kvrt.errors import ConfigError, DeviceError, KvrtError, in_one_line
 from kvrt.kv.cache import KVCache
+from kvrt.kv.tiers.folder import own_folder
 from kvrt.model.loader import Model
 from kvrt.model.progress import Progress
 from kvrt.ranks.others import Others

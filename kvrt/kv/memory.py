@@ -55,6 +55,7 @@ class Memory:
         """Carry a change of the page table out. Pages whose names it drops are found no more; those
         of them that are worth it, and can be found until then, are copied off the device before."""
         if self.offload is not None and self.reuse is not None:
+            self.offload.settle()
             self.offload.save(self.reuse.leaving(change.dropped))
         failed = self.cache.commit(change)
         if failed is None and self.reuse is not None:
@@ -118,7 +119,10 @@ class Memory:
         named = [self.reuse.computed(seq, table.rows_of(seq.id)) for seq in seqs]
         if any(named):
             own = zip(*filter(None, named), strict=True)
-            self.commit(table.name(tuple(tuple(itertools.chain(*pages)) for pages in own)))
+            pages = tuple(tuple(itertools.chain(*pages)) for pages in own)
+            self.commit(table.name(pages))
+            if self.offload is not None and self.offload.shares:
+                self.offload.share(self.reuse.leaving(pages))
 
     def doubt(self, seq: Seq) -> None:
         """What the sequence computed may be wrong: of its pages, those that no other sequence has

@@ -1,10 +1,12 @@
 """The offload scheduler: moves KV pages between a device and the stores outside it.
 
     save    page -- executor --> host slot ------------> disk          before the page is reused
-    fetch   page <-- executor -- host slot <------------ disk          into pages just taken
+    share   page -- executor --> host slot ------------> elsewhere     as soon as it has a name
+    fetch   page <-- executor -- host slot <------------ disk, or elsewhere    into pages just taken
 
-Nothing waits for a disk but a host memory that is full of pages still to be written. A page is
-reused only after its copy to the host is done, and read only after its copy to the device is: all
+Nothing waits for a disk but a host memory that is full of pages still to be written, and nothing
+for a store elsewhere but the request whose pages are fetched from there. A page is reused only
+after its copy to the host is done, and read only after its copy to the device is: all
 copies carry tickets, and each one begins behind the compute that was submitted before it.
 
 It belongs to the engine's thread, which calls `poll` between steps.
@@ -18,10 +20,12 @@ from kvrt.executor.interface import Fetch, PageMemory, Save
 from kvrt.kv.index.cost import MoveCost
 from kvrt.kv.seq import Seq
 from kvrt.kv.tiers.ahead import ReadAhead
-from kvrt.kv.tiers.disk import DiskStats, DiskStore, PageTicket
+from kvrt.kv.tiers.disk import DiskStats, DiskStore
 from kvrt.kv.tiers.host import HostPage, HostStats, HostStore
-from kvrt.kv.tiers.names import PageName, StoredName
-from kvrt.kv.tiers.stores import Stores
+from kvrt.kv.tiers.names import PageName, StoredName, tenant_of
+from kvrt.kv.tiers.remote.client import RemoteStats, RemoteStore
+from kvrt.kv.tiers.remote.frames import Scope
+from kvrt.kv.tiers.stores import Read, Stores
 from kvrt.spi import Ticket
 
 _WINDOW = 32
@@ -45,6 +49,8 @@ class OffloadStats:
         dropped_pages: not saved, because no host memory came free in time.
         host: of the host memory.
         disks: of each folder.
+        remote: of a store elsewhere; None: there is none.
+        sending: pages that are on their way there.
     """
 
     saved_pages: int
@@ -53,16 +59,18 @@ class OffloadStats:
     dropped_pages: int
     host: HostStats
     disks: tuple[DiskStats, ...]
+    remote: RemoteStats | None = None
+    sending: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class _Move:
-    """One page on its way to the device: from disk to a host slot, then from there on."""
+    """One page on its way to the device: from behind to a host slot, then from there on."""
 
     index: int
     host: HostPage
     ticket: Ticket
-    read: PageTicket | None = None  # the same ticket, while it is the disk's
+    read: Read | None = None  # the same ticket, while it is not in the slot
 
 
 @dataclass(slots=True, eq=False)
@@ -93,6 +101,7 @@ class Offload:
         host: slots that copies go through, and a tier if it is large.
         cost: told how fast fetches were.
         disk: where pages go that host memory has no room for; None: nowhere.
+        remote: where pages go that others may want, and theirs come from; None: nowhere.
         is_tier: pages may stay in host memory; else they only go through it.
         write_at_once: pages go on to disk as soon as they are in host memory, not only when that
             fills up.
@@ -105,19 +114,21 @@ class Offload:
         host: HostStore,
         cost: MoveCost,
         disk: DiskStore | None = None,
+        remote: RemoteStore | None = None,
         *,
         is_tier: bool = False,
         write_at_once: bool = False,
         write_through: bool = False,
     ) -> None:
-        self.stores = Stores(host, disk, write_at_once=write_at_once)
+        self.stores = Stores(host, disk, remote, write_at_once=write_at_once)
         """Where pages are outside the device."""
         self.write_through = write_through
         self._executor = executor
         self._host = host
         self._cost = cost
         self._is_tier = is_tier
-        self._saves = is_tier or disk is not None
+        self._saves = is_tier or disk is not None or remote is not None
+        self._leaving: list[tuple[HostPage, Ticket]] = []
         self._fetches: dict[Seq, _Fetch] = {}
         self._spent = 0.0  # seconds, on fetches that have not ended
         self._ahead = ReadAhead(self.stores)
@@ -146,6 +157,46 @@ class Offload:
         self._carry_out(saves)
         self.stores.demote()
 
+    @property
+    def shares(self) -> bool:
+        """Whether others may want pages, so that `share` is to be called."""
+        return self.stores.remote is not None
+
+    def share(self, pages: Iterable[tuple[StoredName, int]]) -> None:
+        """Begin to copy pages off the device, those that no store has, for others. What they hold
+        must not change before `settle`.
+
+        Raises:
+            DeviceError: a copy failed.
+        """
+        saves: list[tuple[HostPage, Save]] = []
+        for name, page in pages:
+            if name in self.stores:
+                continue
+            slot = self.stores.reserve(name, 0.0)
+            if slot is None:
+                self._dropped += 1
+            else:
+                saves.append((slot, Save(page, slot.data, name.group)))
+        if saves:
+            tickets = self._executor.copies([save for _, save in saves])
+            self._leaving += zip((slot for slot, _ in saves), tickets, strict=True)
+
+    def settle(self, *, wait: bool = True) -> None:
+        """What `share` has begun is done when it returns.
+
+        Args:
+            wait: for that; else take in what is done.
+
+        Raises:
+            DeviceError: a copy failed.
+        """
+        while self._leaving and (wait or self._leaving[0][1].done()):
+            slot, ticket = self._leaving.pop(0)
+            ticket.wait()
+            self.stores.commit(slot)
+            self._saved += 1
+
     def _carry_out(self, saves: list[tuple[HostPage, Save]]) -> None:
         """Copy to the host, and wait for it: the pages can be found there then."""
         if not saves:
@@ -164,7 +215,7 @@ class Offload:
         return name in self.stores
 
     def prefetch(self, seq: Seq, names: Iterable[StoredName]) -> None:
-        """Bring pages from disk to host memory, as a request that waits will need them there."""
+        """Bring pages from behind to host memory, as a request that waits will need them there."""
         if self._is_tier:
             self._ahead.want(seq, names)
 
@@ -187,6 +238,7 @@ class Offload:
             DeviceError: a copy failed.
         """
         started = time.perf_counter()
+        self.settle(wait=False)
         self.stores.reap()
         ended, nbytes = [], 0
         for seq, fetch in list(self._fetches.items()):
@@ -209,7 +261,7 @@ class Offload:
     @property
     def busy(self) -> bool:
         """Whether a page moves, so that `poll` has something to do."""
-        return self._moves_something() or bool(self._fetches)
+        return self._moves_something() or bool(self._fetches or self._leaving)
 
     def wait(self) -> None:
         """Wait a moment for something that a fetch needs; there is nothing else to do."""
@@ -249,13 +301,13 @@ class Offload:
                 self._host.pin(host)
                 fetch.moving.append(self._to_device(fetch, fetch.next, host))
             else:
-                disk = self.stores.on_disk(name)
-                host = self.stores.reserve(name, 0.0) if disk is not None else None
-                if disk is None or (host is None and not self._moves_something()):
+                store = self.stores.behind(name)
+                host = self.stores.reserve(name, 0.0) if store is not None else None
+                if store is None or (host is None and not self._moves_something()):
                     fetch.lost = fetch.next
-                if disk is None or host is None:
+                if store is None or host is None:
                     return
-                read = disk.fetch(name, host.data)
+                read = store.fetch(name, host.data)
                 fetch.moving.append(_Move(fetch.next, host, read, read))
             fetch.next += 1
 
@@ -294,6 +346,10 @@ class Offload:
     def remove(self, pages: Iterable[PageName]) -> None:
         """Drop the pages of all groups from all stores; those on their way back do not arrive."""
         gone = set(pages)
+        for entry in [entry for entry in self._leaving if entry[0].name.page in gone]:
+            self._leaving.remove(entry)
+            entry[1].wait()
+            self._host.unpin(entry[0])
         self.stores.remove(gone)
         self._ahead.remove(gone)
         for fetch in self._fetches.values():
@@ -301,17 +357,31 @@ class Offload:
             if lost is not None:
                 fetch.lost = lost if fetch.lost is None else min(lost, fetch.lost)
 
+    def forget_elsewhere(self, root: bytes | None, names: Sequence[PageName]) -> None:
+        """Drop pages from a store elsewhere, whose names are not known here: all; those of the
+        tenant with this root; or of these, what begins with the pages `names`, or may do so."""
+        if (remote := self.stores.remote) is None:
+            return
+        if root is None:
+            remote.forget(Scope.ALL)
+        elif names:
+            remote.forget(Scope.FROM, tenant_of(root), names[-1].key)
+        else:
+            remote.forget(Scope.TENANT, tenant_of(root))
+
     def stats(self) -> OffloadStats:
-        host, disks = self.stores.stats()
-        return OffloadStats(self._saved, self._fetched, self._missed, self._dropped, host, disks)
+        moved = self._saved, self._fetched, self._missed, self._dropped
+        sending = len(self._leaving) + self.stores.sending
+        return OffloadStats(*moved, *self.stores.stats(), sending)
 
     def close(self) -> None:
-        """Wait for what moves, and close the disks.
+        """Wait for what moves, and close the stores.
 
         Raises:
-            DeviceError: a copy failed. The disks are closed all the same.
+            DeviceError: a copy failed. The stores are closed all the same.
         """
         try:
+            self.settle()
             for seq in list(self._fetches):
                 self.cancel(seq)
         finally:

@@ -24,6 +24,7 @@ COMMANDS = {
     "rerank": ("rerank", "tiny", "x", "y"),
     "route": ("route", "ftp://nowhere"),
     "usage": ("usage", "nothing.db"),
+    "store": ("store", "--memory", "0", "--host", "203.0.113.1"),
     "show": ("show", "tiny", "--backend", "cpu"),
 }
 ANY = (

@@ -22,8 +22,8 @@ import torch
 import kvrt.engine.fingerprint
 import kvrt.model.checkpoint.filling
 import kvrt.model.loader
-from kvrt.engine.fingerprint import own_folder
 from kvrt.errors import StoreError
+from kvrt.kv.tiers.folder import own_folder
 from kvrt.outputs import Result
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams

@@ -189,7 +189,7 @@ class Manager(OffloadingManager):
         for name in COUNTERS:
             if count := getattr(counts, name):
                 stats.increase_counter(_metric(name), count)
-        host, disks = self._stores.stats()
+        host, disks, _ = self._stores.stats()
         stats.set_gauge(_metric("host_bytes"), host.used_bytes)
         stats.set_gauge(_metric("disk_bytes"), sum(disk.used_bytes for disk in disks))
         stats.set_gauge(_metric("disk_paused"), int(any(disk.paused for disk in disks)))

@@ -1,12 +1,11 @@
-"""Pages that come from disk to host memory before the request that needs them has its turn."""
+"""Pages that come to host memory before the request that needs them has its turn."""
 
 from collections import deque
 from collections.abc import Hashable, Iterable
 
-from kvrt.kv.tiers.disk import PageTicket
 from kvrt.kv.tiers.host import HostPage
 from kvrt.kv.tiers.names import PageName, StoredName
-from kvrt.kv.tiers.stores import Stores
+from kvrt.kv.tiers.stores import Read, Stores
 
 _AT_ONCE = 8
 """Reads for requests that only wait: enough to keep a disk busy, few beside those that are due."""
@@ -26,7 +25,7 @@ class ReadAhead:
         self._stores = stores
         self._wanted: dict[Hashable, deque[StoredName]] = {}
         self._bytes = 0  # of host memory that they will take
-        self._reading: list[tuple[HostPage, PageTicket]] = []
+        self._reading: list[tuple[HostPage, Read]] = []
 
     def __len__(self) -> int:
         """Pages whose reading has not begun."""
@@ -67,10 +66,10 @@ class ReadAhead:
                     self._stores.abandon(page, read)
         while self._wanted and len(self._reading) < _AT_ONCE:
             name = self._next()
-            disk = self._stores.on_disk(name)
-            host = self._stores.reserve(name, 0.0) if disk is not None else None
-            if disk is not None and host is not None:
-                self._reading.append((host, disk.fetch(name, host.data)))
+            store = self._stores.behind(name)
+            host = self._stores.reserve(name, 0.0) if store is not None else None
+            if store is not None and host is not None:
+                self._reading.append((host, store.fetch(name, host.data)))
 
     def remove(self, pages: set[PageName]) -> None:
         """These pages, of any group, are to be found no more."""

@@ -1,7 +1,6 @@
 """KV pages on disk, without waiting for it."""
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -9,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from kvrt.errors import ContractError
 from kvrt.kv.tiers.blockfile import Bytes
+from kvrt.kv.tiers.buffers import bytes_of
 from kvrt.kv.tiers.names import StoredName
 from kvrt.kv.tiers.pagefile import PageFile
 from kvrt.kv.tiers.workers import Job, Workers
@@ -164,7 +161,7 @@ class DiskStore:
         Returns:
             A ticket. Its `ok`: the page is there.
         """
-        body = self._bytes(name, data)
+        body = bytes_of(data, self._file.form.sizes[name.group])
         hangs = self.hangs()
         with self._mutex:
             pending = self._pending.get(name)
@@ -193,7 +190,7 @@ class DiskStore:
         Returns:
             A ticket. Its `ok`: the page is in `into`; else `into` may hold anything.
         """
-        body = self._bytes(name, into)
+        body = bytes_of(into, self._file.form.sizes[name.group])
         ticket = PageTicket(name, self, lambda job: self._read(name, body))
         if name not in self or not self._workers.submit(ticket, urgent=True):
             with self._mutex:
@@ -338,16 +335,3 @@ class DiskStore:
             why,
             self._warn_every,
         )
-
-    def _bytes(self, name: StoredName, data: "Tensor | Bytes") -> Bytes:
-        """The same memory as uint8, of the size of the group's pages."""
-        if isinstance(data, np.ndarray):
-            flat = data.reshape(-1).view(np.uint8) if data.flags.c_contiguous else None
-        else:
-            usable = data.device.type == "cpu" and data.is_contiguous()
-            flat = data.view(-1).view(sys.modules["torch"].uint8).numpy() if usable else None
-        if flat is None:
-            raise ContractError("a page must be contiguous and in host memory")
-        if flat.nbytes != (size := self._file.form.sizes[name.group]):
-            raise ContractError(f"{flat.nbytes} bytes are no page of {size} bytes")
-        return flat

@@ -11,6 +11,11 @@ LOCK = "kvrt-pages.lock"
 _ELSEWHERE = "use another folder"
 
 
+def own_folder(folder: str | Path, fingerprint: bytes) -> Path:
+    """Where in a folder that several models may share the pages of this one are."""
+    return Path(folder).expanduser() / fingerprint.hex()[:16]
+
+
 def prepare(folder: Path, *, create: bool) -> None:
     """See that `folder` is a folder of ours; make it, for its owner alone, if it may be made.
 

@@ -1,0 +1,13 @@
+"""KV pages that several machines share, over TCP.
+
+    address     where a store is, and the key that its users have
+    frames      what goes over a connection, and how each end knows the other
+    owed        what a store was asked for, and how long that may take
+    client      `RemoteStore`: a tier of pages that others have, beside host memory and disk
+    shelves     what a store keeps: in memory, or in page files
+    server      the store: one process, or one in each machine
+
+    prefill  -- pages, once they have names --> store -- names at once, pages when asked --> decode
+
+Whatever happens to a store, a connection or a page costs a miss: the page is computed.
+"""
