@@ -119,6 +119,7 @@ class Delta:
         token_ids: new tokens.
         finish_reason: set on the completion's last piece.
         logprobs: of each new token, if they were asked for.
+        again: it was said elsewhere, before the request came here; see `kvrt.Runtime.stream`.
     """
 
     index: int
@@ -126,3 +127,4 @@ class Delta:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    again: bool = False

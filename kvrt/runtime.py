@@ -161,6 +161,7 @@ class Runtime(CacheControl):
         private: bool = False,
         adapter: str | None = None,
         metadata: Any = None,
+        said: Sequence[int] = (),
     ) -> Stream:
         """Submit one prompt and return its stream at once.
 
@@ -173,6 +174,9 @@ class Runtime(CacheControl):
             private: it uses no pages of others, and leaves none.
             adapter: the name of one that is loaded, which answers; None: the model as it is.
             metadata: anything; its result and events have it, and kvrt never looks at it.
+            said: tokens that this answer has said already, by another runtime of the same model: it
+                goes on behind them as it would have there, if it has the same parameters and the
+                `seed` that it had. They come first, as one piece (`Delta.again`).
 
         Raises:
             RequestError: the request is bad; nothing was queued.
@@ -186,11 +190,13 @@ class Runtime(CacheControl):
             private=private,
             adapter=adapter,
             metadata=metadata,
+            said=said,
         )
         inbox, number = Inbox(), self._worker.number()
         request = request_of(self._worker, self.config, prompt, wishes, inbox.deliver)
         # The stream comes first: if anything interrupts the rest, it ends the request.
         stream = Stream(request.id, inbox, functools.partial(self._abort, number))
+        stream.seed = request.seed
         self._worker.submit(number, request)
         return stream
 

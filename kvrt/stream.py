@@ -48,6 +48,8 @@ class Stream(Iterator[Delta]):
 
     def __init__(self, request_id: str, inbox: Inbox, abort: Callable[[], None]) -> None:
         self.request_id = request_id
+        self.seed = 0
+        """Of completion 0, whether it was given or drawn."""
         self._inbox = inbox
         self._abort = abort
         self._process = Process()

@@ -31,6 +31,9 @@ PROMISES = {
     "P7": "Memory calls are safe under threads: tested with eight of them, 20,000 calls of each.",
     "P10": "A process killed at any call to the system, or at any moment, leaves a folder of KV "
     "pages that opens again and holds whole pages only.",
+    "P12": "A store of shared KV pages that never answers, half a frame, a length of 4 GiB, "
+    "garbage and crowds of strangers cost whoever meets them their time-out, and nobody else "
+    "anything.",
     "P13": "An abort at any state frees its pages; thousands of aborts leak nothing.",
     "P14": "Work for somebody who has left stops within a second: a client that disconnects, "
     "streaming or not, a task that is cancelled, a stream that nobody holds.",
@@ -89,6 +92,11 @@ PROMISES = {
     "salts.",
     "P42": "Environment variables that are named like a service, such as KVRT_PORT, change "
     "nothing.",
+    "P43": "A store of shared KV pages, or a way there, that is cut, silent, slow, of another "
+    "version, without the key, or sends anything else than what was asked for, costs pages and the "
+    "time set: never a wrong token, memory without bound, or the engine's time.",
+    "P44": "An answer that moves to another server goes on there with the tokens and the text that "
+    "it would have had, and its client does not notice.",
 }
 
 

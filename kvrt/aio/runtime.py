@@ -9,6 +9,7 @@ It asks the same engine as the `Runtime` in it, which may be asked at the same t
 
 import asyncio
 import functools
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -102,12 +103,13 @@ class AsyncRuntime:
         private: bool = False,
         adapter: str | None = None,
         metadata: Any = None,
+        said: Sequence[int] = (),
         timeout: float | None = TIMEOUT_S,
     ) -> AsyncStream:
         """Submit one prompt, and return its stream.
 
         Args:
-            prompt, params, request_id, priority, cache_salt, private, adapter, metadata: see
+            prompt, params, request_id, priority, cache_salt, private, adapter, metadata, said: see
                 `Runtime.stream`.
             timeout: seconds, at most, between two pieces of the answer, the first included; None:
                 as long as it takes.
@@ -128,6 +130,7 @@ class AsyncRuntime:
             private=private,
             adapter=adapter,
             metadata=metadata,
+            said=said,
         )
         arrivals = Arrivals()
         request = await self._prepared(prompt, wishes, arrivals)
@@ -135,6 +138,7 @@ class AsyncRuntime:
         # The stream comes first: if anything interrupts the rest, it ends the request.
         abort = functools.partial(self._abort, number)
         stream = AsyncStream(request.id, metadata, request.prompt, arrivals, timeout, abort)
+        stream.seed = request.seed
         self._worker.submit(number, request)
         return stream
 

@@ -30,7 +30,7 @@ class Arrivals:
         """On the engine's thread: a piece was said, whoever takes it."""
         if self.first is None:
             self.first = time.monotonic()
-        self.tokens += len(delta.token_ids)
+        self.tokens += 0 if delta.again else len(delta.token_ids)
 
     def add(self, event: Delta | Result) -> None:
         if isinstance(event, Result):
@@ -48,10 +48,16 @@ class Arrivals:
         return self._waiter is not None
 
     def take(self) -> Delta | None:
-        """The oldest, with what has come of the same completion since; None: there is nothing."""
+        """The oldest, with what has come of the same completion since, but for what is said again,
+        which stays apart; None: there is nothing."""
         if not self._pieces:
             return None
-        return _joined(self._pieces.pop(next(iter(self._pieces))))
+        index = next(iter(self._pieces))
+        pieces = self._pieces.pop(index)
+        if pieces[0].again and len(pieces) > 1:
+            self._pieces[index] = pieces[1:]
+            return pieces[0]
+        return _joined(pieces)
 
     def drop(self) -> None:
         """Nobody wants pieces any more."""
@@ -100,6 +106,8 @@ class AsyncStream(AsyncIterator[Delta]):
         self.request_id = request_id
         self.metadata = metadata
         self.prompt_token_ids = prompt_token_ids
+        self.seed = 0
+        """Of completion 0, whether it was given or drawn."""
         self._arrivals = arrivals
         self._timeout = timeout
         self._abort = abort
@@ -112,7 +120,7 @@ class AsyncStream(AsyncIterator[Delta]):
 
     @property
     def tokens(self) -> int:
-        """How many were said so far, taken or not."""
+        """How many were said here so far, taken or not."""
         return self._arrivals.tokens
 
     @property

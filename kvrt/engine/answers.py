@@ -13,9 +13,9 @@ from kvrt.engine import beaming
 from kvrt.engine.live import Live
 from kvrt.engine.request import Request
 from kvrt.engine.sampler import Choice, Chosen, Scores
-from kvrt.errors import CapacityError, DeviceError, IntegrityError, KvrtError
+from kvrt.errors import CapacityError, DeviceError, IntegrityError, KvrtError, RequestError
 from kvrt.kv.seq import Seq
-from kvrt.outputs import FinishReason, TokenLogprobs
+from kvrt.outputs import Delta, FinishReason, TokenLogprobs
 from kvrt.sched.batching import Row
 from kvrt.sched.speculation import Speculation
 
@@ -82,6 +82,22 @@ class Answers:
             beaming.begin(request, seq)
         else:
             request.open_output(seq.id)
+            if request.said:
+                self._say_again(request, seq)
+
+    def _say_again(self, request: Request, seq: Seq) -> None:
+        """What was said elsewhere, as one piece: with it, all that what follows depends on is as it
+        was there."""
+        output, said = request.outputs[seq.id], request.said
+        text = ""
+        for token in said:
+            delta = output.push(Chosen(token), ends=None, visible=True)
+            text += delta.text
+            if token in request.ends or delta.finish_reason is not None:
+                raise RequestError("said: the answer has ended there already", param="said")
+        if output.guide is not None and output.guide.complete(said):
+            raise RequestError("said: the answer has ended there already", param="said")
+        request.deliver(Delta(output.index, text, said, again=True))
 
     def scored(self, row: Row) -> range:
         """Positions in the row whose logits give the log-probability of a prompt token."""

@@ -307,7 +307,7 @@ class Engine:
             request = live.request(seq)
             if request.scheduled is None:
                 request.scheduled = time.perf_counter()
-                request.cached_tokens = cached
+                request.cached_tokens = min(cached, seq.prompt_len)
                 if self.observers:
                     self.observers.tell(RequestStarted(request.id, request.metadata, cached))
         self._end(plan.stuck, "capacity")
@@ -320,7 +320,8 @@ class Engine:
             self._live.running[seq] = None
             request = self._live.request(seq)
             if not request.preemptions:
-                request.cached_tokens += tokens
+                cached = min(request.cached_tokens + tokens, seq.prompt_len)
+                request.cached_tokens = cached
 
     def _preempt(self, seq: Seq) -> None:
         live = self._live

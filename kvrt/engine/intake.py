@@ -2,17 +2,18 @@
 
 import functools
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvrt.checks import Checks, Flag, Maybe, Of, Text, Whole, check_request
+from kvrt.checks import Checks, Flag, Maybe, Of, Text, Whole, Wholes, check_request
 from kvrt.config import RuntimeConfig, draft_limit
 from kvrt.engine.adapters import fingerprint_with
 from kvrt.engine.pictures import check_blocks
 from kvrt.engine.prompts import Prompt, bad_words_of, read_prompt, room_for, root_of
 from kvrt.engine.request import Request
 from kvrt.engine.worker import Worker
+from kvrt.errors import RequestError
 from kvrt.kv.tiers.names import KEY_BYTES, chain
 from kvrt.outputs import Delta, Result
 from kvrt.sampling import SamplingParams
@@ -20,12 +21,16 @@ from kvrt.sampling import SamplingParams
 MOST_FORCED = 16
 """Tokens that a constraint leaves no choice of: a key of JSON has fewer."""
 
+MOST_SAID = 1 << 24
+"""Tokens that an answer may have said elsewhere; the context is the limit that counts."""
+
 STREAM: Checks = {
     "params": Maybe(Of((SamplingParams,), "kvrt.SamplingParams(max_tokens=...)")),
     "request_id": Maybe(Text(256)),
     "priority": Whole(-(2**63), 2**63 - 1),
     "private": Flag(),
     "adapter": Maybe(Text(256)),
+    "said": Wholes(MOST_SAID, 0, 2**31 - 1),
 }
 """Of each argument, what it may be; prompts and salts are checked in `kvrt.engine.prompts`."""
 
@@ -41,6 +46,7 @@ class Wishes:
     private: bool = False
     adapter: str | None = None
     metadata: Any = None
+    said: Sequence[int] = ()
 
 
 def request_of(
@@ -67,6 +73,7 @@ def request_of(
         priority=wishes.priority,
         private=wishes.private,
         adapter=wishes.adapter,
+        said=wishes.said,
     )
     params = wishes.params or SamplingParams()
     model = worker.model
@@ -77,6 +84,8 @@ def request_of(
     if seed is None:
         seed = secrets.randbits(64) if config.seed is None else config.seed
     max_new = room - len(tokens) if params.max_tokens is None else params.max_tokens
+    max_len = min(room, len(tokens) + max_new)
+    said = _said_of(checked["said"], params, model.spec.vocab, max_len - len(tokens))
     private = wishes.private
     adapter = worker.adapters.named(checked["adapter"])
     root = root_of(fingerprint_with(worker.fingerprint, adapter), wishes.cache_salt)
@@ -88,7 +97,7 @@ def request_of(
         prompt=tuple(tokens),
         params=params,
         seed=seed,
-        max_len=min(room, len(tokens) + max_new),
+        max_len=max_len,
         priority=checked["priority"],
         tenant=wishes.cache_salt,
         root=root,
@@ -96,6 +105,7 @@ def request_of(
         media=media,
         names=tuple(chain(root, tokens[:-1], config.page_size, media)) if named else (),
         shares=not private,
+        said=said,
         drafts=_drafts_of(params, config),
         forced=_forced_of(params),
         bad_words=bad_words_of(params, model),
@@ -106,6 +116,24 @@ def request_of(
         ),
         deliver=deliver,
     )
+
+
+def _said_of(said: Sequence[int], params: SamplingParams, vocab: int, room: int) -> tuple[int, ...]:
+    """Tokens that were said elsewhere.
+
+    Raises:
+        RequestError: they are none, or there is nothing left to be said behind them.
+    """
+    if not said:
+        return ()
+    if params.n > 1 or params.beam_width > 1 or params.logprobs is not None:
+        what = "said: only one completion, without log-probabilities, goes on behind it"
+        raise RequestError(what, param="said", fix="ask without it")
+    if max(said) >= vocab:
+        raise RequestError(f"said: token ids are from 0 to {vocab - 1}", param="said")
+    if len(said) >= room:
+        raise RequestError("said: it leaves no room for another token", param="said")
+    return tuple(said)
 
 
 def _drafts_of(params: SamplingParams, config: RuntimeConfig) -> int:

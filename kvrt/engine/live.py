@@ -67,7 +67,7 @@ class Live:
         params = request.params
         seq = Seq(
             id=number,
-            tokens=list(request.prompt),
+            tokens=[*request.prompt, *request.said],
             prompt_len=len(request.prompt),
             max_len=request.max_len,
             priority=request.priority,

@@ -42,6 +42,7 @@ class Request:
         names: of the pages it may begin with, made where nobody waits for it; those that are
             missing are made when they are needed.
         shares: other requests may use its pages.
+        said: tokens that completion 0 has said elsewhere, which it goes on behind.
         drafts: tokens that may be guessed in a step, for each completion; 0: none.
         forced: the same of tokens that a constraint leaves no choice of.
         guides: makes what says which tokens may follow; None: all may.
@@ -68,6 +69,7 @@ class Request:
     media: Sequence[Medium] = ()
     names: Sequence[PageName] = ()
     shares: bool = True
+    said: tuple[int, ...] = ()
     drafts: int = 0
     forced: int = 0
     bad_words: Sequence[Sequence[int]] = ()

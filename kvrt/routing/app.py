@@ -1,5 +1,6 @@
 """The routes of a router, as one ASGI application."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any
@@ -48,14 +49,16 @@ class Router:
 
     Args:
         replicas: that it is about.
+        prefill: that compute prompts for these.
         gate: of requests.
     """
 
-    def __init__(self, replicas: Replicas, gate: Gate) -> None:
+    def __init__(self, replicas: Replicas, prefill: Replicas, gate: Gate) -> None:
         self._replicas = replicas
+        self._prefill = prefill
         self._gate = gate
         self._registry = CollectorRegistry()
-        self._registry.register(Figures(replicas))
+        self._registry.register(Figures(replicas, prefill))
 
     async def live(self, request: Request) -> Response:
         return answer({"status": "ok"})
@@ -73,7 +76,8 @@ class Router:
         return Response(generate_latest(self._registry), media_type=kind)
 
     async def list(self, request: Request) -> Response:
-        return answer({"object": "list", "data": [told(each) for each in self._replicas]})
+        found = (*self._replicas, *self._prefill)
+        return answer({"object": "list", "data": [told(each) for each in found]})
 
     async def add(self, request: Request) -> Response:
         _check_role(request)
@@ -90,11 +94,11 @@ class Router:
     async def drain(self, request: Request) -> Response:
         """It is asked for nothing more, and gone once it has answered."""
         _check_role(request)
-        replica = self._replicas.get(request.path_params["id"])
-        if replica is None:
-            raise Refusal(HTTPStatus.NOT_FOUND, "no such server", code="no_server")
-        self._replicas.drain(replica)
-        return answer(told(replica), HTTPStatus.ACCEPTED)
+        for replicas in (self._replicas, self._prefill):
+            if (replica := replicas.get(request.path_params["id"])) is not None:
+                replicas.drain(replica)
+                return answer(told(replica), HTTPStatus.ACCEPTED)
+        raise Refusal(HTTPStatus.NOT_FOUND, "no such server", code="no_server")
 
 
 def _check_role(request: Request) -> None:
@@ -129,7 +133,7 @@ Facts = dict[str, tuple[str, Callable[[Replica], float]]]
 class Figures:
     """Prometheus' metrics of the servers, as they are when asked for."""
 
-    def __init__(self, replicas: Replicas) -> None:
+    def __init__(self, *replicas: Replicas) -> None:
         self._replicas = replicas
 
     def collect(self) -> list[Metric]:
@@ -155,14 +159,14 @@ class Figures:
     ) -> Iterator[Metric]:
         for name, (says, value) in facts.items():
             family = kind(f"kvrt_route_{name}", says, labels=["replica", "url"])
-            for each in self._replicas:
+            for each in itertools.chain(*self._replicas):
                 family.add_metric([each.id, each.address.url], value(each))
             yield family
 
 
-def make_app(forward: Forward, replicas: Replicas, gate: Gate) -> Starlette:
+def make_app(forward: Forward, replicas: Replicas, prefill: Replicas, gate: Gate) -> Starlette:
     """Everything that is served; `Guard` stands before it."""
-    router = Router(replicas, gate)
+    router = Router(replicas, prefill, gate)
     routes = [
         Route("/livez", router.live, methods=["GET"]),
         Route("/readyz", router.ready, methods=["GET"]),

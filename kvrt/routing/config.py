@@ -27,6 +27,7 @@ class RouterConfig:
 
     Args:
         servers: addresses, as `Address.read` takes them. There may be none at first.
+        prefill: addresses of servers that compute prompts for the others.
         host: address to listen at.
         port: 0: any that is free.
         policy: see `kvrt.routing.choosing.choose`.
@@ -39,6 +40,7 @@ class RouterConfig:
     """
 
     servers: tuple[str, ...] = ()
+    prefill: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8000
     policy: Policy = "prefix"
@@ -58,16 +60,22 @@ class RouterConfig:
                 f"host is {self.host:.60}, which others reach, and no keys are asked for",
                 fix="give keys with --keys FILE, or say --without-keys if something else guards it",
             )
-        if len({address.url for address in self.addresses}) < len(self.servers):
+        urls = [address.url for address in (*self.addresses, *self.prefill_addresses)]
+        if len({*urls}) < len(urls):
             raise ConfigError("a server is named twice")
 
     @property
     def addresses(self) -> list[Address]:
         return [Address.read(text) for text in self.servers]
 
+    @property
+    def prefill_addresses(self) -> list[Address]:
+        return [Address.read(text) for text in self.prefill]
+
 
 OPTIONS: Checks = {
     "servers": Texts(1024, 4096),
+    "prefill": Texts(1024, 4096),
     "host": Text(253),
     "port": Whole(0, 65535),
     "policy": OneOf(POLICIES),

@@ -117,11 +117,15 @@ class Replicas:
     Args:
         client: asks them whether they are ready.
         policy: of choosing.
+        prefix: of their ids.
     """
 
-    def __init__(self, client: httpx.AsyncClient, policy: Policy) -> None:
+    def __init__(self, client: httpx.AsyncClient, policy: Policy, prefix: str = "r") -> None:
+        self._prefix = prefix
         self._client = client
         self.policy = policy
+        self.leaving: Callable[[Replica], None] = lambda replica: None
+        """Called with one that is to be asked for nothing more, and may still give answers."""
         self._numbers = itertools.count(1)
         self._all: dict[str, Replica] = {}
 
@@ -139,7 +143,7 @@ class Replicas:
         """
         if any(replica.address.url == address.url for replica in self):
             raise ConfigError(f"{address.url} is there already")
-        replica = Replica(f"r{next(self._numbers)}", address)
+        replica = Replica(f"{self._prefix}{next(self._numbers)}", address)
         if address.events is not None:
             replica.listening = Listening(address.events, address.replay, replica.prefixes)
         self._all[replica.id] = replica
@@ -149,6 +153,7 @@ class Replicas:
     def drain(self, replica: Replica) -> None:
         """Ask it for nothing more, and leave it out once it has answered."""
         self._set(replica, "draining", "it is being left out")
+        self.leaving(replica)
 
     def close(self) -> None:
         for replica in self:
@@ -219,6 +224,7 @@ class Replicas:
                     self._set(replica, replica.state if reason else "up", reason)
                 elif replica.state == "up" and reason:
                     self._set(replica, "down", reason)
+                    self.leaving(replica)
             await asyncio.sleep(LOOK_S)
         self._leave_out(replica)
 

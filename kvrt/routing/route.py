@@ -33,14 +33,16 @@ async def route(config: RouterConfig, bound: socket.socket, begun: Callable[[], 
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
     async with httpx.AsyncClient(limits=limits, trust_env=False, follow_redirects=False) as client:
         replicas = Replicas(client, config.policy)
+        prefill = Replicas(client, config.policy, prefix="p")
         forward = Forward(
             replicas,
+            prefill,
             client,
             gate,
             max_body=config.max_body,
             answer_seconds=config.answer_seconds,
         )
-        app = make_app(forward, replicas, gate)
+        app = make_app(forward, replicas, prefill, gate)
         listener = Listener(
             Guard(app, Book(), config.host, keys),
             gate,
@@ -54,9 +56,12 @@ async def route(config: RouterConfig, bound: socket.socket, begun: Callable[[], 
         try:
             for address in config.addresses:
                 replicas.add(address)
+            for address in config.prefill_addresses:
+                prefill.add(address)
             await listener.listen(bound)
         finally:
             for task in refreshing:
                 task.cancel()
             replicas.close()
+            prefill.close()
             bound.close()

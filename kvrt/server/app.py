@@ -112,6 +112,7 @@ def make_app(
         "/v1/unload_lora_adapter": adapters.unload,
         **{path: metered(service.accounts, path, asked) for path, asked in beside.items()},
         **audio.handlers(service.accounts),
+        "/moves": service.desk.moves.begin,
         "/v1/messages/count_tokens": plain.count_tokens,
         "/v1/responses/input_tokens": plain.input_tokens,
         "/v1/files": files.create,

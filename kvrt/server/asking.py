@@ -35,12 +35,14 @@ class Ask:
     Args:
         held_by: the field of the request that constrains the answer.
         adapter: answers; None: the model as it is.
+        said: tokens of the answer that another server has said; None: it begins here.
     """
 
     prompt: "Prompt"
     params: SamplingParams
     held_by: str = ""
     adapter: AskedAdapter | None = None
+    said: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,9 @@ class Stream(Protocol):
 
     @property
     def prompt_token_ids(self) -> Sequence[int]: ...
+
+    @property
+    def seed(self) -> int: ...
 
     @property
     def cached_tokens(self) -> int: ...
@@ -104,6 +109,11 @@ class Answers:
     def prompts(self) -> list[Sequence[int]]:
         """The tokens of each."""
         return [stream.prompt_token_ids for stream in self._streams]
+
+    @property
+    def seed(self) -> int:
+        """Of the first."""
+        return self._streams[0].seed
 
     @property
     def progress(self) -> Progress:
@@ -197,6 +207,7 @@ async def _stream(
             priority=priority,
             metadata=salt,
             adapter=None if each.adapter is None else each.adapter.name,
+            said=each.said or (),
             timeout=timeout,
         )
     except RequestError as error:

@@ -8,12 +8,17 @@ from kvrt.server.access.limits import Limits
 from kvrt.server.config import ServerConfig
 from kvrt.server.entry import Book
 from kvrt.server.kept.similar import SimilarAnswers
+from kvrt.server.moving import Moves
 from kvrt.server.telemetry.audit import Audit
 from kvrt.server.telemetry.tracing import Tracing
 from kvrt.server.tenants.accounts import Accounts
 
 if TYPE_CHECKING:
     from kvrt.embedding.embedder import Embedder
+
+
+MOVING_S = 1.0
+"""Streams that move have so long to end here."""
 
 
 class Desk:
@@ -51,10 +56,15 @@ class Desk:
         if tracing is not None:
             ended.append(tracing.add)
         self.book = Book(ended)
+        self.moves = Moves()
         self.cut = asyncio.get_running_loop().create_future()
         """Done when nothing may go on any longer."""
 
     def cut_all(self) -> None:
-        """End what still goes on."""
+        """End what still goes on; what can go on elsewhere does, and has a moment for that."""
+        wait = MOVING_S if self.moves.begin_all() else 0.0
+        asyncio.get_running_loop().call_later(wait, self._cut)
+
+    def _cut(self) -> None:
         if not self.cut.done():
             self.cut.set_result(None)

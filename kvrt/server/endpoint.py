@@ -3,16 +3,19 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
 from kvrt.server.access import gate
+from kvrt.server.asking import Answers
 from kvrt.server.entry import Entry, entry_of
 from kvrt.server.errors import refusal_of
 from kvrt.server.kept.asking import asked
 from kvrt.server.kept.exact import HEADER
+from kvrt.server.moving import Move, event_of, go_on, taken_apart, ticket_of, told_of
+from kvrt.server.prefilling import is_prefill, prompts_alone, told_when_sent
 from kvrt.server.service import Service
 from kvrt.server.tenants.accounts import Visit
 from kvrt.server.wire.http import EVENTS, Reply, headers_of, read_body, until_gone
@@ -60,7 +63,12 @@ class Endpoint:
         accounts = self._service.accounts
         try:
             body = await read_body(scope, receive, self._service.served.max_body)
+            body, begun = taken_apart(scope, body)
             call = self._api.read(body)
+            if begun is not None:
+                go_on(call, begun)
+            if is_prefill(scope):
+                call.asks = prompts_alone(call.asks)
             with accounts.visit(entry.owner, self._route, entry.id) as visit:
                 visit.model = self._service.served.name_of(call.asks)
                 reply.headers.update(visit.headers)
@@ -98,28 +106,47 @@ class Endpoint:
     ) -> None:
         """Answer as long as the client is there."""
         with self._service.gate.enter(sum(each.params.n for each in call.asks)):
-            work = self._answer(call, reply, entry, headers_of(scope, HEADER.encode()), visit)
+            work = self._answer(call, scope, reply, entry, visit)
             await _attended(work, receive, self._service.cut)
 
     async def _answer(
-        self, call: Call, reply: Reply, entry: Entry, cached: Sequence[str], visit: Visit
+        self, call: Call, scope: Scope, reply: Reply, entry: Entry, visit: Visit
     ) -> None:
         assert entry.owner is not None, "nobody else gets here"
+        cached = headers_of(scope, HEADER.encode())
         answers = entry.answers = await asked(
             self._service, call.asks, entry.owner.tenant, visit, cached, reply.headers
         )
         try:
+            if is_prefill(scope):
+                results = await answers.results()
+                await reply.json(await told_when_sent(self._service.runtime, results))
+                return
             if not call.stream:
                 await reply.json(call.whole(await answers.results()))
                 return
             await reply.begin_stream(self._kind)
-            await reply.events(call.opening(answers.prompts))
-            async with contextlib.aclosing(answers.pieces()) as pieces, reply.kept_alive():
-                async for number, delta in pieces:
-                    await reply.events(call.piece(number, delta))
-            await reply.events(call.closing(await answers.results()), more=False)
+            moves, ticket = self._service.desk.moves, ticket_of(scope, call)
+            with moves.watched(entry.owner.tenant, ticket, Move(answers.close)) as move:
+                await self._stream(call, reply, answers, move)
         finally:
             answers.close()
+
+    async def _stream(self, call: Call, reply: Reply, answers: Answers, move: Move) -> None:
+        """All pieces; or, if it moves meanwhile, those until then, and what the others need."""
+        resumes, ended = any(each.said is not None for each in call.asks), False
+        opening = [*call.opening(answers.prompts)]
+        await reply.events([] if resumes else opening)
+        async with contextlib.aclosing(answers.pieces()) as pieces, reply.kept_alive():
+            async for number, delta in pieces:
+                move.said += delta.token_ids
+                ended = delta.finish_reason is not None
+                events = [*call.piece(number, delta)]
+                await reply.events([] if delta.again else events)
+        if move.asked and not ended:
+            await reply.events([event_of(told_of(call, answers.seed, move.said))], more=False)
+            return
+        await reply.events(call.closing(await answers.results()), more=False)
 
 
 async def _attended(

@@ -28,7 +28,7 @@ ROUTES = ["/models", "/models/tiny", "/embeddings", "/completions", "/chat/compl
           "/v1/batches/x/failed",
           "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/rerank", "/v1/rerank",
           "/v2/rerank", "/audio/transcriptions", "/audio/translations",
-          "/v1/audio/transcriptions", "/v1/audio/translations", "/answers",
+          "/v1/audio/transcriptions", "/v1/audio/translations", "/answers", "/moves",
           "/usage", "/tokens/v1/completions", "/tokens/v1/chat/completions",
           "/tokens/v1/messages", "/tokens/v1/responses", "/tokens/api/chat",
           "/tokens/api/generate"]  # fmt: skip

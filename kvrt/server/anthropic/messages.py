@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -135,6 +135,8 @@ class MessagesApi:
 @dataclass(slots=True)
 class MessagesCall:
     """One request, and its answer."""
+
+    moves: ClassVar[bool] = True
 
     served: Served
     request: MessagesRequest

@@ -102,6 +102,7 @@ def make_models_app(
         "/models/wake": routes.load,
         "/models/sleep": routes.sleep,
         "/models/unload": routes.unload,
+        "/moves": desk.moves.begin,
         **{path: metered(desk.accounts, path, asked) for path, asked in beside.items()},
         **audio.handlers(desk.accounts),
     }

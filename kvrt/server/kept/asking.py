@@ -38,6 +38,8 @@ async def asked(
         Refusal: a quota is used up.
         KvrtError: see `AsyncRuntime.stream`.
     """
+    if any(each.said is not None for each in asks):
+        return await ask(service.runtime, await reserved(service.runtime, asks, visit), tenant)
     keeps: list[Keep] = []
     found = _the_same(service, asks, tenant, wanted, keeps)
     how = {HEADER: "hit"}

@@ -95,6 +95,7 @@ class Told(AsyncIterator[Delta]):
     tokens = 0
     """That were said: none had to be."""
     first = None
+    seed = 0
 
     def __init__(self, result: Result) -> None:
         self._result = result

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from kvrt.dialect.events import Content, Thought
 from kvrt.model.chat.templates import Chat
@@ -114,6 +114,8 @@ class GenerateAnswers(Answers):
 @dataclass(slots=True)
 class AnswerCall:
     """One request, and its answer: in several lines unless it asks for one."""
+
+    moves: ClassVar[bool] = False
 
     served: Served
     asked: Asked

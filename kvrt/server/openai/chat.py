@@ -4,7 +4,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from kvrt.dialect.events import Arguments, Called, Content, Event, Thought
 from kvrt.model.chat.templates import Chat
@@ -106,6 +106,8 @@ def _check_offered(request: ChatRequest) -> None:
 @dataclass(slots=True)
 class ChatCall:
     """One request, and its answer."""
+
+    moves: ClassVar[bool] = True
 
     served: Served
     request: ChatRequest

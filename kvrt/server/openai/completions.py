@@ -4,7 +4,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta
 
@@ -103,6 +103,8 @@ def _several(prompt: Prompts) -> Sequence[str | list[int]]:
 @dataclass(slots=True)
 class CompletionCall:
     """One request, and its answer."""
+
+    moves: ClassVar[bool] = True
 
     served: Served
     request: CompletionRequest

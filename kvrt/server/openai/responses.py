@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta
 
@@ -131,6 +131,8 @@ def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:
 @dataclass(slots=True)
 class ResponsesCall:
     """One request, and its answer."""
+
+    moves: ClassVar[bool] = False  # its events name what is in them
 
     request: ResponsesRequest
     asks: Sequence[Ask]

@@ -1,7 +1,7 @@
 """What a protocol is to the server: how its requests read, and how answers are written in it."""
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from kvrt.outputs import Delta, Result
 from kvrt.server.asking import Ask
@@ -15,8 +15,10 @@ class Call(Protocol):
     the protocol's `broken`. Each of these is events, or none.
     """
 
-    @property
-    def asks(self) -> Sequence[Ask]: ...
+    asks: Sequence[Ask]
+    moves: ClassVar[bool]
+    """Whether a stream can go on at another server: the tokens say all that its events do, but for
+    what is named in the first and by `kvrt.server.moving.Told`."""
 
     @property
     def stream(self) -> bool: ...
