@@ -45,11 +45,14 @@ def over(driver: Driver, id: str) -> Any:
 
 def test_a_batch_from_its_file_to_its_answers(driver: Driver, tmp_path: Path) -> None:
     path = write(tmp_path / "in.jsonl", [asked("a"), asked("b", temperature=7), asked("c")])
-    begun = driver.one(lambda client: client.batches.start(path, metadata={"what": "a test"}))
+    begun = driver.one(
+        lambda client: client.batches.start(path, metadata={"what": "a test"}, priority=7)
+    )
     seen = driver.all(lambda client: client.batches.watch(begun.id, every=0.01))
     assert [each.over for each in seen] == [False] * (len(seen) - 1) + [True]
     last = seen[-1]
     assert (last.status, last.metadata) == ("completed", {"what": "a test"})
+    assert last.priority == 7
     counts = last.request_counts
     assert (counts.total, counts.completed, counts.failed) == (3, 2, 1)
     answers = driver.all(lambda client: client.batches.results(last))

@@ -26,7 +26,7 @@ test("a batch from its requests to its answers", async () => {
   const names = ["a", "b\u2028c", "d"];
   const begun = await client.batches.start(
     names.map((name) => asked(name, name === "d" ? { temperature: 7 } : {})),
-    { metadata: { what: "a test" }, window: "1h", name: "mine.jsonl" },
+    { metadata: { what: "a test" }, priority: 7, window: "1h", name: "mine.jsonl" },
   );
   assert.equal(begun.endpoint, "/v1/completions");
   const seen = await all(client.batches.watch(begun.id, 20));
@@ -34,6 +34,7 @@ test("a batch from its requests to its answers", async () => {
   const last = seen.at(-1);
   assert.deepEqual(last.request_counts, { total: 3, completed: 2, failed: 1 });
   assert.deepEqual(last.metadata, { what: "a test" });
+  assert.equal(last.priority, 7);
   const answers = await all(client.batches.results(last));
   assert.deepEqual(answers.map((each) => each.custom_id), names);
   assert.deepEqual(answers.map((each) => each.response.status_code), [200, 200, 400]);
