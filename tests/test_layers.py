@@ -65,7 +65,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "hip": ("backends/rocm",),
     "pytest": ("kvrt/testing",),
     "transformers": ("kvrt/integrations", "kvrt/model/borrowed"),
-    "starlette": ("kvrt/server", "kvrt/routing"),
+    "starlette": ("kvrt/server", "kvrt/routing", "kvrt/integrations"),
     "uvicorn": ("kvrt/server",),
     "msgspec": (
         "kvrt/server",

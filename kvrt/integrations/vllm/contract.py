@@ -1,4 +1,5 @@
-"""What of vLLM the connector, the tiers and the attention live by, asked for before it is used."""
+"""What of vLLM the connector, the tiers, the attention and the routes live by, asked for before it
+is used."""
 
 import importlib
 from collections.abc import Mapping
@@ -50,6 +51,11 @@ ATTENDING: Members = {
     "vllm.v1.attention.backends.registry.AttentionBackendEnum": ("CPU_ATTN",),
 }  # fmt: skip
 """Of the attention."""
+
+SERVING: Members = {
+    "vllm.plugins.endpoint_plugins.interface.EndpointPlugin": ("attach_router", "init_state"),
+}
+"""Of the routes."""
 
 
 def check_contract(version: str, members: Members) -> None:
