@@ -80,6 +80,8 @@ DRAFTS = 10
 """Tokens guessed in a step where speculation is on and no number is given."""
 MODEL_DRAFTS = 8
 """Likewise by a model; fewer, where that is worth more."""
+PREDICTED = 4
+"""Likewise by a layer that predicts, which was made to predict one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,8 +145,9 @@ class RuntimeConfig:
             ``move`` and ``recompute`` decide it. By ``move``, every page that a tier has is
             fetched, whoever asks for it.
         speculate: ``ngram``, or ``ngram:K``: guess up to K tokens a step (10) from what the text
-            has said before, and verify them together. The text stays the same. None: only for
-            requests that ask for it.
+            has said before, and verify them together. ``mtp``, or ``mtp:K``: up to K (4) by
+            the layer that models such as DeepSeek V3 have for it. The text stays the same. None:
+            only for requests that ask for it.
         draft_model: a smaller model with the same tokenizer, which guesses tokens in place of the
             text: a folder, a GGUF file or a hub id. It has its own KV pages within the memory
             limit. The text stays the same; how many tokens it guesses follows from what is gained,
@@ -206,6 +209,11 @@ class RuntimeConfig:
     seed: int | None = None
     debug: bool = False
 
+    @property
+    def predicts(self) -> bool:
+        """Whether the model's own layer guesses tokens."""
+        return self.speculate is not None and self.speculate.partition(":")[0] == "mtp"
+
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in OPTIONS}
         for name, value in check_options(OPTIONS, **given).items():
@@ -231,12 +239,12 @@ class RuntimeConfig:
             )
         draft_limit(self.speculate, by_model=self.draft_model is not None)
         if self.tensor_parallel * self.pipeline_parallel > 1:
-            for name in ALONE:
-                if getattr(self, name) is not None:
-                    raise ConfigError(
-                        f"{name} is not for a model that several processes compute",
-                        fix=f"leave out {name}, or tensor_parallel and pipeline_parallel",
-                    )
+            alone = [name for name in ALONE if getattr(self, name) is not None]
+            for name in (*alone, *(["speculate mtp"] if self.predicts else [])):
+                raise ConfigError(
+                    f"{name} is not for a model that several processes compute",
+                    fix=f"leave out {name}, or tensor_parallel and pipeline_parallel",
+                )
 
 
 def weights_folder(environ: Mapping[str, str] = os.environ) -> Path:
@@ -293,22 +301,22 @@ OPTIONS: Checks = {
 
 
 def draft_limit(speculate: str | None, *, by_model: bool = False) -> int:
-    """Tokens that may be guessed in a step, by ``ngram[:K]``, or with a model ``draft[:K]``; None:
-    none, or as many as usual with a model.
+    """Tokens that may be guessed in a step, by ``ngram[:K]`` or ``mtp[:K]``, or with a model
+    ``draft[:K]``; None: none, or as many as usual with a model.
 
     Raises:
         ConfigError: it is none of these, or K is not from 1 to `kvrt.sampling.MAX_DRAFTS`.
     """
-    wanted, usual = ("draft", MODEL_DRAFTS) if by_model else ("ngram", DRAFTS)
+    known = {"draft": MODEL_DRAFTS} if by_model else {"ngram": DRAFTS, "mtp": PREDICTED}
     if speculate is None:
-        return usual if by_model else 0
+        return MODEL_DRAFTS if by_model else 0
     method, colon, count = str(speculate).partition(":")
-    number = int(count) if count.isascii() and count.isdigit() else usual
-    if method != wanted or bool(colon) != count.isdigit() or not 1 <= number <= MAX_DRAFTS:
+    number = int(count) if count.isascii() and count.isdigit() else known.get(method, 0)
+    if method not in known or bool(colon) != count.isdigit() or not 1 <= number <= MAX_DRAFTS:
         why = ", and draft_model guesses" if by_model else ""
         raise ConfigError(
             f"speculate is {speculate!r}{why}",
-            fix=f"use {wanted}, or {wanted}:K with K from 1 to {MAX_DRAFTS}"
-            + ("" if by_model else "; draft is of a draft_model"),
+            fix=f"use {' or '.join(known)}, or {' or '.join(f'{name}:K' for name in known)} with K"
+            f" from 1 to {MAX_DRAFTS}" + ("" if by_model else "; draft is of a draft_model"),
         )
     return number

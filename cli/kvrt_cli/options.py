@@ -220,9 +220,10 @@ runtime_options = apply(
         click.option(
             "--speculate",
             "speculation",
-            metavar="ngram[:K]|draft[:K]",
+            metavar="ngram[:K]|mtp[:K]|draft[:K]",
             help="Guess up to K tokens a step (10) from what the text has said before, and verify"
-            " them together: the same text, sooner where it repeats itself.",
+            " them together: the same text, sooner where it repeats itself. mtp: up to K (4) by the"
+            " layer that models such as DeepSeek V3 and Qwen3.5 have for it.",
         ),
         click.option(
             "--draft-model",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvrt.config import Environment, RuntimeConfig
-from kvrt.engine.drafter import check_drafter
+from kvrt.engine.drafter import check_drafter, predictor_ratio
 from kvrt.engine.engine import Engine
 from kvrt.engine.fingerprint import page_fingerprint, page_format
 from kvrt.engine.prefixes import Prefixes
@@ -116,7 +116,7 @@ def assemble(
     if not isinstance(model.vision, str):
         stack.callback(model.vision.close)
     stack.callback(model.resident.close)
-    ratio = None
+    ratio = predictor_ratio(model) if config.predicts else None
     if drafter is not None:
         check_drafter(drafter, model)
         ratio = drafter.weight_bytes / model.weight_bytes

@@ -1,7 +1,8 @@
-"""Which models may draft for which."""
+"""Which models may draft for which, and what part of a model a draft takes."""
 
 from kvrt.errors import ConfigError
 from kvrt.model.loader import Model
+from kvrt.model.weights.weights import weights_of
 
 
 def check_drafter(drafter: Model, model: Model) -> None:
@@ -24,6 +25,23 @@ def check_drafter(drafter: Model, model: Model) -> None:
             f"draft_model {drafter.name} cannot draft for {model.name}: {why}",
             fix="take a smaller model of the same family, with the same tokenizer",
         )
+
+
+def predictor_ratio(model: Model) -> float:
+    """How large a model's predictor is, beside what a token is computed with without it; in
+    numbers."""
+    spec = model.spec
+    behind = len(spec.layers)
+    whole = own = 0
+    for weight in weights_of(spec):
+        size = sum(part.numel for part in weight.parts)
+        if weight.of_experts and spec.experts is not None:
+            size = size * spec.experts.router.chosen // spec.experts.count
+        if weight.layer == behind or weight.field == ("embedding" if spec.tied else "head"):
+            own += size
+        if weight.layer != behind:
+            whole += size
+    return own / whole
 
 
 def _difference(drafter: Model, model: Model) -> str:

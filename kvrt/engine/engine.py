@@ -56,7 +56,8 @@ class Engine:
         memory: the KV memory in that executor.
         limits: of one step.
         policy: the order of service.
-        draft_ratio: the size of a model that drafts, to that of the model; None: there is none.
+        draft_ratio: the size of what drafts, a model or a predictor, to that of the model; None:
+            there is none.
     """
 
     def __init__(
@@ -83,9 +84,17 @@ class Engine:
         self._live = Live(memory, policy, by_model=draft_ratio is not None)
         self._answers = Answers(self._live, self.speculation, model.eos_ids)
         self._guessing: Guessing | None = None
+        sight = Sight(model)
         if self.speculation.gain is not None:
-            self._guessing = Guessing(executor, memory, self._answers, self.speculation, limits)
-        self._forward = Forward(executor, memory.cache, Sight(model))
+            self._guessing = Guessing(
+                executor,
+                memory,
+                self._answers,
+                self.speculation,
+                limits,
+                sight if model.spec.predictor is not None else None,
+            )
+        self._forward = Forward(executor, memory.cache, sight)
         self._neighbours = Neighbours(memory, self._live, limits)
         self._next_warning = 0.0
         self._planned: StepPlan | None = None  # and applied: what the next step runs

@@ -1,4 +1,5 @@
-"""Drafts by a small model, for all sequences that have room for them in a step.
+"""Drafts by a small model, or by the model's own predictor, for all sequences that have room for
+them in a step.
 
     plan      rooms for drafts     which sequences may have how many
     apply     their pages
@@ -9,7 +10,8 @@
 The small model's keys and values are in pages of the same table, in groups of their own behind
 those of the model that is asked: they fork, move and go with these. They are computed only for who
 drafts, so that a sequence may have tokens of which the small model knows nothing yet. What it does
-not know it computes again; wrong ones would cost time, and never change a text.
+not know it computes again; wrong ones would cost time, and never change a text. A predictor
+(`kvrt.model.decoder.predictor`) knows what the model knows, as steps store what it needs.
 """
 
 import itertools
@@ -26,6 +28,7 @@ from kvrt.drafting.drafts import Drafts
 from kvrt.drafting.gain import Course
 from kvrt.engine.answers import Answers
 from kvrt.engine.sampler import Scores
+from kvrt.engine.sight import Sight
 from kvrt.errors import OutOfMemory
 from kvrt.executor.interface import Executor
 from kvrt.kv.memory import Memory
@@ -63,6 +66,7 @@ class Guessing:
         answers: choose drafts as they choose tokens.
         speculation: knows what drafts are worth, and asks how far the small model is.
         limits: of a pass.
+        sight: the predictor's, if that drafts; None: a small model does.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Guessing:
         answers: Answers,
         speculation: Speculation,
         limits: Limits,
+        sight: Sight | None = None,
     ) -> None:
         assert speculation.gain is not None, "there is a model that drafts"
         self._executor = executor
@@ -80,11 +85,15 @@ class Guessing:
         self._gain = speculation.gain
         self._odds = speculation.odds
         self._most = limits.max_batch_tokens
+        self._sight = sight
         speculation.lag = self.lag
         self._known: dict[bytes, None] = {}
 
     def lag(self, seq: Seq) -> int:
         """Tokens of a sequence that the small model has to compute before it can guess."""
+        if self._sight is not None:
+            seq.drafted = seq.computed
+            return len(seq.tokens) - seq.drafted
         seq.drafted = min(seq.drafted, seq.computed)
         if not seq.drafted:
             names = seq.names[: seq.computed // self._memory.cache.page_size]
@@ -199,10 +208,19 @@ class Guessing:
             ends[: len(spans) - cut],
             contexts=[span.start + len(span.tokens) for span in spans],
         )
-        logits = self._executor.launch(step._replace(drafting=True)).logits.cpu()
-        for span in spans:
-            self._computed(span.row.seq, span.start + len(span.tokens))
-        return logits
+        turns = None
+        if self._sight is not None:
+            turns = self._sight.turns(
+                [
+                    replace(span.row, start=span.start, count=count)
+                    for span, count in zip(spans, counts, strict=True)
+                ]
+            )
+        running = self._executor.launch(step._replace(drafting=True, turns=turns))
+        if self._sight is None:
+            for span in spans:
+                self._computed(span.row.seq, span.start + len(span.tokens))
+        return running.logits.cpu()
 
     def _computed(self, seq: Seq, length: int) -> None:
         """The small model has computed the first tokens of a sequence. Whoever begins with its

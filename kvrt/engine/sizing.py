@@ -12,11 +12,12 @@ from kvrt.config import RuntimeConfig
 from kvrt.errors import CapacityError
 from kvrt.executor.backing import geometry_of
 from kvrt.executor.interface import Executor
-from kvrt.executor.local import LocalExecutor
+from kvrt.executor.local import Forward, LocalExecutor
 from kvrt.kv.cache import KVCache
 from kvrt.kv.limit import LimitChange
 from kvrt.kv.pages.geometry import Geometry
 from kvrt.model.decoder.activations import Activations, computed_in
+from kvrt.model.decoder.predictor import PredictingDecoder
 from kvrt.model.decoder.rope import rotation_bytes
 from kvrt.model.layouts import layouts_of
 from kvrt.model.loader import Model
@@ -242,14 +243,18 @@ def make_cache(
                 fix="lower max_batch_tokens, or take a smaller model",
             )
         raise too_small(config.memory_limit, model.weight_bytes, smallest)
+    drafts: Forward | None = None if drafter is None else drafter.decoder.forward
+    if isinstance(model.decoder, PredictingDecoder):
+        drafts = model.decoder.predict
     executor: Executor
     executor = own = LocalExecutor(
         device,
         sizes.layouts,
         sizes.pages,
         model.decoder.forward,
-        drafter=None if drafter is None else drafter.decoder.forward,
-        own_groups=len(spec.groups),
+        drafter=drafts,
+        drafted_groups=len(groups) - spec.own_groups,
+        shared=spec.predictor is not None,
         poison=config.debug,
         tenant=tenant,
     )

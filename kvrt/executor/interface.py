@@ -84,7 +84,7 @@ class Step(NamedTuple):
         seen: what stands in place of tokens' own embeddings, for the model.
         turns: how its tokens' positions differ from their places in the text, for the model; None:
             they do not.
-        drafting: the model that drafts computes it, over its own groups.
+        drafting: what drafts computes it, over its own groups.
     """
 
     pages: tuple[Ints, ...]

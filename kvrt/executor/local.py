@@ -180,9 +180,9 @@ class LocalExecutor(LocalPages):
         pages: see there.
         forward: of the model, which was loaded for this device.
         poison: see there.
-        drafter: of a small model that drafts.
-        own_groups: the first so many groups are those of `forward`, and the others of `drafter`;
-            None: all are.
+        drafter: of what drafts.
+        drafted_groups: the last so many groups are those of `drafter`.
+        shared: `forward` has these, too.
         tenant: see there.
 
     Raises:
@@ -198,21 +198,24 @@ class LocalExecutor(LocalPages):
         forward: Forward,
         *,
         drafter: Forward | None = None,
-        own_groups: int | None = None,
+        drafted_groups: int = 0,
+        shared: bool = False,
         poison: bool = False,
         tenant: Tenant | None = None,
     ) -> None:
         super().__init__(device, layouts, pages, poison=poison, tenant=tenant)
         self._forward = forward
         self._drafter = drafter
-        self._own_groups = own_groups
+        own = len(self.layouts) - drafted_groups
+        self._groups = slice(0, None if shared else own), slice(own, None)
         self._owner = owner_of(device)
 
     def launch(self, step: Step) -> Running:
-        batches, forward = self.batches(step)[: self._own_groups], self._forward
+        forward, groups = self._forward, self._groups[step.drafting]
         if step.drafting:
             assert self._drafter is not None, "there is one where anybody drafts"
-            batches, forward = self.batches(step)[self._own_groups :], self._drafter
+            forward = self._drafter
+        batches = self.batches(step)[groups]
         more: dict[str, object] = {}
         if step.adapters is not None:
             more["adapters"] = step.adapters.tolist()

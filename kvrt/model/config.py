@@ -18,7 +18,7 @@ from kvrt.model.families.family import MAX_WIDTH, Family
 from kvrt.model.families.rotary import MAX_POSITIONS, read_ropes
 from kvrt.model.families.windows import MAX_LAYERS
 from kvrt.model.files.jsonfile import Fields, read_object, shown
-from kvrt.model.spec import ExpertSpec, MLPActivation, ModelSpec
+from kvrt.model.spec import ExpertSpec, LayerSpec, MLPActivation, ModelSpec
 from kvrt.model.speech import WHISPER
 from kvrt.spi import Activation, DType
 
@@ -66,12 +66,14 @@ def is_decoder(path: Path) -> bool:
     )
 
 
-def read_config(path: Path, *, head: bool = True) -> ModelSpec:
+def read_config(path: Path, *, head: bool = True, predictor: bool = False) -> ModelSpec:
     """The model that a config.json describes.
 
     Args:
         path: the file.
         head: False: for the states of its tokens alone, so that it may have no output matrix.
+        predictor: with the layer that predicts further tokens, if it has one; of several, the
+            first.
 
     Raises:
         ModelError: the file is missing or damaged, the architecture is not supported (the message
@@ -129,6 +131,7 @@ def read_config(path: Path, *, head: bool = True) -> ModelSpec:
         activation=_activation(fields, family),
         ropes=ropes,
         tied=not head or fields.flag("tie_word_embeddings", False),
+        predictor=_predictor(fields, family) if predictor else None,
         qkv_bias=_says(fields, family.qkv_bias),
         o_bias=_says(fields, family.o_bias),
         mlp_bias=_says(fields, family.mlp_bias),
@@ -218,6 +221,16 @@ def _count(fields: Fields) -> int:
     listed = not fields.has("num_hidden_layers") and fields.has("layer_types")
     default = len(fields.items("layer_types", str)) if listed else None
     return fields.integer("num_hidden_layers", 1, MAX_LAYERS, default)
+
+
+def _predictor(fields: Fields, family: Family) -> LayerSpec | None:
+    """The layer that predicts further tokens: it attends, and is a mixture where there are some."""
+    if family.predictors is None:
+        return None
+    name, usual = family.predictors
+    if not fields.integer(name, 0, MAX_LAYERS, usual):
+        return None
+    return LayerSpec(experts=family.mixture is not None)
 
 
 def _says(fields: Fields, said: bool | str) -> bool:

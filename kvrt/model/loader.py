@@ -17,6 +17,7 @@ from kvrt.model.choice import check_shape, choose, choose_dtype, choose_length
 from kvrt.model.decoder.activations import computed_in
 from kvrt.model.decoder.decoder import Decoder
 from kvrt.model.decoder.experts import notes_on_experts
+from kvrt.model.decoder.predictor import PredictingDecoder
 from kvrt.model.files.resolve import resolve
 from kvrt.model.generation import GenerationDefaults, read_generation
 from kvrt.model.offload.forms import check_offload
@@ -140,6 +141,13 @@ def _no_tokenizer(path: Path) -> RequestError:
     )
 
 
+def _no_predictor(name: str) -> ConfigError:
+    return ConfigError(
+        f"speculate is mtp, and {name} has no layer that predicts further tokens",
+        fix="speculate ngram, or give a draft_model",
+    )
+
+
 def load_model(
     model: str | Path,
     device: Device,
@@ -156,6 +164,7 @@ def load_model(
     progress: Progress | None = None,
     seed: int = 0,
     head: bool = True,
+    predictor: bool = False,
     max_images: int = 0,
     check_room: Callable[[ModelSpec, DType, int], None] = lambda *_: None,
     shard: Shard = WHOLE,
@@ -183,6 +192,7 @@ def load_model(
         progress: told about the bytes of a download, and of files as they are quantised.
         seed: of dummy weights.
         head: False: without its output matrix, for `Decoder.states` alone.
+        predictor: with the layer that predicts further tokens.
         max_images: of a prompt; 0: without its vision tower.
         check_room: raises if weights of so many bytes, of this shape and dtype, are too many.
         shard: what is loaded of it, by one of several ranks, each of which calls this.
@@ -191,7 +201,7 @@ def load_model(
     Raises:
         ModelError: the model is missing, damaged or not supported.
         ConfigError: `dtype`, `quantize`, `offload_experts` or `max_model_len` cannot be used here,
-            or the model cannot be cut as `shard` says.
+            there is no predictor, or the model cannot be cut as `shard` says.
         CapacityError: its weights do not fit in the device's free memory.
     """
     dummy = load_format == "dummy"
@@ -209,13 +219,17 @@ def load_model(
             raise ConfigError(
                 "a module of transformers cannot be cut into parts", fix="run it on one rank"
             )
+        if predictor:
+            raise _no_predictor(f"{model}, as transformers computes it,")
         if dummy or quantize is not None:
             raise ConfigError(
                 f"model_impl transformers has no {'dummy weights' if dummy else 'quantize'}",
                 fix="leave one of the two out",
             )
         return _borrow(str(model), place, device, dtype, max_model_len, check_room)
-    source = open_source(place, head=head)
+    source = open_source(place, head=head, predictor=predictor)
+    if predictor and source.spec.predictor is None:
+        raise _no_predictor(str(model))
     check_shape(source.shape, source.spec, device)
     checkpoint = None if dummy else source.checkpoint()
     choice = choose(
@@ -265,12 +279,13 @@ def load_model(
     vision = load_vision(source.path, eyes, device, chosen, max_images)
     if isinstance(vision, str) and vision != UNKNOWN and max_images:
         notes.append(f"it {vision}")
+    make = Decoder if spec.predictor is None else PredictingDecoder
     return Model(
         name=str(model),
         path=source.path,
         spec=spec,
         dtype=chosen,
-        decoder=Decoder(spec, weights, device, chosen, choice.positions, pool=pool, split=split),
+        decoder=make(spec, weights, device, chosen, choice.positions, pool=pool, split=split),
         tokenizer=tokenizer,
         generation=generation,
         eos_ids=_eos_ids(generation, tokenizer, spec.vocab),

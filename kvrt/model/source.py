@@ -51,13 +51,13 @@ class Folder:
     """A folder in the Hugging Face layout.
 
     Args:
-        head: see `read_config`.
+        head, predictor: see `read_config`.
     """
 
-    def __init__(self, path: Path, *, head: bool = True) -> None:
+    def __init__(self, path: Path, *, head: bool = True, predictor: bool = False) -> None:
         self.path = path
         self.shape = path / "config.json"
-        self.spec = read_config(self.shape, head=head)
+        self.spec = read_config(self.shape, head=head, predictor=predictor)
         self.method = read_method(Fields(str(self.shape), read_object(self.shape)))
 
     def checkpoint(self) -> Checkpoint:
@@ -71,17 +71,18 @@ class Folder:
         return tokenizer.read_tokenizer(self.path, spec.vocab) if there else None
 
 
-def open_source(path: Path, *, head: bool = True) -> Source:
+def open_source(path: Path, *, head: bool = True, predictor: bool = False) -> Source:
     """What is at a path: a GGUF file, or the folder of a checkpoint.
 
     Args:
         head: False: an output matrix is not needed.
+        predictor: with the layer that predicts further tokens, if it has one.
 
     Raises:
         ModelError: it is damaged, or of no model that kvrt supports.
     """
     if path.is_dir():
-        return Folder(path, head=head)
+        return Folder(path, head=head, predictor=predictor)
     from kvrt.model.gguf.source import GGUFSource  # a start from a folder is sooner without
 
-    return GGUFSource(path)
+    return GGUFSource(path, predictor=predictor)

@@ -202,6 +202,8 @@ class ModelSpec:
         kv_heads: key and value heads, as pages keep them.
         head_dim: width of a key, as pages keep it; even.
         layers: one entry for each layer.
+        predictor: a layer behind the last one, which guesses at the token after the next
+            (`kvrt.model.decoder.predictor`); None: there is none, or it is not wanted.
         max_positions: the longest context the model is meant for, in tokens.
         norm_eps: added to the mean square, or to the variance, in every norm.
         activation: of the feed-forward layer, or of its gate; what `kvrt.spi.Activation` does not
@@ -265,6 +267,7 @@ class ModelSpec:
     activation: MLPActivation
     ropes: tuple[RopeSpec, ...]
     tied: bool
+    predictor: LayerSpec | None = None
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
@@ -334,20 +337,38 @@ class ModelSpec:
         return self.ropes[0]
 
     @property
+    def every_layer(self) -> tuple[LayerSpec, ...]:
+        """All layers, the predictor's the last."""
+        return self.layers if self.predictor is None else (*self.layers, self.predictor)
+
+    @property
     def branches(self) -> bool:
-        """Whether a sequence's new tokens may branch: a recurrence goes along a line."""
-        return self.recurrence is None
+        """Whether a sequence's new tokens may branch: recurrences and predictors go along a
+        line."""
+        return self.recurrence is None and self.predictor is None
 
     @property
     def groups(self) -> tuple[MemoryGroup, ...]:
-        """Which layers keep memory alike: those that see as far back, first those that see all; and
-        then those with a recurrence."""
+        """Which layers keep memory alike: those that see as far back, first those that see all;
+        then those with a recurrence; and last two of the predictor: its keys and values, and of
+        each token what the layers have made of it."""
         attending = [(at, one.window) for at, one in enumerate(self.layers) if one.attends]
         groups = tuple(
             MemoryGroup(tuple(at for at, seen in attending if seen == window), window)
             for window in sorted({window for _, window in attending})
         )
-        if self.recurrence is None:
-            return groups
-        recurrent = tuple(at for at, one in enumerate(self.layers) if one.recurrent)
-        return groups + self.recurrence.memory(recurrent)
+        if self.recurrence is not None:
+            recurrent = tuple(at for at, one in enumerate(self.layers) if one.recurrent)
+            groups += self.recurrence.memory(recurrent)
+        if self.predictor is not None:
+            behind = (len(self.layers),)
+            groups += (
+                MemoryGroup(behind, self.predictor.window),
+                MemoryGroup(behind, 2, self.hidden),
+            )
+        return groups
+
+    @property
+    def own_groups(self) -> int:
+        """How many of the groups are those of the layers; what is behind is the predictor's."""
+        return len(self.groups) - (2 if self.predictor is not None else 0)

@@ -41,6 +41,7 @@ def load(
         progress=progress,
         seed=config.seed or 0,
         max_images=config.max_images,
+        predictor=config.predicts,
         check_room=check_room,
         shard=shard,
         join=join,

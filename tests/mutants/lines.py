@@ -283,10 +283,22 @@ DRAWN = {
         "pages/test_cache.py",
     ),
     "heads are scaled by their size": M(
-        "kvrt.model.decoder.decoder",
+        "kvrt.model.decoder.layer",
         "scale = spec.attention_scale or spec.head_dim**-0.5",
         "scale = spec.attention_scale or 1 / spec.head_dim",
         "model/test_families.py",
+    ),
+    "a predictor reads a token's own state, and not that of the one before": M(
+        "kvrt.model.decoder.predictor",
+        "[[1.0, 0.0]]",
+        "[[0.0, 1.0]]",
+        "model/test_predictor.py",
+    ),
+    "a predictor goes on from nothing": M(
+        "kvrt.model.decoder.predictor",
+        "self._keep(tokens, batches[-2:], x, seen, turns)",
+        "self._keep(tokens, batches[-2:], 0 * x, seen, turns)",
+        "model/test_predictor.py",
     ),
     "a recorded step leaves out what each head is multiplied by": M(
         "kvrt.model.decoder.branches",

@@ -445,8 +445,8 @@ SURVIVED = {
     ),
     "loading began when the machine did": M(
         "kvrt.engine.worker",
-        "started = time.perf_counter()\n        made =",
-        "started = 0.0\n        made =",
+        "started = time.perf_counter()\n        failed =",
+        "started = 0.0\n        failed =",
         "runtime/test_measured.py",
     ),
     "nothing is hoped for": M(

@@ -48,6 +48,15 @@ OF_TEXT = {
 }
 """What models that see put before the names of their decoder's tensors."""
 
+OF_PREDICTOR = {
+    "mtp.layers.0.": "",
+    "mtp.fc.": "eh_proj.",
+    "mtp.pre_fc_norm_embedding.": "enorm.",
+    "mtp.pre_fc_norm_hidden.": "hnorm.",
+    "mtp.norm.": "shared_head.norm.",
+}
+"""What some models call the tensors of what others have as a layer behind the last."""
+
 PREFIXED = ("embed_tokens.", "layers.", "norm.", "wte.", "wpe.", "h.", "ln_f.")
 """What names begin with in files that were saved without the model's head, and without a prefix."""
 
@@ -100,6 +109,8 @@ def open_checkpoint(folder: Path, spec: ModelSpec, method: Method | None = None)
     own = NAMINGS[spec.naming]["embedding"].file.partition(".")[0] + "."
     rename = partial(_prefixed, own) if _is_bare(tensors, own) else _of_text
     tensors = {rename(name): place for name, place in tensors.items()}
+    if spec.predictor is not None:
+        tensors = {_of_predictor(name, spec): place for name, place in tensors.items()}
     tensors = taken_apart(tensors, parts_of(spec))
     unlisted = {rename(name) for name in unlisted}
     embedding, head = (
@@ -180,6 +191,14 @@ def _of_text(name: str) -> str:
     for prefix, own in OF_TEXT.items():
         if name.startswith(prefix):
             return own + name.removeprefix(prefix)
+    return name
+
+
+def _of_predictor(name: str, spec: ModelSpec) -> str:
+    """The name as of a layer behind the last of a tensor of a predictor."""
+    for prefix, own in OF_PREDICTOR.items():
+        if name.startswith(prefix):
+            return f"model.layers.{len(spec.layers)}.{own}{name.removeprefix(prefix)}"
     return name
 
 

@@ -138,6 +138,8 @@ class Activations(NamedTuple):
         if spec.whole is not None:
             heads += 2 * (spec.heads + spec.whole.kv_heads) * spec.whole.head_dim
         kept = 2 * spec.hidden + heads + spec.intermediate
+        # What a predictor reads of a token, its state, and that of the token before.
+        kept += 6 * spec.hidden if spec.predictor is not None else 0
         # Cosines and sines are float32 also where the others are of 16 bits.
         kept += 2 * sum(rope.width(spec.head_dim) for rope in spec.ropes)
         passing = max(2 * spec.hidden, 2 * spec.intermediate, _of_experts(spec))

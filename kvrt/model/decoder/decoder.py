@@ -14,20 +14,20 @@ cache.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kvrt.model.decoder import branches
-from kvrt.model.decoder.activations import Activations, computed_in
+from kvrt.model.decoder.activations import Activations, Heads, computed_in
 from kvrt.model.decoder.branches import Branches
 from kvrt.model.decoder.experts import Mixture
 from kvrt.model.decoder.graphs import DecodeGraphs, padded
 from kvrt.model.decoder.latent import Latents
+from kvrt.model.decoder.layer import Layer, Place
 from kvrt.model.decoder.mixers import Mixer
-from kvrt.model.decoder.offloaded import Offloaded
 from kvrt.model.decoder.ops import MixedOps, TorchOps
 from kvrt.model.decoder.pieces import pieces
 from kvrt.model.decoder.rope import RotationTable, positions_of
@@ -38,52 +38,20 @@ from kvrt.model.lora.ops import AdaptedOps, Segment, segments_of
 from kvrt.model.offload.pool import ExpertPool
 from kvrt.model.shard import Split
 from kvrt.model.spec import ModelSpec
-from kvrt.model.weights.layers import LayerWeights, Weights
+from kvrt.model.weights.layers import Weights
 from kvrt.spi import (
     AttentionBatch,
-    AttentionParams,
     BranchOps,
     Capability,
     DenseOps,
     Device,
     DType,
-    Experts,
     GraphCapture,
-    HeadNorm,
     LowRankOps,
     PackedMatrices,
     StateBatch,
     StepBatch,
 )
-
-
-class _Layer(NamedTuple):
-    """What a step needs of a layer, gathered once.
-
-    Args:
-        batch: which of the step's batches its keys and values are in, if it attends.
-        number: which of that batch's layers it is.
-        states: likewise, the first of those that its recurrence has, if it has one.
-        state: likewise.
-        rope: which of the model's rotations its queries and keys have.
-        norm: of its queries and keys, before rotation.
-        heat: multiplies each head of its rotated queries.
-        whole: its heads are `ModelSpec.whole`.
-    """
-
-    weights: LayerWeights
-    batch: int
-    number: int
-    attention: AttentionParams
-    rope: int | None
-    norm: HeadNorm | None
-    heat: Tensor | None
-    experts: Experts | Offloaded | None
-    whole: bool
-    attends: bool
-    feeds: bool
-    states: int | None
-    state: int
 
 
 class Decoder:
@@ -115,7 +83,7 @@ class Decoder:
         split: Split | None = None,
     ) -> None:
         if groups is None:
-            groups = [group.layers for group in spec.groups]
+            groups = [group.layers for group in spec.groups[: spec.own_groups]]
         self._stage: Stage | None = None
         whole = spec
         if split is not None:
@@ -164,14 +132,11 @@ class Decoder:
             RotationTable(rope, spec.head_dim, max_positions, self._torch_device)
             for rope in spec.ropes
         ]
-        places: list[list[tuple[int, int]]] = [[] for _ in spec.layers]
+        places: list[list[Place]] = [[] for _ in spec.layers]
         for batch, layers in enumerate(groups):
             for number, layer in enumerate(layers):
                 places[layer].append((batch, number))
-        self._layers = [
-            self._layer(index, w, own)
-            for index, (w, own) in enumerate(zip(weights.layers, places, strict=True))
-        ]
+        self._layers = [self._layer(number, places[number]) for number in range(len(spec.layers))]
 
     def close(self) -> None:
         """Give the weights back, and all that steps were computed in. It computes no more."""
@@ -212,10 +177,7 @@ class Decoder:
         if not logits_rows.numel():
             self._run(tokens, batches, adapters, seen, turns)
             return torch.empty(0, self.spec.vocab, device=self._torch_device)
-        x = self._last(tokens, batches, logits_rows, adapters, seen, turns)
-        logits = self._ops.linear(x, self.weights.head, self.weights.head_bias)
-        logits = branches.finish(self.spec, logits.float())
-        return logits if self._stage is None else self._stage.scores(logits)
+        return self._logits(self._last(tokens, batches, logits_rows, adapters, seen, turns))
 
     def states(self, tokens: Tensor, batches: Sequence[StepBatch], rows: Tensor) -> Tensor:
         """The same with what the head reads, in place of logits: float32 [rows, hidden]."""
@@ -231,10 +193,18 @@ class Decoder:
         turns: Turns | None = None,
     ) -> Tensor:
         """The last states of some rows, normed."""
-        x = self._run(tokens, batches, adapters, seen, turns)
-        if rows.tolist() != [*range(len(x))]:  # a decode step asks for those of all tokens
-            x = x.index_select(0, rows.to(self._torch_device))
+        x = self._of_rows(self._run(tokens, batches, adapters, seen, turns), rows)
         return self._branches.norm(x, self.weights.final_norm, self.weights.final_norm_bias)
+
+    def _of_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        if rows.tolist() == [*range(len(x))]:  # a decode step asks for those of all tokens
+            return x
+        return x.index_select(0, rows.to(self._torch_device))
+
+    def _logits(self, states: Tensor) -> Tensor:
+        logits = self._ops.linear(states, self.weights.head, self.weights.head_bias)
+        logits = branches.finish(self.spec, logits.float())
+        return logits if self._stage is None else self._stage.scores(logits)
 
     def _run(
         self,
@@ -332,11 +302,11 @@ class Decoder:
         """What makes the calls of a step, some of whose tokens have adapters, and gives what must
         live as long as these."""
         if not segments:
-            return functools.partial(self._run_layers, self._ops, seen=seen)
+            return functools.partial(self._run_layers, self._ops, layers=self._layers, seen=seen)
 
         def record(plans: Sequence[object], work: Activations) -> object:
             adapted = AdaptedOps(self._ops, self._low_rank, segments, self.adapters.by_number)
-            self._run_layers(cast(MixedOps, adapted), plans, work, seen)
+            self._run_layers(cast(MixedOps, adapted), plans, work, self._layers, seen)
             return adapted.between
 
         return record
@@ -346,9 +316,10 @@ class Decoder:
         ops: MixedOps,
         plans: Sequence[object],
         work: Activations,
+        layers: Sequence[Layer],
         seen: Sequence[Seen] = (),
     ) -> None:
-        """All layers, from the embedded tokens in ``work.x`` to the last layer's output there."""
+        """Some layers, from the embedded tokens in ``work.x`` to the last layer's output there."""
         spec = self.spec
         run = plans.run if isinstance(plans, Plans) else self._attention.run
         parallel, latents = spec.parallel, self._latents
@@ -356,25 +327,18 @@ class Decoder:
         norm, mlp, add = around.norm, around.mlp, around.add
         x, normed, gated = work.x, work.normed, work.gated
         usual, finish = work.usual, deepened(self._branches.finish, seen)
-        for one in self._layers:
-            w, batch, layer, attention, rope, head_norm, heat, experts, whole, *_ = one
-            states = one.states
-            qkv, q, k, v, attended, mixed = work.whole if whole and work.whole else usual
+        for one in layers:
+            w, states = one.weights, one.states
+            heads = work.whole if one.whole and work.whole else usual
+            attended, mixed = heads.attended, heads.rows
             read = norm(x, w.attention_norm, w.attention_norm_bias, normed)
             if states is not None:
                 kept = self._mixer.mix(plans[states:], one.state, read, w, work, ops)
             if one.attends:
-                plan = plans[batch]
-                ops.linear(read, w.qkv, w.qkv_bias, None, qkv)
-                rotation = None if rope is None else work.rotations[rope]
-                if latents is None:
-                    self._branches.norm_whole(w, work)
-                    self._branches.values(k, v, whole)
-                    ops.rotate_append(plan, layer, q, k, v, rotation, head_norm)
-                else:
-                    latents.append(self._attention, plan, layer, w, work, rotation, ops)
-                self._branches.heat(work, heat, rope is not None)
-                run(plan, layer, q, attended, attention)
+                plan = plans[one.batch]
+                self._append(one, plan, read, heads, work, ops)
+                self._branches.heat(work, one.heat, one.rope is not None)
+                run(plan, one.number, heads.q, attended, one.attention)
                 if latents is not None:
                     latents.values(w, work)
                 self._branches.gate(work)
@@ -386,8 +350,8 @@ class Decoder:
                 continue
             if w.mlp_norm is not None or not parallel:
                 read = norm(x, w.mlp_norm, w.mlp_norm_bias, normed)
-            if experts is not None:
-                self._mixture.add(read, w, experts, work, ops)
+            if one.experts is not None:
+                self._mixture.add(read, w, one.experts, work, ops)
                 finish(x, w)
                 continue
             mlp(read, w, gated)
@@ -395,6 +359,26 @@ class Decoder:
                 add(mixed, w.o, w.o_bias, w.attention_post_norm, x, normed, spec.attended_scale)
             add(gated, w.down, w.down_bias, w.mlp_post_norm, x, normed, spec.fed_scale)
             finish(x, w)
+
+    def _append(
+        self,
+        layer: Layer,
+        plan: object,
+        read: Tensor,
+        heads: Heads,
+        work: Activations,
+        ops: MixedOps,
+    ) -> None:
+        """Of what a layer reads: store its keys and values, and make its queries."""
+        w = layer.weights
+        ops.linear(read, w.qkv, w.qkv_bias, None, heads.qkv)
+        rotation = None if layer.rope is None else work.rotations[layer.rope]
+        if self._latents is not None:
+            self._latents.append(self._attention, plan, layer.number, w, work, rotation, ops)
+            return
+        self._branches.norm_whole(w, work)
+        self._branches.values(heads.k, heads.v, layer.whole)
+        ops.rotate_append(plan, layer.number, heads.q, heads.k, heads.v, rotation, layer.norm)
 
     def _activations(self, count: int) -> Activations:
         """Those of a step of `count` tokens. The same ones as long as the count stays."""
@@ -406,38 +390,8 @@ class Decoder:
     def _allocate(self, count: int) -> Activations:
         return Activations.empty(self.spec, count, self._torch_dtype, self._torch_device)
 
-    def _layer(self, index: int, w: LayerWeights, places: list[tuple[int, int]]) -> _Layer:
-        """Args: places: of its pages: batches, and its number there; first those it attends to."""
-        spec, layer = self.spec, self.spec.layers[index]
-        batch, number = places[0] if layer.attends else (0, 0)
-        states, state = places[layer.attends] if layer.recurrent else (None, 0)
-        norm = heat = None
-        if spec.qk_norm == "unit" and layer.rope is not None:
-            ones = torch.ones(spec.head_dim, device=self._torch_device)
-            norm = HeadNorm(ones, ones, spec.norm_eps)  # before rotation, as in "rotated" below
-        if w.q_norm is not None and w.k_norm is not None:
-            if spec.qk_norm == "heads":
-                norm = HeadNorm(w.q_norm, w.k_norm, spec.norm_eps)
-            if spec.qk_norm == "rotated":
-                # Rotation keeps a head's length, so it may as well be normed before; and of what
-                # the products of queries and keys are multiplied by, queries can have all.
-                ones = torch.ones_like(w.q_norm)
-                norm, heat = HeadNorm(ones, ones, spec.norm_eps), w.q_norm * w.k_norm
-        scale = spec.attention_scale or spec.head_dim**-0.5
-        return _Layer(
-            weights=w,
-            batch=batch,
-            number=number,
-            attention=AttentionParams(
-                scale, layer.window, spec.attention_softcap, sink_logits=w.sinks
-            ),
-            rope=layer.rope,
-            norm=norm,
-            heat=heat,
-            experts=self._mixture.experts_of(index, w),
-            whole=spec.whole is not None and not layer.window,
-            attends=layer.attends,
-            feeds=layer.feeds,
-            states=states,
-            state=state,
-        )
+    def _layer(self, number: int, places: Sequence[Place]) -> Layer:
+        """Args: places: of its pages; first those it attends to."""
+        spec, w = self.spec.every_layer[number], self.weights.every_layer[number]
+        experts = self._mixture.experts_of(number, w)
+        return Layer.of(self.spec, spec, w, places, experts, self._torch_device)

@@ -47,6 +47,8 @@ class Family:
         switches: what else of `ModelSpec` is the same in all of them.
         mixture: reads the experts of layers, and which layers have them; None: none has.
         latent: reads how keys and values are made of latents; None: they are not.
+        predictors: a field that counts the layers that predict further tokens, and its default;
+            None: there are none.
     """
 
     model_type: str
@@ -74,3 +76,4 @@ class Family:
     switches: Mapping[str, Any] = field(default_factory=dict)
     mixture: Callable[[Fields, int], tuple[ExpertSpec | None, list[bool]]] | None = None
     latent: Callable[[Fields], LatentSpec] | None = None
+    predictors: tuple[str, int] | None = None

@@ -94,6 +94,7 @@ LATENTS: Mapping[str, Family] = {
         scales=latent_scales,
         mixture=deepseek_experts,
         latent=read_latent,
+        predictors=("num_nextn_predict_layers", 0),
         defaults=_LATENT
         | {
             "n_routed_experts": 256,
@@ -111,6 +112,7 @@ LATENTS: Mapping[str, Family] = {
         scales=latent_scales,
         mixture=deepseek_experts,
         latent=read_latent,
+        predictors=("num_nextn_predict_layers", 0),
         defaults=_LATENT
         | {
             "q_lora_rank": 768,

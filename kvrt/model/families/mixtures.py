@@ -254,6 +254,7 @@ MIXTURES: Mapping[str, Family] = {
     "Glm4MoeForCausalLM": Family(
         "glm4_moe",
         scales=glm4_switches,
+        predictors=("num_nextn_predict_layers", 0),
         mixture=deepseek_experts,
         qkv_bias=ATTENTION_BIAS,
         partial=0.5,

@@ -12,14 +12,18 @@ from kvrt.model.tokens.tokenizer import Tokenizer
 
 
 class GGUFSource:
-    """A GGUF file, or several that were split off one."""
+    """A GGUF file, or several that were split off one.
+
+    Args:
+        predictor: see `read_spec`.
+    """
 
     method = None
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, predictor: bool = False) -> None:
         self._gguf = open_gguf(path)
         self.path = self.shape = self._gguf.path
-        self.spec = read_spec(self._gguf)
+        self.spec = read_spec(self._gguf, predictor=predictor)
 
     def checkpoint(self) -> Checkpoint:
         return checkpoint.open_checkpoint(self._gguf, self.spec)

@@ -59,8 +59,11 @@ def architecture_of(gguf: GGUF) -> str:
     return name
 
 
-def read_spec(gguf: GGUF) -> ModelSpec:
+def read_spec(gguf: GGUF, *, predictor: bool = False) -> ModelSpec:
     """The model that a GGUF file describes.
+
+    Args:
+        predictor: with the layer that predicts further tokens, if it has one.
 
     Raises:
         ModelError: the architecture is not supported, a key is missing or out of range, or the file
@@ -76,8 +79,9 @@ def read_spec(gguf: GGUF) -> ModelSpec:
     experts = read_experts(gguf, fields, architecture)
     family = FAMILIES[(architecture.mixture if experts else "") or architecture.family]
     layers = fields.integer("block_count", 1, MAX_LAYERS)
-    # Heads that predict further tokens count as layers, and are not read.
-    layers -= fields.integer("nextn_predict_layers", 0, layers - 1, 0)
+    # Those that predict further tokens are the last ones.
+    predictors = fields.integer("nextn_predict_layers", 0, layers - 1, 0)
+    layers -= predictors
     hidden = fields.integer("embedding_length", 1, MAX_WIDTH)
     heads = _same(fields, "attention.head_count", layers, MAX_HEADS)
     recurrent = recurrent_layers(gguf, layers)
@@ -132,6 +136,9 @@ def read_spec(gguf: GGUF) -> ModelSpec:
         activation=architecture.activation,
         ropes=tuple(ropes),
         tied="output.weight" not in gguf.tensors,
+        predictor=LayerSpec(experts=ROUTER.format(layers) in gguf.tensors)
+        if predictor and predictors
+        else None,
         qkv_bias=not {"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"}.isdisjoint(gguf.tensors),
         o_bias="blk.0.attn_output.bias" in gguf.tensors,
         mlp_bias="blk.0.ffn_down.bias" in gguf.tensors,

@@ -87,7 +87,7 @@ class Adapters:
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._ids = {
             (number, name): id(getattr(layer, name))
-            for number, layer in enumerate(weights.layers)
+            for number, layer in enumerate(weights.every_layer)
             for name in ADAPTED
         }
         self._numbers = itertools.count(1)

@@ -129,7 +129,7 @@ class ExpertPool:
         """The biases of experts, which are in memory, and go where the experts go."""
         for layer in self._layers:
             for field in ("expert_gate_up_bias", "expert_down_bias"):
-                bias = getattr(weights.layers[layer], field)
+                bias = getattr(weights.every_layer[layer], field)
                 if bias is not None:
                     self._biases[layer, field] = bias.view(self._count, -1)
 

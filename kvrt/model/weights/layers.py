@@ -68,6 +68,10 @@ class LayerWeights:
     mixer_decay: "Tensor | None" = None
     mixer_out: "Tensor | Matrices" = ()
     mixer_out_bias: "Tensor | None" = None
+    token_norm: "Tensor | None" = None
+    state_norm: "Tensor | None" = None
+    joined: "Tensor | Matrices" = ()
+    predicted_norm: "Tensor | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ class Weights:
         final_norm: float32 [hidden].
         head: [vocab, hidden]; the embedding itself where they are tied.
         nbytes: bytes of the arena.
+        predictor: of `ModelSpec.predictor`, if there is one.
         final_norm_bias: float32 [hidden], if it has one.
         head_bias: float32 [vocab], if there is one.
         positions: float32 [positions, hidden], added to embedded tokens, if there are such.
@@ -91,15 +96,22 @@ class Weights:
     final_norm: "Tensor | None"
     head: "Tensor | Matrices"
     nbytes: int
+    predictor: LayerWeights | None = None
     final_norm_bias: "Tensor | None" = None
     head_bias: "Tensor | None" = None
     positions: "Tensor | None" = None
 
     @property
+    def every_layer(self) -> tuple[LayerWeights, ...]:
+        """Those of all layers, the predictor's the last."""
+        return self.layers if self.predictor is None else (*self.layers, self.predictor)
+
+    @property
     def packed(self) -> bool:
         """Whether any stays codes."""
         every = [self.embedding, self.head]
-        for layer in self.layers:
+        for layer in self.every_layer:
+            every.append(layer.joined)
             every += (layer.qkv, layer.q_up, layer.mixer_in, layer.o, layer.gate_up, layer.down)
             every += (layer.expert_gate_up, layer.expert_down, layer.mixer_z, layer.mixer_out)
         return any(isinstance(weight, tuple) and weight for weight in every)

@@ -71,6 +71,10 @@ LLAMA: Naming = {
     "gate": layer("mlp.gate_proj", "ffn_gate"),
     "up": layer("mlp.up_proj", "ffn_up"),
     "down": layer("mlp.down_proj", "ffn_down"),
+    "token_norm": layer("enorm", "nextn.enorm"),
+    "state_norm": layer("hnorm", "nextn.hnorm"),
+    "joined": layer("eh_proj", "nextn.eh_proj"),
+    "predicted_norm": layer("shared_head.norm", "nextn.shared_head_norm"),
     "final_norm": Name("model.norm", "output_norm"),
     "head": Name("lm_head", "output"),
 }

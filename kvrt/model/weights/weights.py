@@ -14,6 +14,10 @@ A layer with experts has, besides or in place of gate_up and down, with its own 
     expert_gate_up   [experts * 2 * width, hidden]             of each expert gate's rows, then up's
     expert_down      [experts * hidden, width]
 
+A predictor's layer (`ModelSpec.predictor`) has, besides,
+
+    joined           [hidden, 2 * hidden]                      of an embedding, then of a state
+
 Matrices have the dtype the model is loaded in, or stay the codes that they are in the checkpoint
 (`Packing`). Norm weights and biases are float32 always: they are thousandths of the bytes, and
 every kernel adds and scales in float32.
@@ -168,7 +172,7 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
     recurrent = NAMINGS.get(f"{spec.naming}, recurrent", naming)
 
     def names_of(layer: int | None) -> Naming:
-        return recurrent if layer is not None and spec.layers[layer].recurrent else naming
+        return recurrent if layer is not None and spec.every_layer[layer].recurrent else naming
 
     def weight(
         layer: int | None, field: str, rows: dict[str, int], *columns: int, experts: int = 0
@@ -197,7 +201,7 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
     yield weight(None, "embedding", {"embedding": spec.vocab}, hidden)
     if spec.learned_positions:
         yield weight(None, "positions", {"positions": spec.max_positions}, hidden)
-    for layer, what in enumerate(spec.layers):
+    for layer, what in enumerate(spec.every_layer):
         if what.mixes:
             yield from norm(layer, "attention_norm", hidden)
         if what.recurrent:
@@ -232,6 +236,11 @@ def weights_of(spec: ModelSpec) -> Iterator[Weight]:
             yield from norm(layer, "mlp_post_norm", hidden)
         if "layer_scale" in naming:
             yield weight(layer, "layer_scale", {"layer_scale": 1})
+    if spec.predictor is not None:
+        behind = len(spec.layers)
+        for field in ("token_norm", "state_norm", "predicted_norm"):
+            yield from norm(behind, field, hidden)
+        yield weight(behind, "joined", {"joined": hidden}, 2 * hidden)
     yield from norm(None, "final_norm", hidden)
     if not spec.tied:
         yield weight(None, "head", {"head": spec.vocab}, hidden)
@@ -360,12 +369,14 @@ def assemble(
         elsewhere: what stands in their place of those that are not in it.
     """
     model: dict[str, Any] = {}
-    layers: list[dict[str, Any]] = [{} for _ in spec.layers]
+    layers: list[dict[str, Any]] = [{} for _ in spec.every_layer]
     for weight, view in (*place(spec, dtype, arena, packing), *elsewhere):
         (model if weight.layer is None else layers[weight.layer])[weight.field] = view
+    every = [LayerWeights(**heads_apart(spec, layer)) for layer in layers]
     return Weights(
         embedding=model.get("embedding", ()),
-        layers=tuple(LayerWeights(**heads_apart(spec, layer)) for layer in layers),
+        layers=tuple(every[: len(spec.layers)]),
+        predictor=None if spec.predictor is None else every[-1],
         final_norm=model.get("final_norm"),
         head=model.get("head", model.get("embedding", ())),
         nbytes=arena.numel(),
