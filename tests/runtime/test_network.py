@@ -90,7 +90,6 @@ class Node:
 
 
 @pytest.mark.promise("P43")
-@pytest.mark.timeout(120)
 def test_prefill_here_decode_there_and_the_wire_pulled(
     nodes: tuple[str, str], tiny_lm: Path, tmp_path: Path
 ) -> None:
