@@ -32,6 +32,7 @@ from kvrt.spi import DType, KVFormat
 from kvrt.units import MIB
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+LOG_FORMATS = ("text", "json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,15 @@ class Environment:
         if value not in LOG_LEVELS:
             fix = f"use one of {', '.join(LOG_LEVELS)}"
             raise ConfigError(f"KVRT_LOG_LEVEL is {value!r}", fix=fix)
+        return value
+
+    @property
+    def log_format(self) -> str:
+        """KVRT_LOG_FORMAT: how the command line logs."""
+        value = self.environ.get("KVRT_LOG_FORMAT") or "text"
+        if value not in LOG_FORMATS:
+            fix = f"use one of {', '.join(LOG_FORMATS)}"
+            raise ConfigError(f"KVRT_LOG_FORMAT is {value!r}", fix=fix)
         return value
 
     @property

@@ -1,5 +1,6 @@
-"""The part of `kvrt.Runtime` that is about cached prefixes."""
+"""The part of `kvrt.Runtime` that is about cached prefixes, and whose they are."""
 
+import threading
 from pathlib import Path
 
 from kvrt.checks import Checks, Folder, Maybe, Whole, check_options
@@ -7,9 +8,14 @@ from kvrt.engine.pictures import Media
 from kvrt.engine.prompts import Prompt, read_prompt, root_of
 from kvrt.engine.worker import Worker
 from kvrt.kv.index.events import CacheEvent
+from kvrt.kv.index.shares import LARGEST_SHARE
 
 SAVING: Checks = {"folder": Folder(), "compress": Maybe(Whole(-100, 22))}
+SHARE: Checks = {"weight": Maybe(Whole(1, LARGEST_SHARE))}
 """Of each argument, what it may be."""
+
+_SETTING = threading.Lock()
+"""Shares are set one at a time."""
 
 
 class CacheControl:
@@ -50,6 +56,27 @@ class CacheControl:
         root = self._root(cache_salt or "")
         tokens, media = ([], ()) if prompt is None else self._read(prompt)
         return self._worker.call(lambda: self._worker.prefixes.forget(root, tokens, media))
+
+    def set_share(self, cache_salt: str, weight: int | None) -> None:
+        """How much of the KV memory a tenant is due where it is short: its weight's part of the
+        weights of all tenants that want some. Does not wait.
+
+        What a tenant does not need, others have. Once any tenant was given a weight, what was lent
+        comes back as soon as it is needed: requests of tenants that have more than they are due
+        give their pages, and wait. See `kvrt.sched.giving`.
+
+        Args:
+            cache_salt: of the tenant.
+            weight: 1 to 1000; None: it was given none, which counts as 1.
+
+        Raises:
+            ConfigError: the weight cannot be.
+            RequestError: the salt is none.
+        """
+        checked = check_options(SHARE, weight=weight)["weight"]
+        root = self._root(cache_salt)
+        with _SETTING:
+            self._worker.engine.set_share(cache_salt, root, checked)
 
     def save_cache(
         self,

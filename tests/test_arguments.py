@@ -18,9 +18,10 @@ import kvrt
 from kvrt import RuntimeConfig, SamplingParams
 from kvrt.checks import Checks, Maybe, Number, Whole, check_options, check_request
 from kvrt.config import MAX_THREADS, OPTIONS
-from kvrt.control import SAVING
+from kvrt.control import SAVING, SHARE
 from kvrt.engine.intake import STREAM
 from kvrt.errors import ConfigError, KvrtError, RequestError
+from kvrt.kv.index.shares import LARGEST_SHARE
 from kvrt.runtime import ADAPTER, LIMIT, SLEEP
 from kvrt.sampling import PARAMS
 
@@ -41,6 +42,7 @@ TABLES: dict[str, tuple[Checks, type[KvrtError]]] = {
     "Runtime.sleep": (SLEEP, ConfigError),
     "Runtime.load_adapter": (ADAPTER, ConfigError),
     "Runtime.save_cache": (SAVING, ConfigError),
+    "Runtime.set_share": (SHARE, ConfigError),
 }
 
 
@@ -132,6 +134,7 @@ def test_numbers_within_their_bounds_are_taken_and_those_just_outside_are_not() 
 
 INT32, INT64 = 2**31 - 1, 2**63 - 1
 RANGES: dict[str, dict[str, tuple[float, float]]] = {
+    "Runtime.set_share": {"weight": (1, LARGEST_SHARE)},
     "SamplingParams": {
         "max_tokens": (0, INT32), "min_tokens": (0, INT32), "temperature": (0, 100),
         "top_k": (-1, INT32), "top_p": (5e-324, 1), "min_p": (0, 1),

@@ -47,6 +47,7 @@ Environment:
   KVRT_ISA        the instruction set of the CPU kernels
   KVRT_SHARE_DIR  where it is kept who shares a device
   KVRT_LOG_LEVEL  DEBUG, INFO, WARNING (the default) or ERROR
+  KVRT_LOG_FORMAT text (the default) or json
   KVRT_DEBUG=1    errors show their traceback
   NO_COLOR        no colours
 """
@@ -218,7 +219,9 @@ def cli() -> None:
       kvrt usage FILE                 what keys of a server have taken
       kvrt bench                      tokens per second
     """
-    logging.getLogger("kvrt").setLevel(Environment().log_level)
+    environment = Environment()
+    click.get_current_context().obj.log_json = environment.log_format == "json"
+    logging.getLogger("kvrt").setLevel(environment.log_level)
 
 
 def main() -> NoReturn:

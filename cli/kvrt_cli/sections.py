@@ -34,7 +34,7 @@ RUN: Sections = {
 }  # fmt: skip
 SERVE: Sections = {
     "Server": ("host", "port", "alias", "chat_template", "reader", "strict", "max_requests",
-               "max_body", "drain_seconds", "ready_seconds", "response_cache",
+               "deadline", "max_body", "drain_seconds", "ready_seconds", "response_cache",
                "response_cache_all", "semantic_cache", "semantic_cache_size",
                "semantic_cache_seconds", "metrics_compat", "otel", "embed_model", "rerank_model",
                "speech_model", "lora", "kv_events", "kv_events_replay"),

@@ -89,6 +89,13 @@ def model_or_named(value: str) -> str:
     help="Completions asked for at once; more are told to come again (429).",
 )
 @click.option(
+    "--deadline",
+    type=click.FloatRange(0, min_open=True),
+    metavar="S",
+    help="An answer that has not ended after so long is cut, also one that waits; a request may say"
+    " less (x-kvrt-deadline).",
+)
+@click.option(
     "--max-body",
     type=click.IntRange(1024),
     metavar="BYTES",
@@ -175,7 +182,7 @@ def serve(
              "audit_size", "audit_days", "otel", "metrics_compat", "without_keys",
              "strict", "max_requests", "max_body", "response_cache", "response_cache_all",
              "semantic_cache", "semantic_cache_size", "semantic_cache_seconds",
-             "drain_seconds", "ready_seconds", "kv_events", "kv_events_replay", "chat_template",
+             "deadline", "drain_seconds", "ready_seconds", "kv_events", "kv_events_replay", "chat_template",
              "reader", "embed_model", "rerank_model", "speech_model", "batches",
              "batch_database", "batch_space", "batch_lines", "batch_price", "batch_webhook",
              "batch_webhook_secret", "lora", "keep_alive", "max_waiting", "slo",

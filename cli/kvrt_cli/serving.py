@@ -123,7 +123,8 @@ key_options = apply(
             type=click.Choice(["user", "admin", "metrics"]),
             default="user",
             show_default=True,
-            help="Of --new-key: user asks, metrics sees /metrics alone, admin does both.",
+            help="Of --new-key: user asks, metrics sees /metrics alone, admin does both, or in a"
+            " workspace is in charge of that one.",
         ),
         click.option(
             "--workspace",
@@ -156,8 +157,8 @@ key_options = apply(
         click.option(
             "--jwt-workspace",
             metavar="CLAIM",
-            help="The claim that names the workspace, also one of --keys; default: each subject"
-            " has its own.",
+            help="The claim that names the workspace, also one of --keys, or for an admin *: all;"
+            " default: each subject has its own.",
         ),
         click.option(
             "--limit",

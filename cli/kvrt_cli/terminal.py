@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, TextIO
 
 import click
@@ -31,11 +32,13 @@ class Terminal:
         color: ``auto`` is colour on a terminal, unless NO_COLOR is set or TERM is ``dumb``.
         quiet: print nothing but answers and errors.
         debug: errors show their traceback.
+        log_json: what is logged is JSON, an object a line.
     """
 
     color: ColorMode = "auto"
     quiet: bool = False
     debug: bool = False
+    log_json: bool = False
 
     def colored(self, stream: TextIO) -> bool:
         if self.color == "auto":
@@ -120,6 +123,9 @@ class LogLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
+        if self._terminal.log_json:
+            self._terminal.plain(to_json(self._fields(record, text)))
+            return
         if record.levelno >= logging.ERROR:
             self._terminal.error(text)
         elif record.levelno >= logging.WARNING:
@@ -128,3 +134,12 @@ class LogLines(logging.Handler):
             self._terminal.note(f"{record.name}: {text}")
         if record.exc_info and self._terminal.debug:
             click.echo(logging.Formatter().formatException(record.exc_info), err=True)
+
+    def _fields(self, record: logging.LogRecord, text: str) -> dict[str, object]:
+        """What a record says, with the fields that whoever logged it gave as ``extra={"fields":
+        ...}``."""
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        found = {"at": at, "level": record.levelname, "logger": record.name, "message": text}
+        if record.exc_info and self._terminal.debug:
+            found["traceback"] = logging.Formatter().formatException(record.exc_info)
+        return {**found, **getattr(record, "fields", {})}

@@ -32,6 +32,7 @@ from kvrt.kv.memory import Memory
 from kvrt.kv.pages.lanes import SeqId
 from kvrt.kv.picture import GroupPicture
 from kvrt.kv.seq import Seq
+from kvrt.kv.tiers.names import tenant_of
 from kvrt.model.loader import Model
 from kvrt.outputs import FinishReason
 from kvrt.sched.batching import Held, Limits, Row, StepPlan, plan_step
@@ -120,6 +121,17 @@ class Engine:
             return None if request is None else owner(request.metadata)
 
         return self.cache.picture(cells, owner_of)
+
+    def set_share(self, tenant: str, root: bytes, weight: int | None) -> None:
+        """See `kvrt.Runtime.set_share`. From any thread, one at a time.
+
+        Args:
+            root: what the names of the tenant's pages begin with.
+        """
+        waiting = self._live.waiting
+        waiting.shares = waiting.shares.having(tenant, weight)
+        if self.memory.reuse is not None:
+            self.memory.reuse.index.set_share(tenant_of(root), weight)
 
     # --- what comes in -----------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ et al., Sarathi-Serve, OSDI 2024.)
                 pages are left                                                       |
     pages run out: cached ones are evicted; then the running sequence that is --------/
                    cheapest to bring back loses its place, and its pages are cached ones
+    a share that others have borrowed comes back: theirs lose pages to who waits for it (`giving`)
 
 Planning is pure: it returns the next page table and the ops that lead to it, and changes nothing.
 """
@@ -24,11 +25,9 @@ from kvrt.kv.index.tenants import TenantsInOrder
 from kvrt.kv.pages.lanes import Pages, SeqId, Shortage
 from kvrt.kv.pages.table import Change, PageTable
 from kvrt.kv.seq import Seq
+from kvrt.sched.giving import Givers, stands_with
+from kvrt.sched.room import bytes_to_come
 from kvrt.sched.waiting import Waiting, held_by
-
-LOOKAHEAD_TOKENS = 64
-"""Admission leaves every running sequence the pages for so many more tokens, so that a newcomer
-is not paid for by a preemption a moment later."""
 
 _EVICTED_AT_ONCE = 16
 """Pages evicted beyond those needed, so that choosing them does not cost every step anew; never
@@ -78,6 +77,7 @@ class StepPlan:
         rooms: sequences that have pages for so many drafts of a model, which are to be made yet.
         held: why some that wait are not admitted; None: there are none, or all are `awaiting`.
         awaiting: sequences that are not admitted, because others just compute their next page.
+        wanting: one that is not admitted for want of memory, and how many bytes it lacks.
     """
 
     rows: tuple[Row, ...]
@@ -89,6 +89,7 @@ class StepPlan:
     rooms: Mapping[Seq, int] = field(default_factory=dict)
     held: Held | None = None
     awaiting: tuple[Seq, ...] = ()
+    wanting: tuple[Seq, int] | None = None
 
     @property
     def table(self) -> PageTable:
@@ -249,6 +250,38 @@ def plan_step(
     """
     reuse = reuse or NoReuse()
     order = sorted(running, key=_rank)
+
+    def planned(giving: Collection[Seq]) -> StepPlan:
+        return _planned(table, order, waiting, limits, step, reuse, fetching, giving, shed=shed)
+
+    plan = planned(())
+    if plan.wanting is None or plan.admitted or not waiting.shares:
+        return plan
+    wanting, lacking = plan.wanting
+    givers = Givers(order, fetching, table, reuse, waiting.shares)
+    giving = givers.lent(wanting, lacking, limits.max_batch_tokens)
+    return planned(giving) if giving else plan
+
+
+def _planned(
+    table: PageTable,
+    running: Sequence[Seq],
+    waiting: Waiting,
+    limits: Limits,
+    step: int,
+    reuse: Reuse,
+    fetching: Collection[Seq],
+    giving: Collection[Seq],
+    *,
+    shed: bool,
+) -> StepPlan:
+    """See `plan_step`.
+
+    Args:
+        running: by rank.
+        giving: those of them that are preempted, whatever else.
+    """
+    order = [seq for seq in running if seq not in giving]
     budget = limits.max_batch_tokens
     wants: dict[Seq, int] = {}
     for seq in order:
@@ -261,22 +294,25 @@ def plan_step(
             budget -= count
 
     draft = _Draft(Change(table), reuse)
-    preempted: list[Seq] = []
+    preempted = [*giving]
+    for seq in giving:
+        draft.preempt(seq)
     stuck: list[Seq] = []
 
     def give_way() -> list[Seq]:
         nonlocal budget
-        victims = _victims(order, draft.table, reuse)
+        givers = Givers(order, (), draft.table, reuse, waiting.shares)
+        victims = givers.victims()
         for victim in victims:
             order.remove(victim)
             draft.preempt(victim)
             budget += wants.pop(victim, 0)
         return victims
 
-    while shed and order and _stands_with(order[0], order) != order and not draft.keep_to_limit():
+    while shed and order and stands_with(order[0], order) != order and not draft.keep_to_limit():
         preempted += give_way()
     while not draft.grow({seq.id: count for seq, count in wants.items()}):
-        if fetching and _stands_with(order[0], order) == order:  # it waits for their pages
+        if fetching and stands_with(order[0], order) == order:  # it waits for their pages
             wants.clear()
             break
         victims = give_way()
@@ -293,6 +329,7 @@ def plan_step(
     fetches: dict[Seq, Fetches] = {}
     held: Held | None = "memory" if preempted or stuck else None
     awaiting: list[Seq] = []
+    wanting: tuple[Seq, int] | None = None
     if waiting and not preempted and not stuck:
         placed = (*order, *fetching)
         at_once = limits.max_batch_tokens
@@ -306,6 +343,8 @@ def plan_step(
             alone = not placed and not admitted
             held = _held(budget, spare, places - 1, alone=alone, apart=apart or seq.apart)
             if held is not None:
+                if held == "memory":
+                    wanting = seq, bytes_to_come(draft.table, seq, at_once) - spare
                 break  # so it is for all that come after it
             if computing.awaited(seq, draft):
                 awaiting.append(seq)
@@ -322,6 +361,7 @@ def plan_step(
             places = 0 if seq.apart else places - seq.width
             held = _held(budget, spare, places, alone=alone)
             if held is not None:
+                wanting = (seq, -spare) if held == "memory" else None
                 break
             start = trial.table.length(seq.id)
             outside, resumed = reuse.stored(seq, matched, draft.dropped), draft.copy()
@@ -347,7 +387,7 @@ def plan_step(
             budget -= count
     return StepPlan(
         tuple(rows), draft.change, admitted, fetches, tuple(preempted), tuple(stuck),
-        held=held, awaiting=tuple(awaiting),
+        held=held, awaiting=tuple(awaiting), wanting=wanting,
     )  # fmt: skip
 
 
@@ -370,53 +410,5 @@ def _held(budget: int, spare: int, places: int, *, alone: bool, apart: bool = Fa
     return "places" if places < 0 else None
 
 
-def _victims(order: Sequence[Seq], table: PageTable, reuse: Reuse) -> list[Seq]:
-    """Who loses its pages, and all that stand with it: never those served first, unless alone.
-
-    So the first ones end, and others are the first: none is preempted for ever. Of the rest, one of
-    the lowest priority, of the tenant that holds most, preempted least often; then the one that is
-    cheapest to bring back, for each byte that it alone holds.
-    """
-    held = held_by(order)
-
-    def price(seq: Seq) -> tuple[int, int, int, float]:
-        own = table.own_bytes(seq.id)
-        cost = reuse.bring_back(seq, table.held_bytes(seq.id)) / own if own else math.inf
-        return (-seq.rank[0], -held[seq.tenant], seq.preemptions, cost)
-
-    first = _stands_with(order[0], order)
-    victim = min([seq for seq in order if seq not in first] or first, key=price)
-    return _stands_with(victim, order)
-
-
-def _stands_with(seq: Seq, order: Sequence[Seq]) -> list[Seq]:
-    """The sequences that go on together with `seq`, or not at all; at least itself."""
-    if seq.together is None:
-        return [seq]
-    return [other for other in order if other.together == seq.together]
-
-
 def _rank(seq: Seq) -> tuple[int, int]:
     return seq.rank
-
-
-def bytes_to_come(table: PageTable, seq: Seq, at_once: int) -> int:
-    """Bytes of the pages that `seq` does not hold yet, and will need for its tokens and the
-    look-ahead.
-
-    Args:
-        at_once: tokens that a step computes, at most.
-    """
-    known = len(seq.tokens)
-    ahead = min(known + LOOKAHEAD_TOKENS, seq.max_len)
-    step = max(1, min(known - table.length(seq.id), at_once))
-    total = 0
-    for lane, row in zip(table.lanes, table.rows_of(seq.id), strict=True):
-        geometry = lane.geometry
-        needed = lane.group.most(ahead, step)
-        if seq.width > 1:  # siblings share full pages of the prompt, and need their own after that
-            own = geometry.pages_for(ahead) - known // geometry.page_size
-            needed += (seq.width - 1) * min(needed, own)
-        if needed > (held := len(lane.held(row))):
-            total += (needed - held) * geometry.page_bytes
-    return total

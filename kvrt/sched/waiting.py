@@ -4,8 +4,8 @@ urgency 512   seq 3, seq 7, seq 8     by arrival, those of each tenant by themse
         513   seq 9                   which urgencies stand on one level is the policy's, and
         514   seq 4, seq 11           may be another at each step; their own order stays
 
-On one level, the tenant whose sequences are shortest together comes first: so nobody's many or long
-prompts keep another's waiting (max-min fairness of what is held).
+On one level, the tenant whose sequences are shortest together, for its share, comes first: so
+nobody's many or long prompts keep another's waiting (weighted max-min fairness of what is held).
 """
 
 import bisect
@@ -14,6 +14,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
+from kvrt.kv.index.shares import EVEN, Shares
 from kvrt.kv.seq import Seq
 from kvrt.sched.policy import Policy
 
@@ -30,6 +31,8 @@ class Waiting:
         self._urgency: dict[Seq, int] = {}
         self._lines: dict[int, dict[str, list[Seq]]] = {}
         self._urgencies: list[int] = []
+        self.shares: Shares[str] = EVEN
+        """Of tenants, by name. From any thread."""
 
     def __len__(self) -> int:
         return len(self._urgency)
@@ -78,22 +81,25 @@ class Waiting:
         Args:
             held: by tenant, tokens of the sequences that run; those that are given here count, too.
         """
-        level, taken = self._policy.level, Counter(held)
+        level, taken, shares = self._policy.level, Counter(held), self.shares
         for _, same in itertools.groupby(self._urgencies, lambda urgency: level(urgency, step)):
             lines: dict[str, list[list[Seq]]] = {}
             for urgency in same:
                 for tenant, line in self._lines[urgency].items():
                     lines.setdefault(tenant, []).append(line)
-            yield from _in_turn(lines, taken)
+            yield from _in_turn(lines, taken, shares)
 
 
-def _in_turn(lines: Mapping[str, list[list[Seq]]], taken: Counter[str]) -> Iterator[Seq]:
-    """The sequences of all tenants, always of the one that has taken least; then by arrival."""
+def _in_turn(
+    lines: Mapping[str, list[list[Seq]]], taken: Counter[str], shares: Shares[str]
+) -> Iterator[Seq]:
+    """The sequences of all tenants, always of the one that has taken least for its share; then by
+    arrival."""
     heads = []
     for tenant, own in lines.items():
         rest = heapq.merge(*own, key=_arrival)
         first = next(rest)
-        heads.append((taken[tenant], first.arrival, first, rest))
+        heads.append((shares.part(tenant, taken[tenant]), first.arrival, first, rest))
     heapq.heapify(heads)
     while heads:
         _, _, seq, rest = heads[0]
@@ -102,7 +108,8 @@ def _in_turn(lines: Mapping[str, list[list[Seq]]], taken: Counter[str]) -> Itera
         if (after := next(rest, None)) is None:
             heapq.heappop(heads)
         else:
-            heapq.heapreplace(heads, (taken[seq.tenant], after.arrival, after, rest))
+            part = shares.part(seq.tenant, taken[seq.tenant])
+            heapq.heapreplace(heads, (part, after.arrival, after, rest))
 
 
 def held_by(seqs: Iterable[Seq]) -> Counter[str]:

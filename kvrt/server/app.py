@@ -35,6 +35,7 @@ from kvrt.server.service import Service
 from kvrt.server.telemetry.status import Status
 from kvrt.server.tenants.metering import Asked, metered
 from kvrt.server.tenants.route import Usage
+from kvrt.server.tenants.steering import Steering
 from kvrt.server.wire.answers import ERRORS, refuse
 from kvrt.server.wire.http import LINES
 from kvrt.server.wire.sockets import Socket
@@ -77,6 +78,7 @@ def make_app(
     audio = audio or Audio(None, strict=served.strict, any_name=served.any_name)
     files, batches = FilesApi(worker), BatchesApi(worker, strict=served.strict)
     adapters = Adapters(service.runtime.runtime, served, service.config)
+    steering = Steering(service.desk)
     beside: dict[str, Asked] = {
         "/v1/embeddings": embeddings,
         "/rerank": rerank,
@@ -87,6 +89,7 @@ def make_app(
         **{path: page.handler(path) for path in page.FILES},
         "/status": Status(service, worker).status,
         "/usage": Usage(service.accounts, service.config.usage).usage,
+        **steering.gets,
         "/livez": plain.live,
         "/readyz": plain.ready,
         "/health": plain.ready,
@@ -105,6 +108,7 @@ def make_app(
         "/v1/batches/{id}/failed": batches.failed,
     }
     posts: dict[str, Handler] = {
+        **steering.posts,
         "/api/show": about.show,
         "/tokenize": plain.tokenize,
         "/detokenize": plain.detokenize,
@@ -121,6 +125,7 @@ def make_app(
         "/v1/batches/{id}/retry": batches.retry,
     }
     deletes: dict[str, Handler] = {
+        **steering.deletes,
         "/answers": Forgetting(service.desk, lambda: [service]).forget,
         "/v1/files/{id}": files.delete,
         "/v1/batches/{id}": batches.delete,

@@ -57,6 +57,8 @@ class ServerConfig:
         without_keys: listen at an address that others reach, although there are no keys.
         strict: fields that are not known are refused.
         max_requests: sequences that may be asked for at once; more is refused for now.
+        deadline: seconds after which an answer is cut, also one that waits; None: none but what a
+            request says itself (`kvrt.server.endpoint.DEADLINE`).
         max_body: bytes of a request's body; None: what the longest prompt can need.
         response_cache: bytes of answers that are kept for who asks the same again; None: none.
         response_cache_all: also for requests that do not say that they want it.
@@ -109,6 +111,7 @@ class ServerConfig:
     without_keys: bool = False
     strict: bool = False
     max_requests: int = 512
+    deadline: float | None = None
     max_body: int | None = None
     response_cache: int | None = None
     response_cache_all: bool = False
@@ -218,6 +221,7 @@ OPTIONS: Checks = {
     "without_keys": Flag(),
     "strict": Flag(),
     "max_requests": Whole(1, 100_000),
+    "deadline": Maybe(Number(0, 999_999, above=True)),
     "max_body": Maybe(Whole(1024, 2**31 - 1)),
     "response_cache": Maybe(Whole(1, 2**40)),
     "response_cache_all": Flag(),

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Coroutine
+from http import HTTPStatus
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -11,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from kvrt.server.access import gate
 from kvrt.server.asking import Answers
 from kvrt.server.entry import Entry, entry_of
-from kvrt.server.errors import refusal_of
+from kvrt.server.errors import Refusal, refusal_of
 from kvrt.server.kept.asking import asked
 from kvrt.server.kept.exact import HEADER
 from kvrt.server.moving import Move, event_of, go_on, taken_apart, ticket_of, told_of
@@ -22,6 +24,11 @@ from kvrt.server.wire.http import EVENTS, Reply, headers_of, read_body, until_go
 from kvrt.server.words.protocol import Api, Call
 
 log = logging.getLogger(__name__)
+
+DEADLINE = "x-kvrt-deadline"
+"""A request's: seconds after which its answer is of no use."""
+
+SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?", re.ASCII)
 
 LEFT = 499
 """What the log and the metrics have for a client that left, as nginx's."""
@@ -52,10 +59,17 @@ class Endpoint:
         except ConnectionError:
             entry.status = LEFT
         self._service.metrics.answered(self._route, entry.status)
-        owner = entry.owner.name if entry.owner else ""
+        owner, seconds = entry.owner, entry.seconds
+        name = owner.name if owner else ""
+        fields = {
+            "id": entry.id, "route": self._route, "key": name,
+            "workspace": owner.tenant if owner else "", "model": entry.model,
+            "status": entry.status, "seconds": seconds,
+        }  # fmt: skip
         log.info(
             "%s %s by %s: %d in %.3f s",
-            entry.id, self._route, owner or "anybody", entry.status, entry.seconds,
+            entry.id, self._route, name or "anybody", entry.status, seconds,
+            extra={"fields": fields},
         )  # fmt: skip
 
     async def _reply(self, scope: Scope, receive: Receive, reply: Reply, entry: Entry) -> int:
@@ -106,8 +120,9 @@ class Endpoint:
     ) -> None:
         """Answer as long as the client is there."""
         with self._service.gate.enter(sum(each.params.n for each in call.asks)):
+            seconds = _seconds_left(scope, entry, self._service.config.deadline)
             work = self._answer(call, scope, reply, entry, visit)
-            await _attended(work, receive, self._service.cut)
+            await _attended(work, receive, self._service.cut, entry, seconds)
 
     async def _answer(
         self, call: Call, scope: Scope, reply: Reply, entry: Entry, visit: Visit
@@ -149,25 +164,63 @@ class Endpoint:
         await reply.events(call.closing(await answers.results()), more=False)
 
 
+def _seconds_left(scope: Scope, entry: Entry, most: float | None) -> float | None:
+    """Until the deadline of a request, by what it says and what the server allows; None: it has
+    none.
+
+    Raises:
+        Refusal: it says something else, or the deadline has passed.
+    """
+    wanted = [] if most is None else [most]
+    for text in headers_of(scope, DEADLINE.encode()):
+        if not SECONDS.fullmatch(text) or not float(text):
+            raise Refusal(400, f"{DEADLINE} is a number of seconds above 0", param=DEADLINE)
+        wanted.append(float(text))
+    if not wanted:
+        return None
+    left = min(wanted) - entry.seconds
+    if left <= 0:
+        raise _late()
+    return left
+
+
+def _late() -> Refusal:
+    return Refusal(
+        HTTPStatus.GATEWAY_TIMEOUT, "the answer did not end before its deadline", code="deadline"
+    )
+
+
 async def _attended(
-    work: Coroutine[Any, Any, None], receive: Receive, cut: "asyncio.Future[None]"
+    work: Coroutine[Any, Any, None],
+    receive: Receive,
+    cut: "asyncio.Future[None]",
+    entry: Entry,
+    seconds: float | None,
 ) -> None:
-    """Do it, as long as the client is there and the server goes on.
+    """Do it, as long as the client is there, the server goes on, nobody ends it, and for so many
+    seconds.
 
     Raises:
         ConnectionError: the client has left.
-        Refusal: the server ends.
+        Refusal: the server ends, somebody has ended the request, or it is late.
     """
     task, gone = asyncio.create_task(work), asyncio.create_task(until_gone(receive))
+    stopped = entry.stopping = asyncio.get_running_loop().create_future()
     try:
-        await asyncio.wait({task, gone, cut}, return_when=asyncio.FIRST_COMPLETED)
+        ends = {task, gone, cut, stopped}
+        await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             task.result()
         elif gone.done():
             raise ConnectionError("the client left")
-        else:
+        elif stopped.done():
+            raise Refusal(HTTPStatus.CONFLICT, "the request was ended by its owner", code="ended")
+        elif cut.done():
             raise gate.shutting_down()
+        else:
+            raise _late()
     finally:
+        entry.stopping = None
         gone.cancel()
         if not task.done():
             task.cancel()

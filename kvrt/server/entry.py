@@ -1,5 +1,6 @@
 """What a server knows of one request while it goes on, and what is written of it afterwards."""
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,7 @@ class Entry:
         status: of its answer; 0: there is none yet.
         answers: of the model, once it was asked.
         model: its name.
+        stopping: while it is answered: done as soon as somebody who may ends it.
     """
 
     id: str
@@ -42,6 +44,7 @@ class Entry:
     status: int = 0
     answers: "Answers | None" = None
     model: str = ""
+    stopping: "asyncio.Future[None] | None" = None
     at: float = field(default_factory=time.time)
     begun: float = field(default_factory=time.monotonic)
     ended: float | None = None
@@ -55,6 +58,13 @@ class Entry:
     def progress(self) -> "Progress | None":
         """How far the answers have come; None: the model was not asked."""
         return None if self.answers is None else self.answers.progress
+
+    def stop(self) -> bool:
+        """End it. False: it is not answered now."""
+        if self.stopping is None or self.stopping.done():
+            return False
+        self.stopping.set_result(None)
+        return True
 
     def watching(self, send: Send) -> Send:
         """`send`, whose status is noted."""

@@ -1,5 +1,6 @@
 """A model that is served, as its routes share it."""
 
+from collections.abc import Mapping
 from time import monotonic
 
 from kvrt.aio.runtime import AsyncRuntime
@@ -19,6 +20,7 @@ class Service:
         config: of the server.
         template: a chat template for the model.
         desk: what the server has once; None: one of its own.
+        served: the model as it is shown, if that was found out already, which may take a while.
     """
 
     def __init__(
@@ -27,13 +29,14 @@ class Service:
         config: ServerConfig,
         template: str | None = None,
         desk: Desk | None = None,
+        served: Served | None = None,
     ) -> None:
         self.runtime = runtime
         self.config = config
         self.desk = desk = desk or Desk(config)
         self.gate, self.accounts = desk.gate, desk.accounts
         self.book, self.cut = desk.book, desk.cut
-        self.served = Served(runtime.runtime.model, config, template)
+        self.served = served or Served(runtime.runtime.model, config, template)
         size = config.response_cache
         self.kept = None if size is None else KeptAnswers(size, always=config.response_cache_all)
         self.metrics = Metrics(
@@ -46,7 +49,17 @@ class Service:
         )
         self._patience = config.ready_seconds
         self._moved = monotonic()
+        self._shares: Mapping[str, int] = {}
         runtime.runtime.add_observer(self._observe)
+        if self.accounts.keys is not None:
+            self.accounts.keys.follow(self._set_shares)
+
+    def _set_shares(self, shares: Mapping[str, int]) -> None:
+        """Of workspaces, of the KV memory. From any thread."""
+        before, self._shares = self._shares, shares
+        for name in {*before, *shares}:
+            if before.get(name) != shares.get(name):
+                self.runtime.runtime.set_share(name, shares.get(name))
 
     def _observe(self, event: Event) -> None:
         """On the engine's thread."""
@@ -69,4 +82,6 @@ class Service:
 
     def close(self) -> None:
         """Watch the runtime no more."""
+        if self.accounts.keys is not None:
+            self.accounts.keys.leave(self._set_shares)
         self.runtime.runtime.remove_observer(self._observe)

@@ -1,10 +1,12 @@
 """`kvrt` itself: help, version, errors, exit codes, colours, and the documentation."""
 
+import json
 import logging
 import re
 import subprocess
 import sys
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -155,7 +157,7 @@ def test_debugging_adds_the_traceback(kvrt: Kvrt) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "value"), [("KVRT_LOG_LEVEL", "LOUD"), ("KVRT_DEBUG", "maybe")]
+    ("variable", "value"), [("KVRT_LOG_LEVEL", "LOUD"), ("KVRT_LOG_FORMAT", "xml"), ("KVRT_DEBUG", "maybe")]
 )
 def test_a_bad_environment_variable_is_named_with_the_values_it_may_have(
     kvrt: Kvrt, variable: str, value: str
@@ -251,6 +253,10 @@ def test_what_kvrt_logs_is_shown_from_the_chosen_level_up(
     assert kvrt("run", "--list-devices").stderr == "warning: look out\n"
     shown = kvrt("run", "--list-devices", env={"KVRT_LOG_LEVEL": "info"}).stderr
     assert shown == "kvrt.somewhere: by the way\nwarning: look out\n"
+    told = kvrt("run", "--list-devices", env={"KVRT_LOG_FORMAT": "json"}).stderr
+    line = json.loads(told)
+    assert datetime.fromisoformat(line.pop("at"))
+    assert line == {"level": "WARNING", "logger": "kvrt.somewhere", "message": "look out"}
     # Nothing of these calls stays behind in the process.
     assert [type(h) for h in logging.getLogger("kvrt").handlers] == [logging.NullHandler]
 

@@ -166,7 +166,7 @@ def machine(
         return known[asked]
 
     # Admitted without a thought of what comes, so that pages run out.
-    monkeypatch.setattr("kvrt.sched.batching.LOOKAHEAD_TOKENS", 0)
+    monkeypatch.setattr("kvrt.sched.room.LOOKAHEAD_TOKENS", 0)
     cold = make_runtime(prefix_cache=False, debug=False)
     world = {
         "model": tiny_lm, "folder": tmp_path, "right": staticmethod(right), "seen": Counter()

@@ -290,7 +290,7 @@ def test_every_way_says_the_same(
     if case.way.startswith("preempted"):
         count = 16
         # Admitted without a thought of what comes, so that pages run out.
-        monkeypatch.setattr("kvrt.sched.batching.LOOKAHEAD_TOKENS", 0)
+        monkeypatch.setattr("kvrt.sched.room.LOOKAHEAD_TOKENS", 0)
     chosen = rng.sample(range(len(PROMPTS)), count)
     if case.way.startswith("preempted") and case.groups != "full":
         # What is longer than the window grows no more.

@@ -178,7 +178,7 @@ def test_what_is_private_goes_to_no_tier(
     tmp_path: Path,
 ) -> None:
     """Not even when it is preempted."""
-    monkeypatch.setattr("kvrt.sched.batching.LOOKAHEAD_TOKENS", 0)
+    monkeypatch.setattr("kvrt.sched.room.LOOKAHEAD_TOKENS", 0)
     runtime = squeezed(make_runtime, f"host:64MiB,disk:{tmp_path}:64MiB", max_running=16)
     streams = [runtime.stream(prompt, LONG, private=True) for prompt in prompts(16, 1)]
     results = [stream.wait() for stream in streams]

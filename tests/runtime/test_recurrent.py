@@ -103,7 +103,7 @@ def test_every_way_says_what_transformers_says(
     tmp_path: Path,
 ) -> None:
     # Admitted without a thought of what comes, so that pages run out.
-    monkeypatch.setattr("kvrt.sched.batching.LOOKAHEAD_TOKENS", 0)
+    monkeypatch.setattr("kvrt.sched.room.LOOKAHEAD_TOKENS", 0)
 
     def make(**options: object) -> Runtime:
         return opened(name, page_size=8, max_batch_tokens=29, **options)

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvrt.kv.index.shares import EVEN, Shares
 from kvrt.kv.pages.geometry import Geometry
 from kvrt.kv.pages.group import Group
 from kvrt.kv.pages.table import PageTable
 from kvrt.kv.seq import Seq
-from kvrt.sched import batching
+from kvrt.sched import room
 from kvrt.sched.batching import Limits, StepPlan, plan_step
 from kvrt.sched.policy import AGING_STEPS, POLICIES, PolicyName
 from kvrt.sched.waiting import Waiting
@@ -71,11 +72,11 @@ class Clock:
         self.stuck: list[Seq] = []
         self.ids = 0
 
-    def add(self, prompt: int, new: int, priority: int = 0) -> Seq:
+    def add(self, prompt: int, new: int, priority: int = 0, tenant: str = "") -> Seq:
         self.ids += 1
         seq = Seq(
             id=self.ids, tokens=[0] * prompt, prompt_len=prompt, max_len=prompt + new,
-            priority=priority, arrival=self.ids, waiting_since=self.step,
+            priority=priority, arrival=self.ids, waiting_since=self.step, tenant=tenant,
         )  # fmt: skip
         self.waiting.append(seq)
         return seq
@@ -276,7 +277,7 @@ def test_a_sequence_with_a_window_is_left_no_more_room_than_that(
 ) -> None:
     """Of 15 pages each needs 5 for a window of 8 tokens and 8 that are computed at once, and 3 when
     it brings a token a step."""
-    monkeypatch.setattr(batching, "LOOKAHEAD_TOKENS", 1000)
+    monkeypatch.setattr(room, "LOOKAHEAD_TOKENS", 1000)
     clock = Clock(8, Limits(8, 8), windows=((8, 0),))
     seqs = [clock.add(8, 200) for _ in range(6)]
     for _ in range(20):
@@ -328,6 +329,7 @@ def test_a_sequence_whose_pages_lie_in_too_many_chunks_begins_again_beside_no_ot
             st.integers(1, 30),  # prompt
             st.integers(1, 14),  # new tokens
             st.integers(0, 3),  # priority
+            st.sampled_from("abc"),  # tenant
         ),
         min_size=1,
         max_size=30,
@@ -337,25 +339,28 @@ def test_a_sequence_whose_pages_lie_in_too_many_chunks_begins_again_beside_no_ot
     policy=st.sampled_from(["fcfs", "priority"]),
     more=st.integers(0, 6),
     groups=st.sampled_from([*GROUPS]),
+    shares=st.sampled_from([EVEN, Shares({"a": 1}), Shares({"a": 9, "b": 2})]),
 )
 def test_every_request_that_fits_finishes_under_any_arrivals(
-    arrivals: list[tuple[int, int, int, int]],
+    arrivals: list[tuple[int, int, int, int, str]],
     tokens: int,
     places: int,
     policy: PolicyName,
     more: int,
     groups: str,
+    shares: Shares[str],
 ) -> None:
     """The longest just fits, or there are a few chunks more."""
     windows = GROUPS[groups]
-    longest = max(prompt + new for _, prompt, new, _ in arrivals)
+    longest = max(prompt + new for _, prompt, new, *_ in arrivals)
     chunks = least_chunks(longest, tokens, windows) + more
     clock = Clock(chunks, Limits(tokens, places), policy, windows)
+    clock.waiting.shares = shares
     bound = 200
-    for wait, prompt, new, priority in arrivals:
+    for wait, prompt, new, priority, tenant in arrivals:
         for _ in range(wait):
             clock.tick()
-        clock.add(prompt, new, priority)
+        clock.add(prompt, new, priority, tenant)
         bound += wait + 60 * (prompt + new)
     clock.run(bound)
     assert len(clock.finished) == len(arrivals)

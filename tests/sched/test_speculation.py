@@ -369,7 +369,7 @@ def test_drafts_never_reach_beyond_the_last_token_that_may_come() -> None:
 
 def test_nobody_loses_a_page_for_a_guess(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two sequences hold four of five pages, and the drafts of each would need one more."""
-    monkeypatch.setattr("kvrt.sched.batching.LOOKAHEAD_TOKENS", 0)
+    monkeypatch.setattr("kvrt.sched.room.LOOKAHEAD_TOKENS", 0)
     clock = Clock(3, Limits(64, 8))
     decoding(clock, 2, (1, 2, 3, 4))
     assert clock.table.free_pages == 1

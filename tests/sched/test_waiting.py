@@ -8,11 +8,12 @@ import pytest
 
 from kvrt.kv.index.eviction import LeastRecentlyUsed
 from kvrt.kv.index.reuse import PrefixReuse, Reuse
+from kvrt.kv.index.shares import EVEN, Shares
 from kvrt.kv.pages.integrity import check_table
 from kvrt.kv.pages.lanes import Pages, Rows
 from kvrt.kv.pages.table import Change
 from kvrt.kv.seq import Seq
-from kvrt.sched import batching
+from kvrt.sched import batching, room
 from kvrt.sched.batching import Limits, StepPlan, plan_step
 from kvrt.sched.policy import AGING_STEPS, POLICIES, PolicyName
 from kvrt.sched.waiting import Waiting, held_by
@@ -26,9 +27,9 @@ class AllOfThem(Waiting):
     def in_order(self, step: int, held: Mapping[str, int] = {}) -> Iterator[Seq]:
         left, taken = {*self}, Counter(held)
 
-        def turn(seq: Seq) -> tuple[int, int, int]:
+        def turn(seq: Seq) -> tuple[int, float, int]:
             level, arrival = self._policy.rank(seq, step)
-            return level, taken[seq.tenant], arrival
+            return level, self.shares.part(seq.tenant, taken[seq.tenant]), arrival
 
         while left:
             first = min(left, key=turn)
@@ -91,6 +92,8 @@ class Kitchen:
         self.begins = [[rng.randrange(9) for _ in range(rng.randrange(45))] for _ in range(4)]
         self.ids = 0
         self.tenants = tenants
+        shares = rng.choice([EVEN, Shares({"a": 3}), Shares({"a": 1, "b": 9})])
+        self.waiting.shares = self.all.shares = shares
         self.seen: Counter[str] = Counter()
 
     def add(self) -> None:
@@ -181,7 +184,7 @@ def test_plans_are_those_of_looking_at_all_of_them(
     policy: PolicyName, groups: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(OneByOne, "yes", 0)
-    monkeypatch.setattr(batching, "LOOKAHEAD_TOKENS", 4)  # more are admitted than there is room for
+    monkeypatch.setattr(room, "LOOKAHEAD_TOKENS", 4)  # more are admitted than there is room for
     seen: Counter[str] = Counter()
     for seed in range(60 if groups == "full" else 15):
         rng = random.Random(seed)

@@ -29,7 +29,8 @@ ROUTES = ["/models", "/models/tiny", "/embeddings", "/completions", "/chat/compl
           "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/rerank", "/v1/rerank",
           "/v2/rerank", "/audio/transcriptions", "/audio/translations",
           "/v1/audio/transcriptions", "/v1/audio/translations", "/answers", "/moves",
-          "/usage", "/tokens/v1/completions", "/tokens/v1/chat/completions",
+          "/usage", "/keys", "/keys/x", "/requests/x", "/tokens/v1/completions",
+          "/tokens/v1/chat/completions",
           "/tokens/v1/messages", "/tokens/v1/responses", "/tokens/api/chat",
           "/tokens/api/generate"]  # fmt: skip
 TRICKS = ["/{}", "/v1/..{}", "{}/", "{}/.", "{}%2e", "/%2e%2e{}", "{}?a=/livez", "{};/livez",

@@ -83,7 +83,24 @@ class Same:
 
 @dataclass(frozen=True)
 class ForAdmins:
-    """A route that other roles are refused at."""
+    """A route that other roles are refused at, and admins in a workspace."""
+
+
+@dataclass(frozen=True)
+class InCharge:
+    """A route for admins, of what is in their charge.
+
+    Args:
+        status: for another workspace's.
+    """
+
+    status: int
+    body: Body | None = None
+
+
+@dataclass(frozen=True)
+class Going:
+    """A route of a request that goes on, and is there for who may end it."""
 
 
 MESSAGES = [{"role": "user", "content": "w1"}]
@@ -91,7 +108,7 @@ CHAT, TEXT, ANSWERS = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 RERANK = Makes(lambda: {"model": "judge", "query": "w1 w2", "documents": ["w3"]})
 EMBED = Makes(lambda: {"model": "encoder", "input": "w1"})
 COUNT = Makes(lambda: {"model": "tiny", "input": "w1"})
-TABLE: dict[str, Asks | Owned | Lists | Makes | Same | ForAdmins] = {
+TABLE: dict[str, Asks | Owned | Lists | Makes | Same | ForAdmins | InCharge | Going] = {
     **{f"GET {path}": Same() for path in (
         *FILES, "/livez", "/readyz", "/health", "/version", "/v1/models", "/models",
         "/v1/models/{name:path}", "/models/{name:path}", "/api/version", "/api/tags", "/api/ps",
@@ -130,6 +147,10 @@ TABLE: dict[str, Asks | Owned | Lists | Makes | Same | ForAdmins] = {
     "POST /v1/batches": Owned("input", 200),
     "DELETE /answers": Lists(),
     "POST /moves": Makes(lambda: {"ticket": "somebody's"}),
+    "GET /keys": InCharge(200),
+    "POST /keys": InCharge(403, {"name": "mine", "workspace": "other"}),
+    "DELETE /keys/{name}": InCharge(404),
+    "DELETE /requests/{id}": Going(),
     "DELETE /v1/batches/{id}": Owned("batch"),
     "DELETE /v1/files/{id}": Owned("file"),
     "GET /metrics": ForAdmins(),
@@ -209,6 +230,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         "anna": add_key(path, "anna", workspace="acme"),
         "bob": add_key(path, "bob", workspace="rivals"),
         "eve": add_key(path, "eve"),
+        "rita": add_key(path, "rita", "admin", workspace="rivals"),
         "admin": add_key(path, "boss", "admin"),
     }
     options = ["--keys", str(path), "--batches", str(folder / "state"), "--usage",
@@ -245,9 +267,13 @@ def _had_by_alice(place: Place) -> dict[str, str]:
 def request_of(key: str, how: Any, ids: dict[str, str]) -> tuple[str, str, object]:
     """Method, path and body, with what is alice's where something is asked for by its id."""
     method, _, path = key.partition(" ")
-    path = path.replace("{name:path}", "tiny")
+    path = path.replace("{name:path}", "tiny").replace("/keys/{name}", "/keys/alice")
     body: object = None
     match how:
+        case InCharge():
+            body = how.body
+        case Going():
+            path = path.replace("{id}", "canary-request")
         case Asks():
             body = how.body(SECRET * 4)
         case Owned("input"):
@@ -262,7 +288,7 @@ def request_of(key: str, how: Any, ids: dict[str, str]) -> tuple[str, str, objec
 
 
 @pytest.mark.promise("P30")
-@pytest.mark.parametrize("who", ["bob", "eve"])
+@pytest.mark.parametrize("who", ["bob", "eve", "rita"])
 def test_no_route_tells_another_workspace_of_what_one_has(place: Place, who: str) -> None:
     secrets = {*place.ids.values(), "canary", "alice", "acme", "anna"}
     for key, how in TABLE.items():
@@ -276,6 +302,10 @@ def test_no_route_tells_another_workspace_of_what_one_has(place: Place, who: str
                 wanted = {400 if what == "input" else 404}
             case ForAdmins():
                 wanted = {403}
+            case InCharge(other):
+                wanted = {other if who == "rita" else 403}
+            case Going():
+                wanted = {404}
             case Makes() if path == "/v1/files":
                 wanted = {400}
             case Makes() if "/audio/" in path or path == "/moves":  # it has no model, or stream

@@ -200,3 +200,34 @@ def test_an_engine_that_has_stopped_is_neither_ready_nor_alive(stuck: Any) -> No
             await service.runtime.generate(PROMPT)
 
     asyncio.run(asyncio.wait_for(scene(), 60))
+
+
+def test_what_has_not_ended_before_its_deadline_is_cut_waiting_or_not(serve: Serve) -> None:
+    server = serve("--max-running", "1", "--deadline", "30")
+    first = server.open_stream()
+    status, told = server.post("/v1/completions", LONG, headers={"x-kvrt-deadline": "0.3"})
+    assert (status, told["error"]["code"]) == (504, "deadline")
+    assert b"[DONE]" in rest_of(first)
+    for wrong in ("0", "-1", "soon", "inf", "1e3", ""):
+        headers = {"x-kvrt-deadline": wrong}
+        assert server.post("/v1/completions", LONG, headers=headers)[0] == 400
+
+
+def test_a_stream_that_is_late_ends_with_an_error_event(serve: Serve) -> None:
+    server = serve("--deadline", "0.5")
+    said = rest_of(server.open_stream(n=16, temperature=1.0))
+    assert b'"code":"deadline"' in said
+    assert b"[DONE]" not in said
+    until(lambda: server.used_pages == 0, 2)
+
+
+def test_the_log_is_json_where_that_is_wanted_and_never_has_what_was_asked(serve: Serve) -> None:
+    server = serve(env={"KVRT_LOG_LEVEL": "INFO", "KVRT_LOG_FORMAT": "json"})
+    body = {"model": "tiny", "prompt": "a-very-secret-word", "max_tokens": 2}
+    headers = {"x-request-id": "r-1"}
+    assert server.post("/v1/completions", body, headers=headers)[0] == 200
+    until(lambda: "r-1" in server.said())
+    (told,) = (json.loads(line) for line in server.said().splitlines() if "r-1" in line)
+    assert told.items() >= {"id": "r-1", "route": "/v1/completions", "status": 200}.items()
+    assert 0 < told["seconds"] < 60
+    assert "secret" not in server.said()

@@ -122,6 +122,9 @@ def test_a_claim_names_the_workspace(provider: Provider) -> None:
     assert owner.tenant == "acme"
     for wrong in (None, "", "a b", "x" * 65, 7, ["acme"], "jwt:bob", "acme\n"):
         assert issuer.owner(provider.token(team=wrong)) is None, wrong
+    trust = Trust(provider.url, AUDIENCE, role="roles", workspace="team")
+    owners = [Issuer(trust).owner(provider.token(team="*", roles=r)) for r in ("admin", "user")]
+    assert owners == [Owner("jwt:alice", "admin"), None]
 
 
 def forged(provider: Provider, claims: dict[str, Any], header: dict[str, Any]) -> str:

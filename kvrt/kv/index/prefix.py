@@ -158,6 +158,11 @@ class PrefixIndex:
         """The pages to give up first, for as long as the index stays as it is."""
         return self._ends.in_order()
 
+    def set_share(self, tenant: int, weight: int | None) -> None:
+        """How much of what is cached a tenant is due; see `Shares.having`. From any thread, one at
+        a time."""
+        self._ends.shares = self._ends.shares.having(tenant, weight)
+
     # --- changing ----------------------------------------------------------------------------
 
     def add(

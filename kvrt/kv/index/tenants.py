@@ -1,15 +1,17 @@
-"""Whose cached pages are given up: those of the tenant that has most, by their worth.
+"""Whose cached pages are given up: those of the tenant that has most for its share, by their worth.
 
 So nobody's long prompts push out all that another has. A tenant that has used nothing for
 `PROTECTED_S` is not protected so: what it has goes first, or pages of many who never come again
 would be kept from the one who is there.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 
 from kvrt.kv.index.ends import CHOICE, Ends, InOrder
 from kvrt.kv.index.eviction import CachedPage
+from kvrt.kv.index.shares import EVEN, Shares
 from kvrt.kv.pages.lanes import Pages
 from kvrt.kv.pages.table import PageTable
 
@@ -30,6 +32,8 @@ class TenantEnds:
         """Entries of each, those of running sequences included."""
         self.used: dict[int, float] = {}
         """When each has used one last, by the index's clock."""
+        self.shares: Shares[int] = EVEN
+        """Of tenants, as names have them. From any thread."""
 
     def came(self, entry: CachedPage) -> None:
         """A new one."""
@@ -64,6 +68,7 @@ class TenantsInOrder:
 
     def __init__(self, ends: TenantEnds) -> None:
         self._ends = ends
+        self._shares = ends.shares
         self._orders: dict[int, InOrder] = {}
         self._gone = Counter[int]()
         self._none_left: set[int] = set()
@@ -108,9 +113,10 @@ class TenantsInOrder:
         if stale:
             return min(stale, key=ends.used.__getitem__), ends.held.total()
         held = {tenant: ends.held[tenant] - self._gone[tenant] for tenant in left}
-        first = max(left, key=lambda tenant: (held[tenant], tenant))
-        others = (held[tenant] for tenant in left if tenant != first)
-        return first, max(1, held[first] - max(others, default=0))
+        parts = {tenant: self._shares.part(tenant, held[tenant]) for tenant in left}
+        first = max(left, key=lambda tenant: (parts[tenant], tenant))
+        others = max((parts[tenant] for tenant in left if tenant != first), default=0.0)
+        return first, max(1, held[first] - math.ceil(others * self._shares.of(first)))
 
     def _of(self, tenant: int) -> InOrder:
         if tenant not in self._orders:

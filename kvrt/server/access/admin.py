@@ -10,7 +10,8 @@ from kvrt.server.errors import Refusal
 
 
 def needs_admin(scope: Scope, config: ServerConfig, what: str) -> None:
-    """Let admins pass: keys of that role, or without keys whoever is on this machine.
+    """Let admins of the server pass: keys of that role that are in no workspace, or without keys
+    whoever is on this machine.
 
     Args:
         what: is asked for, and how: the beginning of the refusal.
@@ -20,8 +21,9 @@ def needs_admin(scope: Scope, config: ServerConfig, what: str) -> None:
     """
     owner = entry_of(scope).owner
     guarded = config.keys is not None or config.jwt_issuer is not None
-    if owner is None or owner.role != "admin" or not (guarded or is_loopback(config.host)):
+    if owner is None or not owner.rules or not (guarded or is_loopback(config.host)):
         raise Refusal(
             HTTPStatus.FORBIDDEN,
-            f"{what} by a key of role admin, or without keys from this machine",
+            f"{what} by a key of role admin that is in no workspace, or without keys from this"
+            " machine",
         )

@@ -95,9 +95,11 @@ class Guard:
                 code="invalid_api_key",
                 headers={"www-authenticate": BASIC if path in FILES else "Bearer"},
             )
-        allowed = {"metrics": path == METRICS, "user": path != METRICS, "admin": True}
-        if not allowed[owner.role]:
-            raise Refusal(HTTPStatus.FORBIDDEN, f"a key of role {owner.role} is not for this")
+        of_all = owner.role == "metrics" or owner.rules  # metrics tell of every workspace
+        if not of_all if path == METRICS else owner.role == "metrics":
+            where = " in a workspace" if owner.workspace and owner.role == "admin" else ""
+            why = f"a key of role {owner.role}{where} is not for this"
+            raise Refusal(HTTPStatus.FORBIDDEN, why)
         return owner
 
     def _check_hosts(self, scope: Scope) -> None:

@@ -4,8 +4,8 @@
     alice   user   9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08  requests=60
     bob     user   60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752  in=acme
 
-    # workspaces: what all keys in them may take together
-    workspace acme daily_tokens=1000000
+    # workspaces: what all keys in them may take together, and their share of the KV memory
+    workspace acme share=3 daily_tokens=1000000
 
 Keys are random, so that a plain hash tells nothing of them. Keys of one workspace share what they
 have: files, batches, cached pages, kept answers. A key that is in none is one by itself, of its own
@@ -21,11 +21,12 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from kvrt.kv.index.shares import LARGEST_SHARE
 from kvrt.errors import ConfigError
 from kvrt.server.access.limits import UNLIMITED, Limits
 
@@ -39,8 +40,14 @@ LIMITS = r"((?:\s+\w+=\d+)*)"
 LINE = re.compile(rf"({NAME})\s+(\w+)\s+([0-9a-f]{{64}})(?:\s+in=({NAME}))?{LIMITS}", re.ASCII)
 WORKSPACE = re.compile(rf"workspace\s+({NAME}){LIMITS}", re.ASCII)
 PREFIX = "kvrt-"
+SHARE = "share"
+"""A word of a workspace's line that is no limit; see `kvrt.Runtime.set_share`."""
+
 LOOK_S = 1.0
 """How often the file is looked at."""
+
+Told = Callable[[Mapping[str, int]], None]
+"""Is told the shares of workspaces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,15 @@ class Owner:
         """With whom it shares what it has."""
         return self.workspace or self.name
 
+    @property
+    def rules(self) -> bool:
+        """Whether it is for the whole server: of an admin who is in no workspace."""
+        return self.role == "admin" and not self.workspace
+
+    def sees(self, tenant: str) -> bool:
+        """Whether all that a workspace has is its business: of an admin in it, or in none."""
+        return self.role == "admin" and self.workspace in ("", tenant)
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
@@ -68,11 +84,13 @@ class Known:
 
     Args:
         owners: each with the hash of its key.
-        workspaces: the limits of those that have some.
+        workspaces: the limits of those that have a line.
+        shares: of those that have one, of the KV memory.
     """
 
     owners: Sequence[tuple[bytes, Owner]]
     workspaces: Mapping[str, Limits]
+    shares: Mapping[str, int]
 
 
 class Keys:
@@ -89,6 +107,7 @@ class Keys:
         self._path = path
         self._lasting = lasting
         self._seen = _state(path)
+        self._followers: list[Told] = []
         self._known = self._read()
 
     def _read(self) -> Known:
@@ -122,6 +141,27 @@ class Keys:
             log.warning("the keys of before are used on: %s", error)
         else:
             log.info("%s: keys were read again", self._path)
+            for tell in [*self._followers]:
+                tell(self._known.shares)
+
+    def follow(self, tell: Told) -> None:
+        """Tell the shares of workspaces, now and whenever they may have changed."""
+        self._followers.append(tell)
+        tell(self._known.shares)
+
+    def leave(self, tell: Told) -> None:
+        """Tell it no more."""
+        self._followers.remove(tell)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
+    @property
+    def owners(self) -> list[Owner]:
+        """Of all keys, in the file's order."""
+        return [owner for _, owner in self._known.owners]
 
     @property
     def workspaces(self) -> Mapping[str, Limits]:
@@ -159,6 +199,7 @@ def _read(path: Path) -> Known:
         raise ConfigError(f"{path}: keys cannot be read: {type(error).__name__}") from None
     owners: list[tuple[bytes, Owner]] = []
     workspaces: dict[str, Limits] = {}
+    shares: dict[str, int] = {}
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line or line.startswith("#"):
             continue
@@ -168,10 +209,24 @@ def _read(path: Path) -> Known:
             elif match[1] in workspaces:
                 raise ConfigError("the workspace has a line already")
             else:
-                workspaces[match[1]] = Limits.read(tuple(match[2].split()))
+                words = match[2].split()
+                workspaces[match[1]] = Limits.read(tuple(w for w in words if not _shares(w)))
+                for word in filter(_shares, words):
+                    shares[match[1]] = _share(word, shares.get(match[1]))
         except ConfigError as error:
             raise ConfigError(f"{path}: line {number}: {error}", fix=error.fix) from None
-    return Known(owners, workspaces)
+    return Known(owners, workspaces, shares)
+
+
+def _shares(word: str) -> bool:
+    return word.partition("=")[0] == SHARE
+
+
+def _share(word: str, before: int | None) -> int:
+    number = int(word.partition("=")[2][:20])
+    if before is not None or not 1 <= number <= LARGEST_SHARE:
+        raise ConfigError(f"a share is a number from 1 to {LARGEST_SHARE}, once")
+    return number
 
 
 def _owner(line: str) -> tuple[bytes, Owner]:
@@ -216,3 +271,29 @@ def add_key(
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
     return key
+
+
+def drop_key(path: Path, name: str, workspace: str | None) -> int:
+    """Make comments of the lines of a key: one byte of each is another then, so that whatever
+    happens meanwhile, and whoever adds a line, no other key is lost. Returns how many there were.
+
+    Args:
+        workspace: that it is in; None: whichever.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    dropped = 0
+    try:
+        with path.open("r+b") as file:
+            at = 0
+            for line in file.read().splitlines(keepends=True):
+                match = LINE.fullmatch(line.decode("utf-8", "replace").strip())
+                if match and match[1] == name and workspace in (None, match[4] or ""):
+                    file.seek(at)
+                    file.write(b"#")
+                    dropped += 1
+                at += len(line)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+    return dropped

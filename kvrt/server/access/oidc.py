@@ -28,6 +28,9 @@ LEEWAY_S = 30
 DISCOVERY = "/.well-known/openid-configuration"
 SUBJECT = re.compile(r"[\w.@:|/+=-]{1,100}", re.ASCII)
 WORKSPACE_NAME = re.compile(NAME, re.ASCII)
+OF_ALL = "*"
+"""In place of a workspace: an admin is one of the whole server."""
+
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512",
               "EdDSA")  # fmt: skip
 """Signatures by keys of which only the issuer has the private half. ``none`` and secrets that both
@@ -44,8 +47,8 @@ class Trust:
         keys: where the issuer's keys are, as a JWK set: a URL or a file; None: where its discovery
             document says.
         role: the claim that has a role or a list of them; without it, everybody is a user.
-        workspace: the claim that names a workspace, also one of keys; without it, everybody has one
-            by himself.
+        workspace: the claim that names a workspace, also one of keys, or for an admin ``*``: all;
+            without it, everybody has one by himself.
     """
 
     issuer: str
@@ -116,16 +119,19 @@ class Issuer:
             return None
         subject = claims["sub"]
         role = self._role(claims)
-        workspace = self._workspace(claims)
+        workspace = self._workspace(claims, role)
         if role is None or not isinstance(subject, str) or not SUBJECT.fullmatch(subject):
             return None
         return None if workspace is None else Owner(f"jwt:{subject}", role, workspace=workspace)
 
-    def _workspace(self, claims: dict[str, Any]) -> str | None:
-        """That the token names; empty: none is asked for; None: it names none."""
+    def _workspace(self, claims: dict[str, Any], role: Role | None) -> str | None:
+        """That the token names; empty: none is asked for, or an admin is of all; None: it names
+        none."""
         if self._trust.workspace is None:
             return ""
         said = claims.get(self._trust.workspace)
+        if said == OF_ALL and role == "admin":
+            return ""
         return said if isinstance(said, str) and WORKSPACE_NAME.fullmatch(said) else None
 
     def _role(self, claims: dict[str, Any]) -> Role | None:

@@ -24,6 +24,7 @@ from kvrt.server.openai.embeddings import Embeddings
 from kvrt.server.rerank import Rerank
 from kvrt.server.tenants.metering import Asked, metered
 from kvrt.server.tenants.route import Usage
+from kvrt.server.tenants.steering import Steering
 from kvrt.server.wire.http import Reply, read_body, until_gone
 from kvrt.server.words.shapes import shape_for
 from kvrt.units import parse_seconds
@@ -75,10 +76,12 @@ def make_models_app(
     """Everything that is served; `Guard` stands before it."""
     routes = ModelRoutes(models)
     desk = models.desk
+    steering = Steering(desk)
     gets: dict[str, Handler] = {
         **{path: page.handler(path) for path in page.FILES},
         "/status": routes.status,
         "/usage": Usage(desk.accounts, desk.config.usage).usage,
+        **steering.gets,
         "/livez": routes.live,
         "/readyz": routes.ready,
         "/health": routes.ready,
@@ -98,6 +101,7 @@ def make_models_app(
         "/v2/rerank": rerank,
     }
     posts: dict[str, Handler] = {
+        **steering.posts,
         "/models/load": routes.load,
         "/models/wake": routes.load,
         "/models/sleep": routes.sleep,
@@ -108,7 +112,10 @@ def make_models_app(
     }
     endpoints = {path: Sent(models, path) for path in (*ASKING, *ABOUT)}
     deletes: dict[str, Handler] = {
-        "/answers": Forgetting(desk, lambda: [one.service for one in models.loaded.values()]).forget
+        **steering.deletes,
+        "/answers": Forgetting(
+            desk, lambda: [one.service for one in models.loaded.values()]
+        ).forget,
     }
     return application(gets, posts, deletes, endpoints, desk.book)
 

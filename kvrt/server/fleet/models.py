@@ -34,6 +34,7 @@ from kvrt.server.fleet.naming import Folder
 from kvrt.server.fleet.places import Device
 from kvrt.server.fleet.states import Fleet
 from kvrt.server.fleet.weighing import Needs, weighed_or_none
+from kvrt.server.served import Served
 from kvrt.server.service import Service
 from kvrt.sharing.share import sweep
 
@@ -326,8 +327,10 @@ class Models:
         try:
             alias = (name, *self.desk.config.alias)
             named = replace(self.desk.config, alias=alias)
-            service = Service(AsyncRuntime(runtime), named, self._template, self.desk)
-            return Loaded(service, make_app(service))
+            # Templates are rendered and routes made where no stream waits for it.
+            served = await self._in_thread(partial(Served, runtime.model, named, self._template))
+            service = Service(AsyncRuntime(runtime), named, desk=self.desk, served=served)
+            return Loaded(service, await self._in_thread(partial(make_app, service)))
         except BaseException:
             await self._in_thread(runtime.close)
             raise

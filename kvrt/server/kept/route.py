@@ -29,7 +29,7 @@ class Forgetting:
         owner = entry_of(request.scope).owner
         assert owner is not None, "nobody else gets here"
         tenant = request.query_params.get("workspace", owner.tenant)
-        if tenant != owner.tenant and owner.role != "admin":
+        if tenant != owner.tenant and not owner.sees(tenant):
             raise Refusal(HTTPStatus.FORBIDDEN, "that is not this key's workspace", "workspace")
         kept = [each.kept for each in self._services() if each.kept is not None]
         gone = sum(each.forget(tenant) for each in kept)

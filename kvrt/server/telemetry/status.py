@@ -51,7 +51,8 @@ class Status:
         self._begun = begun or time.time()
 
     async def status(self, request: Request) -> Response:
-        """A key of role user sees its own requests, others all."""
+        """A key of role user sees its own requests, an admin in a workspace that one's, others
+        all."""
         asking = entry_of(request.scope).owner
         assert asking is not None, "nobody else gets here"
         return answer(self.told(asking))
@@ -65,7 +66,7 @@ class Status:
             "queue": [
                 _waiting(each)
                 for each in self._service.runtime.runtime.queue(QUEUE)
-                if asking.role == "admin" or each.metadata == asking.tenant
+                if asking.rules or each.metadata == asking.tenant
             ],
             "batches": None if self._worker is None else asdict(self._worker.load),
             "memory": self._memory(asking),
@@ -114,7 +115,7 @@ def requests_of(book: Book, asking: Owner) -> dict[str, Any]:
     """Requests that go on, and the last that have ended, as far as somebody may see them."""
 
     def seen(entries: Iterable[Entry]) -> list[dict[str, Any]]:
-        own = [e for e in entries if asking.role == "admin" or _is_of(e.owner, asking)]
+        own = [entry for entry in entries if _is_for(entry.owner, asking)]
         return [_told(entry) for entry in own if entry.answers is not None]
 
     return {"requests": seen(book.open), "recent": seen(reversed(book.recent))}
@@ -140,9 +141,13 @@ def server_of(gate: Gate, state: str, begun: float, running: int, waiting: int) 
     }
 
 
-def _is_of(owner: Owner | None, asking: Owner) -> bool:
-    """Whether the same key asks, whatever its file says of it by now."""
-    return owner is not None and (owner.name, owner.tenant) == (asking.name, asking.tenant)
+def _is_for(owner: Owner | None, asking: Owner) -> bool:
+    """Whether somebody may see what another has asked: he is the same, whatever the file of keys
+    says of him by now, or an admin of his."""
+    if owner is None:
+        return asking.rules
+    same = (owner.name, owner.tenant) == (asking.name, asking.tenant)
+    return same or asking.sees(owner.tenant)
 
 
 def _group(group: GroupPicture, asking: Owner) -> dict[str, Any]:
@@ -150,7 +155,7 @@ def _group(group: GroupPicture, asking: Owner) -> dict[str, Any]:
     are told of together."""
     named: dict[str, list[Owned]] = {}
     for number, each in enumerate(group.owners):
-        seen = each.owner == asking.tenant or (asking.role == "admin" and number < OWNERS)
+        seen = each.owner == asking.tenant or (asking.rules and number < OWNERS)
         named.setdefault(each.owner if seen else OTHERS, []).append(each)
     owners = [
         {

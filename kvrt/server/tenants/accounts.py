@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Any, Literal
 
-from kvrt.server.access.keys import Owner
+from kvrt.server.access.keys import Keys, Owner
 from kvrt.server.access.limits import MEASURES, PERIODS, UNLIMITED, Limits, Quota, Quotas
 from kvrt.server.access.oidc import Credentials
 from kvrt.server.errors import Refusal
@@ -119,6 +119,11 @@ class Accounts:
             for when in (day.day, day.day[:7]):
                 for what, amount in amounts.items():
                     self._taken[kind, name, when, what] += amount
+
+    @property
+    def keys(self) -> Keys | None:
+        """Of a file; None: there is none."""
+        return self._keys
 
     # --- who pays --------------------------------------------------------------------------------
 

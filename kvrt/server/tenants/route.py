@@ -1,4 +1,4 @@
-"""``/usage``: what was taken, and what may be: of a key's own workspace, to an admin of all."""
+"""``/usage``: what was taken, and what may be: of a key's own workspace, to who rules of all."""
 
 import asyncio
 import contextlib
@@ -44,7 +44,7 @@ class Usage:
         detail: Detail = _one_of(query.get("detail", "days"), get_args(Detail), "detail")
         kind = _one_of(query.get("format", "json"), FORMATS, "format")
         workspace = query.get("workspace")
-        if owner.role != "admin":
+        if not owner.rules:
             if workspace not in (None, owner.tenant):
                 raise Refusal(HTTPStatus.FORBIDDEN, "that is not this key's workspace", "workspace")
             workspace = owner.tenant

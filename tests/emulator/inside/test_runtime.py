@@ -40,7 +40,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Admitted without a thought of what comes, so that pages run out."""
-    monkeypatch.setattr("kvrt.sched.batching.LOOKAHEAD_TOKENS", 0)
+    monkeypatch.setattr("kvrt.sched.room.LOOKAHEAD_TOKENS", 0)
 
 
 def make(model: Path, backend: str, **options: object) -> Runtime:
