@@ -182,8 +182,8 @@ def serve(
              "audit_size", "audit_days", "otel", "metrics_compat", "without_keys",
              "strict", "max_requests", "max_body", "response_cache", "response_cache_all",
              "semantic_cache", "semantic_cache_size", "semantic_cache_seconds",
-             "deadline", "drain_seconds", "ready_seconds", "kv_events", "kv_events_replay", "chat_template",
-             "reader", "embed_model", "rerank_model", "speech_model", "batches",
+             "deadline", "drain_seconds", "ready_seconds", "kv_events", "kv_events_replay",
+             "chat_template", "reader", "embed_model", "rerank_model", "speech_model", "batches",
              "batch_database", "batch_space", "batch_lines", "batch_price", "batch_webhook",
              "batch_webhook_secret", "lora", "keep_alive", "max_waiting", "slo",
              "devices")  # fmt: skip

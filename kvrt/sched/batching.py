@@ -13,7 +13,6 @@ et al., Sarathi-Serve, OSDI 2024.)
 Planning is pure: it returns the next page table and the ops that lead to it, and changes nothing.
 """
 
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal

@@ -64,9 +64,7 @@ class Givers:
         held, shares, tenant = self._held.copy(), self._shares, wanting.tenant
         due = shares.part(tenant, held[tenant] + len(wanting.tokens))
         left = [
-            seq
-            for seq in self._others
-            if seq.tenant != tenant and seq.priority >= wanting.priority
+            seq for seq in self._others if seq.tenant != tenant and seq.priority >= wanting.priority
         ]
         giving: list[Seq] = []
         for seq in sorted(left, key=self._price):

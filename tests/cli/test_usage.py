@@ -157,7 +157,8 @@ def test_debugging_adds_the_traceback(kvrt: Kvrt) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "value"), [("KVRT_LOG_LEVEL", "LOUD"), ("KVRT_LOG_FORMAT", "xml"), ("KVRT_DEBUG", "maybe")]
+    ("variable", "value"),
+    [("KVRT_LOG_LEVEL", "LOUD"), ("KVRT_LOG_FORMAT", "xml"), ("KVRT_DEBUG", "maybe")],
 )
 def test_a_bad_environment_variable_is_named_with_the_values_it_may_have(
     kvrt: Kvrt, variable: str, value: str

@@ -103,11 +103,10 @@ OPTIONS = ("--memory-limit", "512MiB", "--alias", "*")
 
 @pytest.fixture(scope="session")
 def speaking(speaker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of the speaker, of vectors, and of files and batches."""
+    """A server of the speaker, and of vectors."""
     encoder = tmp_path_factory.mktemp("encoder") / "text-embedding-3-small"  # as OpenAI's tests ask
     make_encoder("bert", encoder)
-    state = str(tmp_path_factory.mktemp("batches") / "state")
-    more = (*OPTIONS, "--embed-model", str(encoder), "--batches", state)
+    more = (*OPTIONS, "--embed-model", str(encoder))
     with started(tmp_path_factory.mktemp("speaking"), *more, model=str(speaker)) as server:
         yield server
 

@@ -9,12 +9,9 @@ pytestmark = [pytest.mark.extra, pytest.mark.timeout(1800)]
 
 KEPT = "nothing is kept, so that nothing can be fetched, changed, listed or deleted"
 ASKS = "test_(method|raw_response|streaming_response)"  # others ask no server
-UNKNOWN = "of a file or a batch that nobody has made"
 OPENAI_UNMET = {
     rf"chat\.test_completions.*{ASKS}_(retrieve|update|list|delete)": KEPT,
     rf"test_models.*{ASKS}_delete": "a server's models are not its clients' to delete",
-    rf"test_(files|batches).*{ASKS}_(retrieve|delete|content|cancel)": UNKNOWN,
-    rf"test_batches.*{ASKS}_create": UNKNOWN,
     r"test_embeddings.*_create\[": "the client asks for base64, which it then does not take",
     r"api_resources\.test_completions.*with_all_params": "suffix is refused",
     rf"test_responses.*{ASKS}_(retrieve|delete|cancel|compact)": KEPT,
@@ -23,7 +20,7 @@ OPENAI_UNMET = {
     r"test_input_tokens.*_count": "a request that names no model and no input is refused",
 }
 OPENAI_FILES = ("chat/test_completions", "test_completions", "test_models", "test_embeddings",
-                "test_responses", "responses/test_input_tokens", "test_files", "test_batches")  # fmt: skip
+                "test_responses", "responses/test_input_tokens")  # fmt: skip
 
 
 def test_openais_client_takes_every_answer_for_what_it_should_be(

@@ -18,9 +18,7 @@ ROOTS = [bytes([number]) * 32 for number in range(2)]
 
 
 def test_tenants_take_turns_by_what_they_hold_for_their_shares() -> None:
-    waiting = waiting_for(
-        sequence(n, [n] * 10, "much" if n % 2 else "little") for n in range(1, 9)
-    )
+    waiting = waiting_for(sequence(n, [n] * 10, "much" if n % 2 else "little") for n in range(1, 9))
     waiting.shares = Shares({"much": 3})
     assert [seq.id for seq in waiting.in_order(1)] == [1, 2, 3, 5, 4, 7, 6, 8]
     assert [seq.id for seq in waiting.in_order(1, {"much": 40})][:4] == [2, 4, 1, 3]

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from kvrt.kv.index.shares import LARGEST_SHARE
 from kvrt.errors import ConfigError
+from kvrt.kv.index.shares import LARGEST_SHARE
 from kvrt.server.access.limits import UNLIMITED, Limits
 
 Role = Literal["admin", "user", "metrics"]

@@ -1,4 +1,4 @@
-"""What whoever is in charge of a workspace may do in it: end its requests, and have keys come and go.
+"""What whoever is in charge of a workspace may do in it: end requests, have keys come and go.
 
 An admin in a workspace has that one in his charge, an admin in none has all. Keys are lines of the
 server's file of keys, which it reads again at once.
