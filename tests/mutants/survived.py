@@ -191,7 +191,7 @@ SURVIVED = {
         "sched/test_waiting.py",
     ),
     "a window needs all pages": M(
-        "kvrt.sched.batching",
+        "kvrt.sched.room",
         "lane.group.most(ahead, step)",
         "lane.geometry.pages_for(ahead)",
         "sched/test_batching.py",
