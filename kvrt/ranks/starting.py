@@ -16,7 +16,7 @@ from kvrt.ranks.joining import Hello, collectives_of, join
 from kvrt.ranks.link import Link
 from kvrt.ranks.others import Other, Others
 from kvrt.registry import load
-from kvrt.spi import Device
+from kvrt.spi import Device, Invitation
 
 LOOPBACK = "127.0.0.1"
 
@@ -69,7 +69,9 @@ class Ranks:
                 fix="lower tensor_parallel or pipeline_parallel",
             )
         self._collectives = collectives_of(device)
-        self.others = Others(config.rank_timeout, on_failure)
+        self._on_failure = on_failure
+        self._invitation: Invitation | None = None
+        self.others = Others(config.rank_timeout, self._failed)
         stack.callback(self._close)
 
     def begin(self) -> Split:
@@ -80,10 +82,10 @@ class Ranks:
             KvrtError: one of them failed.
         """
         info, config = self._device.info, self._config
-        invitation = self._collectives.invite(LOOPBACK, config.rank_timeout)
+        self._invitation = self._collectives.invite(LOOPBACK, config.rank_timeout)
         hello = Hello(
             config, self.shard, info.backend, info.index, threads_of(config),
-            LOOPBACK, invitation.port, LOOPBACK,
+            LOOPBACK, self._invitation.port, LOOPBACK,
         )  # fmt: skip
         try:
             for rank in range(1, self.shard.ranks):
@@ -94,8 +96,14 @@ class Ranks:
         except PeerLost as error:
             raise self.others.blame(error) from error
         finally:
-            invitation.close()
+            self._invitation.close()
         return self.split
+
+    def _failed(self) -> None:
+        """Wait no longer for one that will not come."""
+        if self._invitation is not None:
+            self._invitation.close()
+        self._on_failure()
 
     def _close(self) -> None:
         self.others.close()
