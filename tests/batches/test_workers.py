@@ -61,12 +61,14 @@ def check(input: Path, lines: int, bad: int = 0) -> list[dict[str, object]]:
 
 @pytest.mark.promise("P33")
 @pytest.mark.parametrize(
-    ("lines", "kills"), [(1000, 8), pytest.param(50_000, 20, marks=pytest.mark.extra)]
+    ("lines", "kills", "seconds"),
+    [(600, 8, 0.15), pytest.param(50_000, 20, 0.02, marks=pytest.mark.extra)],
 )
 def test_workers_that_are_killed_at_random_answer_each_line_once(
-    postgres: str, tmp_path: Path, lines: int, kills: int
+    postgres: str, tmp_path: Path, lines: int, kills: int, seconds: float
 ) -> None:
-    """Three at a time; who is killed is followed by another."""
+    """Three at a time; who is killed is followed by another. A line takes so many seconds, so that
+    the batch is not over before."""
     rng = random.Random(lines)
     input = write(
         tmp_path / "in.jsonl",
@@ -75,7 +77,7 @@ def test_workers_that_are_killed_at_random_answer_each_line_once(
     )  # fmt: skip
     with opened(postgres, tmp_path) as (watching,):
         batch = entered(watching, input)
-        workers = [begun(postgres, tmp_path, 0.02) for _ in range(3)]
+        workers = [begun(postgres, tmp_path, seconds) for _ in range(3)]
         killed = 0
         try:
             while killed < kills:
@@ -88,7 +90,7 @@ def test_workers_that_are_killed_at_random_answer_each_line_once(
                     victim.kill()
                     victim.wait()
                     killed += 1
-                    workers.append(begun(postgres, tmp_path, 0.02))
+                    workers.append(begun(postgres, tmp_path, seconds))
                 time.sleep(0.005)
             for worker in workers:
                 assert worker.wait(240) == 0
