@@ -103,10 +103,11 @@ OPTIONS = ("--memory-limit", "512MiB", "--alias", "*")
 
 @pytest.fixture(scope="session")
 def speaking(speaker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of the speaker, and of vectors."""
+    """A server of the speaker, of vectors, and of batches."""
     encoder = tmp_path_factory.mktemp("encoder") / "text-embedding-3-small"  # as OpenAI's tests ask
     make_encoder("bert", encoder)
-    more = (*OPTIONS, "--embed-model", str(encoder))
+    batches = tmp_path_factory.mktemp("batches")
+    more = (*OPTIONS, "--embed-model", str(encoder), "--batches", str(batches))
     with started(tmp_path_factory.mktemp("speaking"), *more, model=str(speaker)) as server:
         yield server
 
