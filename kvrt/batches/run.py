@@ -243,6 +243,8 @@ class Runner:
                 asking.cancel()
             await asyncio.wait({asking})
         if asking.cancelled():
+            # Others wait with the end until nobody asks lines any more, as this worker does.
+            await self._store.do(self._store.work.let_go, batch)
             return False
         asking.result()
         return True
