@@ -89,7 +89,7 @@ def test_ranks_say_the_same_in_every_way(
     count = case.batch
     if case.way.startswith("preempted"):
         count = 16
-        monkeypatch.setattr("kvrt.sched.batching.LOOKAHEAD_TOKENS", 0)
+        monkeypatch.setattr("kvrt.sched.room.LOOKAHEAD_TOKENS", 0)
     chosen = rng.sample(range(len(PROMPTS)), count)
     if case.way.startswith("preempted") and case.groups != "full":
         chosen = [*SHORT, *(n for n in chosen if n not in SHORT)]

@@ -93,7 +93,7 @@ def test_a_text_is_the_same_in_every_way(
     way: str, opened: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Of a model with recurrent layers, whose states are as if no draft had been wrong."""
-    monkeypatch.setattr("kvrt.sched.batching.LOOKAHEAD_TOKENS", 0)
+    monkeypatch.setattr("kvrt.sched.room.LOOKAHEAD_TOKENS", 0)
     prompts = [*SHORT, *ALL] if way.startswith("preempted") else ALL
     right, _, _ = ask(opened("qwen-3.5"), prompts, LONG)
     runtimes: list[Runtime] = []
