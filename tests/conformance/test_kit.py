@@ -117,8 +117,8 @@ def test_it_says_what_the_device_left_out(kit: Kit) -> None:
             "*kvrt backend null*",
             "device 0: make-believe device (none)",
             "capabilities not declared: ASYNC_COPIES, BATCH_INVARIANT, RAGGED_GRAPHS, TREES",
-            "extensions not offered: BranchOps, DenseOps, ExpertOps, GraphCapture, LatentOps,"
-            " LowRankOps, Measurable, PackedMatrices, Recurrence",
+            "extensions not offered: BranchOps, Collectives, DenseOps, ExpertOps, GraphCapture,"
+            " LatentOps, LowRankOps, Measurable, PackedMatrices, Recurrence",
         ]
     )
 
