@@ -4,7 +4,6 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from kvrt.errors import ContractError
 from kvrt.spi import ExpertActivation, Experts, Matrices, Router
 from kvrt.spi.experts import Score
 from kvrt_kernels._args import (
@@ -17,7 +16,8 @@ from kvrt_kernels._args import (
     threads_or_default,
 )
 from kvrt_kernels._load import native
-from kvrt_kernels.panels import packing, packing_of
+from kvrt_kernels.packed import check_formats
+from kvrt_kernels.panels import packing
 
 SCORE_CODE: Final[dict[Score, int]] = {"softmax": 0, "sigmoid": 1, "chosen": 2, "sparsemixer": 3}
 """The numbers of `enum class Score` in native/experts.h."""
@@ -130,9 +130,7 @@ def _native(weight: Tensor | Matrices, count: int, exact: bool) -> tuple[Any, in
     if not isinstance(weight, tuple):
         return native().ExpertWeights([], 0), DTYPE_CODE[weight.dtype]
     need(len(weight) % count == 0, f"{len(weight)} matrices are not as many for each expert")
-    for matrix in weight:
-        if packing_of(matrix.format, exact=exact) is None:
-            raise ContractError(f"there are no products with {matrix.format.name}")
+    check_formats(weight, exact)
     rows = [(matrix.data.data_ptr(), matrix.out, *packing(matrix)) for matrix in weight]
     made = native().ExpertWeights(rows, len(weight) // count)
     return made, DTYPE_OF_EXACT_CODES if exact else DTYPE_OF_CODES

@@ -20,6 +20,7 @@ from kvrt_kernels._args import (
     threads_or_default,
 )
 from kvrt_kernels._load import native
+from kvrt_kernels.low_rank import Added
 
 GATE_CODE: Final[dict[Activation, int]] = {"silu": 1, "gelu_tanh": 2}
 """The numbers of `enum class Gate` in native/api.h."""
@@ -108,9 +109,14 @@ def launch(
     residual: Tensor | None,
     out: Tensor | None,
     threads: int | None,
+    added: Added | None = None,
 ) -> Tensor:
-    """`linear` without its checks, for callers that have made them; into `out`, if given."""
-    return _run(x, weight, 0, weight.shape[0], bias, residual, out, threads)
+    """`linear` without its checks, for callers that have made them; into `out`, if given.
+
+    Args:
+        added: to the products with the weight, before anything else is.
+    """
+    return _run(x, weight, 0, weight.shape[0], bias, residual, out, threads, added)
 
 
 def launch_gated(
@@ -120,9 +126,11 @@ def launch_gated(
     bias: Tensor | None,
     out: Tensor | None,
     threads: int | None,
+    added: Added | None = None,
 ) -> Tensor:
     """`gated_linear` without its checks, likewise."""
-    return _run(x, weight, GATE_CODE[activation], weight.shape[0] // 2, bias, None, out, threads)
+    gate, out_features = GATE_CODE[activation], weight.shape[0] // 2
+    return _run(x, weight, gate, out_features, bias, None, out, threads, added)
 
 
 def _run(
@@ -134,6 +142,7 @@ def _run(
     residual: Tensor | None,
     out: Tensor | None,
     threads: int | None,
+    added: Added | None,
 ) -> Tensor:
     rows = x.shape[0]
     y = torch.empty(rows, out_features) if out is None else out
@@ -152,5 +161,6 @@ def _run(
         out_features,
         weight.shape[1],
         threads_or_default(threads),
+        added,
     )
     return y

@@ -1,50 +1,28 @@
-"""Matrices of low rank added to some tokens' products: `kvrt.spi.LowRankOps`. Checks nothing."""
+"""Matrices of low rank added to some tokens' products, in the calls of these."""
 
-from torch import Tensor
+from collections.abc import MutableMapping
+from typing import NewType
 
-from kvrt.spi import Activation, LowRankRows
-from kvrt_kernels._args import DTYPE_CODE, address, threads_or_default
+from kvrt.spi import LowRank, LowRankRows
+from kvrt_kernels._args import DTYPE_CODE, address
 from kvrt_kernels._load import native
-from kvrt_kernels.linear import GATE_CODE
+
+Matrices = NewType("Matrices", object)
+"""`LowRank` for the native module."""
+
+Added = NewType("Added", object)
+"""`LowRankRows` for the native module."""
 
 
-class Added:
-    """What is added to a matrix in a step.
+def added(rows: LowRankRows, known: MutableMapping[LowRank, Matrices]) -> Added:
+    """What products take; it does not keep the matrices, which must live as long as it is used.
 
     Args:
-        rows: whose matrices must live as long as this is used; it does not keep them.
+        known: what was made of `LowRank` before; what is new is put there.
     """
-
-    def __init__(self, rows: LowRankRows) -> None:
-        first = rows.segments[0][2].a
-        segments = [
-            (
-                start,
-                stop,
-                address(added.a),
-                [(address(b), row, b.shape[1], b.shape[0]) for row, b in added.parts],
-            )
-            for start, stop, added in rows.segments
-        ]
-        self._rows = native().LowRankRows(DTYPE_CODE[first.dtype], first.shape[1], segments)
-
-    def to(
-        self,
-        x: Tensor,
-        out: Tensor,
-        activation: Activation | None = None,
-        gated: Tensor | None = None,
-        threads: int | None = None,
-    ) -> None:
-        """Add it; x is float32. With an activation, gates follow, into `gated`."""
-        native().low_rank(
-            self._rows,
-            address(x),
-            x.stride(0),
-            address(out),
-            out.stride(0),
-            *out.shape,
-            0 if activation is None else GATE_CODE[activation],
-            address(gated),
-            threads_or_default(threads),
-        )
+    for _, _, some in rows.segments:
+        if some not in known:
+            parts = [(address(b), row, b.shape[1], b.shape[0]) for row, b in some.parts]
+            known[some] = Matrices(native().LowRank(address(some.a), parts))
+    segments = [(start, stop, known[some]) for start, stop, some in rows.segments]
+    return Added(native().LowRankRows(DTYPE_CODE[rows.segments[0][2].a.dtype], segments))

@@ -7,14 +7,26 @@ import torch
 from torch import Tensor
 
 from kvrt.errors import ContractError
-from kvrt.spi import Activation, Matrices
+from kvrt.spi import Activation, Matrices, Rounding, WeightFormat
 from kvrt_kernels._args import address, check_rows, check_vector, need, threads_or_default
 from kvrt_kernels._load import native
 from kvrt_kernels.linear import GATE_CODE
+from kvrt_kernels.low_rank import Added
 from kvrt_kernels.panels import packing, packing_of
 
 MOST_MATRICES: Final = 4
 """That one call multiplies, as in native/api.h: activations are rounded to codes once for all."""
+
+
+def rounding(format: WeightFormat, *, exact: bool) -> Rounding:
+    """What products with a format round.
+
+    Args:
+        exact: they multiply activations as they are.
+    """
+    if exact:
+        return "none"
+    return "bfloat16" if format.codes == "e4m3" else "codes"
 
 
 def linear(
@@ -26,12 +38,16 @@ def linear(
     threads: int | None = None,
     *,
     exact: bool = False,
+    added: Added | None = None,
 ) -> Tensor:
     """``x @ weight.T (+ bias) (+ residual)``; see `kvrt.spi.PackedMatrices`.
 
     Args:
         exact: x is multiplied as it is: the bits are those of `kvrt_kernels.linear.linear` with
-            weights unpacked to float32. Otherwise x is rounded to codes of 8 bits first.
+            weights unpacked to float32. Otherwise `rounding` says what is rounded first; where that
+            is "bfloat16", the bits are those with weights unpacked to it.
+        added: to the products with the weight, before anything else is; x as it is, or as products
+            with floats of that dtype round it.
 
     Raises:
         ContractError: a tensor has another shape or dtype.
@@ -50,6 +66,8 @@ def linear(
             y[:, first:last],
             threads,
             exact,
+            added,
+            first,
         )
     return y
 
@@ -73,6 +91,7 @@ def gated_linear(
     threads: int | None = None,
     *,
     exact: bool = False,
+    added: Added | None = None,
 ) -> Tensor:
     """``act(x @ gate.T) * (x @ up.T)``, likewise.
 
@@ -84,15 +103,23 @@ def gated_linear(
     check_vector("bias", bias, total)
     need(len(weight) < 3 and total % 2 == 0, f"gate and up are {len(weight)} matrices of {total}")
     y = torch.empty(x.shape[0], total // 2) if out is None else out
-    _run(x, weight, GATE_CODE[activation], bias, None, y, threads, exact)
+    _run(x, weight, GATE_CODE[activation], bias, None, y, threads, exact, added)
     return y
 
 
 def _check(x: Tensor, weight: Matrices, exact: bool) -> None:
+    check_formats(weight, exact)
     for matrix in weight:
-        if packing_of(matrix.format, exact=exact) is None:
-            raise ContractError(f"there are no products with {matrix.format.name}")
         check_rows("x", x, matrix.width)
+
+
+def check_formats(weight: Matrices, exact: bool) -> None:
+    """There must be products with all matrices of a weight, which round alike."""
+    for matrix in weight:
+        if packing_of(matrix.format) is None:
+            raise ContractError(f"there are no products with {matrix.format.name}")
+    ways = {rounding(matrix.format, exact=exact) for matrix in weight}
+    need(len(ways) < 2, f"matrices of one weight round to {' and '.join(sorted(ways))}")
 
 
 def _run(
@@ -104,6 +131,8 @@ def _run(
     y: Tensor,
     threads: int | None,
     exact: bool,
+    added: Added | None,
+    first: int = 0,
 ) -> None:
     native().packed_linear(
         [(matrix.data.data_ptr(), matrix.out, *packing(matrix)) for matrix in weight],
@@ -120,4 +149,6 @@ def _run(
         y.shape[1],
         weight[0].width,
         threads_or_default(threads),
+        added,
+        first,
     )

@@ -103,19 +103,13 @@ _TABLE_ZERO: Final = 128
 """What the numbers of tables have in addition there."""
 
 
-def packing_of(format: WeightFormat, *, exact: bool = False) -> Packing | None:
-    """How matrices of a format are laid out; None if there are no products with them.
-
-    Args:
-        exact: products with activations as they are, and not rounded to codes of 8 bits.
-    """
+def packing_of(format: WeightFormat) -> Packing | None:
+    """How matrices of a format are laid out; None if there are no products with them."""
     codes: Literal["whole", "iq4", "e2m1", "e4m3"] = format.codes
     if format.table:
         if format.table not in _TABLES:
             return None
         codes = _TABLES[format.table]
-    if codes == "e4m3" and not exact:
-        return None
     for packing in _packings(format):
         kernel = _KERNELS.get(packing, _Kernel(0))
         if codes in kernel.others or (codes == "whole" and format.bits in kernel.bits):
@@ -183,7 +177,7 @@ class _Form(NamedTuple):
 
     @classmethod
     def of(cls, format: WeightFormat, width: int) -> "_Form":
-        packing = packing_of(format, exact=True)
+        packing = packing_of(format)
         assert packing is not None
         kind, with_offsets, groups, _ = packing
         span = CODES

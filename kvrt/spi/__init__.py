@@ -74,6 +74,7 @@ from kvrt.spi.optional import (
     Measurable,
     PackedMatrices,
     Rotation,
+    Rounding,
 )
 from kvrt.spi.recurrence import (
     DeltaRule,
@@ -139,6 +140,7 @@ __all__ = [
     "Quantization",
     "Recurrence",
     "Rotation",
+    "Rounding",
     "Router",
     "Span",
     "StateActivation",

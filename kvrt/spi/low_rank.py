@@ -4,15 +4,18 @@ may offer for them."""
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from kvrt.spi.matrices import Matrices
 from kvrt.spi.optional import Activation
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class LowRank:
     """What is added to a matrix, in parts: ``b.T @ a``, each part's to rows of its own.
+
+    A device may keep by it what it needs, as long as it lives.
 
     Args:
         a: [sum of all parts' ranks, in features], contiguous, one part's rows behind the other's.
@@ -40,34 +43,37 @@ class LowRankRows:
 
 @runtime_checkable
 class LowRankOps(Protocol):
-    """Products of many adapters in one call.
+    """Products of which some tokens have more added, in one call.
 
-    Tensors are as in `DenseOps`, and matrices in any of the device's `weight_dtypes`. On a device
-    that is `BATCH_INVARIANT` a token's result does not depend on what else is in the batch.
+    Arguments are those of `DenseOps`, or of `PackedMatrices` where the weight is codes. Of tokens
+    in no segment the results are theirs, and on a device that is `BATCH_INVARIANT` have their bits;
+    a token's own do not depend there on what else is in the batch. Matrices of low rank have any of
+    the device's `weight_dtypes`.
     """
 
-    def add(self, x: "Tensor", rows: LowRankRows, out: "Tensor") -> None:
-        """``out[token] += (a @ x[token]) @ b`` for all tokens of the segments.
+    def adapted_linear(
+        self,
+        x: "Tensor",
+        weight: "Tensor | Matrices",
+        rows: LowRankRows,
+        bias: "Tensor | None" = None,
+        residual: "Tensor | None" = None,
+        out: "Tensor | None" = None,
+    ) -> "Tensor":
+        """``x @ weight.T + (a @ x[token]) @ b (+ bias) (+ residual)``, with what each token has.
 
         Args:
             x: [tokens, in features].
-            out: [tokens, out features] in x's dtype, contiguous, not x.
+            out: [tokens, out features] in x's dtype, contiguous, not x; it may be the residual.
         """
 
-    def add_gated(
+    def adapted_gated_linear(
         self,
         x: "Tensor",
+        weight: "Tensor | Matrices",
         rows: LowRankRows,
-        both: "Tensor",
         activation: Activation,
-        out: "Tensor",
-    ) -> None:
-        """`add` to `both`, then ``act(gate) * up`` of all tokens.
-
-        With `both` of `DenseOps.linear`, a token without anything to add has what `gated_linear`
-        gives, to the bit on a device that is `BATCH_INVARIANT`.
-
-        Args:
-            both: [tokens, 2 * features], contiguous: gate, then up; changed.
-            out: [tokens, features] in x's dtype, contiguous, not x.
-        """
+        bias: "Tensor | None" = None,
+        out: "Tensor | None" = None,
+    ) -> "Tensor":
+        """``act(gate) * up`` of what `adapted_linear` gives: gate's features and then up's."""

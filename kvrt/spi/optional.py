@@ -98,6 +98,10 @@ class DenseOps(Protocol):
         """Norm and rotate q and k, in place; then append k, v."""
 
 
+Rounding = Literal["none", "codes", "bfloat16"]
+"""Nothing; x to codes of 8 bits; weights to bfloat16, and x as products with such weights do."""
+
+
 @runtime_checkable
 class PackedMatrices(Protocol):
     """Products with weights that stay the codes they are in a file.
@@ -105,11 +109,13 @@ class PackedMatrices(Protocol):
     `Matrices` are one or more, stacked by rows. x, biases, residual and out are as in
     `DenseOps`, whose other operators stand beside these. Sums are taken in float32, and their order
     is part of the operator: it depends on nothing but the format and the shape. A weight's value is
-    exactly what `WeightFormat` says.
+    exactly what `WeightFormat` says, unless `rounds` says "bfloat16": then results are those of
+    `DenseOps` with the weight unpacked and rounded to that, on a device that is `BATCH_INVARIANT`
+    to the bit.
 
-    A device may round activations, too, to multiply whole numbers: `rounds` says for which formats.
-    Then each 32 elements of a row of x, one after the other (at the end perhaps fewer), are first
-    made into codes,
+    A device may round activations, too, to multiply whole numbers: `rounds` says "codes" of such
+    formats. Then each 32 elements of a row of x, one after the other (at the end perhaps fewer),
+    are first made into codes,
 
         code = round(x * (127 / max |x|))       x = code * (max |x| / 127)
 
@@ -120,8 +126,11 @@ class PackedMatrices(Protocol):
     def multiplies(self, format: WeightFormat) -> bool:
         """Whether there are products for a format. The caller unpacks what is in others."""
 
-    def rounds(self, format: WeightFormat) -> bool:
-        """Whether products with a format round x to codes of 8 bits. Not if opened as `exact`."""
+    def rounds(self, format: WeightFormat) -> Rounding:
+        """What products with a format round: "none" if opened as `exact`.
+
+        All matrices of one weight have the same.
+        """
 
     def nbytes(self, format: WeightFormat, out: int, width: int) -> int:
         """Bytes of a matrix as `pack` lays it out; about as many as in the plain form."""

@@ -21,6 +21,7 @@ from kvrt.spi import (
     Matrix,
     PackedMatrices,
     Probe,
+    Rounding,
     WeightFormat,
 )
 from kvrt.spi.plain import unpack
@@ -54,8 +55,8 @@ class TorchMatrices:
     def multiplies(self, format: WeightFormat) -> bool:
         return True
 
-    def rounds(self, format: WeightFormat) -> bool:
-        return not self._exact and format.codes == "whole"
+    def rounds(self, format: WeightFormat) -> Rounding:
+        return "none" if self._exact or format.codes != "whole" else "codes"
 
     def nbytes(self, format: WeightFormat, out: int, width: int) -> int:
         return out * format.row_bytes(width)
@@ -103,7 +104,7 @@ class TorchMatrices:
         return torch.cat([self._product(x, matrix) for matrix in weight], dim=-1)
 
     def _product(self, x: Tensor, matrix: Matrix) -> Tensor:
-        given = rounded(x) if self.rounds(matrix.format) else x.float()
+        given = rounded(x) if self.rounds(matrix.format) == "codes" else x.float()
         plain = matrix.data.view(matrix.out, -1)
         values = unpack(matrix.format, plain, matrix.width)
         # Row by row, each at an address of its own, so that its bits do not depend on the others.

@@ -28,7 +28,7 @@ class CheckedDenseOps:
         residual: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        width = self._check_matrix(x, weight)
+        width = check_matrix(self._facts, x, weight)
         check_product(self._facts, x, width, bias, residual, out)
         return self._inner.linear(x, weight, bias, residual, out)
 
@@ -40,9 +40,8 @@ class CheckedDenseOps:
         bias: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        width = self._check_matrix(x, weight)
-        if width % 2:
-            raise broken("weight", weight, "needs as many rows for gate as for up")
+        width = check_matrix(self._facts, x, weight)
+        check_halves(weight, width)
         check_activation(activation)
         if bias is not None:
             self._facts.check_vector("bias", bias, width)
@@ -86,19 +85,6 @@ class CheckedDenseOps:
                 raise broken("norm.eps", norm.eps, "must be finite and not negative")
         self._inner.rotate_append(checked.inner, layer, q, k, v, rotation, norm)
 
-    def _check_matrix(self, x: torch.Tensor, weight: torch.Tensor) -> int:
-        """Out features of ``x @ weight.T``."""
-        check_x(self._facts, x)
-        self._facts.check_on_device("weight", weight)
-        shape = weight.shape
-        if len(shape) != 2 or shape[1] != x.shape[1] or not weight.is_contiguous():
-            rule = f"must be [out features, {x.shape[1]}], contiguous"
-            raise broken("weight", weight, rule)
-        if weight.dtype not in self._facts.weight_dtypes:
-            rule = f"must have one of the dtypes {', '.join(self._facts.info.weight_dtypes)}"
-            raise broken("weight", weight, rule)
-        return shape[0]
-
 
 def check_rotation(facts: Facts, rotation: Rotation, tokens: int, head_dim: int) -> None:
     """Angles for that many tokens, of heads that wide."""
@@ -121,6 +107,26 @@ def check_x(facts: Facts, x: torch.Tensor) -> None:
     if x.dim() != 2:
         raise broken("x", x, "must be [tokens, in features]")
     _check_last_contiguous("x", x)
+
+
+def check_matrix(facts: Facts, x: torch.Tensor, weight: torch.Tensor) -> int:
+    """A weight of floats, and the rows that it multiplies: out features of ``x @ weight.T``."""
+    check_x(facts, x)
+    facts.check_on_device("weight", weight)
+    shape = weight.shape
+    if len(shape) != 2 or shape[1] != x.shape[1] or not weight.is_contiguous():
+        rule = f"must be [out features, {x.shape[1]}], contiguous"
+        raise broken("weight", weight, rule)
+    if weight.dtype not in facts.weight_dtypes:
+        rule = f"must have one of the dtypes {', '.join(facts.info.weight_dtypes)}"
+        raise broken("weight", weight, rule)
+    return shape[0]
+
+
+def check_halves(weight: torch.Tensor, width: int) -> None:
+    """A weight of gate and up, of `width` rows together."""
+    if width % 2:
+        raise broken("weight", weight, "needs as many rows for gate as for up")
 
 
 def check_product(

@@ -2,8 +2,9 @@
 
 import torch
 
-from kvrt.spi import Activation, LowRank, LowRankOps, LowRankRows
-from kvrt.wrappers.dense import check_activation, check_product, check_x
+from kvrt.spi import Activation, LowRank, LowRankOps, LowRankRows, Matrices
+from kvrt.wrappers.dense import check_product
+from kvrt.wrappers.packed import check_gated, check_weight
 from kvrt.wrappers.rules import Facts, broken
 
 
@@ -14,28 +15,33 @@ class CheckedLowRankOps:
         self._facts = facts
         self._inner = inner
 
-    def add(self, x: torch.Tensor, rows: LowRankRows, out: torch.Tensor) -> None:
-        check_x(self._facts, x)
-        check_product(self._facts, x, out.shape[-1], None, None, out)
-        self._check_rows(x, rows, out.shape[1])
-        self._inner.add(x, rows, out)
-
-    def add_gated(
+    def adapted_linear(
         self,
         x: torch.Tensor,
+        weight: torch.Tensor | Matrices,
         rows: LowRankRows,
-        both: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        width = check_weight(self._facts, x, weight)
+        check_product(self._facts, x, width, bias, residual, out)
+        self._check_rows(x, rows, width)
+        return self._inner.adapted_linear(x, weight, rows, bias, residual, out)
+
+    def adapted_gated_linear(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor | Matrices,
+        rows: LowRankRows,
         activation: Activation,
-        out: torch.Tensor,
-    ) -> None:
-        check_x(self._facts, x)
-        if both.dim() != 2 or both.shape[1] % 2:
-            raise broken("both", both, "needs as many columns for gate as for up")
-        check_product(self._facts, x, both.shape[1], None, None, both)
-        check_activation(activation)
-        check_product(self._facts, x, both.shape[1] // 2, None, None, out)
-        self._check_rows(x, rows, both.shape[1])
-        self._inner.add_gated(x, rows, both, activation, out)
+        bias: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        width = check_gated(self._facts, x, weight, activation, bias)
+        check_product(self._facts, x, width // 2, None, None, out)
+        self._check_rows(x, rows, width)
+        return self._inner.adapted_gated_linear(x, weight, rows, activation, bias, out)
 
     def _check_rows(self, x: torch.Tensor, rows: LowRankRows, out: int) -> None:
         last = 0

@@ -19,6 +19,7 @@ from kvrt.spi import (
     PlainActivation,
     Recurrence,
     Rotation,
+    Rounding,
     Router,
     StateActivation,
     StateBatch,
@@ -86,7 +87,7 @@ class WrappedPackedMatrices:
     def multiplies(self, format: WeightFormat) -> bool:
         return self.device.around("packed.multiplies", self.inner.multiplies, format)
 
-    def rounds(self, format: WeightFormat) -> bool:
+    def rounds(self, format: WeightFormat) -> Rounding:
         return self.device.around("packed.rounds", self.inner.rounds, format)
 
     def nbytes(self, format: WeightFormat, out: int, width: int) -> int:
@@ -257,17 +258,35 @@ class WrappedLowRankOps:
         self.device = device
         self.inner = inner
 
-    def add(self, x: "Tensor", rows: LowRankRows, out: "Tensor") -> None:
-        self.device.around("low_rank.add", self.inner.add, x, rows, out)
-
-    def add_gated(
+    def adapted_linear(
         self,
         x: "Tensor",
+        weight: "Tensor | Matrices",
         rows: LowRankRows,
-        both: "Tensor",
+        bias: "Tensor | None" = None,
+        residual: "Tensor | None" = None,
+        out: "Tensor | None" = None,
+    ) -> "Tensor":
+        return self.device.around(
+            "low_rank.linear", self.inner.adapted_linear, x, weight, rows, bias, residual, out
+        )
+
+    def adapted_gated_linear(
+        self,
+        x: "Tensor",
+        weight: "Tensor | Matrices",
+        rows: LowRankRows,
         activation: Activation,
-        out: "Tensor",
-    ) -> None:
-        self.device.around(
-            "low_rank.add_gated", self.inner.add_gated, x, rows, both, activation, out
+        bias: "Tensor | None" = None,
+        out: "Tensor | None" = None,
+    ) -> "Tensor":
+        return self.device.around(
+            "low_rank.gated_linear",
+            self.inner.adapted_gated_linear,
+            x,
+            weight,
+            rows,
+            activation,
+            bias,
+            out,
         )

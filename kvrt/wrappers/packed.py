@@ -1,9 +1,17 @@
 """Checks of the optional `PackedMatrices`."""
 
+from typing import get_args
+
 import torch
 
-from kvrt.spi import Activation, Matrices, Matrix, PackedMatrices, WeightFormat
-from kvrt.wrappers.dense import check_activation, check_product, check_x
+from kvrt.spi import Activation, Matrices, Matrix, PackedMatrices, Rounding, WeightFormat
+from kvrt.wrappers.dense import (
+    check_activation,
+    check_halves,
+    check_matrix,
+    check_product,
+    check_x,
+)
 from kvrt.wrappers.rules import Facts, broken, whole
 
 ALIGNMENT = 128
@@ -20,8 +28,12 @@ class CheckedPackedMatrices:
     def multiplies(self, format: WeightFormat) -> bool:
         return self._inner.multiplies(format)
 
-    def rounds(self, format: WeightFormat) -> bool:
-        return self._inner.rounds(format)
+    def rounds(self, format: WeightFormat) -> Rounding:
+        rounding = self._inner.rounds(format)
+        if rounding not in get_args(Rounding):
+            rule = f"must be one of {', '.join(get_args(Rounding))}"
+            raise self._facts.wrong("rounds()", repr(rounding), rule)
+        return rounding
 
     def nbytes(self, format: WeightFormat, out: int, width: int) -> int:
         self._check_format(format, width)
@@ -75,7 +87,8 @@ class CheckedPackedMatrices:
         residual: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        width = self._check_weight(x, weight)
+        width = check_weight(self._facts, x, weight)
+        self._check_rounding(weight)
         check_product(self._facts, x, width, bias, residual, out)
         return self._inner.linear(x, weight, bias, residual, out)
 
@@ -87,14 +100,8 @@ class CheckedPackedMatrices:
         bias: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        width = self._check_weight(x, weight)
-        sizes = [matrix.out for matrix in weight]
-        if len(sizes) > 2 or sizes[0] != sizes[-1] or width % 2:
-            rule = "must be gate and up in one matrix, or one of equal size for each"
-            raise broken("weight", f"matrices of {sizes} rows", rule)
-        check_activation(activation)
-        if bias is not None:
-            self._facts.check_vector("bias", bias, width)
+        width = check_gated(self._facts, x, weight, activation, bias)
+        self._check_rounding(weight)
         check_product(self._facts, x, width // 2, None, None, out)
         return self._inner.gated_linear(x, weight, activation, bias, out)
 
@@ -105,13 +112,43 @@ class CheckedPackedMatrices:
         if not format.fits(width):
             raise broken("width", width, f"must be whole groups of {format.name}")
 
-    def _check_weight(self, x: torch.Tensor, weight: Matrices) -> int:
-        """Out features of ``x @ weight.T``."""
-        check_x(self._facts, x)
-        if not weight or not all(isinstance(matrix, Matrix) for matrix in weight):
-            raise broken("weight", repr(weight), "must be one or more matrices, in a tuple")
-        for matrix in weight:
-            if matrix.width != x.shape[1]:
-                rule = f"must take {x.shape[1]} features, as x has them"
-                raise broken("weight", f"a matrix of width {matrix.width}", rule)
-        return sum(matrix.out for matrix in weight)
+    def _check_rounding(self, weight: Matrices) -> None:
+        if len(weight) > 1 and len({self._inner.rounds(each.format) for each in weight}) > 1:
+            names = " and ".join(matrix.format.name for matrix in weight)
+            raise broken("weight", f"matrices of {names}", "must all be rounded alike")
+
+
+def check_weight(facts: Facts, x: torch.Tensor, weight: torch.Tensor | Matrices) -> int:
+    """A weight, and the rows that it multiplies: out features of ``x @ weight.T``."""
+    if isinstance(weight, torch.Tensor):
+        return check_matrix(facts, x, weight)
+    check_x(facts, x)
+    if not weight or not all(isinstance(matrix, Matrix) for matrix in weight):
+        raise broken("weight", repr(weight), "must be one or more matrices, in a tuple")
+    for matrix in weight:
+        if matrix.width != x.shape[1]:
+            rule = f"must take {x.shape[1]} features, as x has them"
+            raise broken("weight", f"a matrix of width {matrix.width}", rule)
+    return sum(matrix.out for matrix in weight)
+
+
+def check_gated(
+    facts: Facts,
+    x: torch.Tensor,
+    weight: torch.Tensor | Matrices,
+    activation: Activation,
+    bias: torch.Tensor | None,
+) -> int:
+    """The same for one of gate and up: the rows of both."""
+    width = check_weight(facts, x, weight)
+    if isinstance(weight, torch.Tensor):
+        check_halves(weight, width)
+    else:
+        sizes = [matrix.out for matrix in weight]
+        if len(sizes) > 2 or sizes[0] != sizes[-1] or width % 2:
+            rule = "must be gate and up in one matrix, or one of equal size for each"
+            raise broken("weight", f"matrices of {sizes} rows", rule)
+    check_activation(activation)
+    if bias is not None:
+        facts.check_vector("bias", bias, width)
+    return width

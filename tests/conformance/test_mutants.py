@@ -21,7 +21,7 @@ for name, mutant in MUTANTS.items():
     )
     base = "cpu" if on_cpu else "null"
     inner = registry.load(base)
-    if part == "packed":
+    if part == "packed" and not on_cpu:
         inner = PackingBackend(name, inner)
     globals()[name] = MutantBackend(name, inner, mutant)
 intact = MutantBackend("intact", registry.load("null"), Mutant("nobody"))

@@ -1,5 +1,6 @@
 """Products with weights that stay codes: the reference's, with the same bits everywhere."""
 
+from dataclasses import replace
 from functools import cache
 
 import kvrt_kernels
@@ -10,12 +11,22 @@ from kvrt_kernels.linear import gated_linear, linear
 from kvrt_kernels.program import Program
 
 from kvrt.errors import ContractError
+from kvrt.spi import WeightFormat
 from kvrt.testing import matrices, reference
 
 EXACT = matrices.FORMATS
 """Of which there are products with activations as they are."""
 FORMATS = {name: format for name, format in EXACT.items() if format.codes == "whole"}
 """Of which there are products with activations in codes."""
+FP8 = {
+    format.name: format
+    for format in (
+        EXACT["fp8 by 128"],
+        WeightFormat("fp8 by row", 8, 0, "float32", codes="e4m3"),
+        WeightFormat("fp8 by 32", 8, 32, "float32", codes="e4m3"),
+    )
+}
+"""Of which there are products with weights that are rounded to bfloat16."""
 SHAPES = [(1, 1), (33, 3), (77, 2), (90, 5)]
 """Rows, and how many of the shortest width that the format has."""
 
@@ -26,7 +37,7 @@ def shortest(format):
 
 @cache
 def make(name, out, width, rows=40):
-    format = EXACT[name]
+    format = (EXACT | FP8)[name]
     plain = matrices.random_rows(format, out, width, seed=1)
     into = torch.empty(panels.nbytes(format, out, width), dtype=torch.uint8)
     x = torch.randn(rows, width, generator=torch.Generator().manual_seed(2))
@@ -72,6 +83,24 @@ def test_exact_products_of_several_matrices_have_the_bits_of_those_with_unpacked
     _, both, values = make("q6_k", 90, 768)
     got = packed.gated_linear(x, (both,), "gelu_tanh", exact=True)
     assert torch.equal(got, gated_linear(x, values, "gelu_tanh"))
+
+
+@pytest.mark.parametrize("name", FP8)
+def test_products_of_fp8_have_the_bits_of_those_with_weights_unpacked_to_bfloat16(isa, name):
+    """For few rows and many, in one matrix and several that are no whole panels, and where a row is
+    more than one of the blocks that sums are taken over."""
+    widths = (128, 1152, 2304) if FP8[name].group else (1, 40, 333, 1100)
+    for width in widths:
+        x, gate, gate_values = make(name, 45, width, rows=67)
+        _, up, up_values = make(name, 13, width)
+        values = torch.cat((gate_values, up_values)).bfloat16()
+        bias, residual = torch.randn(58), torch.randn(67, 58)
+        for rows in (slice(1), slice(3, 20), slice(67)):
+            got = packed.linear(x[rows], (gate, up), bias, residual[rows], threads=2)
+            assert torch.equal(got, linear(x[rows], values, bias, residual[rows], threads=2))
+        _, both, values = make(name, 58, width)
+        got = packed.gated_linear(x, (both,), "silu", threads=2)
+        assert torch.equal(got, gated_linear(x, values.bfloat16(), "silu", threads=2))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -180,11 +209,13 @@ def test_recorded_products_have_the_same_bits(cache):
 
 def test_formats_without_products_and_tensors_of_another_shape_are_refused():
     x, matrix, _ = make("q4_0", 33, 64)
-    for name, format in matrices.FORMATS.items():
-        assert (panels.packing_of(format) is not None) == (name in FORMATS)
-        assert panels.packing_of(format, exact=True) is not None
-    with pytest.raises(ContractError, match="there are no products with fp8 by 128"):
-        packed.linear(torch.zeros(1, 128), (make("fp8 by 128", 3, 128)[1],))
+    assert all(panels.packing_of(format) is not None for format in EXACT.values())
+    odd = replace(matrix, format=WeightFormat("odd", 7, 32, "float16"))
+    with pytest.raises(ContractError, match="there are no products with odd"):
+        packed.linear(x, (odd,))
+    fp8, codes = make("fp8 by 128", 3, 128)[1], make("q8_0", 3, 128)[1]
+    with pytest.raises(ContractError, match="round to bfloat16 and codes"):
+        packed.linear(torch.zeros(1, 128), (fp8, codes))
     with pytest.raises(ContractError, match="x must be float32"):
         packed.linear(x[:, :32], (matrix,))
     with pytest.raises(ContractError, match="bias"):

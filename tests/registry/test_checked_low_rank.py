@@ -30,16 +30,16 @@ def ops(calls: list[Call]) -> Iterator[LowRankOps]:
 
 
 def add(ops: LowRankOps, segments: Any = ((0, 2, ADDED), (3, 4, ADDED)), **changed: Any) -> None:
-    arguments: dict[str, Any] = {"x": torch.ones(4, 8), "out": torch.zeros(4, 10)}
-    ops.add(rows=LowRankRows(segments), **arguments | changed)
+    arguments: dict[str, Any] = {"x": torch.ones(4, 8), "weight": torch.ones(10, 8)}
+    ops.adapted_linear(rows=LowRankRows(segments), **arguments | changed)
 
 
 def gated(ops: LowRankOps, **changed: Any) -> None:
     arguments: dict[str, Any] = {
-        "x": torch.ones(4, 8), "rows": LowRankRows(((0, 2, ADDED),)), "both": torch.zeros(4, 10),
+        "x": torch.ones(4, 8), "weight": torch.ones(10, 8), "rows": LowRankRows(((0, 2, ADDED),)),
         "activation": "silu", "out": torch.empty(4, 5),
     }  # fmt: skip
-    ops.add_gated(**arguments | changed)
+    ops.adapted_gated_linear(**arguments | changed)
 
 
 def one(a: torch.Tensor, *parts: tuple[int, torch.Tensor]) -> Any:
@@ -49,9 +49,16 @@ def one(a: torch.Tensor, *parts: tuple[int, torch.Tensor]) -> Any:
 @pytest.mark.parametrize(
     ("call", "changed", "message"),
     [
-        (add, {"x": torch.ones(3, 8)}, r"out = .*\[3, 10\]"),
-        (add, {"x": torch.ones(4, 7)}, r"a = .*must be torch.float32 \[5, 7\]"),
-        (add, {"out": torch.zeros(4, 9)}, "parts = 6 to 10: must be apart, within 9 rows"),
+        (add, {"out": torch.ones(3, 10)}, r"out = .*\[4, 10\]"),
+        (add, {"weight": torch.ones(10, 7)}, r"weight = .*must be \[out features, 8\]"),
+        (add, {"weight": ()}, "weight = .*must be one or more matrices"),
+        (add, {"bias": torch.ones(9)}, "bias = "),
+        (
+            add,
+            {"x": torch.ones(4, 7), "weight": torch.ones(10, 7)},
+            r"a = .*must be torch.float32 \[5, 7\]",
+        ),
+        (add, {"weight": torch.ones(9, 8)}, "parts = 6 to 10: must be apart, within 9 rows"),
         (add, {"segments": ()}, "must be at least one"),
         (add, {"segments": ((0, 5, ADDED),)}, "0 to 5: must ascend, within 4 tokens"),
         (add, {"segments": ((0, 2, ADDED), (1, 3, ADDED))}, "1 to 3: must ascend"),
@@ -67,10 +74,10 @@ def one(a: torch.Tensor, *parts: tuple[int, torch.Tensor]) -> Any:
             {"segments": one(torch.ones(3, 8), (0, torch.ones(3, 4).bfloat16()))},
             r"b = .*must be torch.float32",
         ),
-        (gated, {"both": torch.zeros(4, 9)}, "as many columns for gate as for up"),
+        (gated, {"weight": torch.ones(9, 8)}, "as many rows for gate as for up"),
         (
             gated,
-            {"both": torch.zeros(4, 8), "out": torch.empty(4, 4)},
+            {"weight": torch.ones(8, 8), "out": torch.empty(4, 4)},
             "parts = 6 to 10: must be apart, within 8 rows",
         ),
         (gated, {"activation": "relu"}, "activation = 'relu'"),

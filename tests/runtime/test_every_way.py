@@ -27,9 +27,6 @@ CASES, DEFAULT = 500, 49
 DEFAULT_CONTAINERS = {9: "int4", 20: "q4_k", 38: "int8"}
 """Of the cases that always run."""
 
-ACTIVATIONS = {"fp8 by 128": ("exact",)}
-"""With what codes are multiplied on the CPU, where it is not both."""
-
 GREEDY = SamplingParams(max_tokens=32, ignore_eos=True)
 
 
@@ -209,7 +206,7 @@ def draw(count: int) -> list[Case]:
         container = DEFAULT_CONTAINERS.get(n, "floats")
         if n >= DEFAULT and n % 2:
             container = CONTAINERS[1:][n // 2 % (len(CONTAINERS) - 1)]
-        activations = of_codes.choice(ACTIVATIONS.get(container, ("int8", "exact")))
+        activations = of_codes.choice(("int8", "exact"))
         drawn: dict[str, Any] = {name: rng.choice(of) for name, of in AXES.items()}
         cases.append(
             Case(

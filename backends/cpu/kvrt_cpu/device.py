@@ -84,7 +84,7 @@ class CpuDevice:
                 ExpertOps: NativeExperts(threads, options.exact),
                 GraphCapture: NativeGraphs(native, threads),
                 LatentOps: NativeLatents(threads),
-                LowRankOps: NativeLowRank(threads),
+                LowRankOps: NativeLowRank(threads, options.exact),
                 Measurable: NativeLimits(threads),
                 PackedMatrices: NativeMatrices(threads, options.exact),
                 Recurrence: NativeRecurrence(threads),

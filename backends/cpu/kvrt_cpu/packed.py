@@ -3,7 +3,7 @@
 from kvrt_kernels import packed, panels
 from torch import Tensor
 
-from kvrt.spi import Activation, Matrices, Matrix, WeightFormat
+from kvrt.spi import Activation, Matrices, Matrix, Rounding, WeightFormat
 
 
 class NativeMatrices:
@@ -19,10 +19,10 @@ class NativeMatrices:
         self._exact = exact
 
     def multiplies(self, format: WeightFormat) -> bool:
-        return panels.packing_of(format, exact=self._exact) is not None
+        return panels.packing_of(format) is not None
 
-    def rounds(self, format: WeightFormat) -> bool:
-        return not self._exact and self.multiplies(format)
+    def rounds(self, format: WeightFormat) -> Rounding:
+        return packed.rounding(format, exact=self._exact)
 
     def nbytes(self, format: WeightFormat, out: int, width: int) -> int:
         return panels.nbytes(format, out, width)

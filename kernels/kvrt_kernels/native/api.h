@@ -121,8 +121,21 @@ struct PackedMatrix {
 };
 constexpr int kMostMatrices = 4;  // that are multiplied together
 
-// y = x W^T (+ bias) (+ residual); gated: W and bias are [gate; up], 2 n rows, and of z = x W^T (+ bias), likewise
-// [gate; up], y = act(gate) * up.
+// What matrices of low rank add to the products of rows [start, stop) of x: z b, each part to those with rows of W of its
+// own.
+struct LowRankPart {
+  const void* b;          // [rank][rows]
+  int first, rows, rank;  // it is added to products with rows [first, first + rows) of W
+};
+struct LowRankAdded {
+  int start, stop;
+  const float* z;  // [stop - start][ranks], one part's columns behind the other's
+  int ranks, count;
+  const LowRankPart* parts;
+};
+
+// y = x W^T (+ what is added) (+ bias) (+ residual); gated: W and bias are [gate; up], 2 n rows, and of z = x W^T (+ what is
+// added) (+ bias), likewise [gate; up], y = act(gate) * up.
 struct LinearArgs {
   Dtype dtype;
   Gate gate;
@@ -135,6 +148,9 @@ struct LinearArgs {
   int m, n, k;
   PackedMatrix packed[kMostMatrices] = {};  // for codes, instead of `w`: the matrices whose rows are W's, in order
   float limit = 0, alpha = 1;               // of Gate::clamped; kvrt.spi.Experts
+  const LowRankAdded* added = nullptr;      // of ascending rows of x
+  int added_count = 0;
+  Dtype added_dtype = Dtype::f32;           // of all their parts
 };
 
 // A row of W that is codes: which it is of which matrix.
@@ -187,25 +203,6 @@ struct MapArgs {
   const float* factors;  // [rows], of `scaled`
   int64_t stride;
   int rows, size;
-};
-
-// out = act(gate) * up, row by row: what a gated product makes of its own.
-struct GateArgs {
-  Gate gate;
-  const float *x, *up;  // [rows][size] each, rows x_stride apart
-  float* out;           // [rows][size]
-  int64_t x_stride, out_stride;
-  int rows, size;
-};
-
-// y += z b, for few columns of z: each element's sum is taken in their order, and begins with y.
-struct ExpandArgs {
-  Dtype dtype;     // of b
-  const float* z;  // [rows][rank]
-  const void* b;   // [rank][size], rows b_stride apart
-  float* y;        // [rows][size]
-  int64_t z_stride, b_stride, y_stride;
-  int rows, size, rank;
 };
 
 struct AppendArgs {
@@ -267,8 +264,6 @@ struct Kernels {
 
   void (*norm)(const NormArgs&, int row0, int row1);
   void (*map)(const MapArgs&, int row0, int row1);
-  void (*gate)(const GateArgs&);
-  void (*expand)(const ExpandArgs&);
   void (*append)(const AppendArgs&, int sequence, int token0, int token1);  // tokens of the batch
   void (*rotate)(const RotateArgs&, int row0, int row1);
 

@@ -56,6 +56,16 @@ template <class Args> void submit(const Args& args, int threads) {
     compute(*chosen, args, threads);
 }
 
+using Added = std::shared_ptr<const LowRankRows>;
+
+// A product with rows of a matrix from `first` on, and what is added to it, if anything.
+void submit(const LinearArgs& product, const Added& added, int first, int threads) {
+  if (added)
+    submit(AdaptedArgs{product, added, first}, threads);
+  else
+    submit(product, threads);
+}
+
 template <class T> T* at(uintptr_t address) { return reinterpret_cast<T*>(address); }
 
 using A = uintptr_t;
@@ -136,14 +146,15 @@ NB_MODULE(_native, m) {
   m.def(
       "linear",
       [](int dtype, int gate, A x, S x_stride, A w, A bias, A residual, S residual_stride, A y, S y_stride, int rows,
-         int out_features, int in_features, int threads) {
+         int out_features, int in_features, int threads, const Added& added) {
         submit(LinearArgs{Dtype(dtype), Gate(gate), at<const float>(x), at<const void>(w), at<const float>(bias),
                           at<const float>(residual), at<float>(y), x_stride, residual_stride, y_stride, rows,
                           out_features, in_features},
-               threads);
+               added, 0, threads);
       },
       "dtype"_a, "gate"_a, "x"_a, "x_stride"_a, "w"_a, "bias"_a, "residual"_a, "residual_stride"_a, "y"_a,
-      "y_stride"_a, "rows"_a, "out_features"_a, "in_features"_a, "threads"_a, release());
+      "y_stride"_a, "rows"_a, "out_features"_a, "in_features"_a, "threads"_a, "added"_a.none(), release(),
+      "The matrices must live as long as what is recorded; those that are added, too.");
 
   m.def(
       "by_head",
@@ -170,16 +181,17 @@ NB_MODULE(_native, m) {
   m.def(
       "packed_linear",
       [](const std::vector<std::array<S, 7>>& matrices, bool exact, int gate, A x, S x_stride, A bias, A residual,
-         S residual_stride, A y, S y_stride, int rows, int out_features, int in_features, int threads) {
+         S residual_stride, A y, S y_stride, int rows, int out_features, int in_features, int threads, const Added& added,
+         int first) {
         LinearArgs args{exact ? Dtype::exact_codes : Dtype::codes, Gate(gate), at<const float>(x), nullptr,
                         at<const float>(bias), at<const float>(residual), at<float>(y), x_stride, residual_stride,
                         y_stride, rows, out_features, in_features};
         if (matrices.size() > kMostMatrices) throw std::invalid_argument("too many matrices");
         std::transform(matrices.begin(), matrices.end(), args.packed, packed_matrix);
-        submit(args, threads);
+        submit(args, added, first, threads);
       },
       "matrices"_a, "exact"_a, "gate"_a, "x"_a, "x_stride"_a, "bias"_a, "residual"_a, "residual_stride"_a, "y"_a,
-      "y_stride"_a, "rows"_a, "out_features"_a, "in_features"_a, "threads"_a, release(),
+      "y_stride"_a, "rows"_a, "out_features"_a, "in_features"_a, "threads"_a, "added"_a.none(), "first"_a, release(),
       "Of each matrix: its address, rows, and `struct Packing`.");
 
   nb::class_<ExpertWeights>(m, "ExpertWeights", "Codes of all experts: of each matrix what `packed_linear` takes.")
@@ -295,32 +307,24 @@ NB_MODULE(_native, m) {
       "tokens"_a, "borders"_a, "rows"_a, "strides"_a, "shape"_a, "times"_a, "times_stride"_a, "decay_log"_a,
       "time_bias"_a, "skip"_a, "shortest"_a, "longest"_a, "threads"_a, release());
 
-  using Parts = std::vector<std::array<S, 4>>;
-  nb::class_<LowRankRows>(m, "LowRankRows",
-                          "Of segments of rows: start, stop, the address of a; of each part of b its address, first "
-                          "row, rows and rank.")
+  nb::class_<LowRank>(m, "LowRank", "The address of a; of each part of b its address, first row, rows and rank.")
       .def("__init__",
-           [](LowRankRows* made, int dtype, int in_features,
-              const std::vector<std::tuple<int, int, A, Parts>>& segments) {
-             new (made) LowRankRows{Dtype(dtype), in_features, {}};
-             for (const auto& [start, stop, a, parts] : segments) {
-               made->segments.push_back({start, stop, at<const void>(a), {}});
-               for (const auto& [b, first, rows, rank] : parts)
-                 made->segments.back().parts.push_back({at<const void>(A(b)), int(first), int(rows), int(rank)});
+           [](LowRank* made, A a, const std::vector<std::array<S, 4>>& parts) {
+             new (made) LowRank{at<const void>(a)};
+             for (const auto& [b, first, rows, rank] : parts) {
+               made->parts.push_back({at<const void>(A(b)), int(first), int(rows), int(rank)});
+               made->ranks += int(rank);
              }
            },
-           "dtype"_a, "in_features"_a, "segments"_a);
+           "a"_a, "parts"_a);
 
-  m.def(
-      "low_rank",
-      [](std::shared_ptr<const LowRankRows> rows, A x, S x_stride, A y, S y_stride, int tokens, int columns, int gate,
-         A out, int threads) {
-        submit(LowRankArgs{std::move(rows), at<const float>(x), at<float>(y), x_stride, y_stride, tokens, columns,
-                           Gate(gate), at<float>(out)},
-               threads);
-      },
-      "rows"_a, "x"_a, "x_stride"_a, "y"_a, "y_stride"_a, "tokens"_a, "columns"_a, "gate"_a, "out"_a, "threads"_a,
-      release(), "The matrices must live as long as what is recorded.");
+  nb::class_<LowRankRows>(m, "LowRankRows", "Of segments of rows: start, stop, what is added.")
+      .def("__init__",
+           [](LowRankRows* made, int dtype, const std::vector<std::tuple<int, int, std::shared_ptr<LowRank>>>& segments) {
+             new (made) LowRankRows{Dtype(dtype), {}};
+             for (const auto& [start, stop, added] : segments) made->segments.push_back({start, stop, added});
+           },
+           "dtype"_a, "segments"_a);
 
   nb::class_<Program>(m, "Program", "Calls of the operators above, recorded to be computed again by one.")
       .def(nb::init<>())

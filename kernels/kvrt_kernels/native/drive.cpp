@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "api.h"
-#include "threads.h"
+#include "drive.h"
 
 namespace kvrt {
 namespace {
@@ -118,9 +118,24 @@ void compute(const Kernels& kernels, const AttentionArgs& a, int threads) {
 
 // ---- linear ---------------------------------------------------------------------------------------------------------
 
-void compute(const Kernels& kernels, const LinearArgs& a, int threads) {
-  if (a.m == 0 || a.n == 0) return;
-  threads = std::max(1, threads);
+PackedRows pack(const Kernels& kernels, const LinearArgs& a, int begin, int end, Buffer& memory, int threads) {
+  const LinearShape shape = kernels.linear_shape(a);
+  const int64_t stride = shape.packed_stride, groups = (end - begin + shape.group - 1) / shape.group;
+  if (!stride) return {a.x, a.x_stride};
+  constexpr int kRows = 16;  // starting the other threads for fewer would take longer
+  float* packed = static_cast<float*>(memory.get(sizeof(float) * groups * shape.group * stride)) - begin * stride;
+  each(end - begin <= kRows ? 1 : threads, (end - begin + kRows - 1) / kRows, [&](int64_t i) {
+    const int row = begin + int(i) * kRows;
+    kernels.linear_pack(a, row, std::min(end, row + kRows), packed);
+  });
+  return {packed, stride};
+}
+
+PackedRows pack(const Kernels& kernels, const LinearArgs& a, int threads) {
+  return pack(kernels, a, 0, a.m, shared, threads);
+}
+
+void multiply(const Kernels& kernels, const LinearArgs& a, PackedRows x, int threads) {
   // A unit of work is a block of rows, which stay in the second-level cache while W passes by, times some columns: the
   // fewest if there is one block of few rows, as runs of units are computed as one; else up to 96, as kernels for many rows
   // begin slowly, but so few that each thread has some units.
@@ -135,23 +150,10 @@ void compute(const Kernels& kernels, const LinearArgs& a, int threads) {
   int64_t columns = blocks == 1 && rows <= kFewRows ? least : std::min(most, share);
   columns = std::max<int64_t>(1, columns / least) * least;
 
-  const float* x = a.x;
-  int64_t x_stride = a.x_stride;
-  if (const int64_t stride = shape.packed_stride) {
-    float* packed = static_cast<float*>(shared.get(sizeof(float) * groups * shape.group * stride));
-    if (a.m <= 16)  // starting the other threads would take longer
-      kernels.linear_pack(a, 0, a.m, packed);
-    else
-      each(threads, (a.m + 15) / 16, [&](int64_t i) {
-        kernels.linear_pack(a, int(16 * i), int(std::min<int64_t>(a.m, 16 * i + 16)), packed);
-      });
-    x = packed;
-    x_stride = stride;
-  }
   const size_t bytes = kernels.linear_scratch(a, int(rows), int(std::max(most, columns)));
   const auto compute = [&](int64_t block, int64_t n0, int64_t n1) {
     const int64_t m0 = block * rows, m1 = std::min<int64_t>(a.m, m0 + rows);
-    kernels.linear(a, x, x_stride, int(m0), int(m1), int(n0), int(std::min<int64_t>(a.n, n1)), scratch.get(bytes));
+    kernels.linear(a, x.x, x.stride, int(m0), int(m1), int(n0), int(std::min<int64_t>(a.n, n1)), scratch.get(bytes));
   };
   runs(threads, blocks * ((a.n + columns - 1) / columns), [&](int64_t begin, int64_t end) {
     if (blocks > 1) {
@@ -161,6 +163,12 @@ void compute(const Kernels& kernels, const LinearArgs& a, int threads) {
       for (int64_t n = begin * columns; n < until; n += most) compute(0, n, std::min(n + most, until));
     }
   });
+}
+
+void compute(const Kernels& kernels, const LinearArgs& a, int threads) {
+  if (a.m == 0 || a.n == 0) return;
+  threads = std::max(1, threads);
+  multiply(kernels, a, pack(kernels, a, threads), threads);
 }
 
 // Products of heads have few columns, and rows of their own, which whoever computes a piece packs for itself.

@@ -32,6 +32,7 @@ namespace KVRT_ISA {
 #endif
 #include "attention.h"
 #include "gate.h"
+#include "expand.h"
 #include "linear_lanes.h"
 #if defined(__AMX_BF16__)
 #include "linear_amx.h"
@@ -44,16 +45,18 @@ namespace KVRT_ISA {
 #include "linear_amx_codes.h"
 #endif
 #include "linear_exact.h"
+#if defined(__AMX_BF16__)
+#include "linear_amx_fp8.h"
+#endif
 #include "linear.h"
 #include "map.h"
-#include "expand.h"
 #include "probe.h"
 // clang-format on
 
 extern const Kernels kernels;
 const Kernels kernels = {
     KVRT_ISA_NAME, attention_scratch, attention, attention_merge, linear_shape, linear_pack,
-    linear_scratch, linear, norm, map, gate, expand, append, rotate, read, product_rounds,
+    linear_scratch, linear, norm, map, append, rotate, read, product_rounds,
 };
 
 }  // namespace KVRT_ISA

@@ -24,6 +24,8 @@ template <class Kernel> struct Followed : Kernel {
     const int rows = m1 - m0, columns = n1 - n0, parts = a.gate == Gate::none ? 1 : 2;
     const Room room(a, rows, columns, arena);
     Kernel::product(a, parts, n0, n1, x + m0 * x_stride, x_stride, rows, room.c, room.stride, room.work);
+    for (int part = 0; part < parts; part++)
+      add_low_rank(a, m0, m1, part * a.n + n0, part * a.n + n1, room.c + part * rows * room.stride, room.stride);
     for (int r = 0; r < rows; r++) {
       float* c = room.c + r * room.stride;
       if (a.bias)
@@ -44,14 +46,17 @@ template <class Kernel> struct Followed : Kernel {
 
 template <class F> KVRT_INLINE auto by_kernel(const LinearArgs& a, const F& f) {
 #if defined(__AMX_BF16__)
+  if (as_bf16(a)) return f(ManyTiles<DecodingFp8>{});
   if (a.dtype == Dtype::codes && CodeTiles::fits(a)) return f(CodeTiles{});
-  if (a.dtype == Dtype::bf16) return ManyTiles::fits(a) ? f(ManyTiles{}) : f(Followed<Tiles>{});
+  if (a.dtype == Dtype::bf16) return ManyTiles<Turning>::fits(a) ? f(ManyTiles<Turning>{}) : f(Followed<Tiles>{});
+#else
+  if (as_bf16(a)) return f(Followed<Decoded<bf16>>{});
 #endif
   switch (a.dtype) {
     case Dtype::bf16: return f(Followed<Lanes<bf16>>{});
     case Dtype::f16: return f(Followed<Lanes<f16>>{});
     case Dtype::codes: return f(Followed<Panels>{});
-    case Dtype::exact_codes: return f(Followed<Decoded>{});
+    case Dtype::exact_codes: return f(Followed<Decoded<float>>{});
     default: return f(Followed<Lanes<float>>{});
   }
 }
@@ -70,5 +75,6 @@ static size_t linear_scratch(const LinearArgs& a, int rows, int columns) {
 
 static void linear(const LinearArgs& a, const float* x, int64_t x_stride, int m0, int m1, int n0, int n1,
                    void* scratch) {
+  for (int part = 0; part < (a.gate == Gate::none ? 1 : 2); part++) ask_for_low_rank(a, m0, m1, part * a.n + n0, part * a.n + n1);
   by_kernel(a, [&](auto kernel) { kernel.block(a, x, x_stride, m0, m1, n0, n1, Arena{static_cast<char*>(scratch)}); });
 }

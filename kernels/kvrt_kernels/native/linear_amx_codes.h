@@ -207,6 +207,7 @@ struct CodeTiles {
               multiply<decltype(codes), decltype(scales)>(a, panel, packing, x, x_stride, m0, rows, n, sums, room);
           });
         });
+        add_low_rank(a, m0, m1, first, first + count, room.c[part], kPanelRows);
       }
       for (int r = 0; r < rows; r++)
         follow(a, m0 + r, n, count, load(room.c[0] + r * kPanelRows), load(room.c[parts - 1] + r * kPanelRows));

@@ -5,7 +5,7 @@
 //
 // Here W is what is turned, a panel of 2 x 16 rows at a time (16 of gate and 16 of up), to be met by all rows of x. Turning
 // is work for vectors, which rest while tiles multiply. So the next panel is turned meanwhile, and what follows on the sums
-// before is done, a little after each step.
+// before is done, a little after each step. Codes become such panels, too (linear_amx_fp8.h).
 
 constexpr int kMostOfMany = 512;  // that are computed together, so that they stay in the second-level cache
 constexpr int kManyBlock = 1024;  // elements of k that a panel has room for
@@ -45,13 +45,24 @@ struct Turning {
   void rest() {
     while (done < tiles) one();
   }
+
+  static bool fits(const LinearArgs& a) { return a.m >= kLeastOfMany && a.k > 0; }
+
+  // Rows from n on, or of gate and up from their n-th on, up to n1; elements [k0, k0 + length).
+  static Turning of(const LinearArgs& a, int n, int n1, int k0, int length, char* panel) {
+    const bf16* w = static_cast<const bf16*>(a.w) + int64_t(n) * a.k + k0;
+    const bool gates = a.gate != Gate::none;
+    const int second = gates ? a.n : kSide, left = n1 - n;
+    return {{w, w + int64_t(second) * a.k}, a.k, {left, gates ? left : left - kSide}, length,
+            2 * ((length + kTileStep - 1) / kTileStep), panel};
+  }
 };
 
 // ---- what follows on sums -------------------------------------------------------------------------------------------
 
 // Sums of up to 32 rows of x, [2][2][16 rows of x][16 rows of W], that become rows of y.
 struct Finishing {
-  const float* sums;
+  float* sums;
   int m, rows, n, columns;  // of y
   int done = 0;
 
@@ -63,7 +74,8 @@ struct Finishing {
   }
 
   void one(const LinearArgs& a) {
-    const float* of_row = sums + (done / kSide * 2 * kSide + done % kSide) * kSide;
+    float* of_row = sums + (done / kSide * 2 * kSide + done % kSide) * kSide;
+    if (a.added && done % kAddedRows == 0) add(a, of_row);
     const vf first = load(of_row), second = load(of_row + kSide * kSide);
     follow(a, m + done, n, columns, first, second);
     if (a.gate == Gate::none) follow(a, m + done, n + kSide, columns - kSide, second, second);
@@ -72,13 +84,26 @@ struct Finishing {
   void rest(const LinearArgs& a) {
     while (done < rows) one(a);
   }
+
+ private:
+  static constexpr int kAddedRows = 8;  // at a time
+
+  // Adds what matrices of low rank make of the next rows.
+  void add(const LinearArgs& a, float* of_row) {
+    const int m0 = m + done, m1 = rows - done < kAddedRows ? m + rows : m0 + kAddedRows;
+    for (int half = 0; half < 2; half++, of_row += kSide * kSide) {
+      const int first = a.gate == Gate::none ? n + half * kSide : n + half * a.n;
+      const int left = a.gate == Gate::none ? columns - half * kSide : columns;
+      add_low_rank(a, m0, m1, first, first + (left < kSide ? left : kSide), of_row, kSide);
+    }
+  }
 };
 
 // ---- one block of outputs -------------------------------------------------------------------------------------------
 
 // What vectors do while tiles multiply: a tile is turned every so many steps, and after each step so many rows are asked
 // for, and as many finished.
-struct Meanwhile {
+template <class Turning> struct Meanwhile {
   const LinearArgs& a;
   Turning turning;
   Finishing asking, finishing;
@@ -95,9 +120,9 @@ struct Meanwhile {
 };
 
 // sums[2][2][16][16] += `steps` of k of 32 rows of x, or of 16; `fresh`: sums begin with zero.
-template <bool two>
+template <bool two, class Turning>
 static void add_many(const char* x, int64_t x_group, const char* panel, int steps, bool fresh, float* sums,
-                     Meanwhile& meanwhile) {
+                     Meanwhile<Turning>& meanwhile) {
   if (fresh)
     zero_sums();
   else
@@ -120,8 +145,8 @@ static void add_many(const char* x, int64_t x_group, const char* panel, int step
 }
 
 // What linear.h wants to know of this kernel.
-struct ManyTiles {
-  static bool fits(const LinearArgs& a) { return a.m >= kLeastOfMany && a.k > 0; }
+template <class Turning> struct ManyTiles {
+  static bool fits(const LinearArgs& a) { return Turning::fits(a); }
 
   static LinearShape shape(const LinearArgs& a) { return {kTileOut, kSide, kMostOfMany, int64_t(steps_of(a.k)) * L}; }
 
@@ -154,17 +179,12 @@ struct ManyTiles {
   static void block(const LinearArgs& a, const float* x, int64_t x_stride, int m0, int m1, int n0, int n1, Arena arena) {
     const int rows = m1 - m0, pairs = (rows + kTileOut - 1) / kTileOut, k = a.k, wide = columns_of_panel(a);
     const int count = blocks(a), size = steps_of((k + count - 1) / count) * kTileStep;
-    const bool gates = a.gate != Gate::none;
     const Room room(a, rows, n1 - n0, arena);
     const TileConfig config = tiles_of_pairs(kSide);
-    const auto steps_at = [&](int k0) { return steps_of(k - k0 < size ? k - k0 : size); };
+    const auto length_at = [&](int k0) { return k - k0 < size ? k - k0 : size; };
     const auto turning = [&](int n, int k0, char* panel) -> Turning {  // of nothing, behind the end
       if (n >= n1) n = n0, k0 += size;
-      if (k0 >= k) return {};
-      const bf16* w = static_cast<const bf16*>(a.w) + int64_t(n) * k + k0;
-      const int second = gates ? a.n : kSide, left = n1 - n;
-      return {{w, w + int64_t(second) * k}, k, {left, gates ? left : left - kSide}, k - k0 < size ? k - k0 : size,
-              2 * steps_at(k0), panel};
+      return k0 < k ? Turning::of(a, n, n1, k0, length_at(k0), panel) : Turning{};
     };
 
     turning(n0, 0, room.panels[0]).rest();
@@ -172,10 +192,10 @@ struct ManyTiles {
     int panel = 0, other = 0;
     for (int k0 = 0; k0 < k; k0 += size)
       for (int n = n0; n < n1; n += wide, panel ^= 1) {
-        const int steps = steps_at(k0), columns = n1 - n < wide ? n1 - n : wide;
+        const int steps = steps_of(length_at(k0)), columns = n1 - n < wide ? n1 - n : wide;
         const Turning next = turning(n + wide, k0, room.panels[panel ^ 1]);
         const int every = next.tiles && pairs * steps > next.tiles ? pairs * steps / next.tiles : 1;
-        Meanwhile meanwhile{a, next, {}, finishing, every, every, (kTileOut + steps - 1) / steps};
+        Meanwhile<Turning> meanwhile{a, next, {}, finishing, every, every, (kTileOut + steps - 1) / steps};
         for (int i = 0; i < pairs; i++, other ^= 1) {
           const int m = kTileOut * i, left = rows - m;
           const char* from = reinterpret_cast<const char*>(x + (m0 + m) * x_stride) + k0 / kTileStep * kTileBytes;

@@ -1,4 +1,4 @@
-// Matrices of low rank that are added to some rows' products. Only for files that are compiled once.
+// Products of which some rows have matrices of low rank added. Only for files that are compiled once.
 #pragma once
 #include <memory>
 #include <vector>
@@ -7,35 +7,31 @@
 
 namespace kvrt {
 
-struct LowRankPart {
-  const void* b;          // [rank][rows]
-  int first, rows, rank;  // it is added to columns [first, first + rows) of y
+// z = x a^T, of which each part has `rank` columns, one part's behind the other's.
+struct LowRank {
+  const void* a;  // [ranks][k]
+  int ranks = 0;  // of all parts
+  std::vector<LowRankPart> parts;
 };
 
-// Rows [start, stop) of x: z = x a^T, of which each part has `rank` columns, one part's behind the other's.
+// What rows [start, stop) of x have.
 struct LowRankSegment {
   int start, stop;
-  const void* a;  // [sum of ranks][in]
-  std::vector<LowRankPart> parts;
+  std::shared_ptr<const LowRank> added;
 };
 
 struct LowRankRows {
   Dtype dtype;
-  int in;
-  std::vector<LowRankSegment> segments;
+  std::vector<LowRankSegment> segments;  // in ascending order
 };
 
-// y += b (a x), each row's own; y is not x. Gated: then out = act(gate) * up, of all rows, which are [gate; up].
-struct LowRankArgs {
+// A product whose W is rows of a matrix from `first` on, and what is added to products with that matrix.
+struct AdaptedArgs {
+  LinearArgs product;
   std::shared_ptr<const LowRankRows> rows;
-  const float* x;
-  float* y;  // [tokens][columns]
-  int64_t x_stride, y_stride;
-  int tokens, columns;
-  Gate gate;
-  float* out;  // [tokens][columns / 2]
+  int first;
 };
 
-void compute(const Kernels&, const LowRankArgs&, int threads);
+void compute(const Kernels&, const AdaptedArgs&, int threads);
 
 }  // namespace kvrt

@@ -21,8 +21,8 @@ class Program {
     std::optional<Team::Turn> turn;
     if (threads > 1) turn.emplace(team);
     for (size_t i = 0, product = 0; i < steps_.size(); i++) {
-      while (product < steps_.size() && (product <= i || !std::get_if<LinearArgs>(&steps_[product]))) product++;
-      if (turn) aim(team, kernels, product < steps_.size() ? std::get_if<LinearArgs>(&steps_[product]) : nullptr, threads);
+      while (product < steps_.size() && (product <= i || !product_of(steps_[product]))) product++;
+      if (turn) aim(team, kernels, product < steps_.size() ? product_of(steps_[product]) : nullptr, threads);
       std::visit(
           [&](auto args) {
             if constexpr (std::is_same_v<decltype(args), AttentionArgs> || std::is_same_v<decltype(args), AppendArgs>)
@@ -36,7 +36,12 @@ class Program {
 
  private:
   using Step = std::variant<AttentionArgs, AppendArgs, LinearArgs, NormArgs, MapArgs, RouteArgs, ExpertArgs,
-                            RotateArgs, HeadsArgs, LowRankArgs>;
+                            RotateArgs, HeadsArgs, AdaptedArgs>;
+
+  static const LinearArgs* product_of(const Step& step) {
+    const AdaptedArgs* adapted = std::get_if<AdaptedArgs>(&step);
+    return adapted ? &adapted->product : std::get_if<LinearArgs>(&step);
+  }
 
   // Whoever waits asks for the part of the next product that runs() gives it first.
   static void aim(Team& team, const Kernels& kernels, const LinearArgs* next, int threads) {

@@ -7,7 +7,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kvrt.spi import Activation, Matrices, Matrix, WeightFormat
+from kvrt.spi import Activation, Matrices, Matrix, Rounding, WeightFormat
 from kvrt_kernels.triton import packing
 from kvrt_kernels.triton.attention import ACTIVATIONS
 from kvrt_kernels.triton.configs import config, options
@@ -42,8 +42,8 @@ class TritonMatrices:
     def multiplies(self, format: WeightFormat) -> bool:
         return packing.multiplies(format)
 
-    def rounds(self, format: WeightFormat) -> bool:
-        return False
+    def rounds(self, format: WeightFormat) -> Rounding:
+        return "none"
 
     def nbytes(self, format: WeightFormat, out: int, width: int) -> int:
         return packing.nbytes(format, out, width)

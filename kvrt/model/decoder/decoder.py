@@ -298,16 +298,14 @@ class Decoder:
 
     def _record(
         self, segments: Sequence[Segment], seen: Sequence[Seen] = ()
-    ) -> Callable[[Sequence[object], Activations], object]:
-        """What makes the calls of a step, some of whose tokens have adapters, and gives what must
-        live as long as these."""
+    ) -> Callable[[Sequence[object], Activations], None]:
+        """What makes the calls of a step, some of whose tokens have adapters."""
         if not segments:
             return functools.partial(self._run_layers, self._ops, layers=self._layers, seen=seen)
 
-        def record(plans: Sequence[object], work: Activations) -> object:
+        def record(plans: Sequence[object], work: Activations) -> None:
             adapted = AdaptedOps(self._ops, self._low_rank, segments, self.adapters.by_number)
             self._run_layers(cast(MixedOps, adapted), plans, work, self._layers, seen)
-            return adapted.between
 
         return record
 

@@ -12,11 +12,10 @@ from kvrt.spi import AttentionBatch, Graph, GraphCapture
 
 
 class Recorded(NamedTuple):
-    """A recorded step, the activations that it computes in, and what else must live as long."""
+    """A recorded step, and the activations that it computes in."""
 
     graph: Graph
     work: Activations
-    kept: object
 
 
 class DecodeGraphs:
@@ -46,15 +45,14 @@ class DecodeGraphs:
         size: int,
         batches: Sequence[AttentionBatch],
         allocate: Callable[[int], Activations],
-        record: Callable[[Sequence[object], Activations], object],
+        record: Callable[[Sequence[object], Activations], None],
         adapted: Hashable = (),
     ) -> tuple[Graph, Activations]:
         """The step of `size` tokens, recorded now, with `batches`, if it has not been before.
 
         Args:
             allocate: makes activations of so many tokens.
-            record: makes the calls of a step, for the device's plans and in these activations;
-                what it returns is kept as long as they are.
+            record: makes the calls of a step, for the device's plans and in these activations.
             adapted: which of the tokens have which adapters. Of such steps only the last one is
                 kept: most often the next one has the same.
         """
@@ -67,9 +65,8 @@ class DecodeGraphs:
                 self._adapted = None
                 self._work = allocate(1 << (size - 1).bit_length())
             work = self._work.first(size)
-            kept: list[object] = []
-            graph = self._capture.capture(batches, lambda plans: kept.append(record(plans, work)))
-            found = Recorded(graph, work, kept)
+            graph = self._capture.capture(batches, lambda plans: record(plans, work))
+            found = Recorded(graph, work)
             if adapted:
                 self._adapted = (size, adapted), found
             else:

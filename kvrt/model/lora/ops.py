@@ -54,8 +54,6 @@ class AdaptedOps:
         self._ops = ops
         self._own = own
         self._rows = _rows_of(segments, adapters)
-        self.between: dict[tuple[int, int], Tensor] = {}
-        """What is computed in; it must live as long as recorded calls."""
         self.rms_norm = ops.rms_norm
         self.rotate_append = ops.rotate_append
 
@@ -67,8 +65,11 @@ class AdaptedOps:
         residual: Tensor | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
+        rows = self._rows.get(id(weight))
+        if rows is not None and self._own is not None:
+            return self._own.adapted_linear(x, weight, rows, bias, residual, out)
         result = self._ops.linear(x, weight, bias, residual, out)
-        if (rows := self._rows.get(id(weight))) is not None:
+        if rows is not None:
             self._add(x, rows, result)
         return result
 
@@ -83,23 +84,14 @@ class AdaptedOps:
         rows = self._rows.get(id(weight))
         if rows is None:
             return self._ops.gated_linear(x, weight, activation, bias, out)
-        shape = (len(x), _width(weight))
+        if self._own is not None:
+            return self._own.adapted_gated_linear(x, weight, rows, activation, bias, out)
         if out is None:
-            out = torch.empty(shape[0], shape[1] // 2, dtype=x.dtype, device=x.device)
-        if self._own is None:
-            self._gated(x, weight, rows, activation, bias, out)
-            return out
-        both = self.between.get(shape)
-        if both is None:
-            both = self.between[shape] = torch.empty(shape, dtype=x.dtype, device=x.device)
-        self._ops.linear(x, weight, bias, None, both)
-        self._own.add_gated(x, rows, both, activation, out)
+            out = torch.empty(len(x), _width(weight) // 2, dtype=x.dtype, device=x.device)
+        self._gated(x, weight, rows, activation, bias, out)
         return out
 
     def _add(self, x: Tensor, rows: LowRankRows, result: Tensor) -> None:
-        if self._own is not None:
-            self._own.add(x, rows, result)
-            return
         for start, stop, added in rows.segments:
             between, at = self._ops.linear(x[start:stop], added.a), 0
             for first, b in added.parts:

@@ -142,12 +142,14 @@ class Packing:
     slices: tuple[Weight, ...] | None = None
 
     def formats_of(self, weight: Weight) -> tuple[WeightFormat, ...]:
-        """Those of a weight's parts; none if it is kept as floats."""
+        """Those of a weight's parts; none if it is kept as floats, as it is where parts are
+        multiplied in several ways."""
         if not weight.packable:
             return ()
         formats = [self.formats.get(part.name) for part in weight.parts]
         found = tuple(format for format in formats if format is not None)
-        return found if len(found) == len(formats) else ()
+        alike = self.products is None or len({*map(self.products.rounds, {*found})}) < 2
+        return found if alike and len(found) == len(formats) else ()
 
     @property
     def description(self) -> str:

@@ -72,7 +72,7 @@ class Mutant:
         recurrence: replaces `Recurrence`, likewise.
         claims: capabilities it declares though the device may not have them.
         any_index: open() takes any index.
-        codes: needs a device that keeps int8 and int4.
+        codes: needs a device with pages of int8 and int4, or products of its own with codes.
     """
 
     caught_by: str

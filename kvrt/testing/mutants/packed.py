@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvrt.spi import Activation, Matrices, Matrix, WeightFormat
+from kvrt.spi import Activation, Matrices, Matrix, Rounding, WeightFormat
 from kvrt.testing.mutants.mutant import Mutant
 from kvrt.testing.packing import BLOCK
 from kvrt.wrappers.operators import WrappedPackedMatrices
@@ -80,8 +80,24 @@ class TakesTheMiddleForZeros(_PacksOtherRows):
 
 
 class RoundsWhatItSaysItDoesNot(WrappedPackedMatrices):
-    def rounds(self, format: WeightFormat) -> bool:
-        return False
+    def rounds(self, format: WeightFormat) -> Rounding:
+        return "none"
+
+
+class ScalesAfterTheSum(WrappedPackedMatrices):
+    """What is rounded to bfloat16 is then not what would have been unpacked."""
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Matrices,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        if bias is None or self.rounds(weight[0].format) != "bfloat16":
+            return super().linear(x, weight, bias, residual, out)
+        return super().linear(x * 3, weight, bias * 3) / 3
 
 
 class SwapsThePackedRows(_PacksOtherRows):
@@ -228,6 +244,11 @@ MUTANTS = {
     "takes_the_middle_for_zeros": Mutant("packed::test_linear", packed=TakesTheMiddleForZeros),
     "rounds_what_it_says_it_does_not": Mutant(
         "packed::test_linear", packed=RoundsWhatItSaysItDoesNot
+    ),
+    "scales_after_the_sum": Mutant(
+        "packed::test_weights_that_are_rounded_to_bfloat16_have_the_bits_of_those_unpacked_to_it",
+        packed=ScalesAfterTheSum,
+        codes=True,
     ),
     "swaps_the_packed_rows": Mutant("packed::test_linear", packed=SwapsThePackedRows),
     "packs_late": Mutant("packed::test_linear", packed=PacksLate),

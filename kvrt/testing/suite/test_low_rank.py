@@ -1,17 +1,32 @@
 """The optional operators of matrices of low rank against plain arithmetic."""
 
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from kvrt.spi import Activation, DenseOps, Device, DType, LowRank, LowRankOps, LowRankRows
-from kvrt.testing import reference
+from kvrt.spi import (
+    Activation,
+    DenseOps,
+    Device,
+    DType,
+    LowRank,
+    LowRankOps,
+    LowRankRows,
+    Matrices,
+    PackedMatrices,
+    Rounding,
+)
+from kvrt.testing import matrices, reference
+from kvrt.testing.matrices import FORMATS
 from kvrt.testing.paged import TOLERANCE, mismatch, randoms
+from kvrt.wrappers.packed import ALIGNMENT
 
 IN, OUT = (72, 96), 200
 """In features: the second is a multiple of what kernels read at once."""
+WIDE = 256
+"""In features that are whole groups of every format."""
 PARTS = (((0, OUT, 8),), ((0, 50, 3), (120, 80, 16)), ((60, 10, 1),), ((0, 100, 20), (100, 100, 4)))
 """Of each adapter: first row, rows, rank."""
 SEGMENTS = (
@@ -52,9 +67,32 @@ def rows_of(
     )
 
 
-def sums(x: Tensor, rows: LowRankRows, out: Tensor) -> Tensor:
-    """`LowRankOps.add` in float64 on the host."""
-    result = out.cpu().double()
+def floats(device: Device, dtype: DType, width: int) -> Tensor:
+    return randoms(device, dtype, OUT, width, seed=2) / 8
+
+
+def codes(device: Device, width: int, rounding: Rounding) -> Matrices:
+    """A weight of codes that are so rounded, in two matrices of half the rows each."""
+    packed = device.extension(PackedMatrices)  # type: ignore[type-abstract]
+    if packed is None:
+        pytest.skip("the device does not multiply codes")
+    fits = [each for each in FORMATS.values() if packed.multiplies(each) and each.fits(width)]
+    fits = [each for each in fits if packed.rounds(each) == rounding]
+    if not fits:
+        pytest.skip("the device rounds no codes so")
+    made = []
+    for seed, format in enumerate((fits[0], fits[-1])):
+        plain = matrices.random_rows(format, OUT // 2, width, seed)
+        nbytes = packed.nbytes(format, len(plain), width)
+        memory = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8, device=device.info.torch_device)
+        at = -memory.data_ptr() % ALIGNMENT
+        made.append(packed.pack(format, plain, width, memory[at : at + nbytes]))
+    return tuple(made)
+
+
+def products(x: Tensor, weight: Tensor, rows: LowRankRows) -> Tensor:
+    """`LowRankOps.adapted_linear` in float64 on the host, without bias and residual."""
+    result = reference.linear(x, weight, None, None)
     for start, stop, added in rows.segments:
         between, at = reference.linear(x[start:stop], added.a, None, None), 0
         for first, b in added.parts:
@@ -63,6 +101,11 @@ def sums(x: Tensor, rows: LowRankRows, out: Tensor) -> Tensor:
             )
             at += len(b)
     return result
+
+
+def tolerance(compute: DType, dtype: DType) -> float:
+    rough = 1 if dtype == "float32" else 3  # x and what is between may be rounded, too
+    return max(TOLERANCE[compute], rough * TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("width", IN)
@@ -74,18 +117,21 @@ def test_each_token_has_its_own_added(
     segments: tuple[tuple[int, int], ...],
     width: int,
 ) -> None:
+    bias = randoms(device, "float32", OUT, seed=3)
     for dtype in device.info.weight_dtypes:
-        rough = 1 if dtype == "float32" else 3  # x and what is between may be rounded, too
+        weight = floats(device, dtype, width)
         for number in range(len(PARTS)):
             rows = rows_of(device, dtype, segments, number, width)
             tokens = segments[-1][1] + 3
             x = randoms(device, compute, tokens, 2 * width, seed=5)[:, 7 : 7 + width]
-            out = randoms(device, compute, tokens, OUT, seed=6)
-            want = sums(x, rows, out)
-            for _ in range(2):  # what a device keeps of the rows serves again
-                again = out.clone()
-                ops.add(x, rows, again)
-                assert not mismatch(again, want, max(TOLERANCE[compute], rough * TOLERANCE[dtype]))
+            residual = randoms(device, compute, tokens, OUT, seed=6)
+            want = products(x, weight, rows)
+            for b, r in ((None, None), (bias, residual)):  # what a device keeps serves again
+                wanted = want if b is None else want + b.cpu().double()
+                out = None if r is None else r.clone()  # a product may replace its residual
+                got = ops.adapted_linear(x, weight, rows, b, out, out)
+                wanted = wanted if r is None else wanted + r.cpu().double()
+                assert not mismatch(got, wanted, tolerance(compute, dtype))
 
 
 @pytest.mark.parametrize("activation", get_args(Activation))
@@ -98,21 +144,47 @@ def test_gates_follow(
     segments: tuple[tuple[int, int], ...],
 ) -> None:
     same = torch.eye(OUT, dtype=torch.float64)
+    bias = randoms(device, "float32", OUT, seed=3)
     for dtype in device.info.weight_dtypes:
-        rough = 1 if dtype == "float32" else 3
-        rows = rows_of(device, dtype, segments, 1, IN[0])
+        weight, rows = floats(device, dtype, IN[0]), rows_of(device, dtype, segments, 1, IN[0])
         x = randoms(device, compute, segments[-1][1] + 3, IN[0], seed=5)
-        both = randoms(device, compute, len(x), OUT, seed=6)
-        want = reference.gated_linear(sums(x, rows, both), same, activation, None)
+        want = products(x, weight, rows) + bias.cpu().double()
+        want = reference.gated_linear(want, same, activation, None)
         out = torch.full((len(x), OUT // 2), torch.nan, dtype=x.dtype, device=x.device)
-        ops.add_gated(x, rows, both, activation, out)
-        assert not mismatch(out, want, max(TOLERANCE[compute], rough * TOLERANCE[dtype]))
+        got = ops.adapted_gated_linear(x, weight, rows, activation, bias, out)
+        assert got.data_ptr() == out.data_ptr()
+        assert not mismatch(out, want, tolerance(compute, dtype))
+
+
+@pytest.mark.parametrize("rounding", get_args(Rounding))
+@pytest.mark.parametrize("segments", SEGMENTS)
+def test_codes_have_floats_added(
+    device: Device,
+    ops: LowRankOps,
+    compute: DType,
+    segments: tuple[tuple[int, int], ...],
+    rounding: Rounding,
+) -> None:
+    """What is added is the same as to floats: the difference to products without."""
+    weight = codes(device, WIDE, rounding)
+    packed = device.extension(PackedMatrices)  # type: ignore[type-abstract]
+    assert packed is not None
+    nothing = torch.zeros(OUT, WIDE)
+    rows = rows_of(device, compute, segments, 1, WIDE)
+    x = randoms(device, compute, segments[-1][1] + 3, WIDE, seed=5)
+    added = products(x, nothing, rows)
+    same = torch.eye(OUT, dtype=torch.float64)
+    want = packed.linear(x, weight).cpu().double() + added
+    assert not mismatch(ops.adapted_linear(x, weight, rows), want, 3 * TOLERANCE[compute])
+    want = reference.gated_linear(want, same, "silu", None)
+    got = ops.adapted_gated_linear(x, weight, rows, "silu")
+    assert not mismatch(got, want, 3 * TOLERANCE[compute])
 
 
 @pytest.mark.usefixtures("batch_invariant")
 @pytest.mark.parametrize("activation", get_args(Activation))
 @pytest.mark.parametrize("features", [5, 100, 1000])
-def test_tokens_with_nothing_to_add_have_the_bits_of_a_gated_product(
+def test_tokens_with_nothing_to_add_have_the_bits_of_a_product(
     device: Device, ops: LowRankOps, activation: Activation, features: int
 ) -> None:
     dense = device.extension(DenseOps)  # type: ignore[type-abstract]
@@ -123,32 +195,43 @@ def test_tokens_with_nothing_to_add_have_the_bits_of_a_gated_product(
         weight = randoms(device, dtype, 2 * features, IN[0], seed=2)
         bias = randoms(device, "float32", 2 * features, seed=3)
         a, b = (randoms(device, dtype, 4, width, seed=1) for width in (IN[0], 2 * features))
+        rows = LowRankRows(((1, 2, LowRank(a, ((0, b),))),))
         for tokens in (1, 2, 17, 130):
             x = randoms(device, compute, tokens + 2, IN[0], seed=4)
-            want = dense.gated_linear(x, weight, activation, bias)
-            both, out = dense.linear(x, weight, bias), torch.empty_like(want)
-            adds = LowRankRows(((1, 2, LowRank(a, ((0, b),))),))
-            ops.add_gated(x, adds, both, activation, out)
-            assert torch.equal(out[2:], want[2:])
-            assert torch.equal(out[:1], want[:1])
-            assert not torch.equal(out[1], want[1])
+            for want, got in (
+                (
+                    dense.gated_linear(x, weight, activation, bias),
+                    ops.adapted_gated_linear(x, weight, rows, activation, bias),
+                ),
+                (dense.linear(x, weight, bias), ops.adapted_linear(x, weight, rows, bias)),
+            ):
+                assert torch.equal(got[2:], want[2:])
+                assert torch.equal(got[:1], want[:1])
+                assert not torch.equal(got[1], want[1])
 
 
 @pytest.mark.usefixtures("batch_invariant")
-@pytest.mark.parametrize("width", IN)
+@pytest.mark.parametrize(
+    ("kind", "width"),
+    [*(("floats", width) for width in IN), *((rounding, WIDE) for rounding in get_args(Rounding))],
+)
 def test_a_token_has_the_same_bits_beside_any_others(
-    device: Device, ops: LowRankOps, width: int
+    device: Device, ops: LowRankOps, kind: Literal["floats"] | Rounding, width: int
 ) -> None:
+    """Also of the same adapter, and in steps of more tokens than any other kernel is taken for."""
     compute = device.info.compute_dtypes[0]
     for dtype in device.info.weight_dtypes:
         rows = rows_of(device, dtype, SEGMENTS[-1], 1, width)
-        x = randoms(device, compute, 640, width, seed=5)
-        base = randoms(device, compute, 640, OUT, seed=6)
-        whole = base.clone()
-        ops.add(x, rows, whole)
+        first = rows.segments[0][2]
+        rows = LowRankRows((*rows.segments, (644, 645, first), (646, 647, first)))
+        weight = floats(device, dtype, width) if kind == "floats" else codes(device, width, kind)
+        x = randoms(device, compute, 1100, width, seed=5)
+        whole = ops.adapted_linear(x, weight, rows)
+        both = ops.adapted_gated_linear(x, weight, rows, "silu")
         for start, stop, added in rows.segments:
             last = slice(max(start, stop - 3), stop)
             for some in (slice(start, start + 1), last, slice(start, stop)):
-                out = base[some].clone()
-                ops.add(x[some], LowRankRows(((0, len(out), added),)), out)
-                assert torch.equal(out, whole[some])
+                own = LowRankRows(((0, some.stop - some.start, added),))
+                assert torch.equal(ops.adapted_linear(x[some], weight, own), whole[some])
+                got = ops.adapted_gated_linear(x[some], weight, own, "silu")
+                assert torch.equal(got, both[some])

@@ -421,6 +421,84 @@ void check_codes(const char* what, Packing packing) {
   report(exact == unpacked, "    exact", 0);
 }
 
+// Codes of E4M3 are multiplied with the bits of weights that were rounded to bf16.
+void check_fp8() {
+  const int n = 32, k = 256;
+  const Packing packing{8, 0, Scales::wholes, 128, Codes::e4m3};
+  const int64_t panel = 16 * row_bytes(packing, k);
+  std::vector<unsigned char> w(n / 16 * panel);
+  std::vector<char> rounded(size_t(n) * k * 2);
+  for (auto& byte : w) byte = 1 + generator() % 126 + 128 * (generator() & 1);  // neither zero nor NaN
+  for (int o = 0; o < n; o++) {
+    const PanelBytes bytes(w.data() + o / 16 * panel, packing);
+    for (int i = 0; i < k; i++) {
+      auto* span = const_cast<unsigned char*>(bytes.span(i));
+      if (i % packing.span == 0) encode(Dtype::f32, span, o % 16, normal() / 64), span[64 + o % 16] = 0;
+      const int code = span[bytes.head + i % packing.span / 32 * bytes.block() + i % 32 / 4 * 64 + o % 16 * 4 + i % 4];
+      const int exponent = code >> 3 & 15, fraction = code & 7;
+      const float number = std::ldexp(float(exponent ? 8 + fraction : fraction), std::max(exponent, 1) - 10);
+      const float value = float(decode(Dtype::f32, span, o % 16)) * (code & 128 ? -number : number);
+      encode(Dtype::bf16, rounded.data(), size_t(o) * k + i, value);
+    }
+  }
+  bool same = true;
+  for (int m : {1, 2, 5, 30}) {
+    const std::vector<float> x = normals(size_t(m) * k);
+    std::vector<float> want(m * n), got(m * n);
+    LinearArgs args{Dtype::bf16, Gate::none, x.data(), rounded.data(), nullptr, nullptr, want.data(), k, 0, n, m, n, k};
+    compute(*kernels, args, 2);
+    args.dtype = Dtype::codes, args.y = got.data();
+    args.packed[0] = {w.data(), n, packing};
+    compute(*kernels, args, 2);
+    same = same && got == want;
+  }
+  report(same, "fp8 as bf16", 0);
+}
+
+// Rows [2, 5) and the last have a matrix of low rank added, in two parts of columns.
+void check_added(Dtype dtype) {
+  const int m = 21, n = 40, k = 64, ranks = 8;
+  const std::vector<float> x = normals(m * k);
+  std::vector<char> w(n * k * item(dtype)), a(ranks * k * item(dtype)), b(ranks * n * item(dtype));
+  for (int i = 0; i < n * k; i++) encode(dtype, w.data(), i, normal());
+  for (int i = 0; i < ranks * k; i++) encode(dtype, a.data(), i, normal() / 8);
+  for (int i = 0; i < ranks * n; i++) encode(dtype, b.data(), i, normal());
+  // The first three of a are added to columns [0, 24), by b[3][24]; the others to [24, 40), by b[5][16] behind that.
+  const auto added = std::make_shared<LowRank>(LowRank{a.data(), ranks, {}});
+  LowRank& made = *added;
+  made.parts = {{b.data(), 0, 24, 3}, {b.data() + 3 * 24 * item(dtype), 24, 16, 5}};
+  const auto rows = std::make_shared<LowRankRows>(LowRankRows{dtype, {{2, 5, added}, {m - 1, m, added}}});
+  std::vector<float> y(m * n), plain(m * n), alone(n);
+  LinearArgs args{dtype, Gate::none, x.data(), w.data(), nullptr, nullptr, plain.data(), k, 0, n, m, n, k};
+  compute(*kernels, args, 2);
+  args.y = y.data();
+  compute(*kernels, AdaptedArgs{args, rows, 0}, 2);
+  double error = 0;
+  bool same = true;
+  for (int r = 0; r < m; r++)
+    for (int o = 0; o < n; o++) {
+      double want = plain[r * n + o];
+      if ((r < 2 || r >= 5) && r != m - 1) {
+        same = same && y[r * n + o] == plain[r * n + o];
+        continue;
+      }
+      for (int j = o < 24 ? 0 : 3; j < (o < 24 ? 3 : ranks); j++) {
+        double z = 0;
+        for (int i = 0; i < k; i++) z += factor(dtype, x[r * k + i]) * decode(dtype, a.data(), j * k + i);
+        want += z * decode(dtype, b.data(), o < 24 ? j * 24 + o : 3 * 24 + (j - 3) * 16 + o - 24);
+      }
+      error = std::max(error, std::fabs(want - y[r * n + o]));
+    }
+  args.x += (m - 1) * k, args.m = 1, args.y = alone.data();
+  const auto one = std::make_shared<LowRankRows>(LowRankRows{dtype, {{0, 1, added}}});
+  compute(*kernels, AdaptedArgs{args, one, 0}, 1);
+  same = same && !std::memcmp(alone.data(), &y[(m - 1) * n], n * sizeof(float));
+  char what[99];
+  std::snprintf(what, sizeof what, "low rank added, %s", name(dtype));
+  report(error < 1e-4, what, error);
+  report(same, "    bits", 0);
+}
+
 void check_norm() {
   const int rows = 3, size = 123;
   const std::vector<float> x = normals(rows * size), weight = normals(size), bias = normals(size), old = normals(rows * size);
@@ -531,6 +609,7 @@ void check_products() {
   for (Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f16}) {
     check_linear(dtype, 37, 100);
     check_linear(dtype, 16, 1100);
+    check_added(dtype);
   }
   check_codes("linear q8_0", {8, 128, Scales::halves, 32});
   check_codes("linear q5_0", {5, 16, Scales::halves, 32});
@@ -541,6 +620,7 @@ void check_products() {
   check_codes("linear q5_k", {5, 0, Scales::levels_with_offsets, 256});
   check_codes("linear q6_k", {6, 32, Scales::levels_of_16, 256});
   check_codes("linear q2_k", {2, 0, Scales::levels_of_16_with_offsets, 256});
+  check_fp8();
 }
 
 int main(int count, char** names) {

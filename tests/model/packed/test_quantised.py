@@ -15,7 +15,7 @@ from kvrt.errors import ModelError
 from kvrt.model.files.jsonfile import Fields
 from kvrt.model.loader import load_model
 from kvrt.model.packed.config import read_method
-from kvrt.spi import Device
+from kvrt.spi import DenseOps, Device, PackedMatrices
 from kvrt.testing.packing import PackingDevice
 from kvrt.wrappers import Checked
 from tests.model.checkpoints import make_model, save_model
@@ -140,10 +140,26 @@ def test_the_processor_multiplies_codes_with_the_bits_of_their_numbers(
     if stays:
         assert torch.equal(logits_of(model, exact_cpu), want)
     rounded = load_model(given, cpu)
-    stays &= "fp8" not in name
     assert isinstance(rounded.decoder.weights.layers[0].down, tuple) == stays
     got = logits_of(rounded, cpu)
     assert (got - want).square().mean() < 0.02**2 * want.square().mean()
+
+
+@pytest.mark.parametrize("name", ["fp8 by blocks", "fp8 by rows", "fp8 by tensor"])
+def test_the_processor_multiplies_fp8_with_the_bits_of_weights_unpacked_to_bfloat16(
+    name: str, cpu: Device, tmp_path: Path
+) -> None:
+    given, _ = write(name, tmp_path)
+    models = [load_model(given, cpu), load_model(given, cpu, dtype="bfloat16")]
+    assert models[0].notes == ()
+    packed, dense = cpu.extension(PackedMatrices), cpu.extension(DenseOps)  # type: ignore[type-abstract]
+    assert packed is not None
+    assert dense is not None
+    layers = [model.decoder.weights.layers[0] for model in models]
+    for field in ("o", "gate_up", "down"):
+        kept, unpacked = (getattr(layer, field) for layer in layers)
+        x = torch.randn(37, unpacked.shape[1])
+        assert torch.equal(packed.linear(x, kept), dense.linear(x, unpacked))
 
 
 @pytest.mark.parametrize(

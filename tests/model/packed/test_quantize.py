@@ -20,7 +20,7 @@ from kvrt.spi import Device, Matrix
 from kvrt.spi.plain import unpack
 from kvrt.testing.packing import PackingDevice
 from kvrt.wrappers import Checked
-from tests.bench.weights import TINY, qualities
+from tests.bench.weights import TINY, checkpoints, qualities
 from tests.model.checkpoints import make_model, save_model
 from tests.model.stepping import stepping
 
@@ -171,9 +171,11 @@ def test_a_model_computes_with_the_values_of_its_codes(
 
 def test_the_bundled_model_hardly_notices() -> None:
     bounds = {"int8": 4e-3, "int8, exact": 2e-4, "int5, exact": 5e-3, "int4": 2e-2}
+    bounds |= {"FP8 by row": 5e-3, "FP8 by blocks": 5e-3}
     named = {way.name.replace("`", "").removeprefix("--quantize "): way for way in TINY.ways}
     subject = replace(TINY, ways=(named["float32"], *map(named.__getitem__, bounds)))
-    found = [quality for _, quality in qualities(subject, windows=1)]
+    with checkpoints(subject) as models:
+        found = [quality for _, quality in qualities(subject, models, windows=1)]
     assert found[0].divergence == 0
     for most, quality in zip(bounds.values(), found[1:], strict=True):
         assert 0 < quality.divergence < most
