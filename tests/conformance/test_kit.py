@@ -105,7 +105,7 @@ def test_it_passes_for_the_processor_with_activations_as_they_are(
     install: Callable[..., None], kit: Kit
 ) -> None:
     install(EXACT, ["exact"])
-    result = kit("--kvrt-backend", "exact", parts=("packed",))
+    result = kit("--kvrt-backend", "exact", parts=("packed", "low_rank"))
     assert result.ret == pytest.ExitCode.OK
     assert result.parseoutcomes()["passed"] > 100
 
