@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-import kvrt.engine.assembly
 import kvrt.engine.worker
+import kvrt.ranks.loading
 from kvrt.engine.request import Request
 from kvrt.errors import CapacityError, ConfigError, DeviceError, KvrtError, RequestError
 from kvrt.model.loader import Model, load_model
@@ -333,7 +333,7 @@ def weights(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref]:
         loaded.append(weakref.ref(model.resident.memory))
         return model
 
-    monkeypatch.setattr(kvrt.engine.assembly, "load_model", load)
+    monkeypatch.setattr(kvrt.ranks.loading, "load_model", load)
     return loaded
 
 
