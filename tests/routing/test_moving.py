@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anthropic
 import pytest
 
 from kvrt.routing.ways import Events
@@ -134,10 +133,7 @@ def test_a_message_of_anthropics_client_goes_on(pair: list[Server], route: Route
     router = route(*(server.url for server in pair))
     asked: Any = {"model": "tiny", "messages": MESSAGES, "max_tokens": LONG,
                   "extra_body": {"temperature": 0}}  # fmt: skip
-    direct, routed = (
-        anthropic.Anthropic(base_url=each.url, api_key="none", max_retries=0)
-        for each in (pair[0], router)
-    )
+    direct, routed = pair[0].anthropics_client(), router.anthropics_client()
     whole = direct.messages.create(**asked)
     with routed.messages.stream(**asked) as stream:
         for number, _ in enumerate(stream.text_stream):

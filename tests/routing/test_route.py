@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import anthropic
 import openai
 import pytest
 
@@ -57,7 +56,7 @@ def test_the_official_clients_stream_through_it(pair: Pair, route: Route) -> Non
         model="tiny", messages=MESSAGES, max_tokens=8, stream=True
     )
     assert sum(bool(chunk.choices and chunk.choices[0].delta.content) for chunk in chat) > 1
-    client = anthropic.Anthropic(base_url=router.url, api_key="none", max_retries=0)
+    client = router.anthropics_client()
     with client.messages.stream(model="tiny", messages=MESSAGES, max_tokens=8) as stream:
         assert "".join(stream.text_stream)
     assert [each.id for each in router.client().models.list()] == ["tiny"]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import openai
 import psutil
 import pytest
@@ -47,12 +48,14 @@ class Server:
         process: of `kvrt serve`.
         log: its standard error.
         port: where it listens.
+        clients: made for it, whose connections end with it.
     """
 
     process: "subprocess.Popen[bytes]"
     log: Path
     port: int = 0
     headers: dict[str, str] = field(default_factory=dict)
+    clients: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @property
     def url(self) -> str:
@@ -60,11 +63,15 @@ class Server:
 
     def client(self, **options: Any) -> openai.OpenAI:
         usual = {"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0}
-        return openai.OpenAI(**{**usual, **options})
+        return self.clients.enter_context(openai.OpenAI(**{**usual, **options}))
 
     def strict_client(self) -> openai.OpenAI:
         """One that refuses answers that are not as its types are."""
         return self.client(_strict_response_validation=True)
+
+    def anthropics_client(self) -> anthropic.Anthropic:
+        client = anthropic.Anthropic(base_url=self.url, api_key="none", max_retries=0)
+        return self.clients.enter_context(client)
 
     def ask(
         self,
@@ -196,6 +203,7 @@ def listening(server: Server) -> Iterator[None]:
         server.port = int(found[1])
         yield
     finally:
+        server.clients.close()
         if server.process.poll() is None:
             server.process.kill()
         server.process.wait(60)
