@@ -36,8 +36,8 @@ def test_help_and_version_load_no_torch_and_are_fast() -> None:
     runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3)]
     done = runs[0]
     _, torch, rich = done.stdout.splitlines()[-1].split()
-    # The fastest: a processor that is shared is slower.
-    assert min(float(run.stdout.splitlines()[-1].split()[0]) for run in runs) < 0.4
+    # The fastest, and twice what it may take alone: who shares a processor is half as fast.
+    assert min(float(run.stdout.splitlines()[-1].split()[0]) for run in runs) < 0.8
     assert (torch, rich) == ("False", "False")
     assert done.stdout.startswith(f"kvrt {package.__version__}\nUsage: kvrt")
 
