@@ -50,7 +50,7 @@ def runs() -> Iterator[dict[object, Future[Done]]]:
         for part in PARTS
     }
     asked |= {case: (guarded, *map(str, case)) for case in GUARDED}
-    asked |= {what: (guarded, what) for what in LAYERS}
+    asked |= {("guarded", what): (guarded, what) for what in LAYERS}
     asked["too few pages"] = (guarded, "129", "0", "0", "too-few-pages")
     pool = ThreadPoolExecutor(2)
     yield {name: pool.submit(interpreted, *arguments) for name, arguments in asked.items()}
@@ -81,7 +81,7 @@ def test_layers_touch_nothing_but_what_they_are_given(
     what: str, runs: dict[object, Future[Done]]
 ) -> None:
     """Behind weights, activations and results nothing is mapped, nor are pages that none needs."""
-    done = runs[what].result()
+    done = runs["guarded", what].result()
     assert done.returncode == 0, done.stderr
 
 
