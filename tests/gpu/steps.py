@@ -70,7 +70,7 @@ def steps(backend: str, *, small: bool, native: bool) -> list[Step]:
         Step(
             "kit-memory",
             (python, *PYTEST, "--pyargs",
-             *kit("memory", "copier", "errors", "lifecycle", "probe", "operators")),
+             *kit("memory", "copier", "errors", "lifecycle", "probe", "operators", "collectives")),
             60,
         ),
         Step(
