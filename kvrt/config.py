@@ -171,6 +171,12 @@ class RuntimeConfig:
         pipeline_parallel: so many stages, one after the other, have some of the layers each; of
             as many processes each as `tensor_parallel` says: docs/parallel.md. `memory_limit`,
             `keep_warm` and `threads` are of each process.
+        nodes: so many machines have as many of these processes each; this is the first of them.
+            The others are started with ``--node-rank``.
+        master: the address of the first machine, by which the others reach it: ``HOST`` or
+            ``HOST:PORT``.
+        master_key: a file with the key that all machines have. None: there is no key, which is for
+            machines that are one.
         rank_timeout: seconds that one of these processes may keep the others waiting in a step.
         offline: use only what is on this machine.
         revision: of a hub id.
@@ -213,6 +219,9 @@ class RuntimeConfig:
     share: Share | str | None = None
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
+    nodes: int = 1
+    master: str | None = None
+    master_key: str | Path | None = None
     rank_timeout: float = 120.0
     offline: bool = False
     revision: str | None = None
@@ -248,7 +257,14 @@ class RuntimeConfig:
                 fix="leave prefix_cache on",
             )
         draft_limit(self.speculate, by_model=self.draft_model is not None)
-        if self.tensor_parallel * self.pipeline_parallel > 1:
+        ranks = self.tensor_parallel * self.pipeline_parallel
+        if ranks % self.nodes or (self.nodes > 1) != (self.master is not None):
+            raise ConfigError(
+                f"nodes is {self.nodes}, master is {self.master!r}, and there are {ranks} ranks",
+                fix="let tensor_parallel times pipeline_parallel be a multiple of nodes, and name"
+                " the first machine's address in master if there are several",
+            )
+        if ranks > 1:
             alone = [name for name in ALONE if getattr(self, name) is not None]
             for name in (*alone, *(["speculate mtp"] if self.predicts else [])):
                 raise ConfigError(
@@ -301,6 +317,9 @@ OPTIONS: Checks = {
     "share": Maybe(Of((Share, str))),
     "tensor_parallel": Whole(1, MAX_RANKS),
     "pipeline_parallel": Whole(1, MAX_RANKS),
+    "nodes": Whole(1, MAX_RANKS),
+    "master": Maybe(Text()),
+    "master_key": Maybe(Folder()),
     "rank_timeout": Number(0.1, 86400.0),
     "offline": Flag(),
     "revision": Maybe(Text()),

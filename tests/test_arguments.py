@@ -148,7 +148,7 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
         "keep_warm": (0, 2**62), "max_batch_tokens": (1, INT32), "max_running": (1, INT32),
         "prefix_cache_ttl": (0, math.inf), "threads": (1, MAX_THREADS),
         "max_images": (0, 1024), "seed": (0, 2**64 - 1), "tensor_parallel": (1, 64),
-        "pipeline_parallel": (1, 64), "rank_timeout": (0.1, 86400),
+        "pipeline_parallel": (1, 64), "nodes": (1, 64), "rank_timeout": (0.1, 86400),
     },
     "Runtime.stream": {"priority": (-INT64 - 1, INT64)},
     "Runtime.set_memory_limit": {"revision": (-INT64 - 1, INT64)},

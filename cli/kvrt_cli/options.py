@@ -7,10 +7,11 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from kvrt.config import MAX_RANKS, ModelImpl, RuntimeConfig
+from kvrt.config import ModelImpl, RuntimeConfig
 from kvrt.errors import ConfigError
 from kvrt.spi import DType, KVFormat
 from kvrt.units import GIB, parse_bytes
+from kvrt_cli.ranks import RANK_OPTIONS, elsewhere
 from kvrt_cli.sharing import share_of
 from kvrt_cli.stdin import valid_text
 from kvrt_cli.terminal import ColorMode, Terminal
@@ -240,36 +241,10 @@ runtime_options = apply(
             metavar="N",
             help="Images of a prompt, for models that see; 0: their vision tower is not loaded.",
         ),
-        click.option(
-            "--tensor-parallel",
-            "--tp",
-            type=click.IntRange(1, MAX_RANKS),
-            default=1,
-            show_default=True,
-            metavar="N",
-            help="So many processes, each with a device, have a part of every layer each: the same"
-            " text, and 1/N of the weights and of the KV cache on each.",
-        ),
-        click.option(
-            "--pipeline-parallel",
-            "--pp",
-            type=click.IntRange(1, MAX_RANKS),
-            default=1,
-            show_default=True,
-            metavar="N",
-            help="So many stages, one after the other, have some of the layers each; of as many"
-            " processes each as --tensor-parallel says.",
-        ),
-        click.option(
-            "--rank-timeout",
-            type=click.FloatRange(0.1, 86400.0),
-            default=120.0,
-            show_default=True,
-            metavar="S",
-            help="One of these processes may keep the others waiting for so long.",
-        ),
+        *RANK_OPTIONS,
         offline_option,
         revision_option,
+        elsewhere,
     ]
 )
 
@@ -309,6 +284,9 @@ def runtime_config(model: str, options: Mapping[str, Any]) -> RuntimeConfig:
         threads=options["threads"],
         tensor_parallel=options["tensor_parallel"],
         pipeline_parallel=options["pipeline_parallel"],
+        nodes=options["nodes"],
+        master=options["master"],
+        master_key=options["master_key"],
         rank_timeout=options["rank_timeout"],
         offline=options["offline"],
         revision=options["revision"],

@@ -15,7 +15,8 @@ MEMORY = ("memory_limit", "kv_cache_dtype", "page_size", "prefix_cache", "prefix
           "remote_key", "preemption")  # fmt: skip
 SHARING = ("share", "guarantee", "lend", "weight", "share_priority")
 SCHEDULING = ("max_batch_tokens", "max_running", "speculation", "draft_model")
-RANKS = ("tensor_parallel", "pipeline_parallel", "rank_timeout")
+RANKS = ("tensor_parallel", "pipeline_parallel", "nodes", "node_rank", "master", "master_key",
+         "rank_timeout")  # fmt: skip
 OUTPUT = ("as_json", "no_stream", "output", "verbose", "quiet", "color", "help")
 
 RUN: Sections = {

@@ -29,9 +29,10 @@ from kvrt.kv.tiers.remote.client import RemoteStore
 from kvrt.model.loader import Model, load_model
 from kvrt.model.progress import Progress
 from kvrt.model.spec import ModelSpec
+from kvrt.ranks.joining import shard_of, threads_of
 from kvrt.ranks.loading import load
 from kvrt.ranks.others import Others
-from kvrt.ranks.starting import Ranks, shard_of, threads_of
+from kvrt.ranks.starting import Ranks
 from kvrt.registry import open_device
 from kvrt.sched.batching import Limits
 from kvrt.sched.policy import POLICIES
@@ -101,7 +102,7 @@ def assemble(
 
     ranks = None
     if shard_of(config).ranks > 1:
-        ranks = Ranks(config, device, stack, on_failure)
+        ranks = Ranks(config, device, stack, on_failure, still_wanted)
     experts = config.offload_experts
     model = load(
         config,

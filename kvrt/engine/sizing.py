@@ -23,7 +23,8 @@ from kvrt.model.layouts import layouts_of
 from kvrt.model.loader import Model
 from kvrt.model.spec import ModelSpec
 from kvrt.ranks.executor import RanksExecutor
-from kvrt.ranks.starting import Ranks, shard_of
+from kvrt.ranks.joining import shard_of
+from kvrt.ranks.starting import Ranks
 from kvrt.sharing.tenant import Tenant
 from kvrt.spi import ITEM_BYTES, Device, DeviceInfo, DType, KVFormat, PageLayout
 from kvrt.units import format_bytes, parse_bytes

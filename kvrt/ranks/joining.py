@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,6 @@ class Hello:
         shard: what it has of the model.
         backend: of all ranks.
         device: which of the backend's, on its machine.
-        threads: for its kernels.
         host, port: where ranks meet.
         own_host: the rank's own address, for others.
     """
@@ -31,7 +31,6 @@ class Hello:
     shard: Shard
     backend: str
     device: int
-    threads: int | None
     host: str
     port: int
     own_host: str
@@ -48,6 +47,20 @@ class Hello:
         said = json.loads(body)
         config, shard = RuntimeConfig(**said.pop("config")), Shard(**said.pop("shard"))
         return cls(config=config, shard=shard, **said)
+
+
+def shard_of(config: RuntimeConfig) -> Shard:
+    """What rank 0 has of the model."""
+    return Shard(parts=config.tensor_parallel, stages=config.pipeline_parallel)
+
+
+def threads_of(config: RuntimeConfig) -> int | None:
+    """Host threads of each rank's kernels: a machine's processors are dealt out among its ranks.
+    None: the backend's choice, where there is one rank."""
+    ranks = shard_of(config).ranks // config.nodes
+    if config.threads is not None or ranks == 1:
+        return config.threads
+    return max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
 def join(device: Device, hello: Hello, meet: Callable[[Any], list[Any]]) -> Split:

@@ -12,6 +12,9 @@ from enum import IntEnum
 from kvrt.errors import DeviceError
 
 HEAD = struct.Struct("<IB")
+KEEP_ALIVE = {socket.TCP_KEEPIDLE: 5, socket.TCP_KEEPINTVL: 2, socket.TCP_KEEPCNT: 5}
+"""Another machine may go without a word: it is noticed after 15 seconds."""
+
 LONGEST = 1 << 30
 """Bytes of a body. A step of 4,096 sequences of a million tokens takes that much, about."""
 
@@ -37,7 +40,11 @@ class Kind(IntEnum):
 
 
 class Closed(Exception):
-    """The other side has gone."""
+    """The other side has gone, or cannot be reached."""
+
+
+class Ended(Closed):
+    """The other side has closed the connection, as it does at its end."""
 
 
 class Link:
@@ -52,6 +59,10 @@ class Link:
         self._sending = threading.Lock()
         if own.family in (socket.AF_INET, socket.AF_INET6):
             own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in KEEP_ALIVE.items():
+                own.setsockopt(socket.IPPROTO_TCP, option, value)
+            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -85,7 +96,7 @@ class Link:
             except OSError as error:
                 raise Closed(str(error)) from error
             if not got:
-                raise Closed("the connection was closed")
+                raise Ended("the connection was closed")
             at += got
         return bytes(body)
 

@@ -55,11 +55,13 @@ class Other(NamedTuple):
         link: to it.
         process: if it was started here.
         where: it runs, for people.
+        host: the address by which the others reach it.
     """
 
     link: Link
     process: "subprocess.Popen[bytes] | None"
     where: str
+    host: str
 
 
 class Others:

@@ -15,22 +15,26 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from kvrt.config import RuntimeConfig
-from kvrt.errors import ContractError, KvrtError, OutOfMemory, PeerLost, in_one_line
+from kvrt.errors import ConfigError, ContractError, KvrtError, OutOfMemory, PeerLost, in_one_line
 from kvrt.executor.apply import Attempt
 from kvrt.executor.interface import Failed
 from kvrt.executor.local import LocalExecutor
+from kvrt.kv.tiers.remote.address import parse_address
 from kvrt.model.layouts import layouts_of
 from kvrt.model.loader import Model
 from kvrt.model.shard import Split
-from kvrt.ranks.joining import Hello, join
-from kvrt.ranks.link import Closed, Kind, Link
+from kvrt.ranks.door import COME_S, Place, reach
+from kvrt.ranks.joining import Hello, join, threads_of
+from kvrt.ranks.link import Closed, Ended, Kind, Link
 from kvrt.ranks.loading import load
 from kvrt.ranks.messages import StepReader, digest_of, ops_from_bytes
+from kvrt.ranks.node import key_of
 from kvrt.registry import open_device
 from kvrt.spi import Device, DeviceOptions
 
@@ -58,9 +62,9 @@ class Rank:
         Raises:
             KvrtError: it cannot go on.
         """
-        hello = Hello.read(self._expect(Kind.HELLO))
+        hello = Hello.read(self._hello())
         config = hello.config
-        options = DeviceOptions(threads=hello.threads, exact=config.activations == "exact")
+        options = DeviceOptions(threads=threads_of(config), exact=config.activations == "exact")
         device = open_device(hello.backend, hello.device, options, check_layers=config.debug)
         self._model = load(
             config, device, shard=hello.shard, join=lambda: self._join(device, hello)
@@ -89,6 +93,15 @@ class Rank:
 
     # --- what rank 0 says --------------------------------------------------------------------
 
+    def _hello(self) -> bytes:
+        kind, body = self._inbox.get()
+        if kind is Kind.FAILED:
+            said = json.loads(body)
+            raise ConfigError(said["message"], fix=said["fix"])
+        if kind is not Kind.HELLO:
+            raise ContractError(f"rank 0 said {kind.name} in place of {Kind.HELLO.name}")
+        return body
+
     def _listen(self) -> None:
         try:
             while True:
@@ -97,8 +110,8 @@ class Rank:
                     self._link.send(Kind.PONG, json.dumps(self._calls()).encode())
                 else:
                     self._inbox.put((kind, body))
-        except Closed:
-            os._exit(0)  # whatever the other threads are doing
+        except Closed as error:  # whatever the other threads are doing
+            os._exit(0 if isinstance(error, Ended) else 1)
 
     def _expect(self, wanted: Kind) -> bytes:
         kind, body = self._inbox.get()
@@ -183,8 +196,12 @@ def _short(error: OutOfMemory) -> dict[str, object]:
     return {"message": str(error), "needed": error.needed, "free": error.free}
 
 
-def serve(link: Link) -> None:
-    """Be a rank, until it ends; the process ends with it."""
+def serve(link: Link, *, tell: bool = False) -> None:
+    """Be a rank, until it ends; the process ends with it.
+
+    Args:
+        tell: say on standard error, too, why it cannot go on: rank 0 is elsewhere.
+    """
     try:
         Rank(link).run()
     except BaseException as error:
@@ -196,21 +213,34 @@ def serve(link: Link) -> None:
         }
         with contextlib.suppress(Closed):
             link.send(Kind.FAILED, json.dumps(said).encode())
+        if tell:
+            print(f"error: {said['message']}", said["fix"], file=sys.stderr, flush=True)
         os._exit(1)  # other ranks wait within a call for this one
 
 
 def main(arguments: Sequence[str]) -> None:
-    """A process that rank 0 has started, on the same machine.
+    """A process that belongs to another, and ends with it.
 
     Args:
-        arguments: the number of a connected socket, and that of rank 0's process.
+        arguments: ``given`` and the number of that process, which is rank 0's, and of a connected
+            socket; or ``reach``, that number, and rank 0's address, the key's file, and which rank
+            it is, of how many, on how many machines.
     """
-    number, parent = map(int, arguments)
+    way, parent, *rest = arguments
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it has gone before that
+    if os.getppid() != int(parent):  # it has gone before that
         os._exit(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0, which tells the others
-    serve(Link(socket.socket(fileno=number)))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for its parent, which ends it
+    if way == "given":
+        serve(Link(socket.socket(fileno=int(rest[0]))))
+    address, key, *place = rest
+    where = parse_address(address)
+    secret = key_of(Path(key) if key else None, where)
+    try:
+        link = reach(where, secret, Place(*map(int, place)), os.getpid(), COME_S)
+    except KvrtError as error:
+        sys.exit(f"error: {error}\n{error.fix}")
+    serve(link, tell=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Rank 0 starts the others, on its own machine."""
+"""Rank 0 starts the others of its own machine, and waits for those of other machines."""
 
+import logging
 import os
 import socket
 import subprocess
@@ -7,32 +8,23 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 from kvrt.config import RuntimeConfig
 from kvrt.errors import ConfigError, ModelError, OutOfMemory, PeerLost
 from kvrt.model.loader import Model
-from kvrt.model.shard import Shard, Split
-from kvrt.ranks.joining import Hello, collectives_of, join
+from kvrt.model.shard import Split
+from kvrt.ranks.door import COME_S, Door
+from kvrt.ranks.joining import Hello, collectives_of, join, shard_of
 from kvrt.ranks.link import Link
+from kvrt.ranks.node import key_of, master_of
 from kvrt.ranks.others import Other, Others
 from kvrt.registry import load
 from kvrt.spi import Device, Invitation
 
 LOOPBACK = "127.0.0.1"
 
-
-def shard_of(config: RuntimeConfig) -> Shard:
-    """What rank 0 has of the model."""
-    return Shard(parts=config.tensor_parallel, stages=config.pipeline_parallel)
-
-
-def threads_of(config: RuntimeConfig) -> int | None:
-    """Host threads of each rank's kernels: the processors are dealt out among them. None: the
-    backend's choice, where there is one rank."""
-    ranks = shard_of(config).ranks
-    if config.threads is not None or ranks == 1:
-        return config.threads
-    return max(1, len(os.sched_getaffinity(0)) // ranks)
+log = logging.getLogger(__name__)
 
 
 class Ranks:
@@ -43,9 +35,11 @@ class Ranks:
         device: of rank 0.
         stack: ends them, also if something that comes later fails.
         on_failure: see `Others`.
+        still_wanted: asked while other machines are waited for; raises if nobody waits any more.
 
     Raises:
-        ConfigError: the backend has not as many devices, or they cannot talk.
+        ConfigError: the backend has not as many devices, or they cannot talk; or other machines
+            cannot come to the address.
     """
 
     split: Split
@@ -56,10 +50,12 @@ class Ranks:
         device: Device,
         stack: ExitStack,
         on_failure: Callable[[], None],
+        still_wanted: Callable[[], None],
     ) -> None:
         self._config, self._device = config, device
         self.shard, info = shard_of(config), device.info
-        ranks = self.shard.ranks
+        self._each = ranks = self.shard.ranks // config.nodes  # on this machine
+        self._still_wanted = still_wanted
         self._together = info.torch_device == "cpu"  # all processors are one device
         devices = load(info.backend).probe().devices
         if not self._together and config.device + ranks > devices:
@@ -73,6 +69,12 @@ class Ranks:
         self._invitation: Invitation | None = None
         self.others = Others(config.rank_timeout, self._failed)
         stack.callback(self._close)
+        self._door: Door | None = None
+        if config.nodes > 1:
+            assert config.master is not None
+            address = master_of(config.master)
+            key = key_of(None if config.master_key is None else Path(config.master_key), address)
+            self._door = Door(address, key, self.shard.ranks, config.nodes)
 
     def begin(self) -> Split:
         """Start them, and meet them.
@@ -82,16 +84,22 @@ class Ranks:
             KvrtError: one of them failed.
         """
         info, config = self._device.info, self._config
-        self._invitation = self._collectives.invite(LOOPBACK, config.rank_timeout)
+        host, elsewhere = LOOPBACK, dict[int, Other]()
+        if self._door is not None:
+            log.info("waiting at port %d for %d machines", self._door.port, config.nodes - 1)
+            host, elsewhere = self._door.host, self._door.wait(COME_S, self._still_wanted)
+        self._invitation = self._collectives.invite(host, config.rank_timeout)
         hello = Hello(
-            config, self.shard, info.backend, info.index, threads_of(config),
-            LOOPBACK, self._invitation.port, LOOPBACK,
-        )  # fmt: skip
+            config, self.shard, info.backend, info.index, host, self._invitation.port, host
+        )
         try:
             for rank in range(1, self.shard.ranks):
-                place = info.index + (0 if self._together else rank)
-                own = replace(hello, shard=self.shard.of_rank(rank), device=place)
-                self.others.add(rank, _start(), own.write())
+                other = elsewhere.get(rank) or _start(host)
+                place = info.index + (0 if self._together else rank % self._each)
+                own = replace(
+                    hello, shard=self.shard.of_rank(rank), device=place, own_host=other.host
+                )
+                self.others.add(rank, other, own.write())
             self.split = join(self._device, hello, self.others.meet)
         except PeerLost as error:
             raise self.others.blame(error) from error
@@ -107,6 +115,8 @@ class Ranks:
 
     def _close(self) -> None:
         self.others.close()
+        if self._door is not None:
+            self._door.close()
         if hasattr(self, "split"):  # else they have not met
             self.split.world.close()
             if self.split.tensor is not None:
@@ -132,21 +142,24 @@ class Ranks:
                     fix="give all of them the same files",
                 )
         least = min(int(one["free"]) for one in every)
-        return least // self.shard.ranks if self._together else least
+        return least // self._each if self._together else least
 
 
-def _start() -> Other:
+def _start(host: str) -> Other:
     here, there = socket.socketpair()
     try:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "kvrt.ranks.rank", str(there.fileno()), str(os.getpid())],
+            [
+                sys.executable, "-P", "-m", "kvrt.ranks.rank", "given", str(os.getpid()),
+                str(there.fileno()),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[there.fileno()],
-        )
+        )  # fmt: skip
     except OSError as error:
         here.close()
         raise OutOfMemory(f"another rank could not be started: {error.strerror}") from error
     finally:
         there.close()
-    return Other(Link(here), process, f"process {process.pid}")
+    return Other(Link(here), process, f"process {process.pid}", host)

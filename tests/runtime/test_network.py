@@ -1,12 +1,9 @@
-"""Two machines, as far as one can be two: processes in network namespaces of their own, with a wire
-between them that is pulled."""
+"""Prefill on one machine and decode on another, with a wire between them that is pulled."""
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import pytest
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 from tests.tiers.elsewhere import KEY
+from tests.two_machines import ip, two_machines
 
 ROOT = Path(__file__).parents[2]
 PROMPT = [(7 * n) % 199 for n in range(200)]
@@ -24,39 +22,10 @@ NODE = Path(__file__).parent / "node.py"
 STORE = "10.213.7.1:7707"
 
 
-def ip(*args: str) -> None:
-    subprocess.run(["ip", *args], check=True, capture_output=True, text=True)
-
-
 @pytest.fixture
 def nodes() -> Iterator[tuple[str, str]]:
-    """Two namespaces with a wire between them. Its ends are called as they are."""
-    try:
-        subprocess.run(["ip", "netns", "list"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("ip is not here: no network namespaces")
-    names = [f"kvrt{os.getpid()}{end}{uuid.uuid4().hex[:3]}" for end in "ab"]
-    try:
-        for name in names:
-            ip("netns", "add", name)
-        ip("link", "add", names[0], "type", "veth", "peer", "name", names[1])
-        for number, name in enumerate(names, 1):
-            ip("link", "set", name, "netns", name)
-            ip("-n", name, "addr", "add", f"10.213.7.{number}/24", "dev", name)
-            ip("-n", name, "link", "set", name, "up")
-            ip("-n", name, "link", "set", "lo", "up")
-    except (OSError, subprocess.CalledProcessError) as error:
-        _take_down(names)
-        pytest.skip(
-            f"no right to make network namespaces: {getattr(error, 'stderr', error)!r:.100}"
-        )
-    yield names[0], names[1]
-    _take_down(names)
-
-
-def _take_down(names: list[str]) -> None:
-    for name in names:
-        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+    with two_machines("10.213.7") as names:
+        yield names
 
 
 class Node:

@@ -203,7 +203,7 @@ def test_a_store_that_goes_and_comes_back_is_used_again(
     ("options", "message"),
     [
         ({"remote_store": "10.0.0.7:7707"}, "no key guards it"),
-        ({"remote_store": "nowhere"}, "is not the address of a store"),
+        ({"remote_store": "nowhere"}, "is not an address"),
         ({"remote_store": "127.0.0.1:1", "prefix_cache": False}, "prefix_cache is off"),
         ({"remote_key": "pages.key"}, "there is none"),
         ({"remote_store": "127.0.0.1:1", "remote_key": "/proc/nowhere"}, "cannot be read"),

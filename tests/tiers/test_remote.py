@@ -197,7 +197,7 @@ def test_an_address_is_a_host_and_a_port(text: str, address: Address) -> None:
              "host:-1", "x" * 300 + ":1", "host:" + "9" * 5000, "\n:1"],
 )  # fmt: skip
 def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="is not the address of a store"):
+    with pytest.raises(ConfigError, match="is not an address"):
         parse_address(text)
 
 

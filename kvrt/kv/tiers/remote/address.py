@@ -1,4 +1,4 @@
-"""Where a store of pages is, and the key that it is guarded by."""
+"""Where another process is, and the key that it is guarded by."""
 
 import ipaddress
 import os
@@ -12,10 +12,12 @@ FORM = "write it as HOST:PORT, as in 10.0.0.7:7707 or [fd00::7]:7707"
 LEAST_KEY, MOST_KEY = 16, 4096
 """Bytes of a key."""
 
+STORED = "whoever can store pages decides what is answered"
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Of a store.
+    """Of a store of pages, or of rank 0.
 
     Args:
         host: a name or a number.
@@ -52,15 +54,16 @@ def parse_address(text: str) -> Address:
         colon = ""
     plain = host.isascii() and host.isprintable() and 0 < len(host) <= 253 and " " not in host
     if not (colon and plain and port.isascii() and port.isdigit() and int(port[:6]) <= 65535):
-        raise ConfigError(f"{text!r:.100} is not the address of a store", fix=FORM)
+        raise ConfigError(f"{text!r:.100} is not an address", fix=FORM)
     return Address(host, int(port))
 
 
-def read_key(path: Path | None, address: Address) -> bytes:
+def read_key(path: Path | None, address: Address, *, danger: str = STORED) -> bytes:
     """The key in a file, without the white space around it; nothing, if there is no file.
 
     Args:
         address: at which it is asked for. One that other machines reach needs a key.
+        danger: what could happen without one.
 
     Raises:
         ConfigError: there has to be one, or the file has none.
@@ -68,10 +71,9 @@ def read_key(path: Path | None, address: Address) -> bytes:
     if path is None:
         if not address.is_loopback:
             raise ConfigError(
-                f"{address} is reached from other machines, and no key guards it: whoever can store"
-                " pages decides what is answered",
-                fix="make a key for all that share pages, and name its file:"
-                " head -c 32 /dev/urandom | base64 > pages.key",
+                f"{address} is reached from other machines, and no key guards it: {danger}",
+                fix="make a key for all of them, and name its file:"
+                " head -c 32 /dev/urandom | base64 > kvrt.key",
             )
         return b""
     try:
@@ -86,7 +88,7 @@ def read_key(path: Path | None, address: Address) -> bytes:
     if not LEAST_KEY <= len(key) <= MOST_KEY:
         raise ConfigError(
             f"{path} holds no key: it must have from {LEAST_KEY} to {MOST_KEY} bytes",
-            fix="head -c 32 /dev/urandom | base64 > pages.key",
+            fix="head -c 32 /dev/urandom | base64 > kvrt.key",
         )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ConfigError(f"{path} can be written to by other users", fix=f"chmod 600 {path}")
