@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from click import Context
 from kvrt_cli.main import cli
 
 CHART = Path(__file__).parents[2] / "deploy/helm/kvrt"
@@ -75,10 +77,12 @@ OURS = {"ServiceMonitor"}
 """Kinds that come with other operators: Kubernetes has no schema of them."""
 
 
+@cache
 def schema() -> Any:
     return json.loads((CHART / "values.schema.json").read_text())
 
 
+@cache
 def defaults() -> Any:
     return yaml.safe_load((CHART / "values.yaml").read_text())
 
@@ -89,7 +93,16 @@ def rendered(tmp_path: Path, *values: Values, kube: str = VERSIONS[0]) -> Made:
     for number, each in enumerate(values):
         path = tmp_path / f"{number}.values"
         path.write_text(json.dumps(each))
-        command = [HELM, "template", "chat", CHART, "--values", path, "--kube-version", kube]
+        command: list[Path | str] = [
+            HELM,
+            "template",
+            "chat",
+            CHART,
+            "-f",
+            path,
+            "--kube-version",
+            kube,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, (each, done.stderr)
         found += [(each, document) for document in yaml.safe_load_all(done.stdout) if document]
@@ -104,14 +117,20 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def refused(tmp_path: Path, values: Values) -> str:
     path = tmp_path / "values"
     path.write_text(json.dumps(values))
-    command = [HELM, "template", "chat", CHART, "--values", path]
+    command: list[Path | str] = [HELM, "template", "chat", CHART, "--values", path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0, values
     return done.stderr
 
 
 def validated(version: str, *paths: Path) -> subprocess.CompletedProcess[str]:
-    command = [Path(PYTHON).with_name("kubernetes-validate"), "--strict", "-k", version, *paths]
+    command: list[Path | str] = [
+        Path(PYTHON).with_name("kubernetes-validate"),
+        "--strict",
+        "-k",
+        version,
+        *paths,
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -149,7 +168,7 @@ class TestByHelm:
     def test_it_has_nothing_that_helm_would_lint(self, tmp_path: Path) -> None:
         path = tmp_path / "values"
         path.write_text(json.dumps(OPEN))
-        command = [HELM, "lint", CHART, "--strict", "--values", path]
+        command: list[Path | str] = [HELM, "lint", CHART, "--strict", "--values", path]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "0 chart(s) failed" in done.stdout
@@ -237,7 +256,7 @@ class TestByHelm:
 
 def parse(command: str, args: list[str]) -> dict[str, Any]:
     """As the command line reads them."""
-    found = cli.get_command(None, command)  # type: ignore[arg-type]
+    found = cli.get_command(Context(cli), command)
     assert found is not None
     with found.make_context(command, list(args)) as context:
         return dict(context.params)
