@@ -202,7 +202,7 @@ def test_a_store_that_lies_costs_its_time_and_no_more(
             assert (into == body(NAMES[0])).all()
         begun = time.monotonic()
         assert not one.store(NAMES[0], blank()).ok or lie is another_page
-        assert time.monotonic() - begun < 0.1
+        assert time.monotonic() - begun < 0.4, "less than the store's patience"
         assert one.stats().pages <= 20_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
