@@ -60,6 +60,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "click": ("cli",),
     "rich": ("cli",),
     "textual": ("cli",),
+    "yaml": ("cli",),
     "triton": ("kernels",),
     "cuda": ("backends/cuda",),
     "hip": ("backends/rocm",),

@@ -16,7 +16,7 @@ import click
 
 from kvrt_cli.main import cli
 
-MARKED = re.compile(r"(<!-- options of ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- options of ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def with_options(text: str) -> str:

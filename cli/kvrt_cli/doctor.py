@@ -56,7 +56,7 @@ def doctor(
     console = terminal.console(sys.stdout)
     for check in _checks(_names(only)):
         if not as_json:
-            _print(
+            print_check(
                 console,
                 check,
                 new_group=not found or found[-1].group != check.group,
@@ -130,7 +130,7 @@ def _backend_checks(names: set[str]) -> Iterator[Check]:
 # --- what is printed -----------------------------------------------------------------------------
 
 
-def _print(console: "Console", check: Check, *, new_group: bool, verbose: bool) -> None:
+def print_check(console: "Console", check: Check, *, new_group: bool, verbose: bool) -> None:
     """One check. rich gets its parts as plain text: [cuda] in a command must not be markup."""
     from rich.text import Text
 

@@ -19,6 +19,9 @@ from kvrt.errors import ConfigError
 from kvrt_cli.errors import explain
 from kvrt_cli.naming import NAME, TINY
 from kvrt_cli.options import color_option
+from kvrt_cli.profiles.option import configurable
+from kvrt_cli.profiles.origins import Call, call_of
+from kvrt_cli.profiles.settings import ABOUT_PROFILES
 from kvrt_cli.streams import discard, fill_closed, replace_what_cannot_be_encoded
 from kvrt_cli.terminal import LogLines, Terminal
 
@@ -43,6 +46,7 @@ Exit codes:
 
 \b
 Environment:
+  KVRT_COMMAND_OPTION  an option of a command, as in KVRT_SERVE_PORT
   KVRT_BACKEND    the backend that "auto" means
   KVRT_ISA        the instruction set of the CPU kernels
   KVRT_SHARE_DIR  where it is kept who shares a device
@@ -59,11 +63,13 @@ class Commands(Mapping[str, click.Command]):
     NAMES = (
         "batch",
         "bench",
+        "config",
         "ctl",
         "doctor",
         "embed",
         "merge",
         "models",
+        "profile-config",
         "rerank",
         "route",
         "run",
@@ -78,8 +84,9 @@ class Commands(Mapping[str, click.Command]):
     def __getitem__(self, name: str) -> click.Command:
         if name not in self.NAMES:
             raise KeyError(name)
-        command: click.Command = getattr(importlib.import_module(f"kvrt_cli.{name}"), name)
-        return command
+        word = name.replace("-", "_")
+        command: click.Command = getattr(importlib.import_module(f"kvrt_cli.{word}"), word)
+        return command if name in ABOUT_PROFILES else configurable(command, [name], self)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.NAMES)
@@ -115,11 +122,13 @@ class Cli(click.Group):
         sys.exit(code)
 
     def _exit_code(self, args: list[str], terminal: Terminal, *, without_output: bool) -> int:
+        meta: Mapping[str, object] = {}
         try:
             terminal.debug = Environment().debug
             if without_output:
                 raise ConfigError("standard output is closed", fix="discard it with >/dev/null")
             with self.make_context("kvrt", args, obj=terminal) as ctx:
+                meta = ctx.meta
                 self.invoke(ctx)
             sys.stdout.flush()
             return 0
@@ -131,17 +140,20 @@ class Cli(click.Group):
         except (BrokenPipeError, SystemExit):
             raise
         except BaseException as error:  # a library in Rust panics with an exception of its own kind
-            code = self._report(error, args, terminal)
+            code = self._report(error, args, terminal, call_of(meta))
             if isinstance(error, OSError):
                 # What could not be written will not be written at exit either.
                 discard(sys.stdout, sys.stderr)
             return code
 
-    def _report(self, error: BaseException, args: Sequence[str], terminal: Terminal) -> int:
+    def _report(
+        self, error: BaseException, args: Sequence[str], terminal: Terminal, call: Call | None
+    ) -> int:
         name = next((arg for arg in args if arg in self.commands), "")
         hint = " ".join(["see kvrt", *([name] if name else []), "--help"])
         terminal.traceback(error)
-        terminal.error(*explain(error, _named(self, args), hint))
+        cause, fix = explain(error, _named(self, args), hint)
+        terminal.error(*(call.explained(cause, fix) if call is not None else (cause, fix)))
         return int(getattr(error, "exit_code", 5 if isinstance(error, MemoryError) else 1))
 
     def resolve_command(

@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +57,20 @@ ADAPTER = "adapter"
 SHORT_HELP = "A model answers a prompt, a file of prompts, or you in a conversation."
 
 
-@click.command("run", cls=SectionedCommand, sections=RUN, short_help=SHORT_HELP)
+def sampling_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling parameters that were asked for; see `asked`.
+
+    Raises:
+        RequestError: one cannot be.
+    """
+    wishes = asked(options)
+    SamplingParams(**wishes)
+    return wishes
+
+
+@click.command(
+    "run", cls=SectionedCommand, sections=RUN, settled=sampling_of, short_help=SHORT_HELP
+)
 @click.argument("model", required=False, type=model_name)
 @click.argument("prompt", nargs=-1)
 @click.option(
@@ -146,8 +159,7 @@ def run(
 
         list_devices(terminal, as_json=options["as_json"])
         return
-    wishes = asked(options)
-    SamplingParams(**wishes)  # bad values are refused before a model is loaded
+    wishes = sampling_of(options)  # bad values are refused before a model is loaded
     _check_usage(prompt, prompts, wishes, as_json=options["as_json"])
     if options["images"] and prompts is not None:
         raise click.UsageError("--image goes with a PROMPT, not with --prompts")

@@ -1,6 +1,7 @@
 """The sections of a long ``--help``, so that rarely used options stand together at its end."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import click
 
@@ -17,6 +18,7 @@ SHARING = ("share", "guarantee", "lend", "weight", "share_priority")
 SCHEDULING = ("max_batch_tokens", "max_running", "speculation", "draft_model")
 RANKS = ("tensor_parallel", "pipeline_parallel", "nodes", "node_rank", "master", "master_key",
          "rank_timeout")  # fmt: skip
+SETTINGS = ("profile",)
 OUTPUT = ("as_json", "no_stream", "output", "verbose", "quiet", "color", "help")
 
 RUN: Sections = {
@@ -32,6 +34,7 @@ RUN: Sections = {
     "Sharing": SHARING,
     "Scheduling": SCHEDULING,
     "Several processes": RANKS,
+    "Settings": SETTINGS,
 }  # fmt: skip
 SERVE: Sections = {
     "Server": ("host", "port", "alias", "chat_template", "reader", "strict", "max_requests",
@@ -51,6 +54,7 @@ SERVE: Sections = {
     "Sharing": SHARING,
     "Scheduling": SCHEDULING,
     "Several processes": RANKS,
+    "Settings": SETTINGS,
     "Output": OUTPUT,
 }  # fmt: skip
 BATCH: Sections = {
@@ -62,6 +66,7 @@ BATCH: Sections = {
     "Sharing": SHARING,
     "Scheduling": SCHEDULING,
     "Several processes": RANKS,
+    "Settings": SETTINGS,
 }  # fmt: skip
 BENCH: Sections = {
     "Tests": ("prompt_tokens", "new_tokens", "pairs", "batch", "repetitions", "no_warmup"),
@@ -71,6 +76,7 @@ BENCH: Sections = {
     "Sharing": SHARING,
     "Scheduling": SCHEDULING,
     "Several processes": RANKS,
+    "Settings": SETTINGS,
 }
 
 
@@ -79,11 +85,20 @@ class SectionedCommand(click.Command):
 
     Args:
         sections: see `Sections`; a name that the command does not have is passed over.
+        settled: raises the error that these values of parameters would end in before anything is
+            begun, for who wants to know that alone.
     """
 
-    def __init__(self, *args: object, sections: Sections, **options: object) -> None:
+    def __init__(
+        self,
+        *args: object,
+        sections: Sections,
+        settled: Callable[[Mapping[str, Any]], object] | None = None,
+        **options: object,
+    ) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self.sections = sections
+        self.settled = settled
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one list of options for each section."""

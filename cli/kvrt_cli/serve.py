@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,18 @@ if TYPE_CHECKING:
     from kvrt.server.config import ServerConfig
     from kvrt.server.serve import Prepared
 
+NAMES = ("keys", "host", "port", "alias", "jwt_issuer", "jwt_audience", "jwt_keys",
+         "jwt_role", "jwt_workspace", "limits", "usage", "usage_days", "audit",
+         "audit_size", "audit_days", "otel", "metrics_compat", "without_keys",
+         "strict", "max_requests", "max_body", "response_cache", "response_cache_all",
+         "semantic_cache", "semantic_cache_size", "semantic_cache_seconds",
+         "deadline", "drain_seconds", "ready_seconds", "kv_events", "kv_events_replay",
+         "chat_template", "reader", "embed_model", "rerank_model", "speech_model", "batches",
+         "batch_database", "batch_space", "batch_lines", "batch_price", "batch_webhook",
+         "batch_webhook_secret", "lora", "keep_alive", "max_waiting", "slo",
+         "devices")  # fmt: skip
+"""Options that are a `ServerConfig`'s as they are."""
+
 SHORT_HELP = "A model answers over HTTP, to clients of OpenAI's API, Anthropic's and Ollama's."
 
 
@@ -40,7 +53,20 @@ def model_or_named(value: str) -> str:
     return f"{name}={model_name(model)}" if equals else model_name(value)
 
 
-@click.command("serve", cls=SectionedCommand, sections=SERVE, short_help=SHORT_HELP)
+def server_config(options: Mapping[str, Any]) -> "ServerConfig":
+    """What the options say about the server.
+
+    Raises:
+        ConfigError: one cannot be, or two do not go together.
+    """
+    from kvrt.server.config import ServerConfig
+
+    return ServerConfig(**{name: options[name] for name in NAMES})
+
+
+@click.command(
+    "serve", cls=SectionedCommand, sections=SERVE, settled=server_config, short_help=SHORT_HELP
+)
 @click.argument("models", metavar="[MODEL]...", nargs=-1, type=model_or_named)
 @fleet_options
 @click.option(
@@ -176,19 +202,8 @@ def serve(
     check_extra("serve")
     from kvrt.server.access.keys import add_key
     from kvrt.server.access.limits import Limits
-    from kvrt.server.config import ServerConfig
 
-    names = ("host", "port", "alias", "jwt_issuer", "jwt_audience", "jwt_keys",
-             "jwt_role", "jwt_workspace", "limits", "usage", "usage_days", "audit",
-             "audit_size", "audit_days", "otel", "metrics_compat", "without_keys",
-             "strict", "max_requests", "max_body", "response_cache", "response_cache_all",
-             "semantic_cache", "semantic_cache_size", "semantic_cache_seconds",
-             "deadline", "drain_seconds", "ready_seconds", "kv_events", "kv_events_replay",
-             "chat_template", "reader", "embed_model", "rerank_model", "speech_model", "batches",
-             "batch_database", "batch_space", "batch_lines", "batch_price", "batch_webhook",
-             "batch_webhook_secret", "lora", "keep_alive", "max_waiting", "slo",
-             "devices")  # fmt: skip
-    config = ServerConfig(keys=keys, **{name: options[name] for name in names})
+    config = server_config({**options, "keys": keys})
     named = len(models) > 1 or models_dir is not None or "=" in "".join(models)
     several = named or config.devices is not None
     wanted = runtime_config(models[0] if models and not several else TINY, options)

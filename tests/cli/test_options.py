@@ -26,6 +26,8 @@ COMMANDS = {
     "usage": ("usage", "nothing.db"),
     "store": ("store", "--memory", "0", "--host", "203.0.113.1"),
     "show": ("show", "tiny", "--backend", "cpu"),
+    "config": ("config",),
+    "profile-config": ("profile-config",),
 }
 ANY = (
     "", " ", "x", "X" * 5000, "-", "--", "\n", "é", "\udce9", "0", "1", "3", "-1", "-0.0", "1.5",

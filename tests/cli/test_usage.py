@@ -45,7 +45,7 @@ def test_help_and_version_load_no_torch_and_are_fast() -> None:
 def test_the_documentation_lists_the_options_there_are() -> None:
     text = DOCS.read_text(encoding="utf-8")
     assert with_options(text) == text, "run: python -m kvrt_cli.docs docs/cli.md"
-    assert {"kvrt", *cli.commands} == set(re.findall(r"<!-- options of (\w+).* -->", text))
+    assert {"kvrt", *cli.commands} == set(re.findall(r"<!-- options of ([\w-]+).* -->", text))
 
 
 def test_help_and_documentation_have_the_same_exit_codes() -> None:

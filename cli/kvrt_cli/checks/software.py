@@ -9,15 +9,19 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import click
+
 import kvrt
 from kvrt.config import weights_folder
 from kvrt.registry import GROUP as BACKENDS
 from kvrt.units import format_bytes
 from kvrt_cli.checks.check import Check, Mark
+from kvrt_cli.profiles.keys import is_secret, nearest, variables, without_passwords
 
 PYTHON, LIBRARIES, ENVIRONMENT = "python", "libraries", "environment"
 
-SETTINGS = {"KVRT_BACKEND", "KVRT_ISA", "KVRT_SHARE_DIR", "KVRT_LOG_LEVEL", "KVRT_DEBUG"}
+SETTINGS = {"KVRT_BACKEND", "KVRT_ISA", "KVRT_SHARE_DIR", "KVRT_LOG_LEVEL", "KVRT_LOG_FORMAT",
+            "KVRT_DEBUG"}  # fmt: skip
 # Kubernetes sets such variables for a service that is called kvrt; they are not meant for us.
 SERVICE = re.compile(r"KVRT_(SERVICE_(HOST|PORT).*|PORT(_\d+_(TCP|UDP).*)?)")
 REQUIREMENT = re.compile(r"([\w.-]+)(?:\[.*?\])?\s*\(?(?:>=\s*([\d.]+))?")
@@ -120,15 +124,30 @@ def present_gpus(root: Path = Path("/")) -> list[tuple[str, str, str]]:
 def environment(environ: Mapping[str, str] = os.environ) -> Iterator[Check]:
     """Settings that kvrt or its libraries read, and those that only look like it."""
     ours = sorted(name for name in environ if name.startswith("KVRT_"))
+    options = _variables() if set(ours) - SETTINGS else {}
     for name in ours:
-        if name in SETTINGS:
-            yield Check(ENVIRONMENT, name, Mark.OK, f"{name}={environ[name]}")
+        if name in options and is_secret(options[name]):
+            yield Check(ENVIRONMENT, name, Mark.OK, f"{name} is set")
+        elif name in SETTINGS or name in options:
+            value = without_passwords(environ[name])
+            yield Check(ENVIRONMENT, name, Mark.OK, f"{name}={value}")
         elif not SERVICE.fullmatch(name):
             known = ", ".join(sorted(SETTINGS))
-            text = f"{name} is not a variable that kvrt reads; those are {known}"
-            yield Check(ENVIRONMENT, name, Mark.WARN, text, fix=f"unset {name}")
+            text = (
+                f"{name} is not a variable that kvrt reads; those are {known}, and"
+                " KVRT_COMMAND_OPTION for an option of a command"
+            )
+            like = nearest(name, [*SETTINGS, *options])
+            fix = f"unset {name}" + (f"; did you mean {like}?" if like else "")
+            yield Check(ENVIRONMENT, name, Mark.WARN, text, fix=fix)
     yield _hub(environ)
     yield _quantised(environ)
+
+
+def _variables() -> Mapping[str, click.Parameter]:
+    from kvrt_cli.main import cli  # loads this module when it is asked for the doctor
+
+    return variables(cli)
 
 
 def _quantised(environ: Mapping[str, str]) -> Check:
