@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kvrt_cli.main import cli
 from kvrt_cli.profiles.document import parse
 from kvrt_cli.profiles.find import TEMPLATES
-from kvrt_cli.profiles.keys import children, keys_of, of_runtime, variables
+from kvrt_cli.profiles.keys import children, keys_of, of_runtime, variables, variables_of
 
 from kvrt.errors import ConfigError
 
@@ -165,7 +165,7 @@ def test_a_command_refuses_a_profile_for_itself_alone_and_check_for_all(kvrt: Kv
     ("name", "cause"),
     [
         ("servr", "there is no profile 'servr'; did you mean 'server'?"),
-        ("./no.yaml", "the profile cannot be read: ./no.yaml: No such file"),
+        ("./no.yaml", "the profile cannot be read: no.yaml: No such file"),
         ("/", "the profile cannot be read"),
         ("/dev/null", "/dev/null says nothing"),
         ("/dev/zero", "/dev/zero is no profile: it has more than"),
@@ -264,7 +264,7 @@ def test_every_option_of_every_command_has_a_variable_of_its_own() -> None:
         name
         for command in leaves(cli)
         for param in command.params
-        for name in (param.envvar or ())
+        for name in variables_of(param)
         if name != "KVRT_BACKEND"
     ]
     assert len(named) > 300

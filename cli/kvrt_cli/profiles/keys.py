@@ -47,6 +47,7 @@ def keys_of(command: click.Command) -> dict[str, click.Parameter]:
 @cache
 def _of_runtimes() -> frozenset[str]:
     names = {field.name for field in fields(RuntimeConfig)} | set(TERMS)
+    names.remove("seed")  # which is that of a request, on command lines
     return frozenset(name.replace("_", "-") for name in names)
 
 
@@ -65,12 +66,16 @@ def variable(words: Sequence[str], param: click.Parameter) -> str:
     return "_".join(["KVRT", *words, key_of(param)]).upper().replace("-", "_")
 
 
+def variables_of(param: click.Parameter) -> list[str]:
+    """The variables of a parameter; the first that is set counts."""
+    return [param.envvar] if isinstance(param.envvar, str) else list(param.envvar or ())
+
+
 def variables(command: click.Command) -> dict[str, click.Parameter]:
     """The variables that a command's options have, and those of the commands in it."""
     found: dict[str, click.Parameter] = {}
     for param in command.params:
-        names = [param.envvar] if isinstance(param.envvar, str) else param.envvar or ()
-        found |= dict.fromkeys(names, param)
+        found |= dict.fromkeys(variables_of(param), param)
     for below in children(command).values():
         found |= variables(below)
     return found

@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from kvrt_cli.profiles.find import Profile
+from kvrt_cli.profiles.keys import variables_of
 from kvrt_cli.profiles.settings import Setting
 
 Source = Literal["command line", "environment", "profile", "default"]
@@ -34,7 +35,7 @@ class Call:
             case ParameterSource.COMMANDLINE | ParameterSource.PROMPT:
                 return "command line", ""
             case ParameterSource.ENVIRONMENT:
-                return "environment", variable_set(param)
+                return "environment", next(filter(os.environ.get, variables_of(param)), "")
             case ParameterSource.DEFAULT_MAP if self.profile is not None:
                 return "profile", f"{self.profile.name}, line {self.settings[name].line}"
             case _:
@@ -61,12 +62,6 @@ def _names(text: str, option: str) -> bool:
     return option.startswith("-") and bool(
         re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", text)
     )
-
-
-def variable_set(param: click.Parameter) -> str:
-    """The variable that a parameter's value is from."""
-    names = [param.envvar] if isinstance(param.envvar, str) else param.envvar or ()
-    return next((name for name in names if os.environ.get(name)), "")
 
 
 def remember(

@@ -1,6 +1,6 @@
 """What a profile says about a command, checked as the command's own flags are."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,7 +86,7 @@ class Reader:
             node = children(command)
             own = {key: entry for key, entry in entries.items() if key not in node}
             if depth == len(words):
-                self._take(own, ctx, found, words)
+                self._take(own, ctx, found, words, node)
             else:
                 keys = [*node, *keys_of(command)]
                 for key in own.keys() - set(keys):
@@ -115,12 +115,12 @@ class Reader:
     ) -> Iterator[tuple[tuple[str, ...], click.Command]]:
         """The commands that tables are about."""
         for name, entry in entries.items():
-            if name not in commands or name in ABOUT_PROFILES or not isinstance(entry.value, dict):
+            if name not in commands or name in ABOUT_PROFILES:
                 continue
             command, words = commands[name], (*above, name)
-            below = children(command)
-            yield from self._named(entry.value, below, words)
-            if not below or entry.value.keys() - below.keys():
+            own, below = entry.value if isinstance(entry.value, dict) else {}, children(command)
+            yield from self._named(own, below, words)
+            if not own or own.keys() - below.keys():
                 yield words, command
 
     def _check_names(self, profile: Profile, found: Read) -> None:
@@ -157,9 +157,10 @@ class Reader:
         ctx: click.Context,
         found: Read,
         words: Sequence[str] = (),
+        below: Iterable[str] = (),
     ) -> None:
-        """Add what the entries of a command say. Without `words` they are those of runtimes: a
-        command takes those that it has."""
+        """Add what the entries of a command say, which has other commands `below` it. Without
+        `words` they are those of runtimes: a command takes those that it has."""
         keys = keys_of(ctx.command)
         if not words:
             keys = {key: param for key, param in keys.items() if of_runtime(param)}
@@ -168,7 +169,7 @@ class Reader:
             param = keys.get(key)
             if param is None:
                 if words or key not in self._shared():
-                    known = list(keys) if words else self._shared()
+                    known = [*keys, *below] if words else self._shared()
                     found.problems.append(self._unknown(key, entry, known, words))
                 continue
             name = param.name or ""
