@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 import click
 
 from kvrt_cli.profiles.find import find
-from kvrt_cli.profiles.keys import children, settable, variable
+from kvrt_cli.profiles.keys import children, settable, variable, variables_of
 from kvrt_cli.profiles.origins import remember
 from kvrt_cli.profiles.settings import Reader, problem_error
 
 NAME = "profile"
-WIDER: Mapping[str, str] = {"backend": "KVRT_BACKEND"}
+WIDER: Mapping[str, tuple[str, ...]] = {"backend": ("KVRT_BACKEND",)}
 """Variables that are about every command, by the parameter that they set."""
 
 
@@ -34,11 +34,8 @@ def configurable(
         return command
     option = _ProfileOption(words, commands)
     for param in (option, *options):
-        if param.envvar is None:
-            names = [variable(words, param)]
-            if param.name in WIDER:
-                names.append(WIDER[param.name])
-            param.envvar = names
+        wider = WIDER.get(param.name or "", ())
+        param.envvar = [variable(words, param), *variables_of(param), *wider]
     command.params.insert(0, option)
     return command
 
