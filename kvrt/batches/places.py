@@ -1,4 +1,4 @@
-"""So many lines are asked at once, and every owner gets as many places as any other.
+"""So many lines are asked at once, and every owner gets as many places as any other, for its share.
 
 Of an owner's lines, those of a higher priority come in first, then those of what is to be over
 first.
@@ -21,15 +21,21 @@ Waiting = tuple[Rank, int, int, "asyncio.Future[None]"]
 """A line: its rank, its number in the order of arrival, its bytes, and what it waits for."""
 
 
+def _even(owner: str) -> int:
+    return 1
+
+
 class Places:
     """See the module. Belongs to the event loop.
 
     Args:
         room: how many there are, now; a line is always let in where none is.
+        share: of an owner, now: who has 3 gets three times as many as who has 1.
     """
 
-    def __init__(self, room: Callable[[], int]) -> None:
+    def __init__(self, room: Callable[[], int], share: Callable[[str], int] = _even) -> None:
         self._room = room
+        self._share = share
         self._waiting: OrderedDict[str, list[Waiting]] = OrderedDict()
         self._numbers = count()
         self._inside: Counter[str] = Counter()
@@ -67,10 +73,10 @@ class Places:
         self.look()
 
     def look(self) -> None:
-        """Let in who can come in: of those who wait, the owner with the fewest places; owners who
-        have the same take turns."""
+        """Let in who can come in: of those who wait, the owner with the fewest places for its
+        share; owners who have the same take turns."""
         while self._waiting:
-            owner = min(self._waiting, key=self._inside.__getitem__)
+            owner = min(self._waiting, key=lambda one: self._inside[one] / self._share(one))
             line = min(self._waiting[owner])  # numbers differ: futures are never compared
             _, _, nbytes, future = line
             full = self.inside >= self._room() or self._bytes + nbytes > MOST_BYTES

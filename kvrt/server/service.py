@@ -61,6 +61,10 @@ class Service:
             if before.get(name) != shares.get(name):
                 self.runtime.runtime.set_share(name, shares.get(name))
 
+    def share_of(self, tenant: str) -> int:
+        """What a workspace is due, beside others'. From any thread."""
+        return self._shares.get(tenant, 1)
+
     def _observe(self, event: Event) -> None:
         """On the engine's thread."""
         self._moved = monotonic()

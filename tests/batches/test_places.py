@@ -42,6 +42,44 @@ def test_every_owner_gets_as_many_places_as_any_other() -> None:
     asyncio.run(asked())
 
 
+def test_places_are_dealt_by_shares_as_they_are_now() -> None:
+    """Of who has come before, none is taken away; what comes free goes by the shares of that time."""
+
+    async def asked() -> None:
+        shares, inside, room = {"gold": 3}, Counter[str](), [1]
+        places = Places(lambda: room[0], lambda owner: shares.get(owner, 1))
+        await places.enter("first", 1)
+
+        async def line(owner: str) -> None:
+            await places.enter(owner, 1)
+            inside[owner] += 1
+
+        def over(owner: str) -> None:
+            places.leave(owner, 1)
+            inside[owner] -= 1
+
+        crowd = [asyncio.create_task(line(owner)) for _ in range(40) for owner in ("lead", "gold")]
+        await turns()
+        assert not inside
+        room[0] = 9
+        places.look()
+        await turns()
+        assert inside == {"gold": 6, "lead": 2}
+        for owner in ("lead", "lead", "gold", "gold"):
+            over(owner)
+        await turns()
+        assert inside == {"gold": 6, "lead": 2}
+        shares["lead"] = 3
+        for _ in range(2):
+            over("gold")
+        await turns()
+        assert inside == {"gold": 4, "lead": 4}
+        for task in crowd:
+            task.cancel()
+
+    asyncio.run(asked())
+
+
 def test_owners_who_have_the_same_take_turns() -> None:
     async def asked() -> list[str]:
         places, order = Places(lambda: 1), list[str]()

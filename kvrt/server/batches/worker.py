@@ -92,7 +92,7 @@ class Worker:
             service.accounts,
             service.metrics.line_answered,
         )
-        self._places = Places(self._room)
+        self._places = Places(self._room, service.share_of)
         self._runner = Runner(
             store,
             Rules(URLS, service.served.max_body, most),
