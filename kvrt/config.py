@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from kvrt.checks import (
     Checks,
@@ -81,7 +81,7 @@ LoadFormat = Literal["auto", "dummy"]
 ModelImpl = Literal["kvrt", "transformers"]
 Quantize = Literal["int8", "int5", "int4"]
 DTypeOption = Literal["auto", DType]
-KVFormatOption = Literal["auto", KVFormat]
+FitFormat = Literal["bfloat16", "int8", "int4"]
 MAX_THREADS = max(64, 8 * (os.cpu_count() or 1))
 """More than a processor has any use for; each takes memory of the system's."""
 MAX_RANKS = 64
@@ -106,7 +106,9 @@ class RuntimeConfig:
         dtype: of the weights; ``auto``: the checkpoint's.
         kv_cache_dtype: of keys and values in the cache; ``auto``: that of the weights. ``int8``,
             ``int4`` and, on GPUs that have it, ``fp8`` hold two to eight times as many tokens, at
-            some loss of quality: docs/kv-formats.md.
+            some loss of quality: docs/kv-formats.md. ``fit``: the most exact, from that of the
+            weights to ``int8``, in which a text of `max_model_len` fits; ``fit:N``: N of them;
+            ``fit:N:int4``: down to that.
         load_format: ``dummy`` makes random weights from config.json alone.
         model_impl: ``transformers``: transformers' own module computes, over kvrt's pages; for
             architectures that kvrt does not have (docs/models.md). Slower, and with no code from
@@ -189,7 +191,7 @@ class RuntimeConfig:
     backend: str = "auto"
     device: int = 0
     dtype: DTypeOption = "auto"
-    kv_cache_dtype: KVFormatOption = "auto"
+    kv_cache_dtype: str = "auto"
     load_format: LoadFormat = "auto"
     model_impl: ModelImpl = "kvrt"
     quantize: Quantize | None = None
@@ -257,6 +259,13 @@ class RuntimeConfig:
                 fix="leave prefix_cache on",
             )
         draft_limit(self.speculate, by_model=self.draft_model is not None)
+        fit = fit_of(self.kv_cache_dtype)
+        if fit is not None and fit.texts > self.max_running:
+            raise ConfigError(
+                f"kv_cache_dtype {self.kv_cache_dtype} is for {fit.texts} texts at once, and"
+                f" max_running is {self.max_running}",
+                fix="raise max_running, or ask for no more texts than run together",
+            )
         ranks = self.tensor_parallel * self.pipeline_parallel
         if ranks % self.nodes or (self.nodes > 1) != (self.master is not None):
             raise ConfigError(
@@ -266,7 +275,9 @@ class RuntimeConfig:
             )
         if ranks > 1:
             alone = [name for name in ALONE if getattr(self, name) is not None]
-            for name in (*alone, *(["speculate mtp"] if self.predicts else [])):
+            alone += ["speculate mtp"] if self.predicts else []
+            alone += ["kv_cache_dtype fit"] if fit is not None else []
+            for name in alone:
                 raise ConfigError(
                     f"{name} is not for a model that several processes compute",
                     fix=f"leave out {name}, or tensor_parallel and pipeline_parallel",
@@ -287,7 +298,7 @@ OPTIONS: Checks = {
     "backend": Text(),
     "device": Whole(0, 2**31 - 1),
     "dtype": OneOf(("auto", *get_args(DType))),
-    "kv_cache_dtype": OneOf(("auto", *get_args(KVFormat))),
+    "kv_cache_dtype": Text(),
     "load_format": OneOf(get_args(LoadFormat)),
     "model_impl": OneOf(get_args(ModelImpl)),
     "quantize": Maybe(OneOf(get_args(Quantize))),
@@ -327,6 +338,39 @@ OPTIONS: Checks = {
     "debug": Flag(),
 }
 """Of each field, what it may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What KV pages are to hold, whichever format that takes.
+
+    Args:
+        texts: of the longest context, at once.
+        least: the least exact format that may be taken for it.
+    """
+
+    texts: int = 1
+    least: FitFormat = "int8"
+
+
+def fit_of(kv_cache_dtype: str) -> Fit | None:
+    """What ``fit[:N][:FORMAT]`` asks for; None: another format is named, or ``auto``.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    word, *parts = kv_cache_dtype.split(":")
+    if word != "fit" and kv_cache_dtype in ("auto", *get_args(KVFormat)):
+        return None
+    count = parts.pop(0) if parts and parts[0].isascii() and parts[0].isdigit() else "1"
+    least = parts.pop(0) if parts else "int8"
+    if word != "fit" or parts or least not in get_args(FitFormat) or int(count[:9]) < 1:
+        raise ConfigError(
+            f"kv_cache_dtype is {kv_cache_dtype!r:.60}",
+            fix=f"use one of auto, {', '.join(get_args(KVFormat))}, or fit, fit:N, fit:FORMAT or"
+            f" fit:N:FORMAT with N texts and one of {', '.join(get_args(FitFormat))}",
+        )
+    return Fit(int(count[:9]), cast(FitFormat, least))
 
 
 def draft_limit(speculate: str | None, *, by_model: bool = False) -> int:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from kvrt.config import ModelImpl, RuntimeConfig
+from kvrt.config import ModelImpl, RuntimeConfig, fit_of
 from kvrt.errors import ConfigError
 from kvrt.spi import DType, KVFormat
 from kvrt.units import GIB, parse_bytes
@@ -45,10 +45,13 @@ def dtype(value: str) -> str:
 
 
 def kv_format(value: str) -> str:
-    """A KV format by its full name, or by a usual short one."""
+    """A KV format by its full name, or by a usual short one; or what is to fit."""
     name = SHORT_DTYPES.get(value, value)
-    if name not in KV_FORMATS:
-        raise click.BadParameter(f"{value!r} is not one of {', '.join(KV_FORMATS)}")
+    try:
+        fit_of(name)
+    except ConfigError:
+        known = f"{', '.join(KV_FORMATS)}, fit[:N][:FORMAT]"
+        raise click.BadParameter(f"{value!r} is not one of {known}") from None
     return name
 
 
@@ -110,11 +113,12 @@ device_option = click.option(
 kv_dtype_option = click.option(
     "--kv-cache-dtype",
     type=kv_format,
-    metavar=f"[{'|'.join(KV_FORMATS)}]",
+    metavar=f"[{'|'.join(KV_FORMATS)}|fit[:N][:FORMAT]]",
     default="auto",
     help="Of keys and values in the cache; auto: that of the weights. int8 and int4 take a"
     " quarter and an eighth of float32's memory, and a little more, at some loss of"
-    " quality; fp8 (E4M3) takes as much as int8, on GPUs that have it.",
+    " quality; fp8 (E4M3) takes as much as int8, on GPUs that have it. fit: the most exact, down to"
+    " int8, in which N texts (1) of --max-model-len tokens fit; fit:N:int4: down to that.",
 )
 quantize_option = click.option(
     "--quantize",

@@ -43,7 +43,7 @@ def test_every_owner_gets_as_many_places_as_any_other() -> None:
 
 
 def test_places_are_dealt_by_shares_as_they_are_now() -> None:
-    """Of who has come before, none is taken away; what comes free goes by the shares of that time."""
+    """None is taken away; what comes free goes by the shares of that time."""
 
     async def asked() -> None:
         shares, inside, room = {"gold": 3}, Counter[str](), [1]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kvrt.engine.events import StepDone
 from kvrt.errors import ConfigError
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
@@ -80,3 +81,79 @@ def test_an_unknown_format_is_refused_with_the_known_ones(tiny_lm: Path) -> None
     with pytest.raises(ConfigError, match="kv_cache_dtype is 'int3'") as caught:
         Runtime(tiny_lm, kv_cache_dtype="int3")
     assert "int8, fp8, int4" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("asked", "room", "taken", "says"),
+    [
+        ("fit:8", 40, "float32", None),
+        ("fit:8", 20, "bfloat16", "in float32, 8 texts of 256 tokens would take"),
+        ("fit:8", 12, "int8", "in float32, 8 texts of 256 tokens would take"),
+        ("fit:8", 8, "int8", "even so"),
+        ("fit:8:int4", 8, "int4", "in float32, 8 texts of 256 tokens would take"),
+        ("fit:8:bfloat16", 12, "bfloat16", "even so"),
+        ("fit", 8, "float32", None),
+        ("auto", 8, "float32", None),
+    ],
+)
+def test_the_most_exact_format_is_taken_in_which_what_is_asked_for_fits(
+    asked: str,
+    room: int,
+    taken: str,
+    says: str | None,
+    make_runtime: MakeRuntime,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """And none that is less exact than allowed, whatever fits; then that is said."""
+    weights = make_runtime(prefix_cache=False).model.weight_bytes
+    runtime = make_runtime(
+        kv_cache_dtype=asked, max_model_len=256, memory_limit=weights + (room << 20)
+    )
+    assert {layout.format for layout in runtime.cache.layouts} == {taken}
+    said = [record.getMessage() for record in caplog.records]
+    if says is None:
+        assert said == []
+    else:
+        assert len(said) == 1
+        assert f"kept in {taken}" in said[0]
+        assert says in said[0]
+
+
+def test_what_was_to_fit_runs_together(make_runtime: MakeRuntime) -> None:
+    weights = make_runtime(prefix_cache=False).model.weight_bytes
+    together: dict[str, list[int]] = {"fit:8": [], "bfloat16": []}
+    for kv, counts in together.items():
+        runtime = make_runtime(
+            kv_cache_dtype=kv,
+            max_model_len=256,
+            memory_limit=weights + (12 << 20),
+            prefix_cache=False,
+        )
+
+        def observe(event: object, counts: list[int] = counts) -> None:
+            if isinstance(event, StepDone):
+                counts.append(event.running)
+
+        runtime.add_observer(observe)
+        results = runtime.generate(
+            [prompt(length) for length in range(216, 224)],
+            SamplingParams(max_tokens=32, ignore_eos=True),
+        )
+        assert [(result.error, result.usage.preemptions) for result in results] == [(None, 0)] * 8
+    assert max(together["fit:8"]) == 8 > max(together["bfloat16"])
+
+
+@pytest.mark.parametrize(
+    "asked", ["fit:", "fit:0", "fit:int3", "fit:2:float32:1", "fits", "fit:-1"]
+)
+def test_what_is_to_fit_is_checked(tiny_lm: Path, asked: str) -> None:
+    with pytest.raises(ConfigError, match="kv_cache_dtype is 'fit") as caught:
+        Runtime(tiny_lm, kv_cache_dtype=asked)
+    assert "fit:N:FORMAT" in caught.value.fix
+
+
+def test_more_texts_than_run_together_do_not_fit(tiny_lm: Path) -> None:
+    with pytest.raises(ConfigError, match="9 texts at once, and max_running is 8"):
+        Runtime(tiny_lm, kv_cache_dtype="fit:9", max_running=8)
+    with pytest.raises(ConfigError, match="kv_cache_dtype fit is not for a model that several"):
+        Runtime(tiny_lm, kv_cache_dtype="fit", tensor_parallel=2)
