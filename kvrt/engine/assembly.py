@@ -128,7 +128,7 @@ def assemble(
     if tenant is not None:  # the smallest cache takes its own again
         tenant.give(max(0, tenant.held - model.weight_bytes))
         tenant.take_soon(model.weight_bytes - tenant.held, LEASE_S)
-    config = fitted(config, device, model, drafter)
+    config = fitted(config, device.info, device.memory.info().free, model, drafter)
     executor, cache = make_cache(config, device, model, tenant, drafter, ranks)
     stack.callback(cache.close)
     fingerprint = page_fingerprint(model, cache.layouts, device.info, drafter)

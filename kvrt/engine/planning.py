@@ -16,7 +16,7 @@ from kvrt.kv.pages.group import Group
 from kvrt.model.choice import Choice
 from kvrt.model.decoder.activations import computed_in
 from kvrt.model.loader import Model
-from kvrt.spi import Device, DeviceInfo, DType
+from kvrt.spi import DeviceInfo, DType
 from kvrt.units import format_bytes
 
 log = logging.getLogger(__name__)
@@ -102,10 +102,17 @@ def plan(config: RuntimeConfig, info: DeviceInfo, choice: Choice, free: int) -> 
 
 
 def fitted(
-    config: RuntimeConfig, device: Device, model: Model, drafter: Model | None = None
+    config: RuntimeConfig,
+    info: DeviceInfo,
+    free: int,
+    model: Model,
+    drafter: Model | None = None,
 ) -> RuntimeConfig:
-    """The same with a format of keys and values, chosen by the memory that is free beside what was
-    loaded, where the options leave it open.
+    """The same with a format of keys and values, where the options leave that open: chosen by the
+    memory there is.
+
+    Args:
+        free: bytes, beside what was loaded.
 
     Raises:
         ConfigError: the device does not keep keys and values as they are wanted.
@@ -113,8 +120,7 @@ def fitted(
     fit = fit_of(config.kv_cache_dtype)
     if fit is None:
         return config
-    info, spec, free = device.info, model.spec, device.memory.info().free
-    asked = None
+    spec, asked = model.spec, None
     if config.memory_limit is not None:
         asked = max(0, limit_bytes(config.memory_limit, info) - model.weight_bytes)
     own_groups = [*spec.groups, *(drafter.spec.groups if drafter else ())]
