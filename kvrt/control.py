@@ -41,6 +41,11 @@ class CacheControl:
         root, (tokens, media) = self._root(cache_salt), self._read(prompt)
         return self._worker.call(lambda: self._worker.prefixes.unpin(root, tokens, media))
 
+    @property
+    def pinned_pages(self) -> int:
+        """Pages that pins keep, of all groups of layers, each counted once. Does not wait."""
+        return self._worker.prefixes.pinned_pages
+
     def invalidate(self, prompt: Prompt | None = None, *, cache_salt: str | None = None) -> int:
         """Forget cached pages, on the device and in every tier. Running requests keep theirs.
 

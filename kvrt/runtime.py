@@ -212,18 +212,27 @@ class Runtime(CacheControl):
         """A stream's way to end its request; through it, the stream keeps the runtime open."""
         self._worker.abort(number)
 
-    def add_observer(self, observer: Observer) -> None:
+    def add_observer(self, observer: Observer, *, phases: bool = False) -> None:
         """Call `observer` with what becomes of requests, each step and cached pages: see
         `kvrt.engine.events`.
 
         On the engine's thread: everything waits for it, so it must be quick, and may ask nothing of
         the runtime that waits for the engine. One that raises is told nothing more.
+
+        Args:
+            phases: tell it, too, what each step is spent on (`kvrt.engine.events.StepPhases`). That
+                is recorded while anybody wants it, which takes some microseconds a step.
         """
-        self._worker.observers.add(observer)
+        self._worker.observers.add(observer, phases=phases)
 
     def remove_observer(self, observer: Observer) -> None:
         """Call it no more; one that is not called any more is no error."""
         self._worker.observers.remove(observer)
+
+    def finish_step(self) -> None:
+        """Wait until the step that runs has ended, and those who watch were told of it: an answer
+        is there before that."""
+        self._worker.call(lambda: None)
 
     # --- adapters ----------------------------------------------------------------------------
 

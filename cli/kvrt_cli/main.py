@@ -69,6 +69,7 @@ class Commands(Mapping[str, click.Command]):
         "embed",
         "merge",
         "models",
+        "profile",
         "profile-config",
         "rerank",
         "route",
@@ -78,6 +79,7 @@ class Commands(Mapping[str, click.Command]):
         "store",
         "top",
         "transcribe",
+        "tune",
         "usage",
     )
 
@@ -230,6 +232,8 @@ def cli() -> None:
       kvrt ctl                        ... change that, and let a model sleep
       kvrt usage FILE                 what keys of a server have taken
       kvrt bench                      tokens per second
+      kvrt profile                    what the engine's time goes into
+      kvrt tune                       which settings are fastest here
     """
     environment = Environment()
     click.get_current_context().obj.log_json = environment.log_format == "json"

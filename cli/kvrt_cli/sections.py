@@ -79,6 +79,20 @@ BENCH: Sections = {
     "Settings": SETTINGS,
 }
 
+PROFILE: Sections = {
+    "Requests": ("prompt_tokens", "new_tokens", "batch", "no_warmup"),
+    "Output": OUTPUT,
+    "Model and device": MODEL,
+    "KV memory": MEMORY,
+    "Sharing": SHARING,
+    "Scheduling": SCHEDULING,
+    "Several processes": RANKS,
+}
+TUNE: Sections = {
+    "Search": ("goal", "slo", "knobs", "runs", "minutes", "allow_inexact"),
+    **PROFILE,
+}
+
 
 class SectionedCommand(click.Command):
     """A command whose ``--help`` has sections; what is in none of them comes last.

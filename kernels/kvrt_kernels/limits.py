@@ -28,7 +28,12 @@ def measure(nbytes: int = 512 << 20, passes: int = 5, threads: int | None = None
         data = torch.frombuffer(memory, dtype=torch.float32).fill_(1.0)
         read = max(module.read_bandwidth(address(data), data.nbytes, count) for _ in range(passes))
         del data  # the memory cannot be closed while a tensor looks at it
-    return Bandwidth(read_bytes_per_s=read, flops_per_s=peak(torch.float32, passes, threads))
+    kinds = {"bfloat16": torch.bfloat16, "float16": torch.float16, "codes": torch.uint8}
+    return Bandwidth(
+        read_bytes_per_s=read,
+        flops_per_s=peak(torch.float32, passes, threads),
+        products={name: peak(kind, passes, threads) for name, kind in kinds.items()},
+    )
 
 
 def peak(dtype: torch.dtype, passes: int = 5, threads: int | None = None) -> float:

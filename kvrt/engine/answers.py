@@ -13,6 +13,7 @@ from kvrt.engine import beaming
 from kvrt.engine.live import Live
 from kvrt.engine.request import Request
 from kvrt.engine.sampler import Choice, Chosen, Scores
+from kvrt.engine.spans import Spans
 from kvrt.errors import CapacityError, DeviceError, IntegrityError, KvrtError, RequestError
 from kvrt.kv.seq import Seq
 from kvrt.outputs import Delta, FinishReason, TokenLogprobs
@@ -59,13 +60,17 @@ class Answers:
         live: the sequences that run.
         speculation: told what became of drafts.
         eos_ids: the model's end tokens.
+        spans: told while text is made of tokens.
     """
 
-    def __init__(self, live: Live, speculation: Speculation, eos_ids: frozenset[int]) -> None:
+    def __init__(
+        self, live: Live, speculation: Speculation, eos_ids: frozenset[int], spans: Spans
+    ) -> None:
         self._live = live
         self._memory = live.memory
         self._speculation = speculation
         self._eos_ids = eos_ids
+        self._spans = spans
         self._failed: dict[Request, KvrtError] = {}
 
     def begin(self, request: Request, seq: Seq, step: int) -> None:
@@ -292,7 +297,9 @@ class Answers:
             ends = "stop"
         elif len(seq.tokens) >= seq.max_len:
             ends = "length"
+        self._spans.enter("detokenise")
         delta = output.push(chosen, ends=ends, visible=not end_token)
+        self._spans.leave()
         request.deliver(delta)
         if delta.finish_reason is not None:
             self._drop(request, seq, step)

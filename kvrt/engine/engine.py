@@ -18,7 +18,15 @@ from typing import Any
 
 from kvrt.engine import beaming
 from kvrt.engine.answers import UNKNOWN, Answers
-from kvrt.engine.events import Observers, RequestPreempted, RequestStarted, StepDone
+from kvrt.engine.events import (
+    Observers,
+    RequestFetched,
+    RequestFetching,
+    RequestPreempted,
+    RequestResumed,
+    RequestStarted,
+    StepDone,
+)
 from kvrt.engine.forward import Forward, NoRoom
 from kvrt.engine.guessing import Guessing
 from kvrt.engine.live import Live
@@ -26,6 +34,7 @@ from kvrt.engine.neighbours import Neighbours
 from kvrt.engine.queue import Queued, queue_of
 from kvrt.engine.request import Request
 from kvrt.engine.sight import Sight
+from kvrt.engine.spans import Spans
 from kvrt.errors import KvrtError, WeightsUnreadable
 from kvrt.executor.interface import Executor, Failed
 from kvrt.kv.memory import Memory
@@ -82,8 +91,9 @@ class Engine:
         )
         self.steps = self.sampled = self.preemptions = 0
         self.observers = Observers()
+        self._spans = Spans()
         self._live = Live(memory, policy, by_model=draft_ratio is not None)
-        self._answers = Answers(self._live, self.speculation, model.eos_ids)
+        self._answers = Answers(self._live, self.speculation, model.eos_ids, self._spans)
         self._guessing: Guessing | None = None
         sight = Sight(model)
         if self.speculation.gain is not None:
@@ -193,11 +203,15 @@ class Engine:
     def step(self) -> None:
         """Plan, apply, run, commit. Does nothing if nothing waits or runs."""
         self.steps += 1
+        spans = self._spans
+        spans.begin(wanted=self.observers.closely)
+        spans.turn("fetch")
         self._take_fetched()
         self._neighbours.heed()
         self._neighbours.tell(self.sampled, self.preemptions)
         plan, self._planned = self._planned, None
         if plan is None:
+            spans.turn("plan")
             self.memory.make_room()
             plan = self.speculation.extend(self._plan(self._live.running), self.limits)
             if self._neighbours.may_give(plan.stuck):
@@ -209,8 +223,10 @@ class Engine:
         rows = [row for row in plan.rows if row.seq in self._live]
         rows.sort(key=lambda row: row.seq.adapter)  # those of one adapter are computed together
         if plan.rooms and self._guessing is not None:
+            spans.turn("draft")
             rows = self._guessing.fill(rows, plan.rooms)
         if not rows and self.memory.offload is not None:
+            spans.turn("fetch")
             self.memory.offload.wait()
         if rows:
             try:
@@ -221,14 +237,22 @@ class Engine:
                 log.error("a step failed: %s", error)
                 self.executor.finish()  # a part of it may have been computed
                 self._answers.fail_rows(rows, error, self.steps)
+        spans.turn("unmap")
         self.cache.end_step(self.steps)
+
+    def tell_phases(self) -> None:
+        """What the step was spent on, if somebody wants to know."""
+        if self._spans.on:
+            self.observers.tell(self._spans.told(self.steps, self._live.counts))
 
     def _carry_out(self, rows: Sequence[Row]) -> None:
         """Run a batch whose pages are there, and plan the next one meanwhile, if it can be."""
-        answers = self._answers
+        answers, spans = self._answers, self._spans
+        spans.run(rows)
         scored = [answers.scored(row) for row in rows]
         started = time.perf_counter()
         logits, fence = self._forward.run(rows, scored)
+        spans.turn("index")
         branches = any(answers.branches(row) for row in rows)
         for row in rows:
             row.seq.computed += row.count - len(row.drafts)
@@ -238,11 +262,14 @@ class Engine:
         over = self.cache.bytes_over_limit > 0
         unknown = over or branches or fence.done() or self.speculation.hopes(rows)
         ahead = None if unknown else self._plan_ahead()
+        spans.turn("sample")
         drawn = answers.draw(rows, scored, logits)
+        spans.turn("wait")
         fence.wait()
         # If it fails there may still be enough, once what ended has given its pages back.
         if ahead is not None and self._apply(ahead) is None:
             self._planned = ahead
+        spans.turn("answer")
         answers.take(drawn, self.steps)
         self._measure(rows, started)
 
@@ -266,7 +293,9 @@ class Engine:
         Sequences may turn out to have ended: they lose their rows, and their pages, when it is so.
         A plan that takes pages from somebody is none: what ends may leave enough.
         """
+        self._spans.enter("plan ahead")
         plan = self._plan([s for s in self._live.running if len(s.tokens) < s.max_len])
+        self._spans.leave()
         return None if plan.preempted or plan.stuck else plan
 
     def _make_do(self, failed: Failed) -> None:
@@ -311,6 +340,7 @@ class Engine:
 
     def _apply(self, plan: StepPlan) -> Failed | None:
         """Take the plan's pages and sequences over; if it failed, nothing has changed."""
+        self._spans.turn("map")
         failed = self.memory.commit(plan.change)
         if failed is not None:
             return failed
@@ -329,8 +359,11 @@ class Engine:
             if request.scheduled is None:
                 request.scheduled = time.perf_counter()
                 request.cached_tokens = min(cached, seq.prompt_len)
-                if self.observers:
-                    self.observers.tell(RequestStarted(request.id, request.metadata, cached))
+                self.observers.tell(RequestStarted(request.id, request.metadata, cached))
+            elif seq.preemptions:
+                self.observers.tell(RequestResumed(request.id, request.metadata, cached))
+            if seq in plan.fetches:
+                self.observers.tell(RequestFetching(request.id, request.metadata))
         self._end(plan.stuck, "capacity")
         return None
 
@@ -343,14 +376,14 @@ class Engine:
             if not request.preemptions:
                 cached = min(request.cached_tokens + tokens, seq.prompt_len)
                 request.cached_tokens = cached
+            self.observers.tell(RequestFetched(request.id, request.metadata, tokens))
 
     def _preempt(self, seq: Seq) -> None:
         live = self._live
         request = live.request(seq)
         request.preemptions += 1
         self.preemptions += 1
-        if self.observers:
-            self.observers.tell(RequestPreempted(request.id, request.metadata))
+        self.observers.tell(RequestPreempted(request.id, request.metadata))
         if request.beams is not None:
             seq = beaming.gather(live, request, self.steps)
         del live.running[seq]
@@ -374,6 +407,5 @@ class Engine:
         if all(row.samples for row in rows):
             self.speculation.cost.observe(tokens, seconds)
         if self.observers:
-            live = self._live
-            waiting = len(live.waiting) + len(live.fetching)
-            self.observers.tell(StepDone(self.steps, seconds, tokens, len(live.running), waiting))
+            running, waiting = self._live.counts
+            self.observers.tell(StepDone(self.steps, seconds, tokens, running, waiting))

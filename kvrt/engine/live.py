@@ -44,6 +44,11 @@ class Live:
     def __contains__(self, seq: Seq) -> bool:
         return seq.id in self._requests
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Sequences that run, and that wait, for their turn or for pages from elsewhere."""
+        return len(self.running), len(self.waiting) + len(self.fetching)
+
     def request(self, seq: Seq) -> Request:
         """Whose sequence it is."""
         return self._requests[seq.id]

@@ -28,6 +28,8 @@ class Prefixes:
     def __init__(self, engine: Engine) -> None:
         self._memory = engine.memory
         self._pinned: dict[PageName, SeqId] = {}  # by the last page: its key in the page table
+        self.pinned_pages = 0
+        """Pages, of all groups, that pins keep, each counted once. From any thread."""
 
     @property
     def _reuse(self) -> PrefixReuse:
@@ -44,6 +46,7 @@ class Prefixes:
         if pages and (last := names[pages - 1]) not in self._pinned:
             holder = self._pinned[last] = ("pin", last.key)
             self._memory.commit(cache.table.attach(holder, rows))
+            self._count()
         return pages * cache.page_size
 
     def unpin(self, root: bytes, tokens: Sequence[int], media: Sequence[Medium] = ()) -> int:
@@ -55,7 +58,14 @@ class Prefixes:
             holder = self._pinned.pop(names[pages - 1])
             self._reuse.unpinned(cache.table.rows_of(holder))
             self._memory.commit(cache.table.free(holder))
+        self._count()
         return len(pinned)
+
+    def _count(self) -> None:
+        table = self._memory.cache.table
+        rows = (enumerate(table.rows_of(holder)) for holder in self._pinned.values())
+        pages = ((group, page) for of in rows for group, row in of for page in row.tolist())
+        self.pinned_pages = len({found for found in pages if found[1]})
 
     # --- forgetting --------------------------------------------------------------------------
 
@@ -96,6 +106,7 @@ class Prefixes:
             if reuse.index.find(last) is None:
                 del self._pinned[last]
                 self._memory.commit(cache.table.free(holder))
+        self._count()
         return len(doomed - links)
 
 

@@ -237,6 +237,7 @@ class Worker(Mailbox):
             while self._take_commands():
                 if engine.busy:
                     engine.step()
+                    engine.tell_phases()
                     self._end_round()
                     self._tell_of_pages()
         except BaseException as error:  # a panic of native code, say

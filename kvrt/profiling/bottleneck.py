@@ -21,11 +21,14 @@ from typing import Literal
 from kvrt.errors import ConfigError
 
 Bound = Literal["network", "queue", "memory", "host", "bandwidth", "arithmetic", "device"]
-"""What a part of the time is spent on; ``device``: its limits are not known, so that nobody can
-tell which of them it is near."""
+"""What a part of the time is spent on; ``device``: it computes, and is near neither of its limits,
+or they are not known."""
 
 Goal = Literal["throughput", "ttft", "latency"]
 """What is to be better: tokens per second, the time to the first token, that to the last."""
+
+NEAR = 0.3
+"""Of a limit: what is further from it is not bound by it."""
 
 FULL = 0.95
 """Of the KV memory's limit: from here on, what waits does so for memory."""
@@ -43,7 +46,8 @@ FIXES: Mapping[Bound, str] = {
     " pages (kv_cache_dtype), or speculation",
     "arithmetic": "compute less for each token: reuse of prefixes, or weights whose products are"
     " faster (quantize), or threads and devices that are not used yet",
-    "device": "let the device tell its limits (kvrt doctor), to know which of them it is near",
+    "device": "make steps larger (a batch, a model), leave the machine to it alone, or see with"
+    " kvrt doctor whether its limits can be measured: they are not what it comes near to",
 }
 """What to do first about each."""
 
@@ -157,9 +161,9 @@ def _part(done: float | None, seconds: float, limit: float | None) -> float | No
 
 
 def _device(bandwidth: float | None, arithmetic: float | None) -> Bound:
-    if bandwidth is None or arithmetic is None:
-        return "device"
-    return "bandwidth" if bandwidth >= arithmetic else "arithmetic"
+    near: dict[Bound, float] = {"bandwidth": bandwidth or 0.0, "arithmetic": arithmetic or 0.0}
+    bound = max(near, key=lambda name: near[name])
+    return bound if near[bound] >= NEAR else "device"
 
 
 def _short(measured: Measured) -> bool:

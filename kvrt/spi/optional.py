@@ -1,7 +1,7 @@
 """What a device may offer besides, through `Device.extension`: for speed and for measuring."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from kvrt.spi.batch import AttentionBatch
@@ -225,10 +225,13 @@ class Bandwidth:
     Args:
         read_bytes_per_s: sustained reading of device memory.
         flops_per_s: float32 multiply-adds, each counted as two.
+        products: the same of products with weights of other dtypes, by those; with packed weights,
+            as ``codes``. What it does not know is left out.
     """
 
     read_bytes_per_s: float
     flops_per_s: float
+    products: Mapping[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -28,6 +28,21 @@ COMMANDS = {
     "show": ("show", "tiny", "--backend", "cpu"),
     "config": ("config",),
     "profile-config": ("profile-config",),
+    "profile": ("profile", "tiny", "-p", "2", "-n", "1", "-b", "1", "--no-warmup", "-q"),
+    "tune": (
+        "tune",
+        "tiny",
+        "-p",
+        "2",
+        "-n",
+        "1",
+        "-b",
+        "1",
+        "--knobs",
+        "page-size",
+        "--runs",
+        "1",
+    ),
 }
 ANY = (
     "", " ", "x", "X" * 5000, "-", "--", "\n", "é", "\udce9", "0", "1", "3", "-1", "-0.0", "1.5",

@@ -39,7 +39,8 @@ DECODING = Measured(
         ("throughput", {"waiting": 3.0, "operations": 850e9}, "arithmetic"),
         ("throughput", {"queued_seconds": 7.0}, "bandwidth"),
         ("throughput", {"read_bytes_per_s": None}, "device"),
-        ("throughput", {"operations": None}, "device"),
+        ("throughput", {"operations": None}, "bandwidth"),
+        ("throughput", {"read_bytes": 20e9}, "device"),
     ],
 )
 def test_the_bottleneck_is_the_largest_part_of_what_the_goal_counts(
