@@ -65,7 +65,7 @@ PROMISES = {
     "costs anything; what is refused is refused at once, and disturbs no stream.",
     "P27": "No request can end the engine: what fails for one request ends that request with its "
     "error, and its neighbours say what they say alone.",
-    "P28": "Where keys are asked for, every route but three needs one, whatever the path, the "
+    "P28": "Where keys are asked for, every route but the probes needs one, whatever the path, the "
     "method or the headers; where they are not, no web page of another site can ask.",
     "P29": "The server listens at this machine alone; another address without keys is refused.",
     "P30": "Requests with different salts never share KV pages, those with the same do; a salt "

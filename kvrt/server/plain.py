@@ -57,7 +57,7 @@ class Plain:
         """There is something to be kept alive."""
         if not self._service.lives:
             return answer({"status": "the engine has stopped"}, HTTPStatus.SERVICE_UNAVAILABLE)
-        return answer({"status": "ok"})
+        return answer({"status": "ok", "live": True})
 
     async def ready(self, request: Request) -> Response:
         """Requests will be answered: the server does not end, and its engine goes on."""
@@ -65,7 +65,15 @@ class Plain:
             return answer({"status": "shutting down"}, HTTPStatus.SERVICE_UNAVAILABLE)
         if not self._service.moves:
             return answer({"status": "the engine stands still"}, HTTPStatus.SERVICE_UNAVAILABLE)
-        return answer({"status": "ok"})
+        return answer({"status": "ok", "ready": True})
+
+    async def model_ready(self, request: Request) -> Response:
+        """As the Open Inference Protocol asks: the model answers."""
+        name = request.path_params["name"]
+        self._service.served.check_name(name)
+        ready = await self.ready(request)
+        holds = ready.status_code == HTTPStatus.OK
+        return answer({"name": name, "ready": holds}, ready.status_code)
 
     async def metrics(self, request: Request) -> Response:
         kind = "text/plain; version=0.0.4; charset=utf-8"

@@ -38,6 +38,7 @@ from kvrt.server.telemetry.tracing import Tracing
 from kvrt.server.tenants.accounts import Accounts
 from kvrt.server.tenants.ledger import Ledger
 from kvrt.server.wire.listener import Listener, bind, url_of
+from kvrt.server.wire.prefix import without_prefix
 
 if TYPE_CHECKING:
     from kvrt.integrations.events import EventPublisher
@@ -254,7 +255,7 @@ async def _listen(
 ) -> None:
     """Answer until the end; see `Listener`."""
     server = Listener(
-        Guard(app, desk.book, desk.config.host, prepared.keys),
+        without_prefix(Guard(app, desk.book, desk.config.host, prepared.keys)),
         desk.gate,
         drain_seconds=desk.config.drain_seconds,
         max_message=max_body,

@@ -29,6 +29,7 @@ ROUTES = ["/models", "/models/tiny", "/embeddings", "/completions", "/chat/compl
           "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/rerank", "/v1/rerank",
           "/v2/rerank", "/audio/transcriptions", "/audio/translations",
           "/v1/audio/transcriptions", "/v1/audio/translations", "/answers", "/moves",
+          "/v2/models/tiny/ready", "/openai/v1/models", "/openai/v1/chat/completions",
           "/usage", "/keys", "/keys/x", "/requests/x", "/tokens/v1/completions",
           "/tokens/v1/chat/completions",
           "/tokens/v1/messages", "/tokens/v1/responses", "/tokens/api/chat",
@@ -56,7 +57,7 @@ def bearer(key: str) -> dict[str, str]:
 
 
 @pytest.mark.promise("P28")
-def test_without_a_key_every_route_but_three_is_refused(
+def test_without_a_key_every_route_but_the_probes_is_refused(
     guarded: Server, keyed: dict[str, str]
 ) -> None:
     for path in OPEN:

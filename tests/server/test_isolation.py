@@ -111,7 +111,8 @@ COUNT = Makes(lambda: {"model": "tiny", "input": "w1"})
 TABLE: dict[str, Asks | Owned | Lists | Makes | Same | ForAdmins | InCharge | Going] = {
     **{f"GET {path}": Same() for path in (
         *FILES, "/livez", "/readyz", "/health", "/version", "/v1/models", "/models",
-        "/v1/models/{name:path}", "/models/{name:path}", "/api/version", "/api/tags", "/api/ps",
+        "/v1/models/{name:path}", "/models/{name:path}", "/v2/models/{name:path}/ready",
+        "/v2/health/live", "/v2/health/ready", "/api/version", "/api/tags", "/api/ps",
     )},
     "POST /api/show": Makes(lambda: {"model": "tiny"}),
     **{f"{kind} {path}": Asks(shape) for kind in ("POST", "WS") for path, shape in (

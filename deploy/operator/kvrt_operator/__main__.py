@@ -13,7 +13,8 @@ def main() -> None:
     """Runs until SIGTERM."""
     settings = read_settings()
     log = logging.getLogger("kvrt_operator")
-    info = kopf.login_with_service_account(logger=log) or kopf.login_with_kubeconfig(logger=log)
+    usual = {"logger": log, "settings": kopf.OperatorSettings()}
+    info = kopf.login_with_service_account(**usual) or kopf.login_with_kubeconfig(**usual)
     if info is None:
         raise SystemExit("no service account and no kubeconfig say where the cluster is")
     kopf.configure(verbose=False)

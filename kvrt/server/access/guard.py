@@ -19,7 +19,7 @@ from kvrt.server.page import FILES
 from kvrt.server.wire.http import Reply, headers_of, request_id
 from kvrt.server.words.shapes import shape_for
 
-OPEN = frozenset({"/livez", "/readyz", "/health"})
+OPEN = frozenset({"/livez", "/readyz", "/health", "/v2/health/live", "/v2/health/ready"})
 """Routes that need no key: they tell nothing of anybody."""
 
 METRICS = "/metrics"

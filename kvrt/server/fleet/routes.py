@@ -164,7 +164,7 @@ class ModelRoutes:
 
     async def live(self, request: Request) -> Response:
         """An engine that has stopped is replaced when its model is asked for next."""
-        return answer({"status": "ok"})
+        return answer({"status": "ok", "live": True})
 
     async def ready(self, request: Request) -> Response:
         """Requests will be answered: the server does not end, and engines that work go on."""
@@ -178,7 +178,14 @@ class ModelRoutes:
         if still:
             told = {"status": "an engine stands still", "models": still}
             return answer(told, HTTPStatus.SERVICE_UNAVAILABLE)
-        return answer({"status": "ok"})
+        return answer({"status": "ok", "ready": True})
+
+    async def model_ready(self, request: Request) -> Response:
+        """As the Open Inference Protocol asks: the model answers, once it is loaded if need be."""
+        name = await self._models.named(request.path_params["name"])
+        ready = await self.ready(request)
+        holds = ready.status_code == HTTPStatus.OK
+        return answer({"name": name, "ready": holds}, ready.status_code)
 
     async def version(self, request: Request) -> Response:
         return answer({"version": kvrt.__version__, "python": platform.python_version()})
