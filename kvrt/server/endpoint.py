@@ -16,6 +16,7 @@ from kvrt.server.entry import Entry, entry_of
 from kvrt.server.errors import Refusal, refusal_of
 from kvrt.server.kept.asking import asked
 from kvrt.server.kept.exact import HEADER
+from kvrt.server.kept.source import Source
 from kvrt.server.moving import Move, event_of, go_on, taken_apart, ticket_of, told_of
 from kvrt.server.prefilling import is_prefill, prompts_alone, told_when_sent
 from kvrt.server.service import Service
@@ -129,8 +130,9 @@ class Endpoint:
     ) -> None:
         assert entry.owner is not None, "nobody else gets here"
         cached = headers_of(scope, HEADER.encode())
+        source = Source(entry.owner.tenant, entry.owner.name, self._route)
         answers = entry.answers = await asked(
-            self._service, call.asks, entry.owner.tenant, visit, cached, reply.headers
+            self._service, call.asks, source, visit, cached, reply.headers
         )
         try:
             if is_prefill(scope):

@@ -14,11 +14,13 @@ from kvrt.sampling import SamplingParams
 from kvrt.server.access.keys import add_key
 from kvrt.server.asking import Ask
 from kvrt.server.kept.exact import KeptAnswers
+from kvrt.server.kept.source import Selection, Source
 
 from .clients import ROUTES, asked
 from .conftest import PROMPT, Server, started
 
 PARAMS = SamplingParams(max_tokens=8)
+ME = Source("me", "alice", "/v1/chat/completions", 10.0)
 OTHERS: dict[str, Any] = {
     "max_tokens": 9, "min_tokens": 1, "temperature": 1.0, "top_k": 3, "top_p": 0.5, "min_p": 0.1,
     "repetition_penalty": 1.5, "presence_penalty": 0.5, "frequency_penalty": 0.5,
@@ -72,16 +74,37 @@ def test_only_what_would_be_said_again_is_kept_and_only_where_it_is_wanted() -> 
 def test_the_oldest_make_room_and_what_was_cut_off_is_not_kept() -> None:
     kept = KeptAnswers(10_000, always=True)
     for number in range(100):
-        kept.keep(bytes([number]), [result(f"{number}")])
+        kept.keep(bytes([number]), ME, [result(f"{number}")])
         assert kept.nbytes <= 10_000
         assert kept.find(b"\x00") is not None, "it is wanted again and again"
     assert kept.find(bytes([99])) is not None
     assert kept.find(bytes([50])) is None
     for reason in ("abort", "error", "capacity"):
-        kept.keep(b"cut", [result("a", reason)])
-    kept.keep(b"long", [result("a", tokens=1000)])
+        kept.keep(b"cut", ME, [result("a", reason)])
+    kept.keep(b"long", ME, [result("a", tokens=1000)])
     assert kept.find(b"cut") is kept.find(b"long") is None
     assert (kept.hits, kept.misses) == (101, 3)
+
+
+def test_answers_are_forgotten_by_whose_key_has_asked_by_what_route_and_when() -> None:
+    kept = KeptAnswers(1 << 20, always=True)
+    sources = [
+        Source(tenant, key, route, at)
+        for tenant in "ab" for key in "kl" for route in ("/x", "/y") for at in (10.0, 20.0)
+    ]  # fmt: skip
+    for number, source in enumerate(sources):
+        kept.keep(bytes([number]), source, [result("yes")])
+    left = len(sources)
+    for selection, count in (
+        (Selection("c"), 0), (Selection("a", key="m"), 0), (Selection("a", before=10.0), 0),
+        (Selection("a", key="k", route="/x", before=20.0), 1), (Selection("a", route="/x"), 3),
+        (Selection("a", key="l"), 2), (Selection("a"), 2), (Selection("b", before=15.0), 4),
+    ):  # fmt: skip
+        assert kept.forget(selection) == count, selection
+        left -= count
+        assert len(kept._all) == left
+    assert kept.forget(Selection("b")) == left
+    assert kept.nbytes == 0
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,14 @@ from kvrt.server.access.keys import add_key
 from kvrt.server.asking import Ask, AskedAdapter
 from kvrt.server.kept import similar as module
 from kvrt.server.kept.similar import Question, SimilarAnswers
+from kvrt.server.kept.source import Selection, Source
 from tests.embedding.encoders import make_encoder
 
 from .conftest import Server, started
 from .test_kept import OTHERS
 
 CHAT = "/v1/chat/completions"
+ME = Source("me")
 ASKED, NEAR, FAR = "w1 w2 w3 w4 w5 w6", "w1 w2 w3 w4 w5 w7", "w40"
 
 
@@ -123,9 +125,9 @@ def vector(*numbers: float) -> Any:
 def test_the_nearest_is_told_if_it_is_near_enough_and_for_its_time(embedder: Embedder) -> None:
     clock = Clock()
     answers = SimilarAnswers(embedder, 0.9, 1 << 20, 60.0, clock)
-    here, there = Question(b"here", "me", ""), Question(b"there", "me", "")
+    here, there = Question(b"here", ""), Question(b"there", "")
     for text, at in (("east", vector(1, 0)), ("north", vector(0, 1))):
-        answers.keep(here, at, [result(text)])
+        answers.keep(here, at, ME, [result(text)])
         clock.now += 10
     found = answers.find(here, vector(1, 0.2))
     assert found is not None
@@ -137,7 +139,7 @@ def test_the_nearest_is_told_if_it_is_near_enough_and_for_its_time(embedder: Emb
     assert answers.find(here, vector(0, 1)) is not None
     assert (answers.hits, answers.misses) == (2, 3)
     for reason in ("abort", "error", "capacity"):
-        answers.keep(there, vector(1, 0), [result(reason=reason)])
+        answers.keep(there, vector(1, 0), ME, [result(reason=reason)])
     assert answers.find(there, vector(1, 0)) is None
 
 
@@ -147,18 +149,18 @@ def test_answers_have_their_room_and_are_forgotten_by_workspace(
     answers = kept(embedder, most=20_000)
     for number in range(100):
         at = vector(1, number)
-        answers.keep(Question(b"%d" % (number % 3), "ab"[number % 2], ""), at, [result()])
+        answers.keep(Question(b"%d" % (number % 3), ""), at, Source("ab"[number % 2]), [result()])
         assert answers.nbytes <= 20_000
     assert 10 < len(answers._all) < 100
-    some = answers.forget("a")
+    some = answers.forget(Selection("a"))
     assert some > 3
-    assert {each.tenant for each in answers._all} == {"b"}
-    assert answers.forget("a") == 0
-    assert some + 2 * answers.forget("b") > len(answers._all) == answers.nbytes == 0
+    assert {each.source.tenant for each in answers._all} == {"b"}
+    assert answers.forget(Selection("a")) == 0
+    assert some + 2 * answers.forget(Selection("b")) > len(answers._all) == answers.nbytes == 0
     assert not answers._places
     monkeypatch.setattr(module, "MOST_COMPARED", 5)
     for number in range(20):
-        answers.keep(Question(b"one", "a", ""), vector(1, number), [result()])
+        answers.keep(Question(b"one", ""), vector(1, number), Source("a"), [result()])
     assert len(answers._places[b"one"]) == 5
 
 
@@ -207,6 +209,14 @@ def test_a_server_tells_it_who_asks_for_it_and_says_so(
         told = server.ask("DELETE", "/answers?workspace=acme")[2]
         assert told == b'{"forgotten":3}'
         assert asked(server, anna, NEAR)[0] == "miss"
+        for query, count in (
+            ("key=alice", 0), ("route=/v1/messages", 0), ("older=3600", 0),
+            (f"key=anna&route={CHAT}&older=0", 1), ("key=anna", 0),
+        ):  # fmt: skip
+            told = server.ask("DELETE", f"/answers?workspace=acme&{query}")[2]
+            assert told == b'{"forgotten":%d}' % count, query
+        for query in ("keys=anna", "older=x", "older=-1"):
+            assert server.ask("DELETE", f"/answers?workspace=acme&{query}")[0] == 400, query
 
 
 def test_questions_are_compared_by_a_model_for_that() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from kvrt.outputs import Result
 from kvrt.server.asking import Answers, Ask, ask
 from kvrt.server.kept.exact import HEADER, SIMILAR, Told
+from kvrt.server.kept.source import Source
 from kvrt.server.tenants.accounts import Visit
 from kvrt.server.tenants.reserving import reserved
 
@@ -22,7 +23,7 @@ Keep = Callable[[Sequence[Result]], None]
 async def asked(
     service: "Service",
     asks: Sequence[Ask],
-    tenant: str,
+    source: Source,
     visit: Visit,
     wanted: Sequence[str],
     headers: dict[str, str],
@@ -30,7 +31,7 @@ async def asked(
     """The answers.
 
     Args:
-        tenant: who asks.
+        source: who asks, and where.
         wanted: what the request says of answers that are kept.
         headers: of the answer; they say where it comes from.
 
@@ -39,12 +40,12 @@ async def asked(
         KvrtError: see `AsyncRuntime.stream`.
     """
     if any(each.said is not None for each in asks):
-        return await ask(service.runtime, await reserved(service.runtime, asks, visit), tenant)
+        return await ask(service.runtime, await reserved(service.runtime, asks, visit), source.tenant)
     keeps: list[Keep] = []
-    found = _the_same(service, asks, tenant, wanted, keeps)
+    found = _the_same(service, asks, source, wanted, keeps)
     how = {HEADER: "hit"}
     if found is None and wanted and wanted[-1].lower() == SIMILAR:
-        found, nearness = await _similar(service, asks, tenant, keeps)
+        found, nearness = await _similar(service, asks, source, keeps)
         how = {HEADER: SIMILAR, NEARNESS: f"{nearness:.6f}"}
     if found is not None:
         visit.kept = True
@@ -52,42 +53,42 @@ async def asked(
         return Answers([Told(result) for result in found])
     counted = await reserved(service.runtime, asks, visit)
     if not keeps:
-        return await ask(service.runtime, counted, tenant)
+        return await ask(service.runtime, counted, source.tenant)
     headers[HEADER] = "miss"
 
     def keep(results: Sequence[Result]) -> None:
         for each in keeps:
             each(results)
 
-    return await ask(service.runtime, counted, tenant, keep)
+    return await ask(service.runtime, counted, source.tenant, keep)
 
 
 def _the_same(
     service: "Service",
     asks: Sequence[Ask],
-    tenant: str,
+    source: Source,
     wanted: Sequence[str],
     keeps: list[Keep],
 ) -> Sequence[Result] | None:
     """An answer to the very same; `keeps` what keeps another."""
     kept = service.kept
-    key = None if kept is None else kept.key(asks, tenant, wanted)
+    key = None if kept is None else kept.key(asks, source.tenant, wanted)
     if kept is None or key is None:
         return None
-    keeps.append(partial(kept.keep, key))
+    keeps.append(partial(kept.keep, key, source))
     return kept.find(key)
 
 
 async def _similar(
-    service: "Service", asks: Sequence[Ask], tenant: str, keeps: list[Keep]
+    service: "Service", asks: Sequence[Ask], source: Source, keeps: list[Keep]
 ) -> tuple[Sequence[Result] | None, float]:
     """An answer to nearly the same, likewise, and how near that is."""
     similar = service.desk.similar
     if similar is None:
         return None, 0.0
-    question = similar.question(asks, service.served.identity, tenant)
+    question = similar.question(asks, service.served.identity, source.tenant)
     vector = None if question is None else await similar.vector(question)
     if question is None or vector is None:
         return None, 0.0
-    keeps.append(partial(similar.keep, question, vector))
+    keeps.append(partial(similar.keep, question, vector, source))
     return similar.find(question, vector) or (None, 0.0)

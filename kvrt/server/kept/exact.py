@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kvrt.outputs import Delta, Result, TokenLogprobs
+from kvrt.server.kept.source import Selection, Source
 
 if TYPE_CHECKING:
     from kvrt.server.asking import Ask
@@ -27,8 +28,6 @@ HEADER = "x-kvrt-cache"
 SIMILAR = "similar"
 """An answer to nearly the same will do, too."""
 
-OWNER_BYTES = 16
-
 
 class KeptAnswers:
     """Those of last time, the least recently wanted given up first. Belongs to the event loop.
@@ -41,7 +40,7 @@ class KeptAnswers:
     def __init__(self, most: int, *, always: bool) -> None:
         self._most = most
         self._always = always
-        self._all: OrderedDict[bytes, tuple[Sequence[Result], int]] = OrderedDict()
+        self._all: OrderedDict[bytes, tuple[Sequence[Result], int, Source]] = OrderedDict()
         self.nbytes = self.hits = self.misses = 0
 
     def key(self, asks: "Sequence[Ask]", owner: str, wanted: Sequence[str]) -> bytes | None:
@@ -55,7 +54,7 @@ class KeptAnswers:
         if not on or not asks or not all(_repeats(ask) for ask in asks):
             return None
         told = msgspec.json.encode(list(asks), order="deterministic")
-        return _mark(owner) + hashlib.sha256(told).digest()
+        return hashlib.sha256(owner.encode()).digest() + hashlib.sha256(told).digest()
 
     def find(self, key: bytes) -> Sequence[Result] | None:
         """An answer of before."""
@@ -66,20 +65,20 @@ class KeptAnswers:
         self.hits += 1
         return self._all[key][0]
 
-    def keep(self, key: bytes, results: Sequence[Result]) -> None:
+    def keep(self, key: bytes, source: Source, results: Sequence[Result]) -> None:
         """An answer, if it is whole and there is room for one like it."""
         size = ENTRY_BYTES + size_of(results)
         if not is_whole(results) or size > self._most or key in self._all:
             return
-        self._all[key] = (results, size)
+        self._all[key] = (results, size, source)
         self.nbytes += size
         while self.nbytes > self._most:
-            _, (_, gone) = self._all.popitem(last=False)
+            _, (_, gone, _) = self._all.popitem(last=False)
             self.nbytes -= gone
 
-    def forget(self, owner: str) -> int:
-        """All answers of a workspace; how many."""
-        gone = [key for key in self._all if key.startswith(_mark(owner))]
+    def forget(self, selection: Selection) -> int:
+        """Some answers; how many."""
+        gone = [key for key, (_, _, source) in self._all.items() if selection.has(source)]
         for key in gone:
             self.nbytes -= self._all.pop(key)[1]
         return len(gone)
@@ -121,11 +120,6 @@ class Told(AsyncIterator[Delta]):
 
 def _repeats(ask: "Ask") -> bool:
     return ask.params.greedy or ask.params.seed is not None
-
-
-def _mark(owner: str) -> bytes:
-    """What the keys of an owner's answers begin with."""
-    return hashlib.sha256(owner.encode()).digest()[:OWNER_BYTES]
 
 
 def is_whole(results: Sequence[Result]) -> bool:

@@ -21,6 +21,7 @@ from kvrt.errors import RequestError
 from kvrt.model.chat.templates import Chat
 from kvrt.outputs import Result
 from kvrt.server.kept.exact import ENTRY_BYTES, is_whole, size_of
+from kvrt.server.kept.source import Selection, Source
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,20 +39,18 @@ class Question(NamedTuple):
     """What is asked.
 
     Args:
-        place: a digest of all but its last words.
-        tenant: whose it is.
+        place: a digest of whose it is, and of all but its last words.
         text: those words.
     """
 
     place: bytes
-    tenant: str
     text: str
 
 
 @dataclass(slots=True, eq=False)
 class _Kept:
     place: bytes
-    tenant: str
+    source: Source
     vector: "Vector"
     results: Sequence[Result]
     nbytes: int
@@ -105,7 +104,7 @@ class SimilarAnswers:
         rest = replace(chat, messages=[*chat.messages[:-1], {**last, "content": ""}])
         told = [model, tenant, replace(asks[0], prompt=rest)]
         place = hashlib.sha256(msgspec.json.encode(told, order="deterministic")).digest()
-        return Question(place, tenant, text)
+        return Question(place, text)
 
     async def vector(self, question: Question) -> "Vector | None":
         """Of its text, of length 1; None: the embedder takes none that is so long."""
@@ -133,13 +132,15 @@ class SimilarAnswers:
         self.misses += 1
         return None
 
-    def keep(self, question: Question, vector: "Vector", results: Sequence[Result]) -> None:
+    def keep(
+        self, question: Question, vector: "Vector", source: Source, results: Sequence[Result]
+    ) -> None:
         """An answer, if it is whole and there is room for one like it."""
         nbytes = ENTRY_BYTES + vector.nbytes + size_of(results)
         if not is_whole(results) or nbytes > self._most:
             return
         until = self._clock() + self._seconds
-        kept = _Kept(question.place, question.tenant, vector, tuple(results), nbytes, until)
+        kept = _Kept(question.place, source, vector, tuple(results), nbytes, until)
         place = self._places.setdefault(kept.place, OrderedDict())
         place[kept] = self._all[kept] = None
         self.nbytes += nbytes
@@ -148,9 +149,9 @@ class SimilarAnswers:
         while self.nbytes > self._most:
             self._drop(next(iter(self._all)))
 
-    def forget(self, tenant: str) -> int:
-        """All answers of a workspace; how many."""
-        gone = [kept for kept in self._all if kept.tenant == tenant]
+    def forget(self, selection: Selection) -> int:
+        """Some answers; how many."""
+        gone = [kept for kept in self._all if selection.has(kept.source)]
         for kept in gone:
             self._drop(kept)
         return len(gone)
