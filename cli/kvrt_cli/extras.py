@@ -8,6 +8,7 @@ BRINGS = {
     "serve": ("starlette", "uvicorn", "msgspec", "prometheus_client"),
     "route": ("starlette", "uvicorn", "msgspec", "prometheus_client", "httpx", "zmq"),
     "top": ("textual",),
+    "data": ("msgspec",),
 }
 """Modules, by the extra of kvrt that installs them."""
 

@@ -65,6 +65,7 @@ class Commands(Mapping[str, click.Command]):
         "bench",
         "config",
         "ctl",
+        "data",
         "doctor",
         "embed",
         "merge",
@@ -223,6 +224,7 @@ def cli() -> None:
       kvrt route URL URL              several servers behind one address
       kvrt store --memory 8GiB        KV pages that several servers share
       kvrt batch run -i FILE -o FILE  a file of requests in, a file of answers out
+      kvrt data dedupe SET -o FILE    sets of prompts and answers: clean, score, keep, compare
       kvrt embed DIRECTORY "a text"   its vector, by a model for that
       kvrt rerank DIRECTORY "a question" < texts.txt   which say most about it
       kvrt transcribe talk.wav --model DIRECTORY   what is said in it

@@ -44,6 +44,36 @@ def line_bar(terminal: Terminal, total: int) -> Iterator[Callable[[], object]]:
 
 
 @contextmanager
+def counting_bar(
+    terminal: Terminal, what: str, total: int, *, of_bytes: bool = False
+) -> Iterator[Callable[[int], object]]:
+    """A bar for a total that is known; yields what to tell how much is done."""
+    if not terminal.progress:
+        yield lambda done: None
+        return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    with Progress(
+        TextColumn(what),
+        BarColumn(),
+        DownloadColumn(binary_units=True) if of_bytes else MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=terminal.console(sys.stderr),
+        transient=True,
+        redirect_stdout=False,
+    ) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+@contextmanager
 def listening_bar(terminal: Terminal) -> Iterator[Callable[[str, float], None]]:
     """A line that says how far sounds are written; yields what to tell a file and a time of it.
 

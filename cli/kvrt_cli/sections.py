@@ -68,6 +68,16 @@ BATCH: Sections = {
     "Several processes": RANKS,
     "Settings": SETTINGS,
 }  # fmt: skip
+DATA: Sections = {
+    "Set": ("output", "language", "model", "rejected"),
+    "Comparison": ("a", "b", "judge", "pairs", "limit", "max_tokens", "temperature", "seed"),
+    "Output": OUTPUT,
+    "Model and device": MODEL,
+    "KV memory": MEMORY,
+    "Sharing": SHARING,
+    "Scheduling": SCHEDULING,
+    "Several processes": RANKS,
+}
 BENCH: Sections = {
     "Tests": ("prompt_tokens", "new_tokens", "pairs", "batch", "repetitions", "no_warmup"),
     "Output": OUTPUT,

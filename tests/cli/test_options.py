@@ -20,6 +20,7 @@ COMMANDS = {
     "merge": ("merge", "tiny", "tiny", "tiny"),
     "embed": ("embed", "tiny", "x"),
     "batch": ("batch",),
+    "data": ("data",),
     "transcribe": ("transcribe", "x.wav", "--model", "tiny"),
     "rerank": ("rerank", "tiny", "x", "y"),
     "route": ("route", "ftp://nowhere"),

@@ -40,7 +40,9 @@ async def asked(
         KvrtError: see `AsyncRuntime.stream`.
     """
     if any(each.said is not None for each in asks):
-        return await ask(service.runtime, await reserved(service.runtime, asks, visit), source.tenant)
+        return await ask(
+            service.runtime, await reserved(service.runtime, asks, visit), source.tenant
+        )
     keeps: list[Keep] = []
     found = _the_same(service, asks, source, wanted, keeps)
     how = {HEADER: "hit"}

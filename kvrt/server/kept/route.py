@@ -15,7 +15,6 @@ from kvrt.server.kept.source import Selection
 from kvrt.server.service import Service
 from kvrt.server.wire.answers import answer
 
-
 SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?", re.ASCII)
 KNOWN = ("workspace", "key", "route", "older")
 
