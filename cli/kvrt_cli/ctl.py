@@ -31,7 +31,8 @@ SIZED = ("limit", "guarantee")
 @click.option(
     "--revision",
     type=click.IntRange(1, 2**62),
-    help="Numbers the changes of a tenant: one that comes late is ignored. [default: the next]",
+    show_default="the next",
+    help="Numbers the changes of a tenant: one that comes late is ignored.",
 )
 @click.option(
     "--timeout",

@@ -23,3 +23,11 @@ def test_all_its_clients_pass_its_standard_tests(
     outcomes = clients.outcomes(tmp_path, [suite], env, *one_loop)
     assert len(outcomes) > 200
     check_outcomes(outcomes, {})
+
+
+def test_our_example_of_a_chain_runs(clients: Clients, tiny: Server, tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "examples" / "langchain_chain.py"
+    options = ("--url", f"{tiny.url}/v1", "--model", "tiny")
+    done = clients.run([clients.bin / "python", example, "the sea", *options], tmp_path, {})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()

@@ -1,10 +1,8 @@
 """`generate` over kvrt's pages, beside transformers' own cache and attention."""
 
 import random
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +14,6 @@ from transformers.masking_utils import create_causal_mask
 from kvrt import CapacityError, ConfigError
 from kvrt.integrations.transformers import NAME, KvrtCache
 from tests.model.checkpoints import BASE, FAMILIES, VOCAB, make_model, randomised
-
-ROOT = Path(__file__).parents[2]
 
 UNKNOWN: dict[str, dict[str, Any]] = {
     "gpt_oss": {
@@ -175,16 +171,6 @@ def test_steps_of_any_size_with_rows_that_go_and_fork_are_those_of_the_dynamic_c
                 ids = prompts(rows=len(mask), tokens=draw.randint(1, 7), seed=draw.randint(0, 99))
                 new = torch.ones_like(ids)
                 assert cache.get_seq_length() == own.get_seq_length() == mask.shape[1]
-
-
-def test_the_page_about_it_has_an_example_that_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    text = (ROOT / "docs/transformers.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert name in example
-    bundled = str(ROOT / "kvrt/model/bundled/tiny")
-    exec(compile(example.replace(name, bundled), "docs/transformers.md", "exec"), {})
-    assert "def add(a, b):" in capsys.readouterr().out
 
 
 # --- memory ----------------------------------------------------------------------------------

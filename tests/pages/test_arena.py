@@ -1,6 +1,5 @@
 """`kvrt.Arena`: whatever is asked in whatever order, and whatever fails, it holds what it says."""
 
-import re
 import threading
 from pathlib import Path
 
@@ -255,12 +254,6 @@ def test_arenas_and_what_they_are_due_of_a_share(
         held = [row.claim.held for row in tenants_of(tmp_path / "s.null0")[1]]
         assert held == [5 * CHUNK, 3 * CHUNK]
     assert tenants_of(tmp_path / "s.null0")[1] == []
-
-
-def test_the_guides_example_runs() -> None:
-    guide = (Path(__file__).parents[2] / "docs" / "arena.md").read_text()
-    (example,) = re.findall(r"^```python\n(.*?)^```$", guide, re.DOTALL | re.MULTILINE)
-    exec(compile(example, "docs/arena.md", "exec"), {})
 
 
 def test_what_is_mapped_again_before_its_work_has_ended_stays() -> None:
