@@ -7,6 +7,7 @@ from kvrt.errors import ConfigError
 BRINGS = {
     "serve": ("starlette", "uvicorn", "msgspec", "prometheus_client"),
     "route": ("starlette", "uvicorn", "msgspec", "prometheus_client", "httpx", "zmq"),
+    "client": ("httpx", "msgspec"),
     "top": ("textual",),
     "data": ("msgspec",),
 }

@@ -234,6 +234,7 @@ def cli() -> None:
       kvrt ctl                        ... change that, and let a model sleep
       kvrt usage FILE                 what keys of a server have taken
       kvrt bench                      tokens per second
+      kvrt bench serve --url URL      a server under load
       kvrt profile                    what the engine's time goes into
       kvrt tune                       which settings are fastest here
     """

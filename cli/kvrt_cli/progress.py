@@ -3,12 +3,14 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from kvrt.bench.words import Record
 
 
 @contextmanager
@@ -156,6 +158,42 @@ class BenchBar:
     def hide(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class LoadBar:
+    """A bar that counts requests, or seconds where these end a run; with what came so far.
+
+    Args:
+        requests, seconds: after which no more are begun; None: that is not known.
+    """
+
+    def __init__(self, terminal: Terminal, requests: int | None, seconds: float | None) -> None:
+        self._bar = _runs_bar(terminal) if terminal.progress else None
+        self._seconds = None if requests is not None else seconds
+        self._total = requests if requests is not None else seconds
+        self._ended = self._failed = self._tokens = 0
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._task = self._bar.add_task("asking", total=self._total)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def told(self, record: "Record") -> None:
+        """A request has ended."""
+        if self._bar is None:
+            return
+        self._ended += 1
+        self._failed += not record.good
+        self._tokens += record.tokens
+        rate = self._tokens / record.end if record.end else 0.0
+        done = self._ended if self._seconds is None else round(record.end, 1)
+        text = f"{self._ended} answers, {self._failed} failed, {rate:.0f} tokens/s"
+        self._bar.start()
+        self._bar.update(self._task, completed=done, description=text)
 
 
 def _runs_bar(terminal: Terminal) -> "Progress":

@@ -103,6 +103,23 @@ TUNE: Sections = {
     **PROFILE,
 }
 
+BENCH_SERVE: Sections = {
+    "Target": ("url", "served", "endpoint", "key_file", "fields", "respect_eos", "timeout"),
+    "Load": ("clients", "rate", "arrivals", "burstiness", "speed", "requests", "seconds", "warmup",
+             "cache", "seed"),
+    "Data": ("data", "prompt_tokens", "new_tokens", "turns", "prefixes", "prefix_tokens"),
+    "Output": ("csv", "html", "name", *OUTPUT),
+    "Cost": ("cost_per_hour", "cost_per_kwh", "token_weights"),
+    "Model and device": MODEL,
+    "KV memory": MEMORY,
+    "Sharing": SHARING,
+    "Scheduling": SCHEDULING,
+    "Several processes": RANKS,
+    "Settings": SETTINGS,
+}  # fmt: skip
+INSIDE = {*MODEL, *MEMORY, *SHARING, *SCHEDULING, *RANKS}
+"""What is of a model in this process."""
+
 
 class SectionedCommand(click.Command):
     """A command whose ``--help`` has sections; what is in none of them comes last.

@@ -1,0 +1,1 @@
+"""The commands of ``kvrt bench``: a model's tokens per second, and a server under load."""
