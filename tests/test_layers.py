@@ -86,6 +86,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "llguidance": ("kvrt/structured",),
     "PIL": ("kvrt/model/vision",),
     "vllm": ("kvrt/integrations",),
+    "dynamo": ("kvrt/integrations",),
     "sglang": ("kvrt/integrations",),
     "lmcache": ("kvrt/integrations",),
     "zmq": ("kvrt/integrations", "kvrt/routing"),
