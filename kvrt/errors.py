@@ -56,6 +56,20 @@ class RequestError(KvrtError):
         self.param = param
 
 
+class ContextFull(RequestError):
+    """A prompt leaves no room in the context for an answer.
+
+    Args:
+        tokens: of the prompt.
+        room: tokens that the context has room for.
+    """
+
+    def __init__(self, message: str, *, tokens: int, room: int, fix: str = "") -> None:
+        super().__init__(message, param="prompt", fix=fix)
+        self.tokens = tokens
+        self.room = room
+
+
 class ModelError(KvrtError):
     """A model is missing, damaged, or of a kind that is not supported."""
 

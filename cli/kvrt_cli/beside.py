@@ -28,12 +28,12 @@ def open_beside(server: "ServerConfig", config: RuntimeConfig) -> "Iterator[Besi
         if server.rerank_model is not None:
             from kvrt.embedding.reranker import Reranker
 
-            reranker = opened.enter_context(Reranker(server.rerank_model, **_same_device(config)))
+            reranker = opened.enter_context(Reranker(server.rerank_model, **same_device(config)))
         if server.speech_model is not None:
             from kvrt.speech.transcriber import Transcriber
 
             transcriber = opened.enter_context(
-                Transcriber(server.speech_model, **_same_device(config))
+                Transcriber(server.speech_model, **same_device(config))
             )
         yield Beside(embedder, reranker, transcriber)
 
@@ -42,8 +42,9 @@ def open_embedder(model: str, config: RuntimeConfig) -> "Embedder":
     """What makes vectors of texts."""
     from kvrt.embedding.embedder import Embedder
 
-    return Embedder(model, **_same_device(config))
+    return Embedder(model, **same_device(config))
 
 
-def _same_device(config: RuntimeConfig) -> dict[str, Any]:
+def same_device(config: RuntimeConfig) -> dict[str, Any]:
+    """Options of a model beside another."""
     return {name: getattr(config, name) for name in ("backend", "device", "threads", "offline")}

@@ -68,6 +68,7 @@ class Commands(Mapping[str, click.Command]):
         "data",
         "doctor",
         "embed",
+        "llama-server",
         "merge",
         "models",
         "profile",
@@ -221,6 +222,7 @@ def cli() -> None:
       kvrt run                        the bundled model completes a text
       kvrt run DIRECTORY "a prompt"   any Hugging Face checkpoint
       kvrt serve DIRECTORY            ... for clients of OpenAI's API
+      kvrt llama-server -m FILE       ... as llama.cpp's server does, to its clients
       kvrt route URL URL              several servers behind one address
       kvrt store --memory 8GiB        KV pages that several servers share
       kvrt batch run -i FILE -o FILE  a file of requests in, a file of answers out

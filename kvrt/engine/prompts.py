@@ -6,7 +6,7 @@ from typing import Any, Protocol, cast
 
 from kvrt.checks import Wrong, as_index, items_of, shown
 from kvrt.engine.pictures import Media, read_chat, read_illustrated
-from kvrt.errors import CapacityError, RequestError
+from kvrt.errors import CapacityError, ContextFull, RequestError
 from kvrt.kv.cache import KVCache
 from kvrt.kv.tiers.names import root_key
 from kvrt.model.chat.messages import Message
@@ -212,15 +212,16 @@ def room_for(tokens: Sequence[int], model: Model, cache: KVCache, new: int = 1) 
     """Tokens that a prompt and its answer can have together; `new` more than the prompt has.
 
     Raises:
-        RequestError: the prompt fills the context.
+        ContextFull: the prompt fills the context.
         CapacityError: it fills the memory limit.
     """
     room = min(model.max_model_len, cache.capacity_tokens)
     if len(tokens) + new > model.max_model_len:
-        raise RequestError(
+        raise ContextFull(
             f"the prompt has {len(tokens)} tokens; the context has room for "
             f"{model.max_model_len}, the output included",
-            param="prompt",
+            tokens=len(tokens),
+            room=model.max_model_len,
             fix="shorten the prompt, or raise max_model_len if the model allows it",
         )
     if len(tokens) + new > room:

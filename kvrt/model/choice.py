@@ -18,6 +18,11 @@ from kvrt.model.weights.weights import NOTHING_PACKED, Packing, weight_bytes, we
 from kvrt.spi import Capability, Device, DType
 
 
+def parameters(spec: ModelSpec) -> int:
+    """How many numbers the weights of a model are."""
+    return sum(part.numel for weight in weights_of(spec) for part in weight.parts)
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """What was chosen for a model.
@@ -39,7 +44,7 @@ class Choice:
     @property
     def parameters(self) -> int:
         """How many numbers the weights are."""
-        return sum(part.numel for weight in weights_of(self.spec) for part in weight.parts)
+        return parameters(self.spec)
 
     @property
     def parameters_of_a_token(self) -> int:

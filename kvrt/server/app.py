@@ -1,6 +1,7 @@
 """The routes, as one ASGI application."""
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -57,6 +58,20 @@ BARE = {
 """Where OpenAI's are found, too: not every client's address ends with the version."""
 
 
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """What is served, by methods and paths.
+
+    Args:
+        endpoints: ask a model: by POST, and by WebSocket.
+    """
+
+    gets: dict[str, Handler]
+    posts: dict[str, Handler]
+    deletes: dict[str, Handler]
+    endpoints: dict[str, ASGIApp]
+
+
 def make_app(
     service: Service,
     embeddings: Embeddings | None = None,
@@ -64,7 +79,19 @@ def make_app(
     audio: Audio | None = None,
     worker: Worker | None = None,
 ) -> Starlette:
-    """Everything that is served; `Guard` stands before it.
+    """All of `routes_of`; `Guard` stands before it."""
+    routes = routes_of(service, embeddings, rerank, audio, worker)
+    return application(routes.gets, routes.posts, routes.deletes, routes.endpoints, service.book)
+
+
+def routes_of(
+    service: Service,
+    embeddings: Embeddings | None = None,
+    rerank: Rerank | None = None,
+    audio: Audio | None = None,
+    worker: Worker | None = None,
+) -> Routes:
+    """Everything that is served.
 
     Args:
         embeddings: makes vectors of texts; None: nothing does.
@@ -145,11 +172,11 @@ def make_app(
     }
     prompts = Prompts(service)
     posts |= {f"/tokens{path}": prompts.of(api) for path, api in {**apis, **in_lines}.items()}
-    endpoints = {
+    endpoints: dict[str, ASGIApp] = {
         **{path: Endpoint(service, path, api) for path, api in apis.items()},
         **{path: Endpoint(service, path, api, LINES) for path, api in in_lines.items()},
     }
-    return application(gets, posts, deletes, endpoints, service.book)
+    return Routes(gets, posts, deletes, endpoints)
 
 
 def application(
@@ -184,7 +211,7 @@ def _paths(routes: Mapping[str, Answering]) -> Iterator[tuple[str, Answering]]:
     """Each with what answers there."""
     for path, answers in routes.items():
         yield path, answers
-        if path in BARE:
+        if path in BARE and BARE[path] not in routes:
             yield BARE[path], answers
 
 

@@ -65,6 +65,8 @@ class Progress:
 class Stream(Protocol):
     """One answer, as it comes; see `AsyncStream`."""
 
+    request_id: str
+
     @property
     def prompt_token_ids(self) -> Sequence[int]: ...
 
@@ -109,6 +111,11 @@ class Answers:
     def prompts(self) -> list[Sequence[int]]:
         """The tokens of each."""
         return [stream.prompt_token_ids for stream in self._streams]
+
+    @property
+    def ids(self) -> list[str]:
+        """By which the engine tells of each."""
+        return [stream.request_id for stream in self._streams]
 
     @property
     def seed(self) -> int:

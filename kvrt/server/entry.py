@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from starlette.types import Message, Scope, Send
 
 from kvrt.server.access.keys import Owner
+from kvrt.server.openai import errors as openai
+from kvrt.server.words.shapes import Words
 
 if TYPE_CHECKING:
     from kvrt.server.asking import Answers, Progress
@@ -34,6 +36,7 @@ class Entry:
         status: of its answer; 0: there is none yet.
         answers: of the model, once it was asked.
         model: its name.
+        words: whose words its errors are in, until a protocol has read it.
         stopping: while it is answered: done as soon as somebody who may ends it.
     """
 
@@ -44,6 +47,7 @@ class Entry:
     status: int = 0
     answers: "Answers | None" = None
     model: str = ""
+    words: Words = openai
     stopping: "asyncio.Future[None] | None" = None
     at: float = field(default_factory=time.time)
     begun: float = field(default_factory=time.monotonic)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
-from kvrt.errors import CapacityError, KvrtError, RequestError, WeightsUnreadable
+from kvrt.errors import CapacityError, ContextFull, KvrtError, RequestError, WeightsUnreadable
 
 
 @dataclass(eq=False)
@@ -17,6 +17,7 @@ class Refusal(Exception):
         param: the field at fault.
         code: for programs.
         headers: besides.
+        more: facts about it, for programs, where a protocol has room for them.
     """
 
     status: int
@@ -24,6 +25,7 @@ class Refusal(Exception):
     param: str | None = None
     code: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    more: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.message
@@ -34,6 +36,11 @@ def refusal_of(error: BaseException) -> Refusal:
     match error:
         case Refusal():
             return error
+        case ContextFull(tokens=tokens, room=room):
+            return Refusal(
+                HTTPStatus.BAD_REQUEST, _told(error), param="prompt",
+                code="context_length_exceeded", more={"n_prompt_tokens": tokens, "n_ctx": room},
+            )  # fmt: skip
         case RequestError():
             return Refusal(HTTPStatus.BAD_REQUEST, _told(error), param=error.param or None)
         case CapacityError(needed=needed) if needed:

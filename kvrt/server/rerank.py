@@ -55,6 +55,11 @@ class Rerank:
         self._strict = strict
         self._any_name = any_name
 
+    @property
+    def missing(self) -> bool:
+        """Whether nothing sorts texts."""
+        return self._reranker is None
+
     async def of(self, body: bytes) -> dict[str, Any]:
         """The answer to a request's body."""
         reranker = self.check_there()

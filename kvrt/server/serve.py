@@ -28,8 +28,13 @@ from kvrt.server.desk import Desk
 from kvrt.server.fleet.app import make_models_app
 from kvrt.server.fleet.naming import Folder
 from kvrt.server.fleet.opening import open_models
+from kvrt.server.llama.app import UNGUARDED as LLAMA_OPEN
+from kvrt.server.llama.app import make_llama_app, make_vectors_app
+from kvrt.server.llama.errors import words as llama_words
+from kvrt.server.llama.front import Front
+from kvrt.server.llama.settings import Face
 from kvrt.server.openai.audio import Audio
-from kvrt.server.openai.embeddings import Embeddings
+from kvrt.server.openai.embeddings import MAX_BODY, Embeddings
 from kvrt.server.rerank import Rerank
 from kvrt.server.served import read_template
 from kvrt.server.service import Service
@@ -86,15 +91,18 @@ class Prepared:
         return url_of(self.bound)
 
 
-def prepare(config: ServerConfig) -> Prepared:
+def prepare(config: ServerConfig, keys: Credentials | None = None) -> Prepared:
     """Open what the configuration names.
+
+    Args:
+        keys: of clients, beside those that it names.
 
     Raises:
         ConfigError: the keys or the chat template cannot be read, the audit log cannot be written,
             there is no such address here, another program has the port, or what events need is not
             installed; or the folder of batches cannot be had.
     """
-    keys = _credentials(config)
+    keys = _credentials(config) or keys
     template = None if config.chat_template is None else read_template(config.chat_template)
     limits = Limits.read(config.limits)
     if limits.lasting and config.usage is None:
@@ -165,6 +173,7 @@ async def serve(
     prepared: Prepared,
     begun: Callable[[], None],
     beside: Beside = NOTHING,
+    face: Face | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; answers go on for `drain_seconds` then. A second signal ends
     the process at once.
@@ -173,6 +182,7 @@ async def serve(
         prepared: by `prepare`; what it opened is closed in the end.
         begun: called when clients can connect.
         beside: other models.
+        face: it has the routes of llama-server, set up like this.
 
     Raises:
         ModelError: the chat template is not valid, or the model's defaults cannot be.
@@ -197,11 +207,18 @@ async def serve(
             hook=prepared.hook,
         )
         await worker.begin()
+    front = None
     try:
-        app = make_app(service, embeddings, rerank, audio, worker)
+        front = None if face is None else Front(service, face)
+        if front is None:
+            app = make_app(service, embeddings, rerank, audio, worker)
+        else:
+            app = make_llama_app(front)
         ending = (lambda: None) if worker is None else worker.stop
-        await _listen(app, desk, prepared, begun, served.max_body, ending)
+        await _listen(app, desk, prepared, begun, served.max_body, ending, face)
     finally:
+        if front is not None:
+            front.close()
         if worker is not None:
             await worker.close()
         service.close()
@@ -240,6 +257,22 @@ async def serve_models(
         await _close(prepared)
 
 
+async def serve_vectors(
+    config: ServerConfig,
+    prepared: Prepared,
+    begun: Callable[[], None],
+    beside: Beside,
+    face: Face,
+) -> None:
+    """As `serve` with the routes of llama-server, where no model answers."""
+    desk = _desk(config, prepared, beside)
+    app = make_vectors_app(desk, face, beside, config.alias[0])
+    try:
+        await _listen(app, desk, prepared, begun, MAX_BODY, lambda: None, face)
+    finally:
+        await _close(prepared)
+
+
 def _desk(config: ServerConfig, prepared: Prepared, beside: Beside) -> Desk:
     accounts = Accounts(Limits.read(config.limits), prepared.keys, prepared.ledger)
     return Desk(config, prepared.audit, prepared.tracing, accounts, beside.embedder)
@@ -252,10 +285,14 @@ async def _listen(
     begun: Callable[[], None],
     max_body: int,
     ending: Callable[[], None],
+    face: Face | None = None,
 ) -> None:
     """Answer until the end; see `Listener`."""
+    guard = Guard(app, desk.book, desk.config.host, prepared.keys)
+    if face is not None:
+        guard = Guard(app, desk.book, desk.config.host, prepared.keys, llama_words, LLAMA_OPEN)
     server = Listener(
-        without_prefix(Guard(app, desk.book, desk.config.host, prepared.keys)),
+        without_prefix(guard),
         desk.gate,
         drain_seconds=desk.config.drain_seconds,
         max_message=max_body,

@@ -13,6 +13,7 @@ COMMANDS = {
     "run": ("run", "tiny", "def f(", "-n", "1", "-q"),
     "bench": ("bench", "tiny", "-p", "2", "-n", "1", "-r", "1", "--no-warmup", "-q"),
     "doctor": ("doctor", "--only", "python"),
+    "llama-server": ("llama-server", "-m", "tiny", "--host", "203.0.113.1"),
     "serve": ("serve", "tiny", "--keys", "keys", "--new-key", "me"),
     "top": ("top", "--once"),
     "ctl": ("ctl", "wake", "nobody", "tiny"),
@@ -61,10 +62,10 @@ USES = [
     (name, param.opts[0], value)
     for name in COMMANDS
     for param in cli.commands[name].params
-    if isinstance(param, click.Option) and not param.is_flag
+    if isinstance(param, click.Option) and not param.is_flag and not param.hidden
     for value in (*ANY, *(getattr(param.type, "choices", ())))
 ]
-"""Every option of every command with every value."""
+"""Every option of every command with every value, but those that are passed over."""
 
 
 def check(kvrt: Kvrt, name: str, option: str, value: str) -> None:

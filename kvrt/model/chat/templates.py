@@ -84,6 +84,9 @@ class ChatTemplates:
         sources: the template and where it came from, for errors; by their names.
         variables: what every rendering sees, e.g. ``bos_token``.
 
+    Attributes:
+        sources: the templates, by their names.
+
     Raises:
         ModelError: a template is not valid Jinja.
     """
@@ -94,6 +97,7 @@ class ChatTemplates:
         # Loading Jinja takes a hundredth of a small model's start, and many models need none.
         from kvrt.model.chat.template import ChatTemplate
 
+        self.sources = {name: source for name, (source, _) in sources.items()}
         self._templates = {
             name: ChatTemplate(source, file, variables) for name, (source, file) in sources.items()
         }

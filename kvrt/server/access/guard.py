@@ -2,6 +2,7 @@
 whatever its path or method."""
 
 import base64
+from collections.abc import Callable
 from contextlib import nullcontext
 from http import HTTPStatus
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ from kvrt.server.entry import ENTRY, Book, Entry
 from kvrt.server.errors import Refusal
 from kvrt.server.page import FILES
 from kvrt.server.wire.http import Reply, headers_of, request_id
-from kvrt.server.words.shapes import shape_for
+from kvrt.server.words.shapes import Words, words_for
 
 OPEN = frozenset({"/livez", "/readyz", "/health", "/v2/health/live", "/v2/health/ready"})
 """Routes that need no key: they tell nothing of anybody."""
@@ -49,13 +50,25 @@ class Guard:
         book: where requests are entered; probes are not.
         host: where the server listens.
         keys: of which clients need one; None: they need none.
+        words: whose words errors are in, by the path that is asked.
+        unguarded: routes that need no key.
     """
 
-    def __init__(self, app: Starlette, book: Book, host: str, keys: Credentials | None) -> None:
+    def __init__(
+        self,
+        app: Starlette,
+        book: Book,
+        host: str,
+        keys: Credentials | None,
+        words: Callable[[str], Words] = words_for,
+        unguarded: frozenset[str] = OPEN,
+    ) -> None:
         self._app = app
         self._book = book
         self._routes = frozenset(route.path for route in app.routes if isinstance(route, Route))
         self._keys = keys
+        self._words = words
+        self._open = unguarded
         names = LOOPBACK_NAMES | {host.lower()}
         self._hosts = names if keys is None and is_loopback(host) else None
 
@@ -67,8 +80,8 @@ class Guard:
         path = scope["path"]
         route = path if path in self._routes else OTHER
         parent = "".join(headers_of(scope, b"traceparent")[-1:])
-        entry = scope[ENTRY] = Entry(request_id(scope), route, parent)
-        entered = nullcontext() if path in OPEN else self._book.entered(entry)
+        entry = scope[ENTRY] = Entry(request_id(scope), route, parent, words=self._words(path))
+        entered = nullcontext() if path in self._open else self._book.entered(entry)
         with entered:
             await self._admit(entry, scope, receive, entry.watching(send))
 
@@ -77,15 +90,14 @@ class Guard:
             entry.owner = self._owner(scope)
         except Refusal as refusal:
             reply = Reply(send, {"x-request-id": entry.id})
-            body = shape_for(scope["path"])(refusal)
-            await reply.json(body, refusal.status, refusal.headers)
+            await reply.json(entry.words.refused(refusal), refusal.status, refusal.headers)
             return
         await self._app(scope, receive, send)
 
     def _owner(self, scope: Scope) -> Owner:
         path = scope["path"]
         self._check_hosts(scope)
-        if self._keys is None or path in OPEN:
+        if self._keys is None or path in self._open:
             return ANYBODY
         owner = self._keys.owner(_given(scope))
         if owner is None:

@@ -91,6 +91,7 @@ class Told(AsyncIterator[Delta]):
         result: that answer.
     """
 
+    request_id = ""
     tokens = 0
     """That were said: none had to be."""
     first = None

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 from kvrt.dialect.events import Arguments, Called, Content, Event, Thought
 from kvrt.model.chat.templates import Chat
 from kvrt.outputs import Completion, Delta, FinishReason, Result, TokenLogprobs
-from kvrt.server.asking import Ask
+from kvrt.server.asking import Ask, AskedAdapter
 from kvrt.server.errors import Refusal
 from kvrt.server.openai.errors import broken, refused
 from kvrt.server.openai.shared import DONE, Common, finish_reason, token_entries, usage
 from kvrt.server.served import Served
 from kvrt.server.wire.http import event
 from kvrt.server.words.fields import Messages, Tokens, Top
-from kvrt.server.words.structured import both, held_to
+from kvrt.server.words.structured import Held, both, held_to
 from kvrt.server.words.talk import Call, Spoken, Talk, as_said, choose
 
 
@@ -56,8 +56,8 @@ class ChatCompletions:
         self._served = served
 
     def read(self, body: bytes) -> "ChatCall":
-        request = self._served.fields(body, ChatRequest)
-        adapter = self._served.adapter(request.model)
+        request = self._fields(body)
+        adapter = self._adapter(request)
         _check_offered(request)
         choice = choose(
             self._served,
@@ -65,7 +65,7 @@ class ChatCompletions:
             request.tool_choice,
             several=request.parallel_tool_calls is not False,
         )
-        held = both(held_to(request, request.response_format, "response_format"), choice.held())
+        held = both(self._held(request), choice.held())
         talk = Talk(self._served, choice, held=held.field not in ("", "tools"))
         wanted = request.top_logprobs or 0 if request.logprobs else None
         most = request.max_completion_tokens
@@ -86,7 +86,23 @@ class ChatCompletions:
             add_generation_prompt=request.add_generation_prompt,
         )
         asks = [Ask(chat, params, held.field, adapter)]
-        return ChatCall(self._served, request, asks, wanted, talk)
+        return self._call(request, asks, wanted, talk)
+
+    # What other servers' words for the same differ in.
+
+    def _fields(self, body: bytes) -> ChatRequest:
+        return self._served.fields(body, ChatRequest)
+
+    def _adapter(self, request: ChatRequest) -> AskedAdapter | None:
+        return self._served.adapter(request.model)
+
+    def _held(self, request: ChatRequest) -> Held:
+        return held_to(request, request.response_format, "response_format")
+
+    def _call(
+        self, request: ChatRequest, asks: Sequence[Ask], logprobs: int | None, talk: Talk
+    ) -> "ChatCall":
+        return ChatCall(self._served, request, asks, logprobs, talk)
 
 
 def _check_offered(request: ChatRequest) -> None:

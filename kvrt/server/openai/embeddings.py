@@ -52,6 +52,11 @@ class Embeddings:
         self._strict = strict
         self._any_name = any_name
 
+    @property
+    def missing(self) -> bool:
+        """Whether nothing makes vectors."""
+        return self._embedder is None
+
     async def of(self, body: bytes) -> dict[str, Any]:
         """The answer to a request's body."""
         embedder = self.check_there()

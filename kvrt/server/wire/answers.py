@@ -9,7 +9,6 @@ from starlette.responses import Response
 from kvrt.errors import KvrtError
 from kvrt.server.entry import entry_of
 from kvrt.server.errors import Refusal, refusal_of
-from kvrt.server.words.shapes import shape_for
 
 
 def answer(value: object, status: int = HTTPStatus.OK, **headers: str) -> Response:
@@ -20,8 +19,9 @@ def answer(value: object, status: int = HTTPStatus.OK, **headers: str) -> Respon
 async def refuse(request: Request, error: Exception) -> Response:
     """An error of these routes, in the words of whose they are."""
     refusal = refusal_of(error)
-    headers = {**refusal.headers, "x-request-id": entry_of(request.scope).id}
-    return answer(shape_for(request.url.path)(refusal), refusal.status, **headers)
+    entry = entry_of(request.scope)
+    headers = {**refusal.headers, "x-request-id": entry.id}
+    return answer(entry.words.refused(refusal), refusal.status, **headers)
 
 
 ERRORS = (Refusal, KvrtError)

@@ -22,14 +22,15 @@ WORDS: dict[str, Words] = {"/v1/messages": anthropic, "/api/": ollama}
 
 def shape_for(path: str) -> Callable[[Refusal], dict[str, Any]]:
     """What makes the body of an error, for a client that asks there."""
-    return _words_for(path).refused
+    return words_for(path).refused
 
 
 def broken_for(path: str) -> Callable[[Refusal], bytes]:
     """What makes the last event of a stream that breaks off, likewise."""
-    return _words_for(path).broken
+    return words_for(path).broken
 
 
-def _words_for(path: str) -> Words:
+def words_for(path: str) -> Words:
+    """Whose words a client that asks there reads."""
     found = (words for prefix, words in WORDS.items() if path.startswith(prefix))
     return next(found, openai)
