@@ -62,4 +62,7 @@ def linked(text: str, source: str, page: str) -> str:
             return words
         return f"{image}[{words}]({os.path.relpath(to, PurePosixPath(page).parent)}{mark}{anchor})"
 
-    return LINK.sub(place, text)
+    # Of a table of options, "[env: ...] [default: ...]" is no link.
+    return re.sub(
+        r"^\|.*", lambda row: row[0].replace("] [", "] \\["), LINK.sub(place, text), flags=re.M
+    )
