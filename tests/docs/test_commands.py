@@ -44,6 +44,8 @@ def taken(
     with context:
         if isinstance(command, click.Group):
             rest = [*context._protected_args, *context.args]
+            if not rest:  # a group alone, which shows its help or runs by itself
+                return
             inner, found, rest = command.resolve_command(context, rest)
             assert inner
             assert found
