@@ -21,7 +21,7 @@ from kvrt.errors import ConfigError, KvrtError
 from .pages import OURS, ROOT, Block, Command, blocks_of, commands_of, pages
 
 BLOCKS = [block for page in pages() for block in blocks_of(page) if block.is_shell]
-OTHER_MODULES = ("guidellm", "http", "sglang", "venv")
+OTHER_MODULES = ("dynamo", "guidellm", "http", "sglang", "venv")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
