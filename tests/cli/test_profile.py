@@ -15,7 +15,7 @@ def test_it_writes_a_trace_and_prints_what_the_time_went_into(
     result = kvrt("profile", plain_model, *SMALL, "-o", str(path), "--json")
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
-    assert found["steps"] in (4, 5), "the second may come when the first is being computed"
+    assert 3 <= found["steps"] <= 6, "the second may come while the first is computed, or behind it"
     assert (found["prompt_tokens"], found["answer_tokens"]) == (40, 6)
     turns = [phase for phase in found["phases"] if "/" not in phase["name"]]
     assert abs(sum(phase["seconds"] for phase in turns) - found["seconds"]) < 1e-6

@@ -20,7 +20,8 @@ def test_it_says_what_it_would_set_and_what_it_tried(kvrt: Kvrt, plain_model: st
     found = json.loads(result.stdout)
     assert (found["goal"], found["grid"], found["ended"]) == ("throughput", 4, "done")
     assert 0 < found["runs"] <= 25
-    assert {each["value"] for each in found["tried"]} == {8, 32, 64}
+    tried = {each["value"] for each in found["tried"]}
+    assert {8, 32, 64} <= tried <= {8, 16, 32, 64}, "the usual one again, if another seemed better"
     assert found["keeps_slo"] is True
     assert found["tokens_per_s"] > 0
     expected = f"--page-size {found['set']['page_size']}" if found["set"] else ""

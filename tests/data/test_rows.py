@@ -56,14 +56,15 @@ def test_each_shape_has_its_prompt_and_its_answer(
 
 @pytest.mark.parametrize(
     "line",
-    ["", "x", "[]", "1", "{}", '{"prompt": 5}', '{"messages": ["a"]}', '{"text": "a", "scores": 1}',
-     '{"messages": [{"role": "user", "content": 7}]}', '{"text": "a", "scores": {"b": []}}',
-     '{"body": {}}', '{"prompt": ["a"]}', "[" * 100_000],
+    ["", "zebra", "[]", "1", "{}", '{"prompt": 5}', '{"messages": ["zebra"]}',
+     '{"text": "zebra", "scores": 1}', '{"messages": [{"role": "user", "content": 7}]}',
+     '{"text": "zebra", "scores": {"b": []}}', '{"body": {}}', '{"prompt": ["zebra"]}',
+     "[" * 100_000],
 )  # fmt: skip
 def test_what_is_no_row_is_refused_and_not_quoted(line: str) -> None:
     with pytest.raises(Unreadable) as caught:
         read_row(line.encode())
-    assert "a" not in str(caught.value).split()[:1]
+    assert "zebra" not in str(caught.value)
 
 
 @given(rows, st.dictionaries(st.sampled_from("ab"), st.integers() | st.none()))
