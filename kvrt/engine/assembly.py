@@ -11,7 +11,7 @@ from kvrt.engine.engine import Engine
 from kvrt.engine.fingerprint import page_fingerprint, page_format
 from kvrt.engine.planning import fitted
 from kvrt.engine.prefixes import Prefixes
-from kvrt.engine.sizing import check_room, limit_bytes, make_cache, on_host
+from kvrt.engine.sizing import check_room, limit_bytes, make_cache
 from kvrt.engine.sleeping import LEASE_S
 from kvrt.executor.interface import PageMemory
 from kvrt.kv.cache import KVCache
@@ -20,7 +20,6 @@ from kvrt.kv.index.eviction import EVICTIONS
 from kvrt.kv.index.reuse import PrefixReuse
 from kvrt.kv.memory import Memory
 from kvrt.kv.offload import Offload
-from kvrt.kv.pressure import Pressure
 from kvrt.kv.tiers.config import TierConfig, parse_tiers
 from kvrt.kv.tiers.disk import DiskStore
 from kvrt.kv.tiers.folder import own_folder
@@ -134,7 +133,7 @@ def assemble(
     fingerprint = page_fingerprint(model, cache.layouts, device.info, drafter)
     reuse = make_reuse(config, cache)
     offload = make_offload(config, executor, fingerprint, reuse)
-    memory = Memory(cache, reuse, offload, tenant, make_pressure(device))
+    memory = Memory(cache, reuse, offload, tenant)
     stack.callback(memory.close)
     limits = Limits(config.max_batch_tokens, config.max_running)
     engine = Engine(model, executor, memory, limits, POLICIES[config.policy], ratio)
@@ -164,13 +163,6 @@ def _load_drafter(config: RuntimeConfig, device: Device, progress: Progress | No
         progress=progress,
         seed=config.seed or 0,
     )
-
-
-def make_pressure(device: Device) -> Pressure | None:
-    """None: the device's memory is not the machine's own."""
-    if not on_host(device.info):
-        return None
-    return Pressure(lambda: device.memory.info().free, device.info.total_bytes)
 
 
 def make_reuse(config: RuntimeConfig, cache: KVCache) -> PrefixReuse | None:

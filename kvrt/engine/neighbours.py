@@ -1,5 +1,4 @@
-"""What an engine asks of the other tenants of its device, and does for them, and for others of its
-machine."""
+"""What an engine asks of the other tenants of its device, and does for them."""
 
 import itertools
 import logging
@@ -20,10 +19,6 @@ _PATIENCE_S = 30.0
 """Others give back what they are not due at their next step, or end a request. Who does not in this
 time has stopped, or is due all that it holds."""
 
-_MACHINE_S = 5.0
-"""Others of the machine do not know that anybody waits for memory; but what runs short may be back
-in this time, or never."""
-
 _GRACE_S = 0.1
 """What ends in this time gives its pages back by itself, and nobody computes anything twice."""
 
@@ -37,7 +32,7 @@ _SEEN = 64
 
 
 class Neighbours:
-    """See the module. Does nothing where the device is not shared, nor the machine's own memory.
+    """See the module. Does nothing where the device is not shared.
 
     Args:
         memory: of the engine.
@@ -56,7 +51,6 @@ class Neighbours:
     def heed(self) -> None:
         """Before a step: keep to what they leave, and tell them what is needed."""
         if self._memory.tenant is None:
-            self._memory.heed()
             return
         live, table, at_once = self._live, self._memory.cache.table, self._limits.max_batch_tokens
         seqs = itertools.chain(live.running, live.fetching, itertools.islice(live.waiting, _SEEN))
@@ -104,15 +98,13 @@ class Neighbours:
         """Whether sequences are stuck for want of memory that they may yet give back, so that it is
         to be planned again. Waits a moment if so."""
         tenant = self._memory.tenant
-        if not stuck or not self._memory.cache.squeezed:
+        if tenant is None or not stuck or not self._memory.cache.squeezed:
             self._stuck_since = None
             return False
         now = time.monotonic()
         self._stuck_since = self._stuck_since or now
-        patience = _MACHINE_S if tenant is None else _PATIENCE_S
-        if now > self._stuck_since + patience:
-            others = "others of the machine have it" if tenant is None else tenant.others()
-            log.warning("no memory came free in %g s: %s", patience, others)
+        if now > self._stuck_since + _PATIENCE_S:
+            log.warning("no memory came free in %g s: %s", _PATIENCE_S, tenant.others())
             return False
         time.sleep(_NAP_S)
         return True

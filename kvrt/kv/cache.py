@@ -270,19 +270,14 @@ class KVCache:
         return self._lower(held)
 
     def leave(self, nbytes: int) -> None:
-        """Others leave so much, which may be nothing: the limit is no higher until this is said
-        again. For the engine's thread."""
+        """Other tenants of the device leave so much, which may be nothing: the limit is no higher
+        until this is said again. For the engine's thread."""
         chunks = max(0, nbytes) // self.chunk_bytes
         self._limit.leave(chunks, chunks * self.chunk_bytes)
 
     @property
-    def asked_bytes(self) -> int:
-        """The limit that was asked for."""
-        return self._limit.asked_bytes
-
-    @property
     def squeezed(self) -> bool:
-        """Others leave less than the limit."""
+        """Other tenants of the device leave less than the limit."""
         return self._limit.squeezed
 
     @property

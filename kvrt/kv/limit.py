@@ -1,5 +1,5 @@
-"""How many chunks may be held: what was asked for; less while the device refuses more, other
-tenants of it are due what is asked for, or the machine's memory runs short."""
+"""How many chunks may be held: what was asked for; less while the device refuses more, or other
+tenants of it are due what is asked for."""
 
 import enum
 import threading
@@ -80,7 +80,7 @@ class Limit:
         return self._left is not None and self._left[0] < self._chunks
 
     def leave(self, chunks: int, nbytes: int) -> None:
-        """Others leave so much, until this is said again."""
+        """Other tenants of the device leave so much, until this is said again."""
         self._left = chunks, nbytes
 
     @property

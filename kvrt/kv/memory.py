@@ -12,7 +12,6 @@ from kvrt.kv.offload import Offload
 from kvrt.kv.pages.group import last_border
 from kvrt.kv.pages.lanes import Pages
 from kvrt.kv.pages.table import Change
-from kvrt.kv.pressure import Pressure
 from kvrt.kv.seq import Seq
 from kvrt.sharing.tenant import Tenant
 
@@ -23,8 +22,8 @@ _WRITING_S = 0.05
 """While idle, pages on their way to disk are looked after so often."""
 
 _WATCHING_S = 1.0
-"""While idle, who has something to give looks so often whether others need it. Tenants of the
-device ring when they do; but one may die in the moment before, and the system says nothing."""
+"""While idle, a tenant that has something to give looks so often whether others are due it. They
+ring when they are; but one may die in the moment before."""
 
 _LONGEST_REST_S = 3600.0
 """Systems cannot wait for any number of seconds, but a `prefix_cache_ttl` may be any."""
@@ -38,7 +37,6 @@ class Memory:
         reuse: finds pages that were computed before; None: each sequence computes all of its own.
         offload: moves pages off the device and back; None: what is evicted is lost.
         tenant: of a device that is shared; it holds the model's weights, too.
-        pressure: of a machine whose own memory the device's is; None: it has its own.
     """
 
     def __init__(
@@ -47,11 +45,9 @@ class Memory:
         reuse: PrefixReuse | None = None,
         offload: Offload | None = None,
         tenant: Tenant | None = None,
-        pressure: Pressure | None = None,
     ) -> None:
         self.cache = cache
         self.tenant = tenant
-        self.pressure = pressure
         self.reuse = reuse
         self.offload = offload
 
@@ -169,25 +165,12 @@ class Memory:
     # --- giving back -------------------------------------------------------------------------
 
     def heed(self, coming: int = 0, *, idle: bool = False) -> None:
-        """Keep to what others of the machine leave, and other tenants of the device, and tell these
-        what would be of use.
+        """Keep to what other tenants of the device leave, and tell them what would be of use.
 
         Args:
             coming: bytes that sequences will need beside the pages in use.
             idle: it waits afterwards, until they ring.
         """
-        left = [*self._machine_leaves(), *self._tenants_leave(coming, idle=idle)]
-        if left:
-            self.cache.leave(min(left))
-
-    def _machine_leaves(self) -> Iterator[int]:
-        """Bytes; at least what any request needs."""
-        if self.pressure is not None:
-            cache = self.cache
-            yield self.pressure.left(cache.held_bytes, cache.min_bytes, cache.asked_bytes)
-
-    def _tenants_leave(self, coming: int, *, idle: bool) -> Iterator[int]:
-        """Bytes. See `heed`."""
         if self.tenant is None:
             return
         self.tenant.waits(idle)
@@ -196,7 +179,7 @@ class Memory:
         # By whole chunks, so that it does not change in each step, and nobody has to look anew.
         chunk = self.cache.chunk_bytes
         self.tenant.wants(weights + -(-max(0, used + coming) // chunk) * chunk)
-        yield self.tenant.allowance() - weights
+        self.cache.leave(self.tenant.allowance() - weights)
 
     def _weights(self, tenant: Tenant) -> int:
         """What else the tenant holds."""
@@ -234,8 +217,7 @@ class Memory:
         if (writing := self.rest_parked()) is not None:
             patience = min(writing, patience or writing)
         self.cache.idle()
-        watches = self.tenant is not None or self.pressure is not None
-        if watches and self.cache.held_bytes > self.cache.min_bytes:
+        if self.tenant is not None and self.cache.held_bytes > self.cache.min_bytes:
             patience = min(_WATCHING_S, patience or _WATCHING_S)
         return None if patience is None else min(patience, _LONGEST_REST_S)
 

@@ -1,6 +1,8 @@
 """What evaluates models and measures servers over HTTP: lm-eval, guidellm, aiperf."""
 
 import json
+import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from kvrt.bench.others import read_runs
+from kvrt.bench.statistics import Figure, value
+from kvrt.bench.words import Run
 from kvrt.model import bundled
 from tests.clients.conftest import Clients
 from tests.server.conftest import Server
@@ -88,6 +93,71 @@ def test_guidellm_measures_it(clients: Clients, tiny: Server, tmp_path: Path) ->
     for request in found["requests"]["successful"]:
         assert request["output_tokens"] == 16
         assert request["time_to_first_token_ms"] > 0
+
+
+PAIRS_OF_RUNS, ANSWERS, STREAMS = 5, 40, 4
+
+
+def test_guidellm_and_kvrt_bench_serve_agree_within_5_percent(
+    clients: Clients, tiny: Server, tmp_path: Path
+) -> None:
+    """On the time to a first token and on throughput, by turns; each reads the other's file as its
+    own. They ask with a tokenizer, or count with the server, so that prompts are alike; none
+    begins as one of another pair, of which the server would still have pages."""
+    ratios: dict[str, list[float]] = {name: [] for name in AGREED}
+    for pair in range(PAIRS_OF_RUNS):
+        ways = [by_guidellm, by_kvrt]
+        runs = {
+            way.__name__: way(clients, tiny, tmp_path, pair)
+            for way in (ways if pair % 2 else reversed(ways))
+        }
+        for name in AGREED:
+            theirs, ours = (
+                value(runs[way], Figure.read(name)) for way in ("by_guidellm", "by_kvrt")
+            )
+            assert theirs is not None
+            assert ours is not None
+            ratios[name].append(ours / theirs)
+    medians = {name: statistics.median(found) for name, found in ratios.items()}
+    print(json.dumps({"medians": medians, "ratios": ratios}, indent=1))
+    for name, median in medians.items():
+        assert abs(median - 1) <= 0.05, (name, ratios[name])
+
+
+AGREED = ("ttft_p50", "requests_per_s", "output_tokens_per_s")
+
+
+def by_guidellm(clients: Clients, tiny: Server, folder: Path, pair: int) -> Run:
+    path = folder / f"guidellm-{pair}.json"
+    command = [
+        clients.bin / "guidellm", "run", "--backend",
+        f"kind=openai_http,target={tiny.url},model=tiny,request_format=/v1/completions",
+        "--tokenizer", f"kind=hf_auto,model={TINY}",
+        "--profile", f"kind=concurrent,streams={STREAMS}", "--constraint",
+        f"kind=max_requests,count={ANSWERS}", "--data",
+        "kind=synthetic_text,prompt_tokens=256,output_tokens=64",
+        "--seed", f"kind=static,value={pair}",
+        "--output", f"kind=json,path={path}", "--disable-console",
+    ]  # fmt: skip
+    done = clients.run(command, folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = read_runs(path)
+    assert len(run.good) == ANSWERS
+    return run
+
+
+def by_kvrt(clients: Clients, tiny: Server, folder: Path, pair: int) -> Run:
+    path = folder / f"kvrt-{pair}.json"
+    command = [
+        sys.executable, "-m", "kvrt_cli", "bench", "serve", "--url", tiny.url, "--clients",
+        str(STREAMS), "--requests", str(ANSWERS), "-p", "256", "-n", "64", "--seed", str(pair),
+        "-o", path, "-q",
+    ]  # fmt: skip
+    done = clients.run(command, folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = read_runs(path)
+    assert len(run.good) == ANSWERS
+    return run
 
 
 def test_aiperf_measures_it(clients: Clients, tiny: Server, tmp_path: Path) -> None:

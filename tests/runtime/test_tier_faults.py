@@ -95,6 +95,7 @@ def test_under_load_a_device_whose_memory_comes_and_goes_changes_no_answer(
     tmp_path: Path,
 ) -> None:
     runtime = squeezed(make_runtime, tiers.format(tmp_path), preemption="move")
+    until(lambda: runtime.cache.held_bytes == 4 * CHUNK)  # what is kept warm
     for start in range(0, COUNT, 4):
         allow(runtime, 8)
         device[0].refused["memory.create"] = NO_MORE
