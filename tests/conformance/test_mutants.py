@@ -14,17 +14,18 @@ from kvrt.testing.mutants import MUTANTS, MutantBackend
 from kvrt.testing.mutants.mutant import Mutant
 from kvrt.testing.packing import PackingBackend
 
+bases = {name: registry.load(name) for name in ("cpu", "null")}
 for name, mutant in MUTANTS.items():
     part = mutant.caught_by.partition("::")[0]
     on_cpu = mutant.codes or part in (
         "dense", "experts", "graphs", "latent", "low_rank", "recurrence", "trees"
     )
     base = "cpu" if on_cpu else "null"
-    inner = registry.load(base)
+    inner = bases[base]
     if part == "packed" and not on_cpu:
         inner = PackingBackend(name, inner)
     globals()[name] = MutantBackend(name, inner, mutant)
-intact = MutantBackend("intact", registry.load("null"), Mutant("nobody"))
+intact = MutantBackend("intact", bases["null"], Mutant("nobody"))
 """
 
 
