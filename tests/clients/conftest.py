@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench.peers.shapes import SHAPES, make_checkpoint
 from tests.clients.speaker import FREE, SCRIPTS, TEMPLATE
 from tests.embedding.encoders import make_encoder
 from tests.server.conftest import Server, started
@@ -127,3 +128,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of the bundled model, in numbers of 32 bits."""
     with started(tmp_path_factory.mktemp("tiny"), "--dtype", "float32") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
+    """A server and its model, of the shape of SmolLM2-135M: with one thread a step takes
+    milliseconds, beside which what a client takes on another core is little."""
+    model = tmp_path_factory.mktemp("models") / "smollm2"
+    make_checkpoint(SHAPES["smollm2-135m"], model)
+    options = ("--threads", "1", "--chat-template", "plain")
+    with started(tmp_path_factory.mktemp("busy"), *options, model=str(model)) as server:
+        yield server, model

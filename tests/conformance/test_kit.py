@@ -1,4 +1,7 @@
-"""The conformance kit passes for correct devices, and never for none."""
+"""The conformance kit passes for correct devices, and never for none.
+
+On the devices that are here, `make test` runs it itself.
+"""
 
 import os
 import subprocess
@@ -69,14 +72,6 @@ class Explodes:
 
 explodes = Explodes()
 """
-
-
-@pytest.mark.promise("P37")
-@pytest.mark.parametrize("backend", ["null", "cpu"])
-def test_it_passes_for(backend: str, kit: Kit) -> None:
-    result = kit("--kvrt-backend", backend)
-    assert result.ret == pytest.ExitCode.OK
-    assert result.parseoutcomes()["passed"] > 100
 
 
 @pytest.mark.promise("P37")

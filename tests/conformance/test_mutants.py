@@ -42,6 +42,7 @@ def test_the_kit_finds_the_fault(
     assert result.parseoutcomes()["failed"] == 1
 
 
+@pytest.mark.promise("P37")
 def test_a_mutant_without_a_fault_passes(
     install: Callable[..., None], kit: Callable[..., pytest.RunResult]
 ) -> None:
