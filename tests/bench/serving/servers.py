@@ -1,11 +1,12 @@
 """Servers as processes of their own, which end with the block."""
 
+import http.client
 import os
 import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -33,22 +34,30 @@ def free_port() -> int:
 def listening(
     command: Sequence[str | Path], port: int, log: IO[str], environ: Mapping[str, str] = {}
 ) -> Iterator[int]:
-    """A server, from when it takes connections; its port.
+    """A server, from when it answers: one that listens while it loads says 503. Its port.
 
     Raises:
-        TimeoutError: it takes none; its words are in the log.
+        TimeoutError: it does not; its words are in the log.
     """
     with started(command, log, environ, stdout=log) as process:
         end = time.monotonic() + START_S
         while True:
             if process.poll() is not None or time.monotonic() > end:
                 raise TimeoutError(f"{command[0]} does not serve: its words are in the log")
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
+            if _answers(port):
                 break
-            except OSError:
-                time.sleep(0.1)
+            time.sleep(0.1)
         yield port
+
+
+def _answers(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    with closing(connection):
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status != 503
+        except (OSError, http.client.HTTPException):
+            return False
 
 
 @contextmanager
