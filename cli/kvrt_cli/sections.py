@@ -8,18 +8,25 @@ import click
 Sections = Mapping[str, tuple[str, ...]]
 """By title, the parameters in it by their names."""
 
-MODEL = ("adapter", "backend", "device", "dtype", "dtype_names", "load_format", "model_impl",
-         "quantize", "quantized_dir", "offload_experts", "activations", "max_model_len",
-         "max_images", "threads", "offline", "revision", "list_devices")  # fmt: skip
-MEMORY = ("memory_limit", "kv_cache_dtype", "page_size", "prefix_cache", "prefix_cache_policy",
-          "prefix_cache_ttl", "cache_dir", "offload", "offload_write", "remote_store",
-          "remote_key", "preemption")  # fmt: skip
-SHARING = ("share", "guarantee", "lend", "weight", "share_priority")
-SCHEDULING = ("max_batch_tokens", "max_running", "speculation", "draft_model")
-RANKS = ("tensor_parallel", "pipeline_parallel", "nodes", "node_rank", "master", "master_key",
-         "rank_timeout")  # fmt: skip
-SETTINGS = ("profile",)
-OUTPUT = ("as_json", "no_stream", "output", "verbose", "quiet", "color", "help")
+MODEL: Sections = {
+    "Model and device": ("adapter", "backend", "device", "dtype", "dtype_names", "load_format",
+                         "model_impl", "quantize", "quantized_dir", "offload_experts",
+                         "activations", "max_model_len", "max_images", "threads", "offline",
+                         "revision", "list_devices"),
+    "KV memory": ("memory_limit", "kv_cache_dtype", "page_size", "prefix_cache",
+                  "prefix_cache_policy", "prefix_cache_ttl", "cache_dir", "offload",
+                  "offload_write", "remote_store", "remote_key", "preemption"),
+    "Sharing": ("share", "guarantee", "lend", "weight", "share_priority"),
+    "Scheduling": ("max_batch_tokens", "max_running", "speculation", "draft_model"),
+    "Several processes": ("tensor_parallel", "pipeline_parallel", "nodes", "node_rank", "master",
+                          "master_key", "rank_timeout"),
+}  # fmt: skip
+"""What is of a model in this process."""
+INSIDE = {name for names in MODEL.values() for name in names}
+SETTINGS: Sections = {"Settings": ("profile",)}
+OUTPUT: Sections = {
+    "Output": ("as_json", "no_stream", "output", "verbose", "quiet", "color", "help"),
+}
 
 RUN: Sections = {
     "Prompt": ("prompts", "images", "system", "chat", "variables"),
@@ -28,13 +35,9 @@ RUN: Sections = {
                "json_schema", "regex", "grammar",
                "ignore_eos", "skip_special_tokens", "beam_width", "length_penalty",
                "logprobs"),
-    "Output": OUTPUT,
-    "Model and device": MODEL,
-    "KV memory": MEMORY,
-    "Sharing": SHARING,
-    "Scheduling": SCHEDULING,
-    "Several processes": RANKS,
-    "Settings": SETTINGS,
+    **OUTPUT,
+    **MODEL,
+    **SETTINGS,
 }  # fmt: skip
 SERVE: Sections = {
     "Server": ("host", "port", "alias", "chat_template", "reader", "strict", "max_requests",
@@ -49,76 +52,50 @@ SERVE: Sections = {
              "audit_size", "audit_days", "without_keys",
              "jwt_issuer", "jwt_audience", "jwt_keys", "jwt_role",
              "jwt_workspace"),
-    "Model and device": MODEL,
-    "KV memory": MEMORY,
-    "Sharing": SHARING,
-    "Scheduling": SCHEDULING,
-    "Several processes": RANKS,
-    "Settings": SETTINGS,
-    "Output": OUTPUT,
+    **MODEL,
+    **SETTINGS,
+    **OUTPUT,
 }  # fmt: skip
 BATCH: Sections = {
     "Batch": ("input", "output", "errors", "state", "database", "retry", "restart", "seconds",
               "price", "alias", "embed_model", "chat_template"),
-    "Output": OUTPUT,
-    "Model and device": MODEL,
-    "KV memory": MEMORY,
-    "Sharing": SHARING,
-    "Scheduling": SCHEDULING,
-    "Several processes": RANKS,
-    "Settings": SETTINGS,
+    **OUTPUT,
+    **MODEL,
+    **SETTINGS,
 }  # fmt: skip
 DATA: Sections = {
     "Set": ("output", "language", "model", "rejected"),
     "Comparison": ("a", "b", "judge", "pairs", "limit", "max_tokens", "temperature", "seed"),
-    "Output": OUTPUT,
-    "Model and device": MODEL,
-    "KV memory": MEMORY,
-    "Sharing": SHARING,
-    "Scheduling": SCHEDULING,
-    "Several processes": RANKS,
+    **OUTPUT,
+    **MODEL,
+    **SETTINGS,
 }
 BENCH: Sections = {
     "Tests": ("prompt_tokens", "new_tokens", "pairs", "batch", "repetitions", "no_warmup"),
-    "Output": OUTPUT,
-    "Model and device": MODEL,
-    "KV memory": MEMORY,
-    "Sharing": SHARING,
-    "Scheduling": SCHEDULING,
-    "Several processes": RANKS,
-    "Settings": SETTINGS,
+    **OUTPUT,
+    **MODEL,
+    **SETTINGS,
 }
-
-PROFILE: Sections = {
-    "Requests": ("prompt_tokens", "new_tokens", "batch", "no_warmup"),
-    "Output": OUTPUT,
-    "Model and device": MODEL,
-    "KV memory": MEMORY,
-    "Sharing": SHARING,
-    "Scheduling": SCHEDULING,
-    "Several processes": RANKS,
-}
-TUNE: Sections = {
-    "Search": ("goal", "slo", "knobs", "runs", "minutes", "allow_inexact"),
-    **PROFILE,
-}
-
 BENCH_SERVE: Sections = {
     "Target": ("url", "served", "endpoint", "key_file", "fields", "respect_eos", "timeout"),
     "Load": ("clients", "rate", "arrivals", "burstiness", "speed", "requests", "seconds", "warmup",
              "cache", "seed"),
     "Data": ("data", "prompt_tokens", "new_tokens", "turns", "prefixes", "prefix_tokens"),
-    "Output": ("csv", "html", "name", *OUTPUT),
+    "Output": ("csv", "html", "name", *OUTPUT["Output"]),
     "Cost": ("cost_per_hour", "cost_per_kwh", "token_weights"),
-    "Model and device": MODEL,
-    "KV memory": MEMORY,
-    "Sharing": SHARING,
-    "Scheduling": SCHEDULING,
-    "Several processes": RANKS,
-    "Settings": SETTINGS,
+    **MODEL,
+    **SETTINGS,
 }  # fmt: skip
-INSIDE = {*MODEL, *MEMORY, *SHARING, *SCHEDULING, *RANKS}
-"""What is of a model in this process."""
+PROFILE: Sections = {
+    "Requests": ("prompt_tokens", "new_tokens", "batch", "no_warmup"),
+    **OUTPUT,
+    **MODEL,
+    **SETTINGS,
+}
+TUNE: Sections = {
+    "Search": ("goal", "slo", "knobs", "runs", "minutes", "allow_inexact"),
+    **PROFILE,
+}
 
 
 class SectionedCommand(click.Command):

@@ -23,7 +23,7 @@ from kvrt_cli.progress import BenchBar
 from kvrt_cli.sections import TUNE, SectionedCommand
 from kvrt_cli.terminal import Terminal
 from kvrt_cli.trials import Trials
-from kvrt_cli.tuned import Tuned, as_json, lines
+from kvrt_cli.tuned import Tuned, facts, lines
 
 if TYPE_CHECKING:
     from kvrt.profiling.bottleneck import Finding
@@ -117,7 +117,7 @@ SHORT_HELP = "Which settings are fastest here for a goal, by measurement."
 @share_options
 @dtype_option
 @click.option("-t", "--threads", type=click.IntRange(1), metavar="N", help="Host threads.")
-@click.option("--json", "as_object", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only the result, and errors.")
 @color_option
 @click.pass_obj
@@ -132,7 +132,7 @@ def tune(
     runs: int,
     minutes: float | None,
     allow_inexact: bool,
-    as_object: bool,
+    as_json: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -169,8 +169,8 @@ def tune(
         search, why = _search(terminal, trials, searched, want)
         finding = None if why == "interrupted" else _finding(trials, search.best, goal)
     result = Tuned(config, goal, want.slo, named, fields, search, trials.runs, finding, why)
-    if as_object:
-        terminal.json(as_json(result), indent=2)
+    if as_json:
+        terminal.json(facts(result), indent=2)
     else:
         for line in lines(result, holds=trials.holds, inexact=allow_inexact):
             click.echo(line)

@@ -138,7 +138,7 @@ def _result(found: Tuned) -> Iterator[str]:
         )
 
 
-def as_json(found: Tuned) -> dict[str, Any]:
+def facts(found: Tuned) -> dict[str, Any]:
     """All of it."""
     search = found.search
     best = found.runs[search.best]
