@@ -17,11 +17,11 @@ from kvrt.errors import KvrtError, RequestError
 from kvrt_cli.beside import open_embedder
 from kvrt_cli.errors import of_the_system
 from kvrt_cli.extras import check_extra
-from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option, share_options
 from kvrt_cli.meter import Meter, metered, summary
 from kvrt_cli.naming import TINY, model_name
-from kvrt_cli.options import color_option, dtype_option, runtime_config, runtime_options
+from kvrt_cli.options import color_option, file_path, folder_path
 from kvrt_cli.run import open_runtime
+from kvrt_cli.runtime import model_options, runtime_config
 from kvrt_cli.sections import BATCH, SectionedCommand
 from kvrt_cli.terminal import Terminal
 
@@ -40,8 +40,6 @@ NAMES = ("embed_model", "alias", "seconds", "retry", "restart", "database")
 
 SHOWN = 10
 """Problems of an input that are told."""
-
-file_path = click.Path(path_type=Path, dir_okay=False)
 
 database_option = click.option(
     "--database",
@@ -66,7 +64,7 @@ def batch() -> None:
 
 
 @batch.command("letters", short_help="Webhooks that nobody has taken.")
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", type=folder_path)
 @database_option
 @click.option("--again", is_flag=True, help="Have them delivered again.")
 @color_option
@@ -97,7 +95,7 @@ def letters(terminal: Terminal, /, folder: Path, database: str | None, again: bo
 )
 @click.option(
     "--state",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=folder_path,
     metavar="DIR",
     help="Where it is kept what has been answered. Default: the output's name with .state.",
 )
@@ -131,17 +129,7 @@ def letters(terminal: Terminal, /, folder: Path, database: str | None, again: bo
     metavar="FILE",
     help="For a model that has none, or in place of its own; plain: one that is built in.",
 )
-@runtime_options
-@prefix_cache_option(
-    default=True,
-    text="Keep the pages of answered prompts for those that begin with the same tokens (default),"
-    " or not.",
-)
-@memory_options
-@share_options
-@lasting_options
-@dtype_option
-@click.option("-t", "--threads", type=click.IntRange(1), metavar="N", help="Host threads.")
+@model_options()
 @click.option(
     "--json", "as_json", is_flag=True,
     help="Print where it stands once a second, and at the end: a JSON object a line.",

@@ -6,14 +6,7 @@ import click
 
 from kvrt.embedding.recipe import POOLINGS
 from kvrt_cli.naming import model_name
-from kvrt_cli.options import (
-    backend_option,
-    color_option,
-    device_option,
-    dtype_option,
-    offline_option,
-    revision_option,
-)
+from kvrt_cli.options import OPENING, color_option, opening_options
 from kvrt_cli.stdin import given_texts
 from kvrt_cli.terminal import Terminal
 
@@ -43,12 +36,7 @@ from kvrt_cli.terminal import Terminal
     help="The first N of a vector, for models that are trained for that.",
 )
 @click.option("--truncate", is_flag=True, help="Leave out what is beyond the longest text.")
-@backend_option
-@device_option
-@dtype_option
-@click.option("-t", "--threads", type=click.IntRange(1), metavar="N", help="Host threads.")
-@offline_option
-@revision_option
+@opening_options
 @color_option
 @click.pass_obj
 def embed(terminal: Terminal, /, model: str, texts: tuple[str, ...], **options: Any) -> None:
@@ -59,7 +47,7 @@ def embed(terminal: Terminal, /, model: str, texts: tuple[str, ...], **options: 
     from kvrt.embedding.embedder import Embedder
 
     given = given_texts(terminal, texts)
-    names = ("backend", "device", "dtype", "pooling", "normalize", "threads", "offline", "revision")
+    names = (*OPENING, "pooling", "normalize")
     with Embedder(model, **{name: options[name] for name in names}) as embedder:
         made = embedder.embed(
             given,

@@ -10,7 +10,7 @@ from kvrt.kv.index.cost import Preemption
 from kvrt.kv.index.eviction import EvictionName
 from kvrt.kv.tiers.config import parse_tiers
 from kvrt.kv.tiers.remote.address import parse_address
-from kvrt_cli.options import Decorator, apply, size
+from kvrt_cli.options import Decorator, apply, file_path, size
 
 
 def tiers(value: str) -> str:
@@ -93,7 +93,7 @@ memory_options = apply(
         ),
         click.option(
             "--remote-key",
-            type=click.Path(path_type=Path, dir_okay=False),
+            type=file_path,
             metavar="FILE",
             help="With --remote-store: the key that all who share pages have. Needed but for a"
             " store on this machine.",

@@ -1,18 +1,16 @@
-"""Options that several commands share, and how they become a `RuntimeConfig`."""
+"""Options that several commands share."""
 
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
 
-from kvrt.config import ModelImpl, RuntimeConfig, fit_of
+from kvrt.config import fit_of
 from kvrt.errors import ConfigError
 from kvrt.spi import DType, KVFormat
 from kvrt.units import GIB, parse_bytes
-from kvrt_cli.ranks import RANK_OPTIONS, elsewhere
-from kvrt_cli.sharing import share_of
 from kvrt_cli.stdin import valid_text
 from kvrt_cli.terminal import ColorMode, Terminal
 
@@ -25,6 +23,9 @@ SHORT_DTYPES = {
 }  # fmt: skip
 DTYPE_METAVAR = f"[{'|'.join(DTYPES)}]"
 KV_FORMATS = ("auto", *get_args(KVFormat))
+
+file_path = click.Path(path_type=Path, dir_okay=False)
+folder_path = click.Path(path_type=Path, file_okay=False)
 
 
 def size(value: str) -> str:
@@ -55,20 +56,29 @@ def kv_format(value: str) -> str:
     return name
 
 
-def template_variables(
-    context: click.Context, option: click.Parameter, values: tuple[str, ...]
-) -> dict[str, Any]:
-    """What several ``NAME=VALUE`` say; a VALUE that is not JSON is text."""
-    variables: dict[str, Any] = {}
-    for text in values:
-        name, equals, value = valid_text(text, "--template-var").partition("=")
-        if not equals or not name.isidentifier():
-            raise click.BadParameter("it is NAME=VALUE, as in enable_thinking=false")
-        try:
-            variables[name] = json.loads(value)
-        except (ValueError, RecursionError):
-            variables[name] = value
-    return variables
+def named_values(example: str, known: Callable[[str], object] = bool) -> Callable[..., Any]:
+    """A callback that reads several ``NAME=VALUE``; a VALUE that is not JSON is text.
+
+    Args:
+        example: one that is right.
+        known: whether a NAME can be one.
+    """
+
+    def read(
+        context: click.Context, option: click.Parameter, values: tuple[str, ...]
+    ) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for text in values:
+            name, equals, value = valid_text(text, option.opts[0]).partition("=")
+            if not equals or not known(name):
+                raise click.BadParameter(f"it is NAME=VALUE, as in {example}")
+            try:
+                found[name] = json.loads(value)
+            except (ValueError, RecursionError):
+                found[name] = value
+        return found
+
+    return read
 
 
 def apply(options: list[Decorator[Any]]) -> Decorator[Any]:
@@ -139,169 +149,19 @@ dtype_option = click.option(
     default="auto",
     help="Of the weights; auto: the model's.",
 )
+threads_option = click.option(
+    "-t", "--threads", type=click.IntRange(1), metavar="N", help="Host threads."
+)
 
-runtime_options = apply(
+OPENING = ("backend", "device", "dtype", "threads", "offline", "revision")
+opening_options = apply(
     [
         backend_option,
         device_option,
-        kv_dtype_option,
-        click.option(
-            "--load-format",
-            type=click.Choice(["auto", "dummy"]),
-            default="auto",
-            help="dummy: random weights from config.json alone, for benchmarks.",
-        ),
-        click.option(
-            "--model-impl",
-            type=click.Choice(get_args(ModelImpl)),
-            default="kvrt",
-            show_default=True,
-            help="transformers: its own module computes, over kvrt's pages: for architectures that"
-            " kvrt does not have, and slower.",
-        ),
-        quantize_option,
-        click.option(
-            "--quantized-dir",
-            metavar="DIR|auto|none",
-            default="auto",
-            show_default=True,
-            help="Where weights are kept once they are quantised, so that the next start reads"
-            " them; auto: ~/.cache/kvrt/weights.",
-        ),
-        click.option(
-            "--offload-experts",
-            type=size,
-            metavar="SIZE",
-            help="Memory for the experts of a mixture (2GiB, 25%): those that were used most of"
-            " late are in it, others are read from the model's files when a token chooses them. The"
-            " same text, slower. Default: all are in memory.",
-        ),
-        click.option(
-            "--activations",
-            type=click.Choice(["int8", "exact"]),
-            default="int8",
-            show_default=True,
-            help="What weights that are codes are multiplied with: activations as codes of 8 bits,"
-            " or exactly as they are, which may be slower.",
-        ),
-        click.option(
-            "--max-model-len",
-            "--ctx-size",
-            type=click.IntRange(2),
-            metavar="TOKENS",
-            help="Longest prompt and output together; default: the model's own.",
-        ),
-        click.option(
-            "--memory-limit",
-            type=size,
-            metavar="SIZE",
-            help="Weights and KV cache together: 4GiB, 512MiB, 50%. Default: the weights, and for"
-            " the cache at most 60 % of what is then free.",
-        ),
-        click.option(
-            "--page-size",
-            type=click.IntRange(1),
-            default=16,
-            show_default=True,
-            metavar="TOKENS",
-            help="Tokens in a page of the KV cache.",
-        ),
-        click.option(
-            "--max-batch-tokens",
-            type=click.IntRange(1),
-            default=512,
-            show_default=True,
-            metavar="TOKENS",
-            help="Tokens computed in one step, over all sequences.",
-        ),
-        click.option(
-            "--max-running",
-            type=click.IntRange(1),
-            default=256,
-            show_default=True,
-            metavar="N",
-            help="Sequences computed together.",
-        ),
-        click.option(
-            "--speculate",
-            "speculation",
-            metavar="ngram[:K]|mtp[:K]|draft[:K]",
-            help="Guess up to K tokens a step (10) from what the text has said before, and verify"
-            " them together: the same text, sooner where it repeats itself. mtp: up to K (4) by the"
-            " layer that models such as DeepSeek V3 and Qwen3.5 have for it.",
-        ),
-        click.option(
-            "--draft-model",
-            metavar="MODEL",
-            help="A smaller model with the same tokenizer, which guesses tokens that the model"
-            " verifies several at a time: the same text, sooner. --speculate draft:K: at most K"
-            " a step (8).",
-        ),
-        click.option(
-            "--max-images",
-            type=click.IntRange(0, 1024),
-            default=8,
-            show_default=True,
-            metavar="N",
-            help="Images of a prompt, for models that see; 0: their vision tower is not loaded.",
-        ),
-        *RANK_OPTIONS,
+        dtype_option,
+        threads_option,
         offline_option,
         revision_option,
-        elsewhere,
     ]
 )
-
-
-def runtime_config(model: str, options: Mapping[str, Any]) -> RuntimeConfig:
-    """The configuration that the options of ``kvrt run`` or ``kvrt bench`` ask for.
-
-    Raises:
-        click.UsageError: two of them do not go together.
-    """
-    for name in ("offload", "remote_store", "cache_dir"):
-        if options.get(name) is not None and not options["prefix_cache"]:
-            raise click.UsageError(
-                f"--{name.replace('_', '-')} finds pages by their tokens, and the prefix cache is"
-                " off: add --prefix-cache"
-            )
-    return RuntimeConfig(
-        model=model,
-        backend=options["backend"],
-        device=options["device"],
-        dtype=options["dtype"],
-        kv_cache_dtype=options["kv_cache_dtype"],
-        load_format=options["load_format"],
-        model_impl=options["model_impl"],
-        quantize=options["quantize"],
-        quantized_dir=None if options["quantized_dir"] == "none" else options["quantized_dir"],
-        offload_experts=options["offload_experts"],
-        activations=options["activations"],
-        max_model_len=options["max_model_len"],
-        memory_limit=options["memory_limit"],
-        page_size=options["page_size"],
-        max_batch_tokens=options["max_batch_tokens"],
-        max_running=options["max_running"],
-        speculate=options["speculation"],
-        draft_model=options["draft_model"],
-        max_images=options["max_images"],
-        threads=options["threads"],
-        tensor_parallel=options["tensor_parallel"],
-        pipeline_parallel=options["pipeline_parallel"],
-        nodes=options["nodes"],
-        master=options["master"],
-        master_key=options["master_key"],
-        rank_timeout=options["rank_timeout"],
-        offline=options["offline"],
-        revision=options["revision"],
-        prefix_cache=options["prefix_cache"],
-        prefix_cache_policy=options["prefix_cache_policy"],
-        prefix_cache_ttl=options.get("prefix_cache_ttl", math.inf),
-        offload=options["offload"],
-        offload_write=options["offload_write"],
-        remote_store=options["remote_store"],
-        remote_key=options["remote_key"],
-        cache_dir=options.get("cache_dir"),
-        preemption=options["preemption"],
-        share=share_of(options),
-    )
+"""For a command that opens a model without KV memory; `OPENING` has their names."""

@@ -10,10 +10,10 @@ import click
 from kvrt.errors import ConfigError
 from kvrt_cli.bounds import kind_of, limits_of
 from kvrt_cli.load import Load, load_of, load_options, read_prompts
-from kvrt_cli.memory import memory_options, prefix_cache_option, share_options
 from kvrt_cli.naming import TINY, model_name
-from kvrt_cli.options import color_option, dtype_option, runtime_config, runtime_options
+from kvrt_cli.options import color_option, file_path
 from kvrt_cli.run import open_runtime
+from kvrt_cli.runtime import model_options, runtime_config
 from kvrt_cli.sections import PROFILE, SectionedCommand
 from kvrt_cli.terminal import Terminal
 
@@ -28,11 +28,11 @@ SHORT_HELP = "What the engine's time goes into: a trace for Perfetto, and a tabl
 
 @click.command("profile", cls=SectionedCommand, sections=PROFILE, short_help=SHORT_HELP)
 @click.argument("model", default=TINY, type=model_name)
-@click.argument("prompts", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("prompts", required=False, type=file_path)
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=file_path,
     default=Path("trace.json"),
     show_default=True,
     metavar="FILE",
@@ -40,15 +40,11 @@ SHORT_HELP = "What the engine's time goes into: a trace for Perfetto, and a tabl
 )
 @load_options
 @click.option("--no-warmup", is_flag=True, help="Record the first run, too, and no second one.")
-@runtime_options
-@prefix_cache_option(
-    default=False,
+@model_options(
+    prefix_cache=False,
     text="Let prompts begin with pages that an earlier run has computed, or not (default).",
+    lasting=False,
 )
-@memory_options
-@share_options
-@dtype_option
-@click.option("-t", "--threads", type=click.IntRange(1), metavar="N", help="Host threads.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, not a table.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only the table, and errors.")
 @color_option

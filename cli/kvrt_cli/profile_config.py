@@ -11,7 +11,7 @@ from kvrt_cli.checks.check import Check, Mark
 from kvrt_cli.doctor import print_check
 from kvrt_cli.errors import of_the_system
 from kvrt_cli.naming import model_name
-from kvrt_cli.options import color_option
+from kvrt_cli.options import color_option, file_path
 from kvrt_cli.profiles.calling import would_call
 from kvrt_cli.profiles.find import TEMPLATES, find, known
 from kvrt_cli.profiles.keys import children
@@ -65,7 +65,7 @@ def list_(terminal: Terminal, /, as_json: bool) -> None:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=file_path,
     metavar="FILE",
     help="Write it there, where nothing is yet; default: standard output.",
 )

@@ -5,14 +5,7 @@ from typing import Any
 import click
 
 from kvrt_cli.naming import model_name
-from kvrt_cli.options import (
-    backend_option,
-    color_option,
-    device_option,
-    dtype_option,
-    offline_option,
-    revision_option,
-)
+from kvrt_cli.options import OPENING, color_option, opening_options
 from kvrt_cli.stdin import given_texts, valid_text
 from kvrt_cli.terminal import Terminal
 
@@ -28,12 +21,7 @@ from kvrt_cli.terminal import Terminal
     help="What is looked for, for models that are told so. Default: what it was trained with.",
 )
 @click.option("--truncate", is_flag=True, help="Leave out what is beyond the longest text.")
-@backend_option
-@device_option
-@dtype_option
-@click.option("-t", "--threads", type=click.IntRange(1), metavar="N", help="Host threads.")
-@offline_option
-@revision_option
+@opening_options
 @color_option
 @click.pass_obj
 def rerank(
@@ -48,8 +36,7 @@ def rerank(
 
     given = given_texts(terminal, texts)
     asked = valid_text(query, "the question")
-    names = ("backend", "device", "dtype", "threads", "offline", "revision")
-    with Reranker(model, **{name: options[name] for name in names}) as reranker:
+    with Reranker(model, **{name: options[name] for name in OPENING}) as reranker:
         ranking = reranker.rank(
             asked, given, instruction=options["instruction"], truncate=options["truncate"]
         )

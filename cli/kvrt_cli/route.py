@@ -1,14 +1,13 @@
 """``kvrt route``: several servers of one model behind one address."""
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import click
 
 from kvrt.routing.choosing import POLICIES
 from kvrt_cli.extras import check_extra
-from kvrt_cli.options import color_option
+from kvrt_cli.options import color_option, file_path
 from kvrt_cli.serving import listening_options
 from kvrt_cli.terminal import Terminal
 
@@ -33,7 +32,7 @@ from kvrt_cli.terminal import Terminal
 )
 @click.option(
     "--keys",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=file_path,
     metavar="FILE",
     help="Clients need a key of this file, which the servers are given, too. Needed at an address"
     " that others reach.",

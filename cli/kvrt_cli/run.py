@@ -17,23 +17,12 @@ from kvrt_cli.answer import Style, answer
 from kvrt_cli.answers import answer_all
 from kvrt_cli.asking import asking
 from kvrt_cli.errors import of_the_system
-from kvrt_cli.memory import (
-    lasting_options,
-    memory_options,
-    prefix_cache_option,
-    share_options,
-)
 from kvrt_cli.naming import TINY, model_name
-from kvrt_cli.options import (
-    color_option,
-    dtype_option,
-    runtime_config,
-    runtime_options,
-    template_variables,
-)
+from kvrt_cli.options import color_option, named_values
 from kvrt_cli.progress import loading_bar
 from kvrt_cli.prompts import read_items
 from kvrt_cli.repl import Repl
+from kvrt_cli.runtime import model_options, runtime_config
 from kvrt_cli.sampling import asked, sampling_options
 from kvrt_cli.sections import RUN, SectionedCommand
 from kvrt_cli.stdin import DASH, read_prompt, read_stdin, valid_text
@@ -99,7 +88,7 @@ def sampling_of(options: Mapping[str, Any]) -> dict[str, Any]:
     "--template-var",
     "variables",
     multiple=True,
-    callback=template_variables,
+    callback=named_values("enable_thinking=false", str.isidentifier),
     metavar="NAME=VALUE",
     help="A variable of the chat template, as in enable_thinking=false; may be given several times."
     " VALUE is JSON, or else text.",
@@ -115,17 +104,7 @@ def sampling_of(options: Mapping[str, Any]) -> dict[str, Any]:
 @structured_options
 @click.option("--logprobs", type=int, metavar="N", help="With --json or --prompts: each token's"
               " log-probability, and those of the N likeliest.")  # fmt: skip
-@runtime_options
-@prefix_cache_option(
-    default=True,
-    text="Keep the pages of answered prompts for those that begin with the same tokens (default),"
-    " or not.",
-)
-@memory_options
-@share_options
-@lasting_options
-@dtype_option
-@click.option("-t", "--threads", type=click.IntRange(1), metavar="N", help="Host threads.")
+@model_options()
 @click.option("--list-devices", is_flag=True, help="List the devices kvrt could use, and exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, at the end.")
 @click.option("--no-stream", is_flag=True, help="Print the answer when it is complete.")

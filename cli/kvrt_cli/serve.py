@@ -14,10 +14,10 @@ from kvrt.config import RuntimeConfig
 from kvrt.errors import ConfigError
 from kvrt_cli.beside import open_beside
 from kvrt_cli.extras import check_extra
-from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option, share_options
 from kvrt_cli.naming import TINY, model_name
-from kvrt_cli.options import color_option, dtype_option, runtime_config, runtime_options
+from kvrt_cli.options import color_option
 from kvrt_cli.run import open_runtime
+from kvrt_cli.runtime import model_options, runtime_config
 from kvrt_cli.sections import SERVE, SectionedCommand
 from kvrt_cli.serving import (
     batch_options,
@@ -165,17 +165,7 @@ def server_config(options: Mapping[str, Any]) -> "ServerConfig":
     help="What takes answers apart into reasoning, content and calls of tools, by its entry point"
     " (kvrt.readers); default: what the chat template shows.",
 )
-@runtime_options
-@prefix_cache_option(
-    default=True,
-    text="Keep the pages of answered prompts for those that begin with the same tokens (default),"
-    " or not.",
-)
-@memory_options
-@share_options
-@lasting_options
-@dtype_option
-@click.option("-t", "--threads", type=click.IntRange(1), metavar="N", help="Host threads.")
+@model_options()
 @click.option("-q", "--quiet", is_flag=True, help="Print errors alone.")
 @color_option
 @click.pass_obj

@@ -7,7 +7,7 @@ import click
 
 from kvrt.errors import ConfigError
 from kvrt.units import parse_bytes, parse_seconds
-from kvrt_cli.options import Decorator, apply
+from kvrt_cli.options import Decorator, apply, file_path, folder_path
 
 
 def nbytes(value: str) -> int:
@@ -108,7 +108,7 @@ key_options = apply(
     [
         click.option(
             "--keys",
-            type=click.Path(path_type=Path, dir_okay=False),
+            type=file_path,
             metavar="FILE",
             help="Clients need a key of this file. Needed at an address that others reach.",
         ),
@@ -171,7 +171,7 @@ key_options = apply(
         ),
         click.option(
             "--usage",
-            type=click.Path(path_type=Path, dir_okay=False),
+            type=file_path,
             metavar="FILE",
             help="Keep who has asked what and how many tokens it took, for kvrt usage and for"
             " limits of days and months.",
@@ -186,7 +186,7 @@ key_options = apply(
         ),
         click.option(
             "--audit",
-            type=click.Path(path_type=Path, dir_okay=False),
+            type=file_path,
             metavar="FILE",
             help="Append a line of JSON for each request: when, whose key, route, status, tokens;"
             " never what was said.",
@@ -211,7 +211,7 @@ batch_options = apply(
     [
         click.option(
             "--batches",
-            type=click.Path(path_type=Path, file_okay=False),
+            type=folder_path,
             metavar="DIR",
             help="Take files and batches of OpenAI's API, and keep them here; one server has a"
             " folder.",
@@ -251,7 +251,7 @@ batch_options = apply(
         ),
         click.option(
             "--batch-webhook-secret",
-            type=click.Path(path_type=Path, dir_okay=False),
+            type=file_path,
             metavar="FILE",
             help="What it is signed with: whsec_ and base64.",
         ),

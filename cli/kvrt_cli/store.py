@@ -9,7 +9,7 @@ import click
 
 from kvrt.errors import ConfigError
 from kvrt_cli.memory import folder
-from kvrt_cli.options import color_option
+from kvrt_cli.options import color_option, file_path
 from kvrt_cli.serving import nbytes
 from kvrt_cli.terminal import Terminal
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--key",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=file_path,
     metavar="FILE",
     help="The key that all who share pages have. Needed at an address that other machines reach.",
 )

@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvrt_cli.naming import model_name
-from kvrt_cli.options import (
-    backend_option,
-    color_option,
-    device_option,
-    dtype_option,
-    offline_option,
-    revision_option,
-)
+from kvrt_cli.options import OPENING, color_option, opening_options
 from kvrt_cli.progress import listening_bar
 from kvrt_cli.terminal import Terminal
 
@@ -24,7 +17,6 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 STDIN_LIMIT = 1 << 30
-OPENING = ("backend", "device", "dtype", "threads", "offline", "revision")
 
 
 @click.command("transcribe", short_help="What is said in sound, as text.")
@@ -51,12 +43,7 @@ OPENING = ("backend", "device", "dtype", "threads", "offline", "revision")
 @click.option("--json", "form", flag_value="json", help="One JSON object for each file.")
 @click.option("--srt", "form", flag_value="srt", help="Subtitles, as SubRip has them.")
 @click.option("--vtt", "form", flag_value="vtt", help="Subtitles, as WebVTT has them.")
-@backend_option
-@device_option
-@dtype_option
-@click.option("-t", "--threads", type=click.IntRange(1), metavar="N", help="Host threads.")
-@offline_option
-@revision_option
+@opening_options
 @color_option
 @click.pass_obj
 def transcribe(terminal: Terminal, /, files: tuple[str, ...], **options: Any) -> None:

@@ -16,10 +16,10 @@ from kvrt.profiling.search import Knob, Search, Setting
 from kvrt.profiling.slo import Objective, objectives
 from kvrt_cli.bounds import kind_of, limits_of
 from kvrt_cli.load import load_of, load_options, read_prompts
-from kvrt_cli.memory import memory_options, prefix_cache_option, share_options
 from kvrt_cli.naming import TINY, model_name
-from kvrt_cli.options import color_option, dtype_option, runtime_config, runtime_options
+from kvrt_cli.options import color_option, file_path
 from kvrt_cli.progress import BenchBar
+from kvrt_cli.runtime import model_options, runtime_config
 from kvrt_cli.sections import TUNE, SectionedCommand
 from kvrt_cli.terminal import Terminal
 from kvrt_cli.trials import Trials
@@ -63,7 +63,7 @@ SHORT_HELP = "Which settings are fastest here for a goal, by measurement."
 
 @click.command("tune", cls=SectionedCommand, sections=TUNE, short_help=SHORT_HELP)
 @click.argument("model", default=TINY, type=model_name)
-@click.argument("prompts", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("prompts", required=False, type=file_path)
 @click.option(
     "--goal",
     type=click.Choice(get_args(Goal)),
@@ -107,16 +107,12 @@ SHORT_HELP = "Which settings are fastest here for a goal, by measurement."
     help="Try KV formats of fewer bits, too, and settings whose answers differ.",
 )
 @load_options
-@runtime_options
-@prefix_cache_option(
-    default=False,
+@model_options(
+    prefix_cache=False,
     text="Let prompts begin with pages that an earlier run has computed, or not (default): every"
     " run has the same prompts.",
+    lasting=False,
 )
-@memory_options
-@share_options
-@dtype_option
-@click.option("-t", "--threads", type=click.IntRange(1), metavar="N", help="Host threads.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only the result, and errors.")
 @color_option
@@ -189,7 +185,7 @@ def _knobs(config: RuntimeConfig, names: Sequence[str], *, made: bool, inexact: 
     from kvrt.registry import open_device
     from kvrt.spi import DeviceOptions
 
-    backend = Environment().backend if config.backend == "auto" else config.backend
+    backend = Environment().backend_for(config.backend)
     device = open_device(backend, config.device, DeviceOptions(threads=config.threads))
     formats = device.info.kv_formats
     device.close()

@@ -9,7 +9,7 @@ import click
 
 from kvrt.server.tenants.ledger import Wanted, read_only
 from kvrt.server.tenants.reports import as_csv, as_json, is_day, rows
-from kvrt_cli.options import color_option
+from kvrt_cli.options import color_option, file_path
 from kvrt_cli.terminal import Terminal
 
 COLUMNS = ("day", "workspace", "key", "model", "requests", "prompt", "cached", "generated")
@@ -29,7 +29,7 @@ class Day(click.ParamType):  # type: ignore[type-arg]
 
 
 @click.command("usage", short_help="What the keys of a server have taken.")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=file_path)
 @click.option("--since", type=Day(), metavar="DAY", help="Of this day (UTC) and later.")
 @click.option("--until", type=Day(), metavar="DAY", help="Of this day and before.")
 @click.option("--workspace", metavar="NAME", help="Of this one alone.")

@@ -8,8 +8,9 @@ import click
 from kvrt.config import RuntimeConfig
 from kvrt_cli.memory import memory_options, prefix_cache_option, share_options
 from kvrt_cli.naming import TINY, model_name
-from kvrt_cli.options import color_option, dtype, runtime_config, runtime_options
+from kvrt_cli.options import color_option, dtype
 from kvrt_cli.progress import BenchBar
+from kvrt_cli.runtime import runtime_config, runtime_options
 from kvrt_cli.sections import BENCH, SectionedCommand
 from kvrt_cli.tables import FORMATS, write_rows
 from kvrt_cli.terminal import Terminal

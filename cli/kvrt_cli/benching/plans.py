@@ -1,17 +1,14 @@
 """Options that say what is to be asked of a server, and when; and the plan that they make."""
 
-import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from kvrt.errors import ConfigError
-from kvrt_cli.options import apply
+from kvrt_cli.options import apply, file_path
 from kvrt_cli.serving import duration
-from kvrt_cli.stdin import valid_text
 
 if TYPE_CHECKING:
     from kvrt.bench.plan import Plan
@@ -36,22 +33,6 @@ def time_above_0(value: str) -> float:
     found = duration(value)
     if not 0 < found <= MOST:
         raise click.BadParameter(f"{value!r:.60} is not a time above 0")
-    return found
-
-
-def fields(
-    context: click.Context, option: click.Parameter, values: tuple[str, ...]
-) -> dict[str, Any]:
-    """What several ``NAME=JSON`` say; what is no JSON is text."""
-    found: dict[str, Any] = {}
-    for text in values:
-        name, equals, value = valid_text(text, "--field").partition("=")
-        if not equals or not name:
-            raise click.BadParameter("it is NAME=VALUE, as in temperature=0")
-        try:
-            found[name] = json.loads(value)
-        except (ValueError, RecursionError):
-            found[name] = value
     return found
 
 
@@ -107,7 +88,7 @@ load_options = apply(
 data_options = apply(
     [
         click.option(
-            "--data", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+            "--data", type=file_path, metavar="FILE",
             help="JSON lines with prompt, messages or input_length, in place of what is drawn.",
         ),
         click.option(

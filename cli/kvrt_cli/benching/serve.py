@@ -14,7 +14,6 @@ from kvrt.errors import ConfigError, KvrtError
 from kvrt_cli.benching.plans import (
     cost_options,
     data_options,
-    fields,
     load_options,
     plan_of,
     time_above_0,
@@ -22,11 +21,11 @@ from kvrt_cli.benching.plans import (
 from kvrt_cli.benching.told import told
 from kvrt_cli.errors import of_the_system
 from kvrt_cli.extras import check_extra
-from kvrt_cli.memory import memory_options, prefix_cache_option, share_options
 from kvrt_cli.naming import model_name
-from kvrt_cli.options import color_option, dtype_option, runtime_config, runtime_options
+from kvrt_cli.options import color_option, file_path, named_values
 from kvrt_cli.progress import LoadBar
 from kvrt_cli.run import open_runtime
+from kvrt_cli.runtime import model_options, runtime_config
 from kvrt_cli.sections import BENCH_SERVE, INSIDE, SectionedCommand
 from kvrt_cli.terminal import Terminal
 
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 128 + signal.SIGINT
 LONGEST_KEY = 4096
-
-file_path = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command(
@@ -58,7 +55,8 @@ file_path = click.Path(path_type=Path, dir_okay=False)
 )  # fmt: skip
 @click.option("--key-file", type=file_path, metavar="FILE", help="With the key that it wants.")
 @click.option(
-    "--field", "fields", multiple=True, callback=fields, metavar="NAME=VALUE",
+    "--field", "fields", multiple=True, metavar="NAME=VALUE",
+    callback=named_values("temperature=0"),
     help="Another field of each request, as in temperature=0; may be given several times.",
 )  # fmt: skip
 @click.option(
@@ -79,15 +77,10 @@ file_path = click.Path(path_type=Path, dir_okay=False)
 @click.option("--html", type=file_path, metavar="FILE", help="A page with plots.")
 @click.option("--name", metavar="NAME", help="That the result goes by; default: the model's.")
 @cost_options
-@runtime_options
-@prefix_cache_option(
-    default=True,
+@model_options(
     text="Keep pages for prompts that begin with the same tokens (default), or not.",
+    lasting=False,
 )
-@memory_options
-@share_options
-@dtype_option
-@click.option("-t", "--threads", type=click.IntRange(1), metavar="N", help="Host threads.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only the figures, and errors.")
 @color_option

@@ -22,11 +22,7 @@ from kvrt_cli.data.common import (
 from kvrt_cli.extras import check_extra
 from kvrt_cli.jsontext import to_json
 from kvrt_cli.naming import TINY, model_name
-from kvrt_cli.options import (
-    backend_option,
-    color_option,
-    offline_option,
-)
+from kvrt_cli.options import backend_option, color_option, file_path, offline_option
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -53,7 +49,7 @@ if TYPE_CHECKING:
 @click.option(
     "--duplicates",
     "listed",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=file_path,
     metavar="FILE",
     help="Takes what was left out, and of which line it is a duplicate: a JSON object a line.",
 )

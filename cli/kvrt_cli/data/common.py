@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from kvrt_cli.options import file_path
 from kvrt_cli.progress import counting_bar
 from kvrt_cli.terminal import Terminal
 
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
     from kvrt.data.reading import Reader
     from kvrt.data.rows import Row
     from kvrt.data.writing import Content
-
-file_path = click.Path(path_type=Path, dir_okay=False)
-folder_path = click.Path(path_type=Path, file_okay=False)
 
 set_argument = click.argument("set", type=file_path)
 output_option = click.option(

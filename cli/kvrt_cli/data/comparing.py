@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvrt_cli.data.common import apart, file_path, json_option, quiet_option, set_argument
+from kvrt_cli.data.common import apart, json_option, quiet_option, set_argument
 from kvrt_cli.extras import check_extra
-from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option, share_options
 from kvrt_cli.naming import model_name
-from kvrt_cli.options import color_option, dtype_option, runtime_config, runtime_options
+from kvrt_cli.options import color_option, file_path
 from kvrt_cli.progress import counting_bar
 from kvrt_cli.run import open_runtime
+from kvrt_cli.runtime import model_options, runtime_config
 from kvrt_cli.sections import DATA, SectionedCommand
 from kvrt_cli.terminal import Terminal
 
@@ -62,16 +62,9 @@ STEPS = {"a": "model a", "b": "model b", "verdicts": "verdicts"}
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N",
               help="Of what is drawn.")  # fmt: skip
-@runtime_options
-@prefix_cache_option(
-    default=True,
-    text="Keep the pages of prompts for those that begin with the same tokens (default), or not.",
+@model_options(
+    text="Keep the pages of prompts for those that begin with the same tokens (default), or not."
 )
-@memory_options
-@share_options
-@lasting_options
-@dtype_option
-@click.option("-t", "--threads", type=click.IntRange(1), metavar="N", help="Host threads.")
 @json_option
 @quiet_option
 @color_option

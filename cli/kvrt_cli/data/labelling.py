@@ -7,8 +7,8 @@ import click
 
 from kvrt_cli.data.common import (
     apart,
-    file_path,
     json_option,
+    output_option,
     quiet_option,
     reading,
     rejected_option,
@@ -17,7 +17,7 @@ from kvrt_cli.data.common import (
 )
 from kvrt_cli.errors import of_the_system
 from kvrt_cli.extras import check_extra
-from kvrt_cli.options import color_option
+from kvrt_cli.options import color_option, file_path
 from kvrt_cli.terminal import Terminal
 
 label_studio_option = click.option(
@@ -78,9 +78,7 @@ def export_tasks(
 
 @click.command("import", short_help="A set from tasks that people have worked on.")
 @label_studio_option
-@click.option(
-    "-o", "--output", required=True, type=file_path, metavar="FILE", help="The set that is made."
-)
+@output_option
 @click.option(
     "--apply",
     is_flag=True,

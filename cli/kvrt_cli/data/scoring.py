@@ -19,10 +19,10 @@ from kvrt_cli.data.common import (
     told,
 )
 from kvrt_cli.extras import check_extra
-from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option, share_options
 from kvrt_cli.naming import model_name
-from kvrt_cli.options import color_option, dtype_option, runtime_config, runtime_options
+from kvrt_cli.options import color_option
 from kvrt_cli.run import open_runtime
+from kvrt_cli.runtime import model_options, runtime_config
 from kvrt_cli.sections import DATA, SectionedCommand
 from kvrt_cli.terminal import Terminal
 
@@ -50,13 +50,7 @@ BLOCK = 64
     help="How likely MODEL finds each answer after its prompt, too. MODEL is as of kvrt run.",
 )
 @rejected_option
-@runtime_options
-@prefix_cache_option(default=False, text="Keep pages of prompts for others, or not (default).")
-@memory_options
-@share_options
-@lasting_options
-@dtype_option
-@click.option("-t", "--threads", type=click.IntRange(1), metavar="N", help="Host threads.")
+@model_options(prefix_cache=False, text="Keep pages of prompts for others, or not (default).")
 @json_option
 @quiet_option
 @color_option

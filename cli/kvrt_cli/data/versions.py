@@ -5,10 +5,10 @@ from pathlib import Path
 
 import click
 
-from kvrt_cli.data.common import file_path, folder_path, json_option
+from kvrt_cli.data.common import json_option
 from kvrt_cli.data.looking import in_words
 from kvrt_cli.extras import check_extra
-from kvrt_cli.options import color_option
+from kvrt_cli.options import color_option, file_path, folder_path
 from kvrt_cli.terminal import Terminal
 
 store_option = click.option(
