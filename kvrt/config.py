@@ -76,6 +76,10 @@ class Environment:
         """KVRT_BACKEND: the backend meant by "auto"."""
         return self.environ.get("KVRT_BACKEND") or "auto"
 
+    def backend_for(self, name: str) -> str:
+        """The backend that an option names, which may be "auto"."""
+        return self.backend if name == "auto" else name
+
 
 LoadFormat = Literal["auto", "dummy"]
 ModelImpl = Literal["kvrt", "transformers"]

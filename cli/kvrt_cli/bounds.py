@@ -22,7 +22,7 @@ def limits_of(config: RuntimeConfig, kind: str) -> "Limits":
     What it cannot measure is None."""
     from kvrt.profiling.totals import Limits
 
-    backend = Environment().backend if config.backend == "auto" else config.backend
+    backend = Environment().backend_for(config.backend)
     found = _bandwidth(backend, config.device, config.threads)
     if found is None:
         return Limits()

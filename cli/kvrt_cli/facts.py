@@ -67,7 +67,7 @@ def _facts(
         checkpoint = source.checkpoint()
     except ModelError as error:
         lacking = str(error)
-    backend = Environment().backend if config.backend == "auto" else config.backend
+    backend = Environment().backend_for(config.backend)
     device = open_device(backend, config.device, DeviceOptions())
     try:
         check_shape(source.shape, source.spec, device)

@@ -37,5 +37,5 @@ def device_of(backend: str, index: int, threads: int | None) -> Device:
     Raises:
         BackendUnavailable: the backend cannot be used here.
     """
-    name = Environment().backend if backend == "auto" else backend
+    name = Environment().backend_for(backend)
     return open_device(name, index, DeviceOptions(threads=threads))

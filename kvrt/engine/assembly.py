@@ -78,7 +78,7 @@ def assemble(
     Raises:
         KvrtError: as `kvrt.Runtime`.
     """
-    backend = Environment().backend if config.backend == "auto" else config.backend
+    backend = Environment().backend_for(config.backend)
     device = open_device(
         backend,
         config.device,

@@ -34,7 +34,7 @@ def weigh(config: RuntimeConfig) -> Weighed:
     Raises:
         KvrtError: as `kvrt.Runtime`; no memory is taken.
     """
-    backend = Environment().backend if config.backend == "auto" else config.backend
+    backend = Environment().backend_for(config.backend)
     device = open_device(backend, config.device, DeviceOptions(threads=config.threads))
     try:
         dummy = config.load_format == "dummy"
