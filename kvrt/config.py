@@ -24,7 +24,8 @@ from kvrt.errors import ConfigError
 from kvrt.kv.index.cost import Preemption
 from kvrt.kv.index.eviction import EvictionName
 from kvrt.kv.tiers.config import parse_tiers
-from kvrt.kv.tiers.remote.address import parse_address, read_key
+from kvrt.kv.tiers.remote.key import store_key
+from kvrt.net.address import parse_address
 from kvrt.sampling import MAX_DRAFTS
 from kvrt.sched.policy import PolicyName
 from kvrt.sharing.share import Share
@@ -250,7 +251,7 @@ class RuntimeConfig:
         if self.remote_store is not None:
             address = parse_address(self.remote_store)
             if self.remote_key is None:
-                read_key(None, address)
+                store_key(None, address)
         elif self.remote_key is not None:
             raise ConfigError(
                 "remote_key is of a store, and there is none", fix="name it in remote_store"

@@ -9,7 +9,7 @@ from kvrt.errors import ConfigError
 from kvrt.kv.index.cost import Preemption
 from kvrt.kv.index.eviction import EvictionName
 from kvrt.kv.tiers.config import parse_tiers
-from kvrt.kv.tiers.remote.address import parse_address
+from kvrt.net.address import parse_address
 from kvrt_cli.options import Decorator, apply, file_path, size
 
 

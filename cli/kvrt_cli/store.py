@@ -14,8 +14,8 @@ from kvrt_cli.serving import nbytes
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from kvrt.kv.tiers.remote.address import Address
     from kvrt.kv.tiers.remote.shelves import Shelves
+    from kvrt.net.address import Address
 
 
 @click.command("store", short_help="KV pages that several servers share.")
@@ -73,11 +73,12 @@ def store(
         raise click.UsageError("give either --memory SIZE, or --dir DIR and --size SIZE")
     if (directory is None) != (size is None):
         raise click.UsageError("--dir and --size go together")
-    from kvrt.kv.tiers.remote.address import Address, read_key
+    from kvrt.kv.tiers.remote.key import store_key
     from kvrt.kv.tiers.remote.shelves import FolderShelves, MemoryShelves
+    from kvrt.net.address import Address
 
     address = Address(host, port)
-    secret = read_key(key, address)
+    secret = store_key(key, address)
     shelves: Shelves
     if directory is not None and size is not None:
         shelves = FolderShelves(directory, size)

@@ -25,11 +25,12 @@ from kvrt.kv.tiers.disk import DiskStore
 from kvrt.kv.tiers.folder import own_folder
 from kvrt.kv.tiers.host import HostStore
 from kvrt.kv.tiers.pagefile import PageFile
-from kvrt.kv.tiers.remote.address import parse_address, read_key
 from kvrt.kv.tiers.remote.client import RemoteStore
+from kvrt.kv.tiers.remote.key import store_key
 from kvrt.model.loader import Model, load_model
 from kvrt.model.progress import Progress
 from kvrt.model.spec import ModelSpec
+from kvrt.net.address import parse_address
 from kvrt.ranks.joining import shard_of, threads_of
 from kvrt.ranks.loading import load
 from kvrt.ranks.others import Others
@@ -204,7 +205,7 @@ def make_offload(
     if config.remote_store is not None:
         address = parse_address(config.remote_store)
         key = None if config.remote_key is None else Path(config.remote_key)
-        remote = RemoteStore(address, read_key(key, address), form)
+        remote = RemoteStore(address, store_key(key, address), form)
     through = config.offload_write == "through"
     offload = Offload(
         executor,

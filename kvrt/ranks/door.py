@@ -25,7 +25,7 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 from kvrt.errors import ConfigError, DeviceError, in_one_line
-from kvrt.kv.tiers.remote.address import Address
+from kvrt.net.address import Address
 from kvrt.ranks.link import Closed, Kind, Link
 from kvrt.ranks.others import Other
 

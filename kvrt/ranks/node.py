@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from kvrt.errors import ConfigError, DeviceError
-from kvrt.kv.tiers.remote.address import Address, parse_address, read_key
+from kvrt.net.address import Address, parse_address, read_key
 from kvrt.ranks.door import PORT
 
 POLL_S = 0.05

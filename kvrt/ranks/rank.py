@@ -25,10 +25,10 @@ from kvrt.errors import ConfigError, ContractError, KvrtError, OutOfMemory, Peer
 from kvrt.executor.apply import Attempt
 from kvrt.executor.interface import Failed
 from kvrt.executor.local import LocalExecutor
-from kvrt.kv.tiers.remote.address import parse_address
 from kvrt.model.layouts import layouts_of
 from kvrt.model.loader import Model
 from kvrt.model.shard import Split
+from kvrt.net.address import parse_address
 from kvrt.ranks.door import COME_S, Place, reach
 from kvrt.ranks.joining import Hello, join, threads_of
 from kvrt.ranks.link import Closed, Ended, Kind, Link

@@ -16,7 +16,7 @@ import pytest
 
 from kvrt.config import RuntimeConfig
 from kvrt.errors import ConfigError, DeviceError
-from kvrt.kv.tiers.remote.address import Address
+from kvrt.net.address import Address
 from kvrt.ranks import door as door_module
 from kvrt.ranks.door import MAGIC, VERSION, Door, Place, reach
 from kvrt.ranks.link import Kind, Link

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from kvrt.kv.tiers.remote import client
-from kvrt.kv.tiers.remote.address import parse_address, read_key
+from kvrt.kv.tiers.remote.key import store_key
 from kvrt.kv.tiers.remote.server import StoreServer
 from kvrt.kv.tiers.remote.shelves import MemoryShelves
+from kvrt.net.address import parse_address
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 
@@ -22,7 +23,7 @@ def tell(**what: object) -> None:
 async def keep(store: str, key: str) -> None:
     """A store, until standard input ends."""
     address = parse_address(store)
-    server = StoreServer(MemoryShelves(256 << 20), read_key(Path(key), address))
+    server = StoreServer(MemoryShelves(256 << 20), store_key(Path(key), address))
     async with server.listening(address) as bound:
         tell(at=str(bound))
         await asyncio.to_thread(sys.stdin.read)

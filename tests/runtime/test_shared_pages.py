@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvrt.errors import ConfigError
-from kvrt.kv.tiers.remote.address import Address
 from kvrt.kv.tiers.remote.client import RemoteStats, RemoteStore
 from kvrt.kv.tiers.remote.shelves import MemoryShelves
+from kvrt.net.address import Address
 from kvrt.outputs import Result
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 from kvrt.kv.tiers.format import PageFormat
 from kvrt.kv.tiers.names import StoredName
-from kvrt.kv.tiers.remote.address import Address
 from kvrt.kv.tiers.remote.client import RemoteStore
 from kvrt.kv.tiers.remote.server import StoreServer
 from kvrt.kv.tiers.remote.shelves import MemoryShelves, Shelves
+from kvrt.net.address import Address
 
 from .pages import FORM, blank, body
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from kvrt.kv.tiers.names import StoredName
 from kvrt.kv.tiers.remote import frames, server
-from kvrt.kv.tiers.remote.address import Address
 from kvrt.kv.tiers.remote.frames import Kind, Link, Seals, id_of, welcome
+from kvrt.net.address import Address
 
 from .elsewhere import KEY, Way, connected, get, pretended, put, remote, served, stranger, until
 from .pages import FORM, PAGE_BYTES, blank, body, names

@@ -1,6 +1,6 @@
 """KV pages that several machines share, over TCP.
 
-    address     where a store is, and the key that its users have
+    key         that all who share pages have
     frames      what goes over a connection, and how each end knows the other
     owed        what a store was asked for, and how long that may take
     client      `RemoteStore`: a tier of pages that others have, beside host memory and disk

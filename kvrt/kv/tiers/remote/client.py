@@ -15,7 +15,6 @@ from kvrt.kv.tiers.blockfile import Bytes
 from kvrt.kv.tiers.buffers import bytes_of
 from kvrt.kv.tiers.format import PageFormat
 from kvrt.kv.tiers.names import StoredName
-from kvrt.kv.tiers.remote.address import Address
 from kvrt.kv.tiers.remote.frames import (
     Frame,
     Kind,
@@ -30,6 +29,7 @@ from kvrt.kv.tiers.remote.frames import (
     introduce,
 )
 from kvrt.kv.tiers.remote.owed import RemoteTicket, Talk
+from kvrt.net.address import Address
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from kvrt.errors import StoreError
 from kvrt.kv.tiers.format import PageFormat
 from kvrt.kv.tiers.names import StoredName
-from kvrt.kv.tiers.remote.address import Address
 from kvrt.kv.tiers.remote.frames import (
     MOST_IDS,
     SLOWEST,
@@ -33,6 +32,7 @@ from kvrt.kv.tiers.remote.frames import (
     what_is_forgotten,
 )
 from kvrt.kv.tiers.remote.shelves import Shelf, Shelves, chosen
+from kvrt.net.address import Address
 
 log = logging.getLogger(__name__)
 

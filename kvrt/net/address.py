@@ -12,8 +12,6 @@ FORM = "write it as HOST:PORT, as in 10.0.0.7:7707 or [fd00::7]:7707"
 LEAST_KEY, MOST_KEY = 16, 4096
 """Bytes of a key."""
 
-STORED = "whoever can store pages decides what is answered"
-
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -58,7 +56,7 @@ def parse_address(text: str) -> Address:
     return Address(host, int(port))
 
 
-def read_key(path: Path | None, address: Address, *, danger: str = STORED) -> bytes:
+def read_key(path: Path | None, address: Address, *, danger: str) -> bytes:
     """The key in a file, without the white space around it; nothing, if there is no file.
 
     Args:

@@ -1,0 +1,1 @@
+"""How processes of several machines find and know each other."""
