@@ -23,7 +23,8 @@ from kvrt.kv.tiers.ahead import ReadAhead
 from kvrt.kv.tiers.disk import DiskStats, DiskStore
 from kvrt.kv.tiers.host import HostPage, HostStats, HostStore
 from kvrt.kv.tiers.names import PageName, StoredName, tenant_of
-from kvrt.kv.tiers.remote.client import RemoteStats, RemoteStore
+from kvrt.kv.tiers.remote.client import RemoteStore
+from kvrt.kv.tiers.remote.desk import RemoteStats
 from kvrt.kv.tiers.remote.frames import Scope
 from kvrt.kv.tiers.stores import Read, Stores
 from kvrt.spi import Ticket

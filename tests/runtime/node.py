@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kvrt.kv.tiers.remote import client
+from kvrt.kv.tiers.remote.desk import RemoteStats
 from kvrt.kv.tiers.remote.key import store_key
 from kvrt.kv.tiers.remote.server import StoreServer
 from kvrt.kv.tiers.remote.shelves import MemoryShelves
@@ -29,7 +30,7 @@ async def keep(store: str, key: str) -> None:
         await asyncio.to_thread(sys.stdin.read)
 
 
-def remote(runtime: Runtime) -> client.RemoteStats:
+def remote(runtime: Runtime) -> RemoteStats:
     offload = runtime.stats().offload
     assert offload is not None
     assert offload.remote is not None

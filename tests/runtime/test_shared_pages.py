@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvrt.errors import ConfigError
-from kvrt.kv.tiers.remote.client import RemoteStats, RemoteStore
+from kvrt.kv.tiers.remote.client import RemoteStore
+from kvrt.kv.tiers.remote.desk import RemoteStats
 from kvrt.kv.tiers.remote.shelves import MemoryShelves
 from kvrt.net.address import Address
 from kvrt.outputs import Result

@@ -186,7 +186,7 @@ LIES = [silence, half_a_page, drops, another_page, another_pages_seal,
 def test_a_store_that_lies_costs_its_time_and_no_more(
     lie: Callable[[Link], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvrt.kv.tiers.remote.client.MOST_KNOWN", 20_000)
+    monkeypatch.setattr("kvrt.kv.tiers.remote.desk.MOST_KNOWN", 20_000)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pretended(lying(lie)) as address, remote(address, patience=0.5, shun=60.0) as one:
         assert until(lambda: NAMES[0] in one)

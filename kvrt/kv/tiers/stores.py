@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from kvrt.kv.tiers.disk import DiskStats, DiskStore, PageTicket
 from kvrt.kv.tiers.host import HostPage, HostStats, HostStore
 from kvrt.kv.tiers.names import PageName, StoredName
-from kvrt.kv.tiers.remote.client import RemoteStats, RemoteStore
+from kvrt.kv.tiers.remote.client import RemoteStore
+from kvrt.kv.tiers.remote.desk import RemoteStats
 from kvrt.kv.tiers.remote.owed import RemoteTicket
 
 if TYPE_CHECKING:

@@ -5,8 +5,6 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +13,7 @@ from kvrt.kv.tiers.blockfile import Bytes
 from kvrt.kv.tiers.buffers import bytes_of
 from kvrt.kv.tiers.format import PageFormat
 from kvrt.kv.tiers.names import StoredName
+from kvrt.kv.tiers.remote.desk import Desk, RemoteStats
 from kvrt.kv.tiers.remote.frames import (
     Frame,
     Kind,
@@ -24,8 +23,6 @@ from kvrt.kv.tiers.remote.frames import (
     Seals,
     fields_of,
     forgetting,
-    id_of,
-    ids_of,
     introduce,
 )
 from kvrt.kv.tiers.remote.owed import RemoteTicket, Talk
@@ -50,40 +47,7 @@ GLANCE_S = 0.1
 WINDOW = 32
 """Requests on their way at once."""
 
-MOST_QUEUED = 256
-"""Pages that wait to be sent; more are not."""
-
-MOST_KNOWN = 1 << 22
-"""Pages of the store that are known; others are not found."""
-
 ANSWERS = (Kind.DONE, Kind.PAGE, Kind.NONE, Kind.HAS, Kind.LOST)
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteStats:
-    """What a `RemoteStore` knows and did.
-
-    Args:
-        connected: now.
-        pages: that the store has, as far as it has told.
-        sent: pages that the store took.
-        found: fetches that brought the page.
-        missed: fetches that did not, whatever the reason.
-        dropped: pages that were to be sent and were not.
-        damaged: pages that came and were not those that were asked for.
-        connections: that were made.
-        cut: of these, ended by a fault of the other end or on the way.
-    """
-
-    connected: bool
-    pages: int
-    sent: int
-    found: int
-    missed: int
-    dropped: int
-    damaged: int
-    connections: int
-    cut: int
 
 
 class RemoteStore:
@@ -121,15 +85,7 @@ class RemoteStore:
         self._key, self._form, self._seals = key, form, Seals(key, form)
         self._patience, self._retry, self._shun = patience, retry, shun
         self._warn_every, self._next_warning = warn_every, 0.0
-        self._mutex = threading.Lock()
-        self._known: set[bytes] = set()
-        self._sending: dict[bytes, RemoteTicket] = {}
-        self._urgent: deque[RemoteTicket] = deque()
-        self._later: deque[RemoteTicket] = deque()
-        self._link: Link | None = None
-        self._closing = False
-        self._sent = self._found = self._missed = self._dropped = self._damaged = 0
-        self._connections = self._cut = 0
+        self._desk = Desk()
         self._talk = Talk(patience)
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
@@ -141,7 +97,7 @@ class RemoteStore:
 
     def __contains__(self, name: StoredName) -> bool:
         """Whether a fetch of the page would ask for it."""
-        return id_of(name) in self._known and self._link is not None
+        return name in self._desk
 
     def store(self, name: StoredName, data: "Tensor | Bytes") -> RemoteTicket:
         """Send a page.
@@ -155,17 +111,7 @@ class RemoteStore:
             A ticket. Its `ok`: the store has the page.
         """
         ticket = RemoteTicket(Kind.PUT, b"", name, self._body(name, data))
-        id = id_of(name)
-        with self._mutex:
-            if (sending := self._sending.get(id)) is not None:
-                return sending
-            takes = self._link is not None and len(self._later) < MOST_QUEUED
-            if takes and not self._closing:
-                self._sending[id] = ticket
-                self._later.append(ticket)
-            else:
-                self._dropped += 1
-                ticket.drop()
+        ticket = self._desk.send(name, ticket)
         self._wake()
         return ticket
 
@@ -181,56 +127,32 @@ class RemoteStore:
             A ticket. Its `ok`: the page is in `into`; else `into` may hold anything.
         """
         ticket = RemoteTicket(Kind.GET, name.page.key, name, self._body(name, into))
-        with self._mutex:
-            if name in self and not self._closing:
-                self._urgent.append(ticket)
-            else:
-                self._missed += 1
-                ticket.drop()
+        self._desk.fetch(name, ticket)
         self._wake()
         return ticket
 
     def remove(self, name: StoredName) -> bool:
         """Drop a page, there and here. Returns whether it was known."""
-        with self._mutex:
-            id = id_of(name)
-            sending = self._sending.pop(id, None)
-            known = id in self._known or sending is not None
-            self._known.discard(id)
-            if known and self._link is not None:
-                self._later.append(RemoteTicket(Kind.REMOVE, name.page.key, name))
+        known = self._desk.remove(name, RemoteTicket(Kind.REMOVE, name.page.key, name))
         self._wake()
         return known
 
     def forget(self, scope: Scope, tenant: int = 0, key: bytes = bytes(32)) -> None:
         """Drop pages, there and here: all; a tenant's; or the one with a key, and all that come
         after it."""
-        with self._mutex:
-            if self._link is not None:
-                self._later.append(RemoteTicket(Kind.FORGET, forgetting(scope, tenant, key)))
+        self._desk.ask(RemoteTicket(Kind.FORGET, forgetting(scope, tenant, key)))
         self._wake()
 
     def stats(self) -> RemoteStats:
-        with self._mutex:
-            return RemoteStats(
-                connected=self._link is not None,
-                pages=len(self._known),
-                sent=self._sent,
-                found=self._found,
-                missed=self._missed,
-                dropped=self._dropped,
-                damaged=self._damaged,
-                connections=self._connections,
-                cut=self._cut,
-            )
+        """What it knows, and did."""
+        return self._desk.stats()
 
     def close(self, timeout: float = PATIENCE_S) -> bool:
         """Send what is queued, for `timeout` seconds at most, and drop the rest. Returns whether
         nothing runs any more."""
         deadline = time.monotonic() + timeout
-        with self._mutex:
-            self._closing = True
-        while self._sending and self._link is not None and time.monotonic() < deadline:
+        self._desk.close()
+        while self._desk.busy and time.monotonic() < deadline:
             time.sleep(0.005)
         with contextlib.suppress(RuntimeError):  # its loop has ended
             self._loop.call_soon_threadsafe(self._stop.set)
@@ -247,7 +169,7 @@ class RemoteStore:
         try:
             self._loop.run_until_complete(self._keep())
         finally:
-            self._drop_all()
+            self._desk.drop_all()
             self._loop.close()
 
     async def _keep(self) -> None:
@@ -276,7 +198,8 @@ class RemoteStore:
                 except BaseException:
                     writer.transport.abort()
                     raise
-            self._begin(link)
+            self._talk = Talk(self._patience)
+            self._desk.begin()
             await self._exchange(link)
             return self._retry
         except Refused as error:
@@ -292,31 +215,14 @@ class RemoteStore:
             if link is not None:
                 self._end(link)
 
-    def _begin(self, link: Link) -> None:
-        self._talk = Talk(self._patience)
-        with self._mutex:
-            self._link = link
-            self._connections += 1
-
     def _end(self, link: Link) -> None:
         """The connection is gone, and with it all that was asked."""
         link.cut()
-        with self._mutex:
-            self._link = None
-            self._cut += not self._stop.is_set()
-            self._known.clear()
+        self._desk.end(cut=not self._stop.is_set())
         for ticket in self._talk.owed:
-            self._settle(ticket, ok=False)
+            self._desk.settle(ticket, ok=False)
         self._talk.owed.clear()
-        self._drop_all()
-
-    def _drop_all(self) -> None:
-        with self._mutex:
-            rest = [*self._urgent, *self._later]
-            self._urgent.clear()
-            self._later.clear()
-        for ticket in rest:
-            self._settle(ticket, ok=False)
+        self._desk.drop_all()
 
     async def _exchange(self, link: Link) -> None:
         tasks = {
@@ -336,8 +242,7 @@ class RemoteStore:
         """Raises `TimeoutError` when the store has owed an answer for too long."""
         while not self._talk.overdue():
             if self._talk.silent():
-                with self._mutex:
-                    self._later.append(RemoteTicket(Kind.PING, b""))
+                self._desk.ask(RemoteTicket(Kind.PING, b""))
                 self._queued.set()
             await asyncio.sleep(min(GLANCE_S, self._patience / 10))
         raise TimeoutError
@@ -360,17 +265,13 @@ class RemoteStore:
                 await link.send(ticket.kind, ticket.fields, ticket.group)
 
     def _next(self) -> RemoteTicket | None:
-        if len(self._talk.owed) >= WINDOW:
-            return None
-        with self._mutex:
-            queue = self._urgent or self._later
-            return queue.popleft() if queue else None
+        return self._desk.next() if len(self._talk.owed) < WINDOW else None
 
     async def _hear_all(self, link: Link) -> None:
         while True:
             frame = await link.read(ANSWERS)
             if frame.kind in (Kind.HAS, Kind.LOST):
-                self._learn(frame)
+                self._desk.learn(frame)
                 continue
             ticket = self._talk.oldest()
             if ticket is None or (frame.kind is Kind.PAGE) > (ticket.kind is Kind.GET):
@@ -382,9 +283,8 @@ class RemoteStore:
                 ok = await self._receive(link, frame, ticket)
             self._talk.answered()
             if ticket.kind is Kind.GET and not ok and ticket.name is not None:
-                with self._mutex:
-                    self._known.discard(id_of(ticket.name))
-            self._settle(ticket, ok=ok)
+                self._desk.missed(ticket.name)
+            self._desk.settle(ticket, ok=ok)
             self._queued.set()
 
     async def _receive(self, link: Link, frame: Frame, ticket: RemoteTicket) -> bool:
@@ -393,34 +293,11 @@ class RemoteStore:
         name, into = ticket.page
         body = await link.body(frame.group)
         if not self._seals.fits(name, body, frame.fields):
-            with self._mutex:
-                self._damaged += 1
+            self._desk.damaged()
             self._warn("a page is not the one that was asked for")
             return False
         into[:] = np.frombuffer(body, np.uint8)
         return True
-
-    def _learn(self, frame: Frame) -> None:
-        ids = ids_of(frame.fields)
-        with self._mutex:
-            if frame.kind is Kind.LOST:
-                self._known.difference_update(ids)
-            elif len(self._known) + len(ids) <= MOST_KNOWN:
-                self._known.update(ids)
-
-    def _settle(self, ticket: RemoteTicket, *, ok: bool) -> None:
-        with self._mutex:
-            if ticket.kind is Kind.PUT:
-                assert ticket.name is not None, "a page is sent"
-                wanted = self._sending.pop(id_of(ticket.name), None)
-                if ok and wanted is ticket:  # nobody has removed it meanwhile
-                    self._known.add(id_of(ticket.name))
-                self._sent += ok
-                self._dropped += not ok
-            elif ticket.kind is Kind.GET:
-                self._found += ok
-                self._missed += not ok
-        ticket.settle(ok=ok)
 
     def _warn(self, why: str) -> None:
         now = time.monotonic()
