@@ -1,9 +1,11 @@
-"""The part of `kvrt.Runtime` that is about cached prefixes, and whose they are."""
+"""Parts of `kvrt.Runtime`: what is kept of cached prefixes, and whose they are; the model, its
+adapters and its sleep."""
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
-from kvrt.checks import Checks, Folder, Maybe, Whole, check_options
+from kvrt.checks import Checks, Flag, Folder, Maybe, Text, Whole, check_options
 from kvrt.engine.pictures import Media
 from kvrt.engine.prompts import Prompt, read_prompt, root_of
 from kvrt.engine.worker import Worker
@@ -12,6 +14,8 @@ from kvrt.kv.index.shares import LARGEST_SHARE
 
 SAVING: Checks = {"folder": Folder(), "compress": Maybe(Whole(-100, 22))}
 SHARE: Checks = {"weight": Maybe(Whole(1, LARGEST_SHARE))}
+SLEEP: Checks = {"level": Whole(1, 2), "wake_on_request": Flag()}
+ADAPTER: Checks = {"name": Text(256), "path": Folder()}
 """Of each argument, what it may be."""
 
 _SETTING = threading.Lock()
@@ -144,3 +148,76 @@ class CacheControl:
 
     def _root(self, salt: str) -> bytes:
         return root_of(self._worker.fingerprint, salt)
+
+
+class ModelControl:
+    """What the model answers with, and whether it is there."""
+
+    _worker: Worker
+
+    def load_adapter(self, name: str, path: str | Path) -> None:
+        """Load an adapter of low rank (LoRA) while requests run.
+
+        Requests of several adapters, and of none, are computed in the same steps. What is cached
+        for one is found by its content: never by another's of the same name. Its memory comes on
+        top of `memory_limit`.
+
+        Args:
+            name: for requests.
+            path: a folder that PEFT has saved it to, or a GGUF file.
+
+        Raises:
+            ConfigError: an adapter of that name is loaded.
+            ModelError: it is missing, damaged, not supported, or of another model.
+            CapacityError: it does not fit in the device's free memory.
+        """
+        checked = check_options(ADAPTER, name=name, path=path)
+        self._worker.adapters.load(checked["name"], Path(checked["path"]))
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter. Requests that have it go on; then its memory goes back.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        self._worker.adapters.unload(check_options(ADAPTER, name=name)["name"])
+
+    @property
+    def adapters(self) -> Mapping[str, int]:
+        """The names of the adapters that are loaded, and their bytes."""
+        return self._worker.adapters.sizes
+
+    def sleep(self, level: int = 1, *, wake_on_request: bool = True) -> None:
+        """Give memory back until it is woken, and keep everything else: what was loaded, the
+        addresses, recorded steps. Requests that have not ended wait, and go on with the same text.
+
+        1. KV memory, but for a page. Cached pages go to tiers, where there are any (`offload`), or
+           are forgotten; those that are pinned stay.
+        2. The weights as well, on devices whose memory is host memory. They are read again from
+           their files, which must be there; quantised ones are quicker with `quantized_dir`.
+
+        Returns when the memory has gone. Asleep already, it sleeps as deep as the deeper of both.
+
+        Args:
+            level: see above.
+            wake_on_request: the next request wakes it, and waits meanwhile. False: it is refused.
+
+        Raises:
+            ConfigError: `level` is none of these, or the device's weights cannot leave it.
+        """
+        given = check_options(SLEEP, level=level, wake_on_request=wake_on_request)
+        self._worker.sleep(given["level"], wake_on_request=given["wake_on_request"])
+
+    def wake(self) -> None:
+        """Take back what `sleep` gave, and go on. Awake, nothing happens.
+
+        Raises:
+            CapacityError: other tenants of the device have the memory, or others do; it sleeps on.
+            ModelError: the model's files have gone, or hold another model; it sleeps on.
+        """
+        self._worker.wake()
+
+    @property
+    def asleep(self) -> int:
+        """The level of its sleep; 0: it is awake."""
+        return self._worker.sleeper.level

@@ -9,15 +9,13 @@ Any thread may call it. The engine has a thread of its own; callers speak to it 
 
 import functools
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from kvrt.checks import (
     Checks,
-    Flag,
-    Folder,
     Maybe,
     Of,
     Size,
@@ -27,7 +25,7 @@ from kvrt.checks import (
     check_request,
 )
 from kvrt.config import RuntimeConfig
-from kvrt.control import CacheControl
+from kvrt.control import CacheControl, ModelControl
 from kvrt.engine.events import Observer
 from kvrt.engine.intake import STREAM, Wishes, request_of
 from kvrt.engine.mailbox import Signal
@@ -48,18 +46,16 @@ from kvrt.sampling import SamplingParams
 from kvrt.spi import Device, DeviceInfo
 from kvrt.stream import Inbox, Stream
 
-SLEEP: Checks = {"level": Whole(1, 2), "wake_on_request": Flag()}
-ADAPTER: Checks = {"name": Text(256), "path": Folder()}
 LIMIT: Checks = {"limit": Size(), "revision": Maybe(Whole(-(2**63), 2**63 - 1))}
 """Of each argument, what it may be."""
 
 
-class Runtime(CacheControl):
+class Runtime(CacheControl, ModelControl):
     """See the module. Takes `RuntimeConfig`'s fields as keyword arguments, or a config.
 
-    `generate` and `stream` ask; `stats` and `set_memory_limit` look and steer; `sleep` and `wake`
-    give memory back and take it again; the methods of `CacheControl` pin, forget, save, load and
-    follow what was computed before.
+    `generate` and `stream` ask; `stats` and `set_memory_limit` look and steer; the methods of
+    `ModelControl` let it sleep and wake, and load adapters; those of `CacheControl` pin, forget,
+    save, load and follow what was computed before.
 
     A runtime that nobody holds any more, nor any of its streams, closes in the background; when the
     program ends, each one that is open does, as by `close`. In a forked child a runtime is of no
@@ -234,40 +230,6 @@ class Runtime(CacheControl):
         is there before that."""
         self._worker.call(lambda: None)
 
-    # --- adapters ----------------------------------------------------------------------------
-
-    def load_adapter(self, name: str, path: str | Path) -> None:
-        """Load an adapter of low rank (LoRA) while requests run.
-
-        Requests of several adapters, and of none, are computed in the same steps. What is cached
-        for one is found by its content: never by another's of the same name. Its memory comes on
-        top of `memory_limit`.
-
-        Args:
-            name: for requests.
-            path: a folder that PEFT has saved it to, or a GGUF file.
-
-        Raises:
-            ConfigError: an adapter of that name is loaded.
-            ModelError: it is missing, damaged, not supported, or of another model.
-            CapacityError: it does not fit in the device's free memory.
-        """
-        checked = check_options(ADAPTER, name=name, path=path)
-        self._worker.adapters.load(checked["name"], Path(checked["path"]))
-
-    def unload_adapter(self, name: str) -> None:
-        """Forget an adapter. Requests that have it go on; then its memory goes back.
-
-        Raises:
-            ConfigError: there is none of that name.
-        """
-        self._worker.adapters.unload(check_options(ADAPTER, name=name)["name"])
-
-    @property
-    def adapters(self) -> Mapping[str, int]:
-        """The names of the adapters that are loaded, and their bytes."""
-        return self._worker.adapters.sizes
-
     # --- looking and steering ----------------------------------------------------------------
 
     @property
@@ -330,42 +292,7 @@ class Runtime(CacheControl):
         self._worker.tell(Signal.LIMIT_CHANGED)
         return change
 
-    # --- sleeping ----------------------------------------------------------------------------
-
-    def sleep(self, level: int = 1, *, wake_on_request: bool = True) -> None:
-        """Give memory back until it is woken, and keep everything else: what was loaded, the
-        addresses, recorded steps. Requests that have not ended wait, and go on with the same text.
-
-        1. KV memory, but for a page. Cached pages go to tiers, where there are any (`offload`), or
-           are forgotten; those that are pinned stay.
-        2. The weights as well, on devices whose memory is host memory. They are read again from
-           their files, which must be there; quantised ones are quicker with `quantized_dir`.
-
-        Returns when the memory has gone. Asleep already, it sleeps as deep as the deeper of both.
-
-        Args:
-            level: see above.
-            wake_on_request: the next request wakes it, and waits meanwhile. False: it is refused.
-
-        Raises:
-            ConfigError: `level` is none of these, or the device's weights cannot leave it.
-        """
-        given = check_options(SLEEP, level=level, wake_on_request=wake_on_request)
-        self._worker.sleep(given["level"], wake_on_request=given["wake_on_request"])
-
-    def wake(self) -> None:
-        """Take back what `sleep` gave, and go on. Awake, nothing happens.
-
-        Raises:
-            CapacityError: other tenants of the device have the memory, or others do; it sleeps on.
-            ModelError: the model's files have gone, or hold another model; it sleeps on.
-        """
-        self._worker.wake()
-
-    @property
-    def asleep(self) -> int:
-        """The level of its sleep; 0: it is awake."""
-        return self._worker.sleeper.level
+    # --- the end -----------------------------------------------------------------------------
 
     def close(self, timeout: float | None = CLOSE_TIMEOUT_S) -> None:
         """Abort what runs, save to `cache_dir`, give all memory back. Safe to call twice.
