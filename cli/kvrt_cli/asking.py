@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvrt.errors import RequestError
 from kvrt.sampling import SamplingParams
-from kvrt_cli.sampling import resolve
+from kvrt_cli.options.sampling import resolve
 
 if TYPE_CHECKING:
     from kvrt.engine.prompts import Prompt

@@ -20,9 +20,9 @@ from kvrt_cli.extras import check_extra
 from kvrt_cli.meter import Meter, metered, summary
 from kvrt_cli.naming import TINY, model_name
 from kvrt_cli.options import color_option, file_path, folder_path
+from kvrt_cli.options.runtime import model_options, runtime_config
+from kvrt_cli.options.sections import BATCH, SectionedCommand
 from kvrt_cli.run import open_runtime
-from kvrt_cli.runtime import model_options, runtime_config
-from kvrt_cli.sections import BATCH, SectionedCommand
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from kvrt.errors import (
     in_one_line,
 )
 from kvrt_cli.naming import NAME
-from kvrt_cli.sampling import NAMES
+from kvrt_cli.options.sampling import NAMES
 
 REPORT = "KVRT_DEBUG=1 shows where; please report it"
 LONGEST = 600

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvrt.errors import ConfigError
-from kvrt_cli.bounds import kind_of, limits_of
-from kvrt_cli.load import Load, load_of, load_options, read_prompts
 from kvrt_cli.naming import TINY, model_name
 from kvrt_cli.options import color_option, file_path
+from kvrt_cli.options.runtime import model_options, runtime_config
+from kvrt_cli.options.sections import PROFILE, SectionedCommand
 from kvrt_cli.run import open_runtime
-from kvrt_cli.runtime import model_options, runtime_config
-from kvrt_cli.sections import PROFILE, SectionedCommand
 from kvrt_cli.terminal import Terminal
+from kvrt_cli.tuning.bounds import kind_of, limits_of
+from kvrt_cli.tuning.requests import Load, load_of, load_options, read_prompts
 
 if TYPE_CHECKING:
     from kvrt.profiling.bottleneck import Finding

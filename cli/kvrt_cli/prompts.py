@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kvrt.errors import KvrtError, RequestError
-from kvrt_cli.sampling import NAMES
+from kvrt_cli.options.sampling import NAMES
 from kvrt_cli.stdin import decode, without_mark
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from kvrt.units import format_bytes
 from kvrt_cli.answer import Style, about, listen, newline_after, report
 from kvrt_cli.asking import Asking
 from kvrt_cli.errors import explain_request
-from kvrt_cli.sampling import NAMES, resolve
+from kvrt_cli.options.sampling import NAMES, resolve
 from kvrt_cli.stdin import valid_text
 from kvrt_cli.terminal import Terminal
 

@@ -8,7 +8,7 @@ import click
 from kvrt.routing.choosing import POLICIES
 from kvrt_cli.extras import check_extra
 from kvrt_cli.options import color_option, file_path
-from kvrt_cli.serving import listening_options
+from kvrt_cli.options.serving import listening_options
 from kvrt_cli.terminal import Terminal
 
 

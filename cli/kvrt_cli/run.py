@@ -19,14 +19,14 @@ from kvrt_cli.asking import asking
 from kvrt_cli.errors import of_the_system
 from kvrt_cli.naming import TINY, model_name
 from kvrt_cli.options import color_option, named_values
+from kvrt_cli.options.runtime import model_options, runtime_config
+from kvrt_cli.options.sampling import asked, sampling_options
+from kvrt_cli.options.sections import RUN, SectionedCommand
+from kvrt_cli.options.structured import structured_options
 from kvrt_cli.progress import loading_bar
 from kvrt_cli.prompts import read_items
 from kvrt_cli.repl import Repl
-from kvrt_cli.runtime import model_options, runtime_config
-from kvrt_cli.sampling import asked, sampling_options
-from kvrt_cli.sections import RUN, SectionedCommand
 from kvrt_cli.stdin import DASH, read_prompt, read_stdin, valid_text
-from kvrt_cli.structured import structured_options
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:

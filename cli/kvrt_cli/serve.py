@@ -16,16 +16,16 @@ from kvrt_cli.beside import open_beside
 from kvrt_cli.extras import check_extra
 from kvrt_cli.naming import TINY, model_name
 from kvrt_cli.options import color_option
-from kvrt_cli.run import open_runtime
-from kvrt_cli.runtime import model_options, runtime_config
-from kvrt_cli.sections import SERVE, SectionedCommand
-from kvrt_cli.serving import (
+from kvrt_cli.options.runtime import model_options, runtime_config
+from kvrt_cli.options.sections import SERVE, SectionedCommand
+from kvrt_cli.options.serving import (
     batch_options,
     fleet_options,
     kept_options,
     key_options,
     listening_options,
 )
+from kvrt_cli.run import open_runtime
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from kvrt.errors import ConfigError
-from kvrt_cli.memory import folder
 from kvrt_cli.options import color_option, file_path
-from kvrt_cli.serving import nbytes
+from kvrt_cli.options.memory import folder
+from kvrt_cli.options.serving import nbytes
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:

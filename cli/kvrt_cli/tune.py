@@ -14,16 +14,16 @@ from kvrt.errors import ConfigError
 from kvrt.profiling.bottleneck import Goal, bottleneck
 from kvrt.profiling.search import Knob, Search, Setting
 from kvrt.profiling.slo import Objective, objectives
-from kvrt_cli.bounds import kind_of, limits_of
-from kvrt_cli.load import load_of, load_options, read_prompts
 from kvrt_cli.naming import TINY, model_name
 from kvrt_cli.options import color_option, file_path
+from kvrt_cli.options.runtime import model_options, runtime_config
+from kvrt_cli.options.sections import TUNE, SectionedCommand
 from kvrt_cli.progress import BenchBar
-from kvrt_cli.runtime import model_options, runtime_config
-from kvrt_cli.sections import TUNE, SectionedCommand
 from kvrt_cli.terminal import Terminal
-from kvrt_cli.trials import Trials
-from kvrt_cli.tuned import Tuned, facts, lines
+from kvrt_cli.tuning.bounds import kind_of, limits_of
+from kvrt_cli.tuning.requests import load_of, load_options, read_prompts
+from kvrt_cli.tuning.result import Tuned, facts, lines
+from kvrt_cli.tuning.trials import Trials
 
 if TYPE_CHECKING:
     from kvrt.profiling.bottleneck import Finding

@@ -14,8 +14,8 @@ import statistics
 import sys
 from typing import Any
 
-from kvrt_cli.load import load_of
-from kvrt_cli.trials import Trials
+from kvrt_cli.tuning.requests import load_of
+from kvrt_cli.tuning.trials import Trials
 
 from kvrt.config import RuntimeConfig
 from kvrt.profiling.search import Knob, Search, Setting

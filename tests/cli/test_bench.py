@@ -5,7 +5,7 @@ import io
 import json
 
 import pytest
-from kvrt_cli.workload import Row, Workload
+from kvrt_cli.benching.workload import Row, Workload
 
 from .conftest import DUMMY, Kvrt
 from .test_stats import FIRST, SECOND

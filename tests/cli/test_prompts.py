@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from click.testing import Result
 from kvrt_cli import asking
+from kvrt_cli.options.sampling import NAMES
 from kvrt_cli.prompts import read_items
-from kvrt_cli.sampling import NAMES
 
 from kvrt.errors import RequestError
 from kvrt.model.chat.templates import Chat

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from kvrt_cli.sampling import PLAIN_MAX_TOKENS, resolve
+from kvrt_cli.options.sampling import PLAIN_MAX_TOKENS, resolve
 
 from kvrt.model.generation import GenerationDefaults
 

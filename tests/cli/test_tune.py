@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from kvrt_cli.trials import Run
+from kvrt_cli.tuning.trials import Run
 
 from kvrt.profiling.slo import objectives
 

@@ -466,13 +466,13 @@ DRAWN = {
         "tiers/test_disk.py tiers/test_faults.py",
     ),
     "a plain text has no bound of its own": M(
-        "kvrt_cli.sampling",
+        "kvrt_cli.options.sampling",
         '= {} if chat else {"max_tokens": PLAIN_MAX_TOKENS}',
         "= {}",
         "cli/test_sampling.py",
     ),
     "what the author recommends wins over what the user asked": M(
-        "kvrt_cli.sampling",
+        "kvrt_cli.options.sampling",
         "resolved = SamplingParams(**{**params, **wishes})",
         "resolved = SamplingParams(**{**wishes, **params})",
         "cli/test_sampling.py",

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from kvrt_cli.sections import SectionedCommand
+from kvrt_cli.options.sections import SectionedCommand
 
 
 class OneOrMore(click.Group):

@@ -6,15 +6,15 @@ from typing import Any
 import click
 
 from kvrt.config import RuntimeConfig
-from kvrt_cli.memory import memory_options, prefix_cache_option, share_options
+from kvrt_cli.benching.tables import FORMATS, write_rows
+from kvrt_cli.benching.workload import Row, Workload, measure
 from kvrt_cli.naming import TINY, model_name
 from kvrt_cli.options import color_option, dtype
+from kvrt_cli.options.memory import memory_options, prefix_cache_option, share_options
+from kvrt_cli.options.runtime import runtime_config, runtime_options
+from kvrt_cli.options.sections import BENCH, SectionedCommand
 from kvrt_cli.progress import BenchBar
-from kvrt_cli.runtime import runtime_config, runtime_options
-from kvrt_cli.sections import BENCH, SectionedCommand
-from kvrt_cli.tables import FORMATS, write_rows
 from kvrt_cli.terminal import Terminal
-from kvrt_cli.workload import Row, Workload, measure
 
 MOST = 10**7
 """Of anything that is counted: prompts are made before they are measured."""

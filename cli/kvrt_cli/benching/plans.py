@@ -8,7 +8,7 @@ import click
 
 from kvrt.errors import ConfigError
 from kvrt_cli.options import apply, file_path
-from kvrt_cli.serving import duration
+from kvrt_cli.options.serving import duration
 
 if TYPE_CHECKING:
     from kvrt.bench.plan import Plan

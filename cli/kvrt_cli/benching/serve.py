@@ -23,10 +23,10 @@ from kvrt_cli.errors import of_the_system
 from kvrt_cli.extras import check_extra
 from kvrt_cli.naming import model_name
 from kvrt_cli.options import color_option, file_path, named_values
+from kvrt_cli.options.runtime import model_options, runtime_config
+from kvrt_cli.options.sections import BENCH_SERVE, INSIDE, SectionedCommand
 from kvrt_cli.progress import LoadBar
 from kvrt_cli.run import open_runtime
-from kvrt_cli.runtime import model_options, runtime_config
-from kvrt_cli.sections import BENCH_SERVE, INSIDE, SectionedCommand
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from kvrt_cli.data.common import apart, json_option, quiet_option, set_argument
 from kvrt_cli.extras import check_extra
 from kvrt_cli.naming import model_name
 from kvrt_cli.options import color_option, file_path
+from kvrt_cli.options.runtime import model_options, runtime_config
+from kvrt_cli.options.sections import DATA, SectionedCommand
 from kvrt_cli.progress import counting_bar
 from kvrt_cli.run import open_runtime
-from kvrt_cli.runtime import model_options, runtime_config
-from kvrt_cli.sections import DATA, SectionedCommand
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:

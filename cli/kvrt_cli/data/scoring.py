@@ -21,9 +21,9 @@ from kvrt_cli.data.common import (
 from kvrt_cli.extras import check_extra
 from kvrt_cli.naming import model_name
 from kvrt_cli.options import color_option
+from kvrt_cli.options.runtime import model_options, runtime_config
+from kvrt_cli.options.sections import DATA, SectionedCommand
 from kvrt_cli.run import open_runtime
-from kvrt_cli.runtime import model_options, runtime_config
-from kvrt_cli.sections import DATA, SectionedCommand
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from functools import cache
 import click
 
 from kvrt.config import RuntimeConfig
-from kvrt_cli.sharing import TERMS
+from kvrt_cli.options.sharing import TERMS
 
 WORD = re.compile(r"\[?([A-Z][A-Z0-9_]*)\]?(?:\.\.\.)?")
 """How an argument is written that is one word."""

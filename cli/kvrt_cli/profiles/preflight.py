@@ -14,8 +14,8 @@ from kvrt_cli.checks.check import Check, Mark
 from kvrt_cli.errors import as_options, option_names
 from kvrt_cli.extras import BRINGS, check_extra
 from kvrt_cli.facts import facts_of
+from kvrt_cli.options.runtime import runtime_config
 from kvrt_cli.profiles.keys import has_runtime, settable
-from kvrt_cli.runtime import runtime_config
 
 FOLDERS = ("DIR", "FOLDER")
 

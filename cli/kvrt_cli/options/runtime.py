@@ -7,7 +7,6 @@ from typing import Any, get_args
 import click
 
 from kvrt.config import ModelImpl, RuntimeConfig
-from kvrt_cli.memory import lasting_options, memory_options, prefix_cache_option, share_options
 from kvrt_cli.options import (
     Decorator,
     apply,
@@ -21,8 +20,14 @@ from kvrt_cli.options import (
     size,
     threads_option,
 )
-from kvrt_cli.ranks import RANK_OPTIONS, elsewhere
-from kvrt_cli.sharing import share_of
+from kvrt_cli.options.memory import (
+    lasting_options,
+    memory_options,
+    prefix_cache_option,
+    share_options,
+)
+from kvrt_cli.options.ranks import RANK_OPTIONS, elsewhere
+from kvrt_cli.options.sharing import share_of
 
 KEPT = (
     "Keep the pages of answered prompts for those that begin with the same tokens (default), or"

@@ -1,4 +1,10 @@
-"""Options that several commands share."""
+"""Options that several commands share.
+
+runtime     of commands that open a runtime; parts of it are in `memory`, `ranks` and `sharing`
+sampling, structured   how answers are chosen, and what they are held to
+serving     of commands that listen for clients
+sections    where each stands in ``--help``
+"""
 
 import json
 from collections.abc import Callable

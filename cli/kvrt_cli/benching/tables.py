@@ -7,8 +7,8 @@ from itertools import chain
 from typing import Any
 
 from kvrt.units import format_bytes
+from kvrt_cli.benching.workload import Row
 from kvrt_cli.jsontext import to_json
-from kvrt_cli.workload import Row
 
 # title, width, aligned to the right; wide enough for usual content, so that rows line up while
 # they are printed one by one

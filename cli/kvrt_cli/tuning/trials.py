@@ -12,7 +12,7 @@ from kvrt.errors import KvrtError
 from kvrt.profiling.bottleneck import Goal
 from kvrt.profiling.search import Setting, Unfit
 from kvrt.profiling.slo import Objective
-from kvrt_cli.load import Load
+from kvrt_cli.tuning.requests import Load
 
 if TYPE_CHECKING:
     from kvrt.outputs import Result

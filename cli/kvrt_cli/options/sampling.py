@@ -10,8 +10,8 @@ import click
 from kvrt.errors import ModelError, RequestError
 from kvrt.sampling import SamplingParams
 from kvrt_cli.options import apply
+from kvrt_cli.options.structured import constraint_of
 from kvrt_cli.stdin import valid_text
-from kvrt_cli.structured import constraint_of
 
 if TYPE_CHECKING:
     from kvrt.model.generation import GenerationDefaults

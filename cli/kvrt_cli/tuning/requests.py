@@ -9,10 +9,10 @@ import click
 
 from kvrt.sampling import SamplingParams
 from kvrt_cli.asking import asking
+from kvrt_cli.benching.workload import Workload
 from kvrt_cli.errors import of_the_system
 from kvrt_cli.options import apply
 from kvrt_cli.prompts import Item, read_items
-from kvrt_cli.workload import Workload
 
 if TYPE_CHECKING:
     from kvrt.engine.prompts import Prompt

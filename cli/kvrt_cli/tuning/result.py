@@ -13,7 +13,7 @@ from kvrt_cli.profile import finding_json
 
 if TYPE_CHECKING:
     from kvrt.profiling.bottleneck import Finding
-    from kvrt_cli.trials import Run
+    from kvrt_cli.tuning.trials import Run
 
 
 @dataclass(frozen=True, slots=True)

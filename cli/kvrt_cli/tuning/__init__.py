@@ -1,0 +1,1 @@
+"""What `kvrt profile` and `kvrt tune` have in common, and how settings are searched."""
