@@ -168,7 +168,7 @@ class HttpTarget:
                 self._model = str(found["data"][0]["id"])
             except (LookupError, TypeError):
                 raise KvrtError(
-                    f"{self._root} does not say what models it has", fix="name one with --model"
+                    f"{self._root} does not say what models it has", fix="name one with --served"
                 ) from None
         return self._model
 
