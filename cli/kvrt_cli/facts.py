@@ -1,8 +1,8 @@
 """What a model is, what it takes, and how much of it fits here."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from kvrt.engine.planning import Plan
     from kvrt.model.checkpoint.checkpoint import Checkpoint
     from kvrt.model.choice import Choice
+    from kvrt.model.source import Source
+    from kvrt.spi import DeviceInfo
 
 FIRST, TIMES = 1024, 4
 """Tokens of the shortest context that is planned for, where none is asked for, and how many times
@@ -42,33 +44,32 @@ def facts_of(
         return _facts(config, contexts, memory, Path(headers))
 
 
-def _facts(
-    config: RuntimeConfig, contexts: Sequence[int], memory: str | None, headers: Path
-) -> dict[str, Any]:
-    """
+@dataclass(frozen=True, slots=True)
+class _Choices:
+    """How a model would be loaded here, and how much would fit.
+
     Args:
-        headers: a folder for those of files that are not here.
+        info, free: of the device, and bytes that are free on it.
+        choice, plan: as the configuration says.
+        others: with weights kept otherwise, by the name of that.
     """
+
+    info: "DeviceInfo"
+    free: int
+    choice: "Choice"
+    plan: "Plan"
+    others: "Mapping[str, Plan]"
+
+
+def _choices(
+    config: RuntimeConfig, source: "Source", checkpoint: "Checkpoint | None", memory: str | None
+) -> _Choices:
     from kvrt.engine.planning import plan
     from kvrt.model.choice import check_shape, choose
-    from kvrt.model.files.resolve import resolve
-    from kvrt.model.offload.forms import expert_bytes
-    from kvrt.model.source import open_source
     from kvrt.registry import open_device
     from kvrt.spi import DeviceOptions
 
-    model = config.model
-    place = resolve(
-        model, want="config", offline=config.offline, revision=config.revision, headers=headers
-    )
-    source = open_source(place)
-    checkpoint, lacking = None, ""
-    try:
-        checkpoint = source.checkpoint()
-    except ModelError as error:
-        lacking = str(error)
-    backend = Environment().backend_for(config.backend)
-    device = open_device(backend, config.device, DeviceOptions())
+    device = open_device(Environment().backend_for(config.backend), config.device, DeviceOptions())
     try:
         check_shape(source.shape, source.spec, device)
         info, free = device.info, device.memory.info().free
@@ -80,26 +81,67 @@ def _facts(
             wanted = {"max_model_len": config.max_model_len, **wishes}
             return choose(source, checkpoint, device, method=source.method, **wanted)
 
-        def plan_of(choice: "Choice") -> "Plan":
-            return plan(config, info, choice, free)
-
         choice = chosen(dtype=config.dtype, quantize=config.quantize)
-        planned = plan_of(choice)
-        lengths = contexts or _lengths(choice.positions)
-        others = []
+        planned = plan(config, info, choice, free)
+        others = {}
         for name in (*info.weight_dtypes, *QUANTIZED):
             wish = "quantize" if name in QUANTIZED else "dtype"
             try:
-                others.append((name, plan_of(chosen(**{wish: name}))))
+                others[name] = plan(config, info, chosen(**{wish: name}), free)
             except ConfigError:  # this device does not multiply them
                 continue
     finally:
         device.close()
-    spec, layouts = choice.spec, planned.sizes.layouts
-    expert_size, fewest = expert_bytes(spec, choice.dtype, choice.packing)
+    return _Choices(info, free, choice, planned, others)
+
+
+def _facts(
+    config: RuntimeConfig, contexts: Sequence[int], memory: str | None, headers: Path
+) -> dict[str, Any]:
+    """
+    Args:
+        headers: a folder for those of files that are not here.
+    """
+    from kvrt.model.files.resolve import resolve
+    from kvrt.model.source import open_source
+
+    model = config.model
+    place = resolve(
+        model, want="config", offline=config.offline, revision=config.revision, headers=headers
+    )
+    source = open_source(place)
+    checkpoint, lacking = None, ""
+    try:
+        checkpoint = source.checkpoint()
+    except ModelError as error:
+        lacking = str(error)
+    found = _choices(config, source, checkpoint, memory)
+    lengths = contexts or _lengths(found.choice.positions)
     return {
         "model": model,
         "path": model if place.is_relative_to(headers) else str(source.path),
+        **_shape(found.choice),
+        "stored": _stored(checkpoint),
+        "without_weights": lacking,
+        **_memory(found, lengths),
+        "weights_as": [
+            {
+                "weights": name,
+                "weight_bytes": other.weights,
+                "kv_bytes": other.kv,
+                "fits": _fits(other, lengths),
+            }
+            for name, other in found.others.items()
+        ],
+    }
+
+
+def _shape(choice: "Choice") -> dict[str, Any]:
+    from kvrt.model.offload.forms import expert_bytes
+
+    spec = choice.spec
+    expert_size, fewest = expert_bytes(spec, choice.dtype, choice.packing)
+    return {
         "architecture": spec.architecture,
         "parameters": choice.parameters,
         "parameters_of_a_token": choice.parameters_of_a_token,
@@ -116,8 +158,14 @@ def _facts(
         "head_dim": spec.head_dim,
         "vocab": spec.vocab,
         "context": spec.max_positions,
-        "stored": _stored(checkpoint),
-        "without_weights": lacking,
+    }
+
+
+def _memory(found: _Choices, lengths: Sequence[int]) -> dict[str, Any]:
+    """What weights, keys and values take, and what is there for them."""
+    choice, planned, info = found.choice, found.plan, found.info
+    layouts = planned.sizes.layouts
+    return {
         "dtype": choice.dtype,
         "packed_matrices": len(choice.packing.formats),
         "weight_bytes": planned.weights,
@@ -129,26 +177,17 @@ def _facts(
                 "keeps": KEEPS[group.kept] if group.width else "keys and values",
                 "bytes_per_token": layout.page_bytes / layout.page_size,
             }
-            for group, layout in zip(spec.groups, layouts, strict=True)
+            for group, layout in zip(choice.spec.groups, layouts, strict=True)
         ],
         "device": {
             "backend": info.backend,
             "name": info.name,
             "total_bytes": info.total_bytes,
-            "free_bytes": free,
+            "free_bytes": found.free,
         },
         "step_bytes": planned.sizes.step,
         "kv_bytes": planned.kv,
         "fits": _fits(planned, lengths),
-        "weights_as": [
-            {
-                "weights": name,
-                "weight_bytes": other.weights,
-                "kv_bytes": other.kv,
-                "fits": _fits(other, lengths),
-            }
-            for name, other in others
-        ],
     }
 
 
