@@ -9,6 +9,6 @@ expressions       which rows stay, by their scores
 stats, sketch     what is in a set, at flat memory
 versions          sets by what is in them, and where they come from
 labels            to Label Studio and back
-compare, judge    two models' answers, and which are better; journal: so far
+compare, judge    two models' answers, and which are better
 intervals         how sure that is
 """
