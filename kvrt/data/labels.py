@@ -21,8 +21,8 @@ from kvrt.errors import RequestError
 MEMBER = "label_studio"
 """Of a row: what people have said of it."""
 
-RESPONSE, RATING, FLAGS, PREFERRED = "response", "rating", "flags", "preferred"
-"""Names of the tags that they say it with."""
+RESPONSE, FLAGS, PREFERRED = "response", "flags", "preferred"
+"""Names of tags that they say it with."""
 
 CONFIG = """\
 <View>

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvrt.bench.arrivals import ARRIVALS
 from kvrt.errors import ConfigError
 from kvrt_cli.options import apply, file_path
 from kvrt_cli.options.serving import duration
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from kvrt.bench.plan import Plan
 
 MOST = 1e9
-ARRIVALS = ("steady", "poisson", "bursty", "trace")
 
 
 def positive(value: str) -> float:
@@ -48,7 +48,8 @@ load_options = apply(
             help="An open loop: so many conversations begin in a second, however many go on.",
         ),
         click.option(
-            "--arrivals", type=click.Choice(ARRIVALS), default="poisson", show_default=True,
+            "--arrivals", type=click.Choice([*ARRIVALS, "trace"]), default="poisson",
+            show_default=True,
             help="With --rate: at equal distances, as of clients that know nothing of each other,"
             " or in bursts. trace: at the file's own times, without --rate.",
         ),

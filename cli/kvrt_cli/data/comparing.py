@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from kvrt.data.compare import Comparison
     from kvrt.runtime import Runtime
 
-STEPS = {"a": "model a", "b": "model b", "verdicts": "verdicts"}
-
 
 @click.command(
     "compare", cls=SectionedCommand, sections=DATA, short_help="Which of two models is better."

@@ -53,10 +53,6 @@ def finish_reason(reason: FinishReason | None) -> str | None:
     return reason if reason in ("stop", "length", None) else "length"
 
 
-def top_of(entry: TokenLogprobs, count: int) -> Sequence[tuple[int, float]]:
-    return entry.top[:count]
-
-
 def token_entries(
     served: Served, entries: Sequence[TokenLogprobs], top: int
 ) -> list[dict[str, Any]]:
