@@ -216,7 +216,8 @@ def test_a_judge_is_asked_in_both_orders_and_a_kill_loses_nothing(
     written(Path("set.jsonl"), ({"prompt": p} for p, _ in CODE))
     command = ["compare", "set.jsonl", "--model-a", "tiny", "--model-b", str(noise), *CPU,
                "--judge", "tiny", "-n", "8", "-o", "out.jsonl"]  # fmt: skip
-    found = json.loads(data(*command, "--pairs", "pairs.json", "--json").stdout)
+    files = ("--pairs", "pairs.json", "--config", "labels.xml")
+    found = json.loads(data(*command, *files, "--json").stdout)
     assert found["judged"] == 4
     assert found["a_wins"] + found["b_wins"] + found["ties"] == 4
     place = found["position"]
@@ -227,6 +228,8 @@ def test_a_judge_is_asked_in_both_orders_and_a_kill_loses_nothing(
         params = kvrt.SamplingParams(max_tokens=8, seed=0)
         said = [each.text for each in runtime.generate([p for p, _ in CODE], params)]
     assert [pair["data"]["answer_a"] for pair in pairs] == said
+    assert "<Pairwise" in Path("labels.xml").read_text()
+    assert "--pairs" in data(*command, "--config", "labels.xml", code=2).output
     verdicts = Path("out.jsonl").read_bytes()
     state = Path("out.jsonl.state")
     for name in ("b", "verdicts"):  # as a kill would have left it, two rows of b kept

@@ -49,6 +49,12 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="With --judge: write both answers as tasks of Label Studio, for people to judge.",
 )
+@click.option(
+    "--config",
+    type=file_path,
+    metavar="FILE",
+    help="With --pairs: write the labelling configuration that the tasks are for, too.",
+)
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="The first N rows alone.")
 @click.option(
     "-n", "--max-tokens", type=click.IntRange(1), default=256, show_default=True, metavar="N",
@@ -76,6 +82,7 @@ def compare(
     judge: str | None,
     output: Path,
     pairs: Path | None,
+    config: Path | None,
     limit: int | None,
     max_tokens: int,
     temperature: float,
@@ -91,9 +98,11 @@ def compare(
     """
     terminal.quiet = quiet
     check_extra("data", "data")
-    apart(set, output, pairs)
+    apart(set, output, pairs, config)
     if pairs is not None and judge is None:
         raise click.UsageError("--pairs are answers, which models give with --judge alone")
+    if config is not None and pairs is None:
+        raise click.UsageError("--config is for tasks, which --pairs writes")
     for model in (a, b, judge):
         if model is not None:
             runtime_config(model, options)  # bad values are refused before anything is begun
@@ -125,7 +134,7 @@ def compare(
         for number, verdict in zip((row.number for row in contest.rows), verdicts, strict=True):
             file.add(_line({"line": number, **verdict.as_json()}))
     if pairs is not None:
-        _write_pairs(comparison, pairs)
+        _write_pairs(comparison, pairs, config)
     found = report(verdicts)
     if as_json:
         terminal.json(found)
@@ -139,8 +148,8 @@ def _line(value: Mapping[str, Any]) -> bytes:
     return to_json(value).encode()
 
 
-def _write_pairs(comparison: "Comparison", path: Path) -> None:
-    from kvrt.data.labels import pair_of, write_tasks
+def _write_pairs(comparison: "Comparison", path: Path, config: Path | None) -> None:
+    from kvrt.data.labels import PAIRS_CONFIG, pair_of, write_tasks
     from kvrt.data.writing import whole
 
     sides = {"a": "left", "b": "right"}
@@ -151,6 +160,9 @@ def _write_pairs(comparison: "Comparison", path: Path) -> None:
     with whole(path) as file:
         for piece in write_tasks(tasks):
             file.write(piece)
+    if config is not None:
+        with whole(config) as file:
+            file.write(PAIRS_CONFIG.encode())
 
 
 def _in_words(found: Mapping[str, Any], a: str, b: str) -> str:

@@ -65,11 +65,12 @@ BATCH: Sections = {
 }  # fmt: skip
 DATA: Sections = {
     "Set": ("output", "language", "model", "rejected"),
-    "Comparison": ("a", "b", "judge", "pairs", "limit", "max_tokens", "temperature", "seed"),
+    "Comparison": ("a", "b", "judge", "pairs", "config", "limit", "max_tokens", "temperature",
+                   "seed"),
     **OUTPUT,
     **MODEL,
     **SETTINGS,
-}
+}  # fmt: skip
 BENCH: Sections = {
     "Tests": ("prompt_tokens", "new_tokens", "pairs", "batch", "repetitions", "no_warmup"),
     **OUTPUT,
