@@ -339,7 +339,7 @@ SURVIVED = {
         "kvrt_cli.checks.device",
         "torch.equal(place(2 * n), pattern + n)",
         "torch.equal(place(2 * n), place(2 * n))",
-        "cli/test_doctor.py",
+        "cli/test_doctor_devices.py",
     ),
     "a forked child unmaps what is its own": M(
         "kvrt_cpu.memory",
@@ -399,7 +399,7 @@ SURVIVED = {
         "kvrt.engine.snapshots",
         "{name: None for name in names if name.page in wanted}",
         "{name: None for name in names}",
-        "runtime/test_cache_control.py",
+        "runtime/test_snapshots.py",
     ),
     "a token's scales are taken from its codes": M(
         "kvrt.executor.backing",
@@ -408,7 +408,10 @@ SURVIVED = {
         "pages/test_cache.py",
     ),
     "a control group has no colon in its name": M(
-        "kvrt_cli.checks.system", 'line.split(":", 2)', 'line.split(":")', "cli/test_doctor.py"
+        "kvrt_cli.checks.system",
+        'line.split(":", 2)',
+        'line.split(":")',
+        "cli/test_doctor_machine.py",
     ),
     "lines of a file have no log-probabilities": M(
         "kvrt_cli.run",
@@ -489,7 +492,7 @@ SURVIVED = {
         "kvrt.engine.snapshots",
         "store.close(0.0)\n                raise",
         "store.close(0.0)",
-        "runtime/test_cache_control.py",
+        "runtime/test_snapshots.py",
     ),
     "half a character at the end of an answer is lost": M(
         "kvrt.engine.output",
@@ -519,7 +522,7 @@ SURVIVED = {
         "kvrt.wrappers.dense",
         'facts.check_on_device("out", out)',
         "pass",
-        "registry/test_checked_attention.py",
+        "registry/test_checked_dense.py",
     ),
     "a residual has any width": M(
         "kvrt_kernels.linear",
@@ -576,7 +579,7 @@ SURVIVED = {
         "kvrt_cli.checks.device",
         "        if not _in_host_memory(device):\n            fix =",
         "        if _in_host_memory(device):\n            fix =",
-        "cli/test_doctor.py",
+        "cli/test_doctor_devices.py",
     ),
     "an empty list is a list of nothing": M(
         "kvrt_cli.prompts",
