@@ -9,10 +9,9 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from kvrt.client import calls, inputs, lines
-from kvrt.client.calls import Call
+from kvrt.client.calls import LOOK_S, TIMEOUT_S, URL, Call, headers_of, unreachable
 from kvrt.client.inputs import Requests
 from kvrt.client.standing import Status
-from kvrt.client.sync import LOOK_S, TIMEOUT_S, URL, headers_of, unreachable
 from kvrt.client.words import Answer, Batch, Failure, Model, ModelEvent, Usage
 
 T = TypeVar("T")

@@ -1,10 +1,11 @@
-"""Each call, as a value that both clients carry out."""
+"""Each call, as a value that both clients carry out, and what else they have in common."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Generic, TypeVar
 from urllib.parse import quote
 
+import httpx
 import msgspec
 
 from kvrt.client.errors import ServerError
@@ -12,6 +13,13 @@ from kvrt.client.standing import Status
 from kvrt.client.words import Batch, BatchPage, Deleted, FailurePage, File, Models, Ordered, Usage
 
 T = TypeVar("T")
+URL = "http://127.0.0.1:8000"
+TIMEOUT_S = 600.0
+"""In which nothing comes."""
+
+LOOK_S = 1.0
+"""Between two looks at a batch."""
+
 PAGE = 100
 """Of lists, so many are asked for at once."""
 
@@ -77,6 +85,16 @@ def refused(status: int, body: bytes, headers: Mapping[str, str]) -> ServerError
         param=param,
         retry_after=float(after) if after.isascii() and after.isdigit() else None,
     )
+
+
+def headers_of(key: str | None) -> dict[str, str]:
+    """What a request brings."""
+    return {} if key is None else {"authorization": f"Bearer {key}"}
+
+
+def unreachable(error: httpx.HTTPError) -> ServerError:
+    """Nothing has come back."""
+    return ServerError(f"the server gives no answer: {type(error).__name__}")
 
 
 def status() -> Call[Status]:

@@ -9,26 +9,12 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from kvrt.client import calls, inputs, lines
-from kvrt.client.calls import Call
-from kvrt.client.errors import ServerError
+from kvrt.client.calls import LOOK_S, TIMEOUT_S, URL, Call, headers_of, unreachable
 from kvrt.client.inputs import Requests
 from kvrt.client.standing import Status
 from kvrt.client.words import Answer, Batch, Failure, Model, ModelEvent, Usage
 
 T = TypeVar("T")
-URL = "http://127.0.0.1:8000"
-TIMEOUT_S = 600.0
-LOOK_S = 1.0
-
-
-def headers_of(key: str | None) -> dict[str, str]:
-    """What a request brings."""
-    return {} if key is None else {"authorization": f"Bearer {key}"}
-
-
-def unreachable(error: httpx.HTTPError) -> ServerError:
-    """Nothing has come back."""
-    return ServerError(f"the server gives no answer: {type(error).__name__}")
 
 
 class Client:
