@@ -26,7 +26,7 @@ from kvrt_cli.run import open_runtime
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from kvrt.batches.energy import Price
+    from kvrt.batches.price import Price
     from kvrt.batches.run import Runner
     from kvrt.batches.words import Batch
     from kvrt.embedding.embedder import Embedder
@@ -160,7 +160,7 @@ def run(
     """
     terminal.quiet = quiet
     check_extra("batch")
-    from kvrt.batches.energy import Price
+    from kvrt.batches.price import Price
     from kvrt.server.batches.local import Job
     from kvrt.server.served import read_template
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from kvrt.batches.energy import Price
     from kvrt.batches.pace import Standing
+    from kvrt.batches.price import Price
     from kvrt.batches.words import Batch
 
 INTERVAL_S = 1.0

@@ -4,8 +4,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvrt.batches.energy import OTHER_DEVICE, Energy, Price
+from kvrt.batches.price import Price
 from kvrt.batches.words import Batch
+from kvrt.machine.energy import Energy
+
+OTHER_DEVICE = "the model runs on a device whose energy is not counted"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ import importlib
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
-from kvrt.batches.energy import Energy
 from kvrt.bench.words import Counter
+from kvrt.machine.energy import Energy
 
 Read = Callable[[], list[float]]
 """Joules of each device since whenever."""

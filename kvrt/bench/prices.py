@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvrt.errors import ConfigError
+from kvrt.machine.energy import JOULES_PER_KWH
 
 KINDS = ("prompt", "cached", "output")
 WEIGHTS = (1.0, 0.1, 4.0)
-JOULES_PER_KWH = 3.6e6
 MOST = 1e9
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvrt.batches.energy import Price
 from kvrt.batches.postgres import check
+from kvrt.batches.price import Price
 from kvrt.checks import (
     Checks,
     Flag,
@@ -75,7 +75,7 @@ class ServerConfig:
             `kvrt.batches.postgres`. None: one server has it.
         batch_space: bytes that the files of one key may take.
         batch_lines: that a batch may have.
-        batch_price: of the work on batches; see `kvrt.batches.energy.Price`.
+        batch_price: of the work on batches; see `kvrt.batches.price.Price`.
         batch_webhook, batch_webhook_secret: who is told of batches that are over; see
             `kvrt.server.batches.webhooks.Hook`.
         embed_model: makes vectors of texts; see `kvrt.Embedder`.

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from kvrt.batches.energy import FORBIDDEN, NO_COUNTERS, OTHER_DEVICE, Energy, Price
-from kvrt.batches.pace import Pace
+from kvrt.batches.pace import OTHER_DEVICE, Pace
+from kvrt.batches.price import Price
 from kvrt.batches.words import Batch
 from kvrt.errors import ConfigError
+from kvrt.machine.energy import FORBIDDEN, NO_COUNTERS, Energy
 
 BOUND = 262_143_328_850
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from kvrt.batches.energy import Price
 from kvrt.batches.pace import Pace, Standing
 from kvrt.batches.places import Places
+from kvrt.batches.price import Price
 from kvrt.batches.run import Answer, Rules, Runner
 from kvrt.batches.store import Store
 from kvrt.batches.words import Batch, Kind, Problem

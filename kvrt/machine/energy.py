@@ -1,4 +1,4 @@
-"""What the machine's processors take, and what it costs.
+"""The energy that the machine's processors take.
 
 (Running average power limits, RAPL: the kernel's ``powercap`` counts the microjoules of each
 package, and of the memory beside it, and begins anew at a bound.)
@@ -6,11 +6,7 @@ package, and of the memory beside it, and begins anew at a bound.)
 
 import re
 import threading
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-from kvrt.errors import ConfigError
 
 FOLDER = Path("/sys/class/powercap")
 COUNTED = re.compile(r"package-\d+|dram")
@@ -18,9 +14,6 @@ COUNTED = re.compile(r"package-\d+|dram")
 
 NO_COUNTERS = "this machine does not count the energy of its processors"
 FORBIDDEN = "the counters of energy may not be read: they are root's, by default"
-OTHER_DEVICE = "the model runs on a device whose energy is not counted"
-
-PRICE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)/(h|kWh)", re.ASCII)
 JOULES_PER_KWH = 3.6e6
 
 
@@ -71,39 +64,6 @@ class Energy:
             self._microjoules += (value - self._last[zone]) % (self._bounds[zone] + 1)
         self._last = now
         return self._microjoules / 1e6
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """What work costs.
-
-    Args:
-        amount: of whatever money, for each unit.
-        unit: an hour of the machine, or a kilowatt-hour of its processors.
-    """
-
-    amount: float
-    unit: Literal["h", "kWh"]
-
-    @classmethod
-    def read(cls, text: str) -> "Price":
-        """From ``1.20/h`` or ``0.30/kWh``.
-
-        Raises:
-            ConfigError: it is neither.
-        """
-        match = PRICE.fullmatch(text)
-        if match is None:
-            raise ConfigError(
-                "a price is a number for an hour or a kilowatt-hour", fix="as 1.20/h or 0.30/kWh"
-            )
-        return cls(float(match[1]), "h" if match[2] == "h" else "kWh")
-
-    def of(self, seconds: float, joules: float | None) -> float | None:
-        """What that costs; None: the energy is not known."""
-        if self.unit == "h":
-            return self.amount * seconds / 3600
-        return None if joules is None else self.amount * joules / JOULES_PER_KWH
 
 
 def _zones(folder: Path) -> dict[Path, int]:
