@@ -19,7 +19,7 @@ from kvrt_cli.errors import of_the_system
 from kvrt_cli.extras import check_extra
 from kvrt_cli.meter import Meter, metered, summary
 from kvrt_cli.naming import TINY, model_name
-from kvrt_cli.options import color_option, file_path, folder_path
+from kvrt_cli.options import color_option, file_path, folder_path, quiet_option
 from kvrt_cli.options.runtime import model_options, runtime_config
 from kvrt_cli.options.sections import BATCH, SectionedCommand
 from kvrt_cli.run import open_runtime
@@ -134,7 +134,7 @@ def letters(terminal: Terminal, /, folder: Path, database: str | None, again: bo
     "--json", "as_json", is_flag=True,
     help="Print where it stands once a second, and at the end: a JSON object a line.",
 )  # fmt: skip
-@click.option("-q", "--quiet", is_flag=True, help="Print errors alone.")
+@quiet_option
 @color_option
 @click.pass_obj
 def run(

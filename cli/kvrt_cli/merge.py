@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from kvrt_cli.naming import model_name
-from kvrt_cli.options import color_option, offline_option
+from kvrt_cli.options import color_option, offline_option, quiet_option
 from kvrt_cli.progress import loading_bar
 from kvrt_cli.terminal import Terminal
 
@@ -58,7 +58,7 @@ METHODS = ("linear", "slerp", "ties", "dare")
     help="Of what is left out (dare).",
 )
 @offline_option
-@click.option("-q", "--quiet", is_flag=True, help="Print errors alone.")
+@quiet_option
 @color_option
 @click.pass_obj
 def merge(

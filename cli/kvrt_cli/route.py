@@ -7,7 +7,7 @@ import click
 
 from kvrt.routing.choosing import POLICIES
 from kvrt_cli.extras import check_extra
-from kvrt_cli.options import color_option, file_path
+from kvrt_cli.options import color_option, file_path, quiet_option
 from kvrt_cli.options.serving import listening_options
 from kvrt_cli.terminal import Terminal
 
@@ -53,7 +53,7 @@ from kvrt_cli.terminal import Terminal
     metavar="S",
     help="A request of whose answer nothing came for so long is given up (504).",
 )
-@click.option("-q", "--quiet", is_flag=True, help="Print errors alone.")
+@quiet_option
 @color_option
 @click.pass_obj
 def route(terminal: Terminal, /, servers: tuple[str, ...], quiet: bool, **options: Any) -> None:

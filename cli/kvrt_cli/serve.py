@@ -15,7 +15,7 @@ from kvrt.errors import ConfigError
 from kvrt_cli.beside import open_beside
 from kvrt_cli.extras import check_extra
 from kvrt_cli.naming import TINY, model_name
-from kvrt_cli.options import color_option
+from kvrt_cli.options import color_option, quiet_option
 from kvrt_cli.options.runtime import model_options, runtime_config
 from kvrt_cli.options.sections import SERVE, SectionedCommand
 from kvrt_cli.options.serving import (
@@ -166,7 +166,7 @@ def server_config(options: Mapping[str, Any]) -> "ServerConfig":
     " (kvrt.readers); default: what the chat template shows.",
 )
 @model_options()
-@click.option("-q", "--quiet", is_flag=True, help="Print errors alone.")
+@quiet_option
 @color_option
 @click.pass_obj
 def serve(

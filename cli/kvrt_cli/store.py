@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvrt.errors import ConfigError
-from kvrt_cli.options import color_option, file_path
+from kvrt_cli.options import color_option, file_path, quiet_option
 from kvrt_cli.options.memory import folder
 from kvrt_cli.options.serving import nbytes
 from kvrt_cli.terminal import Terminal
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="The key that all who share pages have. Needed at an address that other machines reach.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="Print errors alone.")
+@quiet_option
 @color_option
 @click.pass_obj
 def store(

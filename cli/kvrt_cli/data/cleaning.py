@@ -13,7 +13,6 @@ from kvrt_cli.data.common import (
     json_option,
     output_option,
     part_option,
-    quiet_option,
     reading,
     rejected_option,
     set_argument,
@@ -22,7 +21,7 @@ from kvrt_cli.data.common import (
 from kvrt_cli.extras import check_extra
 from kvrt_cli.jsontext import to_json
 from kvrt_cli.naming import TINY, model_name
-from kvrt_cli.options import backend_option, color_option, file_path, offline_option
+from kvrt_cli.options import backend_option, color_option, file_path, offline_option, quiet_option
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:

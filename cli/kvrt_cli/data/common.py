@@ -35,7 +35,6 @@ part_option = click.option(
     help="What of a row is compared.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print errors alone.")
 
 
 def apart(*paths: Path | None) -> None:

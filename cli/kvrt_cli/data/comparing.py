@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvrt_cli.data.common import apart, json_option, quiet_option, set_argument
+from kvrt_cli.data.common import apart, json_option, set_argument
 from kvrt_cli.extras import check_extra
 from kvrt_cli.naming import model_name
-from kvrt_cli.options import color_option, file_path
+from kvrt_cli.options import color_option, file_path, quiet_option
 from kvrt_cli.options.runtime import model_options, runtime_config
 from kvrt_cli.options.sections import DATA, SectionedCommand
 from kvrt_cli.progress import counting_bar

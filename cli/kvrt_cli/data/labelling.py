@@ -9,7 +9,6 @@ from kvrt_cli.data.common import (
     apart,
     json_option,
     output_option,
-    quiet_option,
     reading,
     rejected_option,
     set_argument,
@@ -17,7 +16,7 @@ from kvrt_cli.data.common import (
 )
 from kvrt_cli.errors import of_the_system
 from kvrt_cli.extras import check_extra
-from kvrt_cli.options import color_option, file_path
+from kvrt_cli.options import color_option, file_path, quiet_option
 from kvrt_cli.terminal import Terminal
 
 label_studio_option = click.option(

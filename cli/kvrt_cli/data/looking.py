@@ -6,15 +6,9 @@ from typing import Any
 
 import click
 
-from kvrt_cli.data.common import (
-    json_option,
-    quiet_option,
-    reading,
-    rejected_option,
-    set_argument,
-)
+from kvrt_cli.data.common import json_option, reading, rejected_option, set_argument
 from kvrt_cli.extras import check_extra
-from kvrt_cli.options import color_option
+from kvrt_cli.options import color_option, quiet_option
 from kvrt_cli.terminal import Terminal
 
 COLUMNS = ("mean", "min", "p5", "p50", "p95", "p99", "max")

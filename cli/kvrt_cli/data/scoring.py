@@ -12,7 +12,6 @@ from kvrt_cli.data.common import (
     content_of,
     json_option,
     output_option,
-    quiet_option,
     reading,
     rejected_option,
     set_argument,
@@ -20,7 +19,7 @@ from kvrt_cli.data.common import (
 )
 from kvrt_cli.extras import check_extra
 from kvrt_cli.naming import model_name
-from kvrt_cli.options import color_option
+from kvrt_cli.options import color_option, quiet_option
 from kvrt_cli.options.runtime import model_options, runtime_config
 from kvrt_cli.options.sections import DATA, SectionedCommand
 from kvrt_cli.run import open_runtime

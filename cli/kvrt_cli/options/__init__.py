@@ -112,6 +112,8 @@ color_option = click.option(
     help="Colours: on a terminal unless NO_COLOR is set (auto), always, or never.",
 )
 
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print errors alone.")
+
 backend_option = click.option(
     "--backend",
     metavar="NAME",
