@@ -1,16 +1,15 @@
 """``kvrt merge``: several fine-tuned models become one."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
+from kvrt.model.merging import Method
 from kvrt_cli.naming import model_name
 from kvrt_cli.options import color_option, offline_option, quiet_option
 from kvrt_cli.progress import loading_bar
 from kvrt_cli.terminal import Terminal
-
-METHODS = ("linear", "slerp", "ties", "dare")
 
 
 @click.command("merge", short_help="Several fine-tuned models become one.")
@@ -18,7 +17,7 @@ METHODS = ("linear", "slerp", "ties", "dare")
 @click.argument("models", nargs=-1, required=True, type=model_name)
 @click.option(
     "--method",
-    type=click.Choice(METHODS),
+    type=click.Choice(get_args(Method)),
     default="linear",
     show_default=True,
     help="The weighted mean; of two, along the arc between them (slerp); of what each adds to"

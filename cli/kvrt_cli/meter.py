@@ -1,11 +1,11 @@
 """How far a batch is, shown while it goes on."""
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from kvrt_cli.progress import bar_of
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -116,22 +116,19 @@ def _bar(terminal: Terminal, meter: Meter, *, shown: bool) -> Iterator[None]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
-    bar = Progress(
+    bar = bar_of(
+        terminal,
         TextColumn("answering"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[told]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=terminal.console(sys.stderr),
-        transient=True,
-        redirect_stdout=False,
     )
     task = bar.add_task("", total=None, told="")
 

@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Self
 from kvrt_cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
 
     from kvrt.bench.words import Record
+
+
+def bar_of(terminal: Terminal, *columns: "ProgressColumn") -> "Progress":
+    """A bar that is gone in the end. It leaves stdout alone, or answers would stand where it is."""
+    from rich.progress import Progress
+
+    return Progress(
+        *columns, console=terminal.console(sys.stderr), transient=True, redirect_stdout=False
+    )
 
 
 @contextmanager
@@ -25,21 +34,18 @@ def line_bar(terminal: Terminal, total: int) -> Iterator[Callable[[], object]]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
-    with Progress(
+    with bar_of(
+        terminal,
         TextColumn("answering"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=terminal.console(sys.stderr),
-        transient=True,
-        redirect_stdout=False,  # or the answers would be printed where the bar is
     ) as bar:
         task = bar.add_task("", total=total)
         yield lambda: bar.advance(task)
@@ -57,19 +63,16 @@ def counting_bar(
         BarColumn,
         DownloadColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeRemainingColumn,
     )
 
-    with Progress(
+    with bar_of(
+        terminal,
         TextColumn(what),
         BarColumn(),
         DownloadColumn(binary_units=True) if of_bytes else MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=terminal.console(sys.stderr),
-        transient=True,
-        redirect_stdout=False,
     ) as bar:
         task = bar.add_task("", total=total)
         yield lambda done: bar.update(task, completed=done)
@@ -84,15 +87,13 @@ def listening_bar(terminal: Terminal) -> Iterator[Callable[[str, float], None]]:
     if not terminal.progress or sys.stdout.isatty():
         yield lambda file, seconds: None
         return
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    with Progress(
+    with bar_of(
+        terminal,
         SpinnerColumn(),
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
-        console=terminal.console(sys.stderr),
-        transient=True,
-        redirect_stdout=False,
     ) as bar:
         task = bar.add_task("listening", total=None)
         yield lambda file, seconds: bar.update(task, description=f"{file}: {seconds:.0f} s")
@@ -110,21 +111,18 @@ def loading_bar(terminal: Terminal) -> Iterator[Callable[[int, int], None] | Non
     from rich.progress import (
         BarColumn,
         DownloadColumn,
-        Progress,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
-    bar = Progress(
+    bar = bar_of(
+        terminal,
         TextColumn("loading"),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        console=terminal.console(sys.stderr),
-        transient=True,
-        redirect_stdout=False,
     )
     task = bar.add_task("", total=None)
 
@@ -197,13 +195,11 @@ class LoadBar:
 
 
 def _runs_bar(terminal: Terminal) -> "Progress":
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-    return Progress(
+    return bar_of(
+        terminal,
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        console=terminal.console(sys.stderr),
-        transient=True,
-        redirect_stdout=False,
     )

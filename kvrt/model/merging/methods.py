@@ -4,15 +4,13 @@ angle and TIES' threshold, which are those of a whole tensor."""
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from kvrt.errors import ConfigError
+from kvrt.model.merging import Method
 
-Method = Literal["linear", "slerp", "ties", "dare"]
-METHODS = get_args(Method)
 WITH_BASE = ("ties", "dare")
 """They merge what each model adds to the one that all were made from."""
 
