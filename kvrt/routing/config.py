@@ -16,9 +16,9 @@ from kvrt.checks import (
     check_options,
 )
 from kvrt.errors import ConfigError
+from kvrt.net.address import is_loopback
 from kvrt.routing.choosing import POLICIES, Policy
 from kvrt.routing.replicas import Address
-from kvrt.server.config import is_loopback
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,5 @@
 """How a server is set up."""
 
-import ipaddress
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from kvrt.checks import (
     check_options,
 )
 from kvrt.errors import ConfigError
+from kvrt.net.address import is_loopback
 from kvrt.units import parse_seconds
 
 COMPATS = ("vllm",)
@@ -264,13 +264,3 @@ def read_objective(slo: str) -> float:
     if seconds <= 0:
         raise ConfigError("slo is no objective", fix=f"use {OBJECTIVES[0]}=500ms, or another time")
     return seconds
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

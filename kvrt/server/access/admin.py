@@ -4,7 +4,8 @@ from http import HTTPStatus
 
 from starlette.types import Scope
 
-from kvrt.server.config import ServerConfig, is_loopback
+from kvrt.net.address import is_loopback
+from kvrt.server.config import ServerConfig
 from kvrt.server.entry import entry_of
 from kvrt.server.errors import Refusal
 

@@ -11,9 +11,9 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from kvrt.net.address import is_loopback
 from kvrt.server.access.keys import Owner
 from kvrt.server.access.oidc import Credentials
-from kvrt.server.config import is_loopback
 from kvrt.server.entry import ENTRY, Book, Entry
 from kvrt.server.errors import Refusal
 from kvrt.server.page import FILES

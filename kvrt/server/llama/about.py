@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kvrt.model.choice import parameters
-from kvrt.server.config import is_loopback
+from kvrt.net.address import is_loopback
 from kvrt.server.entry import entry_of
 from kvrt.server.errors import Refusal
 from kvrt.server.llama.front import Front

@@ -4,7 +4,7 @@ import urllib.request
 from typing import Any
 from urllib.parse import urlsplit
 
-from kvrt.server.config import is_loopback
+from kvrt.net.address import is_loopback
 
 TIMEOUT_S = 10.0
 LARGEST = 1 << 20
