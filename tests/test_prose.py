@@ -8,6 +8,12 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("kvrt", "cli", "kernels", "backends", "docs", "tests")
 NAME = re.compile(r"`(kvrt(?:_\w+)?(?:\.\w+)+)[`(]")
 PATH = re.compile(r"`((?:kvrt|cli|kernels|backends|tests|docs|ci)/[\w./-]*\w/?)`")
+SOURCES = ("kvrt", "cli", "kernels", "backends")
+QUOTED, WORD = re.compile(r"`[^`\n]*`"), re.compile(r"\w+")
+OWN = re.compile(r"(?<!`)`([A-Za-z_][\w.]*\w)(?:\(\))?`(?!`)")
+OTHERS = {"pydoc", "OffloadingConnector"}
+"""Of other projects, which this code speaks of and does not use."""
+
 GROUPS = {"kvrt.backends", "kvrt.readers"}
 """Of entry points: names, and no modules."""
 
@@ -42,5 +48,21 @@ def test_files_are_where_prose_says() -> None:
     assert len(paths) > 20
     wrong = [
         f"{where} speaks of {path}" for path, where in paths.items() if not (ROOT / path).exists()
+    ]
+    assert not wrong
+
+
+def test_what_code_says_of_itself_has_names_that_there_are() -> None:
+    """In backticks stand names of this code, or of what it uses."""
+    texts = {p: p.read_text() for folder in SOURCES for p in (ROOT / folder).rglob("*.py")}
+    texts |= {p: p.read_text() for p in (ROOT / "kernels").rglob("*.h")}
+    known = {
+        word for text in texts.values() for word in WORD.findall(QUOTED.sub(" ", text))
+    } | OTHERS
+    wrong = [
+        f"{path.relative_to(ROOT)} speaks of {name}"
+        for path, text in texts.items()
+        for name in OWN.findall(text)
+        if not known.issuperset(name.split("."))
     ]
     assert not wrong

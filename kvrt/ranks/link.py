@@ -20,7 +20,7 @@ LONGEST = 1 << 30
 
 
 class Kind(IntEnum):
-    """What a message is. Its body is JSON, but for those of `ATTEMPT`, `STEP` and `SAVE`."""
+    """What a message is. Its body is JSON, but for those of `ATTEMPT` and `STEP`."""
 
     HELLO = 1  # to a rank: who it is, and the options of the runtime
     MEET = 2  # what a rank says to all; and to each, what all have said

@@ -8,7 +8,7 @@ BLOCK_N rows, which every dtype holds, with BLOCK_M tokens, in a matrix instruct
 operand they are, and scales what comes out: weights are never rounded.
 
 Sums are of spans of SPAN elements, and those are added in ascending order, for any number of
-tokens: by `add_spans` where each span has a program of its own, in one program otherwise.
+tokens: by `add_spans_kernel` where each span has a program of its own, in one program otherwise.
 """
 
 import triton
