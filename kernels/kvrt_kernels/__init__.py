@@ -2,12 +2,17 @@
 
     attention   paged attention over a ragged batch        append   rotate, norm and store k and v
     linear      matrix products, gated ones included       norm     RMS norm
-    packed      those with weights that stay codes
+    packed      those with weights that stay codes         panels   how these are read
+    experts     mixtures of experts                        latent   around latent attention
+    recurrence  layers with a recurrence, over pages       branches around other products
+    low_rank    what adapters add to products              tree     new tokens that branch
     reference   all of these in plain torch: the definition of what they compute
     limits      the machine's read bandwidth and arithmetic peak
+    program     calls, recorded once                       collective   how ranks talk
 
     triton      the operators for GPUs                     graphs   their steps, recorded
     gpu         what a GPU backend needs of torch          dlpack   tensors over given addresses
+    driver      a GPU backend but for its vendor's calls
 
 Importing this package is cheap: torch and the native module are loaded when first asked for.
 """

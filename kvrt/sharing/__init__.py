@@ -1,5 +1,6 @@
 """One device's memory, shared by many processes: who may hold how much of it.
 
+    share     what a user says to share one, and where its ledger lies
     fair      who is due what, of numbers alone
     ledger    the file in which tenants of a device say what they hold, and its locks
     bell      how one that waits is woken by another

@@ -3,6 +3,7 @@
 This file is what its author writes: `Backend`, `Device` and the device's three parts. The others
 are values that these take and give, and what is optional:
 
+    branches   what families put around products
     batch      what attention is asked: the sequences of a step, and what differs between layers
     collective how the devices talk that compute one model together
     experts    mixtures of experts, and what a device may offer for them

@@ -8,5 +8,6 @@ What may be set is what a command's own parameters say; there is no second list.
     settings    what a profile says about a command, checked as its flags are
     option      gives commands their --profile, and their variables
     origins     where each value of a call comes from
+    calling     what a command would be called with
     preflight   whether what a profile asks for is here and fits
 """

@@ -4,14 +4,15 @@
     prefill   attention of those that bring many                   norm     norms, and what is added
     tile      what both do with a block of rows                    gate     gated activation
     plan      a batch, as the kernels take it                      copy     whole pages
+    work      which rows a program computes                        state_plan  of recurrent layers
     product   of tokens and packed weights                         weights  reading these
     packing   how packed weights are kept                          configs  block sizes
     router    which experts tokens choose                          routed   products of experts
     convolve  short convolutions over pages                        states   recurrences over pages
 
 `TritonAttention` puts the first behind `kvrt.spi.PagedAttention`, `ops`, `matrices`, `branches`,
-`experts`, `latent` and `recurrence` the others behind its optional protocols: `extensions_on` has
-all of these.
+`experts`, `latent` and `recurrence` the others behind its optional protocols: `extensions` has all
+of these.
 Importing this package is cheap and needs neither Triton nor a GPU; the classes are loaded when
 asked for.
 """

@@ -6,7 +6,8 @@
     placement   which chunks are mapped, and which pages in them are free
     holders     who holds each page
     lanes       both of each group of layers; what the groups share is the limit
-    table       which pages hold which sequence's tokens; every operation gives the next table
+    contents    which pages hold which sequence's tokens, to look at
+    table       the same to work with; every operation gives the next table
     integrity   the rules that hold in every table
     rows        a batch's page table as an array, kept from step to step
 

@@ -3,6 +3,7 @@
 weights   all of them, laid out
 attention, experts, recurrences
           those of one kind of layer
+slices    the rows that one rank has
 names     what checkpoints call their tensors; with `hybrids`, of `naming`'s parts
 layers    views of them, for the decoder
 arena     the block of memory they lie in

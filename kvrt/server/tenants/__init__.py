@@ -6,4 +6,5 @@ metering  counts what is asked of models beside the one that answers
 reserving how many tokens a request may take at most
 reports   that, as JSON and CSV
 route     that, over HTTP
+steering  what whoever is in charge may do there: end requests, have keys come and go
 """

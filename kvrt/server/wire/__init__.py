@@ -6,5 +6,6 @@ answers     JSON, and errors in its place
 http        bodies with a limit, JSON, events
 form        forms with a file in them
 sockets     the same by WebSockets
+prefix      OpenAI's routes where KServe has them
 outgoing    connections that the server makes itself
 """
