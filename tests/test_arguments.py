@@ -18,11 +18,11 @@ import kvrt
 from kvrt import RuntimeConfig, SamplingParams
 from kvrt.checks import Checks, Maybe, Number, Whole, check_options, check_request
 from kvrt.config import MAX_THREADS, OPTIONS
-from kvrt.control import SAVING, SHARE
+from kvrt.control import ADAPTER, SAVING, SHARE, SLEEP
 from kvrt.engine.intake import STREAM
 from kvrt.errors import ConfigError, KvrtError, RequestError
 from kvrt.kv.index.shares import LARGEST_SHARE
-from kvrt.runtime import ADAPTER, LIMIT, SLEEP
+from kvrt.runtime import LIMIT
 from kvrt.sampling import PARAMS
 
 SECRET = "my secret words"
