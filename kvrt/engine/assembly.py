@@ -20,6 +20,7 @@ from kvrt.kv.index.eviction import EVICTIONS
 from kvrt.kv.index.reuse import PrefixReuse
 from kvrt.kv.memory import Memory
 from kvrt.kv.offload import Offload
+from kvrt.kv.pressure import Pressure
 from kvrt.kv.tiers.config import TierConfig, parse_tiers
 from kvrt.kv.tiers.disk import DiskStore
 from kvrt.kv.tiers.folder import own_folder
@@ -134,7 +135,7 @@ def assemble(
     fingerprint = page_fingerprint(model, cache.layouts, device.info, drafter)
     reuse = make_reuse(config, cache)
     offload = make_offload(config, executor, fingerprint, reuse)
-    memory = Memory(cache, reuse, offload, tenant)
+    memory = Memory(cache, reuse, offload, tenant, make_pressure(device))
     stack.callback(memory.close)
     limits = Limits(config.max_batch_tokens, config.max_running)
     engine = Engine(model, executor, memory, limits, POLICIES[config.policy], ratio)
@@ -164,6 +165,13 @@ def _load_drafter(config: RuntimeConfig, device: Device, progress: Progress | No
         progress=progress,
         seed=config.seed or 0,
     )
+
+
+def make_pressure(device: Device) -> Pressure | None:
+    """None: the device's memory is not the machine's own."""
+    if device.memory.info().others is None:
+        return None
+    return Pressure(device.memory.info, device.info.total_bytes)
 
 
 def make_reuse(config: RuntimeConfig, cache: KVCache) -> PrefixReuse | None:

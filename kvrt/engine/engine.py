@@ -228,6 +228,8 @@ class Engine:
         if not rows and self.memory.offload is not None:
             spans.turn("fetch")
             self.memory.offload.wait()
+        if not rows and self.memory.later is not None:
+            self._neighbours.wait_for_machine()
         if rows:
             try:
                 self._carry_out(rows)
@@ -283,6 +285,7 @@ class Engine:
             self.memory.reuse,
             self._live.fetching,
             shed=self._neighbours.wait_for_us(),
+            later=self.memory.later,
         )
         self._held = plan.held, frozenset(seq.id for seq in plan.awaiting)
         return plan
@@ -296,12 +299,15 @@ class Engine:
         self._spans.enter("plan ahead")
         plan = self._plan([s for s in self._live.running if len(s.tokens) < s.max_len])
         self._spans.leave()
-        return None if plan.preempted or plan.stuck else plan
+        return None if plan.preempted or plan.stuck or plan.aside else plan
 
     def _make_do(self, failed: Failed) -> None:
         """The device has less than the limit promised: plan again with what is held."""
         if isinstance(failed.error, NotLeased):
             return  # another tenant was quicker
+        if self.memory.heed_now():
+            self._neighbours.wait_for_machine()
+            return
         limit = self.cache.limit_to_held()
         now = time.monotonic()
         level = logging.WARNING if now >= self._next_warning else logging.DEBUG
@@ -330,7 +336,12 @@ class Engine:
         except NoRoom as error:
             for row in own:
                 self.memory.commit(self.cache.table.truncate(row.seq.id, row.start))
-            self._end([error.seq], "capacity")
+            if self.memory.may_come(error.needed):
+                self.memory.clear([row.seq for row in own])
+                self._set_aside([row.seq for row in own], self.cache.table.limit)
+                self._neighbours.wait_for_machine()
+            else:
+                self._end([error.seq], "capacity")
             return
         limit = self.cache.limit_below(held)
         log.warning(
@@ -350,6 +361,7 @@ class Engine:
             if seq in live.running:  # it may have gone with other beams
                 seq.apart = apart
                 self._preempt(seq)
+        self._set_aside(plan.aside, plan.table.limit)
         for seq, cached in plan.admitted.items():
             live.waiting.remove(seq)
             (live.fetching if seq in plan.fetches else live.running)[seq] = None
@@ -366,6 +378,15 @@ class Engine:
                 self.observers.tell(RequestFetching(request.id, request.metadata))
         self._end(plan.stuck, "capacity")
         return None
+
+    def _set_aside(self, seqs: Iterable[Seq], chunks: int) -> None:
+        """There is too little of the machine's memory, so many chunks: they wait until there is
+        more by an eighth, so that they are not begun with in vain each time there is a little."""
+        live = self._live
+        for seq in seqs:
+            seq.needs = chunks + max(1, chunks // 8)
+            if seq in live.running:  # it may have gone with other beams
+                self._preempt(seq)
 
     def _take_fetched(self) -> None:
         """Sequences whose pages came back go on behind them."""

@@ -1,4 +1,5 @@
-"""What an engine asks of the other tenants of its device, and does for them."""
+"""What an engine asks of the other tenants of its device, and does for them, and for others of its
+machine."""
 
 import itertools
 import logging
@@ -19,10 +20,18 @@ _PATIENCE_S = 30.0
 """Others give back what they are not due at their next step, or end a request. Who does not in this
 time has stopped, or is due all that it holds."""
 
+_LAST_LOOKS_S = 1.0
+"""Of a machine whose others do not hold what is lacking: something of this process may yet go."""
+
 _GRACE_S = 0.1
 """What ends in this time gives its pages back by itself, and nobody computes anything twice."""
 
 _NAP_S = 0.001
+
+_LONG_NAP_S = 0.01
+"""Others of a machine do not say when they give memory back."""
+
+_WARN_EVERY_S = 60.0
 
 _TELLING_S = 0.05
 """People who look see nothing that is shorter."""
@@ -32,7 +41,7 @@ _SEEN = 64
 
 
 class Neighbours:
-    """See the module. Does nothing where the device is not shared.
+    """See the module. Does nothing where the device is not shared, nor the machine's own memory.
 
     Args:
         memory: of the engine.
@@ -47,10 +56,12 @@ class Neighbours:
         self._told = 0.0
         self._over_since: float | None = None
         self._stuck_since: float | None = None
+        self._next_warning = 0.0
 
     def heed(self) -> None:
         """Before a step: keep to what they leave, and tell them what is needed."""
         if self._memory.tenant is None:
+            self._memory.heed()
             return
         live, table, at_once = self._live, self._memory.cache.table, self._limits.max_batch_tokens
         seqs = itertools.chain(live.running, live.fetching, itertools.islice(live.waiting, _SEEN))
@@ -97,14 +108,25 @@ class Neighbours:
     def may_give(self, stuck: Sequence[Seq]) -> bool:
         """Whether sequences are stuck for want of memory that they may yet give back, so that it is
         to be planned again. Waits a moment if so."""
-        tenant = self._memory.tenant
-        if tenant is None or not stuck or not self._memory.cache.squeezed:
+        memory = self._memory
+        if not stuck or not memory.cache.squeezed:
             self._stuck_since = None
             return False
         now = time.monotonic()
         self._stuck_since = self._stuck_since or now
-        if now > self._stuck_since + _PATIENCE_S:
-            log.warning("no memory came free in %g s: %s", _PATIENCE_S, tenant.others())
+        patience, others = _LAST_LOOKS_S, "nobody else of the machine has it"
+        if memory.later is None and memory.tenant is not None:
+            patience, others = _PATIENCE_S, memory.tenant.others()
+        if now > self._stuck_since + patience:
+            log.warning("no memory came free in %g s: %s", patience, others)
             return False
         time.sleep(_NAP_S)
         return True
+
+    def wait_for_machine(self) -> None:
+        """Nothing can run for want of its memory, which may come any moment."""
+        if (now := time.monotonic()) >= self._next_warning:
+            self._next_warning = now + _WARN_EVERY_S
+            waiting = len(self._live.waiting)
+            log.warning("%d sequences wait for memory that others of the machine have", waiting)
+        time.sleep(_LONG_NAP_S)

@@ -12,6 +12,7 @@ from typing import cast
 from kvrt.config import RuntimeConfig, fit_of
 from kvrt.errors import CapacityError
 from kvrt.executor.backing import geometry_of
+from kvrt.executor.headroom import Headroom
 from kvrt.executor.interface import Executor
 from kvrt.executor.local import Forward, LocalExecutor
 from kvrt.kv.cache import KVCache
@@ -79,6 +80,17 @@ def step_bytes(config: RuntimeConfig, spec: ModelSpec, computed: DType) -> int:
     activations = config.max_batch_tokens * Activations.width(spec) * item
     rows = min(config.max_running, config.max_batch_tokens)
     return activations + rows * spec.vocab * (item + ITEM_BYTES["float32"])
+
+
+def headroom(config: RuntimeConfig, device: Device, model: Model) -> Headroom | None:
+    """For the steps of a model; None: the device refuses by itself what it has no memory for."""
+    if device.memory.info().others is None:
+        return None
+    item = ITEM_BYTES[model.decoder.dtype]
+    spec = model.shard.kept(model.spec)
+    # Beside a row of logits, what orders them: another, and their numbers.
+    row = spec.vocab * (item + 2 * ITEM_BYTES["float32"])
+    return Headroom(lambda: device.memory.info().free, Activations.width(spec) * item, row)
 
 
 def page_layouts(
@@ -263,6 +275,8 @@ def make_cache(
         shared=spec.predictor is not None,
         poison=config.debug,
         tenant=tenant,
+        headroom=headroom(config, device, model),
+        drafting_headroom=None if drafter is None else headroom(config, device, drafter),
     )
     if ranks is not None:
         keys = kv_format(config, model.dtype)

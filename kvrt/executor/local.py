@@ -8,6 +8,7 @@ from torch import Tensor
 from kvrt.errors import IntegrityError
 from kvrt.executor.apply import Attempt
 from kvrt.executor.backing import Backing, geometry_of
+from kvrt.executor.headroom import Headroom
 from kvrt.executor.interface import (
     Applied,
     ExecutorStats,
@@ -184,6 +185,8 @@ class LocalExecutor(LocalPages):
         drafted_groups: the last so many groups are those of `drafter`.
         shared: `forward` has these, too.
         tenant: see there.
+        headroom: for steps of `forward`; None: the device says itself what it has no memory for.
+        drafting_headroom: likewise of `drafter`.
 
     Raises:
         ConfigError: see there.
@@ -202,8 +205,11 @@ class LocalExecutor(LocalPages):
         shared: bool = False,
         poison: bool = False,
         tenant: Tenant | None = None,
+        headroom: Headroom | None = None,
+        drafting_headroom: Headroom | None = None,
     ) -> None:
         super().__init__(device, layouts, pages, poison=poison, tenant=tenant)
+        self._headroom = {False: headroom, True: drafting_headroom}
         self._forward = forward
         self._drafter = drafter
         own = len(self.layouts) - drafted_groups
@@ -215,6 +221,8 @@ class LocalExecutor(LocalPages):
         if step.drafting:
             assert self._drafter is not None, "there is one where anybody drafts"
             forward = self._drafter
+        if (headroom := self._headroom[step.drafting]) is not None:
+            headroom.require(len(step.tokens), len(step.wanted))
         batches = self.batches(step)[groups]
         more: dict[str, object] = {}
         if step.adapters is not None:

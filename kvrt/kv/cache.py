@@ -18,7 +18,7 @@ import numpy as np
 from kvrt.errors import CapacityError, ConfigError, IntegrityError, OutOfMemory
 from kvrt.executor.interface import Failed, Ints, PageMemory, Step
 from kvrt.kv.limit import Limit, LimitChange
-from kvrt.kv.pages.group import Group
+from kvrt.kv.pages.group import Group, chunks_alone
 from kvrt.kv.pages.integrity import check_table
 from kvrt.kv.pages.lanes import SeqId
 from kvrt.kv.pages.rows import PageRows
@@ -269,15 +269,21 @@ class KVCache:
             held = max(self._min_chunks, min(self._executor.mapped_chunks, held - 1))
         return self._lower(held)
 
-    def leave(self, nbytes: int) -> None:
-        """Other tenants of the device leave so much, which may be nothing: the limit is no higher
-        until this is said again. For the engine's thread."""
-        chunks = max(0, nbytes) // self.chunk_bytes
-        self._limit.leave(chunks, chunks * self.chunk_bytes)
+    def leave(self, nbytes: int | None) -> None:
+        """Others leave so much, which may be nothing: the limit is no higher until this is said
+        again. None: they leave all. For the engine's thread."""
+        chunks = None if nbytes is None else max(0, nbytes) // self.chunk_bytes
+        self._limit.leave(None if chunks is None else (chunks, chunks * self.chunk_bytes))
+
+    @property
+    def asked_bytes(self) -> int:
+        """What may be held where there is memory enough: the limit that was asked for, or all that
+        there are addresses for."""
+        return self._limit.asked_chunks * self.chunk_bytes
 
     @property
     def squeezed(self) -> bool:
-        """Other tenants of the device leave less than the limit."""
+        """Others leave less than the limit."""
         return self._limit.squeezed
 
     @property
@@ -365,9 +371,7 @@ class KVCache:
         pages."""
         length = pages * self.page_size
         step = length if self._step_tokens is None else self._step_tokens
-        return sum(
-            group.geometry.chunks_of(group.most(length, step)).stop for group in self._groups
-        )
+        return chunks_alone(self._groups, length, step)
 
     @property
     def _needed(self) -> int:

@@ -1,5 +1,5 @@
-"""How many chunks may be held: what was asked for; less while the device refuses more, or other
-tenants of it are due what is asked for."""
+"""How many chunks may be held: what was asked for; less while the device refuses more, other
+tenants of it are due what is asked for, or the machine's memory runs short."""
 
 import enum
 import threading
@@ -79,9 +79,9 @@ class Limit:
         """Others leave less than may be held but for them."""
         return self._left is not None and self._left[0] < self._chunks
 
-    def leave(self, chunks: int, nbytes: int) -> None:
-        """Other tenants of the device leave so much, until this is said again."""
-        self._left = chunks, nbytes
+    def leave(self, left: tuple[int, int] | None) -> None:
+        """Others leave so many chunks, and bytes, until this is said again; None: all."""
+        self._left = left
 
     @property
     def lowered(self) -> bool:

@@ -12,6 +12,7 @@ from kvrt.kv.offload import Offload
 from kvrt.kv.pages.group import last_border
 from kvrt.kv.pages.lanes import Pages
 from kvrt.kv.pages.table import Change
+from kvrt.kv.pressure import Pressure
 from kvrt.kv.seq import Seq
 from kvrt.sharing.tenant import Tenant
 
@@ -22,8 +23,8 @@ _WRITING_S = 0.05
 """While idle, pages on their way to disk are looked after so often."""
 
 _WATCHING_S = 1.0
-"""While idle, a tenant that has something to give looks so often whether others are due it. They
-ring when they are; but one may die in the moment before."""
+"""While idle, who has something to give looks so often whether others need it, or something to get
+back. Tenants of the device ring; but one may die in the moment before, and no system does."""
 
 _LONGEST_REST_S = 3600.0
 """Systems cannot wait for any number of seconds, but a `prefix_cache_ttl` may be any."""
@@ -37,6 +38,7 @@ class Memory:
         reuse: finds pages that were computed before; None: each sequence computes all of its own.
         offload: moves pages off the device and back; None: what is evicted is lost.
         tenant: of a device that is shared; it holds the model's weights, too.
+        pressure: of a machine whose own memory the device's is; None: it has its own.
     """
 
     def __init__(
@@ -45,11 +47,17 @@ class Memory:
         reuse: PrefixReuse | None = None,
         offload: Offload | None = None,
         tenant: Tenant | None = None,
+        pressure: Pressure | None = None,
     ) -> None:
         self.cache = cache
         self.tenant = tenant
+        self.pressure = pressure
+        self.later: int | None = None
+        """While the machine's memory runs short: chunks that the limit may be again, if others give
+        back what they hold. None: nothing is lacking, or other tenants have it."""
         self.reuse = reuse
         self.offload = offload
+        self._due: int | None = None  # bytes that other tenants leave
 
     def commit(self, change: Change) -> Failed | None:
         """Carry a change of the page table out. Pages whose names it drops are found no more; those
@@ -165,21 +173,58 @@ class Memory:
     # --- giving back -------------------------------------------------------------------------
 
     def heed(self, coming: int = 0, *, idle: bool = False) -> None:
-        """Keep to what other tenants of the device leave, and tell them what would be of use.
+        """Keep to what others of the machine leave, and other tenants of the device, and tell these
+        what would be of use.
 
         Args:
             coming: bytes that sequences will need beside the pages in use.
             idle: it waits afterwards, until they ring.
         """
-        if self.tenant is None:
+        self._due = self._tenants_leave(coming, idle=idle)
+        self._keep_to_limits(at_once=False)
+
+    def heed_now(self) -> bool:
+        """The device has just refused memory. Returns whether it is the machine's that runs short,
+        and it is to be planned again: with less, or with what may come."""
+        self._keep_to_limits(at_once=True)
+        limit = self.cache.table.limit
+        if self.later is None:
+            return False
+        return limit <= self.cache.held_bytes // self.cache.chunk_bytes or limit < self.later
+
+    def may_come(self, nbytes: int) -> bool:
+        """Whether the machine may yet have so many bytes that it had not; 0: nobody knows."""
+        return nbytes > 0 and self.pressure is not None and self.pressure.may_come(nbytes)
+
+    def _keep_to_limits(self, *, at_once: bool) -> None:
+        """The limit is what tenants leave, or the machine, if that is less."""
+        cache, left, leave = self.cache, None, self._due
+        if self.pressure is not None:
+            if at_once or self.pressure.due:
+                sizes = cache.held_bytes, cache.min_bytes, cache.asked_bytes
+                missing = self.pressure.look(*sizes)
+                if missing and self.offload is not None:  # it is of the same machine
+                    self.offload.stores.host.give_back(missing)
+            left = self.pressure.left
+        if left is None or (leave is not None and leave <= left.now):
+            self.later = None
+            cache.leave(leave)
             return
+        most = min(left.most, cache.asked_bytes if leave is None else leave)
+        self.later = most // cache.chunk_bytes
+        cache.leave(left.now)
+
+    def _tenants_leave(self, coming: int, *, idle: bool) -> int | None:
+        """Bytes; None: all. See `heed`."""
+        if self.tenant is None:
+            return None
         self.tenant.waits(idle)
         table, weights = self.cache.table, self._weights(self.tenant)
         used = self.cache.needed_bytes - table.idle_bytes
         # By whole chunks, so that it does not change in each step, and nobody has to look anew.
         chunk = self.cache.chunk_bytes
         self.tenant.wants(weights + -(-max(0, used + coming) // chunk) * chunk)
-        self.cache.leave(self.tenant.allowance() - weights)
+        return self.tenant.allowance() - weights
 
     def _weights(self, tenant: Tenant) -> int:
         """What else the tenant holds."""
@@ -217,7 +262,9 @@ class Memory:
         if (writing := self.rest_parked()) is not None:
             patience = min(writing, patience or writing)
         self.cache.idle()
-        if self.tenant is not None and self.cache.held_bytes > self.cache.min_bytes:
+        watches = self.tenant is not None or self.pressure is not None
+        gives = self.cache.held_bytes > self.cache.min_bytes
+        if (watches and gives) or self.later is not None:
             patience = min(_WATCHING_S, patience or _WATCHING_S)
         return None if patience is None else min(patience, _LONGEST_REST_S)
 

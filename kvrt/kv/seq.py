@@ -43,6 +43,8 @@ class Seq:
         adapter: the number of what is added to the model for it; 0: nothing.
         media: what stands in its prompt in place of tokens' own embeddings.
         apart: it ran out of pages beside no other, and runs beside none from then on.
+        needs: chunks that there were too few of for it alone: it waits for so many, or for all that
+            others may give back.
     """
 
     id: int
@@ -70,6 +72,7 @@ class Seq:
     adapter: int = 0
     media: Sequence[Medium] = ()
     apart: bool = False
+    needs: int = 0
 
     def uncut(self, start: int, count: int) -> int:
         """See `kvrt.kv.tiers.media.uncut`."""

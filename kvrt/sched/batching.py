@@ -25,7 +25,7 @@ from kvrt.kv.pages.lanes import Pages, SeqId, Shortage
 from kvrt.kv.pages.table import Change, PageTable
 from kvrt.kv.seq import Seq
 from kvrt.sched.giving import Givers, stands_with
-from kvrt.sched.room import bytes_to_come
+from kvrt.sched.room import Hope, bytes_to_come
 from kvrt.sched.waiting import Waiting, held_by
 
 _EVICTED_AT_ONCE = 16
@@ -73,6 +73,7 @@ class StepPlan:
         preempted: running sequences that lost their pages, to wait again. If these are all there
             are, they are to run apart: what they had lay in too many chunks (`Seq.apart`).
         stuck: sequences that cannot go on even alone: there is no page left to give them.
+        aside: likewise, but there may be pages again: they have none from then on, and wait.
         rooms: sequences that have pages for so many drafts of a model, which are to be made yet.
         held: why some that wait are not admitted; None: there are none, or all are `awaiting`.
         awaiting: sequences that are not admitted, because others just compute their next page.
@@ -85,6 +86,7 @@ class StepPlan:
     fetches: Mapping[Seq, Fetches] = field(default_factory=dict)
     preempted: tuple[Seq, ...] = ()
     stuck: tuple[Seq, ...] = ()
+    aside: tuple[Seq, ...] = ()
     rooms: Mapping[Seq, int] = field(default_factory=dict)
     held: Held | None = None
     awaiting: tuple[Seq, ...] = ()
@@ -238,12 +240,16 @@ def plan_step(
     fetching: Collection[Seq] = (),
     *,
     shed: bool = False,
+    later: int | None = None,
 ) -> StepPlan:
     """Plan step number `step`. No step may be in flight: pages freed here are used at once.
 
     Args:
         shed: after the limit was lowered, sequences do not keep what is beyond it until they end or
-            need more: all but the first are preempted for it now.
+            need more: all but the first are preempted for it now, and that one if it can wait.
+        later: chunks that the limit may be again, when others of the machine give memory back;
+            until then a sequence that has no room even alone waits, and others pass it. None: the
+            limit is what there is.
         reuse: which pages are cached, and worth what; None: nothing is reused.
         fetching: admitted before, and still waiting for pages; they keep what they have.
     """
@@ -251,7 +257,9 @@ def plan_step(
     order = sorted(running, key=_rank)
 
     def planned(giving: Collection[Seq]) -> StepPlan:
-        return _planned(table, order, waiting, limits, step, reuse, fetching, giving, shed=shed)
+        return _planned(
+            table, order, waiting, limits, step, reuse, fetching, giving, shed=shed, later=later
+        )
 
     plan = planned(())
     if plan.wanting is None or plan.admitted or not waiting.shares:
@@ -273,6 +281,7 @@ def _planned(
     giving: Collection[Seq],
     *,
     shed: bool,
+    later: int | None,
 ) -> StepPlan:
     """See `plan_step`.
 
@@ -297,6 +306,8 @@ def _planned(
     for seq in giving:
         draft.preempt(seq)
     stuck: list[Seq] = []
+    aside: list[Seq] = []
+    hope = Hope(table, limits.max_batch_tokens, later)
 
     def give_way() -> list[Seq]:
         nonlocal budget
@@ -310,6 +321,8 @@ def _planned(
 
     while shed and order and stands_with(order[0], order) != order and not draft.keep_to_limit():
         preempted += give_way()
+    if shed and order and hope.of(order) and not draft.keep_to_limit():
+        aside += give_way()
     while not draft.grow({seq.id: count for seq, count in wants.items()}):
         if fetching and stands_with(order[0], order) == order:  # it waits for their pages
             wants.clear()
@@ -321,15 +334,15 @@ def _planned(
             preempted += victims  # perhaps pages of one group lie where another needs a chunk
             draft.clear()
         else:
-            stuck += victims
+            (aside if hope.of(victims) else stuck).extend(victims)
 
     rows = [Row(seq, seq.computed, count, count == seq.pending) for seq, count in wants.items()]
     admitted: dict[Seq, int] = {}
     fetches: dict[Seq, Fetches] = {}
-    held: Held | None = "memory" if preempted or stuck else None
+    held: Held | None = "memory" if preempted or stuck or aside else None
     awaiting: list[Seq] = []
     wanting: tuple[Seq, int] | None = None
-    if waiting and not preempted and not stuck:
+    if waiting and held is None:
         placed = (*order, *fetching)
         at_once = limits.max_batch_tokens
         spare = draft.room - sum(bytes_to_come(draft.table, seq, at_once) for seq in placed)
@@ -338,7 +351,11 @@ def _planned(
         if apart:
             places = 0
         computing = _Computing(reuse, placed, draft)
+        passed = False
         for seq in waiting.in_order(step, held_by(placed)):
+            if hope.waits(seq):
+                passed = True
+                continue
             alone = not placed and not admitted
             held = _held(budget, spare, places - 1, alone=alone, apart=apart or seq.apart)
             if held is not None:
@@ -376,7 +393,7 @@ def _planned(
                 if alone and len(table.lanes) > 1 and draft.table.idle_pages:
                     draft.clear()  # what it begins with may lie in too many chunks
                 elif alone:
-                    stuck.append(seq)
+                    (aside if hope.of([seq]) else stuck).append(seq)
                 held = "memory"
                 break
             draft = trial
@@ -384,8 +401,10 @@ def _planned(
             computing.add(seq, draft)
             rows.append(Row(seq, start, count, start + count == len(seq.tokens)))
             budget -= count
+        if passed and held is None:
+            held = "memory"
     return StepPlan(
-        tuple(rows), draft.change, admitted, fetches, tuple(preempted), tuple(stuck),
+        tuple(rows), draft.change, admitted, fetches, tuple(preempted), tuple(stuck), tuple(aside),
         held=held, awaiting=tuple(awaiting), wanting=wanting,
     )  # fmt: skip
 

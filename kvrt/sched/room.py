@@ -1,5 +1,8 @@
 """How many pages sequences will need."""
 
+from collections.abc import Sequence
+
+from kvrt.kv.pages.group import chunks_alone
 from kvrt.kv.pages.table import PageTable
 from kvrt.kv.seq import Seq
 
@@ -28,3 +31,37 @@ def bytes_to_come(table: PageTable, seq: Seq, at_once: int) -> int:
         if needed > (held := len(lane.held(row))):
             total += (needed - held) * geometry.page_bytes
     return total
+
+
+class Hope:
+    """Of more memory than there is, where others of a machine may give some back.
+
+    Args:
+        table: its limit is what there is.
+        at_once: tokens that a step computes, at most.
+        later: chunks that there may be; None: no more than there are.
+    """
+
+    def __init__(self, table: PageTable, at_once: int, later: int | None) -> None:
+        self._table = table
+        self._at_once = at_once
+        self._later = later
+
+    def of(self, seqs: Sequence[Seq]) -> bool:
+        """Whether there may be room, for each of them alone, that is not there yet."""
+        later = self._later
+        return later is not None and later > self._table.limit and all(
+            self._alone(len(seq.tokens) + 1) <= later for seq in seqs
+        )  # fmt: skip
+
+    def waits(self, seq: Seq) -> bool:
+        """Whether a sequence without pages is better not begun with: what it has by now would not
+        have room alone, or what it had when that was found out."""
+        if not self.of([seq]):
+            return False
+        assert self._later is not None, "there is none to hope for"
+        ahead = min(len(seq.tokens) + LOOKAHEAD_TOKENS, seq.max_len)
+        return self._table.limit < min(max(seq.needs, self._alone(ahead)), self._later)
+
+    def _alone(self, length: int) -> int:
+        return chunks_alone(self._table.groups, length, min(length, self._at_once))

@@ -264,11 +264,17 @@ class MemoryInfo:
     `total` is `DeviceInfo.total_bytes`. Of what is free the limit of KV memory is made, so what
     torch's tensors, other processes and mapped chunks hold is not free. What torch keeps of
     memory that nobody uses is not free, either.
+
+    `others` is for devices whose memory is the machine's own: the system promises more of it than
+    there is, and ends a process that takes the last. So what is free there is watched, and pages
+    are given back before; `others` is about what may come back: what other processes hold, and
+    other devices of this one in chunks. None: the device refuses by itself what it has not.
     """
 
     total: int
     free: int
     chunks: int
+    others: int | None = None
 
 
 class VirtualMemory(Protocol):

@@ -214,9 +214,10 @@ class CheckedMemory:
         info = self._inner.info()
         if not isinstance(info, MemoryInfo):
             raise self._facts.wrong("memory.info()", repr(info), "must be a kvrt.spi.MemoryInfo")
-        if not (0 <= info.free <= info.total and info.chunks >= 0):
+        others = info.others or 0
+        if not (0 <= info.free <= info.total and info.chunks >= 0 and others >= 0):
             raise self._facts.wrong(
-                "memory.info()", info, "needs 0 <= free <= total and 0 <= chunks"
+                "memory.info()", info, "needs 0 <= free <= total, 0 <= chunks and 0 <= others"
             )
         return info
 

@@ -71,6 +71,8 @@ class Clock:
         self.finished: list[Seq] = []
         self.stuck: list[Seq] = []
         self.ids = 0
+        self.later: int | None = None
+        self.shed = False
 
     def add(self, prompt: int, new: int, priority: int = 0, tenant: str = "") -> Seq:
         self.ids += 1
@@ -84,13 +86,21 @@ class Clock:
     def tick(self) -> StepPlan:
         self.step += 1
         before = self.table
-        plan = plan_step(self.table, self.running, self.waiting, self.limits, self.step)
+        plan = plan_step(
+            self.table, self.running, self.waiting, self.limits, self.step,
+            shed=self.shed, later=self.later,
+        )  # fmt: skip
         assert self.table is before
         self.check(plan)
         self.table = plan.table
         apart = len(plan.preempted) == len(self.running)
         for seq in plan.preempted:
             seq.apart = apart
+        for seq in plan.aside:
+            seq.needs = self.table.limit + max(1, self.table.limit // 8)
+        for seq in [*plan.preempted, *plan.aside]:
+            if seq in self.waiting:
+                continue
             self.running.remove(seq)
             seq.computed = 0
             seq.preemptions += 1
@@ -122,10 +132,10 @@ class Clock:
             assert 1 <= row.count <= row.seq.pending
             assert row.samples == (row.count == row.seq.pending)
             assert plan.table.length(row.seq.id) == row.start + row.count
-        assert plan.table.mapped_chunks <= plan.table.limit
+        assert plan.table.mapped_chunks <= max(plan.table.limit, self.table.mapped_chunks)
         passed = {*plan.admitted, *plan.stuck, *plan.awaiting}
         left = [seq for seq in self.waiting if seq not in passed]
-        assert (plan.held is not None) == bool(left or plan.preempted or plan.stuck)
+        assert (plan.held is not None) == bool(left or plan.preempted or plan.stuck or plan.aside)
         if plan.held == "tokens":
             assert sum(row.count for row in plan.rows) == self.limits.max_batch_tokens
 

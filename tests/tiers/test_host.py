@@ -196,6 +196,18 @@ class HostMachine(RuleBasedStateMachine):
         assert not self.store.remove(self.names[n])
         del self.there[n]
 
+    @rule(slabs=st.integers(0, 3))
+    def give_back(self, slabs: int) -> None:
+        pinned = {page.frame.number for page in (*self.pins, *self.writing)}
+        before = self.store.stats().held_bytes
+        given = self.store.give_back(slabs * before // 3)
+        assert self.store.stats().held_bytes == before - given
+        assert given >= slabs * before // 3 or pinned
+        left = {*self.store.names()}
+        self.there = {n: page for n, page in self.there.items() if self.names[n] in left}
+        if not slabs:
+            assert not given
+
     @invariant()
     def equal(self) -> None:
         self.store.check_integrity()

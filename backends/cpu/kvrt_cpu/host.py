@@ -142,6 +142,7 @@ class HostMemory:
 
     def __init__(self, root: Path = ROOT) -> None:
         self._meminfo = root / "proc/meminfo"
+        self._status = root / "proc/self/status"
         text = self._meminfo.read_text()
         physical = _field(text, "MemTotal:") * 1024
         groups = [_Group(path, _NAMES[version]) for path, version in _folders(root, "memory")]
@@ -159,10 +160,22 @@ class HostMemory:
         With ``exact=False`` it may leave out memory that holds unused file pages (two to ten times
         as fast).
         """
-        free = _field(self._meminfo.read_text(), "MemAvailable:") * 1024
-        groups = (group.free(exact) for group in self._groups)
-        left = int(min([free, self._addresses.free(), *groups])) - RESERVE_BYTES
+        left = int(min(self._untaken(exact), self._addresses.free())) - RESERVE_BYTES
         return max(0, min(left, self.total()))
+
+    def others(self) -> int:
+        """Bytes of it that are not free, and not this process's own: what may come free, about.
+
+        Own are its private pages, and those that it shares; files that are mapped can be dropped.
+        """
+        status = self._status.read_text()
+        own = 1024 * (_field(status, "RssAnon:") + _field(status, "RssShmem:"))
+        return max(0, self.total() - self._untaken(exact=True) - own)
+
+    def _untaken(self, exact: bool) -> int:
+        """Bytes that nobody holds, the reserve included."""
+        free = _field(self._meminfo.read_text(), "MemAvailable:") * 1024
+        return min([free, *(group.free(exact) for group in self._groups)])
 
 
 def _folders(root: Path, controller: str) -> Iterator[tuple[Path, int]]:

@@ -11,6 +11,7 @@ import ctypes
 import heapq
 import os
 import threading
+import weakref
 from typing import Final, TypeVar
 
 import torch
@@ -100,6 +101,10 @@ class _MappingBudget:
             )
 
 
+_open: "weakref.WeakSet[LinuxMemory]" = weakref.WeakSet()
+"""Of this process: what one of them holds, another may be given."""
+
+
 class LinuxMemory:
     """What both kinds share: spans, accounting, and the rule that a forked child keeps out."""
 
@@ -112,6 +117,7 @@ class LinuxMemory:
         self._pid = os.getpid()
         # A chunk's own place, one for each that could exist; its handle tells which.
         self._home = self._reserve(count * GRANULARITY)
+        _open.add(self)
 
     def reserve(self, nbytes: int) -> Span:
         self.require_owner()
@@ -144,10 +150,13 @@ class LinuxMemory:
         return torch.frombuffer(memory, dtype=_TORCH_DTYPES[dtype])
 
     def info(self) -> MemoryInfo:
-        chunks = self._slots.live * GRANULARITY
-        return MemoryInfo(self.system.total(), self.system.free(), chunks)
+        own = self._slots.live
+        elsewhere = sum(memory._slots.live for memory in [*_open]) - own
+        others = self.system.others() + elsewhere * GRANULARITY
+        return MemoryInfo(self.system.total(), self.system.free(), own * GRANULARITY, others)
 
     def close(self) -> None:
+        _open.discard(self)
         # In a forked child there is nothing of ours, but perhaps something of its own.
         if os.getpid() == self._pid:
             for span in self._spans.values():

@@ -1,6 +1,6 @@
 """A group of layers: they keep memory alike, in pages of one size."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kvrt.kv.pages.geometry import Geometry
@@ -44,6 +44,12 @@ class Group:
             return pages
         seen = geometry.pages_for(self.window - 1 + step) + 1
         return min(pages, geometry.pages_for(self.sinks) + seen)
+
+
+def chunks_alone(groups: Iterable[Group], length: int, step: int) -> int:
+    """Chunks under what one sequence needs of each group until it is so long, and under their null
+    pages, if it grows by up to `step` tokens at once and has all of them for itself."""
+    return sum(group.geometry.chunks_of(group.most(length, step)).stop for group in groups)
 
 
 def last_border(groups: Sequence[Group], rows: Sequence[PageRow], border: int) -> int:

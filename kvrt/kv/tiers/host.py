@@ -256,6 +256,26 @@ class HostStore:
             self._give(page)
         return True
 
+    def give_back(self, nbytes: int) -> int:
+        """Give so many bytes back to the system, in whole slabs, with the pages in them; fewer if
+        copies use the others. Returns how many."""
+        given = 0
+        for slab in sorted(self._slabs, reverse=True):
+            if given >= nbytes:
+                break
+            numbers = range(slab * self._slab_frames, (slab + 1) * self._slab_frames)
+            frames = [self._frames[number] for number in numbers if number in self._frames]
+            pages = [page for frame in frames for page in frame.pages]
+            if any(page.pins for page in pages):
+                continue
+            self._evicted += len(pages)
+            for page in pages:
+                self.remove(page.name)
+            if slab in self._slabs:  # an empty one goes by itself if there is another
+                self._drop(slab)
+            given += self._slab_bytes
+        return given
+
     def names(self) -> list[StoredName]:
         """All pages that can be found, the least recently used first."""
         return list(self._pages)

@@ -155,9 +155,20 @@ def test_a_limit_on_addresses_is_one_on_memory(machine):
     assert machine.memory().total() == 1 * GIB // 3
 
 
+def test_what_is_neither_free_nor_its_own_is_others(machine):
+    machine.write("proc/self/status", f"Name: x\nRssAnon: {2 << 20} kB\nRssShmem: {1 << 20} kB")
+    assert machine.memory().others() == (32 - 24 - 3) * GIB
+    machine.cgroup_v2("/")
+    machine.group("", limit=8 * GIB, used=7 * GIB, cache=1 * GIB)
+    assert machine.memory().others() == (8 - 2 - 3) * GIB, "file pages that can be dropped are free"
+    machine.group("", limit=8 * GIB, used=3 * GIB)
+    assert machine.memory().others() == 0
+
+
 def test_this_machine_can_be_asked():
     memory = HostMemory()
     assert 0 < memory.free() < memory.total()
+    assert 0 <= memory.others() < memory.total()
     count, limit = mappings()
     assert 0 < count < limit
 
