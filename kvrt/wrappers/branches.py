@@ -38,7 +38,7 @@ class CheckedBranchOps:
     ) -> None:
         self._check_norm(x, weight, eps)
         if out is not None:
-            check_x(self._facts, out)
+            check_x(self._facts, out, "out")
             if out.shape != x.shape or out.dtype != x.dtype:
                 raise broken("out", tuple(out.shape), "must have the shape and dtype of x")
         self._inner.norm_rows(x, weight, eps, out)
@@ -52,7 +52,7 @@ class CheckedBranchOps:
         scale: float,
     ) -> None:
         self._check_norm(x, weight, eps)
-        check_product(self._facts, x, x.shape[1], None, branch, None)
+        check_product(self._facts, x, x.shape[1], None, branch, None, "branch")
         if x.numel() and branch.data_ptr() == x.data_ptr():
             raise broken("branch", branch, "must not be x")
         if not math.isfinite(scale):

@@ -100,13 +100,13 @@ def check_rotation(facts: Facts, rotation: Rotation, tokens: int, head_dim: int)
         raise broken("rotation.cos", cos, rule)
 
 
-def check_x(facts: Facts, x: torch.Tensor) -> None:
+def check_x(facts: Facts, x: torch.Tensor, name: str = "x") -> None:
     """The rows that a product or a norm takes."""
     facts.check_open("a dense operator")
-    facts.check_activation("x", x)
+    facts.check_activation(name, x)
     if x.dim() != 2:
-        raise broken("x", x, "must be [tokens, in features]")
-    _check_last_contiguous("x", x)
+        raise broken(name, x, "must be [tokens, in features]")
+    _check_last_contiguous(name, x)
 
 
 def check_matrix(facts: Facts, x: torch.Tensor, weight: torch.Tensor) -> int:
@@ -136,17 +136,22 @@ def check_product(
     bias: torch.Tensor | None,
     residual: torch.Tensor | None,
     out: torch.Tensor | None,
+    name: str = "residual",
 ) -> None:
-    """What is added to rows of `width` features that are made of x, and where they go."""
+    """What is added to rows of `width` features that are made of x, and where they go.
+
+    Args:
+        name: what the residual is called.
+    """
     shape = (x.shape[0], width)
     of_x = f"must be {list(shape)} in the dtype of x, {x.dtype}"
     if bias is not None:
         facts.check_vector("bias", bias, width)
     if residual is not None:
-        facts.check_on_device("residual", residual)
+        facts.check_on_device(name, residual)
         if residual.shape != shape or residual.dtype != x.dtype:
-            raise broken("residual", residual, of_x)
-        _check_last_contiguous("residual", residual)
+            raise broken(name, residual, of_x)
+        _check_last_contiguous(name, residual)
     if out is not None:
         facts.check_on_device("out", out)
         if out.shape != shape or out.dtype != x.dtype or not out.is_contiguous():

@@ -66,7 +66,7 @@ class CheckedExpertOps:
             ("experts.down_bias", experts.down_bias, rows),
         ):
             if bias is not None:
-                self._facts.check_vector(name, bias.flatten(), size)
+                self._facts.check_floats(name, bias, (count, size // count))
         self._check_choice(chosen, weights, x.shape[0])
         check_product(self._facts, x, rows // count, None, residual, out)
         if residual is not None and not residual.is_contiguous():

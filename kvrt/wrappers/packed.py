@@ -71,8 +71,9 @@ class CheckedPackedMatrices:
     def rows(self, matrix: Matrix, indices: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         self._facts.check_open("a packed product")
         self._facts.check_on_device("indices", indices)
-        if indices.dim() != 1 or indices.dtype not in (torch.int32, torch.int64):
-            raise broken("indices", indices, "must be int32 or int64 [rows]")
+        fits = indices.dim() == 1 and indices.is_contiguous()
+        if not fits or indices.dtype not in (torch.int32, torch.int64):
+            raise broken("indices", indices, "must be int32 or int64 [rows], contiguous")
         self._facts.check_activation("out", out)
         shape = (len(indices), matrix.width)
         if out.shape != shape or not out.is_contiguous():

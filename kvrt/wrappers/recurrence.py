@@ -8,7 +8,7 @@ import torch
 from kvrt.errors import ContractError
 from kvrt.spi import DeltaRule, Recurrence, StateActivation, StateBatch, StateSpaceRule
 from kvrt.wrappers.attention import CheckedAttention
-from kvrt.wrappers.rules import Facts, broken, whole
+from kvrt.wrappers.rules import TORCH_DTYPE, Facts, broken, whole
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,9 +59,14 @@ class CheckedRecurrence:
             width = states.batch.layout.width
             self._check_rows("x", x, states, width)
             self._check_rows("out", out, states, width)
-            if weight.dim() != 2 or weight.shape[0] != width or weight.shape[1] < 1:
+            if x.dtype != TORCH_DTYPE.get(states.batch.layout.format):
+                raise broken("x", x, f"must be {states.batch.layout.format}, as its pages are")
+            if out.numel() and out.data_ptr() == x.data_ptr():
+                raise broken("out", out, "must not be x")
+            self._facts.check_on_device("weight", weight)
+            if weight.dim() != 2 or weight.shape[1] < 1:
                 raise broken("weight", weight, f"must be [{width}, kernel]")
-            self._facts.check_vector("weight", weight.view(-1), weight.numel())
+            self._facts.check_floats("weight", weight, (width, weight.shape[1]))
             if bias is not None:
                 self._facts.check_vector("bias", bias, width)
             if activation not in get_args(StateActivation):

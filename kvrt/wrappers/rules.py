@@ -101,9 +101,13 @@ class Facts:
             raise broken(argument, tensor, f"must be on {self.torch_device}")
 
     def check_vector(self, argument: str, tensor: torch.Tensor, length: int) -> None:
+        self.check_floats(argument, tensor, (length,))
+
+    def check_floats(self, argument: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
+        """What is float32 whatever the compute dtype is."""
         self.check_on_device(argument, tensor)
-        if tensor.shape != (length,) or tensor.dtype != torch.float32:
-            raise broken(argument, tensor, f"must be float32 [{length}]")
+        if tensor.shape != shape or tensor.dtype != torch.float32:
+            raise broken(argument, tensor, f"must be float32 {list(shape)}")
         if not tensor.is_contiguous():
             raise broken(argument, tensor, "must be contiguous")
 

@@ -69,7 +69,7 @@ def mix(ops: ExpertOps, **changed: Any) -> None:
         (mix, {"experts": replace(EXPERTS, down=torch.ones(39, 6))}, "39 rows: must be a multiple"),
         (mix, {"experts": replace(EXPERTS, down=())}, "as many matrices for each of 4 experts"),
         (mix, {"experts": replace(EXPERTS, activation="relu")}, "experts.activation = 'relu'"),
-        (mix, {"experts": replace(EXPERTS, down_bias=torch.ones(39))}, r"down_bias = .*\[40\]"),
+        (mix, {"experts": replace(EXPERTS, down_bias=torch.ones(39))}, r"down_bias = .*\[4, 10\]"),
         (mix, {"weights": WEIGHTS.t().contiguous()}, r"weights = .*must be float32 \[3, 2\]"),
         (mix, {"residual": torch.ones(3, 9)}, r"residual = .*\[3, 10\]"),
         (mix, {"residual": torch.ones(3, 20)[:, ::2]}, "residual = .*contiguous"),
