@@ -95,14 +95,22 @@ def cut_at_mark(prompt: str, text: str) -> str:
 def _checked(message: Message, where: str) -> dict[str, Any]:
     copied = {name: value for name, value in plain(message, where).items() if value is not None}
     if isinstance(copied.get("content"), list):
-        copied["content"] = [_text_part(part, where) for part in copied["content"]]
+        copied["content"] = [text_part(part, where) for part in copied["content"]]
     reasoning = next((copied[name] for name in REASONING if name in copied), None)
     if reasoning is None:
         return copied
     return {"thinking": reasoning, **copied, "reasoning_content": reasoning}
 
 
-def _text_part(part: Any, where: str) -> dict[str, Any]:
+def text_part(part: Any, where: str) -> dict[str, Any]:
+    """A copy of a part of a message's content that is a list.
+
+    Args:
+        where: the message that it is part of, for the error.
+
+    Raises:
+        RequestError: it is no text.
+    """
     is_text = isinstance(part, dict) and part.get("type", "text") in ("text", "image")
     if not is_text or not isinstance(part.get("text"), str):
         raise RequestError(

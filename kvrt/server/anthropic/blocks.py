@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kvrt.server.errors import Refusal
+from kvrt.server.words.pictures import places_of
 
 
 def functions(tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,19 +19,22 @@ def functions(tool: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def in_openais_words(messages: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Messages whose blocks of tools are messages and calls; results come before what is said.
+def in_openais_words(
+    messages: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Messages whose blocks of tools are messages and calls; results come before what is said. Each
+    after what the client calls the message that it comes from.
 
     Raises:
         Refusal: a block is not as it should be.
     """
-    for place, message in enumerate(messages):
+    for where, message in zip(places_of(messages), messages, strict=True):
         content = message.get("content")
         blocks = content if isinstance(content, list) else []
         if not all(isinstance(block, Mapping) for block in blocks):
-            raise Refusal(400, f"messages[{place}] has content that is no block", param="messages")
-        yield from (_result(block) for block in blocks if block.get("type") == "tool_result")
-        calls = [_call(block, place) for block in blocks if block.get("type") == "tool_use"]
+            raise Refusal(400, f"{where} has content that is no block", param=where)
+        yield from ((where, _result(b)) for b in blocks if b.get("type") == "tool_result")
+        calls = [_call(block, where) for block in blocks if block.get("type") == "tool_use"]
         thoughts = [str(b.get("thinking", "")) for b in blocks if b.get("type") == "thinking"]
         rest = [block for block in blocks if block.get("type") not in TAKEN]
         said = dict(message)
@@ -41,17 +45,17 @@ def in_openais_words(messages: Sequence[Mapping[str, Any]]) -> Iterator[dict[str
         if thoughts:
             said["reasoning_content"] = "".join(thoughts)
         if rest or calls or not blocks:
-            yield said
+            yield where, said
 
 
 TAKEN = ("tool_result", "tool_use", "thinking", "redacted_thinking")
 """Blocks that are no part of what is said."""
 
 
-def _call(block: Mapping[str, Any], place: int) -> dict[str, Any]:
+def _call(block: Mapping[str, Any], where: str) -> dict[str, Any]:
     arguments = block.get("input", {})
     if not isinstance(arguments, Mapping):
-        raise Refusal(400, f"messages[{place}] has an input that is no object", param="messages")
+        raise Refusal(400, f"{where} has an input that is no object", param=where)
     function = {"name": block.get("name"), "arguments": arguments}
     return {"id": str(block.get("id", "")), "type": "function", "function": function}
 

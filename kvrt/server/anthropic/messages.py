@@ -65,11 +65,12 @@ class Conversation(Named, kw_only=True):
         thinks = (self.thinking or {}).get("type", "disabled") != "disabled"
         if thinks and served.dialect.reasoning is None:
             raise Refusal(400, "thinking: the model's chat template shows none", param="thinking")
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        system = [("system", {"role": "system", "content": self.system})]
+        placed = [*(system if self.system is not None else ()), *in_openais_words(self.messages)]
+        places, messages = zip(*placed, strict=True) if placed else ((), ())
         continues = self.messages[-1].get("role") == "assistant"
-        said = as_said(served.dialect, [*system, *in_openais_words(self.messages)])
         return Chat(
-            said,
+            as_said(served.dialect, messages, places),
             tools=choice.tools or None,
             variables={"enable_thinking": True} if thinks else {},
             continue_final_message=continues,

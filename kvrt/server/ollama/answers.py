@@ -16,7 +16,7 @@ from kvrt.server.ollama.fields import Asked, ChatAsked, GenerateAsked, params_of
 from kvrt.server.openai.shared import finish_reason, token_entries
 from kvrt.server.served import Served
 from kvrt.server.words.fields import Message
-from kvrt.server.words.pictures import beside, parts_of
+from kvrt.server.words.pictures import beside, parts_of, places_of
 from kvrt.server.words.talk import NO_TOOLS, Choice, Spoken, Talk, as_said, choose
 
 UNLOAD = (0, "0", "0s", "0m")
@@ -78,7 +78,7 @@ class ChatAnswers(Answers):
         ]
         said = as_said(self._served.dialect, named)
         return Chat(
-            [beside(message, f"messages[{place}]") for place, message in enumerate(said)],
+            [beside(message, where) for where, message in zip(places_of(said), said, strict=True)],
             tools=choice.tools or None,
             variables=thinking(asked),
             continue_final_message=asked.messages[-1].get("role") == "assistant",

@@ -1,5 +1,6 @@
 """The items of ``/v1/responses``: what came before, and what is said."""
 
+import itertools
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,13 +17,15 @@ ROLES = {"developer": "system"}
 # --- what came before ------------------------------------------------------------------------
 
 
-def messages_of(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Items as messages: calls and reasoning belong to the message of the assistant beside them.
+def messages_of(items: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Items as messages, and what errors call each: calls and reasoning belong to the message of
+    the assistant beside them.
 
     Raises:
         Refusal: an item is of a kind that is not read.
     """
     found: list[dict[str, Any]] = []
+    begins: list[int] = []  # of each message, its first item
     for place, item in enumerate(items):
         match item.get("type", "message"):
             case "message" if isinstance(item.get("role"), str):
@@ -49,8 +52,12 @@ def messages_of(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 found.append({"role": "assistant", "reasoning_content": _joined(thought)})
             case _:
                 why = "is no message, call, result or reasoning, and others are not read"
-                raise Refusal(400, f"input {place} {why}", param="input")
-    return found
+                raise Refusal(400, f"input[{place}] {why}", param=f"input[{place}]")
+        begins += [place] * (len(found) - len(begins))
+    return found, [
+        f"input[{begin}]" if begin + 1 == end else f"input[{begin}:{end}]"
+        for begin, end in itertools.pairwise([*begins, len(items)])
+    ]
 
 
 def _awaits_words(found: Sequence[Mapping[str, Any]]) -> bool:
@@ -70,8 +77,8 @@ def _text(place: int, item: Mapping[str, Any], name: str = "content") -> object:
     if not isinstance(content, list):
         return content
     if not all(isinstance(part, dict) and part.get("type") in (*TEXTS, IMAGE) for part in content):
-        why = f"input {place} has content other than text and images"
-        raise Refusal(400, why, param="input")
+        why = f"input[{place}] has content other than text and images"
+        raise Refusal(400, why, param=f"input[{place}]")
     return [
         part if part["type"] == IMAGE else {"type": "text", "text": part.get("text")}
         for part in content

@@ -78,7 +78,7 @@ class Responses:
             constraint=held.constraint,
             skip_special_tokens=talk.skips_special(request.skip_special_tokens),
         )
-        said = as_said(self._served.dialect, _messages(request))
+        said = as_said(self._served.dialect, *_messages(request))
         ask = Ask(Chat(said, tools=choice.tools or None), params, held.field, adapter)
         return ResponsesCall(request, [ask], talk)
 
@@ -120,12 +120,15 @@ def _tools(request: ResponsesRequest) -> list[dict[str, Any]]:
     return found
 
 
-def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:
-    """The instructions and the input, as a chat template takes them."""
+def _messages(request: ResponsesRequest) -> tuple[list[dict[str, Any]], list[str]]:
+    """The instructions and the input, as a chat template takes them, and what errors call each."""
     said = request.input
     items = [{"role": "user", "content": said}] if isinstance(said, str) else said
-    first = {"role": "system", "content": request.instructions}
-    return [*([] if request.instructions is None else [first]), *messages_of(items)]
+    messages, places = messages_of(items)
+    if request.instructions is not None:
+        messages.insert(0, {"role": "system", "content": request.instructions})
+        places.insert(0, "instructions")
+    return messages, places
 
 
 @dataclass(slots=True)

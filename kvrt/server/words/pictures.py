@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kvrt.model.chat.messages import text_part
 from kvrt.server.errors import Refusal
 
 KINDS = ("image_url", "input_image", "image")
@@ -21,17 +22,28 @@ ROOM = 32 << 20
 """Bytes of a request's body for its images, beside its text."""
 
 
-def with_images(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def places_of(messages: Sequence[object]) -> list[str]:
+    """What errors call each message, where they are the ones that were sent."""
+    return [f"messages[{place}]" for place in range(len(messages))]
+
+
+def with_images(
+    messages: Sequence[Mapping[str, Any]], places: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Messages in which each image is a part as `kvrt.Chat` has it.
+
+    Args:
+        places: what the client calls each, for errors; empty: as in `places_of`.
 
     Raises:
         Refusal: an image is an address, or nothing that can be an image.
+        RequestError: a part is neither image nor text.
     """
     return [
-        {**message, "content": [*_parts(message["content"], f"messages[{place}]")]}
+        {**message, "content": [*_parts(message["content"], where)]}
         if isinstance(message.get("content"), list)
         else dict(message)
-        for place, message in enumerate(messages)
+        for message, where in zip(messages, places or places_of(messages), strict=True)
     ]
 
 
@@ -66,7 +78,7 @@ def _parts(content: Sequence[object], where: str) -> Iterator[object]:
         if isinstance(part, Mapping) and part.get("type") in KINDS:
             yield {"type": "image", "image": _image(part, where)}
         else:
-            yield part
+            yield text_part(part, where)
 
 
 def _image(part: Mapping[str, Any], where: str) -> bytes:
@@ -76,16 +88,16 @@ def _image(part: Mapping[str, Any], where: str) -> bytes:
         if not isinstance(source, Mapping) or kind != "base64":
             why = "is at an address, and nothing is fetched here" if kind == "url" else "is none"
             fix = "its source must be of type base64, with the image as data"
-            raise _refusal(f"{where} has an image that {why}: {fix}")
-        return _decoded(source.get("data"), where, "messages")
+            raise _refusal(f"{where} has an image that {why}: {fix}", where)
+        return _decoded(source.get("data"), where, where)
     url = part.get("image_url")
     url = url.get("url") if isinstance(url, Mapping) else url
     if not isinstance(url, str) or (head := DATA.match(url)) is None:
         address = isinstance(url, str) and not url.startswith("data:")
         why = "is at an address, and nothing is fetched here" if address else "is none"
         fix = "its url must be data:image/png;base64,... with the image itself"
-        raise _refusal(f"{where} has an image that {why}: {fix}")
-    return _decoded(url[head.end() :], where, "messages")
+        raise _refusal(f"{where} has an image that {why}: {fix}", where)
+    return _decoded(url[head.end() :], where, where)
 
 
 def _decoded(text: object, where: str, param: str) -> bytes:
@@ -97,5 +109,5 @@ def _decoded(text: object, where: str, param: str) -> bytes:
     raise _refusal(f"{where} has an image that is no base64", param)
 
 
-def _refusal(why: str, param: str = "messages") -> Refusal:
+def _refusal(why: str, param: str) -> Refusal:
     return Refusal(400, why, param=param)

@@ -12,7 +12,7 @@ from kvrt.dialect.reader import DialectReader
 from kvrt.errors import RequestError
 from kvrt.server.errors import Refusal
 from kvrt.server.served import Served
-from kvrt.server.words.pictures import with_images
+from kvrt.server.words.pictures import places_of, with_images
 from kvrt.server.words.strict import held_calls, holds
 from kvrt.server.words.structured import FREE, Held
 from kvrt.structured.constraint import Constraint
@@ -157,18 +157,27 @@ def _is_name(name: object) -> bool:
     return isinstance(name, str) and 0 < len(name) <= MAX_NAME
 
 
-def as_said(dialect: Dialect, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def as_said(
+    dialect: Dialect, messages: Sequence[Mapping[str, Any]], places: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Messages as the model's template takes them: arguments as data, results with names, images
     as parts.
 
+    Args:
+        places: what the client calls each, for errors; empty: ``messages[0]`` and so on.
+
     Raises:
-        Refusal: arguments are no JSON, or an image is none.
+        Refusal: there is no role, arguments are no JSON, or an image is none.
+        RequestError: a part is neither image nor text.
     """
     names: dict[str, str] = {}
     found = []
-    for place, said in enumerate(with_images(messages)):
+    places = places or places_of(messages)
+    for where, said in zip(places, with_images(messages, places), strict=True):
+        if not isinstance(said.get("role"), str):
+            raise Refusal(400, f"{where} must have a role that is a string", param=where)
         if said.get("tool_calls"):
-            said["tool_calls"] = [_call(call, place, dialect) for call in _listed(said, place)]
+            said["tool_calls"] = [_call(call, where, dialect) for call in _listed(said, where)]
             said["content"] = said.get("content") or ""
             names |= {str(c.get("id")): c["function"]["name"] for c in said["tool_calls"]}
         elif said.get("role") == "tool" and (name := names.get(str(said.get("tool_call_id")))):
@@ -177,17 +186,17 @@ def as_said(dialect: Dialect, messages: Sequence[Mapping[str, Any]]) -> list[dic
     return found
 
 
-def _listed(message: Mapping[str, Any], place: int) -> list[Mapping[str, Any]]:
+def _listed(message: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
     calls = message["tool_calls"]
     if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
-        raise _no_call(place)
+        raise _no_call(where)
     return calls
 
 
-def _call(call: Mapping[str, Any], place: int, dialect: Dialect) -> dict[str, Any]:
+def _call(call: Mapping[str, Any], where: str, dialect: Dialect) -> dict[str, Any]:
     function = call.get("function")
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise _no_call(place)
+        raise _no_call(where)
     arguments = function.get("arguments") or {}
     try:
         if isinstance(arguments, str) and not dialect.texts:
@@ -195,13 +204,13 @@ def _call(call: Mapping[str, Any], place: int, dialect: Dialect) -> dict[str, An
         elif not isinstance(arguments, str) and dialect.texts:
             arguments = json.dumps(arguments)
     except (ValueError, RecursionError):
-        raise _no_call(place) from None
+        raise _no_call(where) from None
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _no_call(place: int) -> Refusal:
+def _no_call(where: str) -> Refusal:
     why = "has tool_calls that are not functions with names and arguments that are JSON"
-    return Refusal(400, f"messages[{place}] {why}", param=f"messages[{place}]")
+    return Refusal(400, f"{where} {why}", param=where)
 
 
 # --- answers ---------------------------------------------------------------------------------
