@@ -132,6 +132,24 @@ def test_no_memory_is_too_little_for_many_lines(run: Callable[..., Any], tmp_pat
     assert json.loads(done.stdout.splitlines()[-1])["completed"] == 24
 
 
+def test_a_disk_that_is_full_is_an_error_that_says_so_and_the_same_command_goes_on(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "in.jsonl", [asked(f"{n}", text) for n, text in enumerate(PROMPTS)])
+
+    def full(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kvrt.batches.run.os.fdatasync", full)
+        stopped = run()
+    assert stopped.exit_code == 1
+    assert "answers cannot be kept: [Errno 28] No space left on device" in stopped.stderr
+    assert "fix: make room; the same command goes on from there" in stopped.stderr
+    assert run().exit_code == 0
+    assert len(read(tmp_path / "out.jsonl")) == len(PROMPTS)
+
+
 def test_progress_is_told_as_json(run: Callable[..., Any], tmp_path: Path) -> None:
     shared = "The quick brown fox jumps over the lazy dog. " * 4
     write(tmp_path / "in.jsonl", [asked(f"{n}", f"{shared}{n}") for n in range(40)])

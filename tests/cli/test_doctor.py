@@ -9,6 +9,8 @@ import pytest
 from kvrt_cli.checks import software
 from kvrt_cli.checks.check import Mark
 
+from kvrt.units import format_bytes
+
 from .conftest import Kvrt
 
 Findings = dict[tuple[str, str], dict[str, Any]]
@@ -35,6 +37,22 @@ def test_every_group_reports_and_the_cpu_is_proved_by_doing(kvrt: Kvrt) -> None:
     assert found["backends", "cpu"]["data"]["spi"] == 2
     assert found["python", "kvrt"]["data"]["version"]
     assert result.exit_code == report["exit_code"]
+    unsaid = ("taken_bytes", "kept_bytes", "chunks_left")
+    for check in report["checks"]:
+        for figure, value in check.get("data", {}).items():
+            if isinstance(value, int | float) and figure not in unsaid:
+                assert any(form in check["text"] for form in forms(value)), (figure, check)
+    returned = format_bytes(memory["taken_bytes"] - max(memory["kept_bytes"], 0))
+    assert found["cpu:0", "memory"]["text"].endswith(f": {returned} returned to the system")
+    odd = "attention over float32 KV: 3 odd shapes agree with the reference"
+    assert found["cpu:0", "attention.float32"]["text"].startswith(odd)
+
+
+def forms(value: float) -> set[str]:
+    """How people read a number."""
+    giga = value / 1e9
+    words = {f"{value:g}", f"{value:.0f} us", f"{value:.1e}", f"{giga:.1f} GB", f"{giga:.0f} GFLOP"}
+    return {*words, str(value), format_bytes(int(value))}
 
 
 def test_what_is_printed_for_people(kvrt: Kvrt) -> None:

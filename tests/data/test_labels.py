@@ -3,6 +3,7 @@
 import io
 import json
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings
@@ -126,6 +127,33 @@ def test_a_pair_says_which_side_the_judge_preferred() -> None:
     assert task["data"] == {"number": 3, "prompt": "p", "answer_a": "x", "answer_b": "y"}
     assert task["predictions"][0]["result"][0]["value"] == {"selected": "left"}
     assert "predictions" not in pair_of(3, "p", "x", "y", None)
+
+
+@pytest.mark.parametrize(
+    ("config", "task"),
+    [
+        (labels.CONFIG, task_of(read_row(json.dumps(conversation("a", "b")).encode()))),
+        (labels.PAIRS_CONFIG, pair_of(1, "p", "x", "y", "right")),
+    ],
+    ids=["a set", "pairs"],
+)
+def test_a_configuration_shows_what_tasks_have_and_asks_about_what_it_shows(
+    config: str, task: dict[str, Any]
+) -> None:
+    tags = list(ElementTree.fromstring(config).iter())
+    shown = {tag.get("value", "")[1:] for tag in tags if tag.get("value", "").startswith("$")}
+    assert shown <= task["data"].keys()
+    assert task["data"].keys() - shown <= {"row", "number"}, "what people need not see"
+    objects = {tag.get("name") for tag in tags if tag.tag == "Text"}
+    asks = {tag.get("name"): tag for tag in tags if tag.get("toName")}
+    for tag in asks.values():
+        about = tag.get("toName", "").split(",")
+        assert set(about) <= objects
+        assert len(about) == (2 if tag.tag == "Pairwise" else 1)
+    for said in (said for made in task["predictions"] for said in made["result"]):
+        tag = asks[said["from_name"]]
+        assert said["to_name"] in tag.get("toName", "").split(",")
+        assert said["type"] == tag.tag.lower()
 
 
 @pytest.mark.extra

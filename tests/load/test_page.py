@@ -1,8 +1,10 @@
 """The page of a result, in a real browser."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -65,3 +67,16 @@ def test_a_run_without_anything_is_a_page_that_says_so() -> None:
     assert "no values" in text
     assert "nobody &lt;asked&gt;" in text
     assert "there is no counter" in text
+
+
+def test_whatever_is_on_the_page_has_its_style_in_light_and_in_dark() -> None:
+    text = page(run(1, held=[Held(0.1, 1 << 20, 1 << 20, 3 << 20, 8 << 20)], per_hour=2.0))
+    style = text[text.index("<style>") : text.index("</style>")]
+    light, dark = style.split("@media (prefers-color-scheme: dark)")
+    dark = dark[: dark.index("}")]
+    used = set(re.findall(r"var\(--([\w-]+)\)", text))
+    assert used == set(re.findall(r"--([\w-]+):", light))
+    assert used - set(re.findall(r"--([\w-]+):", dark)) == {"grid"}, "it is half transparent"
+    classes = {name for names in re.findall(r'class="([^"]*)"', text) for name in names.split()}
+    assert classes <= set(re.findall(r"\.([a-z][\w-]*)", style))
+    ElementTree.fromstring(text[text.index("<body>") : text.index("</html>")])

@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from kvrt import Runtime, SamplingParams
 from kvrt.errors import ConfigError, ModelError
+from kvrt.model.borrowed.source import BorrowedFolder
 from kvrt.model.loader import Model, load_model
-from kvrt.spi import Device
+from kvrt.spi import Device, DType
 from tests.model.checkpoints import (
     BASE,
     PLAIN_ROPE,
@@ -106,6 +107,14 @@ def test_a_runtime_answers_with_it_and_begins_with_cached_pages(case: Case) -> N
         want = case.logits([*asked_for, *result.token_ids][:-1])[len(asked_for) - 1 :]
         best = want.max(-1).values - want.gather(1, torch.tensor(result.token_ids)[:, None])[:, 0]
         assert float(best.max()) < 1e-3  # ties may fall either way
+
+
+def test_a_module_is_loaded_in_the_dtype_that_is_wanted(tmp_path: Path) -> None:
+    source = BorrowedFolder(save_tokenizer(save_model(make(KNOWN[0]), tmp_path)))
+    dtypes: tuple[DType, ...] = ("float32", "bfloat16")
+    for dtype in dtypes:
+        module, _ = source.load(dtype, "cpu")
+        assert {each.dtype for each in module.parameters()} == {getattr(torch, dtype)}
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,19 @@ def test_a_folder_of_the_hubs_cache_names_its_snapshot(
     load_model(snapshot, cpu)
 
 
+def test_of_several_snapshots_the_one_that_main_means_is_named(
+    good: Path, tmp_path: Path, cpu: Device
+) -> None:
+    repository = tmp_path / "models--someone--model"
+    others = [f"{digit}{COMMIT[1:]}" for digit in "1f"]
+    for commit in (COMMIT, *others):
+        shutil.copytree(good, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    for commit in (COMMIT, *others):
+        (repository / "refs" / "main").write_text(f"{commit}\n")
+        assert str(repository / "snapshots" / commit) in error_of(repository, cpu).fix
+
+
 @pytest.mark.parametrize("refs", [COMMIT, None])
 @pytest.mark.parametrize("place", [f"snapshots/{COMMIT}", "model-GGUF"])
 def test_a_folder_with_gguf_models_in_folders_names_one(

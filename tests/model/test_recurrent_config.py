@@ -115,6 +115,7 @@ def test_layers_that_attend_beside_a_state_space_keep_both(tmp_path: Path) -> No
             "moe_latent_size is not supported",
         ),
         (KIMI, {"moe_router_activation_func": "softmax"}, "moe_router_activation_func is"),
+        (KIMI, {"moe_router_activation_func": "tanh"}, "moe_router_activation_func is 'tanh'"),
         (KIMI, {"mla_use_nope": False}, "mla_use_nope is not supported"),
         (KIMI, {"layer_types": ["linear_attention"] * 3}, "layer_types has no full_attention"),
     ],

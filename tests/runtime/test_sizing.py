@@ -5,6 +5,7 @@ import pytest
 from kvrt.engine.sizing import FREE_SHARE
 from kvrt.errors import CapacityError
 from kvrt.model.weights import arena
+from kvrt.units import format_bytes
 
 from .conftest import Break, MakeRuntime
 from .test_step_memory import Small
@@ -43,4 +44,8 @@ def test_a_limit_that_cannot_hold_the_weights_is_refused_before_they_are_loaded(
         with pytest.raises(CapacityError, match="the weights take") as caught:
             make_runtime(memory_limit=limit)
         assert caught.value.needed == weights + CHUNK
+        parts = [format_bytes(each) for each in (limit, weights, CHUNK)]
+        told = "a memory limit of {} is too small: the weights take {}, and the smallest KV cache"
+        assert str(caught.value) == f"{told} {{}} more".format(*parts)
+        assert caught.value.fix == f"give at least {format_bytes(weights + CHUNK)}"
     assert not taken

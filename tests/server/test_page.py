@@ -46,6 +46,24 @@ def test_nothing_on_the_page_comes_from_elsewhere_or_is_made_of_markup() -> None
         assert not re.search(r"\son\w+=|\sstyle=|javascript:", text), path
 
 
+def test_scripts_and_styles_of_the_page_know_what_is_on_it() -> None:
+    markup = (FOLDER / "index.html").read_text()
+    scripts = "".join(path.read_text() for path in FOLDER.glob("*.js"))
+    style = (FOLDER / "page.css").read_text()
+    ids = re.findall(r'id="([^"]+)"', markup)
+    assert len(ids) == len(set(ids))
+    asked = re.findall(r'(?:\bat|getElementById)\("([\w-]+)"\)', scripts)
+    asked += re.findall(r'(?:for|aria-labelledby|aria-controls)="([\w-]+)"', markup)
+    assert len(asked) > 60
+    assert set(asked) <= set(ids)
+    light, dark = style.split("@media (prefers-color-scheme: dark)")
+    used = set(re.findall(r"var\(--([\w-]+)\)", style + scripts))
+    for of in (light, dark[: dark.index("}\n}")]):
+        named = set(re.findall(r"--([\w-]+):", of))
+        assert used <= named
+        assert {name for name in named - used if not name.startswith("owner-")} == set()
+
+
 @contextmanager
 def started_with_keys(folder: Path) -> Iterator[tuple[Server, dict[str, str]]]:
     """A server that asks for keys, and the keys, by what they are called."""

@@ -188,6 +188,28 @@ def test_keys_of_a_workspace_take_from_what_it_has_together(tmp_path: Path) -> N
     assert [each["taken"] for each in accounts.left(alice)] == [10]
 
 
+def test_what_keys_of_a_workspace_hold_at_once_is_held_from_both(tmp_path: Path) -> None:
+    """Whichever of the two has less left, the key or its workspace."""
+    for of_key, of_all, most in ((10, 100, 10), (100, 10, 10), (60, 60, 60)):
+        folder = tmp_path / f"{of_key}-{of_all}"
+        folder.mkdir()
+        accounts = Accounts(
+            UNLIMITED, credentials(folder, f"workspace acme daily_tokens={of_all}\n")
+        )
+        alice = Owner("alice", "user", Limits(daily_tokens=of_key), "acme")
+        bob = Owner("bob", "user", workspace="acme")
+        with accounts.visit(alice, TEXT) as visit:
+            visit.reserve(most - 3)
+            assert take(accounts, alice, 4, 1) == "daily_tokens"
+            assert take(accounts, bob, of_all - most + 4, 1) == "daily_tokens"
+            with accounts.visit(alice, TEXT) as beside:
+                beside.reserve(3)
+                assert take(accounts, alice, 1, 1) == "daily_tokens"
+                assert [each["taken"] for each in accounts.left(alice)] == [most, most]
+        assert [each["taken"] for each in accounts.left(alice)] == [0, 0]
+        assert take(accounts, alice, most, most) is None
+
+
 def test_a_file_of_keys_is_read_again_and_a_bad_one_changes_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -215,6 +215,27 @@ def test_what_is_known_to_hang_is_not_waited_for_at_the_end(
     assert store.close()
 
 
+def test_what_waited_behind_a_call_that_hangs_is_dropped_counted_and_may_come_again(
+    tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DiskStore(PageFile.open(tmp_path, FORM, open_file=Gate), threads=1)
+    begun, *queued = (store.store(name, body(name)) for name in NAMES[:3])
+    while store.stats().queued > 2:
+        time.sleep(0.001)
+    monkeypatch.setattr("kvrt.kv.tiers.disk.PATIENCE_S", 0.01)
+    time.sleep(0.02)
+    assert store.hangs()
+    assert [ticket.ok for ticket in queued] == [False, False]
+    assert store.stats().dropped == 2
+    assert not any(name in store for name in NAMES[1:3]), "nobody is told that they are coming"
+    gate.set()
+    assert begun.wait(10)
+    again = store.store(NAMES[1], body(NAMES[1]))
+    assert again.wait(10)
+    assert NAMES[1] in store
+    assert store.close()
+
+
 def test_a_page_that_is_damaged_is_missed_and_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

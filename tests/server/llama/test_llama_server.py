@@ -177,3 +177,29 @@ def test_clients_need_one_of_the_keys_that_are_given(tmp_path: Path) -> None:
         begun = time.monotonic()
         assert server.end() == 0
         assert time.monotonic() - begun < 30
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/completion", {"logit_bias": 5}, "logit_bias is no list of [token, bias]"),
+        ("/completion", {"logit_bias": [[1]]}, "logit_bias is no list of [token, bias]"),
+        ("/completion", {"lora": [{"id": 0, "scale": 1}]}, "there is no adapter 0"),
+        ("/completion", {"lora": [{"x": 0}]}, "lora is no list of objects with id and scale"),
+        ("/tokenize", {"content": "a<|endoftext|>", "parse_special": False}, "always read as such"),
+        ("/lora-adapters", b"{", "the body is not JSON"),
+        ("/lora-adapters", {}, "the body is no list of objects with id and scale"),
+    ],
+)
+def test_what_is_not_taken_is_refused_for_its_reason(
+    face: Server, path: str, body: Any, words: str
+) -> None:
+    given = {"prompt": "a", **body} if path == "/completion" else body
+    status, _, data = face.ask("POST", path, given)
+    assert status == 400, data
+    assert words in json.loads(data)["error"]["message"]
+
+
+def test_a_text_without_special_tokens_may_say_that_they_are_none(face: Server) -> None:
+    status, told = face.post("/tokenize", {"content": "a b", "parse_special": False})
+    assert (status, told) == face.post("/tokenize", {"content": "a b"})
