@@ -1,6 +1,5 @@
 """The statistics of `kvrt run`, as lines for people."""
 
-import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
 
@@ -115,19 +114,6 @@ def test_of_many_requests_all_is_added_up_and_rates_are_over_the_whole_time(
     assert many.generation_tokens_per_s == 21 / 2.0
     assert many.first_token_s == 2.0, "the median of those that have one"
     assert (many.preemptions, many.drafted_tokens, many.accepted_tokens) == (3, 12, 5)
-
-
-def test_an_idle_runtime_is_waited_for_until_it_has_given_memory_back(plain_model: str) -> None:
-    options = {"prefix_cache": False, "keep_warm": 0}
-    with Runtime(plain_model, backend="cpu", load_format="dummy", **options) as runtime:
-        for _ in range(3):
-            prompts = [[number] * 1500 for number in range(10)]
-            results = runtime.generate(prompts, SamplingParams(max_tokens=30, ignore_eos=True))
-            found = collect(runtime, results, 1.0)
-            time.sleep(0.2)
-            at_rest = runtime.stats().cache
-            assert found.kv_end_bytes == at_rest.mapped_bytes < found.kv_peak_bytes
-            assert found.kv_pooled_bytes == at_rest.pooled_bytes
 
 
 def test_memory_is_that_of_the_runtime_when_it_has_settled(runtime: Runtime) -> None:

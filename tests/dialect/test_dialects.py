@@ -91,6 +91,21 @@ def test_a_call_that_is_cut_off_is_a_call_with_what_came(scripts: dict[str, Scri
 
 
 @pytest.mark.parametrize("name", SOURCES)
+def test_an_answer_that_ends_before_a_call_has_a_name_is_content_to_the_last_letter(
+    scripts: dict[str, Script], name: str
+) -> None:
+    text = scripts[name].calls(CALLS[0])
+    assert text is not None
+    text = text.lstrip()
+    for length in range(1, len(text)):
+        events = scripts[name].read(text[:length], 10_000, thinking=False)
+        if any(isinstance(event, Called) for event in events):
+            break
+        assert content(events).strip() == text[:length].strip(), text[:length]
+    assert length > 4
+
+
+@pytest.mark.parametrize("name", SOURCES)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_no_text_breaks_a_reader_and_text_without_marks_is_all_content(

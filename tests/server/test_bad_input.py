@@ -1,5 +1,6 @@
 """Whatever is sent, it is refused at once, and nobody else notices."""
 
+import asyncio
 import json
 import math
 import random
@@ -21,6 +22,7 @@ from kvrt.server.openai.chat import ChatRequest
 from kvrt.server.openai.completions import CompletionRequest
 from kvrt.server.openai.responses import ResponsesRequest
 from kvrt.server.plain import DetokenizeRequest, TokenizeRequest
+from kvrt.server.wire.http import DISCARD_BYTES, read_body
 from kvrt.server.words.fields import decode
 
 from .conftest import MESSAGES, PROMPT, Server
@@ -339,3 +341,18 @@ def test_the_strict_api_refuses_what_is_not_known_at_any_depth(
     decode(good, Outer, strict=True)
     with pytest.raises(Refusal, match="plain"):
         decode(b"{}", Outer, strict=True)
+
+
+def test_of_a_body_that_never_ends_no_more_is_read_than_lets_an_answer_be_seen() -> None:
+    taken = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal taken
+        taken += 1 << 16
+        assert taken < 2 * DISCARD_BYTES
+        return {"type": "http.request", "body": bytes(1 << 16), "more_body": True}
+
+    scope = {"type": "http", "headers": [(b"content-length", b"9" * 12)]}
+    with pytest.raises(Refusal, match="longer than 1000 bytes"):
+        asyncio.run(read_body(scope, receive, 1000))
+    assert taken >= DISCARD_BYTES

@@ -213,7 +213,7 @@ def test_two_processes_share_alike(
         ({"name": "../x"}, "called"), ({"name": ""}, "name"), ({"name": "x" * 49}, "called"),
         ({"name": "x", "size": "much"}, "size"), ({"name": "x", "guarantee": -1}, "guarantee"),
         ({"name": "x", "weight": 0}, "weight"), ({"name": "x", "priority": 1.5}, "priority"),
-        ({"name": "x", "lend": "yes"}, "lend"),
+        ({"name": "x", "lend": "yes"}, "lend"), ({"name": "x", "guarantee": ""}, "guarantee"),
     ],
 )  # fmt: skip
 def test_terms_that_cannot_be_are_refused_by_name(terms: dict[str, object], why: str) -> None:
