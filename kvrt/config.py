@@ -89,6 +89,9 @@ DTypeOption = Literal["auto", DType]
 FitFormat = Literal["bfloat16", "int8", "int4"]
 MAX_THREADS = max(64, 8 * (os.cpu_count() or 1))
 """More than a processor has any use for; each takes memory of the system's."""
+ParallelMode = Literal["exact", "fast"]
+"""What several ranks, with a part of every layer each, do with sums: docs/parallel.md."""
+
 MAX_RANKS = 64
 """In each direction; more would have less than a layer, or a head, of any model there is."""
 DRAFTS = 10
@@ -175,6 +178,9 @@ class RuntimeConfig:
             name of one, as ``gpu0``. Weights and KV memory are leased before they are taken, and
             memory that others need more is given back. None: what is free is taken.
         tensor_parallel: so many processes, each with a device, have a part of every layer each.
+        tensor_parallel_mode: ``exact``: the text of one process, byte for byte. ``fast``: they say
+            each other less, and add up in another order, which changes last bits: so a token may be
+            another one where two are all but equally likely.
         pipeline_parallel: so many stages, one after the other, have some of the layers each; of
             as many processes each as `tensor_parallel` says: docs/parallel.md. `memory_limit`,
             `keep_warm` and `threads` are of each process.
@@ -225,6 +231,7 @@ class RuntimeConfig:
     threads: int | None = None
     share: Share | str | None = None
     tensor_parallel: int = 1
+    tensor_parallel_mode: ParallelMode = "exact"
     pipeline_parallel: int = 1
     nodes: int = 1
     master: str | None = None
@@ -270,6 +277,12 @@ class RuntimeConfig:
                 f"kv_cache_dtype {self.kv_cache_dtype} is for {fit.texts} texts at once, and"
                 f" max_running is {self.max_running}",
                 fix="raise max_running, or ask for no more texts than run together",
+            )
+        if self.tensor_parallel == 1 and self.tensor_parallel_mode != "exact":
+            raise ConfigError(
+                f"tensor_parallel_mode is {self.tensor_parallel_mode}, and tensor_parallel is 1",
+                fix="leave out tensor_parallel_mode, or let several ranks have a part of every"
+                " layer each",
             )
         ranks = self.tensor_parallel * self.pipeline_parallel
         if ranks % self.nodes or (self.nodes > 1) != (self.master is not None):
@@ -332,6 +345,7 @@ OPTIONS: Checks = {
     "threads": Maybe(Whole(1, MAX_THREADS)),
     "share": Maybe(Of((Share, str))),
     "tensor_parallel": Whole(1, MAX_RANKS),
+    "tensor_parallel_mode": OneOf(get_args(ParallelMode)),
     "pipeline_parallel": Whole(1, MAX_RANKS),
     "nodes": Whole(1, MAX_RANKS),
     "master": Maybe(Text()),

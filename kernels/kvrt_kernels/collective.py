@@ -89,6 +89,11 @@ class TorchCollective:
             self._group.allgather([[*gathered.unbind()]], [part]).wait()
         return gathered
 
+    def all_reduce(self, x: Tensor) -> None:
+        self.calls += 1
+        with _blaming("all_reduce"):
+            self._group.allreduce([x]).wait()
+
     def send(self, x: Tensor, to: int) -> None:
         self.calls += 1
         with _blaming("send"):

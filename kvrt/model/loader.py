@@ -304,7 +304,9 @@ def load_model(
 
 def _cut(shard: Shard) -> str:
     """What pages of several ranks differ by from those of one, and all ranks agree on."""
-    return "" if shard == WHOLE else f" {shard.parts} x {shard.stages}"
+    if shard == WHOLE:
+        return ""
+    return f" {shard.parts} x {shard.stages}" + ("" if shard.exact else ", added up")
 
 
 def _borrow(

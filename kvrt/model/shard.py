@@ -7,7 +7,8 @@
 
 Every matrix is cut by rows, those behind attention and behind the feed-forward layer too: each
 output element is computed by one rank, from all of its inputs, as one process would compute it. So
-an answer's bits do not depend on the number of ranks (docs/design/ranks.md).
+an answer's bits do not depend on the number of ranks (docs/design/ranks.md). Unless it need not be
+exact: then these two matrices are cut by columns, and what ranks make of their parts is added up.
 """
 
 from collections.abc import Callable
@@ -26,12 +27,14 @@ class Shard:
     Args:
         part, parts: of each layer of its stage.
         stage, stages: of the layers.
+        exact: every number has the bits that it has on one rank.
     """
 
     part: int = 0
     parts: int = 1
     stage: int = 0
     stages: int = 1
+    exact: bool = True
 
     @property
     def rank(self) -> int:

@@ -51,7 +51,11 @@ class Hello:
 
 def shard_of(config: RuntimeConfig) -> Shard:
     """What rank 0 has of the model."""
-    return Shard(parts=config.tensor_parallel, stages=config.pipeline_parallel)
+    return Shard(
+        parts=config.tensor_parallel,
+        stages=config.pipeline_parallel,
+        exact=config.tensor_parallel_mode == "exact",
+    )
 
 
 def threads_of(config: RuntimeConfig) -> int | None:

@@ -56,6 +56,10 @@ class Collective(Protocol):
     def all_gather(self, part: "Tensor") -> "Tensor":
         """The tensors of all ranks: [size, *part.shape]."""
 
+    def all_reduce(self, x: "Tensor") -> None:
+        """Have the sum of all ranks' tensors in place of `x`: of a float dtype, added in whatever
+        order, with the same bits on all ranks."""
+
     def send(self, x: "Tensor", to: int) -> None:
         """Give a tensor to a rank, which calls `receive`."""
 

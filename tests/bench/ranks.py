@@ -2,19 +2,25 @@
 links of a given speed need for them; and how long rank 0 plans, measured here.
 
     python -m tests.bench.ranks [--sequences 4096] [--context 2048]
+    python -m tests.bench.ranks --counted
 
-Of the hardware nothing is measured: the speeds are those that its makers state, and a call of a
+With ``--counted``, a small model of Llama's shape runs here, and what rank 0 is sent in a step is
+read off the system's counters of its sockets. Else, of the hardware nothing is measured: the speeds are those that its makers state, and a call of a
 collective is taken to cost what `--latency` says. What is counted is what kvrt's code does: its own
 values are planned, written as messages, and counted. Left out: that links are shared with other
 traffic, that ranks are not equally fast, and compute that hides communication (kvrt hides none).
 """
 
 import argparse
+import functools
 import itertools
+import json
 import statistics
+import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -26,6 +32,7 @@ from kvrt.kv.pages.table import Change, PageTable
 from kvrt.kv.seq import Seq
 from kvrt.model.shard import Shard
 from kvrt.ranks.messages import StepWriter, ops_to_bytes
+from kvrt.runtime import Runtime
 from kvrt.sched.batching import Limits, plan_step
 from kvrt.sched.policy import POLICIES
 from kvrt.sched.waiting import Waiting
@@ -83,30 +90,28 @@ class Traffic:
 
     Args:
         calls: that a rank waits for one after the other, in all stages.
-        received: bytes that a rank of a stage receives within its stage, in all of its layers.
+        received: bytes that a rank of a stage receives within its stage; of sums, by a ring.
         passed: bytes from a stage to the next, for each of its ranks.
-        reduced: what `received` would be with two all-reduces in each layer (Megatron-LM, arXiv
-            1909.08053), in a ring.
     """
 
     calls: int
     received: int
     passed: int
-    reduced: int
 
 
 def traffic(shape: Shape, shard: Shard, tokens: int, rows: int) -> Traffic:
     """What `kvrt.model.decoder.split` does in a step."""
     parts, layers = shard.parts, len(shard.layers(shape.layers))
-    gathered = shape.heads * shape.head_dim + shape.intermediate + 2 * shape.hidden
-    embedded = parts * shape.hidden
-    in_layers = layers * gathered * tokens * ITEM * (parts - 1) // parts
-    around = embedded * tokens * ITEM * (parts - 1) // parts
-    around += shape.vocab * rows * 4 * (parts - 1) // parts
-    reduced = layers * 2 * 2 * shape.hidden * tokens * ITEM * (parts - 1) // parts
-    calls = (shape.layers * 4 + 2) * (parts > 1) + 2 * (shard.stages - 1) + (shard.stages > 1)
+    if shard.exact:
+        in_layer = shape.heads * shape.head_dim + shape.intermediate + 2 * shape.hidden
+        embedded = parts * shape.hidden
+    else:
+        in_layer, embedded = 4 * shape.hidden, 2 * shape.hidden
+    received = (layers * in_layer + embedded) * tokens * ITEM + shape.vocab * rows * 4
+    each = 4 if shard.exact else 2
+    calls = (shape.layers * each + 2) * (parts > 1) + 2 * (shard.stages - 1) + (shard.stages > 1)
     passed = tokens * shape.hidden * ITEM * (shard.stages > 1)
-    return Traffic(calls, in_layers + around * (parts > 1), passed, reduced)
+    return Traffic(calls, received * (parts - 1) // parts, passed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,20 +214,57 @@ def lines(sequences: int, context: int, latency_us: float) -> Iterator[str]:
 
 
 def on_paper(shape: Shape, shard: Shard, tokens: int, latency_us: float) -> Iterator[str]:
-    """One model on H100s."""
-    said = traffic(shape, shard, tokens, tokens)
-    reading = shape.parameters * ITEM / shard.parts / H100.read
-    within = said.received * shard.stages / H100.link
-    between = said.passed * (shard.stages - 1) / H100.network
-    waiting = said.calls * latency_us * 1e-6
+    """One model on H100s, in both modes."""
+    modes = [traffic(shape, replace(shard, exact=exact), tokens, tokens) for exact in (True, False)]
+    reading = 1e3 * shape.parameters * ITEM / shard.parts / H100.read
     yield f"{shape.name}, {shard.parts} parts x {shard.stages} stages, {tokens} tokens a step:"
-    yield f"  calls of collectives, one after the other  {said.calls:8d}"
-    yield f"  received by a rank within its stage        {said.received / 1e6:8.1f} MB"
-    yield f"    with all-reduces in their place          {said.reduced / 1e6:8.1f} MB"
-    yield f"  from stage to stage, for each rank         {said.passed / 1e6:8.1f} MB"
-    yield f"  at 450 and 50 GB/s                         {1e3 * (within + between):8.2f} ms"
-    yield f"  at {latency_us:g} us a call                            {1e3 * waiting:8.2f} ms"
-    yield f"  to read the weights, at 3,350 GB/s         {1e3 * reading:8.2f} ms"
+    yield f"{'':44} {'exact':>8} {'fast':>8}"
+
+    def row(what: str, unit: str, value: Callable[[Traffic], float]) -> str:
+        return f"  {what:42} {value(modes[0]):8.6g} {value(modes[1]):8.6g} {unit}".rstrip()
+
+    def moving(said: Traffic) -> float:
+        within = said.received * shard.stages / H100.link
+        return 1e3 * (within + said.passed * (shard.stages - 1) / H100.network)
+
+    yield row("calls of collectives, one after the other", "", lambda said: said.calls)
+    yield row(
+        "received by a rank within its stage", "MB", lambda said: round(said.received / 1e6, 1)
+    )
+    yield row(
+        "from stage to stage, for each rank", "MB", lambda said: round(said.passed / 1e6, 1)
+    )
+    yield row("at 450 and 50 GB/s", "ms", lambda said: round(moving(said), 2))
+    yield row(
+        f"at {latency_us:g} us a call", "ms", lambda said: round(said.calls * latency_us * 1e-3, 2)
+    )
+    yield row("to read the weights, at 3,350 GB/s", "ms", lambda _: round(reading, 2))
+    yield ""
+
+
+def counted(parts: int) -> Iterator[str]:
+    """What is said in a step of a small model of Llama's shape, in both modes."""
+    from tests.ranks.conftest import CONFIG
+    from tests.ranks.wire import in_a_step
+
+    shape = {
+        "hidden_size": 512, "intermediate_size": 1792, "num_hidden_layers": 8, "vocab_size": 64,
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(CONFIG | shape))
+        make = functools.partial(
+            Runtime, folder, backend="cpu", load_format="dummy", threads=1, memory_limit="256MiB",
+            tensor_parallel=parts,
+        )  # fmt: skip
+        exact, fast = (in_a_step(make, tensor_parallel_mode=mode) for mode in ("exact", "fast"))
+    yield f"{parts} ranks, 8 layers of 512 numbers, one token a step, sent to rank 0 by Gloo:"
+    yield f"{'':36} {'exact':>8} {'fast':>8}    fast/exact"
+    for what, one, other in (
+        ("calls of collectives", exact.calls, fast.calls),
+        ("TCP segments with something in them", exact.segments, fast.segments),
+        ("bytes", exact.received, fast.received),
+    ):
+        yield f"{what:36} {one:8.0f} {other:8.0f} {other / one:13.2f}"
     yield ""
 
 
@@ -231,8 +273,12 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=4096)
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--latency", type=float, default=10.0, help="of a collective, in us")
+    parser.add_argument("--counted", action="store_true", help="run a small model instead")
     asked = parser.parse_args()
-    print("\n".join(itertools.chain(lines(asked.sequences, asked.context, asked.latency))))
+    said = lines(asked.sequences, asked.context, asked.latency)
+    if asked.counted:
+        said = itertools.chain(counted(2), counted(4))
+    print("\n".join(said))
 
 
 if __name__ == "__main__":

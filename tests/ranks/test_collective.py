@@ -70,6 +70,22 @@ def test_all_have_what_each_has(
         assert torch.equal(found.result(), torch.stack(parts))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_all_have_the_same_sum(
+    dtype: torch.dtype, together: Callable[..., list["Future[Tensor]"]]
+) -> None:
+    parts = torch.randn(4, 3, 257, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+    def do(own: Collective) -> Tensor:
+        x = parts[own.rank].clone()
+        own.all_reduce(x)
+        return x
+
+    first, *others = (one.result() for one in together(4, do))
+    assert all(torch.equal(first, other) for other in others)
+    torch.testing.assert_close(first.double(), parts.double().sum(0), rtol=0.03, atol=0.03)
+
+
 def test_what_is_sent_is_received(together: Callable[..., list["Future[Tensor]"]]) -> None:
     sent = torch.arange(1 << 20)
 

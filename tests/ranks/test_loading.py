@@ -3,6 +3,7 @@
 import itertools
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -29,21 +30,30 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "ranks",
     [
         {"tensor_parallel": 2},
+        {"tensor_parallel": 2, "tensor_parallel_mode": "fast"},
         pytest.param({"pipeline_parallel": 2}, marks=pytest.mark.extra),
         pytest.param({"tensor_parallel": 4}, marks=pytest.mark.extra),  # two heads of keys
         pytest.param({"tensor_parallel": 2, "pipeline_parallel": 2}, marks=pytest.mark.extra),
+        pytest.param(
+            {"tensor_parallel": 4, "tensor_parallel_mode": "fast"}, marks=pytest.mark.extra
+        ),
     ],
     ids=lambda ranks: "-".join(f"{name[0]}{count}" for name, count in ranks.items()),
 )
 def test_each_byte_is_read_by_one_rank(
-    ranks: dict[str, int], tiny: Path, make_runtime: MakeRuntime
+    ranks: dict[str, Any], tiny: Path, make_runtime: MakeRuntime
 ) -> None:
     options = {"model": tiny, "load_format": "auto", "memory_limit": "64MiB"}
     several = make_runtime(**options, **ranks)
     reads = several.model.resident.reads
     assert len(reads) == len(ranks_here()) + 1
     assert all(reads)
-    spans = sorted((start, stop) for own in reads for name, start, stop in own)
+    spans = sorted(
+        (start, start + read.length)
+        for own in reads
+        for read in own
+        for start in (read.start + time * read.pitch for time in range(read.times))
+    )
     size = (tiny / "model.safetensors").stat().st_size
     with open(tiny / "model.safetensors", "rb") as file:
         first = 8 + int.from_bytes(file.read(8), "little")
@@ -51,9 +61,11 @@ def test_each_byte_is_read_by_one_rank(
     assert spans[-1][1] == size
     assert all(one[1] == other[0] for one, other in itertools.pairwise(spans))
     one = make_runtime(**options)
-    assert [runtime.generate(PROMPT, GREEDY)[0].completions for runtime in (one, several)] == [
-        one.generate(PROMPT, GREEDY)[0].completions
-    ] * 2
+    right, said = (each.generate(PROMPT, GREEDY)[0] for each in (one, several))
+    if "tensor_parallel_mode" in ranks:  # of likely tokens, none is all but equal to another
+        assert said.token_ids == right.token_ids
+    else:
+        assert said.completions == right.completions
 
 
 @pytest.mark.extra

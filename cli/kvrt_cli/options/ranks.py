@@ -4,11 +4,11 @@ of several."""
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
-from kvrt.config import MAX_RANKS
+from kvrt.config import MAX_RANKS, ParallelMode
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -22,6 +22,14 @@ RANK_OPTIONS = [
         metavar="N",
         help="So many processes, each with a device, have a part of every layer each: the same"
         " text, and 1/N of the weights and of the KV cache on each.",
+    ),
+    click.option(
+        "--tensor-parallel-mode",
+        type=click.Choice(get_args(ParallelMode)),
+        default="exact",
+        show_default=True,
+        help="exact: the text of one process, byte for byte. fast: these processes say each other"
+        " less, and where two tokens are all but equally likely, the other one may come.",
     ),
     click.option(
         "--pipeline-parallel",

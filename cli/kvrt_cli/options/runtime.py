@@ -204,6 +204,7 @@ def runtime_config(model: str, options: Mapping[str, Any]) -> RuntimeConfig:
         max_images=options["max_images"],
         threads=options["threads"],
         tensor_parallel=options["tensor_parallel"],
+        tensor_parallel_mode=options["tensor_parallel_mode"],
         pipeline_parallel=options["pipeline_parallel"],
         nodes=options["nodes"],
         master=options["master"],

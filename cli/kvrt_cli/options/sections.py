@@ -18,8 +18,8 @@ MODEL: Sections = {
                   "offload_write", "remote_store", "remote_key", "preemption"),
     "Sharing": ("share", "guarantee", "lend", "weight", "share_priority"),
     "Scheduling": ("max_batch_tokens", "max_running", "speculation", "draft_model"),
-    "Several processes": ("tensor_parallel", "pipeline_parallel", "nodes", "node_rank", "master",
-                          "master_key", "rank_timeout"),
+    "Several processes": ("tensor_parallel", "tensor_parallel_mode", "pipeline_parallel", "nodes",
+                          "node_rank", "master", "master_key", "rank_timeout"),
 }  # fmt: skip
 """What is of a model in this process."""
 INSIDE = {name for names in MODEL.values() for name in names}

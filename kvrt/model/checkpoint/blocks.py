@@ -59,13 +59,32 @@ def blocks(
 
 
 def raw_blocks(mapping: mmap.mmap, entry: TensorEntry, size: int = BLOCK_BYTES) -> Iterator[Tensor]:
-    """A tensor's bytes as the file has them, uint8, by blocks of at most `size`.
+    """A tensor's bytes as the file has them, uint8, by blocks of at most `size`: of whole rows, where
+    these do not lie one after the other.
 
     Each can be read until the next is taken.
     """
+    if entry.pitch:
+        yield from _row_blocks(mapping, entry, size)
+        return
     for at in range(entry.start, entry.end, size):
         length = min(size, entry.end - at)
         yield torch.frombuffer(mapping, dtype=torch.uint8, count=length, offset=at)
+        page = at - at % mmap.PAGESIZE
+        mapping.madvise(mmap.MADV_DONTNEED, page, at - page + length)
+
+
+def _row_blocks(mapping: mmap.mmap, entry: TensorEntry, size: int) -> Iterator[Tensor]:
+    """The same of rows between which there is something else. What lies between the rows of a block
+    is mapped with them, and counts."""
+    row, pitch = entry.row_bytes, entry.pitch
+    at_once = max(1, size // pitch)
+    for first in range(0, entry.shape[0], at_once):
+        count = min(at_once, entry.shape[0] - first)
+        at, length = entry.start + first * pitch, (count - 1) * pitch + row
+        spread = torch.frombuffer(mapping, dtype=torch.uint8, count=length, offset=at)
+        rows = spread.as_strided((count, row), (pitch, 1)).numpy()
+        yield torch.from_numpy(rows.flatten())  # which wakes no other threads
         page = at - at % mmap.PAGESIZE
         mapping.madvise(mmap.MADV_DONTNEED, page, at - page + length)
 

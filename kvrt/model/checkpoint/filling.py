@@ -73,7 +73,7 @@ def fill(
         if name not in parts:
             by_file.setdefault(path, []).append(name)
     digests: dict[str, bytes] = {}
-    sizes = {name: entry.end - entry.start for name, (_, entry) in checkpoint.tensors.items()}
+    sizes = {name: entry.nbytes for name, (_, entry) in checkpoint.tensors.items()}
     report = progress or (lambda done, total: None)
     with ThreadPoolExecutor(1, "kvrt-hash") as hasher:
         for path, names in by_file.items():
@@ -226,9 +226,8 @@ def _copy(
     """
     digest = xxhash.xxh3_128()
     odd: set[int] = set()
-    row, width = 0, entry.shape[-1]
-    rows = _at_once(entry) // width
-    for raw, pieces in blocks(mapping, entry, rows * width):
+    row, width, kind = 0, entry.shape[-1], BY_NAME[entry.dtype]
+    for raw, pieces in blocks(mapping, entry, _at_once(entry)):
         hashed = hasher.submit(digest.update, raw.numpy().data)
         if isinstance(target, Codes) and target.stays(entry.dtype):
             finite = target.put_blocks(entry.dtype, raw)
@@ -236,7 +235,7 @@ def _copy(
         else:
             odd.update(_put(path, entry, pieces, target, row * width))
         hashed.result()
-        row += rows
+        row += len(raw) // kind.nbytes * kind.numbers // width
     return digest.digest(), sorted(odd)
 
 

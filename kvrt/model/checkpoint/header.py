@@ -39,6 +39,8 @@ class TensorEntry:
         dtype: its element type, as the format names it.
         shape: rows first.
         start, end: its bytes in the file.
+        pitch: bytes from the beginning of a row to that of the next; 0: rows lie one after the
+            other, with nothing between them.
     """
 
     name: str
@@ -46,6 +48,20 @@ class TensorEntry:
     shape: tuple[int, ...]
     start: int
     end: int
+    pitch: int = 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        rows = self.shape[0]
+        if self.pitch:
+            return self.end - self.start - self.pitch * (rows - 1)
+        return (self.end - self.start) // rows
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return self.row_bytes * self.shape[0] if self.pitch else self.end - self.start
 
 
 Tensors = dict[str, tuple[Path, TensorEntry]]

@@ -1,10 +1,11 @@
 """The bytes of a checkpoint that one rank reads, and what it has from others.
 
-Each byte is read by one rank: rows that several need are read by the first of them, and sent.
+Each byte is read by one rank: what several need is read by the first of them, and sent.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +14,10 @@ from kvrt.errors import ConfigError
 from kvrt.model.checkpoint.checkpoint import Checkpoint
 from kvrt.model.checkpoint.header import TensorEntry, Tensors
 from kvrt.model.checkpoint.rows import Rows
+from kvrt.model.gguf.types import BY_NAME
 from kvrt.model.shard import Shard, Split
 from kvrt.model.spec import ModelSpec
-from kvrt.model.weights.slices import Cut, ranks_with, sliced
+from kvrt.model.weights.slices import Cut, ranks_with, sliced, uneven
 from kvrt.model.weights.weights import Packing, Weight, place
 from kvrt.spi import DType, Matrices
 
@@ -56,8 +58,21 @@ def own_slices(
 
 
 def _entry(entry: TensorEntry, cut: Cut) -> TensorEntry:
-    """Some rows of a tensor."""
-    row = (entry.end - entry.start) // entry.shape[0]
+    """Some rows of a tensor, or some columns of all of them."""
+    row = entry.row_bytes
+    if cut.columns is not None:
+        kind = BY_NAME[entry.dtype]
+        ends = cut.columns.start, cut.columns.stop
+        if any(end % kind.numbers for end in ends):
+            raise uneven(cut, kind.name)
+        start, stop = (end // kind.numbers * kind.nbytes for end in ends)
+        return replace(
+            entry,
+            shape=(entry.shape[0], len(cut.columns)),
+            start=entry.start + start,
+            end=entry.end - row + stop,
+            pitch=row,
+        )
     start, stop = (entry.start + row * at for at in (cut.rows.start, cut.rows.stop))
     return replace(entry, shape=(len(cut.rows), *entry.shape[1:]), start=start, end=stop)
 
@@ -74,9 +89,36 @@ def _scattered(what: str) -> ConfigError:
     )
 
 
-def bytes_read(checkpoint: Checkpoint) -> list[tuple[str, int, int]]:
-    """Which bytes of which files: by their names, from the first to behind the last."""
-    return [(path.name, entry.start, entry.end) for path, entry in checkpoint.tensors.values()]
+class Extent(NamedTuple):
+    """Bytes of a file.
+
+    Args:
+        file: its name.
+        start: the first of them.
+        length: so many, one after the other.
+        times: so often.
+        pitch: from the first of one time to the first of the next.
+    """
+
+    file: str
+    start: int
+    length: int
+    times: int = 1
+    pitch: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.length * self.times
+
+
+def bytes_read(checkpoint: Checkpoint) -> list[Extent]:
+    """Which bytes of which files."""
+    return [
+        Extent(path.name, entry.start, entry.row_bytes, entry.shape[0], entry.pitch)
+        if entry.pitch
+        else Extent(path.name, entry.start, entry.nbytes)
+        for path, entry in checkpoint.tensors.values()
+    ]
 
 
 def exchange(split: Split, spec: ModelSpec, dtype: DType, memory: Tensor, packing: Packing) -> None:

@@ -9,6 +9,12 @@
 
 Gathered rows are put beside each other, and nothing is added up: so each number comes from the same
 additions in the same order as on one rank, and has the same bits.
+
+Where ranks need not be exact, these three are otherwise, as in Megatron-LM (arXiv 1909.08053):
+
+    embedding    rows of the vocabulary      each looks up its own tokens, 0 for others: their sum
+    o            columns, of its heads       the sum of what ranks make of them
+    down         columns, of its features    likewise
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +46,7 @@ class Cut(NamedTuple):
 
 
 class SplitOps:
-    """The operators of a stage's ranks.
+    """The operators of a stage's ranks that are exact.
 
     Args:
         ops: of the device.
@@ -59,13 +65,16 @@ class SplitOps:
         self.rotate_append = ops.rotate_append
         vocabulary = _sizes(shard, spec.vocab)
         self._cuts = {id(weights.head): Cut((), vocabulary)}
+        self._cut_layers(spec, weights, shard)
+        self._ends = torch.tensor(vocabulary).cumsum(0)
+        self._own_tokens = shard.span(spec.vocab)
+
+    def _cut_layers(self, spec: ModelSpec, weights: Weights, shard: Shard) -> None:
         heads = tuple(size * spec.head_dim for size in _sizes(shard, spec.heads))
         hidden, features = _sizes(shard, spec.hidden), _sizes(shard, spec.intermediate)
         for layer in weights.layers:
             self._cuts[id(layer.o)] = Cut(heads, hidden)
             self._cuts[id(layer.down)] = Cut(features, hidden)
-        self._ends = torch.tensor(vocabulary).cumsum(0)
-        self._own_tokens = shard.span(spec.vocab)
 
     def linear(
         self,
@@ -116,6 +125,41 @@ class SplitOps:
         return torch.cat([each[:, :size] for each, size in zip(found, sizes, strict=True)], 1)
 
 
+class AddingOps(SplitOps):
+    """The same of ranks that are not exact: they add up, in whatever order, what each makes of its
+    own heads and features."""
+
+    def _cut_layers(self, spec: ModelSpec, weights: Weights, shard: Shard) -> None:
+        self._parts = {id(part) for layer in weights.layers for part in (layer.o, layer.down)}
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor | Matrices,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """See `kvrt.spi.DenseOps`."""
+        if id(weight) not in self._parts:
+            return super().linear(x, weight, bias, residual, out)
+        once = bias if self._others.rank == 0 else None
+        if residual is None:
+            made = self._ops.linear(x, weight, once, None, out)
+            self._others.all_reduce(made)
+            return made
+        made = self._ops.linear(x, weight, once)
+        self._others.all_reduce(made)
+        return torch.add(made, residual, out=made if out is None else out)
+
+    def embed(self, tokens: Tensor, x: Tensor, look_up: LookUp) -> None:
+        """As `SplitOps.embed`, and as exact: one of the numbers that are added is not 0."""
+        own, tokens = self._own_tokens, tokens.long()
+        look_up((tokens - own.start).clamp(0, len(own) - 1), x)
+        x.masked_fill_(((tokens < own.start) | (tokens >= own.stop))[:, None], 0.0)
+        self._others.all_reduce(x)
+
+
 class Stage:
     """A rank's place in the line of stages.
 
@@ -154,4 +198,5 @@ def split_ops(ops: MixedOps, split: Split | None, spec: ModelSpec, weights: Weig
     """The operators of a rank; those of the device, where it has all of each layer."""
     if split is None or split.tensor is None:
         return ops
-    return cast(MixedOps, SplitOps(ops, split.tensor, spec, weights, split.shard))
+    kind = SplitOps if split.shard.exact else AddingOps
+    return cast(MixedOps, kind(ops, split.tensor, spec, weights, split.shard))

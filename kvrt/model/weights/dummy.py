@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,19 @@ MOST_BLOCKS = 32
 """Of 16 MiB, drawn before they are stored: twice as many as there are processors, up to so many."""
 
 
+class Wanted(NamedTuple):
+    """What a target takes.
+
+    Args:
+        rows: which.
+        columns: which of theirs; None: all.
+    """
+
+    rows: range
+    columns: range | None
+    target: Target
+
+
 class Rows:
     """Some rows of what comes, each to its target.
 
@@ -32,7 +46,7 @@ class Rows:
         wanted: of each target the rows that it takes, in their order; none are wanted twice.
     """
 
-    def __init__(self, width: int, wanted: list[tuple[range, Target]]) -> None:
+    def __init__(self, width: int, wanted: list[Wanted]) -> None:
         self._width = width
         self._wanted = wanted
         self._at = 0
@@ -40,16 +54,20 @@ class Rows:
     def put(self, source: Tensor) -> None:
         """The numbers that come next: whole rows."""
         start, stop = self._at, self._at + len(source) // self._width
-        for rows, target in self._wanted:
+        came = source.view(-1, self._width)
+        for rows, columns, target in self._wanted:
             first, last = max(start, rows.start), min(stop, rows.stop)
             if first < last:
-                target.put(source[(first - start) * self._width : (last - start) * self._width])
+                own = came[first - start : last - start]
+                if columns is not None:
+                    own = own[:, columns.start : columns.stop]
+                target.put(own.reshape(-1))
         self._at = stop
 
     def finish(self) -> None:
         """All have come."""
-        for _, target in self._wanted:
-            target.finish()
+        for wanted in self._wanted:
+            wanted.target.finish()
 
 
 Block = tuple[Rows, int, int, bool]
@@ -120,11 +138,13 @@ def _blocks_of(
     for weight in weights_of(spec):
         if not weight.is_matrix:
             continue
-        at, wanted, width = 0, list[tuple[range, Target]](), weight.shape[1]
+        at, wanted, width = 0, list[Wanted](), weight.shape[1]
         apart = bool(whole.formats_of(weight))
         for part in weight.parts:
             wanted += [
-                (range(at + cut.rows.start, at + cut.rows.stop), targets[cut.name])
+                Wanted(
+                    range(at + cut.rows.start, at + cut.rows.stop), cut.columns, targets[cut.name]
+                )
                 for cut in cuts.get(part.name, ())
             ]
             at += part.shape[0]

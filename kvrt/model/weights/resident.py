@@ -9,7 +9,7 @@ from torch import Tensor
 from kvrt.errors import ConfigError, ModelError
 from kvrt.model.checkpoint.checkpoint import Checkpoint
 from kvrt.model.checkpoint.filling import digests_of, fill, fingerprint, refill
-from kvrt.model.checkpoint.slicing import bytes_read, exchange
+from kvrt.model.checkpoint.slicing import Extent, bytes_read, exchange
 from kvrt.model.offload.pool import ExpertPool
 from kvrt.model.offload.reading import ExpertReader
 from kvrt.model.packed.choice import notes_on
@@ -64,7 +64,7 @@ class Resident:
         self._quantize = quantize
         self._kept = kept
         self._content = ""
-        self.reads: list[list[tuple[str, int, int]]] = []
+        self.reads: list[list[Extent]] = []
         """Of each rank, where there are several, which bytes of which files it has read."""
         self._marks: dict[Path, tuple[int, ...]] = {}
 
@@ -104,9 +104,9 @@ class Resident:
         own = {"content": self._fill(checkpoint), "read": bytes_read(checkpoint)}
         every = split.meet(own)
         exchange(split, self._spec, self._dtype, self.memory, self._packing)
-        self.reads = [[(name, *ends) for name, *ends in one["read"]] for one in every]
+        self.reads = [[Extent(*read) for read in one["read"]] for one in every]
         content = hashlib.sha256(repr([one["content"] for one in every]).encode())
-        counts = [sum(stop - start for _, start, stop in own) for own in self.reads]
+        counts = [sum(read.nbytes for read in own) for own in self.reads]
         shown = ", ".join(map(format_bytes, counts))
         return content.hexdigest(), [f"of the weights the ranks have read {shown}"]
 

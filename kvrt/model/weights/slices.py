@@ -1,8 +1,9 @@
-"""The rows of a model's weights that one rank has, each as a tensor of its own."""
+"""The rows, or columns, of a model's weights that one rank has, each as a tensor of its own."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from kvrt.errors import ConfigError
 from kvrt.model.shard import Shard
 from kvrt.model.spec import ModelSpec
 from kvrt.model.weights.weights import Packing, Part, Weight, resident_weights, weights_of
@@ -12,7 +13,9 @@ OF_VOCABULARY = "embedding", "head", "head_bias"
 OF_HEADS = "qkv", "qkv_bias", "sinks"
 OF_HIDDEN = "o", "o_bias", "down", "down_bias"
 OF_INTERMEDIATE = "gate_up", "gate_up_bias"
-"""Fields of weights, by what their rows are. Other weights are small, and every rank has them."""
+"""Fields of weights, by what their rows are. Other weights are small, and every rank has them. Where
+ranks add up what they have made (`Shard.exact` is False), matrices of `OF_HIDDEN` are cut by columns
+instead, and every rank has their biases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,22 +25,26 @@ class Cut:
     Args:
         whole: the tensor.
         rows: which.
+        columns: which of their columns; None: all.
     """
 
     whole: Part
     rows: range
+    columns: range | None = None
 
     @property
     def name(self) -> str:
         """That of the tensor, if it is all of it."""
-        name, rows = self.whole.name, self.rows
+        name, rows, columns = self.whole.name, self.rows, self.columns
+        if columns is not None:
+            return f"{name}[:,{columns.start}:{columns.stop}]"
         return name if len(rows) == self.whole.shape[0] else f"{name}[{rows.start}:{rows.stop}]"
 
     @property
     def part(self) -> Part:
         """As a tensor of its own."""
-        shape = (len(self.rows), *self.whole.shape[1:])
-        return replace(self.whole, name=self.name, shape=shape)
+        columns = self.whole.shape[1:] if self.columns is None else (len(self.columns),)
+        return replace(self.whole, name=self.name, shape=(len(self.rows), *columns))
 
 
 def cuts_of(weight: Weight, spec: ModelSpec, shard: Shard) -> list[Cut]:
@@ -49,6 +56,9 @@ def cuts_of(weight: Weight, spec: ModelSpec, shard: Shard) -> list[Cut]:
     field = weight.field
     if shard.parts == 1 or field not in OF_VOCABULARY + OF_HEADS + OF_HIDDEN + OF_INTERMEDIATE:
         return [Cut(part, range(part.shape[0])) for part in weight.parts]
+    if field in OF_HIDDEN and not shard.exact:
+        columns = _columns(weight, spec, shard) if weight.is_matrix else None
+        return [Cut(part, range(part.shape[0]), columns) for part in weight.parts]
     found: list[Cut] = []
     for part in weight.parts:
         at = 0
@@ -56,6 +66,13 @@ def cuts_of(weight: Weight, spec: ModelSpec, shard: Shard) -> list[Cut]:
             found.append(Cut(part, range(at + own.start, at + own.stop)))
             at += rows
     return found
+
+
+def _columns(weight: Weight, spec: ModelSpec, shard: Shard) -> range:
+    """Those of a matrix of `OF_HIDDEN` that go with the heads, or the features, of the rank."""
+    count = spec.heads if weight.field == "o" else spec.intermediate
+    own, each = shard.span(count), weight.shape[1] // count
+    return range(own.start * each, own.stop * each)
 
 
 def _blocks(field: str, part: Part, spec: ModelSpec, shard: Shard) -> Iterator[tuple[int, range]]:
@@ -102,15 +119,33 @@ def sliced(spec: ModelSpec, shard: Shard, packing: Packing) -> Iterator[tuple[We
 
 
 def packing_of(spec: ModelSpec, shard: Shard, packing: Packing) -> Packing:
-    """What a rank keeps of weights that are packed so."""
+    """What a rank keeps of weights that are packed so.
+
+    Raises:
+        ConfigError: columns are dealt out in the middle of what shares a scale.
+    """
     formats: dict[str, WeightFormat] = {**packing.formats}
     slices: list[Weight] = []
     for weight, cuts in sliced(spec, shard, packing):
         slices.append(weight)
         for cut in cuts:
-            if cut.whole.name in packing.formats:
-                formats[cut.name] = packing.formats[cut.whole.name]
+            format = packing.formats.get(cut.whole.name)
+            if format is None:
+                continue
+            if cut.columns is not None and not format.fits(len(cut.columns)):
+                raise uneven(cut, format.name)
+            formats[cut.name] = format
     return replace(packing, formats=formats, slices=tuple(slices))
+
+
+def uneven(cut: Cut, kept_as: str) -> ConfigError:
+    """Columns cannot be dealt out as they would have to be."""
+    assert cut.columns is not None
+    return ConfigError(
+        f"a rank would have columns {cut.columns.start} to {cut.columns.stop} of {cut.whole.name},"
+        f" which as {kept_as} has a scale for several columns, and they do not all go together",
+        fix="use tensor_parallel_mode exact, another tensor_parallel, or weights that are floats",
+    )
 
 
 def ranks_with(spec: ModelSpec, shard: Shard) -> dict[str, list[int]]:

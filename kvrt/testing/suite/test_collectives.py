@@ -16,12 +16,15 @@ def collectives(device: Device) -> Collectives:
     return found
 
 
-def test_a_rank_alone_gathers_its_own(device: Device, collectives: Collectives) -> None:
+def test_a_rank_alone_gathers_and_adds_its_own(device: Device, collectives: Collectives) -> None:
     invitation = collectives.invite(HOST, 10.0)
     meeting = Meeting(HOST, invitation.port, HOST, "alone", 0, 1, 10.0)
     alone = collectives.meet(meeting)
     invitation.close()
     own = torch.arange(12, dtype=torch.float32, device=device.info.torch_device).view(3, 4)
     assert torch.equal(alone.all_gather(own).cpu(), own[None].cpu())
-    assert (alone.rank, alone.size, alone.calls) == (0, 1, 1)
+    total = own.clone()
+    alone.all_reduce(total)
+    assert torch.equal(total.cpu(), own.cpu())
+    assert (alone.rank, alone.size, alone.calls) == (0, 1, 2)
     alone.close()
