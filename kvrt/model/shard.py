@@ -111,6 +111,8 @@ class Shard:
             heads=len(self.span(spec.heads)),
             kv_heads=len(self.kv_heads(spec.kv_heads)),
             intermediate=len(self.span(spec.intermediate)),
+            experts=spec.experts
+            and replace(spec.experts, shared=len(self.span(spec.experts.shared))),
         )
 
     def check(self, spec: ModelSpec) -> None:
@@ -130,7 +132,7 @@ class Shard:
             return
         whole = {
             "latent attention": spec.latent is not None,
-            "a mixture of experts": spec.experts is not None,
+            "norms of its experts": spec.experts is not None and spec.experts.beside,
             "heads of two shapes": spec.whole is not None,
             "gates on its heads": spec.gated_attention,
             "norms over all heads together": spec.qk_norm == "whole",
@@ -138,6 +140,12 @@ class Shard:
         for what, there in whole.items():
             if there:
                 raise _uncut(spec, what)
+        if spec.experts is not None and spec.experts.count < self.parts:
+            raise ConfigError(
+                f"tensor_parallel is {self.parts}, and the model has {spec.experts.count} experts"
+                " in a layer",
+                fix="give at most as many parts as there are experts",
+            )
         kv_heads, parts = spec.kv_heads, self.parts
         if spec.heads % parts or (kv_heads % parts and parts % kv_heads):
             raise ConfigError(

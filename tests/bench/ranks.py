@@ -5,9 +5,11 @@ links of a given speed need for them; and how long rank 0 plans, measured here.
     python -m tests.bench.ranks --counted
 
 With ``--counted``, a small model of Llama's shape runs here, and what rank 0 is sent in a step is
-read off the system's counters of its sockets. Else, of the hardware nothing is measured: the speeds are those that its makers state, and a call of a
-collective is taken to cost what `--latency` says. What is counted is what kvrt's code does: its own
-values are planned, written as messages, and counted. Left out: that links are shared with other
+read off the system's counters of its sockets.
+
+Else, of the hardware nothing is measured: the speeds are those that its makers state, and a call of
+a collective is taken to cost what `--latency` says. What is counted is what kvrt's code does: its
+own values are planned, written as messages, and counted. Left out: that links are shared with other
 traffic, that ranks are not equally fast, and compute that hides communication (kvrt hides none).
 """
 
@@ -231,9 +233,7 @@ def on_paper(shape: Shape, shard: Shard, tokens: int, latency_us: float) -> Iter
     yield row(
         "received by a rank within its stage", "MB", lambda said: round(said.received / 1e6, 1)
     )
-    yield row(
-        "from stage to stage, for each rank", "MB", lambda said: round(said.passed / 1e6, 1)
-    )
+    yield row("from stage to stage, for each rank", "MB", lambda said: round(said.passed / 1e6, 1))
     yield row("at 450 and 50 GB/s", "ms", lambda said: round(moving(said), 2))
     yield row(
         f"at {latency_us:g} us a call", "ms", lambda said: round(said.calls * latency_us * 1e-3, 2)

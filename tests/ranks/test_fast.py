@@ -2,7 +2,6 @@
 but where two tokens are all but equally likely."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,7 +39,8 @@ def same_but_for_ties(
     """
     compared = 0
     for one, other in zip(exact, fast, strict=True):
-        assert one.logprobs and other.logprobs
+        assert one.logprobs
+        assert other.logprobs
         for right, found in zip(one.logprobs, other.logprobs, strict=True):
             if right.token_id != found.token_id:
                 (_, first), (_, second) = right.top
@@ -81,6 +81,9 @@ def test_text_is_the_same_but_for_ties(make_runtime: MakeRuntime) -> None:
         {"architectures": ["Cohere2ForCausalLM"], "sliding_window": 21,
          "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
         {"architectures": ["Starcoder2ForCausalLM"], "hidden_act": "gelu_pytorch_tanh"},
+        {"architectures": ["MixtralForCausalLM"], "num_local_experts": 5},
+        {"architectures": ["Qwen2MoeForCausalLM"], "num_experts": 6, "num_experts_per_tok": 3,
+         "moe_intermediate_size": 40, "shared_expert_intermediate_size": 57},
     ],
     ids=lambda fields: "-".join(map(str, next(iter(fields.items()), ("llama",)))),
 )  # fmt: skip
@@ -125,7 +128,8 @@ def test_options_change_nothing_of_that(
     assert same_but_for_ties(*both(make_runtime, ranks, model=wide, **options), tie) > 0.5
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.extra)])
+@pytest.mark.extra
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_less_is_said_than_in_the_exact_mode(
     ranks: int, make_model: MakeModel, make_runtime: MakeRuntime
 ) -> None:
@@ -145,15 +149,13 @@ def test_less_is_said_than_in_the_exact_mode(
     logits = vocab * share
     exact_bytes = layers * 6.5 * hidden * share + 4 * (ranks - 1) * hidden + logits
     fast_bytes = (layers * 4 + 2) * hidden * share + logits
-    # Gloo says a little about each message.
-    assert exact_bytes <= exact.received < 1.1 * exact_bytes
-    assert fast_bytes <= fast.received < 1.1 * fast_bytes
-    assert fast.received < 0.7 * exact.received
+    for said, numbers in ((exact, exact_bytes), (fast, fast_bytes)):
+        assert 0 <= said.received - numbers <= 64 * said.segments  # Gloo's own word of each message
+    assert fast.received < 0.75 * exact.received
 
 
-def test_pages_of_the_two_modes_are_never_taken_for_each_other(
-    make_runtime: MakeRuntime, tmp_path: Path
-) -> None:
+@pytest.mark.extra
+def test_pages_of_the_two_modes_are_never_taken_for_each_other(make_runtime: MakeRuntime) -> None:
     names = [
         make_runtime(tensor_parallel=2, tensor_parallel_mode=mode).model.fingerprint
         for mode in ("exact", FAST)

@@ -47,6 +47,16 @@ def test_two_ranks_say_what_one_process_says(
     assert two.model.weight_bytes < 0.7 * one.model.weight_bytes
 
 
+def test_ranks_have_some_of_the_experts_each(
+    make_model: MakeModel, make_runtime: MakeRuntime
+) -> None:
+    """Of five, one rank has two and the other three; not every token has some of each."""
+    model = make_model(architectures=["MixtralForCausalLM"], num_local_experts=5)
+    one, two = make_runtime(model=model), make_runtime(model=model, tensor_parallel=2)
+    assert said(one) == said(two)
+    assert two.model.weight_bytes < 0.7 * one.model.weight_bytes
+
+
 @pytest.mark.extra
 @pytest.mark.parametrize(
     "fields",
@@ -61,6 +71,9 @@ def test_two_ranks_say_what_one_process_says(
          "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
         {"architectures": ["Starcoder2ForCausalLM"], "hidden_act": "gelu_pytorch_tanh"},
         {"architectures": ["Phi3ForCausalLM"]},
+        {"architectures": ["MixtralForCausalLM"], "num_local_experts": 5},
+        {"architectures": ["Qwen2MoeForCausalLM"], "num_experts": 6, "num_experts_per_tok": 3,
+         "moe_intermediate_size": 40, "shared_expert_intermediate_size": 57},
     ],
     ids=lambda fields: "-".join(map(str, next(iter(fields.items())))),
 )  # fmt: skip
@@ -113,6 +126,8 @@ def test_ranks_say_the_same_whatever_the_options(
 REFUSED = [
     ({"num_attention_heads": 6, "num_key_value_heads": 3}, {"tensor_parallel": 2}, "evenly"),
     ({}, {"pipeline_parallel": 4}, "3 layers"),
+    ({"architectures": ["MixtralForCausalLM"], "num_local_experts": 2}, {"tensor_parallel": 4},
+     "2 experts"),
     ({"architectures": ["DeepseekV3ForCausalLM"], "q_lora_rank": 32, "kv_lora_rank": 448,
       "qk_rope_head_dim": 64, "qk_nope_head_dim": 16, "v_head_dim": 16, "n_routed_experts": 4,
       "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 32},

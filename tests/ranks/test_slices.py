@@ -1,7 +1,6 @@
 """What ranks have of a model's weights: together all of it, and each what it would have by hand."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,20 +17,26 @@ from kvrt.model.weights.weights import weights_of
 
 from .conftest import CONFIG
 
+SHAPES: dict[str, dict[str, object]] = {
+    "dense": {"attention_bias": True, "mlp_bias": True},
+    "experts": {
+        "architectures": ["Qwen2MoeForCausalLM"], "num_experts": 6, "num_experts_per_tok": 3,
+        "moe_intermediate_size": 40, "shared_expert_intermediate_size": 57,
+    },
+}  # fmt: skip
+ON_ALL = "router", "shared_scale"
 
-@pytest.fixture(scope="module")
-def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
+
+@pytest.fixture(scope="module", params=SHAPES)
+def spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
     path = tmp_path_factory.mktemp("model") / "config.json"
-    biases = {"attention_bias": True, "mlp_bias": True}
-    path.write_text(json.dumps(CONFIG | biases))
+    path.write_text(json.dumps(CONFIG | SHAPES[request.param]))
     return read_config(path)
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "fast"])
 @pytest.mark.parametrize("parts", [2, 4])
-def test_each_number_of_a_matrix_is_with_one_rank(
-    spec: ModelSpec, parts: int, exact: bool
-) -> None:
+def test_each_number_of_a_matrix_is_with_one_rank(spec: ModelSpec, parts: int, exact: bool) -> None:
     by_columns = set()
     for weight in weights_of(spec):
         counts = {part.name: np.zeros(part.shape, int) for part in weight.parts}
@@ -43,7 +48,7 @@ def test_each_number_of_a_matrix_is_with_one_rank(
                     by_columns.add(weight.field)
                 assert own.shape == cut.part.shape
                 own += 1
-        on_all = weight.field.endswith("norm") or (
+        on_all = weight.field.endswith(("norm", *ON_ALL)) or (
             not exact and weight.field in OF_HIDDEN and not weight.is_matrix
         )
         for count in counts.values():

@@ -59,8 +59,8 @@ def blocks(
 
 
 def raw_blocks(mapping: mmap.mmap, entry: TensorEntry, size: int = BLOCK_BYTES) -> Iterator[Tensor]:
-    """A tensor's bytes as the file has them, uint8, by blocks of at most `size`: of whole rows, where
-    these do not lie one after the other.
+    """A tensor's bytes as the file has them, uint8, by blocks of at most `size`; where its rows do
+    not lie one after the other, of whole rows.
 
     Each can be read until the next is taken.
     """

@@ -112,7 +112,7 @@ class Decoder:
         adapted = dtype if own_dtype else self.dtype
         self.adapters = Adapters(spec, weights, device, adapted, whole=split is None)
         self._low_rank = device.extension(LowRankOps)  # type: ignore[type-abstract]
-        self._mixture = Mixture(spec, self._ops, device, pool)
+        self._mixture = Mixture(spec, self._ops, device, pool, split)
         self._pool = pool
         self._mixer = Mixer(spec, device)
         self._latents = None if spec.latent is None else Latents(spec.latent, self._ops, device)

@@ -10,11 +10,16 @@ from kvrt.model.decoder.activations import Activations
 from kvrt.model.decoder.branches import PLAIN, sigmoid
 from kvrt.model.decoder.offloaded import Offloaded
 from kvrt.model.decoder.ops import MixedOps
+from kvrt.model.decoder.spread import Spread
 from kvrt.model.offload.pool import ExpertPool
+from kvrt.model.shard import Split
 from kvrt.model.spec import MLPActivation, ModelSpec
 from kvrt.model.weights.experts import experts_of
 from kvrt.model.weights.layers import LayerWeights
 from kvrt.spi import Activation, BranchOps, Device, ExpertOps, Experts, Matrices, Router
+
+AnyExperts = Experts | Offloaded | Spread
+"""Those of a layer: all here, some brought as needed, or some with each of several ranks."""
 
 
 def notes_on_experts(spec: ModelSpec, device: Device) -> Iterator[str]:
@@ -37,10 +42,16 @@ class Mixture:
         ops: the operators of other products.
         device: computes, with its own `ExpertOps` if it has them.
         pool: experts are brought to it as needed; None: all are there.
+        split: the rank has some of them, and others of its stage the rest.
     """
 
     def __init__(
-        self, spec: ModelSpec, ops: MixedOps, device: Device, pool: ExpertPool | None = None
+        self,
+        spec: ModelSpec,
+        ops: MixedOps,
+        device: Device,
+        pool: ExpertPool | None = None,
+        split: Split | None = None,
     ) -> None:
         own = device.extension(ExpertOps)  # type: ignore[type-abstract]
         self._branches = device.extension(BranchOps)  # type: ignore[type-abstract]
@@ -48,23 +59,27 @@ class Mixture:
         self._experts: ExpertOps = PlainExperts(ops) if own is None else own
         if spec.experts is not None and not spec.experts.gated:
             self._experts = UngatedExperts(ops, spec.activation)
-        self._pool = pool
+        self._pool, self._split = pool, split
         self.recordable = own is not None and pool is None
 
-    def experts_of(self, layer: int, w: LayerWeights) -> Experts | Offloaded | None:
+    def experts_of(self, layer: int, w: LayerWeights) -> AnyExperts | None:
         """The experts of a layer, if it has any."""
         spec = self._spec.experts
         if spec is None or w.router is None:
             return None
         if self._pool is not None:
             return Offloaded(self._pool, layer)
-        return experts_of(spec, spec.count, w)
+        if self._split is None or self._split.tensor is None:
+            return experts_of(spec, spec.count, w)
+        shard = self._split.shard
+        own = experts_of(spec, len(shard.span(spec.count)), w)
+        return Spread(own, spec.count, self._split.tensor, shard)
 
     def add(
         self,
         read: Tensor,
         w: LayerWeights,
-        experts: Experts | Offloaded,
+        experts: AnyExperts,
         work: Activations,
         ops: MixedOps,
     ) -> None:
@@ -102,7 +117,7 @@ class Mixture:
         self,
         read: Tensor,
         w: LayerWeights,
-        experts: Experts | Offloaded,
+        experts: AnyExperts,
         work: Activations,
         ops: MixedOps,
     ) -> None:
@@ -135,16 +150,16 @@ class Mixture:
     def _mix(
         self,
         x: Tensor,
-        experts: Experts | Offloaded,
+        experts: AnyExperts,
         chosen: Tensor,
         weights: Tensor,
         residual: Tensor | None,
         out: Tensor,
     ) -> None:
-        if isinstance(experts, Offloaded):
-            experts.mix(self._experts, x, chosen, weights, residual, out)
-        else:
+        if isinstance(experts, Experts):
             self._experts.mix(x, experts, chosen, weights, residual, out)
+        else:
+            experts.mix(self._experts, x, chosen, weights, residual, out)
 
     def _shared(self, read: Tensor, w: LayerWeights, work: Activations, ops: MixedOps) -> Tensor:
         """What all tokens have, up to its last product."""

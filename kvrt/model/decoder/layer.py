@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kvrt.model.decoder.offloaded import Offloaded
+from kvrt.model.decoder.experts import AnyExperts
 from kvrt.model.spec import LayerSpec, ModelSpec
 from kvrt.model.weights.layers import LayerWeights
-from kvrt.spi import AttentionParams, Experts, HeadNorm
+from kvrt.spi import AttentionParams, HeadNorm
 
 Place = tuple[int, int]
 """Which of a step's batches a layer's pages are in, and which of that batch's layers it is."""
@@ -36,7 +36,7 @@ class Layer(NamedTuple):
     rope: int | None
     norm: HeadNorm | None
     heat: Tensor | None
-    experts: Experts | Offloaded | None
+    experts: AnyExperts | None
     whole: bool
     attends: bool
     feeds: bool
@@ -50,7 +50,7 @@ class Layer(NamedTuple):
         layer: LayerSpec,
         w: LayerWeights,
         places: Sequence[Place],
-        experts: Experts | Offloaded | None,
+        experts: AnyExperts | None,
         torch_device: str,
     ) -> "Layer":
         """A layer of a model.

@@ -54,7 +54,7 @@ class Offloaded:
             ones = torch.ones(len(slots), 1, device=x.device)
             ops.mix(x.index_select(0, rows // each), there, at.view(-1, 1), ones, None, made)
             results[rows] = made
-        _add(results.view(tokens, each, -1), weights, residual, out)
+        added(results.view(tokens, each, -1), weights, residual, out)
 
 
 def _at(wanted: np.ndarray, experts: np.ndarray, places: np.ndarray, like: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def _at(wanted: np.ndarray, experts: np.ndarray, places: np.ndarray, like: Tenso
     return torch.from_numpy(found).to(like.device, like.dtype)
 
 
-def _add(results: Tensor, weights: Tensor, residual: Tensor | None, out: Tensor) -> None:
+def added(results: Tensor, weights: Tensor, residual: Tensor | None, out: Tensor) -> None:
     """Each token's sum in the operator's own order; `results` is [tokens, chosen, features]."""
     total = results[:, 0].float() * weights[:, :1]
     for slot in range(1, results.shape[1]):

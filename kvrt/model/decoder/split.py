@@ -6,6 +6,7 @@
     gate_up      features
     down         rows, of all features       the features are gathered, then the rows
     head         rows of the vocabulary      the logits are gathered
+    experts      some of them                see `spread`
 
 Gathered rows are put beside each other, and nothing is added up: so each number comes from the same
 additions in the same order as on one rank, and has the same bits.
@@ -71,10 +72,11 @@ class SplitOps:
 
     def _cut_layers(self, spec: ModelSpec, weights: Weights, shard: Shard) -> None:
         heads = tuple(size * spec.head_dim for size in _sizes(shard, spec.heads))
-        hidden, features = _sizes(shard, spec.hidden), _sizes(shard, spec.intermediate)
-        for layer in weights.layers:
-            self._cuts[id(layer.o)] = Cut(heads, hidden)
-            self._cuts[id(layer.down)] = Cut(features, hidden)
+        hidden, own = _sizes(shard, spec.hidden), shard.layers(len(spec.layers))
+        for layer, w in zip(spec.layers[own.start : own.stop], weights.layers, strict=True):
+            self._cuts[id(w.o)] = Cut(heads, hidden)
+            if features := spec.dense_width(layer):
+                self._cuts[id(w.down)] = Cut(_sizes(shard, features), hidden)
 
     def linear(
         self,

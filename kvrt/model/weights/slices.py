@@ -13,9 +13,10 @@ OF_VOCABULARY = "embedding", "head", "head_bias"
 OF_HEADS = "qkv", "qkv_bias", "sinks"
 OF_HIDDEN = "o", "o_bias", "down", "down_bias"
 OF_INTERMEDIATE = "gate_up", "gate_up_bias"
-"""Fields of weights, by what their rows are. Other weights are small, and every rank has them. Where
-ranks add up what they have made (`Shard.exact` is False), matrices of `OF_HIDDEN` are cut by columns
-instead, and every rank has their biases."""
+OF_EXPERTS = "expert_gate_up", "expert_gate_up_bias", "expert_down", "expert_down_bias"
+"""Fields of weights, by what their rows are. Other weights are small, and every rank has them.
+Where ranks add up what they have made (`Shard.exact` is False), matrices of `OF_HIDDEN` are cut by
+columns instead, and every rank has their biases. Of an expert, a rank has all or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,9 @@ def cuts_of(weight: Weight, spec: ModelSpec, shard: Shard) -> list[Cut]:
         spec: of the whole model.
     """
     field = weight.field
+    if field in OF_EXPERTS and spec.experts is not None:
+        own = shard.span(spec.experts.count)
+        return [Cut(part, range(part.shape[0])) for part in weight.parts if part.expert in own]
     if shard.parts == 1 or field not in OF_VOCABULARY + OF_HEADS + OF_HIDDEN + OF_INTERMEDIATE:
         return [Cut(part, range(part.shape[0])) for part in weight.parts]
     if field in OF_HIDDEN and not shard.exact:
@@ -62,7 +66,7 @@ def cuts_of(weight: Weight, spec: ModelSpec, shard: Shard) -> list[Cut]:
     found: list[Cut] = []
     for part in weight.parts:
         at = 0
-        for rows, own in _blocks(field, part, spec, shard):
+        for rows, own in _blocks(weight, part, spec, shard):
             found.append(Cut(part, range(at + own.start, at + own.stop)))
             at += rows
     return found
@@ -70,14 +74,22 @@ def cuts_of(weight: Weight, spec: ModelSpec, shard: Shard) -> list[Cut]:
 
 def _columns(weight: Weight, spec: ModelSpec, shard: Shard) -> range:
     """Those of a matrix of `OF_HIDDEN` that go with the heads, or the features, of the rank."""
-    count = spec.heads if weight.field == "o" else spec.intermediate
+    count = spec.heads if weight.field == "o" else _features(weight, spec)
     own, each = shard.span(count), weight.shape[1] // count
     return range(own.start * each, own.stop * each)
 
 
-def _blocks(field: str, part: Part, spec: ModelSpec, shard: Shard) -> Iterator[tuple[int, range]]:
+def _features(weight: Weight, spec: ModelSpec) -> int:
+    """Of the feed-forward layer that all tokens have, where a weight is."""
+    assert weight.layer is not None
+    return spec.dense_width(spec.every_layer[weight.layer])
+
+
+def _blocks(
+    weight: Weight, part: Part, spec: ModelSpec, shard: Shard
+) -> Iterator[tuple[int, range]]:
     """The blocks of rows that a tensor consists of, and which rows of each the rank has."""
-    rows = part.shape[0]
+    field, rows = weight.field, part.shape[0]
     if field in OF_HEADS:
         dim = 1 if field == "sinks" else spec.head_dim
         q, kv = shard.span(spec.heads), shard.kv_heads(spec.kv_heads)
@@ -89,7 +101,7 @@ def _blocks(field: str, part: Part, spec: ModelSpec, shard: Shard) -> Iterator[t
         for heads, own in each:
             yield heads * dim, range(own.start * dim, own.stop * dim)
         return
-    count = rows // spec.intermediate if field in OF_INTERMEDIATE else 1
+    count = rows // _features(weight, spec) if field in OF_INTERMEDIATE else 1
     for _ in range(count):
         yield rows // count, shard.span(rows // count)
 
