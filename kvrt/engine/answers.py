@@ -17,7 +17,7 @@ from kvrt.engine.spans import Spans
 from kvrt.errors import CapacityError, DeviceError, IntegrityError, KvrtError, RequestError
 from kvrt.kv.seq import Seq
 from kvrt.outputs import Delta, FinishReason, TokenLogprobs
-from kvrt.sched.batching import Row
+from kvrt.sched.plan import Row
 from kvrt.sched.speculation import Speculation
 
 log = logging.getLogger(__name__)

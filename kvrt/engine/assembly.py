@@ -37,7 +37,7 @@ from kvrt.ranks.loading import load
 from kvrt.ranks.others import Others
 from kvrt.ranks.starting import Ranks
 from kvrt.registry import open_device
-from kvrt.sched.batching import Limits
+from kvrt.sched.plan import Limits
 from kvrt.sched.policy import POLICIES
 from kvrt.sharing.share import Share
 from kvrt.sharing.tenant import Tenant

@@ -44,7 +44,8 @@ from kvrt.kv.seq import Seq
 from kvrt.kv.tiers.names import tenant_of
 from kvrt.model.loader import Model
 from kvrt.outputs import FinishReason
-from kvrt.sched.batching import Held, Limits, Row, StepPlan, plan_step
+from kvrt.sched.batching import plan_step
+from kvrt.sched.plan import Held, Limits, Row, StepPlan
 from kvrt.sched.policy import Policy
 from kvrt.sched.speculation import Speculation
 from kvrt.sharing.tenant import NotLeased

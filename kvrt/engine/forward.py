@@ -12,7 +12,7 @@ from kvrt.errors import OutOfMemory
 from kvrt.executor.interface import Executor, Running
 from kvrt.kv.cache import KVCache
 from kvrt.kv.seq import Seq
-from kvrt.sched.batching import Row
+from kvrt.sched.plan import Row
 from kvrt.sched.speculation import parents_of
 
 log = logging.getLogger(__name__)

@@ -34,7 +34,7 @@ from kvrt.executor.interface import Executor
 from kvrt.kv.memory import Memory
 from kvrt.kv.pages.table import Change
 from kvrt.kv.seq import Seq
-from kvrt.sched.batching import Limits, Row
+from kvrt.sched.plan import Limits, Row
 from kvrt.sched.speculation import Speculation
 
 MOST_KNOWN = 1 << 16

@@ -10,7 +10,7 @@ from kvrt.engine.live import Live
 from kvrt.kv.index.reuse import ReuseStats
 from kvrt.kv.memory import Memory
 from kvrt.kv.seq import Seq
-from kvrt.sched.batching import Limits
+from kvrt.sched.plan import Limits
 from kvrt.sched.room import bytes_to_come
 from kvrt.sharing.figures import Figures
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kvrt.engine.live import Live
-from kvrt.sched.batching import Held
+from kvrt.sched.plan import Held
 
 Why = Held | Literal["beginning", "pages", "asleep", "turn"]
 """Why a request waits:

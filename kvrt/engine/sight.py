@@ -10,7 +10,7 @@ from kvrt.kv.tiers.media import Medium
 from kvrt.model.decoder.seen import Seen, Turns
 from kvrt.model.loader import Model
 from kvrt.model.vision.pixels import Picture
-from kvrt.sched.batching import Row
+from kvrt.sched.plan import Row
 
 
 class Sight:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from kvrt.engine.events import Span, StepPhases
-from kvrt.sched.batching import Row
+from kvrt.sched.plan import Row
 
 
 class Spans:

@@ -10,7 +10,7 @@ from kvrt.drafting.gain import Gain
 from kvrt.drafting.lookup import PromptLookup
 from kvrt.kv.pages.lanes import Shortage
 from kvrt.kv.seq import Seq
-from kvrt.sched.batching import Limits, Row, StepPlan
+from kvrt.sched.plan import Limits, Row, StepPlan
 
 MARGIN = 1.5
 """A draft must promise so much more than it costs: chances and costs are estimates."""

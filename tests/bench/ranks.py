@@ -35,7 +35,8 @@ from kvrt.kv.seq import Seq
 from kvrt.model.shard import Shard
 from kvrt.ranks.messages import StepWriter, ops_to_bytes
 from kvrt.runtime import Runtime
-from kvrt.sched.batching import Limits, plan_step
+from kvrt.sched.batching import plan_step
+from kvrt.sched.plan import Limits
 from kvrt.sched.policy import POLICIES
 from kvrt.sched.waiting import Waiting
 

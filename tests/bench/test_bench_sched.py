@@ -9,7 +9,8 @@ from kvrt.kv.pages.geometry import Geometry
 from kvrt.kv.pages.group import Group
 from kvrt.kv.pages.table import Change, PageTable
 from kvrt.kv.seq import Seq
-from kvrt.sched.batching import Limits, StepPlan, plan_step
+from kvrt.sched.batching import plan_step
+from kvrt.sched.plan import Limits, StepPlan
 from kvrt.sched.policy import POLICIES
 from kvrt.sched.waiting import Waiting
 

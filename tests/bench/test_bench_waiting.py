@@ -23,7 +23,7 @@ from kvrt.kv.tiers.names import chain
 from kvrt.model.loader import load_model
 from kvrt.registry import load
 from kvrt.sampling import SamplingParams
-from kvrt.sched.batching import Limits
+from kvrt.sched.plan import Limits
 from kvrt.sched.policy import POLICIES
 from kvrt.spi import DeviceOptions
 

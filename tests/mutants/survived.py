@@ -25,9 +25,9 @@ SURVIVED = {
         "runtime/test_page_names.py",
     ),
     "several completions count as one place": M(
-        "kvrt.sched.batching",
-        "0 if seq.apart else places - seq.width",
-        "0 if seq.apart else places - 1",
+        "kvrt.sched.admission",
+        "0 if seq.apart else self._places - seq.width",
+        "0 if seq.apart else self._places - 1",
         "sched/test_batching.py",
     ),
     "presence is punished once for each occurrence": M(
@@ -179,14 +179,14 @@ SURVIVED = {
         "kvrt.kv.memory", "self.reuse.idled(change.idled)", "pass", "pages/test_memory.py"
     ),
     "named pages before a window cannot be had": M(
-        "kvrt.sched.batching",
+        "kvrt.sched.pages",
         "elif not self._leave(leaving):",
         "else:",
         "sched/test_windows.py",
     ),
     "a plan begins with what it evicts": M(
-        "kvrt.sched.batching",
-        "reuse.match(seq, draft.dropped)",
+        "kvrt.sched.admission",
+        "reuse.match(seq, self.pages.dropped)",
         "reuse.match(seq)",
         "sched/test_waiting.py",
     ),
@@ -276,7 +276,7 @@ SURVIVED = {
         "pages/test_table.py",
     ),
     "what was in use when a plan began is not evicted": M(
-        "kvrt.sched.batching",
+        "kvrt.sched.pages",
         "self._cached.look_again(self._reuse.entries_of(change.idled))",
         "pass",
         "sched/test_ends.py",

@@ -17,7 +17,8 @@ from kvrt.kv.memory import Memory
 from kvrt.kv.offload import Offload
 from kvrt.kv.seq import Seq
 from kvrt.kv.tiers.names import PageName
-from kvrt.sched.batching import Limits, Row, StepPlan, plan_step
+from kvrt.sched.batching import plan_step
+from kvrt.sched.plan import Limits, Row, StepPlan
 from kvrt.sched.policy import POLICIES
 from kvrt.sched.waiting import Waiting
 from kvrt.spi import Device

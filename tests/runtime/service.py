@@ -24,7 +24,7 @@ from kvrt.model.loader import load_model
 from kvrt.outputs import Delta, Result
 from kvrt.registry import load
 from kvrt.sampling import SamplingParams
-from kvrt.sched.batching import Limits
+from kvrt.sched.plan import Limits
 from kvrt.sched.policy import POLICIES
 from kvrt.spi import DeviceOptions
 from kvrt.testing.chaos import Chaos, Copies

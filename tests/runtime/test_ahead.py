@@ -8,7 +8,7 @@ import pytest
 from kvrt.engine.engine import Engine
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
-from kvrt.sched.batching import StepPlan
+from kvrt.sched.plan import StepPlan
 from kvrt.spi import Ticket
 from kvrt.wrappers.wrapper import Wrapper
 

@@ -17,7 +17,8 @@ from kvrt.kv.seq import Seq
 from kvrt.outputs import Result
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
-from kvrt.sched.batching import StepPlan, plan_step
+from kvrt.sched.batching import plan_step
+from kvrt.sched.plan import StepPlan
 from kvrt.testing.chaos import Chaos
 
 from .conftest import Break, MakeRuntime, pages_in_use, until

@@ -38,7 +38,7 @@ from kvrt.kv.tiers.names import StoredName, chain, root_key
 from kvrt.model.loader import load_model
 from kvrt.registry import load
 from kvrt.sampling import SamplingParams
-from kvrt.sched.batching import Limits
+from kvrt.sched.plan import Limits
 from kvrt.sched.policy import POLICIES
 from kvrt.speech.pages import _Group
 from kvrt.spi import AttentionBatch, AttentionParams, Device, KVLayout

@@ -17,7 +17,7 @@ from kvrt.model.decoder.activations import Activations
 from kvrt.outputs import Result
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
-from kvrt.sched.batching import Row
+from kvrt.sched.plan import Row
 from kvrt.spi import AttentionBatch, Device, MemoryInfo
 from kvrt.wrappers.parts import Params, WrappedMemory
 from kvrt.wrappers.parts import Result as Returned

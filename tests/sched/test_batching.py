@@ -13,7 +13,8 @@ from kvrt.kv.pages.group import Group
 from kvrt.kv.pages.table import PageTable
 from kvrt.kv.seq import Seq
 from kvrt.sched import room
-from kvrt.sched.batching import Limits, StepPlan, plan_step
+from kvrt.sched.batching import plan_step
+from kvrt.sched.plan import Limits, StepPlan
 from kvrt.sched.policy import AGING_STEPS, POLICIES, PolicyName
 from kvrt.sched.waiting import Waiting
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvrt.kv.seq import Seq
-from kvrt.sched.batching import Limits
+from kvrt.sched.plan import Limits
 
 from .test_batching import GROUPS, Clock, least_chunks
 

@@ -7,7 +7,7 @@ import pytest
 from kvrt.kv.index import tenants
 from kvrt.kv.index.shares import Shares
 from kvrt.kv.tiers.names import tenant_of
-from kvrt.sched.batching import Limits, StepPlan
+from kvrt.sched.plan import Limits, StepPlan
 
 from .forest import Forest
 from .test_batching import GROUPS, Clock, Windows

@@ -11,7 +11,8 @@ from kvrt.drafting.drafts import Drafts
 from kvrt.drafting.gain import Gain
 from kvrt.drafting.lookup import Guess, PromptLookup
 from kvrt.kv.seq import Seq
-from kvrt.sched.batching import Limits, Row, StepPlan, plan_step
+from kvrt.sched.batching import plan_step
+from kvrt.sched.plan import Limits, Row, StepPlan
 from kvrt.sched.speculation import Speculation, parents_of
 
 from .test_batching import Clock

@@ -13,8 +13,11 @@ from kvrt.kv.pages.integrity import check_table
 from kvrt.kv.pages.lanes import Pages, Rows
 from kvrt.kv.pages.table import Change
 from kvrt.kv.seq import Seq
-from kvrt.sched import batching, room
-from kvrt.sched.batching import Limits, StepPlan, plan_step
+from kvrt.sched import admission, room
+from kvrt.sched.batching import plan_step
+from kvrt.sched.computing import Computing
+from kvrt.sched.pages import PlannedPages
+from kvrt.sched.plan import Limits, StepPlan
 from kvrt.sched.policy import AGING_STEPS, POLICIES, PolicyName
 from kvrt.sched.waiting import Waiting, held_by
 
@@ -38,19 +41,19 @@ class AllOfThem(Waiting):
             taken[first.tenant] += len(first.tokens)
 
 
-class OneByOne(batching._Computing):
+class OneByOne(Computing):
     """Asks all of the batch for the page behind those that are there."""
 
     yes = 0
 
-    def __init__(self, reuse: Reuse, seqs: Sequence[Seq], draft: batching._Draft) -> None:
+    def __init__(self, reuse: Reuse, seqs: Sequence[Seq], draft: PlannedPages) -> None:
         self.others = [*seqs]
         self.reuse = reuse
 
-    def add(self, seq: Seq, draft: batching._Draft) -> None:
+    def add(self, seq: Seq, draft: PlannedPages) -> None:
         self.others.append(seq)
 
-    def awaited(self, seq: Seq, draft: batching._Draft) -> bool:
+    def awaited(self, seq: Seq, draft: PlannedPages) -> bool:
         awaited = seq.matches and any(
             other.pending > 1
             and other.shares
@@ -61,7 +64,7 @@ class OneByOne(batching._Computing):
         OneByOne.yes += awaited
         return awaited
 
-    def computes_the_next(self, other: Seq, seq: Seq, draft: batching._Draft) -> bool:
+    def computes_the_next(self, other: Seq, seq: Seq, draft: PlannedPages) -> bool:
         there = self.reuse.found(other.names, draft.dropped)
         if there >= min(len(other.names), len(seq.names)):
             return False
@@ -125,7 +128,7 @@ class Kitchen:
     def tick(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.step += self.rng.choice([1, 1, 1, AGING_STEPS // 3])
         with monkeypatch.context() as patch:
-            patch.setattr(batching, "_Computing", OneByOne)
+            patch.setattr(admission, "Computing", OneByOne)
             right = self.plan(self.all)
         if self.rng.random() < 0.2:
             self.plan(self.waiting)  # and drop it: plans are values

@@ -6,7 +6,8 @@ from kvrt.kv.index.eviction import EVICTIONS, EvictionName
 from kvrt.kv.index.reuse import PrefixReuse
 from kvrt.kv.pages.table import Change
 from kvrt.kv.seq import Seq
-from kvrt.sched.batching import Limits, plan_step
+from kvrt.sched.batching import plan_step
+from kvrt.sched.plan import Limits
 from kvrt.sched.policy import POLICIES
 from kvrt.sched.waiting import Waiting
 

@@ -169,7 +169,7 @@ def step_overhead(backend: str, clock: Clock, rows: Rows, *, small: bool) -> Non
     from kvrt.engine.sizing import make_cache
     from kvrt.model.loader import load_model
     from kvrt.registry import open_device
-    from kvrt.sched.batching import Limits
+    from kvrt.sched.plan import Limits
     from kvrt.sched.policy import POLICIES
 
     count, rounds = (4, 5) if small else (64, 100)
