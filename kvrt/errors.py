@@ -18,7 +18,7 @@ Each carries the cause (its message) and, where one is known, the remedy (`fix`)
 command line can print both and a program can show them.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 
 class KvrtError(Exception):
@@ -34,6 +34,16 @@ class KvrtError(Exception):
     def __init__(self, message: str, *, fix: str = "") -> None:
         super().__init__(message)
         self.fix = fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It goes to another process with all that it says, not with its message alone."""
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[KvrtError], args: tuple[Any, ...], fields: dict[str, Any]) -> KvrtError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
 
 
 class ConfigError(KvrtError):

@@ -87,6 +87,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "PIL": ("kvrt/model/vision",),
     "vllm": ("kvrt/integrations",),
     "dynamo": ("kvrt/integrations",),
+    "ray": ("kvrt/integrations",),
     "sglang": ("kvrt/integrations",),
     "lmcache": ("kvrt/integrations",),
     "zmq": ("kvrt/integrations", "kvrt/routing"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from kvrt.routing.choosing import POLICIES
+from kvrt.integrations.choosing import POLICIES
 from kvrt_cli.extras import check_extra
 from kvrt_cli.options import color_option, file_path, quiet_option
 from kvrt_cli.options.serving import listening_options

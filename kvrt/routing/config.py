@@ -16,8 +16,8 @@ from kvrt.checks import (
     check_options,
 )
 from kvrt.errors import ConfigError
+from kvrt.integrations.choosing import POLICIES, Policy
 from kvrt.net.address import is_loopback
-from kvrt.routing.choosing import POLICIES, Policy
 from kvrt.routing.replicas import Address
 
 
@@ -30,7 +30,7 @@ class RouterConfig:
         prefill: addresses of servers that compute prompts for the others.
         host: address to listen at.
         port: 0: any that is free.
-        policy: see `kvrt.routing.choosing.choose`.
+        policy: see `kvrt.integrations.choosing.choose`.
         keys: a file of keys, of which clients need one. The servers get it, too.
         without_keys: listen at an address that others reach, although there are no keys.
         max_requests: that may be on their way at once; more are refused for now.

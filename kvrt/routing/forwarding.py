@@ -10,7 +10,7 @@ import httpx
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
-from kvrt.routing.prefixes import EVERYBODY
+from kvrt.integrations.prefixes import EVERYBODY
 from kvrt.routing.replicas import Asked, Replica, Replicas, why
 from kvrt.routing.ways import Events, Prompt, Way, moves_of, ticket_for
 from kvrt.server.access.gate import Gate, shutting_down

@@ -9,7 +9,7 @@ import msgspec
 
 from kvrt.errors import ConfigError
 from kvrt.integrations.events.wire import EventBatch
-from kvrt.routing.prefixes import Prefixes
+from kvrt.integrations.prefixes import Prefixes
 
 if TYPE_CHECKING:
     pass

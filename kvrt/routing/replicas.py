@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 import httpx
 
 from kvrt.errors import ConfigError
-from kvrt.routing.choosing import Candidate, Policy, choose, work
+from kvrt.integrations.choosing import Candidate, Policy, choose, work
+from kvrt.integrations.prefixes import Key, Prefixes
 from kvrt.routing.listening import Listening
-from kvrt.routing.prefixes import Key, Prefixes
 
 log = logging.getLogger(__name__)
 

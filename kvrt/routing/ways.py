@@ -7,7 +7,7 @@ from functools import cache, partial
 
 from starlette.types import Scope, Send
 
-from kvrt.routing.prefixes import Key, keys_of
+from kvrt.integrations.prefixes import Key, keys_of
 from kvrt.routing.replicas import Replica
 from kvrt.server.moving import MARK, MOVES, Told, told_in
 

@@ -17,6 +17,7 @@ from .pages import ROOT, Block, blocks_of, name_of, pages
 
 NOT_RUN = {
     "docs/serve.md": ("tools=tools", "needs a model whose template has tools: test_tools.py"),
+    "docs/ray.md": ("ray", "needs Ray: ci/ray runs examples/ray_serve.py and ray_data.py"),
 }
 """Of a page: what is in the example that is not run, and the reason."""
 

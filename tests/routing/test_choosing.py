@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from kvrt.routing.choosing import Candidate, Policy, choose
+from kvrt.integrations.choosing import Candidate, Policy, choose
 
 IDLE = Candidate(cached=0, waiting=0, running=0, pace=None, turns=0)
 

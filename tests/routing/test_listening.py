@@ -10,8 +10,8 @@ import zmq
 
 from kvrt.errors import ConfigError
 from kvrt.integrations.events.wire import BlockStored, EventBatch
+from kvrt.integrations.prefixes import Prefixes
 from kvrt.routing.listening import Listening
-from kvrt.routing.prefixes import Prefixes
 
 
 class Telling:

@@ -3,7 +3,7 @@
 import random
 
 from kvrt.integrations.events.wire import AllBlocksCleared, BlockRemoved, BlockStored
-from kvrt.routing.prefixes import Prefixes, keys_of
+from kvrt.integrations.prefixes import Prefixes, keys_of
 
 PAGE = 4
 FOREVER = 1e9
