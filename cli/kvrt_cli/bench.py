@@ -12,7 +12,7 @@ from kvrt_cli.benching.model import bench_model
 class Commands(Mapping[str, click.Command]):
     """Each in the module of its name, which is loaded when it is asked for."""
 
-    NAMES = ("compare", "gate", "serve")
+    NAMES = ("compare", "export", "gate", "serve", "startup")
 
     def __getitem__(self, name: str) -> click.Command:
         if name not in self.NAMES:

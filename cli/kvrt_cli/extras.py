@@ -10,6 +10,9 @@ BRINGS = {
     "client": ("httpx", "msgspec"),
     "top": ("textual",),
     "data": ("msgspec",),
+    "mlflow": ("mlflow",),
+    "wandb": ("wandb",),
+    "otel": ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"),
 }
 """Modules, by the extra of kvrt that installs them."""
 
@@ -20,9 +23,16 @@ def check_extra(command: str, extra: str = "serve", instead: str = "") -> None:
     Args:
         instead: what can be done without it.
     """
-    missing = [name for name in BRINGS[extra] if find_spec(name) is None]
+    missing = [name for name in BRINGS[extra] if not _is_there(name)]
     if missing:
         raise ConfigError(
             f"kvrt {command} needs what is not installed: {', '.join(missing)}",
             fix=f"pip install 'kvrt[{extra}]'" + (f", or {instead}" if instead else ""),
         )
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even what it is in
+        return False

@@ -57,6 +57,21 @@ def tokens_of(run: Run) -> Tokens:
     return Tokens(prompt - cached, cached, sum(each.tokens for each in run.good))
 
 
+def first_token_of(run: Run) -> dict[str, Any]:
+    """Where the time to a first token passes, on average and in seconds, or why it is not known.
+
+    between    the server knows nothing of it: on the way, in HTTP, in reading what was asked
+    queued     until its first step
+    computing  until the first token was there
+    """
+    firsts = [each.pieces[0] for each in run.records if each.pieces]
+    if "first_mean" not in run.clocks or not firsts:
+        return {"why": run.clocks.get("why", "nobody was asked")}
+    whole, known = sum(firsts) / len(firsts), run.clocks["first_mean"]
+    queued = min(run.clocks["queued_mean"], known)
+    return {"between": max(0.0, whole - known), "queued": queued, "computing": known - queued}
+
+
 def joules_of(run: Run) -> float | None:
     """Of all counters that have counted; None: none has."""
     known = [each.joules for each in run.energy if each.joules is not None]
@@ -117,6 +132,7 @@ def summary(run: Run) -> dict[str, Any]:
         "prompt_tokens_per_s": rate(tokens.prompt + tokens.cached),
         "output_tokens_per_s": rate(tokens.output),
         **{time: spread(times_of(run.records, time)) for time in TIMES},
+        "first_token": first_token_of(run),
         "late_p99": late(run),
         "memory": memory_of(run),
         "energy": energy_of(run),

@@ -1,11 +1,16 @@
 """A server that speaks OpenAI's API, as its clients see it."""
 
+import asyncio
+import statistics
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import httpx
 import msgspec
 
+from kvrt.bench.clocks import Clocks, read_clocks
 from kvrt.bench.targets import Endpoint, Heard, Said, as_text
 from kvrt.bench.words import Held
 from kvrt.errors import ConfigError, KvrtError
@@ -13,6 +18,12 @@ from kvrt.errors import ConfigError, KvrtError
 PATHS: Mapping[Endpoint, str] = {"completions": "/completions", "chat": "/chat/completions"}
 LONGEST_ERROR = 300
 DONE = b"[DONE]"
+
+CONNECTS = 5
+"""Connections that are made to learn how far away the server is."""
+
+CONNECT_S = 5.0
+"""For each of them, at most."""
 
 
 class Details(msgspec.Struct):
@@ -83,6 +94,7 @@ class HttpTarget:
             raise ConfigError(
                 f"{url!r:.100} is no address of a server", fix="as in http://127.0.0.1:8000"
             )
+        self._place = parsed.host, parsed.port or (443 if parsed.scheme == "https" else 80)
         self.here = parsed.host in ("localhost", "::1") or parsed.host.startswith("127.")
         """Whether it is on this machine."""
         self._model = model
@@ -173,6 +185,13 @@ class HttpTarget:
         return self._model
 
     async def _get(self, path: str, what: str) -> Any:
+        response = await self._got(path, what)
+        try:
+            return msgspec.json.decode(response.content)
+        except msgspec.MsgspecError:
+            raise KvrtError(f"{self._root} does not say {what}: it is no JSON") from None
+
+    async def _got(self, path: str, what: str) -> httpx.Response:
         try:
             response = await self._http.get(f"{self._root}{path}")
         except httpx.HTTPError as error:
@@ -182,10 +201,7 @@ class HttpTarget:
         self._server = response.headers.get("server", self._server)
         if response.status_code != 200:
             raise KvrtError(f"{self._root} does not say {what}: {response.status_code}")
-        try:
-            return msgspec.json.decode(response.content)
-        except msgspec.MsgspecError:
-            raise KvrtError(f"{self._root} does not say {what}: it is no JSON") from None
+        return response
 
     async def look(self, at: float) -> Held:
         """As kvrt's own ``/status`` says; other servers have no such thing."""
@@ -203,6 +219,28 @@ class HttpTarget:
         except (LookupError, TypeError):
             raise KvrtError(f"{self._root} does not say how much KV memory it holds") from None
 
+    async def clocks(self) -> Clocks:
+        """As the `/metrics` of kvrt and of vLLM say; they may want a key for it."""
+        response = await self._got("/metrics", "how long requests wait in it")
+        found = read_clocks(response.text)
+        if found is None:
+            raise KvrtError(f"{self._root} does not say how long requests wait in it")
+        return found
+
+    async def _round_trip(self) -> float | None:
+        """Seconds there and back: the median of what connections take, which a server's kernel
+        makes whatever the server does; None: none could be made."""
+        found = []
+        for _ in range(CONNECTS):
+            begun = time.perf_counter()
+            with suppress(OSError, TimeoutError):
+                async with asyncio.timeout(CONNECT_S):
+                    _, writer = await asyncio.open_connection(*self._place)
+                found.append(time.perf_counter() - begun)
+                writer.close()
+                await writer.wait_closed()
+        return statistics.median(found) if found else None
+
     async def about(self) -> Mapping[str, Any]:
         name = await self._name()
         return {
@@ -211,6 +249,7 @@ class HttpTarget:
             "url": self._root,
             "endpoint": self._endpoint,
             "server": self._server,
+            "round_trip_s": await self._round_trip(),
             "fields": self._fields,
         }
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvrt.aio.runtime import AsyncRuntime
+from kvrt.bench.clocks import Clocks
 from kvrt.bench.targets import Endpoint, Heard, Said, as_text
 from kvrt.bench.words import Held
 from kvrt.model.chat.templates import Chat
@@ -17,7 +18,8 @@ class InsideTarget:
     Args:
         endpoint: ``chat``: by the model's chat template.
         respect_eos: answers may end before they have all tokens.
-        limits: more that is known of the device, such as ``read_bytes_per_s``.
+        limits: more that is known of the device and what the model takes of it, such as
+            ``read_bytes_per_s``.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class InsideTarget:
         limits: Mapping[str, float] = {},
     ) -> None:
         self._limits = limits
+        self._clocks = Clocks()
         self.here = True
         self._asked = AsyncRuntime(runtime)
         self._endpoint: Endpoint = endpoint
@@ -46,6 +49,11 @@ class InsideTarget:
                 if delta.text:
                     heard.hear(delta.text)
             result = await stream.result()
+        if heard.pieces:
+            known, times = self._clocks, result.timings
+            self._clocks = Clocks(
+                known.firsts + 1, known.first + times.first_token, known.queued + times.queued
+            )
         heard.finish = result.finish_reason
         heard.prompt_tokens = result.usage.prompt_tokens
         heard.cached_tokens = result.usage.cached_tokens
@@ -61,6 +69,9 @@ class InsideTarget:
             held=cache.mapped_bytes + cache.pooled_bytes,
             limit=cache.limit_bytes,
         )
+
+    async def clocks(self) -> Clocks:
+        return self._clocks
 
     async def about(self) -> Mapping[str, Any]:
         runtime = self._asked.runtime

@@ -1,5 +1,6 @@
 """A run from its plan to its result."""
 
+import asyncio
 import itertools
 import os
 import platform
@@ -15,6 +16,7 @@ import psutil
 
 import kvrt
 from kvrt.bench.arrivals import BURSTINESS, Arrivals, of_trace, offsets
+from kvrt.bench.clocks import Clocks, of_run
 from kvrt.bench.data import Drawn, Lengths, Scale, Talk, read_talks
 from kvrt.bench.energy import meters
 from kvrt.bench.load import Asking, Load, calibrated, warmed
@@ -25,6 +27,9 @@ from kvrt.errors import ConfigError, KvrtError
 
 MOST_AT_ONCE = 16
 """Requests that warm up at once."""
+
+COUNTED_S = 1.0
+"""Within which a server has counted all requests that it has answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,9 @@ class Session:
         )
         if self._stopped:
             self._asking.stop()
+        before = await self._clocks()
         found = await self._asking.measure()
+        clocks = await self._clocks_since(before, sum(bool(each.pieces) for each in found.records))
         return Run(
             name=plan.name or str(about["model"]),
             made_by=f"kvrt {kvrt.__version__}",
@@ -134,11 +141,30 @@ class Session:
             records=found.records,
             held=found.held,
             held_why=found.held_why,
+            clocks=clocks,
             energy=[each.counted() for each in counters],
             per_hour=plan.per_hour,
             per_kwh=plan.per_kwh,
             weights=plan.weights,
         )
+
+    async def _clocks(self) -> Clocks | str:
+        """What the target knows of its times, or why it does not say."""
+        try:
+            return await self._target.clocks()
+        except KvrtError as error:
+            return str(error)
+
+    async def _clocks_since(self, before: Clocks | str, asked: int) -> Mapping[str, Any]:
+        """Of the run. A server may count a request a moment after its answer has ended."""
+        end = time.monotonic() + COUNTED_S
+        while True:
+            after = await self._clocks()
+            if isinstance(before, str) or isinstance(after, str):
+                return {"why": before if isinstance(before, str) else after}
+            if after.firsts - before.firsts >= asked or time.monotonic() > end:
+                return of_run(before, after, asked)
+            await asyncio.sleep(0.02)
 
     async def _warm(self, seed: str, scale: Scale) -> None:
         plan, talks = self._plan, self._talks(seed, scale)

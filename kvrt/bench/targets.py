@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from kvrt.bench.clocks import Clocks
 from kvrt.bench.words import Held
 
 Endpoint = Literal["completions", "chat"]
@@ -65,6 +66,13 @@ class Target(Protocol):
 
         Args:
             at: the time to write on it.
+
+        Raises:
+            KvrtError: it does not say.
+        """
+
+    async def clocks(self) -> Clocks:
+        """What it knows of its own times until now.
 
         Raises:
             KvrtError: it does not say.

@@ -134,6 +134,8 @@ class Run:
         cut: it was stopped before its end.
         records: all requests, as they ended.
         held: KV memory over time; `held_why`: why there is none.
+        clocks: what the target itself knows of its times (`kvrt.bench.clocks`): ``first_mean`` and
+            ``queued_mean``, or ``why`` they are not known.
         energy: of each counter, over `seconds`.
         per_hour, per_kwh: prices that were given, in whatever money; None: none was.
         weights: see `kvrt.bench.prices`.
@@ -151,6 +153,7 @@ class Run:
     records: Sequence[Record]
     held: Sequence[Held] = ()
     held_why: str | None = None
+    clocks: Mapping[str, Any] = field(default_factory=dict)
     energy: Sequence[Counter] = field(default_factory=tuple)
     per_hour: float | None = None
     per_kwh: float | None = None
@@ -257,7 +260,7 @@ def _check(run: Run) -> None:
         int(each.tokens)
     for moment in run.held:
         float(moment.at + moment.pinned + moment.cached + moment.held + moment.limit)
-    for part in (run.target, run.machine, run.load, run.data):
+    for part in (run.target, run.machine, run.load, run.data, run.clocks):
         part.keys()
     if not float(run.seconds) >= 0:
         raise ValueError("it took no time")

@@ -97,6 +97,20 @@ class AsyncClient:
         """
         return await self.do(calls.usage(since, until, workspace))
 
+    async def profile(self, seconds: float = 5.0, *, model: str | None = None) -> dict[str, Any]:
+        """What the engine does in the seconds to come, for admins: ``steps``, ``phases`` and so on,
+        and the ``trace``, which Perfetto opens.
+
+        Args:
+            seconds: at most 60.
+            model: which of those that are loaded; None: there is one.
+        """
+        return await self.do(calls.profile(seconds, model))
+
+    async def end_profile(self) -> None:
+        """Let the one that is being made come now."""
+        await self.do(calls.end_profile())
+
     async def chat(
         self,
         messages: str | Sequence[Mapping[str, Any]],

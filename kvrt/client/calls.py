@@ -119,6 +119,19 @@ def usage(since: str | None, until: str | None, workspace: str | None) -> Call[U
     return Call("GET", "/usage", Usage, query)
 
 
+def profile(seconds: float, model: str | None) -> Call[dict[str, Any]]:
+    """Of what the engine does in the seconds to come."""
+    body: dict[str, Any] = {"seconds": seconds}
+    if model is not None:
+        body["model"] = model
+    return Call("POST", "/profile", dict[str, Any], body=body)
+
+
+def end_profile() -> Call[dict[str, Any]]:
+    """Of the one that is being made, which comes then."""
+    return Call("DELETE", "/profile", dict[str, Any])
+
+
 def chat(model: str, messages: Any, fields: Mapping[str, Any]) -> Call[None]:
     """As a stream."""
     if isinstance(messages, str):

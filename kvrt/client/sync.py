@@ -95,6 +95,20 @@ class Client:
         """
         return self.do(calls.usage(since, until, workspace))
 
+    def profile(self, seconds: float = 5.0, *, model: str | None = None) -> dict[str, Any]:
+        """What the engine does in the seconds to come, for admins: ``steps``, ``phases`` and so on,
+        and the ``trace``, which Perfetto opens.
+
+        Args:
+            seconds: at most 60.
+            model: which of those that are loaded; None: there is one.
+        """
+        return self.do(calls.profile(seconds, model))
+
+    def end_profile(self) -> None:
+        """Let the one that is being made come now."""
+        self.do(calls.end_profile())
+
     def chat(
         self,
         messages: str | Sequence[Mapping[str, Any]],

@@ -34,10 +34,10 @@ FULL = 0.95
 """Of the KV memory's limit: from here on, what waits does so for memory."""
 
 FIXES: Mapping[Bound, str] = {
-    "network": "measure nearer to the server, or keep connections open: kvrt itself is not the part"
-    " that counts",
+    "network": "measure nearer to the server, or keep connections open: the server is not the"
+    " part that counts",
     "queue": "let more run at once (max_running, max_batch_tokens), or spread requests over several"
-    " servers",
+    " servers (kvrt route)",
     "memory": "give the KV cache more memory (memory_limit), or make its pages smaller"
     " (kv_cache_dtype int8)",
     "host": "let more requests share a step, or use a larger model or batch: a step here is too"
@@ -122,8 +122,8 @@ def bottleneck(measured: Measured, goal: Goal) -> Finding:
         ConfigError: the numbers cannot be: no time, or parts that are longer than the whole.
     """
     _check(measured)
-    bandwidth = _part(measured.read_bytes, measured.computing, measured.read_bytes_per_s)
-    arithmetic = _part(measured.operations, measured.computing, measured.operations_per_s)
+    bandwidth = part(measured.read_bytes, measured.computing, measured.read_bytes_per_s)
+    arithmetic = part(measured.operations, measured.computing, measured.operations_per_s)
     device = _device(bandwidth, arithmetic)
     busy = measured.computing / measured.seconds
     parts: dict[Bound, float] = {device: busy, "host": 1.0 - busy}
@@ -154,7 +154,8 @@ def _check(measured: Measured) -> None:
             )
 
 
-def _part(done: float | None, seconds: float, limit: float | None) -> float | None:
+def part(done: float | None, seconds: float, limit: float | None) -> float | None:
+    """Of a limit a second: what was done in so many seconds; None: one of them is not known."""
     if done is None or not limit or not seconds:
         return None
     return done / seconds / limit

@@ -147,9 +147,20 @@ class Work:
 
     def operations(self, found: Totals) -> float:
         """Of the products with weights; attention's own come on top."""
-        tokens = found.prompt_tokens + found.answer_tokens
-        each = self.parameters + self.experts * self.chosen
-        return 2.0 * (tokens * each + found.answer_tokens * self.head)
+        return (
+            found.prompt_tokens * self.prompt_token_operations
+            + found.answer_tokens * self.answer_token_operations
+        )
+
+    @property
+    def prompt_token_operations(self) -> float:
+        """Of the products that a token of a prompt takes; a multiply-add is two."""
+        return 2.0 * (self.parameters + self.experts * self.chosen)
+
+    @property
+    def answer_token_operations(self) -> float:
+        """Of those that a token takes behind which another is chosen."""
+        return self.prompt_token_operations + 2.0 * self.head
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from kvrt.server.plain import Plain
 from kvrt.server.prompts import Prompts
 from kvrt.server.rerank import Rerank
 from kvrt.server.service import Service
+from kvrt.server.telemetry.profile import Profile
 from kvrt.server.telemetry.status import Status
 from kvrt.server.tenants.metering import Asked, metered
 from kvrt.server.tenants.route import Usage
@@ -106,6 +107,7 @@ def routes_of(
     files, batches = FilesApi(worker), BatchesApi(worker, strict=served.strict)
     adapters = Adapters(service.runtime.runtime, served, service.config)
     steering = Steering(service.desk)
+    profile = Profile(service.config, lambda: dict.fromkeys(served.names, service.runtime.runtime))
     beside: dict[str, Asked] = {
         "/v1/embeddings": embeddings,
         "/rerank": rerank,
@@ -147,6 +149,7 @@ def routes_of(
         **{path: metered(service.accounts, path, asked) for path, asked in beside.items()},
         **audio.handlers(service.accounts),
         "/moves": service.desk.moves.begin,
+        "/profile": profile.record,
         "/v1/messages/count_tokens": plain.count_tokens,
         "/v1/responses/input_tokens": plain.input_tokens,
         "/v1/files": files.create,
@@ -157,6 +160,7 @@ def routes_of(
     deletes: dict[str, Handler] = {
         **steering.deletes,
         "/answers": Forgetting(service.desk, lambda: [service]).forget,
+        "/profile": profile.end,
         "/v1/files/{id}": files.delete,
         "/v1/batches/{id}": batches.delete,
     }

@@ -1,7 +1,9 @@
 """Runs of which every time is known."""
 
+import json
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from kvrt.bench.words import Counter, Held, Record, Run
@@ -38,3 +40,45 @@ def run(seed: int = 1, *, slower: float = 1.0, count: int = 200, **fields: Any) 
         energy=[Counter("processors (RAPL)", None, "there is no counter")],
     )  # fmt: skip
     return replace(usual, **fields)
+
+
+def as_guidellm(run: Run, path: Path) -> Path:
+    """The file that guidellm writes of the same requests."""
+    requests = [
+        {
+            "request_start_time": 1e9 + each.sent,
+            "request_end_time": 1e9 + each.end,
+            "time_to_first_token_ms": 1000 * (each.ttft or 0),
+            "inter_token_latency_ms": 1000 * (each.tpot or 0),
+            "prompt_tokens": each.prompt_tokens,
+            "output_tokens": each.output_tokens,
+        }
+        for each in run.records
+    ]
+    body = {"requests": {"successful": requests, "errored": [], "incomplete": []}}
+    path.write_text(json.dumps({"benchmarks": [body]}))
+    return path
+
+
+def as_aiperf(run: Run, folder: Path) -> Path:
+    """The folder that aiperf writes of the same requests."""
+    lines = [
+        {
+            "metadata": {
+                "request_start_ns": round(1e18 + 1e9 * each.sent),
+                "request_end_ns": round(1e18 + 1e9 * each.end),
+                "benchmark_phase": "profiling",
+            },
+            "metrics": {
+                "time_to_first_token": {"value": 1000 * (each.ttft or 0), "unit": "ms"},
+                "inter_token_latency": {"value": 1000 * (each.tpot or 0), "unit": "ms"},
+                "output_sequence_length": {"value": each.tokens, "unit": "tokens"},
+                "input_sequence_length": {"value": each.prompt_tokens, "unit": "tokens"},
+            },
+        }
+        for each in run.records
+    ]
+    folder.mkdir()
+    text = "".join(json.dumps(each) + "\n" for each in lines)
+    (folder / "profile_export.jsonl").write_text(text)
+    return folder

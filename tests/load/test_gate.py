@@ -15,7 +15,7 @@ from kvrt.bench.words import CUT, Record, Run, load, save
 from kvrt.errors import ConfigError
 from tests.cli.conftest import Kvrt
 
-from .runs import TOKENS, record, run
+from .runs import TOKENS, as_aiperf, as_guidellm, record, run
 
 
 def kept(folder: Path, name: str, made: Run) -> str:
@@ -151,38 +151,7 @@ def test_runs_stand_side_by_side_and_those_of_others_too(kvrt: Kvrt, tmp_path: P
     """The same requests, as kvrt, guidellm and aiperf write them, have the same figures."""
     made = run(1, count=40)
     ours = kept(tmp_path, "ours", made)
-    theirs, folder = tmp_path / "guidellm.json", tmp_path / "aiperf"
-    folder.mkdir()
-    requests = [
-        {
-            "request_start_time": 1e9 + each.sent,
-            "request_end_time": 1e9 + each.end,
-            "time_to_first_token_ms": 1000 * (each.ttft or 0),
-            "inter_token_latency_ms": 1000 * (each.tpot or 0),
-            "prompt_tokens": each.prompt_tokens,
-            "output_tokens": each.output_tokens,
-        }
-        for each in made.records
-    ]
-    body = {"requests": {"successful": requests, "errored": [], "incomplete": []}}
-    theirs.write_text(json.dumps({"benchmarks": [body]}))
-    lines = [
-        {
-            "metadata": {
-                "request_start_ns": round(1e18 + 1e9 * each.sent),
-                "request_end_ns": round(1e18 + 1e9 * each.end),
-                "benchmark_phase": "profiling",
-            },
-            "metrics": {
-                "time_to_first_token": {"value": 1000 * (each.ttft or 0), "unit": "ms"},
-                "inter_token_latency": {"value": 1000 * (each.tpot or 0), "unit": "ms"},
-                "output_sequence_length": {"value": each.tokens, "unit": "tokens"},
-                "input_sequence_length": {"value": each.prompt_tokens, "unit": "tokens"},
-            },
-        }
-        for each in made.records
-    ]
-    (folder / "profile_export.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    theirs, folder = as_guidellm(made, tmp_path / "guidellm.json"), as_aiperf(made, tmp_path / "ai")
     result = kvrt("bench", "compare", ours, str(theirs), str(folder), "--json")
     assert result.exit_code == 0, result.stderr
     told = json.loads(result.stdout)

@@ -47,6 +47,10 @@ def test_what_was_measured_is_what_the_server_has_answered(
     assert told["tokens"]["output"] == 72
     assert told["output_tokens_per_s"] == pytest.approx(72 / run.seconds)
     assert told["ttft"]["p50"] <= told["ttft"]["p95"] <= told["e2e"]["p99"]
+    parts = told["first_token"]
+    assert sum(parts.values()) == pytest.approx(told["ttft"]["mean"]), "the server told its part"
+    assert 0 <= parts["queued"] < parts["queued"] + parts["computing"] < told["ttft"]["mean"]
+    assert 0 < run.target["round_trip_s"] < told["ttft"]["mean"], "by a connection alone"
     assert told["memory"]["pinned_peak"] <= told["memory"]["held_peak"]
     assert told["memory"]["held_peak"] <= told["memory"]["limit"]
     assert all(each["joules"] is not None or each["why"] for each in told["energy"]["counters"])
@@ -85,6 +89,9 @@ def test_a_model_in_this_process_is_measured_in_the_same_way(kvrt: Kvrt, tmp_pat
     assert [each.tokens for each in run.records] == [6] * 4
     assert all((each.cached_tokens or 0) >= 16 for each in run.records), "it was asked before"
     assert run.held
+    assert run.clocks["first_mean"] > run.clocks["queued_mean"] >= 0
+    peak = run.target["operations_per_s"]
+    assert peak > run.target["answer_token_operations"] > run.target["prompt_token_operations"] > 0
 
 
 def test_a_request_that_fails_fails_alone(kvrt: Kvrt, measured: Server, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ ROUTES = ["/models", "/models/tiny", "/embeddings", "/completions", "/chat/compl
           "/v2/rerank", "/audio/transcriptions", "/audio/translations",
           "/v1/audio/transcriptions", "/v1/audio/translations", "/answers", "/moves",
           "/v2/models/tiny/ready", "/openai/v1/models", "/openai/v1/chat/completions",
-          "/usage", "/keys", "/keys/x", "/requests/x", "/tokens/v1/completions",
+          "/usage", "/profile", "/keys", "/keys/x", "/requests/x", "/tokens/v1/completions",
           "/tokens/v1/chat/completions",
           "/tokens/v1/messages", "/tokens/v1/responses", "/tokens/api/chat",
           "/tokens/api/generate"]  # fmt: skip

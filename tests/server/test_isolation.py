@@ -156,6 +156,8 @@ TABLE: dict[str, Asks | Owned | Lists | Makes | Same | ForAdmins | InCharge | Go
     "DELETE /v1/files/{id}": Owned("file"),
     "GET /metrics": ForAdmins(),
     "POST /v1/load_lora_adapter": ForAdmins(),
+    "POST /profile": ForAdmins(),
+    "DELETE /profile": ForAdmins(),
     "POST /v1/unload_lora_adapter": ForAdmins(),
 }  # fmt: skip
 

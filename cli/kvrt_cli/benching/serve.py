@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from kvrt.errors import ConfigError, KvrtError
+from kvrt.errors import KvrtError
 from kvrt_cli.benching.plans import (
     cost_options,
     data_options,
@@ -21,22 +20,29 @@ from kvrt_cli.benching.plans import (
 from kvrt_cli.benching.told import told
 from kvrt_cli.errors import of_the_system
 from kvrt_cli.extras import check_extra
+from kvrt_cli.keyfile import read_key
 from kvrt_cli.naming import model_name
 from kvrt_cli.options import color_option, file_path, named_values
 from kvrt_cli.options.runtime import model_options, runtime_config
-from kvrt_cli.options.sections import BENCH_SERVE, INSIDE, SectionedCommand
+from kvrt_cli.options.sections import (
+    BENCH_SERVE,
+    INSIDE,
+    OF_A_MODEL,
+    SectionedCommand,
+    refuse_given,
+)
 from kvrt_cli.progress import LoadBar
 from kvrt_cli.run import open_runtime
 from kvrt_cli.terminal import Terminal
+from kvrt_cli.tuning.bounds import kind_of, limits_of
 
 if TYPE_CHECKING:
     from kvrt.bench.plan import Plan
     from kvrt.bench.targets import Endpoint
     from kvrt.bench.words import Run
-    from kvrt.spi import DeviceInfo
+    from kvrt.runtime import Runtime
 
 INTERRUPTED = 128 + signal.SIGINT
-LONGEST_KEY = 4096
 
 
 @click.command(
@@ -122,7 +128,7 @@ def serve(
     if url is None:
         run = _inside(terminal, plan, str(model), options)
     else:
-        _refuse_options_of_a_model(click.get_current_context())
+        refuse_given(click.get_current_context(), INSIDE, OF_A_MODEL)
         run = _over_http(terminal, plan, url, options)
     from kvrt.bench.advice import advice
     from kvrt.bench.figures import summary
@@ -154,7 +160,7 @@ def _over_http(terminal: Terminal, plan: "Plan", url: str, options: dict[str, An
     from kvrt.bench.http import HttpTarget
 
     sent = {} if options["respect_eos"] else {"ignore_eos": True}
-    key = None if options["key_file"] is None else _key(options["key_file"])
+    key = read_key(options["key_file"])
     names = ("endpoint", "timeout")
 
     async def main() -> "Run":
@@ -178,7 +184,7 @@ def _inside(terminal: Terminal, plan: "Plan", model: str, options: dict[str, Any
 
     endpoint: Endpoint = options["endpoint"]
     with open_runtime(terminal, runtime_config(model, options)) as runtime:
-        limits = _limits(runtime.device_info)
+        limits = _limits(runtime)
 
         async def main() -> "Run":
             respect_eos = options["respect_eos"]
@@ -190,17 +196,18 @@ def _inside(terminal: Terminal, plan: "Plan", model: str, options: dict[str, Any
         return asyncio.run(main())
 
 
-def _limits(info: "DeviceInfo") -> dict[str, float]:
-    """What the device can do, as far as it can measure that."""
-    from kvrt.registry import open_device
-    from kvrt.spi import Measurable
+def _limits(runtime: "Runtime") -> dict[str, float]:
+    """What the device can do, as far as it can measure that, and what a token takes of it."""
+    from kvrt.profiling.totals import Work
 
-    device = open_device(info.backend, info.index)
-    try:
-        measurable = device.extension(Measurable)  # type: ignore[type-abstract]
-        return {} if measurable is None else dataclasses.asdict(measurable.measure())
-    finally:
-        device.close()
+    found, work = limits_of(runtime.config, kind_of(runtime)), Work.of(runtime)
+    known = {
+        "read_bytes_per_s": found.read_bytes_per_s,
+        "operations_per_s": found.operations_per_s,
+        "prompt_token_operations": work.prompt_token_operations,
+        "answer_token_operations": work.answer_token_operations,
+    }
+    return {name: value for name, value in known.items() if value is not None}
 
 
 async def _measured(terminal: Terminal, plan: "Plan", target: Any) -> "Run":
@@ -222,15 +229,6 @@ async def _measured(terminal: Terminal, plan: "Plan", target: Any) -> "Run":
         finally:
             with contextlib.suppress(ValueError, RuntimeError):
                 loop.remove_signal_handler(signal.SIGINT)
-
-
-def _refuse_options_of_a_model(context: click.Context) -> None:
-    for param in context.command.params:
-        given = context.get_parameter_source(param.name or "") == ParameterSource.COMMANDLINE
-        if given and param.name in INSIDE:
-            raise click.UsageError(
-                f"{param.opts[0]} is of a model in this process; the server at --url has its own"
-            )
 
 
 def _check_files(files: list[Path]) -> None:
@@ -258,16 +256,6 @@ def _write(
             html.write_text(page(run), encoding="utf-8")
     except OSError as error:
         raise KvrtError(f"the result cannot be written: {of_the_system(error)}") from None
-
-
-def _key(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        text = ""
-    if not text or len(text) > LONGEST_KEY or not text.isprintable():
-        raise ConfigError(f"--key-file: {str(path)!r:.200} holds no key, which is one line")
-    return text
 
 
 def _failures(run: "Run") -> str:

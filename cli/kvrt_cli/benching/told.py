@@ -25,6 +25,12 @@ def told(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"{'ms':6}" + "".join(f"{name:>10}" for name in NAMES)
     for time in TIMES:
         yield f"{time.upper():6}" + "".join(f"{ms(found[time][name]):>10}" for name in NAMES)
+    if "why" not in (parts := found["first_token"]):
+        yield (
+            f"TTFT, {ms(sum(parts.values()))} on average: {ms(parts['queued'])} in the queue,"
+            f" {ms(parts['computing'])} computing, {ms(parts['between'])} between who asks and who"
+            " is asked"
+        )
     yield ""
     yield _memory(found["memory"])
     yield _energy(found["energy"])

@@ -1,9 +1,10 @@
 """The sections of a long ``--help``, so that rarely used options stand together at its end."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 Sections = Mapping[str, tuple[str, ...]]
 """By title, the parameters in it by their names."""
@@ -88,6 +89,7 @@ BENCH_SERVE: Sections = {
     **SETTINGS,
 }  # fmt: skip
 PROFILE: Sections = {
+    "Server": ("url", "seconds", "served", "key_file"),
     "Requests": ("prompt_tokens", "new_tokens", "batch", "no_warmup"),
     **OUTPUT,
     **MODEL,
@@ -97,6 +99,20 @@ TUNE: Sections = {
     "Search": ("goal", "slo", "knobs", "runs", "minutes", "allow_inexact"),
     **PROFILE,
 }
+
+OF_A_MODEL = "is of a model in this process; the server at --url has its own"
+
+
+def refuse_given(context: click.Context, names: Collection[str], why: str) -> None:
+    """Raise `click.UsageError` if one of these is on the command line.
+
+    Args:
+        why: it cannot be; the error says it behind the option's name.
+    """
+    for param in context.command.params:
+        given = context.get_parameter_source(param.name or "") == ParameterSource.COMMANDLINE
+        if given and param.name in names:
+            raise click.UsageError(f"{param.opts[0]} {why}")
 
 
 class SectionedCommand(click.Command):

@@ -2,14 +2,13 @@
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvrt.config import RuntimeConfig
 from kvrt.profiling.bottleneck import Goal
 from kvrt.profiling.search import Search, Setting, Tried
 from kvrt.profiling.slo import Objective
-from kvrt_cli.profile import finding_json
 
 if TYPE_CHECKING:
     from kvrt.profiling.bottleneck import Finding
@@ -169,5 +168,5 @@ def facts(found: Tuned) -> dict[str, Any]:
             }
             for each in search.tried
         ],
-        "bottleneck": None if found.finding is None else finding_json(found.finding),
+        "bottleneck": None if found.finding is None else asdict(found.finding),
     }

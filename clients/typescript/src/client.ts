@@ -73,6 +73,16 @@ export class Client {
     return this.connection.json("GET", `/usage?${new URLSearchParams(wanted)}`);
   }
 
+  /** What the engine does in the seconds to come (5; at most 60), for admins. */
+  profile(wanted: { seconds?: number; model?: string } = {}): Promise<Record<string, unknown>> {
+    return this.connection.json("POST", "/profile", wanted);
+  }
+
+  /** Let the profile that is being made come now. */
+  async endProfile(): Promise<void> {
+    await this.connection.json("DELETE", "/profile");
+  }
+
   /** What the model says, piece by piece. Who leaves the loop ends the answer. */
   async *chat(
     messages: string | readonly Message[], { model, signal, ...fields }: Asked = {},

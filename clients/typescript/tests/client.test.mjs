@@ -77,6 +77,9 @@ test("a chat, whole and left early", async () => {
 });
 
 test("models, the status, and what is wrong", async () => {
+  const profile = await client.profile({ seconds: 0.01 });
+  assert.deepEqual([typeof profile.steps, typeof profile.trace], ["number", "object"]);
+  await assert.rejects(client.endProfile(), (error) => error.status === 404);
   const [model] = await client.models();
   assert.equal(model.id, "tiny");
   assert.equal((await client.status()).server.state, "ready");

@@ -22,6 +22,7 @@ from kvrt.server.kept.route import Forgetting
 from kvrt.server.openai.audio import Audio
 from kvrt.server.openai.embeddings import Embeddings
 from kvrt.server.rerank import Rerank
+from kvrt.server.telemetry.profile import Profile
 from kvrt.server.tenants.metering import Asked, metered
 from kvrt.server.tenants.route import Usage
 from kvrt.server.tenants.steering import Steering
@@ -77,6 +78,10 @@ def make_models_app(
     routes = ModelRoutes(models)
     desk = models.desk
     steering = Steering(desk)
+    profile = Profile(
+        desk.config,
+        lambda: {name: one.service.runtime.runtime for name, one in models.loaded.items()},
+    )
     gets: dict[str, Handler] = {
         **{path: page.handler(path) for path in page.FILES},
         "/status": routes.status,
@@ -110,6 +115,7 @@ def make_models_app(
         "/models/sleep": routes.sleep,
         "/models/unload": routes.unload,
         "/moves": desk.moves.begin,
+        "/profile": profile.record,
         **{path: metered(desk.accounts, path, asked) for path, asked in beside.items()},
         **audio.handlers(desk.accounts),
     }
@@ -119,6 +125,7 @@ def make_models_app(
         "/answers": Forgetting(
             desk, lambda: [one.service for one in models.loaded.values()]
         ).forget,
+        "/profile": profile.end,
     }
     return application(gets, posts, deletes, endpoints, desk.book)
 
