@@ -1,8 +1,8 @@
 """A run as metrics of OpenTelemetry, by OTLP over HTTP.
 
 Requests are histograms with the names and the buckets of the conventions for generative AI
-(OpenTelemetry's semantic conventions, "Generative AI client metrics"); figures are gauges,
-``kvrt.bench.ttft_p95`` and so on. All that they are told apart by is the model and the run's name.
+(OpenTelemetry's semantic conventions, "Generative AI client metrics"); figures are gauges
+whose names begin with kvrt.bench. All that they are told apart by is the model and the run's name.
 """
 
 from typing import Any
@@ -60,7 +60,7 @@ def export(run: Run, project: str, at: str | None = None) -> str:
 
 
 def collected(run: Run, project: str) -> Any:
-    """Its metrics, as OpenTelemetry's `MetricsData`."""
+    """Its metrics, as OpenTelemetry collects them."""
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
     from opentelemetry.sdk.resources import Resource
