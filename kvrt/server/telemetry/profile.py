@@ -84,7 +84,7 @@ class Profile:
         loaded = self._runtimes()
         if name is None and len(set(map(id, loaded.values()))) == 1:
             return next(iter(loaded.values()))
-        if name not in loaded:
+        if name is None or name not in loaded:
             names = ", ".join(sorted(loaded)) or "none"
             raise Refusal(HTTPStatus.BAD_REQUEST, f"loaded are: {names}; say which", "model")
         return loaded[name]
