@@ -4,8 +4,8 @@
 
 It enters a control group, loads what it needs, and then limits the group to what it takes by then,
 what the backend keeps in reserve, and `ROOM` more. Its requests want more than that for pages.
-Meanwhile another process in the group takes up to `TAKEN`, and gives it back. A line of JSON says
-what became of them.
+Meanwhile another process in the group takes up to `TAKEN`, and gives it back; requests go on until
+it has had time to take all of that twice. A line of JSON says what became of them.
 """
 
 import json
@@ -28,6 +28,9 @@ RESERVE = 128 << 20
 TAKEN = 240 << 20
 AT_ONCE = 16 << 20
 REQUESTS = 30
+"""At once."""
+
+TURNS = 2 * TAKEN // AT_ONCE
 GREEDY: dict[str, Any] = {"memory_limit": "900GiB", "keep_warm": 1 << 50, "max_batch_tokens": 4096}
 TAKER = f"""
 import mmap, sys
@@ -56,6 +59,7 @@ class Neighbour:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         self._taken = 0
+        self.turns = 0
         self._thread = threading.Thread(target=self._live, daemon=True)
 
     def observe(self, event: object) -> None:
@@ -73,6 +77,7 @@ class Neighbour:
 
     def _live(self) -> None:
         while not self._over.wait(0.1):
+            self.turns += 1
             stepped = self._stepped.is_set()
             self._stepped.clear()
             if stepped and self._draws.random() < 0.85 and self._taken < TAKEN:
@@ -102,9 +107,9 @@ def requests(draws: random.Random) -> tuple[list[list[int]], list[Any]]:
 
 
 def outcome(model: Path) -> dict[str, Any]:
-    told: dict[str, Any] = {"answered": 0, "errors": []}
+    asked, answered, errors, draws = 0, 0, list[str](), random.Random(0)
     runtime = kvrt.Runtime(model, backend="cpu", load_format="dummy", seed=1, **GREEDY)
-    lowest = asked = runtime.stats().cache.asked_bytes
+    lowest = at_first = runtime.stats().cache.asked_bytes
     with runtime, Neighbour(0) as neighbour:
 
         def observe(event: object) -> None:
@@ -113,17 +118,23 @@ def outcome(model: Path) -> dict[str, Any]:
 
         runtime.add_observer(neighbour.observe)
         runtime.add_observer(observe)
-        prompts, params = requests(random.Random(0))
-        for result in runtime.generate(prompts, params):
-            if result.error is None:
-                told["answered"] += 1
-            else:
-                told["errors"].append(f"{type(result.error).__name__}: {result.error}")
+        while neighbour.turns < TURNS:
+            prompts, params = requests(draws)
+            asked += len(prompts)
+            for result in runtime.generate(prompts, params):
+                if result.error is None:
+                    answered += 1
+                else:
+                    errors.append(f"{type(result.error).__name__}: {result.error}")
         (last,) = runtime.generate([[1, 2, 3]], kvrt.SamplingParams(max_tokens=2))
-        told["still_answers"] = last.error is None
-        told["lowered"] = lowest < asked
         runtime.cache.check_integrity()
-    return told
+        return {
+            "asked": asked,
+            "answered": answered,
+            "errors": errors,
+            "still_answers": last.error is None,
+            "lowered": lowest < at_first,
+        }
 
 
 def main() -> None:

@@ -55,6 +55,9 @@ def _chat(**fields: Any) -> Asked:
     return Asked("/v1/chat/completions", asked)
 
 
+MANY = 48
+"""Tokens of a stream: what a client is slow to read comes in fewer pieces, but hardly in two."""
+
 USAGE = {"include_usage": True}
 EVERYTHING = {"n_probs": 2, "return_tokens": True, "timings_per_token": True,
               "return_progress": True}  # fmt: skip
@@ -73,8 +76,8 @@ ASKED: Mapping[str, Asked] = {
     "completion": _native(),
     "completion, old name": Asked("/completions", {"prompt": PROMPT, "n_predict": 2, **GREEDY}),
     "completion, all that is told": _native(**EVERYTHING),
-    "completion as a stream": _native(stream=True),
-    "completion as a stream, all that is told": _native(stream=True, **EVERYTHING),
+    "completion as a stream": _native(stream=True, n_predict=MANY),
+    "completion as a stream, all that is told": _native(stream=True, n_predict=MANY, **EVERYTHING),
     "completion of tokens": _native(prompt=[1, 2, 3]),
     "completion of tokens and texts": _native(prompt=[1, 2, "of"]),
     "completion of an object": _native(prompt={"prompt_string": PROMPT}),
@@ -90,15 +93,15 @@ ASKED: Mapping[str, Asked] = {
     "completion without a prompt": Asked("/completion", {"n_predict": 4}),
     "completion too long": _native(prompt="word " * 3000),
     "text": _text(),
-    "text as a stream": _text(stream=True),
-    "text as a stream, with usage": _text(stream=True, stream_options=USAGE),
+    "text as a stream": _text(stream=True, max_tokens=MANY),
+    "text as a stream, with usage": _text(stream=True, max_tokens=MANY, stream_options=USAGE),
     "text with probabilities": _text(logprobs=2),
     "texts": _text(n=2),
     "chat": _chat(),
     "chat, bare": Asked("/chat/completions", {"messages": MESSAGES, "max_tokens": 2, **GREEDY}),
-    "chat as a stream": _chat(stream=True),
-    "chat as a stream, with usage": _chat(stream=True, stream_options=USAGE),
-    "chat as a stream, all that is told": _chat(stream=True, **EVERYTHING),
+    "chat as a stream": _chat(stream=True, max_tokens=MANY),
+    "chat as a stream, with usage": _chat(stream=True, max_tokens=MANY, stream_options=USAGE),
+    "chat as a stream, all that is told": _chat(stream=True, max_tokens=MANY, **EVERYTHING),
     "chat with probabilities": _chat(logprobs=True, top_logprobs=2),
     "chat of a schema": _chat(
         response_format={"type": "json_schema", "json_schema": {"schema": SCHEMA}}, max_tokens=32
