@@ -21,16 +21,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
-from kvrt.spi import Device, Span
-from kvrt.wrappers.wrapper import Wrapper
+from kvrt.spi import Device
 from tests.runtime.conftest import Break, break_device
+from tests.spans import Answer, Params, Spans
 
 __all__ = ["break_device"]
 
@@ -74,33 +74,11 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 Step = Callable[[], None]
-Params = ParamSpec("Params")
-Answer = TypeVar("Answer")
 
 
-class Hurried(Wrapper):
+class Hurried(Spans):
     """A device whose attention over more than one token computes nothing. Notes what addresses the
     cache takes."""
-
-    def __init__(self, inner: Device) -> None:
-        super().__init__(inner)
-        self._spans: list[Span] = []
-
-    def resident_bytes(self) -> int:
-        """What the system has given to these addresses."""
-        found: dict[int, int] = {}  # some stand there twice, if they change meanwhile
-        start = 0
-        for line in Path("/proc/self/smaps").read_text().splitlines():
-            word, *rest = line.split()
-            if not word.endswith(":"):
-                start = int(word.partition("-")[0], 16)
-            elif word == "Rss:":
-                found[start] = int(rest[0]) << 10
-        return sum(
-            found[start]
-            for start in found
-            if any(span.base <= start < span.base + span.nbytes for span in self._spans)
-        )
 
     def around(
         self, name: str, call: Callable[Params, Answer], *args: Params.args, **kwargs: Params.kwargs
@@ -109,10 +87,7 @@ class Hurried(Wrapper):
             _, _, q, out, *_ = args
             if len(q) > 1:
                 return out.zero_()
-        answer = super().around(name, call, *args, **kwargs)
-        if isinstance(answer, Span):
-            self._spans.append(answer)
-        return answer
+        return super().around(name, call, *args, **kwargs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +130,7 @@ def measure(
 
         next(answer)
         decode(step)
-        resident, counted = opened[0].resident_bytes(), runtime.stats().cache
+        resident, counted = sum(opened[0].resident()), runtime.stats().cache
     assert abs(resident - counted.mapped_bytes) < 8 << 20, "what it says of itself is not so"
     return Measured(
         resident + counted.pooled_bytes, counted.peak_mapped_bytes, statistics.median(seconds)

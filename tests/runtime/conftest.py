@@ -16,6 +16,7 @@ from kvrt.registry import load
 from kvrt.runtime import Runtime
 from kvrt.spi import Device, DeviceOptions
 from kvrt.wrappers import Checked
+from tests.spans import Spans
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -76,6 +77,18 @@ def break_device(monkeypatch: pytest.MonkeyPatch) -> Break:
         monkeypatch.setattr(kvrt.engine.assembly, "open_device", open_device)
 
     return put
+
+
+def watched(break_device: Break) -> list[Spans]:
+    """The devices of the runtimes that are made from here on."""
+    devices: list[Spans] = []
+
+    def put(device: Device) -> Device:
+        devices.append(Spans(device))
+        return devices[-1]
+
+    break_device(put)
+    return devices
 
 
 def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:

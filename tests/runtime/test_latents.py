@@ -10,9 +10,8 @@ from kvrt.errors import ModelError
 from kvrt.model.config import read_config
 from kvrt.model.layouts import layouts_of
 from kvrt.sampling import SamplingParams
-from kvrt.testing.host import physical_bytes
 
-from .conftest import CONFIG, MakeRuntime
+from .conftest import CONFIG, Break, MakeRuntime, watched
 from .test_every_way import GROUPS
 from .ways import CHUNK, TOKEN, ask
 
@@ -47,15 +46,16 @@ def test_a_token_of_a_published_model_takes_a_latent_and_a_rotated_key(
 
 
 def test_a_text_takes_the_memory_of_its_latents_as_the_operating_system_counts_it(
-    tmp_path: Path, make_runtime: MakeRuntime
+    tmp_path: Path, make_runtime: MakeRuntime, break_device: Break
 ) -> None:
+    devices = watched(break_device)
     length = 4000
     folder = folder_of(tmp_path, {**GROUPS["latent"], "max_position_embeddings": 8192})
     runtime = make_runtime(model=folder, max_batch_tokens=64, keep_warm=0)
     ask(runtime, [[n % 199 for n in range(100)]], ONE)
-    before = physical_bytes()
+    before = sum(devices[0].resident())
     ask(runtime, [[n * n % 199 for n in range(length)]], ONE)
-    grown, expected = physical_bytes() - before, length * TOKEN
+    grown, expected = sum(devices[0].resident()) - before, length * TOKEN
     assert expected - CHUNK < grown < expected * 1.1 + 2 * CHUNK
     assert abs(runtime.stats().cache.mapped_bytes - expected) < 4 * CHUNK
 

@@ -4,18 +4,17 @@ wherever a page ends."""
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import pytest
 import torch
 
 from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
-from kvrt.spi import Device, Span, StateLayout
-from kvrt.wrappers.wrapper import Wrapper
+from kvrt.spi import StateLayout
 from tests.model.checkpoints import make_model, save_model
 
-from .conftest import Break, MakeRuntime
+from .conftest import Break, MakeRuntime, watched
 from .test_speculation import draft
 from .test_windows import ALL, BEAMS, GREEDY, NEW, PROMPTS, SHORT, Known, generate
 from .ways import CHUNK, ONE, WAYS, Ways, ask
@@ -50,9 +49,6 @@ USUAL = ("prefix_hit", "qwen-3.5"), ("preempted_and_moved", "lfm-2")
 """The ways that always run, and with which model."""
 
 FEW = SamplingParams(max_tokens=12, ignore_eos=True)
-
-Params = ParamSpec("Params")
-Answer = TypeVar("Answer")
 
 
 @pytest.fixture(scope="module")
@@ -187,49 +183,12 @@ def test_a_second_turn_computes_what_is_new(name: str, opened: Callable[..., Run
     assert [said] == ask(cold, [second], FEW)[0]
 
 
-class Spans(Wrapper):
-    """A device that notes which addresses pages have."""
-
-    def __init__(self, inner: Device) -> None:
-        super().__init__(inner)
-        self.spans: list[Span] = []
-
-    def around(
-        self, name: str, call: Callable[Params, Answer], *args: Params.args, **kwargs: Params.kwargs
-    ) -> Answer:
-        answer = super().around(name, call, *args, **kwargs)
-        if isinstance(answer, Span):
-            self.spans.append(answer)
-        return answer
-
-    def resident(self) -> list[int]:
-        """Bytes that the system has given to each span."""
-        found: dict[int, int] = {}
-        start = 0
-        for line in Path("/proc/self/smaps").read_text().splitlines():
-            word, *rest = line.split()
-            if not word.endswith(":"):
-                start = int(word.partition("-")[0], 16)
-            elif word == "Rss:":
-                found[start] = int(rest[0]) << 10
-        return [
-            sum(size for at, size in found.items() if s.base <= at < s.base + s.nbytes)
-            for s in self.spans
-        ]
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_a_text_takes_the_bytes_of_its_window_and_no_more(
     name: str, opened: Callable[..., Runtime], break_device: Break
 ) -> None:
     """As the system counts them, of texts that are in the middle of their answers."""
-    devices: list[Spans] = []
-
-    def spans(device: Device) -> Device:
-        devices.append(Spans(device))
-        return devices[-1]
-
-    break_device(spans)
+    devices = watched(break_device)
     texts, length, said = 24, 250, 20
     runtime = opened(name, prefix_cache=False, keep_warm=0, max_batch_tokens=64)
     endless = SamplingParams(max_tokens=4000, ignore_eos=True)
