@@ -76,7 +76,7 @@ SHORT_HELP = "Which settings are fastest here for a goal, by measurement."
     type=slo,
     metavar="TERM,...",
     default=None,
-    help="What answers must keep to, as in ttft_p95<300ms,tpot_p50<50ms,e2e_p99<10s: a setting"
+    help="What answers must keep to, as in ttft_p95=300ms,tpot_p50=50ms,e2e_p99=10s: a setting"
     " that misses it is worth less, the more it misses.",
 )
 @click.option(

@@ -16,20 +16,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from kvrt.engine import beaming
 from kvrt.engine.answers import UNKNOWN, Answers
-from kvrt.engine.events import (
-    Observers,
-    RequestFetched,
-    RequestFetching,
-    RequestPreempted,
-    RequestResumed,
-    RequestStarted,
-    StepDone,
-)
+from kvrt.engine.events import Observers, StepDone
 from kvrt.engine.forward import Forward, NoRoom
 from kvrt.engine.guessing import Guessing
 from kvrt.engine.live import Live
+from kvrt.engine.moves import Moves
 from kvrt.engine.neighbours import Neighbours
 from kvrt.engine.queue import Queued, queue_of
 from kvrt.engine.request import Request
@@ -85,16 +77,16 @@ class Engine:
         self.memory = memory
         self.cache = memory.cache
         self.limits = limits
-        self.policy = policy
         self.speculation = Speculation(
             trees=Capability.TREES in executor.info.capabilities and model.spec.branches,
             ratio=draft_ratio,
         )
-        self.steps = self.sampled = self.preemptions = 0
+        self.steps = self.sampled = 0
         self.observers = Observers()
         self._spans = Spans()
         self._live = Live(memory, policy, by_model=draft_ratio is not None)
         self._answers = Answers(self._live, self.speculation, model.eos_ids, self._spans)
+        self._moves = Moves(self._live, self._answers, memory, policy, self.observers)
         self._guessing: Guessing | None = None
         sight = Sight(model)
         if self.speculation.gain is not None:
@@ -161,7 +153,7 @@ class Engine:
         memory is given back: until then they wait for the step that has been submitted last. A step
         that was planned ahead runs before that, without the request's tokens.
         """
-        self._end(self._live.of(request), reason)
+        self._moves.end(self._live.of(request), reason, self.steps)
 
     def abort_all(self, error: KvrtError) -> None:
         """End every request with `error`; used when the engine cannot go on."""
@@ -172,7 +164,7 @@ class Engine:
     def rest(self) -> float | None:
         """Nothing is to be done: give memory back; see `Memory.rest`."""
         patience = self.memory.rest_parked() if self._parked else self.memory.rest()
-        self._neighbours.tell(self.sampled, self.preemptions, at_once=True)
+        self._neighbours.tell(self.sampled, self._moves.preemptions, at_once=True)
         return patience
 
     def give_back(self) -> None:
@@ -186,13 +178,11 @@ class Engine:
         live = self._live
         while live.fetching and self.memory.offload is not None:
             self.memory.offload.wait()
-            self._take_fetched()
+            self._moves.take_fetched()
         self._planned = None
         running = [*live.running]
         self.memory.clear(running)
-        for seq in running:
-            if seq in live.running:  # it may have gone with other beams
-                self._preempt(seq)
+        self._moves.preempt(running, self.steps)
         self._parked = True
 
     def go_on(self) -> None:
@@ -207,9 +197,9 @@ class Engine:
         spans = self._spans
         spans.begin(wanted=self.observers.closely)
         spans.turn("fetch")
-        self._take_fetched()
+        self._moves.take_fetched()
         self._neighbours.heed()
-        self._neighbours.tell(self.sampled, self.preemptions)
+        self._neighbours.tell(self.sampled, self._moves.preemptions)
         plan, self._planned = self._planned, None
         if plan is None:
             spans.turn("plan")
@@ -328,9 +318,7 @@ class Engine:
         others = [other for other in live.running if live.request(other) is not request]
         self.executor.finish()  # of the step, a part may have been computed
         self.memory.clear(others)
-        for other in others:
-            if other in live.running:  # it may have gone with other beams
-                self._preempt(other)
+        self._moves.preempt(others, self.steps)
         own = [row for row in rows if row.seq in live.running]
         try:
             self._carry_out(own)
@@ -338,11 +326,12 @@ class Engine:
             for row in own:
                 self.memory.commit(self.cache.table.truncate(row.seq.id, row.start))
             if self.memory.may_come(error.needed):
-                self.memory.clear([row.seq for row in own])
-                self._set_aside([row.seq for row in own], self.cache.table.limit)
+                seqs = [row.seq for row in own]
+                self.memory.clear(seqs)
+                self._moves.set_aside(seqs, self.cache.table.limit, self.steps)
                 self._neighbours.wait_for_machine()
             else:
-                self._end([error.seq], "capacity")
+                self._moves.end([error.seq], "capacity", self.steps)
             return
         limit = self.cache.limit_below(held)
         log.warning(
@@ -356,68 +345,8 @@ class Engine:
         failed = self.memory.commit(plan.change)
         if failed is not None:
             return failed
-        live = self._live
-        apart = len(plan.preempted) == len(live.running)
-        for seq in plan.preempted:
-            if seq in live.running:  # it may have gone with other beams
-                seq.apart = apart
-                self._preempt(seq)
-        self._set_aside(plan.aside, plan.table.limit)
-        for seq, cached in plan.admitted.items():
-            live.waiting.remove(seq)
-            (live.fetching if seq in plan.fetches else live.running)[seq] = None
-            seq.rank = self.policy.rank(seq, self.steps)
-            self.memory.begin(seq, cached, plan.fetches.get(seq))
-            request = live.request(seq)
-            if request.scheduled is None:
-                request.scheduled = time.perf_counter()
-                request.cached_tokens = min(cached, seq.prompt_len)
-                self.observers.tell(RequestStarted(request.id, request.metadata, cached))
-            elif seq.preemptions:
-                self.observers.tell(RequestResumed(request.id, request.metadata, cached))
-            if seq in plan.fetches:
-                self.observers.tell(RequestFetching(request.id, request.metadata))
-        self._end(plan.stuck, "capacity")
+        self._moves.follow(plan, self.steps)
         return None
-
-    def _set_aside(self, seqs: Iterable[Seq], chunks: int) -> None:
-        """There is too little of the machine's memory, so many chunks: they wait until there is
-        more by an eighth, so that they are not begun with in vain each time there is a little."""
-        live = self._live
-        for seq in seqs:
-            seq.needs = chunks + max(1, chunks // 8)
-            if seq in live.running:  # it may have gone with other beams
-                self._preempt(seq)
-
-    def _take_fetched(self) -> None:
-        """Sequences whose pages came back go on behind them."""
-        for seq, tokens in self.memory.fetched():
-            del self._live.fetching[seq]
-            self._live.running[seq] = None
-            request = self._live.request(seq)
-            if not request.preemptions:
-                cached = min(request.cached_tokens + tokens, seq.prompt_len)
-                request.cached_tokens = cached
-            self.observers.tell(RequestFetched(request.id, request.metadata, tokens))
-
-    def _preempt(self, seq: Seq) -> None:
-        live = self._live
-        request = live.request(seq)
-        request.preemptions += 1
-        self.preemptions += 1
-        self.observers.tell(RequestPreempted(request.id, request.metadata))
-        if request.beams is not None:
-            seq = beaming.gather(live, request, self.steps)
-        del live.running[seq]
-        seq.computed = seq.named = seq.drafted = 0
-        seq.preemptions += 1
-        seq.waiting_since = self.steps
-        live.waiting.append(seq)
-
-    def _end(self, seqs: Iterable[Seq], reason: FinishReason) -> None:
-        for seq in seqs:
-            if seq in self._live:  # it may have ended with other beams
-                self._answers.end(seq, reason, self.steps)
 
     def _measure(self, rows: Sequence[Row], started: float) -> None:
         """Tell how long the step took, sampling included: what its tokens would cost again."""

@@ -1,4 +1,4 @@
-"""What answers must keep to: ``ttft_p95<300ms,tpot_p50<50ms``.
+"""What answers must keep to: ``ttft_p95=300ms,tpot_p50=50ms``.
 
 ttft  from submission to the first token
 tpot  for each token after the first
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from kvrt.errors import ConfigError
 
-TERM = re.compile(r"(ttft|tpot|e2e)_p([1-9][0-9]?)<([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s)", re.ASCII)
+TERM = re.compile(r"(ttft|tpot|e2e)_p([1-9][0-9]?)=([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A percentile of a time is to be less than a bound.
+    """A percentile of a time is to be no more than a bound.
 
     Args:
         metric: ``ttft``, ``tpot`` or ``e2e``.
@@ -54,7 +54,7 @@ def objectives(text: str) -> tuple[Objective, ...]:
         if match is None or not float(match[3]):
             raise ConfigError(
                 f"slo: {part.strip()[:60]!r} is none",
-                fix="write ttft_p95<300ms, tpot_p50<50ms or e2e_p99<10s, with commas between",
+                fix="write ttft_p95=300ms, tpot_p50=50ms or e2e_p99=10s, with commas between",
             )
         scale = 1e-3 if match[4] == "ms" else 1.0
         found.append(Objective(match[1], int(match[2]), float(match[3]) * scale))

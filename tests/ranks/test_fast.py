@@ -12,6 +12,7 @@ from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 
 from .conftest import MakeModel, MakeRuntime, ranks_here
+from .families import FAMILIES
 from .wire import in_a_step
 
 GREEDY = SamplingParams(max_tokens=24, ignore_eos=True, logprobs=2)
@@ -68,25 +69,7 @@ def test_text_is_the_same_but_for_ties(make_runtime: MakeRuntime) -> None:
 
 
 @pytest.mark.extra
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"tie_word_embeddings": True},
-        {"num_key_value_heads": 1},
-        {"architectures": ["Qwen2ForCausalLM"], "attention_bias": True},
-        {"architectures": ["Qwen3ForCausalLM"]},
-        {"architectures": ["Gemma3ForCausalLM"], "sliding_window": 21, "query_pre_attn_scalar": 8,
-         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
-        {"architectures": ["Cohere2ForCausalLM"], "sliding_window": 21,
-         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
-        {"architectures": ["Starcoder2ForCausalLM"], "hidden_act": "gelu_pytorch_tanh"},
-        {"architectures": ["MixtralForCausalLM"], "num_local_experts": 5},
-        {"architectures": ["Qwen2MoeForCausalLM"], "num_experts": 6, "num_experts_per_tok": 3,
-         "moe_intermediate_size": 40, "shared_expert_intermediate_size": 57},
-    ],
-    ids=lambda fields: "-".join(map(str, next(iter(fields.items()), ("llama",)))),
-)  # fmt: skip
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "ranks",
     [{"tensor_parallel": 2}, {"tensor_parallel": 4},
@@ -94,12 +77,12 @@ def test_text_is_the_same_but_for_ties(make_runtime: MakeRuntime) -> None:
     ids=["2", "4", "2x2"],
 )  # fmt: skip
 def test_every_family_is_the_same_but_for_ties(
-    fields: dict[str, object],
+    family: str,
     ranks: dict[str, int],
     make_model: MakeModel,
     make_runtime: MakeRuntime,
 ) -> None:
-    assert same_but_for_ties(*both(make_runtime, ranks, model=make_model(**fields))) > 0.9
+    assert same_but_for_ties(*both(make_runtime, ranks, model=make_model(**FAMILIES[family]))) > 0.9
 
 
 @pytest.mark.extra

@@ -11,6 +11,7 @@ from kvrt.runtime import Runtime
 from kvrt.sampling import SamplingParams
 
 from .conftest import MakeModel, MakeRuntime, ranks_here
+from .families import FAMILIES
 
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True, logprobs=2)
 PROMPTS = [[7, 8, 9] * 9, [5], [*range(40)], [7, 8, 9] * 9 + [3]]
@@ -58,25 +59,7 @@ def test_ranks_have_some_of_the_experts_each(
 
 
 @pytest.mark.extra
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"tie_word_embeddings": True},
-        {"num_key_value_heads": 1},
-        {"architectures": ["Qwen2ForCausalLM"], "attention_bias": True},
-        {"architectures": ["Qwen3ForCausalLM"]},
-        {"architectures": ["Gemma3ForCausalLM"], "sliding_window": 21, "query_pre_attn_scalar": 8,
-         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
-        {"architectures": ["Cohere2ForCausalLM"], "sliding_window": 21,
-         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
-        {"architectures": ["Starcoder2ForCausalLM"], "hidden_act": "gelu_pytorch_tanh"},
-        {"architectures": ["Phi3ForCausalLM"]},
-        {"architectures": ["MixtralForCausalLM"], "num_local_experts": 5},
-        {"architectures": ["Qwen2MoeForCausalLM"], "num_experts": 6, "num_experts_per_tok": 3,
-         "moe_intermediate_size": 40, "shared_expert_intermediate_size": 57},
-    ],
-    ids=lambda fields: "-".join(map(str, next(iter(fields.items())))),
-)  # fmt: skip
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "ranks",
     [*TWO.values(), {"tensor_parallel": 2, "pipeline_parallel": 2}, {"tensor_parallel": 4},
@@ -84,12 +67,12 @@ def test_ranks_have_some_of_the_experts_each(
     ids=lambda ranks: "-".join(map(str, ranks.values())) + next(iter(ranks)),
 )  # fmt: skip
 def test_ranks_say_the_same_of_every_family(
-    fields: dict[str, object],
+    family: str,
     ranks: dict[str, int],
     make_model: MakeModel,
     make_runtime: MakeRuntime,
 ) -> None:
-    one, several = both(make_runtime, ranks, model=make_model(**fields))
+    one, several = both(make_runtime, ranks, model=make_model(**FAMILIES[family]))
     assert one == several
 
 

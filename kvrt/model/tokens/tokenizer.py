@@ -20,6 +20,7 @@ from kvrt.model.files.jsonfile import few, open_regular, shown
 from kvrt.model.tokens.added import add_tokens, read_side_files
 from kvrt.model.tokens.detokenizer import Detokenizer
 from kvrt.model.tokens.patterns import check_patterns
+from kvrt.model.tokens.vocabulary import read_vocabulary
 
 TOKENIZER = "tokenizer.json"
 
@@ -63,7 +64,7 @@ class Tokenizer:
         self.bos = self._named_id("bos_token")
         self.eos = self._named_id("eos_token")
         self.ends = ends if self.eos is None else ends | {self.eos}
-        ids = tokenizer.get_vocab(with_added_tokens=True)
+        ids = read_vocabulary(tokenizer)
         added = tokenizer.get_added_tokens_decoder()
         self.longest = max(map(len, [*ids, *(token.content for token in added.values())]))
         self._special = frozenset(i for i, token in added.items() if token.special)
@@ -231,7 +232,7 @@ def read_tokenizer(folder: Path, vocab: int) -> Tokenizer:
 
 def check_ids(tokenizer: tokenizers.Tokenizer, path: Path, vocab: int) -> None:
     """Refuse a tokenizer with no tokens, or with ids that the model has no row for."""
-    ids = tokenizer.get_vocab(with_added_tokens=True)
+    ids = read_vocabulary(tokenizer)
     if not ids:
         raise ModelError(f"{path}: has no tokens")
     beyond = {id: token for token, id in ids.items() if id >= vocab}
