@@ -123,9 +123,13 @@ class Ledger:
             self._life = _open(path, create=False)
             if os.fstat(self._file).st_size == 0:
                 os.ftruncate(self._file, _BYTES)
+            self._checked(os.pread(self._file, _HEADER.size, 0))  # others have other sizes
             self._map = mmap.mmap(self._file, _BYTES)
         except FileNotFoundError:
             raise StoreError(f"nobody shares {path.name}", reason="missing") from None
+        except StoreError:
+            self.let_go()
+            raise
         except (OSError, ValueError) as error:
             self.let_go()
             raise StoreError(
@@ -143,13 +147,7 @@ class Ledger:
             ConfigError: those that are there have another total.
             StoreError: the file is something else.
         """
-        magic, version, there = _HEADER.unpack_from(self._map, 0)
-        if (magic, version) not in ((_MAGIC, _VERSION), (b"\0" * 8, 0)):
-            raise StoreError(
-                f"{self.path} was not made by this version of kvrt",
-                reason="foreign",
-                fix="remove it when nothing runs that shares",
-            )
+        there = self._checked(self._map[: _HEADER.size])
         tenants = self.rows().values()
         if total is None:
             total = there if tenants or whole is None else whole
@@ -163,6 +161,19 @@ class Ledger:
                 )
             _HEADER.pack_into(self._map, 0, _MAGIC, _VERSION, total)
         return int(total)
+
+    def _checked(self, header: bytes) -> int:
+        """The total that a header says, if it is of this version, or nobody has written it yet."""
+        magic, version, there = _HEADER.unpack(header.ljust(_HEADER.size, b"\0"))
+        if (magic, version) in ((_MAGIC, _VERSION), (b"\0" * 8, 0)):
+            return int(there)
+        ours = f"a ledger of version {version}, not {_VERSION} as of this kvrt"
+        raise StoreError(
+            f"{self.path} is {ours if magic == _MAGIC else 'something else than a ledger'}",
+            reason="foreign",
+            fix="have the same release of kvrt in all processes that share, or remove the file when"
+            " none runs",
+        )
 
     def close(self) -> None:
         """Leave; a row of its own is free then. Safe to call twice."""

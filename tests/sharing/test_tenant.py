@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import struct
 import tempfile
 import threading
 import time
@@ -152,6 +153,7 @@ def test_nobody_shares_what_was_never_made(tmp_path: Path) -> None:
         tenants_of(tmp_path / "missing.cpu0")
 
 
+@pytest.mark.promise("P11")
 @pytest.mark.parametrize("content", [b"x" * 20_000, b"kvrtshar" + b"\xff" * 8192, b"short"])
 def test_a_file_of_something_else_is_refused_and_left_alone(
     ledger: Path, join: Join, content: bytes
@@ -160,6 +162,21 @@ def test_a_file_of_something_else_is_refused_and_left_alone(
     ledger.write_bytes(content)
     with pytest.raises(StoreError, match=r"test[.]cpu0"):
         join("a")
+    assert ledger.read_bytes() == content
+
+
+@pytest.mark.promise("P11")
+@pytest.mark.parametrize("version", [ledgers._VERSION - 1, ledgers._VERSION + 1])
+@pytest.mark.parametrize("nbytes", [24, 4096, 1 << 20], ids="of {} bytes".format)
+def test_a_ledger_of_another_version_is_refused_with_both_named_and_left_alone(
+    ledger: Path, join: Join, version: int, nbytes: int
+) -> None:
+    content = struct.pack("<8sqq", b"kvrtshar", version, TOTAL).ljust(nbytes, b"\0")
+    ledger.parent.mkdir()
+    ledger.write_bytes(content)
+    for attempt in (lambda: join("a"), lambda: tenants_of(ledger)):
+        with pytest.raises(StoreError, match=f"version {version}, not {ledgers._VERSION}"):
+            attempt()
     assert ledger.read_bytes() == content
 
 

@@ -33,6 +33,7 @@ from kvrt.server.fleet.members import Member, Order, Rest, Ticket
 from kvrt.server.fleet.naming import Folder
 from kvrt.server.fleet.places import Device
 from kvrt.server.fleet.states import Fleet
+from kvrt.server.fleet.turns import short_turns
 from kvrt.server.fleet.weighing import Needs, weighed_or_none
 from kvrt.server.served import Served
 from kvrt.server.service import Service
@@ -358,7 +359,7 @@ class Models:
             log.error("%s could not be closed: %s", name, error)
 
     def _in_thread(self, function: Callable[[], T]) -> "asyncio.Future[T]":
-        return self._loop.run_in_executor(self._threads, function)
+        return self._loop.run_in_executor(self._threads, short_turns()(function))
 
     def end(self) -> None:
         """Those who watch are told no more, so that the server can end."""
