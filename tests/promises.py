@@ -29,8 +29,14 @@ PROMISES = {
     "never be read as another request's data.",
     "P6": "Memory that goes from one owner to another shows nothing of what it held.",
     "P7": "Memory calls are safe under threads: tested with eight of them, 20,000 calls of each.",
+    "P8": "Of processes that share a device's memory, one that is killed, at any moment, holds "
+    "nothing a second later: others have its memory, and their answers are as before.",
+    "P9": "A server that is killed leaves no process behind for more than two seconds, and the "
+    "files by which its models shared memory go when the next one starts.",
     "P10": "A process killed at any call to the system, or at any moment, leaves a folder of KV "
     "pages that opens again and holds whole pages only.",
+    "P11": "Who shares a device with another version of kvrt is refused with both versions named, "
+    "and the ledger of the others is not touched.",
     "P12": "A store of shared KV pages that never answers, half a frame, a length of 4 GiB, "
     "garbage and crowds of strangers cost whoever meets them their time-out, and nobody else "
     "anything.",

@@ -96,6 +96,7 @@ def lives_and_deaths(ledger: Path, heir: Tenant, step: int) -> int:
     return at
 
 
+@pytest.mark.promise("P8")
 def test_whatever_line_it_dies_at_all_that_it_had_is_free_at_once(ledger: Path, join: Join) -> None:
     assert lives_and_deaths(ledger, join("heir"), step=29) > 200, "else this shows little"
 

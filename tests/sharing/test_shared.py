@@ -174,16 +174,31 @@ def other() -> Iterator["subprocess.Popen[str]"]:
     process.communicate()
 
 
-def test_what_a_killed_process_held_is_there_for_the_others(
-    make: MakeRuntime, folder: Path, other: "subprocess.Popen[str]"
+def texts(runtime: Runtime, asked: list[list[int]]) -> list[tuple[int, ...]]:
+    results = runtime.generate(asked, LONG)
+    assert [result.error for result in results] == [None] * len(asked)
+    return [result.completions[0].token_ids for result in results]
+
+
+MOMENTS = [0, *(pytest.param(number, marks=pytest.mark.extra) for number in range(1, 50))]
+
+
+@pytest.mark.promise("P8")
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_what_a_killed_process_held_is_there_for_the_others_whose_answers_stay(
+    make: MakeRuntime, folder: Path, other: "subprocess.Popen[str]", moment: int
 ) -> None:
     runtime = make()
+    expected = texts(runtime, prompts(3, 60))
+    assert runtime.stats().cache.peak_mapped_bytes < 8 * MIB, "the rest is the other's"
     until(lambda: max(held(folder)) > WEIGHTS + 4 * MIB)
+    time.sleep(moment / 20)
     other.send_signal(signal.SIGKILL)
     other.wait()
-    runtime.generate(prompts(24, 120), LONG)
-    until(lambda: len(held(folder)) == 1)
+    until(lambda: len(held(folder)) == 1, seconds=1)
+    assert texts(runtime, prompts(24, 120))
     assert runtime.stats().cache.peak_mapped_bytes > 10 * MIB
+    assert texts(runtime, prompts(3, 60)) == expected
 
 
 def test_two_processes_share_alike(

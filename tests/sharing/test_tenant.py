@@ -299,6 +299,7 @@ class Tenants(RuleBasedStateMachine):
 TestTenants = Tenants.TestCase
 
 
+@pytest.mark.promise("P9")
 def test_ledgers_of_which_nobody_lives_are_swept_and_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

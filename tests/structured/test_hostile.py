@@ -1,7 +1,12 @@
 """Constraints that mean nothing, or too much: each is refused in its time, and quoted nowhere."""
 
+import json
+import signal
+import subprocess
+import sys
 import threading
 import time
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -149,11 +154,42 @@ def test_a_process_that_tries_constraints_ends_with_the_one_that_asks_it(tiny: R
     trials.close()
 
 
+NEVER = """
+import sys, kvrt.structured.child as child
+def compiled(*_):
+    print("begun", file=sys.stderr, flush=True)
+    while True: pass
+child.compiled = compiled
+child.main()
+"""
+
+
+@pytest.mark.promise("P9")
+def test_a_process_that_never_comes_to_an_end_ends_when_nobody_is_left_to_kill_it(
+    tiny: Runtime,
+) -> None:
+    assert tiny.model.tokenizer is not None
+    text, end = tiny.model.tokenizer.with_end()
+    first = {"tokenizer": text, "vocab": end + 1, "end": end}
+    command = [sys.executable, "-c", NEVER]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        assert child.stdin is not None
+        assert child.stderr is not None
+        for each in (first, asdict(Constraint.regex("a"))):
+            child.stdin.write(json.dumps(each).encode() + b"\n")
+        child.stdin.flush()
+        assert child.stderr.readline() == b"begun\n"
+        child.stdin.close()  # the one that asks is gone
+        begun = time.monotonic()
+        assert child.wait(60) == -signal.SIGALRM
+        assert time.monotonic() - begun < trial.SECONDS + 0.5
+
+
 def test_without_a_tokenizer_or_the_library_a_constraint_is_refused_with_the_fix(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import sys
-
     from kvrt.structured.guides import Guides
 
     constraint = Constraint.regex("a")
