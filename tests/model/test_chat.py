@@ -219,12 +219,23 @@ def test_content_other_than_text_is_refused(template: str, part: Any) -> None:
         (["x"], "messages[0]"),
         ([{"role": "user", "content": object()}], "messages[0]"),
         ([{"role": "user", "content": {1: "x"}}], "messages[0]"),
+        *(
+            ([{"role": role, "content": content}], "messages[0].content")
+            for role in ("system", "developer", "user", "assistant")
+            for content in (3, True, {})
+        ),
+        ([{"role": "tool", "content": 3}], "messages[0].content"),
     ],
 )
 def test_messages_that_are_none_are_refused(messages: Any, param: str) -> None:
     with pytest.raises(RequestError) as caught:
         ChatTemplate("{{ messages }}", "t", {}).render(messages)
     assert caught.value.param == param
+
+
+def test_what_a_tool_has_answered_may_be_an_object() -> None:
+    template = ChatTemplate("{{ messages[0].content | tojson }}", "t", {})
+    assert template.render([{"role": "tool", "content": {"degrees": 20}}]) == '{"degrees": 20}'
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """A process with little memory, in which a runtime answers requests that want more.
 
-    python -m tests.runtime.squeezed GROUP MODEL watched|unwatched
+    python -m tests.runtime.squeezed GROUP MODEL watched|unwatched [DRAW]
 
 It enters a control group, loads what it needs, and then limits the group to what it takes by then,
 what the backend keeps in reserve, and `ROOM` more. Its requests want more than that for pages.
 Meanwhile another process in the group takes up to `TAKEN`, and gives it back; requests go on until
-it has had time to take all of that twice. A line of JSON says what became of them.
+it has had time to take all of that twice. A line of JSON says what became of them. The runtime is
+greedy, or has the settings of a draw.
 """
 
 import json
@@ -30,8 +31,25 @@ AT_ONCE = 16 << 20
 REQUESTS = 30
 """At once."""
 
+NEW = 12
 TURNS = 2 * TAKEN // AT_ONCE
 GREEDY: dict[str, Any] = {"memory_limit": "900GiB", "keep_warm": 1 << 50, "max_batch_tokens": 4096}
+DRAWN: dict[str, tuple[Any, ...]] = {
+    "memory_limit": ("900GiB", None, "256MiB", "90%"),
+    "keep_warm": (0, 8 << 20, 1 << 50),
+    "max_batch_tokens": (16, 128, 512, 4096, 16384),
+    "max_running": (1, 4, 256),
+    "page_size": (4, 16, 64),
+    "kv_cache_dtype": ("auto", "bfloat16", "int8", "fit"),
+    "policy": ("fcfs", "priority"),
+    "prefix_cache": (True, True, False),
+    "prefix_cache_policy": ("lru", "lfu", "cost"),
+    "offload": (None, None, "host:1GiB"),
+    "preemption": ("auto", "recompute", "move"),
+    "speculate": (None, None, "ngram:4"),
+}
+"""What a draw chooses from, of each setting that has to do with memory."""
+
 TAKER = f"""
 import mmap, sys
 taken = []
@@ -94,22 +112,33 @@ class Neighbour:
         self._taken += more
 
 
-def requests(draws: random.Random) -> tuple[list[list[int]], list[Any]]:
+def requests(draws: random.Random, room: int) -> tuple[list[list[int]], list[Any]]:
+    """Prompts, and how each is answered: in so many tokens at most, both together."""
     prompts, params = [], []
     for _ in range(REQUESTS):
-        length = draws.choice((1, 30, 150, 170))
+        length = max(1, min(draws.choice((1, 30, 150, 170)), room - NEW))
         prompts.append([draws.randrange(199) for _ in range(length)])
         wishes: list[dict[str, Any]] = [{}, {}, {}, {"n": 2}, {"beam_width": 2}]
         params.append(
-            kvrt.SamplingParams(max_tokens=12, ignore_eos=True, seed=1, **draws.choice(wishes))
+            kvrt.SamplingParams(max_tokens=NEW, ignore_eos=True, seed=1, **draws.choice(wishes))
         )
     return prompts, params
 
 
-def outcome(model: Path) -> dict[str, Any]:
+def drawn(draw: int) -> dict[str, Any]:
+    """Settings that are possible together."""
+    draws = random.Random(draw)
+    found = {name: draws.choice(values) for name, values in DRAWN.items()}
+    if not found["prefix_cache"]:
+        found["offload"] = None
+    return found
+
+
+def outcome(model: Path, settings: dict[str, Any]) -> dict[str, Any]:
     asked, answered, errors, draws = 0, 0, list[str](), random.Random(0)
-    runtime = kvrt.Runtime(model, backend="cpu", load_format="dummy", seed=1, **GREEDY)
+    runtime = kvrt.Runtime(model, backend="cpu", load_format="dummy", seed=1, **settings)
     lowest = at_first = runtime.stats().cache.asked_bytes
+    room = runtime.cache.capacity_tokens // 2  # for two answers, or beams
     with runtime, Neighbour(0) as neighbour:
 
         def observe(event: object) -> None:
@@ -119,7 +148,7 @@ def outcome(model: Path) -> dict[str, Any]:
         runtime.add_observer(neighbour.observe)
         runtime.add_observer(observe)
         while neighbour.turns < TURNS:
-            prompts, params = requests(draws)
+            prompts, params = requests(draws, room)
             asked += len(prompts)
             for result in runtime.generate(prompts, params):
                 if result.error is None:
@@ -147,7 +176,12 @@ def main() -> None:
     with kvrt.Runtime(model, backend="cpu", load_format="dummy", seed=1) as runtime:
         runtime.generate([[1, 2, 3]], kvrt.SamplingParams(max_tokens=2, beam_width=2))
     group.limit(group.used() + RESERVE + ROOM)
-    print(json.dumps(outcome(model)), flush=True)
+    settings = drawn(int(sys.argv[4])) if len(sys.argv) > 4 else GREEDY
+    try:
+        said = outcome(model, settings)
+    except kvrt.CapacityError as error:
+        said = {"refused": str(error)}
+    print(json.dumps({**said, "settings": settings}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """No setting ends in a process that the system kills for its memory."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,10 +31,10 @@ def group() -> Iterator[Group]:
         yield made
 
 
-def lived(group: Group, model: Path, what: str) -> subprocess.CompletedProcess[str]:
+def lived(group: Group, model: Path, *what: str) -> subprocess.CompletedProcess[str]:
     """Of a process with little memory, in which others take of it."""
     return subprocess.run(
-        [sys.executable, "-m", "tests.runtime.squeezed", str(group.path), str(model), what],
+        [sys.executable, "-m", "tests.runtime.squeezed", str(group.path), str(model), *what],
         capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
 
@@ -51,6 +52,19 @@ def test_a_process_gives_pages_back_before_it_is_killed_and_every_request_ends_a
     assert (draw["answered"], draw["errors"]) == (draw["asked"], [])
     assert draw["still_answers"]
     assert draw["lowered"], "or this shows nothing"
+
+
+@pytest.mark.extra
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", range(40))
+def test_whatever_the_settings_are(group: Group, wide_lm: Path, number: int) -> None:
+    """They are refused, with what is free and what they need, or all requests are answered."""
+    (draw,) = told(group, lived(group, wide_lm, "watched", str(number)))
+    if "refused" in draw:
+        assert re.search(r"of [\d.]+ MiB that are free, .* may need [\d.]+ MiB", draw["refused"])
+        return
+    assert (draw["answered"], draw["errors"]) == (draw["asked"], []), draw["settings"]
+    assert draw["still_answers"], draw["settings"]
 
 
 def test_without_the_watch_it_is_killed(group: Group, wide_lm: Path) -> None:

@@ -10,6 +10,9 @@ Message = Mapping[str, Any]
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """What the reasoning in a message is called; the first is what most templates read."""
 
+SPEAK = ("system", "developer", "user", "assistant")
+"""Who says texts. What tools answer may be an object, which some templates write as JSON."""
+
 MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 """Stands at the end of a message that is to be continued, to find that place in the prompt. As in
 transformers, with a space that shows whether the template trims."""
@@ -94,8 +97,14 @@ def cut_at_mark(prompt: str, text: str) -> str:
 
 def _checked(message: Message, where: str) -> dict[str, Any]:
     copied = {name: value for name, value in plain(message, where).items() if value is not None}
-    if isinstance(copied.get("content"), list):
-        copied["content"] = [text_part(part, where) for part in copied["content"]]
+    content = copied.get("content", "")
+    if isinstance(content, list):
+        copied["content"] = [text_part(part, where) for part in content]
+    elif not isinstance(content, str if copied["role"] in SPEAK else str | dict):
+        raise RequestError(
+            f"{where} has content that is neither a text nor a list of parts",
+            param=f"{where}.content",
+        )
     reasoning = next((copied[name] for name in REASONING if name in copied), None)
     if reasoning is None:
         return copied

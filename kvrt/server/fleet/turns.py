@@ -2,8 +2,8 @@
 
 A step of an engine takes the interpreter again after each operator, a dozen times and more. While
 another thread runs Python, which loading does a lot of, each of these waits is as long as Python's
-switch interval, 5 ms. Turns are short only while a model comes: always, they cost a server's streams
-some of their rate (0.86 and 0.91 of the embedded one were measured, in place of 1.06 and 1.07).
+switch interval, 5 ms. Turns are short only while a model comes, since they cost a server's streams
+some of their rate: 0.86 and 0.91 of the embedded one were measured, in place of 1.06 and 1.07.
 """
 
 import sys

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta
 
+from kvrt.errors import RequestError
 from kvrt.model.chat.templates import Chat
 from kvrt.outputs import Completion, Delta, Result, TokenLogprobs
 from kvrt.sampling import MAX_LOGPROBS
@@ -100,8 +101,10 @@ class _Reading(ChatCompletions):
             request.top_logprobs = TOP
         own = request.chat_template_kwargs or {}
         request.chat_template_kwargs = {**face.template_kwargs, **own}
-        last = request.messages[-1].get("role")
-        if last == "assistant" and request.add_generation_prompt is None:
+        last = [each.get("role") for each in request.messages[-2:]]
+        if last == ["assistant"] * 2:
+            raise RequestError("of two answers at the end, none can be continued", param="messages")
+        if last[-1] == "assistant" and request.add_generation_prompt is None:
             request.continue_final_message = True
         return request
 

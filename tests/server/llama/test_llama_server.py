@@ -179,6 +179,9 @@ def test_clients_need_one_of_the_keys_that_are_given(tmp_path: Path) -> None:
         assert time.monotonic() - begun < 30
 
 
+SAID = {"role": "assistant", "content": "a"}
+
+
 @pytest.mark.parametrize(
     ("path", "body", "words"),
     [
@@ -187,6 +190,7 @@ def test_clients_need_one_of_the_keys_that_are_given(tmp_path: Path) -> None:
         ("/completion", {"lora": [{"id": 0, "scale": 1}]}, "there is no adapter 0"),
         ("/completion", {"lora": [{"x": 0}]}, "lora is no list of objects with id and scale"),
         ("/tokenize", {"content": "a<|endoftext|>", "parse_special": False}, "always read as such"),
+        ("/v1/chat/completions", {"messages": [SAID] * 2}, "none can be continued"),
         ("/lora-adapters", b"{", "the body is not JSON"),
         ("/lora-adapters", {}, "the body is no list of objects with id and scale"),
     ],
