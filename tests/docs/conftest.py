@@ -21,7 +21,7 @@ from tests.embedding.test_reranker import Case
 from tests.load.runs import as_aiperf, as_guidellm, run
 from tests.model.adapters import make_adapter, save_adapter
 from tests.model.checkpoints import make_model, save_model, save_tokenizer
-from tests.model.ggufs import save_gguf
+from tests.model.ggufs import save_gguf, tokenizer_keys
 from tests.model.sights import encoded, make_sight, picture, save_sight
 from tests.server.conftest import Server, started
 from tests.speech.speakers import make_speaker, sound
@@ -112,7 +112,8 @@ def _models(folder: Path) -> None:
         (folder / name / "tokenizer_config.json").unlink()
         written(folder / name / "tokenizer_config.json", [{**settings, "chat_template": TEMPLATE}])
     gguf = folder / "Qwen3-0.6B-Q4_K_M.gguf"
-    save_gguf(folder / "Llama-3.2-1B", gguf, tokenizer__chat_template=TEMPLATE)
+    words = {**tokenizer_keys(), "tokenizer.chat_template": TEMPLATE}
+    save_gguf(folder / "Llama-3.2-1B", gguf, **words)
     for name, meant in LIKE.items():
         (folder / name).symlink_to(meant)
     (folder / "models").mkdir()
@@ -130,6 +131,7 @@ def _texts(folder: Path) -> None:
     for name in ("questions.jsonl", "prompts.jsonl"):
         written(folder / name, prompts)
     shutil.copy(folder / "talk.wav", folder / "talk.flac")
+    shutil.copy(folder / "requests.jsonl", folder / "in.jsonl")
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     subprocess.run(["git", "add", "draft.py"], cwd=folder, check=True)
     with (folder / "draft.py").open("a") as file:
