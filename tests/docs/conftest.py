@@ -1,5 +1,6 @@
 """What the examples on pages are about: models, sounds and files of these names, and a server."""
 
+import base64
 import json
 import os
 import shutil
@@ -94,7 +95,8 @@ def furnished(reader: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     _texts(folder)
     _sets(folder)
     Ledger(folder / "usage.db").close()
-    for seed, name in enumerate(("before", "after", "run")):
+    (folder / "pages.key").write_text(f"{base64.b64encode(bytes(32)).decode()}\n")
+    for name, seed in {"before": 0, "after": 1, "run": 0}.items():
         made = run(seed)
         save(made, folder / f"{name}.json", summary(made))
     as_guidellm(run(4), folder / "guidellm.json")

@@ -3,6 +3,7 @@
 import os
 import re
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -40,6 +41,9 @@ HERE = {
     "openai/whisper-tiny": "./whisper-tiny",
     "--url URL": "--url http://127.0.0.1:8000",
     "60s": "2s",
+    "kvrt bench DIRECTORY": "kvrt bench ./Qwen3-0.6B",
+    "--context 32768": "--context 256",
+    "-p 1024 -n 128": "-p 96 -n 8",
 }
 """Of what a page names: what is in its place here. Models would be fetched, machines are others."""
 
@@ -164,11 +168,16 @@ class Shell:
 
     def _run(self, text: str) -> tuple[int, str]:
         """A line without a terminal: its exit status, and what it says."""
-        done = subprocess.run(
+        with subprocess.Popen(
             [*BASH, text], cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=MOST_S,
-        )  # fmt: skip
-        return done.returncode, done.stdout.decode(errors="replace")
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                said, _ = process.communicate(timeout=MOST_S)
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # with all that it has begun
+        return process.returncode, said.decode(errors="replace")
 
     def _talk(self, text: str) -> tuple[int, str]:
         """The same at one, of somebody who has nothing to say: Ctrl-D until it ends."""
