@@ -43,6 +43,7 @@ HERE = {
     "60s": "2s",
     "kvrt bench DIRECTORY": "kvrt bench ./Qwen3-0.6B",
     "--context 32768": "--context 256",
+    "--max-model-len 32768": "--max-model-len 512",
     "-p 1024 -n 128": "-p 96 -n 8",
 }
 """Of what a page names: what is in its place here. Models would be fetched, machines are others."""

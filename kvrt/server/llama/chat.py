@@ -223,10 +223,10 @@ class LlamaChatCall(ChatCall):
         logprobs: dict[str, Any] | None = None,
         reason: str | None = None,
     ) -> bytes:
-        chunk = self._chunked(index, delta, logprobs, reason)
-        if reason is not None:
-            self._ends.append(chunk)
-            return b""
+        if reason is not None:  # what a last token without a text had is told before the end
+            self._ends.append(self._chunked(index, delta, None, reason))
+            return b"" if logprobs is None else self._chunk(index, {"content": ""}, logprobs)
+        chunk = self._chunked(index, delta, logprobs, None)
         if self.wishes.timings_per_token and self._now is not None:
             chunk["timings"] = self._running(self._now)[0]
         return event(chunk)

@@ -81,6 +81,25 @@ def test_prompts_are_texts_tokens_and_both(face: Server, tiny: Runtime) -> None:
     assert [(each["index"], each["content"]) for each in several] == [(0, alone), (1, alone)]
 
 
+def test_the_end_of_a_stream_has_no_probabilities_also_where_its_last_token_has_no_text(
+    face: Server, tiny: Runtime
+) -> None:
+    assert tiny.model.tokenizer is not None
+    silent = tiny.model.tokenizer.eos
+    asked = {
+        "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 3, "stream": True,
+        "ignore_eos": True, "logit_bias": [[silent, 1000.0]], "logprobs": True, "top_logprobs": 1,
+    }  # fmt: skip
+    status, _, body = face.ask("POST", "/v1/chat/completions", asked)
+    assert status == 200, body
+    *before, last = [json.loads(line[6:]) for line in body.splitlines() if line[:7] == b"data: {"]
+    (end,) = last["choices"]
+    assert (end["finish_reason"], end["delta"]) == ("length", {})
+    assert "logprobs" not in end
+    told = [each["choices"][0].get("logprobs") or {"content": []} for each in before]
+    assert [one["id"] for each in told for one in each["content"]] == [silent] * 3
+
+
 def test_a_request_that_goes_on_has_a_slot(face: Server) -> None:
     done: list[Any] = []
     long = {**GREEDY, "n_predict": 900, "ignore_eos": True, "id_slot": 1}
