@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 GROUPS = ("system", "python", "libraries", "environment", "backends", "devices")
 STYLES = {Mark.OK: "green", Mark.WARN: "yellow", Mark.BAD: "bold red", Mark.SKIP: "dim"}
 SECONDS = 60.0
-"""How long a group may take for its next check before it counts as hanging."""
+"""How long a group may take for its next check before it counts as hanging, if nothing is said."""
 
 
 @click.command("doctor", short_help="What works on this machine, and how to mend the rest.")
@@ -33,10 +33,24 @@ SECONDS = 60.0
     metavar="NAME,...",
     help=f"Only these groups ({', '.join(GROUPS)}) or backends.",
 )
+@click.option(
+    "--timeout",
+    type=click.FloatRange(1, 86_400),
+    default=SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a group may take for its next check; an emulated machine needs more.",
+)
 @color_option
 @click.pass_obj
 def doctor(
-    terminal: Terminal, /, as_json: bool, verbose: bool, strict: bool, only: str | None
+    terminal: Terminal,
+    /,
+    as_json: bool,
+    verbose: bool,
+    strict: bool,
+    only: str | None,
+    timeout: float,
 ) -> None:
     """Check this machine, the installation and every backend.
 
@@ -54,7 +68,7 @@ def doctor(
     """
     found: list[Check] = []
     console = terminal.console(sys.stdout)
-    for check in _checks(_names(only)):
+    for check in _checks(_names(only), timeout):
         if not as_json:
             print_check(
                 console,
@@ -88,7 +102,7 @@ def _names(only: str | None) -> set[str]:
     return names
 
 
-def _checks(names: set[str]) -> Iterator[Check]:
+def _checks(names: set[str], seconds: float) -> Iterator[Check]:
     from kvrt_cli.checks import software, system
 
     plain: dict[str, Checks] = {
@@ -99,12 +113,12 @@ def _checks(names: set[str]) -> Iterator[Check]:
     }
     for group, checks in plain.items():
         if not names or group in names:
-            yield from contained(group, checks, seconds=SECONDS)
+            yield from contained(group, checks, seconds=seconds)
     if not names or names - set(plain):
-        yield from _backend_checks(names)
+        yield from _backend_checks(names, seconds)
 
 
-def _backend_checks(names: set[str]) -> Iterator[Check]:
+def _backend_checks(names: set[str], seconds: float) -> Iterator[Check]:
     from kvrt.registry import candidates, examine
     from kvrt_cli.checks import backends, device
 
@@ -119,12 +133,12 @@ def _backend_checks(names: set[str]) -> Iterator[Check]:
     listed = [candidate for candidate in examined if wanted(candidate, "backends")]
     if listed or not names:
         judge = partial(backends.backends, listed, whole=not names or "backends" in names)
-        yield from contained("backends", judge, seconds=SECONDS)
+        yield from contained("backends", judge, seconds=seconds)
     for candidate in examined:
         if candidate.available and candidate.probe and wanted(candidate, "devices"):
             for index in range(candidate.probe.devices):
                 prove = partial(device.prove, candidate.name, index)
-                yield from contained(f"{candidate.name}:{index}", prove, seconds=SECONDS)
+                yield from contained(f"{candidate.name}:{index}", prove, seconds=seconds)
 
 
 # --- what is printed -----------------------------------------------------------------------------

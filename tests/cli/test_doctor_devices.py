@@ -6,8 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from kvrt_cli.checks import device
 from kvrt_cli.checks.check import Check, Mark, contained
+from kvrt_cli.main import cli
 
 from kvrt.errors import DeviceError
 from kvrt.registry import load
@@ -159,3 +161,11 @@ def test_a_check_that_hangs_is_given_up() -> None:
     _, second = contained("group", checks, seconds=1)
     assert second.mark is Mark.BAD
     assert "hangs" in second.text
+    assert "--timeout" in second.fix
+
+
+def test_it_is_said_after_how_long_one_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvrt_cli.checks.system.system", lambda: iter(threading.Event().wait, 0))
+    done = CliRunner().invoke(cli, ["doctor", "--only", "system", "--timeout", "1.5"])
+    assert done.exit_code == 1
+    assert "no answer within 1.5 s" in done.output

@@ -67,7 +67,9 @@ def contained(group: str, checks: Checks, *, seconds: float) -> Iterator[Check]:
         try:
             check = found.get(timeout=seconds)
         except queue.Empty:
-            yield Check(group, "check", Mark.BAD, f"no answer within {seconds:g} s: it hangs")
+            text = f"no answer within {seconds:g} s: it hangs"
+            fix = "if this machine is only slow, emulated for one, give it longer with --timeout"
+            yield Check(group, "check", Mark.BAD, text, fix)
             return
         if check is None:
             return
