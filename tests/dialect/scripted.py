@@ -53,25 +53,35 @@ def templates(source: str) -> ChatTemplates:
 
 
 class Script:
-    """One template, and what a model says that follows it."""
+    """One template, and what a model says that follows it.
 
-    def __init__(self, source: str) -> None:
+    Args:
+        asked: what it is asked first.
+        tools: that it has, in OpenAI's words.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        asked: dict[str, Any] = ASKED,
+        tools: Sequence[dict[str, Any]] = TOOLS,
+    ) -> None:
         self.templates = templates(source)
         self.dialect: Dialect = derive(self.templates)
+        self.ask(asked, tools)
+
+    def ask(self, asked: dict[str, Any], tools: Sequence[dict[str, Any]]) -> None:
+        """Another conversation."""
+        self._asked, self._tools = asked, tools
+        self._schemas = {each["function"]["name"]: each["function"]["parameters"] for each in tools}
 
     def said(self, message: dict[str, Any]) -> str | None:
         """What stands behind the prompt in a conversation in which it said `message`; None: the
         template refuses that."""
         try:
-            prompt = self.templates.render(Chat([ASKED], tools=TOOLS, variables=VARIABLES))
-            whole = self.templates.render(
-                Chat([ASKED, {"role": "assistant", **message}], tools=TOOLS, variables=VARIABLES,
-                     add_generation_prompt=False)
-            )  # fmt: skip
-            bare = self.templates.render(
-                Chat([ASKED, {"role": "assistant", "content": "Zzz"}], tools=TOOLS,
-                     variables=VARIABLES, add_generation_prompt=False)
-            )  # fmt: skip
+            prompt = self.templates.render(self._chat())
+            whole = self.templates.render(self._chat(message))
+            bare = self.templates.render(self._chat({"content": "Zzz"}))
         except KvrtError:
             return None
         if whole.startswith(prompt):
@@ -82,6 +92,15 @@ class Script:
         while not whole.startswith(header):
             header = header[: header.rfind("<")] if "<" in header else ""
         return whole[len(header) :] if header else None
+
+    def _chat(self, said: dict[str, Any] | None = None) -> Chat:
+        answers = [] if said is None else [{"role": "assistant", **said}]
+        return Chat(
+            [self._asked, *answers],
+            tools=self._tools,
+            variables=VARIABLES,
+            add_generation_prompt=said is None,
+        )
 
     def calls(self, calls: Sequence[Said], content: str = "") -> str | None:
         given = [(name, json.dumps(args) if self.dialect.texts else args) for name, args in calls]
@@ -95,13 +114,13 @@ class Script:
     def thinks(self) -> bool:
         """Whether each prompt begins the reasoning itself."""
         reasoning = self.dialect.reasoning
-        prompt = self.templates.render(Chat([ASKED], tools=TOOLS, variables=VARIABLES))
+        prompt = self.templates.render(self._chat())
         return reasoning is not None and prompt.rstrip().endswith(reasoning.begin)
 
     def read(self, text: str, size: int, *, thinking: bool = False) -> list[Event]:
         """By so many characters at a time."""
         reader = DialectReader(
-            self.dialect, SCHEMAS, thinking=thinking, special=frozenset({"<|im_end|>"})
+            self.dialect, self._schemas, thinking=thinking, special=frozenset({"<|im_end|>"})
         )
         events = []
         for at in range(0, len(text), size):

@@ -1,10 +1,6 @@
 """Templates of every kind that there is: what they show is found out, and read in any pieces."""
 
-import json
-import os
-import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +15,6 @@ from kvrt.errors import ConfigError
 from tests.dialect.scripted import (
     CALLS,
     SCHEMAS,
-    Said,
     Script,
     called,
     content,
@@ -189,55 +184,3 @@ def test_a_reader_of_another_package_is_found_by_its_name(
         find_reader("lost")
     with pytest.raises(ConfigError, match="loud"):
         find_reader("quiet")
-
-
-FOLDER = os.environ.get("CHAT_TEMPLATES")
-"""Of templates of models, such as llama.cpp's models/templates."""
-
-UNSHOWN = {"LFM2-8B-A1B", "LFM2.5-Instruct"}
-"""They list tools, and show no call."""
-ONLY_TOLD = {"ibm-granite-granite-3.3-2B-Instruct"}
-"""They tell in words what a call begins with."""
-REFUSED = {"Kimi-K2-Instruct", "Kimi-K2-Thinking", "llama-cpp-deepseek-r1"}
-"""They change lists, or join texts to data, which fails before there is a call."""
-NAMED_TAGS = {"MiniMax-M3"}
-"""They write arguments in tags of their own names: not read, so tools are refused."""
-UNESCAPED = {"LFM2.5-8B-A1B"}
-"""They write texts without escapes, so that a quote ends them."""
-
-
-@pytest.mark.extra
-@pytest.mark.skipif(FOLDER is None, reason="CHAT_TEMPLATES names no folder of *.jinja")
-def test_the_calls_of_every_template_that_declares_tools_are_read() -> None:
-    paths = sorted(Path(str(FOLDER)).glob("*.jinja"))
-    declaring = [p for p in paths if re.search(r"\btools\b", p.read_text())]
-    assert len(declaring) > 40
-    for path in declaring:
-        script = Script(path.read_text())
-        if path.stem in UNSHOWN | REFUSED | NAMED_TAGS:
-            assert script.dialect.calls is None, path.stem
-            continue
-        if script.dialect.calls is None:
-            assert "tool_calls" not in path.read_text() or not script.calls(CALLS[0]), path.stem
-            continue
-        read = 0
-        for calls in CALLS:
-            text = _told(calls) if path.stem in ONLY_TOLD else script.calls(calls)
-            if text is None or (path.stem in UNESCAPED and "\\" in json.dumps(calls)):
-                continue
-            one = len(re.findall("get_weather|take_note", text)) < len(calls)
-            for size in (1, 10_000):
-                found = called(script.read(text, size, thinking=_opened(script, text)))
-                assert found == (calls[:1] if one else calls), path.stem
-                read += 1
-        assert read >= 6, path.stem
-
-
-def _told(calls: list[Said]) -> str:
-    listed: list[Any] = [{"name": name, "arguments": args} for name, args in calls]
-    return f"<|tool_call|>{json.dumps(listed)}"
-
-
-def _opened(script: Script, text: str) -> bool:
-    reasoning = script.dialect.reasoning
-    return reasoning is not None and script.thinks and reasoning.end in text
