@@ -8,6 +8,7 @@ from pathlib import Path
 from kvrt.config import Environment, RuntimeConfig
 from kvrt.engine.drafter import check_drafter, predictor_ratio
 from kvrt.engine.engine import Engine
+from kvrt.engine.events import Observers
 from kvrt.engine.fingerprint import page_fingerprint, page_format
 from kvrt.engine.planning import fitted
 from kvrt.engine.prefixes import Prefixes
@@ -68,6 +69,7 @@ def assemble(
     progress: Progress | None,
     still_wanted: Callable[[], None],
     on_failure: Callable[[], None] = lambda: None,
+    observers: Observers | None = None,
 ) -> Assembly:
     """Open the device, load the model, size the KV memory; on all ranks, if there are several.
 
@@ -76,6 +78,7 @@ def assemble(
         progress: told about the bytes of a download, and of files as they are quantised.
         still_wanted: asked once the model is loaded; raises if nobody waits any more.
         on_failure: called, on another thread, if another rank fails.
+        observers: of the engine.
 
     Raises:
         KvrtError: as `kvrt.Runtime`.
@@ -138,7 +141,8 @@ def assemble(
     memory = Memory(cache, reuse, offload, tenant, make_pressure(device))
     stack.callback(memory.close)
     limits = Limits(config.max_batch_tokens, config.max_running)
-    engine = Engine(model, executor, memory, limits, POLICIES[config.policy], ratio)
+    policy = POLICIES[config.policy]
+    engine = Engine(model, executor, memory, limits, policy, ratio, observers)
     others = None if ranks is None else ranks.others
     return Assembly(device, model, cache, engine, Prefixes(engine), fingerprint, others)
 

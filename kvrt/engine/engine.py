@@ -61,6 +61,7 @@ class Engine:
         policy: the order of service.
         draft_ratio: the size of what drafts, a model or a predictor, to that of the model; None:
             there is none.
+        observers: of requests and steps; None: there may be some later.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Engine:
         limits: Limits,
         policy: Policy,
         draft_ratio: float | None = None,
+        observers: Observers | None = None,
     ) -> None:
         self.model = model
         self.executor = executor
@@ -82,7 +84,7 @@ class Engine:
             ratio=draft_ratio,
         )
         self.steps = self.sampled = 0
-        self.observers = Observers()
+        self.observers = Observers() if observers is None else observers
         self._spans = Spans()
         self._live = Live(memory, policy, by_model=draft_ratio is not None)
         self._answers = Answers(self._live, self.speculation, model.eos_ids, self._spans)

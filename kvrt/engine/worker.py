@@ -201,12 +201,11 @@ class Worker(Mailbox):
     def _open(self, stack: contextlib.ExitStack, progress: Progress | None) -> None:
         started = time.perf_counter()
         failed = functools.partial(self.tell, Signal.RANK_FAILED)
-        made = assemble(self._config, stack, progress, self._still_wanted, failed)
+        made = assemble(self._config, stack, progress, self._still_wanted, failed, self.observers)
         self._others = made.others
         self.device, self.model, self.cache = made.device, made.model, made.cache
         self.engine, self.prefixes = made.engine, made.prefixes
         self.sleeper = Sleeper(made.engine, made.model.resident)
-        self.engine.observers = self.observers
         if made.engine.memory.tenant is not None:
             made.engine.memory.tenant.listen(lambda: self.tell(Signal.RUNG))
         self.adapters = NamedAdapters(made.model.decoder.adapters)

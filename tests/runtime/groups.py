@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import signal
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,5 +64,20 @@ def own_group() -> Iterator[Group | None]:
         except FileNotFoundError:  # it has no memory to give
             continue
         finally:
-            path.rmdir()
+            _remove(path)
     yield None
+
+
+def _remove(path: Path, seconds: float = 10.0) -> None:
+    """A group is gone once its processes are, which a killed one may have left behind."""
+    procs, end = path / "cgroup.procs", time.monotonic() + seconds
+    while True:
+        for pid in procs.read_text().split() if procs.exists() else ():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        try:
+            return path.rmdir()
+        except OSError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(0.02)
