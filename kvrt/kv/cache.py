@@ -296,6 +296,10 @@ class KVCache:
         """Physical memory that is taken now."""
         return self._held * self.chunk_bytes
 
+    def give_beyond_limit(self) -> None:
+        """Give back what no page needs and is more than the limit, after it was lowered."""
+        self._keep_spare(min(self._spare_chunks, max(0, self._limit.chunks - self._needed)))
+
     def give_spare(self) -> None:
         """Give back all that no page needs: something else wants the device's memory."""
         self._keep_spare(0)

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator
 
 from kvrt.executor.interface import Failed
 from kvrt.kv.cache import KVCache
+from kvrt.kv.index.keeping import keep_to_limit
 from kvrt.kv.index.outside import Fetches
-from kvrt.kv.index.reuse import PrefixReuse
+from kvrt.kv.index.reuse import NoReuse, PrefixReuse
 from kvrt.kv.offload import Offload
 from kvrt.kv.pages.group import last_border
 from kvrt.kv.pages.lanes import Pages
+from kvrt.kv.pages.packing import pack
 from kvrt.kv.pages.table import Change
 from kvrt.kv.pressure import Pressure
 from kvrt.kv.seq import Seq
@@ -69,6 +71,7 @@ class Memory:
         if failed is None and self.reuse is not None:
             self.reuse.dropped(change.dropped)
             self.reuse.idled(change.idled)
+            self.reuse.index.moved(change.moved)
         return failed
 
     # --- the life of a sequence --------------------------------------------------------------
@@ -220,9 +223,9 @@ class Memory:
             return None
         self.tenant.waits(idle)
         table, weights = self.cache.table, self._weights(self.tenant)
-        used = self.cache.needed_bytes - table.idle_bytes
         # By whole chunks, so that it does not change in each step, and nobody has to look anew.
         chunk = self.cache.chunk_bytes
+        used = table.packed_chunks * chunk - table.idle_bytes
         self.tenant.wants(weights + -(-max(0, used + coming) // chunk) * chunk)
         return self.tenant.allowance() - weights
 
@@ -232,11 +235,17 @@ class Memory:
 
     def make_room(self) -> None:
         """No step is in flight: what waits for one is free, so that nobody has to stop for want of
-        it; nor, after the limit was lowered, for want of what is only cached."""
+        it; nor, after the limit was lowered, for want of what is only cached, or lies apart."""
         self.cache.reclaim()
-        while self.reuse is not None and (over := self.cache.bytes_over_limit):
-            if not self._evict(self.reuse, over):
-                return
+        if not self.cache.bytes_over_limit:
+            return
+        coming = [] if self.offload is None else [seq.id for seq in self.offload.fetching]
+        cached = (NoReuse() if self.reuse is None else self.reuse).in_order()
+        change, _ = keep_to_limit(self.cache.table, cached, coming)
+        self.commit(change)
+        table = self.cache.table
+        self.commit(pack(table, table.chunks_over_limit, coming))
+        self.cache.give_beyond_limit()
 
     def clear(self, seqs: Iterable[Seq]) -> None:
         """Take the pages of those sequences, and all that are only cached, off the device, and give
@@ -244,7 +253,8 @@ class Memory:
         for seq in seqs:
             self.commit(self.cache.table.free(seq.id))
         if self.reuse is not None:
-            self._evict(self.reuse, self.cache.table.idle_bytes)
+            table = self.cache.table
+            self.commit(table.forget(self.reuse.in_order().take(table, table.idle_bytes)))
         self.cache.give_spare()
 
     def rest(self) -> float | None:
@@ -274,9 +284,3 @@ class Memory:
             return None
         self.offload.poll()
         return _WRITING_S
-
-    def _evict(self, reuse: PrefixReuse, nbytes: int) -> bool:
-        """Give up so many bytes of cached pages, if there are. Returns whether there were any."""
-        pages = reuse.in_order().take(self.cache.table, nbytes)
-        self.commit(self.cache.table.forget(pages))
-        return any(pages)

@@ -13,7 +13,7 @@ It belongs to the engine's thread, which calls `poll` between steps.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from kvrt.executor.interface import Fetch, PageMemory, Save
@@ -258,6 +258,11 @@ class Offload:
         self._ahead.poll()
         self.stores.demote()
         return ended
+
+    @property
+    def fetching(self) -> Collection[Seq]:
+        """Sequences for which pages are on their way, into places that are known already."""
+        return self._fetches.keys()
 
     @property
     def busy(self) -> bool:

@@ -115,9 +115,14 @@ def _planned(
             budget += wants.pop(victim, 0)
         return victims
 
-    while shed and order and stands_with(order[0], order) != order and not pages.keep_to_limit():
+    while (
+        shed
+        and order
+        and stands_with(order[0], order) != order
+        and not pages.keep_to_limit(fetching)
+    ):
         preempted += give_way()
-    if shed and order and hope.of(order) and not pages.keep_to_limit():
+    if shed and order and hope.of(order) and not pages.keep_to_limit(fetching):
         aside += give_way()
     while not pages.grow({seq.id: count for seq, count in wants.items()}):
         if fetching and stands_with(order[0], order) == order:  # it waits for their pages

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
+from kvrt.kv.index.keeping import keep_to_limit
 from kvrt.kv.index.outside import Fetches
 from kvrt.kv.index.reuse import Reuse
 from kvrt.kv.index.tenants import TenantsInOrder
@@ -58,14 +59,12 @@ class PlannedPages:
         self._cached.look_again(self._reuse.entries_of(self.change.idled))
         self.do(self.table.forget(self._cached.take(self.table, self.table.idle_bytes)))
 
-    def keep_to_limit(self) -> bool:
-        """Evict what is cached in chunks beyond the limit. False: that does not suffice."""
-        while (over := self.table.chunks_over_limit) > 0:
-            nbytes = over * self.table.lanes[0].geometry.chunk_bytes
-            if not any(evicted := self._cached.take(self.table, nbytes)):
-                return False
-            self.do(self.table.forget(evicted))
-        return True
+    def keep_to_limit(self, still: Iterable[Seq] = ()) -> bool:
+        """Evict what is cached beyond the limit. False: that does not suffice, even if what is left
+        is moved together, but for the pages of sequences that are `still`."""
+        change, fits = keep_to_limit(self.table, self._cached, [seq.id for seq in still])
+        self.do(change)
+        return fits
 
     def grow(self, tokens: Mapping[SeqId, int]) -> bool:
         """Grow, and evict what must go for it. False: it takes more than there is."""

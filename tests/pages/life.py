@@ -141,10 +141,10 @@ class Life:
         if seq in self.waiting:
             self.waiting.remove(seq)
 
-    def something(self) -> None:
+    def something(self, what: str | None = None) -> None:
         """What does not happen in every step."""
         rng, prompt = self.rng, self.rng.choice(self.prompts)
-        what = rng.choice(WHATEVER)
+        what = what or rng.choice(WHATEVER)
         self.seen[what] += 1
         if what == "doubt" and self.running:
             self.doubt(rng.choice([*self.running]))
@@ -156,10 +156,13 @@ class Life:
             self.prefixes.forget(ROOT, prompt[: rng.choice([0, SIZE, 5 * SIZE])])
             self.seen["forgotten while it comes"] += bool(self.fetching)
         elif what == "limit":
+            before = self.cache.stats().copies
             self.cache.set_memory_limit(
                 chunks_for(self.kind, rng.choice([self.limit // 2, self.limit])) * CHUNK
             )
             self.memory.make_room()
+            packed = self.cache.stats().copies > before
+            self.seen.update(packed=packed, packed_meanwhile=packed and bool(self.fetching))
         elif what == "clear":
             self.clear()
         elif what == "rest" and not self.running and not self.fetching:

@@ -19,6 +19,7 @@ from kvrt.executor.local import LocalPages
 from kvrt.kv.cache import KVCache
 from kvrt.kv.pages.holders import Holders
 from kvrt.kv.pages.lanes import Pages, Shortage
+from kvrt.kv.pages.packing import can_pack, pack
 from kvrt.kv.pages.table import Change, PageTable
 from kvrt.spi import Device
 
@@ -75,6 +76,7 @@ class Model:
             windows=windows,
         )
         self.chunk = chunk
+        self.straddles = any(chunk % each.page_bytes for each in shapes)
         self.groups = range(len(kinds))
         self.oracle = Oracle()
         self.step = 0
@@ -225,6 +227,27 @@ class Model:
     def forget(self, entries: list[tuple[int, ...]]) -> None:
         """The index gives pages up, in use or not."""
         self.commit(self.table.forget(self._by_group(entries)))
+
+    def pack(self, chunks: int, still: list[int]) -> None:
+        """Pages move together, but for those of some sequences, and those that a step may read."""
+        rows, needed = [self.rows(seq) for seq in still], self.needed
+        can, change = can_pack(self.table, chunks, still), pack(self.table, chunks, still)
+        self.commit(change)
+        assert [self.rows(seq) for seq in still] == rows
+        assert self.table.packed_chunks <= self.needed <= needed
+        if can:
+            assert needed - self.needed >= chunks
+        if not (still or self.oracle.retired or self.straddles):
+            least = max(self.table.packed_chunks, needed - chunks)
+            assert self.needed == least
+            assert can == (least == needed - chunks)
+        named = self.oracle.named
+        for group, moved in enumerate(change.moved):
+            named = {
+                (*at[:group], moved.get(at[group], at[group]), *at[group + 1 :]): tokens
+                for at, tokens in named.items()
+            }
+        self.oracle.named = named
 
     def _has_kept(self, rows: list[tuple[int, ...]], length: int) -> bool:
         """Whether a sequence has all pages that a token at position `length` sees, or goes into."""
@@ -409,6 +432,7 @@ def random_operation(model: Model, rng: random.Random, max_limit: int) -> None:
             (6, lambda: model.free(one, fenced=fenced)),
             (1, lambda: model.replace(one, rng.randint(1, 30))),
             (1, lambda: model.plan_and_forget(one)),
+            (3, lambda: model.pack(rng.randint(0, 6), some[: rng.randint(0, 2)])),
         ]
         full = length // model.cache.page_size
         operations.append((2, lambda: model.name(one, rng.randint(0, full))))

@@ -114,6 +114,12 @@ class CacheMachine(RuleBasedStateMachine):
     def plan_and_forget(self, data: st.DataObject) -> None:
         self.model.plan_and_forget(self.seq(data))
 
+    @precondition(has_sequences)
+    @rule(data=st.data(), chunks=st.integers(0, 6))
+    def pack(self, data: st.DataObject, chunks: int) -> None:
+        some = st.lists(st.sampled_from(sorted(self.model.oracle.tokens)), max_size=2, unique=True)
+        self.model.pack(chunks, data.draw(some, label="still"))
+
     @rule()
     def end_step(self) -> None:
         self.model.end_step()

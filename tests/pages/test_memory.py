@@ -44,6 +44,7 @@ def test_sequences_read_what_was_computed_of_their_tokens(null_device: Device, k
         seen += life.seen
     assert min(seen[what] for what in WHATEVER) > 0, seen
     assert seen["cached"] > 20, seen
+    assert seen["packed"] > 0 or "one chunk" in kind, seen
 
 
 @pytest.mark.parametrize("ttl", [TTL, 1e9, math.inf])

@@ -147,3 +147,20 @@ def test_however_others_take_and_give_each_request_ends_as_it_would_without_them
     assert not clock.stuck
     assert len(clock.finished) == len(requests)
     assert clock.table.used_pages == 0
+
+
+def test_those_that_have_room_once_their_pages_are_moved_together_are_not_preempted() -> None:
+    """What is left of many sequences lies one page here and one there; who runs loses nothing for
+    a limit that it has room in."""
+    clock = Clock(200, Limits(256, 24))
+    seqs = [clock.add(3, 100 if n % 4 == 0 else 20) for n in range(24)]
+    while len(clock.finished) < 18:
+        clock.tick()
+    held = clock.table.mapped_chunks - clock.table.warm_chunks
+    fits = clock.table.packed_chunks + 2
+    assert fits < held - 4, "they lie apart"
+    short(clock, fits, later=None, shed=True)
+    assert not clock.tick().preempted
+    short(clock, fits // 2, later=None, shed=True)
+    assert 3 <= len(clock.tick().preempted) <= 4, "half of them, and what those need next"
+    assert seqs[0] in clock.running

@@ -127,6 +127,29 @@ def test_sequences_read_what_was_computed_of_their_tokens(
     assert min(seen[what] for what in ("cached", "fetched", "back", "saved")) > 0, seen
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_pages_move_together_while_others_come_back(
+    null_device: Device, kind: str, tmp_path: Path
+) -> None:
+    seen: Counter[str] = Counter()
+    for seed in range(8):
+        rng = random.Random(seed)
+        life = Life(null_device, kind, rng, Tiers(tmp_path / f"{seed}", rng, seen), limit=40)
+        for _ in range(60):
+            if len(life.waiting) < 3:
+                life.add()
+            life.go_on()
+            life.something("limit" if rng.random() < 0.7 else "clear")
+            life.check()
+            life.check_bytes()
+        for seq in [*life.running, *life.fetching, *life.waiting]:
+            life.end(seq)
+        seen += life.seen
+        life.memory.close()
+        life.cache.close()
+    assert min(seen["packed_meanwhile"], seen["tokens back"]) > 0, seen
+
+
 @pytest.mark.promise("P22")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fetch_that_fails_at_any_page_goes_on_where_all_groups_can(

@@ -1,6 +1,6 @@
 """Which pages hold which tokens: finds the pages of a prefix that was computed before."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -204,6 +204,15 @@ class PrefixIndex:
         for group, page in enumerate(pages):
             if page:
                 self._by_page[group][page] = entry
+
+    def moved(self, moved: Sequence[Mapping[int, int]]) -> None:
+        """Of each group, pages are elsewhere now."""
+        for group, pages in enumerate(moved):
+            by_page = self._by_page[group]
+            entries = [(to, by_page.pop(page)) for page, to in pages.items() if page in by_page]
+            for to, entry in entries:
+                entry.pages = (*entry.pages[:group], to, *entry.pages[group + 1 :])
+            by_page.update(entries)
 
     def touch(self, last: CachedPage | None, now: float, *, hit: bool = False) -> None:
         """The entries up to `last` are used now; `hit`: by somebody who did not compute them."""

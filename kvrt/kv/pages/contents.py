@@ -144,6 +144,21 @@ class Contents:
         """Chunks with a page that is used or retired beyond the limit, after it was lowered."""
         return max(0, self.mapped_chunks - self.warm_chunks - self.limit)
 
+    @property
+    def packed_chunks(self) -> int:
+        """Chunks that all pages which are used or retired would take, close together."""
+        return sum(
+            -(-lane.placement.used_pages * lane.geometry.page_bytes // lane.geometry.chunk_bytes)
+            for lane in self.lanes
+        )
+
+    @property
+    def bytes_beyond_limit(self) -> int:
+        """Bytes of pages that would be beyond the limit even if all lay close together; 0 where it
+        is only that each group takes whole chunks."""
+        used = sum(lane.placement.used_pages * lane.geometry.page_bytes for lane in self.lanes)
+        return max(0, used - self.limit * self.lanes[0].geometry.chunk_bytes)
+
     def own_bytes(self, seq: SeqId) -> int:
         """Bytes of the pages that no other sequence holds."""
         return sum(

@@ -65,6 +65,10 @@ class Holders:
         """A page of rows is held by one of them and nobody else, when `left` of them are gone."""
         return self.counts.item(page) - left * _ROW == _ROW
 
+    def held(self, pages: range) -> list[int]:
+        """Those of some pages that somebody holds."""
+        return (np.flatnonzero(self.counts[pages.start : pages.stop]) + pages.start).tolist()
+
     def own(self, row: PageRow) -> NDArray[np.bool_]:
         """Which pages of a sequence's row no other sequence has."""
         return self.counts[row] < 2 * _ROW
@@ -90,12 +94,15 @@ class HoldersEvolver:
 
     def take(self, pages: Sequence[int]) -> None:
         """Free pages are in one row each now."""
-        highest = max(pages)
-        if highest >= len(self._counts):
-            counts = np.zeros(1 << highest.bit_length(), np.int32)
-            counts[: len(self._counts)] = self._counts
-            self._counts = counts
+        self._reach(max(pages))
         self._counts[np.asarray(pages)] = _ROW
+
+    def move(self, pages: Sequence[int], to: Sequence[int]) -> None:
+        """Whoever holds the first of `pages` holds the first of `to` instead, which was free, and
+        so on."""
+        self._reach(max(to))
+        self._counts[np.asarray(to)] = self._counts[np.asarray(pages)]
+        self._counts[np.asarray(pages)] = 0
 
     def add(self, row: PageRow) -> None:
         """One more row has these pages."""
@@ -139,3 +146,10 @@ class HoldersEvolver:
         self._cached -= int(np.count_nonzero(before == _INDEX))
         self._counts[at] = before - _INDEX
         return tuple(at[before == _INDEX].tolist())
+
+    def _reach(self, page: int) -> None:
+        """Let there be a count of this page."""
+        if page >= len(self._counts):
+            counts = np.zeros(1 << page.bit_length(), np.int32)
+            counts[: len(self._counts)] = self._counts
+            self._counts = counts

@@ -184,6 +184,12 @@ class Lane:
         idle = changed.idle(held) if self.group.window else ()
         return Left(replace(self, holders=changed.persistent()), released, idle)
 
+    def move(self, pages: Sequence[int], to: Sequence[int]) -> "Lane":
+        """Whoever holds `pages` holds those of `to` instead, which were free."""
+        changed = self.holders.evolver()
+        changed.move(pages, to)
+        return replace(self, holders=changed.persistent())
+
     def name(self, pages: Sequence[int]) -> "Lane":
         """The index holds these pages from now on."""
         changed = self.holders.evolver()
@@ -246,6 +252,14 @@ class Placers:
     def give(self, group: int, pages: Sequence[int]) -> None:
         """Make pages that were used open again."""
         self._placers[group].give(pages)
+
+    def exchange(self, group: int, pages: Sequence[int], closed: Sequence[int]) -> list[int]:
+        """Give up pages of a group for as many others that are open, none of which is `closed`."""
+        placer = self._placers[group]
+        placer.claim(closed)
+        taken = placer.take(len(pages), placer.mapped_chunks)
+        placer.give((*closed, *pages))
+        return taken
 
     def trim(self, keep_warm: int) -> None:
         """Unmap warm chunks, the highest of the last groups first, down to `keep_warm` of them and

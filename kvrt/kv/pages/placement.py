@@ -74,6 +74,16 @@ class Placement:
         geometry = self.geometry
         return self.held[page * geometry.page_bytes // geometry.chunk_bytes][0]
 
+    def open_among(self, pages: range) -> list[int]:
+        """Those of some pages that are open."""
+        found, geometry = [], self.geometry
+        for page in pages:
+            owner = page * geometry.page_bytes // geometry.chunk_bytes
+            _, free = self.held.get(owner, (0, 0))
+            if free >> page - geometry.own_pages(owner).start & 1:
+                found.append(page)
+        return found
+
     def evolver(self, group: int = 0, ops: list[Op] | None = None) -> "PlacementEvolver":
         """`group`: whose chunks these are; `ops`: to note ops in, beside those of others."""
         return PlacementEvolver(self, group, [] if ops is None else ops)
@@ -135,13 +145,9 @@ class PlacementEvolver:
         Raises:
             IntegrityError: one of them is not used.
         """
-        geometry = self._geometry
-        by_owner: dict[int, list[int]] = {}
-        for page in pages:
-            by_owner.setdefault(page * geometry.page_bytes // geometry.chunk_bytes, []).append(page)
-        for owner, given in by_owner.items():
+        for owner, given in self._by_owner(pages):
             used, free = self._held[owner]
-            first = geometry.own_pages(owner).start
+            first = self._geometry.own_pages(owner).start
             for page in given:
                 bit = 1 << page - first
                 if free & bit:
@@ -149,7 +155,16 @@ class PlacementEvolver:
                 free |= bit
             self._used_pages -= len(given)
             self._set(owner, used - len(given), free)
-            self._add_users(geometry.chunks_of(max(given))[1:], -1)
+            self._add_users(self._geometry.chunks_of(max(given))[1:], -1)
+
+    def claim(self, pages: Iterable[int]) -> None:
+        """Take these pages, which are open."""
+        for owner, wanted in self._by_owner(pages):
+            used, free = self._held[owner]
+            first = self._geometry.own_pages(owner).start
+            self._used_pages += len(wanted)
+            self._set(owner, used + len(wanted), free & ~sum(1 << page - first for page in wanted))
+            self._add_users(self._geometry.chunks_of(max(wanted))[1:], 1)
 
     def trim(self, keep_warm: int, limit: int) -> None:
         """Unmap warm chunks, the highest first, down to `keep_warm` of them and to the limit."""
@@ -157,6 +172,14 @@ class PlacementEvolver:
         while warm and (warm > keep_warm or self.mapped_chunks > limit):
             self._unmap(self._warm.bit_length() - 1)
             warm -= 1
+
+    def _by_owner(self, pages: Iterable[int]) -> Iterable[tuple[int, list[int]]]:
+        """Pages by the chunk that they belong to."""
+        geometry = self._geometry
+        by_owner: dict[int, list[int]] = {}
+        for page in pages:
+            by_owner.setdefault(page * geometry.page_bytes // geometry.chunk_bytes, []).append(page)
+        return by_owner.items()
 
     def _take_from(self, chunk: int, count: int) -> list[int]:
         used, free = self._held[chunk]

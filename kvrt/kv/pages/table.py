@@ -39,15 +39,24 @@ class Change:
         dropped: of each group, pages that the prefix index held and holds no longer.
         idled: of each group with a window, pages that were in rows and that the prefix index alone
             holds now.
+        moved: of each group, pages and where they are now (`kvrt.kv.pages.packing`). Nothing else
+            is in such a change, so that there is no question which number of a page is meant.
     """
 
     table: "PageTable"
     ops: tuple[Op, ...] = ()
     dropped: Pages = ()
     idled: Pages = ()
+    moved: tuple[dict[int, int], ...] = ()
 
     def then(self, change: "Change") -> "Change":
-        """This change and then another, which was planned on this one's table."""
+        """This change and then another, which was planned on this one's table.
+
+        Raises:
+            ValueError: pages move in one of them.
+        """
+        if self.moved or change.moved:
+            raise ValueError("pages move in a change of their own")
         dropped = _both(self.dropped, change.dropped)
         idled = _both(self.idled, change.idled)
         return Change(change.table, self.ops + change.ops, dropped, idled)
