@@ -12,6 +12,7 @@ LONG, SHORT = (SamplingParams(max_tokens=n, ignore_eos=True) for n in (300, 150)
 LIMIT = 34 * CHUNK
 
 
+@pytest.mark.promise("P4")
 @pytest.mark.parametrize("options", [{}, {"prefix_cache": False}, {"offload": "host:64MiB"}])
 def test_memory_goes_back_while_those_that_run_go_on_with_the_same_text(
     make_runtime: MakeRuntime, options: dict[str, object]
