@@ -24,6 +24,7 @@ KINDS = [
     "straddling+many in a chunk",
     "larger+many in a chunk+straddling",
     "straddling 9 0",
+    "many in a chunk+many in a chunk 9 0",
     "straddling+many in a chunk 1 0+one chunk 11 5",
 ]
 """Of one group of layers, and of several; some with a window, and first positions kept as well."""
