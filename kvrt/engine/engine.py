@@ -205,7 +205,7 @@ class Engine:
         plan, self._planned = self._planned, None
         if plan is None:
             spans.turn("plan")
-            self.memory.make_room()
+            self.memory.make_room(hurry=self._neighbours.wait_for_us())
             plan = self.speculation.extend(self._plan(self._live.running), self.limits)
             if self._neighbours.may_give(plan.stuck):
                 return

@@ -72,12 +72,14 @@ class _Leaving:
 
     def empty(self, lane: Lane, chunk: int) -> bool:
         """Empty one more chunk. False: there is no room for its pages."""
-        within = lane.geometry.pages_of(chunk)
-        pages = self.pages.union(lane.holders.held(within))
-        closed = self.closed.union(lane.placement.open_among(within))
-        if len(pages) > lane.placement.open_pages - len(closed):
+        within = lane.geometry.pages_of(chunk)  # the first and the last may be a neighbour's, too
+        pages = [page for page in lane.holders.held(within) if page not in self.pages]
+        closed = [page for page in lane.placement.open_among(within) if page not in self.closed]
+        room = lane.placement.open_pages - len(self.closed) - len(closed)
+        if len(self.pages) + len(pages) > room:
             return False
-        self.pages, self.closed = pages, closed
+        self.pages.update(pages)
+        self.closed.update(closed)
         self.chunks += 1
         return True
 
