@@ -92,6 +92,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "ray": ("kvrt/integrations",),
     "sglang": ("kvrt/integrations",),
     "lmcache": ("kvrt/integrations",),
+    "tensorrt_llm": ("kvrt/integrations",),
     "zmq": ("kvrt/integrations", "kvrt/routing"),
 }
 VENDORS = {
