@@ -16,6 +16,7 @@ from tests.server.conftest import Server
 from .pages import ROOT, Block, blocks_of, name_of, pages
 
 NOT_RUN = {
+    "docs/stores.md": ("KvCacheConnectorConfig", "needs TensorRT-LLM, and a GPU"),
     "docs/serve.md": ("tools=tools", "needs a model whose template has tools: test_tools.py"),
     "docs/ray.md": ("ray", "needs Ray: ci/ray runs examples/ray_serve.py and ray_data.py"),
 }
