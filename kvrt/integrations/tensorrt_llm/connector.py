@@ -71,7 +71,7 @@ class PageWorker(KvCacheConnectorWorker):
         self._pages: KeptPages | None = None
         self._writer = ThreadPoolExecutor(1, "kvrt-tensorrt-llm")
         self._mutex = threading.Lock()
-        self._queued: dict[bytes, int] = {}  # names, and bytes of each
+        self._queued = set[bytes]()
 
     def register_kv_caches(self, kv_cache_tensor: Tensor) -> None:
         """What a block is like is known only now, so the file is opened now.
@@ -125,7 +125,7 @@ class PageWorker(KvCacheConnectorWorker):
                     continue
                 if (len(self._queued) + 1) * size > QUEUED:
                     break
-                self._queued[name] = size
+                self._queued.add(name)
                 wanted.append((name, block))
         if wanted:
             stream.synchronize()
@@ -137,8 +137,7 @@ class PageWorker(KvCacheConnectorWorker):
             pages.put(kept)
         finally:
             with self._mutex:
-                for name, _ in kept:
-                    del self._queued[name]
+                self._queued -= {name for name, _ in kept}
 
     def get_finished(
         self, finished_gen_req_ids: list[int], started_loading_req_ids: list[int]
