@@ -249,6 +249,14 @@ def test_no_other_model_or_cache_answers(start: Callable[..., Engine]) -> None:
         engine.close()
 
 
+def test_two_engines_of_a_process_have_each_its_own(start: Callable[..., Engine]) -> None:
+    one, two = start(), start(identity="model@2")
+    one.run(PROMPT)
+    assert two.run(PROMPT) == 0
+    one.worker._writer.submit(int).result()  # behind what is to be written
+    assert one.run(PROMPT) == 28
+
+
 def test_what_is_not_its_tokens_alone_is_neither_kept_nor_found(
     start: Callable[..., Engine],
 ) -> None:
@@ -269,6 +277,7 @@ def test_what_it_cannot_keep_is_refused(
     for given, why in (
         ("disk:/x:1GiB", "KVRT_TENSORRT_LLM is no JSON"),
         ("{}", "tiers are not said"),
+        ("[1]", "no object of options"),
     ):
         monkeypatch.setenv("KVRT_TENSORRT_LLM", given)
         with pytest.raises(ConfigError, match=why):

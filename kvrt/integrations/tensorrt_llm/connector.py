@@ -64,6 +64,8 @@ class PageWorker(KvCacheConnectorWorker):
             given = json.loads(os.environ.get(OPTIONS, "{}"))
         except ValueError as error:
             raise ConfigError(f"{OPTIONS} is no JSON: {error}") from None
+        if not isinstance(given, dict):
+            raise ConfigError(f"{OPTIONS} is no object of options", fix='{"tiers": "disk:..."}')
         self._options = TierOptions.read(given)
         self._model = model_identity(str(llm_args.model), self._options.identity)
         self._size = int(llm_args.kv_cache_config.tokens_per_block)
@@ -91,6 +93,10 @@ class PageWorker(KvCacheConnectorWorker):
         )
         self._pool, self._pages = kv_cache_tensor, KeptPages(disk)
         _workers.add(self)
+
+    def serves(self, llm_args: Any) -> bool:
+        """Whether it is of the engine with these arguments."""
+        return self._llm_args is llm_args
 
     def read(self, names: Sequence[bytes]) -> list[Tensor]:
         """The blocks of the longest beginning of `names` that is there and whole."""
@@ -193,9 +199,14 @@ class PageScheduler(KvCacheConnectorScheduler):
         names = block_names(tokens[: len(tokens) - 1], self._size, [])  # one is to be computed
         if rest or first >= len(names):
             return 0, False
-        found = next((worker.read(names[first:]) for worker in _workers), [])
+        found = self._worker.read(names[first:]) if self._worker is not None else []
         self._offers[request.request_id] = first, found
         return len(found) * self._size, False
+
+    @property
+    def _worker(self) -> PageWorker | None:
+        """The other half, of the same engine: a process may have several."""
+        return next((each for each in _workers if each.serves(self._llm_args)), None)
 
     def update_state_after_alloc(self, request: Any, block_ids: list[int]) -> None:
         """`build_connector_meta` is told the same."""
