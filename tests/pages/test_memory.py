@@ -10,7 +10,7 @@ from kvrt.kv.memory import Memory
 from kvrt.spi import Device
 
 from .life import TTL, WHATEVER, Life
-from .shapes import SIZE
+from .shapes import CHUNK, SIZE
 
 
 @pytest.mark.parametrize(
@@ -78,4 +78,21 @@ def test_steps_of_few_tokens_say_nothing_about_the_speed_of_prefill(null_device:
     life.memory.measured(64, 100, 6.4)
     assert cost.bring_back(10, SIZE, stored=False) == pytest.approx(1.0)
     Memory(life.cache).measured(64, 100, 6.4)  # that finds nothing again, and forgets it
+    life.cache.close()
+
+
+def test_of_cached_pages_only_those_go_that_have_no_room_and_memory_goes_at_once(
+    null_device: Device,
+) -> None:
+    life = Life(null_device, "many in a chunk 0 0", random.Random(1))
+    while life.cache.stats().cached_pages < 24:
+        life.add()
+        while [*life.running, *life.waiting]:
+            life.go_on()
+    life.cache.set_memory_limit(2 * CHUNK)
+    life.memory.make_room()
+    stats = life.cache.stats()
+    assert stats.cached_pages == 2 * 8 - 1, "one is the null page"
+    assert stats.mapped_bytes + stats.pooled_bytes == 2 * CHUNK
+    life.check_bytes()
     life.cache.close()
