@@ -50,7 +50,6 @@ class Request:
 
     request_id: int
     tokens: list[int]
-    lora_task_id: int | None = None
 
     def get_tokens(self, beam: int) -> list[int]:
         assert beam == 0
@@ -104,16 +103,24 @@ class Engine:
         self.ids = 0
 
     def run(
-        self, prompt: list[int], new: int = 5, *, chunk: int = 100, local: int = 0, **more: Any
+        self,
+        prompt: list[int],
+        new: int = 5,
+        *,
+        chunk: int = 100,
+        local: int = 0,
+        own: dict[str, object] | None = None,
     ) -> int:
         """Answer a prompt, and check what each pass finds. Returns the tokens loaded.
 
         Args:
             chunk: tokens of a pass, at most.
             local: tokens that the engine has still in its cache.
+            own: further fields of the request.
         """
         self.ids += 1
-        request = Request(self.ids, [*prompt], **more)
+        request = Request(self.ids, [*prompt])
+        vars(request).update(own or {})
         self.pool.random_(5)
         loaded, later = self.scheduler.get_num_new_matched_tokens(request, local)
         assert not later
@@ -257,15 +264,25 @@ def test_two_engines_of_a_process_have_each_its_own(start: Callable[..., Engine]
     assert one.run(PROMPT) == 28
 
 
+@pytest.mark.parametrize(
+    "own",
+    [{"lora_task_id": 0}, {"cache_salt_id": 7}, {"prompt_embedding_table": torch.zeros(2, 3)},
+     {"multimodal_hashes": [[1, 2]]}, {"multimodal_embedding": torch.zeros(1, 1)},
+     {"py_multimodal_data": {"image": {}}}, {"mrope_rotary_cos_sin": torch.zeros(1, 1)}],
+    ids=lambda own: next(iter(own)),
+)  # fmt: skip
 def test_what_is_not_its_tokens_alone_is_neither_kept_nor_found(
-    start: Callable[..., Engine],
+    start: Callable[..., Engine], own: dict[str, object]
 ) -> None:
     engine = start()
-    engine.run(PROMPT, lora_task_id=7)
+    engine.run(PROMPT, own=own)
     engine.close()
     engine = start()
-    assert engine.run(PROMPT) == 0
-    assert engine.run(PROMPT, lora_task_id=7) == 0
+    assert engine.run(PROMPT, own=dict.fromkeys(own)) == 0
+    engine.close()
+    engine = start()
+    assert engine.run(PROMPT, own=own) == 0
+    assert engine.run(PROMPT, own={"multimodal_hashes": []}) == 28
 
 
 def test_what_it_cannot_keep_is_refused(

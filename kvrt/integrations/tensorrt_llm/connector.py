@@ -28,7 +28,7 @@ OPTIONS = "KVRT_TENSORRT_LLM"
 """The variable that has the options, as JSON: TensorRT-LLM passes none."""
 
 OWN = ("lora_task_id", "cache_salt_id", "prompt_embedding_table", "multimodal_hashes",
-       "multimodal_embedding", "mrope_rotary_cos_sin", "encoder_tokens")  # fmt: skip
+       "multimodal_embedding", "py_multimodal_data", "mrope_rotary_cos_sin")  # fmt: skip
 """What may change a request's keys and values beside its tokens."""
 
 READ_AT_ONCE = 1 << 30
@@ -191,7 +191,7 @@ class PageScheduler(KvCacheConnectorScheduler):
         self, request: Any, num_computed_tokens: int
     ) -> tuple[int, bool]:
         self._forget(request)
-        if any(getattr(request, what, None) not in (None, [], ()) for what in OWN):
+        if any(_says(getattr(request, what, None)) for what in OWN):
             self._others.add(request.request_id)
             return 0, False
         first, rest = divmod(num_computed_tokens, self._size)
@@ -246,6 +246,11 @@ class PageScheduler(KvCacheConnectorScheduler):
         self._offers.pop(request.request_id, None)
         self._running.pop(request.request_id, None)
         self._others.discard(request.request_id)
+
+
+def _says(value: object) -> bool:
+    """Whether a field of a request is filled in; it may be a tensor."""
+    return value is not None and not (isinstance(value, list | dict) and not value)
 
 
 def _on(stream: Any, pool: Tensor) -> AbstractContextManager[object]:
